@@ -1,0 +1,1 @@
+"""Where Ray runs: the local start, and the files that describe a cluster."""

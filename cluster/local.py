@@ -1,0 +1,125 @@
+"""Starts Ray on this machine, sized to it, or joins the cluster that `RAY_ADDRESS` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+# Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
+# or they wait for each other without an error.
+_SPARE_LOGICAL_CPUS = 4
+_KEPT_FOR_DATA = 2
+_LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
+    "ray.serve": logging.WARNING,
+    "ray.train": logging.WARNING,
+}
+_OBJECT_STORE_SHARE = 0.25
+
+
+class ClusterError(Exception):
+    """Ray cannot be had as asked: one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the connected Ray offers."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+    cores_per_node: int
+
+    @property
+    def model_cpus(self) -> int:
+        """CPUs for one model actor, so that fetching and decoding beside it still find room on its node."""
+        return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
+
+
+def physical_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _logical_cpus() -> int:
+    return physical_cores() + _SPARE_LOGICAL_CPUS
+
+
+def connect() -> Cluster:
+    """Connects this process to Ray; a second call finds the connection and returns the same.
+
+    `SCALP_RAY_LOGS=1` in the environment shows everything that Ray and the workers print.
+
+    Raises:
+        ClusterError: the cluster that `RAY_ADDRESS` names does not answer.
+    """
+    if not ray.is_initialized():
+        _start()
+    _quiet()
+    resources = ray.cluster_resources()
+    local = not os.environ.get("RAY_ADDRESS")
+    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+    cpus = int(resources.get("CPU", 0))
+    return Cluster(
+        cpus=cpus,
+        gpus=int(resources.get("GPU", 0)),
+        nodes=nodes,
+        cores_per_node=physical_cores() if local else max(1, cpus // nodes),
+    )
+
+
+def _start() -> None:
+    verbose = bool(os.environ.get("SCALP_RAY_LOGS"))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports leave the machine
+    # A pipeline starts a process for each logical CPU at once, which Ray's own bound warns of.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus()))
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = os.environ.get("RAY_ADDRESS")
+    # What the workers print stays in Ray's own logs: the verbs show what matters through the driver.
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": verbose}
+    if not address:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        settings |= {
+            "num_cpus": _logical_cpus(),
+            "object_store_memory": int(memory * _OBJECT_STORE_SHARE),
+            "include_dashboard": False,
+        }
+    try:
+        with nullcontext() if verbose else _silent_stderr():
+            ray.init(address=address, **settings)
+    except (ConnectionError, ValueError, TimeoutError) as error:
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        reason = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"cannot reach {where} ({reason}); check the address, or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what Ray's C++ core writes past Python while it starts; its errors come as exceptions."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _quiet() -> None:
+    """One voice: the verbs show their own progress."""
+    DataContext.get_current().enable_progress_bars = False
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,163 @@
+"""The table of verbs: `scalp VERB --help` explains each. A verb's work is in the file of its name."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.local import ClusterError
+from scalp_core.errors import UserError
+from scalp_core.grades import SYMPTOMS
+
+# The verbs' own modules are imported when they are called: Ray and PyTorch take seconds.
+
+app = typer.Typer(
+    help="Grades micro-keratin (미세각질, fine flaking) on scalp photographs: "
+    "0 good, 1 mild, 2 moderate, 3 severe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BundleArg = Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")]
+DataArg = Annotated[str, typer.Argument(help="directory that `scalp prepare` wrote, local or s3://")]
+OutArg = Annotated[str, typer.Argument(help="directory for what is made, local or s3://")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one")
+]
+PrecisionOption = Annotated[
+    Literal["auto", "bf16", "fp32"], typer.Option(help="auto takes bf16 where the hardware has it")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="photographs in one forward pass")]
+
+
+@app.command()
+def synth(
+    out: Annotated[str, typer.Argument(help="folder to write, local")],
+    images: Annotated[int, typer.Option(min=1, help="photographs in all")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
+    label_noise: Annotated[
+        float | None, typer.Option(min=0, help="grader's error in grades, one standard deviation")
+    ] = None,
+) -> None:
+    """Makes synthetic scalp photographs in the AI Hub layout."""
+    from jobs.synth import synth as verb
+    from scalp_core.synthetic import SynthOptions
+
+    given = {} if label_noise is None else {"label_noise": label_noise}
+    verb(out, SynthOptions(images=images, seed=seed, **given))
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="AI Hub folders or class folders, local or s3://")],
+    out: OutArg,
+    symptom: Annotated[str, typer.Option(help=f"of the AI Hub folders: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
+    split: Annotated[str, typer.Option(help="TRAIN:VAL:TEST, by whole devices")] = "7:2:1",
+    seed: Annotated[int, typer.Option(min=0, help="of the split")] = 0,
+) -> None:
+    """Reads labelled photographs into a manifest, deduplicated and split by device."""
+    from jobs.prepare import prepare as verb
+
+    verb(source, out, symptom, split, seed)
+
+
+@app.command()
+def train(
+    data: DataArg,
+    run: Annotated[str, typer.Argument(help="directory for checkpoints, curves and the bundle")],
+    recipe: Annotated[str, typer.Option(help="default, smoke, or the path of a .yaml file")] = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="data-parallel; without it one for each GPU, else 2")
+    ] = None,
+    device: DeviceOption = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="first weights: imagenet, none, a .safetensors or .pth file, or s3:// of one"),
+    ] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
+) -> None:
+    """Fine-tunes the classifier on Ray; run it again to go on where it was stopped."""
+    from jobs.train import RECIPES
+    from jobs.train import train as verb
+    from scalp_core.recipe import load_recipe
+
+    overrides = [*set_, *([f"weights={weights}"] if weights else [])]
+    verb(data, run, load_recipe(recipe, RECIPES, overrides), workers, device)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleArg,
+    data: DataArg,
+    out: OutArg,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="which part")] = "test",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: BatchOption = 16,
+) -> None:
+    """Scores a bundle on a part of the data, beside the majority baseline."""
+    from jobs.evaluate import evaluate as verb
+    from jobs.pipeline import ModelOptions
+
+    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size))
+
+
+@app.command()
+def grade(
+    bundle: BundleArg,
+    source: Annotated[str, typer.Argument(help="folder, .zip, s3:// prefix or s3://….zip")],
+    out: OutArg,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: BatchOption = 16,
+) -> None:
+    """Grades every photograph of a source; run it again to go on where it was stopped."""
+    from jobs.grade import grade as verb
+    from jobs.pipeline import ModelOptions
+
+    verb(bundle, source, out, ModelOptions(device, precision, batch_size))
+
+
+@app.command()
+def serve(
+    bundle: BundleArg,
+    host: Annotated[str, typer.Option(help="address to listen on; only loopback as yet")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Answers photographs over HTTP, with a page at /."""
+    from serving.app import serve as verb
+
+    verb(bundle, host, port, device, precision)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="folder for all that is made")] = "runs/demo",
+    images: Annotated[int, typer.Option(min=200, help="synthetic photographs")] = 1600,
+) -> None:
+    """Goes the whole way on this machine: photographs, training, evaluation, S3, bulk, online."""
+    from jobs.demo import demo as verb
+
+    verb(out, images)
+
+
+def main() -> None:
+    """The `scalp` command. A user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (UserError, ClusterError) as error:
+        # An error that crossed Ray carries the remote traceback; the line itself is its cause.
+        print(f"scalp: {getattr(error, 'cause', error)}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

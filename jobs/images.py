@@ -1,0 +1,112 @@
+"""What the tasks of Ray Data do to photographs: fetch, decode, turn. Imports nothing that is slow to load."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import Dataset
+
+from scalp_core import augment, preprocess, storage
+from scalp_core.errors import ImageError, UserError
+from scalp_core.preprocess import Preprocess
+from scalp_core.storage import Location
+
+# Fetching waits for the network and decoding leaves the Python lock: threads help both.
+_FETCH_THREADS = 8
+
+Columns = dict[str, np.ndarray]
+
+_ROWS_A_BLOCK = 256
+
+
+def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
+    """A dataset of manifest rows, in blocks that spread over the workers.
+
+    A missing `member` becomes an empty string: nulls change their type on the way through NumPy.
+    """
+    member = pc.fill_null(table["member"].cast(pa.string()), "")
+    table = table.set_column(table.column_names.index("member"), "member", member)
+    starts = range(0, table.num_rows, rows_a_block)
+    return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
+
+
+class LoadImages:
+    """Adds decoded pixels to rows of `uri, member`; a row that cannot be decoded says why.
+
+    Adds `image` uint8 (size, size, 3), zeros where it failed, and the strings `sha256` (of the file),
+    `error_code` and `error`, empty where it did not.
+    """
+
+    def __init__(self, spec: Preprocess) -> None:
+        self._spec = spec
+
+    def __call__(self, batch: Columns) -> Columns:
+        locations = [
+            Location(uri, member or None) for uri, member in zip(batch["uri"], batch["member"], strict=True)
+        ]
+        rows = [self._decode(data) for data in _fetch(locations)]
+        images, hashes, errors = zip(*rows, strict=True)
+        return batch | {
+            "image": np.stack(images),
+            "sha256": np.array(hashes, dtype=object),
+            "error_code": np.array([error.code if error else "" for error in errors], dtype=object),
+            "error": np.array([error.message if error else "" for error in errors], dtype=object),
+        }
+
+    def _decode(self, data: bytes | ImageError) -> tuple[np.ndarray, str, ImageError | None]:
+        blank = np.zeros((self._spec.size, self._spec.size, 3), np.uint8)
+        if isinstance(data, ImageError):
+            return blank, "", data
+        digest = sha256(data).hexdigest()
+        try:
+            return preprocess.decode(data, self._spec), digest, None
+        except ImageError as error:
+            return blank, digest, error
+
+
+class LoadForTraining:
+    """`image` and `label` alone; a photograph that was there when the data was prepared must be there now."""
+
+    def __init__(self, spec: Preprocess) -> None:
+        self._load = LoadImages(spec)
+
+    def __call__(self, batch: Columns) -> Columns:
+        loaded = self._load(batch)
+        for code, error, uri in zip(loaded["error_code"], loaded["error"], batch["uri"], strict=True):
+            if code:
+                raise UserError(
+                    f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
+                )
+        return {"image": loaded["image"], "label": loaded["label"]}
+
+
+def turn(batch: Columns) -> Columns:
+    """Flips and quarter turns by the random column `turn` in [0, 1), which is dropped."""
+    symmetry = (batch["turn"] * augment.NUM_SYMMETRIES).astype(int)
+    return {"image": augment.dihedral(batch["image"], symmetry), "label": batch["label"]}
+
+
+def _fetch(locations: list[Location]) -> list[bytes | ImageError]:
+    """Reads all locations, several at a time; members of one archive stay together, to open it once."""
+    files = [index for index, location in enumerate(locations) if location.member is None]
+    chunks = [[index] for index in files]
+    by_archive: dict[str, list[int]] = {}
+    for index, location in enumerate(locations):
+        if location.member is not None:
+            by_archive.setdefault(location.uri, []).append(index)
+    chunks += by_archive.values()
+    found: list[bytes | ImageError] = [b""] * len(locations)
+
+    def read(chunk: list[int]) -> None:
+        data = storage.read_photographs([locations[index] for index in chunk], preprocess.MAX_BYTES)
+        for index, value in zip(chunk, data, strict=True):
+            found[index] = value
+
+    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+        list(pool.map(read, chunks))
+    return found

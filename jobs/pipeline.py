@@ -1,0 +1,72 @@
+"""The one grading pipeline of Ray Data: fetch and decode in tasks, the model in actors.
+
+Validation, evaluation and bulk grading all run it; they differ in the rows they put in and in what they
+make of the logits that come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from cluster.local import Cluster
+from jobs.images import Columns, LoadImages
+from scalp_core.bundle import Bundle
+from scalp_core.grades import NUM_GRADES
+from scalp_core.predictor import Device, Precision, Predictor, resolve_device
+
+_LOAD_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model runs in a pipeline."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    batch_size: int = 16
+
+
+class AddLogits:
+    """Actor: replaces `image` by `logits` float32 (4,); rows that failed to load get zeros."""
+
+    def __init__(self, bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> None:
+        self._predictor = Predictor(ray.get(bundle), options.device, options.precision, threads)
+        self._predictor.warm_up(options.batch_size)
+
+    def __call__(self, batch: Columns) -> Columns:
+        images = batch.pop("image")
+        good = batch["error_code"] == ""
+        batch["logits"] = np.zeros((len(images), NUM_GRADES), np.float32)
+        if good.any():
+            batch["logits"][good] = self._predictor.logits(images[good])
+        return batch
+
+
+def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: Cluster) -> Dataset:
+    """Grades the photographs that the rows name.
+
+    Args:
+        rows: `uri, member` and whatever else is to be carried through.
+        bundle: loaded and checked here, on the driver; every actor gets these weights and no others.
+
+    Returns:
+        the rows with `sha256, error_code, error, logits`, each exactly once, in any order.
+    """
+    on_gpu = cluster.gpus > 0 and options.device != "cpu"
+    if not on_gpu:
+        resolve_device(options.device)  # refuses cuda where there is none, before anything starts
+    # The model's own request differs from that of the tasks before it, or Ray would fuse them and the
+    # decoding would wait for the model.
+    cpus = 1 if on_gpu else cluster.model_cpus
+    return rows.map_batches(LoadImages(bundle.spec.preprocess), batch_size=_LOAD_BATCH).map_batches(
+        AddLogits,
+        fn_constructor_args=(ray.put(bundle), options, cpus),
+        batch_size=options.batch_size,
+        compute=ActorPoolStrategy(size=cluster.gpus if on_gpu else cluster.nodes),
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=cpus,
+    )

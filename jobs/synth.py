@@ -1,0 +1,21 @@
+"""`scalp synth`: synthetic scalp photographs in the AI Hub layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scalp_core.synthetic import SynthOptions, write_dataset
+
+from jobs.console import progress_bar, show
+
+
+def synth(out: str, options: SynthOptions) -> dict[str, Any]:
+    """Renders the photographs; a folder that holds the same options already is left as it is."""
+    with progress_bar("rendering", options.images) as (progress, task):
+        summary = write_dataset(
+            Path(out), options, on_progress=lambda done: progress.update(task, completed=done)
+        )
+    content = summary.model_dump()
+    show("synth", {"photographs": options.images, "folder": out})
+    return content

@@ -1,0 +1,338 @@
+"""`scalp train`: data-parallel fine-tuning on Ray, to a calibrated bundle."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset, RandomSeedConfig
+from ray.data.expressions import random
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from cluster.local import Cluster, connect
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from jobs.evaluate import collect_logits
+from jobs.images import LoadForTraining, photographs, turn
+from jobs.pipeline import ModelOptions
+from jobs.train_loop import HISTORY_FILE, train_worker
+from scalp_core import calibration, manifest, metrics, provenance, report, storage
+from scalp_core.bundle import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    Training,
+    load_weights,
+    save_bundle,
+    serialise_weights,
+    sha256,
+)  # fmt: skip
+from scalp_core.card import model_card
+from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
+from scalp_core.model import initial_model, preprocess_for
+from scalp_core.predictor import Device
+from scalp_core.preprocess import Preprocess
+from scalp_core.recipe import Recipe
+
+RECIPES = Path(__file__).parent / "recipes"
+
+_ROWS_A_BLOCK = 64
+_MAX_WORKER_FAILURES = 3
+
+
+def train(
+    data: str, run: str, recipe: Recipe, workers: int | None = None, device: Device = "auto"
+) -> dict[str, Any]:
+    """Trains a bundle; a run that was stopped goes on from its last epoch, a finished one ends at once.
+
+    Args:
+        data: directory that `scalp prepare` wrote.
+        run: directory for checkpoints, curves and the bundle, local or `s3://`.
+        recipe: what to train and how.
+        workers: data-parallel workers; None takes one for each GPU, else two.
+        device: auto, cpu or cuda.
+
+    Returns:
+        the summary that is also written to `run/summary.json`.
+
+    Raises:
+        UserError: bad input, or the machine cannot hold the workers.
+    """
+    run, started = storage.absolute(run), time.monotonic()
+    table = manifest.read_manifest(data)
+    parts = {name: manifest.part(table, name) for name in ("train", "val")}
+    _check_identity(run, {"recipe": recipe.model_dump(), "data_sha256": manifest.manifest_sha256(data)})
+    if summary := read_json(storage.join(run, SUMMARY_FILE)):
+        console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
+        return summary
+    model = initial_model(recipe.architecture, recipe.weights, recipe.seed)
+    spec = preprocess_for(model, recipe.size)
+    initial = storage.join(run, "initial.safetensors")
+    storage.write(initial, serialise_weights(model.state_dict()))
+    cluster = connect()
+    scaling = _scaling(cluster, workers, device)
+    count = int(scaling.num_workers)
+    _check_batches(recipe, parts["train"].num_rows, count)
+    console.print(
+        f"training {recipe.architecture} on {parts['train'].num_rows} photographs, {count} workers x "
+        f"{recipe.batch_size // count} a step = {recipe.batch_size}, weights {recipe.weights}"
+    )
+    with _progress(recipe.epochs) as notes:
+        config = {
+            "recipe": recipe.model_dump(),
+            "preprocess": spec.model_dump(),
+            "initial_weights": initial,
+            "train_rows": parts["train"].num_rows,
+            "notes": notes,
+        }
+        result = _fit(config, _datasets(parts, spec, recipe), run, scaling)
+    trained = time.monotonic() - started
+    summary = _finish(run, data, recipe, spec, parts, result, count, device)
+    summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
+    write_json(storage.join(run, SUMMARY_FILE), summary)
+    _show(summary, run)
+    return summary
+
+
+def _check_identity(run: str, identity: dict[str, Any]) -> None:
+    uri = storage.join(run, "run.json")
+    known = read_json(uri)
+    if known is None:
+        write_json(uri, identity)
+    elif known != identity:
+        old, new = known | known["recipe"], identity | identity["recipe"]
+        changed = [name for name in new if name != "recipe" and old.get(name) != new[name]]
+        raise UserError(
+            f"{run} holds a run with another {', '.join(changed)}; choose another RUN, or remove it"
+        )
+
+
+def _scaling(cluster: Cluster, workers: int | None, device: Device) -> ScalingConfig:
+    """Workers that this cluster can hold beside the data pipeline."""
+    if device == "cuda" and not cluster.gpus:
+        raise UserError(
+            "--device cuda: Ray sees no GPU; use --device cpu or auto, or join a cluster that has one"
+        )
+    use_gpu = device != "cpu" and cluster.gpus > 0
+    count = workers or (cluster.gpus if use_gpu else 2)
+    # Each worker holds a CPU, and the data pipeline needs at least two to make progress.
+    room = min(cluster.gpus, cluster.cpus - 2) if use_gpu else cluster.cpus - 2
+    if count > room:
+        what = "GPUs" if use_gpu else "CPUs, of which the data pipeline keeps 2"
+        have = cluster.gpus if use_gpu else cluster.cpus
+        raise UserError(
+            f"--workers {count}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
+        )
+    return ScalingConfig(
+        num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
+    )
+
+
+def _check_batches(recipe: Recipe, rows: int, workers: int) -> None:
+    if recipe.batch_size % workers or recipe.batch_size // workers < 2:
+        raise UserError(
+            f"batch_size {recipe.batch_size} does not divide into 2 or more for each of {workers} workers; "
+            f"use --set batch_size={max(2, round(recipe.batch_size / workers)) * workers}"
+        )
+    if rows < recipe.batch_size:
+        raise UserError(
+            f"{rows} training photographs do not fill one batch of {recipe.batch_size}; "
+            "use --set batch_size=… or more photographs"
+        )
+
+
+def _datasets(parts: dict[str, pa.Table], spec: Preprocess, recipe: Recipe) -> dict[str, Dataset]:
+    """Both parts decoded once into Ray's object store; shuffled and turned anew in every epoch."""
+    decoded = {name: _decoded(rows, spec) for name, rows in parts.items()}
+    # The seed is mixed with the count of executions, so each epoch has an order and turns of its own.
+    train = decoded["train"].random_shuffle(seed=RandomSeedConfig(recipe.seed, reseed_after_execution=True))
+    if recipe.augment:
+        turns = random(seed=recipe.seed + 1, reseed_after_execution=True)
+        train = train.with_column("turn", turns).map_batches(
+            turn, batch_size=_ROWS_A_BLOCK, zero_copy_batch=True
+        )
+    return {"train": train, "val": decoded["val"]}
+
+
+def _decoded(rows: pa.Table, spec: Preprocess) -> Dataset:
+    dataset = photographs(rows.select(["uri", "member", "label"]), _ROWS_A_BLOCK)
+    return dataset.map_batches(LoadForTraining(spec), batch_size=_ROWS_A_BLOCK).materialize()
+
+
+class _WholeValidation(DataConfig):
+    """Splits the training part equally and the validation part without dropping a row.
+
+    Ray's own equal split drops the rows that do not divide; a metric must not.
+    """
+
+    def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
+        if "val" not in datasets:  # Ray asks for one dataset at a time
+            return super().configure(datasets, world_size, *args, **kwargs)
+        return [{"val": shard} for shard in datasets["val"].streaming_split(world_size, equal=False)]
+
+
+def _fit(config: dict[str, Any], datasets: dict[str, Dataset], run: str, scaling: ScalingConfig) -> Result:
+    filesystem, path = storage.filesystem(run)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        datasets=datasets,
+        dataset_config=_WholeValidation(),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name="checkpoints",  # in RUN; the same name again restores
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    return trainer.fit()
+
+
+@contextmanager
+def _progress(epochs: int) -> Iterator[Queue]:
+    """A queue for the workers' notes, shown as a bar and one line an epoch."""
+    notes = Queue(actor_options={"num_cpus": 0})
+    stop = threading.Event()
+
+    def follow() -> None:
+        with progress_bar("training", epochs * 100) as (progress, task):
+            while not (stop.is_set() and notes.empty()):
+                try:
+                    note = notes.get(timeout=0.5)
+                except Empty:
+                    continue
+                if "epoch_done" in note:
+                    console.print(_epoch_line(note["epoch_done"], epochs))
+                elif "restored" in note:
+                    console.print(f"going on after epoch {note['restored']}")
+                else:
+                    done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
+                    progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield notes
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        notes.shutdown()
+
+
+def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {entry['epoch']}/{epochs}  "
+        f"loss {entry['train_loss']:.3f}  top-1 {entry['train_top1']:.3f}  |  validation "
+        f"loss {entry['val_loss']:.3f}  top-1 {entry['val_top1']:.3f}  QWK {entry['val_qwk']:.3f}  "
+        f"({entry['seconds']:.0f} s, {entry['data_wait_share']:.0%} waiting for data)"
+    )
+
+
+def _finish(
+    run: str,
+    data: str,
+    recipe: Recipe,
+    spec: Preprocess,
+    parts: dict[str, pa.Table],
+    result: Result,
+    workers: int,
+    device: Device,
+) -> dict[str, Any]:
+    """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
+    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
+    with checkpoint.as_directory() as folder:
+        weights = Path(folder, WEIGHTS_FILE).read_bytes()
+    history = _history(result)
+    training = Training(
+        recipe=recipe.model_dump(),
+        initial_weights=recipe.weights,
+        workers=workers,
+        best_epoch=best["epoch"],
+        data_sha256=manifest.manifest_sha256(data),
+        grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+    )
+    bundle_spec = BundleSpec(
+        name=Path(run).name,
+        created_at=datetime.now(UTC),
+        architecture=recipe.architecture,
+        preprocess=spec,
+        temperature=1.0,
+        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
+        training=training,
+        metrics={},
+        versions=provenance.versions(),
+        git_revision=provenance.git_revision(),
+        weights_sha256=sha256(weights),
+    )
+    bundle_spec = _calibrated(bundle_spec, weights, parts["val"], ModelOptions(device=device))
+    figure = report.curves(history, best["epoch"])
+    storage.write(storage.join(run, "curves.png"), figure)
+    files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
+    save_bundle(storage.join(run, "bundle"), bundle_spec, weights, files)
+    return {
+        "kind": "train",
+        "date": now(),
+        "model_version": bundle_spec.model_version,
+        "recipe": recipe.model_dump(),
+        "workers": workers,
+        "best_epoch": best["epoch"],
+        "validation": bundle_spec.metrics["val"],
+        "temperature": bundle_spec.temperature,
+        "history": history,
+        "machine": provenance.machine(),
+        "versions": bundle_spec.versions,
+        "git_revision": bundle_spec.git_revision,
+    }
+
+
+def _history(result: Result) -> list[dict[str, Any]]:
+    """One entry an epoch, from the last checkpoint's own record: it spans restarts."""
+    with result.checkpoint.as_directory() as folder:
+        return json.loads(Path(folder, HISTORY_FILE).read_text())
+
+
+def _calibrated(spec: BundleSpec, weights: bytes, val: pa.Table, options: ModelOptions) -> BundleSpec:
+    labels = np.array(val["label"].to_pylist())
+    logits = collect_logits(Bundle(spec, load_weights(weights)), val, options)
+    temperature = calibration.fit_temperature(logits, labels)
+    probs = calibration.probabilities(logits, temperature)
+    quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
+    return spec.model_copy(
+        update={
+            "temperature": temperature,
+            "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
+            "metrics": {"val": metrics.score(labels, probs.argmax(axis=1))},
+        }
+    )
+
+
+def _show(summary: dict[str, Any], run: str) -> None:
+    validation = summary["validation"]
+    show(
+        "train",
+        {
+            "model": summary["model_version"],
+            "best epoch": summary["best_epoch"],
+            "validation QWK": validation["qwk"],
+            "validation top-1": validation["top1"],
+            "seconds": summary["seconds"],
+            "bundle": storage.join(run, "bundle"),
+            "curves": storage.join(run, "curves.png"),
+        },
+    )

@@ -1,0 +1,68 @@
+"""`MODEL_CARD.md` of a bundle, written from its contract."""
+
+from __future__ import annotations
+
+from scalp_core.bundle import BundleSpec
+from scalp_core.grades import GRADE_NAMES_KO
+
+_TEMPLATE = """\
+# {version}
+
+Grades the severity of micro-keratin (미세각질, fine flaking) on one photograph of a scalp taken through a
+microscope: {grades}.
+
+**Not a diagnosis.** For research and for screening by trained staff; a person decides. Grades of photographs
+unlike the training data (other optics, wet or treated hair, no scalp) mean nothing.
+
+## What it reached
+On the validation part ({n} photographs of devices that training did not see), which also chose the epoch and
+the calibration, so it flatters; `scalp evaluate` gives the test figures.
+
+| metric | value |
+| --- | --- |
+| quadratic weighted kappa | {qwk:.3f} |
+| top-1 accuracy | {top1:.3f} |
+| macro F1 | {macro_f1:.3f} |
+| mean absolute error, grades | {mae:.3f} |
+
+## What it answers
+Probabilities are calibrated (temperature {temperature:.3f}). A grade set holds the true grade in
+{coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
+set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
+
+## What it is made of
+- architecture `{architecture}`, first weights `{initial_weights}`, input {size}x{size} ({resize})
+- {photographs} training photographs by grade: {counts}
+- best epoch {best_epoch} of {epochs}, {workers} workers
+- data sha256 `{data}`
+- weights sha256 `{weights}`
+- revision `{revision}`, {versions}
+"""
+
+
+def model_card(spec: BundleSpec) -> str:
+    """The card as Markdown; every figure in it comes from the bundle's contract."""
+    names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
+    counts = spec.training.grade_counts
+    return _TEMPLATE.format(
+        **spec.metrics["val"],
+        version=spec.model_version,
+        grades=", ".join(names),
+        temperature=spec.temperature,
+        coverage=spec.conformal.coverage,
+        max_set_size=spec.referral.max_set_size,
+        min_confidence=spec.referral.min_confidence,
+        architecture=spec.architecture,
+        initial_weights=spec.training.initial_weights,
+        size=spec.preprocess.size,
+        resize=spec.preprocess.resize,
+        photographs=sum(counts),
+        counts=", ".join(f"{name} {count}" for name, count in zip(spec.grade_names, counts, strict=True)),
+        best_epoch=spec.training.best_epoch,
+        epochs=spec.training.recipe["epochs"],
+        workers=spec.training.workers,
+        data=spec.training.data_sha256,
+        weights=spec.weights_sha256,
+        revision=spec.git_revision,
+        versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+    )

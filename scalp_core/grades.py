@@ -1,0 +1,50 @@
+"""The four ordered grades and the six symptoms of AI Hub set 216, by all the names they go by."""
+
+from __future__ import annotations
+
+import unicodedata
+from enum import IntEnum
+
+
+class Grade(IntEnum):
+    """Severity of micro-keratin (미세각질). The order is meaningful: metrics weigh distance."""
+
+    GOOD = 0
+    MILD = 1
+    MODERATE = 2
+    SEVERE = 3
+
+    @property
+    def english(self) -> str:
+        return GRADE_NAMES[self]
+
+    @property
+    def korean(self) -> str:
+        return GRADE_NAMES_KO[self]
+
+
+NUM_GRADES = len(Grade)
+GRADE_NAMES = ("good", "mild", "moderate", "severe")
+GRADE_NAMES_KO = ("양호", "경증", "중등도", "중증")
+
+# The position in this tuple is the number in the label JSON: SYMPTOMS[0] is value_1.
+SYMPTOMS = ("미세각질", "피지과다", "모낭사이홍반", "모낭홍반농포", "비듬", "탈모")
+
+# The paper writes 중증도 where the dataset writes 중등도 (shared/research/domain.md, 0.2).
+_ALIASES = {"중증도": Grade.MODERATE}
+
+
+def parse_grade(text: str) -> Grade | None:
+    """Grade named by a folder or a label: `2`, `moderate`, `중등도`, `중증도` or `2.중등도`; else None."""
+    text = unicodedata.normalize("NFC", text).strip().lower()
+    head, dot, tail = text.partition(".")
+    if dot and head.isdigit():
+        named = parse_grade(tail)
+        return named if named == parse_grade(head) else None
+    if text.isdigit():
+        return Grade(int(text)) if int(text) < NUM_GRADES else None
+    if text in GRADE_NAMES:
+        return Grade(GRADE_NAMES.index(text))
+    if text in GRADE_NAMES_KO:
+        return Grade(GRADE_NAMES_KO.index(text))
+    return _ALIASES.get(text)
