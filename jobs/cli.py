@@ -30,6 +30,7 @@ DeviceOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option(help="auto takes bf16 where the hardware has it")
 ]
+SetOption = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; may be repeated")]
 BatchOption = Annotated[int, typer.Option(min=1, help="photographs in one forward pass")]
 
 
@@ -38,16 +39,18 @@ def synth(
     out: Annotated[str, typer.Argument(help="folder to write, local")],
     images: Annotated[int, typer.Option(min=1, help="photographs in all")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
-    label_noise: Annotated[
-        float | None, typer.Option(min=0, help="grader's error in grades, one standard deviation")
-    ] = None,
+    set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Makes synthetic scalp photographs in the AI Hub layout."""
+    """Makes synthetic scalp photographs in the AI Hub layout.
+
+    --set takes label_noise, colour_cast, lighting, hair_density, hair_density_spread, blur and devices.
+    """
     from jobs.synth import synth as verb
+    from scalp_core.settings import parse_overrides, parse_settings
     from scalp_core.synthetic import SynthOptions
 
-    given = {} if label_noise is None else {"label_noise": label_noise}
-    verb(out, SynthOptions(images=images, seed=seed, **given))
+    values = {"images": images, "seed": seed, **parse_overrides(set_)}
+    verb(out, parse_settings(SynthOptions, values, "--set"))
 
 
 @app.command()
@@ -79,7 +82,10 @@ def train(
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
 ) -> None:
-    """Fine-tunes the classifier on Ray; run it again to go on where it was stopped."""
+    """Fine-tunes the classifier on Ray; run it again to go on where it was stopped.
+
+    --set changes a value of the recipe, for example --set epochs=5.
+    """
     from jobs.train import RECIPES
     from jobs.train import train as verb
     from scalp_core.recipe import load_recipe

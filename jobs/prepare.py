@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, show, write_json
 from scalp_core import aihub, manifest, preprocess, report, storage
-from scalp_core.errors import UserError
+from scalp_core.errors import ImageError, UserError
 from scalp_core.grades import GRADE_NAMES, SYMPTOMS
 from scalp_core.manifest import PARTS
 from scalp_core.split import parse_ratio, split_by_group
@@ -54,16 +54,25 @@ def prepare(
 
 
 def _contact_sheet(rows: list[dict[str, Any]]) -> bytes:
-    """The first photographs of each grade as the model sees them."""
+    """A few photographs of each grade, spread over the devices, as the model sees them."""
     spec = preprocess.Preprocess(size=224)
     images = []
     for grade in range(len(GRADE_NAMES)):
-        uris = [Location(row["uri"], row["member"]) for row in rows if row["label"] == grade][:_SHEET_COLUMNS]
-        data = [
-            item for item in storage.read_photographs(uris, preprocess.MAX_BYTES) if isinstance(item, bytes)
-        ]
-        images.append([preprocess.decode(item, spec) for item in data])
+        found = [Location(row["uri"], row["member"]) for row in rows if row["label"] == grade]
+        chosen = found[:: max(1, len(found) // _SHEET_COLUMNS)][:_SHEET_COLUMNS]
+        images.append([_thumbnail(location, spec) for location in chosen])
     return report.contact_sheet(images, "photographs by grade, as the model sees them")
+
+
+def _thumbnail(location: Location, spec: preprocess.Preprocess) -> np.ndarray:
+    """A photograph as the model sees it; grey when its header was sound and its pixels are not."""
+    (data,) = storage.read_photographs([location], preprocess.MAX_BYTES)
+    try:
+        if isinstance(data, ImageError):
+            raise data
+        return preprocess.decode(data, spec)
+    except ImageError:
+        return np.full((spec.size, spec.size, 3), 128, np.uint8)
 
 
 def _summary(source: str, symptom: str, ratio: str, seed: int, reading: aihub.Reading) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from jobs.images import Columns
 from scalp_core import storage
 from scalp_core.bundle import BundleSpec
-from scalp_core.grades import NUM_GRADES
 from scalp_core.grading import gradings
 
 RESULTS_FOLDER = "results"
@@ -28,7 +27,7 @@ RESULT_SCHEMA = pa.schema(
         "error": pa.string(),
         "grade": pa.int8(),
         "grade_name": pa.string(),
-        "probabilities": pa.list_(pa.float64(), NUM_GRADES),
+        "probabilities": pa.list_(pa.float64()),  # four; Parquet cannot read nulls of a fixed size back
         "expected_severity": pa.float64(),
         "grade_set": pa.list_(pa.int8()),
         "refer": pa.bool_(),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scalp_core.synthetic import SynthOptions, write_dataset
-
 from jobs.console import progress_bar, show
+from scalp_core.grades import GRADE_NAMES
+from scalp_core.synthetic import SynthOptions, write_dataset
 
 
 def synth(out: str, options: SynthOptions) -> dict[str, Any]:
@@ -16,6 +16,14 @@ def synth(out: str, options: SynthOptions) -> dict[str, Any]:
         summary = write_dataset(
             Path(out), options, on_progress=lambda done: progress.update(task, completed=done)
         )
-    content = summary.model_dump()
-    show("synth", {"photographs": options.images, "folder": out})
-    return content
+    show(
+        "synth",
+        {
+            "photographs": summary.images,
+            "by grade": {GRADE_NAMES[int(grade)]: count for grade, count in summary.grades.items()},
+            "people": summary.people,
+            "devices": summary.devices,
+            "folder": out,
+        },
+    )
+    return summary.model_dump()

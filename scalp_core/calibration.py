@@ -28,7 +28,11 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _growth(probs: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """The order in which a contiguous set around the likeliest grade takes in the grades, and its mass."""
+    """The order in which a contiguous set around the likeliest grade takes in the grades.
+
+    Returns:
+        the grades in that order, and the score of each: the mass that was in the set before it.
+    """
     low = high = int(np.argmax(probs))
     order = [low]
     while len(order) < len(probs):
@@ -40,19 +44,23 @@ def _growth(probs: np.ndarray) -> tuple[list[int], np.ndarray]:
         else:
             high += 1
             order.append(high)
-    return order, np.cumsum(probs[order])
+    return order, np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
 
 
 def conformal_quantile(probs: np.ndarray, labels: np.ndarray, coverage: float) -> float:
     """The score within which grade sets hold the true grade in at least `coverage` of all cases.
 
-    Split conformal prediction with contiguous sets (ordinal APS): the score of a photograph is the mass
-    of its set at the moment it takes in the true grade.
+    Split conformal prediction with contiguous sets (ordinal APS). The likeliest grade has score 0 and is
+    always in the set, so where top-1 accuracy is above `coverage`, sets hold the truth that much oftener.
+
+    Args:
+        probs: float (N, 4), calibrated.
+        labels: int (N,).
     """
     scores = np.empty(len(labels))
     for row, label in enumerate(labels):
-        order, mass = _growth(probs[row])
-        scores[row] = mass[order.index(int(label))]
+        order, score = _growth(probs[row])
+        scores[row] = score[order.index(int(label))]
     rank = int(np.ceil((len(labels) + 1) * coverage))
     return 1.0 if rank > len(labels) else float(np.sort(scores)[rank - 1])
 
@@ -63,7 +71,7 @@ def grade_set(probs: np.ndarray, quantile: float) -> list[int]:
     Args:
         probs: float (4,), calibrated.
     """
-    order, mass = _growth(probs)
+    order, score = _growth(probs)
     # The tolerance keeps a score that equals the quantile inside, whatever the last bit of the sum says.
-    count = max(1, int(np.searchsorted(mass, quantile + 1e-9, side="right")))
+    count = int(np.searchsorted(score, quantile + 1e-9, side="right"))
     return sorted(order[:count])

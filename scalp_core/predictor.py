@@ -45,7 +45,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 class Predictor:
     """Grades decoded photographs with a bundle.
 
-    A row's result does not depend on the rest of its batch, so online and bulk answers are equal.
+    A row's result does not depend on the rest of its batch beyond the last bits, so online and bulk answers
+    are equal.
 
     Args:
         bundle: the loaded bundle.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.errors import UserError
 from scalp_core.model import DEFAULT_ARCHITECTURE
+from scalp_core.settings import parse_overrides, parse_settings
 
 
 class Recipe(BaseModel):
@@ -52,29 +52,4 @@ def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form key: value")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write --set key=value, for example --set epochs=5")
-        values[key.strip()] = yaml.safe_load(value)
-    return parse_recipe(values, str(path))
-
-
-def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
-    """Checks the values of a recipe.
-
-    Raises:
-        UserError: names the first thing wrong, and `origin`.
-    """
-    known = list(Recipe.model_fields)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"{origin}: unknown key {key!r}; did you mean {near!r}? All keys: {', '.join(known)}"
-            )
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{origin}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parse_settings(Recipe, values | parse_overrides(overrides), str(path))

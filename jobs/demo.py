@@ -1,0 +1,198 @@
+"""`scalp demo`: the whole way on this machine, small and real, ending in one table."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+
+from cluster.local_s3 import s3_server
+from jobs.console import SUMMARY_FILE, console, now, show, write_json
+from jobs.evaluate import evaluate
+from jobs.grade import grade
+from jobs.prepare import prepare
+from jobs.results import RESULTS_FOLDER, read_results
+from jobs.synth import synth
+from jobs.train import RECIPES, train
+from scalp_core import manifest, provenance, storage
+from scalp_core.errors import UserError
+from scalp_core.recipe import load_recipe
+from scalp_core.synthetic import SynthOptions
+from serving import app
+
+_RECIPE = "smoke"
+_WORKERS = 2
+_GRADED_PHOTOGRAPHS = 96
+_CLIENTS = 8
+_HOST, _PORT = "127.0.0.1", 8000
+_TOLERANCE = 1e-5
+
+# Every archive holds some of these: each must become a failed row with its reason.
+_BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
+    "empty.jpg": lambda _: b"",
+    "text.jpg": lambda _: b"this is a text, not a photograph\n",
+    "truncated.jpg": lambda good: good[: len(good) // 2],
+}
+
+
+class _Steps:
+    """Runs the steps and keeps how long each took."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+
+    def run(self, name: str, step: Callable[[], Any]) -> Any:
+        console.rule(f"[bold]{name}", align="left")
+        started = time.monotonic()
+        result = step()
+        self.rows.append({"step": name, "seconds": round(time.monotonic() - started, 1)})
+        return result
+
+
+def demo(out: str, images: int) -> dict[str, Any]:
+    """Makes photographs, trains, evaluates, grades in S3, serves, and compares online with bulk.
+
+    Args:
+        out: local folder; running again goes on where it was.
+        images: synthetic photographs.
+
+    Returns:
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: an answer differs between online and bulk, or a row is not accounted for.
+    """
+    root = Path(out).resolve()
+    steps = _Steps()
+    photographs, data, run = str(root / "photographs"), str(root / "data"), str(root / "run")
+    steps.run("photographs", lambda: synth(photographs, SynthOptions(images=images)))
+    steps.run("prepare", lambda: prepare(photographs, data))
+    # Before Ray starts: its workers take the credentials from the environment they are started in.
+    with s3_server(root / "s3") as server:
+        os.environ.update(server.environment)
+        recipe = load_recipe(_RECIPE, RECIPES, [])
+        steps.run("train", lambda: train(data, run, recipe, _WORKERS))
+        scored = steps.run("evaluate", lambda: evaluate(run, data, str(root / "evaluation")))
+        prefix = f"s3://{server.bucket}/photographs"
+        archive = f"s3://{server.bucket}/photographs.zip"
+        files = steps.run("upload to S3", lambda: _upload(data, prefix, archive))
+        in_zip = steps.run("grade a zip in S3", lambda: grade(run, archive, str(root / "graded_zip")))
+        in_prefix = steps.run("grade an S3 prefix", lambda: grade(run, prefix, str(root / "graded_prefix")))
+        online = steps.run("serve and ask", lambda: _ask(run, files))
+    equal = all(
+        _equal(online, read_results(str(root / folder / RESULTS_FOLDER)))
+        for folder in ("graded_zip", "graded_prefix")
+    )
+    summary = {
+        "kind": "demo",
+        "date": now(),
+        "git_revision": provenance.git_revision(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "settings": {"images": images, "workers": _WORKERS, "recipe": recipe.model_dump()},
+        "rows": steps.rows,
+        "ratios": {
+            "qwk": scored["metrics"]["qwk"],
+            "top1": scored["metrics"]["top1"],
+            "majority_top1": scored["majority"]["top1"],
+            "online_equals_bulk": equal,
+            "rows_unaccounted": in_zip["rows_unaccounted"] + in_prefix["rows_unaccounted"],
+            "seconds": round(time.monotonic() - steps.started, 1),
+        },
+    }
+    write_json(str(root / SUMMARY_FILE), summary)
+    _show(summary, scored, [in_zip, in_prefix], root)
+    if not equal:
+        raise UserError(f"online and bulk answers differ; see {root}/graded_zip and {root}/graded_prefix")
+    return summary
+
+
+def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
+    """Puts test photographs and bad files into S3, one by one and as a zip; returns them by name."""
+    rows = manifest.part(manifest.read_manifest(data), "test").slice(0, _GRADED_PHOTOGRAPHS)
+    files = {Path(uri).name: Path(uri).read_bytes() for uri in rows["uri"].to_pylist()}
+    good = next(iter(files.values()))
+    files |= {name: spoil(good) for name, spoil in _BAD_FILES.items()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    storage.write(archive, buffer.getvalue())
+    with ThreadPoolExecutor(_CLIENTS) as pool:
+        list(pool.map(lambda item: storage.write(f"{prefix}/{item[0]}", item[1]), files.items()))
+    console.print(f"{len(files)} files, {len(_BAD_FILES)} of them bad, under {prefix}/ and in {archive}")
+    return files
+
+
+def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
+    """The endpoint's answers by file name: gradings, or problems for what cannot be graded."""
+    app.start(run, _HOST, _PORT)
+    try:
+        with httpx.Client(base_url=f"http://{_HOST}:{_PORT}", timeout=60) as client:
+
+            def ask(content: bytes) -> dict[str, Any]:
+                return client.post("/v1/grade", files={"file": ("photograph.jpg", content)}).json()
+
+            started = time.monotonic()
+            with ThreadPoolExecutor(_CLIENTS) as pool:
+                answers = dict(zip(files, pool.map(ask, files.values()), strict=True))
+            seconds = time.monotonic() - started
+    finally:
+        app.stop()
+    console.print(f"{len(answers)} requests answered in {seconds:.1f} s from {_CLIENTS} clients")
+    return answers
+
+
+def _equal(online: dict[str, dict[str, Any]], bulk: pa.Table) -> bool:
+    """Whether both gave the same grade and probabilities, or the same reason, for every file."""
+    rows = bulk.to_pylist()
+    if len(rows) != len(online):
+        return False
+    for row in rows:
+        answer = online[(row["member"] or row["uri"]).rsplit("/", 1)[-1]]
+        if row["status"] == "failed":
+            if answer.get("code") != row["error_code"]:
+                return False
+            continue
+        pairs = zip(row["probabilities"], answer["probabilities"], strict=True)
+        if row["grade"] != answer["grade"] or any(abs(a - b) > _TOLERANCE for a, b in pairs):
+            return False
+    return True
+
+
+def _sum(summaries: list[dict[str, Any]], name: str) -> int:
+    return sum(summary[name] for summary in summaries)
+
+
+def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str, Any]], root: Path) -> None:
+    ratios = summary["ratios"]
+    seconds = {row["step"]: f"{row['seconds']} s" for row in summary["rows"]}
+    console.rule("[bold]what came out", align="left")
+    show(
+        "demo",
+        {
+            "test photographs": f"{scored['metrics']['n']}, from {scored['groups']} devices never trained on",
+            "quadratic weighted kappa": ratios["qwk"],
+            "top-1 accuracy": ratios["top1"],
+            "  always the majority grade": ratios["majority_top1"],
+            "graded in S3": f"{_sum(graded, 'graded')} of {_sum(graded, 'rows')} files",
+            "  failed, with reasons": graded[0]["by_error"],
+            "  unaccounted": ratios["rows_unaccounted"],
+            "online equals bulk": "yes" if ratios["online_equals_bulk"] else "NO",
+            "seconds": ratios["seconds"],
+            "  of which": seconds,
+            "photographs by grade": root / "data" / "contact_sheet.png",
+            "training curves": root / "run" / "curves.png",
+            "confusion matrix": root / "evaluation" / "confusion.png",
+            "summary": root / SUMMARY_FILE,
+        },
+    )

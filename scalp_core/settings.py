@@ -1,0 +1,53 @@
+"""Typed settings from `key=value` words and YAML; what is unknown is refused with the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from scalp_core.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """`["epochs=3", "augment=false"]` as values of their YAML types.
+
+    Raises:
+        UserError: a word has no equals sign.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set {word}: write --set key=value, for example --set epochs=5")
+        # YAML 1.1 reads 2e-4 as a word; pydantic makes numbers of words where numbers are wanted.
+        values[key.strip()] = yaml.safe_load(value)
+    return values
+
+
+def parse_settings(kind: type[Settings], values: dict[str, Any], origin: str) -> Settings:
+    """Checks values against their declaration.
+
+    Args:
+        kind: the pydantic model.
+        values: by field name.
+        origin: where they come from, for the message.
+
+    Raises:
+        UserError: names the first thing wrong, and `origin`.
+    """
+    known = list(kind.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            every = ", ".join(known)
+            raise UserError(f"{origin}: unknown key {key!r}; did you mean {near!r}? All keys: {every}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{origin}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

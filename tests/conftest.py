@@ -1,0 +1,106 @@
+"""What several tests share: real photographs, a bundle, a real S3 server, a real local Ray."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cluster.local import Cluster, connect
+from cluster.local_s3 import S3Server, s3_server
+from scalp_core import provenance
+from scalp_core.bundle import BundleSpec, Conformal, Training, save_bundle, serialise_weights, sha256
+from scalp_core.model import build_model, normalise, preprocess_for
+from scalp_core.preprocess import decode
+
+SMALL = 64  # side of the model's input in tests, pixels
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -> bytes:
+    """A photograph-like JPEG: smooth colours, so that decoders and resizers behave as on real ones."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(60, 220, (12, 16, 3)).astype(np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=88, **options)
+    return buffer.getvalue()
+
+
+def _settle_statistics(model: torch.nn.Module) -> None:
+    """Gives batch normalisation the statistics of photographs; without them all answers are alike."""
+    spec = preprocess_for(model, SMALL)
+    images = torch.from_numpy(np.stack([decode(jpeg(seed), spec) for seed in range(16)]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain average
+    with torch.no_grad():
+        model.train()(normalise(images, spec))
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[[Path], Path]:
+    """Writes an untrained bundle whose answers differ from photograph to photograph."""
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(7)
+        model = build_model("legacy_xception")
+        torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
+        _settle_statistics(model)
+        weights = serialise_weights(model.state_dict())
+        spec = BundleSpec(
+            name="untrained",
+            created_at=datetime.now(UTC),
+            architecture="legacy_xception",
+            preprocess=preprocess_for(model, SMALL),
+            temperature=1.5,
+            conformal=Conformal(coverage=0.9, quantile=0.8),
+            training=Training(
+                recipe={"epochs": 1},
+                initial_weights="none",
+                workers=1,
+                best_epoch=1,
+                data_sha256="0" * 64,
+                grade_counts=[1, 5, 7, 3],
+            ),
+            metrics={},
+            versions=provenance.versions(),
+            git_revision=None,
+            weights_sha256=sha256(weights),
+        )
+        save_bundle(str(folder), spec, weights)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(make_bundle: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, named in the environment as a user would name it."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: S3Server) -> Cluster:
+    """A local Ray, started after the credentials are in the environment that its workers inherit."""
+    return connect()
+
+
+def free_port() -> int:
+    """A port on loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

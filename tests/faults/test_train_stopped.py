@@ -1,0 +1,49 @@
+"""A training that is killed goes on after its last epoch when the same command is run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalp_core.bundle import load_bundle
+
+EPOCHS = 4
+
+
+def command(way, run: Path) -> list[str]:
+    recipe = ["--recipe", "smoke", "--set", "size=64", "--set", f"epochs={EPOCHS}", "--workers", "1"]
+    return [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), *recipe, "--device", "cpu"]
+
+
+def histories(run: Path) -> list[list[dict]]:
+    return [
+        json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/checkpoint_*/history.json"))
+    ]
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(way, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 200
+    while not histories(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver; Ray ends what belonged to it
+    process.wait()
+    before = histories(run)[-1]
+    assert 1 <= len(before) < EPOCHS
+    assert not (run / "summary.json").exists()
+
+    again = subprocess.run(command(way, run), capture_output=True, text=True, timeout=200, check=True)
+    assert "going on after epoch" in again.stdout
+    history = json.loads((run / "summary.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
+    assert history[: len(before)] == before
+    assert load_bundle(str(run)).spec.training.recipe["epochs"] == EPOCHS

@@ -1,0 +1,113 @@
+"""A user's mistake is one line that says what and what to do, and a non-zero exit."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scalp_core import storage
+from tests.conftest import jpeg
+
+
+def scalp(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the real command."""
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | environment, check=False
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("scalp: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg())
+    return folder
+
+
+def test_help_explains_every_verb():
+    result = scalp("--help")
+    assert result.returncode == 0
+    for verb in ("synth", "prepare", "train", "evaluate", "grade", "serve", "demo"):
+        assert verb in result.stdout
+        assert scalp(verb, "--help").returncode == 0
+
+
+def test_a_missing_folder(bundle, tmp_path):
+    missing = tmp_path / "missing"
+    assert_one_line(scalp("prepare", missing, tmp_path / "data"), str(missing), "check the path")
+    assert_one_line(scalp("grade", bundle, missing, tmp_path / "out"), str(missing), "check the path")
+    assert_one_line(scalp("train", missing, tmp_path / "run"), str(missing), "scalp prepare SOURCE")
+    assert_one_line(scalp("evaluate", missing, missing, tmp_path / "out"), str(missing), "is no bundle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_recipe_key(tmp_path):
+    result = scalp("train", tmp_path, tmp_path / "run", "--recipe", "smoke", "--set", "epoch=1")
+    assert_one_line(result, "unknown key 'epoch'", "did you mean 'epochs'")
+
+
+def test_a_bundle_with_a_flipped_byte(bundle, photographs, tmp_path):
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    data = bytearray((damaged / "model.safetensors").read_bytes())
+    data[1_000_000] ^= 1
+    (damaged / "model.safetensors").write_bytes(bytes(data))
+    for result in (
+        scalp("grade", damaged, photographs, tmp_path / "out"),
+        scalp("serve", damaged),
+    ):
+        assert_one_line(result, str(damaged), "model.safetensors", "copy the bundle again")
+
+
+def test_a_wrong_s3_key(bundle, s3, tmp_path):
+    storage.write("s3://scalp/cli/a.jpg", jpeg())
+    result = scalp("grade", bundle, "s3://scalp/cli", tmp_path / "out", AWS_SECRET_ACCESS_KEY="wrong")
+    assert_one_line(result, "s3://scalp/cli", "AWS_ACCESS_KEY_ID")
+    assert "wrong" not in result.stderr
+    assert s3.secret_key not in result.stdout + result.stderr
+
+
+def test_an_s3_server_that_does_not_answer(bundle, s3, tmp_path):
+    result = scalp("grade", bundle, "s3://scalp/cli", tmp_path / "out", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert_one_line(result, "did not answer", "AWS_ENDPOINT_URL")
+
+
+def test_a_port_in_use(bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_line(scalp("serve", bundle, "--port", port), str(port), "--port")
+
+
+def test_an_address_that_others_could_reach(bundle):
+    assert_one_line(scalp("serve", bundle, "--host", "0.0.0.0"), "0.0.0.0")  # noqa: S104
+
+
+def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):
+    started = time.monotonic()
+    result = scalp("grade", bundle, photographs, tmp_path / "out", RAY_ADDRESS="127.0.0.1:9")
+    assert_one_line(result, "RAY_ADDRESS=127.0.0.1:9", "unset RAY_ADDRESS")
+    assert time.monotonic() - started < 100
+
+
+def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_path):
+    result = scalp("train", way.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
+    assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
+
+
+def test_the_command_itself_is_installed():
+    assert shutil.which("scalp", path=os.path.dirname(sys.executable))  # noqa: PTH120

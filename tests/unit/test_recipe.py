@@ -1,0 +1,47 @@
+import pytest
+
+from jobs.train import RECIPES
+from scalp_core.errors import UserError
+from scalp_core.recipe import Recipe, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_is_shipped_is_valid(path):
+    assert isinstance(load_recipe(path.stem, RECIPES, []), Recipe)
+
+
+def test_overrides_win_and_keep_their_types():
+    recipe = load_recipe("smoke", RECIPES, ["epochs=3", "learning_rate=2e-4", "augment=false"])
+    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
+        (["learnig_rate=1"], "did you mean 'learning_rate'"),
+        (["epochs=0"], "epochs: "),
+        (["epochs=many"], "epochs: "),
+        (["epochs"], "write --set key=value"),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_recipe("smoke", RECIPES, overrides)
+
+
+def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("weights: none\nsize: 96\n")
+    assert load_recipe(str(path), RECIPES, []).size == 96
+    path.write_text("wieghts: none\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'wieghts'; did you mean 'weights'"):
+        load_recipe(str(path), RECIPES, [])
+    path.write_text("a: [")
+    with pytest.raises(UserError, match="is no YAML"):
+        load_recipe(str(path), RECIPES, [])
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="give one of default, smoke"):
+        load_recipe("fast", RECIPES, [])
