@@ -39,7 +39,7 @@ lint: setup
 # The page is tested in Debian's Chromium; the font shows Korean in the screenshots.
 browser:
 	@command -v chromium >/dev/null || { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk; }
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-nanum; }
 
 # The matched pair of torch and torchvision is pinned under [tool.uv] in pyproject.toml.
 lock: setup

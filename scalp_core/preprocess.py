@@ -60,7 +60,7 @@ def decode(data: bytes, spec: Preprocess) -> np.ndarray:
             square = _to_rgb(ImageOps.exif_transpose(image)).resize(
                 (spec.size, spec.size), Image.Resampling.BILINEAR
             )
-            return np.asarray(square)
+            return np.array(square)  # a copy: Pillow's own view is read-only, which PyTorch warns of
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -1,0 +1,1 @@
+"""The Ray Serve application that answers one photograph online."""

@@ -1,0 +1,73 @@
+"""The HTTP interface: routes and nothing else. What they answer comes from the `Ingress` replica."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import ray.serve
+from fastapi import APIRouter, Depends, FastAPI, UploadFile
+from starlette.formparsers import MultiPartParser
+
+from scalp_core.errors import ImageError
+from serving import page, problems
+from serving.ingress import Ingress
+from serving.middleware import MAX_BODY_BYTES, Envelope
+from serving.schemas import GradeResponse, Health, ModelResponse, Problem
+
+# No photograph is written to disk, not even to the form parser's temporary file.
+MultiPartParser.spool_max_size = MAX_BODY_BYTES
+
+router = APIRouter()
+
+
+def replica() -> Ingress:
+    """The replica that this process is."""
+    return ray.serve.get_replica_context().servable_object
+
+
+Replica = Annotated[Ingress, Depends(replica)]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": "a problem", "content": content} for status in statuses}
+
+
+@router.post("/v1/grade", responses=_problems(413, 415, 422, 500))
+async def grade(replica: Replica, file: UploadFile) -> GradeResponse:
+    """Grades one photograph (JPEG, PNG, WebP, BMP or TIFF). It is not kept."""
+    try:
+        return await replica.grade(await file.read())
+    except ImageError as error:
+        raise problems.refuse_image(error) from None
+
+
+@router.get("/v1/model")
+async def model(replica: Replica) -> ModelResponse:
+    """The model that answers, and what it is for."""
+    return await replica.describe()
+
+
+@router.get("/healthz")
+async def alive() -> Health:
+    """The process answers."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", responses=_problems(503))
+async def ready(replica: Replica) -> Health:
+    """The model answers."""
+    if not await replica.is_ready():
+        raise problems.Refusal(503, "not_ready", "the model does not answer yet; try again in a few seconds")
+    return Health(status="ready")
+
+
+def create_api() -> FastAPI:
+    """The ASGI application of one replica."""
+    # FastAPI's own documentation pages load scripts from another host; /openapi.json stays.
+    api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None)
+    api.add_middleware(Envelope)
+    api.include_router(router)
+    api.include_router(page.router)
+    problems.install(api)
+    return api

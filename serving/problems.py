@@ -1,0 +1,71 @@
+"""Refusals and failures over HTTP, all of them `application/problem+json` with a stable `code`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from scalp_core.errors import ImageError
+from serving.schemas import Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+_UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
+_STATUS_OF_IMAGE_CODE = {"too_many_bytes": 413, "not_an_image": 415, "unsupported_mode": 415}
+# What the router refuses by itself, in words that help.
+_ROUTER = {
+    404: ("not_found", "there is nothing at this path; /openapi.json lists what there is"),
+    405: ("method_not_allowed", "this path takes another method; the Allow header names it"),
+}
+
+
+class Refusal(HTTPException):
+    """Ends a request with a problem. FastAPI lets it pass even from inside the reading of a body."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.code = code
+
+
+def refuse_image(error: ImageError) -> Refusal:
+    """The refusal of a photograph that cannot be graded."""
+    return Refusal(_STATUS_OF_IMAGE_CODE.get(error.code, _UNPROCESSABLE), error.code, error.message)
+
+
+def problem(request: Request, status: int, code: str, detail: str) -> Response:
+    """A problem response; `request` gives its id."""
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.headers.get("x-request-id", ""),
+    )
+    return Response(body.model_dump_json(), status, media_type=MEDIA_TYPE)
+
+
+def install(api: FastAPI) -> None:
+    """Makes every refusal of `api` a problem: its own, the router's and the form parser's."""
+
+    @api.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Refusal):
+            code, detail = error.code, error.detail
+        else:
+            code, detail = _ROUTER.get(error.status_code, ("bad_request", error.detail))
+        response = problem(request, error.status_code, code, detail)
+        response.headers.update(error.headers or {})  # Allow, for a wrong method
+        return response
+
+    @api.exception_handler(RequestValidationError)
+    async def _validation(request: Request, _error: RequestValidationError) -> Response:
+        # The only input is the file; FastAPI's own words would echo what was sent.
+        return problem(
+            request,
+            _UNPROCESSABLE,
+            "no_file",
+            "send one photograph as the field `file` of multipart/form-data",
+        )

@@ -1,0 +1,107 @@
+"""What the endpoint answers: one graded photograph, the model behind it, and refusals."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from scalp_core.bundle import BundleSpec, Conformal, Referral
+from scalp_core.grades import GRADE_NAMES_KO
+from scalp_core.predictor import Grading
+from scalp_core.preprocess import Preprocess
+
+INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks for a person's judgement."
+
+
+class GradeResponse(BaseModel):
+    """One graded photograph: the fields of a bulk result row, with `status` always `graded`."""
+
+    image_id: str = Field(description="start of the photograph's sha256; the same bytes have the same id")
+    uri: str | None = Field(None, description="bulk only: where the photograph is")
+    member: str | None = Field(None, description="bulk only: the entry, when `uri` is an archive")
+    sha256: str = Field(description="of the bytes that were sent")
+    status: Literal["graded"] = "graded"
+    error_code: str | None = Field(None, description="bulk only: online, a failure is a problem instead")
+    error: str | None = None
+    grade: int = Field(ge=0, le=3, description="the likeliest grade: 0 good, 1 mild, 2 moderate, 3 severe")
+    grade_name: str
+    probabilities: list[float] = Field(min_length=4, max_length=4, description="calibrated, by grade; sum 1")
+    expected_severity: float = Field(description="mean grade under the probabilities, 0 to 3")
+    grade_set: list[int] = Field(
+        description="neighbouring grades; they hold the true one with the promised share"
+    )
+    refer: bool = Field(description="a person should look at the photograph")
+    refer_reasons: list[str] = Field(description="`ambiguous_grade`, `low_confidence`")
+    model_version: str = Field(description="names the exact weights")
+    graded_at: datetime
+
+    @classmethod
+    def of(cls, sha256: str, grading: Grading, model_version: str) -> GradeResponse:
+        """The answer for the photograph with this hash, graded now."""
+        return cls(
+            image_id=sha256[:20],
+            sha256=sha256,
+            model_version=model_version,
+            graded_at=datetime.now(UTC),
+            **vars(grading),
+        )
+
+
+class GradeName(BaseModel):
+    """One grade by its number and both its names."""
+
+    grade: int
+    name: str
+    name_ko: str
+
+
+class ModelResponse(BaseModel):
+    """The model that answers."""
+
+    model_version: str
+    created_at: datetime
+    architecture: str = Field(description="timm name")
+    grades: list[GradeName]
+    preprocess: Preprocess
+    conformal: Conformal
+    referral: Referral
+    metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
+    device: str
+    precision: str = Field(description="of the forward pass: bf16 or fp32")
+    intended_use: str = INTENDED_USE
+
+    @classmethod
+    def of(cls, spec: BundleSpec, device: str, precision: str) -> ModelResponse:
+        """What a bundle says of itself, and how it runs here."""
+        names = zip(spec.grade_names, GRADE_NAMES_KO, strict=True)
+        return cls(
+            model_version=spec.model_version,
+            created_at=spec.created_at,
+            architecture=spec.architecture,
+            grades=[GradeName(grade=grade, name=en, name_ko=ko) for grade, (en, ko) in enumerate(names)],
+            preprocess=spec.preprocess,
+            conformal=spec.conformal,
+            referral=spec.referral,
+            metrics=spec.metrics,
+            device=device,
+            precision=precision,
+        )
+
+
+class Health(BaseModel):
+    """Answer of the probes."""
+
+    status: Literal["alive", "ready"]
+
+
+class Problem(BaseModel):
+    """A refusal or failure, as `application/problem+json` (RFC 9457)."""
+
+    type: str = Field("about:blank", description="the status says the kind; `code` says it exactly")
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str = Field(description="one line for a person")
+    code: str = Field(description="stable identifier; for photographs, the bulk rows' `error_code`")
+    request_id: str = Field(description="as in the `X-Request-ID` header")

@@ -1,0 +1,289 @@
+"""The endpoint as a client meets it: real Ray, real HTTP over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI, UploadFile
+from pydantic import ValidationError
+
+from jobs.results import RESULT_SCHEMA
+from scalp_core.bundle import WEIGHTS_FILE, load_bundle
+from scalp_core.errors import UserError
+from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
+from scalp_core.predictor import Grading, Predictor
+from scalp_core.preprocess import MAX_BYTES, decode
+from serving import app
+from serving.grader import Batching, Grader
+from serving.middleware import Envelope
+from serving.schemas import GradeResponse
+from tests.conftest import free_port, jpeg
+
+# bf16 and fp32 differ in how they sum a batch of 1 and of 16; the service is held to the exact arithmetic.
+PRECISION = "fp32"
+
+
+@pytest.fixture(scope="module")
+def endpoint(bundle, cluster):
+    port = free_port()
+    app.start(str(bundle), "127.0.0.1", port, "cpu", PRECISION)
+    yield f"http://127.0.0.1:{port}"
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def client(endpoint):
+    with httpx.Client(base_url=endpoint, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle):
+    return Predictor(load_bundle(str(bundle)), "cpu", PRECISION)
+
+
+def expected(predictor: Predictor, data: bytes) -> Grading:
+    return predictor.grade(decode(data, predictor.spec.preprocess)[None])[0]
+
+
+def post(client: httpx.Client, data: bytes, name: str = "a.jpg") -> httpx.Response:
+    return client.post("/v1/grade", files={"file": (name, data, "image/jpeg")})
+
+
+def check_answer(answer: dict, data: bytes, predictor: Predictor) -> None:
+    truth = expected(predictor, data)
+    assert answer["sha256"] == hashlib.sha256(data).hexdigest()
+    np.testing.assert_allclose(answer["probabilities"], truth.probabilities, atol=1e-5)
+    for name in ("grade", "grade_name", "grade_set", "refer", "refer_reasons"):
+        assert answer[name] == getattr(truth, name), name
+
+
+def check_problem(response: httpx.Response, status: int, code: str) -> dict:
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (response.status_code, body["status"], body["code"]) == (status, status, code)
+    assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert body["detail"] and "\n" not in body["detail"] and "Traceback" not in response.text
+    return body
+
+
+def test_grades_a_photograph_as_the_predictor_does(client, predictor):
+    data = jpeg(0)
+    response = post(client, data, "private name.jpg")
+    answer = response.json()
+    check_answer(answer, data, predictor)
+    assert response.status_code == 200
+    assert "private name" not in response.text
+    assert set(answer) == set(GradeResponse.model_fields)
+    assert answer["status"] == "graded" and answer["image_id"] == answer["sha256"][:20]
+    assert all(answer[name] is None for name in ("uri", "member", "error_code", "error"))
+    assert sum(answer["probabilities"]) == pytest.approx(1)
+    assert answer["expected_severity"] == pytest.approx(np.dot(answer["probabilities"], range(4)))
+    assert answer["model_version"] == predictor.spec.model_version
+    age = datetime.now(UTC) - datetime.fromisoformat(answer["graded_at"])
+    assert timedelta(0) <= age < timedelta(minutes=1)
+
+
+def test_answer_has_the_fields_of_a_bulk_row(client):
+    assert list(post(client, jpeg(0)).json()) == RESULT_SCHEMA.names
+
+
+def test_parallel_requests_get_their_own_answers(client, predictor):
+    photographs = [jpeg(seed) for seed in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda data: post(client, data).json(), photographs))
+    for answer, data in zip(answers, photographs, strict=True):
+        check_answer(answer, data, predictor)
+    # Each is far from every other one, so the checks above would have seen a mixed-up row.
+    table = np.array([answer["probabilities"] for answer in answers])
+    distances = np.abs(table[:, None] - table[None]).max(axis=-1)
+    assert distances[~np.eye(24, dtype=bool)].min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 422, "empty"),
+        (b"this is a text, whatever its name says\n", 415, "not_an_image"),
+        (jpeg(0)[:-3000], 422, "truncated"),
+        (bytes(MAX_BYTES + 1), 413, "too_many_bytes"),  # passes with the form, fails as a photograph
+        (bytes(MAX_BYTES + 2**20), 413, "too_many_bytes"),  # the form alone is too large
+    ],
+    ids=["empty", "text", "truncated", "oversized", "oversized-form"],
+)
+def test_refuses_what_is_no_photograph(client, data, status, code):
+    check_problem(post(client, data), status, code)
+
+
+def test_refuses_an_endless_body_of_undeclared_length(client):
+    def chunks():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(2**20)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    check_problem(client.post("/v1/grade", content=chunks(), headers=headers), 413, "too_many_bytes")
+
+
+def test_refuses_wrong_requests(client):
+    check_problem(client.post("/v1/grade"), 422, "no_file")
+    check_problem(client.post("/v1/grade", data={"file": "text"}), 422, "no_file")
+    check_problem(client.post("/v1/grade", files={"image": jpeg(0)}), 422, "no_file")
+    check_problem(
+        client.post("/v1/grade", headers={"Content-Type": "multipart/form-data"}), 400, "bad_request"
+    )
+    check_problem(client.get("/v1/nothing"), 404, "not_found")
+    check_problem(client.get("/docs"), 404, "not_found")  # would load scripts from another host
+    response = client.get("/v1/grade")
+    check_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_answers_carry_the_request_id(client):
+    assert len(client.get("/healthz").headers["x-request-id"]) >= 32
+    refused = client.get("/v1/nothing", headers={"X-Request-ID": "visit-7"})
+    assert refused.headers.get_list("x-request-id") == ["visit-7"]
+    assert refused.json()["request_id"] == "visit-7"
+
+
+def test_probes_and_model(client, predictor):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    model = client.get("/v1/model").json()
+    assert model["model_version"] == predictor.spec.model_version
+    assert [grade["name"] for grade in model["grades"]] == list(GRADE_NAMES)
+    assert [grade["name_ko"] for grade in model["grades"]] == list(GRADE_NAMES_KO)
+    assert (model["device"], model["precision"]) == ("cpu", PRECISION)
+    assert model["preprocess"] == predictor.spec.preprocess.model_dump(mode="json")
+    assert "Not a diagnosis" in model["intended_use"]
+
+
+def test_page_is_closed_to_other_hosts(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/page.css").headers["content-type"].startswith("text/css")
+    assert client.get("/page.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_a_failure_of_the_server_shows_no_traceback():
+    api = FastAPI()
+    api.add_middleware(Envelope)
+
+    @api.get("/fails")
+    async def fails() -> None:
+        raise RuntimeError("secret detail")
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            return await client.get("/fails")
+
+    response = asyncio.run(get())
+    check_problem(response, 500, "internal")
+    assert "secret" not in response.text
+
+
+def test_no_photograph_touches_the_disk():
+    importlib.import_module("serving.api")  # which sets the form parser up
+    api = FastAPI()
+
+    @api.post("/")
+    async def on_disk(file: UploadFile) -> bool:
+        return file.file._rolled
+
+    async def post_large() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            return await client.post("/", files={"file": bytes(MAX_BYTES)})
+
+    assert asyncio.run(post_large()).json() is False
+
+
+def test_requests_that_come_during_a_pass_share_the_next_one(bundle, monkeypatch):
+    batches = []
+
+    def slow_grade(_predictor: Predictor, images: np.ndarray) -> list[int]:
+        batches.append(len(images))
+        time.sleep(0.02)
+        if (images == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("the model failed")
+        return [int(image[0, 0, 0]) for image in images]
+
+    monkeypatch.setattr(Predictor, "grade", slow_grade)
+    monkeypatch.setattr(Predictor, "warm_up", lambda _predictor, _size: None)
+    monkeypatch.setattr("serving.grader.ray.get", lambda bundle: bundle)
+    grader = Grader(load_bundle(str(bundle)), "cpu", PRECISION, 1, max_batch_size=4)
+
+    async def grade_all(values: list[int]) -> list[object]:
+        images = [np.full((2, 2, 3), value, np.uint8) for value in values]
+        return await asyncio.gather(*map(grader.grade, images), return_exceptions=True)
+
+    async def scenario() -> None:
+        assert await grade_all(list(range(9))) == list(range(9))
+        failed = await grade_all([255])
+        assert isinstance(failed[0], RuntimeError)
+        assert await grade_all([7]) == [7]  # one failure ends nothing
+
+    asyncio.run(scenario())
+    assert batches == [4, 4, 1, 1, 1]
+
+
+def test_batches_that_could_never_fill_are_refused():
+    with pytest.raises(ValidationError, match="twice max_batch_size"):
+        Batching(max_batch_size=16, max_ongoing_requests=20)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])  # noqa: S104
+def test_refuses_to_listen_on_the_network(bundle, host):
+    with pytest.raises(UserError, match="open to the network") as refusal:
+        app.start(str(bundle), host, free_port())
+    assert "\n" not in str(refusal.value)
+
+
+def test_refuses_a_damaged_bundle(bundle, tmp_path):
+    for file in Path(bundle).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((tmp_path / WEIGHTS_FILE).read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    with pytest.raises(UserError, match="does not match its sha256"):
+        app.start(str(tmp_path), "127.0.0.1", free_port())
+
+
+def test_command_says_in_one_line_that_the_port_is_taken(bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"scalp: port {port} of 127.0.0.1 is in use; choose another one with --port"
+    ]
+
+
+def test_command_serves_until_it_is_interrupted(bundle):
+    port = free_port()
+    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        ready = server.stdout.readline()
+        assert ready.startswith(f"READY http://127.0.0.1:{port}")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            assert post(client, jpeg(0)).status_code == 200
+        server.terminate()  # which serve takes as Ctrl-C
+        rest, errors = server.communicate(timeout=60)
+    assert (server.returncode, rest, errors) == (0, "stopping\n", "")
