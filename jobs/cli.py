@@ -144,7 +144,7 @@ def serve(
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder for all that is made")] = "runs/demo",
-    images: Annotated[int, typer.Option(min=200, help="synthetic photographs")] = 1600,
+    images: Annotated[int, typer.Option(min=200, help="synthetic photographs")] = 2000,
 ) -> None:
     """Goes the whole way on this machine: photographs, training, evaluation, S3, bulk, online."""
     from jobs.demo import demo as verb

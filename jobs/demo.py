@@ -135,19 +135,16 @@ def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
 
 def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     """The endpoint's answers by file name: gradings, or problems for what cannot be graded."""
-    app.start(run, _HOST, _PORT)
-    try:
-        with httpx.Client(base_url=f"http://{_HOST}:{_PORT}", timeout=60) as client:
+    app.start(run, _HOST, _PORT)  # it ends with this process, as the local Ray does
+    with httpx.Client(base_url=f"http://{_HOST}:{_PORT}", timeout=60) as client:
 
-            def ask(content: bytes) -> dict[str, Any]:
-                return client.post("/v1/grade", files={"file": ("photograph.jpg", content)}).json()
+        def ask(content: bytes) -> dict[str, Any]:
+            return client.post("/v1/grade", files={"file": ("photograph.jpg", content)}).json()
 
-            started = time.monotonic()
-            with ThreadPoolExecutor(_CLIENTS) as pool:
-                answers = dict(zip(files, pool.map(ask, files.values()), strict=True))
-            seconds = time.monotonic() - started
-    finally:
-        app.stop()
+        started = time.monotonic()
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            answers = dict(zip(files, pool.map(ask, files.values()), strict=True))
+        seconds = time.monotonic() - started
     console.print(f"{len(answers)} requests answered in {seconds:.1f} s from {_CLIENTS} clients")
     return answers
 

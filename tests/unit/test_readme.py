@@ -1,0 +1,42 @@
+"""What the README says can be typed exists: every make target, verb and option in it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from jobs.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
+VERBS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_scalp_command_parses(words):
+    verb = VERBS[words[1]]
+    verb.make_context(words[1], words[2:])  # raises for a missing argument or an unknown option
+
+
+def test_every_verb_named_in_the_text_exists():
+    named = set(re.findall(r"`scalp ([a-z]+)", README)) | {words[1] for words in COMMANDS}
+    assert named
+    assert named <= set(VERBS)
+
+
+def test_every_option_named_in_the_text_exists():
+    options = {"--help"} | {
+        name for verb in VERBS.values() for parameter in verb.params for name in parameter.opts
+    }
+    named = set(re.findall(r"--[a-z][a-z-]+", README))
+    assert named
+    assert named <= options
+
+
+def test_every_make_target_and_linked_file_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)(?=`|\n)", README)) <= targets
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
