@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _LOG_LEVELS = {
     "ray.train": logging.WARNING,
 }
 _OBJECT_STORE_SHARE = 0.25
+_CONNECT_TIMEOUT_S = 5
 
 
 class ClusterError(Exception):
@@ -93,15 +95,31 @@ def _start() -> None:
             "object_store_memory": int(memory * _OBJECT_STORE_SHARE),
             "include_dashboard": False,
         }
+    else:
+        _check_reachable(address)
     try:
         with nullcontext() if verbose else _silent_stderr():
             ray.init(address=address, **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-        reason = str(error).strip().splitlines()[0]
-        raise ClusterError(
-            f"cannot reach {where} ({reason}); check the address, or unset RAY_ADDRESS to use this machine"
-        ) from error
+        raise _unreachable(where, str(error).strip().splitlines()[0]) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses at once an address that nothing answers at; Ray itself would try for minutes."""
+    host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
+    if not port.isdigit():  # a word such as auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(f"the cluster at RAY_ADDRESS={address}", error.strerror or str(error)) from error
+
+
+def _unreachable(where: str, reason: str) -> ClusterError:
+    return ClusterError(
+        f"cannot reach {where} ({reason}); check the address, or unset RAY_ADDRESS to use this machine"
+    )
 
 
 @contextmanager

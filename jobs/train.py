@@ -15,7 +15,15 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset, RandomSeedConfig
 from ray.data.expressions import random
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
@@ -201,7 +209,14 @@ def _fit(config: dict[str, Any], datasets: dict[str, Dataset], run: str, scaling
             ),
         ),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
+            "SCALP_RAY_LOGS=1 shows the workers' output, and the same command goes on after the last epoch"
+        ) from error
 
 
 @contextmanager

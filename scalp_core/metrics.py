@@ -20,15 +20,15 @@ def confusion(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
 def quadratic_weighted_kappa(matrix: np.ndarray) -> float:
     """Agreement beyond chance with squared distances; 1 is perfect, 0 is chance.
 
-    A constant prediction is chance by definition (scikit-learn gives nan when the labels are constant too).
+    A constant prediction is chance by definition; scikit-learn leaves it undefined for constant labels.
 
     Args:
         matrix: int (4, 4) from `confusion`, of the whole set: kappas of batches do not average to it.
     """
+    if np.count_nonzero(matrix) < 2:
+        return 0.0
     labels, grades = np.indices(matrix.shape).reshape(2, -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa = cohen_kappa_score(labels, grades, weights="quadratic", sample_weight=np.ravel(matrix))
-    return 0.0 if np.isnan(kappa) else float(kappa)
+    return float(cohen_kappa_score(labels, grades, weights="quadratic", sample_weight=np.ravel(matrix)))
 
 
 def score(labels: np.ndarray, grades: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What several tests share: real photographs, a bundle, a real S3 server, a real local Ray."""
+"""What several tests share: photographs, a bundle, a real S3 server, a real local Ray, one whole run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,16 @@ from PIL import Image
 
 from cluster.local import Cluster, connect
 from cluster.local_s3 import S3Server, s3_server
+from jobs.evaluate import evaluate
+from jobs.prepare import prepare
+from jobs.synth import synth
+from jobs.train import RECIPES, train
 from scalp_core import provenance
 from scalp_core.bundle import BundleSpec, Conformal, Training, save_bundle, serialise_weights, sha256
 from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
+from scalp_core.recipe import Recipe, load_recipe
+from scalp_core.synthetic import SynthOptions
 
 SMALL = 64  # side of the model's input in tests, pixels
 
@@ -97,6 +105,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def cluster(s3: S3Server) -> Cluster:
     """A local Ray, started after the credentials are in the environment that its workers inherit."""
     return connect()
+
+
+@dataclass(frozen=True)
+class WholeWay:
+    """Folders and summaries of synth, prepare, train and evaluate."""
+
+    photographs: Path
+    data: Path
+    run: Path
+    evaluation: Path
+    recipe: Recipe
+    prepared: dict[str, Any]
+    trained: dict[str, Any]
+    evaluated: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def way(cluster, tmp_path_factory) -> WholeWay:
+    root = tmp_path_factory.mktemp("way")
+    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=2"])
+    folders = [root / name for name in ("photographs", "data", "run", "evaluation")]
+    photographs, data, run, evaluation = map(str, folders)
+    synth(photographs, SynthOptions(images=160, seed=3))
+    prepared = prepare(photographs, data)
+    trained = train(data, run, recipe, workers=2, device="cpu")
+    return WholeWay(*folders, recipe, prepared, trained, evaluate(run, data, evaluation))
 
 
 def free_port() -> int:
