@@ -80,14 +80,14 @@ def evaluate(
         "coverage": float(np.mean([label in a.grade_set for label, a in zip(labels, answers, strict=True)])),
         "referred": float(np.mean([answer.refer for answer in answers])),
     }
-    title = f"{loaded.spec.model_version} on {split}: {len(labels)} photographs"
+    title = f"{loaded.spec.model_version}\n{split}: {len(labels)} photographs"
     picture = report.confusion_matrix(summary["metrics"]["confusion"], title)
     storage.write(storage.join(out, "confusion.png"), picture)
     predictions = rows.append_column("grade", pa.array(grades, pa.int8()))
     predictions = predictions.append_column("probabilities", pa.array([a.probabilities for a in answers]))
     storage.write_parquet(storage.join(out, "predictions.parquet"), predictions)
     write_json(storage.join(out, SUMMARY_FILE), summary)
-    _show(summary, title)
+    _show(summary, title.replace("\n", " on "))
     console.print(f"confusion matrix: {storage.join(out, 'confusion.png')}")
     return summary
 

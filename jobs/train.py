@@ -56,6 +56,7 @@ from scalp_core.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
+_IDENTITY_FILE = "run.json"
 _ROWS_A_BLOCK = 64
 _MAX_WORKER_FAILURES = 3
 
@@ -81,18 +82,21 @@ def train(
     run, started = storage.absolute(run), time.monotonic()
     table = manifest.read_manifest(data)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
-    _check_identity(run, {"recipe": recipe.model_dump(), "data_sha256": manifest.manifest_sha256(data)})
+    identity = {"recipe": recipe.model_dump(), "data_sha256": manifest.manifest_sha256(data)}
+    _check_identity(run, identity)
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed)
     spec = preprocess_for(model, recipe.size)
-    initial = storage.join(run, "initial.safetensors")
-    storage.write(initial, serialise_weights(model.state_dict()))
     cluster = connect()
     scaling = _scaling(cluster, workers, device)
     count = int(scaling.num_workers)
     _check_batches(recipe, parts["train"].num_rows, count)
+    # Everything that a user could have to mend is behind us: from here on the directory is this run's.
+    write_json(storage.join(run, _IDENTITY_FILE), identity)
+    initial = storage.join(run, "initial.safetensors")
+    storage.write(initial, serialise_weights(model.state_dict()))
     console.print(
         f"training {recipe.architecture} on {parts['train'].num_rows} photographs, {count} workers x "
         f"{recipe.batch_size // count} a step = {recipe.batch_size}, weights {recipe.weights}"
@@ -115,11 +119,9 @@ def train(
 
 
 def _check_identity(run: str, identity: dict[str, Any]) -> None:
-    uri = storage.join(run, "run.json")
-    known = read_json(uri)
-    if known is None:
-        write_json(uri, identity)
-    elif known != identity:
+    """Refuses to go on with a run of other settings or data."""
+    known = read_json(storage.join(run, _IDENTITY_FILE)) or identity
+    if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
         changed = [name for name in new if name != "recipe" and old.get(name) != new[name]]
         raise UserError(
