@@ -47,7 +47,7 @@ def synth(
     """
     from jobs.synth import synth as verb
     from scalp_core.settings import parse_overrides, parse_settings
-    from scalp_core.synthetic import SynthOptions
+    from scalp_core.synthetic_plan import SynthOptions
 
     values = {"images": images, "seed": seed, **parse_overrides(set_)}
     verb(out, parse_settings(SynthOptions, values, "--set"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import time
 import zipfile
 from collections.abc import Callable
@@ -25,14 +26,14 @@ from jobs.train import RECIPES, train
 from scalp_core import manifest, provenance, storage
 from scalp_core.errors import UserError
 from scalp_core.recipe import load_recipe
-from scalp_core.synthetic import SynthOptions
+from scalp_core.synthetic_plan import SynthOptions
 from serving import app
 
 _RECIPE = "smoke"
 _WORKERS = 2
 _GRADED_PHOTOGRAPHS = 96
 _CLIENTS = 8
-_HOST, _PORT = "127.0.0.1", 8000
+_HOST = "127.0.0.1"
 _TOLERANCE = 1e-5
 
 # Every archive holds some of these: each must become a failed row with its reason.
@@ -135,8 +136,9 @@ def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
 
 def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     """The endpoint's answers by file name: gradings, or problems for what cannot be graded."""
-    app.start(run, _HOST, _PORT)  # it ends with this process, as the local Ray does
-    with httpx.Client(base_url=f"http://{_HOST}:{_PORT}", timeout=60) as client:
+    port = _free_port()
+    app.start(run, _HOST, port)  # it ends with this process, as the local Ray does
+    with httpx.Client(base_url=f"http://{_HOST}:{port}", timeout=60) as client:
 
         def ask(content: bytes) -> dict[str, Any]:
             return client.post("/v1/grade", files={"file": ("photograph.jpg", content)}).json()
@@ -147,6 +149,12 @@ def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
         seconds = time.monotonic() - started
     console.print(f"{len(answers)} requests answered in {seconds:.1f} s from {_CLIENTS} clients")
     return answers
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return probe.getsockname()[1]
 
 
 def _equal(online: dict[str, dict[str, Any]], bulk: pa.Table) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs.console import progress_bar, show
 from scalp_core.grades import GRADE_NAMES
-from scalp_core.synthetic import SynthOptions, write_dataset
+from scalp_core.synthetic import write_dataset
+from scalp_core.synthetic_plan import SynthOptions
 
 
 def synth(out: str, options: SynthOptions) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Reads AI Hub set 216 as it is delivered, and plain class folders, into manifest rows.
 
-Layout (shared/research/domain.md, 1.2): `Training|Validation/[원천]미세각질_2.중등도/STEM.jpg`, the label of
+Layout: `Training|Validation/[원천]미세각질_2.중등도/STEM.jpg`, the label of
 each in `[라벨]미세각질_2.중등도/STEM.json`, and `Meta/STEM_META.json`.
 """
 

@@ -27,7 +27,7 @@ from scalp_core.bundle import BundleSpec, Conformal, Training, save_bundle, seri
 from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
-from scalp_core.synthetic import SynthOptions
+from scalp_core.synthetic_plan import SynthOptions
 
 SMALL = 64  # side of the model's input in tests, pixels
 

@@ -18,14 +18,8 @@ from scalp_core import synthetic_scene
 from scalp_core.aihub import read_source
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES_KO
-from scalp_core.synthetic import (
-    PAPER_COUNTS,
-    SynthOptions,
-    SynthSummary,
-    plan_dataset,
-    write_dataset,
-    write_photo,
-)
+from scalp_core.synthetic import SynthSummary, write_dataset, write_photo
+from scalp_core.synthetic_plan import PAPER_COUNTS, SynthOptions, plan_dataset
 from scalp_core.synthetic_scene import DeviceProfile, flake_coverage, render_photo
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
