@@ -1,7 +1,7 @@
 """Reads AI Hub set 216 as it is delivered, and plain class folders, into manifest rows.
 
-Layout: `Training|Validation/[원천]미세각질_2.중등도/STEM.jpg`, the label of
-each in `[라벨]미세각질_2.중등도/STEM.json`, and `Meta/STEM_META.json`.
+Layout: `Training|Validation/[원천]미세각질_2.중등도/STEM.jpg`, the label of each in
+`[라벨]미세각질_2.중등도/STEM.json`, and `Meta/STEM_META.json`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Synthetic scalp photographs in the layout of AI Hub set 216, for tests, demos and benchmarks.
 
 The real photographs may not be passed on. These stand in for them with the same names, folders, label and
-meta files, imbalance, several photographs of a person, many microscopes and imperfect graders. They say nothing about how well a model grades real scalps.
+meta files, imbalance, several photographs of a person, many microscopes and imperfect graders. They say
+nothing about how well a model grades real scalps.
 
 A person has a latent severity; a photograph adds what its place on the head adds. Both the true grade and
 the label are cut from that latent, the label after the grader's error. Shares of grades are exact for any
