@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster.local import ClusterError
 
@@ -69,7 +71,7 @@ def s3_server(folder: Path, bucket: str = "scalp") -> Iterator[S3Server]:
             command, stdout=log, stderr=log, cwd=folder, env=os.environ | server.environment
         )
     try:
-        _wait(process, server.endpoint, folder / "weed.log")
+        _wait(process, server, folder / "weed.log")
         yield server
     finally:
         process.terminate()
@@ -95,15 +97,21 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    """Until the server answers over HTTP, with whatever status: without a key it refuses."""
+def _wait(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
+    """Until the server answers and its bucket is there."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name="us-east-1",
+        config=Config(connect_timeout=1, read_timeout=5, retries={"max_attempts": 0}),
+    )
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urlopen(endpoint, timeout=1)  # noqa: S310
+            client.head_bucket(Bucket=server.bucket)
             return
-        except HTTPError:
-            return
-        except (URLError, OSError):
+        except (BotoCoreError, ClientError):
             time.sleep(0.2)
     raise ClusterError(f"the local S3 server did not start; its log is {log}")

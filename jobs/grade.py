@@ -14,7 +14,7 @@ from jobs.images import photographs
 from jobs.pipeline import ModelOptions, with_logits
 from jobs.results import RESULTS_FOLDER, WriteResults, read_results
 from scalp_core import storage
-from scalp_core.bundle import BundleSpec, load_bundle
+from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.manifest import location_id
 from scalp_core.storage import Location
@@ -28,7 +28,7 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
 
     Args:
         bundle: directory of the bundle, local or `s3://`.
-        source: folder, `.zip`, `s3://` prefix or `s3://…​.zip`.
+        source: folder, `.zip`, `s3://` prefix or `s3://….zip`.
         out: directory, local or `s3://`; a run that was stopped goes on where it was.
 
     Returns:
@@ -43,7 +43,8 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
     _check_identity(out, {"model_version": loaded.spec.model_version, "source": storage.absolute(source)})
     done = _committed(out)
     pending = [location for location in listing.photographs if location_id(location) not in done]
-    if not pending and (summary := read_json(storage.join(out, SUMMARY_FILE))):
+    summary = read_json(storage.join(out, SUMMARY_FILE)) or {}
+    if not pending and summary.get("rows_unaccounted") == 0:
         console.print(f"{out} is finished: all {summary['rows']} photographs are accounted for")
         return summary
     if done:
@@ -56,7 +57,8 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
     if summary["rows_unaccounted"]:
         raise UserError(
             f"{summary['rows_unaccounted']} of {summary['rows']} photographs are not accounted for exactly "
-            f"once in {out}; run the same command again, it grades only what is missing"
+            f"once in {out}; run the same command again for those without a row, and with another OUT for "
+            "those with more than one"
         )
     return summary
 
@@ -83,7 +85,7 @@ def _committed(out: str) -> set[str]:
     )
 
 
-def _run(pending: list[Location], bundle: Any, out: str, options: ModelOptions) -> None:
+def _run(pending: list[Location], bundle: Bundle, out: str, options: ModelOptions) -> None:
     cluster = connect()
     console.print(f"grading {len(pending)} photographs with {bundle.spec.model_version}")
     per_file = min(_MAX_ROWS_A_FILE, max(_MIN_ROWS_A_FILE, len(pending) // 32))

@@ -97,7 +97,7 @@ def explained(uri: str, doing: str = "read") -> Iterator[None]:
     """Turns the storage errors inside the block into one line that names `uri` and the way out."""
     try:
         yield
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, pa.ArrowInvalid) as error:
         raise UserError(f"cannot {doing} {uri}: {_advice(error)}") from error
 
 
@@ -115,7 +115,7 @@ def _advice(error: Exception) -> str:
             return advice
     if isinstance(error, FileNotFoundError):
         return "it does not exist; check the path"
-    if isinstance(error, zipfile.BadZipFile):
+    if isinstance(error, zipfile.BadZipFile | pa.ArrowInvalid):  # Arrow refuses to seek before the start
         return "it is not a zip archive or it is damaged; fetch it again"
     return text
 

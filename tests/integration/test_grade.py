@@ -122,8 +122,9 @@ def test_a_row_counted_twice_is_not_called_a_success(bundle, cluster, tmp_path):
     table = read_results(str(out / RESULTS_FOLDER))
     storage.write_parquet(str(out / RESULTS_FOLDER / "part-again.parquet"), table.slice(0, 1))
     (out / "summary.json").unlink()
-    with pytest.raises(UserError, match="1 of 12 photographs are not accounted for exactly once"):
-        grade(str(bundle), source, str(out))
+    for _ in range(2):  # nor when it is asked again
+        with pytest.raises(UserError, match="1 of 12 photographs are not accounted for exactly once"):
+            grade(str(bundle), source, str(out))
 
 
 def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):

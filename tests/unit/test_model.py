@@ -3,6 +3,8 @@ import safetensors.torch
 import timm
 import torch
 
+from scalp_core import storage
+from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
 from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, initial_model, normalise, preprocess_for
 from scalp_core.preprocess import Preprocess
@@ -27,6 +29,13 @@ def test_local_weights_are_taken_and_the_head_is_new(imagenet_like, tmp_path, su
     for name, value in imagenet_like.state_dict().items():
         if not name.startswith("fc."):
             torch.testing.assert_close(model.state_dict()[name], value)
+
+
+def test_weights_in_object_storage_are_taken(imagenet_like, s3):
+    uri = "s3://scalp/weights/xception.safetensors"
+    storage.write(uri, serialise_weights(imagenet_like.state_dict()))
+    model = initial_model(DEFAULT_ARCHITECTURE, uri, seed=0)
+    torch.testing.assert_close(model.conv1.weight, imagenet_like.conv1.weight)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

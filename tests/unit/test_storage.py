@@ -1,0 +1,93 @@
+import zipfile
+
+import pytest
+
+from scalp_core import storage
+from scalp_core.errors import ImageError, UserError
+from scalp_core.storage import Location
+
+LIMIT = 1000
+
+
+def read_one(location: Location) -> bytes | ImageError:
+    (data,) = storage.read_photographs([location], LIMIT)
+    return data
+
+
+def test_a_folder_lists_its_photographs_and_those_in_its_zips(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/b.PNG", "notes.txt", "._a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("c/d.jpeg", b"y")
+        archive.writestr("__MACOSX/._d.jpeg", b"z")
+    listing = storage.list_photographs(str(tmp_path))
+    names = {str(location).removeprefix(f"{tmp_path}/") for location in listing.photographs}
+    assert names == {"a.jpg", "sub/b.PNG", "more.zip!c/d.jpeg"}
+    assert listing.other_files == 3
+
+
+def test_members_of_a_korean_windows_zip_keep_their_names(tmp_path):
+    name = "미세각질_2.중등도/사진.jpg"
+    path = tmp_path / "korean.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X" * len(name.encode("cp949")), b"photograph")
+    # What Korean Windows writes: cp949 bytes and no UTF-8 flag.
+    path.write_bytes(path.read_bytes().replace(b"X" * len(name.encode("cp949")), name.encode("cp949")))
+    (location,) = storage.list_photographs(str(path)).photographs
+    assert location.member == name
+    assert read_one(location) == b"photograph"
+
+
+def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "large.jpg"
+    path.write_bytes(bytes(LIMIT + 1))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(10_000_000))
+    for location in (Location(str(path)), Location(str(tmp_path / "bomb.zip"), "bomb.jpg")):
+        assert read_one(location).code == "too_many_bytes"
+
+
+def test_a_member_that_lies_about_its_size_is_refused(tmp_path):
+    path = tmp_path / "liar.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", bytes(50_000))
+    size = (50_000).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, (10).to_bytes(4, "little")))
+    # Read to the size it claims, and refused by the checksum: never more than the limit in memory.
+    assert read_one(Location(str(path), "a.jpg")).code in {"fetch_failed", "too_many_bytes"}
+
+
+def test_what_is_gone_or_was_never_there_says_so(tmp_path):
+    assert read_one(Location(str(tmp_path / "gone.jpg"))).code == "not_found"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jpg", b"x")
+    assert read_one(Location(str(tmp_path / "a.zip"), "b.jpg")).code == "not_found"
+    (tmp_path / "broken.zip").write_bytes(b"no archive")
+    assert read_one(Location(str(tmp_path / "broken.zip"), "a.jpg")).code == "fetch_failed"
+    with pytest.raises(UserError, match="is not a zip archive or it is damaged"):
+        storage.list_photographs(str(tmp_path / "broken.zip"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("gs://bucket/a", "only local paths and s3://"),
+        ("s3://no-such-bucket/a", "no such bucket"),
+        ("s3://scalp/no/such/prefix", "check the path"),
+    ],
+)
+def test_a_uri_that_cannot_be_read_says_why(s3, uri, words):
+    with pytest.raises(UserError, match=words):
+        storage.list_files(uri)
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path, s3):
+    storage.write(str(tmp_path / "new" / "a.json"), b"first")
+    storage.write(str(tmp_path / "new" / "a.json"), b"second")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+    assert storage.read(str(tmp_path / "new" / "a.json")) == b"second"
+    storage.write("s3://scalp/storage/a b/미세각질.json", b"third")
+    assert storage.list_files("s3://scalp/storage") == ["s3://scalp/storage/a b/미세각질.json"]
+    assert storage.read("s3://scalp/storage/a b/미세각질.json") == b"third"
