@@ -31,7 +31,7 @@ from serving.middleware import Envelope
 from serving.schemas import GradeResponse
 from tests.conftest import free_port, jpeg
 
-# bf16 and fp32 differ in how they sum a batch of 1 and of 16; the service is held to the exact arithmetic.
+# The same arithmetic on every machine, whether or not it has bf16.
 PRECISION = "fp32"
 
 

@@ -20,6 +20,7 @@ from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.preprocess import decode
 from serving import app
+from serving.ingress import Ingress
 from tests.conftest import free_port
 
 
@@ -96,6 +97,9 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     assert [image.tobytes() for image in for_training["image"]] == [expected[uri] for uri in uris]
     found = dict(zip(for_grading["uri"], for_grading["image"], strict=True))
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
+    online = Ingress(None, load_bundle(str(way.run)).spec)
+    for uri in uris:
+        assert online._decode(Path(uri).read_bytes())[1].tobytes() == expected[uri]
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
