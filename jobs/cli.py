@@ -28,7 +28,12 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one")
 ]
 PrecisionOption = Annotated[
-    Literal["auto", "bf16", "fp32"], typer.Option(help="auto takes bf16 where the hardware has it")
+    Literal["auto", "bf16", "fp32", "int8"],
+    typer.Option(help="auto takes bf16 where the hardware has it; int8 needs `scalp quantise` before"),
+]
+RuntimeOption = Annotated[
+    Literal["auto", "openvino", "torch", "torch-compile"],
+    typer.Option(help="auto takes openvino on CPUs, torch on GPUs, compiled when the run is long"),
 ]
 SetOption = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; may be repeated")]
 BatchOption = Annotated[int, typer.Option(min=1, help="photographs in one forward pass")]
@@ -103,12 +108,21 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 16,
+    runtime: RuntimeOption = "auto",
 ) -> None:
     """Scores a bundle on a part of the data, beside the majority baseline."""
     from jobs.evaluate import evaluate as verb
     from jobs.pipeline import ModelOptions
 
-    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size))
+    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size, runtime))
+
+
+@app.command()
+def quantise(bundle: BundleArg, data: DataArg) -> None:
+    """Adds an int8 graph to a bundle, for CPUs, unless it costs more than 0.005 of kappa on validation."""
+    from jobs.quantise import quantise as verb
+
+    verb(bundle, data)
 
 
 @app.command()
@@ -119,12 +133,13 @@ def grade(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 16,
+    runtime: RuntimeOption = "auto",
 ) -> None:
     """Grades every photograph of a source; run it again to go on where it was stopped."""
     from jobs.grade import grade as verb
     from jobs.pipeline import ModelOptions
 
-    verb(bundle, source, out, ModelOptions(device, precision, batch_size))
+    verb(bundle, source, out, ModelOptions(device, precision, batch_size, runtime))
 
 
 @app.command()
@@ -134,11 +149,12 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    runtime: RuntimeOption = "auto",
 ) -> None:
     """Answers photographs over HTTP, with a page at /."""
     from serving.app import serve as verb
 
-    verb(bundle, host, port, device, precision)
+    verb(bundle, host, port, device, precision, runtime)
 
 
 @app.command()

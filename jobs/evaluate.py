@@ -64,6 +64,7 @@ def evaluate(
     """
     out = storage.absolute(out)
     loaded = load_bundle(bundle)
+    version = loaded.spec.version_in(options.precision)
     rows = manifest.part(manifest.read_manifest(data), split)
     answers = gradings(collect_logits(loaded, rows, options), loaded.spec)
     labels = np.array(rows["label"].to_pylist())
@@ -71,7 +72,7 @@ def evaluate(
     summary: dict[str, Any] = {
         "kind": "evaluate",
         "date": now(),
-        "model_version": loaded.spec.model_version,
+        "model_version": version,
         "data_sha256": manifest.manifest_sha256(data),
         "split": split,
         "groups": len(set(rows["group"].to_pylist())),
@@ -80,7 +81,7 @@ def evaluate(
         "coverage": float(np.mean([label in a.grade_set for label, a in zip(labels, answers, strict=True)])),
         "referred": float(np.mean([answer.refer for answer in answers])),
     }
-    title = f"{loaded.spec.model_version}\n{split}: {len(labels)} photographs"
+    title = f"{version}\n{split}: {len(labels)} photographs"
     picture = report.confusion_matrix(summary["metrics"]["confusion"], title)
     storage.write(storage.join(out, "confusion.png"), picture)
     predictions = rows.append_column("grade", pa.array(grades, pa.int8()))

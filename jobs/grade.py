@@ -40,7 +40,8 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
     out, started = storage.absolute(out), time.monotonic()
     loaded = load_bundle(bundle)
     listing = storage.list_photographs(source)
-    _check_identity(out, {"model_version": loaded.spec.model_version, "source": storage.absolute(source)})
+    version = loaded.spec.version_in(options.precision)
+    _check_identity(out, {"model_version": version, "source": storage.absolute(source)})
     done = _committed(out)
     pending = [location for location in listing.photographs if location_id(location) not in done]
     summary = read_json(storage.join(out, SUMMARY_FILE)) or {}
@@ -51,7 +52,7 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
         console.print(f"going on: {len(done)} of {len(listing.photographs)} photographs are done already")
     if pending:
         _run(pending, loaded, out, options)
-    summary = _summary(out, listing, time.monotonic() - started, loaded.spec, len(pending))
+    summary = _summary(out, listing, time.monotonic() - started, loaded.spec, version, len(pending))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     _show(summary, out)
     if summary["rows_unaccounted"]:
@@ -87,10 +88,11 @@ def _committed(out: str) -> set[str]:
 
 def _run(pending: list[Location], bundle: Bundle, out: str, options: ModelOptions) -> None:
     cluster = connect()
-    console.print(f"grading {len(pending)} photographs with {bundle.spec.model_version}")
+    version = bundle.spec.version_in(options.precision)
+    console.print(f"grading {len(pending)} photographs with {version}")
     per_file = min(_MAX_ROWS_A_FILE, max(_MIN_ROWS_A_FILE, len(pending) // 32))
     written = with_logits(photographs(_input_rows(pending)), bundle, options, cluster).map_batches(
-        WriteResults(out, bundle.spec), batch_size=per_file, num_cpus=0.5
+        WriteResults(out, bundle.spec, version), batch_size=per_file, num_cpus=0.5
     )
     graded = failed = 0
     with progress_bar("grading", len(pending)) as (progress, task):
@@ -109,7 +111,7 @@ def _input_rows(locations: list[Location]) -> pa.Table:
 
 
 def _summary(
-    out: str, listing: storage.Listing, seconds: float, spec: BundleSpec, pending: int
+    out: str, listing: storage.Listing, seconds: float, spec: BundleSpec, version: str, pending: int
 ) -> dict[str, Any]:
     results = read_results(
         storage.join(out, RESULTS_FOLDER), ["image_id", "status", "error_code", "grade_name", "refer"]
@@ -124,7 +126,7 @@ def _summary(
     return {
         "kind": "grade",
         "date": now(),
-        "model_version": spec.model_version,
+        "model_version": version,
         "rows": len(wanted),
         "graded": sum(grades.values()),
         "failed": sum(failures.values()),

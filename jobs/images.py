@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from scalp_core import augment, preprocess, storage
+from scalp_core import augment, storage
+from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
-from scalp_core.preprocess import Preprocess
+from scalp_core.preprocess import Decoded, Preprocess, decode
 from scalp_core.storage import Location
 
 # Fetching waits for the network and decoding leaves the Python lock: threads help both.
@@ -38,35 +39,36 @@ def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
 class LoadImages:
     """Adds decoded pixels to rows of `uri, member`; a row that cannot be decoded says why.
 
-    Adds `image` uint8 (size, size, 3), zeros where it failed, and the strings `sha256` (of the file),
-    `error_code` and `error`, empty where it did not.
+    Adds `image` uint8 (size, size, 3), zeros where it failed, and the strings `sha256` (of the file), `notes`
+    (separated by spaces), `error_code` and `error`, the last two empty where it did not fail.
     """
 
     def __init__(self, spec: Preprocess) -> None:
         self._spec = spec
+        self._blank = Decoded(np.zeros((spec.size, spec.size, 3), np.uint8), ())
 
     def __call__(self, batch: Columns) -> Columns:
         locations = [
             Location(uri, member or None) for uri, member in zip(batch["uri"], batch["member"], strict=True)
         ]
         rows = [self._decode(data) for data in _fetch(locations)]
-        images, hashes, errors = zip(*rows, strict=True)
+        decoded, hashes, errors = zip(*rows, strict=True)
         return batch | {
-            "image": np.stack(images),
+            "image": np.stack([each.pixels for each in decoded]),
+            "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
             "sha256": np.array(hashes, dtype=object),
             "error_code": np.array([error.code if error else "" for error in errors], dtype=object),
             "error": np.array([error.message if error else "" for error in errors], dtype=object),
         }
 
-    def _decode(self, data: bytes | ImageError) -> tuple[np.ndarray, str, ImageError | None]:
-        blank = np.zeros((self._spec.size, self._spec.size, 3), np.uint8)
+    def _decode(self, data: bytes | ImageError) -> tuple[Decoded, str, ImageError | None]:
         if isinstance(data, ImageError):
-            return blank, "", data
+            return self._blank, "", data
         digest = sha256(data).hexdigest()
         try:
-            return preprocess.decode(data, self._spec), digest, None
+            return decode(data, self._spec), digest, None
         except ImageError as error:
-            return blank, digest, error
+            return self._blank, digest, error
 
 
 class LoadForTraining:
@@ -103,7 +105,7 @@ def _fetch(locations: list[Location]) -> list[bytes | ImageError]:
     found: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:
-        data = storage.read_photographs([locations[index] for index in chunk], preprocess.MAX_BYTES)
+        data = storage.read_photographs([locations[index] for index in chunk], MAX_BYTES)
         for index, value in zip(chunk, data, strict=True):
             found[index] = value
 

@@ -6,7 +6,7 @@ make of the logits that come out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -16,7 +16,16 @@ from cluster.local import Cluster
 from jobs.images import Columns, LoadImages
 from scalp_core.bundle import Bundle
 from scalp_core.grades import NUM_GRADES
-from scalp_core.predictor import Device, Precision, Predictor, resolve_device
+from scalp_core.predictor import (
+    Device,
+    Hardware,
+    Precision,
+    Predictor,
+    Runtime,
+    needed_part,
+    resolve_device,
+    resolve_runtime,
+)
 
 _LOAD_BATCH = 32
 
@@ -28,13 +37,16 @@ class ModelOptions:
     device: Device = "auto"
     precision: Precision = "auto"
     batch_size: int = 16
+    runtime: Runtime = "auto"
 
 
 class AddLogits:
     """Actor: replaces `image` by `logits` float32 (4,); rows that failed to load get zeros."""
 
     def __init__(self, bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> None:
-        self._predictor = Predictor(ray.get(bundle), options.device, options.precision, threads)
+        self._predictor = Predictor(
+            ray.get(bundle), options.device, options.precision, threads, options.runtime
+        )
         self._predictor.warm_up(options.batch_size)
 
     def __call__(self, batch: Columns) -> Columns:
@@ -59,6 +71,11 @@ def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: C
     on_gpu = cluster.gpus > 0 and options.device != "cpu"
     if not on_gpu:
         resolve_device(options.device)  # refuses cuda where there is none, before anything starts
+    device: Hardware = "cuda" if on_gpu else "cpu"
+    bundle.fetch(needed_part(device, options.precision, options.runtime))
+    models = cluster.gpus if on_gpu else cluster.nodes
+    runtime = resolve_runtime(options.runtime, device, rows.count() / models)
+    options = replace(options, runtime=runtime)
     # The model's own request differs from that of the tasks before it, or Ray would fuse them and the
     # decoding would wait for the model.
     cpus = 1 if on_gpu else cluster.model_cpus
@@ -66,7 +83,7 @@ def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: C
         AddLogits,
         fn_constructor_args=(ray.put(bundle), options, cpus),
         batch_size=options.batch_size,
-        compute=ActorPoolStrategy(size=cluster.gpus if on_gpu else cluster.nodes),
+        compute=ActorPoolStrategy(size=models),
         num_gpus=1 if on_gpu else 0,
         num_cpus=cpus,
     )

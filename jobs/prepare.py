@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, show, write_json
-from scalp_core import aihub, manifest, preprocess, report, storage
+from scalp_core import aihub, codecs, manifest, preprocess, report, storage
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grades import GRADE_NAMES, SYMPTOMS
 from scalp_core.manifest import PARTS
@@ -66,11 +66,11 @@ def _contact_sheet(rows: list[dict[str, Any]]) -> bytes:
 
 def _thumbnail(location: Location, spec: preprocess.Preprocess) -> np.ndarray:
     """A photograph as the model sees it; grey when its header was sound and its pixels are not."""
-    (data,) = storage.read_photographs([location], preprocess.MAX_BYTES)
+    (data,) = storage.read_photographs([location], codecs.MAX_BYTES)
     try:
         if isinstance(data, ImageError):
             raise data
-        return preprocess.decode(data, spec)
+        return preprocess.decode(data, spec).pixels
     except ImageError:
         return np.full((spec.size, spec.size, 3), 128, np.uint8)
 

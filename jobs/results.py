@@ -32,6 +32,7 @@ RESULT_SCHEMA = pa.schema(
         "grade_set": pa.list_(pa.int8()),
         "refer": pa.bool_(),
         "refer_reasons": pa.list_(pa.string()),
+        "notes": pa.list_(pa.string()),
         "model_version": pa.string(),
         "graded_at": pa.timestamp("ms", tz="UTC"),
     }
@@ -41,12 +42,13 @@ RESULT_SCHEMA = pa.schema(
 class WriteResults:
     """Writes each batch as one Parquet file, whole or not at all, and returns what is in it."""
 
-    def __init__(self, out: str, spec: BundleSpec) -> None:
+    def __init__(self, out: str, spec: BundleSpec, model_version: str) -> None:
         self._out = out
         self._spec = spec
+        self._model_version = model_version
 
     def __call__(self, batch: Columns) -> Columns:
-        rows = result_rows(batch, self._spec)
+        rows = result_rows(batch, self._spec, self._model_version)
         name = f"part-{uuid.uuid4().hex}.parquet"
         table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
         storage.write_parquet(storage.join(self._out, RESULTS_FOLDER, name), table)
@@ -54,7 +56,7 @@ class WriteResults:
         return {"graded": np.array([len(rows) - failed]), "failed": np.array([failed])}
 
 
-def result_rows(batch: Columns, spec: BundleSpec) -> list[dict[str, Any]]:
+def result_rows(batch: Columns, spec: BundleSpec, model_version: str) -> list[dict[str, Any]]:
     """Result rows from the columns that `with_logits` leaves."""
     at = datetime.now(UTC)
     rows = []
@@ -66,7 +68,8 @@ def result_rows(batch: Columns, spec: BundleSpec) -> list[dict[str, Any]]:
             "member": batch["member"][index] or None,
             "sha256": batch["sha256"][index] or None,
             "status": "failed" if code else "graded",
-            "model_version": spec.model_version,
+            "notes": batch["notes"][index].split(),
+            "model_version": model_version,
             "graded_at": at,
         }
         row |= {"error_code": code, "error": batch["error"][index]} if code else vars(grading)

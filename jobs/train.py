@@ -30,6 +30,7 @@ from ray.util.queue import Empty, Queue
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.evaluate import collect_logits
+from jobs.graphs import with_float_graph
 from jobs.images import LoadForTraining, photographs, turn
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE, train_worker
@@ -41,7 +42,6 @@ from scalp_core.bundle import (
     BundleSpec,
     Conformal,
     Training,
-    load_weights,
     save_bundle,
     serialise_weights,
     sha256,
@@ -88,7 +88,7 @@ def train(
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed)
-    spec = preprocess_for(model, recipe.size)
+    spec = preprocess_for(model, recipe.size, recipe.resize)
     cluster = connect()
     scaling = _scaling(cluster, workers, device)
     count = int(scaling.num_workers)
@@ -297,11 +297,12 @@ def _finish(
         git_revision=provenance.git_revision(),
         weights_sha256=sha256(weights),
     )
-    bundle_spec = _calibrated(bundle_spec, weights, parts["val"], ModelOptions(device=device))
+    bundle = with_float_graph(Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), parts["val"])
+    bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
     figure = report.curves(history, best["epoch"])
     storage.write(storage.join(run, "curves.png"), figure)
     files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
-    save_bundle(storage.join(run, "bundle"), bundle_spec, weights, files)
+    save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)
     return {
         "kind": "train",
         "date": now(),
@@ -324,9 +325,10 @@ def _history(result: Result) -> list[dict[str, Any]]:
         return json.loads(Path(folder, HISTORY_FILE).read_text())
 
 
-def _calibrated(spec: BundleSpec, weights: bytes, val: pa.Table, options: ModelOptions) -> BundleSpec:
+def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
+    spec = bundle.spec
     labels = np.array(val["label"].to_pylist())
-    logits = collect_logits(Bundle(spec, load_weights(weights)), val, options)
+    logits = collect_logits(bundle, val, options)
     temperature = calibration.fit_temperature(logits, labels)
     probs = calibration.probabilities(logits, temperature)
     quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)

@@ -155,7 +155,7 @@ class _Worker:
             yield batch["image"], batch["label"].long()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device.type))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Adds up over the workers."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from scalp_core import preprocess, storage
+from scalp_core import codecs, storage
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grades import SYMPTOMS, parse_grade
 from scalp_core.storage import Location
@@ -109,11 +109,11 @@ def _aihub_grade(uri: str, symptom: str) -> int | None:
 
 
 def _read_row(uri: str, label: int, jsons: dict[str, str]) -> dict[str, Any] | ImageError:
-    (data,) = storage.read_photographs([Location(uri)], preprocess.MAX_BYTES)
+    (data,) = storage.read_photographs([Location(uri)], codecs.MAX_BYTES)
     if isinstance(data, ImageError):
         return data
     try:
-        width, height = preprocess.image_size(data)
+        width, height = codecs.picture_size(data)
     except ImageError as error:
         return error
     stem = _stem(uri)

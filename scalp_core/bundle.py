@@ -1,17 +1,20 @@
 """A trained classifier as a directory, local or in S3: weights, and everything needed to use them right.
 
-    model.safetensors   the weights
-    bundle.json         the contract below, with the sha256 of the weights and of itself
+    model.safetensors   the weights; what GPUs run
+    model.xml, .bin     the same model as an OpenVINO graph; what CPUs run
+    model-int8.xml, …   the graph in int8, once `scalp quantise` has made and measured it
+    bundle.json         the contract below, with the sha256 of every file and of itself
     MODEL_CARD.md       what it is for, what it reached, on what data
     *.png               figures of its training and evaluation
 
-Loading checks both hashes and the schema version, and never unpickles.
+Loading checks the schema version and the hash of each file that is used, and never unpickles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +33,18 @@ WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "bundle.json"
 CARD_FILE = "MODEL_CARD.md"
 
+GraphKind = Literal["float", "int8"]
+Part = Literal["weights", "float", "int8"]
+"""What of a bundle is run: by PyTorch the weights, by OpenVINO a graph."""
+
+GRAPH_FILES: dict[GraphKind, tuple[str, str]] = {
+    "float": ("model.xml", "model.bin"),
+    "int8": ("model-int8.xml", "model-int8.bin"),
+}
+
+# What int8 may cost in kappa on the validation part; above it the graph is not offered.
+MAX_INT8_QWK_DROP = 0.005
+
 
 class Conformal(BaseModel):
     """Grade sets that hold the true grade with a promised share (scalp_core.calibration)."""
@@ -47,6 +62,20 @@ class Referral(BaseModel):
 
     max_set_size: int = Field(1, description="refer when the grade set is larger than this")
     min_confidence: float = Field(0.5, description="refer when the likeliest grade has less probability")
+
+
+class GraphRecord(BaseModel):
+    """A graph in the bundle, and how it was found to compare with the weights in fp32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    xml_sha256: str
+    weights_sha256: str
+    photographs: int = Field(description="of the validation part, graded both ways")
+    max_logit_difference: float
+    grade_agreement: float = Field(description="share of photographs that get the same grade")
+    qwk_drop: float = Field(description="kappa of the weights less that of the graph; negative is better")
+    openvino: str = Field(description="version that made it")
 
 
 class Training(BaseModel):
@@ -81,11 +110,16 @@ class BundleSpec(BaseModel):
     versions: dict[str, str] = Field(description="of the libraries it was trained with")
     git_revision: str | None = Field(description="of this program; None outside a checkout")
     weights_sha256: str
+    graphs: dict[GraphKind, GraphRecord] = Field({}, description="for CPUs: float (bf16 or fp32), int8")
 
     @property
     def model_version(self) -> str:
         """Names the exact weights in every answer: the run's name and the start of their hash."""
         return f"{self.name}-{self.weights_sha256[:12]}"
+
+    def version_in(self, precision: str) -> str:
+        """As `model_version`; int8 answers are those of another model, and say so."""
+        return self.model_version + ("-int8" if precision == "int8" else "")
 
     @property
     def majority_grade(self) -> int:
@@ -94,17 +128,87 @@ class BundleSpec(BaseModel):
         return counts.index(max(counts))
 
 
+@dataclass(frozen=True)
+class Graph:
+    """A model as OpenVINO keeps it. Input uint8 (N, size, size, 3), output float32 (N, 4) logits.
+
+    Args:
+        xml: the operations.
+        weights: their constants.
+    """
+
+    xml: bytes
+    weights: bytes
+
+
 class Bundle:
-    """A loaded bundle: its contract and its weights.
+    """A loaded bundle: its contract, and its files, read and checked when they are first used.
+
+    To another process it takes the files that were read before it was sent: call `fetch` first.
 
     Args:
         spec: the contract.
-        state: weights by name, as `nn.Module.load_state_dict` takes them.
+        uri: the directory; None when all files that will be used are given.
+        files: contents by name.
     """
 
-    def __init__(self, spec: BundleSpec, state: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, spec: BundleSpec, uri: str | None = None, files: dict[str, bytes] | None = None
+    ) -> None:
         self.spec = spec
-        self.state = state
+        self.uri = uri
+        self._files = dict(files or {})
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Contents by name of what was given or read so far."""
+        return dict(self._files)
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights by name, as `nn.Module.load_state_dict` takes them."""
+        return load_weights(self._read(WEIGHTS_FILE, self.spec.weights_sha256))
+
+    def graph(self, kind: GraphKind) -> Graph:
+        """The OpenVINO graph; a bundle from before graphs has its weights converted, which takes seconds.
+
+        Raises:
+            UserError: int8 was never made for this bundle, or costs more than `MAX_INT8_QWK_DROP`.
+        """
+        record = self.spec.graphs.get(kind)
+        if record is not None and (kind == "float" or record.qwk_drop <= MAX_INT8_QWK_DROP):
+            xml, weights = GRAPH_FILES[kind]
+            return Graph(self._read(xml, record.xml_sha256), self._read(weights, record.weights_sha256))
+        if kind == "float":
+            from scalp_core.openvino_runtime import convert
+
+            return convert(self.spec.architecture, self.state, self.spec.preprocess)
+        raise UserError(
+            f"--precision int8: the bundle {self.spec.name} has no int8 graph; make and measure it with "
+            "scalp quantise BUNDLE DATA, or use --precision auto"
+        )
+
+    def fetch(self, part: Part) -> Bundle:
+        """Reads and checks what is needed to run it, and returns itself.
+
+        Raises:
+            UserError: as `graph`; a file is missing, damaged or changed.
+        """
+        if part == "weights" or (part == "float" and part not in self.spec.graphs):
+            self._read(WEIGHTS_FILE, self.spec.weights_sha256)
+        else:
+            self.graph(part)
+        return self
+
+    def _read(self, name: str, expected: str) -> bytes:
+        if name not in self._files:
+            if self.uri is None:
+                raise RuntimeError(f"{name} was not fetched")
+            data = storage.read(storage.join(self.uri, name))
+            if sha256(data) != expected:
+                raise _damaged(self.uri, name, "does not match its sha256")
+            self._files[name] = data
+        return self._files[name]
 
 
 def serialise_weights(state: dict[str, torch.Tensor]) -> bytes:
@@ -125,16 +229,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def save_bundle(uri: str, spec: BundleSpec, weights: bytes, files: dict[str, bytes] | None = None) -> None:
-    """Writes a bundle; `bundle.json` last, so that what has one is whole.
+def graph_files(kind: GraphKind, graph: Graph) -> dict[str, bytes]:
+    """A graph's files, by their names in a bundle."""
+    return dict(zip(GRAPH_FILES[kind], (graph.xml, graph.weights), strict=True))
+
+
+def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
+    """Writes a bundle, or adds files to one; `bundle.json` last, so that what has one is whole.
 
     Args:
         uri: directory, local or `s3://`.
-        weights: from `serialise_weights`; `spec.weights_sha256` is their hash.
-        files: further files by name (the card, figures).
+        spec: with the hashes of the weights and graphs.
+        files: contents by name.
     """
-    storage.write(storage.join(uri, WEIGHTS_FILE), weights)
-    for name, data in (files or {}).items():
+    for name, data in files.items():
         storage.write(storage.join(uri, name), data)
     content = spec.model_dump(mode="json")
     text = json.dumps({**content, "spec_sha256": _spec_hash(content)}, indent=2, ensure_ascii=False)
@@ -142,7 +250,7 @@ def save_bundle(uri: str, spec: BundleSpec, weights: bytes, files: dict[str, byt
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Loads and checks a bundle, or a run's directory that holds one.
+    """Loads a bundle, or a run's directory that holds one; its large files when they are used.
 
     Raises:
         UserError: it is missing, damaged, changed, or of a schema this version does not know.
@@ -154,11 +262,7 @@ def load_bundle(uri: str) -> Bundle:
         uri = storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, SPEC_FILE)):
         raise UserError(f"{uri} is no bundle: it has no {SPEC_FILE}; give the directory `scalp train` wrote")
-    spec = _read_spec(uri)
-    weights = storage.read(storage.join(uri, WEIGHTS_FILE))
-    if sha256(weights) != spec.weights_sha256:
-        raise _damaged(uri, WEIGHTS_FILE, "does not match its sha256")
-    return Bundle(spec, load_weights(weights))
+    return Bundle(_read_spec(uri), uri)
 
 
 def _read_spec(uri: str) -> BundleSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalp_core.bundle import BundleSpec
+from scalp_core.bundle import BundleSpec, GraphRecord
 from scalp_core.grades import GRADE_NAMES_KO
 
 _TEMPLATE = """\
@@ -37,7 +37,7 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 - data sha256 `{data}`
 - weights sha256 `{weights}`
 - revision `{revision}`, {versions}
-"""
+{graphs}"""
 
 
 def model_card(spec: BundleSpec) -> str:
@@ -63,6 +63,14 @@ def model_card(spec: BundleSpec) -> str:
         workers=spec.training.workers,
         data=spec.training.data_sha256,
         weights=spec.weights_sha256,
+        graphs="".join(_graph_line(kind, record) for kind, record in spec.graphs.items()),
         revision=spec.git_revision,
         versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+    )
+
+
+def _graph_line(kind: str, record: GraphRecord) -> str:
+    return (
+        f"- {kind} graph for CPUs: same grade as the weights on {record.grade_agreement:.2%} of "
+        f"{record.photographs} validation photographs, kappa {-record.qwk_drop:+.4f}\n"
     )

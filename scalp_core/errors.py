@@ -4,6 +4,24 @@
 ends anything.
 """
 
+from __future__ import annotations
+
+# Why a photograph cannot be graded: `error_code` of a result row, `code` of an HTTP problem. Programs read
+# them, so none is renamed or dropped.
+IMAGE_CODES = {
+    "empty": "the file has no bytes",
+    "too_many_bytes": "the file is above the limit on bytes",
+    "not_an_image": "the bytes begin like no picture",
+    "unsupported_format": "a picture of a format that is not read, such as GIF or HEIC",
+    "unsupported_mode": "pixels that have no defined way to 8 bits a channel",
+    "too_many_pixels": "above the limit on pixels; nothing was decompressed",
+    "too_many_scans": "a progressive JPEG that asks for more passes than any camera writes",
+    "truncated": "the file ends before the picture does",
+    "corrupt": "the picture's data is damaged",
+    "not_found": "the file was listed and is not there any more",
+    "fetch_failed": "the file could not be read from where it is",
+}
+
 
 class UserError(Exception):
     """A mistake of the caller's: the message is one line that names the input and the way out."""
@@ -13,14 +31,16 @@ class ImageError(Exception):
     """A photograph that cannot be graded.
 
     Args:
-        code: stable identifier, the same in result rows (`error_code`) and in HTTP problems.
+        code: one of `IMAGE_CODES`.
         message: one line for a person.
     """
 
     def __init__(self, code: str, message: str) -> None:
+        if code not in IMAGE_CODES:
+            raise ValueError(f"{code} is not in IMAGE_CODES")
         super().__init__(message)
         self.code = code
         self.message = message
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return type(self), (self.code, self.message)

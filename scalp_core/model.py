@@ -13,7 +13,7 @@ from torch import nn
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
-from scalp_core.preprocess import Preprocess
+from scalp_core.preprocess import Preprocess, Resize
 
 DEFAULT_ARCHITECTURE = "legacy_xception"
 
@@ -29,10 +29,10 @@ def build_model(architecture: str) -> nn.Module:
     return timm.create_model(architecture, num_classes=NUM_GRADES)
 
 
-def preprocess_for(model: nn.Module, size: int) -> Preprocess:
-    """The preprocessing that belongs to the architecture's weights (timm), at the chosen input size."""
+def preprocess_for(model: nn.Module, size: int, resize: Resize = "squash") -> Preprocess:
+    """The preprocessing that belongs to the architecture's weights (timm), at the chosen size and fit."""
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    return Preprocess(size=size, mean=config["mean"], std=config["std"])
+    return Preprocess(size=size, resize=resize, mean=config["mean"], std=config["std"])
 
 
 def normalise(images: torch.Tensor, spec: Preprocess) -> torch.Tensor:

@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from scalp_core.predictor import has_bf16, resolve_device
 
-from scalp_core.predictor import has_bf16
-
-_LIBRARIES = ("scalp", "ray", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "scikit-learn")
+_LIBRARIES = (
+    "scalp", "ray", "torch", "torchvision", "timm", "openvino", "nncf",
+    "numpy", "pillow", "simplejpeg", "cykooz-resizer", "pyarrow", "scikit-learn",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -33,15 +34,20 @@ def git_revision() -> str | None:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in GiB, GPU, and whether each multiplies bf16 in hardware."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    device = torch.device("cuda" if gpu else "cpu")
+    device = resolve_device("auto")
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": gpu,
+        "gpu": _gpu_name() if device == "cuda" else None,
         "bf16": has_bf16(device),
     }
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def _cpu_name() -> str:

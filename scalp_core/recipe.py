@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.errors import UserError
 from scalp_core.model import DEFAULT_ARCHITECTURE
+from scalp_core.preprocess import Resize
 from scalp_core.settings import parse_overrides, parse_settings
 
 
@@ -23,6 +24,7 @@ class Recipe(BaseModel):
         "imagenet", description="first weights: imagenet, none, a .safetensors or .pth file, or s3:// of one"
     )
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
+    resize: Resize = Field("squash", description="how a picture becomes a square: squash, crop or pad")
     epochs: int = Field(12, ge=1, description="passes over the training part")
     batch_size: int = Field(32, ge=2, description="photographs a step over all workers together")
     learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule, for AdamW")

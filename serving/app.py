@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from ray import serve as ray_serve
 from cluster.local import Cluster, connect
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.errors import UserError
-from scalp_core.predictor import Device, Precision, resolve_device
+from scalp_core.predictor import Device, Precision, Runtime, needed_part, resolve_device, resolve_runtime
 from serving.api import create_api
 from serving.grader import Batching, Grader
 from serving.ingress import Ingress
@@ -33,6 +34,7 @@ def build_app(
     precision: Precision,
     threads: int,
     batching: Batching = Batching(),  # noqa: B008
+    runtime: Runtime = "auto",
 ) -> ray_serve.Application:
     """The application: an ingress that decodes, and a grader that holds the model.
 
@@ -42,8 +44,11 @@ def build_app(
         precision: of the forward pass.
         threads: CPU threads of the forward pass, and the logical CPUs the grader reserves for them.
         batching: how requests share forward passes.
+        runtime: what runs the model.
     """
-    device = "cuda" if resolve_device(device).type == "cuda" else "cpu"
+    device = resolve_device(device)
+    bundle.fetch(needed_part(device, precision, runtime))
+    runtime = resolve_runtime(runtime, device, photographs=math.inf)
     common = {
         "max_ongoing_requests": batching.max_ongoing_requests,
         "max_constructor_retry_count": _START_ATTEMPTS,
@@ -56,11 +61,18 @@ def build_app(
     ingress = ray_serve.deployment(
         ray_serve.ingress(create_api)(Ingress), ray_actor_options={"num_cpus": _INGRESS_CPUS}, **common
     )
-    model = grader.bind(ray.put(bundle), device, precision, threads, batching.max_batch_size)
-    return ingress.bind(model, bundle.spec)
+    model = grader.bind(ray.put(bundle), device, precision, threads, batching.max_batch_size, runtime)
+    return ingress.bind(model, bundle.spec, bundle.spec.version_in(precision))
 
 
-def start(bundle: str, host: str, port: int, device: Device = "auto", precision: Precision = "auto") -> None:
+def start(
+    bundle: str,
+    host: str,
+    port: int,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+) -> None:
     """Starts the endpoint and returns when it is ready.
 
     Args:
@@ -69,6 +81,7 @@ def start(bundle: str, host: str, port: int, device: Device = "auto", precision:
         port: to listen on.
         device: where the model runs.
         precision: of the forward pass.
+        runtime: what runs the model.
 
     Raises:
         UserError: the bundle is damaged, or the address cannot be had.
@@ -78,9 +91,8 @@ def start(bundle: str, host: str, port: int, device: Device = "auto", precision:
     cluster = connect()
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
-        ray_serve.run(
-            build_app(loaded, device, precision, _threads(cluster)), name=_APP_NAME, logging_config=_LOGGING
-        )
+        app = build_app(loaded, device, precision, _threads(cluster), runtime=runtime)
+        ray_serve.run(app, name=_APP_NAME, logging_config=_LOGGING)
     except BaseException:
         stop()
         raise
@@ -91,13 +103,13 @@ def stop() -> None:
     ray_serve.shutdown()
 
 
-def serve(bundle: str, host: str, port: int, device: Device, precision: Precision) -> None:
+def serve(bundle: str, host: str, port: int, device: Device, precision: Precision, runtime: Runtime) -> None:
     """`scalp serve`: answers photographs until it is interrupted.
 
     Raises:
         UserError: as `start`.
     """
-    start(bundle, host, port, device, precision)
+    start(bundle, host, port, device, precision, runtime)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how systemd and containers interrupt
     address = f"[{host}]" if ":" in host else host
     print(f"READY http://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201

@@ -11,7 +11,8 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundle import Bundle
-from scalp_core.predictor import Device, Grading, Precision, Predictor
+from scalp_core.grading import Grading
+from scalp_core.predictor import Device, Precision, Predictor, Runtime
 from serving.schemas import ModelResponse
 
 
@@ -46,6 +47,7 @@ class Grader:
         precision: of the forward pass.
         threads: CPU threads of the forward pass.
         max_batch_size: photographs in one forward pass.
+        runtime: what runs the model.
     """
 
     def __init__(
@@ -55,15 +57,15 @@ class Grader:
         precision: Precision,
         threads: int,
         max_batch_size: int,
+        runtime: Runtime = "auto",
     ) -> None:
         # One thread of its own: the event loop stays free, and PyTorch's thread count is set where it counts.
         self._model_thread = ThreadPoolExecutor(1, "model")
-        self._predictor = Predictor(ray.get(bundle), device, precision, threads)
+        self._predictor = Predictor(ray.get(bundle), device, precision, threads, runtime)
         self._max_batch_size = max_batch_size
         self._waiting: deque[tuple[np.ndarray, asyncio.Future[Grading]]] = deque()
         self._running: asyncio.Task[None] | None = None
-        for size in (1, max_batch_size):
-            self._model_thread.submit(self._predictor.warm_up, size).result()
+        self._model_thread.submit(self._predictor.warm_up, max_batch_size).result()
 
     async def grade(self, image: np.ndarray) -> Grading:
         """Grades one photograph, uint8 (size, size, 3) from `preprocess.decode`."""
@@ -100,7 +102,7 @@ class Grader:
 
     async def describe(self) -> ModelResponse:
         """The model as it runs here."""
-        return ModelResponse.of(self._predictor.spec, self._predictor.device.type, self._predictor.precision)
+        return ModelResponse.of(self._predictor.spec, self._predictor.device, self._predictor.precision)
 
     async def check_health(self) -> None:
         """Runs the model on a blank photograph; Ray calls it and replaces a replica that does not answer."""

@@ -6,11 +6,10 @@ import asyncio
 import hashlib
 import logging
 
-import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from scalp_core.bundle import BundleSpec
-from scalp_core.preprocess import decode
+from scalp_core.preprocess import Decoded, decode
 from serving.schemas import GradeResponse, ModelResponse
 
 _READY_TIMEOUT_S = 5
@@ -24,11 +23,13 @@ class Ingress:
     Args:
         grader: handle of the `Grader` deployment.
         spec: contract of the bundle that the grader holds.
+        model_version: what answers are signed with.
     """
 
-    def __init__(self, grader: DeploymentHandle, spec: BundleSpec) -> None:
+    def __init__(self, grader: DeploymentHandle, spec: BundleSpec, model_version: str) -> None:
         self._grader = grader
         self._spec = spec
+        self._model_version = model_version
 
     async def grade(self, data: bytes) -> GradeResponse:
         """Grades the bytes of one photograph.
@@ -36,11 +37,11 @@ class Ingress:
         Raises:
             ImageError: they cannot be decoded.
         """
-        sha256, image = await asyncio.to_thread(self._decode, data)
-        grading = await self._grader.grade.remote(image)
-        return GradeResponse.of(sha256, grading, self._spec.model_version)
+        sha256, decoded = await asyncio.to_thread(self._decode, data)
+        grading = await self._grader.grade.remote(decoded.pixels)
+        return GradeResponse.of(sha256, decoded.notes, grading, self._model_version)
 
-    def _decode(self, data: bytes) -> tuple[str, np.ndarray]:
+    def _decode(self, data: bytes) -> tuple[str, Decoded]:
         return hashlib.sha256(data).hexdigest(), decode(data, self._spec.preprocess)
 
     async def describe(self) -> ModelResponse:

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scalp_core.preprocess import MAX_BYTES
+from scalp_core.codecs import MAX_BYTES
 from serving.problems import Refusal, problem
 
 # The form around the photograph: boundaries and part headers.

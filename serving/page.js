@@ -4,6 +4,9 @@ const REASONS = {
   ambiguous_grade: "more than one grade is plausible",
   low_confidence: "the likeliest grade is not likely enough",
 };
+const NOTES = {
+  first_frame_only: "The file holds several pictures; only the first was graded.",
+};
 
 const element = (id) => document.getElementById(id);
 const result = element("result");
@@ -57,6 +60,10 @@ function referralNote(answer) {
   return `A person should look at this photograph: ${reasons}.`;
 }
 
+function fileNote(answer) {
+  return answer.notes.map((note) => NOTES[note] ?? note).join(" ");
+}
+
 function graded(answer, { grades, conformal }) {
   const { name, name_ko } = grades[answer.grade];
   const content = fill("graded", {
@@ -66,6 +73,7 @@ function graded(answer, { grades, conformal }) {
     severity: answer.expected_severity.toFixed(2),
     set: setNote(answer.grade_set, conformal.coverage, grades),
     referral: referralNote(answer),
+    file: fileNote(answer),
     image: answer.image_id,
   });
   content.querySelector('[data-slot="referral"]').classList.toggle("refer", answer.refer);

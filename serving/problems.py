@@ -14,7 +14,12 @@ from serving.schemas import Problem
 MEDIA_TYPE = "application/problem+json"
 
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
-_STATUS_OF_IMAGE_CODE = {"too_many_bytes": 413, "not_an_image": 415, "unsupported_mode": 415}
+_STATUS_OF_IMAGE_CODE = {
+    "too_many_bytes": 413,
+    "not_an_image": 415,
+    "unsupported_format": 415,
+    "unsupported_mode": 415,
+}
 # What the router refuses by itself, in words that help.
 _ROUTER = {
     404: ("not_found", "there is nothing at this path; /openapi.json lists what there is"),

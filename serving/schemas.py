@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from scalp_core.bundle import BundleSpec, Conformal, Referral
 from scalp_core.grades import GRADE_NAMES_KO
-from scalp_core.predictor import Grading
+from scalp_core.grading import Grading
 from scalp_core.preprocess import Preprocess
 
 INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks for a person's judgement."
@@ -34,15 +35,17 @@ class GradeResponse(BaseModel):
     )
     refer: bool = Field(description="a person should look at the photograph")
     refer_reasons: list[str] = Field(description="`ambiguous_grade`, `low_confidence`")
+    notes: list[str] = Field(description="what to know of the file: `first_frame_only` of an animated one")
     model_version: str = Field(description="names the exact weights")
     graded_at: datetime
 
     @classmethod
-    def of(cls, sha256: str, grading: Grading, model_version: str) -> GradeResponse:
+    def of(cls, sha256: str, notes: Sequence[str], grading: Grading, model_version: str) -> GradeResponse:
         """The answer for the photograph with this hash, graded now."""
         return cls(
             image_id=sha256[:20],
             sha256=sha256,
+            notes=list(notes),
             model_version=model_version,
             graded_at=datetime.now(UTC),
             **vars(grading),
@@ -69,7 +72,7 @@ class ModelResponse(BaseModel):
     referral: Referral
     metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
     device: str
-    precision: str = Field(description="of the forward pass: bf16 or fp32")
+    precision: str = Field(description="of the forward pass: bf16, fp32 or int8")
     intended_use: str = INTENDED_USE
 
     @classmethod
@@ -77,7 +80,7 @@ class ModelResponse(BaseModel):
         """What a bundle says of itself, and how it runs here."""
         names = zip(spec.grade_names, GRADE_NAMES_KO, strict=True)
         return cls(
-            model_version=spec.model_version,
+            model_version=spec.version_in(precision),
             created_at=spec.created_at,
             architecture=spec.architecture,
             grades=[GradeName(grade=grade, name=en, name_ko=ko) for grade, (en, ko) in enumerate(names)],

@@ -19,15 +19,26 @@ from PIL import Image
 from cluster.local import Cluster, connect
 from cluster.local_s3 import S3Server, s3_server
 from jobs.evaluate import evaluate
+from jobs.graphs import compare, with_graph
 from jobs.prepare import prepare
 from jobs.synth import synth
 from jobs.train import RECIPES, train
-from scalp_core import provenance
-from scalp_core.bundle import BundleSpec, Conformal, Training, save_bundle, serialise_weights, sha256
+from scalp_core import openvino_runtime, provenance
+from scalp_core.bundle import (
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    Training,
+    save_bundle,
+    serialise_weights,
+    sha256,
+)
 from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
+from scalp_core.torch_runtime import TorchRuntime
 
 SMALL = 64  # side of the model's input in tests, pixels
 
@@ -44,12 +55,22 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -
 def _settle_statistics(model: torch.nn.Module) -> None:
     """Gives batch normalisation the statistics of photographs; without them all answers are alike."""
     spec = preprocess_for(model, SMALL)
-    images = torch.from_numpy(np.stack([decode(jpeg(seed), spec) for seed in range(16)]))
+    images = torch.from_numpy(np.stack([decode(jpeg(seed), spec).pixels for seed in range(16)]))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the plain average
     with torch.no_grad():
         model.train()(normalise(images, spec))
+
+
+def _with_graph(bundle: Bundle) -> Bundle:
+    spec = bundle.spec
+    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess)
+    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32")
+    images = np.stack([decode(jpeg(seed), spec.preprocess).pixels for seed in range(4)])
+    graph_logits = openvino_runtime.OpenVinoRuntime(graph, "fp32").logits
+    record = compare(graph, graph_logits, weights.logits, iter([(images, np.arange(4))]))
+    return with_graph(bundle, "float", graph, record)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +103,8 @@ def make_bundle() -> Callable[[Path], Path]:
             git_revision=None,
             weights_sha256=sha256(weights),
         )
-        save_bundle(str(folder), spec, weights)
+        bundle = _with_graph(Bundle(spec, files={WEIGHTS_FILE: weights}))
+        save_bundle(str(folder), bundle.spec, bundle.files)
         return folder
 
     return make

@@ -55,7 +55,7 @@ def predictor(bundle):
 
 
 def expected(predictor: Predictor, data: bytes) -> Grading:
-    return predictor.grade(decode(data, predictor.spec.preprocess)[None])[0]
+    return predictor.grade(decode(data, predictor.spec.preprocess).pixels[None])[0]
 
 
 def post(client: httpx.Client, data: bytes, name: str = "a.jpg") -> httpx.Response:

@@ -90,7 +90,7 @@ def test_a_machine_without_room_for_the_workers_says_so(way, tmp_path):
 def test_all_paths_see_the_same_pixels(way, test_rows):
     spec = load_bundle(str(way.run)).spec.preprocess
     uris = test_rows["uri"].to_pylist()
-    expected = {uri: decode(Path(uri).read_bytes(), spec).tobytes() for uri in uris}
+    expected = {uri: decode(Path(uri).read_bytes(), spec).pixels.tobytes() for uri in uris}
     columns = test_rows.select(["uri", "member", "label"])
     for_training = photographs(columns).map_batches(LoadForTraining(spec)).take_batch(len(uris))
     for_grading = photographs(columns).map_batches(LoadImages(spec)).take_batch(len(uris))
@@ -99,7 +99,7 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
     online = Ingress(None, load_bundle(str(way.run)).spec)
     for uri in uris:
-        assert online._decode(Path(uri).read_bytes())[1].tobytes() == expected[uri]
+        assert online._decode(Path(uri).read_bytes())[1].pixels.tobytes() == expected[uri]
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])

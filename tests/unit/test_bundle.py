@@ -37,7 +37,7 @@ def test_a_run_holds_its_bundle(bundle, tmp_path):
 def test_a_flipped_byte_is_refused(copy, file, share):
     flip_byte(copy / file, int((copy / file).stat().st_size * share))
     with pytest.raises(UserError, match=f"{file} .*copy the bundle again"):
-        load_bundle(str(copy))
+        load_bundle(str(copy)).fetch("weights")
 
 
 def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
@@ -45,7 +45,7 @@ def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
     content["temperature"] = 0.1
     (copy / SPEC_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match="does not match its sha256"):
-        load_bundle(str(copy))
+        load_bundle(str(copy)).fetch("weights")
 
 
 def test_a_directory_without_a_bundle_is_refused(tmp_path):

@@ -1,0 +1,92 @@
+"""A bundle's graphs for CPUs: made from its weights, and compared with them on real photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.images import LoadForTraining
+from scalp_core import metrics, openvino_runtime
+from scalp_core.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
+from scalp_core.openvino_runtime import OpenVinoRuntime
+from scalp_core.preprocess import Preprocess
+
+_BATCH = 32
+# A wrong conversion is far off for every photograph; these are enough to see it.
+_COMPARED = 64
+_MAX_DIFFERENCE = 1e-3
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+def with_float_graph(bundle: Bundle, val: pa.Table) -> Bundle:
+    """The bundle with the graph that CPUs run in bf16 or fp32.
+
+    Args:
+        bundle: its weights at hand.
+        val: manifest rows of the validation part; some are graded by the weights and by the graph.
+
+    Raises:
+        RuntimeError: the graph does not answer as the weights do.
+    """
+    from scalp_core.torch_runtime import TorchRuntime
+
+    spec = bundle.spec
+    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess)
+    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32")
+    batches = labelled_batches(val.slice(0, _COMPARED), spec.preprocess)
+    record = compare(graph, OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
+    if not record.max_logit_difference < _MAX_DIFFERENCE:
+        raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")
+    return with_graph(bundle, "float", graph, record)
+
+
+def with_graph(bundle: Bundle, kind: GraphKind, graph: Graph, record: GraphRecord) -> Bundle:
+    """The bundle with a graph added or replaced; saved with `save_bundle(uri, bundle.spec, bundle.files)`."""
+    spec = bundle.spec.model_copy(update={"graphs": {**bundle.spec.graphs, kind: record}})
+    return Bundle(spec, files=bundle.files | graph_files(kind, graph))
+
+
+def compare(
+    graph: Graph, candidate: Logits, reference: Logits, batches: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> GraphRecord:
+    """Grades photographs both ways.
+
+    Args:
+        graph: what `candidate` runs.
+        candidate: uint8 images to logits.
+        reference: the same by the weights in fp32, or by what is known to equal them.
+        batches: images uint8 (N, size, size, 3) and labels.
+    """
+    pairs, labels = [], []
+    for images, truth in batches:
+        pairs.append((candidate(images), reference(images)))
+        labels.append(truth)
+    own, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    truth = np.concatenate(labels)
+    qwk = [metrics.score(truth, logits.argmax(axis=1))["qwk"] for logits in (own, other)]
+    return GraphRecord(
+        xml_sha256=sha256(graph.xml),
+        weights_sha256=sha256(graph.weights),
+        photographs=len(truth),
+        max_logit_difference=float(np.abs(own - other).max()),
+        grade_agreement=float(np.mean(own.argmax(axis=1) == other.argmax(axis=1))),
+        qwk_drop=qwk[1] - qwk[0],
+        openvino=openvino_runtime.version(),
+    )
+
+
+def labelled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decoded photographs and labels of manifest rows, in their order, a batch at a time.
+
+    Raises:
+        UserError: a photograph cannot be read any more.
+    """
+    load = LoadForTraining(spec)
+    for start in range(0, rows.num_rows, _BATCH):
+        part = rows.slice(start, _BATCH)
+        names = ("uri", "member", "label")
+        batch = load({name: np.array(part[name].to_pylist(), dtype=object) for name in names})
+        yield batch["image"], batch["label"].astype(int)

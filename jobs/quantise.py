@@ -1,0 +1,116 @@
+"""`scalp quantise`: adds an int8 graph to a bundle, if it grades nearly as well."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.console import console, now, progress_bar, show
+from jobs.graphs import compare, labelled_batches, with_float_graph, with_graph
+from scalp_core import manifest, openvino_runtime
+from scalp_core.bundle import (
+    CARD_FILE,
+    MAX_INT8_QWK_DROP,
+    Bundle,
+    Graph,
+    GraphRecord,
+    load_bundle,
+    save_bundle,
+)
+from scalp_core.card import model_card
+from scalp_core.errors import UserError
+from scalp_core.openvino_runtime import OpenVinoRuntime
+
+# Photographs that set the ranges of int8; NNCF's own default.
+_RANGES = 300
+
+
+def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
+    """Makes the int8 graph with photographs of the training part and measures it on the validation part.
+
+    Args:
+        bundle: directory of the bundle, local or `s3://`; the graph is written into it.
+        data: directory that `scalp prepare` wrote; the one that the bundle was trained on.
+        seed: chooses the training photographs.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, or the data is not the bundle's.
+    """
+    started = time.monotonic()
+    loaded = load_bundle(bundle)
+    uri = str(loaded.uri)
+    if loaded.spec.training.data_sha256 != manifest.manifest_sha256(data):
+        raise UserError(
+            f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
+            "nothing; give that directory"
+        )
+    table = manifest.read_manifest(data)
+    val = manifest.part(table, "val")
+    if "float" not in loaded.spec.graphs:  # from before bundles held graphs
+        loaded = with_float_graph(loaded.fetch("weights"), val)
+    graph = loaded.graph("float")
+    images = _ranges(loaded, manifest.part(table, "train"), seed)
+    reference = OpenVinoRuntime(graph, "fp32").logits
+    for careful in (False, True):
+        with console.status(f"finding int8 ranges on {len(images)} training photographs"):
+            candidate = openvino_runtime.quantise(graph, images, careful=careful)
+        record = _measure(loaded, candidate, reference, val)
+        if record.qwk_drop <= MAX_INT8_QWK_DROP:
+            break
+    else:
+        raise UserError(
+            f"int8 costs {record.qwk_drop:.4f} kappa on {record.photographs} validation photographs, more "
+            f"than {MAX_INT8_QWK_DROP}: {bundle} keeps bf16 and fp32 alone"
+        )
+    changed = with_graph(loaded, "int8", candidate, record)
+    save_bundle(uri, changed.spec, changed.files | {CARD_FILE: model_card(changed.spec).encode()})
+    summary = {
+        "kind": "quantise",
+        "date": now(),
+        "model_version": changed.spec.version_in("int8"),
+        "ranges_from": len(images),
+        **record.model_dump(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _show(summary)
+    return summary
+
+
+def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
+    count = min(_RANGES, train.num_rows)
+    chosen = np.random.default_rng(seed).choice(train.num_rows, count, replace=False)
+    batches = labelled_batches(train.take(np.sort(chosen)), bundle.spec.preprocess)
+    return np.concatenate([images for images, _ in batches])
+
+
+def _measure(bundle: Bundle, graph: Graph, reference: Any, val: pa.Table) -> GraphRecord:
+    with progress_bar("measuring on validation", val.num_rows) as (progress, task):
+
+        def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for images, labels in labelled_batches(val, bundle.spec.preprocess):
+                yield images, labels
+                progress.update(task, advance=len(labels))
+
+        return compare(graph, OpenVinoRuntime(graph, "int8").logits, reference, counted())
+
+
+def _show(summary: dict[str, Any]) -> None:
+    show(
+        "quantise",
+        {
+            "model": summary["model_version"],
+            "validation photographs": summary["photographs"],
+            "kappa lost": f"{summary['qwk_drop']:.4f} (limit {MAX_INT8_QWK_DROP})",
+            "same grade": f"{summary['grade_agreement']:.1%}",
+            "largest difference of a logit": summary["max_logit_difference"],
+            "seconds": summary["seconds"],
+            "use it with": "--precision int8 --device cpu",
+        },
+    )

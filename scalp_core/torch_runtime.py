@@ -1,0 +1,198 @@
+"""The model by PyTorch: on GPUs, and on CPUs when it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from scalp_core.grades import NUM_GRADES
+from scalp_core.model import build_model, normalise
+from scalp_core.preprocess import Preprocess
+
+# Batches are padded to one of these, so that four CUDA graphs serve all sizes. Larger batches are cut: while
+# one piece is computed the next one is copied.
+_BUCKETS = (1, 8, 32, 128)
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the GPU multiplies bf16 itself; emulated bf16 is slower than fp32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class TorchRuntime:
+    """Runs the weights, channels last, batch normalisation folded into the convolutions.
+
+    Args:
+        architecture: timm name.
+        state: weights by name.
+        spec: preprocessing.
+        device: `cpu` or `cuda`.
+        precision: of the forward pass.
+        compiled: by Inductor, frozen. Takes half a minute a shape; for long runs.
+        threads: CPU threads; None leaves PyTorch's own choice. The setting is per thread, and Ray makes its
+            own, so it is made on the thread that computes.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        state: dict[str, torch.Tensor],
+        spec: Preprocess,
+        device: Literal["cpu", "cuda"],
+        precision: Literal["bf16", "fp32"],
+        *,
+        compiled: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        model = build_model(architecture).eval()
+        model.load_state_dict(state)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._device = torch.device(device)
+        self._spec = spec
+        self._threads = threads
+        configuration: Any = model.pretrained_cfg  # of timm: names the last layer
+        folded = _in_precision(_folded(model), configuration["classifier"], self._dtype)
+        folded = folded.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = torch.compile(folded, options={"freezing": True}) if compiled else folded
+        self._pads = compiled or device == "cuda"
+        self._turn = threading.Lock()
+        self._graphs: _CudaGraphs | None = None
+        if device == "cuda":
+            torch.backends.cudnn.benchmark = True  # few shapes, each for long
+            torch.backends.cudnn.allow_tf32 = precision == "bf16"  # fp32 means fp32
+            self._graphs = _CudaGraphs(self._forward, spec.size)
+
+    def warm_up(self, batch_size: int, size: int) -> None:
+        """Compiles, and captures, each shape that batches up to `batch_size` are padded to."""
+        for bucket in _BUCKETS if self._pads else (batch_size,):
+            self.logits(np.zeros((bucket, size, size, 3), np.uint8))
+            if bucket >= batch_size:
+                break
+
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (N, size, size, 3) to float32 (N, 4)."""
+        with self._turn:
+            if self._threads is not None and torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            if self._graphs:
+                return self._graphs.run(images)
+            return np.concatenate([self._on_cpu(piece) for piece in _pieces(images)])
+
+    def _on_cpu(self, images: np.ndarray) -> np.ndarray:
+        padded = _padded(images, _bucket(len(images))) if self._pads else np.ascontiguousarray(images)
+        return self._forward(torch.from_numpy(padded)).numpy()[: len(images)]
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._model(normalise(images, self._spec).to(self._dtype)).float()
+
+
+@dataclass
+class _Slot:
+    """Where one piece waits on its way to the GPU."""
+
+    pinned: torch.Tensor
+    staged: torch.Tensor
+    copied: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    taken: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+
+
+class _CudaGraphs:
+    """A captured graph a bucket, fed through two pinned slots: one is copied while the other is computed."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
+        self._forward = forward
+        self._shape = (size, size, 3)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        largest = (_BUCKETS[-1], *self._shape)
+        self._slots = [
+            _Slot(
+                torch.empty(largest, dtype=torch.uint8, pin_memory=True),
+                torch.empty(largest, dtype=torch.uint8, device="cuda"),
+            )
+            for _ in range(2)
+        ]
+        self._copies = torch.cuda.Stream()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        answers = torch.empty((len(images), NUM_GRADES), dtype=torch.float32, pin_memory=True)
+        start = 0
+        for number, piece in enumerate(_pieces(images)):
+            slot, count = self._slots[number % 2], len(piece)
+            graph, placed, result = self._graph(_bucket(count))
+            slot.copied.synchronize()  # the pinned memory is free again
+            slot.pinned.numpy()[:count] = piece
+            with torch.cuda.stream(self._copies):
+                self._copies.wait_event(slot.taken)
+                slot.staged[:count].copy_(slot.pinned[:count], non_blocking=True)
+                slot.copied.record()
+            torch.cuda.current_stream().wait_event(slot.copied)
+            placed[:count].copy_(slot.staged[:count])
+            slot.taken.record()
+            graph.replay()
+            answers[start : start + count].copy_(result[:count], non_blocking=True)
+            start += count
+        torch.cuda.current_stream().synchronize()
+        return answers.numpy().copy()
+
+    def _graph(self, bucket: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        if bucket not in self._graphs:
+            placed = torch.zeros((bucket, *self._shape), dtype=torch.uint8, device="cuda")
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries choose their kernels before the capture
+                for _ in range(3):
+                    self._forward(placed)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = self._forward(placed)
+            self._graphs[bucket] = graph, placed, result
+        return self._graphs[bucket]
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    try:
+        return fuse(model)
+    except torch.fx.proxy.TraceError:  # a model that decides by its input; right as it is, only slower
+        return model
+
+
+class _InFloat32(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.layer(values.float())
+
+
+def _in_precision(model: nn.Module, classifier: str | tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+    """All in `dtype` but the last layer: logits of 8 bits would tie, and cost nothing to keep."""
+    name = classifier if isinstance(classifier, str) else classifier[0]
+    head = copy.deepcopy(model.get_submodule(name))
+    model.to(dtype)
+    model.set_submodule(name, _InFloat32(head))
+    return model
+
+
+def _pieces(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + _BUCKETS[-1]] for start in range(0, len(images), _BUCKETS[-1])]
+
+
+def _bucket(count: int) -> int:
+    return next(bucket for bucket in _BUCKETS if bucket >= count)
+
+
+def _padded(images: np.ndarray, count: int) -> np.ndarray:
+    padded = np.zeros((count, *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    return padded
