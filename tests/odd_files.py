@@ -79,6 +79,7 @@ def sound_files() -> dict[str, bytes]:
     return files
 
 
+@cache
 def corpus() -> Corpus:
     """All files: bytes, and what may become of them."""
     graded = frozenset({GRADED})

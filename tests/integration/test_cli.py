@@ -62,14 +62,14 @@ def test_an_unknown_recipe_key(tmp_path):
 
 def test_a_bundle_with_a_flipped_byte(bundle, photographs, tmp_path):
     damaged = shutil.copytree(bundle, tmp_path / "damaged")
-    data = bytearray((damaged / "model.safetensors").read_bytes())
+    data = bytearray((damaged / "model.bin").read_bytes())
     data[1_000_000] ^= 1
-    (damaged / "model.safetensors").write_bytes(bytes(data))
+    (damaged / "model.bin").write_bytes(bytes(data))
     for result in (
         scalp("grade", damaged, photographs, tmp_path / "out"),
         scalp("serve", damaged),
     ):
-        assert_one_line(result, str(damaged), "model.safetensors", "copy the bundle again")
+        assert_one_line(result, str(damaged), "model.bin", "copy the bundle again")
 
 
 def test_a_wrong_s3_key(bundle, s3, tmp_path):

@@ -19,17 +19,21 @@ import pytest
 from fastapi import FastAPI, UploadFile
 from pydantic import ValidationError
 
+from jobs.images import LoadImages
 from jobs.results import RESULT_SCHEMA
-from scalp_core.bundle import WEIGHTS_FILE, load_bundle
+from scalp_core.bundle import GRAPH_FILES, load_bundle
+from scalp_core.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
-from scalp_core.predictor import Grading, Predictor
-from scalp_core.preprocess import MAX_BYTES, decode
+from scalp_core.grading import Grading
+from scalp_core.predictor import Predictor
+from scalp_core.preprocess import decode
 from serving import app
 from serving.grader import Batching, Grader
 from serving.middleware import Envelope
 from serving.schemas import GradeResponse
 from tests.conftest import free_port, jpeg
+from tests.odd_files import corpus
 
 # The same arithmetic on every machine, whether or not it has bf16.
 PRECISION = "fp32"
@@ -125,6 +129,24 @@ def test_parallel_requests_get_their_own_answers(client, predictor):
 )
 def test_refuses_what_is_no_photograph(client, data, status, code):
     check_problem(post(client, data), status, code)
+
+
+def test_every_file_gets_the_code_of_its_result_row(client, predictor, tmp_path):
+    names = sorted(corpus())
+    for name in names:
+        (tmp_path / name).write_bytes(corpus()[name][0])
+    uris = np.array([str(tmp_path / name) for name in names])
+    rows = LoadImages(predictor.spec.preprocess)({"uri": uris, "member": np.full(len(names), "")})
+    for name, code in zip(names, rows["error_code"], strict=True):
+        answer = post(client, (tmp_path / name).read_bytes())
+        assert answer.json().get("code", "") == code, name
+        assert (answer.status_code == 200) == (code == ""), name
+    assert len(set(rows["error_code"])) > 8
+
+
+def test_of_an_animated_picture_the_first_is_graded_and_said(client):
+    data, _ = corpus()["webp_animated"]
+    assert post(client, data).json()["notes"] == [FIRST_FRAME_ONLY]
 
 
 def test_refuses_an_endless_body_of_undeclared_length(client):
@@ -256,9 +278,10 @@ def test_refuses_to_listen_on_the_network(bundle, host):
 def test_refuses_a_damaged_bundle(bundle, tmp_path):
     for file in Path(bundle).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = bytearray((tmp_path / WEIGHTS_FILE).read_bytes())
+    _, name = GRAPH_FILES["float"]
+    weights = bytearray((tmp_path / name).read_bytes())
     weights[len(weights) // 2] ^= 1
-    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
+    (tmp_path / name).write_bytes(weights)
     with pytest.raises(UserError, match="does not match its sha256"):
         app.start(str(tmp_path), "127.0.0.1", free_port())
 

@@ -17,20 +17,23 @@ from jobs.results import RESULTS_FOLDER, read_results
 from jobs.train import train
 from scalp_core import manifest, metrics
 from scalp_core.bundle import load_bundle
+from scalp_core.codecs import read_picture
 from scalp_core.errors import UserError
+from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from serving import app
 from serving.ingress import Ingress
 from tests.conftest import free_port
+from tests.odd_files import encoded
 
 
 @pytest.fixture(scope="module")
 def test_rows(way):
-    return manifest.part(manifest.read_manifest(str(way.data)), "test")
+    return manifest.part(manifest.manifest.read_manifest(str(way.data)), "test")
 
 
 def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
-    table = manifest.read_manifest(str(way.data))
+    table = manifest.manifest.read_manifest(str(way.data))
     assert table.num_rows + sum(way.prepared["dropped"].values()) == 160
     devices = {part: set(manifest.part(table, part)["group"].to_pylist()) for part in manifest.PARTS}
     assert devices["train"] and devices["val"] and devices["test"]
@@ -49,7 +52,7 @@ def test_training_leaves_a_bundle_a_card_and_curves(way):
 
 
 def test_validation_counts_every_photograph_once_over_both_workers(way):
-    rows = manifest.part(manifest.read_manifest(str(way.data)), "val").num_rows
+    rows = manifest.part(manifest.manifest.read_manifest(str(way.data)), "val").num_rows
     assert {entry["val_n"] for entry in way.trained["history"]} == {rows}
     assert way.trained["validation"]["n"] == rows
 
@@ -82,6 +85,12 @@ def test_evaluation_is_of_the_whole_test_part_exactly_once(way, test_rows):
         assert picture.size[0] > 400
 
 
+def at_full_size(data, spec):
+    """The picture with all its pixels decoded, then resized as always."""
+    stored = Image.fromarray(read_picture(data, lambda width, height: (width, height)).pixels)
+    return decode(encoded(stored, "PNG"), spec).pixels
+
+
 def test_a_machine_without_room_for_the_workers_says_so(way, tmp_path):
     with pytest.raises(UserError, match="--workers 64: Ray has"):
         train(str(way.data), str(tmp_path / "run"), way.recipe, workers=64, device="cpu")
@@ -97,9 +106,21 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     assert [image.tobytes() for image in for_training["image"]] == [expected[uri] for uri in uris]
     found = dict(zip(for_grading["uri"], for_grading["image"], strict=True))
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
-    online = Ingress(None, load_bundle(str(way.run)).spec)
+    online = Ingress(None, load_bundle(str(way.run)).spec, "any")
     for uri in uris:
         assert online._decode(Path(uri).read_bytes())[1].pixels.tobytes() == expected[uri]
+
+
+def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
+    bundle = load_bundle(str(way.run))
+    spec = bundle.spec.preprocess
+    files = [Path(uri).read_bytes() for uri in manifest.read_manifest(str(way.data))["uri"].to_pylist()]
+    scaled = np.stack([decode(data, spec).pixels for data in files])
+    full = np.stack([at_full_size(data, spec) for data in files])
+    assert np.abs(scaled.astype(int) - full).mean() < 1.5
+    predictor = Predictor(bundle, "cpu")
+    same = predictor.logits(scaled).argmax(axis=1) == predictor.logits(full).argmax(axis=1)
+    assert same.mean() >= 0.995
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])

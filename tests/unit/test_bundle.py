@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from scalp_core.bundle import CARD_FILE, SPEC_FILE, WEIGHTS_FILE, load_bundle
+from scalp_core.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE, load_bundle
 from scalp_core.card import model_card
 from scalp_core.errors import UserError
 
@@ -32,12 +32,15 @@ def test_a_run_holds_its_bundle(bundle, tmp_path):
     assert load_bundle(str(tmp_path / "run")).spec == load_bundle(str(bundle)).spec
 
 
-@pytest.mark.parametrize("file", [WEIGHTS_FILE, SPEC_FILE])
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [(SPEC_FILE, "weights"), (WEIGHTS_FILE, "weights"), *((file, "float") for file in GRAPH_FILES["float"])],
+)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_flipped_byte_is_refused(copy, file, share):
+def test_a_flipped_byte_is_refused(copy, file, part, share):
     flip_byte(copy / file, int((copy / file).stat().st_size * share))
     with pytest.raises(UserError, match=f"{file} .*copy the bundle again"):
-        load_bundle(str(copy)).fetch("weights")
+        load_bundle(str(copy)).fetch(part)
 
 
 def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
@@ -45,7 +48,7 @@ def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
     content["temperature"] = 0.1
     (copy / SPEC_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match="does not match its sha256"):
-        load_bundle(str(copy)).fetch("weights")
+        load_bundle(str(copy))
 
 
 def test_a_directory_without_a_bundle_is_refused(tmp_path):
