@@ -157,6 +157,34 @@ def serve(
     verb(bundle, host, port, device, precision, runtime)
 
 
+bench = typer.Typer(help="Measures side by side, in one run, to a table and JSON.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+BenchOutOption = Annotated[str, typer.Option(help="folder for summary.json")]
+
+
+@bench.command("engine")
+def bench_engine(
+    out: BenchOutOption = "runs/bench/engine",
+    device: DeviceOption = "auto",
+    bundle: Annotated[str | None, typer.Option(help="a trained one; without it untrained weights")] = None,
+    photographs: Annotated[
+        str | None, typer.Option(help="folder or s3:// prefix of JPEG files; without it synthetic ones")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input of untrained weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each candidate gets")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="that a turn lasts at least")] = 1.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="also by Inductor, which takes a minute")
+    ] = True,
+) -> None:
+    """Decoding, the bare model and bytes-to-grade, beside the plain way; takes some four minutes."""
+    from jobs.bench.engine import EngineOptions
+    from jobs.bench.engine import bench_engine as verb
+
+    verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
+
+
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder for all that is made")] = "runs/demo",

@@ -14,19 +14,18 @@ from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.preprocess import Preprocess
 
 _BATCH = 32
-# A wrong conversion is far off for every photograph; these are enough to see it.
-_COMPARED = 64
 _MAX_DIFFERENCE = 1e-3
+_COMPARED = 64
 
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
-def with_float_graph(bundle: Bundle, val: pa.Table) -> Bundle:
+def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Bundle:
     """The bundle with the graph that CPUs run in bf16 or fp32.
 
     Args:
         bundle: its weights at hand.
-        val: manifest rows of the validation part; some are graded by the weights and by the graph.
+        batches: images uint8 (N, size, size, 3) and labels, which are graded by the weights and by the graph.
 
     Raises:
         RuntimeError: the graph does not answer as the weights do.
@@ -36,7 +35,6 @@ def with_float_graph(bundle: Bundle, val: pa.Table) -> Bundle:
     spec = bundle.spec
     graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess)
     weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32")
-    batches = labelled_batches(val.slice(0, _COMPARED), spec.preprocess)
     record = compare(graph, OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
     if not record.max_logit_difference < _MAX_DIFFERENCE:
         raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")
@@ -76,6 +74,11 @@ def compare(
         qwk_drop=qwk[1] - qwk[0],
         openvino=openvino_runtime.version(),
     )
+
+
+def few_batches(val: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some of the validation part: a wrong conversion is far off for every photograph."""
+    return labelled_batches(val.slice(0, _COMPARED), spec)
 
 
 def labelled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:

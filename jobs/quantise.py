@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.console import console, now, progress_bar, show
-from jobs.graphs import compare, labelled_batches, with_float_graph, with_graph
+from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph, with_graph
 from scalp_core import manifest, openvino_runtime
 from scalp_core.bundle import (
     CARD_FILE,
@@ -54,7 +54,7 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
     table = manifest.read_manifest(data)
     val = manifest.part(table, "val")
     if "float" not in loaded.spec.graphs:  # from before bundles held graphs
-        loaded = with_float_graph(loaded.fetch("weights"), val)
+        loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, loaded.spec.preprocess))
     graph = loaded.graph("float")
     images = _ranges(loaded, manifest.part(table, "train"), seed)
     reference = OpenVinoRuntime(graph, "fp32").logits

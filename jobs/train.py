@@ -30,7 +30,7 @@ from ray.util.queue import Empty, Queue
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.evaluate import collect_logits
-from jobs.graphs import with_float_graph
+from jobs.graphs import few_batches, with_float_graph
 from jobs.images import LoadForTraining, photographs, turn
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE, train_worker
@@ -297,7 +297,9 @@ def _finish(
         git_revision=provenance.git_revision(),
         weights_sha256=sha256(weights),
     )
-    bundle = with_float_graph(Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), parts["val"])
+    bundle = with_float_graph(
+        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
+    )
     bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
     figure = report.curves(history, best["epoch"])
     storage.write(storage.join(run, "curves.png"), figure)

@@ -39,6 +39,11 @@ CpuPrecision = Literal["bf16", "fp32", "int8"]
 _BATCHES = (8, 4, 2, 1)
 
 
+def physical_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 itself, as the runtime that would use it says."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -109,7 +114,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, graph: Graph, precision: CpuPrecision, threads: int | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = physical_cores()
         threads = threads or cores
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -119,7 +124,7 @@ class OpenVinoRuntime:
             "ENABLE_CPU_PINNING": threads >= cores,
         }
         compiled = openvino.Core().compile_model(_read(graph), "CPU", settings)
-        self._request = compiled.create_infer_request()
+        self.request = compiled.create_infer_request()
         self._turn = threading.Lock()
 
     def warm_up(self, batch_size: int, size: int) -> None:
@@ -134,7 +139,7 @@ class OpenVinoRuntime:
         result = np.empty((len(images), NUM_GRADES), np.float32)
         with self._turn:
             for start, stop in _cuts(len(images)):
-                answer = self._request.infer([images[start:stop]], share_inputs=True, share_outputs=True)
+                answer = self.request.infer([images[start:stop]], share_inputs=True, share_outputs=True)
                 result[start:stop] = answer[0]
         return result
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scalp_core.openvino_runtime import physical_cores
 from scalp_core.predictor import has_bf16, resolve_device
 
 _LIBRARIES = (
@@ -37,7 +38,7 @@ def machine() -> dict[str, Any]:
     device = resolve_device("auto")
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": physical_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu_name() if device == "cuda" else None,
         "bf16": has_bf16(device),

@@ -19,11 +19,11 @@ from PIL import Image
 from cluster.local import Cluster, connect
 from cluster.local_s3 import S3Server, s3_server
 from jobs.evaluate import evaluate
-from jobs.graphs import compare, with_graph
+from jobs.graphs import with_float_graph
 from jobs.prepare import prepare
 from jobs.synth import synth
 from jobs.train import RECIPES, train
-from scalp_core import openvino_runtime, provenance
+from scalp_core import provenance
 from scalp_core.bundle import (
     WEIGHTS_FILE,
     Bundle,
@@ -38,7 +38,6 @@ from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
-from scalp_core.torch_runtime import TorchRuntime
 
 SMALL = 64  # side of the model's input in tests, pixels
 
@@ -64,13 +63,8 @@ def _settle_statistics(model: torch.nn.Module) -> None:
 
 
 def _with_graph(bundle: Bundle) -> Bundle:
-    spec = bundle.spec
-    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess)
-    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32")
-    images = np.stack([decode(jpeg(seed), spec.preprocess).pixels for seed in range(4)])
-    graph_logits = openvino_runtime.OpenVinoRuntime(graph, "fp32").logits
-    record = compare(graph, graph_logits, weights.logits, iter([(images, np.arange(4))]))
-    return with_graph(bundle, "float", graph, record)
+    images = np.stack([decode(jpeg(seed), bundle.spec.preprocess).pixels for seed in range(4)])
+    return with_float_graph(bundle, iter([(images, np.arange(4))]))
 
 
 @pytest.fixture(scope="session")

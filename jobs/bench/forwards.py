@@ -1,0 +1,140 @@
+"""Ways to run the model, each in a process of its own. `setup` makes the way there, the rest runs in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs.bench import decoders, inputs
+from jobs.bench.measure import repeat
+from scalp_core.bundle import Bundle, Graph, load_bundle
+from scalp_core.openvino_runtime import OpenVinoRuntime
+from scalp_core.predictor import Hardware, Predictor, ResolvedRuntime
+from scalp_core.preprocess import decode
+
+Forward = Callable[[np.ndarray], np.ndarray]
+
+_PLAIN_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the model.
+
+    Args:
+        name: of its rows.
+        runtime: `plain` is PyTorch as one would write it down.
+        precision: of the forward pass.
+        channels_last: memory layout, of `plain`; all others have it.
+    """
+
+    name: str
+    runtime: Literal["plain"] | ResolvedRuntime
+    precision: Literal["fp32", "bf16", "int8"]
+    channels_last: bool = False
+
+
+@dataclass
+class _Here:
+    """What this process holds."""
+
+    files: list[bytes]
+    images: np.ndarray
+    size: int
+    forward: Forward
+    predictor: Predictor | None
+
+
+_here: _Here
+
+
+def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
+    """Makes the way in this process.
+
+    Args:
+        way: to make.
+        device: where it runs.
+        folder: of the bundle.
+        files: photographs.
+    """
+    global _here
+    bundle = load_bundle(folder)
+    spec = bundle.spec.preprocess
+    predictor = None
+    if way.runtime == "plain":
+        forward = _plain(bundle, device, way)
+    elif way.precision == "int8" and "int8" not in bundle.spec.graphs:
+        xml, weights = (path.read_bytes() for path in inputs.int8_paths(folder))
+        forward = _bare(OpenVinoRuntime(Graph(xml, weights), "int8"))
+    else:
+        predictor = Predictor(bundle, device, way.precision, runtime=way.runtime)
+        forward = _bare(predictor.forward)
+    _here = _Here(files, inputs.decoded(files, spec), spec.size, forward, predictor)
+
+
+def logits() -> np.ndarray:
+    """float32 (N, 4) of all photographs."""
+    batches = range(0, len(_here.images), 8)
+    return np.concatenate([_here.forward(_here.images[start : start + 8]) for start in batches])
+
+
+def bare(batch: int, seconds: float) -> list[float]:
+    """Forward passes of one batch of decoded pixels."""
+    copies = ceil(batch / len(_here.images))
+    images = np.concatenate([_here.images] * copies)[:batch]
+    return repeat(lambda: _here.forward(images), seconds)
+
+
+def bulk(seconds: float) -> list[float]:
+    """All photographs from bytes to gradings."""
+    predictor = _here.predictor
+    if predictor is None:
+        return repeat(_plain_loop, seconds)
+    return repeat(lambda: list(predictor.grade_bytes(_here.files)), seconds)
+
+
+def single(seconds: float) -> list[float]:
+    """One photograph after the other, each alone from bytes to grading."""
+    assert _here.predictor is not None  # noqa: S101
+    predictor, files = _here.predictor, cycle(_here.files)
+    spec = predictor.spec.preprocess
+    return repeat(lambda: predictor.grade(decode(next(files), spec).pixels[None]), seconds)
+
+
+def _plain_loop() -> None:
+    for start in range(0, len(_here.files), _PLAIN_BATCH):
+        part = _here.files[start : start + _PLAIN_BATCH]
+        _here.forward(np.stack([decoders.plain(data, _here.size) for data in part]))
+
+
+def _bare(runtime: Any) -> Forward:
+    """The pass with nothing of ours around it; PyTorch's on a GPU is its captured graphs."""
+    if not isinstance(runtime, OpenVinoRuntime):
+        return runtime.logits
+    request = runtime.request
+    return lambda images: request.infer([images], share_inputs=True)[0]
+
+
+def _plain(bundle: Bundle, device: Hardware, way: Way) -> Forward:
+    import torch
+
+    from scalp_core.model import build_model, normalise
+
+    layout = torch.channels_last if way.channels_last else torch.contiguous_format
+    model: Any = build_model(bundle.spec.architecture)
+    model.load_state_dict(bundle.state)
+    model = model.eval().to(device).to(memory_format=layout)
+    spec = bundle.spec.preprocess
+
+    @torch.inference_mode()
+    def forward(images: np.ndarray) -> np.ndarray:
+        batch = normalise(torch.from_numpy(images).to(device), spec).contiguous(memory_format=layout)
+        with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
+            return model(batch).float().cpu().numpy()
+
+    return forward

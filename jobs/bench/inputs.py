@@ -1,0 +1,120 @@
+"""What the benches work on: photographs and a bundle, laid out in a local folder."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from jobs.graphs import with_float_graph
+from scalp_core import openvino_runtime, provenance, storage
+from scalp_core.bundle import (
+    GRAPH_FILES,
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    Training,
+    graph_files,
+    load_bundle,
+    save_bundle,
+    serialise_weights,
+    sha256,
+)
+from scalp_core.codecs import MAX_BYTES
+from scalp_core.errors import UserError
+from scalp_core.preprocess import Preprocess, decode
+from scalp_core.synthetic import write_dataset
+from scalp_core.synthetic_plan import SynthOptions
+
+MIN_PHOTOGRAPHS = 16
+_PHOTOGRAPHS = 96
+
+
+def read_photographs(source: str | None) -> list[bytes]:
+    """JPEG files of a folder or prefix; synthetic ones when none is named.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if source is None:
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = Path(folder, "photographs")
+            write_dataset(drawn, SynthOptions(images=_PHOTOGRAPHS))
+            return read_photographs(str(drawn))
+    locations = storage.list_photographs(source).photographs[:_PHOTOGRAPHS]
+    read = storage.read_photographs(locations, MAX_BYTES)
+    files = [data for data in read if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff")]
+    if len(files) < MIN_PHOTOGRAPHS:
+        raise UserError(f"{source} holds {len(files)} JPEG files; give one that holds {MIN_PHOTOGRAPHS}")
+    return files
+
+
+def lay_out_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) -> Bundle:
+    """Writes the bundle into a local folder, whole.
+
+    Args:
+        folder: to write.
+        uri: a trained bundle; None makes one of random weights, which are as fast.
+        size: of the untrained one's input, pixels.
+        files: photographs that its graph is checked on.
+    """
+    bundle = load_bundle(uri) if uri else _untrained(size, files)
+    bundle.fetch("weights")
+    for kind in bundle.spec.graphs:
+        bundle.fetch(kind)
+    save_bundle(folder, bundle.spec, bundle.files)
+    return load_bundle(folder)
+
+
+def lay_out_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
+    """Adds the files of an int8 graph that is not the bundle's own: for its speed, not for its grades."""
+    graph = openvino_runtime.quantise(bundle.graph("float"), images)
+    for name, data in graph_files("int8", graph).items():
+        Path(folder, name).write_bytes(data)
+
+
+def int8_paths(folder: str) -> list[Path]:
+    """The two files of the int8 graph."""
+    return [Path(folder, name) for name in GRAPH_FILES["int8"]]
+
+
+def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
+    """uint8 (N, size, size, 3)."""
+    return np.stack([decode(data, spec).pixels for data in files])
+
+
+def _untrained(size: int, files: list[bytes]) -> Bundle:
+    import torch
+
+    from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, preprocess_for
+
+    torch.manual_seed(0)
+    model = build_model(DEFAULT_ARCHITECTURE)
+    weights = serialise_weights(model.state_dict())
+    spec = BundleSpec(
+        name="untrained",
+        created_at=datetime.now(UTC),
+        architecture=DEFAULT_ARCHITECTURE,
+        preprocess=preprocess_for(model, size),
+        temperature=1.0,
+        conformal=Conformal(coverage=0.9, quantile=0.9),
+        training=Training(
+            recipe={},
+            initial_weights="none",
+            workers=0,
+            best_epoch=0,
+            data_sha256="",
+            grade_counts=[1, 1, 1, 1],
+        ),
+        metrics={},
+        versions=provenance.versions(),
+        git_revision=None,
+        weights_sha256=sha256(weights),
+    )
+    images = decoded(files[:4], spec.preprocess)
+    return with_float_graph(
+        Bundle(spec, files={WEIGHTS_FILE: weights}), iter([(images, np.arange(len(images)))])
+    )
