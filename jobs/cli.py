@@ -126,6 +126,24 @@ def quantise(bundle: BundleArg, data: DataArg) -> None:
 
 
 @app.command()
+def export(
+    bundle: BundleArg,
+    photographs: Annotated[str, typer.Argument(help="folder, .zip or s3:// prefix to compare on")],
+    out: OutArg,
+    precision: Annotated[
+        Literal["float", "int8"], typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantise`")
+    ] = "float",
+    format_: Annotated[
+        Literal["openvino"], typer.Option("--format", help="the fastest of those measured on CPUs")
+    ] = "openvino",
+) -> None:
+    """Writes the model for other programs, checked against the bundle's weights on photographs."""
+    from jobs.export import export as verb
+
+    verb(bundle, photographs, out, precision, format_)
+
+
+@app.command()
 def grade(
     bundle: BundleArg,
     source: Annotated[str, typer.Argument(help="folder, .zip, s3:// prefix or s3://….zip")],

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jobs.bench import decoders, inputs
+from jobs.bench import decoders
 from jobs.bench.measure import repeat
-from scalp_core.bundle import Bundle, Graph, load_bundle
+from scalp_core.bundle import GRAPH_FILES, Bundle, Graph, load_bundle
 from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.predictor import Hardware, Predictor, ResolvedRuntime
 from scalp_core.preprocess import decode
@@ -69,12 +70,14 @@ def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
     if way.runtime == "plain":
         forward = _plain(bundle, device, way)
     elif way.precision == "int8" and "int8" not in bundle.spec.graphs:
-        xml, weights = (path.read_bytes() for path in inputs.int8_paths(folder))
+        xml, weights = (Path(folder, name).read_bytes() for name in GRAPH_FILES["int8"])
         forward = _bare(OpenVinoRuntime(Graph(xml, weights), "int8"))
     else:
         predictor = Predictor(bundle, device, way.precision, runtime=way.runtime)
         forward = _bare(predictor.forward)
-    _here = _Here(files, inputs.decoded(files, spec), spec.size, forward, predictor)
+    _here = _Here(
+        files, np.stack([decode(data, spec).pixels for data in files]), spec.size, forward, predictor
+    )
 
 
 def logits() -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 from jobs.graphs import with_float_graph
 from scalp_core import openvino_runtime, provenance, storage
 from scalp_core.bundle import (
-    GRAPH_FILES,
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
@@ -74,11 +73,6 @@ def lay_out_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
     graph = openvino_runtime.quantise(bundle.graph("float"), images)
     for name, data in graph_files("int8", graph).items():
         Path(folder, name).write_bytes(data)
-
-
-def int8_paths(folder: str) -> list[Path]:
-    """The two files of the int8 graph."""
-    return [Path(folder, name) for name in GRAPH_FILES["int8"]]
 
 
 def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:

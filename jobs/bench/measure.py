@@ -77,8 +77,8 @@ def time_in_turns(what: str, candidates: list[Candidate], rounds: int, seconds: 
 class OwnProcess:
     """A process for one candidate: its memory is its own, and so are the habits of its allocator.
 
-    glibc gives large blocks back to the kernel or keeps them, by what was freed before. PyTorch's speed on a CPU
-    differs by half between the two, so candidates that share a process would time each other.
+    glibc gives large blocks back to the kernel or keeps them, by what was freed before. PyTorch's speed on a
+    CPU differs by half between the two, so candidates that share a process would time each other.
 
     Args:
         setup: called once in the process.

@@ -1,0 +1,127 @@
+"""int8 and exports of a trained bundle: made, measured, used, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from PIL import Image
+
+from jobs import quantise as quantise_module
+from jobs.export import export
+from jobs.grade import grade
+from jobs.pipeline import ModelOptions
+from jobs.quantise import quantise
+from jobs.results import RESULTS_FOLDER, read_results
+from scalp_core import manifest
+from scalp_core.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, load_bundle
+from scalp_core.errors import UserError
+from scalp_core.predictor import Predictor
+from scalp_core.preprocess import decode
+
+
+@pytest.fixture(scope="module")
+def quantised(way, tmp_path_factory):
+    """A copy of the trained bundle with an int8 graph, and what `quantise` said of it.
+
+    After two epochs on few photographs it stands near the edges between grades, so the limit is wider here.
+    """
+    copy = shutil.copytree(way.run / "bundle", tmp_path_factory.mktemp("int8") / "bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise_module, "MAX_INT8_QWK_DROP", 1.0)
+        summary = quantise(str(copy), str(way.data))
+    return copy, summary
+
+
+@pytest.fixture(scope="module")
+def photographs(way, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, uri in enumerate(manifest.read_manifest(str(way.data))["uri"].to_pylist()[:40]):
+        shutil.copy(uri, folder / f"{index}.jpg")
+    return folder
+
+
+def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantised):
+    copy, summary = quantised
+    val = manifest.part(manifest.read_manifest(str(way.data)), "val")
+    record = load_bundle(str(copy)).spec.graphs["int8"]
+    assert record.photographs == val.num_rows == summary["photographs"]
+    assert record.qwk_drop == summary["qwk_drop"]
+    assert record.max_logit_difference > 0
+    assert record.grade_agreement > 0.8
+    assert "int8 graph" in (copy / CARD_FILE).read_text()
+    # A quarter of the size: the weights are stored in 8 bits.
+    sizes = {kind: (copy / GRAPH_FILES[kind][1]).stat().st_size for kind in GRAPH_FILES}
+    assert sizes["int8"] < 0.3 * sizes["float"]
+
+
+def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path, monkeypatch):
+    copy, _ = quantised
+    monkeypatch.setattr("scalp_core.bundle.MAX_INT8_QWK_DROP", 1.0)
+    out = str(tmp_path / "out")
+    summary = grade(str(copy), str(photographs), out, ModelOptions("cpu", "int8"))
+    assert (summary["graded"], summary["rows_unaccounted"]) == (40, 0)
+    versions = set(read_results(str(tmp_path / "out" / RESULTS_FOLDER))["model_version"].to_pylist())
+    assert versions == {summary["model_version"]}
+    assert summary["model_version"] == f"{load_bundle(str(copy)).spec.model_version}-int8"
+    with pytest.raises(UserError, match="holds results of model_version"):  # never two models in one output
+        grade(str(copy), str(photographs), out, ModelOptions("cpu", "fp32"))
+
+
+def test_int8_is_not_offered_above_the_limit(way, tmp_path, monkeypatch):
+    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    monkeypatch.setattr(quantise_module, "MAX_INT8_QWK_DROP", -2.0)  # kappa itself is within -1 and 1
+    with pytest.raises(UserError, match="keeps bf16 and fp32 alone"):
+        quantise(str(copy), str(way.data))
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+def test_a_graph_that_costs_too_much_is_not_run_even_if_it_is_there(quantised, monkeypatch):
+    copy, _ = quantised
+    monkeypatch.setattr("scalp_core.bundle.MAX_INT8_QWK_DROP", -2.0)
+    with pytest.raises(UserError, match="scalp quantise"):
+        load_bundle(str(copy)).fetch("int8")
+
+
+def test_other_data_proves_nothing(quantised, bundle, way):
+    with pytest.raises(UserError, match="is not the data"):
+        quantise(str(bundle), str(way.data))
+
+
+def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp_path):
+    summary = export(str(way.run), str(photographs), str(tmp_path))
+    assert (summary["photographs"], summary["grade_agreement"]) == (40, 1.0)
+    assert summary["max_logit_difference"] < 1e-4
+    contract = json.loads((tmp_path / "contract.json").read_text())
+    loaded = load_bundle(str(way.run))
+    data = (photographs / "0.jpg").read_bytes()
+    # As a program would that has OpenVINO, Pillow and the contract, and nothing of ours.
+    size = contract["preprocess"]["size"]
+    pixels = np.asarray(Image.open(io.BytesIO(data)).resize((size, size), Image.Resampling.BILINEAR))
+    model = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    logits = model([pixels[None]])[0][0] / contract["temperature"]
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    (expected,) = Predictor(loaded, "cpu", "fp32").grade(decode(data, loaded.spec.preprocess).pixels[None])
+    assert probabilities == pytest.approx(expected.probabilities, abs=0.05)  # Pillow decoded all pixels
+    assert contract["grade_names"][int(np.argmax(probabilities))] == expected.grade_name
+
+
+def test_an_export_needs_photographs_to_be_checked_on(way, tmp_path):
+    Path(tmp_path, "a.jpg").write_bytes(b"no photograph")
+    with pytest.raises(UserError, match="name some to compare on"):
+        export(str(way.run), str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_changed_graph_is_refused(way, tmp_path):
+    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+    assert json.loads((copy / SPEC_FILE).read_text())["graphs"]["float"]["grade_agreement"] == 1.0
+    with (copy / "model.xml").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match="model.xml does not match its sha256"):
+        Predictor(load_bundle(str(copy)), "cpu")
