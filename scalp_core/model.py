@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,17 @@ def preprocess_for(model: nn.Module, size: int, resize: Resize = "squash") -> Pr
 
 def normalise(images: torch.Tensor, spec: Preprocess) -> torch.Tensor:
     """uint8 (N, size, size, 3) to float32 (N, 3, size, size) in channels_last memory, on the same device."""
-    mean = torch.tensor(spec.mean, device=images.device) * 255
-    scale = 1 / (torch.tensor(spec.std, device=images.device) * 255)
+    mean, scale = _constants(spec, images.device)
     # Permuting an NHWC tensor is channels_last already: no copy is made for the layout.
     return ((images.float() - mean) * scale).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _constants(spec: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    # Kept: a copy to the GPU at each call would be slow, and is not allowed while a CUDA graph is captured.
+    with torch.inference_mode(False):
+        mean = torch.tensor(spec.mean, device=device) * 255
+        return mean, 1 / (torch.tensor(spec.std, device=device) * 255)
 
 
 def initial_model(architecture: str, weights: str, seed: int) -> nn.Module:

@@ -76,6 +76,7 @@ def convert(architecture: str, state: dict[str, torch.Tensor], spec: Preprocess)
             return self.model(normalise(images, spec))
 
     example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
+    normalise(example, spec)  # keeps its constants, so that they are no operations of the trace
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of constants, which the normalisation's numbers are
         model = openvino.convert_model(

@@ -133,7 +133,7 @@ def test_a_text_is_refused_in_words(page, origin, tmp_path):
     drop(page, b"no photograph", "note.txt", "text/plain")
     failure = page.locator("#result .failure")
     expect(failure).to_contain_text("Not graded")
-    expect(failure).to_contain_text("the bytes are none of JPEG, PNG, WEBP, BMP, TIFF")
+    expect(failure).to_contain_text("the bytes are none of JPEG, PNG, WebP, BMP, TIFF")
     expect(failure).to_contain_text("not_an_image")
     expect(page.locator("#preview")).to_be_hidden()
     page.screenshot(path=tmp_path / "refused.png", full_page=True)

@@ -47,7 +47,8 @@ def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path):
     assert 1 <= len(before) < EPOCHS
     assert not (run / "summary.json").exists()
 
-    again = subprocess.run(command(way, run), capture_output=True, text=True, timeout=200, check=True)
+    again = subprocess.run(command(way, run), capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
     assert "going on after epoch" in again.stdout
     history = json.loads((run / "summary.json").read_text())["history"]
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))

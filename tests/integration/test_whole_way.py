@@ -29,11 +29,11 @@ from tests.odd_files import encoded
 
 @pytest.fixture(scope="module")
 def test_rows(way):
-    return manifest.part(manifest.manifest.read_manifest(str(way.data)), "test")
+    return manifest.part(manifest.read_manifest(str(way.data)), "test")
 
 
 def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
-    table = manifest.manifest.read_manifest(str(way.data))
+    table = manifest.read_manifest(str(way.data))
     assert table.num_rows + sum(way.prepared["dropped"].values()) == 160
     devices = {part: set(manifest.part(table, part)["group"].to_pylist()) for part in manifest.PARTS}
     assert devices["train"] and devices["val"] and devices["test"]
@@ -52,7 +52,7 @@ def test_training_leaves_a_bundle_a_card_and_curves(way):
 
 
 def test_validation_counts_every_photograph_once_over_both_workers(way):
-    rows = manifest.part(manifest.manifest.read_manifest(str(way.data)), "val").num_rows
+    rows = manifest.part(manifest.read_manifest(str(way.data)), "val").num_rows
     assert {entry["val_n"] for entry in way.trained["history"]} == {rows}
     assert way.trained["validation"]["n"] == rows
 

@@ -14,10 +14,18 @@ COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.s
 VERBS = typer.main.get_command(app).commands
 
 
+def leaves(verbs):
+    """The verbs themselves, those of groups too."""
+    for verb in verbs:
+        yield from leaves(verb.commands.values()) if hasattr(verb, "commands") else [verb]
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_scalp_command_parses(words):
-    verb = VERBS[words[1]]
-    verb.make_context(words[1], words[2:])  # raises for a missing argument or an unknown option
+    verb, rest = VERBS[words[1]], words[2:]
+    while commands := getattr(verb, "commands", None):
+        verb, rest = commands[rest[0]], rest[1:]
+    verb.make_context(words[1], rest)  # raises for a missing argument or an unknown option
 
 
 def test_every_verb_named_in_the_text_exists():
@@ -28,7 +36,7 @@ def test_every_verb_named_in_the_text_exists():
 
 def test_every_option_named_in_the_text_exists():
     options = {"--help"} | {
-        name for verb in VERBS.values() for parameter in verb.params for name in parameter.opts
+        name for verb in leaves(VERBS.values()) for parameter in verb.params for name in parameter.opts
     }
     named = set(re.findall(r"--[a-z][a-z-]+", README))
     assert named
