@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -14,6 +12,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: float (N, 4).
         labels: int (N,).
     """
+    from scipy.optimize import minimize_scalar  # half a second to import, and not for whoever only grades
+    from scipy.special import log_softmax
 
     def log_loss(log_t: float) -> float:
         return -float(log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
@@ -24,7 +24,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Calibrated probabilities, float64 (N, 4), from logits (N, 4)."""
-    return softmax(logits.astype(np.float64) / temperature, axis=1)
+    scaled = logits.astype(np.float64) / temperature
+    grown = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return grown / grown.sum(axis=1, keepdims=True)
 
 
 def _growth(probs: np.ndarray) -> tuple[list[int], np.ndarray]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
+import ray
 from PIL import Image
 
 from jobs import quantise as quantise_module
@@ -125,3 +127,34 @@ def test_a_changed_graph_is_refused(way, tmp_path):
         file.write(b" ")
     with pytest.raises(UserError, match="model.xml does not match its sha256"):
         Predictor(load_bundle(str(copy)), "cpu")
+
+
+@ray.remote(num_cpus=1)
+class Replica:
+    """As Ray starts one: OMP_NUM_THREADS follows its num_cpus, and it computes on a thread of its own."""
+
+    def __init__(self, bundle, threads):
+        self.predictor = Predictor(bundle, "cpu", "fp32", threads)
+        self.thread = ThreadPoolExecutor(1)
+
+    def threads(self):
+        return int(self.predictor.forward.request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
+
+    def logits(self, images):
+        return self.thread.submit(self.predictor.logits, images).result()
+
+
+def test_a_replica_computes_on_the_threads_it_was_given_and_answers_the_same(way, photographs):
+    bundle = load_bundle(str(way.run)).fetch("float")
+    images = np.stack(
+        [
+            decode((photographs / f"{index}.jpg").read_bytes(), bundle.spec.preprocess).pixels
+            for index in range(11)
+        ]
+    )
+    expected = Predictor(bundle, "cpu", "fp32").logits(images)
+    for threads in (1, 2):
+        replica = Replica.remote(bundle, threads)
+        assert ray.get(replica.threads.remote()) == threads
+        np.testing.assert_allclose(ray.get(replica.logits.remote(images)), expected, atol=1e-4)
+        ray.kill(replica)
