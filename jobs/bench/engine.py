@@ -169,7 +169,7 @@ def _whole_rows(
         best = max((row for row in rows if row["what"] == way.name), key=_rate)["batch"]
         candidates += [
             ("bulk", Candidate(f"{name}, bare", partial(call, forwards.bare, best), best)),
-            ("bulk", Candidate(name, partial(call, forwards.bulk), count)),
+            ("bulk", Candidate(name, partial(call, forwards.bulk), count * forwards.PASSES)),
             ("one photograph", Candidate(f"{name}, bare", partial(call, forwards.bare, 1), 1)),
             ("one photograph", Candidate(name, partial(call, forwards.single), 1)),
         ]
