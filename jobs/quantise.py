@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.console import console, now, progress_bar, show
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph, with_graph
-from scalp_core import manifest, openvino_runtime
+from scalp_core import manifest, openvino_runtime, storage
 from scalp_core.bundle import (
     CARD_FILE,
     MAX_INT8_QWK_DROP,
@@ -38,7 +38,8 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         seed: chooses the training photographs.
 
     Returns:
-        the summary.
+        the summary that is also written to the bundle's `summary.json`; a bundle that has the graph already
+        is left as it is.
 
     Raises:
         UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, or the data is not the bundle's.
@@ -51,6 +52,11 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
             "nothing; give that directory"
         )
+    kept = read_json(storage.join(uri, SUMMARY_FILE))
+    if "int8" in loaded.spec.graphs and kept:
+        console.print(f"{uri} has its int8 graph already")
+        _show(kept)
+        return kept
     table = manifest.read_manifest(data)
     val = manifest.part(table, "val")
     if "float" not in loaded.spec.graphs:  # from before bundles held graphs
@@ -79,6 +85,7 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         **record.model_dump(),
         "seconds": round(time.monotonic() - started, 1),
     }
+    write_json(storage.join(uri, SUMMARY_FILE), summary)
     _show(summary)
     return summary
 

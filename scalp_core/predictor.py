@@ -22,14 +22,12 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32", "int8"]
 Runtime = Literal["auto", "openvino", "torch", "torch-compile"]
 
-
 Hardware = Literal["cpu", "cuda"]
 ResolvedRuntime = Literal["openvino", "torch", "torch-compile"]
 
 # Photographs above which Inductor pays for itself on a GPU: it takes about 40 s and saves about 0.13 ms each
 # (timm's published rates of this model on an RTX 4090, 2,268 and 3,196/s).
 COMPILE_FROM = 300_000
-
 
 # Photographs that are decoded, then computed, together, and such pieces decoded ahead.
 _PIECES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}

@@ -61,7 +61,7 @@ class TorchRuntime:
         configuration: Any = model.pretrained_cfg  # of timm: names the last layer
         folded = _in_precision(_folded(model), configuration["classifier"], self._dtype)
         folded = folded.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._model = torch.compile(folded, options={"freezing": True}) if compiled else folded
+        self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
         self._pads = compiled or device == "cuda"
         self._turn = threading.Lock()
         self._graphs: _CudaGraphs | None = None

@@ -62,6 +62,13 @@ def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantis
     assert sizes["int8"] < 0.3 * sizes["float"]
 
 
+def test_a_finished_quantisation_ends_at_once(way, quantised):
+    copy, summary = quantised
+    before = {file.name: file.stat().st_mtime_ns for file in copy.iterdir()}
+    assert quantise(str(copy), str(way.data)) == summary
+    assert {file.name: file.stat().st_mtime_ns for file in copy.iterdir()} == before
+
+
 def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path, monkeypatch):
     copy, _ = quantised
     monkeypatch.setattr("scalp_core.bundle.MAX_INT8_QWK_DROP", 1.0)

@@ -81,10 +81,12 @@ def test_the_thread_count_holds_on_the_thread_that_computes(loaded, images):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_runtime_answers_alike(loaded, images, precision):
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("torch-compile", "fp32")]
+)
+def test_every_runtime_answers_alike(loaded, images, runtime, precision):
     by_openvino = Predictor(loaded, "cpu", precision).logits(images)
-    by_torch = Predictor(loaded, "cpu", precision, runtime="torch").logits(images)
+    by_torch = Predictor(loaded, "cpu", precision, runtime=runtime).logits(images)
     spread = np.ptp(by_torch, axis=0).min()
     assert np.abs(by_openvino - by_torch).max() < (1e-4 if precision == "fp32" else 0.15 * spread)
 
