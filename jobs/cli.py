@@ -196,7 +196,7 @@ def bench_engine(
         bool, typer.Option("--compile/--no-compile", help="also by Inductor, which takes a minute")
     ] = True,
 ) -> None:
-    """Decoding, the bare model and bytes-to-grade, beside the plain way; takes some four minutes."""
+    """Decoding, the bare model and bytes-to-grade, beside the plain way; takes some seven minutes."""
     from jobs.bench.engine import EngineOptions
     from jobs.bench.engine import bench_engine as verb
 
