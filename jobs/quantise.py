@@ -14,7 +14,9 @@ from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph
 from scalp_core import manifest, openvino_runtime, storage
 from scalp_core.bundle import (
     CARD_FILE,
+    GRAPH_FILES,
     MAX_INT8_QWK_DROP,
+    WEIGHTS_FILE,
     Bundle,
     Graph,
     GraphRecord,
@@ -47,6 +49,7 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
     started = time.monotonic()
     loaded = load_bundle(bundle)
     uri = str(loaded.uri)
+    stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in loaded.spec.graphs else ())}
     if loaded.spec.training.data_sha256 != manifest.manifest_sha256(data):
         raise UserError(
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
@@ -76,7 +79,8 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
             f"than {MAX_INT8_QWK_DROP}: {bundle} keeps bf16 and fp32 alone"
         )
     changed = with_graph(loaded, "int8", candidate, record)
-    save_bundle(uri, changed.spec, changed.files | {CARD_FILE: model_card(changed.spec).encode()})
+    made = {name: content for name, content in changed.files.items() if name not in stored}
+    save_bundle(uri, changed.spec, made | {CARD_FILE: model_card(changed.spec).encode()})
     summary = {
         "kind": "quantise",
         "date": now(),

@@ -166,17 +166,20 @@ def _jpeg_orientation(data: bytes) -> int:
     # Most photographs of microscopes carry neither; looking is a hundred times cheaper than parsing.
     if b"Exif\0\0" not in data and b":Orientation" not in data:
         return 1
-    with _opened(data, "JPEG") as image:
-        return _orientation(image)
+    try:
+        with _opened(data, "JPEG") as image:
+            return _orientation(image)
+    except ImageError:  # the pixels are read already, and were sound
+        return 1
 
 
 def _read_with_pillow(data: bytes, kind: str, target: Target) -> Picture:
-    with _opened(data, kind) as image:
+    with _opened(data, kind) as image, _refusals(kind):
         if kind == "JPEG":
             _check_scans(data, *image.size)
             image.draft(image.mode, target(*image.size))
         notes = (FIRST_FRAME_ONLY,) if _has_more_frames(image) else ()
-        with _turn_of(*image.size), _refusals(kind):
+        with _turn_of(*image.size):
             image.load()
             return Picture(np.asarray(_to_rgb(image)), _orientation(image), notes)
 
