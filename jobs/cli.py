@@ -44,32 +44,62 @@ def synth(
     out: Annotated[str, typer.Argument(help="folder to write, local")],
     images: Annotated[int, typer.Option(min=1, help="photographs in all")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="delivered, zipped, zipped-cp949, unmarked, nested, spaced, numbered, parents or nfd: "
+            "the layouts in which the real set is found"
+        ),
+    ] = "delivered",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Makes synthetic scalp photographs in the AI Hub layout.
+    """Makes synthetic scalp photographs in a layout of AI Hub set 216.
 
-    --set takes label_noise, colour_cast, lighting, hair_density, hair_density_spread, blur and devices.
+    --set takes label_noise, colour_cast, lighting, hair_density, hair_density_spread, blur, devices and
+    every_symptom (copies under each symptom, as in the real set).
     """
     from jobs.synth import synth as verb
     from scalp_core.settings import parse_overrides, parse_settings
     from scalp_core.synthetic_plan import SynthOptions
 
-    values = {"images": images, "seed": seed, **parse_overrides(set_)}
+    values = {"images": images, "seed": seed, "layout": layout, **parse_overrides(set_)}
     verb(out, parse_settings(SynthOptions, values, "--set"))
 
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="AI Hub folders or class folders, local or s3://")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="AI Hub set 216, class folders, or a .csv or .parquet of uri,label[,group]; a folder, .zip, "
+            ".tar or s3:// prefix"
+        ),
+    ],
     out: OutArg,
-    symptom: Annotated[str, typer.Option(help=f"of the AI Hub folders: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
-    split: Annotated[str, typer.Option(help="TRAIN:VAL:TEST, by whole devices")] = "7:2:1",
+    task: Annotated[
+        Literal["folder", "json", "unlabelled"] | None,
+        typer.Option(help="folder: the folder's grade, as in the paper; json: the label file's value"),
+    ] = None,
+    symptom: Annotated[str, typer.Option(help=f"of AI Hub: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
+    split: Annotated[
+        str, typer.Option(help="TRAIN:VAL:TEST; 7:2:1 as the paper says, 7:1:2 as its notebook did")
+    ] = "7:2:1",
+    split_by: Annotated[
+        Literal["group", "official", "random"],
+        typer.Option(help="official: as delivered, less the overlap; random: as the paper, which leaks"),
+    ] = "group",
+    group: Annotated[
+        str, typer.Option(help="what makes one group, beside equal bytes: device, session, near_duplicate")
+    ] = "device,session,near_duplicate",
+    folds: Annotated[int | None, typer.Option(min=2, help="also folds for cross-validation")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the split")] = 0,
 ) -> None:
-    """Reads labelled photographs into a manifest, deduplicated and split by device."""
+    """Reads photographs into a manifest, deduplicated and split by device, with a report on the data."""
     from jobs.prepare import prepare as verb
+    from scalp_core.audit import Options
 
-    verb(source, out, symptom, split, seed)
+    keys = tuple(key.strip() for key in group.split(",") if key.strip())
+    verb(source, out, Options(task, symptom, split, split_by, keys, folds, seed))
 
 
 @app.command()

@@ -195,7 +195,7 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
             "online equals bulk": "yes" if ratios["online_equals_bulk"] else "NO",
             "seconds": ratios["seconds"],
             "  of which": seconds,
-            "photographs by grade": root / "data" / "contact_sheet.png",
+            "report on the data": root / "data" / "report.html",
             "training curves": root / "run" / "curves.png",
             "confusion matrix": root / "evaluation" / "confusion.png",
             "summary": root / SUMMARY_FILE,

@@ -73,7 +73,7 @@ def evaluate(
         "kind": "evaluate",
         "date": now(),
         "model_version": version,
-        "data_sha256": manifest.manifest_sha256(data),
+        "data_sha256": manifest.read_spec(data).sha256,
         "split": split,
         "groups": len(set(rows["group"].to_pylist())),
         "metrics": metrics.score(labels, grades),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jobs.console import SUMMARY_FILE, now, progress_bar, show, write_json
-from scalp_core import storage
+from scalp_core import sources, storage
 from scalp_core.bundle import Bundle, Graph, GraphKind, graph_files, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
@@ -86,13 +86,13 @@ def _contract(bundle: Bundle, kind: GraphKind) -> str:
 
 def _grade(bundle: Bundle, graph: Graph, kind: GraphKind, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the graph and of the weights, of all photographs that can be decoded."""
-    locations = storage.list_photographs(source).photographs
+    locations = sources.list_photographs(source).photographs
     runtime = OpenVinoRuntime(graph, "int8" if kind == "int8" else "fp32")
     weights = Predictor(bundle, "cpu", "fp32", runtime="torch")
     pairs = []
     with progress_bar("comparing", len(locations)) as (progress, task):
         for start in range(0, len(locations), _PIECE):
-            part = list(storage.read_photographs(locations[start : start + _PIECE], MAX_BYTES))
+            part = list(sources.read_photographs(locations[start : start + _PIECE], MAX_BYTES))
             images = [image for data in part if (image := _pixels(data, bundle)) is not None]
             if images:
                 pairs.append((runtime.logits(np.stack(images)), weights.logits(np.stack(images))))

@@ -13,11 +13,11 @@ from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, sh
 from jobs.images import photographs
 from jobs.pipeline import ModelOptions, with_logits
 from jobs.results import RESULTS_FOLDER, WriteResults, read_results
-from scalp_core import storage
+from scalp_core import sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.manifest import location_id
-from scalp_core.storage import Location
+from scalp_core.sources import Location
 
 _MAX_ROWS_A_FILE = 4096
 _MIN_ROWS_A_FILE = 64
@@ -39,7 +39,7 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
     """
     out, started = storage.absolute(out), time.monotonic()
     loaded = load_bundle(bundle)
-    listing = storage.list_photographs(source)
+    listing = sources.list_photographs(source)
     version = loaded.spec.version_in(options.precision)
     _check_identity(out, {"model_version": version, "source": storage.absolute(source)})
     done = _committed(out)
@@ -111,7 +111,7 @@ def _input_rows(locations: list[Location]) -> pa.Table:
 
 
 def _summary(
-    out: str, listing: storage.Listing, seconds: float, spec: BundleSpec, version: str, pending: int
+    out: str, listing: sources.Listing, seconds: float, spec: BundleSpec, version: str, pending: int
 ) -> dict[str, Any]:
     results = read_results(
         storage.join(out, RESULTS_FOLDER), ["image_id", "status", "error_code", "grade_name", "refer"]

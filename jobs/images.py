@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from scalp_core import augment, storage
+from scalp_core import augment, sources
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
-from scalp_core.storage import Location
+from scalp_core.sources import Location
 
 # Fetching waits for the network and decoding leaves the Python lock: threads help both.
 _FETCH_THREADS = 8
@@ -105,7 +105,7 @@ def _fetch(locations: list[Location]) -> list[bytes | ImageError]:
     found: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:
-        data = storage.read_photographs([locations[index] for index in chunk], MAX_BYTES)
+        data = sources.read_photographs([locations[index] for index in chunk], MAX_BYTES)
         for index, value in zip(chunk, data, strict=True):
             found[index] = value
 

@@ -1,114 +1,273 @@
-"""`scalp prepare`: a source of labelled photographs to a manifest whose parts do not leak."""
+"""`scalp prepare`: a source of photographs to a manifest whose parts do not leak, and a report on the data.
+
+Three steps, each in Ray's workers and each leaving its files below `OUT/work`, so that the driver's memory
+does not grow with the source and a run that was stopped goes on:
+
+    list      what the source holds, into shards of `inventory.LISTED`
+    examine   each shard read, hashed and decoded, into shards of `inventory.EXAMINED`
+    audit     what is kept, dropped and odd; groups, parts; the manifest
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+from ray.exceptions import RayTaskError
 
-from jobs.console import SUMMARY_FILE, console, now, progress_bar, show, write_json
-from scalp_core import aihub, codecs, manifest, preprocess, report, storage
-from scalp_core.errors import ImageError, UserError
-from scalp_core.grades import GRADE_NAMES, SYMPTOMS
-from scalp_core.manifest import PARTS
-from scalp_core.split import parse_ratio, split_by_group
-from scalp_core.storage import Location
+from cluster.local import connect
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from scalp_core import audit, data_report, inventory, manifest, provenance, storage
+from scalp_core.audit import Options
+from scalp_core.errors import UserError
+from scalp_core.grades import SYMPTOMS
+from scalp_core.inventory import Root
+from scalp_core.manifest import PARTS, DataSpec
+from scalp_core.split import parse_ratio
 
-_SHEET_COLUMNS = 6
+REPORT_FILE = "report.html"
+
+_WORK = "work"
+_IDENTITY_FILE = "run.json"
+_LISTING_FILE = "listing.json"
+_OBJECTS_A_SHARD = 512
+# A server that restarts is waited for; a job of hours must not end with it.
+_PATIENCE_S = 180
+_POLL_S = 1.0
 
 
-def prepare(
-    source: str, out: str, symptom: str = SYMPTOMS[0], ratio: str = "7:2:1", seed: int = 0
-) -> dict[str, Any]:
-    """Reads, deduplicates and splits.
+def prepare(source: str, out: str, options: Options = Options()) -> dict[str, Any]:  # noqa: B008
+    """Lists, examines and audits a source.
 
     Args:
-        source: folder or prefix in the AI Hub layout, or of class folders.
-        out: directory for `manifest.parquet`, `summary.json` and `contact_sheet.png`.
-        symptom: of the AI Hub folders.
-        ratio: TRAIN:VAL:TEST.
-        seed: of the split.
+        source: folder, prefix, archive or table; local or `s3://`.
+        out: directory for the manifest, the report and the lists of what was dropped and found.
+        options: which labels, and how to split.
 
     Returns:
-        the summary.
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: bad input; or `out` holds something else.
     """
-    out, shares = storage.absolute(out), parse_ratio(ratio)
-    if symptom not in SYMPTOMS:
-        raise UserError(f"--symptom {symptom}: give one of {', '.join(SYMPTOMS)}")
-    with progress_bar("reading", None) as (progress, task):
-        reading = aihub.read_source(
-            source, symptom, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    labels = np.array([row["label"] for row in reading.rows])
-    groups = np.array([row["group"] for row in reading.rows])
-    for row, name in zip(reading.rows, split_by_group(labels, groups, shares, seed), strict=True):
-        row["split"] = name
-    table = manifest.write_manifest(out, reading.rows)
-    manifest.check_parts(table)
-    storage.write(storage.join(out, "contact_sheet.png"), _contact_sheet(reading.rows))
-    summary = _summary(source, symptom, ratio, seed, reading)
-    write_json(storage.join(out, SUMMARY_FILE), summary)
+    started = time.monotonic()
+    source, out = storage.absolute(source), storage.absolute(out)
+    _check_options(options)
+    identity = {"source": source, **_as_json(options)}
+    if summary := _finished(out, identity):
+        console.print(f"{out} is prepared already; remove it to read {source} again")
+        return summary
+    roots = inventory.roots(source)
+    connect()
+    write_json(storage.join(out, _IDENTITY_FILE), identity)
+    with storage.patience(_PATIENCE_S):
+        summary = _prepare(source, out, options, roots, started)
     _show(summary, out)
     return summary
 
 
-def _contact_sheet(rows: list[dict[str, Any]]) -> bytes:
-    """A few photographs of each grade, spread over the devices, as the model sees them."""
-    spec = preprocess.Preprocess(size=224)
-    images = []
-    for grade in range(len(GRADE_NAMES)):
-        found = [Location(row["uri"], row["member"]) for row in rows if row["label"] == grade]
-        chosen = found[:: max(1, len(found) // _SHEET_COLUMNS)][:_SHEET_COLUMNS]
-        images.append([_thumbnail(location, spec) for location in chosen])
-    return report.contact_sheet(images, "photographs by grade, as the model sees them")
-
-
-def _thumbnail(location: Location, spec: preprocess.Preprocess) -> np.ndarray:
-    """A photograph as the model sees it; grey when its header was sound and its pixels are not."""
-    (data,) = storage.read_photographs([location], codecs.MAX_BYTES)
-    try:
-        if isinstance(data, ImageError):
-            raise data
-        return preprocess.decode(data, spec).pixels
-    except ImageError:
-        return np.full((spec.size, spec.size, 3), 128, np.uint8)
-
-
-def _summary(source: str, symptom: str, ratio: str, seed: int, reading: aihub.Reading) -> dict[str, Any]:
-    parts = {}
-    for name in PARTS:
-        rows = [row for row in reading.rows if row["split"] == name]
-        grades = Counter(row["label"] for row in rows)
-        parts[name] = {
-            "photographs": len(rows),
-            "groups": len({row["group"] for row in rows}),
-            "by_grade": {grade: grades[index] for index, grade in enumerate(GRADE_NAMES)},
-        }
-    return {
+def _prepare(source: str, out: str, options: Options, roots: list[Root], started: float) -> dict[str, Any]:
+    work = storage.join(out, _WORK)
+    listing = _list(roots, work)
+    _examine(listing, work, source)
+    with console.status("comparing, grouping and splitting"):
+        found, audit_mib = _unwrapped(
+            _audit.remote(storage.join(work, "examined"), source, out, options, inventory.is_table(source))
+        )
+    spec = DataSpec.model_validate(found.pop("spec"))
+    examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
+    summary = {
         "kind": "prepare",
         "date": now(),
-        "source": storage.absolute(source),
-        "layout": reading.layout,
-        "symptom": symptom,
-        "split": ratio,
-        "seed": seed,
-        "grouped_by": reading.grouped_by,
-        "photographs": len(reading.rows),
-        "dropped": {reason: count for reason, count in reading.dropped.items() if count},
-        "parts": parts,
+        **spec.model_dump(mode="json", exclude={"schema_version", "created_at"}),
+        "objects_listed": listing["objects"],
+        **found,
+        "peak_mib": {"driver": provenance.peak_mib(), "audit": audit_mib},
+        "seconds": round(time.monotonic() - started, 1),
     }
+    _check_accounts(summary, out)
+    storage.write(storage.join(out, REPORT_FILE), data_report.html(spec, summary, examples))
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+    manifest.write_spec(out, spec)  # last: what has one is whole
+    storage.remove_folder(work)
+    return summary
+
+
+def _check_options(options: Options) -> None:
+    parse_ratio(options.ratio)
+    if options.symptom not in SYMPTOMS:
+        raise UserError(f"--symptom {options.symptom}: give one of {', '.join(SYMPTOMS)}")
+    if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
+        raise UserError(f"--group {','.join(unknown)}: give some of {','.join(audit.GROUP_KEYS)}")
+
+
+def _as_json(options: Options) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
+
+
+def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a finished run; refuses a directory of another source or other options."""
+    known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
+    if changed := [name for name in identity if known.get(name) != identity[name]]:
+        raise UserError(
+            f"{out} holds data prepared with another {', '.join(changed)}; choose another OUT, or remove it"
+        )
+    finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
+    return read_json(storage.join(out, SUMMARY_FILE)) if finished else None
+
+
+# --- list --------------------------------------------------------------------------------------------------
+
+
+class ListRoot:
+    """Writes the shards of one piece of a source; returns their names and how many objects are in each."""
+
+    def __init__(self, work: str) -> None:
+        self._work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with storage.patience(_PATIENCE_S):
+            rows = inventory.list_root(Root(row["uri"], row["whole"]))
+            names: list[str] = []
+            counts: list[int] = []
+            while some := list(islice(rows, _OBJECTS_A_SHARD)):
+                names.append(f"{row['number']:06d}-{len(names):06d}.parquet")
+                counts.append(len(some))
+                table = pa.Table.from_pylist(some, schema=inventory.LISTED)
+                storage.write_parquet(storage.join(self._work, "listed", names[-1]), table)
+        return {"names": names, "counts": counts}
+
+
+def _list(roots: list[Root], work: str) -> dict[str, Any]:
+    """Names of all shards, and the number of objects; from the last run, if that came so far."""
+    known = read_json(storage.join(work, _LISTING_FILE))
+    if known:
+        return known
+    pieces = [{"number": number, "uri": root.uri, "whole": root.whole} for number, root in enumerate(roots)]
+    names: list[str] = []
+    objects = 0
+    with progress_bar("listing", None) as (progress, task), _following(work, progress, task):
+        for row in _each(pieces).map(ListRoot(work)).iter_rows():
+            names += list(row["names"])
+            objects += int(sum(row["counts"]))
+    if not objects:
+        raise UserError(f"{roots[0].uri if roots else 'the source'} is empty; check the path")
+    listing = {"shards": sorted(names), "objects": objects}
+    write_json(storage.join(work, _LISTING_FILE), listing)
+    return listing
+
+
+@contextmanager
+def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
+    """Shows how many objects were listed so far: a flat prefix of millions is one task's."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(_POLL_S):
+            folder = storage.join(work, "listed")
+            shards = sum(1 for _ in storage.walk(folder)) if storage.exists(folder) else 0
+            progress.update(task, completed=shards * _OBJECTS_A_SHARD)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- examine -----------------------------------------------------------------------------------------------
+
+
+class ExamineShard:
+    """Examines the objects of one shard; writes its rows whole or not at all."""
+
+    def __init__(self, work: str, base: str) -> None:
+        self._work = work
+        self._base = base
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with storage.patience(_PATIENCE_S):
+            listed = storage.read_parquet(storage.join(self._work, "listed", row["name"])).to_pylist()
+            tables = list(inventory.examine(listed, self._base))
+            table = pa.concat_tables(tables)
+            storage.write_parquet(storage.join(self._work, "examined", row["name"]), table)
+        unfetched = sum(code == "fetch_failed" for code in table["code"].to_pylist())
+        return {"objects": len(listed), "rows": table.num_rows, "unfetched": unfetched}
+
+
+def _examine(listing: dict[str, Any], work: str, source: str) -> None:
+    """Examines what the last run left."""
+    folder = storage.join(work, "examined")
+    done = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(folder)} if storage.exists(folder) else set()
+    pending = [{"name": name} for name in listing["shards"] if name not in done]
+    objects = listing["objects"]
+    if done:
+        console.print(f"going on: {len(done)} of {len(listing['shards'])} shards are examined already")
+    unfetched = 0
+    # What lies above the source says nothing about grades; its own name may.
+    base = source.rpartition("/")[0]
+    with progress_bar("examining", objects) as (progress, task):
+        progress.update(task, completed=min(objects, len(done) * _OBJECTS_A_SHARD))
+        for row in _each(pending).map(ExamineShard(work, base)).iter_rows():
+            unfetched += int(row["unfetched"])
+            progress.update(task, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
+
+
+def _each(items: list[dict[str, Any]]) -> Dataset:
+    """A dataset of one block an item, so that each is a task of its own."""
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+
+
+# --- audit -------------------------------------------------------------------------------------------------
+
+
+@ray.remote(num_cpus=1)
+def _audit(*arguments: Any) -> tuple[dict[str, Any], float]:
+    """In a worker, so that the driver's memory does not grow with the source."""
+    with storage.patience(_PATIENCE_S):
+        return audit.audit(*arguments), provenance.peak_mib()
+
+
+def _unwrapped(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _check_accounts(summary: dict[str, Any], out: str) -> None:
+    """Every photograph is kept or dropped with a reason."""
+    photographs = summary["objects"].get("photograph", 0)
+    others = sum(summary["dropped_other"].values())
+    kept, dropped = summary["photographs"], sum(summary["dropped"].values()) - others
+    if kept + dropped != photographs:
+        raise UserError(
+            f"{photographs} photographs were found in {summary['source']}, but {kept} kept and {dropped} "
+            f"dropped in {out}; remove it and run the same command again"
+        )
 
 
 def _show(summary: dict[str, Any], out: str) -> None:
-    if summary["grouped_by"] == "photograph":
-        console.print(
-            "the file names carry no device: split by photograph, so pictures of one person may be on "
-            "both sides and the test figures flatter"
-        )
-    rows: dict[str, Any] = {"photographs": summary["photographs"], "left out": summary["dropped"]}
-    for name, part in summary["parts"].items():
-        rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(
-            f"{grade} {count}" for grade, count in part["by_grade"].items()
-        )
-    show("prepare", rows | {"manifest": storage.join(out, manifest.MANIFEST_FILE)})
+    rows: dict[str, Any] = {
+        "photographs": summary["photographs"],
+        "left out": summary["dropped"],
+        "found": {word: count for word, count in summary["findings"].items() if count},
+    }
+    for name in PARTS:
+        part = summary["parts"][name]
+        if part["photographs"]:
+            rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(
+                f"{grade} {count}" for grade, count in part["by_grade"].items()
+            )
+    show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
+    for line in data_report.warnings(summary):
+        console.print(line)

@@ -50,7 +50,7 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
     loaded = load_bundle(bundle)
     uri = str(loaded.uri)
     stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in loaded.spec.graphs else ())}
-    if loaded.spec.training.data_sha256 != manifest.manifest_sha256(data):
+    if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:
         raise UserError(
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
             "nothing; give that directory"

@@ -82,7 +82,7 @@ def train(
     run, started = storage.absolute(run), time.monotonic()
     table = manifest.read_manifest(data)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
-    identity = {"recipe": recipe.model_dump(), "data_sha256": manifest.manifest_sha256(data)}
+    identity = {"recipe": recipe.model_dump(), "data_sha256": manifest.read_spec(data).sha256}
     _check_identity(run, identity)
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
@@ -281,7 +281,7 @@ def _finish(
         initial_weights=recipe.weights,
         workers=workers,
         best_epoch=best["epoch"],
-        data_sha256=manifest.manifest_sha256(data),
+        data_sha256=manifest.read_spec(data).sha256,
         grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
     )
     bundle_spec = BundleSpec(

@@ -1,7 +1,9 @@
-"""Reads AI Hub set 216 as it is delivered, and plain class folders, into manifest rows.
+"""What the paths and JSON files of AI Hub set 216 say, in all the layouts they are found in.
 
-Layout: `Training|Validation/[원천]미세각질_2.중등도/STEM.jpg`, the label of each in
-`[라벨]미세각질_2.중등도/STEM.json`, and `Meta/STEM_META.json`.
+As delivered, `Training/[원천]미세각질_2.중등도/STEM.jpg` (or in a `.zip` of that name) has its label in
+`Training/[라벨]미세각질_2.중등도/STEM.json` and its survey in `Meta/STEM_META.json`; beside Training there is
+Validation. Other layouts that occur nest the folders by symptom, number them, leave out the brackets, or put
+them below `원천데이터` and `라벨링데이터`.
 """
 
 from __future__ import annotations
@@ -9,168 +11,131 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Any
 
-from scalp_core import codecs, storage
-from scalp_core.errors import ImageError, UserError
-from scalp_core.grades import SYMPTOMS, parse_grade
-from scalp_core.storage import Location
+from scalp_core.grades import NUM_GRADES, SYMPTOMS, parse_grade
 
-_CLASS_FOLDER = re.compile(
-    r"^(?:\[(?P<kind>원천|라벨)\])?\s*(?P<symptom>" + "|".join(SYMPTOMS) + r")_(?P<grade>\d\..+)$"
+META_SUFFIX = "_META.json"
+
+# Spaces inside a symptom's name occur ("피지 과다"), and a symptom may be a folder of its own.
+_FOLDER = re.compile(
+    r"(?:^|/)(?:\[(?:원천|라벨)\])?\s*(?:\d+\.)?\s*(?P<symptom>"
+    + "|".join(r"\s*".join(name) for name in SYMPTOMS)
+    + r")\s*[_/](?:\[(?:원천|라벨)\])?\s*(?P<grade>\d\s*\.\s*[^/_.\s]+)\s*(?=/|$)"
 )
+_PART = re.compile(r"(?:^|[/.\s])(Training|Validation)(?=/|$)", re.IGNORECASE)
 # 0013_A2LEBJJDE00060O_1602578303771_3_TH: site, microscope, epoch in ms, shot, position on the head.
 _STEM = re.compile(
     r"^(?P<site>\d{4})_(?P<device>[A-Z0-9]+)_(?P<epoch>\d{13})_(?P<shot>\d+)_(?P<pos>TH|LH|RH|BH)$"
 )
-
-_THREADS = 8
-
-
-@dataclass
-class Reading:
-    """What was read from a source, and every file that was left out, by reason."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    layout: str = ""
-    grouped_by: str = ""
+_SEXES = {"남": "male", "여": "female"}
 
 
-def read_source(source: str, symptom: str, on_progress: Callable[[int, int], None] | None = None) -> Reading:
-    """Reads every photograph below `source`, deduplicated by content.
+@dataclass(frozen=True)
+class Folders:
+    """What the folders above a file say.
 
     Args:
-        source: folder or prefix in the AI Hub layout, or with one folder for each grade (`0`..`3`, `mild`,
-            `2.중등도`, …).
-        symptom: which of `grades.SYMPTOMS` the AI Hub folders are read for.
-        on_progress: called with photographs read and photographs in all.
-
-    Raises:
-        UserError: the source is missing or has neither layout.
+        part: Training or Validation, as delivered.
+        symptom: position in `grades.SYMPTOMS`.
+        grade: of that symptom, 0 to 3.
+        class_grade: grade that the nearest folder alone names, in a source of plain class folders.
     """
-    source = storage.absolute(source)
-    files = storage.list_files(source)
-    images = [uri for uri in files if uri.lower().endswith(storage.IMAGE_SUFFIXES)]
-    labelled = [(uri, label) for uri in images if (label := _aihub_grade(uri, symptom)) is not None]
-    reading = Reading(layout="aihub")
-    if not labelled:
-        reading.layout = "class_folders"
-        labelled = [(uri, label) for uri in images if (label := parse_grade(_folder(uri))) is not None]
-    if not labelled:
-        raise UserError(
-            f"{source} holds neither AI Hub folders ([원천]{symptom}_0.양호 …) nor class folders "
-            "(0 1 2 3, or good mild moderate severe) with photographs; check the path"
-        )
-    reading.dropped["not_in_a_grade_folder"] = len(images) - len(labelled)
-    jsons = {_stem(uri): uri for uri in files if uri.endswith(".json") and not uri.endswith("_META.json")}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda item: _read_row(item[0], item[1], jsons), labelled)
-        rows = list(_counted(results, len(labelled), reading, on_progress))
-    reading.rows = _deduplicate(rows, reading)
-    _group(reading)
-    return reading
+
+    part: str | None = None
+    symptom: int | None = None
+    grade: int | None = None
+    class_grade: int | None = None
 
 
-def _counted(
-    results: Iterator[dict[str, Any] | ImageError],
-    total: int,
-    reading: Reading,
-    on_progress: Callable[[int, int], None] | None,
-) -> Iterator[dict[str, Any]]:
-    for done, result in enumerate(results, 1):
-        if isinstance(result, ImageError):
-            reading.dropped[result.code] += 1
-        else:
-            yield result
-        if on_progress:
-            on_progress(done, total)
+@dataclass(frozen=True)
+class Shot:
+    """What the name of a file says: where, with which microscope, when, and where on the head."""
+
+    site: str
+    device: str
+    session: str
+    captured_at: datetime
+    position: str
 
 
-def _folder(uri: str) -> str:
-    return unicodedata.normalize("NFC", uri.rsplit("/", 2)[-2])
+def read_folders(folder: str) -> Folders:
+    """Reads a folder's path, where `/` separates and an archive counts as a folder of its name."""
+    folder = re.sub(r"\.zip(?=/|$)", "", unicodedata.normalize("NFC", folder), flags=re.IGNORECASE)
+    parts, names = _PART.findall(folder), list(_FOLDER.finditer(folder))
+    symptom = grade = None
+    if names:
+        symptom = SYMPTOMS.index(re.sub(r"\s", "", names[-1]["symptom"]))
+        grade = parse_grade(re.sub(r"\s", "", names[-1]["grade"]))
+    class_grade = parse_grade(folder.rsplit("/", 1)[-1])
+    return Folders(parts[-1].capitalize() if parts else None, symptom, grade, class_grade)
 
 
-def _stem(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def stem_of(name: str) -> str:
+    """The name that a photograph, its label and its META file share; NFC, without folders."""
+    base = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
+    return base.removesuffix(META_SUFFIX) if base.endswith(META_SUFFIX) else base.rsplit(".", 1)[0]
 
 
-def _aihub_grade(uri: str, symptom: str) -> int | None:
-    match = _CLASS_FOLDER.match(_folder(uri))
-    if not match or match["kind"] == "라벨" or match["symptom"] != symptom:
-        return None
-    return parse_grade(match["grade"])
-
-
-def _read_row(uri: str, label: int, jsons: dict[str, str]) -> dict[str, Any] | ImageError:
-    (data,) = storage.read_photographs([Location(uri)], codecs.MAX_BYTES)
-    if isinstance(data, ImageError):
-        return data
-    try:
-        width, height = codecs.picture_size(data)
-    except ImageError as error:
-        return error
-    stem = _stem(uri)
-    row = {
-        "uri": uri,
-        "member": None,
-        "sha256": sha256(data).hexdigest(),
-        "width": width,
-        "height": height,
-        "label": int(label),
-        "labels": _symptoms(jsons[stem]) if stem in jsons else None,
-        "source_note": next((part for part in ("Training", "Validation") if f"/{part}/" in uri), None),
-    }
-    return row | _from_name(stem)
-
-
-def _symptoms(uri: str) -> list[int] | None:
-    """The six values of a label file; None when it does not hold six grades."""
-    try:
-        label = json.loads(storage.read(uri).decode("utf-8-sig"))
-        values = [int(label[f"value_{number}"]) for number in range(1, len(SYMPTOMS) + 1)]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return values if all(0 <= value <= 3 for value in values) else None
-
-
-def _from_name(stem: str) -> dict[str, Any]:
+def read_stem(stem: str) -> Shot | None:
+    """What a name in AI Hub's form says; None for any other name."""
     match = _STEM.match(stem)
     if not match:
-        return {"site": None, "device": None, "captured_at": None, "position": None}
+        return None
+    return Shot(
+        site=match["site"],
+        device=match["device"],
+        session=match["epoch"],
+        captured_at=datetime.fromtimestamp(int(match["epoch"]) / 1000, UTC),
+        position=match["pos"],
+    )
+
+
+def read_label(data: bytes) -> list[int]:
+    """The six grades of a label file, in the order of `grades.SYMPTOMS`.
+
+    Raises:
+        ValueError: names what is wrong with it.
+    """
+    content = _json(data)
+    values = []
+    for number in range(1, len(SYMPTOMS) + 1):
+        key = f"value_{number}"
+        if key not in content:
+            raise ValueError(f"{key} is missing")
+        # As delivered they are strings; some copies have numbers.
+        text = str(content[key]).strip()
+        if text not in {str(grade) for grade in range(NUM_GRADES)}:
+            raise ValueError(f"{key} is {content[key]!r}, not 0 to {NUM_GRADES - 1}")
+        values.append(int(text))
+    return values
+
+
+def read_meta(data: bytes) -> dict[str, str | None]:
+    """`sex` (male, female), `age` (`40s`) and `position` of a META file; None for what it does not say.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    content = _json(data)
+    decade = re.match(r"(\d+)\s*대", str(content.get("age", "")))
+    position = str(content.get("location", ""))
     return {
-        "site": match["site"],
-        "device": match["device"],
-        "captured_at": datetime.fromtimestamp(int(match["epoch"]) / 1000, UTC),
-        "position": match["pos"],
+        "sex": _SEXES.get(str(content.get("gender", "")).strip()),
+        "age": f"{decade[1]}s" if decade else None,
+        "position": position if position in ("TH", "LH", "RH", "BH") else None,
     }
 
 
-def _deduplicate(rows: list[dict[str, Any]], reading: Reading) -> list[dict[str, Any]]:
-    """One row for each content; a content under two grades teaches nothing true and is left out whole."""
-    by_content: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_content.setdefault(row["sha256"], []).append(row)
-    kept = []
-    for same in by_content.values():
-        if len({row["label"] for row in same}) > 1:
-            reading.dropped["conflicting_labels"] += len(same)
-        else:
-            reading.dropped["duplicate_content"] += len(same) - 1
-            kept.append(same[0])
-    return kept
-
-
-def _group(reading: Reading) -> None:
-    """Names each row's group: site and microscope, which no person crosses; else the photograph itself."""
-    named = all(row["device"] for row in reading.rows)
-    reading.grouped_by = "site_device" if named else "photograph"
-    for row in reading.rows:
-        row["image_id"] = row["sha256"][:20]
-        row["group"] = f"{row['site']}_{row['device']}" if named else row["image_id"]
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content

@@ -1,39 +1,109 @@
-"""The manifest: one row a photograph, where it is and what is known of it. Data in, everything follows."""
+"""The manifest: one row a photograph, where it is and what is known of it. Data in, everything follows.
+
+data.json                      what it was made from and how it was split; `DataSpec`
+manifest/split=train/*.parquet the rows, in Hive partitions that other programs read too
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.storage import Location
+from scalp_core.sources import Location
 
-MANIFEST_FILE = "manifest.parquet"
+MANIFEST_FOLDER = "manifest"
+SPEC_FILE = "data.json"
 PARTS = ("train", "val", "test")
 
 SCHEMA = pa.schema(
     {
-        "image_id": pa.string(),
+        "image_id": pa.string(),  # start of the sha256
         "uri": pa.string(),
-        "member": pa.string(),
+        "member": pa.string(),  # the entry, when uri is an archive
         "sha256": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "label": pa.int8(),
+        "label": pa.int8(),  # null if unlabelled
         "labels": pa.list_(pa.int8()),  # six symptoms, in the order of grades.SYMPTOMS
         "site": pa.string(),
         "device": pa.string(),
         "captured_at": pa.timestamp("ms", tz="UTC"),
-        "position": pa.string(),
-        "group": pa.string(),
-        "split": pa.string(),
-        "source_note": pa.string(),
+        "position": pa.string(),  # on the head: TH, LH, RH, BH
+        "sex": pa.string(),  # male, female
+        "age": pa.string(),  # 40s
+        "group": pa.string(),  # never in two parts, unless the split is a leaky one
+        "fold": pa.int8(),  # for cross-validation; null without it, and in the test part
+        "split": pa.string(),  # train, val, test; null if unlabelled
+        "source_note": pa.string(),  # Training or Validation, as AI Hub delivered it
     }
 )
+
+_PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
+_ROWS_A_FILE = 250_000
+
+SplitMethod = Literal["group", "official", "random", "none"]
+Task = Literal["folder", "json", "table", "unlabelled"]
+
+
+class SplitSpec(BaseModel):
+    """How the parts were made, and what they share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: SplitMethod = Field(
+        description="group: no group is in two parts; official: as AI Hub delivered it, less the overlap; "
+        "random: by photograph, as the paper did, which leaks; none: unlabelled"
+    )
+    ratio: str = Field(description="TRAIN:VAL:TEST")
+    seed: int
+    keys: tuple[str, ...] = Field(description="photographs that share one of these are one group")
+    folds: int | None = Field(None, description="for cross-validation")
+    leaking_pairs: dict[str, int] = Field(
+        {}, description="pairs of photographs in different parts that share a device, session, …"
+    )
+
+    @property
+    def leaky(self) -> bool:
+        """Whether figures that come from these parts flatter."""
+        return self.method == "random"
+
+    @property
+    def warning(self) -> str | None:
+        """What to say beside every figure that comes from these parts; None when there is nothing to say."""
+        if not self.leaky:
+            return None
+        pairs = ", ".join(
+            f"{count:,} of one {key.replace('_', ' ')}" for key, count in self.leaking_pairs.items()
+        )
+        return f"LEAKY SPLIT: by photograph, pairs of photographs in two parts: {pairs}; the figures flatter"
+
+
+class DataSpec(BaseModel):
+    """The contract in `data.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    created_at: datetime
+    source: str
+    layout: Literal["aihub", "class_folders", "table", "unlabelled"]
+    task: Task = Field(
+        description="folder: the label is the folder's grade, as in the paper; json: that of the label file; "
+        "table: that of the CSV or Parquet; unlabelled"
+    )
+    symptom: str | None = Field(description="of AI Hub's six that was asked for")
+    split: SplitSpec
+    photographs: int
+    sha256: str = Field(description="fingerprint of contents, labels and parts")
 
 
 def location_id(location: Location) -> str:
@@ -41,34 +111,83 @@ def location_id(location: Location) -> str:
     return hashlib.sha256(str(location).encode()).hexdigest()[:20]
 
 
-def write_manifest(data: str, rows: list[dict[str, Any]]) -> pa.Table:
-    """Writes the rows to `data/manifest.parquet` and returns them as a table."""
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    storage.write_parquet(storage.join(data, MANIFEST_FILE), table)
-    return table
+def fingerprint(table: pa.Table) -> str:
+    """Names the data: the same contents, labels and parts have the same, wherever the files lie."""
+    columns = [
+        pc.fill_null(table[name].cast(pa.string()), "") for name in ("sha256", "label", "split", "fold")
+    ]
+    lines = pc.binary_join_element_wise(*columns, ",").combine_chunks()
+    digest = hashlib.sha256()
+    for chunk in pa.chunked_array([lines.take(pc.sort_indices(lines))]).to_pylist():
+        digest.update(f"{chunk}\n".encode())
+    return digest.hexdigest()
+
+
+def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
+    """Writes rows of `SCHEMA`, in their order, to `data/manifest`."""
+    fs, path = storage.filesystem(storage.join(storage.absolute(data), MANIFEST_FOLDER))
+    pads.write_dataset(
+        rows,
+        path,
+        filesystem=fs,
+        format="parquet",
+        partitioning=_PARTITIONS,
+        basename_template="part-{i}.parquet",
+        max_rows_per_file=_ROWS_A_FILE,
+        max_rows_per_group=_ROWS_A_FILE,
+        use_threads=False,  # keeps the order, so that the same rows give the same files
+        existing_data_behavior="delete_matching",
+    )
+
+
+def write_spec(data: str, spec: DataSpec) -> None:
+    """Writes `data.json`; last of all, so that a directory that has one is whole."""
+    storage.write(storage.join(storage.absolute(data), SPEC_FILE), spec.model_dump_json(indent=2).encode())
+
+
+def read_spec(data: str) -> DataSpec:
+    """The contract of a prepared data directory.
+
+    Raises:
+        UserError: there is none, or of another version.
+    """
+    uri = storage.join(storage.absolute(data), SPEC_FILE)
+    if not storage.exists(uri):
+        raise UserError(f"{data} has no {SPEC_FILE}; make one with: scalp prepare SOURCE {data}")
+    try:
+        return DataSpec.model_validate_json(storage.read(uri))
+    except ValidationError as error:
+        what = error.errors()[0]
+        raise UserError(
+            f"{uri} is not of this version ({'.'.join(map(str, what['loc']))}: {what['msg']}); "
+            "run scalp prepare again"
+        ) from error
 
 
 def read_manifest(data: str) -> pa.Table:
-    """Reads and checks a prepared data directory.
+    """Reads and checks the rows of a prepared data directory.
 
     Raises:
-        UserError: there is no manifest, or it is not one, or its parts leak into each other.
+        UserError: there is no manifest, or it is not one, or its parts leak though nobody asked for that.
     """
-    uri = storage.join(storage.absolute(data), MANIFEST_FILE)
-    if not storage.exists(uri):
-        raise UserError(f"{data} has no {MANIFEST_FILE}; make one with: scalp prepare SOURCE {data}")
-    table = storage.read_parquet(uri)
+    spec = read_spec(data)
+    uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
+    fs, path = storage.filesystem(uri)
+    with storage.explained(uri):
+        table = pads.dataset(path, filesystem=fs, format="parquet", partitioning=_PARTITIONS).to_table()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")
     table = table.select(SCHEMA.names).cast(SCHEMA)
-    check_parts(table)
-    return table
-
-
-def manifest_sha256(data: str) -> str:
-    """Hash of the manifest file: the same data, the same hash."""
-    return hashlib.sha256(storage.read(storage.join(storage.absolute(data), MANIFEST_FILE))).hexdigest()
+    if table.num_rows != spec.photographs:
+        raise UserError(f"{uri} has {table.num_rows} rows, not {spec.photographs}; run scalp prepare again")
+    check_parts(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
+    if fingerprint(table) != spec.sha256:
+        raise UserError(
+            f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
+            "a CSV or Parquet of uri,label"
+        )
+    return table.sort_by("image_id")
 
 
 def part(table: pa.Table, name: str) -> pa.Table:
@@ -79,24 +198,39 @@ def part(table: pa.Table, name: str) -> pa.Table:
     """
     rows = table.filter((pc.field("split") == name) & pc.field("label").is_valid())
     if not rows.num_rows:
-        known = sorted({value for value in table["split"].to_pylist() if value})
+        known = sorted(value for value in pc.unique(table["split"]).to_pylist() if value)
         raise UserError(f"the manifest has no labelled photograph in part {name!r}; it has {known}")
     return rows
 
 
-def check_parts(table: pa.Table) -> None:
+def with_fold(table: pa.Table, fold: int) -> pa.Table:
+    """The manifest with fold `fold` of the cross-validation for validation and all others for training.
+
+    Raises:
+        UserError: there is no such fold.
+    """
+    folds = sorted(value for value in pc.unique(table["fold"]).to_pylist() if value is not None)
+    if fold not in folds:
+        have = f"it has {folds[0]} to {folds[-1]}" if folds else "make folds with scalp prepare --folds 5"
+        raise UserError(f"--fold {fold}: the manifest has no such fold; {have}")
+    split = pc.if_else(pc.equal(table["fold"], fold), "val", "train")
+    split = pc.if_else(pc.is_null(table["fold"]), table["split"], split)
+    return table.set_column(table.column_names.index("split"), "split", split)
+
+
+def check_parts(table: pa.Table, columns: Iterable[str] = ("group", "sha256")) -> None:
     """Refuses parts that share a group or a content: what is learned there would be tested here.
 
     Raises:
         UserError: names the first value that is in two parts.
     """
-    for column, what in (("group", "group"), ("sha256", "content hash")):
-        seen: dict[str, str] = {}
-        for value, name in zip(table[column].to_pylist(), table["split"].to_pylist(), strict=True):
-            if value is None or name is None:
-                continue
-            if seen.setdefault(value, name) != name:
-                raise UserError(
-                    f"the split leaks: {what} {value} is in both {seen[value]} and {name}; "
-                    "run scalp prepare again instead of editing the split"
-                )
+    placed = table.filter(pc.field("split").is_valid())
+    for column in columns:
+        parts = placed.group_by(column).aggregate([("split", "min"), ("split", "max")])
+        shared = parts.filter(pc.field("split_min") != pc.field("split_max")).slice(0, 1).to_pylist()
+        for row in shared:
+            what = "content hash" if column == "sha256" else column
+            raise UserError(
+                f"the split leaks: {what} {row[column]} is in both {row['split_min']} and "
+                f"{row['split_max']}; run scalp prepare again instead of editing the split"
+            )

@@ -45,6 +45,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_mib() -> float:
+    """The most memory that this process has held so far, MiB, as the kernel counted."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
+
+
 def _gpu_name() -> str:
     import torch
 

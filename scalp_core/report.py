@@ -1,4 +1,4 @@
-"""Pictures: contact sheet, training curves, confusion matrix. Each function returns PNG bytes."""
+"""Pictures: training curves, confusion matrix. Each function returns PNG bytes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,6 @@ def _png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def contact_sheet(images: Sequence[Sequence[np.ndarray]], title: str) -> bytes:
-    """One row of photographs for each grade.
-
-    Args:
-        images: four sequences of uint8 (H, W, 3), one for each grade; they may differ in length.
-    """
-    columns = max(1, *(len(row) for row in images))
-    figure, axes = plt.subplots(
-        NUM_GRADES, columns, figsize=(2.1 * columns + 0.5, 8.8), squeeze=False, layout="constrained"
-    )
-    for grade, row in enumerate(axes):
-        for column, axis in enumerate(row):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if column < len(images[grade]):
-                axis.imshow(images[grade][column])
-        row[0].set_ylabel(f"{grade} {GRADE_NAMES[grade]}", fontsize=13)
-    figure.suptitle(title)
-    return _png(figure)
 
 
 def curves(history: list[dict[str, Any]], best_epoch: int) -> bytes:

@@ -1,53 +1,95 @@
-"""Files by uri: a local path or `s3://bucket/key`, and members of zip archives in either.
+"""Files by uri: a local path or `s3://bucket/key`.
 
-S3 credentials come from the usual AWS chain; `AWS_ENDPOINT_URL` names another S3 server. Every failure
-that a user can mend (a wrong key, a missing folder) is a `UserError` that says so in one line.
+S3 credentials come from the usual AWS chain; `AWS_ENDPOINT_URL` names another S3 server. A server that does
+not answer is asked again, for as long as `patience` says. Every failure that a user can mend (a wrong key, a
+missing folder) is a `UserError` that says so in one line.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import tarfile
 import uuid
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import tenacity
 
-from scalp_core.errors import ImageError, UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ARCHIVE_SUFFIX = ".zip"
+from scalp_core.errors import UserError
 
 _CONNECT_TIMEOUT_S = 5
 _REQUEST_TIMEOUT_S = 30
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 3  # by the S3 client itself, within a second
+
+# What says that the same request may be answered later.
+_TRANSIENT = (
+    "NETWORK_CONNECTION", "Couldn't connect", "curlCode", "SLOW_DOWN", "SlowDown", "INTERNAL_FAILURE",
+    "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT", "HTTP status 500", "HTTP status 502", "HTTP status 503",
+    "HTTP status 504", "InternalError", "ServiceUnavailable", "Could not connect", "Connection was closed",
+    "timed out", "timeout", "(500)", "(502)", "(503)", "(504)",
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where the bytes of one photograph are: `member` names the entry when `uri` is an archive."""
+class StoredFile(NamedTuple):
+    """One file as a listing tells of it; `size` in bytes."""
 
     uri: str
-    member: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.uri}!{self.member}" if self.member else self.uri
+    size: int
 
 
-@dataclass
-class Listing:
-    """What a source holds: the photographs in it, and how many files were no photograph by their name."""
+class _Patience:
+    seconds = 3.0
 
-    photographs: list[Location]
-    other_files: int = 0
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """For how long a server that does not answer is asked again, in this process, inside the block.
+
+    A person who mistyped an address waits seconds; a job of hours outlives a server's restart.
+    """
+    before, _Patience.seconds = _Patience.seconds, seconds
+    try:
+        yield
+    finally:
+        _Patience.seconds = before
+
+
+def retried(uri: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """Calls `request`, again and again while the S3 server does not answer or asks for less haste.
+
+    Raises:
+        OSError: the last one, when patience is over; at once what no waiting mends.
+    """
+    if not is_s3(uri):
+        return request(*arguments, **keywords)
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_delay(_Patience.seconds),
+        wait=tenacity.wait_random_exponential(0.2, max=5),
+        retry=tenacity.retry_if_exception(is_transient),
+        reraise=True,
+    )
+    return retrying(request, *arguments, **keywords)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may be answered later."""
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, FileNotFoundError | PermissionError)
+        and any(mark in str(error) for mark in _TRANSIENT)
+    )
 
 
 def is_s3(uri: str) -> bool:
@@ -80,8 +122,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _s3(endpoint: str | None, _key_id: str | None) -> pafs.S3FileSystem:
-    options = {
-        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+    import boto3  # only who uses S3 waits for it
+
+    options: dict[str, Any] = {
+        "region": os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1",
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
@@ -97,16 +141,18 @@ def explained(uri: str, doing: str = "read") -> Iterator[None]:
     """Turns the storage errors inside the block into one line that names `uri` and the way out."""
     try:
         yield
-    except (OSError, zipfile.BadZipFile, pa.ArrowInvalid) as error:
-        raise UserError(f"cannot {doing} {uri}: {_advice(error)}") from error
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowInvalid) as error:
+        raise UserError(f"cannot {doing} {uri}: {advice(error)}") from error
 
 
-def _advice(error: Exception) -> str:
+def advice(error: Exception) -> str:
+    """What a storage error means and what to do, in one line."""
     text = str(error).replace("\n", " ")
     known = (
-        (("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ACCESS_DENIED", "InvalidAccessKeyId", "403"),
+        (("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ACCESS_DENIED", "InvalidAccessKeyId",
+          "SignatureDoesNotMatch", "AccessDenied", "403", "Unable to locate credentials"),
          "the S3 server refused the key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a valid one"),
-        (("NETWORK_CONNECTION", "Couldn't connect", "curlCode: 7", "curlCode: 28"),
+        (("NETWORK_CONNECTION", "Couldn't connect", "Could not connect", "curlCode: 7", "curlCode: 28"),
          "the S3 server did not answer; check AWS_ENDPOINT_URL and the network"),
         (("NO_SUCH_BUCKET", "NoSuchBucket"), "there is no such bucket; check the name after s3://"),
     )  # fmt: skip
@@ -115,15 +161,29 @@ def _advice(error: Exception) -> str:
             return advice
     if isinstance(error, FileNotFoundError):
         return "it does not exist; check the path"
-    if isinstance(error, zipfile.BadZipFile | pa.ArrowInvalid):  # Arrow refuses to seek before the start
-        return "it is not a zip archive or it is damaged; fetch it again"
+    if isinstance(error, zipfile.BadZipFile | tarfile.TarError | pa.ArrowInvalid | EOFError | zlib.error):
+        return "it is not an archive of its kind or it is damaged; fetch it again"
     return text
 
 
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     with explained(uri):
-        return fs.get_file_info(path).type != pafs.FileType.NotFound
+        return retried(uri, fs.get_file_info, path).type != pafs.FileType.NotFound
+
+
+def is_file(uri: str) -> bool:
+    """Whether it is one file; False for a folder or prefix.
+
+    Raises:
+        UserError: nothing is there, or storage refused.
+    """
+    fs, path = filesystem(uri)
+    with explained(uri):
+        kind = retried(uri, fs.get_file_info, path.rstrip("/")).type
+        if kind == pafs.FileType.NotFound and not _has_keys(uri):
+            raise FileNotFoundError(uri)
+    return kind == pafs.FileType.File
 
 
 def read(uri: str) -> bytes:
@@ -132,23 +192,49 @@ def read(uri: str) -> bytes:
     Raises:
         UserError: it is missing, or storage refused.
     """
-    fs, path = filesystem(uri)
-    with explained(uri), fs.open_input_file(path) as file:
+    with explained(uri):
+        return retried(uri, _read, uri)
+
+
+def _read(uri: str) -> bytes:
+    with open_file(uri) as file:
         return file.read()
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """A file to read from any place; in S3 by range.
+
+    Raises:
+        OSError: it is missing, or storage refused.
+    """
+    fs, path = filesystem(uri)
+    return retried(uri, fs.open_input_file, path)
 
 
 def write(uri: str, data: bytes) -> None:
     """Writes one file whole or not at all (S3 puts are atomic; local files are renamed into place)."""
     fs, path = filesystem(uri)
+
+    def put() -> None:
+        with fs.open_output_stream(path) as file:
+            file.write(data)
+
     with explained(uri, "write"):
         if is_s3(uri):
-            with fs.open_output_stream(path) as file:
-                file.write(data)
+            retried(uri, put)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
         temporary.write_bytes(data)
         temporary.replace(path)
+
+
+def remove_folder(uri: str) -> None:
+    """Removes a folder or prefix with all that is in it; no matter if there is none."""
+    fs, path = filesystem(uri)
+    with explained(uri, "remove"):
+        if retried(uri, fs.get_file_info, path).type == pafs.FileType.Directory:
+            retried(uri, fs.delete_dir, path)
 
 
 def list_files(uri: str) -> list[str]:
@@ -157,120 +243,130 @@ def list_files(uri: str) -> list[str]:
     Raises:
         UserError: nothing is there, or storage refused.
     """
-    fs, path = filesystem(uri)
-    with explained(uri):
-        info = fs.get_file_info(path.rstrip("/"))
-        if info.type == pafs.FileType.File:
-            return [uri]
-        found = fs.get_file_info(pafs.FileSelector(path.rstrip("/"), recursive=True))
-    scheme = "s3://" if is_s3(uri) else ""
-    return sorted(scheme + item.path for item in found if item.type == pafs.FileType.File)
+    return sorted(file.uri for file in walk(uri))
 
 
-def list_photographs(source: str) -> Listing:
-    """Photographs in a folder, a prefix or a zip (zips inside a folder too), by their file suffix.
+def walk(uri: str) -> Iterator[StoredFile]:
+    """All files below a folder or prefix, as they are found, in constant memory; one file as itself.
 
     Raises:
-        UserError: the source is missing, unreadable, or holds no photograph.
+        UserError: nothing is there, or storage refused.
     """
-    source = absolute(source)
-    listing = Listing([])
-    for uri in list_files(source):
-        if uri.lower().endswith(ARCHIVE_SUFFIX):
-            _list_archive(uri, listing)
-        else:
-            _add(Location(uri), uri, listing)
-    if not listing.photographs:
-        raise UserError(f"{source} holds no photograph ({', '.join(IMAGE_SUFFIXES)}); check the path")
-    return listing
-
-
-def _list_archive(uri: str, listing: Listing) -> None:
-    with open_archive(uri) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                _add(Location(uri, member.filename), member.filename, listing)
-
-
-def _add(location: Location, name: str, listing: Listing) -> None:
-    # Files that the operating system leaves behind (._a.jpg, .DS_Store) are no photographs.
-    hidden = name.rsplit("/", 1)[-1].startswith(".")
-    if name.lower().endswith(IMAGE_SUFFIXES) and not hidden:
-        listing.photographs.append(location)
-    else:
-        listing.other_files += 1
-
-
-@contextmanager
-def open_archive(uri: str) -> Iterator[zipfile.ZipFile]:
-    """A zip read in place; in S3 by range, so one member costs its own bytes only.
-
-    Names without the UTF-8 flag are read as cp949: that is what Korean Windows writes.
-    """
-    fs, path = filesystem(uri)
+    if is_s3(uri):
+        yield from _walk_s3(uri)
+        return
+    filesystem(uri)  # refuses other schemes
     with explained(uri):
-        file = fs.open_input_file(path)
-    with file:
-        with explained(uri):
-            try:
-                archive = zipfile.ZipFile(file, metadata_encoding="cp949")
-            except UnicodeDecodeError:
-                archive = zipfile.ZipFile(file)
-        with archive:
-            yield archive
-
-
-def read_photographs(locations: list[Location], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """The bytes of each photograph, in order, or why they cannot be had. One bad one stops nothing."""
-    archives: dict[str, zipfile.ZipFile | ImageError] = {}
-    stack = []
-    try:
-        for location in locations:
-            if location.member is None:
-                yield _read_file(location.uri, max_bytes)
+        path = Path(uri)
+        if path.is_file():
+            yield StoredFile(uri, path.stat().st_size)
+            return
+        folders = [os.fspath(uri)]
+        seen = set()  # a link may lead back to a folder above it
+        while folders:
+            folder = folders.pop()
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
                 continue
-            if location.uri not in archives:
-                context = open_archive(location.uri)
-                try:
-                    archives[location.uri] = context.__enter__()
-                    stack.append(context)
-                except UserError as error:
-                    archives[location.uri] = ImageError("fetch_failed", str(error))
-            archive = archives[location.uri]
-            yield archive if isinstance(archive, ImageError) else _read_member(archive, location, max_bytes)
-    finally:
-        for context in stack:
-            context.__exit__(None, None, None)
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    elif entry.is_file():
+                        yield StoredFile(entry.path, entry.stat().st_size)
 
 
-def _too_many_bytes(size: int, max_bytes: int) -> ImageError:
-    return ImageError("too_many_bytes", f"{size:,} bytes; the limit is {max_bytes:,}")
+def children(uri: str) -> tuple[list[StoredFile], list[str]]:
+    """Files directly in a folder or prefix, and the folders in it; both sorted."""
+    if not is_s3(uri):
+        with explained(uri), os.scandir(uri) as entries:
+            found = sorted(entries, key=lambda entry: entry.path)
+            files = [StoredFile(entry.path, entry.stat().st_size) for entry in found if entry.is_file()]
+            return files, [entry.path for entry in found if entry.is_dir()]
+    bucket, prefix = _bucket_and_prefix(uri)
+    files, folders = [], []
+    for page in _pages(uri, Prefix=prefix, Delimiter="/"):
+        files += _stored(bucket, page)
+        folders += [f"s3://{bucket}/{item['Prefix'].rstrip('/')}" for item in page.get("CommonPrefixes", ())]
+    return sorted(files), sorted(folders)
 
 
-def _read_file(uri: str, max_bytes: int) -> bytes | ImageError:
+def _walk_s3(uri: str) -> Iterator[StoredFile]:
+    bucket, prefix = _bucket_and_prefix(uri)
+    if prefix and is_file(uri):
+        with explained(uri), open_file(uri) as file:
+            yield StoredFile(uri, file.size())
+        return
+    empty = True
+    for page in _pages(uri, Prefix=prefix):
+        empty = empty and not page.get("KeyCount")
+        yield from _stored(bucket, page)
+    if empty:
+        with explained(uri):
+            raise FileNotFoundError(uri)
+
+
+def _stored(bucket: str, page: dict[str, Any]) -> list[StoredFile]:
+    # A key that ends in a slash is how some tools write a folder.
+    items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))
+    return [StoredFile(f"s3://{bucket}/{item['Key']}", item["Size"]) for item in items]
+
+
+def _has_keys(uri: str) -> bool:
+    if not is_s3(uri):
+        return False
+    _, prefix = _bucket_and_prefix(uri)
+    return bool(next(_pages(uri, Prefix=prefix, MaxKeys=1)).get("KeyCount"))
+
+
+def _bucket_and_prefix(uri: str) -> tuple[str, str]:
+    _, path = filesystem(uri)
+    bucket, _, key = path.partition("/")
+    return bucket, f"{key.rstrip('/')}/" if key else ""
+
+
+def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
+    """Pages of a listing, each asked for again while the server does not answer."""
+    bucket, _ = _bucket_and_prefix(uri)
+    client = _client(
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        os.environ.get("AWS_ACCESS_KEY_ID"),
+        os.environ.get("AWS_SECRET_ACCESS_KEY"),
+    )
+    token: dict[str, str] = {}
+    while True:
+        with explained(uri):
+            page = retried(uri, _page, client, Bucket=bucket, **query, **token)
+        yield page
+        following = page.get("NextContinuationToken")
+        if not following or "MaxKeys" in query:
+            return
+        token = {"ContinuationToken": following}
+
+
+def _page(client: Any, **query: Any) -> dict[str, Any]:
+    """One page; boto3's errors as the OSError that all else here raises."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        fs, path = filesystem(uri)
-        with fs.open_input_file(path) as file:
-            size = file.size()
-            return _too_many_bytes(size, max_bytes) if size > max_bytes else file.read()
-    except FileNotFoundError:
-        return ImageError("not_found", "the file was listed but is not there")
-    except OSError as error:
-        return ImageError("fetch_failed", _advice(error))
+        return client.list_objects_v2(**query)
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(str(error)) from error
 
 
-def _read_member(archive: zipfile.ZipFile, location: Location, max_bytes: int) -> bytes | ImageError:
-    try:
-        info = archive.getinfo(location.member or "")
-        if info.file_size > max_bytes:
-            return _too_many_bytes(info.file_size, max_bytes)
-        with archive.open(info) as file:
-            data = file.read(max_bytes + 1)  # the declared size is not trusted
-        return _too_many_bytes(len(data), max_bytes) if len(data) > max_bytes else data
-    except KeyError:
-        return ImageError("not_found", "the archive has no such member")
-    except Exception as error:  # zipfile raises many kinds for a damaged or encrypted member
-        return ImageError("fetch_failed", f"the archive member cannot be read: {error}")
+@lru_cache(maxsize=8)
+def _client(endpoint: str | None, _key_id: str | None, _secret: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_REQUEST_TIMEOUT_S,
+        retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
+    )
+    region = os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1"
+    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:
@@ -278,6 +374,20 @@ def write_parquet(uri: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write(uri, buffer.getvalue())
+
+
+def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
+    """Writes a stream of record batches as one Parquet file, without holding it in memory."""
+    fs, path = filesystem(uri)
+    with explained(uri, "write"):
+        if not is_s3(uri):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            fs.open_output_stream(path) as file,
+            pq.ParquetWriter(file, batches.schema, compression="zstd") as writer,
+        ):
+            for batch in batches:
+                writer.write_batch(batch)
 
 
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:

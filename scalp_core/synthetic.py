@@ -12,7 +12,6 @@ number of photographs, because the cut is made by rank.
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,6 +26,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
+from scalp_core.synthetic_layout import (
+    LAYOUTS,
+    Layout,
+    as_json,
+    label_file,
+    meta_file,
+    normalised,
+    pack,
+    paths,
+)
 from scalp_core.synthetic_plan import PARTS, PhotoPlan, SynthOptions, plan_dataset
 from scalp_core.synthetic_scene import render_photo
 
@@ -54,44 +62,48 @@ class SynthSummary(BaseModel):
 # --- files -------------------------------------------------------------------------------------------------
 
 
-def write_photo(plan: PhotoPlan, out: Path) -> Path:
-    """Writes a photograph, its label and its meta file below `out`, unless all three are there.
+def write_photo(
+    plan: PhotoPlan,
+    out: Path,
+    layout: Layout = LAYOUTS["delivered"],
+    every_symptom: bool = False,
+    picture: bytes | None = None,
+) -> Path:
+    """Writes a photograph, its label and its meta file below `out`, unless all are there.
 
     Each file appears whole or not at all. The photograph comes last, so where it is, the others are.
+
+    Args:
+        plan: of the photograph.
+        out: folder of the set.
+        layout: of its folders.
+        every_symptom: copies under every symptom that it has, as in the real set.
+        picture: its JPEG; drawn if not given.
 
     Returns:
         Path of the photograph.
     """
-    part = out / plan.part
-    photograph = part / f"[원천]{plan.folder}" / f"{plan.stem}.jpg"
+    files = [(kind, out / normalised(path, layout)) for kind, path in paths(plan, layout, every_symptom)]
+    photograph = files[-1][1]
     if photograph.exists():
         return photograph
-    _write(part / f"[라벨]{plan.folder}" / f"{plan.stem}.json", _json(_label(plan)))
-    _write(out / "Meta" / f"{plan.stem}_META.json", _json(_meta(plan)))
-    _write(photograph, _jpeg(plan))
+    picture = picture or jpeg(plan)
+    for kind, path in files:
+        if kind == "photograph":
+            _write(path, picture)
+        else:
+            _write(path, label_file(plan, layout) if kind == "label" else meta_file(plan))
     return photograph
 
 
-def _label(plan: PhotoPlan) -> dict[str, str]:
-    values = {f"value_{number}": str(value) for number, value in enumerate(plan.symptoms, 1)}
-    return {"image_id": plan.stem, "image_file_name": f"{plan.stem}.jpg"} | values
-
-
-def _meta(plan: PhotoPlan) -> dict[str, str]:
-    return {"image_id": plan.stem, "image_file_name": f"{plan.stem}.jpg"} | plan.meta
-
-
-def _jpeg(plan: PhotoPlan) -> bytes:
+def jpeg(plan: PhotoPlan) -> bytes:
+    """Draws a photograph; 640x480, as the microscopes save it."""
     rng = np.random.default_rng([plan.seed, 1, plan.index])
     pixels = render_photo(plan.severity, plan.device, rng, plan.scalp)
     quality = int(np.clip(plan.device.quality + rng.integers(-5, 6), 50, 95))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=quality, subsampling=plan.device.subsampling)
     return data.getvalue()
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -126,16 +138,17 @@ def write_dataset(
     summary = _summarise(plans, options)
     if _claim(out, summary):
         return summary
-    for done, _ in enumerate(_render_all(plans, out, workers or os.cpu_count() or 1), 1):
+    write = partial(write_photo, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
+    for done, _ in enumerate(_render_all(plans, write, workers or os.cpu_count() or 1), 1):
         if on_progress:
             on_progress(done)
-    _write(out / _SUMMARY, _json(summary.model_dump(mode="json")))
+    pack(out, LAYOUTS[options.layout])
+    _write(out / _SUMMARY, as_json(summary.model_dump(mode="json")))
     (out / _MARKER).unlink()
     return summary
 
 
-def _render_all(plans: list[PhotoPlan], out: Path, workers: int) -> Iterator[Path]:
-    write = partial(write_photo, out=out)
+def _render_all(plans: list[PhotoPlan], write: Callable[[PhotoPlan], Path], workers: int) -> Iterator[Path]:
     workers = min(workers, 1 + len(plans) // 16)  # starting a process costs as much as 16 photographs
     if workers == 1:
         yield from map(write, plans)
@@ -179,7 +192,7 @@ def _claim(out: Path, summary: SynthSummary) -> bool:
                 f"{out} is not empty, and not from these options; empty it, name another folder, "
                 "or repeat the options that it was begun with"
             )
-        _write(out / _MARKER, _json(summary.model_dump(mode="json")))
+        _write(out / _MARKER, as_json(summary.model_dump(mode="json")))
     return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +32,11 @@ _QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+LayoutName = Literal[
+    "delivered", "zipped", "zipped-cp949", "unmarked", "nested", "spaced", "numbered", "parents", "nfd"
+]
+
+
 class SynthOptions(BaseModel):
     """What to draw. The same options give the same bytes on any number of processes."""
 
@@ -54,6 +60,10 @@ class SynthOptions(BaseModel):
     hair_density: float = Field(11.0, ge=1, le=80, description="hairs rooted in a frame, on average")
     hair_density_spread: float = Field(0.35, ge=0, le=1, description="sd of the log of it between people")
     blur: float = Field(0.9, ge=0, le=5, description="sigma of a typical lens, pixels")
+    layout: LayoutName = Field("delivered", description="of folders, archives and label files")
+    every_symptom: bool = Field(
+        False, description="a copy under each symptom that a photograph has, as in the real set"
+    )
     devices: int | None = Field(
         None, ge=1, le=10_000, description="microscopes; by default one for 40 photographs, from 12 to 60"
     )

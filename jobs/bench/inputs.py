@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.graphs import with_float_graph
-from scalp_core import openvino_runtime, provenance, storage
+from scalp_core import openvino_runtime, provenance, sources
 from scalp_core.bundle import (
     WEIGHTS_FILE,
     Bundle,
@@ -43,8 +43,8 @@ def read_photographs(source: str | None) -> list[bytes]:
             drawn = Path(folder, "photographs")
             write_dataset(drawn, SynthOptions(images=_PHOTOGRAPHS))
             return read_photographs(str(drawn))
-    locations = storage.list_photographs(source).photographs[:_PHOTOGRAPHS]
-    read = storage.read_photographs(locations, MAX_BYTES)
+    locations = sources.list_photographs(source).photographs[:_PHOTOGRAPHS]
+    read = sources.read_photographs(locations, MAX_BYTES)
     files = [data for data in read if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff")]
     if len(files) < MIN_PHOTOGRAPHS:
         raise UserError(f"{source} holds {len(files)} JPEG files; give one that holds {MIN_PHOTOGRAPHS}")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from jobs.console import SUMMARY_FILE, now, progress_bar, write_json
@@ -94,15 +93,10 @@ class OwnProcess:
 
     def peak_mib(self) -> float:
         """The most memory that it has held so far, as the kernel counted."""
-        return self.call(_peak_mib)
+        return self.call(provenance.peak_mib)
 
     def close(self) -> None:
         self._pool.shutdown()
-
-
-def _peak_mib() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
 
 
 def write_result(

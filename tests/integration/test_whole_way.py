@@ -44,7 +44,7 @@ def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
 def test_training_leaves_a_bundle_a_card_and_curves(way):
     spec = load_bundle(str(way.run)).spec
     assert spec.training.workers == 2
-    assert spec.training.data_sha256 == manifest.manifest_sha256(str(way.data))
+    assert spec.training.data_sha256 == manifest.read_spec(str(way.data)).sha256
     assert [entry["epoch"] for entry in way.trained["history"]] == [1, 2]
     assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
     with Image.open(way.run / "curves.png") as curves:

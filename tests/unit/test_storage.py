@@ -2,15 +2,15 @@ import zipfile
 
 import pytest
 
-from scalp_core import storage
+from scalp_core import sources, storage
 from scalp_core.errors import ImageError, UserError
-from scalp_core.storage import Location
+from scalp_core.sources import Location
 
 LIMIT = 1000
 
 
 def read_one(location: Location) -> bytes | ImageError:
-    (data,) = storage.read_photographs([location], LIMIT)
+    (data,) = sources.read_photographs([location], LIMIT)
     return data
 
 
@@ -21,7 +21,7 @@ def test_a_folder_lists_its_photographs_and_those_in_its_zips(tmp_path):
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
         archive.writestr("c/d.jpeg", b"y")
         archive.writestr("__MACOSX/._d.jpeg", b"z")
-    listing = storage.list_photographs(str(tmp_path))
+    listing = sources.list_photographs(str(tmp_path))
     names = {str(location).removeprefix(f"{tmp_path}/") for location in listing.photographs}
     assert names == {"a.jpg", "sub/b.PNG", "more.zip!c/d.jpeg"}
     assert listing.other_files == 3
@@ -34,7 +34,7 @@ def test_members_of_a_korean_windows_zip_keep_their_names(tmp_path):
         archive.writestr("X" * len(name.encode("cp949")), b"photograph")
     # What Korean Windows writes: cp949 bytes and no UTF-8 flag.
     path.write_bytes(path.read_bytes().replace(b"X" * len(name.encode("cp949")), name.encode("cp949")))
-    (location,) = storage.list_photographs(str(path)).photographs
+    (location,) = sources.list_photographs(str(path)).photographs
     assert location.member == name
     assert read_one(location) == b"photograph"
 
@@ -65,8 +65,8 @@ def test_what_is_gone_or_was_never_there_says_so(tmp_path):
     assert read_one(Location(str(tmp_path / "a.zip"), "b.jpg")).code == "not_found"
     (tmp_path / "broken.zip").write_bytes(b"no archive")
     assert read_one(Location(str(tmp_path / "broken.zip"), "a.jpg")).code == "fetch_failed"
-    with pytest.raises(UserError, match="is not a zip archive or it is damaged"):
-        storage.list_photographs(str(tmp_path / "broken.zip"))
+    with pytest.raises(UserError, match="is not an archive of its kind or it is damaged"):
+        sources.list_photographs(str(tmp_path / "broken.zip"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""Sources of photographs for the tests of the data's way, and that way without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from scalp_core import audit, inventory, manifest, relations, storage
+from scalp_core.audit import Options
+from scalp_core.synthetic import jpeg as render
+from scalp_core.synthetic import write_photo
+from scalp_core.synthetic_layout import LAYOUTS, pack
+from scalp_core.synthetic_plan import PhotoPlan, SynthOptions, plan_dataset
+
+PLANS = plan_dataset(SynthOptions(images=48, seed=5))
+
+
+@cache
+def picture(index: int) -> bytes:
+    """The JPEG of `PLANS[index]`, drawn once."""
+    return render(PLANS[index])
+
+
+def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[PhotoPlan]:
+    """Writes all of `PLANS` in a layout."""
+    for plan in PLANS:
+        write_photo(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
+    pack(out, LAYOUTS[layout])
+    return PLANS
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What came of a source."""
+
+    data: str
+    summary: dict[str, Any]
+
+    @property
+    def table(self) -> pa.Table:
+        return manifest.read_manifest(self.data)
+
+    @property
+    def dropped(self) -> list[dict[str, Any]]:
+        return storage.read_parquet(f"{self.data}/{relations.DROPPED_FILE}").to_pylist()
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        return storage.read_parquet(f"{self.data}/{relations.FINDINGS_FILE}").to_pylist()
+
+
+def audited(source: Path | str, out: Path, **options: Any) -> Audited:
+    """Lists, examines and audits in this process, as `scalp prepare` does in Ray's workers."""
+    source = storage.absolute(source)
+    listed = [row for root in inventory.roots(source) for row in inventory.list_root(root)]
+    table = pa.Table.from_pylist(listed, schema=inventory.LISTED)
+    examined = inventory.examine(table.to_pylist(), source.rpartition("/")[0])
+    storage.write_parquet(str(out / "examined" / "0.parquet"), pa.concat_tables(examined))
+    summary = audit.audit(
+        str(out / "examined"), source, str(out), Options(**options), inventory.is_table(source)
+    )
+    manifest.write_spec(str(out), manifest.DataSpec.model_validate(summary["spec"]))
+    return Audited(str(out), summary)
