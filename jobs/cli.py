@@ -115,6 +115,10 @@ def train(
         str | None,
         typer.Option(help="first weights: imagenet, none, a .safetensors or .pth file, or s3:// of one"),
     ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(min=0, help="of `scalp prepare --folds`, to validate on"),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
 ) -> None:
     """Fine-tunes the classifier on Ray; run it again to go on where it was stopped.
@@ -126,7 +130,7 @@ def train(
     from scalp_core.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    verb(data, run, load_recipe(recipe, RECIPES, overrides), workers, device)
+    verb(data, run, load_recipe(recipe, RECIPES, overrides), workers, device, fold)
 
 
 @app.command()

@@ -65,7 +65,10 @@ def evaluate(
     out = storage.absolute(out)
     loaded = load_bundle(bundle)
     version = loaded.spec.version_in(options.precision)
-    rows = manifest.part(manifest.read_manifest(data), split)
+    data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
+        table = manifest.with_fold(table, loaded.spec.training.fold)
+    rows = manifest.part(table, split)
     answers = gradings(collect_logits(loaded, rows, options), loaded.spec)
     labels = np.array(rows["label"].to_pylist())
     grades = np.array([answer.grade for answer in answers])
@@ -73,15 +76,18 @@ def evaluate(
         "kind": "evaluate",
         "date": now(),
         "model_version": version,
-        "data_sha256": manifest.read_spec(data).sha256,
+        "data_sha256": data_spec.sha256,
         "split": split,
+        "split_method": data_spec.split.method,
+        "leaky": data_spec.split.leaky,
+        "leaking_pairs": data_spec.split.leaking_pairs,
         "groups": len(set(rows["group"].to_pylist())),
         "metrics": metrics.score(labels, grades),
         "majority": metrics.majority_baseline(labels, loaded.spec.majority_grade),
         "coverage": float(np.mean([label in a.grade_set for label, a in zip(labels, answers, strict=True)])),
         "referred": float(np.mean([answer.refer for answer in answers])),
     }
-    title = f"{version}\n{split}: {len(labels)} photographs"
+    title = f"{version}\n{split}: {len(labels)} photographs" + ", LEAKY SPLIT" * data_spec.split.leaky
     picture = report.confusion_matrix(summary["metrics"]["confusion"], title)
     storage.write(storage.join(out, "confusion.png"), picture)
     predictions = rows.append_column("grade", pa.array(grades, pa.int8()))
@@ -89,6 +95,8 @@ def evaluate(
     storage.write_parquet(storage.join(out, "predictions.parquet"), predictions)
     write_json(storage.join(out, SUMMARY_FILE), summary)
     _show(summary, title.replace("\n", " on "))
+    if data_spec.split.warning:
+        console.print(data_spec.split.warning)
     console.print(f"confusion matrix: {storage.join(out, 'confusion.png')}")
     return summary
 

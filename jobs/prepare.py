@@ -14,16 +14,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.data import Dataset
 from ray.exceptions import RayTaskError
 
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from jobs.shards import EXAMINED, LISTED, OBJECTS_A_SHARD, PATIENCE_S, ExamineShard, ListRoots
 from scalp_core import audit, data_report, inventory, manifest, provenance, storage
 from scalp_core.audit import Options
 from scalp_core.errors import UserError
@@ -37,9 +36,7 @@ REPORT_FILE = "report.html"
 _WORK = "work"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
-_OBJECTS_A_SHARD = 512
-# A server that restarts is waited for; a job of hours must not end with it.
-_PATIENCE_S = 180
+_LISTING_TASKS = 64
 _POLL_S = 1.0
 
 
@@ -67,7 +64,7 @@ def prepare(source: str, out: str, options: Options = Options()) -> dict[str, An
     roots = inventory.roots(source)
     connect()
     write_json(storage.join(out, _IDENTITY_FILE), identity)
-    with storage.patience(_PATIENCE_S):
+    with storage.patience(PATIENCE_S):
         summary = _prepare(source, out, options, roots, started)
     _show(summary, out)
     return summary
@@ -79,7 +76,7 @@ def _prepare(source: str, out: str, options: Options, roots: list[Root], started
     _examine(listing, work, source)
     with console.status("comparing, grouping and splitting"):
         found, audit_mib = _unwrapped(
-            _audit.remote(storage.join(work, "examined"), source, out, options, inventory.is_table(source))
+            _audit.remote(storage.join(work, EXAMINED), source, out, options, inventory.is_table(source))
         )
     spec = DataSpec.model_validate(found.pop("spec"))
     examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
@@ -126,35 +123,20 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
 # --- list --------------------------------------------------------------------------------------------------
 
 
-class ListRoot:
-    """Writes the shards of one piece of a source; returns their names and how many objects are in each."""
-
-    def __init__(self, work: str) -> None:
-        self._work = work
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with storage.patience(_PATIENCE_S):
-            rows = inventory.list_root(Root(row["uri"], row["whole"]))
-            names: list[str] = []
-            counts: list[int] = []
-            while some := list(islice(rows, _OBJECTS_A_SHARD)):
-                names.append(f"{row['number']:06d}-{len(names):06d}.parquet")
-                counts.append(len(some))
-                table = pa.Table.from_pylist(some, schema=inventory.LISTED)
-                storage.write_parquet(storage.join(self._work, "listed", names[-1]), table)
-        return {"names": names, "counts": counts}
-
-
 def _list(roots: list[Root], work: str) -> dict[str, Any]:
     """Names of all shards, and the number of objects; from the last run, if that came so far."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
-    pieces = [{"number": number, "uri": root.uri, "whole": root.whole} for number, root in enumerate(roots)]
+    shares = [roots[number::_LISTING_TASKS] for number in range(min(_LISTING_TASKS, len(roots)))]
+    pieces = [
+        {"number": number, "uris": [root.uri for root in share], "whole": [root.whole for root in share]}
+        for number, share in enumerate(shares)
+    ]
     names: list[str] = []
     objects = 0
     with progress_bar("listing", None) as (progress, task), _following(work, progress, task):
-        for row in _each(pieces).map(ListRoot(work)).iter_rows():
+        for row in _each(pieces).map(ListRoots(work)).iter_rows():
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
@@ -171,9 +153,9 @@ def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
 
     def follow() -> None:
         while not stop.wait(_POLL_S):
-            folder = storage.join(work, "listed")
+            folder = storage.join(work, LISTED)
             shards = sum(1 for _ in storage.walk(folder)) if storage.exists(folder) else 0
-            progress.update(task, completed=shards * _OBJECTS_A_SHARD)
+            progress.update(task, completed=shards * OBJECTS_A_SHARD)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -187,26 +169,9 @@ def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
 # --- examine -----------------------------------------------------------------------------------------------
 
 
-class ExamineShard:
-    """Examines the objects of one shard; writes its rows whole or not at all."""
-
-    def __init__(self, work: str, base: str) -> None:
-        self._work = work
-        self._base = base
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with storage.patience(_PATIENCE_S):
-            listed = storage.read_parquet(storage.join(self._work, "listed", row["name"])).to_pylist()
-            tables = list(inventory.examine(listed, self._base))
-            table = pa.concat_tables(tables)
-            storage.write_parquet(storage.join(self._work, "examined", row["name"]), table)
-        unfetched = sum(code == "fetch_failed" for code in table["code"].to_pylist())
-        return {"objects": len(listed), "rows": table.num_rows, "unfetched": unfetched}
-
-
 def _examine(listing: dict[str, Any], work: str, source: str) -> None:
     """Examines what the last run left."""
-    folder = storage.join(work, "examined")
+    folder = storage.join(work, EXAMINED)
     done = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(folder)} if storage.exists(folder) else set()
     pending = [{"name": name} for name in listing["shards"] if name not in done]
     objects = listing["objects"]
@@ -216,7 +181,7 @@ def _examine(listing: dict[str, Any], work: str, source: str) -> None:
     # What lies above the source says nothing about grades; its own name may.
     base = source.rpartition("/")[0]
     with progress_bar("examining", objects) as (progress, task):
-        progress.update(task, completed=min(objects, len(done) * _OBJECTS_A_SHARD))
+        progress.update(task, completed=min(objects, len(done) * OBJECTS_A_SHARD))
         for row in _each(pending).map(ExamineShard(work, base)).iter_rows():
             unfetched += int(row["unfetched"])
             progress.update(task, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
@@ -233,7 +198,7 @@ def _each(items: list[dict[str, Any]]) -> Dataset:
 @ray.remote(num_cpus=1)
 def _audit(*arguments: Any) -> tuple[dict[str, Any], float]:
     """In a worker, so that the driver's memory does not grow with the source."""
-    with storage.patience(_PATIENCE_S):
+    with storage.patience(PATIENCE_S):
         return audit.audit(*arguments), provenance.peak_mib()
 
 

@@ -61,6 +61,8 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         _show(kept)
         return kept
     table = manifest.read_manifest(data)
+    if loaded.spec.training.fold is not None:
+        table = manifest.with_fold(table, loaded.spec.training.fold)
     val = manifest.part(table, "val")
     if "float" not in loaded.spec.graphs:  # from before bundles held graphs
         loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, loaded.spec.preprocess))

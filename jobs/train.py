@@ -49,6 +49,7 @@ from scalp_core.bundle import (
 from scalp_core.card import model_card
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
+from scalp_core.manifest import DataSpec
 from scalp_core.model import initial_model, preprocess_for
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
@@ -62,7 +63,12 @@ _MAX_WORKER_FAILURES = 3
 
 
 def train(
-    data: str, run: str, recipe: Recipe, workers: int | None = None, device: Device = "auto"
+    data: str,
+    run: str,
+    recipe: Recipe,
+    workers: int | None = None,
+    device: Device = "auto",
+    fold: int | None = None,
 ) -> dict[str, Any]:
     """Trains a bundle; a run that was stopped goes on from its last epoch, a finished one ends at once.
 
@@ -72,6 +78,7 @@ def train(
         recipe: what to train and how.
         workers: data-parallel workers; None takes one for each GPU, else two.
         device: auto, cpu or cuda.
+        fold: of `scalp prepare --folds`, to validate on; None takes the validation part.
 
     Returns:
         the summary that is also written to `run/summary.json`.
@@ -80,9 +87,11 @@ def train(
         UserError: bad input, or the machine cannot hold the workers.
     """
     run, started = storage.absolute(run), time.monotonic()
-    table = manifest.read_manifest(data)
+    data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    if fold is not None:
+        table = manifest.with_fold(table, fold)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
-    identity = {"recipe": recipe.model_dump(), "data_sha256": manifest.read_spec(data).sha256}
+    identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
     _check_identity(run, identity)
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
@@ -111,10 +120,12 @@ def train(
         }
         result = _fit(config, _datasets(parts, spec, recipe), run, scaling)
     trained = time.monotonic() - started
-    summary = _finish(run, data, recipe, spec, parts, result, count, device)
+    summary = _finish(run, data_spec, recipe, spec, parts, result, count, device, fold)
     summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
     write_json(storage.join(run, SUMMARY_FILE), summary)
     _show(summary, run)
+    if data_spec.split.warning:
+        console.print(data_spec.split.warning)
     return summary
 
 
@@ -263,13 +274,14 @@ def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
 
 def _finish(
     run: str,
-    data: str,
+    data: DataSpec,
     recipe: Recipe,
     spec: Preprocess,
     parts: dict[str, pa.Table],
     result: Result,
     workers: int,
     device: Device,
+    fold: int | None,
 ) -> dict[str, Any]:
     """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
     checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
@@ -281,8 +293,10 @@ def _finish(
         initial_weights=recipe.weights,
         workers=workers,
         best_epoch=best["epoch"],
-        data_sha256=manifest.read_spec(data).sha256,
+        data_sha256=data.sha256,
         grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+        split=data.split,
+        fold=fold,
     )
     bundle_spec = BundleSpec(
         name=Path(run).name,
@@ -311,6 +325,10 @@ def _finish(
         "model_version": bundle_spec.model_version,
         "recipe": recipe.model_dump(),
         "workers": workers,
+        "fold": fold,
+        "split_method": data.split.method,
+        "leaky": data.split.leaky,
+        "leaking_pairs": data.split.leaking_pairs,
         "best_epoch": best["epoch"],
         "validation": bundle_spec.metrics["val"],
         "temperature": bundle_spec.temperature,

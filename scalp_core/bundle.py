@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
+from scalp_core.manifest import SplitSpec
 from scalp_core.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Training(BaseModel):
     best_epoch: int = Field(description="the epoch kept, by validation kappa; the first is 1")
     data_sha256: str = Field(description="hash of the manifest that was trained on")
     grade_counts: list[int] = Field(description="photographs of each grade in the training part")
+    split: SplitSpec | None = Field(None, description="how the parts were made; None in older bundles")
+    fold: int | None = Field(None, description="of the cross-validation that was the validation part")
 
 
 class BundleSpec(BaseModel):
@@ -114,8 +117,12 @@ class BundleSpec(BaseModel):
 
     @property
     def model_version(self) -> str:
-        """Names the exact weights in every answer: the run's name and the start of their hash."""
-        return f"{self.name}-{self.weights_sha256[:12]}"
+        """Names the exact weights in every answer: the run's name and the start of their hash.
+
+        What was trained on a leaky split says so here, and with it in every answer and figure of it.
+        """
+        leaky = self.training.split is not None and self.training.split.leaky
+        return f"{self.name}-{self.weights_sha256[:12]}" + ("-leaky" if leaky else "")
 
     def version_in(self, precision: str) -> str:
         """As `model_version`; int8 answers are those of another model, and say so."""

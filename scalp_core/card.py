@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scalp_core.bundle import BundleSpec, GraphRecord
 from scalp_core.grades import GRADE_NAMES_KO
+from scalp_core.manifest import SplitSpec
 
 _TEMPLATE = """\
 # {version}
@@ -14,8 +15,8 @@ microscope: {grades}.
 **Not a diagnosis.** For research and for screening by trained staff; a person decides. Grades of photographs
 unlike the training data (other optics, wet or treated hair, no scalp) mean nothing.
 
-## What it reached
-On the validation part ({n} photographs of devices that training did not see), which also chose the epoch and
+{warning}## What it reached
+On the validation part ({n} photographs{unseen}), which also chose the epoch and
 the calibration, so it flatters; `scalp evaluate` gives the test figures.
 
 | metric | value |
@@ -33,6 +34,7 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 ## What it is made of
 - architecture `{architecture}`, first weights `{initial_weights}`, input {size}x{size} ({resize})
 - {photographs} training photographs by grade: {counts}
+- {split}
 - best epoch {best_epoch} of {epochs}, {workers} workers
 - data sha256 `{data}`
 - weights sha256 `{weights}`
@@ -43,10 +45,13 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 def model_card(spec: BundleSpec) -> str:
     """The card as Markdown; every figure in it comes from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
-    counts = spec.training.grade_counts
+    counts, split = spec.training.grade_counts, spec.training.split
     return _TEMPLATE.format(
         **spec.metrics["val"],
         version=spec.model_version,
+        warning=f"**{split.warning}.**\n\n" if split and split.warning else "",
+        unseen=" of devices that training did not see" if split and "device" in split.keys else "",
+        split=_split_line(split, spec.training.fold),
         grades=", ".join(names),
         temperature=spec.temperature,
         coverage=spec.conformal.coverage,
@@ -66,6 +71,17 @@ def model_card(spec: BundleSpec) -> str:
         graphs="".join(_graph_line(kind, record) for kind, record in spec.graphs.items()),
         revision=spec.git_revision,
         versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+    )
+
+
+def _split_line(split: SplitSpec | None, fold: int | None) -> str:
+    if split is None:
+        return "how the parts were made was not recorded"
+    pairs = ", ".join(f"{key.replace('_', '-')} {count}" for key, count in split.leaking_pairs.items())
+    part = f", fold {fold} of {split.folds} for validation" if fold is not None else ""
+    return (
+        f"parts {split.ratio} ({split.method}, seed {split.seed}){part}; "
+        f"pairs of photographs in two parts that share a: {pairs}"
     )
 
 

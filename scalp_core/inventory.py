@@ -80,6 +80,8 @@ OBJECT_CODES = {
 T = TypeVar("T")
 
 _MAX_JSON_BYTES = 2**20
+_PAGES_TO_LOOK_AT = 5
+_MANY_ROOTS = 64
 _LISTING_THREADS = 16
 _FETCH_THREADS = 8
 _PIECE = 64
@@ -103,7 +105,7 @@ def is_table(source: str) -> bool:
 
 
 def roots(source: str) -> list[Root]:
-    """Divides a source for tasks that list beside each other: its folders, to the second level.
+    """Divides a source for tasks that list beside each other: its folders, or those in them if they are few.
 
     Raises:
         UserError: it is missing, or storage refused.
@@ -116,15 +118,32 @@ def roots(source: str) -> list[Root]:
                 f"({', '.join(TABLE_SUFFIXES)}) or photograph; name one of these"
             )
         return [Root(source)]
-    found, level = [], [source]
+    found: list[Root] = []
+    level = [source]
     for _ in range(2):
+        if len(level) > _MANY_ROOTS:
+            break
         below: list[str] = []
         for folder in level:
-            files, folders = storage.children(folder)
-            found += [Root(folder, whole=False)] if files else []
+            has_files, folders = _look(folder)
+            if folders is None:
+                found.append(Root(folder))
+                continue
+            found += [Root(folder, whole=False)] if has_files else []
             below += folders
         level = below
     return found + [Root(folder) for folder in level]
+
+
+def _look(folder: str) -> tuple[bool, list[str] | None]:
+    """Whether there are files directly in a folder, and the folders in it; None where that takes too long."""
+    has_files, folders = False, []
+    for number, (files, some) in enumerate(storage.children(folder)):
+        if number == _PAGES_TO_LOOK_AT:  # a flat prefix of millions: one task lists it
+            return True, None
+        has_files = has_files or bool(files)
+        folders += some
+    return has_files, sorted(folders)
 
 
 def list_root(root: Root) -> Iterator[dict[str, Any]]:
@@ -136,7 +155,8 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     if is_table(root.uri) and storage.is_file(root.uri):
         yield from _table_rows(root.uri)
         return
-    files = storage.walk(root.uri) if root.whole else iter(storage.children(root.uri)[0])
+    direct = (file for files, _ in storage.children(root.uri) for file in files)
+    files = storage.walk(root.uri) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
         for some in _batched(files, 1000):
             yield from chain.from_iterable(pool.map(_file_rows, some))

@@ -187,7 +187,8 @@ def read_manifest(data: str) -> pa.Table:
             f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
             "a CSV or Parquet of uri,label"
         )
-    return table.sort_by("image_id")
+    # Members of an archive beside each other: a compressed tar can only be read onwards.
+    return table.sort_by([("uri", "ascending"), ("member", "ascending")])
 
 
 def part(table: pa.Table, name: str) -> pa.Table:

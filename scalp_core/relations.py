@@ -208,8 +208,9 @@ class Relations:
             "(select stem from photo group by stem having count(distinct sha256) > 1)",
             "near_duplicate": "select b as id, object.uri || coalesce('!' || object.member, '') "
             "from near join object on object.id = near.a",
-            "near_duplicate_labels_differ": "select near.b as id, 'labels ' || one.label || ' and ' || "
-            "other.label from near join photo one on one.id = near.a join photo other on other.id = near.b "
+            "near_duplicate_labels_differ": "select near.b as id, 'labels ' || "
+            "least(one.label, other.label) || ' and ' || greatest(one.label, other.label) "
+            "from near join photo one on one.id = near.a join photo other on other.id = near.b "
             "where one.label <> other.label",
         }
         if layout == "aihub":

@@ -171,7 +171,8 @@ def _best_parts(counts: np.ndarray, shares: dict[str, int]) -> list[str]:
     """
     folds = range(len(counts))
     first, *others = shares
-    best, best_off = [first] * len(counts), np.inf
+    best: list[str] = [first] * len(counts)
+    best_off: tuple[float, ...] = (np.inf,)
     for chosen in islice(_choices(frozenset(folds), [shares[name] for name in others]), _MOST_ASSIGNMENTS):
         parts = [first] * len(counts)
         for name, taken in zip(others, chosen, strict=True):
@@ -193,13 +194,13 @@ def _choices(folds: frozenset[int], sizes: list[int]) -> Iterable[list[tuple[int
             yield [*rest, taken]
 
 
-def _unlikeness(counts: np.ndarray, parts: list[str], shares: dict[str, int]) -> float:
-    """How far the worst part is off, in its share of rows or of a grade."""
-    total, worst = counts.sum(), 0.0
+def _unlikeness(counts: np.ndarray, parts: list[str], shares: dict[str, int]) -> tuple[float, ...]:
+    """What to make small: grades that the first part lacks, that any lacks, and how far a share is off."""
+    total, grades = counts.sum(), counts.sum(axis=0)
+    lacking, worst = [], 0.0
     for name, share in shares.items():
         own = counts[[part == name for part in parts]].sum(axis=0)
-        if not own.sum():
-            return np.inf
-        grades = np.abs(own / own.sum() - counts.sum(axis=0) / total).max()
-        worst = max(worst, float(grades), abs(float(own.sum() / total) - share / len(parts)))
-    return worst
+        lacking.append(int(((own == 0) & (grades > 0)).sum()))
+        off = np.abs(own / max(own.sum(), 1) - grades / total).max()
+        worst = max(worst, float(off), abs(float(own.sum() / total) - share / len(parts)))
+    return lacking[0], sum(lacking), worst

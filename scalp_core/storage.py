@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import uuid
 import zipfile
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -216,7 +218,8 @@ def write(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
 
     def put() -> None:
-        with fs.open_output_stream(path) as file:
+        # Unasked, pyarrow would compress what is named .gz.
+        with fs.open_output_stream(path, compression=None) as file:
             file.write(data)
 
     with explained(uri, "write"):
@@ -231,10 +234,14 @@ def write(uri: str, data: bytes) -> None:
 
 def remove_folder(uri: str) -> None:
     """Removes a folder or prefix with all that is in it; no matter if there is none."""
-    fs, path = filesystem(uri)
     with explained(uri, "remove"):
-        if retried(uri, fs.get_file_info, path).type == pafs.FileType.Directory:
-            retried(uri, fs.delete_dir, path)
+        if not is_s3(uri):
+            shutil.rmtree(uri, ignore_errors=True)
+            return
+        bucket, prefix = _bucket_and_prefix(uri)
+        for page in _pages(uri, Prefix=prefix):
+            if keys := [{"Key": item["Key"]} for item in page.get("Contents", ())]:
+                retried(uri, _answer, "delete_objects", Bucket=bucket, Delete={"Objects": keys})
 
 
 def list_files(uri: str) -> list[str]:
@@ -262,7 +269,7 @@ def walk(uri: str) -> Iterator[StoredFile]:
             yield StoredFile(uri, path.stat().st_size)
             return
         folders = [os.fspath(uri)]
-        seen = set()  # a link may lead back to a folder above it
+        seen = set()  # links may lead round in a circle
         while folders:
             folder = folders.pop()
             status = Path(folder).stat()
@@ -271,25 +278,31 @@ def walk(uri: str) -> Iterator[StoredFile]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         folders.append(entry.path)
                     elif entry.is_file():
                         yield StoredFile(entry.path, entry.stat().st_size)
 
 
-def children(uri: str) -> tuple[list[StoredFile], list[str]]:
-    """Files directly in a folder or prefix, and the folders in it; both sorted."""
-    if not is_s3(uri):
-        with explained(uri), os.scandir(uri) as entries:
-            found = sorted(entries, key=lambda entry: entry.path)
-            files = [StoredFile(entry.path, entry.stat().st_size) for entry in found if entry.is_file()]
-            return files, [entry.path for entry in found if entry.is_dir()]
-    bucket, prefix = _bucket_and_prefix(uri)
-    files, folders = [], []
-    for page in _pages(uri, Prefix=prefix, Delimiter="/"):
-        files += _stored(bucket, page)
-        folders += [f"s3://{bucket}/{item['Prefix'].rstrip('/')}" for item in page.get("CommonPrefixes", ())]
-    return sorted(files), sorted(folders)
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder, or a link to one that does not lead back to where it lies or above."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    return entry.is_dir() and not Path(entry.path).parent.resolve().is_relative_to(Path(entry.path).resolve())
+
+
+def children(uri: str) -> Iterator[tuple[list[StoredFile], list[str]]]:
+    """Files directly in a folder or prefix, and the folders in it, a thousand at a time."""
+    if is_s3(uri):
+        bucket, prefix = _bucket_and_prefix(uri)
+        for page in _pages(uri, Prefix=prefix, Delimiter="/"):
+            prefixes = (item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", ()))
+            yield _stored(bucket, page), [f"s3://{bucket}/{name}" for name in prefixes]
+        return
+    with explained(uri), os.scandir(uri) as entries:
+        while some := list(islice(entries, 1000)):
+            files = [StoredFile(entry.path, entry.stat().st_size) for entry in some if entry.is_file()]
+            yield files, [entry.path for entry in some if _is_folder(entry)]
 
 
 def _walk_s3(uri: str) -> Iterator[StoredFile]:
@@ -329,15 +342,10 @@ def _bucket_and_prefix(uri: str) -> tuple[str, str]:
 def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
     """Pages of a listing, each asked for again while the server does not answer."""
     bucket, _ = _bucket_and_prefix(uri)
-    client = _client(
-        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-        os.environ.get("AWS_ACCESS_KEY_ID"),
-        os.environ.get("AWS_SECRET_ACCESS_KEY"),
-    )
     token: dict[str, str] = {}
     while True:
         with explained(uri):
-            page = retried(uri, _page, client, Bucket=bucket, **query, **token)
+            page = retried(uri, _answer, "list_objects_v2", Bucket=bucket, **query, **token)
         yield page
         following = page.get("NextContinuationToken")
         if not following or "MaxKeys" in query:
@@ -345,12 +353,17 @@ def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
         token = {"ContinuationToken": following}
 
 
-def _page(client: Any, **query: Any) -> dict[str, Any]:
-    """One page; boto3's errors as the OSError that all else here raises."""
+def _answer(operation: str, **query: Any) -> dict[str, Any]:
+    """What S3 answers; boto3's errors as the OSError that all else here raises."""
     from botocore.exceptions import BotoCoreError, ClientError
 
+    client = _client(
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        os.environ.get("AWS_ACCESS_KEY_ID"),
+        os.environ.get("AWS_SECRET_ACCESS_KEY"),
+    )
     try:
-        return client.list_objects_v2(**query)
+        return getattr(client, operation)(**query)
     except (BotoCoreError, ClientError) as error:
         raise OSError(str(error)) from error
 
@@ -383,7 +396,7 @@ def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
         if not is_s3(uri):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         with (
-            fs.open_output_stream(path) as file,
+            fs.open_output_stream(path, compression=None) as file,
             pq.ParquetWriter(file, batches.schema, compression="zstd") as writer,
         ):
             for batch in batches:

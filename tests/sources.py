@@ -16,7 +16,7 @@ from scalp_core.synthetic import write_photo
 from scalp_core.synthetic_layout import LAYOUTS, pack
 from scalp_core.synthetic_plan import PhotoPlan, SynthOptions, plan_dataset
 
-PLANS = plan_dataset(SynthOptions(images=48, seed=5))
+PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
 
 
 @cache
@@ -42,7 +42,7 @@ class Audited:
 
     @property
     def table(self) -> pa.Table:
-        return manifest.read_manifest(self.data)
+        return manifest.read_manifest(self.data).sort_by("image_id")
 
     @property
     def dropped(self) -> list[dict[str, Any]]:

@@ -1,87 +1,86 @@
 import json
+import unicodedata
 
 import pytest
 
-from scalp_core.aihub import read_source
-from scalp_core.errors import UserError
-from scalp_core.grades import SYMPTOMS
-from tests.conftest import jpeg
+from scalp_core.aihub import Folders, read_folders, read_label, read_meta, read_stem, stem_of
 
-KERATIN = SYMPTOMS[0]
+KERATIN, SEBUM, ERYTHEMA, HAIR_LOSS = 0, 1, 2, 5
 
 
-def name(device: int, shot: int) -> str:
-    return f"0013_A2LEBJJDE{device:05d}O_1602578303{shot:03d}_2_TH"
+@pytest.mark.parametrize(
+    ("folder", "part", "symptom", "grade"),
+    [
+        ("Training/[원천]미세각질_0.양호", "Training", KERATIN, 0),
+        ("Validation/[라벨]미세각질_3.중증", "Validation", KERATIN, 3),
+        ("Training/[원천]미세각질_0.양호.zip", "Training", KERATIN, 0),
+        ("Training.zip/[원천]미세각질_2.중등도", "Training", KERATIN, 2),
+        ("Training/탈모/[원천]탈모_2.중등도", "Training", HAIR_LOSS, 2),
+        ("Training/[라벨]피지 과다_1.경증", "Training", SEBUM, 1),
+        ("Training/[원천]모낭사이 홍반_3.중증", "Training", ERYTHEMA, 3),
+        ("1.미세각질/0.양호", None, KERATIN, 0),
+        ("Training/원천데이터/미세각질_2.중증도", "Training", KERATIN, 2),  # as the paper spells it
+        ("01.Training/01.원천데이터/[원천]1.미세각질_0.양호", "Training", KERATIN, 0),
+        ("1.미세각질/[원천]2.중등도", None, KERATIN, 2),
+        ("미세각질_2.중등도/extracted", None, KERATIN, 2),
+        ("[원천]미세각질_2.경증", None, KERATIN, None),  # contradicts itself
+        ("미세각질/photos", None, None, None),
+    ],
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_folders_are_read_in_every_form_they_are_found_in(folder, part, symptom, grade, form):
+    found = read_folders(unicodedata.normalize(form, folder))
+    assert (found.part, found.symptom, found.grade) == (part, symptom, grade)
 
 
-def put(root, folder, stem, data, values=None):
-    images = root / folder
-    images.mkdir(parents=True, exist_ok=True)
-    (images / f"{stem}.jpg").write_bytes(data)
-    if values is not None:
-        labels = root / folder.replace("원천", "라벨")
-        labels.mkdir(parents=True, exist_ok=True)
-        content = {f"value_{index}": value for index, value in enumerate(values, 1)}
-        (labels / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8-sig")
+@pytest.mark.parametrize(
+    ("folder", "grade"),
+    [("a/0", 0), ("a/mild", 1), ("2.중등도", 2), ("중증", 3), ("cats", None), ("7", None)],
+)
+def test_the_nearest_folder_may_be_a_class(folder, grade):
+    assert read_folders(folder) == Folders(class_grade=grade)
 
 
-@pytest.fixture
-def delivered(tmp_path):
-    put(tmp_path, "Training/[원천]미세각질_0.양호", name(1, 0), jpeg(0), "000000")
-    put(tmp_path, "Training/[원천]미세각질_2.중등도", name(1, 1), jpeg(1), ["2", "1", "0", "0", "0", "0"])
-    put(
-        tmp_path, "Validation/[원천]미세각질_3.중증", name(2, 2), jpeg(2, size=(320, 240)), [3, 0, 0, 0, 1, 0]
-    )
-    put(tmp_path, "Training/[원천]탈모_1.경증", name(2, 3), jpeg(3), "000001")  # another symptom
-    return tmp_path
+def test_a_photograph_its_label_and_its_survey_share_a_stem():
+    stem = "0013_A2LEBJJDE00060O_1602578303771_3_TH"
+    for name in (f"a/{stem}.jpg", f"{stem}.json", f"Meta/{stem}_META.json"):
+        assert stem_of(name) == stem
+    shot = read_stem(stem)
+    assert (shot.site, shot.device, shot.session, shot.position) == (
+        "0013", "A2LEBJJDE00060O", "1602578303771", "TH"
+    )  # fmt: skip
+    assert shot.captured_at.isoformat() == "2020-10-13T08:38:23.771000+00:00"
+    assert read_stem("holiday") is None
 
 
-def test_the_delivered_layout_becomes_rows(delivered):
-    reading = read_source(str(delivered), KERATIN)
-    assert (reading.layout, reading.grouped_by) == ("aihub", "site_device")
-    rows = sorted(reading.rows, key=lambda row: row["label"])
-    assert [row["label"] for row in rows] == [0, 2, 3]
-    assert [row["labels"] for row in rows] == [[0] * 6, [2, 1, 0, 0, 0, 0], [3, 0, 0, 0, 1, 0]]
-    assert rows[2]["group"] == "0013_A2LEBJJDE00002O"
-    assert (rows[2]["width"], rows[2]["height"], rows[2]["position"]) == (320, 240, "TH")
-    assert rows[2]["captured_at"].isoformat() == "2020-10-13T08:38:23.002000+00:00"
-    assert [row["source_note"] for row in rows] == ["Training", "Training", "Validation"]
-    assert reading.dropped["not_in_a_grade_folder"] == 1
+def label(**changes):
+    return {f"value_{number}": "1" for number in range(1, 7)} | changes
 
 
-def test_another_symptom_is_read_by_name(delivered):
-    assert [row["label"] for row in read_source(str(delivered), "탈모").rows] == [1]
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_labels_are_strings_or_numbers_with_or_without_a_mark(encoding):
+    content = label(value_1=3, value_2=" 2 ")
+    assert read_label(json.dumps(content).encode(encoding)) == [3, 2, 1, 1, 1, 1]
 
 
-def test_the_same_content_is_kept_once_and_under_two_grades_not_at_all(delivered):
-    put(delivered, "Validation/[원천]미세각질_2.중등도", name(3, 4), jpeg(1))  # again, the same grade
-    put(delivered, "Training/[원천]미세각질_1.경증", name(3, 5), jpeg(0))  # again, another grade
-    reading = read_source(str(delivered), KERATIN)
-    assert sorted(row["label"] for row in reading.rows) == [2, 3]
-    assert reading.dropped["duplicate_content"] == 1
-    assert reading.dropped["conflicting_labels"] == 2
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (json.dumps(label(value_3="7")), "value_3 is '7'"),
+        (json.dumps(label(value_3=None)), "value_3 is None"),
+        (json.dumps(label(value_3="1.5")), "value_3"),
+        (json.dumps({"value_1": "1"}), "value_2 is missing"),
+        ("[1]", "no JSON object"),
+        ("{", "no JSON"),
+        ("{'", "no JSON"),
+    ],
+)
+def test_a_label_that_is_none_says_what_is_wrong(data, words):
+    with pytest.raises(ValueError, match=words):
+        read_label(data.encode())
 
 
-def test_what_is_no_photograph_is_left_out_and_counted(delivered):
-    put(delivered, "Training/[원천]미세각질_1.경증", name(3, 6), b"a text")
-    put(delivered, "Training/[원천]미세각질_1.경증", name(3, 7), b"")
-    reading = read_source(str(delivered), KERATIN)
-    assert len(reading.rows) == 3
-    assert (reading.dropped["not_an_image"], reading.dropped["empty"]) == (1, 1)
-
-
-def test_plain_class_folders_become_rows(tmp_path):
-    for grade, folder in enumerate(["0", "mild", "2.중등도", "중증"]):
-        put(tmp_path, folder, f"holiday{grade}", jpeg(grade))
-    reading = read_source(str(tmp_path), KERATIN)
-    assert (reading.layout, reading.grouped_by) == ("class_folders", "photograph")
-    assert sorted(row["label"] for row in reading.rows) == [0, 1, 2, 3]
-    assert len({row["group"] for row in reading.rows}) == 4
-
-
-def test_a_source_of_neither_layout_is_refused_with_what_was_expected(tmp_path):
-    put(tmp_path, "cats", "tom", jpeg())
-    with pytest.raises(UserError, match="neither AI Hub folders .* nor class folders"):
-        read_source(str(tmp_path), KERATIN)
-    with pytest.raises(UserError, match="does not exist"):
-        read_source(str(tmp_path / "missing"), KERATIN)
+def test_the_survey_gives_sex_age_and_position_and_nothing_else():
+    data = json.dumps({"gender": "남", "age": "40대", "location": "TH", "question1": "x", "answers1": "y"})
+    assert read_meta(data.encode("utf-8-sig")) == {"sex": "male", "age": "40s", "position": "TH"}
+    assert read_meta(b"{}") == {"sex": None, "age": None, "position": None}

@@ -1,62 +1,205 @@
 from collections import Counter
+from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalp_core import manifest
+from scalp_core import manifest, split
 from scalp_core.errors import UserError
-from scalp_core.split import parse_ratio, split_by_group
+from scalp_core.manifest import DataSpec, SplitSpec
+from scalp_core.split import parse_ratio
+from tests.sources import PLANS, audited, write_set
+
+
+def random_rows(groups, rows, seed):
+    """Labels and groups; every group occurs, and their sizes differ."""
+    rng = np.random.default_rng(seed)
+    of_row = np.concatenate([np.arange(groups), rng.integers(0, groups, rows)])
+    return rng.choice(4, len(of_row), p=[0.1, 0.3, 0.4, 0.2]), of_row
+
+
+def assert_no_group_in_two(parts, groups):
+    for group in np.unique(groups):
+        assert len({part for part in parts[groups == group] if part is not None}) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=st.integers(10, 40), rows=st.integers(60, 300), seed=st.integers(0, 1000))
+def test_no_group_is_ever_in_two_parts(groups, rows, seed):
+    labels, of_row = random_rows(groups, rows, seed)
+    parts = split.by_group(labels, of_row, (7, 2, 1), seed)
+    assert set(parts) == {"train", "val", "test"}
+    assert_no_group_in_two(parts, of_row)
+    folds = split.k_folds(labels, of_row, 5, seed)
+    assert set(folds) == set(range(5))
+    assert_no_group_in_two(folds, of_row)
+
+
+@settings(max_examples=40, deadline=None)
+@given(groups=st.integers(60, 120), rows=st.integers(200, 600), seed=st.integers(0, 1000))
+def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
+    labels, of_row = random_rows(groups, rows, seed)
+    rng = np.random.default_rng(seed)
+    # Most groups are delivered in one part, some in both.
+    home = rng.random(groups) < 0.2
+    delivered = np.where(home[of_row] ^ (rng.random(len(of_row)) < 0.05), "Validation", "Training")
+    if len(np.unique(of_row[~np.isin(of_row, of_row[delivered == "Validation"])])) < 9:
+        return  # too little of Training is left to divide
+    parts = split.official(labels, of_row, delivered, (7, 2, 1), seed)
+    assert_no_group_in_two(parts, of_row)
+    assert ((parts == "test") == (delivered == "Validation")).all()
+    overlap = np.isin(of_row, of_row[delivered == "Validation"]) & (delivered == "Training")
+    assert (np.equal(parts, None) == overlap).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    groups=st.integers(10, 40),
-    rows=st.integers(60, 300),
-    seed=st.integers(0, 1000),
+    rows=st.integers(20, 60), device=st.integers(2, 30), content=st.integers(5, 50), seed=st.integers(0, 1000)
 )
-def test_no_group_is_ever_in_two_parts(groups, rows, seed):
+def test_what_any_chain_of_keys_joins_is_one_group(rows, device, content, seed):
     rng = np.random.default_rng(seed)
-    # Every group occurs; their sizes differ.
-    of_row = np.concatenate([np.arange(groups), rng.integers(0, groups, rows)])
-    labels = rng.choice(4, len(of_row), p=[0.1, 0.3, 0.4, 0.2])
-    parts = split_by_group(labels, of_row.astype(str), (7, 2, 1), seed)
-    assert set(parts) == {"train", "val", "test"}
-    for group in range(groups):
-        assert len(set(parts[of_row == group])) == 1
+    keys = [rng.integers(-1, size, rows) for size in (device, content)]
+    edges = rng.integers(0, rows, (rng.integers(0, 5), 2))
+    groups = split.unite(keys, edges, rows)
+    for key in keys:
+        for value in set(key.tolist()) - {-1}:
+            assert len(set(groups[key == value])) == 1
+    assert all(groups[a] == groups[b] for a, b in edges)
+    # And nothing else: as many groups as a plain walk finds.
+    seen, count = set(), 0
+    for start in range(rows):
+        count += start not in seen
+        todo = [start] if start not in seen else []
+        while todo:
+            row = todo.pop()
+            seen.add(row)
+            near = {int(b) for a, b in edges if a == row} | {int(a) for a, b in edges if b == row}
+            for key in keys:
+                near |= set(np.flatnonzero(key == key[row]).tolist()) if key[row] >= 0 else set()
+            todo += near - seen
+    assert len(set(groups)) == count
 
 
 def test_parts_have_their_shares_of_rows_and_of_every_grade():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 60, 6000)
     labels = rng.choice(4, 6000, p=[0.042, 0.348, 0.431, 0.179])
-    parts = split_by_group(labels, groups.astype(str), (7, 2, 1), 0)
-    counts = Counter(parts)
-    for name, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
-        assert counts[name] / 6000 == pytest.approx(share, abs=0.03)
-        for grade in range(4):
-            expected = np.mean(labels == grade)
-            assert np.mean(labels[parts == name] == grade) == pytest.approx(expected, abs=0.05)
+    for ratio in ((7, 2, 1), (7, 1, 2)):  # as the paper writes it, and as its notebook did
+        parts = split.by_group(labels, groups, ratio, 0)
+        counts = Counter(parts)
+        for name, share in zip(manifest.PARTS, ratio, strict=True):
+            assert counts[name] / 6000 == pytest.approx(share / 10, abs=0.02)
+            for grade in range(4):
+                expected = np.mean(labels == grade)
+                assert np.mean(labels[parts == name] == grade) == pytest.approx(expected, abs=0.05)
+
+
+def test_few_groups_are_divided_as_well_as_they_go():
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(12), rng.integers(5, 60, 12))
+    labels = np.clip(rng.normal(rng.normal(1.6, 0.5, 12)[groups], 0.7).round(), 0, 3).astype(int)
+    parts = split.by_group(labels, groups, (7, 2, 1), 0)
+    for name in manifest.PARTS:  # every part has every grade
+        assert set(labels[parts == name]) == {0, 1, 2, 3}
 
 
 def test_the_same_seed_gives_the_same_split_and_another_another():
     rng = np.random.default_rng(0)
-    groups, labels = rng.integers(0, 30, 500).astype(str), rng.integers(0, 4, 500)
-    first = split_by_group(labels, groups, (7, 2, 1), 1)
-    assert (first == split_by_group(labels, groups, (7, 2, 1), 1)).all()
-    assert (first != split_by_group(labels, groups, (7, 2, 1), 2)).any()
+    groups, labels = rng.integers(0, 30, 500), rng.integers(0, 4, 500)
+    first = split.by_group(labels, groups, (7, 2, 1), 1)
+    assert (first == split.by_group(labels, groups, (7, 2, 1), 1)).all()
+    assert (first != split.by_group(labels, groups, (7, 2, 1), 2)).any()
+
+
+def test_leaking_pairs_are_counted():
+    key = np.array([0, 0, 0, 1, 1, -1, -1])
+    parts = np.array(["train", "train", "test", "val", "val", "train", "test"])
+    assert split.leaking_pairs(key, parts) == 2
+
+
+def test_a_hundred_thousand_photographs_without_groups_take_no_minutes():
+    labels = np.random.default_rng(0).integers(0, 4, 100_000)
+    parts = split.by_group(labels, np.arange(100_000), (7, 2, 1), 0)
+    assert Counter(parts)["test"] == 10_000
 
 
 def test_too_few_groups_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match="at least 10 are needed"):
-        split_by_group(np.zeros(9, int), np.arange(9).astype(str), (7, 2, 1), 0)
+    with pytest.raises(UserError, match="9 groups cannot be divided into 10; use smaller numbers"):
+        split.by_group(np.zeros(9, int), np.arange(9), (7, 2, 1), 0)
+    with pytest.raises(UserError, match="--split-by group"):
+        split.official(np.zeros(3, int), np.arange(3), np.array(["Training"] * 3), (7, 2, 1), 0)
 
 
 @pytest.mark.parametrize("text", ["7:2", "a:b:c", "7:0:1", "70:20:11"])
 def test_a_ratio_that_is_none_is_refused(text):
     with pytest.raises(UserError, match=text):
         parse_ratio(text)
+
+
+def test_a_ratio_is_the_same_in_percent():
+    assert parse_ratio("70:20:10") == parse_ratio("7:2:1") == (7, 2, 1)
+
+
+# --- on photographs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    write_set(tmp_path_factory.mktemp("split") / "set")
+    return tmp_path_factory.getbasetemp() / "split0" / "set"
+
+
+def test_a_random_split_says_how_it_leaks(source, tmp_path):
+    found = audited(source, tmp_path, method="random")
+    record = manifest.read_spec(found.data).split
+    table = found.table
+    rows = table.to_pylist()
+    for key, of in (
+        ("device", lambda row: (row["site"], row["device"])),
+        ("session", lambda row: (row["site"], row["device"], row["captured_at"])),
+    ):
+        pairs = sum(
+            of(one) == of(other) and one["split"] != other["split"]
+            for index, one in enumerate(rows)
+            for other in rows[:index]
+        )
+        assert record.leaking_pairs[key] == pairs > 0
+    assert record.leaky
+    assert f"{record.leaking_pairs['session']:,} of one session" in record.warning
+
+
+def test_the_official_split_keeps_sessions_apart_and_says_what_it_cannot(source, tmp_path):
+    found = audited(source, tmp_path, method="official", ratio="2:1:1")
+    record = manifest.read_spec(found.data).split
+    assert record.leaking_pairs["session"] == record.leaking_pairs["near_duplicate"] == 0
+    assert record.leaking_pairs["device"] > 0
+    assert not record.leaky
+    test = {row["uri"].rsplit("/", 1)[-1] for row in manifest.part(found.table, "test").to_pylist()}
+    assert test == {f"{plan.stem}.jpg" for plan in PLANS if plan.part == "Validation"}
+    held_out = {plan.stem[:-5] for plan in PLANS if plan.part == "Validation"}
+    overlap = [plan for plan in PLANS if plan.part == "Training" and plan.stem[:-5] in held_out]
+    assert found.summary["dropped"]["official_overlap"] == len(overlap)
+
+
+def test_folds_are_for_training_and_validation_and_keep_devices_apart(source, tmp_path):
+    found = audited(source, tmp_path, ratio="2:1:1", folds=3)
+    table = found.table
+    for row in table.to_pylist():
+        assert (row["fold"] is None) == (row["split"] == "test")
+    test = manifest.part(table, "test")
+    for fold in range(3):
+        again = manifest.with_fold(table, fold)
+        manifest.check_parts(again)
+        assert manifest.part(again, "test").equals(test)
+        assert (
+            manifest.part(again, "val")["fold"].to_pylist().count(fold)
+            == manifest.part(again, "val").num_rows
+        )
+    with pytest.raises(UserError, match="no such fold; it has 0 to 2"):
+        manifest.with_fold(table, 3)
 
 
 def rows(**changes):
@@ -76,12 +219,30 @@ def rows(**changes):
     return base
 
 
+def write(folder, rows, method="group"):
+    table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
+    manifest.write_manifest(str(folder), table)
+    spec = DataSpec(
+        created_at=datetime.now(UTC),
+        source="/",
+        layout="class_folders",
+        task="folder",
+        symptom=None,
+        split=SplitSpec(method=method, ratio="7:2:1", seed=0, keys=()),
+        photographs=len(rows),
+        sha256=manifest.fingerprint(table),
+    )
+    manifest.write_spec(str(folder), spec)
+    return str(folder)
+
+
 def test_a_manifest_that_was_edited_into_leaking_is_refused(tmp_path):
-    manifest.write_manifest(str(tmp_path), rows())
-    assert manifest.read_manifest(str(tmp_path)).num_rows == 3
-    manifest.write_manifest(str(tmp_path), rows(group="g0"))
+    assert manifest.read_manifest(write(tmp_path, rows())).num_rows == 3
     with pytest.raises(UserError, match="group g0 is in both train and val"):
-        manifest.read_manifest(str(tmp_path))
-    manifest.write_manifest(str(tmp_path), rows(sha256="0"))
+        manifest.read_manifest(write(tmp_path, rows(group="g0")))
     with pytest.raises(UserError, match="content hash 0 is in both train and val"):
-        manifest.read_manifest(str(tmp_path))
+        manifest.read_manifest(write(tmp_path, rows(sha256="0")))
+    # A random split shares groups, and says so; the same bytes it must not share either.
+    assert manifest.read_manifest(write(tmp_path, rows(group="g0"), "random")).num_rows == 3
+    with pytest.raises(UserError, match="content hash 0"):
+        manifest.read_manifest(write(tmp_path, rows(sha256="0"), "random"))

@@ -1,0 +1,130 @@
+"""`scalp prepare` as it is run: in Ray's workers, on S3, stopped, and again."""
+
+import io
+import json
+import re
+import tarfile
+
+import pytest
+
+from jobs.evaluate import collect_logits
+from jobs.pipeline import ModelOptions
+from jobs.prepare import REPORT_FILE, prepare
+from scalp_core import manifest, storage
+from scalp_core.audit import Options
+from scalp_core.bundle import load_bundle
+from scalp_core.errors import UserError
+from tests.sources import PLANS, audited, picture, write_set
+
+OPTIONS = Options(ratio="2:1:1")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepare") / "set"
+    write_set(root, "zipped")
+    (root / "Training" / "[원천]미세각질_1.경증").mkdir()
+    (root / "Training" / "[원천]미세각질_1.경증" / "text.jpg").write_bytes(b"a text")
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(source, cluster, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    return out, prepare(str(source), str(out), OPTIONS)
+
+
+def test_rays_workers_come_to_what_one_process_comes_to(prepared, source, tmp_path):
+    out, summary = prepared
+    alone = audited(source, tmp_path, ratio="2:1:1")
+    assert manifest.read_manifest(str(out)).equals(manifest.read_manifest(alone.data))
+    for name in ("objects", "dropped", "findings", "parts", "by", "grouped_by"):
+        assert json.loads(json.dumps(alone.summary[name])) == summary[name]
+
+
+def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
+    out, summary = prepared
+    assert summary["objects_listed"] == sum(summary["objects"].values())
+    assert summary["objects"]["photograph"] == summary["photographs"] + sum(summary["dropped"].values())
+    assert summary["dropped"]["not_an_image"] == 1
+    dropped = storage.read_parquet(str(out / "dropped.parquet")).to_pylist()
+    assert len(dropped) == sum(summary["dropped"].values())
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert not (out / "work").exists()
+
+
+def test_the_report_stands_alone_and_shows_what_matters(prepared):
+    out, summary = prepared
+    page = (out / REPORT_FILE).read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)  # asks nobody for anything
+    assert "<script" not in page
+    assert page.count("<img") >= 4
+    assert summary["sha256"] in page
+    for word in ("not_an_image", "content_in_several_symptoms", "3 severe", "중등도", "position on the head"):
+        assert word in page
+
+
+def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, source):
+    out, summary = prepared
+    before = (out / "data.json").stat().st_mtime_ns
+    assert prepare(str(source), str(out), OPTIONS) == summary
+    assert (out / "data.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="another seed; choose another OUT"):
+        prepare(str(source), str(out), Options(ratio="2:1:1", seed=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(symptom="각질"), "--symptom 각질: give one of 미세각질"),
+        (Options(keys=("person",)), "--group person: give some of device,session,near_duplicate"),
+        (Options(ratio="7:2"), "--split 7:2"),
+        (Options(ratio="50:25:24"), "groups cannot be divided"),
+    ],
+)
+def test_options_that_make_no_sense_name_the_way_out(source, cluster, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        prepare(str(source), str(tmp_path / "out"), options)
+
+
+def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_path, monkeypatch):
+    """What the examining tasks wrote is there already: none of it is read again."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as stopped:
+        stopped.setattr("jobs.prepare._audit", None)
+        with pytest.raises(AttributeError):
+            prepare(str(source), str(out), OPTIONS)
+    examined = {path: path.stat().st_mtime_ns for path in (out / "work" / "examined").iterdir()}
+    assert len(examined) > 1
+    gone = examined.popitem()[0]
+    gone.unlink()
+    with monkeypatch.context() as kept:
+        kept.setattr(storage, "remove_folder", lambda uri: None)
+        summary = prepare(str(source), str(out), OPTIONS)
+    assert {path: path.stat().st_mtime_ns for path in examined} == examined
+    assert gone.exists()
+    assert summary["objects_listed"] == sum(summary["objects"].values())
+
+
+def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, cluster, bundle, tmp_path):
+    """A compressed tar in a prefix, beside plain files; the manifest lies in S3 too."""
+    prefix = "s3://scalp/prepare/source"
+    tarred, plain = PLANS[:24], PLANS[24:]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for plan in tarred:
+            info = tarfile.TarInfo(f"{plan.part}/[원천]{plan.folder}/{plan.stem}.jpg")
+            info.size = len(picture(plan.index))
+            archive.addfile(info, io.BytesIO(picture(plan.index)))
+    storage.write(f"{prefix}/first.tar.gz", buffer.getvalue())
+    for plan in plain:
+        name = f"{prefix}/{plan.part}/[원천]{plan.folder}/{plan.stem}.jpg"
+        storage.write(name, picture(plan.index))
+    summary = prepare(prefix, "s3://scalp/prepare/data", OPTIONS)
+    assert summary["photographs"] == len(PLANS)
+    table = manifest.read_manifest("s3://scalp/prepare/data")
+    assert sum(member is not None for member in table["member"].to_pylist()) == len(tarred)
+    assert storage.exists("s3://scalp/prepare/data/report.html")
+    assert not storage.exists("s3://scalp/prepare/data/work")
+    logits = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
+    assert logits.shape == (len(PLANS), 4)

@@ -1,0 +1,221 @@
+"""What is listed and examined: archives in place, tables, and everything that is odd."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalp_core import inventory, storage
+from scalp_core.errors import UserError
+from tests.conftest import jpeg
+
+
+def examined(source):
+    """Rows by the last part of their names."""
+    source = storage.absolute(source)
+    listed = [row for root in inventory.roots(source) for row in inventory.list_root(root)]
+    rows = pa.Table.from_pylist(listed, schema=inventory.LISTED).to_pylist()
+    tables = inventory.examine(rows, source.rpartition("/")[0])
+    return pa.concat_tables(tables).to_pylist()
+
+
+def by_name(rows):
+    return {(row["member"] or row["uri"]).rsplit("/", 1)[-1]: row for row in rows}
+
+
+FILES = {
+    "2/a.jpg": jpeg(1),
+    "2/b.jpg": jpeg(2, size=(320, 240)),
+    "3/c.jpg": jpeg(3),
+    "3/broken.jpg": jpeg(4)[:5000],
+    "notes.txt": b"a text",
+    "package.json": b"{}",
+}
+
+
+def tar_of(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def put_folder(root):
+    for name, data in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def put_zip(root):
+    with zipfile.ZipFile(root / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in FILES.items():
+            archive.writestr(name, data)
+    return root / "all.zip"
+
+
+def put_tar(root, suffix=".tar", mode="w"):
+    tar_of(root / f"all{suffix}", FILES.items(), mode)
+    return root / f"all{suffix}"
+
+
+SOURCES = {
+    "folder": put_folder,
+    "zip": put_zip,
+    "tar": put_tar,
+    "tar.gz": lambda root: put_tar(root, ".tar.gz", "w:gz"),
+    "tgz": lambda root: put_tar(root, ".tgz", "w:gz"),
+    "tar.xz": lambda root: put_tar(root, ".tar.xz", "w:xz"),
+    "folder of archives": lambda root: put_tar(root, ".tar.gz", "w:gz").parent,
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_every_kind_of_source_gives_the_same_objects(kind, where, tmp_path, s3):
+    source = str(SOURCES[kind](tmp_path))
+    if where == "s3":
+        prefix = f"s3://scalp/inventory/{kind}"
+        for file in storage.walk(source):
+            name = file.uri.removeprefix(str(tmp_path))
+            storage.write(f"{prefix}{name}", storage.read(file.uri))
+        source = prefix + source.removeprefix(str(tmp_path))
+    rows = by_name(examined(source))
+    assert set(rows) == {name.rsplit("/", 1)[-1] for name in FILES}
+    assert {name: row["kind"] for name, row in rows.items()} == {
+        "a.jpg": "photograph", "b.jpg": "photograph", "c.jpg": "photograph", "broken.jpg": "photograph",
+        "notes.txt": "other", "package.json": "other",
+    }  # fmt: skip
+    assert (rows["b.jpg"]["width"], rows["b.jpg"]["height"], rows["b.jpg"]["code"]) == (320, 240, None)
+    assert [rows[f"{name}.jpg"]["class_grade"] for name in "abc"] == [2, 2, 3]
+    assert rows["broken.jpg"]["code"] == "truncated"
+    assert len({rows[f"{name}.jpg"]["sha256"] for name in "abc"}) == 3
+
+
+def test_a_member_that_is_shadowed_by_another_of_its_name_is_told_and_not_read(tmp_path):
+    twice = [("1/a.jpg", jpeg(1)), ("1/a.jpg", jpeg(2))]
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive, pytest.warns(UserWarning):
+        for name, data in twice:
+            archive.writestr(name, data)
+    tar_of(tmp_path / "twice.tar", twice)
+    tar_of(tmp_path / "twice.tar.gz", twice, "w:gz")
+    rows = examined(tmp_path)
+    assert sorted((row["uri"].rsplit(".", 1)[-1], row["code"] or "") for row in rows) == [
+        ("gz", ""), ("gz", "shadowed_member"), ("tar", ""), ("tar", "shadowed_member"),
+        ("zip", ""), ("zip", "shadowed_member"),
+    ]  # fmt: skip
+    assert len({row["sha256"] for row in rows if row["sha256"]}) == 1  # the later one, in each
+
+
+def test_damaged_and_nested_archives_are_told(tmp_path):
+    (tmp_path / "no.zip").write_bytes(b"no zip")
+    (tmp_path / "no.tar").write_bytes(b"no tar, and quite long enough to be looked at" * 40)
+    put_tar(tmp_path, ".tar.gz", "w:gz")
+    data = (tmp_path / "all.tar.gz").read_bytes()
+    (tmp_path / "all.tar.gz").write_bytes(data[: len(data) // 2])
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+        archive.writestr("1/a.jpg", jpeg(1))
+    rows = examined(tmp_path)
+    codes = {(row["member"] or row["uri"].rsplit("/", 1)[-1]): row["code"] for row in rows}
+    assert codes["no.zip"] == codes["no.tar"] == codes["all.tar.gz"] == "bad_archive"
+    assert codes["inner.zip"] == "nested_archive"
+    assert codes["1/a.jpg"] is None
+    assert codes["2/a.jpg"] is None  # what lies before the damage can be read
+
+
+def test_a_corrupt_member_fails_alone(tmp_path):
+    path = put_zip(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("2/a.jpg")
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 200] ^= 0xFF
+    path.write_bytes(bytes(data))
+    rows = by_name(examined(path))
+    assert rows["a.jpg"]["code"] == "fetch_failed"
+    assert rows["b.jpg"]["code"] is rows["c.jpg"]["code"] is None
+
+
+def test_names_in_an_archive_are_labels_and_never_paths(tmp_path):
+    names = ["../../etc/1/a.jpg", "/abs/2/b.jpg", "3/" + "x" * 300 + ".jpg"]
+    tar_of(tmp_path / "evil.tar", [(name, jpeg(index)) for index, name in enumerate(names)])
+    with tarfile.open(tmp_path / "evil.tar", "a") as archive:
+        link = tarfile.TarInfo("1/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    source = tmp_path / "evil.tar"
+    rows = examined(source)
+    assert sorted(row["class_grade"] for row in rows) == [1, 2, 3]  # the link is no member
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
+
+
+def test_a_name_that_is_not_utf8_is_told_with_what_to_do(tmp_path):
+    folder = tmp_path / "1"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/\xb9\xcc\xbc\xbc.jpg", "wb") as file:  # noqa: PTH123 -- bytes
+        file.write(jpeg())
+    (row,) = examined(tmp_path)
+    assert (row["kind"], row["code"]) == ("photograph", "bad_name")
+    assert "convmv" in row["error"]
+
+
+def test_a_table_names_photographs_labels_and_groups(tmp_path):
+    (tmp_path / "p").mkdir()
+    put_folder(tmp_path / "p")
+    put_zip(tmp_path)
+    with (tmp_path / "t.csv").open("w") as file:
+        csv.writer(file).writerows(
+            [
+                ["URI", "label", "group", "member"],
+                ["p/2/a.jpg", "2", "anna", ""],
+                [tmp_path / "p/2/b.jpg", "중등도", "anna", ""],
+                ["all.zip", "severe", "ben", "3/c.jpg"],
+                ["p/none.jpg", "1", "", ""],
+                ["p/3/c.jpg", "terrible", "", ""],
+            ]
+        )
+    rows = examined(tmp_path / "t.csv")
+    assert [row["given_label"] for row in rows] == [2, 2, 3, 1, None]
+    assert [row["given_group"] for row in rows] == ["anna", "anna", "ben", None, None]
+    assert [row["code"] for row in rows] == [None, None, None, "not_found", "bad_label"]
+    table = pa.table({"uri": [str(tmp_path / "p/2/a.jpg")] * 2, "label": pa.array([1.0, None])})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [row["given_label"] for row in examined(tmp_path / "t.parquet")] == [1, None]
+
+
+def test_a_table_without_uri_and_a_file_of_no_kind_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\na.jpg,1\n")
+    with pytest.raises(UserError, match="no column uri, only path, label"):
+        examined(tmp_path / "t.csv")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="is no folder, archive"):
+        examined(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="check the path"):
+        examined(tmp_path / "missing")
+
+
+def test_a_link_to_a_folder_above_does_not_go_round_for_ever(tmp_path):
+    put_folder(tmp_path)
+    (tmp_path / "2" / "up").symlink_to(tmp_path)
+    assert len(examined(tmp_path)) == len(FILES)
+
+
+def test_label_files_that_are_none_are_told(tmp_path):
+    folder = tmp_path / "Training" / "[라벨]미세각질_1.경증"
+    folder.mkdir(parents=True)
+    good = {f"value_{number}": "1" for number in range(1, 7)}
+    (folder / "good.json").write_text(json.dumps(good))
+    (folder / "seven.json").write_text(json.dumps(good | {"value_2": "7"}))
+    (folder / "torn.json").write_text("{")
+    rows = by_name(examined(tmp_path))
+    assert {name: row["code"] for name, row in rows.items()} == {
+        "good.json": None, "seven.json": "bad_label", "torn.json": "bad_label"
+    }  # fmt: skip
+    assert rows["good.json"]["values"] == [1] * 6
