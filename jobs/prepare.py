@@ -153,8 +153,7 @@ def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
 
     def follow() -> None:
         while not stop.wait(_POLL_S):
-            folder = storage.join(work, LISTED)
-            shards = sum(1 for _ in storage.walk(folder)) if storage.exists(folder) else 0
+            shards = len(storage.names_in(storage.join(work, LISTED)))
             progress.update(task, completed=shards * OBJECTS_A_SHARD)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -171,8 +170,7 @@ def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
 
 def _examine(listing: dict[str, Any], work: str, source: str) -> None:
     """Examines what the last run left."""
-    folder = storage.join(work, EXAMINED)
-    done = {uri.rsplit("/", 1)[-1] for uri in storage.list_files(folder)} if storage.exists(folder) else set()
+    done = storage.names_in(storage.join(work, EXAMINED))
     pending = [{"name": name} for name in listing["shards"] if name not in done]
     objects = listing["objects"]
     if done:

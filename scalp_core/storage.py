@@ -284,6 +284,13 @@ def walk(uri: str) -> Iterator[StoredFile]:
                         yield StoredFile(entry.path, entry.stat().st_size)
 
 
+def names_in(uri: str) -> set[str]:
+    """Names of the files directly in a folder or prefix; none where there is no such folder yet."""
+    if not is_s3(uri) and not Path(uri).is_dir():
+        return set()
+    return {file.uri.rsplit("/", 1)[-1] for files, _ in children(uri) for file in files}
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """A folder, or a link to one that does not lead back to where it lies or above."""
     if not entry.is_symlink():
