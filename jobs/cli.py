@@ -103,6 +103,20 @@ def prepare(
 
 
 @app.command()
+def pseudonymise(
+    data: DataArg,
+    out: OutArg,
+    key_file: Annotated[
+        str | None, typer.Option(help="keep the key of the codes here; without it, it is thrown away")
+    ] = None,
+) -> None:
+    """Writes prepared photographs without names, metadata, times, sex and age, to be handed on."""
+    from jobs.pseudonymise import pseudonymise as verb
+
+    verb(data, out, key_file)
+
+
+@app.command()
 def train(
     data: DataArg,
     run: Annotated[str, typer.Argument(help="directory for checkpoints, curves and the bundle")],

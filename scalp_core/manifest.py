@@ -187,8 +187,15 @@ def read_manifest(data: str) -> pa.Table:
             f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
             "a CSV or Parquet of uri,label"
         )
+    table = table.set_column(1, "uri", _resolved(table["uri"], storage.absolute(data)))
     # Members of an archive beside each other: a compressed tar can only be read onwards.
     return table.sort_by([("uri", "ascending"), ("member", "ascending")])
+
+
+def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
+    """Uris in full; those of a directory that brings its photographs along are relative to it."""
+    relative = pc.invert(pc.match_substring_regex(uris, "^(/|[a-z0-9]+://)"))
+    return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
 
 
 def part(table: pa.Table, name: str) -> pa.Table:

@@ -58,7 +58,7 @@ def decode(data: bytes, spec: Preprocess) -> Decoded:
         ImageError: see `codecs.read_picture`. A half-read file is refused, never graded.
     """
     picture = read_picture(data, spec.content_size)
-    return Decoded(_upright(_fit(picture.pixels, spec), picture.orientation), picture.notes)
+    return Decoded(upright(_fit(picture.pixels, spec), picture.orientation), picture.notes)
 
 
 def _fit(pixels: np.ndarray, spec: Preprocess) -> np.ndarray:
@@ -105,5 +105,6 @@ _TURNS = {
 }
 
 
-def _upright(square: np.ndarray, orientation: int) -> np.ndarray:
+def upright(square: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture turned as EXIF orientation 1 to 8 says; any (H, W, 3), a copy."""
     return np.array(_TURNS[orientation](square), order="C")  # a copy: PyTorch wants writable arrays

@@ -1,0 +1,132 @@
+"""`scalp pseudonymise`: prepared photographs as a data directory that can be handed on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.local import connect
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, show, write_json
+from jobs.images import photographs
+from scalp_core import codecs, manifest, sources, storage
+from scalp_core.errors import ImageError, UserError
+from scalp_core.pseudonymise import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
+from scalp_core.sources import Location
+
+PHOTOGRAPHS = "photographs"
+_ROWS_A_BATCH = 64
+
+
+def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, Any]:
+    """Writes the photographs without names and metadata, and their manifest without what identifies.
+
+    Args:
+        data: directory that `scalp prepare` wrote.
+        out: new directory, local or `s3://`; trained on, evaluated and graded like any other.
+        key_file: where the key of the codes is kept, made if missing, so that later exports use the same
+            codes; None throws it away, and nobody can lead a code back.
+
+    Returns:
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: bad input; a photograph cannot be read any more; `out` is not empty.
+    """
+    out = storage.absolute(out)
+    spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    if storage.names_in(out) or storage.names_in(storage.join(out, PHOTOGRAPHS)):
+        raise UserError(f"{out} is not empty; name a new directory")
+    key = _key(key_file)
+    connect()
+    work = Pseudonymise(out, key)
+    written = photographs(table, _ROWS_A_BATCH).map_batches(
+        work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"
+    )
+    parts = []
+    with progress_bar("pseudonymising", table.num_rows) as (progress, task):
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(batch.cast(manifest.SCHEMA))
+            progress.update(task, advance=batch.num_rows)
+    rows, merged = _distinct(pa.concat_tables(parts))
+    manifest.write_manifest(out, rows)
+    made = spec.model_copy(
+        update={"source": "pseudonymised", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
+    )
+    manifest.write_spec(out, made)
+    suffixes = [uri.rsplit(".", 1)[-1] for uri in rows["uri"].to_pylist()]
+    summary = {
+        "kind": "pseudonymise",
+        "date": now(),
+        "photographs": rows.num_rows,
+        "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
+        "equal_without_metadata": merged,
+        "key": "kept" if key_file else "thrown away",
+        "sha256": made.sha256,
+    }
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+    show("pseudonymise", summary | {"folder": out})
+    console.print("the pictures are the same, pixel for pixel: who holds the originals can find them again")
+    return summary
+
+
+def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
+    """One row for each content, and how many went: files that differed in their metadata alone are one now."""
+    rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
+    names = rows["image_id"].to_pylist()
+    first = [index for index, name in enumerate(names) if not index or name != names[index - 1]]
+    return rows.take(first), rows.num_rows - len(first)
+
+
+def _key(key_file: str | None) -> bytes:
+    if key_file is None:
+        return secrets.token_bytes(KEY_BYTES)
+    path = Path(key_file)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+        path.write_text(secrets.token_hex(KEY_BYTES) + "\n")
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UserError(
+            f"--key-file {key_file} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file"
+        )
+    return key
+
+
+class Pseudonymise:
+    """Writes the photographs of a batch under their codes, and returns their new rows."""
+
+    def __init__(self, out: str, key: bytes) -> None:
+        self._out = out
+        self._key = key
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        locations = [Location(row["uri"], row["member"] or None) for row in rows]
+        found = sources.read_photographs(locations, codecs.MAX_BYTES)
+        made = [self._write(row, data) for row, data in zip(rows, found, strict=True)]
+        return pa.Table.from_pylist(made, schema=manifest.SCHEMA)
+
+    def _write(self, row: dict[str, Any], data: bytes | ImageError) -> dict[str, Any]:
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            picture, suffix = without_metadata(data)
+        except ImageError as error:
+            raise UserError(
+                f"{row['uri']} cannot be read any more ({error}); restore it, or run scalp prepare again"
+            ) from None
+        grade = "unlabelled" if row["label"] is None else str(row["label"])
+        name = pseudonym(self._key, f"photograph:{row['sha256']}") + suffix
+        uri = storage.join(PHOTOGRAPHS, grade, name)  # below the directory, which will be moved
+        storage.write(storage.join(self._out, uri), picture)
+        digest = hashlib.sha256(picture).hexdigest()
+        here = {"uri": uri, "member": None, "sha256": digest, "image_id": digest[:20]}
+        return pseudonymous_row(row, self._key) | here
