@@ -251,6 +251,25 @@ def bench_engine(
     verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
 
 
+@bench.command("scale")
+def bench_scale(
+    out: BenchOutOption = "runs/bench/scale",
+    stage: Annotated[Literal["prepare"], typer.Option(help="which verb grows")] = "prepare",
+    objects: Annotated[str, typer.Option(help="photographs of each run, on disk")] = "1000,10000,100000",
+    simulated: Annotated[int, typer.Option(min=0, help="objects of a run that reads no files")] = 1_000_000,
+) -> None:
+    """Rate and memory as the source grows; takes some twelve minutes and 5 GiB of disk."""
+    from jobs.bench.scale import ScaleOptions
+    from jobs.bench.scale import bench_scale as verb
+    from scalp_core.errors import UserError
+
+    try:
+        sizes = tuple(int(number) for number in objects.split(","))
+    except ValueError:
+        raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
+    verb(out, ScaleOptions(stage, sizes, simulated))
+
+
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder for all that is made")] = "runs/demo",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,9 @@ from scalp_core.split import parse_ratio
 
 REPORT_FILE = "report.html"
 
+ListTask = Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]]
+ExamineTask = Callable[[str, str], Callable[[dict[str, Any]], dict[str, Any]]]
+
 _WORK = "work"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
@@ -40,13 +43,22 @@ _LISTING_TASKS = 64
 _POLL_S = 1.0
 
 
-def prepare(source: str, out: str, options: Options = Options()) -> dict[str, Any]:  # noqa: B008
+def prepare(
+    source: str,
+    out: str,
+    options: Options = Options(),  # noqa: B008
+    *,
+    list_task: ListTask = ListRoots,
+    examine_task: ExamineTask = ExamineShard,
+) -> dict[str, Any]:
     """Lists, examines and audits a source.
 
     Args:
         source: folder, prefix, archive or table; local or `s3://`.
         out: directory for the manifest, the report and the lists of what was dropped and found.
         options: which labels, and how to split.
+        list_task: what lists; `scalp bench scale` puts a simulated one in its place.
+        examine_task: what examines.
 
     Returns:
         the summary that is also written to `out/summary.json`.
@@ -65,19 +77,32 @@ def prepare(source: str, out: str, options: Options = Options()) -> dict[str, An
     connect()
     write_json(storage.join(out, _IDENTITY_FILE), identity)
     with storage.patience(PATIENCE_S):
-        summary = _prepare(source, out, options, roots, started)
+        summary = _prepare(source, out, options, roots, started, list_task, examine_task)
     _show(summary, out)
     return summary
 
 
-def _prepare(source: str, out: str, options: Options, roots: list[Root], started: float) -> dict[str, Any]:
+def _prepare(
+    source: str,
+    out: str,
+    options: Options,
+    roots: list[Root],
+    started: float,
+    list_task: ListTask,
+    examine_task: ExamineTask,
+) -> dict[str, Any]:
     work = storage.join(out, _WORK)
-    listing = _list(roots, work)
-    _examine(listing, work, source)
+    clock = _Clock(started)
+    listing = _list(roots, list_task(work), work)
+    clock.lap("list")
+    # What lies above the source says nothing about grades; its own name may.
+    _examine(listing, examine_task(work, source.rpartition("/")[0]), work)
+    clock.lap("examine")
     with console.status("comparing, grouping and splitting"):
         found, audit_mib = _unwrapped(
             _audit.remote(storage.join(work, EXAMINED), source, out, options, inventory.is_table(source))
         )
+    clock.lap("audit")
     spec = DataSpec.model_validate(found.pop("spec"))
     examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
     summary = {
@@ -87,7 +112,8 @@ def _prepare(source: str, out: str, options: Options, roots: list[Root], started
         "objects_listed": listing["objects"],
         **found,
         "peak_mib": {"driver": provenance.peak_mib(), "audit": audit_mib},
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": clock.total(),
+        "seconds_of_stages": clock.laps,
     }
     _check_accounts(summary, out)
     storage.write(storage.join(out, REPORT_FILE), data_report.html(spec, summary, examples))
@@ -95,6 +121,21 @@ def _prepare(source: str, out: str, options: Options, roots: list[Root], started
     manifest.write_spec(out, spec)  # last: what has one is whole
     storage.remove_folder(work)
     return summary
+
+
+class _Clock:
+    """Seconds of each stage; the first begins when the command did, and holds the start of Ray."""
+
+    def __init__(self, started: float) -> None:
+        self._started = self._last = started
+        self.laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.laps[stage], self._last = round(now - self._last, 1), now
+
+    def total(self) -> float:
+        return round(time.monotonic() - self._started, 1)
 
 
 def _check_options(options: Options) -> None:
@@ -123,7 +164,7 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
 # --- list --------------------------------------------------------------------------------------------------
 
 
-def _list(roots: list[Root], work: str) -> dict[str, Any]:
+def _list(roots: list[Root], task: Any, work: str) -> dict[str, Any]:
     """Names of all shards, and the number of objects; from the last run, if that came so far."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
@@ -135,8 +176,8 @@ def _list(roots: list[Root], work: str) -> dict[str, Any]:
     ]
     names: list[str] = []
     objects = 0
-    with progress_bar("listing", None) as (progress, task), _following(work, progress, task):
-        for row in _each(pieces).map(ListRoots(work)).iter_rows():
+    with progress_bar("listing", None) as (progress, bar), _following(work, progress, bar):
+        for row in _each(pieces).map(task).iter_rows():
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
@@ -147,14 +188,14 @@ def _list(roots: list[Root], work: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
+def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
     """Shows how many objects were listed so far: a flat prefix of millions is one task's."""
     stop = threading.Event()
 
     def follow() -> None:
         while not stop.wait(_POLL_S):
             shards = len(storage.names_in(storage.join(work, LISTED)))
-            progress.update(task, completed=shards * OBJECTS_A_SHARD)
+            progress.update(bar, completed=shards * OBJECTS_A_SHARD)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -168,7 +209,7 @@ def _following(work: str, progress: Any, task: Any) -> Iterator[None]:
 # --- examine -----------------------------------------------------------------------------------------------
 
 
-def _examine(listing: dict[str, Any], work: str, source: str) -> None:
+def _examine(listing: dict[str, Any], task: Any, work: str) -> None:
     """Examines what the last run left."""
     done = storage.names_in(storage.join(work, EXAMINED))
     pending = [{"name": name} for name in listing["shards"] if name not in done]
@@ -176,13 +217,11 @@ def _examine(listing: dict[str, Any], work: str, source: str) -> None:
     if done:
         console.print(f"going on: {len(done)} of {len(listing['shards'])} shards are examined already")
     unfetched = 0
-    # What lies above the source says nothing about grades; its own name may.
-    base = source.rpartition("/")[0]
-    with progress_bar("examining", objects) as (progress, task):
-        progress.update(task, completed=min(objects, len(done) * OBJECTS_A_SHARD))
-        for row in _each(pending).map(ExamineShard(work, base)).iter_rows():
+    with progress_bar("examining", objects) as (progress, bar):
+        progress.update(bar, completed=min(objects, len(done) * OBJECTS_A_SHARD))
+        for row in _each(pending).map(task).iter_rows():
             unfetched += int(row["unfetched"])
-            progress.update(task, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
+            progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
 
 
 def _each(items: list[dict[str, Any]]) -> Dataset:

@@ -74,7 +74,7 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
 
 
 def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
-    """One row for each content, and how many went: files that differed in their metadata alone are one now."""
+    """One row for each content, and how many went: some files differed in their metadata alone."""
     rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
     names = rows["image_id"].to_pylist()
     first = [index for index, name in enumerate(names) if not index or name != names[index - 1]]

@@ -6,6 +6,7 @@ again writes the same file again. Imports nothing that is slow to load.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -31,14 +32,19 @@ class ListRoots:
         with storage.patience(PATIENCE_S):
             roots = (Root(uri, whole) for uri, whole in zip(row["uris"], row["whole"], strict=True))
             rows = chain.from_iterable(map(inventory.list_root, roots))
-            names: list[str] = []
-            counts: list[int] = []
-            while some := list(islice(rows, OBJECTS_A_SHARD)):
-                names.append(f"{row['number']:06d}-{len(names):06d}.parquet")
-                counts.append(len(some))
-                table = pa.Table.from_pylist(some, schema=inventory.LISTED)
-                storage.write_parquet(storage.join(self._work, LISTED, names[-1]), table)
-        return {"names": names, "counts": counts}
+            return write_listed(self._work, row["number"], rows)
+
+
+def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Writes rows of `inventory.LISTED` as shards; their names, and how many rows are in each."""
+    names: list[str] = []
+    counts: list[int] = []
+    while some := list(islice(rows, OBJECTS_A_SHARD)):
+        names.append(f"{number:06d}-{len(names):06d}.parquet")
+        counts.append(len(some))
+        table = pa.Table.from_pylist(some, schema=inventory.LISTED)
+        storage.write_parquet(storage.join(work, LISTED, names[-1]), table)
+    return {"names": names, "counts": counts}
 
 
 class ExamineShard:
