@@ -76,10 +76,10 @@ def demo(out: str, images: int) -> dict[str, Any]:
     steps = _Steps()
     photographs, data, run = str(root / "photographs"), str(root / "data"), str(root / "run")
     steps.run("photographs", lambda: synth(photographs, SynthOptions(images=images)))
-    steps.run("prepare", lambda: prepare(photographs, data))
     # Before Ray starts: its workers take the credentials from the environment they are started in.
     with s3_server(root / "s3") as server:
         os.environ.update(server.environment)
+        steps.run("prepare", lambda: prepare(photographs, data))
         recipe = load_recipe(_RECIPE, RECIPES, [])
         steps.run("train", lambda: train(data, run, recipe, _WORKERS))
         scored = steps.run("evaluate", lambda: evaluate(run, data, str(root / "evaluation")))

@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+import boto3
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import tenacity
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
 
 from scalp_core.errors import UserError
 
@@ -111,31 +116,91 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a uri and the path inside it."""
     if is_s3(uri):
-        parts = urlsplit(uri)
-        if not parts.netloc:
+        if not urlsplit(uri).netloc:
             raise UserError(f"{uri} names no bucket: write s3://BUCKET/PREFIX")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        # The key id is part of the cache key, so that changed credentials are not answered with old ones.
-        return _s3(endpoint, os.environ.get("AWS_ACCESS_KEY_ID")), uri[len("s3://") :]
+        return _filesystem(_access()), uri[len("s3://") :]
     if "://" in uri:
         raise UserError(f"{uri}: only local paths and s3:// are read; copy the data to one of them")
     return pafs.LocalFileSystem(), uri
 
 
-@lru_cache(maxsize=8)
-def _s3(endpoint: str | None, _key_id: str | None) -> pafs.S3FileSystem:
-    import boto3  # only who uses S3 waits for it
+class _Access(NamedTuple):
+    """How S3 is reached. A changed key makes another filesystem, so that none answers with old ones."""
 
+    endpoint: str | None
+    region: str
+    key_id: str | None
+    secret: str | None
+    token: str | None
+
+
+def _access() -> _Access:
+    """What the usual AWS chain says now: environment, profile, role; short-lived keys are renewed."""
+    try:
+        chain = _chain(os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"))
+        keys = chain.credentials.get_frozen_credentials() if chain.credentials else None
+    except BotoCoreError as error:
+        raise UserError(f"the AWS credentials cannot be had: {error}") from error
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _Access(
+        endpoint=named or chain.endpoint,
+        region=os.environ.get("AWS_REGION") or chain.region or "us-east-1",
+        key_id=keys.access_key if keys else None,
+        secret=keys.secret_key if keys else None,
+        token=keys.token if keys else None,
+    )
+
+
+class _Chain(NamedTuple):
+    credentials: Any  # botocore's, which renew themselves; None where there are none
+    endpoint: str | None
+    region: str | None
+
+
+# Looked up once: asking a cloud's own service for keys takes seconds where there is none.
+@lru_cache(maxsize=4)
+def _chain(profile: str | None, _key_id: str | None) -> _Chain:
+    session = get_session()
+    session.set_config_variable("profile", profile)
+    endpoint = session.get_scoped_config().get("endpoint_url")
+    return _Chain(session.get_credentials(), endpoint, session.get_config_variable("region"))
+
+
+@lru_cache(maxsize=8)
+def _filesystem(access: _Access) -> pafs.S3FileSystem:
     options: dict[str, Any] = {
-        "region": os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1",
+        "region": access.region,
+        "access_key": access.key_id,
+        "secret_key": access.secret,
+        "session_token": access.token,
+        "anonymous": access.key_id is None,  # a public bucket needs none
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
     }
-    if endpoint:
-        split = urlsplit(endpoint)
+    if access.endpoint:
+        split = urlsplit(access.endpoint)
         options |= {"endpoint_override": split.netloc or split.path, "scheme": split.scheme or "https"}
     return pafs.S3FileSystem(**options)
+
+
+@lru_cache(maxsize=8)
+def _client(access: _Access) -> Any:
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_REQUEST_TIMEOUT_S,
+        retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
+        signature_version=None if access.key_id else UNSIGNED,
+    )
+    return boto3.client(
+        "s3",
+        endpoint_url=access.endpoint,
+        region_name=access.region,
+        aws_access_key_id=access.key_id,
+        aws_secret_access_key=access.secret,
+        aws_session_token=access.token,
+        config=config,
+    )
 
 
 @contextmanager
@@ -362,31 +427,10 @@ def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
 
 def _answer(operation: str, **query: Any) -> dict[str, Any]:
     """What S3 answers; boto3's errors as the OSError that all else here raises."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = _client(
-        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-        os.environ.get("AWS_ACCESS_KEY_ID"),
-        os.environ.get("AWS_SECRET_ACCESS_KEY"),
-    )
     try:
-        return getattr(client, operation)(**query)
+        return getattr(_client(_access()), operation)(**query)
     except (BotoCoreError, ClientError) as error:
         raise OSError(str(error)) from error
-
-
-@lru_cache(maxsize=8)
-def _client(endpoint: str | None, _key_id: str | None, _secret: str | None) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_REQUEST_TIMEOUT_S,
-        retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
-    )
-    region = os.environ.get("AWS_REGION") or boto3.Session().region_name or "us-east-1"
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:

@@ -13,11 +13,14 @@ from scalp_core import storage
 from tests.conftest import jpeg
 
 
-def scalp(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+def scalp(
+    *arguments: object, without: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess:
     """Runs the real command."""
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if name not in without}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | environment, check=False
+        command, capture_output=True, text=True, timeout=120, env=kept | environment, check=False
     )
 
 
@@ -41,7 +44,7 @@ def photographs(tmp_path):
 def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
-    for verb in ("synth", "prepare", "train", "evaluate", "grade", "serve", "demo"):
+    for verb in ("synth", "prepare", "pseudonymise", "train", "evaluate", "grade", "serve", "demo"):
         assert verb in result.stdout
         assert scalp(verb, "--help").returncode == 0
 
@@ -112,3 +115,29 @@ def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_pat
 
 def test_the_command_itself_is_installed():
     assert shutil.which("scalp", path=os.path.dirname(sys.executable))  # noqa: PTH120
+
+
+def test_s3_is_reached_by_the_usual_aws_chain(s3, tmp_path):
+    """Keys, region and address from the user's AWS files, as boto3 reads them."""
+    for index in range(12):
+        storage.write(f"s3://scalp/chain/{index % 4}/{index}.jpg", jpeg(index))
+    (tmp_path / "credentials").write_text(
+        f"[clinic]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    (tmp_path / "config").write_text(
+        f"[profile clinic]\nregion = eu-central-1\nendpoint_url = {s3.endpoint}\n"
+    )
+    environment = {
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_PROFILE": "clinic",
+    }
+    unset = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+    result = scalp(
+        "prepare", "s3://scalp/chain", tmp_path / "out", "--split", "1:1:1", without=unset, **environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert '"photographs": 12' in (tmp_path / "out" / "summary.json").read_text()
+    environment["AWS_PROFILE"] = "nobody"
+    result = scalp("prepare", "s3://scalp/chain", tmp_path / "no", without=unset, **environment)
+    assert_one_line(result, "nobody")
