@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scalp_core import manifest, split
 from scalp_core.errors import UserError
@@ -62,7 +61,6 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         relations.find(layout, near)
         record = _divide(relations, near, task, options)
         relations.write(out)
-        rows = relations.query("select sha256, label, split, fold from kept")
         spec = DataSpec(
             created_at=datetime.now(UTC),
             source=source,
@@ -70,8 +68,8 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             task=task,
             symptom=options.symptom if layout == "aihub" else None,
             split=record,
-            photographs=rows.num_rows,
-            sha256=manifest.fingerprint(rows),
+            photographs=relations.number("select count(*) from kept"),
+            sha256=relations.fingerprint(),
         )
         return {"spec": spec.model_dump(mode="json")} | relations.counts() | relations.examples(near)
 
@@ -101,10 +99,9 @@ def _divide(relations: Relations, near: np.ndarray, task: str, options: Options)
     """Groups the candidates, and assigns parts and folds to what is kept."""
     rows = relations.candidates()
     ids = rows["id"].to_numpy()
-    kept = pc.is_null(rows["reason"]).to_numpy(zero_copy_only=False)
-    labels = pc.fill_null(rows["label"], 0).to_numpy()
+    kept, labels = rows["kept"].to_numpy(), rows["label"].to_numpy()
     edges = np.searchsorted(ids, near)
-    codes = {name: _codes(rows[name]) for name in ("device", "session", "sha256", "given_group")}
+    codes = {name: rows[name].to_numpy() for name in ("device", "session", "sha256", "given_group")}
     # As delivered, a microscope is in both parts: only sessions and copies can be kept apart.
     chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
     united = [codes[name] for name in ("sha256", "given_group", *(set(chosen) & set(codes)))]
@@ -118,7 +115,7 @@ def _divide(relations: Relations, near: np.ndarray, task: str, options: Options)
     elif method == "random":
         parts[kept] = split.at_random(labels[kept], ratio, options.seed)
     elif method == "official":
-        delivered = np.array(rows["part"].to_pylist(), dtype=object)[kept].astype(str)
+        delivered = rows["part"].to_numpy()[kept].astype(str)
         found = split.official(labels[kept], groups[kept], delivered, ratio, options.seed)
         parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
     if options.folds and method != "none":
@@ -145,9 +142,3 @@ def _divide(relations: Relations, near: np.ndarray, task: str, options: Options)
             key: split.leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
         } if method != "none" else {},
     )  # fmt: skip
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Small numbers for the values of a column; -1 for null."""
-    indices = column.combine_chunks().dictionary_encode().indices
-    return pc.fill_null(indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)

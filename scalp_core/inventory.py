@@ -159,7 +159,8 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     files = storage.walk(root.uri) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
         for some in _batched(files, 1000):
-            yield from chain.from_iterable(pool.map(_file_rows, some))
+            each = pool.map if any(archives.is_archive(file.uri) for file in some) else map
+            yield from chain.from_iterable(each(_file_rows, some))
 
 
 def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:

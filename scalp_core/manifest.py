@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
 
 _PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
 _ROWS_A_FILE = 250_000
+_ROWS_A_GROUP = 25_000
 
 SplitMethod = Literal["group", "official", "random", "none"]
 Task = Literal["folder", "json", "table", "unlabelled"]
@@ -134,7 +135,7 @@ def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
         partitioning=_PARTITIONS,
         basename_template="part-{i}.parquet",
         max_rows_per_file=_ROWS_A_FILE,
-        max_rows_per_group=_ROWS_A_FILE,
+        max_rows_per_group=_ROWS_A_GROUP,
         use_threads=False,  # keeps the order, so that the same rows give the same files
         existing_data_behavior="delete_matching",
     )

@@ -22,7 +22,7 @@ THUMBNAIL_BYTES = _SIDE * _SIDE
 
 # Hashes within MAX_BITS agree in at least one of so many bands (pigeonhole).
 _BANDS = np.array_split(np.arange(64, dtype=np.uint64), MAX_BITS + 1)
-_PAIRS_AT_ONCE = 4_000_000
+_PAIRS_AT_ONCE = 1_000_000
 
 
 def signature(data: bytes) -> tuple[int, bytes]:

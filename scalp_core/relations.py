@@ -6,6 +6,7 @@ relations between objects, so it is said in SQL, and DuckDB answers it in bounde
 
 from __future__ import annotations
 
+import hashlib
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -51,7 +52,7 @@ FINDINGS = {
 _DROPPED_OTHERS = (
     "select code, count(*) from object where kind in ('archive', 'other') and code is not null group by code"
 )
-_MEMORY = "1GB"
+_MEMORY = "512MB"
 _THREADS = 2
 _EXAMPLES = 8
 _SHEET_COLUMNS = 8
@@ -224,12 +225,37 @@ class Relations:
     # --- groups and parts -----------------------------------------------------------------------------------
 
     def candidates(self) -> pa.Table:
-        """What is kept, and the copies of it that are not, which tie groups together; by id."""
-        return self.query("""
-            select id, reason, label, part, sha256, given_group,
-                site || '_' || device as device, site || '_' || device || '_' || session as session
+        """What is kept, and the copies of it that are not, which tie groups together; by id.
+
+        Keys are small numbers, -1 for none.
+        """
+        keys = {
+            "sha256": "sha256",
+            "given_group": "given_group",
+            "device": "site || '_' || device",
+            "session": "site || '_' || device || '_' || session",
+        }
+        codes = ", ".join(
+            f"case when {key} is null then -1 else dense_rank() over (order by {key}) end::int as {name}"
+            for name, key in keys.items()
+        )
+        return self.query(f"""
+            select id, reason is null as kept, coalesce(label, 0) as label,
+                coalesce(part, '') as part, {codes}
             from photo where reason is null or reason = 'duplicate_content' order by id
         """)
+
+    def fingerprint(self) -> str:
+        """That of `manifest.fingerprint`, without the rows in memory."""
+        rows = self._sql.sql("""
+            select concat_ws(',', sha256, coalesce(label::varchar, ''), coalesce(split, ''),
+                coalesce(fold::varchar, '')) as line
+            from kept order by line
+        """)
+        digest = hashlib.sha256()
+        for batch in rows.to_arrow_reader(50_000):
+            digest.update("".join(f"{line}\n" for line in batch["line"].to_pylist()).encode())
+        return digest.hexdigest()
 
     def assign(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Makes `kept` of `id, component, split, fold`; a kept photograph without a split is an overlap."""

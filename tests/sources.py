@@ -59,7 +59,12 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     listed = [row for root in inventory.roots(source) for row in inventory.list_root(root)]
     table = pa.Table.from_pylist(listed, schema=inventory.LISTED)
     examined = inventory.examine(table.to_pylist(), source.rpartition("/")[0])
-    storage.write_parquet(str(out / "examined" / "0.parquet"), pa.concat_tables(examined))
+    return audited_rows(pa.concat_tables(examined), out, source, **options)
+
+
+def audited_rows(examined: pa.Table, out: Path, source: str = "/source", **options: Any) -> Audited:
+    """Audits objects that were examined, or that are only said to have been."""
+    storage.write_parquet(str(out / "examined" / "0.parquet"), examined)
     summary = audit.audit(
         str(out / "examined"), source, str(out), Options(**options), inventory.is_table(source)
     )
