@@ -15,12 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scalp_core import synthetic_scene
-from scalp_core.aihub import read_source
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.synthetic import SynthSummary, write_dataset, write_photo
 from scalp_core.synthetic_plan import PAPER_COUNTS, SynthOptions, plan_dataset
 from scalp_core.synthetic_scene import DeviceProfile, flake_coverage, render_photo
+from tests.sources import audited
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
 FOLDERS = [f"미세각질_{grade}.{name}" for grade, name in enumerate(GRADE_NAMES_KO)]
@@ -232,13 +232,26 @@ def test_the_summary_counts_what_is_there(dataset):
     assert sum(summary.grades.values()) == sum(summary.by_device.values()) == OPTIONS.images
 
 
-def test_the_readers_of_the_real_set_read_it(dataset):
+def test_the_readers_of_the_real_set_read_it(dataset, tmp_path):
     out, summary = dataset
-    reading = read_source(str(out), "미세각질")
-    assert reading.layout == "aihub"
-    assert len(reading.rows) == OPTIONS.images  # no two photographs alike
-    assert len({row["group"] for row in reading.rows}) == summary.devices
-    assert all(row["labels"][0] == row["label"] for row in reading.rows)
+    found = audited(out, tmp_path, ratio="2:1:1")
+    assert found.summary["spec"]["layout"] == "aihub"
+    rows = found.table.to_pylist()
+    assert len(rows) == OPTIONS.images  # no two photographs alike
+    assert not any(found.summary["findings"].values())
+    assert len({row["group"] for row in rows}) == summary.devices
+    assert all(row["labels"][0] == row["label"] for row in rows)
+
+
+@pytest.mark.parametrize("layout", ["zipped", "zipped-cp949"])
+def test_archives_are_the_same_again_and_left_as_they_are(tmp_path, layout):
+    options = small(images=6, devices=1, layout=layout, every_symptom=True)
+    one = write_dataset(tmp_path / "one", options, workers=1)
+    before = files_of(tmp_path / "one")
+    assert not any(name.endswith(".jpg") for name in before)
+    assert write_dataset(tmp_path / "one", options, workers=1) == one
+    write_dataset(tmp_path / "two", options, workers=1)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two") == before
 
 
 def test_grade_cannot_be_read_from_colour_spread_or_file_size(dataset):
