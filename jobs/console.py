@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,12 +25,13 @@ from scalp_core import storage
 
 console = Console(highlight=False, soft_wrap=True)
 
+_CALM_S = 30.0
 SUMMARY_FILE = "summary.json"
 
 
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
-    """A bar with count, time taken and time left; on a terminal only, so that logs stay short."""
+    """A bar with count, time taken and time left; in a log, a line every half minute."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,8 +41,28 @@ def progress_bar(what: str, total: int | None) -> Iterator[tuple[Progress, Any]]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield progress, progress.add_task(what, total=total, note="")
+
+
+class _Progress(Progress):
+    """Where there is no terminal to draw on, it says now and then how far it is."""
+
+    _said = float("inf")
+
+    def start(self) -> None:
+        super().start()
+        self._said = time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        if self.disable and time.monotonic() - self._said > _CALM_S:
+            self._said = time.monotonic()
+            task = self.tasks[task_id]
+            total = f" of {task.total:,.0f}" if task.total else ""
+            self.console.print(
+                f"{task.description}: {task.completed:,.0f}{total} {task.fields['note']}".rstrip()
+            )
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:

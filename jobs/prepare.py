@@ -69,6 +69,8 @@ def prepare(
     started = time.monotonic()
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
+    if out == source or out.startswith(f"{source}/"):
+        raise UserError(f"{out} lies in {source}, whose objects it would join; choose an OUT outside of it")
     identity = {"source": source, **_as_json(options)}
     if summary := _finished(out, identity):
         console.print(f"{out} is prepared already; remove it to read {source} again")

@@ -1,3 +1,5 @@
+import io
+import tarfile
 import zipfile
 
 import pytest
@@ -25,6 +27,36 @@ def test_a_folder_lists_its_photographs_and_those_in_its_zips(tmp_path):
     names = {str(location).removeprefix(f"{tmp_path}/") for location in listing.photographs}
     assert names == {"a.jpg", "sub/b.PNG", "more.zip!c/d.jpeg"}
     assert listing.other_files == 3
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2")])
+def test_members_of_a_tar_are_listed_and_read_in_any_order(tmp_path, suffix, mode):
+    path = tmp_path / f"photographs{suffix}"
+    names = [f"{index}.jpg" for index in range(5)]
+    with tarfile.open(path, mode) as archive:
+        for index, name in enumerate([*names, "notes.txt"]):
+            info = tarfile.TarInfo(name)
+            info.size = 10 + index
+            archive.addfile(info, io.BytesIO(bytes([index]) * info.size))
+    listing = sources.list_photographs(str(path))
+    assert [location.member for location in listing.photographs] == names
+    assert listing.other_files == 1
+    for order in (names, names[::-1], [names[3], "none.jpg", names[0]]):
+        read = list(sources.read_photographs([Location(str(path), name) for name in order], LIMIT))
+        for name, data in zip(order, read, strict=True):
+            if name in names:
+                index = names.index(name)
+                assert data == bytes([index]) * (10 + index)
+            else:
+                assert data.code == "not_found"
+
+
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path):
+    path = tmp_path / "a.zip"
+    for content in (b"first", b"second, and longer"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.jpg", content)
+        assert read_one(Location(str(path), "a.jpg")) == content
 
 
 def test_members_of_a_korean_windows_zip_keep_their_names(tmp_path):
