@@ -14,7 +14,6 @@ from tests.sources import picture
 
 SECRETS = (
     b"Kim Haneul",
-    b"GPS",
     b"A2LEBJJDE",
     b"2020:10:13",
     b"http://ns.adobe.com",
