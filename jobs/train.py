@@ -315,7 +315,7 @@ def _finish(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
     )
     bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
-    figure = report.curves(history, best["epoch"])
+    figure = report.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
     storage.write(storage.join(run, "curves.png"), figure)
     files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
     save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)

@@ -50,7 +50,7 @@ def model_card(spec: BundleSpec) -> str:
         **spec.metrics["val"],
         version=spec.model_version,
         warning=f"**{split.warning}.**\n\n" if split and split.warning else "",
-        unseen=" of devices that training did not see" if split and "device" in split.keys else "",
+        unseen=" of devices that training did not see" if split and _keeps_devices_apart(split) else "",
         split=_split_line(split, spec.training.fold),
         grades=", ".join(names),
         temperature=spec.temperature,
@@ -72,6 +72,10 @@ def model_card(spec: BundleSpec) -> str:
         revision=spec.git_revision,
         versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
     )
+
+
+def _keeps_devices_apart(split: SplitSpec) -> bool:
+    return split.method == "group" and "device" in split.keys
 
 
 def _split_line(split: SplitSpec | None, fold: int | None) -> str:

@@ -26,11 +26,13 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def curves(history: list[dict[str, Any]], best_epoch: int) -> bytes:
+def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> bytes:
     """Loss and accuracy by epoch, training and validation.
 
     Args:
         history: for each epoch `epoch, train_loss, val_loss, train_top1, val_top1, val_qwk`.
+        best_epoch: the one that was kept.
+        title: above both; what a reader of the curves must know.
     """
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -52,6 +54,7 @@ def curves(history: list[dict[str, Any]], best_epoch: int) -> bytes:
     right.set_ylim(min(0.0, *(entry["val_qwk"] for entry in history)), 1)
     left.legend()
     right.legend()
+    figure.suptitle(title)
     return _png(figure)
 
 

@@ -70,19 +70,23 @@ def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
                 (folders / f"{number:02d}").mkdir(parents=True)
                 (folders / f"{number:02d}" / "listed.by.none").touch()
             rows.append(_run(f"{options.simulated:,} simulated", options.simulated, folders, root, True))
-    measured = rows[: len(sizes)]
-    ratios = {
-        "rate_last_vs_first": measured[-1]["objects_per_second"] / measured[0]["objects_per_second"],
-        "driver_memory_last_vs_first": measured[-1]["driver_peak_mib"] / measured[0]["driver_peak_mib"],
-    }
-    if options.simulated:
-        ratios["driver_memory_simulated_vs_first"] = (
-            rows[-1]["driver_peak_mib"] / measured[0]["driver_peak_mib"]
-        )
     settings = {"mean_file_bytes": size_bytes, "picture": "640x480", **vars(options)}
-    result = write_result(out, "scale", settings, rows, ratios)
+    result = write_result(out, "scale", settings, rows, ratios(rows))
     _show(result, out)
     return result
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How rate and memory of the largest source on disk, and of the simulated one, compare with the least."""
+    first, *_, last = [row for row in rows if not row["simulated"]] * 2
+    found = {
+        "rate_last_vs_first": last["objects_per_second"] / first["objects_per_second"],
+        "driver_memory_last_vs_first": last["driver_peak_mib"] / first["driver_peak_mib"],
+    }
+    for row in rows:
+        if row["simulated"]:
+            found["driver_memory_simulated_vs_first"] = row["driver_peak_mib"] / first["driver_peak_mib"]
+    return found
 
 
 def _run(what: str, number: int, source: Path, root: str, simulated: bool = False) -> dict[str, Any]:
@@ -97,6 +101,7 @@ def _run(what: str, number: int, source: Path, root: str, simulated: bool = Fals
     return {
         "part": "prepare",
         "what": what,
+        "simulated": simulated,
         "objects": summary["objects_listed"],
         "photographs": summary["photographs"],
         "seconds": summary["seconds"],

@@ -1,4 +1,4 @@
-"""What the README says can be typed exists: every make target, verb and option in it."""
+"""What README and docs say can be typed exists: every make target, verb and option in them."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,15 @@ import pytest
 import typer
 
 from jobs.cli import app
+from scalp_core.inventory import OBJECT_CODES
+from scalp_core.relations import FINDINGS, REASONS
+from scalp_core.synthetic_layout import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
 VERBS = typer.main.get_command(app).commands
 
 
@@ -22,6 +27,9 @@ def leaves(verbs):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_scalp_command_parses(words):
+    if len(words) == 2:  # a verb that is only named
+        assert words[1] in VERBS
+        return
     verb, rest = VERBS[words[1]], words[2:]
     while commands := getattr(verb, "commands", None):
         verb, rest = commands[rest[0]], rest[1:]
@@ -32,6 +40,12 @@ def test_every_verb_named_in_the_text_exists():
     named = set(re.findall(r"`scalp ([a-z]+)", README)) | {words[1] for words in COMMANDS}
     assert named
     assert named <= set(VERBS)
+
+
+def test_the_data_page_explains_every_reason_and_finding():
+    for word in [*REASONS, *OBJECT_CODES, *FINDINGS, *LAYOUTS]:
+        if word not in ("bad_meta",):  # a META file drops no photograph
+            assert f"`{word}`" in DOCS["data.md"], word
 
 
 def test_every_option_named_in_the_text_exists():
