@@ -20,6 +20,9 @@ _KEPT_FOR_DATA = 2
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
+    # What they log is raised as well, and said in one line.
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
     "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
 }
@@ -138,6 +141,8 @@ def _silent_stderr() -> Iterator[None]:
 
 def _quiet() -> None:
     """One voice: the verbs show their own progress."""
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a user's mistake keeps its own words
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)

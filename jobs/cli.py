@@ -286,8 +286,9 @@ def main() -> None:
     try:
         app()
     except (UserError, ClusterError) as error:
-        # An error that crossed Ray carries the remote traceback; the line itself is its cause.
-        print(f"scalp: {getattr(error, 'cause', error)}", file=sys.stderr)  # noqa: T201
+        # An error that crossed Ray carries a traceback and advice on Ray; the line is the first of its cause.
+        line = str(getattr(error, "cause", error)).splitlines()[0]
+        print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201

@@ -25,7 +25,7 @@ from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, sh
 from jobs.shards import EXAMINED, LISTED, OBJECTS_A_SHARD, PATIENCE_S, ExamineShard, ListRoots
 from scalp_core import audit, data_report, inventory, manifest, provenance, storage
 from scalp_core.audit import Options
-from scalp_core.errors import UserError
+from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.inventory import Root
 from scalp_core.manifest import PARTS, DataSpec
@@ -79,7 +79,11 @@ def prepare(
     connect()
     write_json(storage.join(out, _IDENTITY_FILE), identity)
     with storage.patience(PATIENCE_S):
-        summary = _prepare(source, out, options, roots, started, list_task, examine_task)
+        try:
+            summary = _prepare(source, out, options, roots, started, list_task, examine_task)
+        except SourceError:
+            storage.remove_folder(storage.join(out, _WORK))
+            raise
     _show(summary, out)
     return summary
 
@@ -95,7 +99,7 @@ def _prepare(
 ) -> dict[str, Any]:
     work = storage.join(out, _WORK)
     clock = _Clock(started)
-    listing = _list(roots, list_task(work), work)
+    listing = _list(source, roots, list_task(work), work)
     clock.lap("list")
     # What lies above the source says nothing about grades; its own name may.
     _examine(listing, examine_task(work, source.rpartition("/")[0]), work)
@@ -153,20 +157,24 @@ def _as_json(options: Options) -> dict[str, Any]:
 
 
 def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run; refuses a directory of another source or other options."""
+    """The summary of a finished run; refuses a directory of another source or, once finished, other options.
+
+    What an unfinished run has read of the source serves other options as well.
+    """
     known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
-    if changed := [name for name in identity if known.get(name) != identity[name]]:
+    finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
+    matters = list(identity) if finished else ["source"]
+    if changed := [name for name in matters if known.get(name) != identity[name]]:
         raise UserError(
             f"{out} holds data prepared with another {', '.join(changed)}; choose another OUT, or remove it"
         )
-    finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
     return read_json(storage.join(out, SUMMARY_FILE)) if finished else None
 
 
 # --- list --------------------------------------------------------------------------------------------------
 
 
-def _list(roots: list[Root], task: Any, work: str) -> dict[str, Any]:
+def _list(source: str, roots: list[Root], task: Any, work: str) -> dict[str, Any]:
     """Names of all shards, and the number of objects; from the last run, if that came so far."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
@@ -183,7 +191,7 @@ def _list(roots: list[Root], task: Any, work: str) -> dict[str, Any]:
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
-        raise UserError(f"{roots[0].uri if roots else 'the source'} is empty; check the path")
+        raise SourceError(f"{source} is empty; check the path")
     listing = {"shards": sorted(names), "objects": objects}
     write_json(storage.join(work, _LISTING_FILE), listing)
     return listing

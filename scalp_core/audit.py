@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from scalp_core import manifest, split
-from scalp_core.errors import UserError
+from scalp_core.errors import SourceError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.manifest import DataSpec, SplitMethod, SplitSpec, Task
 from scalp_core.relations import Relations
@@ -50,7 +50,8 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         counts, and examples for the report.
 
     Raises:
-        UserError: there is no photograph with a label as asked, or too few groups.
+        SourceError: there is no photograph with a label as asked.
+        UserError: there are too few groups.
     """
     with Relations(examined) as relations:
         layout = relations.layout(is_table, options.task)
@@ -81,16 +82,17 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
         return
     photographs = relations.number("select count(*) from photo")
     if not photographs:
-        raise UserError(f"{source} holds no photograph; check the path")
+        raise SourceError(f"{source} holds no photograph; check the path")
     reasons = relations.rows(
         "select reason, count(*) as n from photo where reason is not null group by reason order by n desc"
     )
     why = ", ".join(f"{row['n']} {row['reason']}" for row in reasons)
-    raise UserError(
-        f"{source} holds {photographs} photographs and no grade for any of them"
-        + (f" ({why})" if why else "")
-        + f": neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for --task json, "
-        "nor class folders (0 1 2 3, or good mild moderate severe); check the path and --symptom, or use "
+    what = f"{source} holds {photographs} photographs and no grade for any of them" + f" ({why})" * bool(why)
+    if layout == "table":
+        raise SourceError(f"{what}; check its columns uri and label, or use --task unlabelled")
+    raise SourceError(
+        f"{what}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
+        "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and --symptom, or use "
         "--task unlabelled"
     )
 

@@ -27,6 +27,10 @@ class UserError(Exception):
     """A mistake of the caller's: the message is one line that names the input and the way out."""
 
 
+class SourceError(UserError):
+    """A source that does not hold what was asked for: whoever mends it wants it read anew."""
+
+
 class ImageError(Exception):
     """A photograph that cannot be graded.
 

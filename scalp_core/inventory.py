@@ -224,10 +224,13 @@ def _table_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _table_batches(table: str) -> Iterator[pa.RecordBatch]:
     with storage.explained(table), storage.open_file(table) as file:
-        if table.lower().endswith(".parquet"):
-            yield from pq.ParquetFile(file).iter_batches(10_000)
-        else:
-            yield from pyarrow.csv.open_csv(file)
+        try:
+            if table.lower().endswith(".parquet"):
+                yield from pq.ParquetFile(file).iter_batches(10_000)
+            else:
+                yield from pyarrow.csv.open_csv(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{table} cannot be read as a table: {error}; write it again") from error
 
 
 def examine(rows: list[dict[str, Any]], base: str) -> Iterator[pa.Table]:

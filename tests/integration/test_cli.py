@@ -58,6 +58,11 @@ def test_a_missing_folder(bundle, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistake_that_a_worker_finds_is_one_line_too(tmp_path):
+    (tmp_path / "t.csv").write_text("")
+    assert_one_line(scalp("prepare", tmp_path / "t.csv", tmp_path / "data"), "t.csv", "Empty CSV file")
+
+
 def test_an_unknown_recipe_key(tmp_path):
     result = scalp("train", tmp_path, tmp_path / "run", "--recipe", "smoke", "--set", "epoch=1")
     assert_one_line(result, "unknown key 'epoch'", "did you mean 'epochs'")

@@ -106,6 +106,38 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_p
     assert summary["objects_listed"] == sum(summary["objects"].values())
 
 
+def test_other_options_on_what_is_not_finished_read_nothing_again(source, cluster, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="groups cannot be divided"):
+        prepare(str(source), str(out), Options(ratio="50:25:24"))
+    examined = {path: path.stat().st_mtime_ns for path in (out / "work" / "examined").iterdir()}
+    with monkeypatch.context() as kept:
+        kept.setattr(storage, "remove_folder", lambda _: None)
+        prepare(str(source), str(out), OPTIONS)
+    assert {path: path.stat().st_mtime_ns for path in examined} == examined
+
+
+def test_a_source_without_grades_is_read_anew_when_it_was_mended(cluster, tmp_path):
+    source = tmp_path / "set"
+    for index in range(12):
+        folder = source / "unsorted" / str(index % 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "x").mkdir(exist_ok=True)
+        (folder / "x" / f"{index}.jpg").write_bytes(picture(index))
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="12 photographs and no grade"):
+        prepare(str(source), out, Options(ratio="1:1:1"))
+    for path in list(source.rglob("*.jpg")):
+        path.rename(path.parents[1] / path.name)
+    assert prepare(str(source), out, Options(ratio="1:1:1"))["photographs"] == 12
+
+
+def test_a_table_that_is_none_is_told_in_one_line(cluster, tmp_path):
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(UserError, match="t.csv cannot be read as a table: Empty CSV file"):
+        prepare(str(tmp_path / "t.csv"), str(tmp_path / "out"))
+
+
 def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, cluster, bundle, tmp_path):
     """A compressed tar in a prefix, beside plain files; the manifest lies in S3 too."""
     prefix = "s3://scalp/prepare/source"
