@@ -244,9 +244,13 @@ def _each(items: list[dict[str, Any]]) -> Dataset:
 
 @ray.remote(num_cpus=1)
 def _audit(*arguments: Any) -> tuple[dict[str, Any], float]:
-    """In a worker, so that the driver's memory does not grow with the source."""
+    """In a worker, so that the driver's memory does not grow with the source.
+
+    As a whole it is done again when storage was away: pyarrow's datasets do not wait.
+    """
+    examined = arguments[0]
     with storage.patience(PATIENCE_S):
-        return audit.audit(*arguments), provenance.peak_mib()
+        return storage.retried(examined, audit.audit, *arguments), provenance.peak_mib()
 
 
 def _unwrapped(reference: Any) -> Any:

@@ -56,6 +56,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
     with Relations(examined) as relations:
         layout = relations.layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
+        _check_task(layout, task, source)
         relations.decide(layout, task, options.symptom)
         _check_any_kept(relations, source, layout, task, options)
         near = relations.near_duplicates()
@@ -75,6 +76,13 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         return {"spec": spec.model_dump(mode="json")} | relations.counts() | relations.examples(near)
 
 
+def _check_task(layout: str, task: str, source: str) -> None:
+    if layout == "table" and task != "table":
+        raise SourceError(f"--task {task}: the table {source} brings its own labels; leave --task out")
+    if task == "json" and layout != "aihub":
+        raise SourceError(f"--task json: {source} has no label files of AI Hub; use --task folder")
+
+
 def _check_any_kept(relations: Relations, source: str, layout: str, task: str, options: Options) -> None:
     if relations.number("select count(*) from photo where reason is null") and (
         task == "unlabelled" or layout != "unlabelled"
@@ -92,8 +100,8 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
         raise SourceError(f"{what}; check its columns uri and label, or use --task unlabelled")
     raise SourceError(
         f"{what}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
-        "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and --symptom, or use "
-        "--task unlabelled"
+        "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "
+        "--symptom, or use --task unlabelled"
     )
 
 

@@ -83,7 +83,7 @@ class SplitSpec(BaseModel):
         if not self.leaky:
             return None
         pairs = ", ".join(
-            f"{count:,} of one {key.replace('_', ' ')}" for key, count in self.leaking_pairs.items()
+            f"{count:,} of one {key.replace('_', '-')}" for key, count in self.leaking_pairs.items()
         )
         return f"LEAKY SPLIT: by photograph, pairs of photographs in two parts: {pairs}; the figures flatter"
 

@@ -91,7 +91,9 @@ def retried(uri: str, request: Callable[..., T], *arguments: Any, **keywords: An
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may be answered later."""
+    """Whether the same request may be answered later; of a `UserError`, whether it explains such a one."""
+    if isinstance(error, UserError) and error.__cause__ is not None:
+        return is_transient(error.__cause__)
     return (
         isinstance(error, OSError)
         and not isinstance(error, FileNotFoundError | PermissionError)

@@ -249,6 +249,17 @@ def test_unlabelled_is_asked_for_and_never_fallen_back_to(tmp_path):
     assert found.summary["unlabelled"] == 3
 
 
+def test_a_task_that_the_source_cannot_have_is_refused(tmp_path):
+    (tmp_path / "set" / "1").mkdir(parents=True)
+    (tmp_path / "set" / "1" / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(UserError, match="no label files of AI Hub; use --task folder"):
+        audited(tmp_path / "set", tmp_path / "json", task="json")
+    (tmp_path / "t.csv").write_text("uri,label\nset/1/a.jpg,1\n")
+    for task in ("json", "folder"):
+        with pytest.raises(UserError, match="brings its own labels; leave --task out"):
+            audited(tmp_path / "t.csv", tmp_path / task, task=task)
+
+
 def test_a_symptom_that_is_not_there_says_what_is(source, tmp_path):
     with pytest.raises(UserError, match="48 other_symptom"):
         audited(source, tmp_path / "out", symptom="탈모")
