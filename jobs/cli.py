@@ -258,7 +258,7 @@ def bench_scale(
     objects: Annotated[str, typer.Option(help="photographs of each run, on disk")] = "1000,10000,100000",
     simulated: Annotated[int, typer.Option(min=0, help="objects of a run that reads no files")] = 1_000_000,
 ) -> None:
-    """Rate and memory as the source grows; takes some twelve minutes and 5 GiB of disk."""
+    """Rate and memory as the source grows; takes some six minutes and 5 GiB of disk."""
     from jobs.bench.scale import ScaleOptions
     from jobs.bench.scale import bench_scale as verb
     from scalp_core.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.local import connect
-from jobs.console import SUMMARY_FILE, console, now, progress_bar, show, write_json
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.images import photographs
 from scalp_core import codecs, manifest, sources, storage
 from scalp_core.errors import ImageError, UserError
@@ -31,15 +31,22 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
             codes; None throws it away, and nobody can lead a code back.
 
     Returns:
-        the summary that is also written to `out/summary.json`.
+        the summary that is also written to `out/summary.json`; a finished export is left as it is.
 
     Raises:
         UserError: bad input; a photograph cannot be read any more; `out` is not empty.
     """
     out = storage.absolute(out)
     spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    if storage.names_in(out) or storage.names_in(storage.join(out, PHOTOGRAPHS)):
-        raise UserError(f"{out} is not empty; name a new directory")
+    made = read_json(storage.join(out, SUMMARY_FILE))
+    if made and made.get("of") == spec.sha256:
+        console.print(f"{out} is made already of {data}")
+        return made
+    if not storage.is_empty(out):
+        raise UserError(
+            f"{out} is not empty; name a new directory, or remove it (a stopped run cannot go on: it would "
+            "mix codes of two keys)"
+        )
     key = _key(key_file)
     connect()
     work = Pseudonymise(out, key)
@@ -53,19 +60,20 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
             progress.update(task, advance=batch.num_rows)
     rows, merged = _distinct(pa.concat_tables(parts))
     manifest.write_manifest(out, rows)
-    made = spec.model_copy(
+    new_spec = spec.model_copy(
         update={"source": "pseudonymised", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
     )
-    manifest.write_spec(out, made)
+    manifest.write_spec(out, new_spec)
     suffixes = [uri.rsplit(".", 1)[-1] for uri in rows["uri"].to_pylist()]
     summary = {
         "kind": "pseudonymise",
         "date": now(),
+        "of": spec.sha256,
         "photographs": rows.num_rows,
         "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
         "equal_without_metadata": merged,
         "key": "kept" if key_file else "thrown away",
-        "sha256": made.sha256,
+        "sha256": new_spec.sha256,
     }
     write_json(storage.join(out, SUMMARY_FILE), summary)
     show("pseudonymise", summary | {"folder": out})

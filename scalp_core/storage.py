@@ -351,6 +351,13 @@ def walk(uri: str) -> Iterator[StoredFile]:
                         yield StoredFile(entry.path, entry.stat().st_size)
 
 
+def is_empty(uri: str) -> bool:
+    """Whether nothing is in a folder or prefix, or there is none."""
+    if is_s3(uri):
+        return not _has_keys(uri)
+    return not Path(uri).exists() or not any(Path(uri).iterdir())
+
+
 def names_in(uri: str) -> set[str]:
     """Names of the files directly in a folder or prefix; none where there is no such folder yet."""
     if not is_s3(uri) and not Path(uri).is_dir():

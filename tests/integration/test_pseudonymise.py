@@ -60,6 +60,8 @@ def test_what_makes_no_sense_is_refused(data, tmp_path):
     (tmp_path / "key").write_text("short")
     with pytest.raises(UserError, match="does not hold 64 hexadecimal digits"):
         pseudonymise(str(data), str(tmp_path / "out"), str(tmp_path / "key"))
+    made = pseudonymise(str(data), str(tmp_path / "made"))
+    assert pseudonymise(str(data), str(tmp_path / "made")) == made
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("x")
     with pytest.raises(UserError, match="is not empty"):
