@@ -26,6 +26,7 @@ SUFFIXES = (ZIP_SUFFIX, TAR_SUFFIX, *COMPRESSED_TAR_SUFFIXES)
 # A member is one request to S3 where it fits into this, and not three.
 _BUFFER = 2**17
 _OPEN_ARCHIVES = 8
+_UTF8_FLAG = 0x800
 
 
 class Member(NamedTuple):
@@ -62,7 +63,7 @@ def stream(uri: str, max_bytes: int) -> Iterator[tuple[Member, bytes | ImageErro
     """
     with storage.explained(uri):
         for entry, archive in _stream(uri):
-            yield Member(entry.name, entry.size), _read_entry(archive, entry, max_bytes)
+            yield Member(_tar_name(entry), entry.size), _read_entry(archive, entry, max_bytes)
 
 
 def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
@@ -94,12 +95,15 @@ class _OpenArchives:
         info = fs.get_file_info(path)
         key = (uri, info.size or 0, info.mtime_ns or 0)
         with self._lock:
-            if key not in self._archives:
-                self._archives[key] = _open(uri)
-                if len(self._archives) > _OPEN_ARCHIVES:
-                    self._archives.popitem(last=False)
+            archive = self._archives.get(key)
+        if archive is None:
+            archive = _open(uri)  # takes requests: threads open several beside each other
+        with self._lock:
+            self._archives[key] = archive
             self._archives.move_to_end(key)
-            return self._archives[key]
+            if len(self._archives) > _OPEN_ARCHIVES:
+                self._archives.popitem(last=False)
+        return archive
 
 
 _open_archives = _OpenArchives()
@@ -117,23 +121,21 @@ def _open(uri: str) -> _Archive:
 
 
 class _Zip:
-    """Names without the UTF-8 flag are read as cp949: that is what Korean Windows writes."""
+    """Its table of contents is read once, then each member by range."""
 
     def __init__(self, uri: str) -> None:
-        file = io.BufferedReader(_Raw(uri), _BUFFER)
-        try:
-            self._archive = zipfile.ZipFile(file, metadata_encoding="cp949")
-        except UnicodeDecodeError:
-            self._archive = zipfile.ZipFile(file)
+        self._archive = zipfile.ZipFile(io.BufferedReader(_Raw(uri), _BUFFER))
+        files = [info for info in self._archive.infolist() if not info.is_dir()]
+        self._members = [Member(_zip_name(info), info.file_size) for info in files]
+        self._infos = dict(zip((member.name for member in self._members), files, strict=True))
 
     def members(self) -> list[Member]:
-        entries = (info for info in self._archive.infolist() if not info.is_dir())
-        return [Member(info.filename, info.file_size) for info in entries]
+        return self._members
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
         for name in names:
             try:
-                info = self._archive.getinfo(name)
+                info = self._infos[name]
                 if info.file_size > max_bytes:
                     yield too_many_bytes(info.file_size, max_bytes)
                     continue
@@ -157,8 +159,8 @@ class _Tar:
         buffered = io.BufferedReader(_Raw(uri), _BUFFER)
         with tarfile.open(fileobj=buffered, mode="r:") as archive:
             files = [entry for entry in archive if entry.isreg()]
-        self._members = [Member(entry.name, entry.size) for entry in files]
-        self._offsets = {entry.name: (entry.offset_data, entry.size) for entry in files}
+        self._members = [Member(_tar_name(entry), entry.size) for entry in files]
+        self._offsets = {_tar_name(entry): (entry.offset_data, entry.size) for entry in files}
 
     def members(self) -> list[Member]:
         return self._members
@@ -185,7 +187,7 @@ class _CompressedTar:
         self._lock = threading.Lock()
 
     def members(self) -> list[Member]:
-        return [Member(entry.name, entry.size) for entry, _ in _stream(self._uri)]
+        return [Member(_tar_name(entry), entry.size) for entry, _ in _stream(self._uri)]
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
         with self._lock:
@@ -201,8 +203,8 @@ class _CompressedTar:
                 self._position = _stream(self._uri)
             try:
                 for entry, archive in self._position:
-                    if entry.name in wanted:
-                        found[entry.name] = _read_entry(archive, entry, max_bytes)
+                    if (name := _tar_name(entry)) in wanted:
+                        found[name] = _read_entry(archive, entry, max_bytes)
                         if len(found) == len(wanted):
                             return found
             except Exception as error:  # gzip and tarfile raise many kinds; what lies before can be read
@@ -210,6 +212,26 @@ class _CompressedTar:
                     raise
                 self._damage = error
         return found
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Without the flag that says UTF-8, a name is what its packer writes: macOS UTF-8, Windows cp949."""
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename
+    return _decoded(info.filename.encode("cp437"))
+
+
+def _tar_name(entry: tarfile.TarInfo) -> str:
+    return _decoded(entry.name.encode("utf-8", "surrogateescape"))
+
+
+def _decoded(name: bytes) -> str:
+    for encoding in ("utf-8", "cp949"):
+        try:
+            return name.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return name.decode("cp437")  # a sign for every byte
 
 
 def _stream(uri: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:

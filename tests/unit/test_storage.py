@@ -1,5 +1,6 @@
 import io
 import tarfile
+import unicodedata
 import zipfile
 
 import pytest
@@ -69,6 +70,30 @@ def test_members_of_a_korean_windows_zip_keep_their_names(tmp_path):
     (location,) = sources.list_photographs(str(path)).photographs
     assert location.member == name
     assert read_one(location) == b"photograph"
+
+
+NAME = "[원천]미세각질_2.중등도/사진.jpg"
+
+
+@pytest.mark.parametrize(("encoding", "form"), [("utf-8", "NFC"), ("utf-8", "NFD"), ("cp949", "NFC")])
+def test_names_that_do_not_say_their_encoding_are_understood(tmp_path, encoding, form):
+    """macOS writes UTF-8 without saying so, Korean Windows cp949."""
+    name = unicodedata.normalize(form, NAME)
+    raw = name.encode(encoding)
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X" * len(raw), b"zipped")
+    path.write_bytes(path.read_bytes().replace(b"X" * len(raw), raw))
+    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
+        with tarfile.open(
+            tmp_path / f"a{suffix}", mode, format=tarfile.USTAR_FORMAT, encoding=encoding
+        ) as archive:
+            info = tarfile.TarInfo(name)
+            info.size = 6
+            archive.addfile(info, io.BytesIO(b"tarred"))
+    locations = sources.list_photographs(str(tmp_path)).photographs
+    assert [location.member for location in locations] == [name] * 3
+    assert [read_one(location)[:3] for location in locations] == [b"tar", b"tar", b"zip"]
 
 
 def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path):
