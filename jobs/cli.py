@@ -176,7 +176,9 @@ def quantise(bundle: BundleArg, data: DataArg) -> None:
 @app.command()
 def export(
     bundle: BundleArg,
-    photographs: Annotated[str, typer.Argument(help="folder, .zip or s3:// prefix to compare on")],
+    photographs: Annotated[
+        str, typer.Argument(help="folder, prefix or archive to compare on, local or s3://")
+    ],
     out: OutArg,
     precision: Annotated[
         Literal["float", "int8"], typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantise`")
@@ -194,7 +196,7 @@ def export(
 @app.command()
 def grade(
     bundle: BundleArg,
-    source: Annotated[str, typer.Argument(help="folder, .zip, s3:// prefix or s3://….zip")],
+    source: Annotated[str, typer.Argument(help="folder, prefix, .zip, .tar or .tar.gz; local or s3://")],
     out: OutArg,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",

@@ -28,7 +28,7 @@ def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptio
 
     Args:
         bundle: directory of the bundle, local or `s3://`.
-        source: folder, `.zip`, `s3://` prefix or `s3://….zip`.
+        source: folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
         out: directory, local or `s3://`; a run that was stopped goes on where it was.
 
     Returns:

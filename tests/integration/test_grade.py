@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def zipped(files: dict[str, bytes], encoding: str = "utf-8") -> bytes:
     return buffer.getvalue()
 
 
+def tarred(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 def put_source(kind: str, tmp_path: Path) -> str:
     if kind == "folder":
         for name, content in FILES.items():
@@ -45,6 +56,10 @@ def put_source(kind: str, tmp_path: Path) -> str:
         uri = f"s3://scalp/{tmp_path.name}/source.zip"
         storage.write(uri, zipped(FILES))
         return uri
+    if kind == "s3 tar.gz":
+        uri = f"s3://scalp/{tmp_path.name}/source.tar.gz"
+        storage.write(uri, tarred(FILES))
+        return uri
     prefix = f"s3://scalp/{tmp_path.name}/prefix"
     for name, content in FILES.items():
         storage.write(f"{prefix}/{name}", content)
@@ -58,7 +73,7 @@ def by_name(out: str) -> dict[str, dict]:
     return named
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "s3 zip", "s3 prefix"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "s3 zip", "s3 tar.gz", "s3 prefix"])
 def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
     source, out = put_source(kind, tmp_path), str(tmp_path / "out")
     summary = grade(str(bundle), source, out)
