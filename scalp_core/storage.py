@@ -1,8 +1,7 @@
 """Files by uri: a local path or `s3://bucket/key`.
 
-S3 credentials come from the usual AWS chain; `AWS_ENDPOINT_URL` names another S3 server. A server that does
-not answer is asked again, for as long as `patience` says. Every failure that a user can mend (a wrong key, a
-missing folder) is a `UserError` that says so in one line.
+A server that does not answer is asked again, for as long as `patience` says. Every failure that a user can
+mend (a wrong key, a missing folder) is a `UserError` that says so in one line.
 """
 
 from __future__ import annotations
@@ -16,27 +15,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import boto3
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import tenacity
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import get_session
 
 from scalp_core.errors import UserError
-
-_CONNECT_TIMEOUT_S = 5
-_REQUEST_TIMEOUT_S = 30
-_MAX_ATTEMPTS = 3  # by the S3 client itself, within a second
 
 # What says that the same request may be answered later.
 _TRANSIENT = (
@@ -120,89 +109,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if is_s3(uri):
         if not urlsplit(uri).netloc:
             raise UserError(f"{uri} names no bucket: write s3://BUCKET/PREFIX")
-        return _filesystem(_access()), uri[len("s3://") :]
+        from scalp_core import s3  # boto3 takes a moment: only who uses S3 waits for it
+
+        return s3.filesystem(), uri[len("s3://") :]
     if "://" in uri:
         raise UserError(f"{uri}: only local paths and s3:// are read; copy the data to one of them")
     return pafs.LocalFileSystem(), uri
-
-
-class _Access(NamedTuple):
-    """How S3 is reached. A changed key makes another filesystem, so that none answers with old ones."""
-
-    endpoint: str | None
-    region: str
-    key_id: str | None
-    secret: str | None
-    token: str | None
-
-
-def _access() -> _Access:
-    """What the usual AWS chain says now: environment, profile, role; short-lived keys are renewed."""
-    try:
-        chain = _chain(os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"))
-        keys = chain.credentials.get_frozen_credentials() if chain.credentials else None
-    except BotoCoreError as error:
-        raise UserError(f"the AWS credentials cannot be had: {error}") from error
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _Access(
-        endpoint=named or chain.endpoint,
-        region=os.environ.get("AWS_REGION") or chain.region or "us-east-1",
-        key_id=keys.access_key if keys else None,
-        secret=keys.secret_key if keys else None,
-        token=keys.token if keys else None,
-    )
-
-
-class _Chain(NamedTuple):
-    credentials: Any  # botocore's, which renew themselves; None where there are none
-    endpoint: str | None
-    region: str | None
-
-
-# Looked up once: asking a cloud's own service for keys takes seconds where there is none.
-@lru_cache(maxsize=4)
-def _chain(profile: str | None, _key_id: str | None) -> _Chain:
-    session = get_session()
-    session.set_config_variable("profile", profile)
-    endpoint = session.get_scoped_config().get("endpoint_url")
-    return _Chain(session.get_credentials(), endpoint, session.get_config_variable("region"))
-
-
-@lru_cache(maxsize=8)
-def _filesystem(access: _Access) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {
-        "region": access.region,
-        "access_key": access.key_id,
-        "secret_key": access.secret,
-        "session_token": access.token,
-        "anonymous": access.key_id is None,  # a public bucket needs none
-        "connect_timeout": _CONNECT_TIMEOUT_S,
-        "request_timeout": _REQUEST_TIMEOUT_S,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
-    }
-    if access.endpoint:
-        split = urlsplit(access.endpoint)
-        options |= {"endpoint_override": split.netloc or split.path, "scheme": split.scheme or "https"}
-    return pafs.S3FileSystem(**options)
-
-
-@lru_cache(maxsize=8)
-def _client(access: _Access) -> Any:
-    config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_REQUEST_TIMEOUT_S,
-        retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
-        signature_version=None if access.key_id else UNSIGNED,
-    )
-    return boto3.client(
-        "s3",
-        endpoint_url=access.endpoint,
-        region_name=access.region,
-        aws_access_key_id=access.key_id,
-        aws_secret_access_key=access.secret,
-        aws_session_token=access.token,
-        config=config,
-    )
 
 
 @contextmanager
@@ -305,10 +217,12 @@ def remove_folder(uri: str) -> None:
         if not is_s3(uri):
             shutil.rmtree(uri, ignore_errors=True)
             return
+        from scalp_core import s3
+
         bucket, prefix = _bucket_and_prefix(uri)
         for page in _pages(uri, Prefix=prefix):
             if keys := [{"Key": item["Key"]} for item in page.get("Contents", ())]:
-                retried(uri, _answer, "delete_objects", Bucket=bucket, Delete={"Objects": keys})
+                retried(uri, s3.answer, "delete_objects", Bucket=bucket, Delete={"Objects": keys})
 
 
 def list_files(uri: str) -> list[str]:
@@ -422,24 +336,18 @@ def _bucket_and_prefix(uri: str) -> tuple[str, str]:
 
 def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
     """Pages of a listing, each asked for again while the server does not answer."""
+    from scalp_core import s3
+
     bucket, _ = _bucket_and_prefix(uri)
     token: dict[str, str] = {}
     while True:
         with explained(uri):
-            page = retried(uri, _answer, "list_objects_v2", Bucket=bucket, **query, **token)
+            page = retried(uri, s3.answer, "list_objects_v2", Bucket=bucket, **query, **token)
         yield page
         following = page.get("NextContinuationToken")
         if not following or "MaxKeys" in query:
             return
         token = {"ContinuationToken": following}
-
-
-def _answer(operation: str, **query: Any) -> dict[str, Any]:
-    """What S3 answers; boto3's errors as the OSError that all else here raises."""
-    try:
-        return getattr(_client(_access()), operation)(**query)
-    except (BotoCoreError, ClientError) as error:
-        raise OSError(str(error)) from error
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:
