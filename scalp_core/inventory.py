@@ -141,6 +141,8 @@ def _look(folder: str) -> tuple[bool, list[str] | None]:
     for number, (files, some) in enumerate(storage.children(folder)):
         if number == _PAGES_TO_LOOK_AT:  # a flat prefix of millions: one task lists it
             return True, None
+        if any(_as_utf8(name) != name for name in some):  # no name to hand to another process
+            return True, None
         has_files = has_files or bool(files)
         folders += some
     return has_files, sorted(folders)
@@ -164,7 +166,7 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
 
 
 def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
-    name = file.uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    name = _as_utf8(file.uri)
     if name != file.uri:
         return [_listed(name, None, file.size, "bad_name", "rename it, for example with convmv -f cp949")]
     if not archives.is_archive(file.uri) or archives.is_stream(file.uri):
@@ -180,6 +182,11 @@ def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
         _listed(file.uri, name, size, _member_code(name, last[name] == index))
         for index, (name, size) in enumerate(members)
     ]
+
+
+def _as_utf8(name: str) -> str:
+    """A name as it can be written down; another than `name` if its bytes are not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _member_code(name: str, readable: bool) -> str | None:

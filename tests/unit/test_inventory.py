@@ -166,6 +166,16 @@ def test_a_name_that_is_not_utf8_is_told_with_what_to_do(tmp_path):
     assert "convmv" in row["error"]
 
 
+def test_a_folder_whose_name_is_not_utf8_is_listed_by_the_task_of_the_one_above(tmp_path):
+    folder = os.fsencode(tmp_path) + "/미세각질".encode("cp949")
+    os.mkdir(folder)  # noqa: PTH102 -- bytes
+    with open(folder + b"/a.jpg", "wb") as file:  # noqa: PTH123
+        file.write(jpeg())
+    pa.array([root.uri for root in inventory.roots(str(tmp_path))])  # can be handed to a worker
+    (row,) = examined(tmp_path)
+    assert (row["kind"], row["code"]) == ("photograph", "bad_name")
+
+
 def test_a_table_names_photographs_labels_and_groups(tmp_path):
     (tmp_path / "p").mkdir()
     put_folder(tmp_path / "p")
