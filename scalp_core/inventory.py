@@ -31,6 +31,7 @@ LISTED = pa.schema(
         "bytes": pa.int64(),
         "code": pa.string(),  # why it cannot be examined; null if it can
         "error": pa.string(),
+        "kind": pa.string(),  # photograph for a table's row, whatever its name; else the name tells
         "label": pa.int8(),  # of a table's row
         "group": pa.string(),
     }
@@ -98,6 +99,17 @@ class Root:
 
     uri: str
     whole: bool = True
+
+
+# Guessing types, Arrow would take "007" for a number, and "mild" below numbers for an error.
+_AS_TEXT = pyarrow.csv.ConvertOptions(
+    column_types={
+        spelt: pa.string()
+        for name in ("uri", "member", "label", "group")
+        for spelt in (name, name.upper(), name.capitalize())
+    },
+    strings_can_be_null=True,
+)
 
 
 def is_table(source: str) -> bool:
@@ -220,13 +232,14 @@ def _table_row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     uri = str(row["uri"] or "").strip()
     # Relative uris are below the table, so that a folder can be moved with its table.
     full = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
-    listed = _listed(full, str(row["member"]) if row.get("member") else None, None)
+    missing = (None, None) if uri else ("not_found", "the row names no uri")
+    listed = _listed(full, str(row["member"]) if row.get("member") else None, None, *missing)
     text = "" if row.get("label") is None else str(row["label"]).strip()
     label = parse_grade(text.removesuffix(".0"))  # pandas makes floats of integers beside empty cells
     if text and label is None:
         listed |= {"code": "bad_label", "error": f"label {text!r} is no grade: 0 to 3, or a grade's name"}
     group = None if row.get("group") in (None, "") else str(row["group"])
-    return listed | {"label": label, "group": group}
+    return listed | {"kind": "photograph", "label": label, "group": group}
 
 
 def _table_batches(table: str) -> Iterator[pa.RecordBatch]:
@@ -235,7 +248,7 @@ def _table_batches(table: str) -> Iterator[pa.RecordBatch]:
             if table.lower().endswith(".parquet"):
                 yield from pq.ParquetFile(file).iter_batches(10_000)
             else:
-                yield from pyarrow.csv.open_csv(file)
+                yield from pyarrow.csv.open_csv(file, convert_options=_AS_TEXT)
         except pa.ArrowInvalid as error:
             raise UserError(f"{table} cannot be read as a table: {error}; write it again") from error
 
@@ -249,7 +262,7 @@ def examine(rows: list[dict[str, Any]], base: str) -> Iterator[pa.Table]:
     """
     plain = []
     for row in rows:
-        if not row["code"] and not row["member"] and archives.is_stream(row["uri"]):
+        if not (row["code"] or row["member"] or row.get("kind")) and archives.is_stream(row["uri"]):
             yield from _examine_stream(row, base)
         else:
             plain.append(row)
@@ -263,7 +276,7 @@ def examine(rows: list[dict[str, Any]], base: str) -> Iterator[pa.Table]:
 
 def _examine_piece(rows: Iterable[dict[str, Any]], base: str) -> list[dict[str, Any]]:
     rows = list(rows)
-    wanted = [not row["code"] and _kind(_name(row)) in _CONTENT for row in rows]
+    wanted = [not row["code"] and _kind(row) in _CONTENT for row in rows]
     locations = [
         Location(row["uri"], row["member"]) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted
     ]
@@ -304,7 +317,10 @@ def _name(row: dict[str, Any]) -> str:
     return row["member"] or row["uri"]
 
 
-def _kind(name: str) -> str:
+def _kind(row: dict[str, Any]) -> str:
+    if row.get("kind"):
+        return row["kind"]
+    name = _name(row)
     base = name.rsplit("/", 1)[-1]
     if sources.is_photograph(name):
         return "photograph"
@@ -322,7 +338,7 @@ def _examined(row: dict[str, Any], data: bytes | ImageError | None, base: str) -
     examined = {
         "uri": row["uri"],
         "member": row["member"],
-        "kind": _kind(name),
+        "kind": _kind(row),
         "bytes": row["bytes"],
         "code": row["code"],
         "error": row["error"],

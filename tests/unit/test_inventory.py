@@ -200,6 +200,18 @@ def test_a_table_names_photographs_labels_and_groups(tmp_path):
     assert [row["given_label"] for row in examined(tmp_path / "t.parquet")] == [1, None]
 
 
+def test_a_tables_rows_are_photographs_whatever_their_names(tmp_path):
+    (tmp_path / "photo").write_bytes(jpeg())
+    put_tar(tmp_path)
+    lines = ["\ufeffUri,label,group", "photo,1,007", "photo,mild,", ",2,", "all.tar,3,"]
+    (tmp_path / "t.csv").write_text("\n".join(lines), encoding="utf-8")
+    rows = examined(tmp_path / "t.csv")
+    assert [row["kind"] for row in rows] == ["photograph"] * 4
+    assert [row["code"] for row in rows] == [None, None, "not_found", "not_an_image"]
+    assert [row["given_label"] for row in rows] == [1, 1, 2, 3]
+    assert rows[0]["given_group"] == "007"
+
+
 def test_a_table_without_uri_and_a_file_of_no_kind_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("path,label\na.jpg,1\n")
     with pytest.raises(UserError, match="no column uri, only path, label"):
