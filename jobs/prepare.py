@@ -261,7 +261,13 @@ def _unwrapped(reference: Any) -> Any:
 
 
 def _check_accounts(summary: dict[str, Any], out: str) -> None:
-    """Every photograph is kept or dropped with a reason."""
+    """Everything that was listed was examined, and every photograph is kept or dropped with a reason."""
+    listed, examined = summary["objects_listed"], sum(summary["objects"].values())
+    if examined < listed:  # a tar is listed as one object, and becomes its members
+        raise UserError(
+            f"{listed} objects were listed in {summary['source']}, but {examined} examined; remove {out} and "
+            "run the same command again"
+        )
     photographs = summary["objects"].get("photograph", 0)
     others = sum(summary["dropped_other"].values())
     kept, dropped = summary["photographs"], sum(summary["dropped"].values()) - others

@@ -75,7 +75,7 @@ def _as_png(picture: Picture) -> bytes:
 def _strip_jpeg(data: bytes, orientation: int) -> bytes:
     kept = [b"\xff\xd8", _orientation_only(orientation) if orientation != 1 else b""]
     position = 2
-    while position < len(data):
+    while position + 1 < len(data):
         if data[position] != 0xFF:
             raise ImageError("corrupt", "the JPEG has bytes where a marker should be")
         marker = data[position + 1]

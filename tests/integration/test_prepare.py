@@ -9,7 +9,7 @@ import pytest
 
 from jobs.evaluate import collect_logits
 from jobs.pipeline import ModelOptions
-from jobs.prepare import REPORT_FILE, prepare
+from jobs.prepare import REPORT_FILE, _check_accounts, prepare
 from scalp_core import manifest, storage
 from scalp_core.audit import Options
 from scalp_core.bundle import load_bundle
@@ -51,6 +51,16 @@ def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
     assert len(dropped) == sum(summary["dropped"].values())
     assert json.loads((out / "summary.json").read_text()) == summary
     assert not (out / "work").exists()
+
+
+def test_what_is_not_accounted_for_ends_the_command(prepared):
+    _, summary = prepared
+    _check_accounts(summary, "OUT")
+    lost = summary["objects_listed"] + 1
+    with pytest.raises(UserError, match=f"{lost} objects were listed in .* but {lost - 1} examined"):
+        _check_accounts(summary | {"objects_listed": lost}, "OUT")
+    with pytest.raises(UserError, match="photographs were found in .* kept and .* dropped in OUT"):
+        _check_accounts(summary | {"photographs": summary["photographs"] - 1}, "OUT")
 
 
 def test_the_report_stands_alone_and_shows_what_matters(prepared):
@@ -157,6 +167,6 @@ def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, clu
     table = manifest.read_manifest("s3://scalp/prepare/data")
     assert sum(member is not None for member in table["member"].to_pylist()) == len(tarred)
     assert storage.exists("s3://scalp/prepare/data/report.html")
-    assert not any("/work/" in uri for uri in storage.list_files("s3://scalp/prepare/data"))
+    assert storage.is_empty(storage.join("s3://scalp/prepare/data", "work"))
     logits = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
     assert logits.shape == (len(PLANS), 4)
