@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from ray.data import Dataset, RandomSeedConfig
 from ray.data.expressions import random
@@ -28,28 +25,13 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from cluster.local import Cluster, connect
-from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.evaluate import collect_logits
-from jobs.graphs import few_batches, with_float_graph
+from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
 from jobs.images import LoadForTraining, photographs, turn
-from jobs.pipeline import ModelOptions
-from jobs.train_loop import HISTORY_FILE, train_worker
-from scalp_core import calibration, manifest, metrics, provenance, report, storage
-from scalp_core.bundle import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Conformal,
-    Training,
-    save_bundle,
-    serialise_weights,
-    sha256,
-)  # fmt: skip
-from scalp_core.card import model_card
+from jobs.train_bundle import make_bundle
+from jobs.train_loop import train_worker
+from scalp_core import manifest, storage
+from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
-from scalp_core.grades import NUM_GRADES
-from scalp_core.manifest import DataSpec
 from scalp_core.model import initial_model, preprocess_for
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
@@ -120,7 +102,7 @@ def train(
         }
         result = _fit(config, _datasets(parts, spec, recipe), run, scaling)
     trained = time.monotonic() - started
-    summary = _finish(run, data_spec, recipe, spec, parts, result, count, device, fold)
+    summary = make_bundle(run, data_spec, recipe, spec, parts, result, count, device, fold)
     summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
     write_json(storage.join(run, SUMMARY_FILE), summary)
     _show(summary, run)
@@ -269,95 +251,6 @@ def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
         f"loss {entry['train_loss']:.3f}  top-1 {entry['train_top1']:.3f}  |  validation "
         f"loss {entry['val_loss']:.3f}  top-1 {entry['val_top1']:.3f}  QWK {entry['val_qwk']:.3f}  "
         f"({entry['seconds']:.0f} s, {entry['data_wait_share']:.0%} waiting for data)"
-    )
-
-
-def _finish(
-    run: str,
-    data: DataSpec,
-    recipe: Recipe,
-    spec: Preprocess,
-    parts: dict[str, pa.Table],
-    result: Result,
-    workers: int,
-    device: Device,
-    fold: int | None,
-) -> dict[str, Any]:
-    """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
-    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
-    with checkpoint.as_directory() as folder:
-        weights = Path(folder, WEIGHTS_FILE).read_bytes()
-    history = _history(result)
-    training = Training(
-        recipe=recipe.model_dump(),
-        initial_weights=recipe.weights,
-        workers=workers,
-        best_epoch=best["epoch"],
-        data_sha256=data.sha256,
-        grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
-        split=data.split,
-        fold=fold,
-    )
-    bundle_spec = BundleSpec(
-        name=Path(run).name,
-        created_at=datetime.now(UTC),
-        architecture=recipe.architecture,
-        preprocess=spec,
-        temperature=1.0,
-        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
-        training=training,
-        metrics={},
-        versions=provenance.versions(),
-        git_revision=provenance.git_revision(),
-        weights_sha256=sha256(weights),
-    )
-    bundle = with_float_graph(
-        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
-    )
-    bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
-    figure = report.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
-    storage.write(storage.join(run, "curves.png"), figure)
-    files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
-    save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)
-    return {
-        "kind": "train",
-        "date": now(),
-        "model_version": bundle_spec.model_version,
-        "recipe": recipe.model_dump(),
-        "workers": workers,
-        "fold": fold,
-        "split_method": data.split.method,
-        "leaky": data.split.leaky,
-        "leaking_pairs": data.split.leaking_pairs,
-        "best_epoch": best["epoch"],
-        "validation": bundle_spec.metrics["val"],
-        "temperature": bundle_spec.temperature,
-        "history": history,
-        "machine": provenance.machine(),
-        "versions": bundle_spec.versions,
-        "git_revision": bundle_spec.git_revision,
-    }
-
-
-def _history(result: Result) -> list[dict[str, Any]]:
-    """One entry an epoch, from the last checkpoint's own record: it spans restarts."""
-    with result.checkpoint.as_directory() as folder:
-        return json.loads(Path(folder, HISTORY_FILE).read_text())
-
-
-def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
-    spec = bundle.spec
-    labels = np.array(val["label"].to_pylist())
-    logits = collect_logits(bundle, val, options)
-    temperature = calibration.fit_temperature(logits, labels)
-    probs = calibration.probabilities(logits, temperature)
-    quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
-    return spec.model_copy(
-        update={
-            "temperature": temperature,
-            "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
-            "metrics": {"val": metrics.score(labels, probs.argmax(axis=1))},
-        }
     )
 
 

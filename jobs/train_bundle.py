@@ -1,0 +1,124 @@
+"""The end of `scalp train`: from the best checkpoint to a calibrated bundle."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.train import Result
+
+from jobs.console import now
+from jobs.evaluate import collect_logits
+from jobs.graphs import few_batches, with_float_graph
+from jobs.pipeline import ModelOptions
+from jobs.train_loop import HISTORY_FILE
+from scalp_core import calibration, metrics, provenance, report, storage
+from scalp_core.bundle import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    Training,
+    save_bundle,
+    sha256,
+)  # fmt: skip
+from scalp_core.card import model_card
+from scalp_core.grades import NUM_GRADES
+from scalp_core.manifest import DataSpec
+from scalp_core.predictor import Device
+from scalp_core.preprocess import Preprocess
+from scalp_core.recipe import Recipe
+
+
+def make_bundle(
+    run: str,
+    data: DataSpec,
+    recipe: Recipe,
+    spec: Preprocess,
+    parts: dict[str, pa.Table],
+    result: Result,
+    workers: int,
+    device: Device,
+    fold: int | None,
+) -> dict[str, Any]:
+    """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
+    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
+    with checkpoint.as_directory() as folder:
+        weights = Path(folder, WEIGHTS_FILE).read_bytes()
+    history = _history(result)
+    training = Training(
+        recipe=recipe.model_dump(),
+        initial_weights=recipe.weights,
+        workers=workers,
+        best_epoch=best["epoch"],
+        data_sha256=data.sha256,
+        grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+        split=data.split,
+        fold=fold,
+    )
+    bundle_spec = BundleSpec(
+        name=Path(run).name,
+        created_at=datetime.now(UTC),
+        architecture=recipe.architecture,
+        preprocess=spec,
+        temperature=1.0,
+        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
+        training=training,
+        metrics={},
+        versions=provenance.versions(),
+        git_revision=provenance.git_revision(),
+        weights_sha256=sha256(weights),
+    )
+    bundle = with_float_graph(
+        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
+    )
+    bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
+    figure = report.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
+    storage.write(storage.join(run, "curves.png"), figure)
+    files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
+    save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)
+    return {
+        "kind": "train",
+        "date": now(),
+        "model_version": bundle_spec.model_version,
+        "recipe": recipe.model_dump(),
+        "workers": workers,
+        "fold": fold,
+        "split_method": data.split.method,
+        "leaky": data.split.leaky,
+        "leaking_pairs": data.split.leaking_pairs,
+        "best_epoch": best["epoch"],
+        "validation": bundle_spec.metrics["val"],
+        "temperature": bundle_spec.temperature,
+        "history": history,
+        "machine": provenance.machine(),
+        "versions": bundle_spec.versions,
+        "git_revision": bundle_spec.git_revision,
+    }
+
+
+def _history(result: Result) -> list[dict[str, Any]]:
+    """One entry an epoch, from the last checkpoint's own record: it spans restarts."""
+    with result.checkpoint.as_directory() as folder:
+        return json.loads(Path(folder, HISTORY_FILE).read_text())
+
+
+def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
+    spec = bundle.spec
+    labels = np.array(val["label"].to_pylist())
+    logits = collect_logits(bundle, val, options)
+    temperature = calibration.fit_temperature(logits, labels)
+    probs = calibration.probabilities(logits, temperature)
+    quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
+    return spec.model_copy(
+        update={
+            "temperature": temperature,
+            "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
+            "metrics": {"val": metrics.score(labels, probs.argmax(axis=1))},
+        }
+    )
