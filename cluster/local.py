@@ -23,6 +23,7 @@ _LOG_LEVELS = {
     # What they log is raised as well, and said in one line.
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,
+    "ray.data.dataset": logging.ERROR,  # warns while a pipeline before it lets go of its CPUs
     "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
 }

@@ -120,9 +120,15 @@ def pseudonymise(
 def train(
     data: DataArg,
     run: Annotated[str, typer.Argument(help="directory for checkpoints, curves and the bundle")],
-    recipe: Annotated[str, typer.Option(help="default, smoke, or the path of a .yaml file")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="default, paper, smoke, or the path of a .yaml file")
+    ] = "default",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="data-parallel; without it one for each GPU, else 2")
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="data-parallel; MIN:MAX follows the cluster; without it one for each GPU, else 2",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     weights: Annotated[
@@ -139,12 +145,12 @@ def train(
 
     --set changes a value of the recipe, for example --set epochs=5.
     """
-    from jobs.train import RECIPES
+    from jobs.train import RECIPES, parse_workers
     from jobs.train import train as verb
     from scalp_core.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    verb(data, run, load_recipe(recipe, RECIPES, overrides), workers, device, fold)
+    verb(data, run, load_recipe(recipe, RECIPES, overrides), parse_workers(workers), device, fold)
 
 
 @app.command()

@@ -33,8 +33,8 @@ def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndar
     from scalp_core.torch_runtime import TorchRuntime
 
     spec = bundle.spec
-    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess)
-    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32")
+    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess, spec.head)
+    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32", head=spec.head)
     record = compare(graph, OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
     if not record.max_logit_difference < _MAX_DIFFERENCE:
         raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")

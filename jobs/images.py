@@ -1,4 +1,4 @@
-"""What the tasks of Ray Data do to photographs: fetch, decode, turn. Imports nothing that is slow to load."""
+"""What the tasks of Ray Data do to photographs: fetch and decode. Imports nothing that is slow to load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from scalp_core import augment, sources
+from scalp_core import sources
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
@@ -85,12 +85,6 @@ class LoadForTraining:
                     f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
                 )
         return {"image": loaded["image"], "label": loaded["label"]}
-
-
-def turn(batch: Columns) -> Columns:
-    """Flips and quarter turns by the random column `turn` in [0, 1), which is dropped."""
-    symmetry = (batch["turn"] * augment.NUM_SYMMETRIES).astype(int)
-    return {"image": augment.dihedral(batch["image"], symmetry), "label": batch["label"]}
 
 
 def _fetch(locations: list[Location]) -> list[bytes | ImageError]:

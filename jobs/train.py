@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from ray.data import Dataset, RandomSeedConfig
-from ray.data.expressions import random
 from ray.train import (
     CheckpointConfig,
-    DataConfig,
     FailureConfig,
     Result,
     RunConfig,
@@ -26,12 +24,14 @@ from ray.util.queue import Empty, Queue
 
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
-from jobs.images import LoadForTraining, photographs, turn
+from jobs.ingest import cache_line, cache_room, cached
 from jobs.train_bundle import make_bundle
 from jobs.train_loop import train_worker
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
+from scalp_core.epochs import photographs_an_epoch
 from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
 from scalp_core.model import initial_model, preprocess_for
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
@@ -40,15 +40,16 @@ from scalp_core.recipe import Recipe
 RECIPES = Path(__file__).parent / "recipes"
 
 _IDENTITY_FILE = "run.json"
-_ROWS_A_BLOCK = 64
 _MAX_WORKER_FAILURES = 3
+_CPUS_FOR_DATA = 2
+_SECONDS_BETWEEN_RESIZES = 30.0
 
 
 def train(
     data: str,
     run: str,
     recipe: Recipe,
-    workers: int | None = None,
+    workers: tuple[int, int] | int | None = None,
     device: Device = "auto",
     fold: int | None = None,
 ) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def train(
         data: directory that `scalp prepare` wrote.
         run: directory for checkpoints, curves and the bundle, local or `s3://`.
         recipe: what to train and how.
-        workers: data-parallel workers; None takes one for each GPU, else two.
+        workers: data-parallel workers, or the fewest and the most of a run that grows and shrinks with the
+            cluster; None takes one for each GPU, else two.
         device: auto, cpu or cuda.
         fold: of `scalp prepare --folds`, to validate on; None takes the validation part.
 
@@ -78,37 +80,65 @@ def train(
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
-    model = initial_model(recipe.architecture, recipe.weights, recipe.seed)
+    model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
     spec = preprocess_for(model, recipe.size, recipe.resize)
     cluster = connect()
-    scaling = _scaling(cluster, workers, device)
-    count = int(scaling.num_workers)
-    _check_batches(recipe, parts["train"].num_rows, count)
+    scaling = _scaling(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
+    _check_batches(recipe, parts["train"].num_rows, scaling)
     # Everything that a user could have to mend is behind us: from here on the directory is this run's.
     write_json(storage.join(run, _IDENTITY_FILE), identity)
     initial = storage.join(run, "initial.safetensors")
     storage.write(initial, serialise_weights(model.state_dict()))
-    console.print(
-        f"training {recipe.architecture} on {parts['train'].num_rows} photographs, {count} workers x "
-        f"{recipe.batch_size // count} a step = {recipe.batch_size}, weights {recipe.weights}"
-    )
-    with _progress(recipe.epochs) as notes:
-        config = {
-            "recipe": recipe.model_dump(),
-            "preprocess": spec.model_dump(),
-            "initial_weights": initial,
-            "train_rows": parts["train"].num_rows,
-            "notes": notes,
-        }
-        result = _fit(config, _datasets(parts, spec, recipe), run, scaling)
+    console.print(_opening(recipe, parts["train"].num_rows, scaling))
+    result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling)
     trained = time.monotonic() - started
-    summary = make_bundle(run, data_spec, recipe, spec, parts, result, count, device, fold)
+    summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
     summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
     write_json(storage.join(run, SUMMARY_FILE), summary)
     _show(summary, run)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
     return summary
+
+
+def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
+    fewest, most = scaling.min_workers, scaling.max_workers
+    workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    shares = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
+    return (
+        f"training {recipe.architecture} from {recipe.weights} weights on {rows} photographs: {workers} "
+        f"workers x {' to '.join(map(str, shares))} photographs a step = {recipe.batch_size}, "
+        f"{photographs_an_epoch(rows, recipe.augment) // recipe.batch_size} steps an epoch; learning rate "
+        f"{recipe.learning_rate:g}, for any number of workers"
+    )
+
+
+def _train_workers(
+    recipe: Recipe,
+    spec: Preprocess,
+    parts: dict[str, pa.Table],
+    initial: str,
+    run: str,
+    cluster: Cluster,
+    scaling: ScalingConfig,
+) -> Result:
+    """Decodes, trains, and lets go of the decoded photographs."""
+    room = cache_room()
+    val, kept_val = cached(parts["val"], spec, room // 4)
+    train, kept_train = cached(parts["train"], spec, room * 3 // 4)
+    console.print(cache_line(train, cluster))
+    with _progress(recipe.epochs) as notes:
+        config = {
+            "recipe": recipe.model_dump(),
+            "train": train,
+            "val": val,
+            "grade_counts": np.bincount(train.labels, minlength=NUM_GRADES).tolist(),
+            "initial_weights": initial,
+            "notes": notes,
+        }
+        result = _fit(config, run, scaling)
+    del kept_train, kept_val
+    return result
 
 
 def _check_identity(run: str, identity: dict[str, Any]) -> None:
@@ -122,77 +152,72 @@ def _check_identity(run: str, identity: dict[str, Any]) -> None:
         )
 
 
-def _scaling(cluster: Cluster, workers: int | None, device: Device) -> ScalingConfig:
+def parse_workers(text: str | None) -> tuple[int, int] | None:
+    """`4` as (4, 4) and `2:8` as (2, 8), the fewest and the most; None stays None.
+
+    Raises:
+        UserError: neither of these.
+    """
+    if text is None:
+        return None
+    words = text.split(":")
+    if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
+        raise UserError(f"--workers {text}: write a number, or MIN:MAX such as 2:8")
+    fewest, most = int(words[0]), int(words[-1])
+    if fewest > most:
+        raise UserError(f"--workers {text}: MIN is more than MAX; write --workers {most}:{fewest}")
+    return fewest, most
+
+
+def _scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
     """Workers that this cluster can hold beside the data pipeline."""
     if device == "cuda" and not cluster.gpus:
         raise UserError(
             "--device cuda: Ray sees no GPU; use --device cpu or auto, or join a cluster that has one"
         )
     use_gpu = device != "cpu" and cluster.gpus > 0
-    count = workers or (cluster.gpus if use_gpu else 2)
+    fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
     # Each worker holds a CPU, and the data pipeline needs at least two to make progress.
-    room = min(cluster.gpus, cluster.cpus - 2) if use_gpu else cluster.cpus - 2
-    if count > room:
-        what = "GPUs" if use_gpu else "CPUs, of which the data pipeline keeps 2"
+    room = min(cluster.gpus, cluster.cpus - _CPUS_FOR_DATA) if use_gpu else cluster.cpus - _CPUS_FOR_DATA
+    if fewest > room:
+        what = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {_CPUS_FOR_DATA}"
         have = cluster.gpus if use_gpu else cluster.cpus
         raise UserError(
-            f"--workers {count}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
+            f"--workers {fewest}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
         )
+    most = most if workers and fewest < most else fewest
     return ScalingConfig(
-        num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
+        num_workers=(fewest, most) if fewest < most else fewest,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": 1, "GPU": int(use_gpu)},
+        elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
     )
 
 
-def _check_batches(recipe: Recipe, rows: int, workers: int) -> None:
-    if recipe.batch_size % workers or recipe.batch_size // workers < 2:
+def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+    workers = scaling.max_workers
+    # Batch normalisation needs two photographs in every piece.
+    if recipe.batch_size // workers // recipe.accumulate < 2:
         raise UserError(
-            f"batch_size {recipe.batch_size} does not divide into 2 or more for each of {workers} workers; "
-            f"use --set batch_size={max(2, round(recipe.batch_size / workers)) * workers}"
+            f"batch_size {recipe.batch_size} is less than 2 for each of {workers} workers in "
+            f"{recipe.accumulate} pieces; use --set batch_size={2 * workers * recipe.accumulate} or more"
         )
     if rows < recipe.batch_size:
         raise UserError(
             f"{rows} training photographs do not fill one batch of {recipe.batch_size}; "
             "use --set batch_size=… or more photographs"
         )
-
-
-def _datasets(parts: dict[str, pa.Table], spec: Preprocess, recipe: Recipe) -> dict[str, Dataset]:
-    """Both parts decoded once into Ray's object store; shuffled and turned anew in every epoch."""
-    decoded = {name: _decoded(rows, spec) for name, rows in parts.items()}
-    # The seed is mixed with the count of executions, so each epoch has an order and turns of its own.
-    train = decoded["train"].random_shuffle(seed=RandomSeedConfig(recipe.seed, reseed_after_execution=True))
-    if recipe.augment:
-        turns = random(seed=recipe.seed + 1, reseed_after_execution=True)
-        train = train.with_column("turn", turns).map_batches(
-            turn, batch_size=_ROWS_A_BLOCK, zero_copy_batch=True
+    if recipe.sync_batchnorm and not scaling.use_gpu:
+        raise UserError(
+            "sync_batchnorm works on GPUs only, and this run has none; use --set sync_batchnorm=false"
         )
-    return {"train": train, "val": decoded["val"]}
 
 
-def _decoded(rows: pa.Table, spec: Preprocess) -> Dataset:
-    dataset = photographs(rows.select(["uri", "member", "label"]), _ROWS_A_BLOCK)
-    return dataset.map_batches(LoadForTraining(spec), batch_size=_ROWS_A_BLOCK).materialize()
-
-
-class _WholeValidation(DataConfig):
-    """Splits the training part equally and the validation part without dropping a row.
-
-    Ray's own equal split drops the rows that do not divide; a metric must not.
-    """
-
-    def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
-        if "val" not in datasets:  # Ray asks for one dataset at a time
-            return super().configure(datasets, world_size, *args, **kwargs)
-        return [{"val": shard} for shard in datasets["val"].streaming_split(world_size, equal=False)]
-
-
-def _fit(config: dict[str, Any], datasets: dict[str, Dataset], run: str, scaling: ScalingConfig) -> Result:
+def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
     filesystem, path = storage.filesystem(run)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
-        datasets=datasets,
-        dataset_config=_WholeValidation(),
         scaling_config=scaling,
         run_config=RunConfig(
             name="checkpoints",  # in RUN; the same name again restores

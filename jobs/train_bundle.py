@@ -42,7 +42,6 @@ def make_bundle(
     spec: Preprocess,
     parts: dict[str, pa.Table],
     result: Result,
-    workers: int,
     device: Device,
     fold: int | None,
 ) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def make_bundle(
     training = Training(
         recipe=recipe.model_dump(),
         initial_weights=recipe.weights,
-        workers=workers,
+        workers=max(entry["workers"] for entry in history),
         best_epoch=best["epoch"],
         data_sha256=data.sha256,
         grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
@@ -65,6 +64,7 @@ def make_bundle(
         name=Path(run).name,
         created_at=datetime.now(UTC),
         architecture=recipe.architecture,
+        head=recipe.head,
         preprocess=spec,
         temperature=1.0,
         conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
@@ -87,7 +87,7 @@ def make_bundle(
         "date": now(),
         "model_version": bundle_spec.model_version,
         "recipe": recipe.model_dump(),
-        "workers": workers,
+        "workers": training.workers,
         "fold": fold,
         "split_method": data.split.method,
         "leaky": data.split.leaky,

@@ -2,137 +2,194 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import ray.train.torch
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.queue import Queue
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from jobs.ingest import Photographs, quiet_data, training_batches, validation_batches
 from scalp_core import metrics, storage
 from scalp_core.bundle import WEIGHTS_FILE, serialise_weights
+from scalp_core.epochs import Share, photographs_an_epoch
 from scalp_core.grades import NUM_GRADES
-from scalp_core.model import build_model, normalise
+from scalp_core.losses import make_loss
+from scalp_core.model import build_model, classifier_name, normalise
 from scalp_core.predictor import has_bf16
-from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
 
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.json"
-_PREFETCH_BATCHES = 2
 _SECONDS_BETWEEN_NOTES = 0.5
+_POINTS_AN_EPOCH = 200  # of the loss by step; each is the mean of the steps it stands for
+
+Batch = dict[str, torch.Tensor]
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """The entry point of one worker.
 
     Args:
-        config: `recipe`, `preprocess` (both as dicts), `initial_weights` (uri of safetensors),
-            `train_rows` (photographs in the training part) and `notes` (queue to the driver).
+        config: `recipe` (as a dict), `train` and `val` (`Photographs`), `grade_counts` of the training part,
+            `initial_weights` (uri of safetensors) and `notes` (queue to the driver).
     """
     _Worker(config).run()
 
 
 class _Worker:
     def __init__(self, config: dict[str, Any]) -> None:
-        self.recipe = Recipe(**config["recipe"])
-        self.spec = Preprocess(**config["preprocess"])
+        quiet_data()
+        self.recipe = recipe = Recipe(**config["recipe"])
+        self.train: Photographs = config["train"]
+        self.val: Photographs = config["val"]
+        self.spec = self.train.spec
         self.notes: Queue = config["notes"]
         context = ray.train.get_context()
-        self.rank, world = context.get_world_rank(), context.get_world_size()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.share = Share(self.rank, self.world, recipe.batch_size)
+        self.steps = photographs_an_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
-        self.batch_size = self.recipe.batch_size // world
-        self.steps = config["train_rows"] // world // self.batch_size
-        torch.manual_seed(self.recipe.seed + self.rank)
-
-        self.model = build_model(self.recipe.architecture).to(self.device)
+        self.loss_of = make_loss(recipe.loss, recipe.label_smoothing, config["grade_counts"], recipe.softness)
+        self.model = build_model(recipe.architecture, recipe.head).to(self.device)
         self.model.to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.recipe.learning_rate,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,  # one pass over the weights instead of one for each operation
-        )
+        self.optimiser = _optimiser(self.model, recipe)
         self.schedule = LambdaLR(self.optimiser, self._learning_rate)
+        self.ema: ModelEmaV3 | None = None
         self.history: list[dict[str, Any]] = []
         self._restore(config["initial_weights"])
-        # After the weights are in place: wrapping sends those of rank 0 to everyone.
-        self.parallel = ray.train.torch.prepare_model(self.model, move_to_device=False)
 
     def run(self) -> None:
-        train, val = ray.train.get_dataset_shard("train"), ray.train.get_dataset_shard("val")
-        for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
+        first = len(self.history) + 1
+        batches = training_batches(self.train, self.recipe, self.share, first)
+        for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
-            entry = {"epoch": epoch} | self._train_epoch(train, epoch) | self._validate(val)
+            # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.
+            torch.manual_seed(hash((self.recipe.seed, epoch, self.rank)))
+            if epoch in (first, self.recipe.frozen_epochs + 1):
+                parallel = self._parallel(frozen=epoch <= self.recipe.frozen_epochs)
+            entry = {"epoch": epoch, "workers": self.world} | self._train_epoch(parallel, batches, epoch)
+            entry |= self._validate()
             entry["seconds"] = round(time.monotonic() - started, 2)
             self.history.append(entry)
-            with self._checkpoint() as checkpoint:
-                ray.train.report(entry, checkpoint=checkpoint)
+            self._report(entry)
             self._note({"epoch_done": entry})
 
+    @property
+    def kept(self) -> nn.Module:
+        """The model that is validated and kept: the moving average where there is one."""
+        return self.ema.module if self.ema else self.model
+
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to zero; a factor of the recipe's learning rate."""
+        """Linear warm-up, then half a cosine to zero, or none; a factor of the recipe's learning rate."""
         total = self.steps * self.recipe.epochs
         warm = int(total * self.recipe.warmup_share)
         if step < warm:
             return (step + 1) / warm
+        if self.recipe.schedule == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
-    def _train_epoch(self, shard: ray.data.DataIterator, epoch: int) -> dict[str, float]:
-        self.parallel.train()
-        loss_of = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
+    def _parallel(self, frozen: bool) -> nn.Module:
+        """The model as all workers train it together; wrapping sends the weights of rank 0 to everyone."""
+        self.model.requires_grad_(not frozen)
+        self.model.train(not frozen)  # what is frozen keeps its statistics too, as in Keras
+        if frozen:
+            self.model.get_submodule(classifier_name(self.model)).requires_grad_(True).train()
+        model = self.model
+        if self.recipe.sync_batchnorm and self.world > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return ray.train.torch.prepare_model(model, move_to_device=False)
+
+    def _train_epoch(self, parallel: nn.Module, batches: Iterator[Batch], epoch: int) -> dict[str, Any]:
+        if epoch > self.recipe.frozen_epochs:
+            parallel.train()
         totals = torch.zeros(3, dtype=torch.float64)  # loss, right answers, photographs
+        losses: list[float] = []
         noted = waited = 0.0
         started = asked = time.monotonic()
-        for step, (images, labels) in enumerate(self._batches(shard, drop_last=True), 1):
+        for step, batch in enumerate(islice(batches, self.steps), 1):
             waited += time.monotonic() - asked
-            with self._autocast():
-                logits = self.parallel(normalise(images, self.spec))
-                loss = loss_of(logits, labels)
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
-            right = int((logits.argmax(1) == labels).sum())
-            totals += torch.tensor([float(loss.detach()) * len(labels), right, len(labels)])
+            loss, right = self._step(parallel, batch["image"], batch["label"].long())
+            totals += torch.tensor([loss * self.share.size, right, self.share.size])
+            losses.append(loss)
             if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
                 noted = time.monotonic()
-                self._note(
-                    {"epoch": epoch, "step": step, "steps": self.steps, "loss": float(totals[0] / totals[2])}
-                )
+                mean = float(totals[0] / totals[2])
+                self._note({"epoch": epoch, "step": step, "steps": self.steps, "loss": mean})
             asked = time.monotonic()
-        share = waited / (time.monotonic() - started)
+        seconds = time.monotonic() - started
+        step_losses = self._sum(torch.tensor(losses, dtype=torch.float64) * self.share.size)
+        pieces = (step_losses / self.recipe.batch_size).tensor_split(min(self.steps, _POINTS_AN_EPOCH))
         loss_sum, right_sum, count = self._sum(totals).tolist()
         return {
             "train_loss": loss_sum / count,
             "train_top1": right_sum / count,
-            "data_wait_share": round(share, 4),
+            "learning_rate": max(self.schedule.get_last_lr()),
+            "steps": self.steps,
+            "step_losses": [round(float(piece.mean()), 6) for piece in pieces],
+            "data_wait_share": round(waited / seconds, 4),
+            "photographs_per_second": round(count / seconds, 1),
         }
 
-    def _validate(self, shard: ray.data.DataIterator) -> dict[str, float]:
+    def _step(self, parallel: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        """One step of the optimiser; this worker's mean loss and right answers."""
+        # DDP takes the mean over workers; a share that is larger by one photograph weighs more by it.
+        weight = len(labels) * self.world / self.recipe.batch_size
+        pieces = list(
+            zip(images.tensor_split(self.recipe.accumulate), labels.tensor_split(self.recipe.accumulate),
+                strict=True)
+        )  # fmt: skip
+        total, right = 0.0, 0
+        for number, (piece, truth) in enumerate(pieces, 1):
+            # Workers add up their gradients once a step, at its last piece.
+            apart = isinstance(parallel, DistributedDataParallel) and number < len(pieces)
+            together = (
+                cast(DistributedDataParallel, parallel).no_sync() if apart else contextlib.nullcontext()
+            )
+            with together:
+                with self._autocast():
+                    logits = parallel(normalise(piece, self.spec))
+                loss = self.loss_of(logits.float(), truth) * (len(truth) / len(labels))
+                (loss * weight).backward()
+            total += float(loss.detach())
+            right += int((logits.argmax(1) == truth).sum())
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema:
+            self.ema.update(self.model, step=self.schedule.last_epoch)
+        return total, right
+
+    def _validate(self) -> dict[str, float]:
         """Every validation photograph exactly once over all workers; metrics of the whole part."""
         # The running statistics of batch normalisation differ between workers; those of rank 0 are kept.
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for buffer in self.model.buffers():
+        if self.world > 1:
+            for buffer in self.kept.buffers():
                 dist.broadcast(buffer, 0)
-        self.model.eval()
+        self.kept.eval()
         confusion = torch.zeros(NUM_GRADES, NUM_GRADES, dtype=torch.float64)
         loss = torch.zeros(1, dtype=torch.float64)
         with torch.inference_mode(), self._autocast():
-            for images, labels in self._batches(shard, drop_last=False):
-                logits = self.model(normalise(images, self.spec)).float()
+            for batch in validation_batches(self.val, self.share):
+                labels = batch["label"].long()
+                logits = self.kept(normalise(batch["image"], self.spec)).float()
                 loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
                 for label, grade in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True):
                     confusion[label, grade] += 1
@@ -145,21 +202,12 @@ class _Worker:
             "val_n": count,
         }
 
-    def _batches(
-        self, shard: ray.data.DataIterator, drop_last: bool
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batches = shard.iter_torch_batches(
-            batch_size=self.batch_size, drop_last=drop_last, prefetch_batches=_PREFETCH_BATCHES
-        )
-        for batch in batches:
-            yield batch["image"], batch["label"].long()
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device.type))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         """Adds up over the workers."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if self.world == 1:
             return values
         there = values.to(self.device)
         dist.all_reduce(there)
@@ -169,28 +217,59 @@ class _Worker:
         if self.rank == 0:
             self.notes.put_nowait(note)
 
-    @contextmanager
-    def _checkpoint(self) -> Iterator[Checkpoint | None]:
-        """Model, optimiser, schedule and the epochs so far; from rank 0 alone, the others hold the same."""
+    def _report(self, entry: dict[str, Any]) -> None:
+        """Model, optimiser, schedule, moving average and the epochs so far, from rank 0 alone.
+
+        Ray writes them to the run's storage while the next epoch runs, and removes the folder.
+        """
         if self.rank != 0:
-            yield None
+            ray.train.report(entry, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, WEIGHTS_FILE).write_bytes(serialise_weights(self.model.state_dict()))
-            state = {"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
-            torch.save(state, Path(folder, STATE_FILE))
-            Path(folder, HISTORY_FILE).write_text(json.dumps(self.history))
-            yield Checkpoint.from_directory(folder)
+        folder = tempfile.mkdtemp(prefix="scalp-checkpoint-")
+        Path(folder, WEIGHTS_FILE).write_bytes(serialise_weights(self.kept.state_dict()))
+        state = {"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.ema:
+            state["model"] = self.model.state_dict()
+        torch.save(state, Path(folder, STATE_FILE))
+        Path(folder, HISTORY_FILE).write_text(json.dumps(self.history))
+        ray.train.report(
+            entry,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
     def _restore(self, initial_weights: str) -> None:
         checkpoint = ray.train.get_checkpoint()
+        state: dict[str, Any] = {}
         if checkpoint is None:
-            self.model.load_state_dict(safetensors.torch.load(storage.read(initial_weights)))
-            return
-        with checkpoint.as_directory() as folder:
-            self.model.load_state_dict(safetensors.torch.load_file(Path(folder, WEIGHTS_FILE)))
-            state = torch.load(Path(folder, STATE_FILE), weights_only=True, map_location="cpu")
-            self.history = json.loads(Path(folder, HISTORY_FILE).read_text())
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self._note({"restored": len(self.history)})
+            weights = safetensors.torch.load(storage.read(initial_weights))
+        else:
+            with checkpoint.as_directory() as folder:
+                weights = safetensors.torch.load_file(Path(folder, WEIGHTS_FILE))
+                state = torch.load(Path(folder, STATE_FILE), weights_only=True, map_location="cpu")
+                self.history = json.loads(Path(folder, HISTORY_FILE).read_text())
+        self.model.load_state_dict(weights)
+        if self.recipe.ema_decay:
+            # Warmed up, or the first weights would be remembered for longer than a short run lasts.
+            self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay, use_warmup=True)
+        if state:
+            self.model.load_state_dict(state.get("model", weights))
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self._note({"restored": len(self.history)})
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """By timm: biases and normalisation do not decay, and each layer may have a rate of its own."""
+    optimiser = create_optimizer_v2(
+        model,
+        opt=recipe.optimiser,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+        fused=True,  # one pass over the weights instead of one for each operation
+    )
+    for group in optimiser.param_groups:  # timm leaves this to schedulers of its own
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimiser

@@ -24,3 +24,28 @@ def dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
             turned = np.rot90(images[rows], k=index % 4, axes=(1, 2))
             out[rows] = turned[:, :, ::-1] if index >= 4 else turned
     return out
+
+
+def jitter_colour(images: np.ndarray, strength: float, change: np.ndarray) -> np.ndarray:
+    """Mild changes of light and white balance, as between microscopes.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        strength: largest relative change of brightness, of contrast and, by half of it, of each colour.
+        change: float (N, 5) in -1..1: of brightness, contrast, red, green and blue.
+
+    Returns:
+        uint8 of the same shape, new.
+    """
+    contrast = 1 + strength * change[:, 1]
+    gain = (1 + strength * change[:, :1]) * (1 + strength / 2 * change[:, 2:])
+    middle = images.mean(axis=(1, 2))
+    levels = np.arange(256, dtype=np.float32)
+    out = np.empty_like(images)
+    for row in range(len(images)):
+        for channel in range(3):  # a table of 256 levels instead of arithmetic on every pixel
+            centre = middle[row, channel]
+            changed = ((levels - centre) * contrast[row] + centre) * gain[row, channel]
+            table = np.clip(changed + 0.5, 0, 255).astype(np.uint8)
+            out[row, :, :, channel] = table[images[row, :, :, channel]]
+    return out

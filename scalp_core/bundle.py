@@ -35,6 +35,7 @@ SPEC_FILE = "bundle.json"
 CARD_FILE = "MODEL_CARD.md"
 
 GraphKind = Literal["float", "int8"]
+Head = Literal["softmax", "corn"]
 Part = Literal["weights", "float", "int8"]
 """What of a bundle is run: by PyTorch the weights, by OpenVINO a graph."""
 
@@ -104,6 +105,7 @@ class BundleSpec(BaseModel):
     created_at: datetime
     grade_names: tuple[str, ...] = GRADE_NAMES
     architecture: str = Field(description="timm name")
+    head: Head = Field("softmax", description="what makes four logits of the last layer (scalp_core.model)")
     preprocess: Preprocess
     temperature: float = Field(description="logits are divided by it; fitted on validation")
     conformal: Conformal
@@ -189,7 +191,7 @@ class Bundle:
         if kind == "float":
             from scalp_core.openvino_runtime import convert
 
-            return convert(self.spec.architecture, self.state, self.spec.preprocess)
+            return convert(self.spec.architecture, self.state, self.spec.preprocess, self.spec.head)
         raise UserError(
             f"--precision int8: the bundle {self.spec.name} has no int8 graph; make and measure it with "
             "scalp quantise BUNDLE DATA, or use --precision auto"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from scalp_core.bundle import Graph
+from scalp_core.bundle import Graph, Head
 from scalp_core.grades import NUM_GRADES
 from scalp_core.preprocess import Preprocess
 
@@ -54,13 +54,16 @@ def version() -> str:
     return openvino.get_version()
 
 
-def convert(architecture: str, state: dict[str, torch.Tensor], spec: Preprocess) -> Graph:
+def convert(
+    architecture: str, state: dict[str, torch.Tensor], spec: Preprocess, head: Head = "softmax"
+) -> Graph:
     """The trained model with its normalisation as a graph; weights stay fp32.
 
     Args:
         architecture: timm name.
         state: weights by name.
         spec: the preprocessing whose `normalise` goes into the graph.
+        head: as in the bundle.
     """
     import torch
 
@@ -69,7 +72,7 @@ def convert(architecture: str, state: dict[str, torch.Tensor], spec: Preprocess)
     class WithNormalise(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build_model(architecture)
+            self.model = build_model(architecture, head)
             self.model.load_state_dict(state)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -154,6 +154,7 @@ class Predictor:
             "bf16" if self.precision == "bf16" else "fp32",
             compiled=self.runtime == "torch-compile",
             threads=threads,
+            head=self.spec.head,
         )
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scalp_core.bundle import Head
+from scalp_core.epochs import Augment, Sampling
 from scalp_core.errors import UserError
+from scalp_core.losses import LossName
 from scalp_core.model import DEFAULT_ARCHITECTURE
 from scalp_core.preprocess import Resize
 from scalp_core.settings import parse_overrides, parse_settings
@@ -26,14 +29,56 @@ class Recipe(BaseModel):
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
     resize: Resize = Field("squash", description="how a picture becomes a square: squash, crop or pad")
     epochs: int = Field(12, ge=1, description="passes over the training part")
+    frozen_epochs: int = Field(0, ge=0, description="the first of them, in which the last layer alone learns")
     batch_size: int = Field(32, ge=2, description="photographs a step over all workers together")
-    learning_rate: float = Field(1e-3, gt=0, description="peak of the schedule, for AdamW")
-    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    accumulate: int = Field(1, ge=1, description="pieces of a worker's share of the batch, one after another")
+    optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam is the paper's")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="peak of the schedule for this batch_size; more workers do not change either"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
-    label_smoothing: float = Field(0.05, ge=0, lt=1, description="of the cross-entropy")
-    augment: bool = Field(True, description="flips and quarter turns, new in every epoch")
+    weight_decay: float = Field(0.05, ge=0, description="of all weights but biases and normalisation")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each layer learns at this times the rate of the one above it"
+    )
+    loss: LossName = Field(
+        "cross_entropy", description="cross_entropy, weighted_cross_entropy, corn or soft_ordinal"
+    )
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="of the two cross-entropies")
+    softness: float = Field(1.0, gt=0, description="of soft_ordinal: how far labels spread over the grades")
+    sampling: Sampling = Field(
+        "natural", description="balanced: every grade is shown equally often, rare ones again and again"
+    )
+    augment: Augment = Field(
+        "dihedral",
+        description="dihedral: one of eight flips and turns, drawn anew in every epoch; x4: the paper's, "
+        "every photograph and three flips of it in every epoch; none",
+    )
+    colour_jitter: float = Field(
+        0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each colour; 0 is off"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the moving average of the weights that is kept; 0 is off"
+    )
+    sync_batchnorm: bool = Field(
+        False, description="batch statistics over all workers; on GPUs only, for small shares of a batch"
+    )
     coverage: float = Field(0.9, gt=0, lt=1, description="promised by the grade sets (conformal)")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+
+    @model_validator(mode="after")
+    def _something_learns_last(self) -> Recipe:
+        if self.frozen_epochs >= self.epochs:
+            raise ValueError(
+                f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs})"
+            )
+        return self
+
+    @property
+    def head(self) -> Head:
+        """What the model's last layer is for this loss."""
+        return "corn" if self.loss == "corn" else "softmax"
 
 
 def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe:

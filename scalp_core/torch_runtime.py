@@ -6,15 +6,16 @@ import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from scalp_core.bundle import Head
 from scalp_core.grades import NUM_GRADES
-from scalp_core.model import build_model, normalise
+from scalp_core.model import build_model, classifier_name, normalise
 from scalp_core.preprocess import Preprocess
 
 # Batches are padded to one of these, so that four CUDA graphs serve all sizes. Larger batches are cut: while
@@ -39,6 +40,7 @@ class TorchRuntime:
         compiled: by Inductor, frozen. Takes half a minute a shape; for long runs.
         threads: CPU threads; None leaves PyTorch's own choice. The setting is per thread, and Ray makes its
             own, so it is made on the thread that computes.
+        head: as in the bundle.
     """
 
     def __init__(
@@ -51,15 +53,16 @@ class TorchRuntime:
         *,
         compiled: bool = False,
         threads: int | None = None,
+        head: Head = "softmax",
     ) -> None:
-        model = build_model(architecture).eval()
+        model = build_model(architecture, head).eval()
         model.load_state_dict(state)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._device = torch.device(device)
         self._spec = spec
         self._threads = threads
-        configuration: Any = model.pretrained_cfg  # of timm: names the last layer
-        folded = _in_precision(_folded(model), configuration["classifier"], self._dtype)
+        last = classifier_name(model)
+        folded = _in_precision(_folded(model), last, self._dtype)
         folded = folded.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
         self._pads = compiled or device == "cuda"
@@ -175,9 +178,8 @@ class _InFloat32(nn.Module):
         return self.layer(values.float())
 
 
-def _in_precision(model: nn.Module, classifier: str | tuple[str, ...], dtype: torch.dtype) -> nn.Module:
+def _in_precision(model: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
     """All in `dtype` but the last layer: logits of 8 bits would tie, and cost nothing to keep."""
-    name = classifier if isinstance(classifier, str) else classifier[0]
     head = copy.deepcopy(model.get_submodule(name))
     model.to(dtype)
     model.set_submodule(name, _InFloat32(head))

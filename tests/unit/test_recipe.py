@@ -11,8 +11,8 @@ def test_every_recipe_that_is_shipped_is_valid(path):
 
 
 def test_overrides_win_and_keep_their_types():
-    recipe = load_recipe("smoke", RECIPES, ["epochs=3", "learning_rate=2e-4", "augment=false"])
-    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, False)
+    recipe = load_recipe("smoke", RECIPES, ["epochs=3", "learning_rate=2e-4", "augment=x4"])
+    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, "x4")
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,18 @@ def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(UserError, match="give one of default, smoke"):
+    with pytest.raises(UserError, match="give one of default, paper, smoke"):
         load_recipe("fast", RECIPES, [])
+
+
+def test_the_paper_s_recipe_is_the_paper_s():
+    recipe = load_recipe("paper", RECIPES, [])
+    assert (recipe.architecture, recipe.size, recipe.resize) == ("legacy_xception", 224, "squash")
+    assert (recipe.optimiser, recipe.learning_rate, recipe.schedule) == ("adam", 1e-3, "constant")
+    assert (recipe.loss, recipe.batch_size, recipe.colour_jitter) == ("cross_entropy", 16, 0)
+    assert (recipe.frozen_epochs, recipe.epochs, recipe.augment) == (10, 30, "dihedral")
+
+
+def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
+    with pytest.raises(UserError, match="frozen_epochs 30 must be fewer than epochs 30"):
+        load_recipe("paper", RECIPES, ["frozen_epochs=30"])

@@ -1,0 +1,100 @@
+"""What each epoch shows to the model, in which order: a function of recipe, epoch and labels.
+
+Nothing is drawn while training runs, so one worker or eight see the same batches, and a run that was stopped
+goes on with the photographs that it would have seen.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from scalp_core.augment import NUM_SYMMETRIES
+
+Augment = Literal["none", "dihedral", "x4"]
+Sampling = Literal["natural", "balanced"]
+
+# The paper's: as it is, upside down, mirrored, by a quarter turn; numbered as in `augment.dihedral`.
+X4 = (0, 6, 4, 1)
+
+
+class EpochPlan(NamedTuple):
+    """One epoch, in order.
+
+    Args:
+        rows: int64 (M,), into the training part.
+        symmetry: int8 (M,), for `augment.dihedral`.
+        colour: float32 (M, 5) in -1..1, for `augment.jitter_colour`.
+    """
+
+    rows: np.ndarray
+    symmetry: np.ndarray
+    colour: np.ndarray
+
+
+def photographs_an_epoch(rows: int, augment: Augment) -> int:
+    """How many the model sees in an epoch; `x4` counts each four times, as the paper (8,919 are 35,676)."""
+    return rows * len(X4) if augment == "x4" else rows
+
+
+def epoch_plan(labels: np.ndarray, augment: Augment, sampling: Sampling, seed: int, epoch: int) -> EpochPlan:
+    """The order of an epoch and how each photograph is turned in it.
+
+    Args:
+        labels: int (N,), 0..3.
+        augment: `dihedral` draws one of eight symmetries for each photograph; `x4` shows it in four.
+        sampling: `balanced` shows every grade that occurs equally often, repeating what is rare.
+        seed: of the recipe.
+        epoch: the first is 1.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    rows = np.arange(len(labels)) if sampling == "natural" else _balanced(labels, draw)
+    if augment == "x4":
+        rows, symmetry = np.repeat(rows, len(X4)), np.tile(np.array(X4, np.int8), len(rows))
+    elif augment == "dihedral":
+        symmetry = draw.integers(NUM_SYMMETRIES, size=len(rows), dtype=np.int8)
+    else:
+        symmetry = np.zeros(len(rows), np.int8)
+    order = draw.permutation(len(rows))
+    colour = draw.uniform(-1, 1, (len(rows), 5)).astype(np.float32)
+    return EpochPlan(rows[order], symmetry[order], colour)
+
+
+def _balanced(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """As many rows as there are labels, every grade alike, a grade's photographs in turn."""
+    grades = np.unique(labels)
+    shares = [len(part) for part in np.array_split(np.arange(len(labels)), len(grades))]
+    picked = [
+        np.resize(draw.permutation(np.flatnonzero(labels == grade)), share)
+        for grade, share in zip(grades, shares, strict=True)
+    ]
+    return np.concatenate(picked)
+
+
+class Share(NamedTuple):
+    """The part of every global batch that is one worker's; equal, or one row apart."""
+
+    rank: int
+    workers: int
+    batch_size: int
+
+    @property
+    def start(self) -> int:
+        return self.rank * self.batch_size // self.workers
+
+    @property
+    def size(self) -> int:
+        """Photographs a step of this worker."""
+        return (self.rank + 1) * self.batch_size // self.workers - self.start
+
+    def places(self, rows: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where rows of this worker's stream lie: (epochs after the first, place in that epoch's order).
+
+        Args:
+            rows: int (N,), of the stream that begins with an epoch.
+            steps: global batches an epoch.
+        """
+        step, offset = np.divmod(rows, self.size)
+        epoch, within = np.divmod(step, steps)
+        return epoch, within * self.batch_size + self.start + offset
