@@ -39,7 +39,7 @@ def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
 class LoadImages:
     """Adds decoded pixels to rows of `uri, member`; a row that cannot be decoded says why.
 
-    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,), as `quality.measure` takes them, both
+    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `quality.measure`, both
     zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
     and `error`, the last two empty where it did not fail.
 

@@ -79,9 +79,7 @@ def model_card(spec: BundleSpec) -> str:
 
 def _gates_line(gates: Gates | None) -> str:
     if gates is None:
-        return (
-            "It has no gates: blurred photographs and pictures of something else are graded like any other."
-        )
+        return "It has no gates: blurred photographs and pictures of something else are graded like others."
     return (
         "It is referred as well when it is blurred, too dark, too bright, or unlike the "
         f"{gates.photographs} training photographs that were measured (docs/gates.md)."

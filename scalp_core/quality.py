@@ -45,7 +45,7 @@ _SHARE, _MARGIN = 0.99, 1.25
 # What never varied in training may vary a little elsewhere: the least scale of a statistic, in its own unit,
 # and what is added to the variance of every combination of them, whose usual size is 1.
 _MIN_SCALE, _MORE_VARIANCE = 0.02, 0.05
-# Quality limits lie beyond the last of the training part by as much as that lies beyond its middle, or by this.
+# Quality limits lie beyond the last of the training part by as much as that from its middle, or by this.
 _LAST, _MIN_LUMA_MARGIN, _MIN_SHARPNESS_MARGIN = 0.005, 0.1, 0.5
 
 BLURRED, TOO_DARK, TOO_BRIGHT, UNLIKE_TRAINING = "blurred", "too_dark", "too_bright", "unlike_training"
@@ -135,7 +135,7 @@ def fit(train: np.ndarray, val: np.ndarray) -> Gates:
 
     Args:
         train: statistics float (N, K) of training photographs.
-        val: statistics float (M, K) of validation photographs, of other microscopes if the split keeps them apart.
+        val: statistics float (M, K) of validation photographs, of other microscopes if they are kept apart.
 
     Raises:
         ValueError: one of them is empty.
