@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 SIZE = (640, 480)
@@ -56,8 +55,9 @@ def plain_skin(rng: np.random.Generator) -> Image.Image:
     y, x = np.mgrid[:height, :width] / height - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0.05, 0.3) * (x * np.cos(angle) + y * np.sin(angle))
-    for sigma, depth in ((2, 0.03), (8, 0.03), (40, 0.05)):
-        blotch = gaussian_filter(rng.normal(size=(height, width)), sigma)
+    for grain, depth in ((4, 0.03), (16, 0.03), (80, 0.05)):
+        coarse = Image.fromarray(rng.normal(size=(height // grain, width // grain)).astype(np.float32))
+        blotch = np.array(coarse.resize(SIZE, Image.Resampling.BICUBIC))
         light += rng.uniform(0.3, 1) * depth * blotch / blotch.std()
     pixels = light[..., None] * _skin_colour(rng) + rng.normal(0, 2, (height, width, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

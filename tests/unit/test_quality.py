@@ -35,7 +35,7 @@ KINDS = [*negatives.KINDS, "blurred"]
 def _files() -> dict[str, list[bytes]]:
     """Photographs by part, cut by microscope, and negatives by kind."""
     by_device = defaultdict(list)
-    for plan in plan_dataset(SynthOptions(images=340, devices=28, seed=11)):
+    for plan in plan_dataset(SynthOptions(images=350, devices=28, seed=11)):
         by_device[plan.device.serial].append(plan)
     devices, files = iter(sorted(by_device)), {}
     for part, count in DEVICES.items():
