@@ -26,7 +26,7 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
 SIZES = (224, 128)
-EACH = 20  # negatives of a kind
+EACH = 15  # negatives of a kind
 # Microscopes that the gates are fitted on, that set their limit, and that neither saw.
 DEVICES = {"train": 12, "val": 3, "unseen": 13}
 KINDS = [*negatives.KINDS, "blurred"]
