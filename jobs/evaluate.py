@@ -19,14 +19,14 @@ from scalp_core.grades import GRADE_NAMES
 from scalp_core.grading import gradings
 
 
-def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> np.ndarray:
-    """Logits float32 (N, 4) of the rows of a manifest, in their order.
+def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 (N, 4) and statistics float32 (N, K) of the rows of a manifest, in their order.
 
     Raises:
         UserError: a photograph cannot be read: a number for a part of the rows is not what was asked for.
     """
     wanted = rows["image_id"].to_pylist()
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     taken = 0
     cluster = connect()
     dataset = photographs(rows.select(["image_id", "uri", "member"]))
@@ -37,11 +37,13 @@ def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> np.
             raise UserError(
                 f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
             )
-        found |= dict(zip(batch["image_id"], batch["logits"], strict=True))
+        answers = zip(batch["logits"], batch["statistics"], strict=True)
+        found |= dict(zip(batch["image_id"], answers, strict=True))
         taken += len(batch["image_id"])
     if taken != len(wanted) or set(found) != set(wanted):
         raise RuntimeError(f"{taken} answers for {len(wanted)} photographs")
-    return np.stack([found[image_id] for image_id in wanted])
+    logits, statistics = zip(*(found[image_id] for image_id in wanted), strict=True)
+    return np.stack(logits), np.stack(statistics)
 
 
 def evaluate(
@@ -69,7 +71,7 @@ def evaluate(
     if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
         table = manifest.with_fold(table, loaded.spec.training.fold)
     rows = manifest.part(table, split)
-    answers = gradings(collect_logits(loaded, rows, options), loaded.spec)
+    answers = gradings(*collect_logits(loaded, rows, options), loaded.spec)
     labels = np.array(rows["label"].to_pylist())
     grades = np.array([answer.grade for answer in answers])
     summary: dict[str, Any] = {

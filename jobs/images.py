@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from scalp_core import sources
+from scalp_core import quality, sources
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
@@ -39,12 +39,18 @@ def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
 class LoadImages:
     """Adds decoded pixels to rows of `uri, member`; a row that cannot be decoded says why.
 
-    Adds `image` uint8 (size, size, 3), zeros where it failed, and the strings `sha256` (of the file), `notes`
-    (separated by spaces), `error_code` and `error`, the last two empty where it did not fail.
+    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `quality.measure`, both
+    zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
+    and `error`, the last two empty where it did not fail.
+
+    Args:
+        spec: how to decode.
+        measured: whether to add `statistics`.
     """
 
-    def __init__(self, spec: Preprocess) -> None:
+    def __init__(self, spec: Preprocess, measured: bool = True) -> None:
         self._spec = spec
+        self._measured = measured
         self._blank = Decoded(np.zeros((spec.size, spec.size, 3), np.uint8), ())
 
     def __call__(self, batch: Columns) -> Columns:
@@ -53,6 +59,13 @@ class LoadImages:
         ]
         rows = [self._decode(data) for data in _fetch(locations)]
         decoded, hashes, errors = zip(*rows, strict=True)
+        if self._measured:
+            blank = np.zeros(len(quality.STATISTICS), np.float32)
+            measured = [
+                blank if error else quality.measure(each.pixels)
+                for each, error in zip(decoded, errors, strict=True)
+            ]
+            batch = batch | {"statistics": np.stack(measured)}
         return batch | {
             "image": np.stack([each.pixels for each in decoded]),
             "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
@@ -75,16 +88,25 @@ class LoadForTraining:
     """`image` and `label` alone; a photograph that was there when the data was prepared must be there now."""
 
     def __init__(self, spec: Preprocess) -> None:
-        self._load = LoadImages(spec)
+        self._load = LoadImages(spec, measured=False)
 
     def __call__(self, batch: Columns) -> Columns:
         loaded = self._load(batch)
-        for code, error, uri in zip(loaded["error_code"], loaded["error"], batch["uri"], strict=True):
-            if code:
-                raise UserError(
-                    f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
-                )
+        check_read(loaded)
         return {"image": loaded["image"], "label": loaded["label"]}
+
+
+def check_read(loaded: Columns) -> None:
+    """Refuses a batch of `LoadImages` in which a photograph failed.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for code, error, uri in zip(loaded["error_code"], loaded["error"], loaded["uri"], strict=True):
+        if code:
+            raise UserError(
+                f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
+            )
 
 
 def _fetch(locations: list[Location]) -> list[bytes | ImageError]:

@@ -66,7 +66,7 @@ def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: C
         bundle: loaded and checked here, on the driver; every actor gets these weights and no others.
 
     Returns:
-        the rows with `sha256, error_code, error, logits`, each exactly once, in any order.
+        the rows with `sha256, error_code, error, statistics, logits`, each exactly once, in any order.
     """
     on_gpu = cluster.gpus > 0 and options.device != "cpu"
     if not on_gpu:

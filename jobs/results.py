@@ -30,6 +30,7 @@ RESULT_SCHEMA = pa.schema(
         "probabilities": pa.list_(pa.float64()),  # four; Parquet cannot read nulls of a fixed size back
         "expected_severity": pa.float64(),
         "grade_set": pa.list_(pa.int8()),
+        "unlikeness": pa.float64(),  # above 1 is flagged; null of bundles without gates
         "refer": pa.bool_(),
         "refer_reasons": pa.list_(pa.string()),
         "notes": pa.list_(pa.string()),
@@ -60,7 +61,7 @@ def result_rows(batch: Columns, spec: BundleSpec, model_version: str) -> list[di
     """Result rows from the columns that `with_logits` leaves."""
     at = datetime.now(UTC)
     rows = []
-    for index, grading in enumerate(gradings(batch["logits"], spec)):
+    for index, grading in enumerate(gradings(batch["logits"], batch["statistics"], spec)):
         code = batch["error_code"][index]
         row = {
             "image_id": batch["image_id"][index],

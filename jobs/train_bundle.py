@@ -13,6 +13,7 @@ from ray.train import Result
 
 from jobs.console import now
 from jobs.evaluate import collect_logits
+from jobs.gates import fit_gates
 from jobs.graphs import few_batches, with_float_graph
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE
@@ -78,6 +79,7 @@ def make_bundle(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
     )
     bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
+    bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(parts, spec)})
     figure = report.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
     storage.write(storage.join(run, "curves.png"), figure)
     files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
@@ -111,7 +113,7 @@ def _history(result: Result) -> list[dict[str, Any]]:
 def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
     spec = bundle.spec
     labels = np.array(val["label"].to_pylist())
-    logits = collect_logits(bundle, val, options)
+    logits, _ = collect_logits(bundle, val, options)
     temperature = calibration.fit_temperature(logits, labels)
     probs = calibration.probabilities(logits, temperature)
     quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)

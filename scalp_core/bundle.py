@@ -25,6 +25,7 @@ from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.manifest import SplitSpec
 from scalp_core.preprocess import Preprocess
+from scalp_core.quality import Gates
 
 if TYPE_CHECKING:
     import torch  # takes seconds: at run time only where weights are touched
@@ -110,6 +111,9 @@ class BundleSpec(BaseModel):
     temperature: float = Field(description="logits are divided by it; fitted on validation")
     conformal: Conformal
     referral: Referral = Referral()
+    gates: Gates | None = Field(
+        None, description="which photographs it does not know; None in older bundles, which have no gates"
+    )
     training: Training
     metrics: dict[str, Any] = Field(description="by data part; validation at least")
     versions: dict[str, str] = Field(description="of the libraries it was trained with")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scalp_core.bundle import BundleSpec, GraphRecord
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.manifest import SplitSpec
+from scalp_core.quality import Gates
 
 _TEMPLATE = """\
 # {version}
@@ -30,6 +31,7 @@ the calibration, so it flatters; `scalp evaluate` gives the test figures.
 Probabilities are calibrated (temperature {temperature:.3f}). A grade set holds the true grade in
 {coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
 set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
+{gates}
 
 ## What it is made of
 - architecture `{architecture}`, first weights `{initial_weights}`, input {size}x{size} ({resize})
@@ -57,6 +59,7 @@ def model_card(spec: BundleSpec) -> str:
         coverage=spec.conformal.coverage,
         max_set_size=spec.referral.max_set_size,
         min_confidence=spec.referral.min_confidence,
+        gates=_gates_line(spec.gates),
         architecture=spec.architecture,
         initial_weights=spec.training.initial_weights,
         size=spec.preprocess.size,
@@ -71,6 +74,15 @@ def model_card(spec: BundleSpec) -> str:
         graphs="".join(_graph_line(kind, record) for kind, record in spec.graphs.items()),
         revision=spec.git_revision,
         versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+    )
+
+
+def _gates_line(gates: Gates | None) -> str:
+    if gates is None:
+        return "It has no gates: blurred photographs and pictures of something else are graded like others."
+    return (
+        "It is referred as well when it is blurred, too dark, too bright, or unlike the "
+        f"{gates.photographs} training photographs that were measured (docs/gates.md)."
     )
 
 

@@ -1,4 +1,4 @@
-"""From logits to the answer for a photograph, under a bundle's contract."""
+"""From logits and statistics to the answer for a photograph, under a bundle's contract."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalp_core import calibration
+from scalp_core import calibration, quality
 from scalp_core.bundle import BundleSpec
+
+REASONS = {
+    "ambiguous_grade": "the grade set holds more grades than the bundle allows",
+    "low_confidence": "the likeliest grade is less probable than the bundle asks for",
+    quality.BLURRED: "fewer edges than any photograph of the training part comes near",
+    quality.TOO_DARK: "darker than any photograph of the training part comes near",
+    quality.TOO_BRIGHT: "brighter than any photograph of the training part comes near",
+    quality.UNLIKE_TRAINING: "it is no picture of the kind in the training part; its grade means nothing",
+}
+"""Why a photograph is referred to a person; answers name the reasons in this order."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +29,31 @@ class Grading:
     probabilities: list[float]
     expected_severity: float
     grade_set: list[int]
+    unlikeness: float | None  # above 1 it is flagged; None where the bundle has no gates
     refer: bool
     refer_reasons: list[str]
 
 
-def gradings(logits: np.ndarray, spec: BundleSpec) -> list[Grading]:
-    """The calibrated answers that logits (N, 4) mean under a bundle's contract."""
-    return [_grading(row, spec) for row in calibration.probabilities(logits, spec.temperature)]
+def gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) -> list[Grading]:
+    """The answers for photographs.
+
+    Args:
+        logits: float (N, 4).
+        statistics: float (N, K) from `quality.measure`; not used by bundles without gates.
+        spec: the bundle's contract.
+    """
+    probs = calibration.probabilities(logits, spec.temperature)
+    if spec.gates is None:
+        return [_grading(row, None, [], spec) for row in probs]
+    distances = quality.unlikeness(statistics, spec.gates).tolist()
+    flags = quality.flags(statistics, spec.gates)
+    return [
+        _grading(row, distance, [name for name, flagged in flags.items() if flagged[index]], spec)
+        for index, (row, distance) in enumerate(zip(probs, distances, strict=True))
+    ]
 
 
-def _grading(probs: np.ndarray, spec: BundleSpec) -> Grading:
+def _grading(probs: np.ndarray, distance: float | None, flagged: list[str], spec: BundleSpec) -> Grading:
     grade = int(np.argmax(probs))
     grades = calibration.grade_set(probs, spec.conformal.quantile)
     reasons = []
@@ -36,12 +61,14 @@ def _grading(probs: np.ndarray, spec: BundleSpec) -> Grading:
         reasons.append("ambiguous_grade")
     if probs[grade] < spec.referral.min_confidence:
         reasons.append("low_confidence")
+    reasons += flagged
     return Grading(
         grade=grade,
         grade_name=spec.grade_names[grade],
         probabilities=[float(value) for value in probs],
         expected_severity=float(probs @ np.arange(len(probs))),
         grade_set=grades,
+        unlikeness=distance,
         refer=bool(reasons),
         refer_reasons=reasons,
     )

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from scalp_core import openvino_runtime
+from scalp_core import openvino_runtime, quality
 from scalp_core.bundle import Bundle, Part
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grading import Grading, gradings
@@ -32,6 +32,10 @@ COMPILE_FROM = 300_000
 # Photographs that are decoded, then computed, together, and such pieces decoded ahead.
 _PIECES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
 _AHEAD = 2
+
+
+_Measured = tuple[np.ndarray, np.ndarray]
+"""Pixels of a photograph and their statistics, both made by the threads that decode."""
 
 
 class _Forward(Protocol):
@@ -181,7 +185,7 @@ class Predictor:
 
     def grade(self, images: np.ndarray) -> list[Grading]:
         """Grades uint8 (N, size, size, 3); one answer a row, in order."""
-        return gradings(self.logits(images), self.spec)
+        return gradings(self.logits(images), quality.measure_all(images), self.spec)
 
     def grade_bytes(
         self, files: Iterable[bytes], decode_threads: int | None = None
@@ -207,17 +211,20 @@ class Predictor:
 
     def _start(
         self, pool: ThreadPoolExecutor, files: Iterator[bytes], count: int
-    ) -> list[Future[np.ndarray | ImageError]]:
-        return [pool.submit(self._pixels, data) for data in islice(files, count)]
+    ) -> list[Future[_Measured | ImageError]]:
+        return [pool.submit(self._measured, data) for data in islice(files, count)]
 
-    def _pixels(self, data: bytes) -> np.ndarray | ImageError:
+    def _measured(self, data: bytes) -> _Measured | ImageError:
         try:
-            return decode(data, self.spec.preprocess).pixels
+            pixels = decode(data, self.spec.preprocess).pixels
         except ImageError as error:
             return error
+        return pixels, quality.measure(pixels)
 
-    def _answers(self, decoded: list[np.ndarray | ImageError]) -> Iterator[Grading | ImageError]:
-        images = [each for each in decoded if not isinstance(each, ImageError)]
-        graded = iter(self.grade(np.stack(images)) if images else [])
+    def _answers(self, decoded: list[_Measured | ImageError]) -> Iterator[Grading | ImageError]:
+        graded: Iterator[Grading] = iter([])
+        if good := [each for each in decoded if not isinstance(each, ImageError)]:
+            images, statistics = (np.stack(side) for side in zip(*good, strict=True))
+            graded = iter(gradings(self.logits(images), statistics, self.spec))
         for each in decoded:
             yield each if isinstance(each, ImageError) else next(graded)

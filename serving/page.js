@@ -3,6 +3,10 @@
 const REASONS = {
   ambiguous_grade: "more than one grade is plausible",
   low_confidence: "the likeliest grade is not likely enough",
+  blurred: "it is blurred",
+  too_dark: "it is too dark",
+  too_bright: "it is too bright",
+  unlike_training: "it is unlike the photographs that the model knows, so its grade means nothing",
 };
 const NOTES = {
   first_frame_only: "The file holds several pictures; only the first was graded.",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from scalp_core.bundle import BundleSpec, Conformal, Referral
 from scalp_core.grades import GRADE_NAMES_KO
-from scalp_core.grading import Grading
+from scalp_core.grading import REASONS, Grading
 from scalp_core.preprocess import Preprocess
 
 INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks for a person's judgement."
@@ -33,8 +33,13 @@ class GradeResponse(BaseModel):
     grade_set: list[int] = Field(
         description="neighbouring grades; they hold the true one with the promised share"
     )
+    unlikeness: float | None = Field(
+        description="distance from the training photographs; above 1 is flagged, null without gates"
+    )
     refer: bool = Field(description="a person should look at the photograph")
-    refer_reasons: list[str] = Field(description="`ambiguous_grade`, `low_confidence`")
+    refer_reasons: list[str] = Field(
+        description="; ".join(f"`{name}`: {meaning}" for name, meaning in REASONS.items())
+    )
     notes: list[str] = Field(description="what to know of the file: `first_frame_only` of an animated one")
     model_version: str = Field(description="names the exact weights")
     graded_at: datetime
@@ -70,6 +75,7 @@ class ModelResponse(BaseModel):
     preprocess: Preprocess
     conformal: Conformal
     referral: Referral
+    gates: bool = Field(description="whether blurred photographs and such that are no scalps are noticed")
     metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
     device: str
     precision: str = Field(description="of the forward pass: bf16, fp32 or int8")
@@ -87,6 +93,7 @@ class ModelResponse(BaseModel):
             preprocess=spec.preprocess,
             conformal=spec.conformal,
             referral=spec.referral,
+            gates=spec.gates is not None,
             metrics=spec.metrics,
             device=device,
             precision=precision,

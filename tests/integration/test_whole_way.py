@@ -15,7 +15,7 @@ from jobs.images import LoadForTraining, LoadImages, photographs
 from jobs.pipeline import ModelOptions
 from jobs.results import RESULTS_FOLDER, read_results
 from jobs.train import train
-from scalp_core import manifest, metrics
+from scalp_core import manifest, metrics, quality
 from scalp_core.bundle import load_bundle
 from scalp_core.codecs import read_picture
 from scalp_core.errors import UserError
@@ -44,6 +44,7 @@ def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
 def test_training_leaves_a_bundle_a_card_and_curves(way):
     spec = load_bundle(str(way.run)).spec
     assert spec.training.workers == 2
+    assert spec.gates.photographs == manifest.part(manifest.read_manifest(str(way.data)), "train").num_rows
     assert spec.training.data_sha256 == manifest.read_spec(str(way.data)).sha256
     assert [entry["epoch"] for entry in way.trained["history"]] == [1, 2]
     assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
@@ -107,8 +108,11 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     found = dict(zip(for_grading["uri"], for_grading["image"], strict=True))
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
     online = Ingress(None, load_bundle(str(way.run)).spec, "any")
+    measured = dict(zip(for_grading["uri"], for_grading["statistics"], strict=True))
     for uri in uris:
-        assert online._decode(Path(uri).read_bytes())[1].pixels.tobytes() == expected[uri]
+        pixels = online._decode(Path(uri).read_bytes())[1].pixels
+        assert pixels.tobytes() == expected[uri]
+        assert measured[uri].tobytes() == quality.measure(pixels).tobytes()
 
 
 def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
@@ -130,12 +134,14 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
     uris = test_rows["uri"].to_pylist()
     for index, uri in enumerate(uris):
         (folder / f"{index}.jpg").write_bytes(Path(uri).read_bytes())
+    black = folder / "black.png"
+    black.write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG"))
     out = tmp_path / "graded"
     grade(str(way.run), str(folder), str(out), ModelOptions("cpu", precision))
     bulk = {row["sha256"]: row for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
     if precision == "auto":  # as the evaluation of the fixture ran
         evaluated = pq.read_table(way.evaluation / "predictions.parquet").to_pylist()
-        assert len(evaluated) == len(bulk)
+        assert len(evaluated) == len(bulk) - 1
         for row in evaluated:
             assert row["grade"] == bulk[row["sha256"]]["grade"]
             assert row["probabilities"] == pytest.approx(bulk[row["sha256"]]["probabilities"], abs=1e-5)
@@ -143,14 +149,17 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
     app.start(str(way.run), "127.0.0.1", port, "cpu", precision)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for uri in uris:
+            for uri in [*uris, black]:
                 files = {"file": ("a.jpg", Path(uri).read_bytes())}
                 answer = client.post("/v1/grade", files=files).json()
                 row = bulk[answer["sha256"]]
                 assert set(row) == set(answer)
-                for name in ("grade", "grade_name", "grade_set", "refer", "refer_reasons", "model_version"):
+                for name in ("grade", "grade_name", "grade_set", "unlikeness", "refer", "refer_reasons",
+                             "model_version"):  # fmt: skip
                     assert answer[name] == row[name]
                 assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
+            assert answer["refer"] and answer["unlikeness"] > 1  # the last is the black one
+            assert {"too_dark", "unlike_training"} <= set(answer["refer_reasons"])
     finally:
         app.stop()
 

@@ -14,7 +14,10 @@ from scalp_core.grading import gradings
 from scalp_core.model import build_model
 from scalp_core.predictor import Predictor, needed_part, resolve_runtime
 from scalp_core.preprocess import Preprocess, decode
+from scalp_core.quality import STATISTICS
 from tests.conftest import SMALL, jpeg
+
+NO_STATISTICS = np.zeros((2, len(STATISTICS)), np.float32)  # the bundle has no gates
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +62,13 @@ def test_an_answer_is_consistent_with_itself(loaded, images):
 
 def test_the_temperature_of_the_bundle_is_applied(loaded):
     logits = np.array([[0.0, 3.0, 0.0, 0.0]], np.float32)
-    (answer,) = gradings(logits, loaded.spec)  # temperature 1.5
+    (answer,) = gradings(logits, NO_STATISTICS[:1], loaded.spec)  # temperature 1.5
     assert answer.probabilities[1] == pytest.approx(np.exp(2) / (np.exp(2) + 3))
 
 
 def test_doubtful_photographs_are_referred_with_the_reason(loaded):
-    sure, torn = gradings(np.array([[0, 20, 0, 0], [0, 6, 5.95, 4]], np.float32), loaded.spec)
+    logits = np.array([[0, 20, 0, 0], [0, 6, 5.95, 4]], np.float32)
+    sure, torn = gradings(logits, NO_STATISTICS, loaded.spec)
     assert (sure.refer, sure.refer_reasons, sure.grade_set) == (False, [], [1])
     assert (torn.refer, torn.refer_reasons) == (True, ["ambiguous_grade", "low_confidence"])
     assert torn.grade_set == [1, 2]
