@@ -16,7 +16,7 @@ from jobs.evaluate import collect_logits
 from jobs.graphs import few_batches, with_float_graph
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE
-from scalp_core import calibration, metrics, provenance, report, storage
+from scalp_core import assessment, calibration, provenance, report, storage
 from scalp_core.bundle import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -119,6 +119,14 @@ def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleS
         update={
             "temperature": temperature,
             "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
-            "metrics": {"val": metrics.score(labels, probs.argmax(axis=1))},
+            "metrics": {
+                "val": assessment.validation(
+                    labels,
+                    calibration.probabilities(logits, 1.0),
+                    probs,
+                    val["group"].to_pylist(),
+                    {name: val[name].to_pylist() for name in ("position", "sex", "age")},
+                )
+            },
         }
     )
