@@ -231,6 +231,8 @@ def _show(summary: dict[str, Any], title: str) -> None:
             values = [_number(each[name][grade]) for each in (own, majority, prior)]
             table.add_row(f"{name} {word}", values[0], _bounds(bounds[name][grade]), *values[1:])
     console.print(table)
+    if bounds["groups"] < intervals.FEW_GROUPS:
+        console.print(f"of {bounds['groups']} groups only: the intervals are too narrow")
     show("beside it", _beside(summary))
     _show_slices(summary["slices"])
     console.print(summary["paper"]["note"])
@@ -276,7 +278,8 @@ def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    # The sum makes a positive zero of a negative one.
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _bounds(bound: dict[str, Any] | None) -> str:

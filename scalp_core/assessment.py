@@ -16,6 +16,7 @@ SMALL = 20  # photographs below which a slice says little
 UNKNOWN = "unknown"
 
 _CURVE_POINTS = 100
+_MANY = 8  # small values that are taken together; fewer are shown, and marked
 
 
 def slices(
@@ -23,8 +24,8 @@ def slices(
 ) -> dict[str, list[dict[str, Any]]]:
     """The metrics by each value of each column, in the order of the values.
 
-    Values of fewer than `SMALL` photographs become one slice, so that hundreds of microscopes of three
-    photographs each say something together; a slice that is small even so, says so.
+    Where many values have fewer than `SMALL` photographs, these become one slice, so that hundreds of
+    microscopes of three photographs each say something together. A slice that is small says so.
 
     Args:
         labels: int (N,), 0..3.
@@ -43,7 +44,7 @@ def _sliced(
 ) -> list[dict[str, Any]]:
     named = [UNKNOWN if value is None else str(value) for value in values]
     few = {value for value, count in Counter(named).items() if count < SMALL and value != UNKNOWN}
-    pool = f"{len(few)} values of under {SMALL}" if len(few) > 1 else None
+    pool = f"{len(few)} values of under {SMALL}" if len(few) >= _MANY else None
     pooled = np.array([pool if pool and value in few else value for value in named])
     order = sorted(set(pooled), key=lambda value: (value == UNKNOWN, value == pool, value))
     return [

@@ -26,7 +26,8 @@ the calibration, so it flatters; `scalp evaluate` gives the test figures.
 {metrics}
 {slices}
 ## What it answers
-Probabilities are calibrated (temperature {temperature:.3f}{ece}). A grade set holds the true grade in
+Probabilities are calibrated (temperature {temperature:.3f}{ece}).
+A grade set holds the true grade in
 {coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
 set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
 

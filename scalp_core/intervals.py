@@ -17,6 +17,7 @@ from scalp_core.grades import NUM_GRADES
 RESAMPLES = 1000
 SEED = 0
 LEVEL = 0.95
+FEW_GROUPS = 10  # below it, percentiles of resamples are too narrow
 _CHUNK_CELLS = 2_000_000  # weights held at once: resamples times photographs
 
 Values = dict[str, np.ndarray]

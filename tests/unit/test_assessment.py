@@ -17,6 +17,11 @@ def test_slices_hold_every_photograph_once_and_small_values_together():
     assert found["device"][-1]["pooled"] == found["device"][-1]["groups"] == 10
     assert [row["value"] for row in found["position"]] == ["LH", "TH", "unknown"]
     assert [row["small"] for row in found["position"]] == [True, False, False]
+    few = assessment.slices(labels[:20], labels[:20], device[:20], {"sex": ["male", "female"] * 10})["sex"]
+    assert [(row["value"], row["n"], row["small"]) for row in few] == [
+        ("female", 10, True),
+        ("male", 10, True),
+    ]
     for rows in found.values():
         assert sum(row["n"] for row in rows) == 200
     assert found["device"][0]["intervals"]["qwk"] is None  # one microscope is one group
