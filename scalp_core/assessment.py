@@ -49,8 +49,9 @@ def _sliced(
     order = sorted(set(pooled), key=lambda value: (value == UNKNOWN, value == pool, value))
     return [
         {"value": str(value), "pooled": len(few) if value == pool else 1}
-        | _slice(labels[pooled == value], grades[pooled == value], groups[pooled == value])
+        | _slice(labels[inside], grades[inside], groups[inside])
         for value in order
+        for inside in [pooled == value]
     ]
 
 
