@@ -163,12 +163,15 @@ def evaluate(
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 16,
     runtime: RuntimeOption = "auto",
+    tta: Annotated[
+        bool, typer.Option("--tta", help="average eight flips and quarter turns; eight times the work")
+    ] = False,
 ) -> None:
-    """Scores a bundle on a part of the data, beside the majority baseline."""
+    """Scores a bundle on a part of the data, with intervals, beside baselines and by slice."""
     from jobs.evaluate import evaluate as verb
     from jobs.pipeline import ModelOptions
 
-    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size, runtime))
+    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size, runtime, tta))
 
 
 @app.command()

@@ -9,25 +9,42 @@ import pyarrow as pa
 from rich.table import Table
 
 from cluster.local import connect
-from jobs.console import SUMMARY_FILE, console, now, write_json
-from jobs.images import photographs
+from jobs.console import SUMMARY_FILE, console, now, show, write_json
+from jobs.images import Columns, photographs
 from jobs.pipeline import ModelOptions, with_logits
-from scalp_core import manifest, metrics, report, storage
-from scalp_core.bundle import Bundle, load_bundle
+from scalp_core import assessment, augment, calibration, intervals, manifest, metrics, report, storage
+from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
-from scalp_core.grading import gradings
+from scalp_core.grading import Grading, gradings
+from scalp_core.manifest import DataSpec
+
+# Names in the summary, and words in the table.
+_SCALARS = {
+    "qwk": "quadratic weighted kappa",
+    "top1": "top-1 accuracy",
+    "within1": "within one grade",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "mae": "mean absolute error",
+    "mae_macro": "  mean over grades",
+    "auroc": "AUROC, moderate or worse",
+    "sensitivity_at_95_specificity": "  sensitivity at 95 % specificity",
+    "ece": "calibration error (ECE)",
+    "rps": "ranked probability score",
+    "log_loss": "log loss",
+}
+_TTA_NOTE = "the temperature, the sets and the referral rule were fitted without it"
 
 
-def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 (N, 4) and statistics float32 (N, K) of the rows of a manifest, in their order.
+def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
+    """What the pipeline leaves for the rows of a manifest, in their order: `logits` float32 (N, 4), ….
 
     Raises:
         UserError: a photograph cannot be read: a number for a part of the rows is not what was asked for.
     """
     wanted = rows["image_id"].to_pylist()
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    taken = 0
+    batches: list[Columns] = []
     cluster = connect()
     dataset = photographs(rows.select(["image_id", "uri", "member"]))
     for batch in with_logits(dataset, bundle, options, cluster).iter_batches():
@@ -37,13 +54,18 @@ def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tup
             raise UserError(
                 f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
             )
-        answers = zip(batch["logits"], batch["statistics"], strict=True)
-        found |= dict(zip(batch["image_id"], answers, strict=True))
-        taken += len(batch["image_id"])
-    if taken != len(wanted) or set(found) != set(wanted):
-        raise RuntimeError(f"{taken} answers for {len(wanted)} photographs")
-    logits, statistics = zip(*(found[image_id] for image_id in wanted), strict=True)
-    return np.stack(logits), np.stack(statistics)
+        batches.append(batch)
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    place = {image_id: index for index, image_id in enumerate(found["image_id"])}
+    if len(found["image_id"]) != len(wanted) or set(place) != set(wanted):
+        raise RuntimeError(f"{len(found['image_id'])} answers for {len(wanted)} photographs")
+    order = [place[image_id] for image_id in wanted]
+    return {name: values[order] for name, values in found.items()}
+
+
+def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> np.ndarray:
+    """Logits float32 (N, 4) of the rows of a manifest, in their order; raises as `collect`."""
+    return collect(bundle, rows, options)["logits"]
 
 
 def evaluate(
@@ -58,8 +80,10 @@ def evaluate(
     Args:
         bundle: directory of the bundle.
         data: directory that `scalp prepare` wrote.
-        out: directory for `summary.json`, `confusion.png` and `predictions.parquet`.
+        out: directory for `summary.json`, `predictions.parquet` and the pictures `confusion.png`,
+            `reliability.png`, `risk_coverage.png` and `slices.png`.
         split: train, val or test.
+        options: how the model runs.
 
     Returns:
         the summary.
@@ -71,10 +95,9 @@ def evaluate(
     if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
         table = manifest.with_fold(table, loaded.spec.training.fold)
     rows = manifest.part(table, split)
-    answers = gradings(*collect_logits(loaded, rows, options), loaded.spec)
-    labels = np.array(rows["label"].to_pylist())
-    grades = np.array([answer.grade for answer in answers])
-    summary: dict[str, Any] = {
+    found = collect(loaded, rows, options)
+    answers = gradings(found["logits"], found["statistics"], loaded.spec)
+    summary = {
         "kind": "evaluate",
         "date": now(),
         "model_version": version,
@@ -83,34 +106,183 @@ def evaluate(
         "split_method": data_spec.split.method,
         "leaky": data_spec.split.leaky,
         "leaking_pairs": data_spec.split.leaking_pairs,
+        "trained_on": _trained_on(loaded.spec, data_spec, split),
         "groups": len(set(rows["group"].to_pylist())),
-        "metrics": metrics.score(labels, grades),
-        "majority": metrics.majority_baseline(labels, loaded.spec.majority_grade),
-        "coverage": float(np.mean([label in a.grade_set for label, a in zip(labels, answers, strict=True)])),
-        "referred": float(np.mean([answer.refer for answer in answers])),
+        **_assessed(rows, found, answers, loaded.spec),
     }
-    title = f"{version}\n{split}: {len(labels)} photographs" + ", LEAKY SPLIT" * data_spec.split.leaky
-    picture = report.confusion_matrix(summary["metrics"]["confusion"], title)
-    storage.write(storage.join(out, "confusion.png"), picture)
-    predictions = rows.append_column("grade", pa.array(grades, pa.int8()))
-    predictions = predictions.append_column("probabilities", pa.array([a.probabilities for a in answers]))
-    storage.write_parquet(storage.join(out, "predictions.parquet"), predictions)
-    write_json(storage.join(out, SUMMARY_FILE), summary)
+    title = f"{version}\n{split}: {len(answers)} photographs" + ", TTA" * options.tta
+    title += ", LEAKY SPLIT" * data_spec.split.leaky
+    _write(out, summary, rows, answers, title)
     _show(summary, title.replace("\n", " on "))
+    if summary["trained_on"]["warning"]:
+        console.print(summary["trained_on"]["warning"])
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
-    console.print(f"confusion matrix: {storage.join(out, 'confusion.png')}")
+    console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
     return summary
 
 
+def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
+    """What hashes can tell of whether the bundle has seen these photographs, and what they cannot."""
+    same = spec.training.data_sha256 == data.sha256
+    warning = None
+    if same and split == "train":
+        warning = "SEEN IN TRAINING: the model learned from this part; the figures flatter"
+    elif same and split == "val":
+        warning = "SEEN IN TRAINING: this part chose the epoch, temperature and sets; the figures flatter"
+    return {
+        "same_data": same,
+        "warning": warning,
+        "note": "the data and the parts the bundle was trained with"
+        if same
+        else "other data than the bundle was trained with; hashes cannot tell whether it saw some of these "
+        "photographs in another preparation",
+    }
+
+
+def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: BundleSpec) -> dict[str, Any]:
+    labels = np.array(rows["label"].to_pylist())
+    grades = np.array([answer.grade for answer in answers])
+    probs = np.array([answer.probabilities for answer in answers])
+    refer = np.array([answer.refer for answer in answers])
+    sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
+    told_sets = assessment.conformal(labels, sets, spec.conformal.coverage)
+    extra = {
+        "coverage": assessment.in_set(labels, sets).astype(float),
+        "referred": refer.astype(float),
+        "mean_set_size": np.array([float(len(each)) for each in sets]),
+    }
+    tta = "plain_logits" in found
+    before = None if tta else calibration.probabilities(found["logits"], 1.0)
+    columns = {name: rows[name].to_pylist() for name in assessment.SLICED_BY}
+    return {
+        "metrics": metrics.score(labels, grades) | metrics.score_probabilities(labels, probs),
+        "intervals": intervals.of_all(labels, probs, groups, extra),
+        "majority": metrics.majority_baseline(labels, spec.majority_grade),
+        "prior": metrics.prior_baseline(labels, spec.training.grade_counts),
+        "paper": {
+            "binary_accuracy": metrics.binary_accuracy(labels, probs),
+            "note": metrics.PAPER_NOTE,
+        },
+        "coverage": told_sets["coverage"],
+        "conformal": told_sets,
+        "referred": float(refer.mean()),
+        "risk_coverage": assessment.risk_coverage(labels, probs, refer),
+        "calibration": assessment.calibration(labels, probs, before),
+        "slices": assessment.slices(labels, grades, groups, columns),
+        "tta": _tta(labels, found, spec) if tta else None,
+    }
+
+
+def _tta(labels: np.ndarray, found: Columns, spec: BundleSpec) -> dict[str, Any]:
+    """What averaging costs and changes: rates are of the forward passes of one model, not of reading."""
+    plain = calibration.probabilities(found["plain_logits"], spec.temperature)
+    return {
+        "passes": augment.NUM_SYMMETRIES,
+        "photographs_per_second": round(len(labels) / float(found["seconds"].sum()), 1),
+        "photographs_per_second_without": round(len(labels) / float(found["plain_seconds"].sum()), 1),
+        "metrics_without": metrics.score(labels, plain.argmax(axis=1))
+        | metrics.score_probabilities(labels, plain),
+        "note": _TTA_NOTE,
+    }
+
+
+def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grading], title: str) -> None:
+    scored, bounds, told = summary["metrics"], summary["intervals"], summary["calibration"]
+    note = (
+        f"top-1 {scored['top1']:.3f}; the paper's binary accuracy {summary['paper']['binary_accuracy']:.3f}"
+    )
+    pictures = {
+        "confusion.png": report.confusion_matrix(scored["confusion"], title, note),
+        "reliability.png": report.reliability(
+            told["reliability_after"], told["reliability_before"], told, title
+        ),
+        "risk_coverage.png": report.risk_coverage(summary["risk_coverage"], title),
+        "slices.png": report.slices(summary["slices"], scored, bounds, title),
+    }
+    for name, picture in pictures.items():
+        storage.write(storage.join(out, name), picture)
+    columns = {
+        "grade": pa.array([a.grade for a in answers], pa.int8()),
+        "probabilities": pa.array([a.probabilities for a in answers]),
+        "grade_set": pa.array([a.grade_set for a in answers], pa.list_(pa.int8())),
+        "refer": pa.array([a.refer for a in answers]),
+    }
+    for name, column in columns.items():
+        rows = rows.append_column(name, column)
+    storage.write_parquet(storage.join(out, "predictions.parquet"), rows)
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+
+
 def _show(summary: dict[str, Any], title: str) -> None:
-    table = Table("", "this model", "always the majority grade", title=title, title_justify="left")
-    own, majority = summary["metrics"], summary["majority"]
-    rows = (("top-1 accuracy", "top1"), ("quadratic weighted kappa", "qwk"), ("macro F1", "macro_f1"),
-            ("mean absolute error", "mae"))  # fmt: skip
-    for label, name in rows:
-        table.add_row(label, f"{own[name]:.3f}", f"{majority[name]:.3f}")
-    for grade, name in enumerate(GRADE_NAMES):
-        for metric in ("recall", "precision"):
-            table.add_row(f"{metric} {name}", f"{own[metric][grade]:.3f}", f"{majority[metric][grade]:.3f}")
+    own, bounds, prior, majority = (summary[name] for name in ("metrics", "intervals", "prior", "majority"))
+    header = f"95 %, {bounds['groups']} groups"
+    table = Table("", "this model", header, "majority grade", "prior", title=title, title_justify="left")
+    for name, label in _SCALARS.items():
+        table.add_row(
+            label,
+            _number(own[name]),
+            _bounds(bounds[name]),
+            _number(majority.get(name)),
+            _number(prior[name]),
+        )
+    for grade, word in enumerate(GRADE_NAMES):
+        for name in ("recall", "precision"):
+            values = [_number(each[name][grade]) for each in (own, majority, prior)]
+            table.add_row(f"{name} {word}", values[0], _bounds(bounds[name][grade]), *values[1:])
     console.print(table)
+    if bounds["groups"] < intervals.FEW_GROUPS:
+        console.print(f"of {bounds['groups']} groups only: the intervals are too narrow")
+    show("beside it", _beside(summary))
+    _show_slices(summary["slices"])
+    console.print(summary["paper"]["note"])
+
+
+def _beside(summary: dict[str, Any]) -> dict[str, str]:
+    told, bounds, curve = summary["conformal"], summary["intervals"], summary["risk_coverage"]
+    point, calibrated = curve["referral"], summary["calibration"]
+    by_grade = zip(GRADE_NAMES, told["by_grade"], strict=True)
+    rows = {
+        "sets that hold the label": f"{told['coverage']:.3f} {_bounds(bounds['coverage'])}, "
+        f"promised {told['promised']:.2f}",
+        "  by grade": ", ".join(f"{name} {_number(each['coverage'])}" for name, each in by_grade),
+        "  mean size": f"{told['mean_set_size']:.2f}",
+        "referred to a person": f"{summary['referred']:.1%}",
+        "  wrong among the rest": f"{_number(point['error'])} (of all {1 - summary['metrics']['top1']:.3f})",
+        "area under risk and coverage": f"{curve['aurc']:.3f}, in grades {curve['aurc_mae']:.3f}",
+        "ECE before and after temperature": f"{_number(calibrated['ece_before'])}, "
+        f"{_number(calibrated['ece_after'])}",
+        "the paper's binary accuracy": _number(summary["paper"]["binary_accuracy"]),
+        "data": summary["trained_on"]["note"],
+    }
+    if tta := summary["tta"]:
+        without = tta["metrics_without"]
+        rows["TTA, mean of 8 passes"] = (
+            f"{tta['photographs_per_second']} photographs/s in the model, without it "
+            f"{tta['photographs_per_second_without']}, kappa {_number(without['qwk'])} and "
+            f"log loss {_number(without['log_loss'])}; {tta['note']}"
+        )
+    return rows
+
+
+def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:
+    table = Table("slice", "n", "groups", "kappa", "95 %", "top-1", "mean error", title="slices",
+                  title_justify="left")  # fmt: skip
+    for column, found in slices.items():
+        for row in found:
+            name = f"{column} {row['value']}" + " (small)" * row["small"]
+            values = [_number(row[key]) for key in ("qwk", "top1", "mae")]
+            bound = _bounds(row["intervals"]["qwk"])
+            table.add_row(name, f"{row['n']:,}", f"{row['groups']:,}", values[0], bound, *values[1:])
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    # The sum makes a positive zero of a negative one.
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
+
+
+def _bounds(bound: dict[str, Any] | None) -> str:
+    if bound is None:
+        return "-"
+    return f"{bound['low']:.3f} to {bound['high']:.3f}" + "*" * bool(bound["undefined"])

@@ -64,7 +64,8 @@ def compare(
         labels.append(truth)
     own, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
     truth = np.concatenate(labels)
-    qwk = [metrics.score(truth, logits.argmax(axis=1))["qwk"] for logits in (own, other)]
+    counts = [metrics.confusion(truth, logits.argmax(axis=1)) for logits in (own, other)]
+    qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]
     return GraphRecord(
         xml_sha256=sha256(graph.xml),
         weights_sha256=sha256(graph.weights),

@@ -6,6 +6,7 @@ make of the logits that come out.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from cluster.local import Cluster
 from jobs.images import Columns, LoadImages
+from scalp_core import augment, calibration
 from scalp_core.bundle import Bundle
 from scalp_core.grades import NUM_GRADES
 from scalp_core.predictor import (
@@ -38,24 +40,51 @@ class ModelOptions:
     precision: Precision = "auto"
     batch_size: int = 16
     runtime: Runtime = "auto"
+    tta: bool = False
+    """Average the calibrated probabilities of the eight flips and quarter turns."""
 
 
 class AddLogits:
-    """Actor: replaces `image` by `logits` float32 (4,); rows that failed to load get zeros."""
+    """Actor: replaces `image` by `logits` float32 (4,); rows that failed to load get zeros.
+
+    With `tta` the logits are those of the mean, `plain_logits` those of the photograph as it is,
+    `seconds` and `plain_seconds` each photograph's share of the forward passes.
+    """
 
     def __init__(self, bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> None:
         self._predictor = Predictor(
             ray.get(bundle), options.device, options.precision, threads, options.runtime
         )
         self._predictor.warm_up(options.batch_size)
+        self._tta = options.tta
 
     def __call__(self, batch: Columns) -> Columns:
         images = batch.pop("image")
         good = batch["error_code"] == ""
         batch["logits"] = np.zeros((len(images), NUM_GRADES), np.float32)
-        if good.any():
+        if self._tta:
+            batch |= {"plain_logits": batch["logits"].copy()}
+            batch |= {name: np.zeros(len(images)) for name in ("seconds", "plain_seconds")}
+        if good.any() and not self._tta:
             batch["logits"][good] = self._predictor.logits(images[good])
+        elif good.any():
+            for name, values in self._turned(images[good]).items():
+                batch[name][good] = values
         return batch
+
+    def _turned(self, images: np.ndarray) -> Columns:
+        passes, seconds = [], []
+        for symmetry in range(augment.NUM_SYMMETRIES):
+            turned = augment.dihedral(images, np.full(len(images), symmetry))
+            started = time.perf_counter()
+            passes.append(self._predictor.logits(turned))
+            seconds.append(time.perf_counter() - started)
+        return {
+            "logits": calibration.mean_logits(np.stack(passes), self._predictor.spec.temperature),
+            "plain_logits": passes[0],  # symmetry 0 turns nothing
+            "seconds": np.array(sum(seconds) / len(images)),
+            "plain_seconds": np.array(seconds[0] / len(images)),
+        }
 
 
 def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: Cluster) -> Dataset:

@@ -17,7 +17,7 @@ from jobs.gates import fit_gates
 from jobs.graphs import few_batches, with_float_graph
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE
-from scalp_core import calibration, metrics, provenance, report, storage
+from scalp_core import assessment, calibration, provenance, report, storage
 from scalp_core.bundle import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -113,7 +113,7 @@ def _history(result: Result) -> list[dict[str, Any]]:
 def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
     spec = bundle.spec
     labels = np.array(val["label"].to_pylist())
-    logits, _ = collect_logits(bundle, val, options)
+    logits = collect_logits(bundle, val, options)
     temperature = calibration.fit_temperature(logits, labels)
     probs = calibration.probabilities(logits, temperature)
     quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
@@ -121,6 +121,14 @@ def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleS
         update={
             "temperature": temperature,
             "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
-            "metrics": {"val": metrics.score(labels, probs.argmax(axis=1))},
+            "metrics": {
+                "val": assessment.validation(
+                    labels,
+                    calibration.probabilities(logits, 1.0),
+                    probs,
+                    val["group"].to_pylist(),
+                    {name: val[name].to_pylist() for name in ("position", "sex", "age")},
+                )
+            },
         }
     )

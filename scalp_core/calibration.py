@@ -77,3 +77,19 @@ def grade_set(probs: np.ndarray, quantile: float) -> list[int]:
     # The tolerance keeps a score that equals the quantile inside, whatever the last bit of the sum says.
     count = int(np.searchsorted(score, quantile + 1e-9, side="right"))
     return sorted(order[:count])
+
+
+def mean_logits(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """The logits whose calibrated probabilities are the mean of those of several passes.
+
+    Args:
+        logits: float (K, N, 4), of K passes over the same photographs.
+        temperature: that the result will be divided by again.
+
+    Returns:
+        float32 (N, 4).
+    """
+    from scipy.special import log_softmax, logsumexp
+
+    each = log_softmax(logits.astype(np.float64) / temperature, axis=2)
+    return (temperature * (logsumexp(each, axis=0) - np.log(len(logits)))).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scalp_core.bundle import BundleSpec, GraphRecord
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.manifest import SplitSpec
@@ -20,18 +22,22 @@ unlike the training data (other optics, wet or treated hair, no scalp) mean noth
 On the validation part ({n} photographs{unseen}), which also chose the epoch and
 the calibration, so it flatters; `scalp evaluate` gives the test figures.
 
-| metric | value |
-| --- | --- |
-| quadratic weighted kappa | {qwk:.3f} |
-| top-1 accuracy | {top1:.3f} |
-| macro F1 | {macro_f1:.3f} |
-| mean absolute error, grades | {mae:.3f} |
-
+| metric | value | {interval_head} |
+| --- | --- | --- |
+{metrics}
+{slices}
 ## What it answers
-Probabilities are calibrated (temperature {temperature:.3f}). A grade set holds the true grade in
+Probabilities are calibrated (temperature {temperature:.3f}{ece}).
+A grade set holds the true grade in
 {coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
 set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
 {gates}
+
+## Limits
+- Figures hold for photographs like those it was measured on; another microscope or clinic can be worse.
+- Intervals are by group; with fewer than some ten groups they are too narrow.
+- The temperature and the sets were fitted without test-time augmentation.
+- How far readers of such photographs agree among themselves was not measured.
 
 ## What it is made of
 - architecture `{architecture}`, first weights `{initial_weights}`, input {size}x{size} ({resize})
@@ -44,12 +50,34 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 {graphs}"""
 
 
+_METRICS = {
+    "qwk": "quadratic weighted kappa",
+    "top1": "top-1 accuracy",
+    "within1": "within one grade",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "mae": "mean absolute error, grades",
+    "mae_macro": "mean absolute error, mean over grades",
+    "auroc": "AUROC, moderate or worse",
+    "sensitivity_at_95_specificity": "sensitivity to them at 95 % specificity",
+    "rps": "ranked probability score",
+    "log_loss": "log loss",
+}
+
+
 def model_card(spec: BundleSpec) -> str:
     """The card as Markdown; every figure in it comes from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
-    counts, split = spec.training.grade_counts, spec.training.split
+    counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]
+    calibration = val.get("calibration")
     return _TEMPLATE.format(
-        **spec.metrics["val"],
+        n=val["n"],
+        interval_head=f"95 %, {val['intervals']['groups']} groups" if "intervals" in val else "95 %",
+        metrics="\n".join(_metric_rows(val)),
+        slices=_slice_table(val.get("slices", {})),
+        ece="; ECE {ece_before:.3f} without it, {ece_after:.3f} with it".format(**calibration)
+        if calibration
+        else "",
         version=spec.model_version,
         warning=f"**{split.warning}.**\n\n" if split and split.warning else "",
         unseen=" of devices that training did not see" if split and _keeps_devices_apart(split) else "",
@@ -84,6 +112,36 @@ def _gates_line(gates: Gates | None) -> str:
         "It is referred as well when it is blurred, too dark, too bright, or unlike the "
         f"{gates.photographs} training photographs that were measured (docs/gates.md)."
     )
+
+
+def _metric_rows(val: dict[str, Any]) -> list[str]:
+    """Rows of what was measured: a bundle from before intervals has fewer metrics, and none of them."""
+    return [
+        f"| {label} | {_number(val[name])} | {_bounds(val.get('intervals', {}).get(name))} |"
+        for name, label in _METRICS.items()
+        if name in val
+    ]
+
+
+def _slice_table(slices: dict[str, list[dict[str, Any]]]) -> str:
+    rows = [
+        f"| {column} {row['value']}{' (few)' if row['small'] else ''} | {row['n']} | {_number(row['qwk'])} | "
+        f"{_bounds(row['intervals']['qwk'])} | {_number(row['top1'])} | {_number(row['mae'])} |"
+        for column, found in slices.items()
+        for row in found
+    ]
+    if not rows:
+        return ""
+    head = ["", "| slice | photographs | kappa | 95 % | top-1 | mean error |", "| --- " * 6 + "|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _bounds(bound: dict[str, Any] | None) -> str:
+    return "" if bound is None else f"{bound['low']:.3f} to {bound['high']:.3f}"
 
 
 def _keeps_devices_apart(split: SplitSpec) -> bool:

@@ -1,9 +1,9 @@
-"""Pictures: training curves, confusion matrix. Each function returns PNG bytes."""
+"""Pictures: training curves, confusion matrix, reliability, risk and coverage, slices; each as PNG bytes."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
+_SLICES_SHOWN = 12  # of one column
 
 
 def _png(figure: Figure) -> bytes:
@@ -58,11 +59,13 @@ def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> b
     return _png(figure)
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], title: str) -> bytes:
+def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = "") -> bytes:
     """Counts, shaded by the share of each true grade.
 
     Args:
         matrix: (4, 4), rows are the labels, columns the predicted grades.
+        title: above it.
+        note: a line below it.
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -78,4 +81,117 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str) -> bytes:
                 color="white" if shares[row, column] > 0.5 else "black",
             )  # fmt: skip
     figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the label's row")
+    if note:
+        figure.supxlabel(note, fontsize=8, color="#444444")
+    return _png(figure)
+
+
+def reliability(
+    after: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]] | None,
+    ece: Mapping[str, Any],
+    title: str,
+) -> bytes:
+    """How often the likeliest grade is right where it is given so much probability.
+
+    Args:
+        after: bins of `metrics.reliability`, calibrated.
+        before: the same without the temperature, if there is such a thing.
+        ece: `ece_before` and `ece_after`.
+        title: above it.
+    """
+    figure, (axis, counts) = plt.subplots(
+        2, 1, figsize=(5.6, 6), layout="constrained", sharex=True, height_ratios=(3, 1)
+    )
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
+    shown = [(after, f"calibrated, ECE {ece['ece_after']:.3f}", _TRAIN, "o-")]
+    if before is not None:
+        shown.insert(0, (before, f"without temperature, ECE {ece['ece_before']:.3f}", _VAL, "s--"))
+    for bins, label, colour, style in shown:
+        filled = [row for row in bins if row["n"]]
+        x, y = [row["confidence"] for row in filled], [row["top1"] for row in filled]
+        axis.plot(x, y, style, color=colour, label=label, markersize=4)
+        edges = [row["low"] for row in bins] + [bins[-1]["high"]]
+        counts.stairs(
+            [row["n"] for row in bins], edges, color=colour, fill=label.startswith("cal"), alpha=0.6
+        )
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
+    counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
+    axis.legend(loc="upper left")
+    for each in (axis, counts):
+        each.grid(alpha=0.3)
+    return _png(figure)
+
+
+def risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
+    """What remains wrong among the most confident share, and where the referral rule operates.
+
+    Args:
+        curve: from `assessment.risk_coverage`.
+        title: above it.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    lines, point = curve["curve"], curve["referral"]
+    for name, label, area, colour in (
+        ("error", "share that is wrong", "aurc", _TRAIN),
+        ("mae", "mean distance, grades", "aurc_mae", _VAL),
+    ):
+        axis.plot(lines["coverage"], lines[name], color=colour, label=f"{label} (AURC {curve[area]:.3f})")
+        axis.axhline(lines[name][-1], color=colour, linestyle=":", alpha=0.5)
+        if point[name] is not None:
+            axis.plot(point["coverage"], point[name], "D", color=colour, markeredgecolor="black", zorder=3)
+    axis.axvline(
+        point["coverage"], color="grey", linestyle="--", linewidth=1,
+        label=f"referral rule: {1 - point['coverage']:.0%} to a person",
+    )  # fmt: skip
+    axis.plot([], [], color="grey", linestyle=":", label="all answered")
+    axis.set(xlim=(0, 1), xlabel="share answered, the most confident first", title=title)
+    axis.set_ylim(0, max(0.05, 1.15 * max(max(lines["error"]), max(lines["mae"]))))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def slices(
+    by_column: Mapping[str, Sequence[Mapping[str, Any]]],
+    overall: Mapping[str, Any],
+    bounds: Mapping[str, Any],
+    title: str,
+) -> bytes:
+    """Kappa and mean absolute error by slice, each with its interval.
+
+    Args:
+        by_column: from `assessment.slices`; of a column with many values the largest are shown.
+        overall: the metrics of all photographs.
+        bounds: their intervals.
+        title: above it.
+    """
+    rows: list[tuple[str, Mapping[str, Any]]] = [("all", {**overall, "intervals": bounds, "small": False})]
+    for column, found in by_column.items():
+        largest = sorted(found, key=lambda row: -row["n"])[:_SLICES_SHOWN]
+        rows += [(f"{column} {row['value']}", row) for row in found if row in largest]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9.6, 1.4 + 0.27 * len(rows)), layout="constrained", sharey=True
+    )
+    for axis, name, label in zip(axes, ("qwk", "mae"), ("kappa (QWK)", "mean absolute error"), strict=True):
+        axis.axvline(overall[name] or 0.0, color="grey", linestyle=":")
+        for height, (_, row) in enumerate(rows):
+            colour = "grey" if row["small"] else _TRAIN if height else "black"
+            bound = row["intervals"][name]
+            if bound is not None:
+                axis.plot(
+                    [bound["low"], bound["high"]], [height, height], color=colour, linewidth=2, alpha=0.6
+                )
+            if row[name] is not None:
+                axis.plot(row[name], height, "o", color=colour, markersize=5)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    labels = [f"{name}  (n {row['n']:,})" for name, row in rows]
+    axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(
+        "dotted: all photographs; bars: 95 % by group, none where a slice is one group; grey: too few to say",
+        fontsize=8, color="#444444",
+    )  # fmt: skip
     return _png(figure)

@@ -78,7 +78,8 @@ def test_evaluation_is_of_the_whole_test_part_exactly_once(way, test_rows):
     assert sorted(predictions["image_id"].to_pylist()) == sorted(test_rows["image_id"].to_pylist())
     labels, grades = (np.array(predictions[name].to_pylist()) for name in ("label", "grade"))
     summary = json.loads((way.evaluation / "summary.json").read_text())
-    assert summary["metrics"] == metrics.score(labels, grades)
+    probs = np.array(predictions["probabilities"].to_pylist())
+    assert summary["metrics"] == metrics.score(labels, grades) | metrics.score_probabilities(labels, probs)
     assert summary["metrics"]["n"] == test_rows.num_rows
     majority = load_bundle(str(way.run)).spec.majority_grade
     assert summary["majority"]["top1"] == pytest.approx(np.mean(labels == majority))

@@ -1,0 +1,78 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalp_core import assessment, calibration, report
+from tests.unit.test_metrics import drawn
+
+
+def test_slices_hold_every_photograph_once_and_small_values_together():
+    labels, probs = drawn(200)
+    device = [f"M{index % 4}" for index in range(150)] + [f"X{index % 10}" for index in range(50)]
+    position = [None if index < 30 else "TH" for index in range(190)] + ["LH"] * 10
+    found = assessment.slices(labels, probs.argmax(axis=1), device, {"device": device, "position": position})
+    assert [row["value"] for row in found["device"]] == ["M0", "M1", "M2", "M3", "10 values of under 20"]
+    assert found["device"][-1]["pooled"] == found["device"][-1]["groups"] == 10
+    assert [row["value"] for row in found["position"]] == ["LH", "TH", "unknown"]
+    assert [row["small"] for row in found["position"]] == [True, False, False]
+    few = assessment.slices(labels[:20], labels[:20], device[:20], {"sex": ["male", "female"] * 10})["sex"]
+    assert [(row["value"], row["n"], row["small"]) for row in few] == [
+        ("female", 10, True),
+        ("male", 10, True),
+    ]
+    for rows in found.values():
+        assert sum(row["n"] for row in rows) == 200
+    assert found["device"][0]["intervals"]["qwk"] is None  # one microscope is one group
+    bound = found["position"][1]["intervals"]["qwk"]
+    assert bound["low"] < found["position"][1]["qwk"] < bound["high"]
+
+
+def test_conformal_coverage_by_hand():
+    told = assessment.conformal(np.array([0, 0, 2]), [[0], [1, 2], [1, 2, 3]], 0.9)
+    assert told["coverage"] == pytest.approx(2 / 3)
+    assert told["mean_set_size"] == 2
+    assert told["sizes"] == [1, 1, 1, 0]
+    assert told["by_grade"][0] == {"coverage": 0.5, "mean_set_size": 1.5}
+    assert told["by_grade"][1] == {"coverage": None, "mean_set_size": None}
+
+
+def test_risk_and_coverage_by_hand():
+    # Right, right, one off, two off; in the order of confidence.
+    probs = np.array([[0.9, 0.1, 0, 0], [0, 0.8, 0.2, 0], [0, 0.7, 0.3, 0], [0.6, 0.4, 0, 0]])
+    labels, refer = np.array([0, 1, 2, 2]), np.array([False, False, False, True])
+    told = assessment.risk_coverage(labels, probs, refer)
+    assert told["curve"]["coverage"] == [0.25, 0.5, 0.75, 1]
+    assert told["curve"]["error"] == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    assert told["curve"]["mae"] == pytest.approx([0, 0, 1 / 3, 3 / 4])
+    assert told["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert told["referral"] == pytest.approx({"coverage": 0.75, "error": 1 / 3, "mae": 1 / 3})
+    assert assessment.risk_coverage(labels, probs, ~refer | refer)["referral"]["error"] is None
+
+
+def test_equal_confidence_makes_the_order_of_photographs_irrelevant():
+    probs = np.tile([0.7, 0.3, 0.0, 0.0], (10, 1))
+    labels = np.array([0] * 5 + [1] * 5)
+    told = assessment.risk_coverage(labels, probs, np.zeros(10, bool))
+    assert told["curve"]["error"] == pytest.approx([0.5] * 10)
+
+
+def test_the_mean_of_passes_is_of_calibrated_probabilities():
+    logits = np.random.default_rng(0).normal(0, 3, (8, 5, 4)).astype(np.float32)
+    expected = calibration.probabilities(logits.reshape(-1, 4), 1.7).reshape(8, 5, 4).mean(axis=0)
+    found = calibration.probabilities(calibration.mean_logits(logits, 1.7), 1.7)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_pictures_are_drawn_also_of_what_is_undefined():
+    labels, probs = np.full(30, 2), np.tile([0.0, 0.0, 1.0, 0.0], (30, 1))
+    validation = assessment.validation(labels, probs, probs, ["a"] * 30, {"sex": [None] * 30})
+    told = assessment.calibration(labels, probs, None)
+    refer = np.ones(30, bool)
+    for picture in (
+        report.reliability(told["reliability_after"], None, told, "one grade"),
+        report.risk_coverage(assessment.risk_coverage(labels, probs, refer), "one grade"),
+        report.slices(validation["slices"], validation, validation["intervals"], "one grade"),
+    ):
+        assert Image.open(io.BytesIO(picture)).size[0] > 400
