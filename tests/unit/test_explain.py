@@ -127,7 +127,6 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     after = Explainer(with_state(patch_bundle, shuffled), "cpu").heatmaps(images)
     assert after.any(axis=(1, 2)).all()
     alike = [np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in zip(before, after, strict=True)]
-    print("ALIKE", alike)
     assert np.mean(alike) < 0.5
 
 
