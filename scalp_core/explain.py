@@ -26,7 +26,7 @@ from scalp_core.predictor import Device, resolve_device
 
 MEANING = "where the model looked, not where the lesion is"
 
-# Activations of all layers are kept for the gradient: some 120 MiB a photograph at 224 px.
+# Captum keeps the activations of all layers, so that memory grows with this.
 _PIECE = 8
 
 
