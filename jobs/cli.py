@@ -220,6 +220,24 @@ def grade(
 
 
 @app.command()
+def explain(
+    bundle: BundleArg,
+    source: Annotated[str, typer.Argument(help="folder, prefix, .zip, .tar or .tar.gz; local or s3://")],
+    out: OutArg,
+    grade: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="to explain; without it the one that each photograph gets"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="photographs at most, spread over the source")] = 50,
+    device: DeviceOption = "auto",
+) -> None:
+    """Pictures of what spoke for a grade (Grad-CAM): where the model looked, not where the lesion is."""
+    from jobs.explain import explain as verb
+
+    verb(bundle, source, out, grade, limit, device)
+
+
+@app.command()
 def serve(
     bundle: BundleArg,
     host: Annotated[str, typer.Option(help="address to listen on; only loopback as yet")] = "127.0.0.1",
