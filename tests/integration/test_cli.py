@@ -44,7 +44,7 @@ def photographs(tmp_path):
 def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
-    for verb in ("synth", "prepare", "pseudonymise", "train", "evaluate", "grade", "serve", "demo"):
+    for verb in ("synth", "prepare", "pseudonymise", "train", "evaluate", "grade", "serve", "models", "demo"):
         assert verb in result.stdout
         assert scalp(verb, "--help").returncode == 0
 

@@ -107,26 +107,25 @@ def test_a_leaky_bundle_is_promoted_only_on_request(store, bundle, run):
     assert store.promote("scalp", 1, leaky_too=True)[0].model_version.endswith("-leaky")
 
 
-@pytest.mark.parametrize(
-    ("reference", "words"),
-    [
-        ("models://scapl", "no model 'scapl'; did you mean 'scalp'? All models: hair, scalp"),
-        ("models://scalp@7", "did you mean scalp@2? All versions: 1, 2"),
-        ("models://scalp@-1", "All versions: 1, 2"),
-        ("models://scalp", "no version of scalp is promoted; run scalp models promote scalp@2"),
-        ("models://", "write models://NAME"),
-        ("models://scalp@", "write models://NAME"),
-        ("models://../scalp@1", "write models://NAME"),
-    ],
-)
-def test_an_unknown_name_says_what_there_is(tmp_path, monkeypatch, run, reference, words):
+UNKNOWN = {
+    "models://scapl": "no model 'scapl'; did you mean 'scalp'? All models: hair, scalp",
+    "models://scalp@7": "did you mean scalp@2? All versions: 1, 2",
+    "models://scalp@-1": "All versions: 1, 2",
+    "models://scalp": "no version of scalp is promoted; run scalp models promote scalp@2",
+    "models://": "write models://NAME",
+    "models://scalp@": "write models://NAME",
+    "models://../scalp@1": "write models://NAME",
+}
+
+
+def test_an_unknown_name_says_what_there_is(tmp_path, monkeypatch, run):
     monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
-    store = open_registry()
-    for number, name in ((1, "scalp"), (2, "scalp"), (1, "hair")):
-        source = run(number) if not (tmp_path / f"run-{number}").exists() else str(tmp_path / f"run-{number}")
+    store, sources = open_registry(), [run(1), run(2)]
+    for source, name in ((sources[0], "scalp"), (sources[1], "scalp"), (sources[0], "hair")):
         store.add(source, name)
-    with pytest.raises(UserError, match=re.escape(words)):
-        load_bundle(reference)
+    for reference, words in UNKNOWN.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            load_bundle(reference)
 
 
 def test_no_registry_and_an_empty_one_say_the_way_out(tmp_path, monkeypatch):
