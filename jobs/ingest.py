@@ -2,7 +2,7 @@
 
 Decoded once into Ray's object store where it holds them; otherwise decoded anew in every epoch. Either way
 the order is that of `scalp_core.epochs`, and every worker runs a stream of its own over all epochs that are
-left, so that nothing waits between them.
+left, so that nothing waits between them. Imports nothing that is slow to load: the tasks import it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from ray.data import DataContext, Dataset, ExecutionResources
 from cluster.local import Cluster
 from jobs.images import Columns, LoadForTraining, photographs
 from scalp_core import augment
-from scalp_core.epochs import EpochPlan, Share, epoch_plan, photographs_an_epoch
+from scalp_core.epochs import Order, Share, epoch_plan, photographs_an_epoch
 from scalp_core.preprocess import Preprocess
-from scalp_core.recipe import Recipe
 
 _ROWS_A_BLOCK = 64
 _MAX_BLOCKS = 10_000
@@ -102,29 +101,26 @@ def cache_room() -> int:
 class _LoadShare:
     """Positions in a worker's stream to its photographs, turned as the epoch's plan says."""
 
-    def __init__(self, source: Photographs, recipe: Recipe, share: Share, first_epoch: int) -> None:
+    def __init__(self, source: Photographs, order: Order, share: Share, first_epoch: int) -> None:
         self._source = source
-        self._recipe = recipe
+        self._order = order
         self._share = share
         self._first_epoch = first_epoch
-        self._steps = photographs_an_epoch(len(source), recipe.augment) // share.batch_size
+        self._steps = photographs_an_epoch(len(source), order.augment) // share.batch_size
 
     def __call__(self, batch: Columns) -> Columns:
         epochs, places = self._share.places(batch["id"], self._steps)
         rows, symmetry = np.empty(len(places), np.int64), np.empty(len(places), np.int8)
         colour = np.empty((len(places), 5), np.float32)
         for epoch in np.unique(epochs):
-            plan, here = self._plan(self._first_epoch + int(epoch)), epochs == epoch
+            here = epochs == epoch
+            plan = epoch_plan(self._source.labels, self._order, self._first_epoch + int(epoch))
             rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
             colour[here] = plan.colour[places[here]]
         images = augment.dihedral(self._source.load(rows), symmetry)
-        if self._recipe.colour_jitter:
-            images = augment.jitter_colour(images, self._recipe.colour_jitter, colour)
+        if self._order.colour_jitter:
+            images = augment.jitter_colour(images, self._order.colour_jitter, colour)
         return {"image": images, "label": self._source.labels[rows]}
-
-    def _plan(self, epoch: int) -> EpochPlan:
-        recipe = self._recipe
-        return epoch_plan(self._source.labels, recipe.augment, recipe.sampling, recipe.seed, epoch)
 
 
 class _LoadSlice:
@@ -138,12 +134,12 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: Photographs, recipe: Recipe, share: Share, first_epoch: int
+    source: Photographs, order: Order, share: Share, first_epoch: int
 ) -> Iterator[dict[str, Any]]:
     """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`."""
-    steps = photographs_an_epoch(len(source), recipe.augment) // share.batch_size
-    count = (recipe.epochs - first_epoch + 1) * steps * share.size
-    return _stream(_LoadShare(source, recipe, share, first_epoch), count, share)
+    steps = photographs_an_epoch(len(source), order.augment) // share.batch_size
+    count = (order.epochs - first_epoch + 1) * steps * share.size
+    return _stream(_LoadShare(source, order, share, first_epoch), count, share)
 
 
 def validation_batches(source: Photographs, share: Share) -> Iterator[dict[str, Any]]:

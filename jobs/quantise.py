@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph, with_graph
-from scalp_core import manifest, openvino_runtime, storage
+from scalp_core import manifest, openvino_runtime, registry, storage
 from scalp_core.bundle import (
     CARD_FILE,
     GRAPH_FILES,
@@ -44,10 +44,12 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         is left as it is.
 
     Raises:
-        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, or the data is not the bundle's.
+        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, the data is not the bundle's, or the
+            bundle is a version in a registry.
     """
     started = time.monotonic()
     loaded = load_bundle(bundle)
+    registry.refuse_change(loaded)
     uri = str(loaded.uri)
     stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in loaded.spec.graphs else ())}
     if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:

@@ -77,7 +77,7 @@ class _Worker:
 
     def run(self) -> None:
         first = len(self.history) + 1
-        batches = training_batches(self.train, self.recipe, self.share, first)
+        batches = training_batches(self.train, self.recipe.order, self.share, first)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
             # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.

@@ -127,12 +127,30 @@ class BundleSpec(BaseModel):
 
         What was trained on a leaky split says so here, and with it in every answer and figure of it.
         """
-        leaky = self.training.split is not None and self.training.split.leaky
-        return f"{self.name}-{self.weights_sha256[:12]}" + ("-leaky" if leaky else "")
+        return f"{self.name}-{self.weights_sha256[:12]}" + ("-leaky" if self.leaky else "")
 
     def version_in(self, precision: str) -> str:
         """As `model_version`; int8 answers are those of another model, and say so."""
         return self.model_version + ("-int8" if precision == "int8" else "")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole contract, and by the hashes in it of the weights and graphs."""
+        return _spec_hash(self.model_dump(mode="json"))
+
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """sha256 by name of every file that is run."""
+        graphs = (
+            zip(GRAPH_FILES[kind], (record.xml_sha256, record.weights_sha256), strict=True)
+            for kind, record in self.graphs.items()
+        )
+        return {WEIGHTS_FILE: self.weights_sha256, **{name: value for pair in graphs for name, value in pair}}
+
+    @property
+    def leaky(self) -> bool:
+        """Whether it was trained on a leaky split, so that its figures flatter."""
+        return self.training.split is not None and self.training.split.leaky
 
     @property
     def majority_grade(self) -> int:
@@ -217,10 +235,7 @@ class Bundle:
         if name not in self._files:
             if self.uri is None:
                 raise RuntimeError(f"{name} was not fetched")
-            data = storage.read(storage.join(self.uri, name))
-            if sha256(data) != expected:
-                raise _damaged(self.uri, name, "does not match its sha256")
-            self._files[name] = data
+            self._files[name] = read_file(self.uri, name, expected)
         return self._files[name]
 
 
@@ -262,23 +277,45 @@ def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
     storage.write(storage.join(uri, SPEC_FILE), text.encode())
 
 
+def read_file(uri: str, name: str, expected: str) -> bytes:
+    """One file of the bundle at `uri`, checked against its sha256.
+
+    Raises:
+        UserError: it is missing, damaged or changed.
+    """
+    data = storage.read(storage.join(uri, name))
+    if sha256(data) != expected:
+        raise _damaged(uri, name, "does not match its sha256")
+    return data
+
+
 def load_bundle(uri: str) -> Bundle:
     """Loads a bundle, or a run's directory that holds one; its large files when they are used.
+
+    Args:
+        uri: local, `s3://`, or `models://NAME[@VERSION]` of the registry.
 
     Raises:
         UserError: it is missing, damaged, changed, or of a schema this version does not know.
     """
-    uri = storage.absolute(uri)
+    from scalp_core import registry  # which builds on this module
+
+    uri = storage.absolute(registry.resolve(uri))
     if not storage.exists(storage.join(uri, SPEC_FILE)) and storage.exists(
         storage.join(uri, "bundle", SPEC_FILE)
     ):
         uri = storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, SPEC_FILE)):
         raise UserError(f"{uri} is no bundle: it has no {SPEC_FILE}; give the directory `scalp train` wrote")
-    return Bundle(_read_spec(uri), uri)
+    return Bundle(read_spec(uri), uri)
 
 
-def _read_spec(uri: str) -> BundleSpec:
+def read_spec(uri: str) -> BundleSpec:
+    """The contract of the bundle at `uri`.
+
+    Raises:
+        UserError: as `load_bundle`.
+    """
     try:
         content = json.loads(storage.read(storage.join(uri, SPEC_FILE)))
         recorded = content.pop("spec_sha256")

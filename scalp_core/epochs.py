@@ -19,6 +19,17 @@ Sampling = Literal["natural", "balanced"]
 X4 = (0, 6, 4, 1)
 
 
+class Order(NamedTuple):
+    """What of a recipe decides on its epochs; its fields are the recipe's."""
+
+    augment: Augment
+    sampling: Sampling
+    colour_jitter: float
+    batch_size: int
+    epochs: int
+    seed: int
+
+
 class EpochPlan(NamedTuple):
     """One epoch, in order.
 
@@ -38,27 +49,26 @@ def photographs_an_epoch(rows: int, augment: Augment) -> int:
     return rows * len(X4) if augment == "x4" else rows
 
 
-def epoch_plan(labels: np.ndarray, augment: Augment, sampling: Sampling, seed: int, epoch: int) -> EpochPlan:
+def epoch_plan(labels: np.ndarray, order: Order, epoch: int) -> EpochPlan:
     """The order of an epoch and how each photograph is turned in it.
 
     Args:
         labels: int (N,), 0..3.
-        augment: `dihedral` draws one of eight symmetries for each photograph; `x4` shows it in four.
-        sampling: `balanced` shows every grade that occurs equally often, repeating what is rare.
-        seed: of the recipe.
+        order: its `augment` `dihedral` draws one of eight symmetries for each photograph, and `x4` shows it
+            in four; its `sampling` `balanced` shows every grade that occurs equally often, rare ones again.
         epoch: the first is 1.
     """
-    draw = np.random.default_rng([seed, epoch])
-    rows = np.arange(len(labels)) if sampling == "natural" else _balanced(labels, draw)
-    if augment == "x4":
+    draw = np.random.default_rng([order.seed, epoch])
+    rows = np.arange(len(labels)) if order.sampling == "natural" else _balanced(labels, draw)
+    if order.augment == "x4":
         rows, symmetry = np.repeat(rows, len(X4)), np.tile(np.array(X4, np.int8), len(rows))
-    elif augment == "dihedral":
+    elif order.augment == "dihedral":
         symmetry = draw.integers(NUM_SYMMETRIES, size=len(rows), dtype=np.int8)
     else:
         symmetry = np.zeros(len(rows), np.int8)
-    order = draw.permutation(len(rows))
+    places = draw.permutation(len(rows))
     colour = draw.uniform(-1, 1, (len(rows), 5)).astype(np.float32)
-    return EpochPlan(rows[order], symmetry[order], colour)
+    return EpochPlan(rows[places], symmetry[places], colour)
 
 
 def _balanced(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:

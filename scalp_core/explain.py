@@ -46,7 +46,7 @@ class Explainer:
     def __init__(self, bundle: Bundle, device: Device = "auto") -> None:
         self.spec = bundle.spec
         self.device = resolve_device(device)
-        model = build_model(self.spec.architecture).eval()
+        model = build_model(self.spec.architecture, self.spec.head).eval()
         model.load_state_dict(bundle.state)
         model.requires_grad_(False)
         self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

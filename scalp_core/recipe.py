@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundle import Head
-from scalp_core.epochs import Augment, Sampling
+from scalp_core.epochs import Augment, Order, Sampling
 from scalp_core.errors import UserError
 from scalp_core.losses import LossName
 from scalp_core.model import DEFAULT_ARCHITECTURE
@@ -74,6 +74,11 @@ class Recipe(BaseModel):
                 f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs})"
             )
         return self
+
+    @property
+    def order(self) -> Order:
+        """What of it decides on the epochs."""
+        return Order(**{name: getattr(self, name) for name in Order._fields})
 
     @property
     def head(self) -> Head:

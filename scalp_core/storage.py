@@ -32,7 +32,7 @@ _TRANSIENT = (
     "NETWORK_CONNECTION", "Couldn't connect", "curlCode", "SLOW_DOWN", "SlowDown", "INTERNAL_FAILURE",
     "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT", "HTTP status 500", "HTTP status 502", "HTTP status 503",
     "HTTP status 504", "InternalError", "ServiceUnavailable", "Could not connect", "Connection was closed",
-    "timed out", "timeout", "(500)", "(502)", "(503)", "(504)",
+    "timed out", "timeout", "(500)", "(502)", "(503)", "(504)", "ConditionalRequestConflict",
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -211,6 +211,58 @@ def write(uri: str, data: bytes) -> None:
         temporary.replace(path)
 
 
+def create(uri: str, data: bytes) -> bool:
+    """Writes one file whole, unless there is one: of all who ask at once, exactly one is told True.
+
+    In S3 by `If-None-Match: *`, on a disk by a hard link.
+
+    Raises:
+        UserError: storage refused, or the S3 server does not know the condition.
+    """
+    _, path = filesystem(uri)
+    with explained(uri, "write"):
+        if is_s3(uri):
+            return _create_in_s3(uri, data)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
+        temporary.write_bytes(data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+    return True
+
+
+def _create_in_s3(uri: str, data: bytes) -> bool:
+    from scalp_core import s3
+
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    mark = uuid.uuid4().hex
+
+    def put() -> bool:
+        try:
+            retried(uri, s3.answer, "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*",
+                    Metadata={"created-by": mark})  # fmt: skip
+        except OSError as error:
+            if "PreconditionFailed" not in str(error):
+                raise
+            return False
+        return True
+
+    if not put():
+        # Perhaps it was ours: an answer that got lost, and the same request sent again.
+        found = retried(uri, s3.answer, "head_object", Bucket=bucket, Key=key)
+        return bool(found["Metadata"].get("created-by") == mark)
+    if put():  # the same bytes, so nothing is lost
+        raise UserError(
+            f"cannot write {uri} safely: the S3 server overwrites what `If-None-Match: *` protects; "
+            "use a folder, or a server that knows it, as Amazon's and SeaweedFS do"
+        )
+    return True
+
+
 def remove_folder(uri: str) -> None:
     """Removes a folder or prefix with all that is in it; no matter if there is none."""
     with explained(uri, "remove"):
@@ -277,6 +329,13 @@ def names_in(uri: str) -> set[str]:
     if not is_s3(uri) and not Path(uri).is_dir():
         return set()
     return {file.uri.rsplit("/", 1)[-1] for files, _ in children(uri) for file in files}
+
+
+def folders_in(uri: str) -> set[str]:
+    """Names of the folders directly in a folder or prefix; none where there is no such folder yet."""
+    if not is_s3(uri) and not Path(uri).is_dir():
+        return set()
+    return {folder.rsplit("/", 1)[-1] for _, folders in children(uri) for folder in folders}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -44,17 +44,8 @@ def photographs(tmp_path):
 def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
-    for verb in (
-        "synth",
-        "prepare",
-        "pseudonymise",
-        "train",
-        "evaluate",
-        "grade",
-        "explain",
-        "serve",
-        "demo",
-    ):
+    verbs = "synth prepare pseudonymise train evaluate quantise export grade explain serve models bench demo"
+    for verb in verbs.split():
         assert verb in result.stdout
         assert scalp(verb, "--help").returncode == 0
 

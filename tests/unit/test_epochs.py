@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from scalp_core import augment
-from scalp_core.epochs import X4, Share, epoch_plan, photographs_an_epoch
+from scalp_core.epochs import X4, Order, Share, epoch_plan, photographs_an_epoch
 
 LABELS = np.repeat([0, 1, 2, 3], [3, 40, 50, 12]).astype(np.int8)
 
 
 def plan(epoch=1, augment="dihedral", sampling="natural", seed=0):
-    return epoch_plan(LABELS, augment, sampling, seed, epoch)
+    return epoch_plan(LABELS, Order(augment, sampling, 0.0, 16, 1, seed), epoch)
 
 
 def test_an_epoch_shows_every_photograph_once_in_an_order_of_its_own():

@@ -1,10 +1,13 @@
 import io
 import tarfile
+import threading
 import unicodedata
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from scalp_core import s3 as client
 from scalp_core import sources, storage
 from scalp_core.errors import ImageError, UserError
 from scalp_core.sources import Location
@@ -148,3 +151,49 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, s3):
     storage.write("s3://scalp/storage/a b/미세각질.json", b"third")
     assert storage.list_files("s3://scalp/storage") == ["s3://scalp/storage/a b/미세각질.json"]
     assert storage.read("s3://scalp/storage/a b/미세각질.json") == b"third"
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path, s3):
+    """A folder or prefix of its own."""
+    return str(tmp_path) if request.param == "local" else f"s3://scalp/create/{tmp_path.name}"
+
+
+def test_what_is_there_is_not_created_again(place):
+    uri = storage.join(place, "new", "a.json")
+    assert storage.create(uri, b"first")
+    assert not storage.create(uri, b"second")
+    assert not storage.create(uri, b"first")
+    assert storage.read(uri) == b"first"
+    assert storage.list_files(place) == [uri]
+
+
+def test_of_all_who_create_at_once_exactly_one_wins(place):
+    for turn in range(5):
+        uri, barrier = storage.join(place, f"{turn}.json"), threading.Barrier(2)
+
+        def create(data, uri=uri, barrier=barrier):
+            barrier.wait()
+            return storage.create(uri, data)
+
+        with ThreadPoolExecutor(2) as pool:
+            won = dict(zip((b"one", b"two"), pool.map(create, (b"one", b"two")), strict=True))
+        assert sum(won.values()) == 1
+        assert won[storage.read(uri)]
+
+
+def test_a_created_file_whose_answer_was_lost_is_ones_own(s3, tmp_path, monkeypatch):
+    answer, lost = client.answer, []
+
+    def losing(operation, **query):
+        result = answer(operation, **query)
+        if operation == "put_object" and not lost:
+            lost.append(query)
+            raise OSError("Connection was closed")
+        return result
+
+    monkeypatch.setattr(client, "answer", losing)
+    uri = f"s3://scalp/create/{tmp_path.name}/a.json"
+    assert storage.create(uri, b"ours")
+    assert lost
+    assert not storage.create(uri, b"theirs")

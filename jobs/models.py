@@ -1,0 +1,126 @@
+"""`scalp models`: the registry's versions, listed, added, promoted and rolled back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from jobs.console import console
+from scalp_core import storage
+from scalp_core.bundle import BundleSpec
+from scalp_core.errors import UserError
+from scalp_core.registry import SCHEME, Promotion, Registry, open_registry
+
+
+def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
+    """Shows one row a version.
+
+    Args:
+        name: of one model; None for all.
+        registry: folder or `s3://` prefix; None for what `SCALP_MODELS` names.
+
+    Returns:
+        the rows.
+
+    Raises:
+        UserError: there is no such model, or no registry is named.
+    """
+    store = open_registry(registry)
+    names = [store.find(f"{name}@latest")[0]] if name else store.names()
+    if not names:
+        console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
+        return []
+    rows = [row for each in names for row in _rows(store, each)]
+    _show(rows, store.root)
+    return rows
+
+
+def add(run: str, name: str, registry: str | None = None) -> int:
+    """Copies a run's bundle into the registry, and returns its version.
+
+    Raises:
+        UserError: as `Registry.add`.
+    """
+    store = open_registry(registry)
+    version, new = store.add(run, name)
+    if not new:
+        console.print(f"{run} is {name}@{version} already: the same weights and contract; nothing was added")
+    _show(_rows(store, name, version), store.root)
+    return version
+
+
+def promote(model: str, why: str = "", leaky_too: bool = False, registry: str | None = None) -> Promotion:
+    """Makes `NAME@VERSION` the one that `models://NAME` stands for.
+
+    Raises:
+        UserError: as `Registry.find` and `Registry.promote`; the version is not said.
+    """
+    store = open_registry(registry)
+    if "@" not in model:
+        raise UserError(f"{model} names no version: write {model.removeprefix(SCHEME)}@VERSION or @latest")
+    name, version = store.find(model)
+    entry, new = store.promote(name, version, why, leaky_too)
+    if not new:
+        console.print(
+            f"{name}@{version} is promoted already, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
+        )
+    _show(_rows(store, name, version), store.root)
+    return entry
+
+
+def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion:
+    """Goes back to the version that was promoted before.
+
+    Raises:
+        UserError: as `Registry.find` and `Registry.rollback`.
+    """
+    store = open_registry(registry)
+    name, _ = store.find(f"{name}@latest")
+    entry = store.rollback(name, why)
+    _show(_rows(store, name, entry.version), store.root)
+    return entry
+
+
+def _rows(store: Registry, name: str, only: int | None = None) -> list[dict[str, Any]]:
+    current = store.current(name)
+    rows = []
+    for version in store.versions(name) if only is None else [only]:
+        row: dict[str, Any] = {"name": name, "version": version}
+        try:
+            row |= _facts(store.spec(name, version))
+        except UserError as error:
+            if storage.is_transient(error):
+                raise
+            row["model_version"] = str(error)  # one that this scalp cannot read must not hide the others
+        if current and current.version == version:
+            row["promoted"] = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
+        rows.append(row)
+    return rows
+
+
+def _facts(spec: BundleSpec) -> dict[str, Any]:
+    return {
+        "model_version": spec.model_version,
+        "created": f"{spec.created_at:%Y-%m-%d %H:%M}",
+        "qwk": spec.metrics.get("val", {}).get("qwk"),
+        "leaky": spec.leaky,
+        "graphs": sorted(spec.graphs),
+    }
+
+
+def _show(rows: list[dict[str, Any]], root: str) -> None:
+    columns = ("model", "model_version", "created", "validation kappa", "leaky", "graphs", "promoted")
+    table = Table(*columns, title=root, title_justify="left")
+    for row in rows:
+        qwk = row.get("qwk")
+        table.add_row(
+            f"{row['name']}@{row['version']}",
+            row["model_version"],
+            row.get("created", ""),
+            "" if qwk is None else f"{qwk:.3f}",
+            "LEAKY" if row.get("leaky") else "",
+            ", ".join(row.get("graphs", ())),
+            row.get("promoted", ""),
+        )
+    console.print(table)
