@@ -50,4 +50,7 @@ def parse_settings(kind: type[Settings], values: dict[str, Any], origin: str) ->
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{origin}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"]))
+        # What a check of ours says stands for itself; pydantic puts the kind of error before it.
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(": ".join(filter(None, (origin, where, message)))) from None

@@ -56,5 +56,5 @@ def test_the_paper_s_recipe_is_the_paper_s():
 
 
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
-    with pytest.raises(UserError, match="frozen_epochs 30 must be fewer than epochs 30"):
+    with pytest.raises(UserError, match=r"paper.yaml: frozen_epochs \(30\) must be fewer than epochs \(30\)"):
         load_recipe("paper", RECIPES, ["frozen_epochs=30"])
