@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from jobs.train import train
 from tests.faults.test_train_stopped import committed_history
 
-EPOCHS = 5
+EPOCHS = 4
 RECIPE = {"architecture": "resnet18", "epochs": EPOCHS}
 MARK = "SCALP_TEST_RUN"  # in the environment of every process of a run, to find them by
 
