@@ -142,6 +142,10 @@ def train(
         int | None,
         typer.Option(min=0, help="of `scalp prepare --folds`, to validate on"),
     ] = None,
+    tracking: Annotated[
+        Literal["tensorboard", "none"],
+        typer.Option(help="tensorboard --logdir RUN/tensorboard shows the curves while it trains"),
+    ] = "tensorboard",
     set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
 ) -> None:
     """Fine-tunes the classifier on Ray; run it again to go on where it was stopped.
@@ -153,7 +157,7 @@ def train(
     from scalp_core.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    verb(data, run, load_recipe(recipe, RECIPES, overrides), parse_workers(workers), device, fold)
+    verb(data, run, load_recipe(recipe, RECIPES, overrides), parse_workers(workers), device, fold, tracking)
 
 
 @app.command()

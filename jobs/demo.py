@@ -180,6 +180,7 @@ def _sum(summaries: list[dict[str, Any]], name: str) -> int:
 
 def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str, Any]], root: Path) -> None:
     ratios = summary["ratios"]
+    bounds = scored["intervals"]["qwk"]
     seconds = {row["step"]: f"{row['seconds']} s" for row in summary["rows"]}
     console.rule("[bold]what came out", align="left")
     show(
@@ -187,6 +188,9 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
         {
             "test photographs": f"{scored['metrics']['n']}, from {scored['groups']} devices never trained on",
             "quadratic weighted kappa": ratios["qwk"],
+            "  95 % interval by devices": f"{bounds['low']:.3f} to {bounds['high']:.3f}"
+            if bounds
+            else "none",
             "top-1 accuracy": ratios["top1"],
             "  always the majority grade": ratios["majority_top1"],
             "graded in S3": f"{_sum(graded, 'graded')} of {_sum(graded, 'rows')} files",
@@ -197,7 +201,7 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
             "  of which": seconds,
             "report on the data": root / "data" / "report.html",
             "training curves": root / "run" / "curves.png",
-            "confusion matrix": root / "evaluation" / "confusion.png",
+            "pictures of the evaluation": root / "evaluation",
             "summary": root / SUMMARY_FILE,
         },
     )

@@ -25,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
+from jobs.tracking import Tracker, Tracking
 from jobs.train_bundle import make_bundle
 from jobs.train_loop import train_worker
 from scalp_core import manifest, storage
@@ -52,6 +53,7 @@ def train(
     workers: tuple[int, int] | int | None = None,
     device: Device = "auto",
     fold: int | None = None,
+    tracking: Tracking = "tensorboard",
 ) -> dict[str, Any]:
     """Trains a bundle; a run that was stopped goes on from its last epoch, a finished one ends at once.
 
@@ -63,6 +65,7 @@ def train(
             cluster; None takes one for each GPU, else two.
         device: auto, cpu or cuda.
         fold: of `scalp prepare --folds`, to validate on; None takes the validation part.
+        tracking: where the figures of each epoch are written besides, below `run`.
 
     Returns:
         the summary that is also written to `run/summary.json`.
@@ -90,7 +93,9 @@ def train(
     initial = storage.join(run, "initial.safetensors")
     storage.write(initial, serialise_weights(model.state_dict()))
     console.print(_opening(recipe, parts["train"].num_rows, scaling))
-    result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling)
+    tracker = Tracker(run, recipe, tracking)
+    result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
+    tracker.close()
     trained = time.monotonic() - started
     summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
     summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
@@ -121,13 +126,14 @@ def _train_workers(
     run: str,
     cluster: Cluster,
     scaling: ScalingConfig,
+    tracker: Tracker,
 ) -> Result:
     """Decodes, trains, and lets go of the decoded photographs."""
     room = cache_room()
     val, kept_val = cached(parts["val"], spec, room // 4)
     train, kept_train = cached(parts["train"], spec, room * 3 // 4)
     console.print(cache_line(train, cluster))
-    with _progress(recipe.epochs) as notes:
+    with _progress(recipe.epochs, tracker) as notes:
         config = {
             "recipe": recipe.model_dump(),
             "train": train,
@@ -240,7 +246,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
 
 
 @contextmanager
-def _progress(epochs: int) -> Iterator[Queue]:
+def _progress(epochs: int, tracker: Tracker) -> Iterator[Queue]:
     """A queue for the workers' notes, shown as a bar and one line an epoch."""
     notes = Queue(actor_options={"num_cpus": 0})
     stop = threading.Event()
@@ -254,6 +260,10 @@ def _progress(epochs: int) -> Iterator[Queue]:
                     continue
                 if "epoch_done" in note:
                     console.print(_epoch_line(note["epoch_done"], epochs))
+                    try:
+                        tracker.epoch(note["epoch_done"])
+                    except UserError as error:  # the curves are no reason to stop a training
+                        console.print(f"not tracked: {error}")
                 elif "restored" in note:
                     console.print(f"going on after epoch {note['restored']}")
                 else:

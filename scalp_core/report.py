@@ -37,13 +37,13 @@ def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> b
     """
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, metric, title in ((left, "loss", "log loss"), (right, "top1", "top-1 accuracy, kappa")):
+    for axis, metric, heading in ((left, "loss", "log loss"), (right, "top1", "top-1 accuracy, kappa")):
         for part, colour in (("train", _TRAIN), ("val", _VAL)):
             values = [entry[f"{part}_{metric}"] for entry in history]
             axis.plot(
                 epochs, values, "o-", color=colour, label="training" if part == "train" else "validation"
             )
-        axis.set(xlabel="epoch", title=title)
+        axis.set(xlabel="epoch", title=heading)
         axis.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -18,7 +18,9 @@ def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, tm
     alone = way.recipe.model_copy(update=RECIPE)
     shared = alone.model_copy(update={"accumulate": 2})
     one = curve(train(str(way.data), str(tmp_path / "one"), alone, 1, "cpu"))
-    two = curve(train(str(way.data), str(tmp_path / "two"), shared, 2, "cpu"))
+    elastic = train(str(way.data), str(tmp_path / "two"), shared, (1, 2), "cpu")
+    two = curve(elastic)
+    assert {entry["workers"] for entry in elastic["history"]} == {2}
     assert len(one) == len(two) >= 20
     assert two[:20] == pytest.approx(one[:20], rel=0.02)
     assert one[-1] < one[0]

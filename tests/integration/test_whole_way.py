@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.grade import grade
 from jobs.images import LoadForTraining, LoadImages, photographs
@@ -50,6 +51,16 @@ def test_training_leaves_a_bundle_a_card_and_curves(way):
     assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
     with Image.open(way.run / "curves.png") as curves:
         assert curves.size[0] > 600
+
+
+def test_tensorboard_reads_the_curves_of_the_run(way):
+    events = EventAccumulator(str(way.run / "tensorboard")).Reload()
+    read = [(each.step, each.value) for each in events.Scalars("qwk/validation")]
+    history = way.trained["history"]
+    assert read == [(entry["epoch"], pytest.approx(entry["val_qwk"])) for entry in history]
+    steps = [each.step for each in events.Scalars("loss/step")]
+    assert steps == sorted(set(steps)) and steps[-1] == sum(entry["steps"] for entry in history)
+    assert "batch_size: 16" in events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 def test_validation_counts_every_photograph_once_over_both_workers(way):
