@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -21,6 +22,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
@@ -248,7 +250,9 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
 @contextmanager
 def _progress(epochs: int, tracker: Tracker) -> Iterator[Queue]:
     """A queue for the workers' notes, shown as a bar and one line an epoch."""
-    notes = Queue(actor_options={"num_cpus": 0})
+    # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     stop = threading.Event()
 
     def follow() -> None:

@@ -140,7 +140,7 @@ class WholeWay:
 @pytest.fixture(scope="session")
 def way(cluster, tmp_path_factory) -> WholeWay:
     root = tmp_path_factory.mktemp("way")
-    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=2"])
+    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
     folders = [root / name for name in ("photographs", "data", "run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=160, seed=3))

@@ -12,22 +12,14 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs.train import train
 from tests.faults.test_train_stopped import committed_history
 
-EPOCHS = 4
-RECIPE = {"architecture": "resnet18", "epochs": EPOCHS}
 MARK = "SCALP_TEST_RUN"  # in the environment of every process of a run, to find them by
 
 
-@pytest.fixture(scope="module")
-def undisturbed(way, tmp_path_factory):
-    recipe = way.recipe.model_copy(update=RECIPE)
-    return train(str(way.data), str(tmp_path_factory.mktemp("undisturbed") / "run"), recipe, 2, "cpu")
-
-
 def start(way, run: Path, **environment: str) -> subprocess.Popen:
-    settings = ["--set", "size=64", "--set", "architecture=resnet18", "--set", f"epochs={EPOCHS}"]
+    # As the run of the fixture `way`, which nothing disturbed.
+    settings = ["--set", f"size={way.recipe.size}", "--set", f"epochs={way.recipe.epochs}"]
     command = [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), "--recipe", "smoke"]
     return subprocess.Popen(
         [*command, *settings, "--workers", "2", "--device", "cpu"],
@@ -39,14 +31,13 @@ def start(way, run: Path, **environment: str) -> subprocess.Popen:
     )
 
 
-def in_the_middle_of_an_epoch(run: Path, process: subprocess.Popen) -> list[dict]:
-    """Waits until the first epoch is kept and half of another is gone; the epochs kept."""
+def after_the_first_epoch(run: Path, process: subprocess.Popen) -> list[dict]:
+    """Waits until the first epoch is kept; the epochs kept."""
     deadline = time.monotonic() + 200
     while not (kept := committed_history(run)):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(kept[-1]["seconds"] / 2)
     return kept
 
 
@@ -71,7 +62,7 @@ def check_end(process: subprocess.Popen, run: Path, kept: list[dict], undisturbe
     # At most the epoch that was running is done again.
     assert int(going_on[0].rsplit(" ", 1)[1]) >= len(kept)
     summary = json.loads((run / "summary.json").read_text())
-    assert [entry["epoch"] for entry in summary["history"]] == list(range(1, EPOCHS + 1))
+    assert [entry["epoch"] for entry in summary["history"]] == [1, 2, 3, 4]
     assert summary["history"][: len(kept)] == kept
     assert summary["validation"]["qwk"] == pytest.approx(undisturbed["validation"]["qwk"], abs=0.02)
     # Not only where it ends: the curve is the one that it would have had.
@@ -80,14 +71,14 @@ def check_end(process: subprocess.Popen, run: Path, kept: list[dict], undisturbe
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_worker_costs_at_most_one_epoch(way, undisturbed, tmp_path):
+def test_a_killed_worker_costs_at_most_one_epoch(way, tmp_path):
     mark = uuid.uuid4().hex
     process = start(way, tmp_path / "run", **{MARK: mark})
-    kept = in_the_middle_of_an_epoch(tmp_path / "run", process)
+    kept = after_the_first_epoch(tmp_path / "run", process)
     workers = training_workers(mark)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    check_end(process, tmp_path / "run", kept, undisturbed)
+    check_end(process, tmp_path / "run", kept, way.trained)
 
 
 HOLD = """
@@ -104,7 +95,9 @@ sys.stdin.readline()
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_node_costs_at_most_one_epoch(way, undisturbed, tmp_path):
+def test_a_killed_node_costs_at_most_one_epoch(way, tmp_path, monkeypatch):
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)  # the nodes' processes inherit it
     node = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "resources": {"head": 1}, **node})
     holder = None
@@ -118,10 +111,13 @@ def test_a_killed_node_costs_at_most_one_epoch(way, undisturbed, tmp_path):
         )  # fmt: skip
         assert holder.stdout.readline() == "held\n"
         process = start(way, tmp_path / "run", RAY_ADDRESS=cluster.address)
-        kept = in_the_middle_of_an_epoch(tmp_path / "run", process)
+        while len(training_workers(mark)) < 2:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.1)
         holder.communicate("\n", timeout=60)
+        kept = after_the_first_epoch(tmp_path / "run", process)
         cluster.remove_node(lost, allow_graceful=False)
-        check_end(process, tmp_path / "run", kept, undisturbed)
+        check_end(process, tmp_path / "run", kept, way.trained)
     finally:
         if holder and holder.poll() is None:
             holder.kill()

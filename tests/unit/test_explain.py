@@ -117,17 +117,27 @@ def test_each_grade_has_a_heatmap_of_its_own_and_the_likeliest_is_the_default(pa
 
 def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     """The sanity check of Adebayo et al.: a map that outlives the weights shows edges, not the model."""
+    places = [(20 * number, 120 - 20 * number) for number in range(6)]
+    images = np.stack([with_patch(place, seed) for seed, place in enumerate(places)])
+
+    def found(explainer: Explainer) -> float:
+        """Share of the pictures whose heat is highest inside the patch."""
+        hits = []
+        for heat, place in zip(explainer.heatmaps(images, [3] * len(images)), places, strict=True):
+            peak = np.unravel_index(heat.argmax(), heat.shape)
+            hits.append(all(edge <= at < edge + _PATCH for at, edge in zip(peak, place, strict=True)))
+        return float(np.mean(hits))
+
+    assert found(patch_finder) == 1
     torch.manual_seed(0)
-    shuffled = {
-        name: value.flatten()[torch.randperm(value.numel())].reshape(value.shape)
-        for name, value in patch_bundle.state.items()
-    }
-    images = np.stack([with_patch((20 * seed, 120 - 20 * seed), seed) for seed in range(6)])
-    before = patch_finder.heatmaps(images)
-    after = Explainer(with_state(patch_bundle, shuffled), "cpu").heatmaps(images)
-    assert after.any(axis=(1, 2)).all()
-    alike = [np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in zip(before, after, strict=True)]
-    assert np.mean(alike) < 0.5
+    after = []
+    for _ in range(8):  # one shuffle may find the patch by chance: it is what is bright
+        shuffled = {
+            name: value.flatten()[torch.randperm(value.numel())].reshape(value.shape)
+            for name, value in patch_bundle.state.items()
+        }
+        after.append(found(Explainer(with_state(patch_bundle, shuffled), "cpu")))
+    assert np.mean(after) < 0.7
 
 
 @pytest.mark.parametrize(
