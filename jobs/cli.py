@@ -290,6 +290,24 @@ def bench_engine(
     verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
 
 
+@bench.command("train")
+def bench_train(
+    out: BenchOutOption = "runs/bench/train",
+    device: DeviceOption = "auto",
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input, pixels")] = 224,
+    photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 400,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
+    epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 3,
+    workers: Annotated[int, typer.Option(min=2, help="of the parallel ways")] = 2,
+) -> None:
+    """Training beside a plain PyTorch loop and torchrun; takes some fifteen minutes."""
+    from jobs.bench.train import TrainOptions
+    from jobs.bench.train import bench_train as verb
+
+    options = TrainOptions(device, size, photographs, rounds=rounds, epochs=epochs, workers=workers)
+    verb(out, options)
+
+
 @bench.command("scale")
 def bench_scale(
     out: BenchOutOption = "runs/bench/scale",

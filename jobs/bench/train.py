@@ -1,0 +1,251 @@
+"""`scalp bench train`: what Ray costs and what a second worker brings, beside loops of PyTorch alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from jobs.bench.loops import Loop
+from jobs.bench.measure import OwnProcess, write_result
+from jobs.console import SUMMARY_FILE, console, progress_bar, show
+from jobs.prepare import prepare
+from jobs.train import train
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.model import DEFAULT_ARCHITECTURE
+from scalp_core.predictor import Device, Hardware, resolve_device
+from scalp_core.recipe import Recipe
+from scalp_core.synthetic import write_dataset
+from scalp_core.synthetic_plan import SynthOptions
+
+_PLAIN = "PyTorch, Pillow and fp32"
+_ALONE = "PyTorch, tuned, 1 process"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to measure.
+
+    Args:
+        device: where the models train.
+        size: side of the input, pixels.
+        photographs: synthetic ones, of which seven tenths are trained on.
+        batch_size: of all workers together.
+        epochs: of each turn; the first is warm-up.
+        rounds: turns that each candidate gets.
+        workers: of the parallel candidates.
+        architecture: timm name.
+    """
+
+    device: Device = "auto"
+    size: int = 224
+    photographs: int = 400
+    batch_size: int = 16
+    epochs: int = 3
+    rounds: int = 2
+    workers: int = 2
+    architecture: str = DEFAULT_ARCHITECTURE
+
+
+@dataclass
+class _Candidate:
+    """One way to train: a turn trains anew from nothing, and tells of each epoch but the first."""
+
+    name: str
+    workers: int
+    turn: Callable[[Path], list[dict[str, float]]]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def median(self, key: str) -> float | None:
+        values = [epoch[key] for epoch in self.epochs if key in epoch]
+        return statistics.median(values) if values else None
+
+
+def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
+    """Trains the same model on the same photographs in every way, in turns.
+
+    Args:
+        out: directory for `summary.json`.
+        options: what to measure.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UserError: an epoch has no two steps, or the device or the workers cannot be had.
+    """
+    device = resolve_device(options.device)
+    if options.epochs < 2:
+        raise UserError(f"--epochs {options.epochs}: the first is warm-up; use 2 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        data = str(root / "data")
+        with console.status("drawing photographs"):
+            write_dataset(root / "photographs", SynthOptions(images=options.photographs))
+        rows = _in_own_process(prepare, str(root / "photographs"), data)["parts"]["train"]["photographs"]
+        steps = rows // options.batch_size
+        if steps < 2:
+            raise UserError(
+                f"{rows} training photographs are {steps} steps of {options.batch_size}; "
+                "use more --photographs"
+            )
+        candidates = _candidates(data, device, options, steps * options.batch_size)
+        _take_turns(candidates, root, options.rounds)
+    settings = vars(options) | {
+        "device": device,
+        "steps_an_epoch": steps,
+        "recipe": _recipe(options).model_dump(),
+    }
+    found = [_row(candidate) for candidate in candidates]
+    result = write_result(out, "train", settings, found, ratios(found, options.workers))
+    _show(result, out)
+    return result
+
+
+def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float]:
+    """How `scalp train` compares with the loops, by photographs a second."""
+    rate = {row["what"]: row["photographs_per_second"] for row in rows}
+    several, one = rate[_scalp(workers)], rate[_scalp(1)]
+    return {
+        "vs_torchrun": several / rate[_torchrun(workers)],
+        "one_worker_vs_tuned_loop": one / rate[_ALONE],
+        "vs_plain": several / rate[_PLAIN],
+        f"scaling_to_{workers}_workers": several / one,
+        f"torchrun_scaling_to_{workers}_processes": rate[_torchrun(workers)] / rate[_ALONE],
+    }
+
+
+def _scalp(workers: int) -> str:
+    return f"scalp train, {workers} worker{'s' * (workers > 1)}"
+
+
+def _torchrun(workers: int) -> str:
+    return f"PyTorch, tuned, torchrun, {workers} processes"
+
+
+def _candidates(data: str, device: Hardware, options: TrainOptions, photographs: int) -> list[_Candidate]:
+    loop = {
+        "device": device,
+        "architecture": options.architecture,
+        "size": options.size,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+    }
+    recipe = _recipe(options)
+
+    def looped(kind: str, processes: int, threads: int = 0) -> Callable[[Path], list[dict[str, float]]]:
+        asked = Loop.model_validate(loop | {"kind": kind, "threads": threads})
+        return lambda folder: run_loop(folder, data, asked, processes, photographs)
+
+    def ours(workers: int) -> Callable[[Path], list[dict[str, float]]]:
+        def turn(folder: Path) -> list[dict[str, float]]:
+            summary = _in_own_process(train, data, str(folder / "run"), recipe, workers, device)
+            return of_steady_epochs(summary)
+
+        return turn
+
+    several = options.workers
+    # One thread for each process, as torchrun and Ray give them, so that a second one adds a core.
+    return [
+        _Candidate(_PLAIN, 1, looped("plain", 1)),
+        _Candidate(_ALONE, 1, looped("tuned", 1, threads=1)),
+        _Candidate(_scalp(1), 1, ours(1)),
+        _Candidate(_torchrun(several), several, looped("tuned", several, threads=1)),
+        _Candidate(_scalp(several), several, ours(several)),
+    ]
+
+
+def of_steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:
+    """Rate and share of waiting of every epoch of `scalp train` but the first."""
+    keys = ("photographs_per_second", "data_wait_share")
+    return [{key: epoch[key] for key in keys} for epoch in summary["history"][1:]]
+
+
+def _recipe(options: TrainOptions) -> Recipe:
+    return Recipe(
+        architecture=options.architecture,
+        weights="none",
+        size=options.size,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+    )
+
+
+def run_loop(folder: Path, data: str, loop: Loop, processes: int, photographs: int) -> list[dict[str, float]]:
+    """Trains in processes of their own; photographs a second of every epoch but the first.
+
+    Args:
+        folder: for what the loop tells.
+        data: directory that `scalp prepare` wrote.
+        loop: which, and how long.
+        processes: below `torchrun` if more than one.
+        photographs: that an epoch shows.
+    """
+    launch = [
+        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module",
+    ] if processes > 1 else ["-m"]  # fmt: skip
+    out = folder / "seconds.json"
+    command = [sys.executable, *launch, "jobs.bench.loops", data, loop.model_dump_json(), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return [{"photographs_per_second": photographs / seconds} for seconds in json.loads(out.read_text())[1:]]
+
+
+def _in_own_process(verb: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """With a Ray of its own, whose idle processes disturb nobody afterwards."""
+    own = OwnProcess(_nothing)
+    try:
+        return own.call(verb, *arguments)
+    finally:
+        own.close()
+
+
+def _nothing() -> None:
+    """The process needs no preparation."""
+
+
+def _take_turns(candidates: list[_Candidate], root: Path, rounds: int) -> None:
+    with progress_bar("training", rounds * len(candidates)) as (progress, task):
+        for number in range(rounds):
+            for place, candidate in enumerate(candidates):
+                progress.update(task, note=candidate.name)
+                folder = root / f"{number}-{place}"
+                folder.mkdir()
+                candidate.epochs += candidate.turn(folder)
+                progress.update(task, advance=1)
+
+
+def _row(candidate: _Candidate) -> dict[str, Any]:
+    waiting = candidate.median("data_wait_share")
+    rates = [round(epoch["photographs_per_second"], 2) for epoch in candidate.epochs]
+    return {
+        "what": candidate.name,
+        "workers": candidate.workers,
+        "photographs_per_second": round(statistics.median(rates), 2),
+        "of_each_epoch": rates,
+    } | ({} if waiting is None else {"data_wait_share": waiting})
+
+
+def _show(result: dict[str, Any], out: str) -> None:
+    table = Table("what", title="training, first epochs left out", title_justify="left", title_style="bold")
+    for heading in ("photographs/s", "least", "most", "waiting for data"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        each, waiting = row["of_each_epoch"], row.get("data_wait_share")
+        table.add_row(
+            row["what"],
+            *(f"{rate:.1f}" for rate in (row["photographs_per_second"], min(each), max(each))),
+            "" if waiting is None else f"{waiting:.1%}",
+        )
+    console.print(table)
+    show("ratios", result["ratios"] | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
