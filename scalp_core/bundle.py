@@ -25,7 +25,7 @@ from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.manifest import SplitSpec
 from scalp_core.preprocess import Preprocess
-from scalp_core.quality import Gates
+from scalp_core.quality import STATISTICS_VERSION, Gates
 
 if TYPE_CHECKING:
     import torch  # takes seconds: at run time only where weights are touched
@@ -327,6 +327,12 @@ def read_spec(uri: str) -> BundleSpec:
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{uri} has bundle schema {version}, this scalp reads {SCHEMA_VERSION}; "
+            "use the scalp version that wrote it, or train again"
+        )
+    gates = content.get("gates")
+    if gates and gates.get("statistics_version", 1) != STATISTICS_VERSION:
+        raise UserError(
+            f"{uri} has gates of other statistics than this scalp measures; "
             "use the scalp version that wrote it, or train again"
         )
     try:

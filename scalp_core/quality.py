@@ -7,19 +7,23 @@ returns lives in the bundle, and `flags` and `unlikeness` apply it.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STATISTICS_VERSION: Literal[2] = 2
+"""Goes up whenever `measure` returns other numbers under the same names: old gates do not fit them."""
 
 STATISTICS = (
     "luma_mean",  # 0..1
     "luma_std",  # log
     "luma_skew",
-    "coarse_std",  # log of the deviation of luminance between blocks of 16 pixels
+    "coarse_std",  # log of the deviation of green between blocks of 16x16 pixels
     "dark_share",  # of pixels below 16
     "bright_share",  # of pixels above 239
     "flat_share",  # of pixels whose neighbours differ by no more than one level: drawn, not photographed
-    "sharpness_1",  # log of the mean absolute Laplacian, at full size,
+    "sharpness_1",  # log of the mean absolute Laplacian of green, at full size,
     "sharpness_2",  # halved,
     "sharpness_4",  # and quartered
     "peakedness_2",  # log of the Laplacian's mean square by the square of its mean: few edges or many
@@ -35,6 +39,10 @@ STATISTICS = (
 """What `measure` returns, in this order."""
 
 _DARK, _BRIGHT = 16, 239
+_SAMPLE = 45  # pixels a side, about, tell light and colours as well as all of them
+_SCALES = (1, 4, 16)  # pixels that are added up at full, half and quarter size
+_LEVELS = np.arange(256.0)
+_OF_LEVELS = np.stack([_LEVELS, _LEVELS**2, _LEVELS**3, _LEVELS < _DARK, _LEVELS > _BRIGHT])
 
 # Of the training part; `Profile.quantiles` holds the values at these shares.
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -66,6 +74,7 @@ class Gates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    statistics_version: Literal[2] = Field(description="of `measure`, when they were fitted")
     photographs: int = Field(description="of the training part that were measured")
     min_sharpness: float = Field(description="of `sharpness_1`; below it a photograph is blurred")
     min_luma: float = Field(description="of `luma_mean`; below it a photograph is too dark")
@@ -93,7 +102,9 @@ class Gates(BaseModel):
 def measure(pixels: np.ndarray) -> np.ndarray:
     """The statistics of one decoded photograph.
 
-    Sums are of integers, so that equal bytes give equal statistics whatever adds them up.
+    Light and colours are of a grid of pixels, edges of the green, in which sensors see finest. A step of
+    NumPy costs more than its arithmetic, and threads hardly share them: so there are few, on arrays in one
+    piece. Sums are of integers, so that equal bytes give equal statistics whatever adds them up.
 
     Args:
         pixels: uint8 (size, size, 3), RGB, from `preprocess.decode`.
@@ -101,25 +112,27 @@ def measure(pixels: np.ndarray) -> np.ndarray:
     Returns:
         float32 (K,), as `STATISTICS` names them.
     """
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.int16)
-    luma = (2 * planes[0] + 5 * planes[1] + planes[2]) >> 3
-    half = _halved(luma)
-    quarter = _halved(half)
-    mean, spread = _spread(half)
-    edges = [_laplacian(level) for level in (luma, half, quarter)]
+    sample = _sampled(pixels)
+    mean, spread, skew, dark, bright = _light(sample)
+    one = _blocks(pixels[..., 1])
+    two = _blocks(_added(one))
+    quarter = _added(two)
+    four = _blocks(quarter)
+    eight = _blocks(_added(four))
+    edges = [_laplacian(blocks) for blocks in (one, two, four)]
     return np.array(
         [
-            mean / 255,
-            math.log(spread + 1),
-            _skew(quarter),
-            math.log(_spread(_halved(_halved(quarter)))[1] + 1),
-            np.count_nonzero(luma < _DARK) / luma.size,
-            np.count_nonzero(luma > _BRIGHT) / luma.size,
-            _flat_share(luma),
-            *[math.log(_sum(edge) / edge.size + 0.1) for edge in edges],
-            *[_peakedness(edge) for edge in edges[1:]],
+            mean,
+            spread,
+            skew,
+            _coarse(eight),
+            dark,
+            bright,
+            _flat_share(one),
+            *[_sharpness(edge, scale) for edge, scale in zip(edges, _SCALES, strict=True)],
+            *[_peakedness(edge, scale) for edge, scale in zip(edges[1:], _SCALES[1:], strict=True)],
             *_directions(quarter),
-            *_colours(*_halved(planes)),
+            *_colours(sample),
         ],
         np.float32,
     )
@@ -157,6 +170,7 @@ def fit(train: np.ndarray, val: np.ndarray) -> Gates:
     luma = train[:, STATISTICS.index("luma_mean")]
     sharpness = train[:, STATISTICS.index("sharpness_1")]
     return Gates(
+        statistics_version=STATISTICS_VERSION,
         photographs=len(train),
         min_sharpness=_beyond(sharpness, _LAST, _MIN_SHARPNESS_MARGIN),
         min_luma=_beyond(luma, _LAST, _MIN_LUMA_MARGIN),
@@ -215,68 +229,106 @@ def _profile(values: np.ndarray) -> Profile:
     return Profile(mean=float(values.mean()), std=float(values.std()), quantiles=quantiles)
 
 
-def _halved(plane: np.ndarray) -> np.ndarray:
-    """Means of blocks of 2x2 of int16 (..., H, W); an odd last row or column is left out."""
-    height, width = plane.shape[-2] // 2 * 2, plane.shape[-1] // 2 * 2
-    rows = plane[..., :height:2, :] + plane[..., 1:height:2, :]
-    return (rows[..., :width:2] + rows[..., 1:width:2] + 2) >> 2
+def _sampled(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of a grid over the square, int32 (3, n); at an odd step, which few patterns repeat at."""
+    step = len(pixels) // _SAMPLE | 1
+    return pixels[::step, ::step].transpose(2, 0, 1).astype(np.int32, order="C").reshape(3, -1)
 
 
-def _spread(plane: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    values = plane.astype(np.float64)  # whole numbers below 2**53: exact in any order of adding
-    mean = float(values.sum()) / plane.size
-    return mean, max(float(np.einsum("ij,ij->", values, values)) / plane.size - mean**2, 0.0) ** 0.5
+def _light(sample: np.ndarray) -> tuple[float, float, float, float, float]:
+    """Mean, log of the deviation, skew, dark share and bright share of the luminance."""
+    red, green, blue = sample
+    counts = np.bincount((2 * red + 5 * green + blue) >> 3, minlength=256)
+    mean, second, third, dark, bright = (np.dot(_OF_LEVELS, counts) / red.size).tolist()
+    variance = max(second - mean**2, 0.0)
+    skew = (third - 3 * mean * second + 2 * mean**3) / (variance + 1) ** 1.5
+    return mean / 255, math.log(variance**0.5 + 1), skew, dark, bright
 
 
-def _skew(plane: np.ndarray) -> float:
-    mean, spread = _spread(plane)
-    values = plane.astype(np.float64)
-    squares = values * values
-    second = float(squares.sum()) / plane.size
-    third = float(np.einsum("ij,ij->", squares, values)) / plane.size
-    return (third - 3 * mean * second + 2 * mean**3) / (spread**2 + 1) ** 1.5
-
-
-def _laplacian(plane: np.ndarray) -> np.ndarray:
-    """Its absolute value."""
-    middle = plane[1:-1, 1:-1]
-    return np.abs(4 * middle - plane[:-2, 1:-1] - plane[2:, 1:-1] - plane[1:-1, :-2] - plane[1:-1, 2:])
-
-
-def _peakedness(edge: np.ndarray) -> float:
-    size = edge.astype(np.float64)
-    square = float(np.einsum("ij,ij->", size, size)) / size.size
-    return math.log((square + 1) / ((float(size.sum()) / size.size) ** 2 + 1))
-
-
-def _flat_share(luma: np.ndarray) -> float:
-    here = luma[:-1:2, :-1]  # every other row is enough
-    step = np.abs(luma[:-1:2, 1:] - here) + np.abs(luma[1::2, :-1] - here)
-    return np.count_nonzero(step <= 1) / step.size
-
-
-def _directions(plane: np.ndarray) -> tuple[float, float]:
-    across = (plane[:-1, 1:] - plane[:-1, :-1]).astype(np.float64)
-    down = (plane[1:, :-1] - plane[:-1, :-1]).astype(np.float64)
-    xx, yy = float(np.einsum("ij,ij->", across, across)), float(np.einsum("ij,ij->", down, down))
-    product = across * down
-    xy, both = float(product.sum()), float(np.abs(product).sum())
-    total = xx + yy + across.size  # as if every pixel had some noise, so that a blank square has no direction
-    return ((xx - yy) ** 2 + 4 * xy**2) ** 0.5 / total, 1 - 2 * both / total
-
-
-def _colours(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> list[float]:
-    means = [_sum(plane) / plane.size + 1 for plane in (red, green, blue)]
-    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+def _colours(sample: np.ndarray) -> list[float]:
+    red, green, blue = sample
+    count = red.size
+    reds, greens, blues = np.add.reduce(sample, axis=1, dtype=np.int32).tolist()
+    low, high = _sum(np.minimum.reduce(sample)), _sum(np.maximum.reduce(sample))
     return [
-        math.log(means[0] / means[1]),
-        math.log(means[2] / means[1]),
-        math.log(_spread(red - green)[1] + 1),
-        math.log(_spread((red + green >> 1) - blue)[1] + 1),
-        1 - (_sum(low) + low.size) / (_sum(high) + high.size),
+        math.log((reds + count) / (greens + count)),
+        math.log((blues + count) / (greens + count)),
+        math.log(_spread(red - green, reds - greens) + 1),
+        math.log(_spread(red + green - 2 * blue, reds + greens - 2 * blues) / 2 + 1),
+        1 - (low + count) / (high + count),
     ]
 
 
-def _sum(plane: np.ndarray) -> int:
-    return int(plane.sum(dtype=np.int64))
+def _blocks(plane: np.ndarray) -> np.ndarray:
+    """The four pixels of every 2x2, int16 (4, H // 2, W // 2); an odd last row or column is left out."""
+    height, width = plane.shape[0] // 2, plane.shape[1] // 2
+    blocks = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
+    return blocks.transpose(1, 3, 0, 2).astype(np.int16, order="C").reshape(4, height, width)
+
+
+def _added(blocks: np.ndarray) -> np.ndarray:
+    """Their sums, the next plane; int16 holds them up to blocks of 8x8."""
+    return np.add.reduce(blocks, axis=0, dtype=np.int16)
+
+
+def _laplacian(blocks: np.ndarray) -> np.ndarray:
+    """Its absolute value at the last pixel of every block, which is enough, but not at the margin."""
+    width = blocks.shape[2]
+    _, above, left, here = blocks.reshape(4, -1)  # each as one line: long steps are faster than many
+    line = 4 * here
+    line -= above
+    line -= left
+    line[:-width] -= above[width:]
+    line[:-1] -= left[1:]
+    return np.abs(line.reshape(blocks.shape[1:])[:-1, :-1])
+
+
+def _sharpness(edge: np.ndarray, scale: int) -> float:
+    return math.log(_sum(edge) / (edge.size * scale) + 0.1)
+
+
+def _peakedness(edge: np.ndarray, scale: int) -> float:
+    mean, square = _sum(edge) / (edge.size * scale), _squares(edge) / (edge.size * scale**2)
+    return math.log((square + 1) / (mean**2 + 1))
+
+
+def _flat_share(blocks: np.ndarray) -> float:
+    steps = np.abs(blocks[1:3] - blocks[0])  # of one pixel of every block, which is enough
+    return np.count_nonzero(steps[0] + steps[1] <= 1) / steps[0].size
+
+
+def _coarse(blocks: np.ndarray) -> float:
+    """Log of the deviation between blocks of 16 pixels, from sums of 8x8."""
+    sums = np.add.reduce(blocks, axis=0, dtype=np.int32)
+    return math.log(_spread(sums, _sum(sums)) / 256 + 1)
+
+
+def _directions(plane: np.ndarray) -> tuple[float, float]:
+    across = (plane[:-1, 1:] - plane[:-1, :-1]).astype(np.float64).ravel()
+    down = (plane[1:, :-1] - plane[:-1, :-1]).astype(np.float64).ravel()
+    xx, yy = _product(across, across), _product(down, down)
+    xy, both = _product(across, down), _product(np.abs(across), np.abs(down))
+    # As if every pixel had some noise, so that a blank square has no direction.
+    total = xx + yy + _SCALES[2] ** 2 * across.size
+    return ((xx - yy) ** 2 + 4 * xy**2) ** 0.5 / total, 1 - 2 * both / total
+
+
+def _spread(values: np.ndarray, total: int) -> float:
+    """Standard deviation of integers whose sum is `total`."""
+    return max(_squares(values) / values.size - (total / values.size) ** 2, 0.0) ** 0.5
+
+
+def _sum(values: np.ndarray) -> int:
+    return int(np.add.reduce(values, axis=None, dtype=np.int32))
+
+
+def _squares(values: np.ndarray) -> float:
+    exact = values.ravel().astype(np.float64)
+    return _product(exact, exact)
+
+
+def _product(some: np.ndarray, other: np.ndarray) -> float:
+    """Inner product of integers in float64: whole numbers below 2**53 are exact in any order of adding."""
+    if some.size > 8192:
+        return float(np.einsum("i,i->", some, other))  # BLAS would start threads, beside those that decode
+    return float(np.dot(some, other))

@@ -109,7 +109,7 @@ def test_the_reason_is_named(fitted, kind, flag):
 
 
 def test_statistics_mean_what_their_names_say():
-    grey = np.full((64, 64, 3), 128, np.uint8)
+    grey = np.full((64, 64, 3), 128, np.uint8)  # small enough that every pixel is in the grid
     stripes, half_red = grey.copy(), grey.copy()
     stripes[:, ::4] = 0
     half_red[:, :32, 1:] = 0
@@ -125,6 +125,39 @@ def test_statistics_mean_what_their_names_say():
     assert found["red"]["red_green"] == pytest.approx(np.log(129 / 65))
     assert found["red"]["red_green_std"] == pytest.approx(np.log(65))
     assert found["red"]["saturation"] > 0.4
+
+
+@pytest.mark.parametrize("size", [96, 128, 224, 225, 512])
+def test_the_grid_of_pixels_is_as_light_and_coloured_as_the_whole(files, size):
+    for data in files["unseen"][:10]:
+        pixels = decode(data, Preprocess(size=size)).pixels
+        found = dict(zip(STATISTICS, quality.measure(pixels).tolist(), strict=True))
+        luma = pixels @ [0.25, 0.625, 0.125]
+        red, green, _ = pixels.reshape(-1, 3).mean(axis=0) + 1
+        assert found["luma_mean"] == pytest.approx(luma.mean() / 255, abs=0.01)
+        assert found["luma_std"] == pytest.approx(np.log(luma.std() + 1), abs=0.05)
+        assert found["dark_share"] == pytest.approx((luma < 16).mean(), abs=0.02)
+        assert found["red_green"] == pytest.approx(np.log(red / green), abs=0.01)
+
+
+def _stripes(width, first=0):
+    light = (np.arange(128) - first) // width % 2 * 200
+    return np.broadcast_to(light.astype(np.uint8)[None, :, None], (128, 128, 3)).copy()
+
+
+def test_edges_are_seen_at_their_own_size_and_in_their_direction_wherever_they_lie():
+    finest, wide = (dict(zip(STATISTICS, quality.measure(_stripes(width)), strict=True)) for width in (1, 16))
+    assert finest["sharpness_1"] > wide["sharpness_1"] + 2
+    assert wide["sharpness_4"] > finest["sharpness_4"] + 6
+    assert wide["coarse_std"] > 4 > 1 > finest["coarse_std"]
+    for first in range(16):
+        found = dict(zip(STATISTICS, quality.measure(_stripes(8, first)), strict=True))
+        assert found["coherence"] > 0.95 and found["axis_share"] > 0.95
+
+
+def test_a_picture_turned_on_its_side_has_the_same_statistics(files):
+    pixels = decode(files["unseen"][0], Preprocess(size=224)).pixels
+    assert quality.measure(pixels.transpose(1, 0, 2)).tobytes() == quality.measure(pixels).tobytes()
 
 
 @pytest.mark.parametrize("size", [32, 33, 63, 224, 1024])
@@ -210,12 +243,22 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
 
 
 def test_gates_of_other_statistics_are_refused(gated, tmp_path):
+    now = dict(gated.spec.gates)
+    before = {
+        name: value for name, value in now.items() if name != "statistics_version"
+    }  # it was not recorded
+    for values in (before, now | {"statistics_version": 1}):
+        gates = quality.Gates.model_construct(**values)
+        save_bundle(str(tmp_path), gated.spec.model_copy(update={"gates": gates}), {})
+        with pytest.raises(UserError, match="gates of other statistics .* or train again"):
+            load_bundle(str(tmp_path))
+
+
+def test_gates_must_name_the_statistics_that_are_measured(gated):
     profile = dict(gated.spec.gates.profile)
     profile["another"] = profile.pop("saturation")
-    gates = gated.spec.gates.model_copy(update={"profile": profile})
-    save_bundle(str(tmp_path), gated.spec.model_copy(update={"gates": gates}), {})
-    with pytest.raises(UserError, match="gates: .*other statistics than this version"):
-        load_bundle(str(tmp_path))
+    with pytest.raises(ValueError, match="other statistics than this version"):
+        quality.Gates.model_validate(gated.spec.gates.model_dump() | {"profile": profile})
 
 
 def test_every_reason_is_explained_on_the_page_and_in_the_docs():
