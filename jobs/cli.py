@@ -143,8 +143,11 @@ def train(
         typer.Option(min=0, help="of `scalp prepare --folds`, to validate on"),
     ] = None,
     tracking: Annotated[
-        Literal["tensorboard", "none"],
-        typer.Option(help="tensorboard --logdir RUN/tensorboard shows the curves while it trains"),
+        Literal["tensorboard", "mlflow", "none"],
+        typer.Option(
+            help="tensorboard --logdir RUN/tensorboard shows the curves while it trains; mlflow needs "
+            "MLFLOW_TRACKING_URI"
+        ),
     ] = "tensorboard",
     set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
 ) -> None:

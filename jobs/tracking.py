@@ -1,17 +1,20 @@
-"""Follows a training run in TensorBoard: `tensorboard --logdir RUN/tensorboard`."""
+"""Where a training run is followed: in TensorBoard (`tensorboard --logdir RUN/tensorboard`) or in MLflow."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from jobs.console import console
 from scalp_core import storage
-from scalp_core.recipe import Recipe
+from scalp_core.errors import UserError
 
-Tracking = Literal["tensorboard", "none"]
+Tracking = Literal["tensorboard", "mlflow", "none"]
 
 FOLDER = "tensorboard"
 
@@ -29,47 +32,97 @@ _SCALARS = {
 
 
 class Tracker:
+    """Follows a run; this one writes nothing. What the others raise is `UserError`."""
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        """Takes the figures of one epoch, an entry of the history."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Takes the summary of a run that reached its end."""
+
+    def close(self) -> None:
+        """Lets go of what is held, after `finish` or instead of it."""
+
+
+@contextmanager
+def tracked(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[Tracker]:
+    """The tracker of a run, closed however the block ends.
+
+    Args:
+        tracking: which one.
+        run: the run's directory, local or `s3://`.
+        identity: `recipe`, `data_sha256` and `fold`, as in `run/run.json`.
+
+    Raises:
+        UserError: MLflow is not installed, not named, or does not answer.
+    """
+    tracker = Tracker()
+    if tracking == "tensorboard":
+        tracker = TensorBoard(run, identity["recipe"])
+    elif tracking == "mlflow":
+        tracker = _mlflow(run, identity)
+    try:
+        yield tracker
+    finally:
+        with lenient():
+            tracker.close()
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Says what a tracker cannot do, and goes on: the curves are no reason to stop a training."""
+    try:
+        yield
+    except UserError as error:
+        console.print(f"not tracked: {error}")
+
+
+def points(entry: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """Name, value and step of all that one epoch's entry says: loss by step, then the figures by epoch."""
+    losses, steps = entry["step_losses"], entry["steps"]
+    first = (entry["epoch"] - 1) * steps
+    by_step = [
+        ("loss/step", loss, first + round(number * steps / len(losses)))
+        for number, loss in enumerate(losses, 1)
+    ]
+    return by_step + [(name, entry[key], entry["epoch"]) for name, key in _SCALARS.items()]
+
+
+def _mlflow(run: str, identity: dict[str, Any]) -> Tracker:
+    try:
+        from jobs.tracking_mlflow import MLflow
+    except ModuleNotFoundError as error:
+        if error.name != "mlflow":
+            raise
+        raise UserError("--tracking mlflow: MLflow is missing; pip install 'scalp[mlflow]'") from None
+    return MLflow(run, identity)
+
+
+class TensorBoard(Tracker):
     """Writes each epoch's figures; a run that goes on adds a file to those before it.
 
     Args:
         run: the run's directory, local or `s3://`.
         recipe: shown as text beside the curves.
-        tracking: `none` writes nothing.
     """
 
-    def __init__(self, run: str, recipe: Recipe, tracking: Tracking) -> None:
-        self._uri = storage.join(run, FOLDER)
-        self._writer: Any = None
-        if tracking == "none":
-            return
+    def __init__(self, run: str, recipe: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import
 
+        self._uri = storage.join(run, FOLDER)
         # Written here and copied whole after each epoch: object storage has no files that grow.
         self._folder = tempfile.TemporaryDirectory(prefix="scalp-tracking-")
-        self._writer = SummaryWriter(self._folder.name)
-        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False)
+        self._writer: Any = SummaryWriter(self._folder.name)
+        text = yaml.safe_dump(recipe, sort_keys=False)
         self._writer.add_text("recipe", f"    {text.replace(chr(10), chr(10) + '    ')}")
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Adds the figures of one epoch, an entry of the history.
-
-        Raises:
-            UserError: the run's storage cannot be written.
-        """
-        if self._writer is None:
-            return
-        for name, key in _SCALARS.items():
-            self._writer.add_scalar(name, entry[key], entry["epoch"])
-        losses, steps = entry["step_losses"], entry["steps"]
-        for number, loss in enumerate(losses, 1):
-            step = (entry["epoch"] - 1) * steps + round(number * steps / len(losses))
-            self._writer.add_scalar("loss/step", loss, step)
+        for name, value, step in points(entry):
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
         for file in Path(self._folder.name).iterdir():
             storage.write(storage.join(self._uri, file.name), file.read_bytes())
 
     def close(self) -> None:
-        """Removes what was only for the way."""
-        if self._writer is not None:
-            self._writer.close()
-            self._folder.cleanup()
+        self._writer.close()
+        self._folder.cleanup()

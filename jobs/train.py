@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
-from jobs.tracking import Tracker, Tracking
+from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
 from jobs.train_loop import train_worker
 from scalp_core import manifest, storage
@@ -67,13 +67,13 @@ def train(
             cluster; None takes one for each GPU, else two.
         device: auto, cpu or cuda.
         fold: of `scalp prepare --folds`, to validate on; None takes the validation part.
-        tracking: where the figures of each epoch are written besides, below `run`.
+        tracking: where the figures of each epoch are written besides: below `run`, or to an MLflow server.
 
     Returns:
         the summary that is also written to `run/summary.json`.
 
     Raises:
-        UserError: bad input, or the machine cannot hold the workers.
+        UserError: bad input, the machine cannot hold the workers, or MLflow does not answer.
     """
     run, started = storage.absolute(run), time.monotonic()
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
@@ -90,18 +90,19 @@ def train(
     cluster = connect()
     scaling = _scaling(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
     _check_batches(recipe, parts["train"].num_rows, scaling)
-    # Everything that a user could have to mend is behind us: from here on the directory is this run's.
-    write_json(storage.join(run, _IDENTITY_FILE), identity)
-    initial = storage.join(run, "initial.safetensors")
-    storage.write(initial, serialise_weights(model.state_dict()))
-    console.print(_opening(recipe, parts["train"].num_rows, scaling))
-    tracker = Tracker(run, recipe, tracking)
-    result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
-    tracker.close()
-    trained = time.monotonic() - started
-    summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
-    summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
-    write_json(storage.join(run, SUMMARY_FILE), summary)
+    with tracked(tracking, run, identity) as tracker:
+        # Everything that a user could have to mend is behind us: from here on the directory is this run's.
+        write_json(storage.join(run, _IDENTITY_FILE), identity)
+        initial = storage.join(run, "initial.safetensors")
+        storage.write(initial, serialise_weights(model.state_dict()))
+        console.print(_opening(recipe, parts["train"].num_rows, scaling))
+        result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
+        trained = time.monotonic() - started
+        summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
+        summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
+        write_json(storage.join(run, SUMMARY_FILE), summary)
+        with lenient():
+            tracker.finish(summary)
     _show(summary, run)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
@@ -264,10 +265,8 @@ def _progress(epochs: int, tracker: Tracker) -> Iterator[Queue]:
                     continue
                 if "epoch_done" in note:
                     console.print(_epoch_line(note["epoch_done"], epochs))
-                    try:
+                    with lenient():
                         tracker.epoch(note["epoch_done"])
-                    except UserError as error:  # the curves are no reason to stop a training
-                        console.print(f"not tracked: {error}")
                 elif "restored" in note:
                     console.print(f"going on after epoch {note['restored']}")
                 else:
@@ -280,7 +279,7 @@ def _progress(epochs: int, tracker: Tracker) -> Iterator[Queue]:
         yield notes
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=30)  # a tracker that waits for a server gives up before
         notes.shutdown()
 
 

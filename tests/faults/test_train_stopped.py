@@ -1,4 +1,4 @@
-"""A training that is killed goes on after its last epoch when the same command is run again."""
+"""A training that is killed goes on after its last epoch when its command is run again, in MLflow too."""
 
 import json
 import os
@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from scalp_core.bundle import load_bundle
+from tests.conftest import free_port
+from tests.mlflow_api import mlflow_server
 
 EPOCHS = 5
 
 
 def command(way, run: Path) -> list[str]:
     recipe = ["--recipe", "smoke", "--set", "size=64", "--set", f"epochs={EPOCHS}", "--workers", "1"]
-    return [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), *recipe, "--device", "cpu"]
+    rest = ["--device", "cpu", "--tracking", "mlflow"]
+    return [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), *recipe, *rest]
 
 
 def committed_history(run: Path) -> list[dict]:
@@ -33,8 +36,23 @@ def committed_history(run: Path) -> list[dict]:
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path):
-    run = tmp_path / "run"
+def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path, monkeypatch):
+    run, port = tmp_path / "run", free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    with mlflow_server(tmp_path / "mlflow", port) as mlflow:
+        _kill_and_go_on(way, run)
+        history = json.loads((run / "summary.json").read_text())["history"]
+        [logged] = mlflow.search_runs([mlflow.get_experiment_by_name("scalp").experiment_id])
+        assert logged.info.status == "FINISHED"
+        for name, key in (("loss/validation", "val_loss"), ("loss/training", "train_loss")):
+            sent = sorted(
+                (each.step, each.value) for each in mlflow.get_metric_history(logged.info.run_id, name)
+            )
+            assert sent == [(entry["epoch"], pytest.approx(entry[key], rel=0.05)) for entry in history]
+
+
+def _kill_and_go_on(way, run):
     process = subprocess.Popen(
         command(way, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

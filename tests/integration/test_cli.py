@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from scalp_core import storage
 from tests.conftest import jpeg
 
@@ -47,7 +49,9 @@ def test_help_explains_every_verb():
     verbs = "synth prepare pseudonymise train evaluate quantise export grade explain serve models bench demo"
     for verb in verbs.split():
         assert verb in result.stdout
-        assert scalp(verb, "--help").returncode == 0
+        explained = CliRunner().invoke(app, [verb, "--help"])
+        assert explained.exit_code == 0, explained.output
+        assert f"{verb} [OPTIONS]" in explained.output
 
 
 def test_a_missing_folder(bundle, tmp_path):

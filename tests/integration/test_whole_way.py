@@ -63,6 +63,13 @@ def test_tensorboard_reads_the_curves_of_the_run(way):
     assert "batch_size: 16" in events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
+def test_without_a_server_to_follow_it_no_training_starts(way, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
+        train(str(way.data), str(tmp_path / "run"), way.recipe, workers=2, device="cpu", tracking="mlflow")
+    assert not (tmp_path / "run").exists()
+
+
 def test_validation_counts_every_photograph_once_over_both_workers(way):
     rows = manifest.part(manifest.read_manifest(str(way.data)), "val").num_rows
     assert {entry["val_n"] for entry in way.trained["history"]} == {rows}
