@@ -26,16 +26,18 @@ def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, tm
     assert one[-1] < one[0]
 
 
-def test_the_paper_s_order_of_things_with_every_option_on(way, tmp_path):
+def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way):
+    run = "s3://scalp/golden/run"
     changes = {
         "epochs": 2, "frozen_epochs": 1, "loss": "corn", "sampling": "balanced", "augment": "x4",
         "ema_decay": 0.9, "colour_jitter": 0.1, "layer_decay": 0.8, "batch_size": 32,
     }  # fmt: skip
     recipe = way.recipe.model_copy(update=RECIPE | {"architecture": "resnet18"} | changes)
-    summary = train(str(way.data), str(tmp_path / "run"), recipe, 1, "cpu")
-    rows = sum(load_bundle(str(tmp_path / "run")).spec.training.grade_counts)
-    assert {entry["steps"] for entry in summary["history"]} == {4 * rows // 32}
-    assert load_bundle(str(tmp_path / "run")).spec.head == "corn"
+    summary = train(str(way.data), run, recipe, 1, "cpu")
+    bundle = load_bundle(run).spec
+    assert {entry["steps"] for entry in summary["history"]} == {4 * sum(bundle.training.grade_counts) // 32}
+    assert bundle.head == "corn"
+    assert train(str(way.data), run, recipe, 1, "cpu") == summary  # finished: read, not trained again
     assert summary["validation"]["n"] == summary["history"][0]["val_n"]
 
 
