@@ -103,7 +103,8 @@ def _start() -> None:
         _check_reachable(address)
     try:
         with nullcontext() if verbose else _silent_stderr():
-            ray.init(address=address, **settings)
+            # `local` starts one even where another runs that nobody named, which Ray would join.
+            ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise _unreachable(where, str(error).strip().splitlines()[0]) from error

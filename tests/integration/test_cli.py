@@ -5,7 +5,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -151,3 +153,15 @@ def test_s3_is_reached_by_the_usual_aws_chain(s3, tmp_path):
     environment["AWS_PROFILE"] = "nobody"
     result = scalp("prepare", "s3://scalp/chain", tmp_path / "no", without=unset, **environment)
     assert_one_line(result, "nobody")
+
+
+def test_a_local_ray_is_started_beside_one_that_nobody_named():
+    """Ray notes the last cluster of this machine, and would join it."""
+    with tempfile.TemporaryDirectory(prefix="r") as folder:  # a short path: Ray puts sockets below it
+        noted = Path(folder, "ray", "ray_current_cluster")
+        noted.parent.mkdir()
+        noted.write_text("127.0.0.1:1")
+        command = [sys.executable, "-c", "from cluster.local import connect; print(connect())"]
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(command, capture_output=True, text=True, env=kept | {"RAY_TMPDIR": folder})
+    assert done.stdout.startswith("Cluster("), done.stderr
