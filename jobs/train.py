@@ -42,8 +42,8 @@ RECIPES = Path(__file__).parent / "recipes"
 
 _IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
-# Ray sees nodes up to 20 s late: it may wait this long for one that is gone, before it looks again.
-_START_TIMEOUT_S = 25
+# Ray learns of a lost node up to 20 s late, and waits this long for room on it before it counts again.
+_START_TIMEOUT_S = 10
 
 
 def train(

@@ -78,7 +78,7 @@ class Follower:
     def _say(self, note: dict[str, Any]) -> None:
         if "lost" in note:
             self._training = False
-            console.print(f"workers lost: {note['lost']}")
+            console.print(f"workers failed: {note['lost']}")
         elif "workers" in note:
             self._training = True
             where = f"going on after epoch {note['after']}" if note["after"] else "starting"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import ray
 from ray.train import ScalingConfig
 
@@ -11,6 +13,7 @@ from scalp_core.predictor import Device
 
 CPUS_FOR_DATA = 2
 SECONDS_BETWEEN_RESIZES = 30.0
+_SECONDS_BETWEEN_QUESTIONS = 0.5
 
 
 class ElasticScaling(ScalingConfig):
@@ -22,11 +25,13 @@ class ElasticScaling(ScalingConfig):
     @property
     def max_workers(self) -> int:
         """The most that the cluster may hold at this moment; Ray asks again before every resize."""
-        most = self.num_workers[1]
+        fewest, most = self.num_workers
         have = ray.cluster_resources()
-        room = int(have.get("CPU", 0)) - CPUS_FOR_DATA
+        room, gpus = int(have.get("CPU", 0)) - CPUS_FOR_DATA, int(have.get("GPU", 0))
+        if (min(room, gpus) if self.use_gpu else room) < fewest:
+            time.sleep(_SECONDS_BETWEEN_QUESTIONS)  # Ray asks again at once, for as long as there is no room
         # Where the GPUs are what is scarce, all that is wanted is asked for: nodes may be started for it.
-        return most if self.use_gpu and have.get("GPU", 0) <= room else min(most, room)
+        return most if self.use_gpu and gpus <= room else min(most, room)
 
 
 def parse_workers(text: str | None) -> tuple[int, int] | None:

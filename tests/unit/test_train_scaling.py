@@ -35,6 +35,8 @@ def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, 
     assert (scaling.min_workers, scaling.max_workers) == (1, most)
     resources(monkeypatch, 128, gpus)  # nodes have joined
     assert scaling.max_workers == 8
+    resources(monkeypatch, 2, gpus)  # nodes are lost: rather no worker than one without data
+    assert scaling.max_workers < scaling.min_workers
 
 
 def test_what_the_cluster_cannot_hold_is_refused_with_what_it_can():
@@ -75,7 +77,7 @@ STARTED = {"workers": 2, "after": 0}
 
 def test_a_run_whose_lost_workers_find_no_room_says_so(monkeypatch, capsys):
     output = said(monkeypatch, capsys, STARTED, {"lost": 2}, cpus=6)
-    assert "workers lost: 2" in output
+    assert "workers failed: 2" in output
     assert "waiting for room (workers: 2, CPUs for their data: 2); Ray has 6 CPUs" in output
     assert "waiting for room" in said(monkeypatch, capsys, STARTED, cpus=3)
 
