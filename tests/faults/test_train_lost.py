@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +103,11 @@ def check_curve(summary: dict, kept: list[dict], undisturbed: dict) -> None:
         assert entry["step_losses"] == pytest.approx(other["step_losses"], rel=0.05)
 
 
+def runs_of(numbers: Iterable[int]) -> list[int]:
+    """Without repeats that follow each other."""
+    return [number for number, _ in itertools.groupby(numbers)]
+
+
 HOLD = """
 import ray, sys
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -182,10 +187,10 @@ def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, alone, 
         summary = run.end()
     finally:
         cluster.shutdown()
-    assert [workers for _, workers in run.starts()] == [1, 2, 1]
+    # Two may start once more, on the node that is left, before Ray has declared the other dead.
+    assert runs_of(workers for _, workers in run.starts()) == [1, 2, 1]
     # At most the epoch that was running is done again, each time.
     assert len(before) <= run.starts()[1][0]
-    assert len(kept) <= run.starts()[2][0]
+    assert all(len(kept) <= epoch for epoch, _ in run.starts()[2:])
     check_curve(summary, kept, alone.trained)
-    groups = itertools.groupby(entry["workers"] for entry in summary["history"])
-    assert [workers for workers, _ in groups] == [1, 2, 1]
+    assert runs_of(entry["workers"] for entry in summary["history"]) == [1, 2, 1]
