@@ -155,8 +155,9 @@ def train(
 
     --set changes a value of the recipe, for example --set epochs=5.
     """
-    from jobs.train import RECIPES, parse_workers
+    from jobs.train import RECIPES
     from jobs.train import train as verb
+    from jobs.train_scaling import parse_workers
     from scalp_core.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]

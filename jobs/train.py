@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -21,15 +18,16 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.queue import Queue
 
 from cluster.local import Cluster, connect
-from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, write_json
+from jobs.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
+from jobs.train_follow import TellsOfLosses, followed
 from jobs.train_loop import train_worker
+from jobs.train_scaling import ElasticScaling, fewest_and_most, scaling_for
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
@@ -44,8 +42,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 _IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
-_CPUS_FOR_DATA = 2
-_SECONDS_BETWEEN_RESIZES = 30.0
+# Ray learns of a lost node up to 20 s late, and an elastic run waits this long for room on it before it counts
+# the nodes again.
+_START_TIMEOUT_S = 10
 
 
 def train(
@@ -88,7 +87,7 @@ def train(
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
     spec = preprocess_for(model, recipe.size, recipe.resize)
     cluster = connect()
-    scaling = _scaling(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
+    scaling = scaling_for(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
     _check_batches(recipe, parts["train"].num_rows, scaling)
     with tracked(tracking, run, identity) as tracker:
         # Everything that a user could have to mend is behind us: from here on the directory is this run's.
@@ -110,7 +109,7 @@ def train(
 
 
 def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
-    fewest, most = scaling.min_workers, scaling.max_workers
+    fewest, most = fewest_and_most(scaling)
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     shares = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
     return (
@@ -136,7 +135,7 @@ def _train_workers(
     val, kept_val = cached(parts["val"], spec, room // 4)
     train, kept_train = cached(parts["train"], spec, room * 3 // 4)
     console.print(cache_line(train, cluster))
-    with _progress(recipe.epochs, tracker) as notes:
+    with followed(recipe.epochs, tracker, scaling.min_workers) as notes:
         config = {
             "recipe": recipe.model_dump(),
             "train": train,
@@ -145,7 +144,7 @@ def _train_workers(
             "initial_weights": initial,
             "notes": notes,
         }
-        result = _fit(config, run, scaling)
+        result = _fit(config, run, scaling, notes)
     del kept_train, kept_val
     return result
 
@@ -161,50 +160,8 @@ def _check_identity(run: str, identity: dict[str, Any]) -> None:
         )
 
 
-def parse_workers(text: str | None) -> tuple[int, int] | None:
-    """`4` as (4, 4) and `2:8` as (2, 8), the fewest and the most; None stays None.
-
-    Raises:
-        UserError: neither of these.
-    """
-    if text is None:
-        return None
-    words = text.split(":")
-    if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
-        raise UserError(f"--workers {text}: write a number, or MIN:MAX such as 2:8")
-    fewest, most = int(words[0]), int(words[-1])
-    if fewest > most:
-        raise UserError(f"--workers {text}: MIN is more than MAX; write --workers {most}:{fewest}")
-    return fewest, most
-
-
-def _scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
-    """Workers that this cluster can hold beside the data pipeline."""
-    if device == "cuda" and not cluster.gpus:
-        raise UserError(
-            "--device cuda: Ray sees no GPU; use --device cpu or auto, or join a cluster that has one"
-        )
-    use_gpu = device != "cpu" and cluster.gpus > 0
-    fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
-    # Each worker holds a CPU, and the data pipeline needs at least two to make progress.
-    room = min(cluster.gpus, cluster.cpus - _CPUS_FOR_DATA) if use_gpu else cluster.cpus - _CPUS_FOR_DATA
-    if fewest > room:
-        what = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {_CPUS_FOR_DATA}"
-        have = cluster.gpus if use_gpu else cluster.cpus
-        raise UserError(
-            f"--workers {fewest}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
-        )
-    most = most if workers and fewest < most else fewest
-    return ScalingConfig(
-        num_workers=(fewest, most) if fewest < most else fewest,
-        use_gpu=use_gpu,
-        resources_per_worker={"CPU": 1, "GPU": int(use_gpu)},
-        elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
-    )
-
-
 def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
-    workers = scaling.max_workers
+    workers = fewest_and_most(scaling)[1]
     # Batch normalisation needs two photographs in every piece.
     if recipe.batch_size // workers // recipe.accumulate < 2:
         raise UserError(
@@ -222,7 +179,9 @@ def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
         )
 
 
-def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
+def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
+    if isinstance(scaling, ElasticScaling):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     filesystem, path = storage.filesystem(run)
     trainer = TorchTrainer(
         train_worker,
@@ -232,6 +191,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
             name="checkpoints",  # in RUN; the same name again restores
             storage_path=path,
             storage_filesystem=filesystem,
+            callbacks=[TellsOfLosses(notes)],
             failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
@@ -246,50 +206,6 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
             f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
             "SCALP_RAY_LOGS=1 shows the workers' output, and the same command goes on after the last epoch"
         ) from error
-
-
-@contextmanager
-def _progress(epochs: int, tracker: Tracker) -> Iterator[Queue]:
-    """A queue for the workers' notes, shown as a bar and one line an epoch."""
-    # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    stop = threading.Event()
-
-    def follow() -> None:
-        with progress_bar("training", epochs * 100) as (progress, task):
-            while not (stop.is_set() and notes.empty()):
-                try:
-                    note = notes.get(timeout=0.5)
-                except Empty:
-                    continue
-                if "epoch_done" in note:
-                    console.print(_epoch_line(note["epoch_done"], epochs))
-                    with lenient():
-                        tracker.epoch(note["epoch_done"])
-                elif "restored" in note:
-                    console.print(f"going on after epoch {note['restored']}")
-                else:
-                    done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
-                    progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield notes
-    finally:
-        stop.set()
-        thread.join(timeout=30)  # a tracker that waits for a server gives up before
-        notes.shutdown()
-
-
-def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
-    return (
-        f"epoch {entry['epoch']}/{epochs}  "
-        f"loss {entry['train_loss']:.3f}  top-1 {entry['train_top1']:.3f}  |  validation "
-        f"loss {entry['val_loss']:.3f}  top-1 {entry['val_top1']:.3f}  QWK {entry['val_qwk']:.3f}  "
-        f"({entry['seconds']:.0f} s, {entry['data_wait_share']:.0%} waiting for data)"
-    )
 
 
 def _show(summary: dict[str, Any], run: str) -> None:

@@ -80,6 +80,7 @@ class _Worker:
 
     def run(self) -> None:
         first = len(self.history) + 1
+        self._note({"workers": self.world, "after": first - 1})
         batches = training_batches(self.train, self.recipe.order, self.share, first)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
@@ -262,7 +263,6 @@ class _Worker:
             self.model.load_state_dict(state.get("model", weights))
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
-            self._note({"restored": len(self.history)})
 
 
 def _keep_freed_memory() -> None:

@@ -149,6 +149,25 @@ def way(cluster, tmp_path_factory) -> WholeWay:
     return WholeWay(*folders, recipe, prepared, trained, evaluate(run, data, evaluation))
 
 
+@dataclass(frozen=True)
+class Alone:
+    """A run of one worker that nothing disturbed, of a model that any number of workers train alike."""
+
+    recipe: Recipe
+    settings: list[str]
+    trained: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def alone(way, tmp_path_factory) -> Alone:
+    # Without batch normalisation, whose statistics are of each worker's own photographs.
+    settings = [f"size={SMALL}", "epochs=10", "architecture=convnext_atto", "learning_rate=1e-3"]
+    settings.append("weight_decay=0.05")
+    recipe = load_recipe("smoke", RECIPES, settings)
+    run = str(tmp_path_factory.mktemp("alone"))
+    return Alone(recipe, settings, train(str(way.data), run, recipe, workers=1, device="cpu"))
+
+
 def free_port() -> int:
     """A port on loopback that nothing listens on."""
     with socket.socket() as probe:

@@ -1,48 +1,79 @@
-"""A worker or a node that is lost in the middle of an epoch: the run ends by itself, where it would have."""
+"""A worker or a node is lost, or a node joins: the run goes on by itself, and its curve is the same."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ray.cluster_utils import Cluster
 
 from tests.faults.test_train_stopped import committed_history
 
-MARK = "SCALP_TEST_RUN"  # in the environment of every process of a run, to find them by
+MARK = "SCALP_TEST_RUN"  # in the environment of every process of a cluster, to find them by
+NODE = {"object_store_memory": 200 * 2**20}
+# The verb as a user starts it, but for how often it considers the nodes.
+VERB = """
+from jobs import cli, train_scaling
+train_scaling.SECONDS_BETWEEN_RESIZES = 1.0
+cli.main()
+"""
+# By then Ray has noticed a node that joined: it looks every 20 s.
+NOTICED_S = 22
 
 
-def start(way, run: Path, **environment: str) -> subprocess.Popen:
-    # As the run of the fixture `way`, which nothing disturbed.
-    settings = ["--set", f"size={way.recipe.size}", "--set", f"epochs={way.recipe.epochs}"]
-    command = [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), "--recipe", "smoke"]
-    return subprocess.Popen(
-        [*command, *settings, "--workers", "2", "--device", "cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | environment,
-    )
+class Run(NamedTuple):
+    """A training in a process of its own."""
+
+    process: subprocess.Popen
+    folder: Path
+    log: Path
+
+    def wait(self, until: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 200
+        while not until():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def kept(self) -> list[dict]:
+        return committed_history(self.folder)
+
+    def starts(self) -> list[tuple[int, int]]:
+        """The epochs kept and the workers, each time that they started."""
+        found = re.findall(r"(?:starting|going on after epoch (\d+)), workers: (\d+)", self.log.read_text())
+        return [(int(epoch or 0), int(workers)) for epoch, workers in found]
+
+    def end(self) -> dict:
+        self.process.wait(timeout=280)
+        assert self.process.returncode == 0, self.log.read_text()
+        return json.loads((self.folder / "summary.json").read_text())
 
 
-def after_the_first_epoch(run: Path, process: subprocess.Popen) -> list[dict]:
-    """Waits until the first epoch is kept; the epochs kept."""
-    deadline = time.monotonic() + 200
-    while not (kept := committed_history(run)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return kept
+def start(way, folder: Path, settings: list[str], workers: str, **environment: str) -> Run:
+    log = folder.with_suffix(".log")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-c", VERB, "train", str(way.data), str(folder), "--recipe", "smoke", *changes]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--workers", workers, "--device", "cpu"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
+    return Run(process, folder, log)
 
 
 def training_workers(mark: str) -> list[int]:
-    """Process ids of the training workers of one run."""
+    """Process ids of the training workers of one cluster."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -54,31 +85,27 @@ def training_workers(mark: str) -> list[int]:
     return found
 
 
-def check_end(process: subprocess.Popen, run: Path, kept: list[dict], undisturbed: dict) -> None:
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
-    going_on = [line for line in output.splitlines() if "going on after epoch" in line]
-    assert going_on, output
-    # At most the epoch that was running is done again.
-    assert int(going_on[0].rsplit(" ", 1)[1]) >= len(kept)
-    summary = json.loads((run / "summary.json").read_text())
-    assert [entry["epoch"] for entry in summary["history"]] == [1, 2, 3, 4]
-    assert summary["history"][: len(kept)] == kept
-    assert summary["validation"]["qwk"] == pytest.approx(undisturbed["validation"]["qwk"], abs=0.02)
-    # Not only where it ends: the curve is the one that it would have had.
-    for entry, other in zip(summary["history"], undisturbed["history"], strict=True):
+def node_of(process: int, cluster: Cluster):
+    """The node that a worker runs on: its parent is the node's raylet."""
+    parent = int(re.search(r"PPid:\s*(\d+)", Path(f"/proc/{process}/status").read_text()).group(1))
+    for node in cluster.worker_nodes:
+        if any(parent == info.process.pid for info in node.all_processes["raylet"]):
+            return node
+    raise AssertionError(f"no node has a process {parent}")
+
+
+def check_curve(summary: dict, kept: list[dict], undisturbed: dict) -> None:
+    """Every epoch once, and each with the losses that it would have had."""
+    history, others = summary["history"], undisturbed["history"]
+    assert [entry["epoch"] for entry in history] == [other["epoch"] for other in others]
+    assert history[: len(kept)] == kept
+    for entry, other in zip(history, others, strict=True):
         assert entry["step_losses"] == pytest.approx(other["step_losses"], rel=0.05)
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_worker_costs_at_most_one_epoch(way, tmp_path):
-    mark = uuid.uuid4().hex
-    process = start(way, tmp_path / "run", **{MARK: mark})
-    kept = after_the_first_epoch(tmp_path / "run", process)
-    workers = training_workers(mark)
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
-    check_end(process, tmp_path / "run", kept, way.trained)
+def runs_of(numbers: Iterable[int]) -> list[int]:
+    """Without repeats that follow each other."""
+    return [number for number, _ in itertools.groupby(numbers)]
 
 
 HOLD = """
@@ -95,30 +122,75 @@ sys.stdin.readline()
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_node_costs_at_most_one_epoch(way, tmp_path, monkeypatch):
+def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(way, tmp_path, monkeypatch):
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)  # the nodes' processes inherit it
-    node = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 5, "resources": {"head": 1}, **node})
+    head = {"num_cpus": 5, "resources": {"head": 1}, "include_dashboard": False, **NODE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     holder = None
     try:
-        lost = cluster.add_node(num_cpus=4, object_store_memory=200 * 2**20)
+        lost = cluster.add_node(num_cpus=4, **NODE)
         cluster.wait_for_nodes()
-        # The head is busy, so that the workers start on the node that will be lost.
+        # The head is busy, so that photographs and workers start on the node that will be lost.
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLD, cluster.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert holder.stdout.readline() == "held\n"
-        process = start(way, tmp_path / "run", RAY_ADDRESS=cluster.address)
-        while len(training_workers(mark)) < 2:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.1)
+        # As the run of the fixture `way`, which nothing disturbed.
+        settings = [f"size={way.recipe.size}", f"epochs={way.recipe.epochs}"]
+        run = start(way, tmp_path / "run", settings, "2", RAY_ADDRESS=cluster.address)
+        run.wait(run.kept)
+        kept = run.kept()
+        workers = training_workers(mark)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        run.wait(lambda: len(run.starts()) == 2)
         holder.communicate("\n", timeout=60)
-        kept = after_the_first_epoch(tmp_path / "run", process)
         cluster.remove_node(lost, allow_graceful=False)
-        check_end(process, tmp_path / "run", kept, way.trained)
+        summary = run.end()
     finally:
         if holder and holder.poll() is None:
             holder.kill()
         cluster.shutdown()
+    # At most the epoch that was running is done again, each time.
+    assert [workers for _, workers in run.starts()] == [2, 2, 2]
+    assert len(kept) <= run.starts()[1][0] <= run.starts()[2][0]
+    check_curve(summary, kept, way.trained)
+    assert summary["validation"]["qwk"] == pytest.approx(way.trained["validation"]["qwk"], abs=0.02)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, alone, tmp_path, monkeypatch):
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    head = {"num_cpus": 0, "include_dashboard": False, **NODE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        # Three CPUs are one worker and two for its data, though --workers asks for up to two.
+        cluster.add_node(num_cpus=3, **NODE)
+        cluster.wait_for_nodes()
+        # These epochs are shorter than Ray's two seconds between looks at its workers.
+        looks = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        run = start(way, tmp_path / "run", alone.settings, "1:2", RAY_ADDRESS=cluster.address, **looks)
+        run.wait(run.kept)
+        before = run.kept()
+        # Held until Ray has noticed the node: all epochs would be over by then.
+        (only,) = training_workers(mark)
+        os.kill(only, signal.SIGSTOP)
+        cluster.add_node(num_cpus=3, **NODE)
+        time.sleep(NOTICED_S)
+        os.kill(only, signal.SIGCONT)
+        run.wait(lambda: run.kept()[-1:] and run.kept()[-1]["workers"] == 2)
+        kept = run.kept()
+        cluster.remove_node(node_of(training_workers(mark)[0], cluster), allow_graceful=False)
+        summary = run.end()
+    finally:
+        cluster.shutdown()
+    # Two may start once more, on the node that is left, before Ray has declared the other dead.
+    assert runs_of(workers for _, workers in run.starts()) == [1, 2, 1]
+    # At most the epoch that was running is done again, each time.
+    assert len(before) <= run.starts()[1][0]
+    assert all(len(kept) <= epoch for epoch, _ in run.starts()[2:])
+    check_curve(summary, kept, alone.trained)
+    assert runs_of(entry["workers"] for entry in summary["history"]) == [1, 2, 1]

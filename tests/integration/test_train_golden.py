@@ -2,37 +2,33 @@
 
 import pytest
 
-from jobs.train import parse_workers, train
+from jobs.train import train
+from jobs.train_scaling import parse_workers
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
-
-# Without batch normalisation, whose statistics are of each worker's own photographs.
-RECIPE = {"architecture": "convnext_atto", "epochs": 4, "learning_rate": 1e-3, "weight_decay": 0.05}
 
 
 def curve(summary):
     return [loss for entry in summary["history"] for loss in entry["step_losses"]]
 
 
-def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, tmp_path):
-    alone = way.recipe.model_copy(update=RECIPE)
-    shared = alone.model_copy(update={"accumulate": 2})
-    one = curve(train(str(way.data), str(tmp_path / "one"), alone, 1, "cpu"))
+def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, alone, tmp_path):
+    shared = alone.recipe.model_copy(update={"accumulate": 2})
     elastic = train(str(way.data), str(tmp_path / "two"), shared, (1, 2), "cpu")
-    two = curve(elastic)
+    one, two = curve(alone.trained), curve(elastic)
     assert {entry["workers"] for entry in elastic["history"]} == {2}
     assert len(one) == len(two) >= 20
     assert two[:20] == pytest.approx(one[:20], rel=0.02)
     assert one[-1] < one[0]
 
 
-def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way):
+def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way, alone):
     run = "s3://scalp/golden/run"
     changes = {
         "epochs": 2, "frozen_epochs": 1, "loss": "corn", "sampling": "balanced", "augment": "x4",
         "ema_decay": 0.9, "colour_jitter": 0.1, "layer_decay": 0.8, "batch_size": 32,
     }  # fmt: skip
-    recipe = way.recipe.model_copy(update=RECIPE | {"architecture": "resnet18"} | changes)
+    recipe = alone.recipe.model_copy(update={"architecture": "resnet18"} | changes)
     summary = train(str(way.data), run, recipe, 1, "cpu")
     bundle = load_bundle(run).spec
     assert {entry["steps"] for entry in summary["history"]} == {4 * sum(bundle.training.grade_counts) // 32}
