@@ -42,9 +42,9 @@ from scalp_core.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
-_IDENTITY_FILE = "run.json"
+IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
-_CPUS_FOR_DATA = 2
+CPUS_FOR_DATA = 2
 _SECONDS_BETWEEN_RESIZES = 30.0
 
 
@@ -81,17 +81,17 @@ def train(
         table = manifest.with_fold(table, fold)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
     identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
-    _check_identity(run, identity)
+    check_identity(run, identity)
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
     spec = preprocess_for(model, recipe.size, recipe.resize)
     cluster = connect()
-    scaling = _scaling(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
-    _check_batches(recipe, parts["train"].num_rows, scaling)
+    scaling = scaling_for(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
+    check_batches(recipe, parts["train"].num_rows, scaling)
     # Everything that a user could have to mend is behind us: from here on the directory is this run's.
-    write_json(storage.join(run, _IDENTITY_FILE), identity)
+    write_json(storage.join(run, IDENTITY_FILE), identity)
     initial = storage.join(run, "initial.safetensors")
     storage.write(initial, serialise_weights(model.state_dict()))
     console.print(_opening(recipe, parts["train"].num_rows, scaling))
@@ -149,14 +149,14 @@ def _train_workers(
     return result
 
 
-def _check_identity(run: str, identity: dict[str, Any]) -> None:
-    """Refuses to go on with a run of other settings or data."""
-    known = read_json(storage.join(run, _IDENTITY_FILE)) or identity
+def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:
+    """Refuses to go on with a run of other settings or data; `argument` is what the caller names it."""
+    known = read_json(storage.join(run, IDENTITY_FILE)) or identity
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
-        changed = [name for name in new if name != "recipe" and old.get(name) != new[name]]
+        changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
         raise UserError(
-            f"{run} holds a run with another {', '.join(changed)}; choose another RUN, or remove it"
+            f"{run} holds a run with another {', '.join(changed)}; choose another {argument}, or remove it"
         )
 
 
@@ -177,7 +177,7 @@ def parse_workers(text: str | None) -> tuple[int, int] | None:
     return fewest, most
 
 
-def _scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
+def scaling_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
     """Workers that this cluster can hold beside the data pipeline."""
     if device == "cuda" and not cluster.gpus:
         raise UserError(
@@ -186,9 +186,9 @@ def _scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) 
     use_gpu = device != "cpu" and cluster.gpus > 0
     fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
     # Each worker holds a CPU, and the data pipeline needs at least two to make progress.
-    room = min(cluster.gpus, cluster.cpus - _CPUS_FOR_DATA) if use_gpu else cluster.cpus - _CPUS_FOR_DATA
+    room = min(cluster.gpus, cluster.cpus - CPUS_FOR_DATA) if use_gpu else cluster.cpus - CPUS_FOR_DATA
     if fewest > room:
-        what = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {_CPUS_FOR_DATA}"
+        what = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {CPUS_FOR_DATA}"
         have = cluster.gpus if use_gpu else cluster.cpus
         raise UserError(
             f"--workers {fewest}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
@@ -202,7 +202,8 @@ def _scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) 
     )
 
 
-def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+    """Refuses batches that these workers cannot cut, or that the photographs do not fill."""
     workers = scaling.max_workers
     # Batch normalisation needs two photographs in every piece.
     if recipe.batch_size // workers // recipe.accumulate < 2:
@@ -221,9 +222,10 @@ def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
         )
 
 
-def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
+def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
+    """Ray's, which goes on from the checkpoints that `run` holds; `options` are those of its RunConfig."""
     filesystem, path = storage.filesystem(run)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config=config,
         scaling_config=scaling,
@@ -232,13 +234,17 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
-            ),
+            **options,
         ),
     )
+
+
+def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
+    checkpoints = CheckpointConfig(
+        num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
+    )
     try:
-        return trainer.fit()
+        return trainer(config, run, scaling, checkpoint_config=checkpoints).fit()
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
