@@ -233,7 +233,6 @@ def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options:
             name="checkpoints",  # in RUN; the same name again restores
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
             **options,
         ),
     )
@@ -243,8 +242,9 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:
     checkpoints = CheckpointConfig(
         num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
     )
+    failures = FailureConfig(max_failures=_MAX_WORKER_FAILURES)
     try:
-        return trainer(config, run, scaling, checkpoint_config=checkpoints).fit()
+        return trainer(config, run, scaling, checkpoint_config=checkpoints, failure_config=failures).fit()
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(

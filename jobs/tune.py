@@ -170,7 +170,7 @@ def _opening(
     workers = f"{scaling.max_workers} worker{'s' * (scaling.max_workers > 1)}"
     have = f"{cluster.cpus} CPUs" + f" and {cluster.gpus} GPUs" * scaling.use_gpu
     lines = [
-        f"tuning {recipe.architecture} on {parts['train'].num_rows} photographs, validated on "
+        f"tuning on {parts['train'].num_rows} photographs, validated on "
         f"{parts['val'].num_rows}: {len(trials)} trials of up to {recipe.epochs} epochs, {at_once} at once "
         f"({workers} and {CPUS_FOR_DATA} CPUs for data each; Ray has {have})",
         f"varied: {', '.join(space)}; from epoch {grace} on, ASHA stops what is not among the best third",
@@ -310,11 +310,11 @@ def _finish(
     """Writes the table, the picture and the best recipe; the summary."""
     ranked = _ranked(trials)
     best, epoch = ranked[0], ranked[0].best or {}
-    where = "validation" + ", LEAKY SPLIT: the figures flatter" * data_spec.split.leaky
+    title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
     storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)]))
     axes = {key: values if isinstance(values, tuple) else values.scale for key, values in space.items()}
     rows = [dataclasses.asdict(trial) for trial in ranked]
-    storage.write(storage.join(out, "tune.png"), report.search(rows, axes, recipes[1].epochs, where))
+    storage.write(storage.join(out, "tune.png"), report.search(rows, axes, recipes[1].epochs, title))
     heading = (
         f"# The best of {len(trials)} trials by validation kappa: trial {best.number}, QWK "
         f"{epoch[METRIC]:.4f} in epoch {epoch['epoch']}.\n"

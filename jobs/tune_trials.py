@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.train import CheckpointConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, TrainingFailedError
 from ray.tune import Callback
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
@@ -27,6 +27,9 @@ from scalp_core import storage
 METRIC = "val_qwk"
 # Each rung lets the best third go on.
 REDUCTION = 3
+
+# Fewer than of a training: settings that cannot work fail again and again.
+_MAX_WORKER_FAILURES = 1
 
 _KEPT = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_qwk", "learning_rate", "seconds")
 _TRIALS_FOLDER = "trials"
@@ -109,6 +112,7 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
         plan.folder,
         plan.scaling,
         checkpoint_config=CheckpointConfig(num_to_keep=1),
+        failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
         callbacks=[TuneReportCallback()],
     )
     try:
@@ -170,6 +174,10 @@ class Records(Callback):
         self._epochs = epochs
         self._progress, self._task = bar
         self._show()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps a copy of what it was asked for, and a bar cannot be copied."""
+        return {}
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         own = self._trials[trial.config["trial"]]

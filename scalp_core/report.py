@@ -21,7 +21,7 @@ from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
 _SLICES_SHOWN = 12  # of one column
 _PANELS_A_ROW = 3
-_LABEL_WIDTH = 13  # characters
+_LABEL_WIDTH = 9  # characters
 
 
 def _png(figure: Figure) -> bytes:
@@ -213,7 +213,7 @@ def search(
         trials: `number, settings, status, history` of each, the best first.
         axes: for each setting the values to choose from, or `linear` or `log` of a range.
         epochs: of a trial that was not stopped.
-        title: what the kappa is of.
+        title: above it.
     """
     shown = [trial for trial in trials if trial["history"]]
     rows = -(-len(axes) // _PANELS_A_ROW)
@@ -226,9 +226,10 @@ def search(
             [entry["epoch"] for entry in trial["history"]], [entry["val_qwk"] for entry in trial["history"]],
             "-", color=_VAL if best else _TRAIN, linewidth=2.4 if best else 1.0, alpha=1 if best else 0.55,
         )  # fmt: skip
-        last = trial["history"][-1]
-        _mark(top, last["epoch"], last["val_qwk"], best, finished)
-    top.set(xlabel="epoch", ylabel="kappa (QWK)", xlim=(0.8, epochs + 0.2), title=f"{title}: kappa by epoch")
+        history = trial["history"]
+        end = max(history, key=lambda entry: entry["val_qwk"]) if best else history[-1]
+        _mark(top, end["epoch"], end["val_qwk"], best, finished)
+    top.set(xlabel="epoch", ylabel="kappa (QWK)", xlim=(0.8, epochs + 0.2), title=title)
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.grid(alpha=0.3)
     first: Any = None
@@ -238,8 +239,9 @@ def search(
         _against(panel, name, values, shown)
         if place % _PANELS_A_ROW == 0:
             panel.set_ylabel("best kappa (QWK)")
+    best_label = f"trial {shown[0]['number']}, the best, in its best epoch"
     handles = [
-        top.plot([], [], "*", color=_VAL, markersize=14, markeredgecolor="black", label="the best")[0],
+        top.plot([], [], "*", color=_VAL, markersize=14, markeredgecolor="black", label=best_label)[0],
         top.plot([], [], "o", color=_TRAIN, label="all epochs")[0],
         top.plot([], [], "o", color=_TRAIN, markerfacecolor="white", label="stopped early, or failed")[0],
     ]
@@ -262,6 +264,7 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
         y = max(entry["val_qwk"] for entry in trial["history"])
         _mark(panel, x, y, trial is trials[0], trial["status"] == "finished")
     panel.set_xlabel(name)
+    panel.margins(y=0.12)
     panel.grid(alpha=0.3)
     if isinstance(values, str):
         panel.set_xscale(values)
