@@ -23,8 +23,20 @@ from rich.table import Table
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, write_json
 from jobs.ingest import Photographs, cache_line, cache_room, cached
+from jobs.shards import PATIENCE_S
 from jobs.train import CPUS_FOR_DATA, IDENTITY_FILE, check_batches, check_identity, scaling_for
-from jobs.tune_trials import METRIC, Plan, Records, Trial, asha, in_words, load_trials, run_trial
+from jobs.tune_trials import (
+    METRIC,
+    WORK_FOLDER,
+    Plan,
+    Records,
+    Trial,
+    asha,
+    in_words,
+    load_trials,
+    run_trial,
+    work_folder,
+)
 from scalp_core import manifest, provenance, report, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
@@ -39,7 +51,6 @@ from scalp_core.space import Space, draw
 SPACES = Path(__file__).parent / "spaces"
 BEST_FILE = "best.yaml"
 
-_WORK_FOLDER = "work"
 _GRACE_SHARE = 0.25  # of the epochs: before, nothing is stopped
 
 
@@ -109,7 +120,7 @@ def tune(
     _search(out, recipes, starts, parts, known, cluster, scaling, at_once, grace)
     summary = _finish(out, data_spec, identity, recipes, space, known)
     summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
-    storage.remove_folder(storage.join(out, _WORK_FOLDER))
+    storage.remove_folder(storage.join(out, WORK_FOLDER))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     _show(known, space)
     if data_spec.split.warning:
@@ -201,7 +212,7 @@ def _search(
     if left:
         photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
         plans = _plans(out, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
-        with progress_bar("epochs", epochs * len(trials)) as bar:
+        with progress_bar("epochs", epochs * len(trials)) as bar, storage.patience(PATIENCE_S):
             records = Records(out, trials, epochs, bar)
             _run(out, plans, records, asha(epochs, grace, over), at_once)
         del kept
@@ -246,7 +257,7 @@ def _plans(
     scaling: ScalingConfig,
     at_once: int,
 ) -> dict[int, Plan]:
-    work = storage.join(out, _WORK_FOLDER)
+    work = storage.join(out, WORK_FOLDER)
     weights = {}
     for number, (key, start) in enumerate(starts.items()):
         weights[key] = storage.join(work, f"initial-{number:03d}.safetensors")
@@ -265,7 +276,7 @@ def _plans(
             "initial_weights": weights[_start_key(recipe)],
             "trainings": at_once,
         }
-        folder = storage.join(work, trials[number].label)
+        folder = work_folder(out, trials[number])
         plans[number] = Plan(folder, config | own, scaling, trials[number].history)
     return plans
 
@@ -280,7 +291,7 @@ def _run(
     """Ray Tune over the trials, without a word of its own."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
-    work = storage.join(out, _WORK_FOLDER)
+    work = storage.join(out, WORK_FOLDER)
     storage.remove_folder(storage.join(work, "ray"))
     filesystem, path = storage.filesystem(work)
     # A trial's own process holds no CPU worth the name: its workers do, which Ray Train asks for.

@@ -23,6 +23,7 @@ from rich.progress import Progress, TaskID
 from jobs.console import console, read_json, write_json
 from jobs.train import trainer
 from scalp_core import storage
+from scalp_core.errors import UserError
 
 METRIC = "val_qwk"
 # Each rung lets the best third go on.
@@ -33,6 +34,7 @@ _MAX_WORKER_FAILURES = 1
 
 _KEPT = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_qwk", "learning_rate", "seconds")
 _TRIALS_FOLDER = "trials"
+WORK_FOLDER = "work"
 
 
 @dataclass
@@ -142,12 +144,20 @@ def asha(epochs: int, grace: int, over: list[Trial]) -> ASHAScheduler:
 
 
 def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
-    """The trials with what an earlier run of the same search knows of them."""
+    """The trials with what an earlier run of the same search knows of them.
+
+    Raises:
+        UserError: a record is of other settings, as another version may draw them.
+    """
     trials = []
     for number, settings in enumerate(drawn, 1):
         trial = Trial(number, settings)
         if known := read_json(_record(out, trial)):
             trial = Trial(**known)
+            if trial.settings != settings:
+                raise UserError(
+                    f"{_record(out, trial)} is of another trial; choose another OUT, or remove {out}"
+                )
             if not trial.over:
                 trial.status, trial.reason = "waiting", ""
         trials.append(trial)
@@ -156,6 +166,11 @@ def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
 
 def _record(out: str, trial: Trial) -> str:
     return storage.join(out, _TRIALS_FOLDER, f"{trial.label}.json")
+
+
+def work_folder(out: str, trial: Trial) -> str:
+    """Where its checkpoints are while it runs."""
+    return storage.join(out, WORK_FOLDER, trial.label)
 
 
 class Records(Callback):
@@ -194,6 +209,7 @@ class Records(Callback):
         epochs = own.history[-1]["epoch"] if own.history else 0
         own.status = "finished" if epochs >= self._epochs else "stopped"
         self._keep(own)
+        storage.remove_folder(work_folder(self._out, own))
         console.print(f"trial {own.number} {own.status} after epoch {epochs}/{self._epochs}: {_told(own)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
