@@ -32,7 +32,7 @@ from jobs.tune_trials import (
     Records,
     Trial,
     asha,
-    in_words,
+    in_word,
     load_trials,
     run_trial,
     work_folder,
@@ -383,13 +383,15 @@ def _csv(trials: list[Trial]) -> bytes:
 def _show(trials: dict[int, Trial], space: Space) -> None:
     table = Table(title="tune", title_justify="left", title_style="bold")
     for heading in ("trial", "QWK", "top-1", "epochs", "s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key in space:
+        table.add_column(key.replace("_", " "), overflow="fold")
     table.add_column("status")
-    table.add_column(" / ".join(space), overflow="fold")
-    for trial in _ranked(trials):
+    for place, trial in enumerate(_ranked(trials)):
         row = _row(trial)
         figures = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
-        told = in_words(trial.settings) + (f"; {trial.reason}" if trial.reason else "")
-        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", trial.status, told)
-        table.add_row(*cells, style="bold" if trial is _ranked(trials)[0] else "")
+        settings = (in_word(value).replace("_", " ") for value in trial.settings.values())
+        status = ": ".join(filter(None, (trial.status, trial.reason)))
+        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", *settings, status)
+        table.add_row(*cells, style="" if place else "bold")
     console.print(table)
