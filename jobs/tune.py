@@ -32,7 +32,7 @@ from jobs.tune_trials import (
     Records,
     Trial,
     asha,
-    in_word,
+    in_words,
     load_trials,
     run_trial,
     work_folder,
@@ -122,7 +122,7 @@ def tune(
     summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
     storage.remove_folder(storage.join(out, WORK_FOLDER))
     write_json(storage.join(out, SUMMARY_FILE), summary)
-    _show(known, space)
+    _show(known)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
     console.print(f"trials in {storage.join(out, 'trials.csv')}, pictures in {storage.join(out, 'tune.png')}")
@@ -380,18 +380,17 @@ def _csv(trials: list[Trial]) -> bytes:
     return text.getvalue().encode()
 
 
-def _show(trials: dict[int, Trial], space: Space) -> None:
+def _show(trials: dict[int, Trial]) -> None:
     table = Table(title="tune", title_justify="left", title_style="bold")
     for heading in ("trial", "QWK", "top-1", "epochs", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for key in space:
-        table.add_column(key.replace("_", " "), overflow="fold")
-    table.add_column("status")
+    table.add_column("status", no_wrap=True)
+    # In one column: of a space of six settings, as many columns would be too narrow to read.
+    table.add_column("settings", overflow="fold")
     for place, trial in enumerate(_ranked(trials)):
         row = _row(trial)
         figures = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
-        settings = (in_word(value).replace("_", " ") for value in trial.settings.values())
-        status = ": ".join(filter(None, (trial.status, trial.reason)))
-        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", *settings, status)
+        told = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
+        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", trial.status, told)
         table.add_row(*cells, style="" if place else "bold")
     console.print(table)

@@ -241,12 +241,8 @@ def _told(trial: Trial) -> str:
 
 def in_words(settings: Mapping[str, Any]) -> str:
     """`learning_rate 0.001, loss corn`."""
-    return ", ".join(f"{key} {in_word(value)}" for key, value in settings.items())
-
-
-def in_word(value: Any) -> str:
-    """A setting's value as it is shown."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _reason(text: str) -> str:
