@@ -16,11 +16,9 @@ from ray.train import (
     CheckpointConfig,
     FailureConfig,
     Result,
-    RunConfig,
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -29,7 +27,7 @@ from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, show, w
 from jobs.ingest import cache_line, cache_room, cached
 from jobs.tracking import Tracker, Tracking
 from jobs.train_bundle import make_bundle
-from jobs.train_loop import train_worker
+from jobs.trainer import trainer
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
@@ -220,22 +218,6 @@ def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
         raise UserError(
             "sync_batchnorm works on GPUs only, and this run has none; use --set sync_batchnorm=false"
         )
-
-
-def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
-    """Ray's, which goes on from the checkpoints that `run` holds; `options` are those of its RunConfig."""
-    filesystem, path = storage.filesystem(run)
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name="checkpoints",  # in RUN; the same name again restores
-            storage_path=path,
-            storage_filesystem=filesystem,
-            **options,
-        ),
-    )
 
 
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig) -> Result:

@@ -290,6 +290,7 @@ def _run(
 ) -> None:
     """Ray Tune over the trials, without a word of its own."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a banner that verbose=0 does not silence
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
     work = storage.join(out, WORK_FOLDER)
     storage.remove_folder(storage.join(work, "ray"))

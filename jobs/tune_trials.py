@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 from rich.progress import Progress, TaskID
 
 from jobs.console import console, read_json, write_json
-from jobs.train import trainer
+from jobs.trainer import trainer
 from scalp_core import storage
 from scalp_core.errors import UserError
 

@@ -18,7 +18,7 @@ from scalp_core.space import parse_space
 EPOCHS = 3
 # One of the architectures takes pictures of another size: its trials fail in their first step.
 SPACE = {
-    "architecture": ["test_resnet", "test_vit"],
+    "architecture": ["test_resnet", "test_vit3"],
     "learning_rate": {"low": 1e-5, "high": 1e-2, "scale": "log"},
 }
 
@@ -48,7 +48,7 @@ def test_every_trial_is_in_the_table_with_its_settings_and_its_end(searched):
     assert len({row["learning_rate"] for row in rows}) == 4
     assert Counter(row["status"] for row in rows) == summary["statuses"]
     for row in rows:
-        failed = row["architecture"] == "test_vit"
+        failed = row["architecture"] == "test_vit3"
         assert (row["status"] == "failed") == failed
         assert (int(row["epochs"]) == EPOCHS) == (row["status"] == "finished")
         if failed:
