@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from scalp_core.errors import UserError
 from scalp_core.recipe import Recipe
-from scalp_core.settings import parse_settings
+from scalp_core.settings import load_yaml, parse_settings
 
 _DIGITS = 4  # of a drawn number: what is shown is what is trained with
 _DRAWS_A_TRIAL = 1000  # before a space is given up in which hardly any two draws differ
@@ -52,7 +51,7 @@ def load_space(name_or_path: str, folder: Path, base: Recipe, fixed: Collection[
     """Reads a space by name (from `folder`) or by path, and checks each value as one of the recipe's.
 
     Args:
-        name_or_path: a bundled one's name, or a `.yaml` file.
+        name_or_path: a bundled one's name, or a `.yaml` file, local or `s3://`.
         folder: of the bundled ones.
         base: the recipe whose values are replaced.
         fixed: keys that were set by hand, which are not varied.
@@ -61,22 +60,11 @@ def load_space(name_or_path: str, folder: Path, base: Recipe, fixed: Collection[
         UserError: no such space, an unknown key (the nearest known one is named), or a value that the recipe
             refuses.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = folder / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UserError(f"no space {name_or_path!r}; give one of {known}, or the path of a .yaml file")
-    try:
-        values: Any = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold lines of the form key: [values] or key: {{low: …, high: …}}")
-    space = parse_space(values, str(path), base)
+    values, origin = load_yaml("space", name_or_path, folder)
+    space = parse_space(values, origin, base)
     space = {key: value for key, value in space.items() if key not in fixed}
     if not space:
-        raise UserError(f"{path}: nothing is left to vary; leave out a --set, or add keys to the space")
+        raise UserError(f"{origin}: nothing is left to vary; leave out a --set, or add keys to the space")
     return space
 
 

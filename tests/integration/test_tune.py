@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.train import RECIPES
 from jobs.tune import tune
+from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.recipe import load_recipe
 from scalp_core.space import parse_space
@@ -59,7 +60,7 @@ def test_every_trial_is_in_the_table_with_its_settings_and_its_end(searched):
     assert {"failed", "finished"} <= summary["statuses"].keys()
 
 
-def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base):
+def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, s3):
     out, _, summary = searched
     best = max((row for row in rows_of(out) if row["val_qwk"]), key=lambda row: float(row["val_qwk"]))
     assert summary["best"]["trial"] == int(best["trial"])
@@ -67,6 +68,9 @@ def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base):
     assert f"{recipe.learning_rate}" == best["learning_rate"]
     settings = {"learning_rate": recipe.learning_rate, "architecture": "test_resnet"}
     assert recipe == base.model_copy(update=settings)
+    stored = f"s3://{s3.bucket}/tune/best.yaml"
+    storage.write(stored, (out / "best.yaml").read_bytes())
+    assert load_recipe(stored, RECIPES, []) == recipe
     assert yaml.safe_load((out / "best.yaml").read_text()) == recipe.model_dump()
     with Image.open(out / "tune.png") as picture:
         assert picture.size[0] > 800
