@@ -95,8 +95,9 @@ def tune(
     out, started = storage.absolute(out), time.monotonic()
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
+    # The recipe has a seed of its own.
     identity = {
-        "recipe": recipe.model_dump(), "space": _plain(space), "trials": trials, "seed": seed,
+        "recipe": recipe.model_dump(), "space": _plain(space), "trials": trials, "draw_seed": seed,
         "data_sha256": data_spec.sha256,
     }  # fmt: skip
     check_identity(out, identity, "OUT")

@@ -20,7 +20,7 @@ EPOCHS = 3
 # One of the architectures takes pictures of another size: its trials fail in their first step.
 SPACE = {
     "architecture": ["test_resnet", "test_vit3"],
-    "learning_rate": {"low": 1e-5, "high": 1e-2, "scale": "log"},
+    "learning_rate": {"low": 1e-3, "high": 3e-2, "scale": "log"},
 }
 
 
@@ -82,7 +82,7 @@ def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way
     before = (out / "trials.csv").stat().st_mtime_ns
     assert tune(str(way.data), str(out), base, **arguments) == json.loads((out / "summary.json").read_text())
     assert (out / "trials.csv").stat().st_mtime_ns == before
-    for changes, word in (({"seed": 7}, "seed"), ({"trials": 5}, "trials"), ({"space": {}}, "space")):
+    for changes, word in (({"seed": 7}, "draw_seed"), ({"trials": 5}, "trials"), ({"space": {}}, "space")):
         with pytest.raises(UserError, match=f"another {word}; choose another OUT, or remove it"):
             tune(str(way.data), str(out), base, **arguments | changes)
     other = base.model_copy(update={"batch_size": 8})
