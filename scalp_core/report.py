@@ -14,13 +14,14 @@ matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
 _SLICES_SHOWN = 12  # of one column
 _PANELS_A_ROW = 3
+_LOG_TICKS = 4
 _LABEL_WIDTH = 9  # characters
 
 
@@ -268,6 +269,11 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
     panel.grid(alpha=0.3)
     if isinstance(values, str):
         panel.set_xscale(values)
+        if values == "log":  # matplotlib's own labels overlap, or there are none between powers of ten
+            drawn = [trial["settings"][name] for trial in trials]
+            labels = [f"{tick:.2g}" for tick in np.geomspace(min(drawn), max(drawn), _LOG_TICKS)]
+            panel.set_xticks([float(label) for label in labels], labels)
+            panel.xaxis.set_minor_locator(NullLocator())
         return
     names = [textwrap.fill(str(value).replace("_", " "), _LABEL_WIDTH) for value in values]
     panel.set_xticks(range(len(values)), names, fontsize=9)
