@@ -26,6 +26,7 @@ _LOG_LEVELS = {
     "ray.data.dataset": logging.ERROR,  # warns while a pipeline before it lets go of its CPUs
     "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
+    "ray.tune": logging.CRITICAL,  # a trial that fails is told by `scalp tune`
 }
 _OBJECT_STORE_SHARE = 0.25
 _CONNECT_TIMEOUT_S = 5

@@ -165,6 +165,41 @@ def train(
 
 
 @app.command()
+def tune(
+    data: DataArg,
+    out: OutArg,
+    recipe: Annotated[
+        str, typer.Option(help="what is not varied: default, paper, smoke, or the path of a .yaml file")
+    ] = "default",
+    space: Annotated[
+        str, typer.Option(help="what is varied: default, or the path of a .yaml file of lists and ranges")
+    ] = "default",
+    trials: Annotated[int, typer.Option(min=1, help="recipes to draw")] = 16,
+    workers: Annotated[int, typer.Option(min=1, help="of each trial, data-parallel")] = 1,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="of the draws; the recipe has its own")] = 0,
+    set_: Annotated[
+        list[str], typer.Option("--set", help="key=value over the recipe, then not varied; may be repeated")
+    ] = [],  # noqa: B006
+) -> None:
+    """Searches a recipe's settings on the validation part; run it again to go on where it was stopped.
+
+    Ray Tune draws the recipes, ASHA stops the worse early, and OUT/best.yaml is for `scalp train --recipe`.
+    """
+    from jobs.train import RECIPES
+    from jobs.tune import SPACES
+    from jobs.tune import tune as verb
+    from scalp_core.recipe import load_recipe
+    from scalp_core.settings import parse_overrides
+    from scalp_core.space import load_space
+
+    base = load_recipe(recipe, RECIPES, set_)
+    verb(
+        data, out, base, load_space(space, SPACES, base, parse_overrides(set_)), trials, workers, device, seed
+    )
+
+
+@app.command()
 def evaluate(
     bundle: BundleArg,
     data: DataArg,

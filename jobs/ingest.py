@@ -134,35 +134,38 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: Photographs, order: Order, share: Share, first_epoch: int
+    source: Photographs, order: Order, share: Share, first_epoch: int, trainings: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`."""
+    """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
+
+    `trainings` like this one run at once on the cluster, and each takes its part of what there is.
+    """
     steps = photographs_an_epoch(len(source), order.augment) // share.batch_size
     count = (order.epochs - first_epoch + 1) * steps * share.size
-    return _stream(_LoadShare(source, order, share, first_epoch), count, share)
+    return _stream(_LoadShare(source, order, share, first_epoch), count, share, trainings)
 
 
-def validation_batches(source: Photographs, share: Share) -> Iterator[dict[str, Any]]:
+def validation_batches(source: Photographs, share: Share, trainings: int = 1) -> Iterator[dict[str, Any]]:
     """This worker's part of the validation photographs, each of which one worker has."""
     start, stop = (len(source) * edge // share.workers for edge in (share.rank, share.rank + 1))
-    return _stream(_LoadSlice(source, start), stop - start, share)
+    return _stream(_LoadSlice(source, start), stop - start, share, trainings)
 
 
-def _stream(load: Any, count: int, share: Share) -> Iterator[dict[str, Any]]:
+def _stream(load: Any, count: int, share: Share, trainings: int) -> Iterator[dict[str, Any]]:
     if not count:
         return iter(())
     blocks = min(_MAX_BLOCKS, -(-count // _ROWS_A_BLOCK))
     dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_A_BLOCK)
     options = dataset.context.execution_options
     options.preserve_order = True
-    options.resource_limits = _fair_part(share.workers)
+    options.resource_limits = _fair_part(share.workers * trainings)
     return iter(
         dataset.iterator().iter_torch_batches(batch_size=share.size, prefetch_batches=_PREFETCH_BATCHES)
     )
 
 
 def _fair_part(workers: int) -> ExecutionResources:
-    """What one worker's stream may use: its part of what the workers themselves leave."""
+    """What one worker's stream may use: its part of what all workers of the cluster leave."""
     have = ray.cluster_resources()
     return ExecutionResources(
         cpu=max(1.0, (have["CPU"] - workers) / workers),

@@ -13,11 +13,9 @@ from ray.train import (
     CheckpointConfig,
     FailureConfig,
     Result,
-    RunConfig,
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from cluster.local import Cluster, connect
@@ -26,8 +24,8 @@ from jobs.ingest import cache_line, cache_room, cached
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
 from jobs.train_follow import TellsOfLosses, followed
-from jobs.train_loop import train_worker
 from jobs.train_scaling import ElasticScaling, fewest_and_most, scaling_for
+from jobs.trainer import trainer
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
@@ -40,10 +38,10 @@ from scalp_core.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
-_IDENTITY_FILE = "run.json"
+IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
-# Ray learns of a lost node up to 20 s late, and an elastic run waits this long for room on it before it counts
-# the nodes again.
+# Ray learns of a lost node up to 20 s late, and an elastic run waits this long for room on it before it
+# counts the nodes again.
 _START_TIMEOUT_S = 10
 
 
@@ -80,7 +78,7 @@ def train(
         table = manifest.with_fold(table, fold)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
     identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
-    _check_identity(run, identity)
+    check_identity(run, identity)
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
@@ -88,10 +86,10 @@ def train(
     spec = preprocess_for(model, recipe.size, recipe.resize)
     cluster = connect()
     scaling = scaling_for(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
-    _check_batches(recipe, parts["train"].num_rows, scaling)
+    check_batches(recipe, parts["train"].num_rows, scaling)
     with tracked(tracking, run, identity) as tracker:
         # Everything that a user could have to mend is behind us: from here on the directory is this run's.
-        write_json(storage.join(run, _IDENTITY_FILE), identity)
+        write_json(storage.join(run, IDENTITY_FILE), identity)
         initial = storage.join(run, "initial.safetensors")
         storage.write(initial, serialise_weights(model.state_dict()))
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
@@ -149,18 +147,19 @@ def _train_workers(
     return result
 
 
-def _check_identity(run: str, identity: dict[str, Any]) -> None:
-    """Refuses to go on with a run of other settings or data."""
-    known = read_json(storage.join(run, _IDENTITY_FILE)) or identity
+def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:
+    """Refuses to go on with a run of other settings or data; `argument` is what the caller names it."""
+    known = read_json(storage.join(run, IDENTITY_FILE)) or identity
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
-        changed = [name for name in new if name != "recipe" and old.get(name) != new[name]]
+        changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
         raise UserError(
-            f"{run} holds a run with another {', '.join(changed)}; choose another RUN, or remove it"
+            f"{run} holds a run with another {', '.join(changed)}; choose another {argument}, or remove it"
         )
 
 
-def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+    """Refuses batches that these workers cannot cut, or that the photographs do not fill."""
     workers = fewest_and_most(scaling)[1]
     # Batch normalisation needs two photographs in every piece.
     if recipe.batch_size // workers // recipe.accumulate < 2:
@@ -182,24 +181,19 @@ def _check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
-    filesystem, path = storage.filesystem(run)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name="checkpoints",  # in RUN; the same name again restores
-            storage_path=path,
-            storage_filesystem=filesystem,
-            callbacks=[TellsOfLosses(notes)],
-            failure_config=FailureConfig(max_failures=_MAX_WORKER_FAILURES),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
-            ),
-        ),
+    checkpoints = CheckpointConfig(
+        num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
     )
+    failures = FailureConfig(max_failures=_MAX_WORKER_FAILURES)
     try:
-        return trainer.fit()
+        return trainer(
+            config,
+            run,
+            scaling,
+            callbacks=[TellsOfLosses(notes)],
+            checkpoint_config=checkpoints,
+            failure_config=failures,
+        ).fit()
     except TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(

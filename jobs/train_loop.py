@@ -50,7 +50,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `recipe` (as a dict), `train` and `val` (`Photographs`), `grade_counts` of the training part,
-            `initial_weights` (uri of safetensors) and `notes` (queue to the driver).
+            `initial_weights` (uri of safetensors), `notes` (queue to the driver), and `trainings` where
+            more than one run at once.
     """
     _Worker(config).run()
 
@@ -64,6 +65,7 @@ class _Worker:
         self.val: Photographs = config["val"]
         self.spec = self.train.spec
         self.notes: Queue = config["notes"]
+        self.trainings: int = config.get("trainings", 1)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.share = Share(self.rank, self.world, recipe.batch_size)
@@ -81,7 +83,7 @@ class _Worker:
     def run(self) -> None:
         first = len(self.history) + 1
         self._note({"workers": self.world, "after": first - 1})
-        batches = training_batches(self.train, self.recipe.order, self.share, first)
+        batches = training_batches(self.train, self.recipe.order, self.share, first, self.trainings)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
             # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.
@@ -193,7 +195,7 @@ class _Worker:
         confusion = torch.zeros(NUM_GRADES, NUM_GRADES, dtype=torch.float64)
         loss = torch.zeros(1, dtype=torch.float64)
         with torch.inference_mode(), self._autocast():
-            for batch in validation_batches(self.val, self.share):
+            for batch in validation_batches(self.val, self.share, self.trainings):
                 labels = batch["label"].long()
                 logits = self.kept(normalise(batch["image"], self.spec)).float()
                 loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))

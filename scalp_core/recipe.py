@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundle import Head
 from scalp_core.epochs import Augment, Order, Sampling
-from scalp_core.errors import UserError
 from scalp_core.losses import LossName
 from scalp_core.model import DEFAULT_ARCHITECTURE
 from scalp_core.preprocess import Resize
-from scalp_core.settings import parse_overrides, parse_settings
+from scalp_core.settings import load_yaml, parse_overrides, parse_settings
 
 
 class Recipe(BaseModel):
@@ -87,21 +85,10 @@ class Recipe(BaseModel):
 
 
 def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe:
-    """Reads a recipe by name (from `folder`) or by path, then applies `key=value` overrides.
+    """Reads a recipe by name (from `folder`) or by path or uri, then applies `key=value` overrides.
 
     Raises:
         UserError: no such recipe, an unknown key (the nearest known one is named), or a bad value.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = folder / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UserError(f"no recipe {name_or_path!r}; give one of {known}, or the path of a .yaml file")
-    try:
-        values: Any = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold lines of the form key: value")
-    return parse_settings(Recipe, values | parse_overrides(overrides), str(path))
+    values, origin = load_yaml("recipe", name_or_path, folder)
+    return parse_settings(Recipe, values | parse_overrides(overrides), origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,15 @@ matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
 _SLICES_SHOWN = 12  # of one column
+_PANELS_A_ROW = 3
+_LOG_TICKS = 4
+_LABEL_WIDTH = 9  # characters
 
 
 def _png(figure: Figure) -> bytes:
@@ -195,3 +200,81 @@ def slices(
         fontsize=8, color="#444444",
     )  # fmt: skip
     return _png(figure)
+
+
+def search(
+    trials: Sequence[Mapping[str, Any]],
+    axes: Mapping[str, Sequence[Any] | str],
+    epochs: int,
+    title: str,
+) -> bytes:
+    """Validation kappa of all trials by epoch, and the best of each against every setting that was varied.
+
+    Args:
+        trials: `number, settings, status, history` of each, the best first.
+        axes: for each setting the values to choose from, or `linear` or `log` of a range.
+        epochs: of a trial that was not stopped.
+        title: above it.
+    """
+    shown = [trial for trial in trials if trial["history"]]
+    rows = -(-len(axes) // _PANELS_A_ROW)
+    figure = plt.figure(figsize=(11, 4.2 + 2.9 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, _PANELS_A_ROW, height_ratios=[1.4, *[1] * rows])
+    top = figure.add_subplot(grid[0, :])
+    for trial in reversed(shown):  # the best is drawn last, above the others
+        best, finished = trial is shown[0], trial["status"] == "finished"
+        top.plot(
+            [entry["epoch"] for entry in trial["history"]], [entry["val_qwk"] for entry in trial["history"]],
+            "-", color=_VAL if best else _TRAIN, linewidth=2.4 if best else 1.0, alpha=1 if best else 0.55,
+        )  # fmt: skip
+        history = trial["history"]
+        end = max(history, key=lambda entry: entry["val_qwk"]) if best else history[-1]
+        _mark(top, end["epoch"], end["val_qwk"], best, finished)
+    top.set(xlabel="epoch", ylabel="kappa (QWK)", xlim=(0.8, epochs + 0.2), title=title)
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.grid(alpha=0.3)
+    first: Any = None
+    for place, (name, values) in enumerate(axes.items()):
+        panel = figure.add_subplot(grid[1 + place // _PANELS_A_ROW, place % _PANELS_A_ROW], sharey=first)
+        first = first or panel
+        _against(panel, name, values, shown)
+        if place % _PANELS_A_ROW == 0:
+            panel.set_ylabel("best kappa (QWK)")
+    best_label = f"trial {shown[0]['number']}, the best, in its best epoch"
+    handles = [
+        top.plot([], [], "*", color=_VAL, markersize=14, markeredgecolor="black", label=best_label)[0],
+        top.plot([], [], "o", color=_TRAIN, label="all epochs")[0],
+        top.plot([], [], "o", color=_TRAIN, markerfacecolor="white", label="stopped early, or failed")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    return _png(figure)
+
+
+def _mark(axis: Any, x: float, y: float, best: bool, finished: bool) -> None:
+    if best:
+        axis.plot(x, y, "*", color=_VAL, markersize=14, markeredgecolor="black", zorder=5)
+    else:
+        axis.plot(x, y, "o", color=_TRAIN, markerfacecolor=_TRAIN if finished else "white", markersize=6)
+
+
+def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequence[Mapping[str, Any]]) -> None:
+    """Each trial's best kappa against one setting."""
+    for trial in reversed(trials):
+        value = trial["settings"][name]
+        x = value if isinstance(values, str) else values.index(value)
+        y = max(entry["val_qwk"] for entry in trial["history"])
+        _mark(panel, x, y, trial is trials[0], trial["status"] == "finished")
+    panel.set_xlabel(name)
+    panel.margins(y=0.12)
+    panel.grid(alpha=0.3)
+    if isinstance(values, str):
+        panel.set_xscale(values)
+        if values == "log":  # matplotlib's own labels overlap, or there are none between powers of ten
+            drawn = [trial["settings"][name] for trial in trials]
+            labels = [f"{tick:.2g}" for tick in np.geomspace(min(drawn), max(drawn), _LOG_TICKS)]
+            panel.set_xticks([float(label) for label in labels], labels)
+            panel.xaxis.set_minor_locator(NullLocator())
+        return
+    names = [textwrap.fill(str(value).replace("_", " "), _LABEL_WIDTH) for value in values]
+    panel.set_xticks(range(len(values)), names, fontsize=9)
+    panel.set_xlim(-0.5, len(values) - 0.5)

@@ -48,7 +48,9 @@ def photographs(tmp_path):
 def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
-    verbs = "synth prepare pseudonymise train evaluate quantise export grade explain serve models bench demo"
+    verbs = (
+        "synth prepare pseudonymise train tune evaluate quantise export grade explain serve models bench demo"
+    )
     for verb in verbs.split():
         assert verb in result.stdout
         explained = CliRunner().invoke(app, [verb, "--help"])

@@ -12,3 +12,16 @@ def test_the_warning_of_a_leaky_split_is_on_the_curves():
     plain, again = report.curves(HISTORY, 2), report.curves(HISTORY, 2)
     assert plain == again
     assert report.curves(HISTORY, 2, "LEAKY SPLIT: the figures flatter") != plain
+
+
+def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best():
+    def drawn(order, title="kappa on validation"):
+        trials = [
+            {"number": number, "settings": {"learning_rate": number / 100, "loss": "corn"},
+             "status": "finished", "history": HISTORY[:number]}
+            for number in order
+        ]  # fmt: skip
+        return report.search(trials, {"learning_rate": "log", "loss": ("corn", "cross_entropy")}, 2, title)
+
+    assert drawn([1, 2]) == drawn([1, 2])
+    assert len({drawn([1]), drawn([1, 2]), drawn([2, 1]), drawn([1, 2], "LEAKY")}) == 4

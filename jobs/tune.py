@@ -1,0 +1,399 @@
+"""`scalp tune`: searches a recipe's settings with Ray Tune and ASHA, on the validation part."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from ray import tune as ray_tune
+from ray.data import Dataset
+from ray.train import ScalingConfig
+from ray.tune.schedulers import ASHAScheduler
+from rich.table import Table
+
+from cluster.local import Cluster, connect
+from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, write_json
+from jobs.ingest import Photographs, cache_line, cache_room, cached
+from jobs.shards import PATIENCE_S
+from jobs.train import IDENTITY_FILE, check_batches, check_identity
+from jobs.train_scaling import CPUS_FOR_DATA, scaling_for
+from jobs.tune_trials import (
+    METRIC,
+    WORK_FOLDER,
+    Plan,
+    Records,
+    Trial,
+    asha,
+    in_words,
+    load_trials,
+    run_trial,
+    work_folder,
+)
+from scalp_core import manifest, provenance, report, storage
+from scalp_core.bundle import serialise_weights
+from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
+from scalp_core.manifest import DataSpec
+from scalp_core.model import initial_model, preprocess_for
+from scalp_core.predictor import Device
+from scalp_core.preprocess import Preprocess
+from scalp_core.recipe import Recipe
+from scalp_core.space import Space, draw
+
+SPACES = Path(__file__).parent / "spaces"
+BEST_FILE = "best.yaml"
+
+_GRACE_SHARE = 0.25  # of the epochs: before, nothing is stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where the trials of one architecture, weights, seed and head start: weights in safetensors."""
+
+    weights: bytes
+    spec: Preprocess
+
+
+def tune(
+    data: str,
+    out: str,
+    recipe: Recipe,
+    space: Space,
+    trials: int = 16,
+    workers: int = 1,
+    device: Device = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Trains a recipe with drawn settings, stops the worse early, and keeps the best recipe.
+
+    A search that was stopped goes on, a finished one ends at once. The test part is not touched.
+
+    Args:
+        data: directory that `scalp prepare` wrote.
+        out: directory for what is found, local or `s3://`.
+        recipe: what is not varied.
+        space: what is, from `load_space`.
+        trials: how many recipes are drawn.
+        workers: data-parallel workers of each trial.
+        device: auto, cpu or cuda.
+        seed: of the draws.
+
+    Returns:
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: bad input, the machine cannot hold a trial, or every trial failed.
+    """
+    out, started = storage.absolute(out), time.monotonic()
+    data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    parts = {name: manifest.part(table, name) for name in ("train", "val")}
+    # The recipe has a seed of its own.
+    identity = {
+        "recipe": recipe.model_dump(), "space": _plain(space), "trials": trials, "draw_seed": seed,
+        "data_sha256": data_spec.sha256,
+    }  # fmt: skip
+    check_identity(out, identity, "OUT")
+    if summary := read_json(storage.join(out, SUMMARY_FILE)):
+        console.print(f"{out} is finished; {_way_on(data, out)}")
+        return summary
+    drawn = draw(space, recipe, trials, seed)
+    recipes = {number: _changed(recipe, settings) for number, settings in enumerate(drawn, 1)}
+    cluster = connect()
+    scaling = scaling_for(cluster, (workers, workers), device)
+    for each in recipes.values():
+        check_batches(each, parts["train"].num_rows, scaling)
+    starts = _starts(list(recipes.values()))
+    # Everything that a user could have to mend is behind us: from here on the directory is this search's.
+    write_json(storage.join(out, IDENTITY_FILE), identity)
+    known = {trial.number: trial for trial in load_trials(out, drawn)}
+    at_once = min(trials, _at_once(cluster, scaling))
+    grace = max(1, round(recipe.epochs * _GRACE_SHARE))
+    for line in _opening(recipe, space, parts, known, cluster, scaling, at_once, grace):
+        console.print(line)
+    _search(out, recipes, starts, parts, known, cluster, scaling, at_once, grace)
+    summary = _finish(out, data_spec, identity, recipes, space, known)
+    summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
+    storage.remove_folder(storage.join(out, WORK_FOLDER))
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+    _show(known)
+    if data_spec.split.warning:
+        console.print(data_spec.split.warning)
+    console.print(f"trials in {storage.join(out, 'trials.csv')}, pictures in {storage.join(out, 'tune.png')}")
+    console.print(_way_on(data, out))
+    return summary
+
+
+def _plain(space: Space) -> dict[str, Any]:
+    """As it is written to JSON and read again."""
+    return {
+        key: list(values) if isinstance(values, tuple) else values.model_dump()
+        for key, values in space.items()
+    }
+
+
+def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate(recipe.model_dump() | settings)
+
+
+def _way_on(data: str, out: str) -> str:
+    return f"train the best with: scalp train {data} RUN --recipe {storage.join(out, BEST_FILE)}"
+
+
+def _start_key(recipe: Recipe) -> tuple[Any, ...]:
+    return recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.resize
+
+
+def _starts(recipes: list[Recipe]) -> dict[tuple[Any, ...], Start]:
+    """First weights and preprocessing, once for all trials that share them."""
+    found: dict[tuple[Any, ...], Start] = {}
+    for recipe in recipes:
+        if _start_key(recipe) not in found:
+            model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
+            spec = preprocess_for(model, recipe.size, recipe.resize)
+            found[_start_key(recipe)] = Start(serialise_weights(model.state_dict()), spec)
+    return found
+
+
+def _at_once(cluster: Cluster, scaling: ScalingConfig) -> int:
+    """How many trials the cluster holds side by side: each has its workers, and CPUs for its photographs."""
+    by_cpus = cluster.cpus // (scaling.max_workers + CPUS_FOR_DATA)
+    by_gpus = cluster.gpus // scaling.max_workers if scaling.use_gpu else by_cpus
+    return max(1, min(by_cpus, by_gpus))
+
+
+def _opening(
+    recipe: Recipe,
+    space: Space,
+    parts: dict[str, pa.Table],
+    trials: dict[int, Trial],
+    cluster: Cluster,
+    scaling: ScalingConfig,
+    at_once: int,
+    grace: int,
+) -> list[str]:
+    workers = f"{scaling.max_workers} worker{'s' * (scaling.max_workers > 1)}"
+    have = f"{cluster.cpus} CPUs" + f" and {cluster.gpus} GPUs" * scaling.use_gpu
+    lines = [
+        f"tuning on {parts['train'].num_rows} photographs, validated on "
+        f"{parts['val'].num_rows}: {len(trials)} trials of up to {recipe.epochs} epochs, {at_once} at once "
+        f"({workers} and {CPUS_FOR_DATA} CPUs for data each; Ray has {have})",
+        f"varied: {', '.join(space)}; from epoch {grace} on, ASHA stops what is not among the best third",
+    ]
+    if over := sum(trial.over for trial in trials.values()):
+        lines.append(f"going on: {over} of {len(trials)} trials are over already")
+    return lines
+
+
+def _search(
+    out: str,
+    recipes: dict[int, Recipe],
+    starts: dict[tuple[Any, ...], Start],
+    parts: dict[str, pa.Table],
+    trials: dict[int, Trial],
+    cluster: Cluster,
+    scaling: ScalingConfig,
+    at_once: int,
+    grace: int,
+) -> None:
+    """Runs what is not over; the trials' records are changed in place.
+
+    Raises:
+        UserError: every trial failed.
+    """
+    over, left = [each for each in trials.values() if each.over], _left(trials)
+    epochs = recipes[1].epochs
+    if left:
+        photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
+        plans = _plans(out, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
+        with progress_bar("epochs", epochs * len(trials)) as bar, storage.patience(PATIENCE_S):
+            records = Records(out, trials, epochs, bar)
+            _run(out, plans, records, asha(epochs, grace, over), at_once)
+        del kept
+    if unfinished := sum(trial.status in ("waiting", "running") for trial in trials.values()):
+        raise UserError(f"Ray Tune ended with {unfinished} trials to go; the same command goes on with them")
+    if all(trial.status == "failed" for trial in trials.values()):
+        raise UserError(
+            f"every trial failed, the first with: {trials[1].reason}; SCALP_RAY_LOGS=1 shows the workers' "
+            "output, and the same command tries them again"
+        )
+
+
+def _left(trials: dict[int, Trial]) -> list[int]:
+    """Those to run, what was begun before first."""
+    left = [trial for trial in trials.values() if not trial.over]
+    return [trial.number for trial in sorted(left, key=lambda trial: (not trial.history, trial.number))]
+
+
+def _photographs(
+    specs: list[Preprocess], parts: dict[str, pa.Table], cluster: Cluster
+) -> tuple[dict[tuple[int, str], dict[str, Photographs]], list[Dataset | None]]:
+    """Decoded once for all trials of one size and fit; with the datasets to keep for as long as they run."""
+    different = {(spec.size, spec.resize): spec for spec in specs}
+    room = cache_room() // len(different)
+    found: dict[tuple[int, str], dict[str, Photographs]] = {}
+    kept = []
+    for key, spec in different.items():
+        val, kept_val = cached(parts["val"], spec, room // 4)
+        train, kept_train = cached(parts["train"], spec, room * 3 // 4)
+        found[key] = {"train": train, "val": val}
+        kept += [kept_val, kept_train]
+        console.print(f"{spec.size} px: {cache_line(train, cluster)}")
+    return found, kept
+
+
+def _plans(
+    out: str,
+    recipes: dict[int, Recipe],
+    starts: dict[tuple[Any, ...], Start],
+    photographs: dict[tuple[int, str], dict[str, Photographs]],
+    trials: dict[int, Trial],
+    scaling: ScalingConfig,
+    at_once: int,
+) -> dict[int, Plan]:
+    work = storage.join(out, WORK_FOLDER)
+    weights = {}
+    for number, (key, start) in enumerate(starts.items()):
+        weights[key] = storage.join(work, f"initial-{number:03d}.safetensors")
+        storage.write(weights[key], start.weights)
+    plans = {}
+    for number, recipe in recipes.items():
+        spec = starts[_start_key(recipe)].spec
+        # Mean and deviation are the architecture's own; the pixels are shared.
+        own = {
+            part: dataclasses.replace(source, spec=spec)
+            for part, source in photographs[spec.size, spec.resize].items()
+        }
+        config = {
+            "recipe": recipe.model_dump(),
+            "grade_counts": np.bincount(own["train"].labels, minlength=NUM_GRADES).tolist(),
+            "initial_weights": weights[_start_key(recipe)],
+            "trainings": at_once,
+        }
+        folder = work_folder(out, trials[number])
+        plans[number] = Plan(folder, config | own, scaling, trials[number].history)
+    return plans
+
+
+def _run(
+    out: str,
+    plans: dict[int, Plan],
+    records: Records,
+    scheduler: ASHAScheduler,
+    at_once: int,
+) -> None:
+    """Ray Tune over the trials, without a word of its own."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a banner that verbose=0 does not silence
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
+    work = storage.join(out, WORK_FOLDER)
+    storage.remove_folder(storage.join(work, "ray"))
+    filesystem, path = storage.filesystem(work)
+    # A trial's own process holds no CPU worth the name: its workers do, which Ray Train asks for.
+    trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, plans=plans), {"CPU": 0.01})
+    ray_tune.Tuner(
+        trainable,
+        param_space={"trial": ray_tune.grid_search(list(plans))},
+        tune_config=ray_tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=at_once,
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name="ray", storage_path=path, storage_filesystem=filesystem, callbacks=[records], verbose=0
+        ),
+    ).fit()
+
+
+def _finish(
+    out: str,
+    data_spec: DataSpec,
+    identity: dict[str, Any],
+    recipes: dict[int, Recipe],
+    space: Space,
+    trials: dict[int, Trial],
+) -> dict[str, Any]:
+    """Writes the table, the picture and the best recipe; the summary."""
+    ranked = _ranked(trials)
+    best, epoch = ranked[0], ranked[0].best or {}
+    title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
+    storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)]))
+    axes = {key: values if isinstance(values, tuple) else values.scale for key, values in space.items()}
+    rows = [dataclasses.asdict(trial) for trial in ranked]
+    storage.write(storage.join(out, "tune.png"), report.search(rows, axes, recipes[1].epochs, title))
+    heading = (
+        f"# The best of {len(trials)} trials by validation kappa: trial {best.number}, QWK "
+        f"{epoch[METRIC]:.4f} in epoch {epoch['epoch']}.\n"
+    )
+    text = heading + yaml.safe_dump(recipes[best.number].model_dump(), sort_keys=False)
+    storage.write(storage.join(out, BEST_FILE), text.encode())
+    return {
+        "kind": "tune",
+        "date": now(),
+        **identity,
+        "split_method": data_spec.split.method,
+        "leaky": data_spec.split.leaky,
+        "statuses": dict(Counter(trial.status for trial in trials.values())),
+        "best": {"trial": best.number, "settings": best.settings} | epoch,
+        "rows": rows,
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "git_revision": provenance.git_revision(),
+    }
+
+
+def _ranked(trials: dict[int, Trial]) -> list[Trial]:
+    """Best first; those that failed last, whatever they had reached."""
+
+    def worth(trial: Trial) -> tuple[bool, float, int]:
+        return trial.status != "failed", trial.best[METRIC] if trial.best else -np.inf, -trial.number
+
+    return sorted(trials.values(), key=worth, reverse=True)
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    best = trial.best or {}
+    return {
+        "trial": trial.number,
+        **trial.settings,
+        "epochs": trial.history[-1]["epoch"] if trial.history else 0,
+        "best_epoch": best.get("epoch"),
+        "val_qwk": best.get("val_qwk"),
+        "val_top1": best.get("val_top1"),
+        "seconds": round(sum(entry["seconds"] for entry in trial.history), 1),
+        "status": trial.status,
+        "reason": trial.reason,
+    }
+
+
+def _csv(trials: list[Trial]) -> bytes:
+    text = io.StringIO()
+    rows = [_row(trial) for trial in trials]
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _show(trials: dict[int, Trial]) -> None:
+    table = Table(title="tune", title_justify="left", title_style="bold")
+    for heading in ("trial", "QWK", "top-1", "epochs", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    # In one column: of a space of six settings, as many columns would be too narrow to read.
+    table.add_column("settings", overflow="fold")
+    for place, trial in enumerate(_ranked(trials)):
+        row = _row(trial)
+        figures = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
+        told = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
+        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", trial.status, told)
+        table.add_row(*cells, style="" if place else "bold")
+    console.print(table)
