@@ -82,7 +82,7 @@ def tune(
         out: directory for what is found, local or `s3://`.
         recipe: what is not varied.
         space: what is, from `load_space`.
-        trials: how many recipes are drawn.
+        trials: how many; the first is the recipe as it is.
         workers: data-parallel workers of each trial.
         device: auto, cpu or cuda.
         seed: of the draws.
@@ -326,7 +326,12 @@ def _finish(
     best, epoch = ranked[0], ranked[0].best or {}
     title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
     storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)]))
-    axes = {key: values if isinstance(values, tuple) else values.scale for key, values in space.items()}
+    axes = {
+        key: tuple(dict.fromkeys((*values, trials[1].settings[key])))
+        if isinstance(values, tuple)
+        else values.scale
+        for key, values in space.items()
+    }
     rows = [dataclasses.asdict(trial) for trial in ranked]
     storage.write(storage.join(out, "tune.png"), report.search(rows, axes, recipes[1].epochs, title))
     heading = (

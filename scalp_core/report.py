@@ -270,7 +270,7 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
     if isinstance(values, str):
         panel.set_xscale(values)
         if values == "log":  # matplotlib's own labels overlap, or there are none between powers of ten
-            drawn = [trial["settings"][name] for trial in trials]
+            drawn = [trial["settings"][name] for trial in trials if trial["settings"][name] > 0]
             labels = [f"{tick:.2g}" for tick in np.geomspace(min(drawn), max(drawn), _LOG_TICKS)]
             panel.set_xticks([float(label) for label in labels], labels)
             panel.xaxis.set_minor_locator(NullLocator())

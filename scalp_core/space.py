@@ -107,6 +107,8 @@ def _with(base: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
 def draw(space: Space, base: Recipe, trials: int, seed: int) -> list[dict[str, Any]]:
     """The settings of each trial, no two alike; the same arguments draw the same.
 
+    The first are those of the recipe as it is, to see what the search gains over it.
+
     Args:
         space: from `load_space`.
         base: the recipe whose values they replace.
@@ -116,22 +118,34 @@ def draw(space: Space, base: Recipe, trials: int, seed: int) -> list[dict[str, A
     Raises:
         UserError: the space has fewer combinations, or a draw is no recipe.
     """
+    unchanged = {key: getattr(base, key) for key in space}
     combinations = math.prod(_size(key, values) for key, values in space.items())
+    if not _holds(space, unchanged):
+        combinations += 1
     if combinations < trials:
         raise UserError(
             f"--trials {trials}: the space has only {combinations:.0f} combinations; use --trials "
             f"{combinations:.0f}, or give it more values"
         )
-    drawn: list[dict[str, Any]] = []
+    drawn = [unchanged]
     for attempt in range(trials * _DRAWS_A_TRIAL):
+        if len(drawn) == trials:
+            break
         dice = np.random.default_rng([seed, attempt])
         settings = {key: _draw(key, values, dice) for key, values in space.items()}
         if settings not in drawn:
             recipe = _with(base, settings, f"trial {len(drawn) + 1} of the space")
             drawn.append({key: getattr(recipe, key) for key in space})
-        if len(drawn) == trials:
-            return drawn
-    raise UserError(f"--trials {trials}: the space has hardly as many combinations; use fewer trials")
+    if len(drawn) < trials:
+        raise UserError(f"--trials {trials}: the space has hardly as many combinations; use fewer trials")
+    return drawn
+
+
+def _holds(space: Space, settings: dict[str, Any]) -> bool:
+    return all(
+        settings[key] in values if isinstance(values, tuple) else values.low <= settings[key] <= values.high
+        for key, values in space.items()
+    )
 
 
 def _size(key: str, values: tuple[Any, ...] | Range) -> float:

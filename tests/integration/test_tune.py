@@ -26,14 +26,14 @@ SPACE = {
 
 @pytest.fixture(scope="module")
 def base():
-    return load_recipe("smoke", RECIPES, ["size=64", f"epochs={EPOCHS}"])
+    return load_recipe("smoke", RECIPES, ["size=64", f"epochs={EPOCHS}", "architecture=test_resnet"])
 
 
 @pytest.fixture(scope="module")
 def searched(way, base, tmp_path_factory):
     out = tmp_path_factory.mktemp("tune")
     space = parse_space(SPACE, "mine", base)
-    arguments = {"space": space, "trials": 3, "device": "cpu", "seed": 6}
+    arguments = {"space": space, "trials": 3, "device": "cpu", "seed": 5}
     return out, arguments, tune(str(way.data), str(out), base, **arguments)
 
 

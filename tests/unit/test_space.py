@@ -69,6 +69,9 @@ def test_draws_are_settled_by_the_seed_and_stay_inside():
     space = parse_space(values, "mine", BASE)
     drawn = draw(space, BASE, 200, seed=5)
     assert drawn == draw(space, BASE, 200, seed=5) != draw(space, BASE, 200, seed=6)
+    assert drawn[0] == {key: getattr(BASE, key) for key in space}  # what the search is compared with
+    assert draw(space, BASE, 1, seed=5) == drawn[:1]
+    drawn = drawn[1:]
     rates = [each["learning_rate"] for each in drawn]
     assert 1e-4 <= min(rates) < 2e-4 and 5e-3 < max(rates) <= 1e-2
     assert 0.4 < sum(rate < 1e-3 for rate in rates) / len(rates) < 0.6  # half of them in each power of ten
