@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -103,14 +102,7 @@ class _Worker:
         return self.ema.module if self.ema else self.model
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to zero, or none; a factor of the recipe's learning rate."""
-        total = self.steps * self.recipe.epochs
-        warm = int(total * self.recipe.warmup_share)
-        if step < warm:
-            return (step + 1) / warm
-        if self.recipe.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+        return self.recipe.rate_at(step, self.steps * self.recipe.epochs)
 
     def _parallel(self, frozen: bool) -> nn.Module:
         """The model as all workers train it together; wrapping sends the weights of rank 0 to everyone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,8 @@ from scalp_core.losses import LossName
 from scalp_core.model import DEFAULT_ARCHITECTURE
 from scalp_core.preprocess import Resize
 from scalp_core.settings import load_yaml, parse_overrides, parse_settings
+
+_TRAPEZOID_DECAY_SHARE = 0.3  # of the steps after the warm-up
 
 
 class Recipe(BaseModel):
@@ -34,7 +37,9 @@ class Recipe(BaseModel):
     learning_rate: float = Field(
         1e-3, gt=0, description="peak of the schedule for this batch_size; more workers do not change either"
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    schedule: Literal["cosine", "trapezoid", "constant"] = Field(
+        "cosine", description="after the warm-up; trapezoid: constant, then in a line to zero"
+    )
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
     weight_decay: float = Field(0.05, ge=0, description="of all weights but biases and normalisation")
     layer_decay: float = Field(
@@ -72,6 +77,20 @@ class Recipe(BaseModel):
                 f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs})"
             )
         return self
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The factor of `learning_rate` at a step, the first is 0, of so many in the run."""
+        warm = int(steps * self.warmup_share)
+        if step < warm:
+            return (step + 1) / warm
+        left = max(0.0, (steps - step) / max(1, steps - warm))
+        match self.schedule:
+            case "constant":
+                return 1.0
+            case "trapezoid":
+                return min(1.0, left / _TRAPEZOID_DECAY_SHARE)
+            case "cosine":
+                return 0.5 * (1 - math.cos(math.pi * left))
 
     @property
     def order(self) -> Order:

@@ -58,3 +58,18 @@ def test_the_paper_s_recipe_is_the_paper_s():
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
     with pytest.raises(UserError, match=r"paper.yaml: frozen_epochs \(30\) must be fewer than epochs \(30\)"):
         load_recipe("paper", RECIPES, ["frozen_epochs=30"])
+
+
+def test_the_learning_rate_warms_up_and_then_follows_the_schedule():
+    def rates(schedule, warmup_share=0.1):
+        recipe = Recipe(schedule=schedule, warmup_share=warmup_share)
+        return [recipe.rate_at(step, 100) for step in range(101)]
+
+    for schedule in ("cosine", "trapezoid", "constant"):
+        assert rates(schedule)[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert rates(schedule)[10] == 1.0
+    assert rates("cosine")[55] == pytest.approx(0.5)
+    assert rates("cosine")[100] == pytest.approx(0)
+    assert rates("trapezoid")[10:74] == [1.0] * 64
+    assert rates("trapezoid")[-27:] == pytest.approx([(100 - step) / 27 for step in range(74, 101)])
+    assert rates("constant", 0.0) == [1.0] * 101
