@@ -222,14 +222,14 @@ def search(
     grid = figure.add_gridspec(rows + 1, _PANELS_A_ROW, height_ratios=[1.4, *[1] * rows])
     top = figure.add_subplot(grid[0, :])
     for trial in reversed(shown):  # the best is drawn last, above the others
-        best, finished = trial is shown[0], trial["status"] == "finished"
+        best = trial is shown[0]
         top.plot(
             [entry["epoch"] for entry in trial["history"]], [entry["val_qwk"] for entry in trial["history"]],
             "-", color=_VAL if best else _TRAIN, linewidth=2.4 if best else 1.0, alpha=1 if best else 0.55,
         )  # fmt: skip
         history = trial["history"]
         end = max(history, key=lambda entry: entry["val_qwk"]) if best else history[-1]
-        _mark(top, end["epoch"], end["val_qwk"], best, finished)
+        _mark(top, end["epoch"], end["val_qwk"], trial, best)
     top.set(xlabel="epoch", ylabel="kappa (QWK)", xlim=(0.8, epochs + 0.2), title=title)
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.grid(alpha=0.3)
@@ -243,18 +243,21 @@ def search(
     best_label = f"trial {shown[0]['number']}, the best, in its best epoch"
     handles = [
         top.plot([], [], "*", color=_VAL, markersize=14, markeredgecolor="black", label=best_label)[0],
+        top.plot([], [], "s", color="black", label="trial 1, the recipe as it is")[0],
         top.plot([], [], "o", color=_TRAIN, label="all epochs")[0],
         top.plot([], [], "o", color=_TRAIN, markerfacecolor="white", label="stopped early, or failed")[0],
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     return _png(figure)
 
 
-def _mark(axis: Any, x: float, y: float, best: bool, finished: bool) -> None:
+def _mark(axis: Any, x: float, y: float, trial: Mapping[str, Any], best: bool) -> None:
     if best:
         axis.plot(x, y, "*", color=_VAL, markersize=14, markeredgecolor="black", zorder=5)
-    else:
-        axis.plot(x, y, "o", color=_TRAIN, markerfacecolor=_TRAIN if finished else "white", markersize=6)
+        return
+    first = trial["number"] == 1
+    colour, face = "black" if first else _TRAIN, None if trial["status"] == "finished" else "white"
+    axis.plot(x, y, "s" if first else "o", color=colour, markerfacecolor=face, markersize=6)
 
 
 def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequence[Mapping[str, Any]]) -> None:
@@ -263,7 +266,7 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
         value = trial["settings"][name]
         x = value if isinstance(values, str) else values.index(value)
         y = max(entry["val_qwk"] for entry in trial["history"])
-        _mark(panel, x, y, trial is trials[0], trial["status"] == "finished")
+        _mark(panel, x, y, trial, trial is trials[0])
     panel.set_xlabel(name)
     panel.margins(y=0.12)
     panel.grid(alpha=0.3)
