@@ -112,15 +112,17 @@ def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float]:
-    """How `scalp train` compares with the loops, by photographs a second."""
+    """How `scalp train` compares with the loops, by photographs a second; and its wait for data, a share."""
     rate = {row["what"]: row["photographs_per_second"] for row in rows}
+    waiting = {row["what"]: row.get("data_wait_share") for row in rows}
     several, one = rate[_scalp(workers)], rate[_scalp(1)]
     return {
         "vs_torchrun": several / rate[_torchrun(workers)],
         "one_worker_vs_tuned_loop": one / rate[_ALONE],
         "vs_plain": several / rate[_PLAIN],
-        f"scaling_to_{workers}_workers": several / one,
-        f"torchrun_scaling_to_{workers}_processes": rate[_torchrun(workers)] / rate[_ALONE],
+        "data_wait_share": waiting[_scalp(workers)],
+        f"scaling_{workers}_workers": several / one,
+        f"torchrun_scaling_{workers}_processes": rate[_torchrun(workers)] / rate[_ALONE],
     }
 
 

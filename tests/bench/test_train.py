@@ -45,12 +45,14 @@ def test_ratios_are_of_the_rows_they_name():
         "scalp train, 2 workers": 18,
     }
     rows = [{"what": what, "photographs_per_second": rate} for what, rate in rates.items()]
+    rows[2]["data_wait_share"], rows[4]["data_wait_share"] = 0.01, 0.02
     assert ratios(rows, 2) == {
         "vs_torchrun": 18 / 16,
         "one_worker_vs_tuned_loop": 0.9,
         "vs_plain": 3.6,
-        "scaling_to_2_workers": 2.0,
-        "torchrun_scaling_to_2_processes": 1.6,
+        "data_wait_share": 0.02,
+        "scaling_2_workers": 2.0,
+        "torchrun_scaling_2_processes": 1.6,
     }
 
 
