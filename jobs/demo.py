@@ -20,12 +20,12 @@ from jobs.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.evaluate import evaluate
 from jobs.grade import grade
 from jobs.prepare import prepare
-from jobs.results import RESULTS_FOLDER, read_results
 from jobs.synth import synth
 from jobs.train import RECIPES, train
 from scalp_core import manifest, provenance, storage
 from scalp_core.errors import UserError
 from scalp_core.recipe import load_recipe
+from scalp_core.results import RESULTS_FOLDER, read_results
 from scalp_core.synthetic_plan import SynthOptions
 from serving import app
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.images import photographs
+from jobs.images import Columns, photographs
 from jobs.pipeline import ModelOptions, with_logits
-from jobs.results import RESULTS_FOLDER, WriteResults, read_results
 from scalp_core import sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.manifest import location_id
+from scalp_core.results import RESULTS_FOLDER, read_results, result_table
 from scalp_core.sources import Location
 
 _MAX_ROWS_A_FILE = 4096
@@ -143,3 +145,19 @@ def _summary(
 def _show(summary: dict[str, Any], out: str) -> None:
     names = ("rows", "graded", "failed", "by_error", "by_grade", "referred", "rows_unaccounted", "seconds")
     show("grade", {name: summary[name] for name in names} | {"results": storage.join(out, RESULTS_FOLDER)})
+
+
+class WriteResults:
+    """Writes each batch as one Parquet file, whole or not at all, and returns what is in it."""
+
+    def __init__(self, out: str, spec: BundleSpec, model_version: str) -> None:
+        self._out = out
+        self._spec = spec
+        self._model_version = model_version
+
+    def __call__(self, batch: Columns) -> Columns:
+        table = result_table(batch, batch["logits"], self._spec, self._model_version)
+        name = f"part-{uuid.uuid4().hex}.parquet"
+        storage.write_parquet(storage.join(self._out, RESULTS_FOLDER, name), table)
+        failed = table["status"].to_pylist().count("failed")
+        return {"graded": np.array([table.num_rows - failed]), "failed": np.array([failed])}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs.grade import grade
-from jobs.results import RESULT_SCHEMA, RESULTS_FOLDER, read_results
 from scalp_core import storage
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
+from scalp_core.results import RESULTS_FOLDER, SCHEMA, read_results
 from tests.conftest import jpeg
 
 GOOD = {f"session {index % 3}/photo_{index}.jpg": jpeg(index) for index in range(9)}
@@ -91,7 +91,7 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
         row = rows[name]
         assert (row["status"], row["error_code"], row["grade"], row["refer"]) == ("failed", code, None, None)
         assert row["error"]
-    assert read_results(f"{out}/{RESULTS_FOLDER}").schema.equals(RESULT_SCHEMA)
+    assert read_results(f"{out}/{RESULTS_FOLDER}").schema.equals(SCHEMA)
 
 
 def test_the_output_may_be_in_s3_too(bundle, cluster, tmp_path):

@@ -19,12 +19,12 @@ from jobs.export import export
 from jobs.grade import grade
 from jobs.pipeline import ModelOptions
 from jobs.quantise import quantise
-from jobs.results import RESULTS_FOLDER, read_results
 from scalp_core import manifest
 from scalp_core.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
+from scalp_core.results import RESULTS_FOLDER, read_results
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from fastapi import FastAPI, UploadFile
 from pydantic import ValidationError
 
 from jobs.images import LoadImages
-from jobs.results import RESULT_SCHEMA
 from scalp_core.bundle import GRAPH_FILES, load_bundle
 from scalp_core.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.errors import UserError
@@ -28,6 +27,7 @@ from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.grading import Grading
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
+from scalp_core.results import SCHEMA
 from serving import app
 from serving.grader import Batching, Grader
 from serving.middleware import Envelope
@@ -101,7 +101,7 @@ def test_grades_a_photograph_as_the_predictor_does(client, predictor):
 
 
 def test_answer_has_the_fields_of_a_bulk_row(client):
-    assert list(post(client, jpeg(0)).json()) == RESULT_SCHEMA.names
+    assert list(post(client, jpeg(0)).json()) == SCHEMA.names
 
 
 def test_parallel_requests_get_their_own_answers(client, predictor):

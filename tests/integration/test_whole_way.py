@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs.grade import grade
 from jobs.images import LoadForTraining, LoadImages, photographs
 from jobs.pipeline import ModelOptions
-from jobs.results import RESULTS_FOLDER, read_results
 from jobs.train import train
 from scalp_core import manifest, metrics, quality
 from scalp_core.bundle import load_bundle
@@ -22,6 +21,7 @@ from scalp_core.codecs import read_picture
 from scalp_core.errors import UserError
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
+from scalp_core.results import RESULTS_FOLDER, read_results
 from serving import app
 from serving.ingress import Ingress
 from tests.conftest import free_port

@@ -1,0 +1,75 @@
+"""Result rows: one for each photograph put in, graded or failed with a reason."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from scalp_core import storage
+from scalp_core.bundle import BundleSpec
+from scalp_core.grading import gradings
+
+RESULTS_FOLDER = "results"
+
+SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "uri": pa.string(),
+        "member": pa.string(),
+        "sha256": pa.string(),
+        "status": pa.string(),  # graded or failed
+        "error_code": pa.string(),
+        "error": pa.string(),
+        "grade": pa.int8(),
+        "grade_name": pa.string(),
+        "probabilities": pa.list_(pa.float64()),  # four; Parquet cannot read nulls of a fixed size back
+        "expected_severity": pa.float64(),
+        "grade_set": pa.list_(pa.int8()),
+        "unlikeness": pa.float64(),  # above 1 is flagged; null of bundles without gates
+        "refer": pa.bool_(),
+        "refer_reasons": pa.list_(pa.string()),
+        "notes": pa.list_(pa.string()),
+        "model_version": pa.string(),
+        "graded_at": pa.timestamp("ms", tz="UTC"),
+    }
+)
+
+
+def result_table(
+    rows: dict[str, np.ndarray], logits: np.ndarray, spec: BundleSpec, model_version: str
+) -> pa.Table:
+    """Rows of `SCHEMA` from what loading left of photographs, and the model's answers.
+
+    Args:
+        rows: `image_id, uri, member, sha256, notes, error_code, error` strings and `statistics` float (N, K);
+            `error_code` is empty where a photograph could be read.
+        logits: float (N, 4); of no meaning where it could not.
+        spec: the bundle's contract.
+        model_version: that signs the rows.
+    """
+    at = datetime.now(UTC)
+    found = []
+    for index, grading in enumerate(gradings(logits, rows["statistics"], spec)):
+        code = rows["error_code"][index]
+        row = {
+            "image_id": rows["image_id"][index],
+            "uri": rows["uri"][index],
+            "member": rows["member"][index] or None,
+            "sha256": rows["sha256"][index] or None,
+            "status": "failed" if code else "graded",
+            "notes": rows["notes"][index].split(),
+            "model_version": model_version,
+            "graded_at": at,
+        }
+        row |= {"error_code": code, "error": rows["error"][index]} if code else vars(grading)
+        found.append(row)
+    return pa.Table.from_pylist(found, schema=SCHEMA)
+
+
+def read_results(folder: str, columns: list[str] | None = None) -> pa.Table:
+    """All result rows of a `results` folder; an empty table when there are none."""
+    files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
+    tables = [storage.read_parquet(uri, columns) for uri in files]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns or SCHEMA.names)
