@@ -46,6 +46,11 @@ class Cluster:
     cores_per_node: int
 
     @property
+    def cores(self) -> int:
+        """Of all nodes."""
+        return self.cores_per_node * self.nodes
+
+    @property
     def model_cpus(self) -> int:
         """CPUs for one model actor, so that fetching and decoding beside it still find room on its node."""
         return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
@@ -88,6 +93,8 @@ def _start() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports leave the machine
     # A pipeline starts a process for each logical CPU at once, which Ray's own bound warns of.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus()))
+    # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")

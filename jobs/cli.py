@@ -157,11 +157,19 @@ def train(
     """
     from jobs.train import RECIPES
     from jobs.train import train as verb
-    from jobs.train_scaling import parse_workers
+    from jobs.train_scaling import parse_range
     from scalp_core.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    verb(data, run, load_recipe(recipe, RECIPES, overrides), parse_workers(workers), device, fold, tracking)
+    verb(
+        data,
+        run,
+        load_recipe(recipe, RECIPES, overrides),
+        parse_range("--workers", workers),
+        device,
+        fold,
+        tracking,
+    )
 
 
 @app.command()
@@ -254,18 +262,57 @@ def export(
 @app.command()
 def grade(
     bundle: BundleArg,
-    source: Annotated[str, typer.Argument(help="folder, prefix, .zip, .tar or .tar.gz; local or s3://")],
-    out: OutArg,
+    sources_and_out: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... OUT",
+            help="folders, prefixes, .zip, .tar or .tar.gz, .csv or .parquet with a column uri, directories "
+            "that `scalp prepare` wrote; local or s3://. Last, the directory for what is made",
+        ),
+    ],
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    batch_size: BatchOption = 16,
+    batch_size: BatchOption = 128,
     runtime: RuntimeOption = "auto",
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="N|MIN:MAX", help="model actors; without it as many as the cluster holds"),
+    ] = None,
+    cpus_per_model: Annotated[int | None, typer.Option(min=1, help="cores of each model")] = None,
+    gpus_per_model: Annotated[
+        float, typer.Option(min=0.05, help="share of a GPU; 0.5 puts two models on one")
+    ] = 1.0,
+    loaders: Annotated[int | None, typer.Option(min=1, help="tasks that fetch and decode at once")] = None,
+    fetches: Annotated[int, typer.Option(min=1, help="requests at once of each of them")] = 16,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="photographs that are committed together")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="grade the failed rows of OUT again")
+    ] = False,
+    max_failed_share: Annotated[
+        float, typer.Option(min=0, max=1, help="stop early when more than this share fails; 1 never stops")
+    ] = 0.5,
+    heatmaps: Annotated[
+        int, typer.Option(min=0, help="referred photographs with a heatmap in the report")
+    ] = 12,
 ) -> None:
-    """Grades every photograph of a source; run it again to go on where it was stopped."""
+    """Grades every photograph of the sources, once; run it again to go on where it was stopped."""
+    from jobs.grade import GradeOptions
     from jobs.grade import grade as verb
+    from jobs.grade_plan import PoolOptions
     from jobs.pipeline import ModelOptions
+    from jobs.train_scaling import parse_range
+    from scalp_core.errors import UserError
 
-    verb(bundle, source, out, ModelOptions(device, precision, batch_size, runtime))
+    *sources, out = sources_and_out
+    if not sources:
+        raise UserError(f"scalp grade {bundle} {out}: name OUT, the directory for what is made, last")
+    pool = PoolOptions(
+        parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
+    )
+    model = ModelOptions(device, precision, batch_size, runtime)
+    verb(bundle, sources, out, GradeOptions(model, pool, max_failed_share, retry_failed, heatmaps))
 
 
 @app.command()

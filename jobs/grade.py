@@ -1,163 +1,299 @@
-"""`scalp grade`: photographs in a folder, a zip or object storage to Parquet result rows."""
+"""`scalp grade`: photographs wherever they lie to Parquet result rows, each accounted for exactly once.
+
+Three steps that leave files: list (`grade_list`), run (`grade_run`, `grade_shards`), gather (`grade_gather`).
+A run that is stopped anywhere goes on by the same command.
+"""
 
 from __future__ import annotations
 
 import time
-import uuid
-from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import ray
 
 from cluster.local import connect
-from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.images import Columns, photographs
-from jobs.pipeline import ModelOptions, with_logits
-from scalp_core import sources, storage
+from jobs import grade_retry
+from jobs.console import SUMMARY_FILE, console, now, read_json, show, write_json
+from jobs.grade_gather import Found, gather
+from jobs.grade_list import Listing, glance, list_sources
+from jobs.grade_plan import Plan, PoolOptions, plan_run
+from jobs.grade_run import SESSIONS, Session, Work, run_pending
+from jobs.grade_shards import PATIENCE_S
+from jobs.pipeline import ModelOptions
+from scalp_core import provenance, sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
-from scalp_core.errors import UserError
-from scalp_core.manifest import location_id
-from scalp_core.results import RESULTS_FOLDER, read_results, result_table
-from scalp_core.sources import Location
+from scalp_core.errors import SourceError, UserError
+from scalp_core.predictor import Predictor
+from scalp_core.results import RESULTS_FOLDER
 
-_MAX_ROWS_A_FILE = 4096
-_MIN_ROWS_A_FILE = 64
+_IDENTITY_FILE = "run.json"
+_WORK = "work"
+
+MakeModel = Callable[[ray.ObjectRef, ModelOptions, int], Any]
 
 
-def grade(bundle: str, source: str, out: str, options: ModelOptions = ModelOptions()) -> dict[str, Any]:  # noqa: B008
-    """Grades every photograph of `source` that `out` does not hold yet.
+@dataclass(frozen=True)
+class GradeOptions:
+    """How to grade.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`.
-        source: folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
+        model: how the model runs.
+        pool: how the cluster is used.
+        max_failed_share: a run of which more fails is stopped.
+        retry_failed: grade the failed rows again.
+        heatmaps: referred photographs that the report shows with a heatmap.
+    """
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    max_failed_share: float = 0.5
+    retry_failed: bool = False
+    heatmaps: int = 12
+
+
+def make_predictor(bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> Predictor:
+    """The model of an actor, warm."""
+    predictor = Predictor(ray.get(bundle), options.device, options.precision, threads, options.runtime)
+    predictor.warm_up(options.batch_size)
+    return predictor
+
+
+def grade(
+    bundle: str,
+    source: str | Sequence[str],
+    out: str,
+    options: GradeOptions = GradeOptions(),
+    make_model: MakeModel = make_predictor,
+) -> dict[str, Any]:
+    """Grades every photograph that `out` does not hold yet.
+
+    Args:
+        bundle: directory of the bundle, local, `s3://` or `models://`.
+        source: one or more folders, prefixes, archives, tables of uris, directories of `scalp prepare`.
         out: directory, local or `s3://`; a run that was stopped goes on where it was.
+        options: how.
+        make_model: what makes the model in its actor; a bench puts another in its place.
 
     Returns:
         the summary that is also written to `out/summary.json`.
 
     Raises:
-        UserError: bad input, or rows that are not accounted for at the end.
+        UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
     """
     out, started = storage.absolute(out), time.monotonic()
+    named = [storage.absolute(each) for each in ([source] if isinstance(source, str) else source)]
+    _check_places(named, out)
     loaded = load_bundle(bundle)
-    listing = sources.list_photographs(source)
-    version = loaded.spec.version_in(options.precision)
-    _check_identity(out, {"model_version": version, "source": storage.absolute(source)})
-    done = _committed(out)
-    pending = [location for location in listing.photographs if location_id(location) not in done]
-    summary = read_json(storage.join(out, SUMMARY_FILE)) or {}
-    if not pending and summary.get("rows_unaccounted") == 0:
-        console.print(f"{out} is finished: all {summary['rows']} photographs are accounted for")
+    version = loaded.spec.version_in(options.model.precision)
+    _check_identity(out, _identity(loaded.spec, version, named, options))
+    summary = read_json(storage.join(out, SUMMARY_FILE))
+    again = options.retry_failed and summary and summary["failed"]
+    if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
+        console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
-    if done:
-        console.print(f"going on: {len(done)} of {len(listing.photographs)} photographs are done already")
-    if pending:
-        _run(pending, loaded, out, options)
-    summary = _summary(out, listing, time.monotonic() - started, loaded.spec, version, len(pending))
-    write_json(storage.join(out, SUMMARY_FILE), summary)
-    _show(summary, out)
-    if summary["rows_unaccounted"]:
-        raise UserError(
-            f"{summary['rows_unaccounted']} of {summary['rows']} photographs are not accounted for exactly "
-            f"once in {out}; run the same command again for those without a row, and with another OUT for "
-            "those with more than one"
-        )
+    # Before Ray is started: a mistyped source is told at once.
+    glanced = None if summary else glance(named, storage.join(out, _WORK))
+    cluster = connect()
+    plan = plan_run(cluster, loaded, options.model, options.pool)
+    run = _Run(out, named, loaded, version, options, plan, make_model, started)
+    with storage.patience(PATIENCE_S):
+        if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
+            summary = run.first(glanced)
+        if grade_retry.is_pending(out) or (options.retry_failed and summary["failed"]):
+            summary = run.again(summary)
+    _check_accounts(summary, out)
     return summary
 
 
-def _check_identity(out: str, identity: dict[str, str]) -> None:
-    """One output belongs to one bundle and one source; mixing would make every count a lie."""
-    uri = storage.join(out, "run.json")
+def _check_places(named: list[str], out: str) -> None:
+    if not named:
+        raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
+    sources.check_disjoint(named)
+    for source in named:
+        if out == source or out.startswith(f"{source}/"):
+            raise UserError(f"{out} lies in {source}, whose files it would join; choose an OUT outside of it")
+
+
+def _identity(spec: BundleSpec, version: str, named: list[str], options: GradeOptions) -> dict[str, Any]:
+    """What all rows of one output have in common."""
+    return {
+        "model_version": version,
+        "bundle": spec.fingerprint,
+        "precision": options.model.precision,
+        "sources": named,
+    }
+
+
+def _check_identity(out: str, identity: dict[str, Any]) -> None:
+    """One output belongs to one bundle and the same sources; mixing would make every count a lie."""
+    uri = storage.join(out, _IDENTITY_FILE)
     known = read_json(uri)
     if known is None:
+        if storage.exists(storage.join(out, SUMMARY_FILE)):
+            raise UserError(f"{out} holds something else than results of scalp grade; choose another OUT")
         write_json(uri, identity)
         return
     for name, value in identity.items():
         if known.get(name) != value:
             raise UserError(
-                f"{out} holds results of {name} {known.get(name)}, not {value}; "
+                f"{out} holds results of {name} {_words(known.get(name))}, not {_words(value)}; "
                 "choose another OUT, or remove it"
             )
 
 
-def _committed(out: str) -> set[str]:
-    folder = storage.join(out, RESULTS_FOLDER)
-    return (
-        set(read_results(folder, ["image_id"])["image_id"].to_pylist()) if storage.exists(folder) else set()
-    )
+def _words(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _run(pending: list[Location], bundle: Bundle, out: str, options: ModelOptions) -> None:
-    cluster = connect()
-    version = bundle.spec.version_in(options.precision)
-    console.print(f"grading {len(pending)} photographs with {version}")
-    per_file = min(_MAX_ROWS_A_FILE, max(_MIN_ROWS_A_FILE, len(pending) // 32))
-    written = with_logits(photographs(_input_rows(pending)), bundle, options, cluster).map_batches(
-        WriteResults(out, bundle.spec, version), batch_size=per_file, num_cpus=0.5
-    )
-    graded = failed = 0
-    with progress_bar("grading", len(pending)) as (progress, task):
-        for batch in written.iter_batches(batch_size=None, prefetch_batches=0):
-            graded, failed = graded + int(batch["graded"].sum()), failed + int(batch["failed"].sum())
-            progress.update(task, completed=graded + failed, note=f"{failed} failed")
+@dataclass(frozen=True)
+class _Run:
+    """One call of the verb: what its steps share."""
+
+    out: str
+    named: list[str]
+    bundle: Bundle
+    version: str
+    options: GradeOptions
+    plan: Plan
+    make_model: MakeModel
+    started: float
+
+    def first(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Lists, runs and gathers what is left of it."""
+        work = storage.join(self.out, _WORK)
+        try:
+            listing = list_sources(self.named, work, self.plan.shard_size, glanced)
+        except SourceError:
+            storage.remove_folder(work)  # whoever mends the source wants it read anew
+            raise
+        console.print(f"grading {_size(listing)} with {self.version}")
+        console.print(str(self.plan))
+        self._run(work, listing)
+        found = gather(self.out, work, listing)
+        return self._finish(work, found, listing, _sessions(work))
+
+    def again(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Grades the failed rows again, and puts what comes of it in their place."""
+        work = storage.join(self.out, grade_retry.FOLDER)
+        listing, before = grade_retry.list_failed(self.out, work, self.plan.shard_size, summary)
+        console.print(f"grading {_size(listing)} again with {self.version}")
+        self._run(work, listing)
+        found = grade_retry.merge(self.out, work, listing, before)
+        return self._finish(work, found, listing, before["sessions"] + _sessions(work), before)
+
+    def _run(self, folder: str, listing: Listing) -> None:
+        session = Session(storage.join(folder, SESSIONS, f"{now()}.json"))
+        model = partial(self.make_model, ray.put(self.bundle), self.options.model, self.plan.cpus_per_model)
+        work = Work(
+            folder, listing, self.plan, self.bundle.spec, self.version, model,
+            self.options.model.batch_size, self.options.max_failed_share,
+        )  # fmt: skip
+        try:
+            run_pending(work, session)
+        finally:
+            session.write()
+
+    def _finish(
+        self,
+        work: str,
+        found: Found,
+        listing: Listing,
+        sessions: list[dict[str, Any]],
+        before: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        summary = _summary(self, found, listing, sessions, before or {})
+        write_json(storage.join(self.out, SUMMARY_FILE), summary)
+        from jobs.grade_report import write_report  # draws: not for whoever only lists
+
+        write_report(self.out, summary, self.bundle, self.options.model.device, self.options.heatmaps)
+        if not summary["rows_unaccounted"]:
+            storage.remove_folder(work)
+        _show(summary, self.out)
+        return summary
 
 
-def _input_rows(locations: list[Location]) -> pa.Table:
-    columns = {
-        "image_id": [location_id(location) for location in locations],
-        "uri": [location.uri for location in locations],
-        "member": [location.member for location in locations],
-    }
-    return pa.table(columns, schema=pa.schema({name: pa.string() for name in columns}))
+def _size(listing: Listing) -> str:
+    tars = f" and those in {listing.tars:,} tar archives" if listing.tars else ""
+    return f"{listing.photographs:,} photographs{tars}"
+
+
+def _sessions(work: str) -> list[dict[str, Any]]:
+    folder = storage.join(work, SESSIONS)
+    return [read_json(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
 
 
 def _summary(
-    out: str, listing: sources.Listing, seconds: float, spec: BundleSpec, version: str, pending: int
+    run: _Run, found: Found, listing: Listing, sessions: list[dict[str, Any]], before: dict[str, Any]
 ) -> dict[str, Any]:
-    results = read_results(
-        storage.join(out, RESULTS_FOLDER), ["image_id", "status", "error_code", "grade_name", "refer"]
-    )
-    counts = Counter(results["image_id"].to_pylist())
-    wanted = {location_id(location) for location in listing.photographs}
-    unaccounted = sum(counts[image_id] != 1 for image_id in wanted) + sum(
-        name not in wanted for name in counts
-    )
-    failures = Counter(code for code in results["error_code"].to_pylist() if code)
-    grades = Counter(name for name in results["grade_name"].to_pylist() if name)
+    seconds = sum(session["seconds"] for session in sessions)
+    graded = sum(found.by_grade.values())
+    photographs = sum(session["photographs"] for session in sessions)
     return {
         "kind": "grade",
         "date": now(),
-        "model_version": version,
-        "rows": len(wanted),
-        "graded": sum(grades.values()),
-        "failed": sum(failures.values()),
-        "rows_unaccounted": unaccounted,
-        "by_grade": {name: grades[name] for name in spec.grade_names},
-        "by_error": dict(failures.most_common()),
-        "referred": sum(bool(value) for value in results["refer"].to_pylist()),
-        "other_files": listing.other_files,
+        "model_version": run.version,
+        "sources": run.named,
+        "rows": found.rows,
+        "graded": graded,
+        "failed": found.rows - graded,
+        "rows_unaccounted": found.unaccounted,
+        "graded_again": found.again,
+        "by_grade": {name: found.by_grade[name] for name in run.bundle.spec.grade_names},
+        "by_error": dict(found.by_error.most_common()),
+        "referred": found.referred,
+        "by_reason": dict(found.by_reason.most_common()),
+        "other_files": before.get("other_files", listing.other_files + found.other_files),
+        "shadowed_members": before.get("shadowed_members", listing.shadowed + found.shadowed),
+        "repeated": before.get("repeated", listing.repeated),
         "seconds": round(seconds, 1),
-        "photographs_per_second": round(pending / seconds, 1),
+        "seconds_in_all": round(before.get("seconds_in_all", 0) + time.monotonic() - run.started, 1),
+        "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
+        "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
+        "settings": {**vars(run.plan), **vars(run.options.model)},
+        "versions": provenance.versions(),
+        "sessions": sessions,
+        "throughput": _throughput(sessions),
+        "inputs": found.inputs and found.inputs.model_dump(mode="json"),
     }
 
 
+def _throughput(sessions: list[dict[str, Any]]) -> list[list[float]]:
+    """Seconds at work, photographs and failed, over all sessions."""
+    points = [[0.0, 0, 0]]
+    for session in sessions:
+        before = points[-1]
+        points += [[before[place] + point[place] for place in range(3)] for point in session["points"]]
+    return points
+
+
+def _check_accounts(summary: dict[str, Any], out: str) -> None:
+    if summary["rows_unaccounted"]:
+        raise UserError(
+            f"{summary['rows_unaccounted']:,} photographs are not accounted for exactly once in {out}; run "
+            "the same command again for those without a row, and with another OUT for those with several"
+        )
+
+
 def _show(summary: dict[str, Any], out: str) -> None:
-    names = ("rows", "graded", "failed", "by_error", "by_grade", "referred", "rows_unaccounted", "seconds")
-    show("grade", {name: summary[name] for name in names} | {"results": storage.join(out, RESULTS_FOLDER)})
-
-
-class WriteResults:
-    """Writes each batch as one Parquet file, whole or not at all, and returns what is in it."""
-
-    def __init__(self, out: str, spec: BundleSpec, model_version: str) -> None:
-        self._out = out
-        self._spec = spec
-        self._model_version = model_version
-
-    def __call__(self, batch: Columns) -> Columns:
-        table = result_table(batch, batch["logits"], self._spec, self._model_version)
-        name = f"part-{uuid.uuid4().hex}.parquet"
-        storage.write_parquet(storage.join(self._out, RESULTS_FOLDER, name), table)
-        failed = table["status"].to_pylist().count("failed")
-        return {"graded": np.array([table.num_rows - failed]), "failed": np.array([failed])}
+    names = (
+        "rows",
+        "graded",
+        "failed",
+        "by_error",
+        "by_grade",
+        "referred",
+        "rows_unaccounted",
+        "graded_again",
+    )
+    rate = (
+        f"{summary['photographs_per_second']:.1f} photographs/s, {summary['machine_hours']:.3f} machine-hours"
+    )
+    show(
+        "grade",
+        {name: summary[name] for name in names}
+        | {"seconds": summary["seconds"], "speed": rate}
+        | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, "report.html")},
+    )

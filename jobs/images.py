@@ -17,8 +17,7 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
 from scalp_core.sources import Location
 
-# Fetching waits for the network and decoding leaves the Python lock: threads help both.
-_FETCH_THREADS = 8
+_FETCHES = 8
 
 Columns = dict[str, np.ndarray]
 
@@ -57,7 +56,11 @@ class LoadImages:
         locations = [
             Location(uri, member or None) for uri, member in zip(batch["uri"], batch["member"], strict=True)
         ]
-        rows = [self._decode(data) for data in _fetch(locations)]
+        return self.decoded(batch, fetch(locations))
+
+    def decoded(self, batch: Columns, files: list[bytes | ImageError]) -> Columns:
+        """The rows with what is made of their files, which were fetched before."""
+        rows = [self._decode(data) for data in files]
         decoded, hashes, errors = zip(*rows, strict=True)
         if self._measured:
             blank = np.zeros(len(quality.STATISTICS), np.float32)
@@ -109,7 +112,7 @@ def check_read(loaded: Columns) -> None:
             )
 
 
-def _fetch(locations: list[Location]) -> list[bytes | ImageError]:
+def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | ImageError]:
     """Reads all locations, several at a time; members of one archive stay together, to open it once."""
     files = [index for index, location in enumerate(locations) if location.member is None]
     chunks = [[index] for index in files]
@@ -125,6 +128,6 @@ def _fetch(locations: list[Location]) -> list[bytes | ImageError]:
         for index, value in zip(chunk, data, strict=True):
             found[index] = value
 
-    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(read, chunks))
     return found

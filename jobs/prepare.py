@@ -17,12 +17,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.data import Dataset
 from ray.exceptions import RayTaskError
 
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.shards import EXAMINED, LISTED, OBJECTS_A_SHARD, PATIENCE_S, ExamineShard, ListRoots
+from jobs.shards import (
+    EXAMINED,
+    LISTED,
+    OBJECTS_A_SHARD,
+    PATIENCE_S,
+    ExamineShard,
+    ListRoots,
+    each,
+    shares,
+)
 from scalp_core import audit, data_report, inventory, manifest, provenance, storage
 from scalp_core.audit import Options
 from scalp_core.errors import SourceError, UserError
@@ -39,7 +47,6 @@ ExamineTask = Callable[[str, str], Callable[[dict[str, Any]], dict[str, Any]]]
 _WORK = "work"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
-_LISTING_TASKS = 64
 _POLL_S = 1.0
 
 
@@ -179,15 +186,10 @@ def _list(source: str, roots: list[Root], task: Any, work: str) -> dict[str, Any
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
-    shares = [roots[number::_LISTING_TASKS] for number in range(min(_LISTING_TASKS, len(roots)))]
-    pieces = [
-        {"number": number, "uris": [root.uri for root in share], "whole": [root.whole for root in share]}
-        for number, share in enumerate(shares)
-    ]
     names: list[str] = []
     objects = 0
     with progress_bar("listing", None) as (progress, bar), _following(work, progress, bar):
-        for row in _each(pieces).map(task).iter_rows():
+        for row in each(shares(roots)).map(task).iter_rows():
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
@@ -229,14 +231,9 @@ def _examine(listing: dict[str, Any], task: Any, work: str) -> None:
     unfetched = 0
     with progress_bar("examining", objects) as (progress, bar):
         progress.update(bar, completed=min(objects, len(done) * OBJECTS_A_SHARD))
-        for row in _each(pending).map(task).iter_rows():
+        for row in each(pending).map(task).iter_rows():
             unfetched += int(row["unfetched"])
             progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
-
-
-def _each(items: list[dict[str, Any]]) -> Dataset:
-    """A dataset of one block an item, so that each is a task of its own."""
-    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))
 
 
 # --- audit -------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
+import ray
+from ray.data import Dataset
 
 from scalp_core import inventory, storage
 from scalp_core.inventory import Root
@@ -20,6 +22,23 @@ EXAMINED = "examined"
 OBJECTS_A_SHARD = 512
 # A server that restarts is waited for; a job of hours must not end with it.
 PATIENCE_S = 180
+
+
+LISTING_TASKS = 64
+
+
+def each(items: list[dict[str, Any]]) -> Dataset:
+    """A dataset of one block an item, so that each is a task of its own."""
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+
+
+def shares(roots: list[Root]) -> list[dict[str, Any]]:
+    """Items for the tasks that list: some roots each, and a number."""
+    parts = [roots[number::LISTING_TASKS] for number in range(min(LISTING_TASKS, len(roots)))]
+    return [
+        {"number": number, "uris": [root.uri for root in part], "whole": [root.whole for root in part]}
+        for number, part in enumerate(parts)
+    ]
 
 
 class ListRoots:

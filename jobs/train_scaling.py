@@ -34,7 +34,7 @@ class ElasticScaling(ScalingConfig):
         return most if self.use_gpu and gpus <= room else min(most, room)
 
 
-def parse_workers(text: str | None) -> tuple[int, int] | None:
+def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     """`4` as (4, 4) and `2:8` as (2, 8), the fewest and the most; None stays None.
 
     Raises:
@@ -44,10 +44,10 @@ def parse_workers(text: str | None) -> tuple[int, int] | None:
         return None
     words = text.split(":")
     if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
-        raise UserError(f"--workers {text}: write a number, or MIN:MAX such as 2:8")
+        raise UserError(f"{option} {text}: write a number, or MIN:MAX such as 2:8")
     fewest, most = int(words[0]), int(words[-1])
     if fewest > most:
-        raise UserError(f"--workers {text}: MIN is more than MAX; write --workers {most}:{fewest}")
+        raise UserError(f"{option} {text}: MIN is more than MAX; write {option} {most}:{fewest}")
     return fewest, most
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.train import train
-from jobs.train_scaling import parse_workers
+from jobs.train_scaling import parse_range
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 
@@ -43,11 +43,11 @@ def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way,
 )
 def test_a_wrong_number_of_workers_is_one_line(words, message):
     with pytest.raises(UserError, match=message):
-        parse_workers(words)
+        parse_range("--workers", words)
 
 
 def test_workers_are_a_number_or_a_range():
-    assert [parse_workers(words) for words in (None, "3", "1:4")] == [None, (3, 3), (1, 4)]
+    assert [parse_range("--workers", words) for words in (None, "3", "1:4")] == [None, (3, 3), (1, 4)]
 
 
 def test_settings_that_cannot_be_are_refused_before_anything_is_written(way, tmp_path):

@@ -1,0 +1,112 @@
+"""How a grading run uses the cluster: how many models, how large, how many loading tasks, how much ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.local import Cluster
+from jobs.pipeline import ModelOptions
+from scalp_core.bundle import Bundle
+from scalp_core.errors import UserError
+from scalp_core.predictor import Hardware, needed_part, resolve_device
+
+# Photographs that are committed together: a run that is killed does again what its models had, no more.
+_SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
+# Decoded pixels of a shard travel as one block of Ray's object store.
+_MAX_SHARD_BYTES = 256 * 2**20
+# Shards decoded ahead of each model: enough that it never waits, few enough that memory is bounded.
+_AHEAD = 6
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What a user may set of it; None leaves the choice to the program.
+
+    Args:
+        models: fewest and most model actors at once.
+        cpus_per_model: cores of each model's forward pass; of its actor beside a GPU.
+        gpus_per_model: share of a GPU; two models on one GPU overlap one's copies with the other's work.
+        loaders: tasks that fetch and decode at once.
+        fetches: requests at once of each of these.
+        shard_size: photographs that are committed together.
+    """
+
+    models: tuple[int, int] | None = None
+    cpus_per_model: int | None = None
+    gpus_per_model: float = 1.0
+    loaders: int | None = None
+    fetches: int = 16
+    shard_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen; `PoolOptions` has the fields' meanings."""
+
+    device: Hardware
+    models: tuple[int, int]
+    cpus_per_model: int
+    gpus_per_model: float
+    loaders: int
+    fetches: int
+    shard_size: int
+    store_bytes: int
+
+    def __str__(self) -> str:
+        low, high = self.models
+        models = str(high) if low == high else f"{low} to {high}"
+        each = f"{self.cpus_per_model} CPU" + (
+            f" and {self.gpus_per_model:g} GPU" if self.device == "cuda" else ""
+        )
+        return (
+            f"models: {models}, each {each}; loading tasks: {self.loaders}, each {self.fetches} requests at "
+            f"once; shards of {self.shard_size} photographs"
+        )
+
+
+def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOptions) -> Plan:
+    """Sizes for this cluster, and fetches what the models need of the bundle.
+
+    Raises:
+        UserError: the device is not there, or the cluster can never hold what was asked for.
+    """
+    on_gpu = cluster.gpus > 0 and model.device != "cpu"
+    if not on_gpu:
+        resolve_device(model.device)  # refuses cuda where there is none, before anything starts
+    device: Hardware = "cuda" if on_gpu else "cpu"
+    bundle.fetch(needed_part(device, model.precision, model.runtime))
+    cpus = pool.cpus_per_model or (1 if on_gpu else cluster.model_cpus)
+    fit = _fitting(cluster, device, cpus, pool.gpus_per_model)
+    low, high = pool.models or (fit, fit)
+    if low > fit:
+        raise UserError(
+            f"--models {low}:{high}: the cluster has room for {fit} of {cpus} CPUs"
+            + (f" and {pool.gpus_per_model:g} GPUs" if on_gpu else "")
+            + "; ask for fewer, or for smaller ones with --cpus-per-model"
+        )
+    pixels = 3 * bundle.spec.preprocess.size**2
+    shard = pool.shard_size or min(_SHARD[device], max(1, _MAX_SHARD_BYTES // pixels))
+    if shard * pixels > _MAX_SHARD_BYTES:
+        raise UserError(
+            f"--shard-size {shard}: its pixels take {shard * pixels / 2**20:.0f} MiB; "
+            f"use {_MAX_SHARD_BYTES // pixels} or fewer"
+        )
+    loaders = pool.loaders or max(1, min(cluster.cores, cluster.cpus - fit * cpus - 1))
+    return Plan(
+        device=device,
+        models=(low, high),
+        cpus_per_model=cpus,
+        gpus_per_model=pool.gpus_per_model if on_gpu else 0,
+        loaders=loaders,
+        fetches=pool.fetches,
+        shard_size=shard,
+        store_bytes=shard * pixels * (_AHEAD * high + loaders),
+    )
+
+
+def _fitting(cluster: Cluster, device: Hardware, cpus: int, gpus: float) -> int:
+    """Models that the cluster holds at once, beside the tasks that feed them."""
+    if device == "cuda":
+        return max(1, int(cluster.gpus / gpus)) if gpus <= 1 else int(cluster.gpus // gpus)
+    per_node = max(1, cluster.cores_per_node // cpus)
+    return per_node * cluster.nodes if cpus <= cluster.cpus // cluster.nodes else 0

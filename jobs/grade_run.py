@@ -1,0 +1,229 @@
+"""The second step of `scalp grade`: shards that are not committed yet, through loading tasks and models."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+
+from jobs.console import console, now, progress_bar, write_json
+from jobs.grade_list import Listing, shard_names
+from jobs.grade_plan import Plan
+from jobs.grade_shards import GRADED, GradeShard, Listed, LoadShard, ended_file
+from jobs.shards import each
+from scalp_core import storage
+from scalp_core.bundle import BundleSpec
+from scalp_core.errors import UserError
+
+SESSIONS = "sessions"
+# Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
+_WINDOW = 20_000
+# Too few rows say nothing of a source.
+_HOPELESS_FROM = 200
+_SESSION_EVERY_S = 15.0
+_NODES_EVERY_S = 5.0
+_POINTS = 240
+
+
+@dataclass
+class Session:
+    """One time that the run ran: what it graded, how fast, on how many nodes. Kept beside the shards."""
+
+    uri: str
+    started_at: str = field(default_factory=now)
+    photographs: int = 0
+    failed: int = 0
+    node_seconds: float = 0.0
+    points: list[list[float]] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._started = self._written = self._looked = time.monotonic()
+        self._nodes = 1
+        self._every = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def machine_hours(self) -> float:
+        return self.node_seconds / 3600
+
+    def add(self, rows: int, failed: int, errors: dict[str, int]) -> None:
+        """Counts a shard that was committed."""
+        self.photographs += rows
+        self.failed += failed
+        self.errors.update(errors)
+        self._look()
+        if not self.points or self.seconds - self.points[-1][0] >= self._every:
+            self.points.append([round(self.seconds, 2), self.photographs, self.failed])
+        if len(self.points) > _POINTS:  # every second one tells as much
+            self.points = self.points[1::2]
+            self._every = 2 * self.seconds / _POINTS
+        if time.monotonic() - self._written > _SESSION_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Keeps it, so that a run that is killed is known to have run."""
+        self._look()
+        self._written = time.monotonic()
+        last = [[round(self.seconds, 2), self.photographs, self.failed]]
+        write_json(
+            self.uri,
+            {
+                "started_at": self.started_at,
+                "seconds": round(self.seconds, 1),
+                "photographs": self.photographs,
+                "failed": self.failed,
+                "node_seconds": round(self.node_seconds, 1),
+                "points": self.points + (last if self.points[-1:] != last else []),
+            },
+        )
+
+    def _look(self) -> None:
+        """Nodes come and go: each moment costs as many as there are."""
+        moment = time.monotonic()
+        if moment - self._looked > _NODES_EVERY_S or self._looked == self._started:
+            self._nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+        self.node_seconds += self._nodes * (moment - self._looked)
+        self._looked = moment
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is needed to run shards.
+
+    Args:
+        folder: of the run.
+        listing: what there is.
+        plan: how the cluster is used.
+        spec: the bundle's contract.
+        model_version: that signs the rows.
+        model: makes the model in its actor.
+        batch_size: of one forward pass.
+        max_failed_share: above which a run is hopeless.
+    """
+
+    folder: str
+    listing: Listing
+    plan: Plan
+    spec: BundleSpec
+    model_version: str
+    model: Callable[[], Any]
+    batch_size: int
+    max_failed_share: float
+
+
+def run_pending(work: Work, session: Session) -> None:
+    """Grades and commits every shard that is not committed yet.
+
+    Raises:
+        UserError: too large a share fails, or the output cannot be written.
+    """
+    done = _done(work)
+    if done:
+        console.print(f"going on: {done:,} photographs are done already")
+    pending = _pending(work)
+    total = None if work.listing.tars else work.listing.photographs
+    with progress_bar("grading", total) as (progress, bar):
+        progress.update(bar, completed=done)
+        while window := list(islice(pending, _WINDOW)):
+            for row in _graded(window, work).iter_rows():
+                session.add(row["rows"], row["failed"], json.loads(row["errors"]))
+                progress.update(bar, advance=row["rows"], note=_note(session))
+                _check_hopeless(session, work.max_failed_share)
+
+
+def _note(session: Session) -> str:
+    rate = session.photographs / max(session.seconds, 0.1)
+    return f"{rate:.0f}/s, {session.failed:,} failed, {session.machine_hours:.2f} machine-hours"
+
+
+def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
+    """One row a shard that was committed: `rows, failed, errors`."""
+    plan = work.plan
+    dataset = each(shards)
+    # Every shard is a block of its own, to be passed on as soon as it is there.
+    dataset.context.target_max_block_size = 1
+    dataset.context.execution_options.resource_limits = (
+        dataset.context.execution_options.resource_limits.copy(object_store_memory=plan.store_bytes)
+    )
+    load = LoadShard(work.folder, work.spec.preprocess, plan.shard_size, plan.fetches)
+    low, high = plan.models
+    return dataset.map_batches(
+        load,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=plan.loaders),
+    ).map_batches(
+        GradeShard,
+        fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, work.batch_size),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(min_size=low, max_size=high),
+        num_gpus=plan.gpus_per_model,
+        num_cpus=plan.cpus_per_model,
+    )
+
+
+def _done(work: Work) -> int:
+    """Photographs that are committed already; of a tar that was not read to its end, about."""
+    size, total = work.listing.shard_size, 0
+    for group in work.listing.groups:
+        for shard, pieces in _committed(work.folder, group).items():
+            place = int(shard.rsplit("/", 1)[-1])
+            total += size * len(pieces) if group.tars else min(size, group.photographs - place * size)
+    return total
+
+
+def _pending(work: Work) -> Iterator[dict[str, Any]]:
+    """Items of `LoadShard`, a group at a time."""
+    for group in work.listing.groups:
+        names = shard_names(group, work.listing.shard_size)
+        committed = _committed(work.folder, group)
+        for shard in names:
+            pieces = sorted(committed.get(shard, ()))
+            if not _is_whole(work.folder, group, shard, pieces):
+                yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(pieces)}
+
+
+def _committed(folder: str, group: Listed) -> dict[str, set[int]]:
+    """Shards of a group that have result rows: of a tar, which pieces; of others, {0}."""
+    found: dict[str, set[int]] = {}
+    for name in storage.names_in(storage.join(folder, GRADED, group.group)):
+        shard, *piece = name.removesuffix(".parquet").split(".")
+        found.setdefault(f"{group.group}/{shard}", set()).add(int(piece[0]) if piece else 0)
+    return found
+
+
+def _is_whole(folder: str, group: Listed, shard: str, pieces: list[int]) -> bool:
+    if not group.tars:
+        return bool(pieces)
+    end = ended(folder, shard)
+    return end is not None and len(pieces) == end["pieces"]
+
+
+def ended(folder: str, shard: str) -> dict[str, int] | None:
+    """Pieces, photographs, other files and shadowed members of a tar; None until it was read to its end."""
+    uri = ended_file(folder, shard)
+    return json.loads(storage.read(uri)) if storage.exists(uri) else None
+
+
+def _check_hopeless(session: Session, most: float) -> None:
+    if session.photographs < _HOPELESS_FROM or session.failed <= most * session.photographs:
+        return
+    reasons = ", ".join(f"{code} {count:,}" for code, count in session.errors.most_common(3))
+    raise UserError(
+        f"{session.failed:,} of the first {session.photographs:,} photographs failed ({reasons}), more than "
+        f"--max-failed-share {most:g}; mend the cause and run the same command again with --retry-failed, "
+        "or as it is with --max-failed-share 1"
+    )
