@@ -252,7 +252,7 @@ def _summary(
         "seconds_in_all": round(before.get("seconds_in_all", 0) + time.monotonic() - run.started, 1),
         "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
         "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
-        "settings": {**vars(run.plan), **vars(run.options.model)},
+        "settings": {**vars(run.options.model), **vars(run.plan), "models": list(run.plan.models)},
         "versions": provenance.versions(),
         "sessions": sessions,
         "throughput": _throughput(sessions),

@@ -162,7 +162,7 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
         load,
         batch_size=1,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=plan.loaders),
+        compute=TaskPoolStrategy(size=min(plan.loaders, len(shards))),
     ).map_batches(
         GradeShard,
         fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, work.batch_size),

@@ -1,16 +1,22 @@
 """Bulk grading against real files and a real S3 server: every photograph accounted for, once."""
 
+import csv
 import io
 import json
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.grade import grade
+from jobs import grade as grade_module
+from jobs.grade import GradeOptions, grade
+from jobs.grade_plan import PoolOptions
+from jobs.pipeline import ModelOptions
 from scalp_core import storage
-from scalp_core.bundle import load_bundle
+from scalp_core.bundle import load_bundle, save_bundle
 from scalp_core.errors import UserError
 from scalp_core.results import RESULTS_FOLDER, SCHEMA, read_results
 from tests.conftest import jpeg
@@ -32,9 +38,9 @@ def zipped(files: dict[str, bytes], encoding: str = "utf-8") -> bytes:
     return buffer.getvalue()
 
 
-def tarred(files: dict[str, bytes]) -> bytes:
+def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -42,13 +48,34 @@ def tarred(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+SMALL_SHARDS = PoolOptions(shard_size=4)
+
+
+def put_files(folder: Path, files: dict[str, bytes] = FILES) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
 def put_source(kind: str, tmp_path: Path) -> str:
     if kind == "folder":
-        for name, content in FILES.items():
-            path = tmp_path / "source" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        return str(tmp_path / "source")
+        return str(put_files(tmp_path / "source"))
+    if kind == "tar":
+        (tmp_path / "source.tar").write_bytes(tarred(FILES, "w"))
+        return str(tmp_path / "source.tar")
+    if kind in ("csv", "parquet"):
+        put_files(tmp_path)
+        # The last names one of them again.
+        uris = [name for name in FILES if name != "notes.txt"] + ["empty.jpg"]
+        table = tmp_path / f"table.{kind}"
+        if kind == "csv":
+            with table.open("w", newline="") as file:
+                csv.writer(file).writerows([["uri"], *([uri] for uri in uris)])
+        else:
+            pq.write_table(pa.table({"uri": uris, "visit": range(len(uris))}), table)
+        return str(table)
     if kind == "zip":
         (tmp_path / "source.zip").write_bytes(zipped(FILES))
         return str(tmp_path / "source.zip")
@@ -73,12 +100,17 @@ def by_name(out: str) -> dict[str, dict]:
     return named
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "s3 zip", "s3 tar.gz", "s3 prefix"])
+KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 prefix"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
     source, out = put_source(kind, tmp_path), str(tmp_path / "out")
     summary = grade(str(bundle), source, out)
+    table = kind in ("csv", "parquet")
     assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
-    assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 1)
+    assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 0 if table else 1)
+    assert summary["repeated"] == int(table)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     rows = by_name(out)
     version = load_bundle(str(bundle)).spec.model_version
@@ -92,54 +124,169 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
         assert (row["status"], row["error_code"], row["grade"], row["refer"]) == ("failed", code, None, None)
         assert row["error"]
     assert read_results(f"{out}/{RESULTS_FOLDER}").schema.equals(SCHEMA)
+    assert not (tmp_path / "out" / "work").exists()
 
 
-def test_the_output_may_be_in_s3_too(bundle, cluster, tmp_path):
-    out = f"s3://scalp/{tmp_path.name}/out"
-    assert grade(str(bundle), put_source("folder", tmp_path), out)["rows_unaccounted"] == 0
-    assert len(by_name(out)) == 12
+def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, cluster, tmp_path):
+    answers = []
+    for kind in ("s3 zip", "s3 prefix"):
+        out = f"s3://scalp/{tmp_path.name}/{kind.replace(' ', '-')}"  # the output may be in S3 too
+        grade(str(bundle), put_source(kind, tmp_path), out, GradeOptions(pool=SMALL_SHARDS))
+        places = ("image_id", "uri", "member", "graded_at")
+        answers.append(
+            {name: {key: row[key] for key in row if key not in places} for name, row in by_name(out).items()}
+        )
+    assert len(answers[0]) == 12
+    assert answers[0] == answers[1]
 
 
-def test_a_stopped_run_does_only_what_is_left(bundle, cluster, tmp_path, capsys):
+def test_prepared_data_and_other_sources_are_graded_together(bundle, way, cluster, tmp_path):
+    folder = put_files(tmp_path / "more", {"a.jpg": jpeg(1)})
+    summary = grade(str(bundle), [str(way.data), str(folder)], str(tmp_path / "out"))
+    assert summary["rows"] == way.prepared["photographs"] + 1
+    assert summary["graded"] == summary["rows"]
+
+
+def test_one_source_inside_another_is_refused(bundle, tmp_path):
+    source = put_source("folder", tmp_path)
+    with pytest.raises(UserError, match="lies in"):
+        grade(str(bundle), [source, f"{source}/session 1"], str(tmp_path / "out"))
+    with pytest.raises(UserError, match="choose an OUT outside of it"):
+        grade(str(bundle), source, f"{source}/out")
+
+
+class Stopped(Exception):
+    """As if the driver had been killed."""
+
+
+@pytest.fixture
+def stopped(bundle, cluster, tmp_path, monkeypatch):
+    """Source and output of a run whose shards are all committed, but nothing else."""
+
+    def stop(*arguments):
+        raise Stopped
+
     source, out = put_source("folder", tmp_path), tmp_path / "out"
-    grade(str(bundle), source, str(out))
-    # As if it had been stopped: one file was not written yet.
-    (part,) = (out / RESULTS_FOLDER).iterdir()
-    table = read_results(str(out / RESULTS_FOLDER))
-    kept = table.slice(0, 7)
-    storage.write_parquet(str(part), kept)
-    (out / "summary.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(grade_module, "gather", stop)
+        with pytest.raises(Stopped):
+            grade(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS))
+    shards = sorted((out / "work" / "graded").rglob("*.parquet"))
+    assert len(shards) == 3
+    return source, out, shards
+
+
+def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
+    source, out, shards = stopped
+    kept = pa.concat_tables([pq.read_table(shard) for shard in shards[1:]])
+    shards[0].unlink()
     summary = grade(str(bundle), source, str(out))
-    assert "going on: 7 of 12 photographs are done already" in capsys.readouterr().out
-    assert (summary["rows"], summary["rows_unaccounted"]) == (12, 0)
+    assert "going on: 8 photographs are done already" in capsys.readouterr().out
+    assert (summary["rows"], summary["rows_unaccounted"], summary["graded_again"]) == (12, 0, 4)
+    assert [session["photographs"] for session in summary["sessions"]] == [12, 4]
     again = {row["image_id"]: row["graded_at"] for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
-    for row in kept.to_pylist():
-        assert again[row["image_id"]] == row["graded_at"]
+    assert {row["image_id"]: row["graded_at"] for row in kept.to_pylist()}.items() < again.items()
 
 
-def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys):
+def test_a_row_counted_twice_is_not_called_a_success(bundle, stopped):
+    source, out, shards = stopped
+    pq.write_table(pq.read_table(shards[0]), shards[1])
+    for _ in range(2):  # nor when it is asked again
+        with pytest.raises(UserError, match="photographs are not accounted for exactly once"):
+            grade(str(bundle), source, str(out))
+
+
+def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, monkeypatch):
+    files = {f"{index}.jpg": jpeg(index, size=(64, 48)) for index in range(10)} | {"z.txt": b"none"}
+    (tmp_path / "a.tar.gz").write_bytes(tarred(files))
+    out = tmp_path / "out"
+
+    def stop(*arguments):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grade_module, "gather", stop)
+        with pytest.raises(Stopped):
+            grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS))
+    pieces = sorted((out / "work" / "graded").rglob("*.parquet"))
+    assert len(pieces) == 3
+    pieces[1].unlink()
+    (end,) = (out / "work" / "ended").rglob("*.json")
+    end.unlink()
+    summary = grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out))
+    assert (summary["rows"], summary["rows_unaccounted"], summary["other_files"]) == (10, 0, 1)
+    assert [session["photographs"] for session in summary["sessions"]] == [10, 4]
+
+
+def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypatch):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     first = grade(str(bundle), source, out)
+
+    def refuse():
+        raise AssertionError("a finished run needs no Ray")
+
+    monkeypatch.setattr(grade_module, "connect", refuse)
     assert grade(str(bundle), source, out) == first
     assert "is finished: all 12 photographs are accounted for" in capsys.readouterr().out
 
 
-def test_one_output_holds_one_bundle_and_one_source(bundle, make_bundle, cluster, tmp_path):
+def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     grade(str(bundle), source, out)
-    with pytest.raises(UserError, match="holds results of source .* choose another OUT"):
+    with pytest.raises(UserError, match="holds results of sources .* choose another OUT"):
         grade(str(bundle), put_source("zip", tmp_path), out)
+    changed = tmp_path / "changed"
+    content = load_bundle(str(bundle))
+    content.fetch("weights").fetch("float")
+    save_bundle(str(changed), content.spec.model_copy(update={"temperature": 2.0}), content.files)
+    with pytest.raises(UserError, match="holds results of bundle"):  # the same weights, other answers
+        grade(str(changed), source, out)
+    fp32 = GradeOptions(ModelOptions("cpu", "fp32"))
+    with pytest.raises(UserError, match="holds results of precision auto, not fp32"):
+        grade(str(bundle), source, out, fp32)
 
 
-def test_a_row_counted_twice_is_not_called_a_success(bundle, cluster, tmp_path):
-    source, out = put_source("folder", tmp_path), tmp_path / "out"
-    grade(str(bundle), source, str(out))
-    table = read_results(str(out / RESULTS_FOLDER))
-    storage.write_parquet(str(out / RESULTS_FOLDER / "part-again.parquet"), table.slice(0, 1))
-    (out / "summary.json").unlink()
-    for _ in range(2):  # nor when it is asked again
-        with pytest.raises(UserError, match="1 of 12 photographs are not accounted for exactly once"):
-            grade(str(bundle), source, str(out))
+def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, capsys):
+    source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
+    again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True)
+    grade(str(bundle), str(source), out)
+    before = by_name(out)
+    (source / "cut.jpg").write_bytes(jpeg(1))
+    (source / "empty.jpg").unlink()
+    summary = grade(str(bundle), str(source), out, again)
+    assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (12, 10, 0)
+    assert summary["by_error"] == {"not_an_image": 1, "not_found": 1}
+    assert [session["photographs"] for session in summary["sessions"]] == [12, 3]
+    after = by_name(out)
+    assert list(after) == list(before)  # in their old places
+    assert {name for name in after if after[name] != before[name]} == set(BAD)
+    assert not (tmp_path / "out" / "retry").exists()
+
+
+def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_path, monkeypatch):
+    source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
+    grade(str(bundle), str(source), out)
+    (source / "cut.jpg").write_bytes(jpeg(1))
+
+    def stop(*arguments):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grade_module.grade_retry, "merge", stop)
+        with pytest.raises(Stopped):
+            grade(str(bundle), str(source), out, GradeOptions(retry_failed=True))
+    summary = grade(str(bundle), str(source), out)  # unasked: it began
+    assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (12, 10, 0)
+
+
+def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, cluster, tmp_path):
+    files = {f"{index:04d}.jpg": b"this is a text" for index in range(1000)}
+    source, out = put_files(tmp_path / "source", files), str(tmp_path / "out")
+    few = PoolOptions(shard_size=20)
+    with pytest.raises(UserError, match="of the first .* failed .not_an_image .* --retry-failed"):
+        grade(str(bundle), str(source), out, GradeOptions(pool=few))
+    summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1))
+    assert (summary["failed"], summary["rows_unaccounted"]) == (1000, 0)
 
 
 def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):
@@ -148,3 +295,23 @@ def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):
     (tmp_path / "source.zip").write_bytes(bytes(data))
     summary = grade(str(bundle), str(tmp_path / "source.zip"), str(tmp_path / "out"))
     assert (summary["graded"], summary["by_error"]) == (3, {"fetch_failed": 1})
+
+
+def test_what_may_hide_photographs_is_a_failed_row(bundle, cluster, tmp_path):
+    sound = zipped({"a.jpg": jpeg(1)})
+    files = {
+        "damaged.zip": sound[:-30],
+        "cut.tar.gz": tarred({f"{index}.jpg": jpeg(index) for index in range(6)})[:200_000],
+        "outer.zip": zipped({"inner.zip": sound, "b.jpg": jpeg(2)}),
+        "outer.tar": tarred({"inner.tar": b"", "c.jpg": jpeg(3)}, "w"),
+    }
+    out = str(tmp_path / "out")
+    summary = grade(str(bundle), str(put_files(tmp_path / "source", files)), out)
+    assert summary["rows_unaccounted"] == 0
+    assert summary["by_error"] == {"bad_archive": 2, "nested_archive": 2}
+    rows = read_results(f"{out}/{RESULTS_FOLDER}").to_pylist()
+    graded = sorted(row["member"] for row in rows if row["status"] == "graded")
+    assert {"b.jpg", "c.jpg", "0.jpg"} <= set(graded)
+    assert {Path(row["uri"]).name for row in rows if row["error_code"] == "bad_archive"} == {
+        "damaged.zip", "cut.tar.gz",
+    }  # fmt: skip

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs import quantise as quantise_module
 from jobs.export import export
-from jobs.grade import grade
+from jobs.grade import GradeOptions, grade
 from jobs.pipeline import ModelOptions
 from jobs.quantise import quantise
 from scalp_core import manifest
@@ -73,13 +73,13 @@ def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path
     copy, _ = quantised
     monkeypatch.setattr("scalp_core.bundle.MAX_INT8_QWK_DROP", 1.0)
     out = str(tmp_path / "out")
-    summary = grade(str(copy), str(photographs), out, ModelOptions("cpu", "int8"))
+    summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8")))
     assert (summary["graded"], summary["rows_unaccounted"]) == (40, 0)
     versions = set(read_results(str(tmp_path / "out" / RESULTS_FOLDER))["model_version"].to_pylist())
     assert versions == {summary["model_version"]}
     assert summary["model_version"] == f"{load_bundle(str(copy)).spec.model_version}-int8"
     with pytest.raises(UserError, match="holds results of model_version"):  # never two models in one output
-        grade(str(copy), str(photographs), out, ModelOptions("cpu", "fp32"))
+        grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
 
 
 def test_int8_is_not_offered_above_the_limit(way, tmp_path, monkeypatch):

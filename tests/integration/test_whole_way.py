@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs.grade import grade
+from jobs.grade import GradeOptions, grade
 from jobs.images import LoadForTraining, LoadImages, photographs
 from jobs.pipeline import ModelOptions
 from jobs.train import train
@@ -156,7 +156,7 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
     black = folder / "black.png"
     black.write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG"))
     out = tmp_path / "graded"
-    grade(str(way.run), str(folder), str(out), ModelOptions("cpu", precision))
+    grade(str(way.run), str(folder), str(out), GradeOptions(ModelOptions("cpu", precision)))
     bulk = {row["sha256"]: row for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
     if precision == "auto":  # as the evaluation of the fixture ran
         evaluated = pq.read_table(way.evaluation / "predictions.parquet").to_pylist()
