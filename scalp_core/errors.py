@@ -6,8 +6,8 @@ ends anything.
 
 from __future__ import annotations
 
-# Why a photograph cannot be graded: `error_code` of a result row, `code` of an HTTP problem. Programs read
-# them, so none is renamed or dropped.
+# Why a photograph cannot be graded: `error_code` of a result row, `code` of an HTTP problem (which knows no
+# archives and no names). Programs read them, so none is renamed or dropped.
 IMAGE_CODES = {
     "empty": "the file has no bytes",
     "too_many_bytes": "the file is above the limit on bytes",
@@ -20,6 +20,9 @@ IMAGE_CODES = {
     "corrupt": "the picture's data is damaged",
     "not_found": "the file was listed and is not there any more",
     "fetch_failed": "the file could not be read from where it is",
+    "bad_archive": "the archive cannot be read, or not to its end",
+    "nested_archive": "an archive inside an archive is not opened; take it out",
+    "bad_name": "the file's name is not UTF-8, so no other program will find it",
 }
 
 
@@ -32,7 +35,7 @@ class SourceError(UserError):
 
 
 class ImageError(Exception):
-    """A photograph that cannot be graded.
+    """A photograph that cannot be graded, or an archive of them.
 
     Args:
         code: one of `IMAGE_CODES`.

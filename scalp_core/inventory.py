@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scalp_core import aihub, archives, codecs, near_duplicates, sources, storage
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.grades import parse_grade
 from scalp_core.sources import Location
 
@@ -70,11 +70,8 @@ EXAMINED = pa.schema(
 
 # What can be wrong with an object beside errors.IMAGE_CODES.
 OBJECT_CODES = {
-    "bad_archive": "the archive cannot be read, or not to its end",
-    "bad_name": "the file's name is not UTF-8, so no other program will find it",
     "bad_label": "the label file does not hold six grades, or the table's label is no grade",
     "bad_meta": "the META file is no JSON object",
-    "nested_archive": "an archive inside an archive is not opened; take it out",
     "shadowed_member": "a later member of the archive has the same name",
 }
 
@@ -197,8 +194,11 @@ def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
 
 
 def _as_utf8(name: str) -> str:
-    """A name as it can be written down; another than `name` if its bytes are not UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    r"""A name as it can be written down; another than `name` if its bytes are not UTF-8 (`\xb9` for each).
+
+    Different names stay different, but for one that holds such a backslash of its own.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _member_code(name: str, readable: bool) -> str | None:
@@ -210,7 +210,7 @@ def _member_code(name: str, readable: bool) -> str | None:
 def _listed(
     uri: str, member: str | None, size: int | None, code: str | None = None, error: str | None = None
 ) -> dict[str, Any]:
-    error = error or (OBJECT_CODES[code] if code else None)
+    error = error or ((IMAGE_CODES | OBJECT_CODES)[code] if code else None)
     return {"uri": uri, "member": member, "bytes": size, "code": code, "error": error}
 
 

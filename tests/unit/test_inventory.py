@@ -166,6 +166,15 @@ def test_a_name_that_is_not_utf8_is_told_with_what_to_do(tmp_path):
     assert "convmv" in row["error"]
 
 
+def test_two_names_that_are_not_utf8_stay_two(tmp_path):
+    for raw in (b"/\xb9\xcc.jpg", b"/\xbc\xbc.jpg"):
+        with open(os.fsencode(tmp_path) + raw, "wb") as file:  # noqa: PTH123 -- bytes
+            file.write(jpeg())
+    rows = examined(tmp_path)
+    assert {row["code"] for row in rows} == {"bad_name"}
+    assert {row["uri"].rsplit("/", 1)[-1] for row in rows} == {r"\xb9\xcc.jpg", r"\xbc\xbc.jpg"}
+
+
 def test_a_folder_whose_name_is_not_utf8_is_listed_by_the_task_of_the_one_above(tmp_path):
     folder = os.fsencode(tmp_path) + "/미세각질".encode("cp949")
     os.mkdir(folder)  # noqa: PTH102 -- bytes

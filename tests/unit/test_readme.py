@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from jobs.cli import app
+from scalp_core.errors import IMAGE_CODES
 from scalp_core.inventory import OBJECT_CODES
 from scalp_core.relations import FINDINGS, REASONS
 from scalp_core.synthetic_layout import LAYOUTS
@@ -42,8 +43,14 @@ def test_every_verb_named_in_the_text_exists():
     assert named <= set(VERBS)
 
 
+def test_the_readme_lists_every_code_of_a_failed_row():
+    (listed,) = re.findall(r"one of these codes: `([^`]+)`", README)
+    assert re.split(r",\s+", listed) == list(IMAGE_CODES)
+
+
 def test_the_data_page_explains_every_reason_and_finding():
-    for word in [*REASONS, *OBJECT_CODES, *FINDINGS, *LAYOUTS]:
+    archives_and_names = ("bad_archive", "nested_archive", "bad_name")
+    for word in [*REASONS, *OBJECT_CODES, *archives_and_names, *FINDINGS, *LAYOUTS]:
         if word not in ("bad_meta",):  # a META file drops no photograph
             assert f"`{word}`" in DOCS["data.md"], word
 
