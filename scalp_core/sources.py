@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -60,6 +61,24 @@ def list_photographs(source: str) -> Listing:
     if not listing.photographs:
         raise UserError(f"{source} holds no photograph ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return listing
+
+
+def check_disjoint(uris: Sequence[str]) -> None:
+    """Refuses sources of which one lies inside another: its photographs would be counted twice.
+
+    Raises:
+        UserError: names both.
+    """
+    given: dict[str, str] = {}
+    for uri in uris:
+        place = storage.absolute(uri).rstrip("/")
+        if place in given:
+            raise UserError(f"{given[place]} and {uri} are the same source; name it once")
+        given[place] = uri
+    for place, uri in given.items():
+        for slash in re.finditer("/", place):
+            if outer := given.get(place[: slash.start()]):
+                raise UserError(f"{uri} lies in {outer}; name {outer} alone, or sources beside each other")
 
 
 def read_photographs(locations: list[Location], max_bytes: int) -> Iterator[bytes | ImageError]:

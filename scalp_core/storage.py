@@ -1,7 +1,7 @@
 """Files by uri: a local path or `s3://bucket/key`.
 
 A server that does not answer is asked again, for as long as `patience` says. Every failure that a user can
-mend (a wrong key, a missing folder) is a `UserError` that says so in one line.
+mend (a wrong key, a missing folder, a full disk) is a `UserError` that says so in one line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,14 +26,7 @@ import pyarrow.parquet as pq
 import tenacity
 
 from scalp_core.errors import UserError
-
-# What says that the same request may be answered later.
-_TRANSIENT = (
-    "NETWORK_CONNECTION", "Couldn't connect", "curlCode", "SLOW_DOWN", "SlowDown", "INTERNAL_FAILURE",
-    "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT", "HTTP status 500", "HTTP status 502", "HTTP status 503",
-    "HTTP status 504", "InternalError", "ServiceUnavailable", "Could not connect", "Connection was closed",
-    "timed out", "timeout", "(500)", "(502)", "(503)", "(504)", "ConditionalRequestConflict",
-)  # fmt: skip
+from scalp_core.storage_errors import advice, is_transient
 
 T = TypeVar("T")
 
@@ -79,17 +72,6 @@ def retried(uri: str, request: Callable[..., T], *arguments: Any, **keywords: An
     return retrying(request, *arguments, **keywords)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may be answered later; of a `UserError`, whether it explains such a one."""
-    if isinstance(error, UserError) and error.__cause__ is not None:
-        return is_transient(error.__cause__)
-    return (
-        isinstance(error, OSError)
-        and not isinstance(error, FileNotFoundError | PermissionError)
-        and any(mark in str(error) for mark in _TRANSIENT)
-    )
-
-
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
@@ -124,27 +106,6 @@ def explained(uri: str, doing: str = "read") -> Iterator[None]:
         yield
     except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowInvalid) as error:
         raise UserError(f"cannot {doing} {uri}: {advice(error)}") from error
-
-
-def advice(error: Exception) -> str:
-    """What a storage error means and what to do, in one line."""
-    text = str(error).replace("\n", " ")
-    known = (
-        (("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ACCESS_DENIED", "InvalidAccessKeyId",
-          "SignatureDoesNotMatch", "AccessDenied", "403", "Unable to locate credentials"),
-         "the S3 server refused the key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a valid one"),
-        (("NETWORK_CONNECTION", "Couldn't connect", "Could not connect", "curlCode: 7", "curlCode: 28"),
-         "the S3 server did not answer; check AWS_ENDPOINT_URL and the network"),
-        (("NO_SUCH_BUCKET", "NoSuchBucket"), "there is no such bucket; check the name after s3://"),
-    )  # fmt: skip
-    for marks, advice in known:
-        if any(mark in text for mark in marks):
-            return advice
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist; check the path"
-    if isinstance(error, zipfile.BadZipFile | tarfile.TarError | pa.ArrowInvalid | EOFError | zlib.error):
-        return "it is not an archive of its kind or it is damaged; fetch it again"
-    return text
 
 
 def exists(uri: str) -> bool:
@@ -205,10 +166,9 @@ def write(uri: str, data: bytes) -> None:
         if is_s3(uri):
             retried(uri, put)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with _beside(path) as temporary:
+            temporary.write_bytes(data)
+            temporary.replace(path)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -223,16 +183,24 @@ def create(uri: str, data: bytes) -> bool:
     with explained(uri, "write"):
         if is_s3(uri):
             return _create_in_s3(uri, data)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_bytes(data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with _beside(path) as temporary:
+            temporary.write_bytes(data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
     return True
+
+
+@contextmanager
+def _beside(path: str) -> Iterator[Path]:
+    """A name in the folder of a local file, for its bytes until they are whole; a full disk leaves none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _create_in_s3(uri: str, data: bytes) -> bool:
@@ -417,17 +385,25 @@ def write_parquet(uri: str, table: pa.Table) -> None:
 
 
 def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
-    """Writes a stream of record batches as one Parquet file, without holding it in memory."""
+    """Writes a stream of record batches as one Parquet file, whole or not at all, without holding it."""
     fs, path = filesystem(uri)
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     with explained(uri, "write"):
         if not is_s3(uri):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with (
-            fs.open_output_stream(path, compression=None) as file,
-            pq.ParquetWriter(file, batches.schema, compression="zstd") as writer,
-        ):
-            for batch in batches:
-                writer.write_batch(batch)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                fs.open_output_stream(temporary, compression=None) as file,
+                pq.ParquetWriter(file, batches.schema, compression="zstd") as writer,
+            ):
+                for batch in batches:
+                    writer.write_batch(batch)
+            retried(uri, fs.move, temporary, path)
+        except BaseException:  # closing the file has made it a sound one, of fewer rows
+            with suppress(OSError):
+                fs.delete_file(temporary)
+            raise
 
 
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,0 +1,82 @@
+"""A disk that is full in the middle of a write: one line, and nothing is left behind."""
+
+import subprocess
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scalp_core import storage
+from scalp_core.errors import UserError
+
+LARGE = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 256 KiB, with one file in it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here, which needs root: {mounted.stderr.strip()}")
+    try:
+        (folder / "there").write_bytes(b"old")
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def rows(fail_after=None):
+    """A million numbers that do not compress, in 20 batches; raises after some of them, if told to."""
+
+    def batches():
+        for number in range(20):
+            if number == fail_after:
+                raise pa.ArrowInvalid("the source broke off")
+            numbers = np.random.default_rng(number).integers(2**40, size=50_000)
+            yield pa.record_batch([pa.array(numbers)], names=["number"])
+
+    return pa.RecordBatchReader.from_batches(pa.schema({"number": pa.int64()}), batches())
+
+
+WRITES = {
+    "write": lambda uri: storage.write(uri, LARGE),
+    "create": lambda uri: storage.create(uri, LARGE),
+    "write_parquet": lambda uri: storage.write_parquet(uri, rows().read_all()),
+    "write_batches": lambda uri: storage.write_batches(uri, rows()),
+}
+
+
+@pytest.mark.parametrize(("name", "file"), [*((name, "new") for name in WRITES), ("write", "there"),
+                                            ("write_batches", "there")])  # fmt: skip
+def test_a_full_disk_is_told_in_one_line_and_keeps_what_was_there(small_disk, name, file):
+    uri = str(small_disk / file)
+    with pytest.raises(UserError) as told:
+        WRITES[name](uri)
+    assert str(told.value) == (
+        f"cannot write {uri}: the disk is full; free space there and run the same command again"
+    )
+    assert [path.name for path in small_disk.iterdir()] == ["there"]
+    assert (small_disk / "there").read_bytes() == b"old"
+
+
+def test_once_there_is_space_the_same_write_succeeds(small_disk):
+    uri = str(small_disk / "new")
+    with pytest.raises(UserError):
+        storage.write(uri, LARGE)
+    storage.write(uri, LARGE[: 2**16])
+    assert storage.read(uri) == LARGE[: 2**16]
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_rows_that_break_off_leave_no_file_of_fewer_rows(where, tmp_path, s3):
+    place = str(tmp_path) if where == "local" else f"s3://scalp/full/{tmp_path.name}"
+    uri = storage.join(place, "rows.parquet")
+    storage.write_batches(uri, rows())
+    assert storage.read_parquet(uri).num_rows == 1_000_000
+    with pytest.raises(UserError, match="cannot write"):
+        storage.write_batches(uri, rows(fail_after=3))
+    assert storage.list_files(place) == [uri]
+    assert storage.read_parquet(uri).num_rows == 1_000_000
