@@ -26,10 +26,10 @@ _FOLDER = re.compile(
     + r")\s*[_/](?:\[(?:원천|라벨)\])?\s*(?P<grade>\d\s*\.\s*[^/_.\s]+)\s*(?=/|$)"
 )
 _PART = re.compile(r"(?:^|[/.\s])(Training|Validation)(?=/|$)", re.IGNORECASE)
-# 0013_A2LEBJJDE00060O_1602578303771_3_TH: site, microscope, epoch in ms, shot, position on the head.
-_STEM = re.compile(
-    r"^(?P<site>\d{4})_(?P<device>[A-Z0-9]+)_(?P<epoch>\d{13})_(?P<shot>\d+)_(?P<pos>TH|LH|RH|BH)$"
-)
+STEM = r"(?P<site>\d{4})_(?P<device>[A-Z0-9]+)_(?P<epoch>\d{13})_(?P<shot>\d+)_(?P<pos>TH|LH|RH|BH)"
+"""0013_A2LEBJJDE00060O_1602578303771_3_TH: site, microscope, epoch in ms, shot, position on the head."""
+
+_STEM = re.compile(f"^{STEM}$")
 _SEXES = {"남": "male", "여": "female"}
 
 

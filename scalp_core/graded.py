@@ -1,0 +1,278 @@
+"""What `scalp grade` left in a folder, asked by SQL in bounded memory: ten million rows are never loaded.
+
+DuckDB gets the Parquet files from pyarrow, which reaches S3 as everything else here does. It may itself touch
+no file but its own spill, so that a query cannot read or write anything beyond the rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from scalp_core import aihub, storage
+from scalp_core.errors import UserError
+from scalp_core.results import RESULTS_FOLDER, SCHEMA
+
+WORK_FOLDER = "work/graded"
+"""Below OUT: the rows of a run that is not finished."""
+
+_SUMMARY_FILE = "summary.json"
+
+By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
+Only = Literal["graded", "failed", "referred"]
+
+_MEMORY = "512MB"
+_THREADS = 2
+_ROWS_A_BATCH = 8192
+
+# Beside the columns of `SCHEMA`: where a photograph lies, as `sources.Location` writes it, and what AI Hub's
+# names say. A view computes only the columns that a query asks for.
+_VIEW = f"""
+    create view results as
+    with named as (
+        select *, if(member is null, uri, uri || '!' || member) as location,
+            regexp_extract(
+                coalesce(member, uri), '(?:^|/){aihub.STEM}\\.[^./]+$', ['site', 'device', 'epoch']
+            ) as said
+        from stored
+    )
+    select * exclude (said),
+        case
+            when member is null then regexp_replace(uri, '/[^/]*$', '')
+            when contains(member, '/') then uri || '!' || regexp_replace(member, '/[^/]*$', '')
+            else uri
+        end as folder,
+        if(member is null, null, uri) as archive,
+        nullif(said.device, '') as device,
+        cast(epoch_ms(try_cast(nullif(said.epoch, '') as bigint)) as date) as day
+    from named
+"""
+
+_TOTALS = """
+    count(*) as photographs,
+    count(*) filter (status = 'graded') as graded,
+    count(*) filter (status = 'failed') as failed,
+    count(*) filter (refer) as referred,
+    avg(expected_severity) as mean_severity
+"""
+_BY: dict[By, str] = {
+    "grade": "if(grade is null, null, grade || ' ' || grade_name)",
+    "error": "error_code",
+    "reason": "unnest(refer_reasons)",
+} | {name: name for name in ("folder", "archive", "device", "day")}  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows: all conditions hold. `under` is the beginning of a location, `URI` or `URI!MEMBER`."""
+
+    only: Only | None = None
+    grade: int | None = None
+    under: str | None = None
+
+    @property
+    def sql(self) -> str:
+        conditions = ["true"]
+        if self.only:
+            conditions.append("refer" if self.only == "referred" else f"status = '{self.only}'")
+        if self.grade is not None:
+            conditions.append("grade = $grade")
+        if self.under is not None:
+            conditions.append("starts_with(location, $under)")
+        return " and ".join(conditions)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        known = {"grade": self.grade, "under": self.under}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+ALL = Selection()
+
+
+class Graded:
+    """The rows of one OUT as the view `results`, which has some columns more than `SCHEMA`.
+
+    Raises:
+        UserError: nothing is there that `scalp grade` wrote.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = storage.absolute(out)
+        self.finished, self._folder, files = _find(self.out)
+        fs, _ = storage.filesystem(self._folder)
+        with storage.explained(self._folder):
+            paths = [storage.filesystem(uri)[1] for uri in files]
+            stored = pads.dataset(paths, SCHEMA, format="parquet", filesystem=fs)
+        self._spill = TemporaryDirectory(prefix="scalp-results-")
+        settings: dict[str, Any] = {
+            "memory_limit": _MEMORY,
+            "threads": _THREADS,
+            "temp_directory": self._spill.name,
+            "python_enable_replacements": False,
+        }
+        self._sql = duckdb.connect(config=settings)
+        self._sql.register("stored", stored)
+        self._sql.execute(_VIEW)
+        self._sql.execute("set enable_external_access = false")
+        self._sql.execute("set lock_configuration = true")
+
+    def __enter__(self) -> Graded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sql.close()
+        self._spill.cleanup()
+
+    def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        """All rows of a short answer."""
+        return [row for batch in self.stream(query, **parameters) for row in batch.to_pylist()]
+
+    def stream(self, query: str, **parameters: Any) -> pa.RecordBatchReader:
+        """The rows of an answer of any length, in the order of the files where the query asks for none."""
+        return self._reader(f"cannot read {self._folder}", query, parameters)
+
+    def asked(self, query: str) -> pa.RecordBatchReader:
+        """The answer to somebody's own query.
+
+        Raises:
+            UserError: it is not one `select`, DuckDB refuses it, or it asks for something else than rows.
+        """
+        with _explained("--sql"):
+            statements = self._sql.extract_statements(query)
+        if [each.type for each in statements] != [duckdb.StatementType.SELECT]:
+            raise UserError("--sql takes one select, for example: select count(*) from results")
+        return self._reader("--sql", query, {})
+
+    def _reader(self, doing: str, query: str, parameters: dict[str, Any]) -> pa.RecordBatchReader:
+        with _explained(doing):
+            reader = self._sql.sql(query, params=parameters).to_arrow_reader(_ROWS_A_BATCH)
+        return pa.RecordBatchReader.from_batches(reader.schema, _batches(doing, reader))
+
+    # --- what is commonly asked -----------------------------------------------------------------------------
+
+    def totals(self, selection: Selection = ALL) -> dict[str, Any]:
+        """`photographs, graded, failed, referred, mean_severity` of a selection."""
+        query = f"select {_TOTALS} from results where {selection.sql}"
+        return self.rows(query, **selection.parameters)[0]
+
+    def selected(self, selection: Selection, limit: int | None = None) -> pa.RecordBatchReader:
+        """Rows of `SCHEMA`."""
+        query = f"select {', '.join(SCHEMA.names)} from results where {selection.sql}"
+        return self.stream(query + _limited(limit), **selection.parameters)
+
+    def by(self, by: By, selection: Selection = ALL, limit: int | None = None) -> pa.RecordBatchReader:
+        """Totals by `value`, the most photographs first; by reason a photograph counts for each that it has.
+
+        A `value` of null is what has none: no device in its name, no error, …
+        """
+        order = "value nulls last" if by in ("grade", "day") else "photographs desc, value nulls last"
+        query = f"""
+            with chosen as (select {_BY[by]} as value, * from results where {selection.sql})
+            select value, {_TOTALS} from chosen group by value order by {order}
+        """
+        return self.stream(query + _limited(limit), **selection.parameters)
+
+    def slices(self, value: str, names: tuple[str, ...], limit: int) -> dict[str, Any]:
+        """As `by`, of a column or `top`, with the photographs of each grade, and how many `values` there are.
+
+        `top` is the first folder or archive below what all photographs share, which is the `prefix`.
+        """
+        mix = ", ".join(f"count(*) filter (grade = {grade})" for grade in range(len(names)))
+        prefix = self._common_folder() if value == "top" else ""
+        query = f"""
+            with chosen as (
+                select {_TOP if value == "top" else value} as value, * from results
+            )
+            select value, {_TOTALS}, [{mix}] as by_grade, count(*) over () as values
+            from chosen group by value order by photographs desc, value nulls last
+        """
+        rows = self.rows(query + _limited(limit), **({"prefix": prefix} if value == "top" else {}))
+        return {"prefix": prefix, "rows": rows, "values": rows[0]["values"] if rows else 0}
+
+    def _common_folder(self) -> str:
+        """The folder, or archive, that all photographs share, with a slash."""
+        (ends,) = self.rows(f"select min({_PATH}) as first, max({_PATH}) as last from results")
+        # Not commonpath, which makes one slash of the two in s3://; a part that is cut short goes.
+        shared = os.path.commonprefix([ends["first"] or "", ends["last"] or ""])  # noqa: RUF071
+        return shared.rpartition("/")[0] + "/"
+
+    def failures(self, examples: int) -> list[dict[str, Any]]:
+        """`code, photographs, examples` of each error code, the commonest first."""
+        return self.rows(
+            f"""
+            select error_code as code, count(*) as photographs,
+                min_by({{'location': location, 'error': error}}, image_id, {int(examples)}) as examples
+            from results where status = 'failed' group by code order by photographs desc, code
+            """
+        )
+
+    def least_sure(self, limit: int) -> list[dict[str, Any]]:
+        """Referred photographs, the likeliest grade's probability rising."""
+        return self.rows(
+            f"""
+            select {_CARD} from results where refer
+            order by list_max(probabilities), image_id
+            """
+            + _limited(limit)
+        )
+
+    def most_unlike(self, limit: int) -> list[dict[str, Any]]:
+        """Photographs above 1 in `unlikeness`, which falls."""
+        return self.rows(
+            f"select {_CARD} from results where unlikeness > 1 order by unlikeness desc, image_id"
+            + _limited(limit)
+        )
+
+
+_PATH = "concat_ws('/', uri, member)"
+_CARD = "image_id, uri, member, location, grade, probabilities, expected_severity, unlikeness, refer_reasons"
+# The first folder below the one that all share; what lies beside such folders has none.
+_TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/', 1), '')"
+
+
+def _find(out: str) -> tuple[bool, str, list[str]]:
+    """Whether the run is finished, the folder of its rows, and the files in it."""
+    results, work = storage.join(out, RESULTS_FOLDER), storage.join(out, WORK_FOLDER)
+    finished = storage.exists(storage.join(out, _SUMMARY_FILE))
+    # Until the summary is there, the results may be half of what the work is.
+    for folder in (results, work) if finished else (work, results):
+        names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
+        if names:
+            return finished and folder == results, folder, [storage.join(folder, name) for name in names]
+    if storage.exists(storage.join(out, "run.json")):
+        raise UserError(f"{out} has no row yet; run the same scalp grade command to go on, and ask again")
+    raise UserError(
+        f"{out} has no {RESULTS_FOLDER}/*.parquet; give the OUT of scalp grade, or make it with: "
+        f"scalp grade BUNDLE SOURCE {out}"
+    )
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        # As an error of storage, so that whoever waits for storage can tell.
+        raise UserError(f"{doing}: {_line(error)}") from OSError(str(error))
+
+
+def _batches(doing: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    with _explained(doing):
+        yield from reader
+
+
+def _limited(limit: int | None) -> str:
+    return "" if limit is None else f" limit {int(limit)}"
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
