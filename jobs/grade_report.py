@@ -1,2 +1,130 @@
-def write_report(*a):
-    pass
+"""`report.html` of `scalp grade`: asks the rows, reads the most doubtful photographs, draws their heat."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from scalp_core import grade_report, provenance, sources, storage
+from scalp_core.bundle import Bundle
+from scalp_core.codecs import MAX_BYTES
+from scalp_core.errors import ImageError
+from scalp_core.grade_report import Card, Pictures, data_uri
+from scalp_core.graded import Graded
+from scalp_core.predictor import Device
+from scalp_core.preprocess import Preprocess, decode
+from scalp_core.sources import Location
+
+if TYPE_CHECKING:
+    from scalp_core.explain import Explainer  # takes seconds: only where heatmaps are made
+
+REPORT_FILE = "report.html"
+QUEUE = 24
+"""Photographs in the queue, at most."""
+
+_UNLIKE = 8  # of these, at most, for being unlike the training part
+_GROUPS = 50
+_EXAMPLES = 3
+_QUALITY = 82
+_OPACITY = 0.6
+
+
+def write_report(
+    out: str, summary: dict[str, Any], bundle: Bundle, device: Device = "auto", heatmaps: int = QUEUE
+) -> None:
+    """Writes `out/report.html` from the rows and the summary, in memory that does not grow with them.
+
+    Args:
+        out: directory of the run, local or `s3://`.
+        summary: that of the run.
+        bundle: that graded it.
+        device: where heatmaps are made.
+        heatmaps: photographs of the queue that get one; 0 leaves PyTorch out.
+
+    Raises:
+        UserError: the rows are not there or cannot be read. Of a photograph or heatmap that cannot be had any
+            more the report says so.
+    """
+    out = storage.absolute(out)
+    with Graded(out) as graded:
+        names = bundle.spec.grade_names
+        devices = graded.slices("device", names, _GROUPS)
+        tables = {
+            "failures": graded.failures(_EXAMPLES),
+            "folders": graded.slices("top", names, _GROUPS),
+            "devices": devices if any(row["value"] for row in devices["rows"]) else None,
+            "mean_severity": graded.totals()["mean_severity"],
+        }
+        unlike = graded.most_unlike(_UNLIKE)
+        shown = {row["image_id"] for row in unlike}
+        unsure = [row for row in graded.least_sure(QUEUE) if row["image_id"] not in shown]
+    pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, device, heatmaps)
+    page = grade_report.html(bundle.spec, summary, tables, pictures, provenance.versions())
+    storage.write(storage.join(out, REPORT_FILE), page)
+
+
+def _pictures(
+    unsure: list[dict[str, Any]], unlike: list[dict[str, Any]], bundle: Bundle, device: Device, heatmaps: int
+) -> Pictures:
+    cards, pixels = _read(unsure + unlike, bundle.spec.preprocess)
+    chosen = sorted(pixels)[:heatmaps]
+    notes = [f"{lost:,} of them cannot be read any more."] if (lost := len(cards) - len(pixels)) else []
+    scale, meaning = None, ""
+    if chosen:
+        try:
+            # PyTorch is imported in here: a machine without a working one has its report all the same.
+            from scalp_core.explain import MEANING, Explainer
+
+            heats = _heats(Explainer(bundle, device), [(pixels[each], cards[each].row) for each in chosen])
+            for index, heat in zip(chosen, heats, strict=True):
+                cards[index] = replace(cards[index], heat=heat)
+            scale, meaning = _scale(), MEANING
+        except Exception as error:  # of many kinds, and none is worth a finished run without a report
+            notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
+    elif not heatmaps:
+        notes.append("Heatmaps were turned off.")
+    return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, meaning, notes)
+
+
+def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dict[int, np.ndarray]]:
+    """A card each, and the pixels of those that can still be read; archives are read in their own order."""
+    cards, pixels = [Card(row) for row in rows], {}
+    order = sorted(range(len(rows)), key=lambda index: (rows[index]["uri"], rows[index]["member"] or ""))
+    locations = [Location(rows[index]["uri"], rows[index]["member"]) for index in order]
+    for index, data in zip(order, sources.read_photographs(locations, MAX_BYTES), strict=True):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            pixels[index] = decode(data, spec).pixels
+            cards[index] = replace(cards[index], photograph=_jpeg(pixels[index]))
+        except ImageError as error:
+            cards[index] = replace(cards[index], lost=f"it cannot be read any more: {error.message}")
+    return cards, pixels
+
+
+def _heats(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> list[str]:
+    from scalp_core.explain import overlay
+
+    images = np.stack([pixels for pixels, _ in chosen])
+    heats = explainer.heatmaps(images, [row["grade"] for _, row in chosen])
+    return [_jpeg(overlay(image, heat, _OPACITY)) for image, heat in zip(images, heats, strict=True)]
+
+
+def _scale() -> str:
+    """The colours of no heat to the most, over grey as over a photograph."""
+    from scalp_core.explain import overlay, png
+
+    ramp = np.tile(np.linspace(0, 1, 128), (8, 1))
+    return data_uri(png(overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    """A data URI without any metadata: it is made of the pixels alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
+    return data_uri(buffer.getvalue(), "jpeg")

@@ -65,9 +65,13 @@ _TOTALS = """
 """
 _BY: dict[By, str] = {
     "grade": "if(grade is null, null, grade || ' ' || grade_name)",
+    "folder": "folder",
+    "archive": "archive",
+    "device": "device",
     "error": "error_code",
     "reason": "unnest(refer_reasons)",
-} | {name: name for name in ("folder", "archive", "device", "day")}  # type: ignore[dict-item]
+    "day": "day",
+}
 
 
 @dataclass(frozen=True)
