@@ -316,6 +316,35 @@ def grade(
 
 
 @app.command()
+def results(
+    out: Annotated[str, typer.Argument(help="directory that `scalp grade` wrote, local or s3://")],
+    by: Annotated[
+        Literal["grade", "folder", "archive", "device", "error", "reason", "day"] | None,
+        typer.Option(help="counts by it; device and day as AI Hub's names say"),
+    ] = None,
+    only: Annotated[Literal["graded", "failed", "referred"] | None, typer.Option(help="these rows")] = None,
+    grade: Annotated[int | None, typer.Option(min=0, max=3, help="rows that got it")] = None,
+    under: Annotated[
+        str | None, typer.Option(help="rows below a folder, prefix, ARCHIVE or ARCHIVE!FOLDER")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="lines; without it 50 are shown, all written")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help=".csv, .jsonl or .parquet file for them, local or s3://")
+    ] = None,
+    sql: Annotated[str | None, typer.Option(help="a select of your own from the table results")] = None,
+) -> None:
+    """Shows or exports what `scalp grade` found: an overview, counts by something, or chosen rows."""
+    from jobs.results import Question, parse_under
+    from jobs.results import results as verb
+    from scalp_core.graded import Selection
+
+    selection = Selection(only, grade, under and parse_under(under))
+    verb(out, Question(selection, by, sql, limit, to))
+
+
+@app.command()
 def explain(
     bundle: BundleArg,
     source: Annotated[str, typer.Argument(help="folder, prefix, .zip, .tar or .tar.gz; local or s3://")],

@@ -156,7 +156,7 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
     dataset.context.execution_options.resource_limits = (
         dataset.context.execution_options.resource_limits.copy(object_store_memory=plan.store_bytes)
     )
-    load = LoadShard(work.folder, work.spec.preprocess, plan.shard_size, plan.fetches)
+    load = LoadShard(work.folder, work.spec.preprocess, work.listing.shard_size, plan.fetches)
     low, high = plan.models
     return dataset.map_batches(
         load,

@@ -31,7 +31,7 @@ Only = Literal["graded", "failed", "referred"]
 
 _MEMORY = "512MB"
 _THREADS = 2
-_ROWS_A_BATCH = 8192
+_ROWS_A_BATCH = 25_000
 
 # Beside the columns of `SCHEMA`: where a photograph lies, as `sources.Location` writes it, and what AI Hub's
 # names say. A view computes only the columns that a query asks for.
@@ -76,7 +76,7 @@ _BY: dict[By, str] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows: all conditions hold. `under` is the beginning of a location, `URI` or `URI!MEMBER`."""
+    """Which rows: all conditions hold. `under` is a photograph, a folder, an archive, or `ARCHIVE!FOLDER`."""
 
     only: Only | None = None
     grade: int | None = None
@@ -90,12 +90,15 @@ class Selection:
         if self.grade is not None:
             conditions.append("grade = $grade")
         if self.under is not None:
-            conditions.append("starts_with(location, $under)")
+            conditions.append(
+                "(location = $under or starts_with(location, $under || '/') "
+                "or starts_with(location, $under || '!'))"
+            )
         return " and ".join(conditions)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        known = {"grade": self.grade, "under": self.under}
+        known = {"grade": self.grade, "under": self.under and self.under.rstrip("/")}
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -168,12 +171,17 @@ class Graded:
         query = f"select {_TOTALS} from results where {selection.sql}"
         return self.rows(query, **selection.parameters)[0]
 
-    def selected(self, selection: Selection, limit: int | None = None) -> pa.RecordBatchReader:
+    def selected(self, selection: Selection = ALL) -> pa.RecordBatchReader:
         """Rows of `SCHEMA`."""
         query = f"select {', '.join(SCHEMA.names)} from results where {selection.sql}"
-        return self.stream(query + _limited(limit), **selection.parameters)
+        return self.stream(query, **selection.parameters).cast(SCHEMA)
 
-    def by(self, by: By, selection: Selection = ALL, limit: int | None = None) -> pa.RecordBatchReader:
+    def listed(self, selection: Selection = ALL) -> pa.RecordBatchReader:
+        """What a person wants to see of each row."""
+        query = f"select {_LISTED} from results where {selection.sql}"
+        return self.stream(query, **selection.parameters)
+
+    def by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
         """Totals by `value`, the most photographs first; by reason a photograph counts for each that it has.
 
         A `value` of null is what has none: no device in its name, no error, …
@@ -183,7 +191,7 @@ class Graded:
             with chosen as (select {_BY[by]} as value, * from results where {selection.sql})
             select value, {_TOTALS} from chosen group by value order by {order}
         """
-        return self.stream(query + _limited(limit), **selection.parameters)
+        return self.stream(query, **selection.parameters)
 
     def slices(self, value: str, names: tuple[str, ...], limit: int) -> dict[str, Any]:
         """As `by`, of a column or `top`, with the photographs of each grade, and how many `values` there are.
@@ -237,6 +245,11 @@ class Graded:
         )
 
 
+_LISTED = """
+    location, if(status = 'failed', status, grade || ' ' || grade_name) as grade,
+    list_max(probabilities) as probability, expected_severity as severity,
+    if(status = 'failed', error_code || ': ' || error, array_to_string(refer_reasons, ', ')) as why
+"""
 _PATH = "concat_ws('/', uri, member)"
 _CARD = "image_id, uri, member, location, grade, probabilities, expected_severity, unlikeness, refer_reasons"
 # The first folder below the one that all share; what lies beside such folders has none.
@@ -274,8 +287,8 @@ def _batches(doing: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatc
         yield from reader
 
 
-def _limited(limit: int | None) -> str:
-    return "" if limit is None else f" limit {int(limit)}"
+def _limited(limit: int) -> str:
+    return f" limit {int(limit)}"
 
 
 def _line(error: BaseException) -> str:

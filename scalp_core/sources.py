@@ -113,7 +113,3 @@ def _read_file(uri: str, max_bytes: int) -> bytes | ImageError:
         return ImageError("not_found", "the file was listed but is not there")
     except OSError as error:
         return ImageError("fetch_failed", storage.advice(error))
-
-
-def check_disjoint(uris):  # TEMPORARY
-    return None

@@ -155,7 +155,7 @@ def test_one_source_inside_another_is_refused(bundle, tmp_path):
         grade(str(bundle), source, f"{source}/out")
 
 
-class Stopped(Exception):
+class StopError(Exception):
     """As if the driver had been killed."""
 
 
@@ -164,12 +164,12 @@ def stopped(bundle, cluster, tmp_path, monkeypatch):
     """Source and output of a run whose shards are all committed, but nothing else."""
 
     def stop(*arguments):
-        raise Stopped
+        raise StopError
 
     source, out = put_source("folder", tmp_path), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(grade_module, "gather", stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StopError):
             grade(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS))
     shards = sorted((out / "work" / "graded").rglob("*.parquet"))
     assert len(shards) == 3
@@ -202,11 +202,11 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
     out = tmp_path / "out"
 
     def stop(*arguments):
-        raise Stopped
+        raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(grade_module, "gather", stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StopError):
             grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS))
     pieces = sorted((out / "work" / "graded").rglob("*.parquet"))
     assert len(pieces) == 3
@@ -269,11 +269,11 @@ def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_
     (source / "cut.jpg").write_bytes(jpeg(1))
 
     def stop(*arguments):
-        raise Stopped
+        raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(grade_module.grade_retry, "merge", stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StopError):
             grade(str(bundle), str(source), out, GradeOptions(retry_failed=True))
     summary = grade(str(bundle), str(source), out)  # unasked: it began
     assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (12, 10, 0)

@@ -52,6 +52,9 @@ def test_totals_of_all_and_of_a_selection(graded):
     assert graded.totals(Selection(only="failed", under=ZIP))["photographs"] == 1
     assert graded.totals(Selection(grade=3))["photographs"] == 2
     assert graded.totals(Selection(under=f"{ZIP}!중등도/"))["photographs"] == 2
+    assert graded.totals(Selection(under=ZIP))["photographs"] == 3
+    assert graded.totals(Selection(under="/data/clinic/sou"))["photographs"] == 0
+    assert graded.totals(Selection(under=ROWS[2]["uri"]))["photographs"] == 1
 
 
 def test_tables(graded):
@@ -113,7 +116,7 @@ def test_the_doubtful_come_in_their_order(graded):
 
 
 def test_rows_come_as_they_were_written(graded):
-    assert graded.selected(ALL).schema.names == SCHEMA.names
+    assert graded.selected(ALL).schema == SCHEMA
     assert [each["image_id"] for each in graded.selected(ALL).read_all().to_pylist()] == [
         each["image_id"] for each in ROWS
     ]
