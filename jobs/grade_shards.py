@@ -29,7 +29,7 @@ import pyarrow as pa
 from jobs.images import Columns, LoadImages, fetch
 from scalp_core import archives, codecs, drift, inventory, sources, storage
 from scalp_core.bundle import BundleSpec
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.inventory import Root
 from scalp_core.manifest import location_id
 from scalp_core.preprocess import Preprocess
@@ -203,6 +203,7 @@ class LoadShard:
 
 _COUNTED = ("photographs", "other_files", "shadowed")
 _TarRow = tuple[dict[str, Any], "bytes | ImageError"]
+_NESTED = ImageError("nested_archive", IMAGE_CODES["nested_archive"])
 
 
 def _tar_rows(uri: str, counts: Counter[str]) -> Iterator[_TarRow]:
@@ -218,13 +219,9 @@ def _tar_rows(uri: str, counts: Counter[str]) -> Iterator[_TarRow]:
                 counts["shadowed"] += 1
             else:
                 seen.add(name)
-                yield row, _refusal("nested_archive") if nested else data
+                yield row, _NESTED if nested else data
     except UserError as error:
         yield {"uri": uri, "member": None}, ImageError("bad_archive", str(error))
-
-
-def _refusal(code: str) -> ImageError:
-    return ImageError(code, inventory.OBJECT_CODES[code])
 
 
 class Model(Protocol):

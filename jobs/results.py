@@ -193,7 +193,7 @@ class _Counted:
 
 @contextmanager
 def _created(uri: str) -> Iterator[pa.NativeFile]:
-    """A file to write piece by piece. When that breaks off, none is left; on a disk, one that was there stays."""
+    """A file to write piece by piece. When that breaks off, none is left; on a disk an older one stays."""
     fs, path = storage.filesystem(uri)
     local = not storage.is_s3(uri)
     begun = str(PurePosixPath(path).with_name(f".{uuid.uuid4().hex}.tmp")) if local else path
