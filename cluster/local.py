@@ -55,6 +55,12 @@ class Cluster:
         """CPUs for one model actor, so that fetching and decoding beside it still find room on its node."""
         return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
 
+    def fitting_on_a_node(self, cpus: int) -> int:
+        """Model actors of so many CPUs that a node holds beside fetching and decoding."""
+        on_a_node = self.cpus // self.nodes
+        left = on_a_node - min(_KEPT_FOR_DATA, on_a_node - 1)
+        return min(self.cores_per_node, left) // cpus
+
 
 def physical_cores() -> int:
     """Cores this process may use."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from jobs.pipeline import ModelOptions
 from scalp_core import provenance, sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import SourceError, UserError
-from scalp_core.predictor import Predictor
+from scalp_core.predictor import Predictor, resolve_runtime
 from scalp_core.results import RESULTS_FOLDER
 
 _IDENTITY_FILE = "run.json"
@@ -186,10 +186,13 @@ class _Run:
 
     def _run(self, folder: str, listing: Listing) -> None:
         session = Session(storage.join(folder, SESSIONS, f"{now()}.json"))
-        model = partial(self.make_model, ray.put(self.bundle), self.options.model, self.plan.cpus_per_model)
+        asked, plan = self.options.model, self.plan
+        runtime = resolve_runtime(asked.runtime, plan.device, listing.photographs / plan.models[1])
+        model = partial(
+            self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
+        )
         work = Work(
-            folder, listing, self.plan, self.bundle.spec, self.version, model,
-            self.options.model.batch_size, self.options.max_failed_share,
+            folder, listing, plan, self.bundle.spec, self.version, model, self.options.max_failed_share,
         )  # fmt: skip
         try:
             run_pending(work, session)

@@ -47,6 +47,7 @@ class Plan:
     models: tuple[int, int]
     cpus_per_model: int
     gpus_per_model: float
+    batch_size: int
     loaders: int
     fetches: int
     shard_size: int
@@ -59,8 +60,8 @@ class Plan:
             f" and {self.gpus_per_model:g} GPU" if self.device == "cuda" else ""
         )
         return (
-            f"models: {models}, each {each}; loading tasks: {self.loaders}, each {self.fetches} requests at "
-            f"once; shards of {self.shard_size} photographs"
+            f"models: {models}, each {each}, batches of {self.batch_size} at most; loading tasks: "
+            f"{self.loaders}, each {self.fetches} requests at once; shards of {self.shard_size} photographs"
         )
 
 
@@ -76,13 +77,14 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
     device: Hardware = "cuda" if on_gpu else "cpu"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
     cpus = pool.cpus_per_model or (1 if on_gpu else cluster.model_cpus)
-    fit = _fitting(cluster, device, cpus, pool.gpus_per_model)
-    low, high = pool.models or (fit, fit)
+    fit = _fitting(cluster, cpus, pool.gpus_per_model if on_gpu else 0)
+    low, high = pool.models or (max(1, fit), max(1, fit))
     if low > fit:
+        size = f"{cpus} CPUs" + (f" and {pool.gpus_per_model:g} GPUs" if on_gpu else "")
         raise UserError(
-            f"--models {low}:{high}: the cluster has room for {fit} of {cpus} CPUs"
-            + (f" and {pool.gpus_per_model:g} GPUs" if on_gpu else "")
-            + "; ask for fewer, or for smaller ones with --cpus-per-model"
+            f"the cluster has room for {fit} models of {size} beside the tasks that load for them, not for "
+            f"{low}: it has {cluster.cpus} CPUs and {cluster.gpus} GPUs; use --models and --cpus-per-model, "
+            "or a larger cluster"
         )
     pixels = 3 * bundle.spec.preprocess.size**2
     shard = pool.shard_size or min(_SHARD[device], max(1, _MAX_SHARD_BYTES // pixels))
@@ -97,6 +99,7 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         models=(low, high),
         cpus_per_model=cpus,
         gpus_per_model=pool.gpus_per_model if on_gpu else 0,
+        batch_size=model.batch_size,
         loaders=loaders,
         fetches=pool.fetches,
         shard_size=shard,
@@ -104,9 +107,12 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
     )
 
 
-def _fitting(cluster: Cluster, device: Hardware, cpus: int, gpus: float) -> int:
-    """Models that the cluster holds at once, beside the tasks that feed them."""
-    if device == "cuda":
-        return max(1, int(cluster.gpus / gpus)) if gpus <= 1 else int(cluster.gpus // gpus)
-    per_node = max(1, cluster.cores_per_node // cpus)
-    return per_node * cluster.nodes if cpus <= cluster.cpus // cluster.nodes else 0
+def _fitting(cluster: Cluster, cpus: int, gpus: float) -> int:
+    """Models that the cluster holds at once, with a CPU left for a task that feeds them."""
+    if not gpus:
+        room = cluster.nodes * cluster.fitting_on_a_node(cpus)
+    elif gpus <= 1:
+        room = cluster.gpus * int(1 / gpus + 1e-9)
+    else:
+        room = int(cluster.gpus // gpus)
+    return min(room, (cluster.cpus - 1) // cpus)

@@ -108,7 +108,6 @@ class Work:
         spec: the bundle's contract.
         model_version: that signs the rows.
         model: makes the model in its actor.
-        batch_size: of one forward pass.
         max_failed_share: above which a run is hopeless.
     """
 
@@ -118,7 +117,6 @@ class Work:
     spec: BundleSpec
     model_version: str
     model: Callable[[], Any]
-    batch_size: int
     max_failed_share: float
 
 
@@ -165,7 +163,7 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
         compute=TaskPoolStrategy(size=min(plan.loaders, len(shards))),
     ).map_batches(
         GradeShard,
-        fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, work.batch_size),
+        fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, plan.batch_size),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,

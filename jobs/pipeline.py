@@ -1,7 +1,6 @@
-"""The one grading pipeline of Ray Data: fetch and decode in tasks, the model in actors.
+"""Logits of rows that fit into memory, by Ray Data: fetch and decode in tasks, the model in actors.
 
-Validation, evaluation and bulk grading all run it; they differ in the rows they put in and in what they
-make of the logits that come out.
+Validation, evaluation and the checks of graphs run it. Bulk grading commits shards instead: `grade_run`.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from scalp_core.preprocess import Preprocess
 # Batches are padded to one of these, so that four CUDA graphs serve all sizes. Larger batches are cut: while
 # one piece is computed the next one is copied.
 _BUCKETS = (1, 8, 32, 128)
+# Of the free memory of a GPU, for the largest of these: several models may share it.
+_MEMORY_SHARE = 0.5
 
 
 def cuda_has_bf16() -> bool:
@@ -76,6 +78,7 @@ class TorchRuntime:
     def warm_up(self, batch_size: int, size: int) -> None:
         """Compiles, and captures, each shape that batches up to `batch_size` are padded to."""
         for bucket in _BUCKETS if self._pads else (batch_size,):
+            # What is above the largest that fits is cut into such.
             self.logits(np.zeros((bucket, size, size, 3), np.uint8))
             if bucket >= batch_size:
                 break
@@ -88,7 +91,7 @@ class TorchRuntime:
                 torch.set_num_threads(self._threads)
             if self._graphs:
                 return self._graphs.run(images)
-            return np.concatenate([self._on_cpu(piece) for piece in _pieces(images)])
+            return np.concatenate([self._on_cpu(piece) for piece in _pieces(images, _BUCKETS[-1])])
 
     def _on_cpu(self, images: np.ndarray) -> np.ndarray:
         padded = _padded(images, _bucket(len(images))) if self._pads else np.ascontiguousarray(images)
@@ -109,13 +112,17 @@ class _Slot:
 
 
 class _CudaGraphs:
-    """A captured graph a bucket, fed through two pinned slots: one is copied while the other is computed."""
+    """A captured graph a bucket, fed through two pinned slots: one is copied while the other is computed.
+
+    The largest bucket is the largest that the GPU's memory takes.
+    """
 
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
         self._forward = forward
         self._shape = (size, size, 3)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
-        largest = (_BUCKETS[-1], *self._shape)
+        self._most = largest_bucket(self._bytes_a_photograph(), torch.cuda.mem_get_info()[0])
+        largest = (self._most, *self._shape)
         self._slots = [
             _Slot(
                 torch.empty(largest, dtype=torch.uint8, pin_memory=True),
@@ -128,7 +135,7 @@ class _CudaGraphs:
     def run(self, images: np.ndarray) -> np.ndarray:
         answers = torch.empty((len(images), NUM_GRADES), dtype=torch.float32, pin_memory=True)
         start = 0
-        for number, piece in enumerate(_pieces(images)):
+        for number, piece in enumerate(_pieces(images, self._most)):
             slot, count = self._slots[number % 2], len(piece)
             graph, placed, result = self._graph(_bucket(count))
             slot.copied.synchronize()  # the pinned memory is free again
@@ -145,6 +152,15 @@ class _CudaGraphs:
             start += count
         torch.cuda.current_stream().synchronize()
         return answers.numpy().copy()
+
+    @torch.inference_mode()
+    def _bytes_a_photograph(self) -> float:
+        """Of memory, that a forward pass takes beside the weights."""
+        images = torch.zeros((_BUCKETS[1], *self._shape), dtype=torch.uint8, device="cuda")
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self._forward(images)
+        return (torch.cuda.max_memory_allocated() - before) / len(images)
 
     def _graph(self, bucket: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         if bucket not in self._graphs:
@@ -186,8 +202,13 @@ def _in_precision(model: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _pieces(images: np.ndarray) -> list[np.ndarray]:
-    return [images[start : start + _BUCKETS[-1]] for start in range(0, len(images), _BUCKETS[-1])]
+def largest_bucket(bytes_a_photograph: float, free: int) -> int:
+    """The largest batch whose forward pass takes no more than its share of the free bytes; 1 at least."""
+    return max(each for each in _BUCKETS if each == 1 or each * bytes_a_photograph <= _MEMORY_SHARE * free)
+
+
+def _pieces(images: np.ndarray, most: int) -> list[np.ndarray]:
+    return [images[start : start + most] for start in range(0, len(images), most)]
 
 
 def _bucket(count: int) -> int:

@@ -1,0 +1,65 @@
+"""How a grading run uses a cluster: it fits, it leaves room for what feeds the models, it says what it chose."""
+
+import pytest
+
+from cluster.local import Cluster
+from jobs.grade_plan import PoolOptions, plan_run
+from jobs.pipeline import ModelOptions
+from scalp_core.bundle import load_bundle
+from scalp_core.errors import UserError
+from scalp_core.torch_runtime import largest_bucket
+
+LAPTOP = Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2)
+TWO_CPUS = Cluster(cpus=2, gpus=0, nodes=1, cores_per_node=2)
+FOUR_NODES = Cluster(cpus=64, gpus=0, nodes=4, cores_per_node=16)
+EIGHT_GPUS = Cluster(cpus=128, gpus=8, nodes=2, cores_per_node=64)
+
+
+@pytest.fixture
+def plan(bundle):
+    loaded = load_bundle(str(bundle))
+    loaded.fetch("float").fetch("weights")
+    return lambda cluster, pool=PoolOptions(), model=ModelOptions(): plan_run(cluster, loaded, model, pool)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "models", "cpus", "loaders"),
+    [(LAPTOP, 1, 2, 2), (TWO_CPUS, 1, 1, 1), (FOUR_NODES, 4, 14, 7), (EIGHT_GPUS, 8, 1, 119)],
+)
+def test_models_and_loading_tasks_fit_beside_each_other(plan, cluster, models, cpus, loaders):
+    chosen = plan(cluster)
+    assert (chosen.models, chosen.cpus_per_model, chosen.loaders) == ((models, models), cpus, loaders)
+    assert models * cpus + 1 <= cluster.cpus
+    assert chosen.shard_size == (512 if cluster.gpus else 128)
+
+
+def test_two_models_share_a_gpu_when_asked(plan):
+    chosen = plan(EIGHT_GPUS, PoolOptions(gpus_per_model=0.5))
+    assert chosen.models == (16, 16)
+    assert "each 1 CPU and 0.5 GPU" in str(chosen)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "pool"),
+    [
+        (Cluster(cpus=1, gpus=0, nodes=1, cores_per_node=1), PoolOptions()),
+        (TWO_CPUS, PoolOptions(models=(2, 2))),
+        (FOUR_NODES, PoolOptions(cpus_per_model=32)),
+        (EIGHT_GPUS, PoolOptions(models=(9, 12))),
+        (Cluster(cpus=4, gpus=8, nodes=1, cores_per_node=4), PoolOptions(models=(8, 8))),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_refused_and_not_waited_for(plan, cluster, pool):
+    with pytest.raises(UserError, match="room for . models of .* use --models"):
+        plan(cluster, pool)
+
+
+def test_a_shard_that_no_block_holds_is_refused(plan):
+    with pytest.raises(UserError, match="--shard-size 100000: its pixels take"):
+        plan(LAPTOP, PoolOptions(shard_size=100_000))
+
+
+def test_a_small_gpu_gets_smaller_batches():
+    # A photograph of 224 px takes about 25 MiB of a forward pass in bf16.
+    sizes = [largest_bucket(25 * 2**20, gib * 2**30) for gib in (80, 8, 2, 0)]
+    assert sizes == [128, 128, 32, 1]
