@@ -1,4 +1,4 @@
-"""How a grading run uses a cluster: it fits, it leaves room for what feeds the models, it says what it chose."""
+"""How a grading run uses a cluster: it fits, and it leaves room for what feeds the models."""
 
 import pytest
 
@@ -19,7 +19,7 @@ EIGHT_GPUS = Cluster(cpus=128, gpus=8, nodes=2, cores_per_node=64)
 def plan(bundle):
     loaded = load_bundle(str(bundle))
     loaded.fetch("float").fetch("weights")
-    return lambda cluster, pool=PoolOptions(), model=ModelOptions(): plan_run(cluster, loaded, model, pool)
+    return lambda cluster, **chosen: plan_run(cluster, loaded, ModelOptions(), PoolOptions(**chosen))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_models_and_loading_tasks_fit_beside_each_other(plan, cluster, models, c
 
 
 def test_two_models_share_a_gpu_when_asked(plan):
-    chosen = plan(EIGHT_GPUS, PoolOptions(gpus_per_model=0.5))
+    chosen = plan(EIGHT_GPUS, gpus_per_model=0.5)
     assert chosen.models == (16, 16)
     assert "each 1 CPU and 0.5 GPU" in str(chosen)
 
@@ -42,21 +42,21 @@ def test_two_models_share_a_gpu_when_asked(plan):
 @pytest.mark.parametrize(
     ("cluster", "pool"),
     [
-        (Cluster(cpus=1, gpus=0, nodes=1, cores_per_node=1), PoolOptions()),
-        (TWO_CPUS, PoolOptions(models=(2, 2))),
-        (FOUR_NODES, PoolOptions(cpus_per_model=32)),
-        (EIGHT_GPUS, PoolOptions(models=(9, 12))),
-        (Cluster(cpus=4, gpus=8, nodes=1, cores_per_node=4), PoolOptions(models=(8, 8))),
+        (Cluster(cpus=1, gpus=0, nodes=1, cores_per_node=1), {}),
+        (TWO_CPUS, {"models": (2, 2)}),
+        (FOUR_NODES, {"cpus_per_model": 32}),
+        (EIGHT_GPUS, {"models": (9, 12)}),
+        (Cluster(cpus=4, gpus=8, nodes=1, cores_per_node=4), {"models": (8, 8)}),
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_and_not_waited_for(plan, cluster, pool):
     with pytest.raises(UserError, match="room for . models of .* use --models"):
-        plan(cluster, pool)
+        plan(cluster, **pool)
 
 
 def test_a_shard_that_no_block_holds_is_refused(plan):
     with pytest.raises(UserError, match="--shard-size 100000: its pixels take"):
-        plan(LAPTOP, PoolOptions(shard_size=100_000))
+        plan(LAPTOP, shard_size=100_000)
 
 
 def test_a_small_gpu_gets_smaller_batches():
