@@ -15,7 +15,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 
@@ -212,8 +211,7 @@ def _twice(results: str) -> int:
     with storage.patience(PATIENCE_S):
         if not storage.names_in(results):
             return 0
-        fs, path = storage.filesystem(results)
-        rows = pads.dataset(path, filesystem=fs, format="parquet")
+        rows = storage.dataset(results)
         with duckdb.connect() as connection:
             connection.register("results", rows)
             (more,) = connection.execute("select count(*) - count(distinct image_id) from results").fetchall()

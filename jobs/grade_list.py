@@ -10,7 +10,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 import ray
 
 from jobs.console import console, progress_bar, read_json, write_json
@@ -186,8 +185,7 @@ def _rewrite_without_repeated(
 ) -> tuple[int, dict[str, int]]:
     """Rewrites the groups that hold repeated rows, in a worker: the driver's memory must not grow."""
     with storage.patience(PATIENCE_S):
-        fs, path = storage.filesystem(storage.join(work, LISTED))
-        rows = pads.dataset(path, filesystem=fs, format="parquet")
+        rows = storage.dataset(storage.join(work, LISTED))
         with duckdb.connect() as connection:
             connection.register("listed", rows)
             found = connection.execute(

@@ -27,7 +27,7 @@ SESSIONS = "sessions"
 _WINDOW = 20_000
 # Too few rows say nothing of a source.
 _HOPELESS_FROM = 200
-_SESSION_EVERY_S = 15.0
+_SESSION_EVERY_S = 5.0
 _NODES_EVERY_S = 5.0
 _POINTS = 240
 
@@ -126,6 +126,7 @@ def run_pending(work: Work, session: Session) -> None:
     Raises:
         UserError: too large a share fails, or the output cannot be written.
     """
+    session.write()
     done = _done(work)
     if done:
         console.print(f"going on: {done:,} photographs are done already")

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from scalp_core import aihub, storage
 from scalp_core.errors import UserError
@@ -115,10 +114,7 @@ class Graded:
     def __init__(self, out: str) -> None:
         self.out = storage.absolute(out)
         self.finished, self._folder, files = _find(self.out)
-        fs, _ = storage.filesystem(self._folder)
-        with storage.explained(self._folder):
-            paths = [storage.filesystem(uri)[1] for uri in files]
-            stored = pads.dataset(paths, SCHEMA, format="parquet", filesystem=fs)
+        stored = storage.dataset(files, schema=SCHEMA)
         self._spill = TemporaryDirectory(prefix="scalp-results-")
         settings: dict[str, Any] = {
             "memory_limit": _MEMORY,

@@ -13,7 +13,6 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from scalp_core import manifest, near_duplicates, storage
 from scalp_core.grades import GRADE_NAMES, SYMPTOMS
@@ -62,7 +61,6 @@ class Relations:
     """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk."""
 
     def __init__(self, examined: str) -> None:
-        fs, path = storage.filesystem(examined)
         self._spill = TemporaryDirectory(prefix="scalp-audit-")
         settings: dict[str, Any] = {
             "memory_limit": _MEMORY,
@@ -70,7 +68,7 @@ class Relations:
             "temp_directory": self._spill.name,
         }
         self._sql = duckdb.connect(config=settings)
-        self._sql.register("examined", pads.dataset(path, filesystem=fs, format="parquet"))
+        self._sql.register("examined", storage.dataset(examined))
         # An order that does not depend on where the files lie: of two copies the same one is kept, the
         # delivered Validation part's first.
         self._sql.execute("""
