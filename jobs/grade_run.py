@@ -132,8 +132,7 @@ def run_pending(work: Work, session: Session) -> None:
         console.print(f"going on: {done:,} photographs are done already")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
-    with progress_bar("grading", total) as (progress, bar):
-        progress.update(bar, completed=done)
+    with progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW)):
             for row in _graded(window, work).iter_rows():
                 session.add(row["rows"], row["failed"], json.loads(row["errors"]))
