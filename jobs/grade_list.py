@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import ray
 
@@ -26,6 +25,7 @@ from jobs.shards import each, shares
 from scalp_core import inventory, manifest, sources, storage
 from scalp_core.errors import SourceError
 from scalp_core.inventory import Root
+from scalp_core.sql import spilling
 
 _LISTING_FILE = "listing.json"
 # Shards below which a group is joined with others.
@@ -186,7 +186,7 @@ def _rewrite_without_repeated(
     """Rewrites the groups that hold repeated rows, in a worker: the driver's memory must not grow."""
     with storage.patience(PATIENCE_S):
         rows = storage.dataset(storage.join(work, LISTED))
-        with duckdb.connect() as connection:
+        with spilling() as connection:
             connection.register("listed", rows)
             found = connection.execute(
                 "select uri, member, count(*) as times from listed group by uri, member having count(*) > 1"
