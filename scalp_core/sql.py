@@ -21,6 +21,6 @@ def spilling(**settings: Any) -> Iterator[duckdb.DuckDBPyConnection]:
         settings: more of DuckDB's.
     """
     with TemporaryDirectory(prefix="scalp-sql-") as folder:
-        bounds = {"memory_limit": _MEMORY, "threads": _THREADS, "temp_directory": folder}
+        bounds: dict[str, Any] = {"memory_limit": _MEMORY, "threads": _THREADS, "temp_directory": folder}
         with duckdb.connect(config=bounds | settings) as connection:
             yield connection
