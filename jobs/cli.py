@@ -423,6 +423,25 @@ def bench_train(
     verb(out, options)
 
 
+@bench.command("bulk")
+def bench_bulk(
+    out: BenchOutOption = "runs/bench/bulk",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="a trained one; without it random weights, which are as fast")
+    ] = None,
+    photographs: Annotated[int, typer.Option(min=300, help="synthetic ones to draw")] = 2000,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input of random weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
+    daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also Daft")] = True,
+) -> None:
+    """Bulk grading beside the bare engine, a plain loop and Daft, from disk and S3; takes some 20 minutes."""
+    from jobs.bench.bulk import BulkOptions
+    from jobs.bench.bulk import bench_bulk as verb
+
+    verb(out, BulkOptions(device, bundle, photographs, size, rounds, daft))
+
+
 @bench.command("scale")
 def bench_scale(
     out: BenchOutOption = "runs/bench/scale",

@@ -71,7 +71,7 @@ def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
     spec = bundle.spec.preprocess
     predictor = None
     if way.runtime == "plain":
-        forward = _plain(bundle, device, way)
+        forward = plain_forward(bundle, device, way)
     elif way.precision == "int8" and "int8" not in bundle.spec.graphs:
         xml, weights = (Path(folder, name).read_bytes() for name in GRAPH_FILES["int8"])
         forward = _bare(OpenVinoRuntime(Graph(xml, weights), "int8"))
@@ -126,7 +126,8 @@ def _bare(runtime: Any) -> Forward:
     return lambda images: request.infer([images], share_inputs=True)[0]
 
 
-def _plain(bundle: Bundle, device: Hardware, way: Way) -> Forward:
+def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
+    """A forward pass of PyTorch as one would write it down, uint8 (N, size, size, 3) to float32 (N, 4)."""
     import torch
 
     from scalp_core.model import build_model, normalise

@@ -1,11 +1,11 @@
 """Bulk grading of files of every odd kind, in a folder and in archives: each a row with its reason."""
 
+from jobs.bench.odd_files import GRADED, corpus
 from jobs.grade import GradeOptions, grade
 from jobs.grade_plan import PoolOptions
 from scalp_core.results import RESULTS_FOLDER, read_results
 from tests.conftest import jpeg
 from tests.integration.test_grade import tarred, zipped
-from tests.odd_files import GRADED, corpus
 
 
 def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, cluster, tmp_path):

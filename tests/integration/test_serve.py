@@ -19,6 +19,7 @@ import pytest
 from fastapi import FastAPI, UploadFile
 from pydantic import ValidationError
 
+from jobs.bench.odd_files import corpus
 from jobs.images import LoadImages
 from scalp_core.bundle import GRAPH_FILES, load_bundle
 from scalp_core.codecs import FIRST_FRAME_ONLY, MAX_BYTES
@@ -33,7 +34,6 @@ from serving.grader import Batching, Grader
 from serving.middleware import Envelope
 from serving.schemas import GradeResponse
 from tests.conftest import free_port, jpeg
-from tests.odd_files import corpus
 
 # The same arithmetic on every machine, whether or not it has bf16.
 PRECISION = "fp32"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jobs.bench.odd_files import encoded
 from jobs.grade import GradeOptions, grade
 from jobs.images import LoadForTraining, LoadImages, photographs
 from jobs.pipeline import ModelOptions
@@ -25,7 +26,6 @@ from scalp_core.results import RESULTS_FOLDER, read_results
 from serving import app
 from serving.ingress import Ingress
 from tests.conftest import free_port
-from tests.odd_files import encoded
 
 
 @pytest.fixture(scope="module")

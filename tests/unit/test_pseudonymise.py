@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.bench.odd_files import encoded
 from scalp_core.codecs import read_picture
 from scalp_core.errors import ImageError
 from scalp_core.preprocess import Preprocess, decode
 from scalp_core.pseudonymise import pseudonym, pseudonymous_row, without_metadata
 from tests.conftest import jpeg
-from tests.odd_files import encoded
 from tests.sources import picture
 
 SECRETS = (
