@@ -262,15 +262,21 @@ def _find(out: str) -> tuple[bool, str, list[str]]:
     finished = storage.exists(storage.join(out, _SUMMARY_FILE))
     # Until the summary is there, the results may be half of what the work is.
     for folder in (results, work) if finished else (work, results):
-        names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
-        if names:
-            return finished and folder == results, folder, [storage.join(folder, name) for name in names]
+        if files := _parquet_below(folder):
+            return finished and folder == results, folder, files
     if storage.exists(storage.join(out, "run.json")):
         raise UserError(f"{out} has no row yet; run the same scalp grade command to go on, and ask again")
     raise UserError(
         f"{out} has no {RESULTS_FOLDER}/*.parquet; give the OUT of scalp grade, or make it with: "
         f"scalp grade BUNDLE SOURCE {out}"
     )
+
+
+def _parquet_below(folder: str) -> list[str]:
+    """The rows of a run that is not finished lie in groups; before its first one there is no folder."""
+    if storage.is_empty(folder):
+        return []
+    return [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
 
 
 @contextmanager
