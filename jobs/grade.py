@@ -88,7 +88,8 @@ def grade(
     _check_places(named, out)
     loaded = load_bundle(bundle)
     version = loaded.spec.version_in(options.model.precision)
-    _check_identity(out, _identity(loaded.spec, version, named, options))
+    identity = _identity(loaded.spec, version, named, options)
+    _check_identity(out, identity)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     again = options.retry_failed and summary and summary["failed"]
     if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
@@ -98,6 +99,8 @@ def grade(
     glanced = None if summary else glance(named, storage.join(out, _WORK))
     cluster = connect()
     plan = plan_run(cluster, loaded, options.model, options.pool)
+    # Not before: a command that was refused must not bind OUT to its mistake.
+    write_json(storage.join(out, _IDENTITY_FILE), identity)
     run = _Run(out, named, loaded, version, options, plan, make_model, started)
     with storage.patience(PATIENCE_S):
         if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
@@ -134,7 +137,6 @@ def _check_identity(out: str, identity: dict[str, Any]) -> None:
     if known is None:
         if storage.exists(storage.join(out, SUMMARY_FILE)):
             raise UserError(f"{out} holds something else than results of scalp grade; choose another OUT")
-        write_json(uri, identity)
         return
     for name, value in identity.items():
         if known.get(name) != value:
