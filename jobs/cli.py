@@ -521,8 +521,10 @@ def main() -> None:
         app()
     except (UserError, ClusterError) as error:
         # An error that crossed Ray carries a traceback and advice on Ray; the line is the first of its cause.
+        from jobs.console import printable
+
         line = str(getattr(error, "cause", error)).splitlines()[0]
-        print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
+        print(f"scalp: {printable(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
