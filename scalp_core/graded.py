@@ -182,14 +182,14 @@ class Graded:
         return self.stream(query, **selection.parameters)
 
     def by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
-        """Totals by `value`, the most photographs first; by reason a photograph counts for each that it has.
+        """Totals by the first column, which has the name `by`, the most photographs first.
 
-        A `value` of null is what has none: no device in its name, no error, …
+        By reason a photograph counts for each that it has. Null is what has none: no device in its name, …
         """
         order = "value nulls last" if by in ("grade", "day") else "photographs desc, value nulls last"
         query = f"""
             with chosen as (select {_BY[by]} as value, * from results where {selection.sql})
-            select value, {_TOTALS} from chosen group by value order by {order}
+            select value as "{by}", {_TOTALS} from chosen group by value order by {order}
         """
         return self.stream(query, **selection.parameters)
 

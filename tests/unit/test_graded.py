@@ -37,7 +37,7 @@ def graded(tmp_path_factory):
 def by(graded, *arguments):
     rows = graded.by(*arguments).read_all().to_pylist()
     return {
-        each["value"]: tuple(each[name] for name in ("photographs", "graded", "failed", "referred"))
+        each[arguments[0]]: tuple(each[name] for name in ("photographs", "graded", "failed", "referred"))
         for each in rows
     }
 
