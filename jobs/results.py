@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -23,6 +24,8 @@ from scalp_core.graded import ALL, WORK_FOLDER, By, Graded, Selection
 from scalp_core.results import RESULTS_FOLDER
 
 _SHOWN = 50
+# What is not read on a terminal has a line for each row, so that grep finds it.
+_PIPE = Console(width=10_000)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _show(answer: pa.RecordBatchReader, limit: int) -> int:
     )
     for line in lines[:limit]:
         table.add_row(*(Text(_text(value)) for value in line.values()))
-    console.print(table)
+    (console if console.is_terminal else _PIPE).print(table)
     if len(lines) > limit:
         _say(f"and more; --limit N shows N lines, --to FILE{'|'.join(_WRITERS)} writes all")
     return min(len(lines), limit)

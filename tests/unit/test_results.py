@@ -43,8 +43,8 @@ def out(tmp_path):
 
 @pytest.fixture
 def ask(out, monkeypatch):
-    """The verb as it is typed, on a wide terminal; a refusal comes as an exception."""
-    monkeypatch.setattr("jobs.results.console.width", 250)
+    """The verb as it is typed, its output in a pipe; a refusal comes as an exception."""
+    monkeypatch.setattr("jobs.results.console.width", 200)
 
     def asked(*options, of=out):
         found = CliRunner().invoke(app, ["results", of, *map(str, options)], catch_exceptions=False)
