@@ -25,6 +25,7 @@ from jobs.grade_shards import PATIENCE_S
 from jobs.pipeline import ModelOptions
 from scalp_core import provenance, sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
+from scalp_core.drift import compare
 from scalp_core.errors import SourceError, UserError
 from scalp_core.predictor import Predictor, resolve_runtime
 from scalp_core.results import RESULTS_FOLDER
@@ -262,6 +263,9 @@ def _summary(
         "sessions": sessions,
         "throughput": _throughput(sessions),
         "inputs": found.inputs and found.inputs.model_dump(mode="json"),
+        "drift": compare(found.inputs, found.by_grade, run.bundle.spec).model_dump(
+            include={"level", "flag", "sentence"}
+        ),
     }
 
 
@@ -299,6 +303,7 @@ def _show(summary: dict[str, Any], out: str) -> None:
     show(
         "grade",
         {name: summary[name] for name in names}
+        | {"drift": summary["drift"]["sentence"]}
         | {"seconds": summary["seconds"], "speed": rate}
         | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, "report.html")},
     )

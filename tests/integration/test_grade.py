@@ -111,6 +111,7 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
     assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
     assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 0 if table else 1)
     assert summary["repeated"] == int(table)
+    assert summary["drift"]["level"] == "too_few"
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     rows = by_name(out)
     version = load_bundle(str(bundle)).spec.model_version
