@@ -174,7 +174,7 @@ class _Run:
             raise
         console.print(f"grading {_size(listing)} with {self.version}")
         console.print(str(self.plan))
-        self._run(work, listing)
+        self._run(work, listing, self.options.max_failed_share)
         found = gather(self.out, work, listing)
         return self._finish(work, found, listing, _sessions(work))
 
@@ -183,11 +183,11 @@ class _Run:
         work = storage.join(self.out, grade_retry.FOLDER)
         listing, before = grade_retry.list_failed(self.out, work, self.plan.shard_size, summary)
         console.print(f"grading {_size(listing)} again with {self.version}")
-        self._run(work, listing)
+        self._run(work, listing, 1)  # what failed once may well fail again
         found = grade_retry.merge(self.out, work, listing, before)
         return self._finish(work, found, listing, before["sessions"] + _sessions(work), before)
 
-    def _run(self, folder: str, listing: Listing) -> None:
+    def _run(self, folder: str, listing: Listing, max_failed_share: float) -> None:
         session = Session(storage.join(folder, SESSIONS, f"{now()}.json"))
         asked, plan = self.options.model, self.plan
         runtime = resolve_runtime(asked.runtime, plan.device, listing.photographs / plan.models[1])
@@ -195,7 +195,7 @@ class _Run:
             self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
         )
         work = Work(
-            folder, listing, plan, self.bundle.spec, self.version, model, self.options.max_failed_share,
+            folder, listing, plan, self.bundle.spec, self.version, model, max_failed_share,
         )  # fmt: skip
         try:
             run_pending(work, session)

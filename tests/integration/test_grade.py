@@ -288,6 +288,9 @@ def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, 
         grade(str(bundle), str(source), out, GradeOptions(pool=few))
     summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1))
     assert (summary["failed"], summary["rows_unaccounted"]) == (1000, 0)
+    (source / "0000.jpg").write_bytes(jpeg(1))  # that the others fail again is no news
+    summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, retry_failed=True))
+    assert (summary["failed"], summary["graded"], summary["rows_unaccounted"]) == (999, 1, 0)
 
 
 def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):
