@@ -94,6 +94,8 @@ def grade(
     summary = read_json(storage.join(out, SUMMARY_FILE))
     again = options.retry_failed and summary and summary["failed"]
     if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
+        if not storage.is_empty(storage.join(out, _WORK)):
+            _close(out, storage.join(out, _WORK), summary, loaded, options)
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
     # Before Ray is started: a mistyped source is told at once.
@@ -212,13 +214,18 @@ class _Run:
     ) -> dict[str, Any]:
         summary = _summary(self, found, listing, sessions, before or {})
         write_json(storage.join(self.out, SUMMARY_FILE), summary)
-        from jobs.grade_report import write_report  # draws: not for whoever only lists
-
-        write_report(self.out, summary, self.bundle, self.options.model.device, self.options.heatmaps)
-        if not summary["rows_unaccounted"]:
-            storage.remove_folder(work)
+        _close(self.out, work, summary, self.bundle, self.options)
         _show(summary, self.out)
         return summary
+
+
+def _close(out: str, work: str, summary: dict[str, Any], bundle: Bundle, options: GradeOptions) -> None:
+    """What is left to do once the summary is there; the next call does it where this one is killed."""
+    from jobs.grade_report import write_report  # draws: not for whoever only lists
+
+    write_report(out, summary, bundle, options.model.device, options.heatmaps)
+    if not summary["rows_unaccounted"]:
+        storage.remove_folder(work)
 
 
 def _size(listing: Listing) -> str:

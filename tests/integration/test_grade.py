@@ -231,6 +231,25 @@ def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypa
     assert "is finished: all 12 photographs are accounted for" in capsys.readouterr().out
 
 
+def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
+    bundle, cluster, tmp_path, monkeypatch
+):
+    source, out = put_source("folder", tmp_path), tmp_path / "out"
+
+    def stop(*arguments):
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.grade_report.write_report", stop)
+        with pytest.raises(StopError):
+            grade(str(bundle), source, str(out))
+    summary = grade(str(bundle), source, str(out))
+    assert summary["rows_unaccounted"] == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report.html", "results", "run.json", "summary.json",
+    ]  # fmt: skip
+
+
 def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     grade(str(bundle), source, out)
