@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -31,8 +31,14 @@ SUMMARY_FILE = "summary.json"
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None) -> Iterator[tuple[Progress, Any]]:
-    """A bar with count, time taken and time left; in a log, a line every half minute."""
+def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[Progress, Any]]:
+    """A bar with count, time taken and time left; in a log, a line every half minute.
+
+    Args:
+        what: is done.
+        total: of it; None where nobody knows.
+        done: of it before, which says nothing of the speed.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,7 +49,7 @@ def progress_bar(what: str, total: int | None) -> Iterator[tuple[Progress, Any]]
         TextColumn("{task.fields[note]}"),
     )
     with _Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress, progress.add_task(what, total=total, note="")
+        yield progress, progress.add_task(what, total=total, completed=done, note="")
 
 
 class _Progress(Progress):
@@ -61,8 +67,10 @@ class _Progress(Progress):
             self._said = time.monotonic()
             task = self.tasks[task_id]
             total = f" of {task.total:,.0f}" if task.total else ""
+            left = task.time_remaining
+            words = (task.fields["note"], "" if left is None else f"{timedelta(seconds=round(left))} left")
             self.console.print(
-                f"{task.description}: {task.completed:,.0f}{total} {task.fields['note']}".rstrip()
+                f"{task.description}: {task.completed:,.0f}{total} {', '.join(filter(None, words))}".rstrip()
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -202,7 +203,8 @@ class _Run:
         try:
             run_pending(work, session)
         finally:
-            session.write()
+            with suppress(UserError):  # what stopped it is told, not what came of it
+                session.write()
 
     def _finish(
         self,

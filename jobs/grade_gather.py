@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 
@@ -28,6 +26,7 @@ from scalp_core import drift, storage
 from scalp_core.manifest import location_id
 from scalp_core.results import RESULTS_FOLDER
 from scalp_core.sources import Location
+from scalp_core.sql import spilling
 
 ROWS_A_PART = 250_000
 _ROWS_A_GROUP = 25_000
@@ -212,9 +211,8 @@ def _twice(results: str) -> int:
     with storage.patience(PATIENCE_S):
         if not storage.names_in(results):
             return 0
-        fs, path = storage.filesystem(results)
-        rows = pads.dataset(path, filesystem=fs, format="parquet")
-        with duckdb.connect() as connection:
+        rows = storage.dataset(results)
+        with spilling() as connection:
             connection.register("results", rows)
             (more,) = connection.execute("select count(*) - count(distinct image_id) from results").fetchall()
     return int(more[0])

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 import ray
 
 from jobs.console import console, progress_bar, read_json, write_json
@@ -27,6 +25,7 @@ from jobs.shards import each, shares
 from scalp_core import inventory, manifest, sources, storage
 from scalp_core.errors import SourceError
 from scalp_core.inventory import Root
+from scalp_core.sql import spilling
 
 _LISTING_FILE = "listing.json"
 # Shards below which a group is joined with others.
@@ -186,9 +185,8 @@ def _rewrite_without_repeated(
 ) -> tuple[int, dict[str, int]]:
     """Rewrites the groups that hold repeated rows, in a worker: the driver's memory must not grow."""
     with storage.patience(PATIENCE_S):
-        fs, path = storage.filesystem(storage.join(work, LISTED))
-        rows = pads.dataset(path, filesystem=fs, format="parquet")
-        with duckdb.connect() as connection:
+        rows = storage.dataset(storage.join(work, LISTED))
+        with spilling() as connection:
             connection.register("listed", rows)
             found = connection.execute(
                 "select uri, member, count(*) as times from listed group by uri, member having count(*) > 1"

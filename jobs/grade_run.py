@@ -27,7 +27,7 @@ SESSIONS = "sessions"
 _WINDOW = 20_000
 # Too few rows say nothing of a source.
 _HOPELESS_FROM = 200
-_SESSION_EVERY_S = 15.0
+_SESSION_EVERY_S = 5.0
 _NODES_EVERY_S = 5.0
 _POINTS = 240
 
@@ -126,13 +126,13 @@ def run_pending(work: Work, session: Session) -> None:
     Raises:
         UserError: too large a share fails, or the output cannot be written.
     """
+    session.write()
     done = _done(work)
     if done:
         console.print(f"going on: {done:,} photographs are done already")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
-    with progress_bar("grading", total) as (progress, bar):
-        progress.update(bar, completed=done)
+    with progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW)):
             for row in _graded(window, work).iter_rows():
                 session.add(row["rows"], row["failed"], json.loads(row["errors"]))

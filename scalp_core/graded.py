@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from scalp_core import aihub, storage
 from scalp_core.errors import UserError
 from scalp_core.results import RESULTS_FOLDER, SCHEMA
+from scalp_core.sql import spilling
 
 WORK_FOLDER = "work/graded"
 """Below OUT: the rows of a run that is not finished."""
@@ -29,8 +28,6 @@ _SUMMARY_FILE = "summary.json"
 By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
 Only = Literal["graded", "failed", "referred"]
 
-_MEMORY = "512MB"
-_THREADS = 2
 _ROWS_A_BATCH = 25_000
 
 # Beside the columns of `SCHEMA`: where a photograph lies, as `sources.Location` writes it, and what AI Hub's
@@ -115,18 +112,9 @@ class Graded:
     def __init__(self, out: str) -> None:
         self.out = storage.absolute(out)
         self.finished, self._folder, files = _find(self.out)
-        fs, _ = storage.filesystem(self._folder)
-        with storage.explained(self._folder):
-            paths = [storage.filesystem(uri)[1] for uri in files]
-            stored = pads.dataset(paths, SCHEMA, format="parquet", filesystem=fs)
-        self._spill = TemporaryDirectory(prefix="scalp-results-")
-        settings: dict[str, Any] = {
-            "memory_limit": _MEMORY,
-            "threads": _THREADS,
-            "temp_directory": self._spill.name,
-            "python_enable_replacements": False,
-        }
-        self._sql = duckdb.connect(config=settings)
+        stored = storage.dataset(files, schema=SCHEMA)
+        self._open = ExitStack()
+        self._sql = self._open.enter_context(spilling(python_enable_replacements=False))
         self._sql.register("stored", stored)
         self._sql.execute(_VIEW)
         self._sql.execute("set enable_external_access = false")
@@ -136,8 +124,7 @@ class Graded:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sql.close()
-        self._spill.cleanup()
+        self._open.close()
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """All rows of a short answer."""

@@ -173,9 +173,8 @@ def read_manifest(data: str) -> pa.Table:
     """
     spec = read_spec(data)
     uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
-    fs, path = storage.filesystem(uri)
     with storage.explained(uri):
-        table = pads.dataset(path, filesystem=fs, format="parquet", partitioning=_PARTITIONS).to_table()
+        table = storage.dataset(uri, partitioning=_PARTITIONS).to_table()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")

@@ -7,16 +7,15 @@ relations between objects, so it is said in SQL, and DuckDB answers it in bounde
 from __future__ import annotations
 
 import hashlib
-from tempfile import TemporaryDirectory
+from contextlib import ExitStack
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from scalp_core import manifest, near_duplicates, storage
 from scalp_core.grades import GRADE_NAMES, SYMPTOMS
+from scalp_core.sql import spilling
 
 DROPPED_FILE = "dropped.parquet"
 FINDINGS_FILE = "findings.parquet"
@@ -52,8 +51,6 @@ FINDINGS = {
 _DROPPED_OTHERS = (
     "select code, count(*) from object where kind in ('archive', 'other') and code is not null group by code"
 )
-_MEMORY = "512MB"
-_THREADS = 2
 _EXAMPLES = 8
 _SHEET_COLUMNS = 8
 
@@ -62,15 +59,9 @@ class Relations:
     """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk."""
 
     def __init__(self, examined: str) -> None:
-        fs, path = storage.filesystem(examined)
-        self._spill = TemporaryDirectory(prefix="scalp-audit-")
-        settings: dict[str, Any] = {
-            "memory_limit": _MEMORY,
-            "threads": _THREADS,
-            "temp_directory": self._spill.name,
-        }
-        self._sql = duckdb.connect(config=settings)
-        self._sql.register("examined", pads.dataset(path, filesystem=fs, format="parquet"))
+        self._open = ExitStack()
+        self._sql = self._open.enter_context(spilling())
+        self._sql.register("examined", storage.dataset(examined))
         # An order that does not depend on where the files lie: of two copies the same one is kept, the
         # delivered Validation part's first.
         self._sql.execute("""
@@ -84,8 +75,7 @@ class Relations:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sql.close()
-        self._spill.cleanup()
+        self._open.close()
 
     def query(self, query: str) -> pa.Table:
         return self._sql.sql(query).to_arrow_table()

@@ -21,12 +21,13 @@ from scalp_core.errors import UserError
 
 _CONNECT_TIMEOUT_S = 5
 _REQUEST_TIMEOUT_S = 30
-_MAX_ATTEMPTS = 3  # by the S3 client itself, within a second
+_MAX_ATTEMPTS = 3  # by the S3 client itself, within seconds
+_PATIENT_ATTEMPTS = 12  # within a minute or two
 
 
-def filesystem() -> pafs.S3FileSystem:
-    """For bytes: reads by range, writes in parts."""
-    return _filesystem(_access())
+def filesystem(patient: bool = False) -> pafs.S3FileSystem:
+    """For bytes: reads by range, writes in parts. A patient one itself waits for a server that is away."""
+    return _filesystem(_access(), _PATIENT_ATTEMPTS if patient else _MAX_ATTEMPTS)
 
 
 def answer(operation: str, **query: Any) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _chain(profile: str | None, _key_id: str | None) -> _Chain:
 
 
 @lru_cache(maxsize=8)
-def _filesystem(access: _Access) -> pafs.S3FileSystem:
+def _filesystem(access: _Access, attempts: int) -> pafs.S3FileSystem:
     options: dict[str, Any] = {
         "region": access.region,
         "access_key": access.key_id,
@@ -93,7 +94,8 @@ def _filesystem(access: _Access) -> pafs.S3FileSystem:
         "anonymous": access.key_id is None,  # a public bucket needs none
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
+        "allow_delayed_open": True,  # a small file is one request, and not three
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     }
     if access.endpoint:
         split = urlsplit(access.endpoint)

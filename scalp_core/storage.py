@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -27,6 +27,9 @@ import tenacity
 
 from scalp_core.errors import UserError
 from scalp_core.storage_errors import advice, is_transient
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 T = TypeVar("T")
 
@@ -421,6 +424,26 @@ def _rename(uri: str, temporary: str, path: str) -> None:
     # In parts where it must be: pyarrow's move is one request, which takes 5 GiB at most.
     s3.answer("copy", CopySource=source, Bucket=bucket, Key=key)
     s3.answer("delete_object", **source)
+
+
+def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
+    """Parquet files, of a folder or listed, that a query reads as it goes on.
+
+    In S3 by a client that itself waits for a server that is away: nobody can ask again in the middle.
+    """
+    import pyarrow.dataset as pads
+
+    uris = [place] if isinstance(place, str) else place
+    fs, _ = filesystem(uris[0])
+    if is_s3(uris[0]):
+        from scalp_core import s3
+
+        fs = s3.filesystem(patient=True)
+    paths = [filesystem(uri)[1] for uri in uris]
+    with explained(uris[0]):
+        return pads.dataset(
+            paths[0] if isinstance(place, str) else paths, filesystem=fs, format="parquet", **options
+        )
 
 
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -324,7 +324,7 @@ def test_what_may_hide_photographs_is_a_failed_row(bundle, cluster, tmp_path):
     sound = zipped({"a.jpg": jpeg(1)})
     files = {
         "damaged.zip": sound[:-30],
-        "cut.tar.gz": tarred({f"{index}.jpg": jpeg(index) for index in range(6)})[:200_000],
+        "cut.tar.gz": tarred({f"{index}.jpg": jpeg(index) for index in range(6)})[:100_000],
         "outer.zip": zipped({"inner.zip": sound, "b.jpg": jpeg(2)}),
         "outer.tar": tarred({"inner.tar": b"", "c.jpg": jpeg(3)}, "w"),
     }
