@@ -534,18 +534,24 @@ def demo(
     verb(out, images)
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """The `scalp` command. A user's mistake is one line on standard error and exit code 2."""
     try:
         app()
     except (UserError, ClusterError) as error:
         # An error that crossed Ray carries a traceback and advice on Ray; the line is the first of its cause.
+        from jobs.console import printable
+
         line = str(getattr(error, "cause", error)).splitlines()[0]
-        print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
+        print(f"scalp: {printable(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        raise
 
 
 if __name__ == "__main__":

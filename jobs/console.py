@@ -23,7 +23,8 @@ from rich.table import Table
 
 from scalp_core import storage
 
-console = Console(highlight=False, soft_wrap=True)
+# Names of files are anybody's: what stands in brackets in them is no markup.
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 _CALM_S = 30.0
 SUMMARY_FILE = "summary.json"
@@ -87,6 +88,11 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items()) or "none"
     return str(value)
+
+
+def printable(text: str) -> str:
+    """One line for a terminal, which may obey what stands in the name of a file."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def now() -> str:

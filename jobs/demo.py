@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+from rich.text import Text
 
 from cluster.local_s3 import s3_server
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
@@ -52,7 +53,7 @@ class _Steps:
         self.started = time.monotonic()
 
     def run(self, name: str, step: Callable[[], Any]) -> Any:
-        console.rule(f"[bold]{name}", align="left")
+        console.rule(Text(name, "bold"), align="left")
         started = time.monotonic()
         result = step()
         self.rows.append({"step": name, "seconds": round(time.monotonic() - started, 1)})
@@ -182,7 +183,7 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
     ratios = summary["ratios"]
     bounds = scored["intervals"]["qwk"]
     seconds = {row["step"]: f"{row['seconds']} s" for row in summary["rows"]}
-    console.rule("[bold]what came out", align="left")
+    console.rule(Text("what came out", "bold"), align="left")
     show(
         "demo",
         {

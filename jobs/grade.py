@@ -26,6 +26,7 @@ from jobs.grade_shards import PATIENCE_S
 from jobs.pipeline import ModelOptions
 from scalp_core import provenance, sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
+from scalp_core.drift import compare
 from scalp_core.errors import SourceError, UserError
 from scalp_core.predictor import Predictor, resolve_runtime
 from scalp_core.results import RESULTS_FOLDER
@@ -89,16 +90,21 @@ def grade(
     _check_places(named, out)
     loaded = load_bundle(bundle)
     version = loaded.spec.version_in(options.model.precision)
-    _check_identity(out, _identity(loaded.spec, version, named, options))
+    identity = _identity(loaded.spec, version, named, options)
+    _check_identity(out, identity)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     again = options.retry_failed and summary and summary["failed"]
     if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
+        if not storage.is_empty(storage.join(out, _WORK)):
+            _close(out, storage.join(out, _WORK), summary, loaded, options)
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
     # Before Ray is started: a mistyped source is told at once.
     glanced = None if summary else glance(named, storage.join(out, _WORK))
     cluster = connect()
     plan = plan_run(cluster, loaded, options.model, options.pool)
+    # Not before: a command that was refused must not bind OUT to its mistake.
+    write_json(storage.join(out, _IDENTITY_FILE), identity)
     run = _Run(out, named, loaded, version, options, plan, make_model, started)
     with storage.patience(PATIENCE_S):
         if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
@@ -135,7 +141,6 @@ def _check_identity(out: str, identity: dict[str, Any]) -> None:
     if known is None:
         if storage.exists(storage.join(out, SUMMARY_FILE)):
             raise UserError(f"{out} holds something else than results of scalp grade; choose another OUT")
-        write_json(uri, identity)
         return
     for name, value in identity.items():
         if known.get(name) != value:
@@ -172,7 +177,7 @@ class _Run:
             raise
         console.print(f"grading {_size(listing)} with {self.version}")
         console.print(str(self.plan))
-        self._run(work, listing)
+        self._run(work, listing, self.options.max_failed_share)
         found = gather(self.out, work, listing)
         return self._finish(work, found, listing, _sessions(work))
 
@@ -181,11 +186,11 @@ class _Run:
         work = storage.join(self.out, grade_retry.FOLDER)
         listing, before = grade_retry.list_failed(self.out, work, self.plan.shard_size, summary)
         console.print(f"grading {_size(listing)} again with {self.version}")
-        self._run(work, listing)
+        self._run(work, listing, 1)  # what failed once may well fail again
         found = grade_retry.merge(self.out, work, listing, before)
         return self._finish(work, found, listing, before["sessions"] + _sessions(work), before)
 
-    def _run(self, folder: str, listing: Listing) -> None:
+    def _run(self, folder: str, listing: Listing, max_failed_share: float) -> None:
         session = Session(storage.join(folder, SESSIONS, f"{now()}.json"))
         asked, plan = self.options.model, self.plan
         runtime = resolve_runtime(asked.runtime, plan.device, listing.photographs / plan.models[1])
@@ -193,7 +198,7 @@ class _Run:
             self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
         )
         work = Work(
-            folder, listing, plan, self.bundle.spec, self.version, model, self.options.max_failed_share,
+            folder, listing, plan, self.bundle.spec, self.version, model, max_failed_share,
         )  # fmt: skip
         try:
             run_pending(work, session)
@@ -211,13 +216,18 @@ class _Run:
     ) -> dict[str, Any]:
         summary = _summary(self, found, listing, sessions, before or {})
         write_json(storage.join(self.out, SUMMARY_FILE), summary)
-        from jobs.grade_report import write_report  # draws: not for whoever only lists
-
-        write_report(self.out, summary, self.bundle, self.options.model.device, self.options.heatmaps)
-        if not summary["rows_unaccounted"]:
-            storage.remove_folder(work)
+        _close(self.out, work, summary, self.bundle, self.options)
         _show(summary, self.out)
         return summary
+
+
+def _close(out: str, work: str, summary: dict[str, Any], bundle: Bundle, options: GradeOptions) -> None:
+    """What is left to do once the summary is there; the next call does it where this one is killed."""
+    from jobs.grade_report import write_report  # draws: not for whoever only lists
+
+    write_report(out, summary, bundle, options.model.device, options.heatmaps)
+    if not summary["rows_unaccounted"]:
+        storage.remove_folder(work)
 
 
 def _size(listing: Listing) -> str:
@@ -262,6 +272,9 @@ def _summary(
         "sessions": sessions,
         "throughput": _throughput(sessions),
         "inputs": found.inputs and found.inputs.model_dump(mode="json"),
+        "drift": compare(found.inputs, found.by_grade, run.bundle.spec).model_dump(
+            include={"level", "flag", "sentence"}
+        ),
     }
 
 
@@ -299,6 +312,7 @@ def _show(summary: dict[str, Any], out: str) -> None:
     show(
         "grade",
         {name: summary[name] for name in names}
+        | {"drift": summary["drift"]["sentence"]}
         | {"seconds": summary["seconds"], "speed": rate}
         | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, "report.html")},
     )

@@ -28,7 +28,7 @@ QUEUE = 24
 """Photographs in the queue, at most."""
 
 _UNLIKE = 8  # of these, at most, for being unlike the training part
-_GROUPS = 50
+_GROUPS = 20
 _EXAMPLES = 3
 _QUALITY = 82
 _OPACITY = 0.6

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from datetime import date
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jobs.console import console, show
+from jobs.console import console, printable, show
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.graded import ALL, WORK_FOLDER, By, Graded, Selection
 from scalp_core.results import RESULTS_FOLDER
 
 _SHOWN = 50
+# What is not read on a terminal has a line for each row, so that grep finds it.
+_PIPE = Console(width=10_000)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _conditions(selection: Selection) -> str:
 def _overview(graded: Graded) -> int:
     totals = graded.totals()
     counts = {
-        name: {row["value"]: row["photographs"] for row in graded.by(name, selection).read_all().to_pylist()}
+        name: {row[name]: row["photographs"] for row in graded.by(name, selection).read_all().to_pylist()}
         for name, selection in _OVERVIEW.items()
     }
     severity = totals["mean_severity"]
@@ -131,17 +133,23 @@ _OVERVIEW: dict[By, Selection] = {
 def _show(answer: pa.RecordBatchReader, limit: int) -> int:
     """The first lines, and whether there are more; names of files are anybody's, and no markup."""
     lines = [line for batch in _first(answer, limit + 1) for line in batch.to_pylist()]
-    table = Table(*(Column(_heading(name), overflow="fold") for name in answer.schema.names))
+    table = Table(
+        *(Column(_heading(each.name), overflow="fold", justify=_side(each)) for each in answer.schema)
+    )
     for line in lines[:limit]:
         table.add_row(*(Text(_text(value)) for value in line.values()))
-    console.print(table)
+    (console if console.is_terminal else _PIPE).print(table)
     if len(lines) > limit:
         _say(f"and more; --limit N shows N lines, --to FILE{'|'.join(_WRITERS)} writes all")
     return min(len(lines), limit)
 
 
-def _heading(name: str) -> Text:
-    return Text(name.replace("_", " "))
+def _heading(name: str) -> str:
+    return printable(name.replace("_", " "))
+
+
+def _side(field: pa.Field) -> Literal["left", "right"]:
+    return "right" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "left"
 
 
 def _text(value: Any) -> str:
@@ -151,12 +159,11 @@ def _text(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, list):
         return ", ".join(map(_text, value))
-    # A name may hold what a terminal obeys.
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return printable(str(value))
 
 
 def _say(line: str) -> None:
-    console.print(Text(_text(line)))
+    console.print(printable(line))
 
 
 # --- written -----------------------------------------------------------------------------------------------
@@ -164,7 +171,7 @@ def _say(line: str) -> None:
 
 def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
     batches = _Counted(answer if limit is None else _first(answer, limit))
-    with _created(uri) as file:
+    with storage.new_file(uri) as file:
         _WRITERS[_suffix(uri)](batches, answer.schema, file)
     _say(f"{batches.rows:,} rows are in {uri}")
     return batches.rows
@@ -191,25 +198,6 @@ class _Counted:
             yield batch
 
 
-@contextmanager
-def _created(uri: str) -> Iterator[pa.NativeFile]:
-    """A file to write piece by piece. When that breaks off, none is left; on a disk an older one stays."""
-    fs, path = storage.filesystem(uri)
-    local = not storage.is_s3(uri)
-    begun = str(PurePosixPath(path).with_name(f".{uuid.uuid4().hex}.tmp")) if local else path
-    with storage.explained(uri, "write"):
-        if local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with fs.open_output_stream(begun, compression=None) as file:
-                yield file
-        except BaseException:
-            fs.delete_file(begun)
-            raise
-        if local:
-            Path(begun).replace(path)
-
-
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
@@ -222,15 +210,18 @@ def _write_parquet(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) ->
 
 def _write_jsonl(batches: _Counted, _schema: pa.Schema, file: pa.NativeFile) -> None:
     for batch in batches:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in batch.to_pylist())
+        lines = (json.dumps(row, ensure_ascii=False, default=_plain) for row in batch.to_pylist())
         file.write("".join(f"{line}\n" for line in lines).encode())
 
 
+def _plain(value: Any) -> str:
+    """What JSON has no type for: times as in ISO 8601, the rest as it reads."""
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
 def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
-    """Lists become `a;b;c`, which a spreadsheet can split."""
-    flat = pa.schema(
-        [(each.name, pa.string() if pa.types.is_list(each.type) else each.type) for each in schema]
-    )
+    """For spreadsheets: lists become `a;b;c`, and no text is a formula."""
+    flat = pa.schema([(each.name, pa.string() if _is_text(each.type) else each.type) for each in schema])
     try:
         with pacsv.CSVWriter(file, flat) as writer:
             for batch in batches:
@@ -239,11 +230,20 @@ def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> Non
         raise UserError(f"a .csv cannot hold these columns ({error}); use .jsonl or .parquet") from None
 
 
-def _flat(column: pa.Array) -> pa.Array:
-    if not pa.types.is_list(column.type):
-        return column
-    return pc.binary_join(column.cast(pa.list_(pa.string())), ";")
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_string(kind)
 
+
+def _flat(column: pa.Array) -> pa.Array:
+    if pa.types.is_list(column.type):
+        column = pc.binary_join(column.cast(pa.list_(pa.string())), ";")
+    if not pa.types.is_string(column.type):
+        return column
+    # A member of an archive may be called =HYPERLINK(…), which a spreadsheet would run; it hides the quote.
+    return pc.replace_substring_regex(column, _FORMULA, r"'\1")
+
+
+_FORMULA = r"\A([=+\-@＝＋－＠\t\r\n])"
 
 _WRITERS: dict[str, Callable[[_Counted, pa.Schema, pa.NativeFile], None]] = {
     ".csv": _write_csv,

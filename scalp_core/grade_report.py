@@ -168,13 +168,15 @@ def rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
         None where nothing was noted.
     """
     points = [(0.0, 0.0, 0.0), *(tuple(map(float, point)) for point in throughput)]
-    points = [point for point, before in zip(points[1:], points, strict=False) if point[0] > before[0]]
-    if not points:
+    seconds = points[-1][0]
+    if not seconds:
         return None
-    every = -(-len(points) // _STEPS)
-    kept = [(0.0, 0.0, 0.0), *points[every - 1 :: every]]
-    if kept[-1] != points[-1]:
-        kept.append(points[-1])
+    kept = points[:1]
+    for point in points[1:]:
+        # Two shards that end in the same moment are no burst of thousands a second.
+        if point[0] - kept[-1][0] >= seconds / _STEPS:
+            kept.append(point)
+    kept[-1] = points[-1]
     steps = [
         {
             "start": round(before[0], 2),
@@ -184,7 +186,6 @@ def rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
         }
         for before, after in pairwise(kept)
     ]
-    seconds = kept[-1][0]
     return {
         "steps": steps,
         "seconds": round(seconds, 2),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import duckdb
@@ -19,6 +18,7 @@ import pyarrow as pa
 from scalp_core import aihub, storage
 from scalp_core.errors import UserError
 from scalp_core.results import RESULTS_FOLDER, SCHEMA
+from scalp_core.sql import spilling
 
 WORK_FOLDER = "work/graded"
 """Below OUT: the rows of a run that is not finished."""
@@ -28,8 +28,6 @@ _SUMMARY_FILE = "summary.json"
 By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
 Only = Literal["graded", "failed", "referred"]
 
-_MEMORY = "512MB"
-_THREADS = 2
 _ROWS_A_BATCH = 25_000
 
 # Beside the columns of `SCHEMA`: where a photograph lies, as `sources.Location` writes it, and what AI Hub's
@@ -115,14 +113,8 @@ class Graded:
         self.out = storage.absolute(out)
         self.finished, self._folder, files = _find(self.out)
         stored = storage.dataset(files, schema=SCHEMA)
-        self._spill = TemporaryDirectory(prefix="scalp-results-")
-        settings: dict[str, Any] = {
-            "memory_limit": _MEMORY,
-            "threads": _THREADS,
-            "temp_directory": self._spill.name,
-            "python_enable_replacements": False,
-        }
-        self._sql = duckdb.connect(config=settings)
+        self._open = ExitStack()
+        self._sql = self._open.enter_context(spilling(python_enable_replacements=False))
         self._sql.register("stored", stored)
         self._sql.execute(_VIEW)
         self._sql.execute("set enable_external_access = false")
@@ -132,8 +124,7 @@ class Graded:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sql.close()
-        self._spill.cleanup()
+        self._open.close()
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """All rows of a short answer."""
@@ -178,14 +169,14 @@ class Graded:
         return self.stream(query, **selection.parameters)
 
     def by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
-        """Totals by `value`, the most photographs first; by reason a photograph counts for each that it has.
+        """Totals by the first column, which has the name `by`, the most photographs first.
 
-        A `value` of null is what has none: no device in its name, no error, …
+        By reason a photograph counts for each that it has. Null is what has none: no device in its name, …
         """
         order = "value nulls last" if by in ("grade", "day") else "photographs desc, value nulls last"
         query = f"""
             with chosen as (select {_BY[by]} as value, * from results where {selection.sql})
-            select value, {_TOTALS} from chosen group by value order by {order}
+            select value as "{by}", {_TOTALS} from chosen group by value order by {order}
         """
         return self.stream(query, **selection.parameters)
 
@@ -258,15 +249,21 @@ def _find(out: str) -> tuple[bool, str, list[str]]:
     finished = storage.exists(storage.join(out, _SUMMARY_FILE))
     # Until the summary is there, the results may be half of what the work is.
     for folder in (results, work) if finished else (work, results):
-        names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
-        if names:
-            return finished and folder == results, folder, [storage.join(folder, name) for name in names]
+        if files := _parquet_below(folder):
+            return finished and folder == results, folder, files
     if storage.exists(storage.join(out, "run.json")):
         raise UserError(f"{out} has no row yet; run the same scalp grade command to go on, and ask again")
     raise UserError(
         f"{out} has no {RESULTS_FOLDER}/*.parquet; give the OUT of scalp grade, or make it with: "
         f"scalp grade BUNDLE SOURCE {out}"
     )
+
+
+def _parquet_below(folder: str) -> list[str]:
+    """The rows of a run that is not finished lie in groups; before its first one there is no folder."""
+    if storage.is_empty(folder):
+        return []
+    return [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
 
 
 @contextmanager

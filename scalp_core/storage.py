@@ -389,6 +389,14 @@ def write_parquet(uri: str, table: pa.Table) -> None:
 
 def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
     """Writes a stream of record batches as one Parquet file, whole or not at all, without holding it."""
+    with new_file(uri) as file, pq.ParquetWriter(file, batches.schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+@contextmanager
+def new_file(uri: str) -> Iterator[pa.NativeFile]:
+    """A file to write piece by piece. It is there once the block ends well; until then an older one stays."""
     fs, path = filesystem(uri)
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
@@ -396,17 +404,26 @@ def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
         if not is_s3(uri):
             Path(folder).mkdir(parents=True, exist_ok=True)
         try:
-            with (
-                fs.open_output_stream(temporary, compression=None) as file,
-                pq.ParquetWriter(file, batches.schema, compression="zstd") as writer,
-            ):
-                for batch in batches:
-                    writer.write_batch(batch)
-            retried(uri, fs.move, temporary, path)
+            with fs.open_output_stream(temporary, compression=None) as file:
+                yield file
+            retried(uri, _rename, uri, temporary, path)
         except BaseException:  # closing the file has made it a sound one, of fewer rows
             with suppress(OSError):
                 fs.delete_file(temporary)
             raise
+
+
+def _rename(uri: str, temporary: str, path: str) -> None:
+    if not is_s3(uri):
+        Path(temporary).replace(path)
+        return
+    from scalp_core import s3
+
+    bucket, _, key = path.partition("/")
+    source = {"Bucket": bucket, "Key": temporary.partition("/")[2]}
+    # In parts where it must be: pyarrow's move is one request, which takes 5 GiB at most.
+    s3.answer("copy", CopySource=source, Bucket=bucket, Key=key)
+    s3.answer("delete_object", **source)
 
 
 def dataset(place: str | list[str], **options: Any) -> pads.Dataset:

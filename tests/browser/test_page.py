@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from cluster.local import Cluster
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from serving import app
+from tests.browser.conftest import DESKTOP, PHONE
 from tests.conftest import free_port, jpeg
-
-DESKTOP = {"width": 1200, "height": 860}
-PHONE = {"width": 390, "height": 844}
-
-# The browser itself must not reach out either: no updates, no safe-browsing lists, no QUIC.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +23,6 @@ def origin(bundle: Path, cluster: Cluster) -> Iterator[str]:
     app.start(str(bundle), "127.0.0.1", port, "cpu")
     yield f"http://127.0.0.1:{port}"
     app.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "these tests drive Debian's chromium: apt-get install chromium fonts-nanum"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])

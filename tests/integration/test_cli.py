@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs.cli import app
+from jobs.cli import app, main
 from scalp_core import storage
 from tests.conftest import jpeg
 
@@ -49,7 +49,8 @@ def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
     verbs = (
-        "synth prepare pseudonymise train tune evaluate quantise export grade explain serve models bench demo"
+        "synth prepare pseudonymise train tune evaluate quantise export grade results explain serve models "
+        "bench demo"
     )
     for verb in verbs.split():
         assert verb in result.stdout
@@ -125,6 +126,18 @@ def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_pat
     result = scalp("train", way.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
     assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.results.results", stop)
+    monkeypatch.setattr(sys, "argv", ["scalp", "results", "out"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "scalp: stopped; run the same command again to go on\n"
 
 
 def test_the_command_itself_is_installed():

@@ -111,6 +111,7 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
     assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
     assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 0 if table else 1)
     assert summary["repeated"] == int(table)
+    assert summary["drift"]["level"] == "too_few"
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     rows = by_name(out)
     version = load_bundle(str(bundle)).spec.model_version
@@ -230,6 +231,25 @@ def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypa
     assert "is finished: all 12 photographs are accounted for" in capsys.readouterr().out
 
 
+def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
+    bundle, cluster, tmp_path, monkeypatch
+):
+    source, out = put_source("folder", tmp_path), tmp_path / "out"
+
+    def stop(*arguments):
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.grade_report.write_report", stop)
+        with pytest.raises(StopError):
+            grade(str(bundle), source, str(out))
+    summary = grade(str(bundle), source, str(out))
+    assert summary["rows_unaccounted"] == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "report.html", "results", "run.json", "summary.json",
+    ]  # fmt: skip
+
+
 def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     grade(str(bundle), source, out)
@@ -287,6 +307,9 @@ def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, 
         grade(str(bundle), str(source), out, GradeOptions(pool=few))
     summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1))
     assert (summary["failed"], summary["rows_unaccounted"]) == (1000, 0)
+    (source / "0000.jpg").write_bytes(jpeg(1))  # that the others fail again is no news
+    summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, retry_failed=True))
+    assert (summary["failed"], summary["graded"], summary["rows_unaccounted"]) == (999, 1, 0)
 
 
 def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):
@@ -301,7 +324,7 @@ def test_what_may_hide_photographs_is_a_failed_row(bundle, cluster, tmp_path):
     sound = zipped({"a.jpg": jpeg(1)})
     files = {
         "damaged.zip": sound[:-30],
-        "cut.tar.gz": tarred({f"{index}.jpg": jpeg(index) for index in range(6)})[:200_000],
+        "cut.tar.gz": tarred({f"{index}.jpg": jpeg(index) for index in range(6)})[:100_000],
         "outer.zip": zipped({"inner.zip": sound, "b.jpg": jpeg(2)}),
         "outer.tar": tarred({"inner.tar": b"", "c.jpg": jpeg(3)}, "w"),
     }

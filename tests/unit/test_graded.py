@@ -37,7 +37,7 @@ def graded(tmp_path_factory):
 def by(graded, *arguments):
     rows = graded.by(*arguments).read_all().to_pylist()
     return {
-        each["value"]: tuple(each[name] for name in ("photographs", "graded", "failed", "referred"))
+        each[arguments[0]]: tuple(each[name] for name in ("photographs", "graded", "failed", "referred"))
         for each in rows
     }
 
@@ -162,7 +162,8 @@ def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="has no row yet; run the same scalp grade command"):
         Graded(out)
-    write(f"{out}/work/graded", ROWS)
+    write(f"{out}/work/graded/0000-000000", ROWS[:5])
+    write(f"{out}/work/graded/0000-000001", ROWS[5:])
     write(f"{out}/results", ROWS[:2], files=1)  # was stopped while it wrote them
     with Graded(out) as found:
         assert not found.finished

@@ -1,15 +1,20 @@
 """What README and docs say can be typed exists: every make target, verb and option in them."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
 from jobs.cli import app
+from scalp_core.drift import Level
 from scalp_core.errors import IMAGE_CODES
+from scalp_core.graded import By
 from scalp_core.inventory import OBJECT_CODES
 from scalp_core.relations import FINDINGS, REASONS
+from scalp_core.results import SCHEMA
 from scalp_core.synthetic_layout import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +22,11 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
+COMMANDS += [
+    shlex.split(command, comments=True)
+    for text in DOCS.values()
+    for command in re.findall(r"^    (?:\$ )?(scalp [^…\n]+)$", text, re.MULTILINE)
+]
 VERBS = typer.main.get_command(app).commands
 
 
@@ -55,11 +65,16 @@ def test_the_data_page_explains_every_reason_and_finding():
             assert f"`{word}`" in DOCS["data.md"], word
 
 
+def test_the_grading_page_explains_every_code_column_and_table():
+    for word in [*IMAGE_CODES, *SCHEMA.names, *get_args(By), *get_args(Level)]:
+        assert f"`{word}`" in DOCS["grading.md"], word
+
+
 def test_every_option_named_in_the_text_exists():
     options = {"--help"} | {
         name for verb in leaves(VERBS.values()) for parameter in verb.params for name in parameter.opts
     }
-    named = set(re.findall(r"--[a-z][a-z-]+", README))
+    named = set(re.findall(r"--[a-z][a-z-]+", README + DOCS["grading.md"]))
     assert named
     assert named <= options
 
