@@ -6,7 +6,6 @@ A run that is stopped anywhere goes on by the same command.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -85,7 +84,7 @@ def grade(
     Raises:
         UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
     """
-    out, started = storage.absolute(out), time.monotonic()
+    out = storage.absolute(out)
     named = [storage.absolute(each) for each in ([source] if isinstance(source, str) else source)]
     _check_places(named, out)
     loaded = load_bundle(bundle)
@@ -105,7 +104,7 @@ def grade(
     plan = plan_run(cluster, loaded, options.model, options.pool)
     # Not before: a command that was refused must not bind OUT to its mistake.
     write_json(storage.join(out, _IDENTITY_FILE), identity)
-    run = _Run(out, named, loaded, version, options, plan, make_model, started)
+    run = _Run(out, named, loaded, version, options, plan, make_model)
     with storage.patience(PATIENCE_S):
         if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
             summary = run.first(glanced)
@@ -165,7 +164,6 @@ class _Run:
     options: GradeOptions
     plan: Plan
     make_model: MakeModel
-    started: float
 
     def first(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Lists, runs and gathers what is left of it."""
@@ -173,7 +171,9 @@ class _Run:
         try:
             listing = list_sources(self.named, work, self.plan.shard_size, glanced)
         except SourceError:
-            storage.remove_folder(work)  # whoever mends the source wants it read anew
+            # Whoever mends the source, or its name, wants it read anew.
+            storage.remove_folder(work)
+            storage.remove_file(storage.join(self.out, _IDENTITY_FILE))
             raise
         console.print(f"grading {_size(listing)} with {self.version}")
         console.print(str(self.plan))
@@ -197,9 +197,7 @@ class _Run:
         model = partial(
             self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
         )
-        work = Work(
-            folder, listing, plan, self.bundle.spec, self.version, model, max_failed_share,
-        )  # fmt: skip
+        work = Work(folder, listing, plan, self.bundle.spec, self.version, model, max_failed_share)
         try:
             run_pending(work, session)
         finally:
@@ -231,8 +229,9 @@ def _close(out: str, work: str, summary: dict[str, Any], bundle: Bundle, options
 
 
 def _size(listing: Listing) -> str:
-    tars = f" and those in {listing.tars:,} tar archives" if listing.tars else ""
-    return f"{listing.photographs:,} photographs{tars}"
+    if not listing.tars:
+        return f"{listing.photographs:,} photographs"
+    return f"{listing.photographs:,} photographs and those in {listing.tars:,} tar{'s' * (listing.tars > 1)}"
 
 
 def _sessions(work: str) -> list[dict[str, Any]]:
@@ -264,7 +263,6 @@ def _summary(
         "shadowed_members": before.get("shadowed_members", listing.shadowed + found.shadowed),
         "repeated": before.get("repeated", listing.repeated),
         "seconds": round(seconds, 1),
-        "seconds_in_all": round(before.get("seconds_in_all", 0) + time.monotonic() - run.started, 1),
         "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
         "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
         "settings": {**vars(run.options.model), **vars(run.plan), "models": list(run.plan.models)},

@@ -234,6 +234,13 @@ def _create_in_s3(uri: str, data: bytes) -> bool:
     return True
 
 
+def remove_file(uri: str) -> None:
+    """Removes one file; no matter if there is none."""
+    fs, path = filesystem(uri)
+    with explained(uri, "remove"), suppress(FileNotFoundError):
+        retried(uri, fs.delete_file, path)
+
+
 def remove_folder(uri: str) -> None:
     """Removes a folder or prefix with all that is in it; no matter if there is none."""
     with explained(uri, "remove"):

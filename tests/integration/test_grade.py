@@ -156,6 +156,13 @@ def test_one_source_inside_another_is_refused(bundle, tmp_path):
         grade(str(bundle), source, f"{source}/out")
 
 
+def test_a_source_without_photographs_does_not_bind_the_output_to_it(bundle, cluster, tmp_path):
+    empty, out = put_files(tmp_path / "empty", {"notes.txt": b"none"}), str(tmp_path / "out")
+    with pytest.raises(UserError, match="holds no photograph"):
+        grade(str(bundle), str(empty), out)
+    assert grade(str(bundle), put_source("zip", tmp_path), out)["rows"] == 12
+
+
 class StopError(Exception):
     """As if the driver had been killed."""
 
