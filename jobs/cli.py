@@ -8,6 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.local import ClusterError
+from jobs.bench.cli import bench
+from jobs.cli_options import (
+    BatchOption,
+    BundleArg,
+    DataArg,
+    DeviceOption,
+    OutArg,
+    PrecisionOption,
+    RuntimeOption,
+    SetOption,
+)
+from jobs.models_cli import models
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 
@@ -20,26 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-BundleArg = Annotated[
-    str,
-    typer.Argument(help="directory that `scalp train` wrote, local or s3://; or models://NAME[@VERSION]"),
-]
-DataArg = Annotated[str, typer.Argument(help="directory that `scalp prepare` wrote, local or s3://")]
-OutArg = Annotated[str, typer.Argument(help="directory for what is made, local or s3://")]
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one")
-]
-PrecisionOption = Annotated[
-    Literal["auto", "bf16", "fp32", "int8"],
-    typer.Option(help="auto takes bf16 where the hardware has it; int8 needs `scalp quantise` before"),
-]
-RuntimeOption = Annotated[
-    Literal["auto", "openvino", "torch", "torch-compile"],
-    typer.Option(help="auto takes openvino on CPUs, torch on GPUs, compiled when the run is long"),
-]
-SetOption = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; may be repeated")]
-BatchOption = Annotated[int, typer.Option(min=1, help="photographs in one forward pass")]
+app.add_typer(bench, name="bench")
+app.add_typer(models, name="models")
 
 
 @app.command()
@@ -375,152 +369,6 @@ def serve(
     from serving.app import serve as verb
 
     verb(bundle, host, port, device, precision, runtime)
-
-
-bench = typer.Typer(help="Measures side by side, in one run, to a table and JSON.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-BenchOutOption = Annotated[str, typer.Option(help="folder for summary.json")]
-
-
-@bench.command("engine")
-def bench_engine(
-    out: BenchOutOption = "runs/bench/engine",
-    device: DeviceOption = "auto",
-    bundle: Annotated[str | None, typer.Option(help="a trained one; without it untrained weights")] = None,
-    photographs: Annotated[
-        str | None, typer.Option(help="folder or s3:// prefix of JPEG files; without it synthetic ones")
-    ] = None,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input of untrained weights, pixels")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="turns that each candidate gets")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.05, help="that a turn lasts at least")] = 1.0,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="also by Inductor, which takes a minute")
-    ] = True,
-) -> None:
-    """Decoding, the bare model and bytes-to-grade, beside the plain way; takes some seven minutes."""
-    from jobs.bench.engine import EngineOptions
-    from jobs.bench.engine import bench_engine as verb
-
-    verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
-
-
-@bench.command("train")
-def bench_train(
-    out: BenchOutOption = "runs/bench/train",
-    device: DeviceOption = "auto",
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input, pixels")] = 224,
-    photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 400,
-    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
-    epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 3,
-    workers: Annotated[int, typer.Option(min=2, help="of the parallel ways")] = 2,
-) -> None:
-    """Training beside a plain PyTorch loop and torchrun; takes some fifteen minutes."""
-    from jobs.bench.train import TrainOptions
-    from jobs.bench.train import bench_train as verb
-
-    options = TrainOptions(device, size, photographs, rounds=rounds, epochs=epochs, workers=workers)
-    verb(out, options)
-
-
-@bench.command("bulk")
-def bench_bulk(
-    out: BenchOutOption = "runs/bench/bulk",
-    device: DeviceOption = "auto",
-    bundle: Annotated[
-        str | None, typer.Option(help="a trained one; without it random weights, which are as fast")
-    ] = None,
-    photographs: Annotated[int, typer.Option(min=300, help="synthetic ones to draw")] = 2000,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input of random weights, pixels")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
-    daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also Daft")] = True,
-) -> None:
-    """Bulk grading beside the bare engine, a plain loop and Daft, from disk and S3; takes some 20 minutes."""
-    from jobs.bench.bulk import BulkOptions
-    from jobs.bench.bulk import bench_bulk as verb
-
-    verb(out, BulkOptions(device, bundle, photographs, size, rounds, daft))
-
-
-@bench.command("scale")
-def bench_scale(
-    out: BenchOutOption = "runs/bench/scale",
-    stage: Annotated[Literal["prepare"], typer.Option(help="which verb grows")] = "prepare",
-    objects: Annotated[str, typer.Option(help="photographs of each run, on disk")] = "1000,10000,100000",
-    simulated: Annotated[int, typer.Option(min=0, help="objects of a run that reads no files")] = 1_000_000,
-) -> None:
-    """Rate and memory as the source grows; takes some six minutes and 5 GiB of disk."""
-    from jobs.bench.scale import ScaleOptions
-    from jobs.bench.scale import bench_scale as verb
-    from scalp_core.errors import UserError
-
-    try:
-        sizes = tuple(int(number) for number in objects.split(","))
-    except ValueError:
-        raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
-    verb(out, ScaleOptions(stage, sizes, simulated))
-
-
-models = typer.Typer(
-    help="Numbered versions of models, and which is promoted: models://NAME for every other verb.",
-    no_args_is_help=True,
-)
-app.add_typer(models, name="models")
-
-RegistryOption = Annotated[
-    str | None, typer.Option(help="folder or s3:// prefix; without it what SCALP_MODELS names")
-]
-WhyOption = Annotated[str, typer.Option(help="for the history")]
-
-
-@models.command("list")
-def models_list(
-    name: Annotated[str | None, typer.Argument(help="of one model; without it all")] = None,
-    registry: RegistryOption = None,
-) -> None:
-    """Shows every version, its figures, and which is promoted."""
-    from jobs.models import list_models as verb
-
-    verb(name, registry)
-
-
-@models.command("add")
-def models_add(
-    run: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
-    name: Annotated[str, typer.Argument(help="of the model; a new one is made")],
-    registry: RegistryOption = None,
-) -> None:
-    """Copies a run's bundle as the next version; the same again is the version that it is already."""
-    from jobs.models import add as verb
-
-    verb(run, name, registry)
-
-
-@models.command("promote")
-def models_promote(
-    model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME@latest")],
-    why: WhyOption = "",
-    leaky_too: Annotated[
-        bool, typer.Option("--leaky-too", help="also one whose figures flatter, of a leaky split")
-    ] = False,
-    registry: RegistryOption = None,
-) -> None:
-    """Makes a version the one that models://NAME stands for."""
-    from jobs.models import promote as verb
-
-    verb(model, why, leaky_too, registry)
-
-
-@models.command("rollback")
-def models_rollback(
-    name: Annotated[str, typer.Argument(help="of the model")],
-    why: WhyOption = "",
-    registry: RegistryOption = None,
-) -> None:
-    """Goes back to the version promoted before; once more, to the one before that."""
-    from jobs.models import rollback as verb
-
-    verb(name, why, registry)
 
 
 @app.command()

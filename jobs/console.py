@@ -74,6 +74,23 @@ class _Progress(Progress):
             )
 
 
+class Clock:
+    """Seconds of each stage; the first begins now, with the command, and holds the start of Ray."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """A stage ends."""
+        moment = time.monotonic()
+        self.laps[stage], self._last = round(moment - self._last, 1), moment
+
+    def total(self) -> float:
+        """Seconds so far."""
+        return round(time.monotonic() - self._started, 1)
+
+
 def show(title: str, rows: Mapping[str, Any]) -> None:
     """Prints a two-column table."""
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold")

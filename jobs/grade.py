@@ -16,7 +16,7 @@ import ray
 
 from cluster.local import connect
 from jobs import grade_retry
-from jobs.console import SUMMARY_FILE, console, now, read_json, show, write_json
+from jobs.console import SUMMARY_FILE, Clock, console, now, read_json, show, write_json
 from jobs.grade_gather import Found, gather
 from jobs.grade_list import Listing, glance, list_sources
 from jobs.grade_plan import Plan, PoolOptions, plan_run
@@ -84,7 +84,7 @@ def grade(
     Raises:
         UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
     """
-    out = storage.absolute(out)
+    out, clock = storage.absolute(out), Clock()
     named = [storage.absolute(each) for each in ([source] if isinstance(source, str) else source)]
     _check_places(named, out)
     loaded = load_bundle(bundle)
@@ -102,9 +102,10 @@ def grade(
     glanced = None if summary else glance(named, storage.join(out, _WORK))
     cluster = connect()
     plan = plan_run(cluster, loaded, options.model, options.pool)
+    clock.lap("start")
     # Not before: a command that was refused must not bind OUT to its mistake.
     write_json(storage.join(out, _IDENTITY_FILE), identity)
-    run = _Run(out, named, loaded, version, options, plan, make_model)
+    run = _Run(out, named, loaded, version, options, plan, make_model, clock)
     with storage.patience(PATIENCE_S):
         if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
             summary = run.first(glanced)
@@ -164,6 +165,7 @@ class _Run:
     options: GradeOptions
     plan: Plan
     make_model: MakeModel
+    clock: Clock
 
     def first(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Lists, runs and gathers what is left of it."""
@@ -175,19 +177,25 @@ class _Run:
             storage.remove_folder(work)
             storage.remove_file(storage.join(self.out, _IDENTITY_FILE))
             raise
+        self.clock.lap("list")
         console.print(f"grading {_size(listing)} with {self.version}")
         console.print(str(self.plan))
         self._run(work, listing, self.options.max_failed_share)
+        self.clock.lap("grade")
         found = gather(self.out, work, listing)
+        self.clock.lap("gather")
         return self._finish(work, found, listing, _sessions(work))
 
     def again(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Grades the failed rows again, and puts what comes of it in their place."""
         work = storage.join(self.out, grade_retry.FOLDER)
         listing, before = grade_retry.list_failed(self.out, work, self.plan.shard_size, summary)
+        self.clock.lap("list")
         console.print(f"grading {_size(listing)} again with {self.version}")
         self._run(work, listing, 1)  # what failed once may well fail again
+        self.clock.lap("grade")
         found = grade_retry.merge(self.out, work, listing, before)
+        self.clock.lap("gather")
         return self._finish(work, found, listing, before["sessions"] + _sessions(work), before)
 
     def _run(self, folder: str, listing: Listing, max_failed_share: float) -> None:
@@ -263,6 +271,7 @@ def _summary(
         "shadowed_members": before.get("shadowed_members", listing.shadowed + found.shadowed),
         "repeated": before.get("repeated", listing.repeated),
         "seconds": round(seconds, 1),
+        "seconds_of_stages": run.clock.laps,
         "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
         "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
         "settings": {**vars(run.options.model), **vars(run.plan), "models": list(run.plan.models)},

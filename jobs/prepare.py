@@ -11,7 +11,6 @@ does not grow with the source and a run that was stopped goes on:
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from cluster.local import connect
-from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from jobs.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
 from jobs.shards import (
     EXAMINED,
     LISTED,
@@ -73,7 +72,7 @@ def prepare(
     Raises:
         UserError: bad input; or `out` holds something else.
     """
-    started = time.monotonic()
+    clock = Clock()
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
     if out == source or out.startswith(f"{source}/"):
@@ -87,7 +86,7 @@ def prepare(
     write_json(storage.join(out, _IDENTITY_FILE), identity)
     with storage.patience(PATIENCE_S):
         try:
-            summary = _prepare(source, out, options, roots, started, list_task, examine_task)
+            summary = _prepare(source, out, options, roots, clock, list_task, examine_task)
         except SourceError:
             storage.remove_folder(storage.join(out, _WORK))
             raise
@@ -100,12 +99,11 @@ def _prepare(
     out: str,
     options: Options,
     roots: list[Root],
-    started: float,
+    clock: Clock,
     list_task: ListTask,
     examine_task: ExamineTask,
 ) -> dict[str, Any]:
     work = storage.join(out, _WORK)
-    clock = _Clock(started)
     listing = _list(source, roots, list_task(work), work)
     clock.lap("list")
     # What lies above the source says nothing about grades; its own name may.
@@ -134,21 +132,6 @@ def _prepare(
     manifest.write_spec(out, spec)  # last: what has one is whole
     storage.remove_folder(work)
     return summary
-
-
-class _Clock:
-    """Seconds of each stage; the first begins when the command did, and holds the start of Ray."""
-
-    def __init__(self, started: float) -> None:
-        self._started = self._last = started
-        self.laps: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.laps[stage], self._last = round(now - self._last, 1), now
-
-    def total(self) -> float:
-        return round(time.monotonic() - self._started, 1)
 
 
 def _check_options(options: Options) -> None:

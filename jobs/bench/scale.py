@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,12 +39,10 @@ class ScaleOptions:
     """What to measure.
 
     Args:
-        stage: the verb that grows.
         objects: photographs, from small to large; JPEG files of 640x480 on this disk.
         simulated: objects of one more run whose tasks read no files; 0 for none.
     """
 
-    stage: Literal["prepare"] = "prepare"
     objects: tuple[int, ...] = (1_000, 10_000, 100_000)
     simulated: int = 1_000_000
 

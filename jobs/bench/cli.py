@@ -1,0 +1,106 @@
+"""The table of benches: `scalp bench NAME --help` explains each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.cli_options import DeviceOption
+
+bench = typer.Typer(help="Measures side by side, in one run, to a table and JSON.", no_args_is_help=True)
+
+BenchOutOption = Annotated[str, typer.Option(help="folder for summary.json")]
+
+
+@bench.command("engine")
+def bench_engine(
+    out: BenchOutOption = "runs/bench/engine",
+    device: DeviceOption = "auto",
+    bundle: Annotated[str | None, typer.Option(help="a trained one; without it untrained weights")] = None,
+    photographs: Annotated[
+        str | None, typer.Option(help="folder or s3:// prefix of JPEG files; without it synthetic ones")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input of untrained weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each candidate gets")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="that a turn lasts at least")] = 1.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="also by Inductor, which takes a minute")
+    ] = True,
+) -> None:
+    """Decoding, the bare model and bytes-to-grade, beside the plain way; takes some seven minutes."""
+    from jobs.bench.engine import EngineOptions
+    from jobs.bench.engine import bench_engine as verb
+
+    verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
+
+
+@bench.command("train")
+def bench_train(
+    out: BenchOutOption = "runs/bench/train",
+    device: DeviceOption = "auto",
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input, pixels")] = 224,
+    photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 400,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
+    epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 3,
+    workers: Annotated[int, typer.Option(min=2, help="of the parallel ways")] = 2,
+) -> None:
+    """Training beside a plain PyTorch loop and torchrun; takes some fifteen minutes."""
+    from jobs.bench.train import TrainOptions
+    from jobs.bench.train import bench_train as verb
+
+    options = TrainOptions(device, size, photographs, rounds=rounds, epochs=epochs, workers=workers)
+    verb(out, options)
+
+
+@bench.command("bulk")
+def bench_bulk(
+    out: BenchOutOption = "runs/bench/bulk",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="a trained one; without it random weights, which are as fast")
+    ] = None,
+    photographs: Annotated[int, typer.Option(min=300, help="synthetic ones to draw")] = 2000,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input of random weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
+    daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also Daft")] = True,
+) -> None:
+    """Bulk grading beside the bare engine, a plain loop and Daft, from disk and S3; takes some 20 minutes."""
+    from jobs.bench.bulk import BulkOptions
+    from jobs.bench.bulk import bench_bulk as verb
+
+    verb(out, BulkOptions(device, bundle, photographs, size, rounds, daft))
+
+
+@bench.command("scale")
+def bench_scale(
+    out: BenchOutOption = "runs/bench/scale",
+    stage: Annotated[Literal["prepare", "grade"], typer.Option(help="which verb grows")] = "prepare",
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            help="photographs of each run; 1000,10000,100000 without it, for grade ten times as many"
+        ),
+    ] = None,
+    simulated: Annotated[
+        int, typer.Option(min=0, help="objects of a run of prepare that reads no files")
+    ] = 1_000_000,
+) -> None:
+    """Rate and memory as the source grows; takes six minutes and 5 GiB of disk, for grade half an hour."""
+    from dataclasses import replace
+
+    from jobs.bench.scale import ScaleOptions
+    from jobs.bench.scale import bench_scale as on_prepare
+    from jobs.bench.scale_grade import GradeScaleOptions
+    from jobs.bench.scale_grade import bench_grade_scale as on_grade
+    from scalp_core.errors import UserError
+
+    try:
+        sizes = [int(number) for number in objects.split(",")] if objects else None
+    except ValueError:
+        raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
+    chosen = (tuple(sizes),) if sizes else ()
+    if stage == "grade":
+        on_grade(out, GradeScaleOptions(*chosen))
+    else:
+        on_prepare(out, replace(ScaleOptions(*chosen), simulated=simulated))

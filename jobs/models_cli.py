@@ -1,0 +1,67 @@
+"""`scalp models`: the verbs of the registry; their work is in `models`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+models = typer.Typer(
+    help="Numbered versions of models, and which is promoted: models://NAME for every other verb.",
+    no_args_is_help=True,
+)
+
+RegistryOption = Annotated[
+    str | None, typer.Option(help="folder or s3:// prefix; without it what SCALP_MODELS names")
+]
+WhyOption = Annotated[str, typer.Option(help="for the history")]
+
+
+@models.command("list")
+def models_list(
+    name: Annotated[str | None, typer.Argument(help="of one model; without it all")] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Shows every version, its figures, and which is promoted."""
+    from jobs.models import list_models as verb
+
+    verb(name, registry)
+
+
+@models.command("add")
+def models_add(
+    run: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
+    name: Annotated[str, typer.Argument(help="of the model; a new one is made")],
+    registry: RegistryOption = None,
+) -> None:
+    """Copies a run's bundle as the next version; the same again is the version that it is already."""
+    from jobs.models import add as verb
+
+    verb(run, name, registry)
+
+
+@models.command("promote")
+def models_promote(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME@latest")],
+    why: WhyOption = "",
+    leaky_too: Annotated[
+        bool, typer.Option("--leaky-too", help="also one whose figures flatter, of a leaky split")
+    ] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Makes a version the one that models://NAME stands for."""
+    from jobs.models import promote as verb
+
+    verb(model, why, leaky_too, registry)
+
+
+@models.command("rollback")
+def models_rollback(
+    name: Annotated[str, typer.Argument(help="of the model")],
+    why: WhyOption = "",
+    registry: RegistryOption = None,
+) -> None:
+    """Goes back to the version promoted before; once more, to the one before that."""
+    from jobs.models import rollback as verb
+
+    verb(name, why, registry)
