@@ -1,8 +1,8 @@
 """Tars, plain or packed, from people who are not trusted.
 
 tarfile reads what a header asks for, takes quadratic time on some pax headers, follows sizes backwards, and
-takes a damaged header for the end. Here a header gets no more than an honest one needs, and only the end's mark
-is an end.
+takes a damaged header for the end. Here a header gets no more than an honest one needs, and only the end's
+mark is an end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scalp_core import storage
 from scalp_core.errors import ImageError
 from scalp_core.members import Member, decoded, no_member, too_many_bytes, unreadable
 from scalp_core.storage_errors import ArchiveError
-from scalp_core.streams import Ahead, Ranged, is_packed, unpacked
+from scalp_core.streams import Ahead, Range, is_packed, read_ranges, unpacked
 
 # All that precedes a member: pax headers, long names, maps of holes. Linux allows 4 KiB to a path and 64 KiB
 # to an attribute.
@@ -27,7 +27,7 @@ _PAX_RECORD = re.compile(rb"(\d{1,7}) [^=]+=")
 _LONG_NUMBER = re.compile(rb"\d{256}")
 # Behind the end mark tar fills up to the size of a tape's record, 10 KiB unless asked.
 _MAX_PADDING = 2**20
-# A member is one request to S3 where it fits into this, and not three.
+_END_OF_FILES = 2**63
 _BUFFER = 2**17
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _WITH_BODY = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -41,8 +41,7 @@ def stream(uri: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: it is no tar, or cannot be read on.
     """
-    with unpacked(Ahead(uri)) as raw:
-        yield from _entries(raw)
+    yield from _entries(unpacked(Ahead(uri)))
 
 
 def entry_name(entry: tarfile.TarInfo) -> str:
@@ -134,17 +133,17 @@ class _Tar(tarfile.TarFile):
             self.fileobj.end_header()
         self.members.clear()  # type: ignore[attr-defined]  # it would keep every header
         self.pax_headers = {}  # headers for all that follows say nothing of photographs, and would add up
-        if entry and (entry.size < 0 or self.offset < entry.offset_data):
-            raise _damaged(self, "a negative size")
+        if entry and not (0 <= entry.size < _END_OF_FILES and entry.offset_data <= self.offset):
+            raise _damaged(self, f"a size of {entry.size:,} bytes")
         return entry
 
 
 def _entries(raw: io.RawIOBase) -> Iterator[Entry]:
-    """Regular files of a tar; no links, devices or folders."""
+    """Regular files of a tar; no links, devices or folders, and nothing without a name."""
     with _Source(raw) as file:
         archive = _Tar(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
         while entry := archive.next():
-            if entry.isreg():
+            if entry.isreg() and entry.name:
                 yield entry, file
         if file.read(_MAX_PADDING).strip(b"\0"):
             raise ArchiveError(
@@ -170,27 +169,28 @@ def _damaged(archive: tarfile.TarFile, error: object) -> ArchiveError:
 
 def open_tar(uri: str) -> PlainTar | PackedTar:
     """A tar for members by name; packed or not by its first bytes, whatever its name says."""
-    with Ranged(uri) as raw:
-        start = raw.read(6) or b""
+    with storage.open_file(uri) as file:
+        start = storage.retried(uri, file.read_at, 6, 0)
     return PackedTar(uri) if is_packed(start) else PlainTar(uri)
 
 
 class PlainTar:
-    """Its headers are walked once, then each member is read by range. Those before a damage can be read."""
+    """It is read through once for its headers, then by range. Members before a damage can be read."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._file = storage.open_file(uri)
         self._members: list[Member] = []
-        self._places: dict[str, tuple[int, int] | ImageError] = {}
+        self._places: dict[str, Range | ImageError] = {}
         self._damage: ArchiveError | None = None
         try:
-            for entry, _ in _entries(unpacked(Ranged(uri))):
-                name = entry_name(entry)
+            for entry, _ in stream(uri):
+                name, begin = entry_name(entry), entry.offset_data
                 self._members.append(Member(name, entry.size))
-                self._places[name] = _refused(entry, entry.size) or (entry.offset_data, entry.size)
+                self._places[name] = _refused(entry, entry.size) or (begin, begin + entry.size)
         except ArchiveError as error:
             self._damage = error
+        self.held = len(self._members)
 
     def members(self) -> list[Member]:
         if self._damage:
@@ -198,22 +198,28 @@ class PlainTar:
         return self._members
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-        for name in names:
-            place = self._places.get(name)
-            if place is None:
-                yield unreadable(self._damage) if self._damage else no_member()
-            elif isinstance(place, ImageError):
+        places = [self._place(name, max_bytes) for name in names]
+        data = read_ranges(self._uri, self._file, [each for each in places if isinstance(each, tuple)])
+        for place in places:
+            if isinstance(place, ImageError):
                 yield place
-            elif place[1] > max_bytes:
-                yield too_many_bytes(place[1], max_bytes)
             else:
-                offset, size = place
-                data = storage.retried(self._uri, self._file.read_at, size, offset)
-                yield data if len(data) == size else unreadable(_cut())
+                member = next(data)
+                yield member if len(member) == place[1] - place[0] else unreadable(_cut())
+
+    def _place(self, name: str, max_bytes: int) -> Range | ImageError:
+        place = self._places.get(name)
+        if place is None:
+            return unreadable(self._damage) if self._damage else no_member()
+        if isinstance(place, tuple) and (size := place[1] - place[0]) > max_bytes:
+            return too_many_bytes(size, max_bytes)
+        return place
 
 
 class PackedTar:
     """Goes on from the member that was read last; from the beginning for one that lies before it."""
+
+    held = 0
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -222,7 +228,7 @@ class PackedTar:
         self._lock = threading.Lock()
 
     def members(self) -> list[Member]:
-        return [Member(entry_name(entry), entry.size) for entry, _ in self._from_its_beginning()]
+        return [Member(entry_name(entry), entry.size) for entry, _ in stream(self._uri)]
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
         with self._lock:
@@ -235,7 +241,7 @@ class PackedTar:
         found: dict[str, bytes | ImageError] = {}
         for again in (False, True):
             if again:
-                self._position = self._from_its_beginning()
+                self._position = stream(self._uri)
             try:
                 for entry, file in self._position:
                     if (name := entry_name(entry)) in wanted:
@@ -245,7 +251,3 @@ class PackedTar:
             except ArchiveError as error:  # what lies before can be read
                 self._damage = error
         return found
-
-    def _from_its_beginning(self) -> Iterator[Entry]:
-        with unpacked(Ranged(self._uri)) as raw:
-            yield from _entries(raw)

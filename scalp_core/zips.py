@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from scalp_core import storage
 from scalp_core.errors import ImageError
 from scalp_core.members import Member, decoded, no_member, too_many_bytes, unreadable
 from scalp_core.storage_errors import ArchiveError
-from scalp_core.streams import Ranged, is_packed
+from scalp_core.streams import Range, Ranged, is_packed, read_ranges
 
 # A member takes 0.8 KiB of memory while the archive is open, and each process keeps a few open.
 MAX_MEMBERS = 2_000_000
 # Room for as many with names and extra fields of 100 bytes.
 MAX_TABLE_BYTES = 2**28
 
-# A member is one request to S3 where it fits into this, and not three.
+# A table of contents is one request to S3 where it fits into this, and not three.
 _BUFFER = 2**17
 _ENTRY = b"PK\1\2"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of name and of extra fields
 _LOCAL_HEADER_BYTES = 30
+_MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # that the table of contents says nothing of
+_MAX_SIZE = 2**63 - 1
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAGS = 0x41
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -37,51 +42,59 @@ class Zip:
     """
 
     def __init__(self, uri: str) -> None:
-        file = _Source(Ranged(uri), _BUFFER)
-        try:
-            self._archive = zipfile.ZipFile(file)
-        except OSError:  # ours, or storage's
-            raise
-        except zipfile.BadZipFile:
-            raise _not_a_zip(file) from None
-        except Exception as error:  # versions, names and numbers that zipfile does not take
-            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it anew") from error
-        files = [info for info in self._archive.infolist() if not info.is_dir()]
-        self._members = [Member(_name(info), info.file_size) for info in files]
+        table = _table(uri)
+        self._uri = uri
+        self._file = storage.open_file(uri)
+        self._end = table.start_dir
+        self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
+        files = [info for info in table.infolist() if info.filename and not info.filename.endswith("/")]
+        self._members = [Member(_name(info), min(info.file_size, _MAX_SIZE)) for info in files]
         self._infos = dict(zip((member.name for member in self._members), files, strict=True))
-        self._overlapping = set(_overlapping(self._archive.infolist(), self._archive.start_dir))
+        self.held = len(files)
 
     def members(self) -> list[Member]:
         return self._members
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-        for name in names:
-            info = self._infos.get(name)
-            yield self._read(info, max_bytes) if info else no_member()
+        places = [self._place(name, max_bytes) for name in names]
+        data = read_ranges(self._uri, self._file, [each for each in places if isinstance(each, tuple)])
+        for name, place in zip(names, places, strict=True):
+            yield place if isinstance(place, ImageError) else _unpacked(self._infos[name], next(data))
 
-    def _read(self, info: zipfile.ZipInfo, max_bytes: int) -> bytes | ImageError:
-        if refusal := self._refused(info, max_bytes):
-            return refusal
-        try:
-            data = _unpacked(self._archive, info, max_bytes + 1)  # the declared size is not trusted
-        except EOFError:
-            return unreadable("the archive ends before it does")
-        except Exception as error:  # a damaged member raises many kinds
-            if storage.is_transient(error):
-                raise
-            return unreadable(error)
-        return too_many_bytes(len(data), max_bytes) if len(data) > max_bytes else data
-
-    def _refused(self, info: zipfile.ZipInfo, max_bytes: int) -> ImageError | None:
+    def _place(self, name: str, max_bytes: int) -> Range | ImageError:
+        """Where a member lies, with its local header and up to the next one."""
+        info = self._infos.get(name)
+        if info is None:
+            return no_member()
         if info.flag_bits & _ENCRYPTED_FLAGS:
             return unreadable("it is encrypted; pack it without a password")
         if info.compress_type not in _READ:
             kinds = zipfile.compressor_names  # type: ignore[attr-defined]
             kind = kinds.get(info.compress_type, f"method {info.compress_type}")
             return unreadable(f"it is compressed by {kind}; pack it with deflate")
-        if info.header_offset in self._overlapping:
-            return unreadable("it overlaps another member, as in a bomb")
-        return too_many_bytes(info.file_size, max_bytes) if info.file_size > max_bytes else None
+        if (size := max(info.file_size, info.compress_size)) > max_bytes:
+            return too_many_bytes(size, max_bytes)
+        begin, least = info.header_offset, _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size
+        if not 0 <= begin < self._end:
+            return unreadable("it lies outside of the archive; fetch it again")
+        following = self._begins[bisect_left(self._begins, begin) + 1]
+        if begin + least > following:  # bombs pack the same bytes many times
+            return unreadable("it overlaps another member; pack it anew")
+        return begin, min(following, begin + least + _MAX_LOCAL_EXTRA_BYTES)
+
+
+def _table(uri: str) -> zipfile.ZipFile:
+    with _Source(Ranged(uri), _BUFFER) as file:
+        try:
+            return zipfile.ZipFile(file)
+        except OSError:  # ours, or storage's
+            raise
+        except zipfile.BadZipFile as error:
+            if isinstance(error.__context__, OSError):  # zipfile takes a server that is away for no zip
+                raise error.__context__ from None
+            raise _not_a_zip(file) from None
+        except Exception as error:  # versions, names and numbers that zipfile does not take
+            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it anew") from error
 
 
 class _Source(io.BufferedReader):
@@ -98,27 +111,23 @@ class _Source(io.BufferedReader):
         return data
 
 
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
-    """At most `size` bytes of a member."""
-    with archive.open(info) as file:
+def _unpacked(info: zipfile.ZipInfo, data: bytes) -> bytes | ImageError:
+    """A member from its local header and what follows, no larger than its size in the table of contents."""
+    try:
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
+        if signature != b"PK\3\4":
+            return unreadable("its header is damaged; fetch it again")
+        packed = io.BytesIO(data)
+        packed.seek(_LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+        file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
         if info.compress_type in _BOUNDED:
-            return file.read(size)
-        data = bytearray()
+            return file.read(info.file_size)
         # bzip2 and lzma unpack all that they are given at once: a step of 4 KiB comes to 100 MiB at most.
-        while len(data) < size and (piece := file.read(_STEP)):
-            data += piece
-        return bytes(data[:size])
-
-
-def _overlapping(infos: Iterable[zipfile.ZipInfo], end: int) -> Iterator[int]:
-    """Offsets of the members that reach into the next: bombs pack the same bytes many times."""
-    ordered = sorted(
-        (info.header_offset, _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size)
-        for info in infos
-    )
-    for (offset, size), (following, _) in pairwise([*ordered, (end, 0)]):
-        if offset + size > following:
-            yield offset
+        return b"".join(iter(partial(file.read, _STEP), b""))
+    except (EOFError, struct.error):
+        return unreadable("the archive ends before it does; fetch it again")
+    except Exception as error:  # a damaged member raises many kinds
+        return unreadable(f"{error}; fetch it again")
 
 
 def _name(info: zipfile.ZipInfo) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
+import lzma
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
+from random import Random
 
 Files = Iterable[tuple[str, bytes]]
 
@@ -108,11 +111,12 @@ def tar_of(files: Files, format: int = tarfile.PAX_FORMAT) -> bytes:  # noqa: A0
 
 def tar_header(name: bytes, size: int, kind: bytes = b"0", *, link: bytes = b"") -> bytes:
     """512 bytes with a true checksum; a size that octal cannot hold is written in base 256."""
-    octal = b"%011o\0" % size if 0 <= size < 8**11 else b"\xff" * 4 + struct.pack(">q", size)
-    if size >= 8**11:
-        octal = b"\x80" + size.to_bytes(11, "big")
+    if 0 <= size < 8**11:
+        number = b"%011o\0" % size
+    else:
+        number = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=size < 0)
     fields = [
-        name.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", octal, b"0" * 11 + b"\0",
+        name.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", number, b"0" * 11 + b"\0",
         b" " * 8, kind, link.ljust(100, b"\0"), b"ustar\0" + b"00",
     ]  # fmt: skip
     header = b"".join(fields).ljust(512, b"\0")
@@ -130,14 +134,29 @@ def pax_record(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (length, key, value)
 
 
-def gzip_of(pieces: Iterable[bytes]) -> bytes:
-    packer = zlib.compressobj(9, wbits=31)
-    return b"".join([*map(packer.compress, pieces), packer.flush()])
-
-
-def bzip2_of(pieces: Iterable[bytes]) -> bytes:
-    packer = bz2.BZ2Compressor()
-    return b"".join([*map(packer.compress, pieces), packer.flush()])
-
-
 END = bytes(1024)
+PACKERS = {
+    ".tar": bytes,
+    ".tar.gz": gzip.compress,
+    ".tar.bz2": bz2.compress,
+    ".tar.xz": lzma.compress,
+}
+
+
+def mutated(data: bytes, chance: Random) -> bytes:
+    """Damaged in one to eight places: bits, numbers, bytes that are missing or came in."""
+    damaged = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        place = chance.randrange(len(damaged))
+        match chance.randrange(5):
+            case 0:
+                damaged[place] ^= 1 << chance.randrange(8)
+            case 1:
+                damaged[place : place + 4] = chance.choice((bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff"))
+            case 2:
+                damaged[place : place + 12] = chance.choice((b"7" * 12, b"\xff" * 12, b"\x80" + b"\xff" * 11))
+            case 3:
+                del damaged[place : place + chance.choice((1, 4, 20))]
+            case _:
+                damaged[place:place] = damaged[chance.randrange(len(damaged)) :][: chance.randrange(1, 600)]
+    return bytes(damaged)
