@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from scalp_core.errors import ImageError
+from scalp_core.storage_errors import ArchiveError
+
+# An archive that is kept open takes 0.8 KiB of memory for each.
+MAX_MEMBERS = 2_000_000
 
 
 class Member(NamedTuple):
@@ -19,7 +23,7 @@ class Archive(Protocol):
     """An archive that is kept open, because opening means reading its table of contents.
 
     Args:
-        held: members that it keeps in memory, 0.8 KiB each.
+        held: members that it keeps in memory.
     """
 
     held: int
@@ -49,6 +53,10 @@ def decoded(name: bytes) -> str:
 
 def too_many_bytes(size: int, max_bytes: int) -> ImageError:
     return ImageError("too_many_bytes", f"{size:,} bytes; the limit is {max_bytes:,}")
+
+
+def too_many_members() -> ArchiveError:
+    return ArchiveError(f"it holds more than {MAX_MEMBERS:,} members; divide it")
 
 
 def no_member() -> ImageError:

@@ -44,27 +44,6 @@ _START_OF_PACKED: dict[bytes, Callable[[], Any]] = {
 }
 
 
-def is_packed(start: bytes) -> bool:
-    """Whether a file's first bytes are those of gzip, bzip2 or xz."""
-    return start.startswith(tuple(_START_OF_PACKED))
-
-
-def unpacked(raw: io.RawIOBase) -> io.RawIOBase:
-    """The file itself, from its beginning, or what is packed in it; whatever its name says.
-
-    Raises:
-        ArchiveError: it is a zip.
-    """
-    start = raw.read(6) or b""
-    raw.seek(0)
-    if start.startswith(b"PK\3\4"):
-        raise ArchiveError("it is a zip by its content; rename it to end in .zip")
-    for magic, begin in _START_OF_PACKED.items():
-        if start.startswith(magic):
-            return Unpacked(io.BufferedReader(raw, _PACKED_PIECE), magic, begin)
-    return raw
-
-
 Range = tuple[int, int]
 """Where bytes of a file begin and end."""
 
@@ -193,13 +172,36 @@ class Ahead(io.RawIOBase):
         return self._pieces[number].result()
 
     def _fetch(self, number: int) -> Future[bytes]:
-        return self._pool.submit(storage.retried, self._uri, self._file.read_at, _PIECE, number * _PIECE)
+        begin = number * _PIECE
+        size = min(_PIECE, self._size - begin)
+        return self._pool.submit(storage.retried, self._uri, self._file.read_at, size, begin)
 
     def close(self) -> None:
         # The file is left to what is still on its way, for which nobody waits.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pieces.clear()
         super().close()
+
+
+def is_packed(start: bytes) -> bool:
+    """Whether a file's first bytes are those of gzip, bzip2 or xz."""
+    return start.startswith(tuple(_START_OF_PACKED))
+
+
+def unpacked(raw: io.RawIOBase) -> io.RawIOBase:
+    """The file itself, from its beginning, or what is packed in it; whatever its name says.
+
+    Raises:
+        ArchiveError: it is a zip.
+    """
+    start = raw.read(6) or b""
+    raw.seek(0)
+    if start.startswith(b"PK\3\4"):
+        raise ArchiveError("it is a zip by its content; rename it to end in .zip")
+    for magic, begin in _START_OF_PACKED.items():
+        if start.startswith(magic):
+            return Unpacked(io.BufferedReader(raw, _PACKED_PIECE), magic, begin)
+    return raw
 
 
 class Unpacked(io.RawIOBase):

@@ -15,7 +15,15 @@ from collections.abc import Iterator, Sequence
 
 from scalp_core import storage
 from scalp_core.errors import ImageError
-from scalp_core.members import Member, decoded, no_member, too_many_bytes, unreadable
+from scalp_core.members import (
+    MAX_MEMBERS,
+    Member,
+    decoded,
+    no_member,
+    too_many_bytes,
+    too_many_members,
+    unreadable,
+)
 from scalp_core.storage_errors import ArchiveError
 from scalp_core.streams import Ahead, Range, is_packed, read_ranges, unpacked
 
@@ -174,6 +182,13 @@ def open_tar(uri: str) -> PlainTar | PackedTar:
     return PackedTar(uri) if is_packed(start) else PlainTar(uri)
 
 
+def _all_entries(uri: str) -> Iterator[tarfile.TarInfo]:
+    for number, (entry, _) in enumerate(stream(uri)):
+        if number == MAX_MEMBERS:
+            raise too_many_members()
+        yield entry
+
+
 class PlainTar:
     """It is read through once for its headers, then by range. Members before a damage can be read."""
 
@@ -184,7 +199,7 @@ class PlainTar:
         self._places: dict[str, Range | ImageError] = {}
         self._damage: ArchiveError | None = None
         try:
-            for entry, _ in stream(uri):
+            for entry in _all_entries(uri):
                 name, begin = entry_name(entry), entry.offset_data
                 self._members.append(Member(name, entry.size))
                 self._places[name] = _refused(entry, entry.size) or (begin, begin + entry.size)
@@ -204,8 +219,9 @@ class PlainTar:
             if isinstance(place, ImageError):
                 yield place
             else:
+                begin, end = place
                 member = next(data)
-                yield member if len(member) == place[1] - place[0] else unreadable(_cut())
+                yield member if len(member) == end - begin else unreadable(_cut())
 
     def _place(self, name: str, max_bytes: int) -> Range | ImageError:
         place = self._places.get(name)
@@ -217,7 +233,10 @@ class PlainTar:
 
 
 class PackedTar:
-    """Goes on from the member that was read last; from the beginning for one that lies before it."""
+    """Goes on from the member that was read last; from the beginning for one that lies before it.
+
+    Of members that share a name it gives the next one: which is the last would take a pass to know.
+    """
 
     held = 0
 
@@ -228,7 +247,7 @@ class PackedTar:
         self._lock = threading.Lock()
 
     def members(self) -> list[Member]:
-        return [Member(entry_name(entry), entry.size) for entry, _ in stream(self._uri)]
+        return [Member(entry_name(entry), entry.size) for entry in _all_entries(self._uri)]
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
         with self._lock:

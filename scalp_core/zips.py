@@ -11,13 +11,19 @@ from functools import partial
 
 from scalp_core import storage
 from scalp_core.errors import ImageError
-from scalp_core.members import Member, decoded, no_member, too_many_bytes, unreadable
+from scalp_core.members import (
+    MAX_MEMBERS,
+    Member,
+    decoded,
+    no_member,
+    too_many_bytes,
+    too_many_members,
+    unreadable,
+)
 from scalp_core.storage_errors import ArchiveError
 from scalp_core.streams import Range, Ranged, is_packed, read_ranges
 
-# A member takes 0.8 KiB of memory while the archive is open, and each process keeps a few open.
-MAX_MEMBERS = 2_000_000
-# Room for as many with names and extra fields of 100 bytes.
+# Room for MAX_MEMBERS with names and extra fields of 100 bytes.
 MAX_TABLE_BYTES = 2**28
 
 # A table of contents is one request to S3 where it fits into this, and not three.
@@ -106,8 +112,8 @@ class _Source(io.BufferedReader):
                 f"its table of contents claims {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}"
             )
         data = super().read(size)
-        if data.startswith(_ENTRY) and (count := data.count(_ENTRY)) > MAX_MEMBERS:
-            raise ArchiveError(f"it holds {count:,} members; the limit is {MAX_MEMBERS:,}: divide it")
+        if data.startswith(_ENTRY) and data.count(_ENTRY) > MAX_MEMBERS:
+            raise too_many_members()
         return data
 
 

@@ -12,7 +12,7 @@ from scalp_core.errors import UserError
 from scalp_core.sources import Location
 from tests import odd_archives as odd
 
-FILES = {f"{index:03d}.jpg": b"%d" % index * 9_000 for index in range(200)}
+FILES = {f"{index:03d}.jpg": b"%d" % index * 9_000 for index in range(199)} | {"empty.jpg": b""}
 PACK = {
     ".zip": odd.zip_of,
     ".tar": odd.tar_of,
