@@ -277,7 +277,7 @@ def grade(
         float, typer.Option(min=0.05, help="share of a GPU; 0.5 puts two models on one")
     ] = 1.0,
     loaders: Annotated[int | None, typer.Option(min=1, help="tasks that fetch and decode at once")] = None,
-    fetches: Annotated[int, typer.Option(min=1, help="requests at once of each of them")] = 16,
+    fetches: Annotated[int, typer.Option(min=1, help="files that each of them fetches at once")] = 16,
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="photographs that are committed together")
     ] = None,

@@ -210,17 +210,17 @@ def _tar_rows(uri: str, counts: Counter[str]) -> Iterator[_TarRow]:
     """Photographs of a tar, and a row for what may hide some: archives in it, its own damage."""
     seen: set[int] = set()
     try:
-        for member, data in archives.stream(uri, codecs.MAX_BYTES):
-            row = {"uri": uri, "member": member.name}
-            nested = archives.is_archive(member.name)
-            if not nested and not sources.is_photograph(member.name):
+        for member, data in archives.stream(uri, codecs.MAX_BYTES, wanted=sources.is_photograph):
+            if data is None and not archives.is_archive(member.name):
                 counts["other_files"] += 1
             elif (name := hash(member.name)) in seen:
                 counts["shadowed"] += 1
             else:
                 seen.add(name)
-                yield row, _NESTED if nested else data
+                yield {"uri": uri, "member": member.name}, _NESTED if data is None else data
     except UserError as error:
+        if storage.is_transient(error):  # what lies behind is to be had another time
+            raise
         yield {"uri": uri, "member": None}, ImageError("bad_archive", str(error))
 
 

@@ -169,7 +169,7 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     direct = (file for files, _ in storage.children(root.uri) for file in files)
     files = storage.walk(root.uri) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
-        for some in _batched(files, 1000):
+        for some in _batched(files, _LISTING_THREADS):  # all their members are held
             each = pool.map if any(archives.is_archive(file.uri) for file in some) else map
             yield from chain.from_iterable(each(_file_rows, some))
 
@@ -183,6 +183,8 @@ def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
     try:
         members = archives.list_members(file.uri)
     except UserError as error:
+        if storage.is_transient(error):  # a server that is away is no damage
+            raise
         return [_listed(file.uri, None, file.size, "bad_archive", str(error))]
     if not members:
         return [_listed(file.uri, None, file.size)]
@@ -276,11 +278,11 @@ def examine(rows: list[dict[str, Any]], base: str) -> Iterator[pa.Table]:
 
 def _examine_piece(rows: Iterable[dict[str, Any]], base: str) -> list[dict[str, Any]]:
     rows = list(rows)
-    wanted = [not row["code"] and _kind(row) in _CONTENT for row in rows]
+    wanted = [not row["code"] and (row.get("kind") or _kind(_name(row))) in _CONTENT for row in rows]
     locations = [
         Location(row["uri"], row["member"]) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted
     ]
-    data = sources.read_photographs(locations, codecs.MAX_BYTES)  # one in memory at a time
+    data = sources.read_photographs(locations, codecs.MAX_BYTES)  # a few in memory at a time
     return [
         _examined(row, next(data) if is_wanted else None, base)
         for row, is_wanted in zip(rows, wanted, strict=True)
@@ -293,7 +295,9 @@ def _examine_stream(row: dict[str, Any], base: str) -> Iterator[pa.Table]:
     found: list[dict[str, Any]] = []
     damage = None
     try:
-        for member, data in archives.stream(row["uri"], codecs.MAX_BYTES):
+        for member, data in archives.stream(
+            row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT
+        ):
             if member.name in seen:
                 first = seen[member.name]
                 shadowed = _listed(row["uri"], member.name, found[first]["bytes"], "shadowed_member")
@@ -302,6 +306,8 @@ def _examine_stream(row: dict[str, Any], base: str) -> Iterator[pa.Table]:
             listed = _listed(row["uri"], member.name, member.size, _member_code(member.name, readable=True))
             found.append(_examined(listed, data, base))
     except UserError as error:
+        if storage.is_transient(error):
+            raise
         damage = _listed(row["uri"], None, row["bytes"], "bad_archive", str(error))
     if damage or not found:
         found.append(_examined(damage or row, None, base))
@@ -317,10 +323,7 @@ def _name(row: dict[str, Any]) -> str:
     return row["member"] or row["uri"]
 
 
-def _kind(row: dict[str, Any]) -> str:
-    if row.get("kind"):
-        return row["kind"]
-    name = _name(row)
+def _kind(name: str) -> str:
     base = name.rsplit("/", 1)[-1]
     if sources.is_photograph(name):
         return "photograph"
@@ -338,7 +341,7 @@ def _examined(row: dict[str, Any], data: bytes | ImageError | None, base: str) -
     examined = {
         "uri": row["uri"],
         "member": row["member"],
-        "kind": _kind(row),
+        "kind": row.get("kind") or _kind(name),
         "bytes": row["bytes"],
         "code": row["code"],
         "error": row["error"],

@@ -1,0 +1,153 @@
+"""Zips from people who are not trusted: a table of contents that is read once, then each member by range."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from scalp_core import storage
+from scalp_core.errors import ImageError
+from scalp_core.members import (
+    MAX_MEMBERS,
+    Member,
+    decoded,
+    no_member,
+    too_many_bytes,
+    too_many_members,
+    unreadable,
+)
+from scalp_core.storage_errors import ArchiveError
+from scalp_core.streams import Range, Ranged, is_packed, read_ranges
+
+# Room for MAX_MEMBERS with names and extra fields of 100 bytes.
+MAX_TABLE_BYTES = 2**28
+
+# A table of contents is one request to S3 where it fits into this, and not three.
+_BUFFER = 2**17
+_ENTRY = b"PK\1\2"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of name and of extra fields
+_LOCAL_HEADER_BYTES = 30
+_MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # that the table of contents says nothing of
+_MAX_SIZE = 2**63 - 1
+_UTF8_FLAG = 0x800
+_ENCRYPTED_FLAGS = 0x41
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_READ = (*_BOUNDED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_STEP = 2**12
+
+
+class Zip:
+    """An open zip.
+
+    Raises:
+        ArchiveError: it is no zip, damaged, or its table of contents is larger than an honest one.
+    """
+
+    def __init__(self, uri: str) -> None:
+        table = _table(uri)
+        self._uri = uri
+        self._file = storage.open_file(uri)
+        self._end = table.start_dir
+        self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
+        files = [info for info in table.infolist() if info.filename and not info.filename.endswith("/")]
+        self._members = [Member(_name(info), min(info.file_size, _MAX_SIZE)) for info in files]
+        self._infos = dict(zip((member.name for member in self._members), files, strict=True))
+        self.held = len(files)
+
+    def members(self) -> list[Member]:
+        return self._members
+
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
+        places = [self._place(name, max_bytes) for name in names]
+        data = read_ranges(self._uri, self._file, [each for each in places if isinstance(each, tuple)])
+        for name, place in zip(names, places, strict=True):
+            yield place if isinstance(place, ImageError) else _unpacked(self._infos[name], next(data))
+
+    def _place(self, name: str, max_bytes: int) -> Range | ImageError:
+        """Where a member lies, with its local header and up to the next one."""
+        info = self._infos.get(name)
+        if info is None:
+            return no_member()
+        if info.flag_bits & _ENCRYPTED_FLAGS:
+            return unreadable("it is encrypted; pack it without a password")
+        if info.compress_type not in _READ:
+            kinds = zipfile.compressor_names  # type: ignore[attr-defined]
+            kind = kinds.get(info.compress_type, f"method {info.compress_type}")
+            return unreadable(f"it is compressed by {kind}; pack it with deflate")
+        if (size := max(info.file_size, info.compress_size)) > max_bytes:
+            return too_many_bytes(size, max_bytes)
+        begin, least = info.header_offset, _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size
+        if not 0 <= begin < self._end:
+            return unreadable("it lies outside of the archive; fetch it again")
+        following = self._begins[bisect_left(self._begins, begin) + 1]
+        if begin + least > following:  # bombs pack the same bytes many times
+            return unreadable("it overlaps another member; pack it anew")
+        return begin, min(following, begin + least + _MAX_LOCAL_EXTRA_BYTES)
+
+
+def _table(uri: str) -> zipfile.ZipFile:
+    with _Source(Ranged(uri), _BUFFER) as file:
+        try:
+            return zipfile.ZipFile(file)
+        except OSError:  # ours, or storage's
+            raise
+        except zipfile.BadZipFile as error:
+            if isinstance(error.__context__, OSError):  # zipfile takes a server that is away for no zip
+                raise error.__context__ from None
+            raise _not_a_zip(file) from None
+        except Exception as error:  # versions, names and numbers that zipfile does not take
+            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it anew") from error
+
+
+class _Source(io.BufferedReader):
+    """What zipfile reads from; refuses a table of contents that would fill the memory, before it does."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > MAX_TABLE_BYTES:
+            raise ArchiveError(
+                f"its table of contents claims {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}"
+            )
+        data = super().read(size)
+        if data.startswith(_ENTRY) and data.count(_ENTRY) > MAX_MEMBERS:
+            raise too_many_members()
+        return data
+
+
+def _unpacked(info: zipfile.ZipInfo, data: bytes) -> bytes | ImageError:
+    """A member from its local header and what follows, no larger than its size in the table of contents."""
+    try:
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
+        if signature != b"PK\3\4":
+            return unreadable("its header is damaged; fetch it again")
+        packed = io.BytesIO(data)
+        packed.seek(_LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+        file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
+        if info.compress_type in _BOUNDED:
+            return file.read(info.file_size)
+        # bzip2 and lzma unpack all that they are given at once: a step of 4 KiB comes to 100 MiB at most.
+        return b"".join(iter(partial(file.read, _STEP), b""))
+    except (EOFError, struct.error):
+        return unreadable("the archive ends before it does; fetch it again")
+    except Exception as error:  # a damaged member raises many kinds
+        return unreadable(f"{error}; fetch it again")
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Without the flag that says UTF-8, a name is what its packer writes."""
+    return info.filename if info.flag_bits & _UTF8_FLAG else decoded(info.filename.encode("cp437"))
+
+
+def _not_a_zip(file: io.BufferedReader) -> ArchiveError:
+    file.seek(0)
+    start = file.read(512)
+    if start.startswith(b"PK\3\4"):
+        return ArchiveError(
+            "its table of contents is missing or damaged, so it was probably cut; fetch it again"
+        )
+    if is_packed(start) or start[257:262] == b"ustar":
+        return ArchiveError("it is a tar or another packed file by its content; rename it to .tar or .tar.gz")
+    return ArchiveError("it is not an archive of its kind or it is damaged; fetch it again")
