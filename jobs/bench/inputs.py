@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,10 @@ from scalp_core.errors import UserError
 from scalp_core.preprocess import Preprocess, decode
 from scalp_core.synthetic import write_dataset
 from scalp_core.synthetic_plan import SynthOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 MIN_PHOTOGRAPHS = 16
 _PHOTOGRAPHS = 96
@@ -83,16 +88,19 @@ def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
 def _untrained(size: int, files: list[bytes]) -> Bundle:
     import torch
 
-    from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, preprocess_for
+    from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, normalise, preprocess_for
 
     torch.manual_seed(0)
     model = build_model(DEFAULT_ARCHITECTURE)
+    preprocess = preprocess_for(model, size)
+    images = decoded(files[:MIN_PHOTOGRAPHS], preprocess)
+    _settle(model, normalise(torch.from_numpy(images), preprocess))
     weights = serialise_weights(model.state_dict())
     spec = BundleSpec(
         name="untrained",
         created_at=datetime.now(UTC),
         architecture=DEFAULT_ARCHITECTURE,
-        preprocess=preprocess_for(model, size),
+        preprocess=preprocess,
         temperature=1.0,
         conformal=Conformal(coverage=0.9, quantile=0.9),
         training=Training(
@@ -108,7 +116,19 @@ def _untrained(size: int, files: list[bytes]) -> Bundle:
         git_revision=None,
         weights_sha256=sha256(weights),
     )
-    images = decoded(files[:4], spec.preprocess)
     return with_float_graph(
-        Bundle(spec, files={WEIGHTS_FILE: weights}), iter([(images, np.arange(len(images)))])
+        Bundle(spec, files={WEIGHTS_FILE: weights}), iter([(images[:4], np.arange(len(images[:4])))])
     )
+
+
+def _settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Gives random weights answers that differ, so that ways can be told from each other by them."""
+    import torch
+
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.2)  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain average
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
