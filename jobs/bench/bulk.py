@@ -34,8 +34,9 @@ from scalp_core.synthetic_plan import SynthOptions
 
 _BAD_SHARE = 0.1
 _FOLDERS = 8
-# Other decoders and precisions move some answers that are near a limit; more means other work.
-_LEAST_SAME = 0.9
+# Other decoders and precisions move answers that are near a limit, of random weights one in eight; other work
+# would agree by chance.
+_LEAST_SAME = 0.75
 
 
 @dataclass(frozen=True)
