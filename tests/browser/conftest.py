@@ -23,7 +23,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Playwright's event loop runs as long as this, and other tests begin loops of their own.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "these tests drive Debian's chromium: apt-get install chromium fonts-nanum"

@@ -184,10 +184,12 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
 
 
 def test_photographs_of_any_size_and_kind_are_graded(way, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
     picture = Image.effect_noise((300, 200), 60).convert("RGB")
     for kind in ("PNG", "WEBP", "BMP", "TIFF"):
         buffer = io.BytesIO()
         picture.save(buffer, kind)
-        (tmp_path / f"a.{kind.lower()}").write_bytes(buffer.getvalue())
-    summary = grade(str(way.run), str(tmp_path), str(tmp_path / "out"))
+        (source / f"a.{kind.lower()}").write_bytes(buffer.getvalue())
+    summary = grade(str(way.run), str(source), str(tmp_path / "out"))
     assert (summary["graded"], summary["failed"]) == (4, 0)
