@@ -14,6 +14,9 @@ from scalp_core.predictor import Hardware, needed_part, resolve_device
 _SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
 # Decoded pixels of a shard travel as one block of Ray's object store.
 _MAX_SHARD_BYTES = 256 * 2**20
+# Threads of one model wait for each other whenever something else runs, and models do not. But each takes
+# memory, so a large node has not one for every core.
+_MODELS_A_NODE = 8
 # Shards decoded ahead of each model: enough that it never waits, few enough that memory is bounded.
 _AHEAD = 6
 
@@ -76,7 +79,7 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         resolve_device(model.device)  # refuses cuda where there is none, before anything starts
     device: Hardware = "cuda" if on_gpu else "cpu"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
-    cpus = pool.cpus_per_model or (1 if on_gpu else cluster.model_cpus)
+    cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
     fit = _fitting(cluster, cpus, pool.gpus_per_model if on_gpu else 0)
     low, high = pool.models or (max(1, fit), max(1, fit))
     if low > fit:

@@ -30,6 +30,8 @@ _HOPELESS_FROM = 200
 _SESSION_EVERY_S = 5.0
 _NODES_EVERY_S = 5.0
 _POINTS = 240
+# Not those of a model: Ray would make one step of both, in which the model waits for its own photographs.
+_LOADER_CPUS = 0.9
 
 
 @dataclass
@@ -161,6 +163,7 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(plan.loaders, len(shards))),
+        num_cpus=_LOADER_CPUS,
     ).map_batches(
         GradeShard,
         fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, plan.batch_size),

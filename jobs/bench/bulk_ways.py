@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,35 +58,33 @@ def mark(arguments: Arguments, count: int) -> None:
 
 
 def plain(arguments: Arguments) -> None:
-    """PyTorch fp32 as a careful person writes it: a process that decodes by Pillow ahead, channels last."""
-    import torch
-    from torch.utils.data import DataLoader
+    """One process, PyTorch fp32 and Pillow, batch after batch, as one would write it down."""
+    _loop(arguments, Way("", "plain", "fp32"), ahead=0)
 
+
+def tuned(arguments: Arguments) -> None:
+    """One process at PyTorch's best: channels last, the fastest precision, batches that are decoded ahead."""
+    _loop(arguments, Way("", "plain", _best(arguments), channels_last=True), ahead=4)
+
+
+def _loop(arguments: Arguments, way: Way, ahead: int) -> None:
     bundle = load_bundle(arguments.bundle)
-    torch.set_num_threads(arguments.cores)
-    forward = plain_forward(bundle, arguments.device, Way("", "plain", "fp32", channels_last=True))
+    forward, size = plain_forward(bundle, arguments.device, way), bundle.spec.preprocess.size
     uris = sorted(str(path) for path in Path(arguments.source).rglob("*.jpg"))
-    files: Any = _Files(uris, bundle.spec.preprocess.size)
-    # One process decodes more than the model takes on two cores.
-    loader = DataLoader(files, batch_size=BATCH, num_workers=max(1, arguments.cores // 2), prefetch_factor=4)
-    found = []
-    for images in loader:
-        found.append(forward(images.numpy()))
-        mark(arguments, len(images))
+
+    def batch(start: int) -> np.ndarray:
+        files = (Path(uri).read_bytes() for uri in uris[start : start + BATCH])
+        return np.stack([decoded_by_pillow(data, size) for data in files])
+
+    found, waiting = [], deque[Future[np.ndarray]]()
+    with ThreadPoolExecutor(arguments.cores) as pool:
+        for start in range(0, len(uris) + ahead * BATCH, BATCH):
+            if start < len(uris):
+                waiting.append(pool.submit(batch, start))
+            if start >= ahead * BATCH and waiting:
+                found.append(forward(waiting.popleft().result()))
+                mark(arguments, len(found[-1]))
     _write(arguments, uris, np.concatenate(found), bundle.spec.temperature)
-
-
-class _Files:
-    def __init__(self, uris: list[str], size: int) -> None:
-        self._uris = uris
-        self._size = size
-
-    def __len__(self) -> int:
-        return len(self._uris)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        # A copy, because PyTorch takes no array that may not be written to.
-        return decoded_by_pillow(Path(self._uris[index]).read_bytes(), self._size).copy()
 
 
 def engine(arguments: Arguments) -> None:
@@ -101,8 +101,7 @@ def daft_torch(arguments: Arguments) -> None:
 
     def load() -> Forward:
         bundle = load_bundle(arguments.bundle)
-        best: Literal["bf16", "fp32"] = "bf16" if has_bf16(arguments.device) else "fp32"
-        return plain_forward(bundle, arguments.device, Way("", "plain", best, channels_last=True))
+        return plain_forward(bundle, arguments.device, Way("", "plain", _best(arguments), channels_last=True))
 
     _daft(arguments, load)
 
@@ -110,6 +109,10 @@ def daft_torch(arguments: Arguments) -> None:
 def daft_engine(arguments: Arguments) -> None:
     """The same, but for the model: it is run by our engine."""
     _daft(arguments, lambda: _predictor(arguments).logits)
+
+
+def _best(arguments: Arguments) -> Literal["bf16", "fp32"]:
+    return "bf16" if has_bf16(arguments.device) else "fp32"
 
 
 def _predictor(arguments: Arguments) -> Predictor:
@@ -167,7 +170,7 @@ def _write(arguments: Arguments, uris: list[str], logits: np.ndarray, temperatur
     pq.write_table(table, Path(arguments.out, "rows.parquet"))
 
 
-WAYS = {each.__name__: each for each in (engine, plain, daft_torch, daft_engine)}
+WAYS = {each.__name__: each for each in (engine, plain, tuned, daft_torch, daft_engine)}
 
 if __name__ == "__main__":
     WAYS[sys.argv[1]](Arguments.model_validate_json(sys.argv[2]))

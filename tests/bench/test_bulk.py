@@ -19,6 +19,7 @@ ROWS = [
     row("scalp grade", "s3", 90, 22),
     row("scalp grade", "s3 zip", 81, 23),
     row("plain PyTorch fp32", "local", 10, 120),
+    row("tuned PyTorch", "local", 40, 50),
     row("Daft, PyTorch", "local", 50, 30),
 ]
 
@@ -27,6 +28,7 @@ def test_ratios_are_of_the_rows_they_name():
     found = ratios(ROWS)
     assert found["vs_engine"] == pytest.approx(0.95)
     assert found["vs_plain"] == pytest.approx(6)
+    assert found["vs_tuned"] == pytest.approx(2.5)
     assert found["vs_daft"] == pytest.approx(1.5)
     assert found["steady_vs_daft"] == pytest.approx(1.9)
     assert found["s3_vs_local"] == pytest.approx(90 / 95)
@@ -57,8 +59,8 @@ def test_ways_grade_all_photographs_and_come_to_the_same_grades(tmp_path, monkey
     bench_bulk(str(tmp_path), BulkOptions("cpu", photographs=300, size=32, rounds=1))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["kind"], summary["settings"]["bad_files"]) == ("bulk", 33)
-    assert [(case.what, case.source) for case in chosen][:6] == [
-        (each["what"], each["source"]) for each in ROWS[:6]
+    assert [(case.what, case.source) for case in chosen][:8] == [
+        (each["what"], each["source"]) for each in ROWS
     ]
     assert [each["source"] for each in summary["rows"]] == ["memory", "s3"]
     assert all(each["photographs_per_second"] > 0 for each in summary["rows"])

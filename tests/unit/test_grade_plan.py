@@ -24,7 +24,7 @@ def plan(bundle):
 
 @pytest.mark.parametrize(
     ("cluster", "models", "cpus", "loaders"),
-    [(LAPTOP, 1, 2, 2), (TWO_CPUS, 1, 1, 1), (FOUR_NODES, 4, 14, 7), (EIGHT_GPUS, 8, 1, 119)],
+    [(LAPTOP, 2, 1, 2), (TWO_CPUS, 1, 1, 1), (FOUR_NODES, 28, 2, 7), (EIGHT_GPUS, 8, 1, 119)],
 )
 def test_models_and_loading_tasks_fit_beside_each_other(plan, cluster, models, cpus, loaders):
     chosen = plan(cluster)
