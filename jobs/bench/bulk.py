@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
         "size": bundle.spec.preprocess.size,
         "mean_file_bytes": round(statistics.mean(len(data) for data in files.values())),
         "bad_files": bad,
+        "daft_version": version("daft") if options.daft else None,
     }
     rows = [_row(case, len(files)) for case in cases]
     result = write_result(out, "bulk", settings, rows, ratios(rows))
