@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from cluster.local_s3 import s3_server
+from tests.disks import small_disk
 from tests.faults.grading import PHOTOGRAPHS, SHARD, check, put_photographs, start
 from tests.s3_proxy import slow_proxy
 
@@ -39,12 +40,7 @@ def test_a_server_that_asks_for_less_haste_loses_nothing(bundle, s3, tmp_path):
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(bundle, tmp_path):
     source, disk = tmp_path / "photographs", tmp_path / "disk"
     put_photographs(str(source))
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here, which needs root: {mounted.stderr.strip()}")
-    try:
+    with small_disk(disk, "500k"):
         run = start(bundle, str(source), str(disk / "out"), tmp_path / "log")
         printed = run.end(code=2)
         assert "the disk is full; free space there and run the same command again" in printed
@@ -54,5 +50,3 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(bundle, tmp
         again = start(bundle, str(source), str(disk / "out"), tmp_path / "log")
         again.end()
         check(again, graded_again=2 * SHARD)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -162,8 +162,8 @@ def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="has no row yet; run the same scalp grade command"):
         Graded(out)
-    write(f"{out}/work/graded/0000-000000", ROWS[:5])
-    write(f"{out}/work/graded/0000-000001", ROWS[5:])
+    write(storage.join(out, "work", "graded", "0000-000000"), ROWS[:5])
+    write(storage.join(out, "work", "graded", "0000-000001"), ROWS[5:])
     write(f"{out}/results", ROWS[:2], files=1)  # was stopped while it wrote them
     with Graded(out) as found:
         assert not found.finished

@@ -1,31 +1,22 @@
 """A disk that is full in the middle of a write: one line, and nothing is left behind."""
 
-import subprocess
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from scalp_core import storage
 from scalp_core.errors import UserError
+from tests.disks import small_disk
 
 LARGE = bytes(range(256)) * 4096  # 1 MiB
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A real file system of 256 KiB, with one file in it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here, which needs root: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "256k") as folder:
         (folder / "there").write_bytes(b"old")
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def rows(fail_after=None):
@@ -51,19 +42,19 @@ WRITES = {
 
 @pytest.mark.parametrize(("name", "file"), [*((name, "new") for name in WRITES), ("write", "there"),
                                             ("write_batches", "there")])  # fmt: skip
-def test_a_full_disk_is_told_in_one_line_and_keeps_what_was_there(small_disk, name, file):
-    uri = str(small_disk / file)
+def test_a_full_disk_is_told_in_one_line_and_keeps_what_was_there(disk, name, file):
+    uri = str(disk / file)
     with pytest.raises(UserError) as told:
         WRITES[name](uri)
     assert str(told.value) == (
         f"cannot write {uri}: the disk is full; free space there and run the same command again"
     )
-    assert [path.name for path in small_disk.iterdir()] == ["there"]
-    assert (small_disk / "there").read_bytes() == b"old"
+    assert [path.name for path in disk.iterdir()] == ["there"]
+    assert (disk / "there").read_bytes() == b"old"
 
 
-def test_once_there_is_space_the_same_write_succeeds(small_disk):
-    uri = str(small_disk / "new")
+def test_once_there_is_space_the_same_write_succeeds(disk):
+    uri = str(disk / "new")
     with pytest.raises(UserError):
         storage.write(uri, LARGE)
     storage.write(uri, LARGE[: 2**16])
