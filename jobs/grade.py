@@ -95,7 +95,7 @@ def grade(
     again = options.retry_failed and summary and summary["failed"]
     if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
         if not storage.is_empty(storage.join(out, _WORK)):
-            _close(out, storage.join(out, _WORK), summary, loaded, options)
+            _finish_report(out, summary, loaded, options)
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
     # Before Ray is started: a mistyped source is told at once.
@@ -113,6 +113,14 @@ def grade(
             summary = run.again(summary)
     _check_accounts(summary, out)
     return summary
+
+
+def _finish_report(out: str, summary: dict[str, Any], bundle: Bundle, options: GradeOptions) -> None:
+    """What a call that was killed behind its summary did not come to."""
+    from jobs.grade_report import write_report
+
+    write_report(out, summary, bundle, options.model.device, options.heatmaps)
+    _close(storage.join(out, _WORK), summary)
 
 
 def _check_places(named: list[str], out: str) -> None:
@@ -222,16 +230,25 @@ class _Run:
     ) -> dict[str, Any]:
         summary = _summary(self, found, listing, sessions, before or {})
         write_json(storage.join(self.out, SUMMARY_FILE), summary)
-        _close(self.out, work, summary, self.bundle, self.options)
+        if self.options.heatmaps:
+            self.bundle.fetch("weights")
+        # In a worker: asking many rows, and PyTorch, take memory that the driver must not.
+        ray.get(_report.remote(self.out, summary, self.bundle, self.options.heatmaps))
+        _close(work, summary)
         _show(summary, self.out)
         return summary
 
 
-def _close(out: str, work: str, summary: dict[str, Any], bundle: Bundle, options: GradeOptions) -> None:
-    """What is left to do once the summary is there; the next call does it where this one is killed."""
+@ray.remote(num_cpus=1)
+def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:
     from jobs.grade_report import write_report  # draws: not for whoever only lists
 
-    write_report(out, summary, bundle, options.model.device, options.heatmaps)
+    with storage.patience(PATIENCE_S):
+        write_report(out, summary, bundle, "cpu", heatmaps)
+
+
+def _close(work: str, summary: dict[str, Any]) -> None:
+    """Last: what is gone is finished."""
     if not summary["rows_unaccounted"]:
         storage.remove_folder(work)
 

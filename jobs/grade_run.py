@@ -157,7 +157,9 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
         dataset.context.execution_options.resource_limits.copy(object_store_memory=plan.store_bytes)
     )
     load = LoadShard(work.folder, work.spec.preprocess, work.listing.shard_size, plan.fetches)
-    low, high = plan.models
+    low, high = (min(each, len(shards)) for each in plan.models)
+    if work.listing.tars:
+        high = plan.models[1]  # a tar is one shard here, and many pieces later
     return dataset.map_batches(
         load,
         batch_size=1,

@@ -136,8 +136,7 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
         own.close()
     if (summary["rows"], summary["rows_unaccounted"]) != (number, 0):
         raise RuntimeError(f"{summary['rows']:,} of {number:,} photographs are accounted for")
-    points = summary["throughput"]
-    (first_s, first, _), (last_s, last, _) = points[1], points[-1]
+    first_s, first, last_s, last = _steady(summary)
     return {
         "rows": number,
         "rows_per_second": round((last - first) / (last_s - first_s), 1),
@@ -145,6 +144,15 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
         "seconds_of_stages": summary["seconds_of_stages"],
         "driver_peak_mib": driver_mib,
     }
+
+
+def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
+    """Seconds and photographs, first and last, without those that were loaded while the models started."""
+    loaded = summary["settings"]["store_bytes"] // (3 * _SIDE**2)
+    points = [point for point in summary["throughput"] if point[1] > 0]
+    first_s, first, _ = next((point for point in points if point[1] >= loaded), points[0])
+    last_s, last, _ = points[-1]
+    return first_s, first, last_s, last
 
 
 def _nothing() -> None:

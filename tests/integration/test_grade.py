@@ -6,6 +6,7 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -247,7 +248,7 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.grade_report.write_report", stop)
+        patch.setattr(grade_module, "_report", SimpleNamespace(remote=stop))
         with pytest.raises(StopError):
             grade(str(bundle), source, str(out))
     summary = grade(str(bundle), source, str(out))
