@@ -367,8 +367,9 @@ def serve(
 ) -> None:
     """Answers photographs over HTTP, with a page at /."""
     from serving.app import serve as verb
+    from serving.settings import Settings
 
-    verb(bundle, host, port, device, precision, runtime)
+    verb(bundle, host, port, Settings(device=device, precision=precision, runtime=runtime))
 
 
 @app.command()

@@ -21,10 +21,12 @@ from jobs.shards import each
 from scalp_core import storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
+from scalp_core.predictor import Hardware
 
 SESSIONS = "sessions"
 # Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
-_WINDOW = 20_000
+# Models start anew in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
+_WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}
 # Too few rows say nothing of a source.
 _HOPELESS_FROM = 200
 _SESSION_EVERY_S = 5.0
@@ -135,7 +137,7 @@ def run_pending(work: Work, session: Session) -> None:
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
     with progress_bar("grading", total, done) as (progress, bar):
-        while window := list(islice(pending, _WINDOW)):
+        while window := list(islice(pending, _WINDOW[work.plan.device])):
             for row in _graded(window, work).iter_rows():
                 session.add(row["rows"], row["failed"], json.loads(row["errors"]))
                 progress.update(bar, advance=row["rows"], note=_note(session))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import ray.serve
-from fastapi import APIRouter, Depends, FastAPI, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, Response, UploadFile
 from starlette.formparsers import MultiPartParser
 
 from scalp_core.errors import ImageError
 from serving import page, problems
 from serving.ingress import Ingress
 from serving.middleware import MAX_BODY_BYTES, Envelope
-from serving.schemas import GradeResponse, Health, ModelResponse, Problem
+from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
 
 # No photograph is written to disk, not even to the form parser's temporary file.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES
@@ -33,13 +33,23 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "a problem", "content": content} for status in statuses}
 
 
-@router.post("/v1/grade", responses=_problems(413, 415, 422, 500))
-async def grade(replica: Replica, file: UploadFile) -> GradeResponse:
+@router.post("/v1/grade", responses=_problems(413, 415, 422, 500, 503, 504))
+async def grade(
+    replica: Replica,
+    response: Response,
+    file: UploadFile,
+    heatmap: Annotated[bool, Form(description="also what spoke for the grade")] = False,
+    heatmap_grade: Annotated[
+        int | None, Form(ge=0, le=3, description="to explain; without it the likeliest")
+    ] = None,
+) -> ExplainedResponse | GradeResponse:
     """Grades one photograph (JPEG, PNG, WebP, BMP or TIFF). It is not kept."""
     try:
-        return await replica.grade(await file.read())
+        answer = await replica.grade(await file.read(), heatmap, heatmap_grade)
     except ImageError as error:
         raise problems.refuse_image(error) from None
+    response.headers["X-Batch-Size"] = str(answer.batch_size)
+    return answer
 
 
 @router.get("/v1/model")

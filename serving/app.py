@@ -1,4 +1,4 @@
-"""The Ray Serve application: `build_app` describes it, `start` and `stop` run it, `serve` is the verb."""
+"""The Ray Serve application: `build` describes it, `start` and `stop` run it, `serve` is the verb."""
 
 from __future__ import annotations
 
@@ -9,89 +9,82 @@ import os
 import signal
 import socket
 import threading
+from typing import Any
 
-import ray
 from ray import serve as ray_serve
 
 from cluster.local import Cluster, connect
-from scalp_core.bundle import Bundle, load_bundle
+from scalp_core import storage
+from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
-from scalp_core.predictor import Device, Precision, Runtime, needed_part, resolve_device, resolve_runtime
+from scalp_core.predictor import Hardware, needed_part, resolve_device
+from scalp_core.registry import resolve
+from scalp_core.settings import parse_settings
 from serving.api import create_api
-from serving.grader import Batching, Grader
+from serving.explainer import Explainer
+from serving.grader import Grader
 from serving.ingress import Ingress
+from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
-_INGRESS_CPUS = 1
 # A bundle that cannot start will not start at the twentieth attempt either, which is Ray's default.
 _START_ATTEMPTS = 3
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
-def build_app(
-    bundle: Bundle,
-    device: Device,
-    precision: Precision,
-    threads: int,
-    batching: Batching = Batching(),  # noqa: B008
-    runtime: Runtime = "auto",
-) -> ray_serve.Application:
-    """The application: an ingress that decodes, and a grader that holds the model.
+def build(args: dict[str, Any]) -> ray_serve.Application:
+    """The application: an ingress that decodes, a grader that holds the model, an explainer for heatmaps.
+
+    `serving/config.yaml` names this function. The bundle is in the `user_config` of the deployment Grader,
+    which can be changed while it runs.
 
     Args:
-        bundle: loaded and checked; every replica gets these weights and no others.
-        device: `cpu` or `cuda`; `auto` takes what this process has.
-        precision: of the forward pass.
-        threads: CPU threads of the forward pass, and the logical CPUs the grader reserves for them.
-        batching: how requests share forward passes.
-        runtime: what runs the model.
+        args: fields of `Settings`.
+
+    Raises:
+        UserError: one is unknown or wrong.
     """
-    device = resolve_device(device)
-    bundle.fetch(needed_part(device, precision, runtime))
-    runtime = resolve_runtime(runtime, device, photographs=math.inf)
-    common = {
-        "max_ongoing_requests": batching.max_ongoing_requests,
-        "max_constructor_retry_count": _START_ATTEMPTS,
-    }
-    grader = ray_serve.deployment(
-        Grader,
-        ray_actor_options={"num_cpus": threads, "num_gpus": 1 if device == "cuda" else 0},
-        **common,
-    )
+    return _application(parse_settings(Settings, args, "args of the application"), None)
+
+
+def _application(settings: Settings, model: ModelSettings | None) -> ray_serve.Application:
+    """With the model, where no config file gives it."""
+    common: dict[str, Any] = {"max_constructor_retry_count": _START_ATTEMPTS}
+    grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
+    explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
     ingress = ray_serve.deployment(
-        ray_serve.ingress(create_api)(Ingress), ray_actor_options={"num_cpus": _INGRESS_CPUS}, **common
+        ray_serve.ingress(create_api)(Ingress), **deployment_options(settings.ingress, settings), **common
     )
-    model = grader.bind(ray.put(bundle), device, precision, threads, batching.max_batch_size, runtime)
-    return ingress.bind(model, bundle.spec, bundle.spec.version_in(precision))
+    if model:
+        grader = grader.options(user_config=model.model_dump())
+        explainer = explainer.options(user_config={"bundle": model.bundle})
+    return ingress.bind(settings, grader.bind(settings), explainer.bind())
 
 
-def start(
-    bundle: str,
-    host: str,
-    port: int,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    runtime: Runtime = "auto",
-) -> None:
-    """Starts the endpoint and returns when it is ready.
+def start(bundle: str, host: str, port: int, settings: Settings | None = None) -> None:
+    """Starts the endpoint on this machine, or on the cluster that `RAY_ADDRESS` names.
+
+    Returns when it is ready.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`.
+        bundle: directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
         host: loopback address to listen on.
         port: to listen on.
-        device: where the model runs.
-        precision: of the forward pass.
-        runtime: what runs the model.
+        settings: of the endpoint; None fits the grader to the machine.
 
     Raises:
         UserError: the bundle is damaged, or the address cannot be had.
     """
+    settings = settings or Settings()
     _check_address(host, port)
-    loaded = load_bundle(bundle)
+    device = resolve_device(settings.device)
+    # Pinned here: replicas that start later must not find another version.
+    model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
+    load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
     cluster = connect()
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
-        app = build_app(loaded, device, precision, _threads(cluster), runtime=runtime)
+        app = _application(_fitted(settings, cluster, device), model)
         ray_serve.run(app, name=_APP_NAME, logging_config=_LOGGING)
     except BaseException:
         stop()
@@ -103,13 +96,13 @@ def stop() -> None:
     ray_serve.shutdown()
 
 
-def serve(bundle: str, host: str, port: int, device: Device, precision: Precision, runtime: Runtime) -> None:
+def serve(bundle: str, host: str, port: int, settings: Settings) -> None:
     """`scalp serve`: answers photographs until it is interrupted.
 
     Raises:
         UserError: as `start`.
     """
-    start(bundle, host, port, device, precision, runtime)
+    start(bundle, host, port, settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how systemd and containers interrupt
     address = f"[{host}]" if ":" in host else host
     print(f"READY http://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
@@ -123,12 +116,18 @@ def serve(bundle: str, host: str, port: int, device: Device, precision: Precisio
             stop()  # a local Ray ends with this process, and Serve in it
 
 
-def _threads(cluster: Cluster) -> int:
-    """All the cores of a machine: decoding takes few of them, and one model with all beats several.
+def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
+    """With a grader of the size of a node, unless one was described.
 
-    A reservation that leaves the ingress no CPU would wait for ever.
+    All the cores of a machine: decoding takes few of them, and one model with all beats several. A
+    reservation that leaves the others no CPU would wait for ever.
     """
-    return max(1, min(cluster.cores_per_node, cluster.cpus - _INGRESS_CPUS))
+    if "grader" in settings.model_fields_set:
+        return settings
+    others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)
+    threads = max(1, min(cluster.cores_per_node, cluster.cpus - others))
+    own = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}
+    return settings.model_copy(update={"grader": settings.grader.model_copy(update=own)})
 
 
 def _check_address(host: str, port: int) -> None:

@@ -3,50 +3,139 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import logging
+import math
+from typing import Any, NamedTuple
 
+import numpy as np
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from scalp_core.bundle import BundleSpec
-from scalp_core.preprocess import Decoded, decode
-from serving.schemas import GradeResponse, ModelResponse
+from scalp_core import explain, quality
+from scalp_core.errors import UserError
+from scalp_core.preprocess import Decoded, Preprocess, decode
+from serving.grader import Graded
+from serving.problems import Refusal
+from serving.schemas import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
+from serving.settings import Settings
 
 _READY_TIMEOUT_S = 5
+# A replica that died took its requests with it. The same photograph has the same grade, so it is sent again.
+_ATTEMPTS = 3
+# The model may change its way in between two attempts, but not for ever.
+_REMAKES = 3
+_LEAST_RETRY_S = 1
 
 _log = logging.getLogger("ray.serve")
+
+
+class Photograph(NamedTuple):
+    """A photograph on its way to the model; `statistics` are float (K,) from `quality.measure`."""
+
+    sha256: str
+    decoded: Decoded
+    statistics: np.ndarray
 
 
 class Ingress:
     """Grades photographs one at a time.
 
     Args:
+        settings: of the endpoint.
         grader: handle of the `Grader` deployment.
-        spec: contract of the bundle that the grader holds.
-        model_version: what answers are signed with.
+        explainer: handle of the `Explainer` deployment.
     """
 
-    def __init__(self, grader: DeploymentHandle, spec: BundleSpec, model_version: str) -> None:
-        self._grader = grader
-        self._spec = spec
-        self._model_version = model_version
+    def __init__(self, settings: Settings, grader: DeploymentHandle, explainer: DeploymentHandle) -> None:
+        self._settings = settings
+        # By value over gRPC: by reference each photograph, above Ray's 100 KB, would pass through the store.
+        self._grader = grader.options(_by_reference=False)
+        self._explainer = explainer.options(_by_reference=False)
+        self._preprocess: Preprocess | None = None
+        self._seconds_each = 0.0
 
-    async def grade(self, data: bytes) -> GradeResponse:
+    async def grade(self, data: bytes, heatmap: bool = False, of_grade: int | None = None) -> GradeResponse:
         """Grades the bytes of one photograph.
+
+        Args:
+            data: of the file.
+            heatmap: whether to explain the grade as well.
+            of_grade: to explain; None takes the likeliest.
 
         Raises:
             ImageError: they cannot be decoded.
+            Refusal: too many wait, the answer takes too long, or there is no heatmap to be had.
         """
-        sha256, decoded = await asyncio.to_thread(self._decode, data)
-        grading = await self._grader.grade.remote(decoded.pixels)
-        return GradeResponse.of(sha256, decoded.notes, grading, self._model_version)
+        try:
+            async with asyncio.timeout(self._settings.answer_seconds):
+                return await self._answer(data, heatmap, of_grade)
+        except TimeoutError:
+            raise Refusal(
+                504, "too_slow", f"no answer within {self._settings.answer_seconds:g} s; try again"
+            ) from None
 
-    def _decode(self, data: bytes) -> tuple[str, Decoded]:
-        return hashlib.sha256(data).hexdigest(), decode(data, self._spec.preprocess)
+    async def _answer(self, data: bytes, heatmap: bool, of_grade: int | None) -> GradeResponse:
+        photograph, graded = await self._graded(data)
+        pixels, notes = photograph.decoded
+        answer = GradeResponse.of(
+            photograph.sha256, notes, graded.grading, graded.model_version, graded.batch_size
+        )
+        if not heatmap:
+            return answer
+        grade = graded.grading.grade if of_grade is None else of_grade
+        try:
+            png = await self._ask(self._explainer, "heatmap", pixels, grade, graded.bundle)
+        except UserError as error:
+            # What crossed Ray carries a traceback; its cause is the line.
+            raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
+        picture = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=explain.MEANING)
+        return ExplainedResponse.explained(answer, picture)
+
+    async def _graded(self, data: bytes) -> tuple[Photograph, Graded]:
+        preprocess = self._preprocess or await self._ask(self._grader, "preprocess")
+        for _ in range(_REMAKES):
+            photograph = await asyncio.to_thread(read_photograph, data, preprocess)
+            pixels, statistics = photograph.decoded.pixels, photograph.statistics
+            found = await self._ask(self._grader, "grade", pixels, statistics, preprocess)
+            if isinstance(found, Graded):
+                self._preprocess = preprocess
+                # Of the last few batches, for telling who is refused when to come again.
+                each = found.forward_seconds / found.batch_size
+                self._seconds_each += 0.2 * (each - self._seconds_each)
+                return photograph, found
+            preprocess = found
+        raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
+
+    async def _ask(self, handle: DeploymentHandle, method: str, *arguments: Any) -> Any:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._ask_once(handle, method, *arguments)
+            except ray.exceptions.RayActorError:
+                _log.warning("a replica died with a request, which is sent again")
+        return await self._ask_once(handle, method, *arguments)
+
+    async def _ask_once(self, handle: DeploymentHandle, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(handle, method).remote(*arguments)
+        except BackPressureError:
+            raise self._overloaded() from None
+
+    def _overloaded(self) -> Refusal:
+        waiting = self._settings.grader.max_queued_requests + self._settings.grader.max_ongoing_requests
+        seconds = max(_LEAST_RETRY_S, math.ceil(waiting * self._seconds_each))
+        return Refusal(
+            503,
+            "overloaded",
+            f"more photographs wait than can be graded soon; try again in {seconds} s",
+            {"Retry-After": str(seconds)},
+        )
 
     async def describe(self) -> ModelResponse:
         """The model as it runs now."""
-        return await self._grader.describe.remote()
+        return await self._ask(self._grader, "describe")
 
     async def is_ready(self) -> bool:
         """Whether the model answers in time."""
@@ -56,3 +145,13 @@ class Ingress:
             _log.warning("the model does not answer", exc_info=True)
             return False
         return True
+
+
+def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
+    """Decodes, hashes and measures the bytes of one photograph.
+
+    Raises:
+        ImageError: they cannot be decoded.
+    """
+    decoded = decode(data, preprocess)
+    return Photograph(hashlib.sha256(data).hexdigest(), decoded, quality.measure(decoded.pixels))

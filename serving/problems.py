@@ -30,8 +30,8 @@ _ROUTER = {
 class Refusal(HTTPException):
     """Ends a request with a problem. FastAPI lets it pass even from inside the reading of a body."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(status, detail)
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
         self.code = code
 
 
@@ -66,11 +66,12 @@ def install(api: FastAPI) -> None:
         return response
 
     @api.exception_handler(RequestValidationError)
-    async def _validation(request: Request, _error: RequestValidationError) -> Response:
-        # The only input is the file; FastAPI's own words would echo what was sent.
-        return problem(
-            request,
-            _UNPROCESSABLE,
-            "no_file",
-            "send one photograph as the field `file` of multipart/form-data",
-        )
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        # Names the field only: FastAPI's own words would echo what was sent.
+        names = {str(each["loc"][-1]) for each in error.errors()}
+        if "file" in names:
+            code, detail = "no_file", "send one photograph as the field `file` of multipart/form-data"
+        else:
+            said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+            code, detail = "bad_field", f"{said}; /openapi.json describes the fields"
+        return problem(request, _UNPROCESSABLE, code, detail)

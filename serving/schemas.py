@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
 from scalp_core.bundle import BundleSpec, Conformal, Referral
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.grading import REASONS, Grading
 from scalp_core.preprocess import Preprocess
+
+if TYPE_CHECKING:  # clients read these schemas, and need nothing that runs a model
+    from scalp_core.predictor import Predictor
 
 INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks for a person's judgement."
 
@@ -43,11 +46,14 @@ class GradeResponse(BaseModel):
     notes: list[str] = Field(description="what to know of the file: `first_frame_only` of an animated one")
     model_version: str = Field(description="names the exact weights")
     graded_at: datetime
+    _batch_size: int = PrivateAttr(0)
 
     @classmethod
-    def of(cls, sha256: str, notes: Sequence[str], grading: Grading, model_version: str) -> GradeResponse:
-        """The answer for the photograph with this hash, graded now."""
-        return cls(
+    def of(
+        cls, sha256: str, notes: Sequence[str], grading: Grading, model_version: str, batch_size: int
+    ) -> GradeResponse:
+        """The answer for the photograph with this hash, graded now together with others."""
+        answer = cls(
             image_id=sha256[:20],
             sha256=sha256,
             notes=list(notes),
@@ -55,6 +61,38 @@ class GradeResponse(BaseModel):
             graded_at=datetime.now(UTC),
             **vars(grading),
         )
+        answer._batch_size = batch_size
+        return answer
+
+    @property
+    def batch_size(self) -> int:
+        """Photographs in its forward pass; told in a header, for it says nothing of the photograph."""
+        return self._batch_size
+
+
+class Heatmap(BaseModel):
+    """What spoke for a grade, to be laid over the square that the model saw."""
+
+    grade: int = Field(ge=0, le=3, description="that is explained")
+    png: str = Field(
+        description="base64 of an RGBA PNG file of the model's input: viridis colours, opaque where the heat "
+        "is most. By `preprocess.resize` of /v1/model the square is the whole upright photograph (squash), "
+        "its middle (crop), or the photograph between bars (pad)"
+    )
+    meaning: str
+
+
+class ExplainedResponse(GradeResponse):
+    """One graded photograph with its heatmap."""
+
+    heatmap: Heatmap
+
+    @classmethod
+    def explained(cls, answer: GradeResponse, heatmap: Heatmap) -> ExplainedResponse:
+        """The same answer with a heatmap."""
+        found = cls(**dict(answer), heatmap=heatmap)
+        found._batch_size = answer.batch_size
+        return found
 
 
 class GradeName(BaseModel):
@@ -79,14 +117,18 @@ class ModelResponse(BaseModel):
     metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
     device: str
     precision: str = Field(description="of the forward pass: bf16, fp32 or int8")
+    runtime: str = Field(description="what runs the model")
+    load_error: str | None = Field(
+        description="why the bundle that was asked for last does not answer and this one still does"
+    )
     intended_use: str = INTENDED_USE
 
     @classmethod
-    def of(cls, spec: BundleSpec, device: str, precision: str) -> ModelResponse:
-        """What a bundle says of itself, and how it runs here."""
+    def of(cls, spec: BundleSpec, predictor: Predictor, load_error: str | None) -> ModelResponse:
+        """What a bundle says of itself, under the endpoint's thresholds, and how it runs here."""
         names = zip(spec.grade_names, GRADE_NAMES_KO, strict=True)
         return cls(
-            model_version=spec.version_in(precision),
+            model_version=predictor.model_version,
             created_at=spec.created_at,
             architecture=spec.architecture,
             grades=[GradeName(grade=grade, name=en, name_ko=ko) for grade, (en, ko) in enumerate(names)],
@@ -95,8 +137,10 @@ class ModelResponse(BaseModel):
             referral=spec.referral,
             gates=spec.gates is not None,
             metrics=spec.metrics,
-            device=device,
-            precision=precision,
+            device=predictor.device,
+            precision=predictor.precision,
+            runtime=predictor.runtime,
+            load_error=load_error,
         )
 
 

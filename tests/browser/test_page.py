@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from cluster.local import Cluster
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from serving import app
+from serving.settings import Settings
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.conftest import free_port, jpeg
 
@@ -20,7 +21,7 @@ from tests.conftest import free_port, jpeg
 @pytest.fixture(scope="module")
 def origin(bundle: Path, cluster: Cluster) -> Iterator[str]:
     port = free_port()
-    app.start(str(bundle), "127.0.0.1", port, "cpu")
+    app.start(str(bundle), "127.0.0.1", port, Settings(device="cpu"))
     yield f"http://127.0.0.1:{port}"
     app.stop()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import importlib
+import io
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,22 +18,23 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI, UploadFile
-from pydantic import ValidationError
+from PIL import Image
 
 from jobs.bench.odd_files import corpus
 from jobs.images import LoadImages
 from scalp_core.bundle import GRAPH_FILES, load_bundle
 from scalp_core.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.errors import UserError
+from scalp_core.explain import Explainer, heat_colours
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.grading import Grading
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from scalp_core.results import SCHEMA
 from serving import app
-from serving.grader import Batching, Grader
 from serving.middleware import Envelope
 from serving.schemas import GradeResponse
+from serving.settings import Settings
 from tests.conftest import free_port, jpeg
 
 # The same arithmetic on every machine, whether or not it has bf16.
@@ -42,7 +44,7 @@ PRECISION = "fp32"
 @pytest.fixture(scope="module")
 def endpoint(bundle, cluster):
     port = free_port()
-    app.start(str(bundle), "127.0.0.1", port, "cpu", PRECISION)
+    app.start(str(bundle), "127.0.0.1", port, Settings(device="cpu", precision=PRECISION))
     yield f"http://127.0.0.1:{port}"
     app.stop()
 
@@ -102,6 +104,23 @@ def test_grades_a_photograph_as_the_predictor_does(client, predictor):
 
 def test_answer_has_the_fields_of_a_bulk_row(client):
     assert list(post(client, jpeg(0)).json()) == SCHEMA.names
+
+
+@pytest.mark.parametrize("grade", [None, 1])
+def test_a_heatmap_is_that_of_the_explainer(client, bundle, predictor, grade):
+    data = jpeg(5)
+    fields = {"heatmap": "true"} | ({} if grade is None else {"heatmap_grade": str(grade)})
+    answer = client.post("/v1/grade", files={"file": data}, data=fields).json()
+    check_answer(answer, data, predictor)
+    heatmap = answer["heatmap"]
+    assert heatmap["grade"] == (answer["grade"] if grade is None else grade)
+    assert "not where the lesion is" in heatmap["meaning"]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(heatmap["png"]))))
+    image = decode(data, predictor.spec.preprocess).pixels
+    truth = Explainer(load_bundle(str(bundle)), "cpu").heatmap(image, heatmap["grade"])
+    assert truth.max() == 1
+    np.testing.assert_allclose(pixels[..., 3] / 255, truth, atol=0.01)
+    assert (pixels[..., :3] == heat_colours()[pixels[..., 3]]).all()
 
 
 def test_parallel_requests_get_their_own_answers(client, predictor):
@@ -166,6 +185,8 @@ def test_refuses_wrong_requests(client):
     check_problem(
         client.post("/v1/grade", headers={"Content-Type": "multipart/form-data"}), 400, "bad_request"
     )
+    wrong = client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "1", "heatmap_grade": "4"})
+    assert "heatmap_grade" in check_problem(wrong, 422, "bad_field")["detail"]
     check_problem(client.get("/v1/nothing"), 404, "not_found")
     check_problem(client.get("/docs"), 404, "not_found")  # would load scripts from another host
     response = client.get("/v1/grade")
@@ -232,40 +253,6 @@ def test_no_photograph_touches_the_disk():
             return await client.post("/", files={"file": bytes(MAX_BYTES)})
 
     assert asyncio.run(post_large()).json() is False
-
-
-def test_requests_that_come_during_a_pass_share_the_next_one(bundle, monkeypatch):
-    batches = []
-
-    def slow_grade(_predictor: Predictor, images: np.ndarray) -> list[int]:
-        batches.append(len(images))
-        time.sleep(0.02)
-        if (images == 255).all(axis=(1, 2, 3)).any():
-            raise RuntimeError("the model failed")
-        return [int(image[0, 0, 0]) for image in images]
-
-    monkeypatch.setattr(Predictor, "grade", slow_grade)
-    monkeypatch.setattr(Predictor, "warm_up", lambda _predictor, _size: None)
-    monkeypatch.setattr("serving.grader.ray.get", lambda bundle: bundle)
-    grader = Grader(load_bundle(str(bundle)), "cpu", PRECISION, 1, max_batch_size=4)
-
-    async def grade_all(values: list[int]) -> list[object]:
-        images = [np.full((2, 2, 3), value, np.uint8) for value in values]
-        return await asyncio.gather(*map(grader.grade, images), return_exceptions=True)
-
-    async def scenario() -> None:
-        assert await grade_all(list(range(9))) == list(range(9))
-        failed = await grade_all([255])
-        assert isinstance(failed[0], RuntimeError)
-        assert await grade_all([7]) == [7]  # one failure ends nothing
-
-    asyncio.run(scenario())
-    assert batches == [4, 4, 1, 1, 1]
-
-
-def test_batches_that_could_never_fill_are_refused():
-    with pytest.raises(ValidationError, match="twice max_batch_size"):
-        Batching(max_batch_size=16, max_ongoing_requests=20)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])  # noqa: S104

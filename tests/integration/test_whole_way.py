@@ -16,7 +16,7 @@ from jobs.grade import GradeOptions, grade
 from jobs.images import LoadForTraining, LoadImages, photographs
 from jobs.pipeline import ModelOptions
 from jobs.train import train
-from scalp_core import manifest, metrics, quality
+from scalp_core import manifest, metrics
 from scalp_core.bundle import load_bundle
 from scalp_core.codecs import read_picture
 from scalp_core.errors import UserError
@@ -24,7 +24,8 @@ from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from scalp_core.results import RESULTS_FOLDER, read_results
 from serving import app
-from serving.ingress import Ingress
+from serving.ingress import read_photograph
+from serving.settings import Settings
 from tests.conftest import free_port
 
 
@@ -126,12 +127,11 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     assert [image.tobytes() for image in for_training["image"]] == [expected[uri] for uri in uris]
     found = dict(zip(for_grading["uri"], for_grading["image"], strict=True))
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
-    online = Ingress(None, load_bundle(str(way.run)).spec, "any")
     measured = dict(zip(for_grading["uri"], for_grading["statistics"], strict=True))
     for uri in uris:
-        pixels = online._decode(Path(uri).read_bytes())[1].pixels
-        assert pixels.tobytes() == expected[uri]
-        assert measured[uri].tobytes() == quality.measure(pixels).tobytes()
+        online = read_photograph(Path(uri).read_bytes(), spec)
+        assert online.decoded.pixels.tobytes() == expected[uri]
+        assert online.statistics.tobytes() == measured[uri].tobytes()
 
 
 def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
@@ -165,7 +165,7 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
             assert row["grade"] == bulk[row["sha256"]]["grade"]
             assert row["probabilities"] == pytest.approx(bulk[row["sha256"]]["probabilities"], abs=1e-5)
     port = free_port()
-    app.start(str(way.run), "127.0.0.1", port, "cpu", precision)
+    app.start(str(way.run), "127.0.0.1", port, Settings(device="cpu", precision=precision))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             for uri in [*uris, black]:

@@ -1,0 +1,137 @@
+"""Settings of the endpoint: `Settings` for its life, `ModelSettings` for what changes while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from scalp_core.predictor import Device, Precision, Runtime
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Typed):
+    """The `user_config` of the grader: changed in place, without a restart and without a dropped request."""
+
+    bundle: str = Field(description="directory, `s3://`, or `models://NAME@VERSION` of the bundle")
+    max_batch_size: int = Field(16, ge=1, le=512, description="photographs in one forward pass")
+    batch_wait_ms: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="how long a batch that is not full waits for company; 0 suits most: what comes while the "
+        "model is busy is the next batch anyway",
+    )
+    max_set_size: int | None = Field(
+        None, ge=1, le=4, description="grades in a set from which a person is asked; None is the bundle's"
+    )
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="probability below which a person is asked; None is the bundle's"
+    )
+
+
+class Scaling(_Typed):
+    """How many replicas a deployment has, what each reserves, and how many requests it takes in."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(gt=0, description="of one replica, that the autoscaler aims at")
+    max_ongoing_requests: int = Field(ge=1, description="that a replica holds at once")
+    max_queued_requests: int = Field(
+        ge=0, description="that wait at each caller for a replica; those above it are refused"
+    )
+    upscale_delay_s: float = Field(5, ge=0)
+    downscale_delay_s: float = Field(120, ge=0, description="longer than the other: models are slow to load")
+    cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
+    gpus: float = Field(0, ge=0, description="GPUs, or a share of one, that a replica reserves")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})"
+            )
+        if (
+            self.max_replicas > self.min_replicas
+            and self.target_ongoing_requests >= self.max_ongoing_requests
+        ):
+            raise ValueError(
+                f"target_ongoing_requests ({self.target_ongoing_requests:g}) must be below "
+                f"max_ongoing_requests ({self.max_ongoing_requests}): a full replica would look like one "
+                "that is on target, and nothing would scale up"
+            )
+        return self
+
+
+class Settings(_Typed):
+    """The `args` of the application: what a replica is started with."""
+
+    device: Device = Field("auto", description="where the model runs")
+    precision: Precision = Field("auto", description="of the forward pass")
+    runtime: Runtime = Field("auto", description="what runs the model")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of a forward pass; None takes the grader's CPUs",
+    )
+    ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=256, max_queued_requests=256)
+    grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=64, max_queued_requests=64)
+    explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
+    answer_seconds: float = Field(
+        30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
+    )
+    graceful_shutdown_seconds: float = Field(
+        40, gt=0, description="that a replica which is to end has for the requests it holds"
+    )
+    wedged_seconds: float = Field(
+        20, gt=0, description="that one forward pass may take; a replica that takes longer is replaced"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.graceful_shutdown_seconds <= self.answer_seconds:
+            raise ValueError(
+                f"graceful_shutdown_seconds ({self.graceful_shutdown_seconds:g}) must be above "
+                f"answer_seconds ({self.answer_seconds:g}), "
+                "or a replica that ends drops what it could have answered"
+            )
+        if self.wedged_seconds >= self.answer_seconds:
+            raise ValueError(
+                f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
+                f"({self.answer_seconds:g}), or requests fail before the replica that holds them is replaced"
+            )
+        return self
+
+
+def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
+    """Refuses batches that could never fill.
+
+    Raises:
+        ValueError: says what to set.
+    """
+    if max_ongoing_requests < 2 * model.max_batch_size:
+        raise ValueError(
+            f"max_ongoing_requests ({max_ongoing_requests}) of the grader must be at least twice "
+            f"max_batch_size ({model.max_batch_size}), or no batch fills while the one before it runs "
+            "(ray#43288)"
+        )
+
+
+def deployment_options(scaling: Scaling, settings: Settings) -> dict[str, Any]:
+    """As `serve.deployment` takes them."""
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+        },
+        "max_ongoing_requests": scaling.max_ongoing_requests,
+        "max_queued_requests": scaling.max_queued_requests,
+        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds,
+        "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
+    }

@@ -1,0 +1,48 @@
+"""Settings of the endpoint are checked together, and Ray takes what is made of them."""
+
+import pytest
+from pydantic import ValidationError
+from ray import serve
+
+from serving.settings import Scaling, Settings, deployment_options
+
+QUEUE = {"max_queued_requests": 8}
+
+
+def test_ray_takes_the_default_settings_as_they_are():
+    settings = Settings()
+    for scaling in (settings.ingress, settings.grader, settings.explainer):
+        made = serve.deployment(type("Any", (), {}), **deployment_options(scaling, settings))
+        assert made.max_queued_requests == scaling.max_queued_requests
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"target_ongoing_requests": 8, "max_ongoing_requests": 8, "max_replicas": 2}, "would scale up"),
+        (
+            {"target_ongoing_requests": 4, "max_ongoing_requests": 8, "min_replicas": 3},
+            "min_replicas .3. is above",
+        ),
+    ],
+)
+def test_scaling_that_cannot_work_is_refused(values, said):
+    with pytest.raises(ValidationError, match=said):
+        Scaling(**values, **QUEUE)
+
+
+def test_a_fixed_number_of_replicas_may_be_full_on_target():
+    Scaling(target_ongoing_requests=8, max_ongoing_requests=8, **QUEUE)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"answer_seconds": 60}, "graceful_shutdown_seconds"),
+        ({"answer_seconds": 15}, "wedged_seconds"),
+        ({"answer_secs": 15}, "Extra inputs"),
+    ],
+)
+def test_times_that_contradict_each_other_are_refused(values, said):
+    with pytest.raises(ValidationError, match=said):
+        Settings(**values)
