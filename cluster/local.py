@@ -101,6 +101,12 @@ def _start() -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus()))
     # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # Which that would turn on as well, and only HAProxy makes use of.
+    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")

@@ -126,6 +126,7 @@ class Predictor:
         precision: of the forward pass.
         threads: CPU threads of the forward pass; None takes all cores.
         runtime: what runs it.
+        streams: forward passes at once, which divide the threads; more than one only by OpenVINO.
 
     Raises:
         UserError: the device is not there, the arguments do not go together, or the bundle has no int8 graph.
@@ -138,16 +139,18 @@ class Predictor:
         precision: Precision = "auto",
         threads: int | None = None,
         runtime: Runtime = "auto",
+        streams: int = 1,
     ) -> None:
         self.spec = bundle.spec
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.runtime = resolve_runtime(runtime, self.device)
-        self.forward = self._load(bundle, needed_part(self.device, self.precision, self.runtime), threads)
+        part = needed_part(self.device, self.precision, self.runtime)
+        self.forward = self._load(bundle, part, threads, streams)
 
-    def _load(self, bundle: Bundle, part: Part, threads: int | None) -> _Forward:
+    def _load(self, bundle: Bundle, part: Part, threads: int | None, streams: int) -> _Forward:
         if part != "weights":
-            return openvino_runtime.OpenVinoRuntime(bundle.graph(part), self.precision, threads)
+            return openvino_runtime.OpenVinoRuntime(bundle.graph(part), self.precision, threads, streams)
         from scalp_core.torch_runtime import TorchRuntime
 
         return TorchRuntime(

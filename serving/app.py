@@ -8,11 +8,15 @@ import math
 import os
 import signal
 import socket
+import tempfile
 import threading
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
 
+from cluster import haproxy
 from cluster.local import Cluster, connect
 from scalp_core import storage
 from scalp_core.bundle import load_bundle
@@ -81,6 +85,9 @@ def start(bundle: str, host: str, port: int, settings: Settings | None = None) -
     # Pinned here: replicas that start later must not find another version.
     model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
     load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
+    if settings.haproxy and not os.environ.get("RAY_ADDRESS"):
+        # A cluster has its own, or has none: how it was started says so.
+        os.environ.update(haproxy.environment(Path(_haproxy_folder().name)))
     cluster = connect()
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
@@ -114,6 +121,12 @@ def serve(bundle: str, host: str, port: int, settings: Settings) -> None:
         ray_serve.delete(_APP_NAME)  # finishes the requests that are being answered
         if os.environ.get("RAY_ADDRESS"):
             stop()  # a local Ray ends with this process, and Serve in it
+
+
+@cache
+def _haproxy_folder() -> tempfile.TemporaryDirectory[str]:
+    """Is there as long as this process."""
+    return tempfile.TemporaryDirectory(prefix="scalp-haproxy-")
 
 
 def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:

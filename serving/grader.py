@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from scalp_core import storage
 from scalp_core.bundle import BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.grading import Grading, gradings
-from scalp_core.predictor import Predictor
+from scalp_core.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.preprocess import Preprocess
 from scalp_core.registry import resolve
 from serving.schemas import ModelResponse
@@ -47,11 +48,20 @@ class _Waiting:
     since: float
 
 
+class _Pass(NamedTuple):
+    """A forward pass that runs."""
+
+    lanes: int
+    since: float
+
+
 @dataclass(frozen=True)
 class _Model:
-    """What answers at present."""
+    """What answers at present: all threads in one pass, or a pass in each of several lanes."""
 
     predictor: Predictor
+    in_lanes: Predictor | None
+    lanes: int
     spec: BundleSpec  # the bundle's, with the thresholds of the settings
     bundle: str
     settings: ModelSettings
@@ -64,6 +74,9 @@ class Grader:
     `ray.serve.batch` is not used: it closes a batch after a fixed wait, whether the model is free or not, so
     that under load the batches that queue for the model hold one or two photographs each.
 
+    On CPUs a lone photograph gets all threads; when there are as many as threads, each thread is a lane with
+    passes of its own. Threads of one pass wait for each other whenever the ingress takes a core from one.
+
     Ray calls `reconfigure` with the `user_config` before the replica is ready, and again when it changes.
 
     Args:
@@ -72,15 +85,20 @@ class Grader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # One thread of its own: the event loop stays free, and PyTorch's thread count is set where it counts.
-        self._model_thread = ThreadPoolExecutor(1, "model")
+        # Threads of its own: the event loop stays free, and PyTorch's thread count is set where it counts.
+        self._threads = ThreadPoolExecutor(self._most_lanes(), "model")
         self._model: _Model | None = None
         self._waiting: deque[_Waiting] = deque()
-        self._running: asyncio.Task[None] | None = None
-        self._company = asyncio.Event()
-        self._pass_since: float | None = None
+        self._passes: dict[asyncio.Task[None], _Pass] = {}
+        self._company: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_error: str | None = None
+
+    def _most_lanes(self) -> int:
+        own = self._settings
+        if resolve_device(own.device) == "cuda" or resolve_runtime(own.runtime, "cpu") != "openvino":
+            return 1
+        return own.threads or max(1, int(own.grader.cpus))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Applies `ModelSettings`.
@@ -113,13 +131,18 @@ class Grader:
     def _load(self, settings: ModelSettings) -> _Model:
         own, now = self._settings, self._model
         uri = storage.absolute(resolve(settings.bundle))
+        lanes = self._most_lanes()
         if now and now.bundle == uri:
-            predictor = now.predictor
+            predictor, in_lanes = now.predictor, now.in_lanes
         else:
             threads = own.threads or max(1, int(own.grader.cpus))
-            predictor = Predictor(load_bundle(uri), own.device, own.precision, threads, own.runtime)
+            arguments = load_bundle(uri), own.device, own.precision, threads, own.runtime
+            predictor = Predictor(*arguments)
+            in_lanes = Predictor(*arguments, streams=lanes) if lanes > 1 else None
         predictor.warm_up(settings.max_batch_size)
-        return _Model(predictor, _with_thresholds(predictor.spec, settings), uri, settings)
+        if in_lanes:
+            in_lanes.warm_up(settings.max_batch_size)
+        return _Model(predictor, in_lanes, lanes, _with_thresholds(predictor.spec, settings), uri, settings)
 
     async def grade(
         self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess
@@ -136,32 +159,39 @@ class Grader:
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(image, statistics, preprocess, answer, time.monotonic()))
-        self._company.set()
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
+        self._start_passes()
         return await answer
 
-    async def _run(self) -> None:
-        """Runs batches until nobody waits."""
-        try:
-            while self._waiting:
-                model = self._current()
-                await self._wait_for_company(model.settings)
-                size = min(len(self._waiting), model.settings.max_batch_size)
-                await self._run_batch(model, [self._waiting.popleft() for _ in range(size)])
-        finally:
-            self._running = None
-
-    async def _wait_for_company(self, settings: ModelSettings) -> None:
-        until = self._waiting[0].since + settings.batch_wait_ms / 1000
-        while len(self._waiting) < settings.max_batch_size and (left := until - time.monotonic()) > 0:
-            self._company.clear()
-            try:
-                await asyncio.wait_for(self._company.wait(), left)
-            except TimeoutError:
+    def _start_passes(self) -> None:
+        """Called whenever a photograph comes or a pass ends."""
+        model = self._current()
+        while self._waiting:
+            count, most = len(self._waiting), model.settings.max_batch_size
+            free = model.lanes - sum(each.lanes for each in self._passes.values())
+            if not free:
                 return
+            wait = self._waiting[0].since + model.settings.batch_wait_ms / 1000 - time.monotonic()
+            if count < most and wait > 0:
+                if not self._company:
+                    self._company = asyncio.get_running_loop().call_later(wait, self._company_is_late)
+                return
+            alone = free == model.lanes and count < free
+            size = min(count if alone else math.ceil(count / free), most)
+            batch = [self._waiting.popleft() for _ in range(size)]
+            lanes = model.lanes if alone or model.in_lanes is None else 1
+            task = asyncio.create_task(self._run_pass(model, batch, lanes))
+            self._passes[task] = _Pass(lanes, time.monotonic())
+            task.add_done_callback(self._pass_ended)
 
-    async def _run_batch(self, model: _Model, batch: list[_Waiting]) -> None:
+    def _company_is_late(self) -> None:
+        self._company = None
+        self._start_passes()
+
+    def _pass_ended(self, task: asyncio.Task[None]) -> None:
+        del self._passes[task]
+        self._start_passes()
+
+    async def _run_pass(self, model: _Model, batch: list[_Waiting], lanes: int) -> None:
         # Made for the model before this one: its way in changed meanwhile.
         for each in batch:
             if each.preprocess != model.spec.preprocess and not each.answer.done():
@@ -169,17 +199,15 @@ class Grader:
         batch = [each for each in batch if not each.answer.done()]  # and its client may have gone
         if not batch:
             return
-        loop = asyncio.get_running_loop()
-        self._pass_since = started = time.monotonic()
+        predictor = model.in_lanes if model.in_lanes and lanes == 1 else model.predictor
+        loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            found = await loop.run_in_executor(self._model_thread, _grade, model, batch)
+            found = await loop.run_in_executor(self._threads, _grade, predictor, model.spec, batch)
         except Exception as error:
             for each in batch:
                 if not each.answer.done():
                     each.answer.set_exception(error)
             return
-        finally:
-            self._pass_since = None
         seconds = time.monotonic() - started
         for each, grading in zip(batch, found, strict=True):
             if not each.answer.done():
@@ -216,18 +244,19 @@ class Grader:
         Raises:
             RuntimeError: a forward pass does not end.
         """
-        model, since = self._current(), self._pass_since
-        if since is not None and time.monotonic() - since > self._settings.wedged_seconds:
-            raise RuntimeError(f"a forward pass runs for {time.monotonic() - since:.0f} s and does not end")
+        model, allowed = self._current(), self._settings.wedged_seconds
+        if self._passes:
+            seconds = time.monotonic() - min(each.since for each in self._passes.values())
+            if seconds > allowed:
+                raise RuntimeError(f"a forward pass runs for {seconds:.0f} s and does not end")
         loop = asyncio.get_running_loop()
-        check = loop.run_in_executor(self._model_thread, model.predictor.warm_up, 1)
-        await asyncio.wait_for(check, self._settings.wedged_seconds)
+        await asyncio.wait_for(loop.run_in_executor(self._threads, model.predictor.warm_up, 1), allowed)
 
 
-def _grade(model: _Model, batch: list[_Waiting]) -> list[Grading]:
-    """On the model's thread."""
-    logits = model.predictor.logits(np.stack([each.image for each in batch]))
-    return gradings(logits, np.stack([each.statistics for each in batch]), model.spec)
+def _grade(predictor: Predictor, spec: BundleSpec, batch: list[_Waiting]) -> list[Grading]:
+    """On a thread of the model."""
+    logits = predictor.logits(np.stack([each.image for each in batch]))
+    return gradings(logits, np.stack([each.statistics for each in batch]), spec)
 
 
 def _with_thresholds(spec: BundleSpec, settings: ModelSettings) -> BundleSpec:

@@ -80,6 +80,11 @@ class Settings(_Typed):
     ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=256, max_queued_requests=256)
     grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=64, max_queued_requests=64)
     explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
+    haproxy: bool = Field(
+        True,
+        description="HAProxy before the ingress instead of Ray's proxy, where the endpoint starts its own "
+        "Ray; a cluster is started with or without it",
+    )
     answer_seconds: float = Field(
         30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
     )

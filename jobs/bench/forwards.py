@@ -122,7 +122,7 @@ def _bare(runtime: Any) -> Forward:
     """The pass with nothing of ours around it; PyTorch's on a GPU is its captured graphs."""
     if not isinstance(runtime, OpenVinoRuntime):
         return runtime.logits
-    request = runtime.request
+    (request,) = runtime.requests
     return lambda images: request.infer([images], share_inputs=True)[0]
 
 

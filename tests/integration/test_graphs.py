@@ -145,7 +145,8 @@ class Replica:
         self.thread = ThreadPoolExecutor(1)
 
     def threads(self):
-        return int(self.predictor.forward.request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
+        model = self.predictor.forward.requests[0].get_compiled_model()
+        return int(model.get_property("INFERENCE_NUM_THREADS"))
 
     def logits(self, images):
         return self.thread.submit(self.predictor.logits, images).result()

@@ -32,8 +32,8 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 60))
 
 
-async def started(bundle, **options) -> Grader:
-    grader = Grader(SETTINGS)
+async def started(bundle, settings: Settings = SETTINGS, **options) -> Grader:
+    grader = Grader(settings)
     await grader.reconfigure({"bundle": str(bundle), "max_batch_size": 4} | options)
     return grader
 
@@ -60,6 +60,18 @@ def test_requests_that_come_during_a_pass_share_the_next_one(bundle):
             truth = predictor.grade(pixels[None])[0]
             assert each.grading.probabilities == pytest.approx(truth.probabilities, abs=1e-5)
         assert (await grade(grader, 0)).batch_size == 1  # alone, it waits for nobody
+
+    run(scenario())
+
+
+def test_when_there_are_as_many_as_threads_each_thread_has_passes_of_its_own(bundle):
+    async def scenario() -> None:
+        grader = await started(bundle, SETTINGS.model_copy(update={"threads": 2}))
+        found = await asyncio.gather(*(grade(grader, seed) for seed in range(9)))
+        assert sorted(each.batch_size for each in found) == [1, 4, 4, 4, 4, 4, 4, 4, 4]
+        one_by_one = [await grade(grader, seed) for seed in range(9)]
+        for some, other in zip(found, one_by_one, strict=True):
+            assert some.grading.probabilities == pytest.approx(other.grading.probabilities, abs=1e-5)
 
     run(scenario())
 
