@@ -274,8 +274,8 @@ def grade(
     ] = None,
     cpus_per_model: Annotated[int | None, typer.Option(min=1, help="cores of each model")] = None,
     gpus_per_model: Annotated[
-        float, typer.Option(min=0.05, help="share of a GPU; 0.5 puts two models on one")
-    ] = 1.0,
+        float | None, typer.Option(min=0.05, help="share of a GPU; 0.5 puts two models on one")
+    ] = None,
     loaders: Annotated[int | None, typer.Option(min=1, help="tasks that fetch and decode at once")] = None,
     fetches: Annotated[int, typer.Option(min=1, help="files that each of them fetches at once")] = 16,
     shard_size: Annotated[

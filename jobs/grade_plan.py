@@ -17,6 +17,9 @@ _MAX_SHARD_BYTES = 256 * 2**20
 # Threads of one model wait for each other whenever something else runs, and models do not. But each takes
 # memory, so a large node has not one for every core.
 _MODELS_A_NODE = 8
+# Of a GPU, for each model: one computes while the other copies, words answers and commits them. On an H200
+# two graded 1.7 times what one did (docs/grading.md).
+_GPU_SHARE = 0.5
 # Shards decoded ahead of each model: enough that it never waits, few enough that memory is bounded.
 _AHEAD = 6
 
@@ -28,7 +31,7 @@ class PoolOptions:
     Args:
         models: fewest and most model actors at once.
         cpus_per_model: cores of each model's forward pass; of its actor beside a GPU.
-        gpus_per_model: share of a GPU; two models on one GPU overlap one's copies with the other's work.
+        gpus_per_model: share of a GPU.
         loaders: tasks that fetch and decode at once.
         fetches: requests at once of each of these.
         shard_size: photographs that are committed together.
@@ -36,7 +39,7 @@ class PoolOptions:
 
     models: tuple[int, int] | None = None
     cpus_per_model: int | None = None
-    gpus_per_model: float = 1.0
+    gpus_per_model: float | None = None
     loaders: int | None = None
     fetches: int = 16
     shard_size: int | None = None
@@ -80,10 +83,11 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
     device: Hardware = "cuda" if on_gpu else "cpu"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
     cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
-    fit = _fitting(cluster, cpus, pool.gpus_per_model if on_gpu else 0)
+    gpus = _gpus(cluster, pool) if on_gpu else 0
+    fit = _fitting(cluster, cpus, gpus)
     low, high = pool.models or (max(1, fit), max(1, fit))
     if low > fit:
-        size = f"{cpus} CPUs" + (f" and {pool.gpus_per_model:g} GPUs" if on_gpu else "")
+        size = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
         raise UserError(
             f"the cluster has room for {fit} models of {size} beside the tasks that load for them, not for "
             f"{low}: it has {cluster.cpus} CPUs and {cluster.gpus} GPUs; use --models and --cpus-per-model, "
@@ -101,13 +105,20 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         device=device,
         models=(low, high),
         cpus_per_model=cpus,
-        gpus_per_model=pool.gpus_per_model if on_gpu else 0,
+        gpus_per_model=gpus,
         batch_size=model.batch_size,
         loaders=loaders,
         fetches=pool.fetches,
         shard_size=shard,
         store_bytes=shard * pixels * (_AHEAD * high + loaders),
     )
+
+
+def _gpus(cluster: Cluster, pool: PoolOptions) -> float:
+    """Of each model. Fewer models than GPUs get one each: Ray would put two of a half on the same."""
+    if pool.gpus_per_model:
+        return pool.gpus_per_model
+    return 1 if pool.models and pool.models[1] <= cluster.gpus else _GPU_SHARE
 
 
 def _fitting(cluster: Cluster, cpus: int, gpus: float) -> int:

@@ -24,7 +24,7 @@ def plan(bundle):
 
 @pytest.mark.parametrize(
     ("cluster", "models", "cpus", "loaders"),
-    [(LAPTOP, 2, 1, 2), (TWO_CPUS, 1, 1, 1), (FOUR_NODES, 28, 2, 7), (EIGHT_GPUS, 8, 1, 119)],
+    [(LAPTOP, 2, 1, 2), (TWO_CPUS, 1, 1, 1), (FOUR_NODES, 28, 2, 7), (EIGHT_GPUS, 16, 1, 111)],
 )
 def test_models_and_loading_tasks_fit_beside_each_other(plan, cluster, models, cpus, loaders):
     chosen = plan(cluster)
@@ -33,10 +33,19 @@ def test_models_and_loading_tasks_fit_beside_each_other(plan, cluster, models, c
     assert chosen.shard_size == (512 if cluster.gpus else 128)
 
 
-def test_two_models_share_a_gpu_when_asked(plan):
-    chosen = plan(EIGHT_GPUS, gpus_per_model=0.5)
-    assert chosen.models == (16, 16)
-    assert "each 1 CPU and 0.5 GPU" in str(chosen)
+@pytest.mark.parametrize(
+    ("pool", "models", "share"),
+    [
+        ({}, 16, 0.5),
+        ({"gpus_per_model": 1}, 8, 1),
+        ({"gpus_per_model": 0.25}, 32, 0.25),
+        ({"models": (4, 8)}, 8, 1),
+    ],
+)
+def test_two_models_share_a_gpu_unless_something_else_is_asked(plan, pool, models, share):
+    chosen = plan(EIGHT_GPUS, **pool)
+    assert chosen.models[1] == models
+    assert f"each 1 CPU and {share:g} GPU" in str(chosen)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +54,12 @@ def test_two_models_share_a_gpu_when_asked(plan):
         (Cluster(cpus=1, gpus=0, nodes=1, cores_per_node=1), {}),
         (TWO_CPUS, {"models": (2, 2)}),
         (FOUR_NODES, {"cpus_per_model": 32}),
-        (EIGHT_GPUS, {"models": (9, 12)}),
+        (EIGHT_GPUS, {"models": (17, 20)}),
         (Cluster(cpus=4, gpus=8, nodes=1, cores_per_node=4), {"models": (8, 8)}),
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_and_not_waited_for(plan, cluster, pool):
-    with pytest.raises(UserError, match="room for . models of .* use --models"):
+    with pytest.raises(UserError, match="room for .* models of .* use --models"):
         plan(cluster, **pool)
 
 
