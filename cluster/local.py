@@ -107,6 +107,8 @@ def _start() -> None:
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     # Which that would turn on as well, and only HAProxy makes use of.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
+    # What listens waits for no client for ever; serving/connections.py says how.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serving.connections:proxy_callback")
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")

@@ -19,6 +19,7 @@ from jobs.cli_options import (
     RuntimeOption,
     SetOption,
 )
+from jobs.keys_cli import keys
 from jobs.models_cli import models
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -359,17 +361,35 @@ def explain(
 @app.command()
 def serve(
     bundle: BundleArg,
-    host: Annotated[str, typer.Option(help="address to listen on; only loopback as yet")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address to listen on; beyond loopback with keys")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     runtime: RuntimeOption = "auto",
+    keys: Annotated[
+        str | None, typer.Option(help="file of `scalp keys new`; or SCALP_KEYS in the environment")
+    ] = None,
+    open_to_network: Annotated[
+        bool, typer.Option("--open-to-network-without-keys", help="answer everybody who reaches --host")
+    ] = False,
+    audit: Annotated[
+        str | None, typer.Option(help="folder for the audit log; without it there is none")
+    ] = None,
 ) -> None:
     """Answers photographs over HTTP, with a page at /."""
     from serving.app import serve as verb
+    from serving.audit import AuditSettings
+    from serving.keys import KeySettings
     from serving.settings import Settings
 
-    verb(bundle, host, port, Settings(device=device, precision=precision, runtime=runtime))
+    settings = Settings(
+        device=device,
+        precision=precision,
+        runtime=runtime,
+        keys=KeySettings(file=keys, open_to_network_without_keys=open_to_network),
+        audit=AuditSettings(folder=audit),
+    )
+    verb(bundle, host, port, settings)
 
 
 @app.command()

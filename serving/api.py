@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import ray.serve
@@ -10,9 +12,12 @@ from starlette.formparsers import MultiPartParser
 
 from scalp_core.errors import ImageError
 from serving import page, problems
+from serving.audit import AuditLog
 from serving.ingress import Ingress
-from serving.middleware import MAX_BODY_BYTES, Envelope
+from serving.limits import MAX_BODY_BYTES, Load
+from serving.middleware import install
 from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
+from serving.settings import Settings
 
 # No photograph is written to disk, not even to the form parser's temporary file.
 MultiPartParser.spool_max_size = MAX_BODY_BYTES
@@ -72,11 +77,22 @@ async def ready(replica: Replica) -> Health:
     return Health(status="ready")
 
 
-def create_api() -> FastAPI:
-    """The ASGI application of one replica."""
+def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAPI:
+    """The ASGI application of one replica.
+
+    Raises:
+        UserError: the keys cannot be read.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+        yield
+        if audit is not None:
+            audit.close()
+
     # FastAPI's own documentation pages load scripts from another host; /openapi.json stays.
-    api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None)
-    api.add_middleware(Envelope)
+    api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    install(api, settings, load, audit)
     api.include_router(router)
     api.include_router(page.router)
     problems.install(api)

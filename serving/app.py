@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import math
 import os
 import signal
@@ -24,10 +23,11 @@ from scalp_core.errors import UserError
 from scalp_core.predictor import Hardware, needed_part, resolve_device
 from scalp_core.registry import resolve
 from scalp_core.settings import parse_settings
-from serving.api import create_api
 from serving.explainer import Explainer
 from serving.grader import Grader
 from serving.ingress import Ingress
+from serving.keys import Keys
+from serving.network import check_address
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
@@ -57,7 +57,7 @@ def _application(settings: Settings, model: ModelSettings | None) -> ray_serve.A
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
     ingress = ray_serve.deployment(
-        ray_serve.ingress(create_api)(Ingress), **deployment_options(settings.ingress, settings), **common
+        ray_serve.ingress()(Ingress), **deployment_options(settings.ingress, settings), **common
     )
     if model:
         grader = grader.options(user_config=model.model_dump())
@@ -72,15 +72,16 @@ def start(bundle: str, host: str, port: int, settings: Settings | None = None) -
 
     Args:
         bundle: directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
-        host: loopback address to listen on.
+        host: address to listen on.
         port: to listen on.
         settings: of the endpoint; None fits the grader to the machine.
 
     Raises:
-        UserError: the bundle is damaged, or the address cannot be had.
+        UserError: the bundle is damaged, the keys cannot be read, or the address cannot be had.
     """
     settings = settings or Settings()
-    _check_address(host, port)
+    check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
+    _check_port(host, port)
     device = resolve_device(settings.device)
     # Pinned here: replicas that start later must not find another version.
     model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
@@ -143,12 +144,7 @@ def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
     return settings.model_copy(update={"grader": settings.grader.model_copy(update=own)})
 
 
-def _check_address(host: str, port: int) -> None:
-    if not _is_loopback(host):
-        raise UserError(
-            f"--host {host} is open to the network and the endpoint asks for no key yet; use 127.0.0.1 "
-            "behind a proxy that authenticates"
-        )
+def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -157,10 +153,3 @@ def _check_address(host: str, port: int) -> None:
         except OSError as error:
             reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
             raise UserError(f"port {port} of {host} {reason}; choose another one with --port") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

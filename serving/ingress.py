@@ -11,13 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray.exceptions
+from fastapi import FastAPI
+from ray import serve as ray_serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from scalp_core import explain, quality
-from scalp_core.errors import UserError
+from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
+from serving.audit import open_log
+from serving.backpressure import hold_back
 from serving.grader import Graded
+from serving.limits import Load
 from serving.problems import Refusal
 from serving.schemas import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
 from serving.settings import Settings
@@ -50,12 +55,21 @@ class Ingress:
     """
 
     def __init__(self, settings: Settings, grader: DeploymentHandle, explainer: DeploymentHandle) -> None:
+        hold_back()
         self._settings = settings
+        self.load = Load(settings.limits)
+        self.audit = open_log(settings.audit, ray_serve.get_replica_context().replica_id.unique_id)
         # By value over gRPC: by reference each photograph, above Ray's 100 KB, would pass through the store.
         self._grader = grader.options(_by_reference=False)
         self._explainer = explainer.options(_by_reference=False)
         self._preprocess: Preprocess | None = None
         self._seconds_each = 0.0
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve when the constructor is done."""
+        from serving.api import create_api  # whose routes need this class
+
+        return create_api(self._settings, self.load, self.audit)
 
     async def grade(self, data: bytes, heatmap: bool = False, of_grade: int | None = None) -> GradeResponse:
         """Grades the bytes of one photograph.
@@ -71,11 +85,18 @@ class Ingress:
         """
         try:
             async with asyncio.timeout(self._settings.answer_seconds):
-                return await self._answer(data, heatmap, of_grade)
+                answer = await self._answer(data, heatmap, of_grade)
         except TimeoutError:
             raise Refusal(
                 504, "too_slow", f"no answer within {self._settings.answer_seconds:g} s; try again"
             ) from None
+        except ImageError as error:
+            if self.audit is not None:
+                self.audit.refused(await asyncio.to_thread(_sha256, data), error.code)
+            raise
+        if self.audit is not None:
+            self.audit.graded(answer)
+        return answer
 
     async def _answer(self, data: bytes, heatmap: bool, of_grade: int | None) -> GradeResponse:
         photograph, graded = await self._graded(data)
@@ -105,6 +126,7 @@ class Ingress:
                 # Of the last few batches, for telling who is refused when to come again.
                 each = found.forward_seconds / found.batch_size
                 self._seconds_each += 0.2 * (each - self._seconds_each)
+                self.load.observe(each)
                 return photograph, found
             preprocess = found
         raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
@@ -154,4 +176,8 @@ def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
         ImageError: they cannot be decoded.
     """
     decoded = decode(data, preprocess)
-    return Photograph(hashlib.sha256(data).hexdigest(), decoded, quality.measure(decoded.pixels))
+    return Photograph(_sha256(data), decoded, quality.measure(decoded.pixels))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,18 +1,20 @@
-"""What holds for every request: a bounded body, safe headers, and no traceback in an answer."""
+"""What holds for every request: an id, safe headers, no traceback in an answer, a line in the access log."""
 
 from __future__ import annotations
 
 import logging
 
-from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
+from fastapi import FastAPI, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scalp_core.codecs import MAX_BYTES
-from serving.problems import Refusal, problem
-
-# The form around the photograph: boundaries and part headers.
-MAX_BODY_BYTES = MAX_BYTES + 64 * 1024
+from serving import visit
+from serving.audit import AuditLog
+from serving.gate import Gate
+from serving.keys import Keys
+from serving.limits import Bodies, Load
+from serving.problems import Refusal, problem, refusal_response
+from serving.settings import Settings
 
 HEADERS = {
     "Cache-Control": "no-store",  # answers are about people
@@ -20,62 +22,120 @@ HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": (
+        "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
+_REQUEST_ID = b"x-request-id"
 
 _log = logging.getLogger("ray.serve")
+# Its lines go where Ray Serve's go, whatever the level there.
+access_log = logging.getLogger("ray.serve.access")
+access_log.setLevel(logging.INFO)
 
 
 class Envelope:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the application.
+        audit: where requests are told; without one, nowhere.
+        access_log: whether there is a line for each.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        audit: AuditLog | None = None,
+        access_log: bool = False,
+    ) -> None:
         self._app = app
+        self._audit = audit
+        self._access_log = access_log
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+        self._names = {name for name, _ in self._headers}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        given = dict(scope["headers"]).get(_REQUEST_ID, b"")
+        request = visit.Visit(visit.request_id(given), scope["method"])
+        visit.begin(request)
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(HEADERS)
+                request.status = message["status"]
+                kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in self._names]
+                message["headers"] = kept + self._headers
+                if scope["scheme"] == "https":  # here, or at a proxy that uvicorn believes
+                    message["headers"].append(_HSTS)
+            else:
+                request.sent += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, _bounded(scope, receive), send_with_headers)
-        except Exception:
-            _log.exception("request failed")
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            request.problem = "client_gone"
+        except Exception as error:
             if started:
+                _log.exception("request failed")
                 raise
-            answer = problem(Request(scope), 500, "internal", "the server failed; its log has the reason")
+            answer = _refusal(error)
             await answer(scope, receive, send_with_headers)
+        finally:
+            request.route = getattr(scope.get("route"), "path", None)
+            if self._audit is not None:
+                self._audit.answered()
+            if self._access_log:
+                _tell(request)
 
 
-def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """`receive` that refuses a body above the limit: by its declared length at once, else as it comes in."""
-    declared = Headers(scope=scope).get("content-length", "")
-    taken = 0
-
-    async def bounded() -> Message:
-        nonlocal taken
-        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-            raise _too_large()
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > MAX_BODY_BYTES:
-            raise _too_large()
-        return message
-
-    return bounded
+def _refusal(error: Exception) -> Response:
+    if isinstance(error, Refusal):  # of a middleware; those of routes were answered by FastAPI
+        return refusal_response(error)
+    _log.error("request failed", exc_info=error)
+    return problem(500, "internal", "the server failed; its log has the reason")
 
 
-def _too_large() -> Refusal:
-    return Refusal(
-        413, "too_many_bytes", f"the request is too large; the limit of a photograph is {MAX_BYTES:,} bytes"
-    )
+def _tell(request: visit.Visit) -> None:
+    ms = request.ms
+    line = "%s %s %d %.1f ms"
+    fields = {
+        "method": request.method,
+        "route": request.route,
+        "status": request.status,
+        "ms": ms,
+        "bytes": request.sent,
+        "key": request.key,
+        "problem": request.problem,
+        "request_id": request.request_id,
+    }
+    access_log.info(line, request.method, request.route, request.status, ms, extra=fields)
+
+
+def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None = None) -> None:
+    """Puts all middleware around `api`.
+
+    Args:
+        api: the application of one replica.
+        settings: of the endpoint.
+        load: where it is counted what the replica is busy with.
+        audit: the log of `settings.audit`.
+
+    Raises:
+        UserError: the keys cannot be read.
+    """
+    # The last one added is the outermost.
+    api.add_middleware(Bodies, limits=settings.limits, load=load)
+    api.add_middleware(Gate, settings=settings.keys, keys=Keys(settings.keys))
+    api.add_middleware(Envelope, audit=audit, access_log=settings.access_log)

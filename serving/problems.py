@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from scalp_core.errors import ImageError
+from serving import visit
 from serving.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,33 +42,38 @@ def refuse_image(error: ImageError) -> Refusal:
     return Refusal(_STATUS_OF_IMAGE_CODE.get(error.code, _UNPROCESSABLE), error.code, error.message)
 
 
-def problem(request: Request, status: int, code: str, detail: str) -> Response:
-    """A problem response; `request` gives its id."""
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem response to the current request."""
+    request = visit.current()
+    request.problem = code
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,
-        request_id=request.headers.get("x-request-id", ""),
+        request_id=request.request_id,
     )
-    return Response(body.model_dump_json(), status, media_type=MEDIA_TYPE)
+    return Response(body.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def refusal_response(error: HTTPException) -> Response:
+    """The problem that a refusal, or what the router and the form parser raise, is."""
+    if isinstance(error, Refusal):
+        code, detail = error.code, error.detail
+    else:
+        code, detail = _ROUTER.get(error.status_code, ("bad_request", error.detail))
+    return problem(error.status_code, code, detail, error.headers)  # Allow, for a wrong method
 
 
 def install(api: FastAPI) -> None:
     """Makes every refusal of `api` a problem: its own, the router's and the form parser's."""
 
     @api.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refusal):
-            code, detail = error.code, error.detail
-        else:
-            code, detail = _ROUTER.get(error.status_code, ("bad_request", error.detail))
-        response = problem(request, error.status_code, code, detail)
-        response.headers.update(error.headers or {})  # Allow, for a wrong method
-        return response
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        return refusal_response(error)
 
     @api.exception_handler(RequestValidationError)
-    async def _validation(request: Request, error: RequestValidationError) -> Response:
+    async def _validation(_request: Request, error: RequestValidationError) -> Response:
         # Names the field only: FastAPI's own words would echo what was sent.
         names = {str(each["loc"][-1]) for each in error.errors()}
         if "file" in names:
@@ -74,4 +81,4 @@ def install(api: FastAPI) -> None:
         else:
             said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
             code, detail = "bad_field", f"{said}; /openapi.json describes the fields"
-        return problem(request, _UNPROCESSABLE, code, detail)
+        return problem(_UNPROCESSABLE, code, detail)

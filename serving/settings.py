@@ -7,6 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.predictor import Device, Precision, Runtime
+from serving.audit import AuditSettings
+from serving.keys import KeySettings
+from serving.limits import Limits
 
 
 class _Typed(BaseModel):
@@ -77,7 +80,7 @@ class Settings(_Typed):
         ge=1,
         description="CPU threads of a forward pass; None takes the grader's CPUs",
     )
-    ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=256, max_queued_requests=256)
+    ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=512, max_queued_requests=256)
     grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=64, max_queued_requests=64)
     explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
     haproxy: bool = Field(
@@ -95,6 +98,13 @@ class Settings(_Typed):
         20, gt=0, description="that one forward pass may take; a replica that takes longer is replaced"
     )
 
+    keys: KeySettings = KeySettings()
+    limits: Limits = Limits()
+    audit: AuditSettings = AuditSettings()
+    access_log: bool = Field(
+        False, description="a line for each request in Ray Serve's log; no paths, names, addresses or keys"
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.graceful_shutdown_seconds <= self.answer_seconds:
@@ -107,6 +117,12 @@ class Settings(_Typed):
             raise ValueError(
                 f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
                 f"({self.answer_seconds:g}), or requests fail before the replica that holds them is replaced"
+            )
+        admitted = self.limits.uploads + self.limits.in_flight
+        if admitted >= self.ingress.max_ongoing_requests:
+            raise ValueError(
+                f"uploads and in_flight of limits ({admitted} together) must be below max_ongoing_requests "
+                f"({self.ingress.max_ongoing_requests}) of the ingress, or Ray refuses before it can"
             )
         return self
 

@@ -38,8 +38,10 @@ from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
+from serving import connections
 
 SMALL = 64  # side of the model's input in tests, pixels
+CONNECTION_SECONDS = 2.0  # that the endpoint waits for the head of a request
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -> bytes:
@@ -120,6 +122,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def cluster(s3: S3Server) -> Cluster:
     """A local Ray, started after the credentials are in the environment that its workers inherit."""
+    os.environ[connections.VARIABLE] = str(CONNECTION_SECONDS)
     return connect()
 
 

@@ -1,0 +1,204 @@
+"""How much a replica takes in at once: bodies that are bounded in bytes and time, requests in number."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scalp_core.codecs import MAX_BYTES
+from serving.problems import Refusal
+
+# The form around a photograph: boundaries and part headers.
+FORM_BYTES = 64 * 1024
+MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
+
+_MIB = 2**20
+_LONGEST_RETRY_S = 60
+_REMEMBERED = 0.95  # of the measured seconds per photograph, when a new measurement comes
+
+
+class Limits(BaseModel):
+    """What a replica of the ingress takes in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grade_bytes: int = Field(
+        MAX_BODY_BYTES, ge=1, description="of a request with one photograph, in its form"
+    )
+    batch_bytes: int = Field(1024 * _MIB, ge=1, description="of a request with many photographs")
+    other_bytes: int = Field(64 * 1024, ge=1, description="of any other request")
+    grade_seconds: float = Field(60, gt=0, description="that the body of one photograph may keep us waiting")
+    batch_seconds: float = Field(1800, gt=0, description="that the body of many may keep us waiting")
+    grace_seconds: float = Field(
+        10, gt=0, description="that any body may keep us waiting; each `min_bytes_per_s` bytes give one more"
+    )
+    min_bytes_per_s: int = Field(4096, ge=1, description="slowest body that is waited for, after the grace")
+    uploads: int = Field(256, ge=1, description="requests whose body is coming in; more are refused unread")
+    in_flight: int = Field(
+        128,
+        ge=1,
+        description="requests whose body is here, before they are answered; more are refused unread",
+    )
+    held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one photograph that are here")
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> Limits:
+        if self.held_bytes < self.grade_bytes:
+            raise ValueError(f"held_bytes ({self.held_bytes}) is below grade_bytes ({self.grade_bytes})")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Of the body of one path."""
+
+    bytes: int
+    seconds: float
+    held: bool  # in memory, whole; else it is read in passing
+
+
+class Load:
+    """What the replica is busy with. Counted by `Bodies`; the rate is measured by who grades.
+
+    Args:
+        limits: that it is held against.
+        seconds_per_photograph: a first guess.
+    """
+
+    def __init__(self, limits: Limits, seconds_per_photograph: float = 0.05) -> None:
+        self._limits = limits
+        self._seconds = seconds_per_photograph
+        self.uploads = 0
+        self.in_flight = 0
+        self.held_bytes = 0
+
+    def observe(self, seconds_per_photograph: float) -> None:
+        """Takes in a measurement: seconds from one finished photograph to the next, under load."""
+        self._seconds = _REMEMBERED * self._seconds + (1 - _REMEMBERED) * seconds_per_photograph
+
+    def retry_after(self) -> int:
+        """Whole seconds until what is here will be done."""
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(self.in_flight * self._seconds)))
+
+    def check(self) -> None:
+        """Refuses one more request when there are enough."""
+        if self.in_flight >= self._limits.in_flight or self.uploads >= self._limits.uploads:
+            raise self._overloaded()
+
+    def hold(self, size: int) -> None:
+        """Counts bytes that came in, and refuses them when there are enough."""
+        self.held_bytes += size
+        if self.held_bytes > self._limits.held_bytes:
+            raise self._overloaded()
+
+    def _overloaded(self) -> Refusal:
+        wait = self.retry_after()
+        return Refusal(
+            503,
+            "overloaded",
+            f"too many requests are waiting; try again in {wait} s",
+            {"Retry-After": str(wait)},
+        )
+
+
+class Bodies:
+    """ASGI middleware: refuses requests when there are enough, and bodies that are too large or too slow.
+
+    Requests without a body of their own pass: they cost nothing.
+
+    Args:
+        app: what it protects.
+        limits: what is taken in.
+        load: where it is counted.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, load: Load) -> None:
+        self._app = app
+        self._limits = limits
+        self._load = load
+        self._other = _Bounds(limits.other_bytes, limits.grade_seconds, held=True)
+        self._by_path = {
+            "/v1/grade": _Bounds(limits.grade_bytes, limits.grade_seconds, held=True),
+            "/v1/grade/batch": _Bounds(limits.batch_bytes, limits.batch_seconds, held=False),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        bounds = self._by_path.get(path, self._other)
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > bounds.bytes:
+            raise _too_large(bounds)
+        self._load.check()
+        body = _Body(receive, bounds, self._limits, self._load)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            body.close()
+
+
+class _Body:
+    """The body of one request, as it comes in."""
+
+    def __init__(self, receive: Receive, bounds: _Bounds, limits: Limits, load: Load) -> None:
+        self._receive = receive
+        self._bounds = bounds
+        self._limits = limits
+        self._load = load
+        self._taken = 0  # bytes
+        self._waited = 0.0  # seconds in which the client was awaited; not those in which we were busy
+        self._whole = False
+        load.uploads += 1
+
+    def close(self) -> None:
+        """The request is over."""
+        if self._whole:
+            self._load.in_flight -= 1
+        else:
+            self._load.uploads -= 1
+        if self._bounds.held:
+            self._load.held_bytes -= self._taken
+
+    async def receive(self) -> Message:
+        """The next piece of it."""
+        if self._whole:
+            return await self._receive()  # which tells when the client goes away
+        message = await self._next()
+        size = len(message.get("body", b""))
+        self._taken += size
+        if self._bounds.held:
+            self._load.hold(size)
+        if self._taken > self._bounds.bytes:
+            raise _too_large(self._bounds)
+        if not message.get("more_body", False):
+            self._whole = True
+            self._load.uploads -= 1
+            self._load.in_flight += 1
+        return message
+
+    async def _next(self) -> Message:
+        earned = self._limits.grace_seconds + self._taken / self._limits.min_bytes_per_s
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(min(self._bounds.seconds, earned) - self._waited):
+                return await self._receive()
+        except TimeoutError:
+            raise Refusal(
+                408,
+                "slow_body",
+                f"the body stopped after {self._taken:,} bytes; it must come at "
+                f"{self._limits.min_bytes_per_s:,} bytes/s or more, and within {self._bounds.seconds:g} s",
+            ) from None
+        finally:
+            self._waited += asyncio.get_running_loop().time() - began
+
+
+def _too_large(bounds: _Bounds) -> Refusal:
+    what = f"a photograph is {MAX_BYTES:,}" if bounds.bytes == MAX_BODY_BYTES else f"it is {bounds.bytes:,}"
+    return Refusal(413, "too_many_bytes", f"the request is too large; the limit of {what} bytes")

@@ -1,0 +1,161 @@
+"""The audit log of the endpoint: what it tells, what it does not, and how its files come and go."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scalp_core.errors import UserError
+from serving import audit as audit_module
+from serving import visit
+from serving.audit import AuditLog, AuditSettings, open_log
+from serving.schemas import GradeResponse
+
+ANSWER = GradeResponse(
+    image_id="ab",
+    sha256="ab" * 32,
+    grade=2,
+    grade_name="moderate",
+    probabilities=[0.1, 0.2, 0.3, 0.4],
+    expected_severity=2.0,
+    grade_set=[2, 3],
+    unlikeness=None,
+    refer=True,
+    refer_reasons=["doubtful"],
+    notes=[],
+    model_version="m-1",
+    graded_at=datetime.now(UTC),
+)
+
+
+def lines(folder: Path) -> list[dict]:
+    files = sorted(folder.glob("audit-*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def request_of_ann():
+    request = visit.Visit("visit-7", "POST", key="ann", owes_audit=True)
+    visit.begin(request)
+    yield request
+    visit.begin(visit.Visit(""))
+
+
+def test_a_line_tells_what_was_asked_and_answered(tmp_path, request_of_ann):
+    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "Ingress#x/1")
+    log.graded(ANSWER)
+    log.refused("cd" * 32, "truncated")
+    log.answered()  # its photographs have their lines
+    log.close()
+    graded, refused = lines(tmp_path / "audit")
+    assert abs(datetime.fromisoformat(graded.pop("time")).timestamp() - time.time()) < 60
+    assert graded.pop("ms") >= 0
+    assert graded == {
+        "request_id": "visit-7",
+        "key": "ann",
+        "sha256": "ab" * 32,
+        "model_version": "m-1",
+        "grade": 2,
+        "probabilities": [0.1, 0.2, 0.3, 0.4],
+        "refer": True,
+        "refer_reasons": ["doubtful"],
+    }
+    assert (refused["sha256"], refused["problem"]) == ("cd" * 32, "truncated")
+
+
+def test_a_request_without_a_photograph_has_one_line_and_one_that_was_kept_out_none(tmp_path, request_of_ann):
+    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
+    request_of_ann.problem, request_of_ann.status = "no_file", 422
+    log.answered()
+    log.answered()
+    visit.begin(visit.Visit("kept-out", "POST", problem="wrong_key"))
+    log.answered()
+    log.close()
+    (line,) = lines(tmp_path / "audit")
+    assert (line["request_id"], line["status"], line["problem"], line["sha256"]) == (
+        "visit-7",
+        422,
+        "no_file",
+        None,
+    )
+
+
+def test_nobody_else_may_look(tmp_path, request_of_ann):
+    folder = tmp_path / "made" / "audit"
+    log = AuditLog(AuditSettings(folder=str(folder)), "r")
+    log.graded(ANSWER)
+    log.close()
+    (file,) = folder.iterdir()
+    assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+    folder.chmod(0o750)
+    with pytest.raises(UserError, match=f"chmod 700 {folder}"):
+        AuditLog(AuditSettings(folder=str(folder)), "r")
+    with pytest.raises(UserError, match="cannot be kept"):
+        AuditLog(AuditSettings(folder=str(file)), "r")
+
+
+def test_files_follow_each_other_by_size_and_no_line_is_lost(tmp_path, request_of_ann):
+    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit"), max_bytes=1000), "r")
+    for number in range(40):
+        log.refused(str(number), "empty")
+    log.close()
+    assert [line["sha256"] for line in lines(tmp_path / "audit")] == [str(number) for number in range(40)]
+    sizes = [file.stat().st_size for file in sorted((tmp_path / "audit").iterdir())]
+    assert len(sizes) > 4 and all(1000 <= size < 1400 for size in sizes[:-1])
+
+
+def test_files_follow_each_other_by_age_and_old_ones_go_only_when_told(tmp_path, request_of_ann, monkeypatch):
+    folder, now = tmp_path / "audit", time.time()
+    monkeypatch.setattr(audit_module, "time", SimpleNamespace(time=lambda: now))
+
+    def write(hours: float, **settings: object) -> int:
+        """Files there are after a line by a replica that has been there for so long."""
+        nonlocal now
+        now += 1
+        log = AuditLog(AuditSettings(folder=str(folder), max_hours=1, **settings), "r")
+        log.refused("first", "empty")
+        log._listener.stop()
+        now += hours * 3600
+        log._listener.start()
+        log.refused("second", "empty")
+        log.close()
+        return len(list(folder.iterdir()))
+
+    assert write(0.5) == 1
+    assert [write(1.5) for _ in range(3)] == [3, 5, 7]
+    foreign = folder / "notes.txt"
+    foreign.write_text("not ours")
+    assert write(1.5, keep=4) == 4 + 1
+    assert foreign.exists()
+    now += 0.001
+    assert write(0.9, keep=1) == 4 + 2  # another replica may write to a young file still
+
+
+def test_replicas_do_not_share_a_file(tmp_path, request_of_ann):
+    logs = [AuditLog(AuditSettings(folder=str(tmp_path / "audit")), name) for name in ("one", "two")]
+    for log in logs:
+        log.refused("x", "empty")
+        log.close()
+    assert len(list((tmp_path / "audit").iterdir())) == 2
+
+
+def test_a_full_disk_is_logged_and_refuses_nobody(tmp_path, request_of_ann, monkeypatch, caplog):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
+    monkeypatch.setattr(audit_module.os, "open", full)
+    for _ in range(50):
+        log.graded(ANSWER)
+    log.close()
+    (record,) = caplog.records  # once in a while, not for each line
+    assert "lines of the audit log were lost" in record.message and "No space left" in record.message
+
+
+def test_without_a_folder_there_is_none():
+    assert open_log(AuditSettings(), "r") is None
