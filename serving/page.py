@@ -1,30 +1,29 @@
-"""The page at `/` and its two files; it needs no build step and asks no other host for anything."""
+"""The page at `/` and its files below `/page/`; there is no build step, and it asks no other host."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse
 
 router = APIRouter(include_in_schema=False)
 
-_HERE = Path(__file__).parent
+_WEB = Path(__file__).parent / "web"
+_TYPES = {".css": "text/css", ".js": "text/javascript"}
+# Listed once: what is asked for is looked up here and never becomes a path.
+_FILES = {path.name: path for path in _WEB.iterdir() if path.suffix in _TYPES}
 
 
 @router.get("/")
 async def page() -> FileResponse:
-    """Choose or drop a photograph, see its grade."""
-    return FileResponse(_HERE / "page.html")
+    """Choose, drop or take photographs, see their grades, compare two."""
+    return FileResponse(_WEB / "page.html")
 
 
-@router.get("/page.css")
-async def style() -> FileResponse:
-    """How the page looks."""
-    return FileResponse(_HERE / "page.css")
-
-
-@router.get("/page.js")
-async def script() -> FileResponse:
-    """What the page does."""
-    return FileResponse(_HERE / "page.js", media_type="text/javascript")
+@router.get("/page/{name}")
+async def file(name: str) -> FileResponse:
+    """A style sheet or script of the page."""
+    if name not in _FILES:
+        raise HTTPException(404)
+    return FileResponse(_FILES[name], media_type=_TYPES[_FILES[name].suffix])

@@ -72,6 +72,27 @@ def bench_bulk(
     verb(out, BulkOptions(device, bundle, photographs, size, rounds, daft))
 
 
+@bench.command("serve")
+def bench_serve(
+    out: BenchOutOption = "runs/bench/serve",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="a trained one; without it random weights, which are as fast")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input of random weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="turns that each server gets at each load")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.5, help="that a turn counts")] = 5,
+    share: Annotated[
+        float, typer.Option(min=0.05, max=1, help="of its capacity, offered in the open loops")
+    ] = 0.7,
+) -> None:
+    """The endpoint beside LitServe and plain FastAPI, on loopback; takes some twelve minutes."""
+    from jobs.bench.serve import ServeOptions
+    from jobs.bench.serve import bench_serve as verb
+
+    verb(out, ServeOptions(device, bundle, size, rounds=rounds, seconds=seconds, share=share))
+
+
 @bench.command("scale")
 def bench_scale(
     out: BenchOutOption = "runs/bench/scale",

@@ -59,7 +59,7 @@ def _decoders(spec: Preprocess) -> dict[str, Decoder]:
     decoders: dict[str, Decoder] = {
         "Pillow, all pixels": partial(plain, size=spec.size),
         "Pillow, draft": partial(_pillow_draft, size=spec.size),
-        "torchvision": partial(_torchvision, size=spec.size),
+        "torchvision": partial(torchvision, size=spec.size),
     }
     if importlib.util.find_spec("cv2"):  # not installed by us; beside the others for who has it
         decoders["OpenCV, halved"] = partial(_opencv, size=spec.size)
@@ -72,7 +72,8 @@ def _pillow_draft(data: bytes, size: int) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _torchvision(data: bytes, size: int) -> np.ndarray:
+def torchvision(data: bytes, size: int) -> np.ndarray:
+    """By PyTorch's own library, all pixels."""
     import torch
     from torchvision.io import decode_jpeg
     from torchvision.transforms.v2 import functional

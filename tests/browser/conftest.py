@@ -1,12 +1,19 @@
-"""A real browser, that asks nobody for anything by itself."""
+"""A real browser, that asks nobody for anything by itself, and the real endpoint."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from cluster.local import Cluster
+from serving import app
+from serving.settings import Settings
+from tests.conftest import free_port
 
 DESKTOP = {"width": 1200, "height": 860}
 PHONE = {"width": 390, "height": 844}
@@ -20,6 +27,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 ]
 
 
@@ -32,3 +41,45 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def origin(bundle: Path, cluster: Cluster) -> Iterator[str]:
+    port = free_port()
+    app.start(str(bundle), "127.0.0.1", port, Settings(device="cpu"))
+    yield f"http://127.0.0.1:{port}"
+    app.stop()
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, origin: str) -> Iterator[Visit]:
+    """Opens the page; afterwards, that it asked no other host and that its console has no error.
+
+    `prepare` is given the page before it is opened; all else goes to the browser's context.
+    """
+    contexts: list[BrowserContext] = []
+    requests: list[str] = []
+    errors: list[str] = []
+
+    def open_page(prepare: Callable[[Page], Any] | None = None, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        if prepare:
+            prepare(page)
+        page.goto(origin)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    own = (f"{origin}/", f"blob:{origin}/", "data:")
+    assert [url for url in requests if not url.startswith(own)] == []
+    # A refusal is a 4xx or 5xx answer, which the browser itself reports in the console.
+    assert [error for error in errors if "the server responded with a status of" not in error] == []

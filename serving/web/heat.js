@@ -1,0 +1,99 @@
+/** Where the model looked, laid over the selected photograph. */
+
+import { element, note } from "./dom.js";
+import { send } from "./grading.js";
+import { gradeName, problemWords, say } from "./words.js";
+
+const show = element("heat-show");
+const choice = element("heat-grade");
+const opacity = element("heat-opacity");
+const heat = element("heat");
+
+let photograph = null;  // the graded one that is shown, or null
+let pending = new AbortController();
+
+export function setUp() {
+  show.addEventListener("change", update);
+  choice.addEventListener("change", update);
+  opacity.addEventListener("input", () => { heat.style.opacity = opacity.value / 100; });
+  heat.style.opacity = opacity.value / 100;
+}
+
+/** Takes the photograph whose heat may be asked for; null where the page shows none. */
+export function heatOf(shown) {
+  photograph = shown;
+  element("heat-controls").hidden = !photograph;
+  if (photograph) nameGrades(photograph.model);
+  update();
+}
+
+function nameGrades(model) {
+  const kept = choice.value;
+  choice.replaceChildren(
+    new Option(say("heat.likeliest"), ""),
+    ...model.grades.map(({ grade }) => new Option(gradeName(model, grade), grade)),
+  );
+  choice.value = kept;
+}
+
+async function update() {
+  pending.abort();
+  pending = new AbortController();
+  const { signal } = pending;
+  heat.hidden = true;
+  element("heat-settings").hidden = !show.checked;
+  note("heat-note", "");
+  if (!photograph || !show.checked) return;
+  const grade = choice.value === "" ? photograph.answer.grade : Number(choice.value);
+  try {
+    const picture = await heatFor(photograph, grade, signal);
+    if (signal.aborted) return;
+    if (picture) await lay(picture, grade, signal);
+    else note("heat-note", say("heat.not-there"));
+  } catch (error) {
+    if (!signal.aborted) note("heat-note", say("heat.failed", { reason: problemWords(error) }));
+  }
+}
+
+/** The heatmap as a data URL, fetched once; undefined of a server that makes none. */
+async function heatFor(of, grade, signal) {
+  if (!of.heats.has(grade)) {
+    note("heat-note", say("heat.busy"));
+    const onWait = (wait) => note("heat-note", say(wait ? "wait" : "heat.busy", wait ?? {}));
+    const answer = await send(of, { heatmap: true, heatmap_grade: grade }, signal, onWait);
+    if (answer.heatmap) of.heats.set(grade, `data:image/png;base64,${answer.heatmap.png}`);
+  }
+  return of.heats.get(grade);
+}
+
+async function lay(picture, grade, signal) {
+  const { naturalWidth: width, naturalHeight: height } = element("photograph");
+  const name = gradeName(photograph.model, grade);
+  heat.src = picture;
+  heat.alt = say("heat.alt", { grade: name });
+  await heat.decode();
+  signal.throwIfAborted();
+  for (const [side, share] of Object.entries(placeOf(width / height, photograph.model.preprocess.resize))) {
+    heat.style[side] = `${100 * share}%`;
+  }
+  heat.hidden = false;
+  note("heat-note", isBlank(heat) ? say("heat.none", { grade: name }) : "");
+}
+
+/** Where the model's square lies on a photograph of this width by height, in shares of its sides. */
+export function placeOf(ratio, resize) {
+  const [width, height] = {
+    squash: [1, 1],
+    crop: [Math.min(1, 1 / ratio), Math.min(1, ratio)],
+    pad: [Math.max(1, 1 / ratio), Math.max(1, ratio)],
+  }[resize];
+  return { width, height, left: (1 - width) / 2, top: (1 - height) / 2 };
+}
+
+function isBlank(image) {
+  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+  return data.every((value, index) => index % 4 !== 3 || value === 0);
+}

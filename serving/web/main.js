@@ -1,0 +1,167 @@
+/** Puts the parts of the page together. */
+
+import { askWith } from "./api.js";
+import * as camera from "./camera.js";
+import * as compare from "./compare.js";
+import { announce, element, note } from "./dom.js";
+import * as gallery from "./gallery.js";
+import { add, events, modelOf, photographs, progress, remove, retry, withStatus } from "./grading.js";
+import * as heat from "./heat.js";
+import * as result from "./result.js";
+import { csv, save } from "./table.js";
+import { gradeName, language, problemWords, say, setLanguage, translate } from "./words.js";
+
+function take(files) {
+  const [first] = add(files);
+  if (first) gallery.select(first);
+}
+
+// --- one language, or the other -----------------------------------------------------------------------------
+
+function speak() {
+  document.documentElement.lang = language;
+  document.title = say("title");
+  translate(document);
+  for (const button of document.querySelectorAll("[data-language]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.language === language));
+  }
+  gallery.translateAll();
+  result.show(gallery.selected);
+  compare.refresh();
+  showState();
+  showModel();
+}
+
+async function showModel() {
+  try {
+    const { model_version: version, precision, device } = await modelOf();
+    element("model").textContent = say("model", { version, precision, device });
+  } catch (error) {
+    element("model").textContent = say("model.unknown", { reason: problemWords(error) });
+  }
+}
+
+// --- how far it is ------------------------------------------------------------------------------------------
+
+function showState() {
+  const { done, total } = progress();
+  element("progress").hidden = done === total;
+  element("progress-text").textContent = say("progress", { done, total });
+  Object.assign(element("progress-bar"), { max: total || 1, value: done });
+
+  const wait = photographs.find((each) => each.wait)?.wait;
+  note("wait", wait ? say("wait", wait) : "");
+  note("summary", photographs.length ? summary() : "");
+
+  const [graded, failed] = [withStatus("graded").length, withStatus("failed").length];
+  document.body.classList.toggle("has-photographs", photographs.length > 0);
+  element("gallery-actions").hidden = !photographs.length;
+  element("retry-failed").hidden = !failed;
+  element("compare-two").hidden = graded < 2;
+  element("compare-this").hidden = graded < 2 || gallery.selected?.status !== "graded";
+  element("csv").hidden = !(graded + failed);
+}
+
+function summary() {
+  const graded = withStatus("graded");
+  const counts = new Map();  // by the grades' names, in the grades' order
+  for (const { model, answer } of graded.toSorted((one, other) => one.answer.grade - other.answer.grade)) {
+    const name = gradeName(model, answer.grade);
+    counts.set(name, (counts.get(name) ?? 0) + 1);
+  }
+  const grades = [...counts].map(([name, count]) => `${name} ${count}`).join(", ");
+  const [refer, failed] = [graded.filter(({ answer }) => answer.refer).length, withStatus("failed").length];
+  return [
+    `${[say("summary", { count: photographs.length }), grades].filter(Boolean).join(": ")}.`,
+    refer && say("summary.refer", { count: refer }),
+    failed && say("summary.failed", { count: failed }),
+  ].filter(Boolean).join(" ");
+}
+
+let isDue = false;
+
+/** Shows the state once for all that changes together: a hundred photographs are one change. */
+function showStateSoon() {
+  if (isDue) return;
+  isDue = true;
+  queueMicrotask(() => {
+    isDue = false;
+    showState();
+  });
+}
+
+events.addEventListener("changed", ({ detail: photograph }) => {
+  if (photograph === gallery.selected) result.show(photograph);
+  showStateSoon();
+});
+events.addEventListener("removed", showStateSoon);
+events.addEventListener("idle", ({ detail: batch }) => {
+  announce(batch.length === 1 ? result.inOneLine(batch[0]) : say("finished", { summary: summary() }));
+  showState();
+});
+
+// --- the access key -----------------------------------------------------------------------------------------
+
+askWith(({ code }) => {
+  const form = element("key");
+  form.hidden = false;
+  element("key-problem").hidden = code !== "wrong_key";
+  element("key-field").focus();
+  return new Promise((resolve) => {
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      form.hidden = true;
+      resolve(element("key-field").value);
+      form.reset();
+    };
+  });
+});
+
+// --- what a person can do -----------------------------------------------------------------------------------
+
+element("file").addEventListener("change", ({ target }) => {
+  take(target.files);
+  target.value = "";  // so that the same file can be chosen again
+});
+
+// The whole page takes a drop: beside the field, the browser would leave the page for the file.
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    element("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") take(event.dataTransfer.files);
+  });
+}
+
+for (const button of document.querySelectorAll("[data-language]")) {
+  button.addEventListener("click", () => {
+    setLanguage(button.dataset.language);
+    speak();
+  });
+}
+
+element("retry").addEventListener("click", () => retry([gallery.selected]));
+element("retry-failed").addEventListener("click", () => retry(withStatus("failed")));
+element("compare-two").addEventListener("click", () => compare.open());
+element("compare-this").addEventListener("click", () => compare.open(gallery.selected));
+element("csv").addEventListener("click", () => save(csv(withStatus("graded", "failed")), "scalp-results.csv"));
+element("remove").addEventListener("click", () => {
+  const { name } = gallery.selected;
+  remove(gallery.selected);
+  announce(say("removed", { name }));
+  element(gallery.selected ? "remove" : "file").focus();
+});
+element("remove-all").addEventListener("click", () => {
+  if (!confirm(say("remove-all.sure", { count: photographs.length }))) return;
+  for (const photograph of [...photographs]) remove(photograph);
+  element("file").focus();
+});
+
+gallery.setUp((photograph) => {
+  result.show(photograph);
+  showState();
+});
+camera.setUp(take);
+compare.setUp();
+heat.setUp();
+speak();

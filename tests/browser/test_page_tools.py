@@ -1,0 +1,190 @@
+"""What the page does beside grading: heat, comparison, camera; and that everyone can use it."""
+
+from __future__ import annotations
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, Response, Route, expect
+
+from scalp_core.grades import GRADE_NAMES
+from tests.browser.conftest import DESKTOP, PHONE
+from tests.browser.steps import answer_of, changed, choose, photograph, refuse, scrolls_sideways
+from tests.conftest import jpeg
+
+
+def boxes(page: Page) -> tuple[dict[str, float], dict[str, float]]:
+    """Where the photograph and where the heat lie."""
+    return tuple(
+        page.locator(name).evaluate("(e) => e.getBoundingClientRect().toJSON()")
+        for name in ("#view", "#heat")
+    )
+
+
+def test_heat_is_laid_over_the_photograph(visit, origin, tmp_path):
+    page = visit()
+    answers: list[Response] = []
+    page.on("response", lambda response: answers.append(response) if "grade" in response.url else None)
+    data = jpeg(3)
+    choose(page, photograph(data))
+    page.get_by_label("Show where the model looked").check()
+    expect(page.locator("#heat")).to_be_visible()
+    expect(page.get_by_text("not where the lesion is")).to_be_visible()
+    view, heat = boxes(page)
+    assert heat == view  # squash: the square is the whole photograph
+    likeliest = answer_of(origin, data)
+    alt = "Heat for the grade {}, over the photograph"
+    expect(page.locator("#heat")).to_have_attribute("alt", alt.format(likeliest["grade_name"]))
+    page.get_by_label("Opacity").fill("20")
+    expect(page.locator("#heat")).to_have_css("opacity", "0.2")
+    other = (likeliest["grade"] + 1) % 4
+    page.get_by_label("Heat for").select_option(GRADE_NAMES[other])
+    expect(page.locator("#heat")).to_have_attribute("alt", alt.format(GRADE_NAMES[other]))
+    expect(page.locator("#heat")).to_be_visible()
+    page.get_by_label("Heat for").select_option("likeliest grade")
+    expect(page.locator("#heat")).to_be_visible()
+    grades = [answer.json().get("heatmap", {}).get("grade") for answer in answers]
+    assert grades == [None, likeliest["grade"], other]  # the likeliest one's was kept
+    page.screenshot(path=tmp_path / "heat.png", full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("resize", "width", "height"), [("crop", 3 / 4, 1), ("pad", 1, 4 / 3)], ids=["crop", "pad"]
+)
+def test_heat_lies_where_the_model_saw_the_photograph(visit, origin, resize, width, height):
+    model = {"size": 64, "resize": resize, "mean": [0.5] * 3, "std": [0.5] * 3}
+    page = visit(lambda page: page.route("**/v1/model", changed(preprocess=model)))
+    choose(page, photograph(jpeg(3)))
+    page.get_by_label("Show where the model looked").check()
+    expect(page.locator("#heat")).to_be_visible()
+    view, heat = boxes(page)
+    assert heat["width"] == pytest.approx(width * view["width"], abs=1)
+    assert heat["height"] == pytest.approx(height * view["height"], abs=1)
+    for low, high in (("left", "right"), ("top", "bottom")):
+        assert heat[low] + heat[high] == pytest.approx(view[low] + view[high], abs=1)  # same middle
+
+
+def test_no_heat_is_said_in_words(visit):
+    page = visit()
+    choose(page, photograph(jpeg(3)))
+    page.route("**/v1/grade", changed(heatmap=None))
+    page.get_by_label("Show where the model looked").check()
+    expect(page.get_by_text("This server does not make heatmaps.")).to_be_visible()
+    page.unroute("**/v1/grade")
+    page.route("**/v1/grade", refuse(422, "no_heatmap"))
+    page.get_by_label("Heat for").select_option("mild")
+    expect(page.get_by_text("No heatmap. A model of this architecture cannot show")).to_be_visible()
+
+
+def graded_as(grade: int, severity: float, **fields: object) -> dict[str, object]:
+    return {"grade": grade, "expected_severity": severity, "grade_set": [grade], "refer": False} | fields
+
+
+def test_two_photographs_are_compared(visit, tmp_path):
+    page = visit()
+    answers = [graded_as(2, 2.31), graded_as(1, 0.87, refer=True), graded_as(1, 0.9, grade_set=[1, 2])]
+
+    def handle(route: Route) -> None:
+        changed(**answers.pop(0))(route)
+
+    page.route("**/v1/grade", handle)
+    for name in ("may.jpg", "june.jpg", "july.jpg"):
+        choose(page, photograph(jpeg(3), name))
+    page.get_by_role("button", name="Compare two").click()
+    expect(page.get_by_role("heading", name="Before and after")).to_be_focused()
+    compare = page.locator("#compare")
+    expect(compare).to_contain_text("Expected severity fell by 1.41, from 2.31 to 0.90.")
+    expect(compare).to_contain_text("The grade sets overlap")
+    compare.get_by_label("After").select_option("2. june.jpg (mild)")
+    expect(compare).to_contain_text("Expected severity fell by 1.44, from 2.31 to 0.87.")
+    expect(compare).to_contain_text("The grade sets do not overlap.")
+    expect(compare).to_contain_text("A person should look at: After.")
+    compare.get_by_role("button", name="Swap").click()
+    expect(compare).to_contain_text("Expected severity rose by 1.44, from 0.87 to 2.31.")
+    expect(page.locator("#announcer")).to_contain_text("mild before, moderate after.")
+
+    compare.get_by_role("button", name="Wipe").click()
+    slider = compare.get_by_label("How much of the photograph before is shown")
+    slider.focus()
+    slider.press("End")
+    expect(page.locator("#after-figure")).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    expect(slider).to_have_value("25")
+    page.screenshot(path=tmp_path / "compare.png", full_page=True)
+
+    compare.get_by_role("button", name="Close").click()
+    expect(page.get_by_role("button", name="Compare two")).to_be_focused()
+
+
+def test_the_camera_takes_photographs(visit, tmp_path):
+    page = visit(viewport=PHONE)
+    page.get_by_role("button", name="Take a photograph").click()
+    shutter = page.get_by_role("button", name="Take the photograph")
+    expect(shutter).to_be_enabled()
+    assert page.evaluate("document.querySelector('video').videoWidth") > 0
+    shutter.click()
+    expect(page.get_by_text("1 photograph taken")).to_be_visible()
+    assert not scrolls_sideways(page)
+    page.screenshot(path=tmp_path / "camera.png")
+    track = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()[0]")
+    page.get_by_role("button", name="Done").click()
+    page.wait_for_function("(track) => track.readyState === 'ended'", arg=track)  # its light goes out
+    expect(page.locator("#result .grade")).to_be_visible()
+    expect(page.get_by_role("button", name="Take a photograph")).to_be_focused()
+
+
+def test_without_a_camera_the_device_has_its_own(visit):
+    page = visit()
+    page.on("filechooser", lambda _: None)
+    page.evaluate(
+        """() => {
+            const refused = new DOMException("", "NotAllowedError");
+            navigator.mediaDevices.getUserMedia = () => Promise.reject(refused);
+        }"""
+    )
+    page.get_by_role("button", name="Take a photograph").click()
+    expect(page.get_by_text("The browser may not use the camera.")).to_be_visible()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Use the device's own camera").click()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+    chooser.value.set_files(photograph(jpeg(3)))
+    expect(page.locator("#result .grade")).to_be_visible()
+    # And so at once where the page may not ask for one at all, as without TLS.
+    page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    with page.expect_file_chooser():
+        page.get_by_role("button", name="Take a photograph").click()
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_everyone_can_use_it(visit, tmp_path, viewport):
+    page = visit(viewport=viewport, bypass_csp=True)  # for axe, which is put into the page
+    answers = [graded_as(2, 2.31, refer=True, refer_reasons=["blurred"]), graded_as(1, 0.9)]
+    page.route(
+        "**/v1/grade", lambda route: changed(**answers.pop(0))(route) if answers else route.continue_()
+    )
+    for name in ("a.jpg", "b.jpg"):
+        choose(page, photograph(jpeg(3), name))
+    choose(page, photograph(b"no photograph", "note.txt"))
+    axe = Axe()
+    for language in ("English", "한국어"):
+        page.get_by_role("button", name=language).click()
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            check(axe, page, tmp_path / f"{language}-{scheme}-failed.png")
+            page.locator(".tile").first.click()
+            page.locator("#heat-show").check()
+            page.locator("#compare-two").click()
+            expect(page.locator("#heat")).to_be_visible()
+            check(axe, page, tmp_path / f"{language}-{scheme}.png")
+            page.locator("#compare-close").click()
+            page.locator(".tile").last.click()
+    page.locator("#camera-open").click()
+    expect(page.locator("#shutter")).to_be_enabled()
+    check(axe, page, tmp_path / "camera.png")
+
+
+def check(axe: Axe, page: Page, picture: object) -> None:
+    page.screenshot(path=picture, full_page=True)
+    found = axe.run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
+    assert found.response["violations"] == [], found.generate_report()
+    assert not scrolls_sideways(page)
