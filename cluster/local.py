@@ -17,6 +17,8 @@ from ray.data import DataContext
 # or they wait for each other without an error.
 _SPARE_LOGICAL_CPUS = 4
 _KEPT_FOR_DATA = 2
+# A job that is submitted while others hold their CPUs has these for a model and a task that loads for it.
+_FOR_JOBS = 2
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
@@ -67,20 +69,23 @@ def physical_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _logical_cpus() -> int:
-    return physical_cores() + _SPARE_LOGICAL_CPUS
+def _logical_cpus(jobs: bool) -> int:
+    return physical_cores() + _SPARE_LOGICAL_CPUS + (_FOR_JOBS if jobs else 0)
 
 
-def connect() -> Cluster:
+def connect(jobs: bool = False) -> Cluster:
     """Connects this process to Ray; a second call finds the connection and returns the same.
 
     `SCALP_RAY_LOGS=1` in the environment shows everything that Ray and the workers print.
+
+    Args:
+        jobs: a Ray that is started here takes jobs, through its dashboard on loopback.
 
     Raises:
         ClusterError: the cluster that `RAY_ADDRESS` names does not answer.
     """
     if not ray.is_initialized():
-        _start()
+        _start(jobs)
     _quiet()
     resources = ray.cluster_resources()
     local = not os.environ.get("RAY_ADDRESS")
@@ -94,11 +99,11 @@ def connect() -> Cluster:
     )
 
 
-def _start() -> None:
+def _start(jobs: bool) -> None:
     verbose = bool(os.environ.get("SCALP_RAY_LOGS"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports leave the machine
     # A pipeline starts a process for each logical CPU at once, which Ray's own bound warns of.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus()))
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus(jobs)))
     # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
@@ -117,9 +122,10 @@ def _start() -> None:
     if not address:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         settings |= {
-            "num_cpus": _logical_cpus(),
+            "num_cpus": _logical_cpus(jobs),
             "object_store_memory": int(memory * _OBJECT_STORE_SHARE),
-            "include_dashboard": False,
+            "include_dashboard": jobs,
+            "dashboard_host": "127.0.0.1",
         }
     else:
         _check_reachable(address)

@@ -292,6 +292,10 @@ def grade(
     heatmaps: Annotated[
         int, typer.Option(min=0, help="referred photographs with a heatmap in the report")
     ] = 12,
+    no_tables: Annotated[
+        bool,
+        typer.Option("--no-tables", help="refuse tables and prepared data, which name photographs anywhere"),
+    ] = False,
 ) -> None:
     """Grades every photograph of the sources, once; run it again to go on where it was stopped."""
     from jobs.grade import GradeOptions
@@ -308,7 +312,8 @@ def grade(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
     )
     model = ModelOptions(device, precision, batch_size, runtime)
-    verb(bundle, sources, out, GradeOptions(model, pool, max_failed_share, retry_failed, heatmaps))
+    options = GradeOptions(model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables)
+    verb(bundle, sources, out, options)
 
 
 @app.command()
@@ -375,19 +380,31 @@ def serve(
     audit: Annotated[
         str | None, typer.Option(help="folder for the audit log; without it there is none")
     ] = None,
+    bulk_source: Annotated[
+        list[str],
+        typer.Option(metavar="PREFIX", help="s3:// or folder that POST /v1/bulk may grade; may be repeated"),
+    ] = [],  # noqa: B006
+    bulk_out: Annotated[str, typer.Option(metavar="PREFIX", help="where bulk grading writes")] = "",
 ) -> None:
     """Answers photographs over HTTP, with a page at /."""
+    from scalp_core.settings import parse_settings
     from serving.app import serve as verb
     from serving.audit import AuditSettings
+    from serving.bulk_schemas import BulkSettings
     from serving.keys import KeySettings
     from serving.settings import Settings
 
+    bulk = None
+    if bulk_source or bulk_out:
+        values = {"sources": bulk_source, "out": bulk_out}
+        bulk = parse_settings(BulkSettings, values, "--bulk-source and --bulk-out")
     settings = Settings(
         device=device,
         precision=precision,
         runtime=runtime,
         keys=KeySettings(file=keys, open_to_network_without_keys=open_to_network),
         audit=AuditSettings(folder=audit),
+        bulk=bulk,
     )
     verb(bundle, host, port, settings)
 

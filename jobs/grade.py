@@ -20,7 +20,7 @@ from jobs.console import SUMMARY_FILE, Clock, console, now, read_json, show, wri
 from jobs.grade_gather import Found, gather
 from jobs.grade_list import Listing, glance, list_sources
 from jobs.grade_plan import Plan, PoolOptions, plan_run
-from jobs.grade_run import SESSIONS, Session, Work, run_pending
+from jobs.grade_run import Session, Work, run_pending
 from jobs.grade_shards import PATIENCE_S
 from jobs.pipeline import ModelOptions
 from scalp_core import provenance, sources, storage
@@ -28,10 +28,8 @@ from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.drift import compare
 from scalp_core.errors import SourceError, UserError
 from scalp_core.predictor import Predictor, resolve_runtime
+from scalp_core.progress import IDENTITY_FILE, REPORT_FILE, SESSIONS, WORK
 from scalp_core.results import RESULTS_FOLDER
-
-_IDENTITY_FILE = "run.json"
-_WORK = "work"
 
 MakeModel = Callable[[ray.ObjectRef, ModelOptions, int], Any]
 
@@ -46,6 +44,7 @@ class GradeOptions:
         max_failed_share: a run of which more fails is stopped.
         retry_failed: grade the failed rows again.
         heatmaps: referred photographs that the report shows with a heatmap.
+        tables: tables of uris and prepared data, which name photographs anywhere, may be sources.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -53,6 +52,7 @@ class GradeOptions:
     max_failed_share: float = 0.5
     retry_failed: bool = False
     heatmaps: int = 12
+    tables: bool = True
 
 
 def make_predictor(bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> Predictor:
@@ -94,17 +94,17 @@ def grade(
     summary = read_json(storage.join(out, SUMMARY_FILE))
     again = options.retry_failed and summary and summary["failed"]
     if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
-        if not storage.is_empty(storage.join(out, _WORK)):
+        if not storage.is_empty(storage.join(out, WORK)):
             _finish_report(out, summary, loaded, options)
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
     # Before Ray is started: a mistyped source is told at once.
-    glanced = None if summary else glance(named, storage.join(out, _WORK))
+    glanced = None if summary else glance(named, storage.join(out, WORK), options.tables)
     cluster = connect()
     plan = plan_run(cluster, loaded, options.model, options.pool)
     clock.lap("start")
     # Not before: a command that was refused must not bind OUT to its mistake.
-    write_json(storage.join(out, _IDENTITY_FILE), identity)
+    write_json(storage.join(out, IDENTITY_FILE), identity)
     run = _Run(out, named, loaded, version, options, plan, make_model, clock)
     with storage.patience(PATIENCE_S):
         if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
@@ -120,7 +120,7 @@ def _finish_report(out: str, summary: dict[str, Any], bundle: Bundle, options: G
     from jobs.grade_report import write_report
 
     write_report(out, summary, bundle, options.model.device, options.heatmaps)
-    _close(storage.join(out, _WORK), summary)
+    _close(storage.join(out, WORK), summary)
 
 
 def _check_places(named: list[str], out: str) -> None:
@@ -144,7 +144,7 @@ def _identity(spec: BundleSpec, version: str, named: list[str], options: GradeOp
 
 def _check_identity(out: str, identity: dict[str, Any]) -> None:
     """One output belongs to one bundle and the same sources; mixing would make every count a lie."""
-    uri = storage.join(out, _IDENTITY_FILE)
+    uri = storage.join(out, IDENTITY_FILE)
     known = read_json(uri)
     if known is None:
         if storage.exists(storage.join(out, SUMMARY_FILE)):
@@ -177,13 +177,13 @@ class _Run:
 
     def first(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Lists, runs and gathers what is left of it."""
-        work = storage.join(self.out, _WORK)
+        work = storage.join(self.out, WORK)
         try:
-            listing = list_sources(self.named, work, self.plan.shard_size, glanced)
+            listing = list_sources(self.named, work, self.plan.shard_size, glanced, self.options.tables)
         except SourceError:
             # Whoever mends the source, or its name, wants it read anew.
             storage.remove_folder(work)
-            storage.remove_file(storage.join(self.out, _IDENTITY_FILE))
+            storage.remove_file(storage.join(self.out, IDENTITY_FILE))
             raise
         self.clock.lap("list")
         console.print(f"grading {_size(listing)} with {self.version}")
@@ -338,5 +338,5 @@ def _show(summary: dict[str, Any], out: str) -> None:
         {name: summary[name] for name in names}
         | {"drift": summary["drift"]["sentence"]}
         | {"seconds": summary["seconds"], "speed": rate}
-        | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, "report.html")},
+        | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, REPORT_FILE)},
     )

@@ -23,11 +23,11 @@ from jobs.grade_shards import (
 )
 from jobs.shards import each, shares
 from scalp_core import inventory, manifest, sources, storage
-from scalp_core.errors import SourceError
+from scalp_core.errors import SourceError, UserError
 from scalp_core.inventory import Root
+from scalp_core.progress import LISTING_FILE
 from scalp_core.sql import spilling
 
-_LISTING_FILE = "listing.json"
 # Shards below which a group is joined with others.
 _CRUMBS = 4
 # What is listed at once: a mistyped source is told before Ray is started, and a small one waits for nobody.
@@ -69,15 +69,20 @@ def shard_names(group: Listed, shard_size: int) -> list[str]:
     ]
 
 
-def glance(named: Sequence[str], work: str) -> list[dict[str, Any]] | None:
+def glance(named: Sequence[str], work: str, tables: bool = True) -> list[dict[str, Any]] | None:
     """The objects of small sources, before Ray is started; None where there are many, or a run listed them.
+
+    Args:
+        named: as for `list_sources`.
+        work: folder of the run.
+        tables: as for `roots_of`.
 
     Raises:
         UserError: a source is missing or unreadable.
     """
-    if storage.exists(storage.join(work, _LISTING_FILE)):
+    if storage.exists(storage.join(work, LISTING_FILE)):
         return None
-    roots = [root for source in named for root in roots_of(source)]
+    roots = [root for source in named for root in roots_of(source, tables)]
     until = time.monotonic() + _GLANCE_S
     found: list[dict[str, Any]] = []
     for row in chain.from_iterable(map(inventory.list_root, roots)):
@@ -88,7 +93,11 @@ def glance(named: Sequence[str], work: str) -> list[dict[str, Any]] | None:
 
 
 def list_sources(
-    named: Sequence[str], work: str, shard_size: int, glanced: list[dict[str, Any]] | None
+    named: Sequence[str],
+    work: str,
+    shard_size: int,
+    glanced: list[dict[str, Any]] | None,
+    tables: bool = True,
 ) -> Listing:
     """Lists photographs into shards below `work`; what the last run listed, if that came so far.
 
@@ -97,15 +106,17 @@ def list_sources(
         work: folder of the run.
         shard_size: photographs of a shard.
         glanced: what `glance` found.
+        tables: as for `roots_of`.
 
     Raises:
         UserError: a source is missing, unreadable, or holds nothing to grade.
     """
-    uri = storage.join(work, _LISTING_FILE)
+    uri = storage.join(work, LISTING_FILE)
     if known := read_json(uri):
         return Listing(**known | {"groups": tuple(Listed(**group) for group in known["groups"])})
     if glanced is None:
-        groups = _without_crumbs(work, _list_by_tasks(named, work, shard_size), shard_size)
+        roots = [root for source in named for root in roots_of(source, tables)]
+        groups = _without_crumbs(work, _list_by_tasks(roots, work, shard_size), shard_size)
     else:
         groups = list(write_groups(work, shard_size, 0, glanced))
     repeated = _drop_repeated(work, groups, shard_size) if _may_repeat(named) else 0
@@ -124,8 +135,7 @@ def list_sources(
     return listing
 
 
-def _list_by_tasks(named: Sequence[str], work: str, shard_size: int) -> list[Listed]:
-    roots = [root for source in named for root in roots_of(source)]
+def _list_by_tasks(roots: list[Root], work: str, shard_size: int) -> list[Listed]:
     groups: list[Listed] = []
     with progress_bar("listing", None) as (progress, bar):
         for row in each(shares(roots)).flat_map(ListPhotographs(work, shard_size)).iter_rows():
@@ -134,9 +144,20 @@ def _list_by_tasks(named: Sequence[str], work: str, shard_size: int) -> list[Lis
     return sorted(groups, key=lambda group: group.group)
 
 
-def roots_of(source: str) -> list[Root]:
-    """The pieces of a source that tasks list beside each other; of prepared data, the manifest's files."""
-    if not storage.exists(storage.join(source, manifest.SPEC_FILE)):
+def roots_of(source: str, tables: bool = True) -> list[Root]:
+    """The pieces of a source that tasks list beside each other; of prepared data, the manifest's files.
+
+    Args:
+        source: one of those that are graded.
+        tables: it may be one that names photographs outside of it: a table of uris, or prepared data.
+
+    Raises:
+        UserError: it is missing, or one that may not be.
+    """
+    prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
+    if not tables and (prepared or inventory.is_table(source)):
+        raise UserError(f"{source} names photographs that lie elsewhere, which --no-tables refuses")
+    if not prepared:
         return inventory.roots(source)
     manifest.read_spec(source)  # refuses what is of another version
     return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]

@@ -18,12 +18,12 @@ from scalp_core.grade_report import Card, Pictures, data_uri
 from scalp_core.graded import Graded
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess, decode
+from scalp_core.progress import REPORT_FILE
 from scalp_core.sources import Location
 
 if TYPE_CHECKING:
     from scalp_core.explain import Explainer  # takes seconds: only where heatmaps are made
 
-REPORT_FILE = "report.html"
 QUEUE = 24
 """Photographs in the queue, at most."""
 

@@ -23,7 +23,6 @@ from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.predictor import Hardware
 
-SESSIONS = "sessions"
 # Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
 # Models start anew in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
 _WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}

@@ -7,16 +7,31 @@ are labels and are never used as paths; links and devices are no members.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
+import pyarrow as pa
+
 from scalp_core import storage, tars
 from scalp_core.errors import ImageError
 from scalp_core.members import Archive, Member, too_many_bytes
+from scalp_core.storage_errors import ArchiveError
 from scalp_core.zips import Zip
 
-__all__ = ["Member", "is_archive", "is_stream", "list_members", "read_members", "stream", "too_many_bytes"]
+__all__ = [
+    "ArchiveError",
+    "Member",
+    "is_archive",
+    "is_stream",
+    "list_members",
+    "open_held",
+    "read_members",
+    "stream",
+    "stream_raw",
+    "too_many_bytes",
+]
 
 ZIP_SUFFIX = ".zip"
 SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -62,12 +77,36 @@ def stream(
             `storage.is_transient`.
     """
     with storage.explained(uri):
-        for entry, file in tars.stream(uri):
-            name = tars.entry_name(entry)
-            yield (
-                Member(name, entry.size),
-                tars.read_entry(entry, file, max_bytes) if wanted(name) else None,
-            )
+        yield from _entries(tars.stream(uri), max_bytes, wanted)
+
+
+def stream_raw(
+    raw: io.RawIOBase, max_bytes: int, wanted: Callable[[str], bool]
+) -> Iterator[tuple[Member, bytes | ImageError | None]]:
+    """As `stream`, of a tar that is still coming; `tars.stream_raw` says what is asked of the file.
+
+    Raises:
+        ArchiveError: it is no tar, or cannot be read on.
+    """
+    return _entries(tars.stream_raw(raw), max_bytes, wanted)
+
+
+def _entries(
+    entries: Iterator[tars.Entry], max_bytes: int, wanted: Callable[[str], bool]
+) -> Iterator[tuple[Member, bytes | ImageError | None]]:
+    for entry, file in entries:
+        name = tars.entry_name(entry)
+        data = tars.read_entry(entry, file, max_bytes) if wanted(name) else None
+        yield Member(name, entry.size), data
+
+
+def open_held(data: pa.Buffer, max_members: int) -> Zip:
+    """A zip whose bytes are in memory.
+
+    Raises:
+        ArchiveError: it is no zip, damaged, hostile, or holds more members.
+    """
+    return Zip("archive.zip", data, max_members)
 
 
 def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:

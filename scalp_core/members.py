@@ -55,8 +55,8 @@ def too_many_bytes(size: int, max_bytes: int) -> ImageError:
     return ImageError("too_many_bytes", f"{size:,} bytes; the limit is {max_bytes:,}")
 
 
-def too_many_members() -> ArchiveError:
-    return ArchiveError(f"it holds more than {MAX_MEMBERS:,} members; divide it")
+def too_many_members(limit: int = MAX_MEMBERS) -> ArchiveError:
+    return ArchiveError(f"it holds more than {limit:,} members; divide it")
 
 
 def no_member() -> ImageError:

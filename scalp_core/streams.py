@@ -93,9 +93,9 @@ def _parts(group: list[Range], data: bytes) -> Iterator[bytes]:
 class Ranged(io.RawIOBase):
     """A file by range; a read waits for a server that is away."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, file: pa.NativeFile) -> None:
         self._uri = uri
-        self._file = storage.open_file(uri)
+        self._file = file
 
     def readable(self) -> bool:
         return True

@@ -49,7 +49,12 @@ def stream(uri: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: it is no tar, or cannot be read on.
     """
-    yield from _entries(unpacked(Ahead(uri)))
+    return stream_raw(Ahead(uri))
+
+
+def stream_raw(raw: io.RawIOBase) -> Iterator[Entry]:
+    """As `stream`, of a file that may be read onwards only, but for a `seek(0)` after its first six bytes."""
+    yield from _entries(unpacked(raw))
 
 
 def entry_name(entry: tarfile.TarInfo) -> str:

@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+import pyarrow as pa
+
 from scalp_core import storage
 from scalp_core.errors import ImageError
 from scalp_core.members import (
@@ -43,14 +45,20 @@ _STEP = 2**12
 class Zip:
     """An open zip.
 
+    Args:
+        uri: where it is; only a name when `held` is given.
+        held: its bytes, when they are in memory already.
+        max_members: above which it is refused; `MAX_MEMBERS` unless given.
+
     Raises:
         ArchiveError: it is no zip, damaged, or its table of contents is larger than an honest one.
     """
 
-    def __init__(self, uri: str) -> None:
-        table = _table(uri)
+    def __init__(self, uri: str, held: pa.Buffer | None = None, max_members: int = 0) -> None:
+        open_file = partial(storage.open_file, uri) if held is None else partial(pa.BufferReader, held)
+        table = _table(Ranged(uri, open_file()), max_members or MAX_MEMBERS)
         self._uri = uri
-        self._file = storage.open_file(uri)
+        self._file = open_file()
         self._end = table.start_dir
         self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
         files = [info for info in table.infolist() if info.filename and not info.filename.endswith("/")]
@@ -89,8 +97,8 @@ class Zip:
         return begin, min(following, begin + least + _MAX_LOCAL_EXTRA_BYTES)
 
 
-def _table(uri: str) -> zipfile.ZipFile:
-    with _Source(Ranged(uri), _BUFFER) as file:
+def _table(raw: io.RawIOBase, max_members: int) -> zipfile.ZipFile:
+    with _Source(raw, max_members) as file:
         try:
             return zipfile.ZipFile(file)
         except OSError:  # ours, or storage's
@@ -106,14 +114,18 @@ def _table(uri: str) -> zipfile.ZipFile:
 class _Source(io.BufferedReader):
     """What zipfile reads from; refuses a table of contents that would fill the memory, before it does."""
 
+    def __init__(self, raw: io.RawIOBase, max_members: int) -> None:
+        super().__init__(raw, _BUFFER)
+        self._max_members = max_members
+
     def read(self, size: int | None = -1, /) -> bytes:
         if size and size > MAX_TABLE_BYTES:
             raise ArchiveError(
                 f"its table of contents claims {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}"
             )
         data = super().read(size)
-        if data.startswith(_ENTRY) and data.count(_ENTRY) > MAX_MEMBERS:
-            raise too_many_members()
+        if data.startswith(_ENTRY) and data.count(_ENTRY) > self._max_members:
+            raise too_many_members(self._max_members)
         return data
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray.serve
-from fastapi import APIRouter, Depends, FastAPI, Form, Response, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Response, UploadFile
 from starlette.formparsers import MultiPartParser
 
 from scalp_core.errors import ImageError
-from serving import page, problems
+from serving import batch, bulk, page, problems
 from serving.audit import AuditLog
-from serving.ingress import Ingress
+from serving.ingress import Replica
 from serving.limits import MAX_BODY_BYTES, Load
 from serving.middleware import install
-from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
+from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse
 from serving.settings import Settings
 
 # No photograph is written to disk, not even to the form parser's temporary file.
@@ -25,20 +24,7 @@ MultiPartParser.spool_max_size = MAX_BODY_BYTES
 router = APIRouter()
 
 
-def replica() -> Ingress:
-    """The replica that this process is."""
-    return ray.serve.get_replica_context().servable_object
-
-
-Replica = Annotated[Ingress, Depends(replica)]
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status: {"description": "a problem", "content": content} for status in statuses}
-
-
-@router.post("/v1/grade", responses=_problems(413, 415, 422, 500, 503, 504))
+@router.post("/v1/grade", responses=problems.responses(413, 415, 422, 500, 503, 504))
 async def grade(
     replica: Replica,
     response: Response,
@@ -69,7 +55,7 @@ async def alive() -> Health:
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=_problems(503))
+@router.get("/readyz", responses=problems.responses(503))
 async def ready(replica: Replica) -> Health:
     """The model answers."""
     if not await replica.is_ready():
@@ -94,6 +80,8 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
     api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     install(api, settings, load, audit)
     api.include_router(router)
+    api.include_router(batch.router)
+    api.include_router(bulk.router)
     api.include_router(page.router)
     problems.install(api)
     return api

@@ -89,7 +89,7 @@ def start(bundle: str, host: str, port: int, settings: Settings | None = None) -
     if settings.haproxy and not os.environ.get("RAY_ADDRESS"):
         # A cluster has its own, or has none: how it was started says so.
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name)))
-    cluster = connect()
+    cluster = connect(jobs=settings.bulk is not None)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
         app = _application(_fitted(settings, cluster, device), model)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving import visit
 from serving.backpressure import hold_back
+from serving.flow import Paced
 
 CALLBACK = "serving.connections:proxy_callback"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
 # Seconds for the head of a request, for what is still sent after an answer, and for taking in an answer.
@@ -168,8 +169,8 @@ class Front:
 
 
 def proxy_callback() -> list[Middleware]:
-    """Makes the HTTP servers of this process use `Connection` and `Front`, and hold clients back."""
+    """Makes the HTTP servers of this process use `Connection`, `Front` and `Paced`, and hold clients back."""
     hold_back()
     Connection.seconds = float(os.environ.get(VARIABLE, DEFAULT_SECONDS))
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
-    return [Middleware(Front)]
+    return [Middleware(Front), Middleware(Paced)]

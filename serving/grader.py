@@ -234,6 +234,11 @@ class Grader:
         model = self._current()
         return ModelResponse.of(model.spec, model.predictor, self._load_error)
 
+    async def served(self) -> tuple[str, str]:
+        """Where the bundle that answers is, its version pinned; and what it signs with."""
+        model = self._current()
+        return model.bundle, model.predictor.model_version
+
     async def preprocess(self) -> Preprocess:
         """How photographs are made for the model."""
         return self._current().spec.preprocess

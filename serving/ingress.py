@@ -7,11 +7,11 @@ import base64
 import hashlib
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import ray.exceptions
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from ray import serve as ray_serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -21,6 +21,8 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
 from serving.audit import open_log
 from serving.backpressure import hold_back
+from serving.batches import Batches
+from serving.bulk_work import Bulk, Served
 from serving.grader import Graded
 from serving.limits import Load
 from serving.problems import Refusal
@@ -64,6 +66,8 @@ class Ingress:
         self._explainer = explainer.options(_by_reference=False)
         self._preprocess: Preprocess | None = None
         self._seconds_each = 0.0
+        self.batches = Batches(settings.batch, self.grade, self._model_version)
+        self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the constructor is done."""
@@ -159,6 +163,13 @@ class Ingress:
         """The model as it runs now."""
         return await self._ask(self._grader, "describe")
 
+    async def _model_version(self) -> str:
+        return (await self.describe()).model_version
+
+    async def _served(self) -> Served:
+        bundle, model_version = await self._ask(self._grader, "served")
+        return Served(bundle, model_version, self._settings.precision)
+
     async def is_ready(self) -> bool:
         """Whether the model answers in time."""
         try:
@@ -167,6 +178,14 @@ class Ingress:
             _log.warning("the model does not answer", exc_info=True)
             return False
         return True
+
+
+def replica() -> Ingress:
+    """The replica that this process is."""
+    return ray_serve.get_replica_context().servable_object
+
+
+Replica = Annotated[Ingress, Depends(replica)]
 
 
 def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:

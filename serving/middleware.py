@@ -58,7 +58,6 @@ class Envelope:
         self._audit = audit
         self._access_log = access_log
         self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-        self._names = {name for name, _ in self._headers}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,8 +73,9 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 request.status = message["status"]
-                kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in self._names]
-                message["headers"] = kept + self._headers
+                own = list(message.get("headers", ()))
+                named = {name.lower() for name, _ in own}  # a route knows better what its answer needs
+                message["headers"] = own + [pair for pair in self._headers if pair[0] not in named]
                 if scope["scheme"] == "https":  # here, or at a proxy that uvicorn believes
                     message["headers"].append(_HSTS)
             else:

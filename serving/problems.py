@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -63,6 +64,12 @@ def refusal_response(error: HTTPException) -> Response:
     else:
         code, detail = _ROUTER.get(error.status_code, ("bad_request", error.detail))
     return problem(error.status_code, code, detail, error.headers)  # Allow, for a wrong method
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems with these statuses, for the documentation of a route."""
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": "a problem", "content": content} for status in statuses}
 
 
 def install(api: FastAPI) -> None:

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.predictor import Device, Precision, Runtime
 from serving.audit import AuditSettings
+from serving.batches import BatchSettings
+from serving.bulk_schemas import BulkSettings
 from serving.keys import KeySettings
 from serving.limits import Limits
 
@@ -88,6 +90,8 @@ class Settings(_Typed):
         description="HAProxy before the ingress instead of Ray's proxy, where the endpoint starts its own "
         "Ray; a cluster is started with or without it",
     )
+    batch: BatchSettings = Field(BatchSettings(), description="bounds of /v1/grade/batch")
+    bulk: BulkSettings | None = Field(None, description="/v1/bulk, which is not offered without it")
     answer_seconds: float = Field(
         30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
     )

@@ -1,0 +1,117 @@
+"""A large body in constant memory: what is read of it follows what was used.
+
+Serve reads a body ahead as fast as the client sends, in its proxy and again in the replica, without a bound.
+So `Paced` stands in front of Serve and reads on only when the application says what it has used. It also
+keeps the answers of a client that reads none before it has sent everything, which would otherwise stop both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.problems import Refusal
+
+BATCH_PATH = "/v1/grade/batch"
+"""The one path whose body is not bounded by the size of a photograph."""
+
+AHEAD = 2**20
+"""Bytes that are read and not used yet, at most; one message of the server (64 KiB) may come to it."""
+
+_STEP = AHEAD // 4
+_EXTENSION = "scalp.paced"
+_USED = "scalp.used"
+_TIMEOUT_HEADER = b"x-request-timeout-seconds"
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection: nobody waits for an answer."""
+
+
+class Paced:
+    """ASGI middleware. It holds `AHEAD` of a body, and answers, which their sender bounds."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith(BATCH_PATH):
+            await self._app(scope, receive, send)
+            return
+        read = used = 0
+        moved = asyncio.Event()
+        answers: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def paced_receive() -> Message:
+            nonlocal read
+            while read - used > AHEAD:
+                moved.clear()
+                await moved.wait()
+            message = await receive()
+            read += len(message.get("body", b""))
+            return message
+
+        async def take(message: Message) -> None:
+            nonlocal used
+            if message["type"] == _USED:
+                used = message["bytes"]
+                moved.set()
+            else:
+                answers.put_nowait(message)
+
+        async def pass_on() -> None:
+            while message := await answers.get():
+                await send(message)
+
+        passing = asyncio.create_task(pass_on())
+        try:
+            await self._app(_paced(scope), paced_receive, take)
+            answers.put_nowait(None)
+            await passing
+        finally:
+            passing.cancel()
+
+
+def _paced(scope: Scope) -> Scope:
+    """Marked for `read_body`, and without Serve's limit on the time that a request may take."""
+    headers = [header for header in scope["headers"] if header[0] != _TIMEOUT_HEADER]
+    return {
+        **scope,
+        "headers": [*headers, (_TIMEOUT_HEADER, b"0")],
+        "extensions": {**(scope.get("extensions") or {}), _EXTENSION: {}},
+    }
+
+
+async def read_body(
+    scope: Scope, receive: Receive, send: Send, max_bytes: int
+) -> AsyncGenerator[bytes, None]:
+    """The body piece by piece; a piece counts as used when the next one is asked for.
+
+    Raises:
+        ClientGoneError: before its end.
+        Refusal: it is larger than `max_bytes`.
+    """
+    is_paced = _EXTENSION in (scope.get("extensions") or {})
+    taken = told = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        more = message.get("more_body", False)
+        if data := message.get("body", b""):
+            taken += len(data)
+            if taken > max_bytes:
+                raise Refusal(413, "too_many_bytes", f"the limit is {max_bytes:,} bytes a batch; divide it")
+            yield data
+        if is_paced and taken - told >= _STEP:
+            told = taken
+            await send({"type": _USED, "bytes": taken})
+
+
+async def wait_until_gone(receive: Receive) -> None:
+    """Returns when the client has closed the connection; for after the body."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
