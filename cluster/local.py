@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.data import DataContext
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
@@ -99,6 +100,15 @@ def connect(jobs: bool = False) -> Cluster:
     )
 
 
+def metrics_uris() -> list[str]:
+    """Where Prometheus finds the metrics of each node of the connected Ray."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def _start(jobs: bool) -> None:
     verbose = bool(os.environ.get("SCALP_RAY_LOGS"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports leave the machine
@@ -130,7 +140,7 @@ def _start(jobs: bool) -> None:
     else:
         _check_reachable(address)
     try:
-        with nullcontext() if verbose else _silent_stderr():
+        with nullcontext() if verbose else _silent_stderr(), nullcontext() if address else _on_loopback():
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
@@ -153,6 +163,25 @@ def _unreachable(where: str, reason: str) -> ClusterError:
     return ClusterError(
         f"cannot reach {where} ({reason}); check the address, or unset RAY_ADDRESS to use this machine"
     )
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Makes a Ray that starts listen on loopback only, as on macOS; its workers and jobs inherit that.
+
+    On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    kept = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = kept[0]
+        if kept[1] is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = kept[1]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from serving import batch, bulk, page, problems
 from serving.audit import AuditLog
 from serving.ingress import Replica
 from serving.limits import MAX_BODY_BYTES, Load
+from serving.metrics import Metered
 from serving.middleware import install
 from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse
 from serving.settings import Settings
@@ -79,6 +80,7 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
     # FastAPI's own documentation pages load scripts from another host; /openapi.json stays.
     api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     install(api, settings, load, audit)
+    api.add_middleware(Metered)
     api.include_router(router)
     api.include_router(batch.router)
     api.include_router(bulk.router)

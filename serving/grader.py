@@ -20,6 +20,7 @@ from scalp_core.grading import Grading, gradings
 from scalp_core.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.preprocess import Preprocess
 from scalp_core.registry import resolve
+from serving.metrics import GraderMetrics
 from serving.schemas import ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
 
@@ -93,6 +94,7 @@ class Grader:
         self._company: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_error: str | None = None
+        self._metrics = GraderMetrics()
 
     def _most_lanes(self) -> int:
         own = self._settings
@@ -117,12 +119,14 @@ class Grader:
             self._loading.cancel()
         if self._model is None:
             self._model = await asyncio.to_thread(self._load, settings)
+            self._metrics.set_model(self._model.predictor)
             return
         self._loading = asyncio.create_task(self._replace(settings))
 
     async def _replace(self, settings: ModelSettings) -> None:
         try:
             self._model = await asyncio.to_thread(self._load, settings)
+            self._metrics.set_model(self._model.predictor)
             self._load_error = None
         except Exception as error:
             self._load_error = str(error).splitlines()[0]
@@ -221,6 +225,10 @@ class Grader:
                         seconds,
                     )
                 )
+        self._metrics.observe_batch(
+            [started - each.since for each in batch], model.settings.max_batch_size, seconds
+        )
+        self._metrics.observe_gradings(found, [each.statistics for each in batch])
 
     def _current(self) -> _Model:
         if self._model is None:
@@ -249,6 +257,7 @@ class Grader:
         Raises:
             RuntimeError: a forward pass does not end.
         """
+        self._metrics.publish(len(self._waiting))
         model, allowed = self._current(), self._settings.wedged_seconds
         if self._passes:
             seconds = time.monotonic() - min(each.since for each in self._passes.values())

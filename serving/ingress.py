@@ -25,6 +25,7 @@ from serving.batches import Batches
 from serving.bulk_work import Bulk, Served
 from serving.grader import Graded
 from serving.limits import Load
+from serving.metrics import PhotographMetrics
 from serving.problems import Refusal
 from serving.schemas import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
 from serving.settings import Settings
@@ -66,6 +67,7 @@ class Ingress:
         self._explainer = explainer.options(_by_reference=False)
         self._preprocess: Preprocess | None = None
         self._seconds_each = 0.0
+        self._metrics = PhotographMetrics()
         self.batches = Batches(settings.batch, self.grade, self._model_version)
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
 
@@ -112,7 +114,8 @@ class Ingress:
             return answer
         grade = graded.grading.grade if of_grade is None else of_grade
         try:
-            png = await self._ask(self._explainer, "heatmap", pixels, grade, graded.bundle)
+            with self._metrics.stage("heatmap"):
+                png = await self._ask(self._explainer, "heatmap", pixels, grade, graded.bundle)
         except UserError as error:
             # What crossed Ray carries a traceback; its cause is the line.
             raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
@@ -122,7 +125,7 @@ class Ingress:
     async def _graded(self, data: bytes) -> tuple[Photograph, Graded]:
         preprocess = self._preprocess or await self._ask(self._grader, "preprocess")
         for _ in range(_REMAKES):
-            photograph = await asyncio.to_thread(read_photograph, data, preprocess)
+            photograph = await self._read(data, preprocess)
             pixels, statistics = photograph.decoded.pixels, photograph.statistics
             found = await self._ask(self._grader, "grade", pixels, statistics, preprocess)
             if isinstance(found, Graded):
@@ -134,6 +137,14 @@ class Ingress:
                 return photograph, found
             preprocess = found
         raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
+
+    async def _read(self, data: bytes, preprocess: Preprocess) -> Photograph:
+        try:
+            with self._metrics.stage("decode"):
+                return await asyncio.to_thread(read_photograph, data, preprocess)
+        except ImageError as error:
+            self._metrics.observe_unreadable(error.code)
+            raise
 
     async def _ask(self, handle: DeploymentHandle, method: str, *arguments: Any) -> Any:
         for _ in range(_ATTEMPTS - 1):

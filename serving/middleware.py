@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import visit
 from serving.audit import AuditLog
+from serving.flow import BATCH_PATH
 from serving.gate import Gate
 from serving.keys import Keys
 from serving.limits import Bodies, Load
@@ -32,6 +33,8 @@ HEADERS = {
 }
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _REQUEST_ID = b"x-request-id"
+# Requests that are refused before a route is looked for, as under load, are told by these.
+_BEFORE_ROUTING = {path: path for path in ("/v1/grade", BATCH_PATH, "/v1/bulk")}
 
 _log = logging.getLogger("ray.serve")
 # Its lines go where Ray Serve's go, whatever the level there.
@@ -93,7 +96,7 @@ class Envelope:
             answer = _refusal(error)
             await answer(scope, receive, send_with_headers)
         finally:
-            request.route = getattr(scope.get("route"), "path", None)
+            request.route = getattr(scope.get("route"), "path", None) or _BEFORE_ROUTING.get(scope["path"])
             if self._audit is not None:
                 self._audit.answered()
             if self._access_log:

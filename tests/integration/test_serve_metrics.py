@@ -1,0 +1,251 @@
+"""The metrics of a running endpoint, and whether dashboard and alerts ask for what it exports."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import promql_parser
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.local import metrics_uris
+from scalp_core import quality
+from scalp_core.bundle import load_bundle, save_bundle
+from scalp_core.preprocess import decode
+from serving import app
+from serving.settings import Scaling, Settings
+from tests.conftest import free_port, jpeg
+from tests.integration.test_serve import PRECISION, post
+
+DASHBOARDS = Path(__file__).parents[2] / "cluster/dashboards"
+CONFIG = Path(app.__file__).parent / "config.yaml"
+NAME, KEY = "visit of a person.jpg", "a-key-that-nobody-may-read"
+DRIFT_NEEDS = 320  # photographs
+# Exported on nodes that have one.
+OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+
+
+class Sample(NamedTuple):
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Run(NamedTuple):
+    """What was sent to an endpoint, and what came of it."""
+
+    graded: int
+    referred: int
+    ended: Counter[tuple[str, str]]  # path and outcome
+    samples: list[Sample]
+    logs: str
+
+
+def scrape() -> list[Sample]:
+    (uri,) = metrics_uris()
+    families = text_string_to_metric_families(httpx.get(uri, timeout=10).text)
+    return [Sample(each.name, each.labels, each.value) for family in families for each in family.samples]
+
+
+def total(samples: list[Sample], name: str, **labels: str) -> float:
+    return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+
+
+@pytest.fixture(scope="module")
+def known(bundle, tmp_path_factory) -> Path:
+    """A bundle that knows other photographs: darker ones."""
+    folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("known"), dirs_exist_ok=True))
+    loaded = load_bundle(str(folder))
+    small = loaded.spec.preprocess
+    dark = [decode(jpeg(seed, (96, 96)), small).pixels // 3 for seed in range(60)]
+    statistics = quality.measure_all(dark)
+    gates = quality.fit(statistics[:40], statistics[40:]).model_copy(update={"photographs": 50_000})
+    training = loaded.spec.training.model_copy(update={"grade_counts": [9000, 9000, 9000, 9000]})
+    save_bundle(str(folder), loaded.spec.model_copy(update={"gates": gates, "training": training}), {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(known, cluster, tmp_path_factory) -> Run:
+    """An endpoint with a short queue and much to do, logging as `config.yaml` says."""
+    logs = tmp_path_factory.mktemp("logs")
+    port = free_port()
+    grader = Scaling(target_ongoing_requests=8, max_ongoing_requests=32, max_queued_requests=1)
+    settings = Settings(device="cpu", precision=PRECISION, grader=grader)
+    logging = yaml.safe_load(CONFIG.read_text())["logging_config"] | {"logs_dir": str(logs)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "_LOGGING", logging)
+        app.start(str(known), "127.0.0.1", port, settings)
+    try:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
+            answers = _send(client)
+            client.get("/readyz")  # asks the grader for its health, which has it say how it is
+            graded = sum(answer.status_code == 200 for answer in answers["/v1/grade"])
+            samples = _settled(graded)
+    finally:
+        app.stop()
+    return Run(
+        graded,
+        sum(answer.status_code == 200 and answer.json()["refer"] for answer in answers["/v1/grade"]),
+        Counter(
+            (path, answer.json().get("code", "ok")) for path, found in answers.items() for answer in found
+        ),
+        samples,
+        "".join(file.read_text() for file in sorted(logs.glob("replica_*.log"))),
+    )
+
+
+def _send(client: httpx.Client) -> dict[str, list[httpx.Response]]:
+    graded = []
+    with ThreadPoolExecutor(64) as pool:
+        while sum(answer.status_code == 200 for answer in graded) < DRIFT_NEEDS:
+            seeds = range(len(graded), len(graded) + 128)
+            graded += pool.map(lambda seed: post(client, jpeg(seed, (96, 96)), NAME), seeds)
+    graded.append(post(client, b"no photograph", NAME))
+    graded.append(client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "true"}))
+    return {
+        "/v1/grade": graded,
+        "/v1/model": [client.get("/v1/model")],
+        "other": [client.get("/v1/nothing")],
+    }
+
+
+def _settled(graded: int) -> list[Sample]:
+    """What is exported once every process has handed over its counts."""
+    until = time.monotonic() + 45
+    while time.monotonic() < until:
+        samples = scrape()
+        names = {each.name for each in samples}
+        if (
+            total(samples, "ray_scalp_graded_total") == graded
+            and {
+                "ray_scalp_drift_psi",
+                "ray_serve_deployment_replica_healthy",
+            }
+            <= names
+            and total(samples, "ray_scalp_requests_total", path="other")
+        ):
+            return samples
+        time.sleep(0.5)
+    raise AssertionError("the metrics did not settle")
+
+
+def test_counts_are_those_of_what_was_sent(run):
+    samples = run.samples
+    for (path, outcome), times in run.ended.items():
+        assert total(samples, "ray_scalp_requests_total", path=path, outcome=outcome) == times, outcome
+    assert run.ended["/v1/grade", "overloaded"] > 0  # the queue was short
+    assert total(samples, "ray_scalp_request_seconds_count", path="/v1/grade") == sum(
+        times for (path, _), times in run.ended.items() if path == "/v1/grade"
+    )
+    assert total(samples, "ray_scalp_unreadable_total", code="not_an_image") == 1
+    assert total(samples, "ray_scalp_graded_total", refer="true") == run.referred > 0
+    assert total(samples, "ray_scalp_unlikeness_count") == run.graded
+    assert total(samples, "ray_scalp_stage_seconds_count", stage="queue") == run.graded
+    assert total(samples, "ray_scalp_stage_seconds_count", stage="heatmap") == 1
+    passes = total(samples, "ray_scalp_batch_size_count")
+    assert passes == total(samples, "ray_scalp_stage_seconds_count", stage="forward") < run.graded
+    assert total(samples, "ray_scalp_batch_photographs_total") == run.graded
+    assert total(samples, "ray_scalp_batch_room_total") == 16 * passes
+
+
+def test_drift_of_the_photographs_is_told(run):
+    levels = [each.value for each in run.samples if each.name == "ray_scalp_drift_level"]
+    assert levels == [2]
+    psi = {each.labels["statistic"]: each.value for each in run.samples if each.name == "ray_scalp_drift_psi"}
+    assert set(psi) == {*quality.STATISTICS, "grade_mix"}
+    assert psi["luma_mean"] > 0.25
+
+
+def test_no_label_grows_with_what_clients_send(run):
+    ours = [each for each in run.samples if each.name.startswith("ray_scalp_")]
+    assert len(ours) < 600
+    assert not any(NAME in str(each.labels) or "nothing" in str(each.labels) for each in ours)
+
+
+def test_only_this_machine_can_reach_the_metrics_and_ray(run):
+    assert metrics_uris()[0].startswith("http://127.0.0.1:")
+    ray = [each for each in psutil.Process().children(recursive=True) if "ray" in " ".join(each.cmdline())]
+    sockets = [each for process in ray for each in process.net_connections("inet")]
+    addresses = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_log_lines_are_json_and_tell_nothing_of_photographs_and_keys(run):
+    lines = [json.loads(line) for line in run.logs.splitlines()]
+    assert {line["deployment"] for line in lines} >= {"scalp_Ingress", "scalp_Grader"}
+    assert all(line["levelname"] and line["message"] for line in lines)
+    for secret in (NAME, KEY, "JFIF", "Exif"):
+        assert secret not in run.logs
+
+
+def expressions() -> list[tuple[str, str, str]]:
+    """Where, expression and legend of all that is asked."""
+    found = []
+    dashboard = json.loads((DASHBOARDS / "serving.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            expression = target["expr"].replace("$__rate_interval", "5m").replace("$application", "scalp")
+            found.append((panel["title"], expression, target["legendFormat"]))
+    for group in yaml.safe_load((DASHBOARDS / "serving-alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["runbook"] and "\n" not in rule["annotations"]["runbook"]
+            found.append((rule["alert"], rule["expr"], " ".join(rule["annotations"].values())))
+    return found
+
+
+def _matches(sample: Sample, matcher: promql_parser.Matcher) -> bool:
+    if matcher.name == "status":  # no request failed in the server
+        return matcher.name in sample.labels
+    value, op = sample.labels.get(matcher.name, ""), promql_parser.MatchOp
+    pattern = re.escape(matcher.value) if matcher.op in (op.Equal, op.NotEqual) else matcher.value
+    return bool(re.fullmatch(pattern, value)) == (matcher.op in (op.Equal, op.Re))
+
+
+def _parts(expression: str) -> tuple[list[promql_parser.VectorSelector], set[str], set[str]]:
+    """What is selected, the labels by which it is grouped, and those that are made for it."""
+    selectors, groupings, made = [], set(), set()
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            selectors.append(node.vector_selector)
+        elif isinstance(node, promql_parser.VectorSelector):
+            selectors.append(node)
+        elif isinstance(node, promql_parser.AggregateExpr) and node.modifier:
+            groupings.update(node.modifier.labels)
+        elif isinstance(node, promql_parser.Call) and node.func.name == "label_replace":
+            made.add(node.args[1].val)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return selectors, groupings, made
+
+
+def test_dashboard_and_alerts_ask_for_what_is_exported(run):
+    missing = []
+    for where, expression, legend in expressions():
+        selectors, asked, labels = _parts(expression)
+        assert selectors, where
+        for selector in selectors:
+            matchers = selector.matchers.matchers
+            chosen = [
+                each
+                for each in run.samples
+                if each.name == selector.name and all(_matches(each, matcher) for matcher in matchers)
+            ]
+            labels |= {label for each in chosen for label in each.labels}
+            if not chosen and selector.name not in OF_GPUS:
+                missing.append(f"{where}: {selector}")
+        asked |= set(re.findall(r"{{\s*(\w+)\s*}}", legend))
+        missing += [f"{where}: label {label}" for label in asked - labels if selectors[0].name not in OF_GPUS]
+    assert not missing, "\n".join(missing)
