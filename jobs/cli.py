@@ -380,6 +380,13 @@ def serve(
     audit: Annotated[
         str | None, typer.Option(help="folder for the audit log; without it there is none")
     ] = None,
+    shadow: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="another one that grades copies; with --audit")
+    ] = None,
+    canary: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="another one that answers a share; with --audit")
+    ] = None,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="of --shadow or --canary")] = 0.1,
     bulk_source: Annotated[
         list[str],
         typer.Option(metavar="PREFIX", help="s3:// or folder that POST /v1/bulk may grade; may be repeated"),
@@ -398,15 +405,33 @@ def serve(
     if bulk_source or bulk_out:
         values = {"sources": bulk_source, "out": bulk_out}
         bulk = parse_settings(BulkSettings, values, "--bulk-source and --bulk-out")
-    settings = Settings(
-        device=device,
-        precision=precision,
-        runtime=runtime,
-        keys=KeySettings(file=keys, open_to_network_without_keys=open_to_network),
-        audit=AuditSettings(folder=audit),
-        bulk=bulk,
+    if shadow and canary:
+        raise UserError("--shadow and --canary: try one bundle at a time")
+    tried = {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None
+    settings = parse_settings(
+        Settings,
+        {
+            "device": device,
+            "precision": precision,
+            "runtime": runtime,
+            "keys": KeySettings(file=keys, open_to_network_without_keys=open_to_network),
+            "audit": AuditSettings(folder=audit),
+            "bulk": bulk,
+            "candidate": tried,
+        },
+        "scalp serve",
     )
-    verb(bundle, host, port, settings)
+    verb(bundle, host, port, settings, shadow or canary)
+
+
+@app.command()
+def compare(
+    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="folder of the audit log of scalp serve")],
+) -> None:
+    """Shows what a bundle that was tried said beside the one that answered."""
+    from jobs.compare import compare as verb
+
+    verb(audit)
 
 
 @app.command()

@@ -48,24 +48,33 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     Raises:
         UserError: one is unknown or wrong.
     """
-    return _application(parse_settings(Settings, args, "args of the application"), None)
+    return _application(parse_settings(Settings, args, "args of the application"))
 
 
-def _application(settings: Settings, model: ModelSettings | None) -> ray_serve.Application:
-    """With the model, where no config file gives it."""
+def _application(
+    settings: Settings, model: ModelSettings | None = None, candidate: ModelSettings | None = None
+) -> ray_serve.Application:
+    """With the models, where no config file gives them."""
     common: dict[str, Any] = {"max_constructor_retry_count": _START_ATTEMPTS}
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
     ingress = ray_serve.deployment(
         ray_serve.ingress()(Ingress), **deployment_options(settings.ingress, settings), **common
     )
+    second = grader.options(name="Candidate")
     if model:
         grader = grader.options(user_config=model.model_dump())
         explainer = explainer.options(user_config={"bundle": model.bundle})
-    return ingress.bind(settings, grader.bind(settings), explainer.bind())
+    if candidate:
+        second = second.options(user_config=candidate.model_dump())
+    models = (grader, second) if settings.candidate else (grader,)
+    first, *others = (each.bind(settings) for each in models)
+    return ingress.bind(settings, first, explainer.bind(), *others)
 
 
-def start(bundle: str, host: str, port: int, settings: Settings | None = None) -> None:
+def start(
+    bundle: str, host: str, port: int, settings: Settings | None = None, candidate: str | None = None
+) -> None:
     """Starts the endpoint on this machine, or on the cluster that `RAY_ADDRESS` names.
 
     Returns when it is ready.
@@ -75,6 +84,7 @@ def start(bundle: str, host: str, port: int, settings: Settings | None = None) -
         host: address to listen on.
         port: to listen on.
         settings: of the endpoint; None fits the grader to the machine.
+        candidate: another bundle, for what `settings.candidate` says.
 
     Raises:
         UserError: the bundle is damaged, the keys cannot be read, or the address cannot be had.
@@ -83,16 +93,15 @@ def start(bundle: str, host: str, port: int, settings: Settings | None = None) -
     check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
     _check_port(host, port)
     device = resolve_device(settings.device)
-    # Pinned here: replicas that start later must not find another version.
-    model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
-    load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
+    model = _pinned(bundle, device, settings)
+    second = _pinned(candidate, device, settings) if candidate else None
     if settings.haproxy and not os.environ.get("RAY_ADDRESS"):
         # A cluster has its own, or has none: how it was started says so.
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name)))
     cluster = connect(jobs=settings.bulk is not None)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
-        app = _application(_fitted(settings, cluster, device), model)
+        app = _application(_fitted(settings, cluster, device), model, second)
         ray_serve.run(app, name=_APP_NAME, logging_config=_LOGGING)
     except BaseException:
         stop()
@@ -104,13 +113,13 @@ def stop() -> None:
     ray_serve.shutdown()
 
 
-def serve(bundle: str, host: str, port: int, settings: Settings) -> None:
+def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str | None = None) -> None:
     """`scalp serve`: answers photographs until it is interrupted.
 
     Raises:
         UserError: as `start`.
     """
-    start(bundle, host, port, settings)
+    start(bundle, host, port, settings, candidate)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how systemd and containers interrupt
     address = f"[{host}]" if ":" in host else host
     print(f"READY http://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
@@ -130,6 +139,13 @@ def _haproxy_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="scalp-haproxy-")
 
 
+def _pinned(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:
+    """Looked up and checked here: replicas that start later must not find another version."""
+    model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
+    load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
+    return model
+
+
 def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
     """With a grader of the size of a node, unless one was described.
 
@@ -139,7 +155,8 @@ def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
     if "grader" in settings.model_fields_set:
         return settings
     others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)
-    threads = max(1, min(cluster.cores_per_node, cluster.cpus - others))
+    graders = 2 if settings.candidate else 1
+    threads = max(1, min(cluster.cores_per_node, cluster.cpus - others) // graders)
     own = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}
     return settings.model_copy(update={"grader": settings.grader.model_copy(update=own)})
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.errors import UserError
 from serving import visit
+from serving.answers import Graded
 from serving.schemas import GradeResponse
 
 _WAITING = 10_000  # lines that wait for the disk; beyond them lines are lost, and that is logged
@@ -153,6 +154,21 @@ class AuditLog:
             refer_reasons=answer.refer_reasons,
         )
 
+    def tried(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
+        """A candidate graded a photograph that `first` answered, or failed, and `candidate` is why."""
+        request = visit.current()
+        line: dict[str, object] = {"candidate_error": candidate} if isinstance(candidate, str) else {}
+        for name, graded in (("first", first), ("candidate", candidate)):
+            if isinstance(graded, Graded):
+                line[name] = {
+                    "model_version": graded.model_version,
+                    "grade": graded.grading.grade,
+                    "expected_severity": round(graded.grading.expected_severity, 6),
+                    "refer": graded.grading.refer,
+                    "forward_ms": round(1000 * graded.forward_seconds, 2),
+                }
+        self._put(request, sha256, **line)
+
     def refused(self, sha256: str, code: str) -> None:
         """A photograph was refused in the current request."""
         self._write(sha256, problem=code)
@@ -174,13 +190,15 @@ class AuditLog:
     def _write(self, sha256: str | None, **answer: object) -> None:
         request = visit.current()
         request.owes_audit = False
+        self._put(request, sha256, **answer, ms=request.ms)
+
+    def _put(self, request: visit.Visit, sha256: str | None, **answer: object) -> None:
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request.request_id,
             "key": request.key,
             "sha256": sha256,
             **answer,
-            "ms": request.ms,
         }
         text = json.dumps(line, ensure_ascii=False)
         self._queue.handle(logging.LogRecord("audit", logging.INFO, "", 0, text, None, None))

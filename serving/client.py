@@ -7,6 +7,7 @@ bytes twice gives the same answer, so nothing is lost by it. Needs neither Ray n
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +48,7 @@ class BulkRun(BaseModel):
     status: str
     source: str
     out: str
-    links: dict[str, str]
+    links: dict[str, str | None]
 
 
 Row = GradeResponse | FailedPhotograph
@@ -239,7 +240,10 @@ def _grade(data: bytes, heatmap: bool, heatmap_grade: int | None) -> Call[GradeR
 
 def _batch(start: int, part: list[bytes]) -> Call[list[Row]]:
     def read(response: httpx.Response) -> list[Row]:
-        rows = [_row.validate_json(line) for line in response.content.splitlines() if line]
+        *lines, end = map(json.loads, response.content.splitlines())
+        if end["status"] != "done":
+            raise ValueError(f"the batch was broken off: {end.get('error')}")
+        rows = [_row.validate_python(line) for line in lines]
         placed = {int(row.member or ""): row for row in rows}
         if len(rows) != len(part) or placed.keys() != set(range(len(part))):
             raise ValueError("a row for each photograph is missing")

@@ -20,22 +20,12 @@ from scalp_core.grading import Grading, gradings
 from scalp_core.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.preprocess import Preprocess
 from scalp_core.registry import resolve
+from serving.answers import Graded
 from serving.metrics import GraderMetrics
 from serving.schemas import ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
 
 _log = logging.getLogger("ray.serve")
-
-
-class Graded(NamedTuple):
-    """The answer for one photograph, and how it came about."""
-
-    grading: Grading
-    model_version: str
-    bundle: str  # where it is, its version pinned
-    batch_size: int
-    queue_seconds: float
-    forward_seconds: float
 
 
 @dataclass

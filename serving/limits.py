@@ -87,15 +87,16 @@ class Load:
     def check(self) -> None:
         """Refuses one more request when there are enough."""
         if self.in_flight >= self._limits.in_flight or self.uploads >= self._limits.uploads:
-            raise self._overloaded()
+            raise self.overloaded()
 
     def hold(self, size: int) -> None:
         """Counts bytes that came in, and refuses them when there are enough."""
         self.held_bytes += size
         if self.held_bytes > self._limits.held_bytes:
-            raise self._overloaded()
+            raise self.overloaded()
 
-    def _overloaded(self) -> Refusal:
+    def overloaded(self) -> Refusal:
+        """What whoever is one too many is told."""
         wait = self.retry_after()
         return Refusal(
             503,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -71,6 +71,17 @@ class Scaling(_Typed):
         return self
 
 
+class CandidateSettings(_Typed):
+    """A second bundle beside the first. It is named in the `user_config` of the deployment Candidate."""
+
+    mode: Literal["shadow", "canary"] = Field(
+        description="shadow: it gets copies, and the first answers; canary: it answers a share"
+    )
+    share: float = Field(
+        0.1, gt=0, le=1, description="of the photographs; by their bytes, so that one is always treated alike"
+    )
+
+
 class Settings(_Typed):
     """The `args` of the application: what a replica is started with."""
 
@@ -92,6 +103,7 @@ class Settings(_Typed):
     )
     batch: BatchSettings = Field(BatchSettings(), description="bounds of /v1/grade/batch")
     bulk: BulkSettings | None = Field(None, description="/v1/bulk, which is not offered without it")
+    candidate: CandidateSettings | None = Field(None, description="another bundle that is tried")
     answer_seconds: float = Field(
         30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
     )
@@ -122,6 +134,8 @@ class Settings(_Typed):
                 f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
                 f"({self.answer_seconds:g}), or requests fail before the replica that holds them is replaced"
             )
+        if self.candidate and not self.audit.folder:
+            raise ValueError("a candidate is compared by the audit log; set the folder of audit")
         admitted = self.limits.uploads + self.limits.in_flight
         if admitted >= self.ingress.max_ongoing_requests:
             raise ValueError(

@@ -24,7 +24,7 @@ from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from scalp_core.results import RESULTS_FOLDER, read_results
 from serving import app
-from serving.ingress import read_photograph
+from serving.graders import read_photograph
 from serving.settings import Settings
 from tests.conftest import free_port
 

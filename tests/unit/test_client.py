@@ -252,11 +252,12 @@ def test_a_bulk_run_is_followed_and_cancelled(run, server):
     ]
 
 
-def rows(*members, failed=()):
-    """Lines of a batch as they come: in any order."""
+def rows(*members, failed=(), end="done"):
+    """Lines of a batch as they come: in any order, and how they end."""
     lines = [GRADED.model_copy(update={"member": str(member)}).model_dump_json() for member in members]
     bad = {"status": "failed", "error_code": "truncated", "error": "ends early", "grade": None}
     lines += [json.dumps(bad | {"member": str(member)}) for member in failed]
+    lines.append(json.dumps({"status": end, "graded": len(members), "failed": len(failed)}))
     return 200, "\n".join(lines).encode() + b"\n", {"Content-Type": "application/x-ndjson"}
 
 
@@ -269,15 +270,15 @@ def test_batch_has_a_row_for_each_photograph_in_order(run, server, monkeypatch):
             taken.append(index)
             yield b"%d" % index
 
-    script = [rows(2, 0, failed=[1]), half, rows(0, 1), rows(0, 1, 2), rows(0)]
+    script = [rows(2, 0, failed=[1]), half, rows(0, 1), rows(0, 1, 2, end="aborted"), rows(0, 1, 2), rows(0)]
     found, counts = run("grade_batch", photographs(), script=script)
     assert [row.member for row in found] == [str(index) for index in range(7)]
     assert [isinstance(row, FailedPhotograph) for row in found] == [index == 1 for index in range(7)]
     assert found[1].error_code == "truncated" and found[0].grade == 2
-    # The answer that broke off and the one that lacked a row were asked for again, whole.
+    # Answers that broke off, lacked a row or were aborted were asked for again, whole.
     sent = [[int(data) for _, data in fields(body, headers)] for _, _, headers, body in server.asked]
-    assert sent == [[0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5], [6]]
-    assert (counts.calls, counts.attempts) == (3, 5)
+    assert sent == [[0, 1, 2], *[[3, 4, 5]] * 4, [6]]
+    assert (counts.calls, counts.attempts) == (3, 6)
 
 
 def test_batch_takes_photographs_as_it_goes(server, monkeypatch):

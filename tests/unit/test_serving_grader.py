@@ -16,7 +16,8 @@ from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
-from serving.grader import Graded, Grader
+from serving.answers import Graded
+from serving.grader import Grader
 from serving.settings import Scaling, Settings
 from tests.conftest import jpeg
 

@@ -1,0 +1,18 @@
+"""What a grader says to an ingress."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from scalp_core.grading import Grading
+
+
+class Graded(NamedTuple):
+    """The answer for one photograph, and how it came about."""
+
+    grading: Grading
+    model_version: str
+    bundle: str  # where it is, its version pinned
+    batch_size: int
+    queue_seconds: float
+    forward_seconds: float

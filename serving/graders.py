@@ -1,0 +1,120 @@
+"""A deployment of graders, as an ingress asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from scalp_core import quality
+from scalp_core.errors import ImageError
+from scalp_core.preprocess import Decoded, Preprocess, decode
+from serving.answers import Graded
+from serving.limits import Load
+from serving.metrics import PhotographMetrics
+from serving.problems import Refusal
+
+# A replica that died took its requests with it. The same photograph has the same grade, so it is sent again.
+_ATTEMPTS = 3
+# The model may change its way in between two attempts, but not for ever.
+_REMAKES = 3
+
+_log = logging.getLogger("ray.serve")
+
+
+class Photograph(NamedTuple):
+    """A photograph on its way to the model; `statistics` are float (K,) from `quality.measure`."""
+
+    sha256: str
+    decoded: Decoded
+    statistics: np.ndarray
+
+
+def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
+    """Decodes, hashes and measures the bytes of one photograph.
+
+    Raises:
+        ImageError: they cannot be decoded.
+    """
+    decoded = decode(data, preprocess)
+    return Photograph(hash_of(data), decoded, quality.measure(decoded.pixels))
+
+
+def hash_of(data: bytes) -> str:
+    """sha256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Asked:
+    """A deployment whose dead replicas cost no request, and whose full queue is a refusal.
+
+    Args:
+        handle: of the deployment.
+        load: says when whoever is refused may come again.
+    """
+
+    def __init__(self, handle: DeploymentHandle, load: Load) -> None:
+        # By value over gRPC: by reference each photograph, above Ray's 100 KB, would pass through the store.
+        self._handle = handle.options(_by_reference=False)
+        self._load = load
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of some replica.
+
+        Raises:
+            Refusal: too many wait.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._ask_once(method, *arguments)
+            except ray.exceptions.RayActorError:
+                _log.warning("a replica died with a request, which is sent again")
+        return await self._ask_once(method, *arguments)
+
+    async def _ask_once(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except BackPressureError:
+            raise self._load.overloaded() from None
+
+
+class Graders(Asked):
+    """A deployment of `Grader`; photographs are made as its model takes them."""
+
+    def __init__(self, handle: DeploymentHandle, load: Load, metrics: PhotographMetrics) -> None:
+        super().__init__(handle, load)
+        self._metrics = metrics
+        self._preprocess: Preprocess | None = None
+
+    async def grade(self, data: bytes) -> tuple[Photograph, Graded]:
+        """Grades the bytes of one photograph.
+
+        Raises:
+            ImageError: they cannot be decoded.
+            Refusal: too many wait, or the model changes.
+        """
+        preprocess = self._preprocess or await self.ask("preprocess")
+        for _ in range(_REMAKES):
+            photograph = await self._read(data, preprocess)
+            pixels, statistics = photograph.decoded.pixels, photograph.statistics
+            found = await self.ask("grade", pixels, statistics, preprocess)
+            if isinstance(found, Graded):
+                self._preprocess = preprocess
+                self._load.observe(found.forward_seconds / found.batch_size)
+                return photograph, found
+            preprocess = found
+        raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
+
+    async def _read(self, data: bytes, preprocess: Preprocess) -> Photograph:
+        try:
+            with self._metrics.stage("decode"):
+                return await asyncio.to_thread(read_photograph, data, preprocess)
+        except ImageError as error:
+            self._metrics.observe_unreadable(error.code)
+            raise
