@@ -8,10 +8,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray.data import DataContext
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
@@ -169,19 +170,22 @@ def _unreachable(where: str, reason: str) -> ClusterError:
 def _on_loopback() -> Iterator[None]:
     """Makes a Ray that starts listen on loopback only, as on macOS; its workers and jobs inherit that.
 
-    On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are.
+    On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are. And
+    its agent takes a free port instead of a fixed one, without which a second Ray here would take no jobs.
     """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    kept = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams, os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    os.environ[variable] = "0"
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = kept[0]
-        if kept[1] is None:
-            del os.environ[name]
+        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams, before = kept
+        if before is None:
+            del os.environ[variable]
         else:
-            os.environ[name] = kept[1]
+            os.environ[variable] = before
 
 
 @contextmanager

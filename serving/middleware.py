@@ -79,7 +79,7 @@ class Envelope:
                 own = list(message.get("headers", ()))
                 named = {name.lower() for name, _ in own}  # a route knows better what its answer needs
                 message["headers"] = own + [pair for pair in self._headers if pair[0] not in named]
-                if scope["scheme"] == "https":  # here, or at a proxy that uvicorn believes
+                if scope.get("scheme") == "https":  # here, or at a proxy that uvicorn believes
                     message["headers"].append(_HSTS)
             else:
                 request.sent += len(message.get("body", b""))

@@ -219,8 +219,8 @@ def test_page_is_closed_to_other_hosts(client):
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
-    assert client.get("/page.css").headers["content-type"].startswith("text/css")
-    assert client.get("/page.js").headers["content-type"].startswith("text/javascript")
+    assert client.get("/page/page.css").headers["content-type"].startswith("text/css")
+    assert client.get("/page/main.js").headers["content-type"].startswith("text/javascript")
 
 
 def test_a_failure_of_the_server_shows_no_traceback():
