@@ -9,6 +9,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Many tests wait: for processes that start, for Ray to notice a loss. Two files at a time fill two cores.
+TWO := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lint browser lock clean
 
@@ -29,10 +32,10 @@ demo: setup
 	@$(BIN)/scalp demo --out runs/demo
 
 test: setup lint browser
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(TWO)
 
 quick: setup lint browser
-	@$(BIN)/pytest --ignore tests/faults
+	@$(BIN)/pytest $(TWO) --ignore tests/faults
 
 lint: setup
 	@$(BIN)/ruff check .
