@@ -21,6 +21,7 @@ from jobs.cli_options import (
 )
 from jobs.keys_cli import keys
 from jobs.models_cli import models
+from jobs.serve_cli import serve
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.command()(serve)
 
 
 @app.command()
@@ -361,67 +363,6 @@ def explain(
     from jobs.explain import explain as verb
 
     verb(bundle, source, out, grade, limit, device)
-
-
-@app.command()
-def serve(
-    bundle: BundleArg,
-    host: Annotated[str, typer.Option(help="address to listen on; beyond loopback with keys")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    runtime: RuntimeOption = "auto",
-    keys: Annotated[
-        str | None, typer.Option(help="file of `scalp keys new`; or SCALP_KEYS in the environment")
-    ] = None,
-    open_to_network: Annotated[
-        bool, typer.Option("--open-to-network-without-keys", help="answer everybody who reaches --host")
-    ] = False,
-    audit: Annotated[
-        str | None, typer.Option(help="folder for the audit log; without it there is none")
-    ] = None,
-    shadow: Annotated[
-        str | None, typer.Option(metavar="BUNDLE", help="another one that grades copies; with --audit")
-    ] = None,
-    canary: Annotated[
-        str | None, typer.Option(metavar="BUNDLE", help="another one that answers a share; with --audit")
-    ] = None,
-    share: Annotated[float, typer.Option(min=0.001, max=1, help="of --shadow or --canary")] = 0.1,
-    bulk_source: Annotated[
-        list[str],
-        typer.Option(metavar="PREFIX", help="s3:// or folder that POST /v1/bulk may grade; may be repeated"),
-    ] = [],  # noqa: B006
-    bulk_out: Annotated[str, typer.Option(metavar="PREFIX", help="where bulk grading writes")] = "",
-) -> None:
-    """Answers photographs over HTTP, with a page at /."""
-    from scalp_core.settings import parse_settings
-    from serving.app import serve as verb
-    from serving.audit import AuditSettings
-    from serving.bulk_schemas import BulkSettings
-    from serving.keys import KeySettings
-    from serving.settings import Settings
-
-    bulk = None
-    if bulk_source or bulk_out:
-        values = {"sources": bulk_source, "out": bulk_out}
-        bulk = parse_settings(BulkSettings, values, "--bulk-source and --bulk-out")
-    if shadow and canary:
-        raise UserError("--shadow and --canary: try one bundle at a time")
-    tried = {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None
-    settings = parse_settings(
-        Settings,
-        {
-            "device": device,
-            "precision": precision,
-            "runtime": runtime,
-            "keys": KeySettings(file=keys, open_to_network_without_keys=open_to_network),
-            "audit": AuditSettings(folder=audit),
-            "bulk": bulk,
-            "candidate": tried,
-        },
-        "scalp serve",
-    )
-    verb(bundle, host, port, settings, shadow or canary)
 
 
 @app.command()

@@ -50,6 +50,9 @@ class Scaling(_Typed):
     )
     upscale_delay_s: float = Field(5, ge=0)
     downscale_delay_s: float = Field(120, ge=0, description="longer than the other: models are slow to load")
+    look_back_s: float = Field(
+        10, ge=10, description="over which the autoscaler looks at the load; replicas tell it every 10 s"
+    )
     cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
     gpus: float = Field(0, ge=0, description="GPUs, or a share of one, that a replica reserves")
 
@@ -168,6 +171,7 @@ def deployment_options(scaling: Scaling, settings: Settings) -> dict[str, Any]:
             "target_ongoing_requests": scaling.target_ongoing_requests,
             "upscale_delay_s": scaling.upscale_delay_s,
             "downscale_delay_s": scaling.downscale_delay_s,
+            "look_back_period_s": scaling.look_back_s,
         },
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,

@@ -125,3 +125,31 @@ def bench_scale(
         on_grade(out, GradeScaleOptions(*chosen))
     else:
         on_prepare(out, replace(ScaleOptions(*chosen), simulated=simulated))
+
+
+@bench.command("overload")
+def bench_overload(
+    out: BenchOutOption = "runs/bench/overload",
+    device: DeviceOption = "auto",
+    bundle: Annotated[str | None, typer.Option(help="a trained one; without it random weights")] = None,
+    times: Annotated[float, typer.Option(min=1, help="its capacity, offered")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=5, help="of the overload")] = 60.0,
+) -> None:
+    """The endpoint under more than it can grade: what is refused, latency, memory; takes two minutes."""
+    from jobs.bench.overload import OverloadOptions
+    from jobs.bench.overload import bench_overload as verb
+
+    verb(out, OverloadOptions(device, bundle, times=times, seconds=seconds))
+
+
+@bench.command("autoscale")
+def bench_autoscale(
+    out: BenchOutOption = "runs/bench/autoscale",
+    device: DeviceOption = "auto",
+    graders: Annotated[int, typer.Option(min=2, help="most replicas")] = 3,
+) -> None:
+    """Graders that follow a load up and down, as a picture; takes four minutes."""
+    from jobs.bench.autoscale import AutoscaleOptions
+    from jobs.bench.autoscale import bench_autoscale as verb
+
+    verb(out, AutoscaleOptions(device, graders=graders))

@@ -33,17 +33,23 @@ class Load:
         seconds: that were counted.
         latencies: seconds of each good answer that came in them; from the scheduled arrival in an open loop.
         batches: `X-Batch-Size` of these: photographs in the forward pass that graded it.
+        moments: seconds after the first that counts at which each of these came.
         errors: requests without a good answer in them: refused, lost or late.
+        refusals: moments of those of them that were told when to come again.
         answers: good ones in all, with those of the warm-up: what the servers' CPU was spent on.
         cpu_seconds: of this process in all.
+        began: when the first second that counts did, by `time.perf_counter`.
     """
 
     seconds: float
     latencies: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     errors: int = 0
+    refusals: list[float] = field(default_factory=list)
     answers: int = 0
     cpu_seconds: float = 0.0
+    began: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Answer:
     status: int
     batch: int
     body: bytes
+    told_when: bool  # to come again
 
 
 _requests: list[bytes]
@@ -123,7 +130,7 @@ async def _answers(port: int) -> list[dict[str, Any]]:
 async def _closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
     cpu, found = time.process_time(), Load(seconds)
     begin = time.perf_counter() + warm_up
-    end, photographs = begin + seconds, cycle(_requests)
+    end, photographs, found.began = begin + seconds, cycle(_requests), begin
 
     async def client() -> None:
         connection = None
@@ -143,6 +150,7 @@ async def _open(port: int, rate: float, warm_up: float, seconds: float, seed: in
     cpu, found = time.process_time(), Load(seconds)
     start = time.perf_counter()
     begin, photographs, idle = start + warm_up, cycle(_requests), list[_Connection]()
+    found.began = begin
 
     async def one(due: float, photograph: bytes) -> None:
         counted = (due, float("inf")) if due >= begin else (0.0, 0.0)
@@ -188,9 +196,12 @@ async def _ask(
     if counted[0] <= now < counted[1]:
         if answer and good:
             found.latencies.append(now - since)
+            found.moments.append(now - found.began)
             found.batches += [answer.batch] if answer.batch else []
         else:
             found.errors += 1
+            if answer and answer.told_when:
+                found.refusals.append(now - found.began)
     return connection if connection and connection.alive else None
 
 
@@ -211,7 +222,7 @@ class _Connection(asyncio.Protocol):
 
     def post(self, data: bytes) -> asyncio.Future[Answer]:
         """Sends a request; its answer is to come."""
-        self._batch, self._body = 0, b""
+        self._batch, self._body, self._told_when = 0, b"", False
         self._answer = asyncio.get_running_loop().create_future()
         if self.alive:
             self._transport.write(data)
@@ -245,12 +256,16 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == BATCH_HEADER.lower().encode():
             self._batch = int(value)
+        elif name.lower() == b"retry-after":
+            self._told_when = True
 
     def on_body(self, body: bytes) -> None:
         self._body += body
 
     def on_message_complete(self) -> None:
         if self._answer and not self._answer.done():
-            self._answer.set_result(Answer(self._parser.get_status_code(), self._batch, self._body))
+            self._answer.set_result(
+                Answer(self._parser.get_status_code(), self._batch, self._body, self._told_when)
+            )
         if not self._parser.should_keep_alive():
             self.close()

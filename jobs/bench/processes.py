@@ -30,6 +30,18 @@ def cpu_seconds(pid: int) -> Counter[str]:
     return used
 
 
+def memory_mib(pid: int) -> float:
+    """That this process and its descendants hold; what they share is counted once."""
+    total = 0.0
+    for each in tree(pid):
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        total += next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0)
+    return total
+
+
 def machine_seconds() -> float:
     """CPU seconds that all cores have been busy so far, by whomever; what the host took from us counts."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()

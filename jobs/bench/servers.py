@@ -71,6 +71,10 @@ class Server:
         """Its processes of this name."""
         return [pid for pid in processes.tree(self._process.pid) if processes.name(pid) == name]
 
+    def memory_mib(self) -> float:
+        """That its processes hold."""
+        return processes.memory_mib(self._process.pid)
+
     def cpu_seconds(self) -> Counter[str]:
         """That its processes have used so far, by their names."""
         return processes.cpu_seconds(self._process.pid)
