@@ -123,6 +123,8 @@ def _start(jobs: bool) -> None:
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     # Which that would turn on as well, and only HAProxy makes use of.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
+    # Serve's controller looks around ten times a second, on one core of a laptop's two.
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     # What listens waits for no client for ever; serving/connections.py says how.
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serving.connections:proxy_callback")
     if not verbose:

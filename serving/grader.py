@@ -159,6 +159,8 @@ class Grader:
     def _start_passes(self) -> None:
         """Called whenever a photograph comes or a pass ends."""
         model = self._current()
+        # Of each lane, also of those that are busy: if the first one took all, the next would find nobody.
+        share = math.ceil(len(self._waiting) / model.lanes)
         while self._waiting:
             count, most = len(self._waiting), model.settings.max_batch_size
             free = model.lanes - sum(each.lanes for each in self._passes.values())
@@ -170,7 +172,7 @@ class Grader:
                     self._company = asyncio.get_running_loop().call_later(wait, self._company_is_late)
                 return
             alone = free == model.lanes and count < free
-            size = min(count if alone else math.ceil(count / free), most)
+            size = min(count if alone else share, most)
             batch = [self._waiting.popleft() for _ in range(size)]
             lanes = model.lanes if alone or model.in_lanes is None else 1
             task = asyncio.create_task(self._run_pass(model, batch, lanes))

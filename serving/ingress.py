@@ -133,8 +133,8 @@ class Ingress:
         return True
 
 
-def replica() -> Ingress:
-    """The replica that this process is."""
+async def replica() -> Ingress:
+    """The replica that this process is; not a plain function, which FastAPI would call in a thread."""
     return ray_serve.get_replica_context().servable_object
 
 

@@ -51,7 +51,7 @@ class Scaling(_Typed):
     upscale_delay_s: float = Field(5, ge=0)
     downscale_delay_s: float = Field(120, ge=0, description="longer than the other: models are slow to load")
     look_back_s: float = Field(
-        10, ge=10, description="over which the autoscaler looks at the load; replicas tell it every 10 s"
+        15, gt=10, description="over which the autoscaler looks at the load; replicas tell it every 10 s"
     )
     cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
     gpus: float = Field(0, ge=0, description="GPUs, or a share of one, that a replica reserves")
