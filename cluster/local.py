@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants
+from ray._private import parameter, ray_constants, services
 from ray.data import DataContext
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
@@ -142,8 +142,9 @@ def _start(jobs: bool) -> None:
         }
     else:
         _check_reachable(address)
+    alone = not address or _is_on_loopback(address)
     try:
-        with nullcontext() if verbose else _silent_stderr(), nullcontext() if address else _on_loopback():
+        with nullcontext() if verbose else _silent_stderr(), _on_loopback() if alone else nullcontext():
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
@@ -160,6 +161,22 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise _unreachable(f"the cluster at RAY_ADDRESS={address}", error.strerror or str(error)) from error
+
+
+def _is_on_loopback(address: str) -> bool:
+    """Whether a Ray is one that was started by `_on_loopback`, as a local one is.
+
+    Ray takes 127.0.0.1 for the machine's own address, at which nothing listens there, and waits for ever.
+    """
+    host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    try:
+        own = services.node_ip_address_from_perspective()
+        socket.create_connection((own, int(port)), _CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def _unreachable(where: str, reason: str) -> ClusterError:

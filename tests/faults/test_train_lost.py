@@ -109,8 +109,10 @@ def runs_of(numbers: Iterable[int]) -> list[int]:
 
 
 HOLD = """
-import ray, sys
-ray.init(address=sys.argv[1], log_to_driver=False)
+import os, ray, sys
+from cluster.local import connect
+os.environ["RAY_ADDRESS"] = sys.argv[1]
+connect()
 @ray.remote(num_cpus=4, resources={"head": 1})
 class Hold:
     def ready(self): return True
