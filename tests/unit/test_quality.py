@@ -239,7 +239,9 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
     cards = [model_card(each.model_copy(update={"metrics": reached})) for each in (spec, gated.spec)]
     assert "It has no gates" in cards[0]
     assert f"unlike the {gated.spec.gates.photographs} training photographs" in cards[1]
-    assert [ModelResponse.of(each, "cpu", "fp32").gates for each in (spec, gated.spec)] == [False, True]
+    predictor = Predictor(load_bundle(str(bundle)), "cpu", "fp32")
+    told = [ModelResponse.of(each, predictor, None).gates for each in (spec, gated.spec)]
+    assert told == [False, True]
 
 
 def test_gates_of_other_statistics_are_refused(gated, tmp_path):
@@ -262,9 +264,10 @@ def test_gates_must_name_the_statistics_that_are_measured(gated):
 
 
 def test_every_reason_is_explained_on_the_page_and_in_the_docs():
-    page, docs = (ROOT / "serving" / "page.js").read_text(), (ROOT / "docs" / "gates.md").read_text()
+    pages = [(ROOT / "serving" / "web" / f"{name}.js").read_text() for name in ("english", "korean")]
+    docs = (ROOT / "docs" / "gates.md").read_text()
     for name in REASONS:
-        assert f"  {name}: " in page
+        assert all(f'"reason.{name}": ' in page for page in pages)
         assert f"`{name}`" in docs
     for name in STATISTICS:
         assert f"`{name}`" in docs
