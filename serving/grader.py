@@ -172,7 +172,7 @@ class Grader:
                     self._company = asyncio.get_running_loop().call_later(wait, self._company_is_late)
                 return
             alone = free == model.lanes and count < free
-            size = min(count if alone else share, most)
+            size = min(count if alone else share, most, count)
             batch = [self._waiting.popleft() for _ in range(size)]
             lanes = model.lanes if alone or model.in_lanes is None else 1
             task = asyncio.create_task(self._run_pass(model, batch, lanes))

@@ -126,6 +126,15 @@ def cluster(s3: S3Server) -> Cluster:
     return connect()
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a verb that is run here puts into the environment is gone after its test; fixtures for several stay."""
+    kept = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
 @dataclass(frozen=True)
 class WholeWay:
     """Folders and summaries of synth, prepare, train and evaluate."""

@@ -10,6 +10,7 @@ from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
 from ray.serve.config import HTTPOptions
 
 from cluster import haproxy
+from serving import connections
 
 
 def write(folder: Path, host: str) -> str:
@@ -33,7 +34,10 @@ def start(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("host", "listens"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])  # noqa: S104
-def test_what_ray_leaves_open_is_closed_and_the_endpoint_listens_where_it_was_told(tmp_path, host, listens):
+def test_what_ray_leaves_open_is_closed_and_the_endpoint_listens_where_it_was_told(
+    tmp_path, host, listens, monkeypatch
+):
+    monkeypatch.delenv(connections.VARIABLE, raising=False)
     # Where this fails, Ray may have settings of its own by now.
     theirs = write(tmp_path, host)
     assert "timeout http-request" not in theirs and "bind *:8404" in theirs and "bind :9101" in theirs

@@ -77,6 +77,16 @@ def test_when_there_are_as_many_as_threads_each_thread_has_passes_of_its_own(bun
     run(scenario())
 
 
+def test_nobody_is_forgotten_however_many_wait_for_the_lanes(bundle):
+    async def scenario() -> None:
+        grader = await started(bundle, SETTINGS.model_copy(update={"threads": 3}))
+        for count in range(1, 14):
+            found = asyncio.gather(*(grade(grader, seed) for seed in range(count)))
+            assert len(await asyncio.wait_for(found, 20)) == count
+
+    run(scenario())
+
+
 def test_one_failed_pass_fails_its_own_and_ends_nothing(bundle, monkeypatch):
     logits = Predictor.logits
 
