@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Form, Response, UploadFile
 from starlette.formparsers import MultiPartParser
+from starlette.routing import Route
 
 from scalp_core.errors import ImageError
 from serving import batch, bulk, page, problems
@@ -28,7 +29,7 @@ router = APIRouter()
 @router.post(
     "/v1/grade",
     response_model=ExplainedResponse | GradeResponse,
-    responses=problems.responses(413, 415, 422, 500, 503, 504),
+    responses=problems.responses(415, 422),
 )
 async def grade(
     replica: Replica,
@@ -60,7 +61,7 @@ async def alive() -> Health:
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=problems.responses(503))
+@router.get("/readyz")
 async def ready(replica: Replica) -> Health:
     """The model answers."""
     if not await replica.is_ready():
@@ -82,12 +83,18 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
             audit.close()
 
     # FastAPI's own documentation pages load scripts from another host; /openapi.json stays.
-    api = FastAPI(title="scalp", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    api = FastAPI(
+        title="scalp",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=problems.responses(*problems.EVERYWHERE),
+    )
     install(api, settings, load, audit)
     api.add_middleware(Metered)
-    api.include_router(router)
-    api.include_router(batch.router)
-    api.include_router(bulk.router)
-    api.include_router(page.router)
-    problems.install(api)
+    routers = (router, batch.router, bulk.router, page.router)
+    for each in routers:
+        api.include_router(each)
+    problems.install(api, [route for each in routers for route in each.routes if isinstance(route, Route)])
     return api

@@ -43,7 +43,12 @@ router = APIRouter()
 
 def _documented() -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
-    form = {"type": "object", "properties": {"file": {"type": "array", "items": file}, "archive": file}}
+    files = {"type": "array", "items": file, "minItems": 1}
+    form = {
+        "type": "object",
+        "properties": {"file": files, "archive": file},
+        "oneOf": [{"required": ["file"]}, {"required": ["archive"]}],
+    }
     content = {FORM: {"schema": form}} | {kind: {"schema": file} for kind in ARCHIVES}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -56,7 +61,7 @@ def _lines() -> dict[str, Any]:
 @router.post(
     BATCH_PATH,
     openapi_extra=_documented(),
-    responses={200: _lines(), **responses(400, 413, 415, 422, 500, 503)},
+    responses={200: _lines(), **responses(415, 422)},
     response_class=Response,
 )
 async def grade_batch(request: Request, replica: Replica) -> Response:

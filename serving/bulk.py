@@ -42,7 +42,7 @@ def _root(request: Request) -> str:
     return str(request.scope.get("root_path", "")).rstrip("/")
 
 
-@router.post(PATH, status_code=202, responses=responses(403, 404, 409, 422, 429, 503))
+@router.post(PATH, status_code=202, responses=responses(404, 409, 422))
 async def start(request: Request, response: Response, bulk: Offered, what: BulkRequest) -> BulkResponse:
     """Starts to grade an archive or prefix in storage; 200 if it has been graded already.
 
@@ -55,13 +55,13 @@ async def start(request: Request, response: Response, bulk: Offered, what: BulkR
     return found
 
 
-@router.get(f"{PATH}/{{id}}", responses=responses(404, 503))
+@router.get(f"{PATH}/{{id}}", responses=responses(404))
 async def progress(request: Request, bulk: Offered, id: str) -> BulkResponse:  # noqa: A002
     """How far it is."""
     return await bulk.find(id, _root(request))
 
 
-@router.delete(f"{PATH}/{{id}}", status_code=202, responses=responses(404, 503))
+@router.delete(f"{PATH}/{{id}}", status_code=202, responses=responses(404))
 async def stop(request: Request, bulk: Offered, id: str) -> BulkResponse:  # noqa: A002
     """Stops it; what is graded stays, and the same POST goes on from there."""
     return await bulk.stop(id, _root(request))
@@ -70,7 +70,7 @@ async def stop(request: Request, bulk: Offered, id: str) -> BulkResponse:  # noq
 @router.get(
     f"{PATH}/{{id}}/report",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/html": {}}}, **responses(404, 503)},
+    responses={200: {"content": {"text/html": {}}}, **responses(404)},
 )
 async def report(bulk: Offered, id: str) -> StreamingResponse:  # noqa: A002
     """The report of one that has ended, as `scalp grade` wrote it: one HTML page that asks no host."""
@@ -81,7 +81,7 @@ async def report(bulk: Offered, id: str) -> StreamingResponse:  # noqa: A002
     )
 
 
-@router.get(f"{PATH}/{{id}}/results", responses=responses(404, 503))
+@router.get(f"{PATH}/{{id}}/results", responses=responses(404))
 async def results(bulk: Offered, id: str) -> BulkResults:  # noqa: A002
     """The names of the Parquet files with the rows."""
     return await bulk.results(id)

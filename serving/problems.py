@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from scalp_core.errors import ImageError
 from serving import visit
 from serving.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+
+EVERYWHERE = (400, 401, 403, 408, 413, 429, 431, 500, 503, 504)
+"""Statuses that any request may come to: no key, too often, too slow, too much, too busy."""
 
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
 _STATUS_OF_IMAGE_CODE = {
@@ -72,11 +76,18 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "a problem", "content": content} for status in statuses}
 
 
-def install(api: FastAPI) -> None:
-    """Makes every refusal of `api` a problem: its own, the router's and the form parser's."""
+def install(api: FastAPI, routes: Sequence[Route]) -> None:
+    """Makes every refusal of `api` a problem: its own, the router's and the form parser's.
+
+    Args:
+        api: the application.
+        routes: that it has.
+    """
 
     @api.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            error.headers = {"Allow": _methods(request, routes)}
         return refusal_response(error)
 
     @api.exception_handler(RequestValidationError)
@@ -89,3 +100,9 @@ def install(api: FastAPI) -> None:
             said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
             code, detail = "bad_field", f"{said}; /openapi.json describes the fields"
         return problem(_UNPROCESSABLE, code, detail)
+
+
+def _methods(request: Request, routes: Sequence[Route]) -> str:
+    """That the path takes. Starlette names those of the first route that has it, and each has its own."""
+    methods = [each.methods or () for each in routes if each.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for some in methods for method in some}))

@@ -128,7 +128,7 @@ def cluster(s3: S3Server) -> Cluster:
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """What a verb that is run here puts into the environment is gone after its test; fixtures for several stay."""
+    """What a verb run by a test puts into the environment ends with it; that of shared fixtures stays."""
     kept = dict(os.environ)
     yield
     os.environ.clear()
