@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,9 +142,14 @@ def _start(jobs: bool) -> None:
         }
     else:
         _check_reachable(address)
-    alone = not address or _is_on_loopback(address)
     try:
-        with nullcontext() if verbose else _silent_stderr(), _on_loopback() if alone else nullcontext():
+        with ExitStack() as stack:
+            if not verbose:
+                stack.enter_context(_silent_stderr())
+            if not address or _is_on_loopback(address):
+                stack.enter_context(_on_loopback())
+            if not address:
+                stack.enter_context(_known_to_its_workers())
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
@@ -192,15 +197,41 @@ def _on_loopback() -> Iterator[None]:
     On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are. And
     its agent takes a free port instead of a fixed one, without which a second Ray here would take no jobs.
     """
-    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams, os.environ.get(variable)
+    kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     ray_constants.ENABLE_RAY_CLUSTER = False
     parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
-    os.environ[variable] = "0"
+    try:
+        with _environment(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams = kept
+
+
+@contextmanager
+def _known_to_its_workers() -> Iterator[None]:
+    """Gives a Ray that starts an address that its processes find in their environment.
+
+    Without it they look for any Ray of the machine. Ray Train's helper takes a run that another Ray does not
+    know for dead, and ends it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with (
+        _environment(ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE, port),
+        _environment(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE, f"127.0.0.1:{port}"),
+    ):
+        yield
+
+
+@contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    """With a variable of the environment as it should be while the block runs."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams, before = kept
         if before is None:
             del os.environ[variable]
         else:

@@ -20,6 +20,7 @@ from ray.train import ScalingConfig
 from ray.tune.schedulers import ASHAScheduler
 from rich.table import Table
 
+from cluster import reservations
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, write_json
 from jobs.ingest import Photographs, cache_line, cache_room, cached
@@ -311,6 +312,7 @@ def _run(
             name="ray", storage_path=path, storage_filesystem=filesystem, callbacks=[records], verbose=0
         ),
     ).fit()
+    reservations.free_those_of_the_dead()
 
 
 def _finish(

@@ -7,6 +7,7 @@ from: it holds pickles, and neither it nor ASHA's memory would survive another v
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from rich.progress import Progress, TaskID
 
+from cluster import reservations
 from jobs.console import console, read_json, write_json
 from jobs.trainer import trainer
 from scalp_core import storage
@@ -31,6 +33,7 @@ REDUCTION = 3
 
 # Fewer than of a training: settings that cannot work fail again and again.
 _MAX_WORKER_FAILURES = 1
+_FREE_EVERY_S = 2.0
 
 _KEPT = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_qwk", "learning_rate", "seconds")
 _TRIALS_FOLDER = "trials"
@@ -188,6 +191,7 @@ class Records(Callback):
         self._trials = trials
         self._epochs = epochs
         self._progress, self._task = bar
+        self._freed = 0.0
         self._show()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,6 +221,11 @@ class Records(Callback):
         own.status, own.reason = "failed", _reason(Path(trial.error_file).read_text())
         self._keep(own)
         console.print(f"trial {own.number} failed: {own.reason}  ({in_words(own.settings)})")
+
+    def on_step_end(self, **_: Any) -> None:
+        if time.monotonic() - self._freed > _FREE_EVERY_S:
+            reservations.free_those_of_the_dead()
+            self._freed = time.monotonic()
 
     def _keep(self, trial: Trial) -> None:
         write_json(_record(self._out, trial), asdict(trial))

@@ -90,7 +90,7 @@ def resolve_runtime(runtime: Runtime, device: Hardware, photographs: float = 0) 
     Args:
         runtime: as asked for.
         device: where the model runs.
-        photographs: that one model will grade; infinity for an endpoint.
+        photographs: that one model will grade; 0 where nobody waits for the compiler, as at an endpoint.
     """
     if runtime != "auto":
         return runtime

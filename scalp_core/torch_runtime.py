@@ -172,7 +172,8 @@ class _CudaGraphs:
                     self._forward(placed)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Another thread may be replaying the graphs of the model that this one will replace.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = self._forward(placed)
             self._graphs[bucket] = graph, placed, result
         return self._graphs[bucket]

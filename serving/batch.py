@@ -107,7 +107,7 @@ class BatchAnswer(Response):
 
     async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive, send: Send) -> None:
         """Begins to grade what comes in, as far as the window lets it; then watches for the client."""
-        body = read_body(scope, receive, send, self._batches.settings.body_bytes)
+        body = read_body(scope, receive, send)
         end = None
         try:
             async with aclosing(body), aclosing(self._photographs(body)) as photographs:

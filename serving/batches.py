@@ -25,7 +25,6 @@ class BatchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     photographs: int = Field(1000, ge=1, description="of one request")
-    body_bytes: int = Field(2**30, ge=MAX_BYTES, description="of one request")
     requests: int = Field(8, ge=1, description="at once; one more is refused as overload")
     in_flight: int = Field(
         32, ge=1, description="photographs of all batches that are graded at once: two forward passes' worth"

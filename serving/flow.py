@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.problems import Refusal
-
 BATCH_PATH = "/v1/grade/batch"
 """The one path whose body is not bounded by the size of a photograph."""
 
@@ -84,14 +82,11 @@ def _paced(scope: Scope) -> Scope:
     }
 
 
-async def read_body(
-    scope: Scope, receive: Receive, send: Send, max_bytes: int
-) -> AsyncGenerator[bytes, None]:
+async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerator[bytes, None]:
     """The body piece by piece; a piece counts as used when the next one is asked for.
 
     Raises:
         ClientGoneError: before its end.
-        Refusal: it is larger than `max_bytes`.
     """
     is_paced = _EXTENSION in (scope.get("extensions") or {})
     taken = told = 0
@@ -103,8 +98,6 @@ async def read_body(
         more = message.get("more_body", False)
         if data := message.get("body", b""):
             taken += len(data)
-            if taken > max_bytes:
-                raise Refusal(413, "too_many_bytes", f"the limit is {max_bytes:,} bytes a batch; divide it")
             yield data
         if is_paced and taken - told >= _STEP:
             told = taken

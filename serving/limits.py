@@ -201,5 +201,9 @@ class _Body:
 
 
 def _too_large(bounds: _Bounds) -> Refusal:
-    what = f"a photograph is {MAX_BYTES:,}" if bounds.bytes == MAX_BODY_BYTES else f"it is {bounds.bytes:,}"
-    return Refusal(413, "too_many_bytes", f"the request is too large; the limit of {what} bytes")
+    limit = f"the limit is {bounds.bytes:,} bytes"
+    if bounds.bytes == MAX_BODY_BYTES:
+        limit = f"the limit of a photograph is {MAX_BYTES:,} bytes"
+    elif not bounds.held:
+        limit += "; divide the batch"
+    return Refusal(413, "too_many_bytes", f"the request is too large; {limit}")

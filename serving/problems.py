@@ -76,12 +76,12 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "a problem", "content": content} for status in statuses}
 
 
-def install(api: FastAPI, routes: Sequence[Route]) -> None:
+def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
     """Makes every refusal of `api` a problem: its own, the router's and the form parser's.
 
     Args:
         api: the application.
-        routes: that it has.
+        routes: those whose methods a refused one is told.
     """
 
     @api.exception_handler(HTTPException)

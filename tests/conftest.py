@@ -70,11 +70,11 @@ def _with_graph(bundle: Bundle) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def make_bundle() -> Callable[[Path], Path]:
+def make_bundle() -> Callable[..., Path]:
     """Writes an untrained bundle whose answers differ from photograph to photograph."""
 
-    def make(folder: Path) -> Path:
-        torch.manual_seed(7)
+    def make(folder: Path, seed: int = 7) -> Path:
+        torch.manual_seed(seed)
         model = build_model("legacy_xception")
         torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
         _settle_statistics(model)
@@ -107,7 +107,7 @@ def make_bundle() -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def bundle(make_bundle: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import yaml
 from PIL import Image
+from ray.util import placement_group_table
 
 from jobs.train import RECIPES
 from jobs.tune import tune
@@ -118,3 +119,8 @@ def test_a_cluster_that_cannot_hold_a_trial_says_so_before_anything_is_written(w
     with pytest.raises(UserError, match="--workers 64: Ray has"):
         tune(str(way.data), str(tmp_path / "out"), base, space, trials=2, workers=64, device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_leaves_no_cpu_reserved(searched):
+    held = [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
+    assert not held

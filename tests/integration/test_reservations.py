@@ -1,0 +1,42 @@
+"""What dead actors had reserved is given back, and nothing else."""
+
+import time
+
+import pytest
+import ray
+from ray.util import placement_group, placement_group_table
+
+from cluster.reservations import free_those_of_the_dead
+
+
+@ray.remote(num_cpus=0)
+class Maker:
+    def reserve(self):
+        self.group = placement_group([{"CPU": 0.1}])
+        ray.get(self.group.ready())
+        return self.group.id.hex()
+
+
+def states(*groups: str) -> list[str]:
+    return [placement_group_table()[each]["state"] for each in groups]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_only_those_whose_maker_is_dead_are_removed():
+    ours = placement_group([{"CPU": 0.1}])
+    ray.get(ours.ready())
+    living, dead = Maker.remote(), Maker.remote()
+    groups = [ours.id.hex(), *ray.get([living.reserve.remote(), dead.reserve.remote()])]
+    free_those_of_the_dead()
+    assert states(*groups) == ["CREATED"] * 3
+    ray.kill(dead)
+    deadline = time.monotonic() + 20
+    while states(*groups)[-1] != "REMOVED" and time.monotonic() < deadline:
+        free_those_of_the_dead()
+        time.sleep(0.1)
+    assert states(*groups) == ["CREATED", "CREATED", "REMOVED"]
+    ray.util.remove_placement_group(ours)
+    ray.kill(living)
+    while states(groups[1]) != ["REMOVED"] and time.monotonic() < deadline:
+        free_those_of_the_dead()
+        time.sleep(0.1)
