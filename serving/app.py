@@ -27,12 +27,15 @@ from serving.explainer import Explainer
 from serving.grader import Grader
 from serving.ingress import Ingress
 from serving.keys import Keys
+from serving.limits import fitting_in_flight
 from serving.network import check_address
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
 # A bundle that cannot start will not start at the twentieth attempt either, which is Ray's default.
 _START_ATTEMPTS = 3
+# A core grades as many a second in passes of 4 as of 16, and whoever waits, waits less long for its pass.
+_CPU_BATCH = 4
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -141,17 +144,22 @@ def _haproxy_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _pinned(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:
     """Looked up and checked here: replicas that start later must not find another version."""
-    model = ModelSettings(bundle=storage.absolute(resolve(bundle)))
+    batch = {"max_batch_size": _CPU_BATCH} if device == "cpu" else {}
+    model = ModelSettings(bundle=storage.absolute(resolve(bundle)), **batch)
     load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
     return model
 
 
 def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
-    """With a grader of the size of a node, unless one was described.
+    """With a queue that suits the machine and a grader of the size of a node, unless they were described.
 
     All the cores of a machine: decoding takes few of them, and one model with all beats several. A
     reservation that leaves the others no CPU would wait for ever.
     """
+    if "in_flight" not in settings.limits.model_fields_set:
+        in_flight = fitting_in_flight(device, cluster.cores)
+        limits = settings.limits.model_copy(update={"in_flight": in_flight})
+        settings = settings.model_copy(update={"limits": limits})
     if "grader" in settings.model_fields_set:
         return settings
     others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)

@@ -17,6 +17,9 @@ FORM_BYTES = 64 * 1024
 MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
 
 _MIB = 2**20
+# A second of work for a core at most: enough that the model never runs dry, short enough to wait for.
+_IN_FLIGHT_PER_CORE = 32
+_LEAST_IN_FLIGHT = 32
 _LONGEST_RETRY_S = 60
 _REMEMBERED = 0.95  # of the measured seconds per photograph, when a new measurement comes
 
@@ -50,6 +53,18 @@ class Limits(BaseModel):
         if self.held_bytes < self.grade_bytes:
             raise ValueError(f"held_bytes ({self.held_bytes}) is below grade_bytes ({self.grade_bytes})")
         return self
+
+
+def fitting_in_flight(device: str, cores: int) -> int:
+    """Requests in flight for one machine that decodes and grades: a queue of a second at most.
+
+    Args:
+        device: "cpu" or "cuda", where the model runs.
+        cores: that the model has.
+    """
+    if device == "cuda":
+        return int(Limits.model_fields["in_flight"].default)
+    return max(_LEAST_IN_FLIGHT, _IN_FLIGHT_PER_CORE * cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,13 @@ class Load:
 
     def check(self) -> None:
         """Refuses one more request when there are enough."""
-        if self.in_flight >= self._limits.in_flight or self.uploads >= self._limits.uploads:
+        self.check_in_flight()
+        if self.uploads >= self._limits.uploads:
+            raise self.overloaded()
+
+    def check_in_flight(self) -> None:
+        """Refuses a request that has come in when there are enough."""
+        if self.in_flight >= self._limits.in_flight:
             raise self.overloaded()
 
     def hold(self, size: int) -> None:
@@ -178,6 +199,8 @@ class _Body:
         if self._taken > self._bounds.bytes:
             raise _too_large(self._bounds)
         if not message.get("more_body", False):
+            if self._bounds.held:
+                self._load.check_in_flight()  # who began to send at the same time may have filled it up
             self._whole = True
             self._load.uploads -= 1
             self._load.in_flight += 1

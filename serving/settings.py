@@ -44,7 +44,11 @@ class Scaling(_Typed):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     target_ongoing_requests: float = Field(gt=0, description="of one replica, that the autoscaler aims at")
-    max_ongoing_requests: int = Field(ge=1, description="that a replica holds at once")
+    max_ongoing_requests: int = Field(
+        ge=1,
+        description="that a replica holds at once; those above it wait in Ray's router, which looks for room "
+        "once a second at worst, so that a full grader runs dry: keep it above what the ingresses admit",
+    )
     max_queued_requests: int = Field(
         ge=0, description="that wait at each caller for a replica; those above it are refused"
     )
@@ -97,7 +101,7 @@ class Settings(_Typed):
         description="CPU threads of a forward pass; None takes the grader's CPUs",
     )
     ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=512, max_queued_requests=256)
-    grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=64, max_queued_requests=64)
+    grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=512, max_queued_requests=64)
     explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
     haproxy: bool = Field(
         True,

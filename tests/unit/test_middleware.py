@@ -380,3 +380,19 @@ def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
         ("ann", 413, "too_many_bytes"),
         ("ann", 200, None),
     ]
+
+
+def test_those_who_send_at_once_are_no_more_than_there_is_room_for():
+    async def scenario() -> None:
+        api, load = application(limits=Limits(in_flight=2))
+        async with client(api) as session:
+            bodies = [trickle((0.1, b"x"), (0.1, b"y")) for _ in range(5)]
+            asked = [asyncio.create_task(session.post("/v1/wait", content=body)) for body in bodies]
+            await asyncio.sleep(0.5)
+            assert load.in_flight == 2
+            api.state.go_on.set()
+            codes = [(await each).status_code for each in asked]
+            assert sorted(codes) == [200, 200, 503, 503, 503]
+            assert (load.uploads, load.in_flight, load.held_bytes) == (0, 0, 0)
+
+    asyncio.run(scenario())
