@@ -34,6 +34,8 @@ _LOG_LEVELS = {
 }
 _OBJECT_STORE_SHARE = 0.25
 _CONNECT_TIMEOUT_S = 5
+# A process that dies while it loads a model is started again; Ray's default gives the whole run up.
+_MOST_DEATHS_WHILE_LOADING = 3
 
 
 class ClusterError(Exception):
@@ -88,7 +90,7 @@ def connect(jobs: bool = False) -> Cluster:
     """
     if not ray.is_initialized():
         _start(jobs)
-    _quiet()
+    _set_up_data()
     resources = ray.cluster_resources()
     local = not os.environ.get("RAY_ADDRESS")
     nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
@@ -252,9 +254,10 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _quiet() -> None:
-    """One voice: the verbs show their own progress."""
+def _set_up_data() -> None:
+    """One voice, the progress of the verbs; and patience with what dies."""
     context = DataContext.get_current()
+    context.max_consecutive_actor_init_deaths = _MOST_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # a user's mistake keeps its own words
     for name, level in _LOG_LEVELS.items():

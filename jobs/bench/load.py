@@ -119,6 +119,8 @@ def answers(port: int) -> list[dict[str, Any]]:
 async def _answers(port: int) -> list[dict[str, Any]]:
     connection, found = await _connect(port), []
     for each in _requests:
+        if not connection.alive:  # a server may close one that is idle, or when it changes what it is made of
+            connection = await _connect(port)
         answer = await connection.post(each)
         if answer.status != 200:
             raise RuntimeError(f"port {port} answers {answer.status}: {answer.body.decode()[:500]}")

@@ -158,7 +158,7 @@ def test_counts_are_those_of_what_was_sent(run):
     passes = total(samples, "ray_scalp_batch_size_count")
     assert passes == total(samples, "ray_scalp_stage_seconds_count", stage="forward") < run.graded
     assert total(samples, "ray_scalp_batch_photographs_total") == run.graded
-    assert total(samples, "ray_scalp_batch_room_total") == 16 * passes
+    assert total(samples, "ray_scalp_batch_room_total") == app._CPU_BATCH * passes
 
 
 def test_drift_of_the_photographs_is_told(run):
