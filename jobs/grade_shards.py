@@ -248,19 +248,30 @@ class GradeShard:
         self._batch_size = batch_size
         self._model: Model = model()
         self._marks = ThreadPoolExecutor(1)  # beside the model
+        self._refused: UserError | None = None
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        if self._refused:  # the run is ending; what is begun now would be lost with it
+            raise self._refused
         for shard, rows, images in unpacked(batch, self._spec.preprocess.size):
-            with storage.patience(PATIENCE_S):
-                mark = storage.join(self._work, STARTED, f"{shard}.{uuid.uuid4().hex[:8]}")
-                marked = self._marks.submit(storage.write, mark, b"")
-                table = self._graded(rows, images)
-                marked.result()
-                storage.write_parquet(graded_file(self._work, shard), table)
+            try:
+                table = self._committed(shard, rows, images)
+            except UserError as error:
+                self._refused = error
+                raise
             errors = Counter(code for code in rows["error_code"].tolist() if code)
             yield pa.table(
                 {"rows": [table.num_rows], "failed": [errors.total()], "errors": [json.dumps(errors)]}
             )
+
+    def _committed(self, shard: str, rows: Columns, images: np.ndarray) -> pa.Table:
+        with storage.patience(PATIENCE_S):
+            mark = storage.join(self._work, STARTED, f"{shard}.{uuid.uuid4().hex[:8]}")
+            marked = self._marks.submit(storage.write, mark, b"")
+            table = self._graded(rows, images)
+            marked.result()
+            storage.write_parquet(graded_file(self._work, shard), table)
+        return table
 
     def _graded(self, rows: Columns, images: np.ndarray) -> pa.Table:
         good = rows["error_code"] == ""

@@ -1,9 +1,9 @@
 """How far a run of `scalp grade` is, read from what it leaves in OUT by whoever has no part in it.
 
-OUT/run.json                what all rows have in common; written when the run begins
-OUT/work/listing.json       what there is to grade
-OUT/work/sessions/*.json    each time that it ran, written anew every few seconds
-OUT/summary.json            it has ended
+run.json              what all rows have in common; written when the run begins
+work: listing.json    what there is to grade
+      sessions        a file each time that it ran, written anew every few seconds
+summary.json          it has ended
 """
 
 from __future__ import annotations

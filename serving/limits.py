@@ -19,7 +19,6 @@ MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
 _MIB = 2**20
 # A second of work for a core at most: enough that the model never runs dry, short enough to wait for.
 _IN_FLIGHT_PER_CORE = 32
-_LEAST_IN_FLIGHT = 32
 _LONGEST_RETRY_S = 60
 _REMEMBERED = 0.95  # of the measured seconds per photograph, when a new measurement comes
 
@@ -62,9 +61,8 @@ def fitting_in_flight(device: str, cores: int) -> int:
         device: "cpu" or "cuda", where the model runs.
         cores: that the model has.
     """
-    if device == "cuda":
-        return int(Limits.model_fields["in_flight"].default)
-    return max(_LEAST_IN_FLIGHT, _IN_FLIGHT_PER_CORE * cores)
+    most = int(Limits.model_fields["in_flight"].default)
+    return most if device == "cuda" else min(most, _IN_FLIGHT_PER_CORE * cores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,40 @@
+"""The actor of a grading run that holds the model, called as Ray calls it."""
+
+import numpy as np
+import pytest
+
+from jobs.grade_shards import STARTED, GradeShard, packed
+from scalp_core import storage
+from scalp_core.bundle import load_bundle
+from scalp_core.errors import UserError
+from scalp_core.quality import STATISTICS
+from tests.conftest import SMALL
+
+
+class Model:
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images), 4), np.float32)
+
+
+def shard(name: str):
+    text = np.array(["a"], object)
+    columns = ("image_id", "uri", "member", "sha256", "error", "notes")
+    rows = dict.fromkeys(columns, text) | {"error_code": np.array([""], object)}
+    rows |= {"image": np.zeros((1, SMALL, SMALL, 3), np.uint8), "statistics": np.zeros((1, len(STATISTICS)))}
+    return packed(name, rows)
+
+
+def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, monkeypatch):
+    spec = load_bundle(str(bundle)).spec
+    model = GradeShard(str(tmp_path), spec, spec.model_version, Model, 8)
+    monkeypatch.setattr("jobs.grade_shards.result_table", lambda *_: None)
+
+    def full(uri, _):
+        raise UserError(f"cannot write {uri}: the disk is full")
+
+    monkeypatch.setattr(storage, "write_parquet", full)
+    for name in ("0000/0000", "0000/0001"):
+        with pytest.raises(UserError, match="the disk is full"):
+            list(model(shard(name)))
+    begun = [each.name for each in (tmp_path / STARTED).rglob("*") if each.is_file()]
+    assert len(begun) == 1 and begun[0].startswith("0000.")
