@@ -68,9 +68,11 @@ class Jobs:
 
     def submit(self, work: str, attempt: int, command: str, source: str) -> None:
         """Starts an attempt; no matter if somebody else just did."""
+        # Ray tells a job some Ray of the machine that it finds, which is another one where two run (2.60).
+        own = ray.get_runtime_context().gcs_address
         self._call(
             "submit_job",
-            entrypoint=command,
+            entrypoint=f"RAY_ADDRESS={own} {command}",
             submission_id=f"{work}.{attempt}",
             metadata={"source": source},
         )

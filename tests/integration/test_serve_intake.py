@@ -34,7 +34,8 @@ FILES = [(f"{number}.jpg", PHOTOGRAPHS[number]) for number in range(6)] + [("cut
 
 
 @pytest.fixture(scope="module")
-def client(bundle, s3) -> Iterator[httpx.Client]:
+def client(bundle, s3, cluster) -> Iterator[httpx.Client]:
+    """An endpoint beside another Ray of this machine, which must not get its jobs."""
     storage.write(f"{SOURCES}/it's one.zip", odd.zip_of(FILES))
     for number in range(40):
         storage.write(f"{SOURCES}/many/{number}.jpg", FILES[0][1])
