@@ -122,7 +122,7 @@ def reliability(
         )
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
     counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
-    axis.legend(loc="upper left")
+    axis.legend(loc="lower right")
     for each in (axis, counts):
         each.grid(alpha=0.3)
     return _png(figure)
