@@ -13,6 +13,8 @@ from typing import Any
 
 import ray
 from ray._private import parameter, ray_constants, services
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.data import DataContext
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
@@ -34,6 +36,7 @@ _LOG_LEVELS = {
 }
 _OBJECT_STORE_SHARE = 0.25
 _CONNECT_TIMEOUT_S = 5
+_STATUS_TIMEOUT_S = 10
 # A process that dies while it loads a model is started again; Ray's default gives the whole run up.
 _MOST_DEATHS_WHILE_LOADING = 3
 
@@ -44,12 +47,21 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the connected Ray offers."""
+    """What the connected Ray offers now.
+
+    Args:
+        cpus: in all.
+        gpus: in all.
+        nodes: that hold work.
+        cores_per_node: of each of them.
+        grows: an autoscaler may start more nodes.
+    """
 
     cpus: int
     gpus: int
     nodes: int
     cores_per_node: int
+    grows: bool = False
 
     @property
     def cores(self) -> int:
@@ -66,6 +78,11 @@ class Cluster:
         on_a_node = self.cpus // self.nodes
         left = on_a_node - min(_KEPT_FOR_DATA, on_a_node - 1)
         return min(self.cores_per_node, left) // cpus
+
+
+def is_joined() -> bool:
+    """Whether the Ray is a cluster that was there before, which `RAY_ADDRESS` names."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def physical_cores() -> int:
@@ -92,15 +109,33 @@ def connect(jobs: bool = False) -> Cluster:
         _start(jobs)
     _set_up_data()
     resources = ray.cluster_resources()
-    local = not os.environ.get("RAY_ADDRESS")
-    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+    # A head without CPUs holds no work.
+    nodes = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
     cpus = int(resources.get("CPU", 0))
     return Cluster(
         cpus=cpus,
         gpus=int(resources.get("GPU", 0)),
         nodes=nodes,
-        cores_per_node=physical_cores() if local else max(1, cpus // nodes),
+        grows=is_joined() and has_autoscaler(),
+        cores_per_node=max(1, cpus // nodes) if is_joined() else physical_cores(),
     )
+
+
+def has_autoscaler() -> bool:
+    """Whether the connected Ray may start nodes (by Ray's second autoscaler; the first is not seen)."""
+    return autoscaling_state().autoscaler_state_version > 0
+
+
+def autoscaling_state() -> AutoscalingState:
+    """What the autoscaler said last."""
+    return cluster_status(ray.get_runtime_context().gcs_address).autoscaling_state
+
+
+def cluster_status(address: str) -> GetClusterStatusReply:
+    """Nodes, demands and what the autoscaler does, of the Ray at this address, without joining it."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_STATUS_TIMEOUT_S))
+    return reply
 
 
 def metrics_uris() -> list[str]:

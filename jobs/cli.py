@@ -22,6 +22,7 @@ from jobs.cli_options import (
 from jobs.keys_cli import keys
 from jobs.models_cli import models
 from jobs.serve_cli import serve
+from jobs.submit_cli import INTERRUPTED, Detached, jobs, submit
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 
@@ -37,7 +38,9 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(jobs, name="jobs")
 app.command()(serve)
+app.command(context_settings={"allow_interspersed_args": False})(submit)
 
 
 @app.command()
@@ -386,9 +389,6 @@ def demo(
     verb(out, images)
 
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
-
-
 def main() -> None:
     """The `scalp` command. A user's mistake is one line on standard error and exit code 2."""
     try:
@@ -401,7 +401,7 @@ def main() -> None:
         print(f"scalp: {printable(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
+        if ended.code == INTERRUPTED and not isinstance(ended, Detached):
             print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
         raise
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
+from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.images import Columns, photographs
@@ -45,7 +46,7 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
     """
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
-    cluster = connect()
+    cluster = room_to_work(connect(), console.print)
     dataset = photographs(rows.select(["image_id", "uri", "member"]))
     for batch in with_logits(dataset, bundle, options, cluster).iter_batches():
         failed = np.flatnonzero(batch["error_code"] != "")

@@ -19,10 +19,11 @@ from jobs import grade_retry
 from jobs.console import SUMMARY_FILE, Clock, console, now, read_json, show, write_json
 from jobs.grade_gather import Found, gather
 from jobs.grade_list import Listing, glance, list_sources
-from jobs.grade_plan import Plan, PoolOptions, plan_run
+from jobs.grade_plan import Plan, PoolOptions, plan_run, room_for
 from jobs.grade_run import Session, Work, run_pending
 from jobs.grade_shards import PATIENCE_S
 from jobs.pipeline import ModelOptions
+from jobs.preflight import check_nodes
 from scalp_core import provenance, sources, storage
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.drift import compare
@@ -100,7 +101,8 @@ def grade(
         return summary
     # Before Ray is started: a mistyped source is told at once.
     glanced = None if summary else glance(named, storage.join(out, WORK), options.tables)
-    cluster = connect()
+    cluster = room_for(connect(), options.model, options.pool)
+    check_nodes(named, out)
     plan = plan_run(cluster, loaded, options.model, options.pool)
     clock.lap("start")
     # Not before: a command that was refused must not bind OUT to its mistake.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.local import Cluster
+from cluster.growth import growing_device, make_room
+from cluster.local import Cluster, connect
+from jobs.console import console
 from jobs.pipeline import ModelOptions
 from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
@@ -22,6 +24,8 @@ _MODELS_A_NODE = 8
 _GPU_SHARE = 0.5
 # Shards decoded ahead of each model: enough that it never waits, few enough that memory is bounded.
 _AHEAD = 6
+# Models at most, where a cluster grows for them and nobody says how many.
+_MOST_GROWN = 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,23 @@ class Plan:
         )
 
 
+def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluster:
+    """The cluster when it has room for the fewest models, for which one that grows may have to start nodes.
+
+    Raises:
+        UserError: it is not said whether the nodes to start have GPUs.
+        ClusterError: no nodes that it may start can hold them.
+    """
+    if not cluster.grows:
+        return cluster
+    low = pool.models[0] if pool.models else 1
+    bundle: dict[str, float] = {"CPU": (pool.cpus_per_model or 1) + 1}  # and one to feed it
+    if growing_device(cluster, model.device) == "cuda":
+        bundle["GPU"] = pool.gpus_per_model or _GPU_SHARE
+    make_room([bundle] * low, f"{low} models", console.print)
+    return connect()
+
+
 def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOptions) -> Plan:
     """Sizes for this cluster, and fetches what the models need of the bundle.
 
@@ -85,7 +106,9 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
     cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
     gpus = _gpus(cluster, pool) if on_gpu else 0
     fit = _fitting(cluster, cpus, gpus)
-    low, high = pool.models or (max(1, fit), max(1, fit))
+    # One that grows has the autoscaler's own bound.
+    most = max(1, fit, _MOST_GROWN if cluster.grows else 0)
+    low, high = pool.models or (max(1, fit), most)
     if low > fit:
         size = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
         raise UserError(
@@ -100,7 +123,10 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
             f"--shard-size {shard}: its pixels take {shard * pixels / 2**20:.0f} MiB; "
             f"use {_MAX_SHARD_BYTES // pixels} or fewer"
         )
-    loaders = pool.loaders or max(1, min(cluster.cores, cluster.cpus - fit * cpus - 1))
+    loaders = max(1, min(cluster.cores, cluster.cpus - fit * cpus - 1))
+    if cluster.grows:
+        loaders = -(-loaders * high // max(1, fit))
+    loaders = pool.loaders or loaders
     return Plan(
         device=device,
         models=(low, high),

@@ -18,8 +18,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
+from jobs.preflight import check_nodes
 from jobs.shards import (
     EXAMINED,
     LISTED,
@@ -82,7 +84,8 @@ def prepare(
         console.print(f"{out} is prepared already; remove it to read {source} again")
         return summary
     roots = inventory.roots(source)
-    connect()
+    room_to_work(connect(), console.print)
+    check_nodes([source], out)
     write_json(storage.join(out, _IDENTITY_FILE), identity)
     with storage.patience(PATIENCE_S):
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.images import photographs
@@ -48,7 +49,7 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
             "mix codes of two keys)"
         )
     key = _key(key_file)
-    connect()
+    room_to_work(connect(), console.print)
     work = Pseudonymise(out, key)
     written = photographs(table, _ROWS_A_BATCH).map_batches(
         work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"

@@ -21,10 +21,11 @@ from ray.util.queue import Queue
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
+from jobs.preflight import check_nodes
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
 from jobs.train_follow import TellsOfLosses, followed
-from jobs.train_scaling import ElasticScaling, fewest_and_most, scaling_for
+from jobs.train_scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
 from jobs.trainer import trainer
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
@@ -84,9 +85,11 @@ def train(
         return summary
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
     spec = preprocess_for(model, recipe.size, recipe.resize)
-    cluster = connect()
-    scaling = scaling_for(cluster, (workers, workers) if isinstance(workers, int) else workers, device)
+    asked = (workers, workers) if isinstance(workers, int) else workers
+    cluster = room_for(connect(), asked, device)
+    scaling = scaling_for(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
+    check_nodes([data], run)
     with tracked(tracking, run, identity) as tracker:
         # Everything that a user could have to mend is behind us: from here on the directory is this run's.
         write_json(storage.join(run, IDENTITY_FILE), identity)

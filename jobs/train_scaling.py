@@ -7,7 +7,9 @@ import time
 import ray
 from ray.train import ScalingConfig
 
-from cluster.local import Cluster
+from cluster.growth import growing_device, make_room
+from cluster.local import Cluster, connect
+from jobs.console import console
 from scalp_core.errors import UserError
 from scalp_core.predictor import Device
 
@@ -49,6 +51,21 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     if fewest > most:
         raise UserError(f"{option} {text}: MIN is more than MAX; write {option} {most}:{fewest}")
     return fewest, most
+
+
+def room_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> Cluster:
+    """The cluster when it has room for the fewest workers, for which one that grows may have to start nodes.
+
+    Raises:
+        ClusterError: no nodes that it may start can hold them, or it is not said whether they have GPUs.
+    """
+    if not cluster.grows:
+        return cluster
+    on_gpu = growing_device(cluster, device) == "cuda"
+    fewest = workers[0] if workers else max(1, cluster.gpus) if on_gpu else 2
+    worker: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+    make_room([worker] * fewest + [{"CPU": 1}] * CPUS_FOR_DATA, f"--workers {fewest}", console.print)
+    return connect()
 
 
 def scaling_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:

@@ -24,9 +24,10 @@ from cluster import reservations
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, write_json
 from jobs.ingest import Photographs, cache_line, cache_room, cached
+from jobs.preflight import check_nodes
 from jobs.shards import PATIENCE_S
 from jobs.train import IDENTITY_FILE, check_batches, check_identity
-from jobs.train_scaling import CPUS_FOR_DATA, scaling_for
+from jobs.train_scaling import CPUS_FOR_DATA, room_for, scaling_for
 from jobs.tune_trials import (
     METRIC,
     WORK_FOLDER,
@@ -108,10 +109,11 @@ def tune(
         return summary
     drawn = draw(space, recipe, trials, seed)
     recipes = {number: _changed(recipe, settings) for number, settings in enumerate(drawn, 1)}
-    cluster = connect()
+    cluster = room_for(connect(), (workers, workers), device)
     scaling = scaling_for(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
+    check_nodes([data], out)
     starts = _starts(list(recipes.values()))
     # Everything that a user could have to mend is behind us: from here on the directory is this search's.
     write_json(storage.join(out, IDENTITY_FILE), identity)

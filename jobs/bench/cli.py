@@ -153,3 +153,15 @@ def bench_autoscale(
     from jobs.bench.autoscale import bench_autoscale as verb
 
     verb(out, AutoscaleOptions(device, graders=graders))
+
+
+@bench.command("grow")
+def bench_grow(
+    out: BenchOutOption = "runs/bench/grow",
+    nodes: Annotated[int, typer.Option(min=1, help="most of the simulated cluster")] = 3,
+) -> None:
+    """A simulated cluster that grows for a grading job and shrinks after it, as a picture; four minutes."""
+    from jobs.bench.grow import GrowOptions
+    from jobs.bench.grow import bench_grow as verb
+
+    verb(out, GrowOptions(nodes=nodes))

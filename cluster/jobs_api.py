@@ -1,0 +1,255 @@
+"""Ray's Job API, with time-outs, and errors of one line that say what to do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from requests.exceptions import ConnectionError as Unreachable
+from requests.exceptions import RequestException, SSLError
+
+from cluster.local import ClusterError
+
+# It tells of every connection that ends.
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
+_ATTEMPT = re.compile(r"(.+)\.(\d+)")
+_TO_BE_LET_IN = (
+    "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a piece of work; moments in UTC, ISO 8601.
+
+    Args:
+        id: work and attempt, `WORK.ATTEMPT`; any other name for a job that somebody else submitted.
+        attempt: 1 for the first.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        command: what runs.
+        message: Ray's, on the status.
+        exit_code: None while it runs, and where it ended before it began.
+        started: None before.
+        ended: None before.
+    """
+
+    id: str
+    attempt: int
+    status: str
+    command: str
+    message: str
+    exit_code: int | None
+    started: str | None
+    ended: str | None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.status in ("PENDING", "RUNNING")
+
+    @property
+    def work(self) -> str:
+        """Without the attempt."""
+        found = _ATTEMPT.fullmatch(self.id)
+        return found[1] if found else self.id
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own asks without a time-out, and would wait for ever for a head that hangs."""
+
+    def _do_request(self, *arguments: Any, **keywords: Any) -> Any:
+        return super()._do_request(*arguments, **{"timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)} | keywords)
+
+
+class Jobs:
+    """The jobs of one cluster. All calls block, 20 seconds at most.
+
+    Args:
+        address: `http://HOST:8265`, of the dashboard; None takes RAY_API_SERVER_ADDRESS.
+
+    Raises:
+        ClusterError: it does not answer, does not let us in, or is another Ray.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        named = address or os.environ.get(ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE)
+        if not named:
+            raise ClusterError(
+                "name the cluster: --address http://HOST:8265, its dashboard, or RAY_API_SERVER_ADDRESS"
+            )
+        self.address = named if "://" in named else f"http://{named}"
+        if urlsplit(self.address).scheme not in ("http", "https"):
+            raise ClusterError(f"{named}: jobs are submitted to the dashboard; write http://HOST:8265")
+        _check_answers(self.address)
+        with _one_line(self.address), _named_by_argument_alone():
+            self.client = _Client(self.address)
+        theirs = self.client._server_ray_version
+        if theirs != ray.__version__:
+            raise ClusterError(
+                f"{self.address} runs Ray {theirs} and this machine {ray.__version__}; jobs need the same: "
+                "install the cluster from requirements.lock, or this machine as the cluster"
+            )
+
+    def all(self) -> list[Job]:
+        """That were submitted, the oldest first."""
+        with _one_line(self.address):
+            found = [_job(each) for each in self.client.list_jobs() if each.submission_id]
+        return sorted(found, key=lambda job: job.started or "")
+
+    def last(self, work: str) -> Job | None:
+        """The last attempt at a piece of work; also by the id of one attempt."""
+        found = [job for job in self.all() if work in (job.work, job.id)]
+        return max(found, key=lambda job: job.attempt, default=None)
+
+    def get(self, id_: str) -> Job:
+        """
+        Raises:
+            ClusterError: there is none.
+        """
+        job = self.last(id_)
+        if job is None:
+            raise ClusterError(f"{id_}: {self.address} knows no such job; scalp jobs list shows them")
+        return job
+
+    def check_room(self, cpus: float, gpus: float, memory: int) -> None:
+        """For the process that drives a job, which would wait for ever on a cluster that can never hold it.
+
+        Raises:
+            ClusterError: no node has so much.
+        """
+        wanted = {name: value for name, value in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if value}
+        if not wanted:
+            return
+        with _one_line(self.address):
+            answer = self.client._do_request("GET", "/api/v0/nodes?limit=10000&detail=1").json()
+        nodes = [
+            each["resources_total"] for each in answer["data"]["result"]["result"] if each["state"] == "ALIVE"
+        ]
+        for name, value in wanted.items():
+            most = max((node.get(name, 0) for node in nodes), default=0)
+            if value > most:
+                raise ClusterError(
+                    f"no node of {self.address} has {value:g} {name} for the process that drives the job, "
+                    f"the largest has {most:g}; ask for less, or none: the verb's workers reserve their own"
+                )
+
+    def submit(
+        self,
+        id_: str,
+        entrypoint: str,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+        cpus: float,
+        gpus: float,
+        memory: int,
+    ) -> None:
+        """Starts an attempt; no matter if somebody else just did.
+
+        Raises:
+            ClusterError: as for `Jobs`.
+        """
+        with _one_line(self.address):
+            try:
+                self.client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=id_,
+                    runtime_env=runtime_env,
+                    metadata=metadata,
+                    entrypoint_num_cpus=cpus or None,
+                    entrypoint_num_gpus=gpus or None,
+                    entrypoint_memory=memory or None,
+                )
+            except RuntimeError as error:
+                if "already exists" not in str(error):
+                    raise
+
+    def stop(self, id_: str) -> None:
+        """Asks it to end; Ray kills what has not ended after some seconds."""
+        with _one_line(self.address):
+            self.client.stop_job(id_)
+
+    def log(self, id_: str) -> str:
+        """All that it has printed."""
+        with _one_line(self.address):
+            return self.client.get_job_logs(id_)
+
+
+def _check_answers(address: str) -> None:
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot reach {address} ({error.strerror or error}); check the address, and whether its port is "
+            "forwarded (ray dashboard ray_cluster.yaml, kubectl port-forward)"
+        ) from error
+
+
+@contextmanager
+def _named_by_argument_alone() -> Iterator[None]:
+    """Ray would take what the environment names before the argument."""
+    names = (
+        ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE,
+        ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE,
+    )
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+@contextmanager
+def _one_line(address: str) -> Iterator[None]:
+    try:
+        yield
+    except AuthenticationError as error:
+        missing = "required" in error.message
+        what = "wants a token" if missing else "does not take this token"
+        raise ClusterError(f"{address} {what}; {_TO_BE_LET_IN}") from error
+    except SSLError as error:
+        raise ClusterError(
+            f"{address} has a certificate that is not trusted here; name its authority in REQUESTS_CA_BUNDLE"
+        ) from error
+    except (Unreachable, ConnectionError, TimeoutError) as error:
+        raise ClusterError(f"{address} no longer answers; try again") from error
+    except (RequestException, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ClusterError(f"{address}: {first}") from error
+
+
+def _job(details: JobDetails) -> Job:
+    id_ = str(details.submission_id)
+    found = _ATTEMPT.fullmatch(id_)
+    status: JobStatus = details.status
+    return Job(
+        id=id_,
+        attempt=int(found[2]) if found else 1,
+        status=status.value,
+        command=(details.metadata or {}).get("command", details.entrypoint),
+        message=details.message or "",
+        exit_code=details.driver_exit_code,
+        started=_moment(details.start_time),
+        ended=_moment(details.end_time),
+    )
+
+
+def _moment(milliseconds: int | None) -> str | None:
+    return (
+        datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+        if milliseconds
+        else None
+    )

@@ -1,0 +1,137 @@
+"""A cluster on this machine whose nodes an autoscaler starts and ends: Ray's own simulation of a cloud."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from ray._private import ray_constants
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.core.generated.autoscaler_pb2 import NodeStatus
+
+from cluster.local import cluster_status
+
+_READY_S = 60
+_END_S = 10
+_OBJECT_STORE = 200 * 2**20
+
+
+@contextmanager
+def simulated_cluster(
+    node: dict[str, float], most: int, idle_seconds: float, environment: dict[str, str] | None = None
+) -> Iterator[str]:
+    """A head without work, and nodes that come when there is work and go when there is none.
+
+    Args:
+        node: resources of each, by Ray's names.
+        most: nodes at once.
+        idle_seconds: after which a node without work goes.
+        environment: of all of it, beside this process's.
+
+    Returns:
+        the address for RAY_ADDRESS.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as folder:
+        config = Path(folder, "cluster.json")
+        config.write_text(json.dumps(_config(address, node, most, idle_seconds)))
+        with Path(folder, "log").open("wb") as log:
+            head = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
+                 f"--port={port}", f"--object-store-memory={_OBJECT_STORE}", f"--temp-dir={folder}/ray",
+                 "--include-dashboard=false", f"--autoscaling-config={config}"],
+                stdout=log, stderr=subprocess.STDOUT, env=_environment() | (environment or {}),
+            )  # fmt: skip
+        try:
+            _wait(address, head, Path(folder, "log"))
+            yield address
+        finally:
+            _end(head.pid)
+            head.wait()
+
+
+def working_nodes(address: str) -> int:
+    """Nodes beside the head that the cluster has now."""
+    gone = (NodeStatus.DEAD, NodeStatus.UNSPECIFIED)
+    return sum(
+        each.status not in gone and each.ray_node_type_name != FAKE_HEAD_NODE_TYPE
+        for each in cluster_status(address).cluster_resource_state.node_states
+    )
+
+
+def _config(address: str, node: dict[str, float], most: int, idle_seconds: float) -> dict[str, object]:
+    return {
+        "cluster_name": "simulated",
+        "max_workers": most,
+        "idle_timeout_minutes": idle_seconds / 60,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+        },
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": node | {"object_store_memory": _OBJECT_STORE},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": most,
+            },
+        },
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+    }
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback only, as in cluster.local
+        ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE: "",
+    }
+
+
+def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + _READY_S
+    host, port = address.split(":")
+    while head.poll() is None and time.monotonic() < until:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the simulated cluster does not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _end(pid: int) -> None:
+    """Also the nodes that its autoscaler started."""
+    head = psutil.Process(pid)
+    everything = [*head.children(recursive=True), head]
+    for process in everything:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(everything, timeout=_END_S)
+    for process in alive:
+        process.kill()
