@@ -20,15 +20,12 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as Unreachable
 from requests.exceptions import RequestException, SSLError
 
-from cluster.local import ClusterError
+from cluster.local import TO_BE_LET_IN, ClusterError
 
 # It tells of every connection that ends.
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
 _ATTEMPT = re.compile(r"(.+)\.(\d+)")
-_TO_BE_LET_IN = (
-    "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
-)
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def _one_line(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         missing = "required" in error.message
         what = "wants a token" if missing else "does not take this token"
-        raise ClusterError(f"{address} {what}; {_TO_BE_LET_IN}") from error
+        raise ClusterError(f"{address} {what}; {TO_BE_LET_IN}") from error
     except SSLError as error:
         raise ClusterError(
             f"{address} has a certificate that is not trusted here; name its authority in REQUESTS_CA_BUNDLE"

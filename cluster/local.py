@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ray._private import parameter, ray_constants, services
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
 # or they wait for each other without an error.
@@ -23,6 +25,9 @@ _SPARE_LOGICAL_CPUS = 4
 _KEPT_FOR_DATA = 2
 # A job that is submitted while others hold their CPUs has these for a model and a task that loads for it.
 _FOR_JOBS = 2
+TO_BE_LET_IN = (
+    "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
+)
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
@@ -37,6 +42,7 @@ _LOG_LEVELS = {
 _OBJECT_STORE_SHARE = 0.25
 _CONNECT_TIMEOUT_S = 5
 _STATUS_TIMEOUT_S = 10
+_ANSWER_TIMEOUT_S = 8
 # A process that dies while it loads a model is started again; Ray's default gives the whole run up.
 _MOST_DEATHS_WHILE_LOADING = 3
 
@@ -177,9 +183,10 @@ def _start(jobs: bool) -> None:
             "include_dashboard": jobs,
             "dashboard_host": "127.0.0.1",
         }
-    else:
-        _check_reachable(address)
     try:
+        if address:
+            with _silent_stderr() if not verbose else nullcontext():
+                _check_reachable(address)
         with ExitStack() as stack:
             if not verbose:
                 stack.enter_context(_silent_stderr())
@@ -199,10 +206,32 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
     if not port.isdigit():  # a word such as auto
         return
+    named = f"the cluster at RAY_ADDRESS={address}"
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise _unreachable(f"the cluster at RAY_ADDRESS={address}", error.strerror or str(error)) from error
+        raise _unreachable(named, error.strerror or str(error)) from error
+    found: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            cluster_status(f"{host}:{port}")
+            found.append(None)
+        except Exception as error:
+            found.append(error)
+
+    # In a thread that may be left behind: there is no time-out for who speaks without TLS to one that has it.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_TIMEOUT_S)
+    if not found:
+        tls = "on" if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") else "off"
+        raise ClusterError(
+            f"{named} does not answer as Ray does; TLS is {tls} here (RAY_USE_TLS, RAY_TLS_CA_CERT, "
+            "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY), and must be as it is there"
+        )
+    if isinstance(found[0], AuthenticationError):
+        raise ClusterError(f"{named} wants a token, and another than this; {TO_BE_LET_IN}") from found[0]
 
 
 def _is_on_loopback(address: str) -> bool:

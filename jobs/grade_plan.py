@@ -155,4 +155,4 @@ def _fitting(cluster: Cluster, cpus: int, gpus: float) -> int:
         room = cluster.gpus * int(1 / gpus + 1e-9)
     else:
         room = int(cluster.gpus // gpus)
-    return min(room, (cluster.cpus - 1) // cpus)
+    return max(0, min(room, (cluster.cpus - 1) // cpus))

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.conftest import free_port
+from tests.conftest import free_ports
 
 BIN = Path(sys.executable).parent
 MEMORY = str(200 * 2**20)
@@ -38,16 +38,22 @@ class Nodes:
         self._folder = folder
         self._log = Path(folder, "log")
         self._processes: list[subprocess.Popen[bytes]] = []
-        gcs, dashboard = free_port(), free_port()
+        gcs, dashboard, clients = free_ports(3)
         self.address, self.url = f"127.0.0.2:{gcs}", f"http://127.0.0.2:{dashboard}"
         self._start(
             "--head", f"--port={gcs}", "--num-cpus=0", f"--temp-dir={folder}/ray",
             "--dashboard-host=127.0.0.2", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={free_port()}",
+            f"--ray-client-server-port={clients}",
         )  # fmt: skip
 
     def wait_for_head(self) -> None:
         self._wait(lambda: httpx.get(f"{self.url}/api/version").status_code in (200, 401), "the head")
+
+    def wait_for_all(self) -> None:
+        """Until every node that was started has joined."""
+        self._wait(
+            lambda: self._log.read_text().count("Ray runtime started.") >= len(self._processes), "a node"
+        )
 
     def add(self, cpus: int = 4) -> subprocess.Popen[bytes]:
         """Another node; ended by `end`."""
@@ -68,11 +74,12 @@ class Nodes:
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         number = len(self._processes) + 2
+        metrics, agent, grpc, environments = free_ports(4)
         command = [
             str(BIN / "ray"), "start", "--block", f"--node-ip-address=127.0.0.{number}",
-            f"--object-store-memory={MEMORY}", f"--metrics-export-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
-            f"--runtime-env-agent-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0",
+            f"--object-store-memory={MEMORY}", f"--metrics-export-port={metrics}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+            f"--runtime-env-agent-port={environments}", "--min-worker-port=0", "--max-worker-port=0",
             *arguments,
         ]  # fmt: skip
         with self._log.open("a") as log:
@@ -104,6 +111,7 @@ def nodes(workers: int = 1, cpus: int = 4, **environment: str) -> Iterator[Nodes
             cluster.wait_for_head()
             for _ in range(workers):
                 cluster.add(cpus)
+            cluster.wait_for_all()
             yield cluster
         finally:
             cluster.close()

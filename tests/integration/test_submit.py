@@ -13,15 +13,19 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
+import yaml
 
 from cluster.jobs_api import Jobs
 from cluster.local import ClusterError
 from jobs.grade import grade
 from scalp_core import storage
 from scalp_core.results import RESULTS_FOLDER, read_results
-from tests.conftest import free_port, jpeg
+from serving import app
+from serving.client import Client
+from tests.conftest import SMALL, free_port, jpeg
 from tests.nodes import BIN, nodes
 
 TOKEN = "b" * 40
@@ -130,19 +134,48 @@ def test_a_job_that_is_left_alone_goes_on_over_a_lost_node_and_is_found_again(fa
     assert (summary["rows"], summary["rows_unaccounted"]) == (400, 0)
 
 
-def test_a_training_and_its_exit_code(far, way, s3):
+def test_a_training_comes_out_as_on_this_machine(far, way):
     for file in way.data.rglob("*"):
         if file.is_file():
             storage.write(f"s3://scalp/far/data/{file.relative_to(way.data)}", file.read_bytes())
-    settings = [word for each in ("size=64", "epochs=2") for word in ("--set", each)]
+    settings = [word for each in (f"size={SMALL}", "epochs=4") for word in ("--set", each)]
     # The manifest names photographs on this disk, which both nodes have.
     words = ("train", "s3://scalp/far/data", "s3://scalp/far/run", "--recipe", "smoke", *settings)
-    code, printed = scalp("submit", "--address", far.url, *words, "--device", "cpu")
+    code, printed = scalp("submit", "--address", far.url, *words, "--device", "cpu", "--workers", "2")
     assert code == 0 and "validation QWK" in printed, printed
-    assert "bundle/bundle.json" in " ".join(storage.list_files("s3://scalp/far/run"))
-    # Another recipe for the same run is refused there, and here by its exit code.
-    code, printed = scalp("submit", "--address", far.url, *words, "--device", "cpu", "--set", "epochs=3")
-    assert code == 2 and "s3://scalp/far/run holds a run with another epochs" in printed, printed
+    summary = json.loads(storage.read("s3://scalp/far/run/summary.json"))
+    assert summary["validation"]["qwk"] == pytest.approx(way.trained["validation"]["qwk"], abs=0.02)
+    assert "s3://scalp/far/run/bundle/bundle.json" in storage.list_files("s3://scalp/far/run/bundle")
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_an_endpoint_is_deployed_and_answers_as_bulk_grading_does(far, places, tmp_path):
+    config = yaml.safe_load((Path(app.__file__).with_name("config.yaml")).read_text())
+    config["proxy_location"] = "HeadOnly"  # two nodes of one machine would take the same port
+    config["http_options"]["port"] = port = free_port()
+    config["applications"][0]["deployments"][0]["user_config"]["bundle"] = places[0]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [str(BIN / "serve"), "deploy", str(tmp_path / "config.yaml"), "-a", far.url]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 120
+    while not ready(f"http://127.0.0.1:{port}/readyz"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    with Client(f"http://127.0.0.1:{port}") as client:
+        answer = client.grade(jpeg(3))
+    _, grade_, probabilities = rows("s3://scalp/far/out")["s3://scalp/far/photographs/003.jpg"]
+    assert answer.grade == grade_
+    assert answer.probabilities == pytest.approx(probabilities, abs=1e-6)
+    # The application goes, and its CPUs are free for what follows.
+    command = [str(BIN / "serve"), "shutdown", "-y", "-a", far.url]
+    assert subprocess.run(command, capture_output=True, env=environment(), timeout=120).returncode == 0
 
 
 def test_a_job_is_stopped_and_told(far, places):
