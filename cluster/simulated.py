@@ -22,6 +22,12 @@ from cluster.local import cluster_status
 
 _READY_S = 60
 _END_S = 10
+# Which the schema wants, and which no machine is here to run.
+_NO_COMMANDS = (
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+    "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
+)  # fmt: skip
+_NODE = "worker"
 _OBJECT_STORE = 200 * 2**20
 
 
@@ -67,35 +73,40 @@ def simulated_cluster(
 
 def working_nodes(address: str) -> int:
     """Nodes beside the head that the cluster has now."""
-    gone = (NodeStatus.DEAD, NodeStatus.UNSPECIFIED)
     return sum(
-        each.status not in gone and each.ray_node_type_name != FAKE_HEAD_NODE_TYPE
+        each.status != NodeStatus.DEAD and each.ray_node_type_name == _NODE
         for each in cluster_status(address).cluster_resource_state.node_states
     )
 
 
 def _config(address: str, node: dict[str, float], most: int, idle_seconds: float) -> dict[str, object]:
-    return {
-        "cluster_name": "simulated",
-        "max_workers": most,
-        "idle_timeout_minutes": idle_seconds / 60,
-        "provider": {
-            "type": "fake_multinode",
-            "gcs_address": address,
-            "head_node_id": FAKE_HEAD_NODE_ID,
-            "launch_multiple": True,
-        },
-        "available_node_types": {
-            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {
-                "resources": node | {"object_store_memory": _OBJECT_STORE},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": most,
+    return (
+        {
+            "cluster_name": "simulated",
+            "max_workers": most,
+            "idle_timeout_minutes": idle_seconds / 60,
+            "provider": {
+                # By its name: the wheel has not the file of defaults that its own type would read.
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "gcs_address": address,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
             },
-        },
-        "head_node_type": FAKE_HEAD_NODE_TYPE,
-    }
+            "available_node_types": {
+                FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                _NODE: {
+                    "resources": node | {"object_store_memory": _OBJECT_STORE},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": most,
+                },
+            },
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
+        }
+        | {name: [] for name in _NO_COMMANDS}
+        | {name: {} for name in ("auth", "docker", "file_mounts")}
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -106,6 +117,8 @@ def _environment() -> dict[str, str]:
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Else a token that lies in ~/.ray would be asked for, of us too.
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback only, as in cluster.local
         ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE: "",
     }
@@ -115,11 +128,13 @@ def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + _READY_S
     host, port = address.split(":")
     while head.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
         try:
             socket.create_connection((host, int(port)), 1).close()
-            return
         except OSError:
-            time.sleep(0.2)
+            continue
+        if cluster_status(address).autoscaling_state.autoscaler_state_version:
+            return
     raise RuntimeError(f"the simulated cluster does not start: {log.read_text(errors='replace')[-2000:]}")
 
 
