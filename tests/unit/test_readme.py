@@ -19,8 +19,9 @@ from scalp_core.synthetic_layout import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
-DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = {page.name: page.read_text() for page in PAGES[1:]}
 COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
 COMMANDS += [
     shlex.split(command, comments=True)
@@ -79,8 +80,24 @@ def test_every_option_named_in_the_text_exists():
     assert named <= options
 
 
-def test_every_make_target_and_linked_file_exists():
+def anchors(page):
+    """What GitHub names the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_and_link_leads_somewhere(page):
+    text = page.read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"make ([a-z]+)(?=`|\n)", README)) <= targets
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)) <= targets
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there.read_text()), link
+
+
+def test_the_index_names_every_page():
+    named = set(re.findall(r"^- \[[^]]+\]\(([^)]+)\): ", DOCS["README.md"], re.MULTILINE))
+    assert set(DOCS) - {"README.md"} <= named
