@@ -23,7 +23,7 @@ from jobs.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
-from jobs.train_follow import TellsOfLosses, followed
+from jobs.train_follow import FromController, followed
 from jobs.train_scaling import ElasticScaling, fewest_and_most, scaling_for
 from jobs.trainer import trainer
 from scalp_core import manifest, storage
@@ -133,7 +133,7 @@ def _train_workers(
     val, kept_val = cached(parts["val"], spec, room // 4)
     train, kept_train = cached(parts["train"], spec, room * 3 // 4)
     console.print(cache_line(train, cluster))
-    with followed(recipe.epochs, tracker, scaling.min_workers) as notes:
+    with followed(run, recipe, tracker, scaling.min_workers) as notes:
         config = {
             "recipe": recipe.model_dump(),
             "train": train,
@@ -190,7 +190,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             config,
             run,
             scaling,
-            callbacks=[TellsOfLosses(notes)],
+            callbacks=[FromController(notes)],
             checkpoint_config=checkpoints,
             failure_config=failures,
         ).fit()
