@@ -215,7 +215,8 @@ class _Run:
         model = partial(
             self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
         )
-        work = Work(folder, listing, plan, self.bundle.spec, self.version, model, max_failed_share)
+        spec = self.bundle.spec
+        work = Work(self.out, folder, listing, plan, spec, self.version, model, max_failed_share)
         try:
             run_pending(work, session)
         finally:

@@ -17,6 +17,7 @@ from jobs.console import console, now, progress_bar, write_json
 from jobs.grade_list import Listing, shard_names
 from jobs.grade_plan import Plan
 from jobs.grade_shards import GRADED, GradeShard, Listed, LoadShard, ended_file
+from jobs.metrics import GradeMetrics
 from jobs.shards import each
 from scalp_core import storage
 from scalp_core.bundle import BundleSpec
@@ -105,7 +106,8 @@ class Work:
     """What is needed to run shards.
 
     Args:
-        folder: of the run.
+        out: of the run.
+        folder: in it, of what is being done.
         listing: what there is.
         plan: how the cluster is used.
         spec: the bundle's contract.
@@ -114,6 +116,7 @@ class Work:
         max_failed_share: above which a run is hopeless.
     """
 
+    out: str
     folder: str
     listing: Listing
     plan: Plan
@@ -135,10 +138,13 @@ def run_pending(work: Work, session: Session) -> None:
         console.print(f"going on: {done:,} photographs are done already")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
-    with progress_bar("grading", total, done) as (progress, bar):
+    metrics = GradeMetrics(work.out, total, done)
+    with metrics, progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW[work.plan.device])):
             for row in _graded(window, work).iter_rows():
-                session.add(row["rows"], row["failed"], json.loads(row["errors"]))
+                errors = json.loads(row["errors"])
+                session.add(row["rows"], row["failed"], errors)
+                metrics.add(row["rows"], errors, json.loads(row["seconds"]))
                 progress.update(bar, advance=row["rows"], note=_note(session))
                 _check_hopeless(session, work.max_failed_share)
 
@@ -149,7 +155,7 @@ def _note(session: Session) -> str:
 
 
 def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
-    """One row a shard that was committed: `rows, failed, errors`."""
+    """One row a shard that was committed: `rows, failed, errors, seconds`."""
     plan = work.plan
     dataset = each(shards)
     # Every shard is a block of its own, to be passed on as soon as it is there.

@@ -9,12 +9,14 @@ done again writes the same file again:
     WORK/graded/GROUP/NNNN.PPPPP.parquet    those of one piece of a tar, which is read in one pass
     WORK/ended/GROUP/NNNN.json              a tar was read to its end: how many pieces it has
 
-A shard travels through Ray Data as one row, which is never divided: its photographs, and their pixels.
+A shard travels through Ray Data as one row, which is never divided: its photographs, their pixels, and the
+seconds that it took so far, by stage.
 """
 
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.images import Columns, LoadImages, fetch
+from jobs.metrics import timed
 from scalp_core import archives, codecs, drift, inventory, sources, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
@@ -43,6 +46,8 @@ INPUTS_KEY = b"scalp.inputs"
 PATIENCE_S = 180
 # Photographs that are fetched while those before them are decoded: what a loading task holds as files.
 _PIECE = 64
+
+Seconds = dict[str, float]
 
 
 @dataclass
@@ -160,19 +165,21 @@ class LoadShard:
                 if row["tar"]:
                     yield from self._tar(shard, listed[0]["uri"], set(json.loads(row["done"])))
                 else:
-                    yield packed(shard, self._loaded(listed))
+                    seconds: Seconds = {}
+                    yield packed(shard, self._loaded(listed, seconds), seconds)
 
-    def _loaded(self, rows: list[dict[str, Any]]) -> Columns:
-        """Pieces are fetched while the ones before are decoded."""
+    def _loaded(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
+        """Pieces are fetched while the ones before are decoded; what is waited for is `fetch`."""
         pieces = list(_batched(rows, _PIECE))
         with ThreadPoolExecutor(1) as ahead:
             waiting = ahead.submit(self._fetched, pieces[0])
             decoded = []
             for number, piece in enumerate(pieces):
-                files = waiting.result()
+                with timed(seconds, "fetch"):
+                    files = waiting.result()
                 if number + 1 < len(pieces):
                     waiting = ahead.submit(self._fetched, pieces[number + 1])
-                decoded.append(self._decoded(piece, files))
+                decoded.append(self._decoded(piece, files, seconds))
         return {name: np.concatenate([each[name] for each in decoded]) for name in decoded[0]}
 
     def _fetched(self, rows: list[dict[str, Any]]) -> list[bytes | ImageError]:
@@ -180,24 +187,35 @@ class LoadShard:
         data = iter(fetch(wanted, self._fetches))
         return [ImageError(row["code"], row["error"]) if row["code"] else next(data) for row in rows]
 
-    def _decoded(self, rows: list[dict[str, Any]], files: list[bytes | ImageError]) -> Columns:
+    def _decoded(
+        self, rows: list[dict[str, Any]], files: list[bytes | ImageError], seconds: Seconds
+    ) -> Columns:
         columns = {
             "image_id": [location_id(Location(row["uri"], row["member"])) for row in rows],
             "uri": [row["uri"] for row in rows],
             "member": [row["member"] or "" for row in rows],
         }
-        return self._images.decoded({name: np.array(each, object) for name, each in columns.items()}, files)
+        with timed(seconds, "decode"):
+            batch = {name: np.array(each, object) for name, each in columns.items()}
+            return self._images.decoded(batch, files)
 
     def _tar(self, shard: str, uri: str, done: set[int]) -> Iterator[pa.Table]:
         """A tar in one pass. What a run before committed is read over: a compressed one cannot be entered."""
         counts: Counter[str] = Counter()
-        number = -1
-        for number, piece in enumerate(_batched(_tar_rows(uri, counts), self._size)):
+        pieces, seconds = _batched(_tar_rows(uri, counts), self._size), Seconds()
+        for number in count():
+            with timed(seconds, "fetch"):
+                piece = next(pieces, None)
+            if piece is None:
+                break
             counts["photographs"] += len(piece)
             if number not in done:
                 rows, files = zip(*piece, strict=True)
-                yield packed(f"{shard}.{number:05d}", self._decoded(list(rows), list(files)))
-        end = {"pieces": number + 1, **{name: counts[name] for name in _COUNTED}}
+                decoded = self._decoded(list(rows), list(files), seconds)
+                yield packed(f"{shard}.{number:05d}", decoded, seconds)
+                del decoded  # while the next piece is read
+                seconds = Seconds()
+        end = {"pieces": number, **{name: counts[name] for name in _COUNTED}}
         storage.write(ended_file(self._work, shard), json.dumps(end).encode())
 
 
@@ -249,28 +267,38 @@ class GradeShard:
         self._model: Model = model()
         self._marks = ThreadPoolExecutor(1)  # beside the model
         self._refused: UserError | None = None
+        self._free = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self._refused:  # the run is ending; what is begun now would be lost with it
             raise self._refused
-        for shard, rows, images in unpacked(batch, self._spec.preprocess.size):
+        waited = time.monotonic() - self._free
+        for shard, rows, images, seconds in unpacked(batch, self._spec.preprocess.size):
             try:
-                table = self._committed(shard, rows, images)
+                table = self._committed(shard, rows, images, seconds)
             except UserError as error:
                 self._refused = error
                 raise
             errors = Counter(code for code in rows["error_code"].tolist() if code)
             yield pa.table(
-                {"rows": [table.num_rows], "failed": [errors.total()], "errors": [json.dumps(errors)]}
+                {
+                    "rows": [table.num_rows],
+                    "failed": [errors.total()],
+                    "errors": [json.dumps(errors)],
+                    "seconds": [json.dumps(seconds | {"wait": waited})],
+                }
             )
+        self._free = time.monotonic()
 
-    def _committed(self, shard: str, rows: Columns, images: np.ndarray) -> pa.Table:
+    def _committed(self, shard: str, rows: Columns, images: np.ndarray, seconds: Seconds) -> pa.Table:
         with storage.patience(PATIENCE_S):
             mark = storage.join(self._work, STARTED, f"{shard}.{uuid.uuid4().hex[:8]}")
             marked = self._marks.submit(storage.write, mark, b"")
-            table = self._graded(rows, images)
-            marked.result()
-            storage.write_parquet(graded_file(self._work, shard), table)
+            with timed(seconds, "model"):
+                table = self._graded(rows, images)
+            with timed(seconds, "commit"):
+                marked.result()
+                storage.write_parquet(graded_file(self._work, shard), table)
         return table
 
     def _graded(self, rows: Columns, images: np.ndarray) -> pa.Table:
@@ -303,8 +331,8 @@ def ended_file(work: str, shard: str) -> str:
     return storage.join(work, ENDED, f"{shard}.json")
 
 
-def packed(shard: str, rows: Columns) -> pa.Table:
-    """A shard as one row: its name, its columns but the pixels, and the pixels, without a copy."""
+def packed(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
+    """A shard as one row: name, columns but the pixels, the pixels, without a copy, and seconds."""
     images = np.ascontiguousarray(rows["image"])
     columns = {name: pa.array(values) for name, values in rows.items() if name not in ("image", "statistics")}
     statistics = rows["statistics"]
@@ -314,19 +342,25 @@ def packed(shard: str, rows: Columns) -> pa.Table:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return pa.table(
-        {"shard": [shard], "rows": _one(sink.getvalue()), "pixels": _one(pa.py_buffer(images.reshape(-1)))}
+        {
+            "shard": [shard],
+            "rows": _one(sink.getvalue()),
+            "pixels": _one(pa.py_buffer(images.reshape(-1))),
+            "seconds": [json.dumps(seconds)],
+        }
     )
 
 
-def unpacked(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray]]:
-    """The inverse: name, columns, and uint8 (N, size, size, 3), read-only, of each row."""
+def unpacked(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray, Seconds]]:
+    """The inverse: name, columns, uint8 (N, size, size, 3), read-only, and seconds of each row."""
     for index in range(batch.num_rows):
         table = pa.ipc.open_stream(batch["rows"][index].as_buffer()).read_all()
         rows = {name: table[name].to_numpy() for name in table.column_names if name != "statistics"}
         statistics = table["statistics"].combine_chunks()
         rows["statistics"] = statistics.flatten().to_numpy().reshape(len(statistics), -1)
         pixels = np.frombuffer(batch["pixels"][index].as_buffer(), np.uint8)
-        yield str(batch["shard"][index]), rows, pixels.reshape(table.num_rows, size, size, 3)
+        seconds = json.loads(batch["seconds"][index].as_py())
+        yield str(batch["shard"][index]), rows, pixels.reshape(table.num_rows, size, size, 3), seconds
 
 
 def _one(data: pa.Buffer) -> pa.Array:

@@ -24,7 +24,7 @@ from jobs.ingest import cache_line, cache_room, cached
 from jobs.preflight import check_nodes
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
-from jobs.train_follow import TellsOfLosses, followed
+from jobs.train_follow import FromController, followed
 from jobs.train_scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
 from jobs.trainer import trainer
 from scalp_core import manifest, storage
@@ -136,7 +136,7 @@ def _train_workers(
     val, kept_val = cached(parts["val"], spec, room // 4)
     train, kept_train = cached(parts["train"], spec, room * 3 // 4)
     console.print(cache_line(train, cluster))
-    with followed(recipe.epochs, tracker, scaling.min_workers) as notes:
+    with followed(run, recipe, tracker, scaling.min_workers) as notes:
         config = {
             "recipe": recipe.model_dump(),
             "train": train,
@@ -193,7 +193,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             config,
             run,
             scaling,
-            callbacks=[TellsOfLosses(notes)],
+            callbacks=[FromController(notes)],
             checkpoint_config=checkpoints,
             failure_config=failures,
         ).fit()

@@ -16,8 +16,10 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.console import console, progress_bar
+from jobs.metrics import TrainMetrics
 from jobs.tracking import Tracker, lenient
 from jobs.train_scaling import CPUS_FOR_DATA
+from scalp_core.recipe import Recipe
 
 _PATIENCE_S = 60.0
 
@@ -30,11 +32,15 @@ class Notes(Protocol):
     def empty(self) -> bool: ...
 
 
-class TellsOfLosses(UserCallback):
-    """Passes on, from Ray's controller, that workers were lost."""
+class FromController(UserCallback):
+    """Passes on, from Ray's controller, that workers were lost, and that a checkpoint is in storage."""
 
     def __init__(self, notes: Queue) -> None:
         self._notes = notes
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        if checkpoint:
+            self._notes.put_nowait({"kept": metrics[0]["epoch"]})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         self._notes.put_nowait({"lost": len(worker_exceptions)})
@@ -44,23 +50,28 @@ class Follower:
     """Shows the workers' notes as they come, and says so when no worker can start.
 
     Args:
-        notes: `workers` that start and the epochs `after` which they go on; `epoch, step, steps, loss`;
-            `epoch_done`, an entry of the history; `lost`, how many workers.
+        notes: `workers` that start and the epochs `after` which they go on; `epoch, step, steps, loss,
+            learning_rate`, and the epoch's `seconds` and `waited_seconds` so far; `epoch_done`, an entry of
+            the history; `kept`, an epoch whose checkpoint is in storage; `lost`, how many workers.
         epochs: of the whole run.
         fewest: workers without which nothing trains.
+        metrics: that count the notes.
     """
 
-    def __init__(self, notes: Notes, epochs: int, tracker: Tracker, fewest: int) -> None:
+    def __init__(
+        self, notes: Notes, epochs: int, tracker: Tracker, fewest: int, metrics: TrainMetrics
+    ) -> None:
         self._notes = notes
         self._epochs = epochs
         self._tracker = tracker
         self._fewest = fewest
+        self._metrics = metrics
         self._training = False
         self._since = time.monotonic()
         self.stop = threading.Event()
 
     def run(self) -> None:
-        with progress_bar("training", self._epochs * 100) as (progress, task):
+        with self._metrics, progress_bar("training", self._epochs * 100) as (progress, task):
             while not (self.stop.is_set() and self._notes.empty()):
                 try:
                     note = self._notes.get(timeout=0.5)
@@ -68,6 +79,7 @@ class Follower:
                     self._say_if_waiting()
                     continue
                 self._since = time.monotonic()
+                self._metrics.note(note)
                 if "step" in note:
                     done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
                     progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
@@ -82,7 +94,7 @@ class Follower:
             self._training = True
             where = f"going on after epoch {note['after']}" if note["after"] else "starting"
             console.print(f"{where}, workers: {note['workers']}")
-        else:
+        elif "epoch_done" in note:
             console.print(_epoch_line(note["epoch_done"], self._epochs))
             with lenient():
                 self._tracker.epoch(note["epoch_done"])
@@ -104,12 +116,13 @@ class Follower:
 
 
 @contextmanager
-def followed(epochs: int, tracker: Tracker, fewest: int) -> Iterator[Queue]:
+def followed(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
     """A queue for the workers' notes, shown by a `Follower` while the block runs."""
     # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    follower = Follower(notes, epochs, tracker, fewest)
+    metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
+    follower = Follower(notes, recipe.epochs, tracker, fewest, metrics)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()
     try:

@@ -129,11 +129,20 @@ class _Worker:
             loss, right = self._step(parallel, batch["image"], batch["label"].long())
             totals += torch.tensor([loss * self.share.size, right, self.share.size])
             losses.append(loss)
-            if time.monotonic() - noted > _SECONDS_BETWEEN_NOTES:
-                noted = time.monotonic()
-                mean = float(totals[0] / totals[2])
-                self._note({"epoch": epoch, "step": step, "steps": self.steps, "loss": mean})
             asked = time.monotonic()
+            if asked - noted > _SECONDS_BETWEEN_NOTES or step == self.steps:
+                noted = asked
+                self._note(
+                    {
+                        "epoch": epoch,
+                        "step": step,
+                        "steps": self.steps,
+                        "loss": float(totals[0] / totals[2]),
+                        "learning_rate": max(self.schedule.get_last_lr()),
+                        "seconds": asked - started,
+                        "waited_seconds": waited,
+                    }
+                )
         seconds = time.monotonic() - started
         step_losses = self._sum(torch.tensor(losses, dtype=torch.float64) * self.share.size)
         pieces = (step_losses / self.recipe.batch_size).tensor_split(min(self.steps, _POINTS_AN_EPOCH))

@@ -39,6 +39,7 @@ from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
 from serving import connections
+from tests.metrics import Sample, watched
 
 SMALL = 64  # side of the model's input in tests, pixels
 CONNECTION_SECONDS = 2.0  # that the endpoint waits for the head of a request
@@ -137,7 +138,7 @@ def _environment() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class WholeWay:
-    """Folders and summaries of synth, prepare, train and evaluate."""
+    """Folders and summaries of synth, prepare, train and evaluate, and the metrics of the training."""
 
     photographs: Path
     data: Path
@@ -147,18 +148,21 @@ class WholeWay:
     prepared: dict[str, Any]
     trained: dict[str, Any]
     evaluated: dict[str, Any]
+    metrics: list[Sample]
 
 
 @pytest.fixture(scope="session")
 def way(cluster, tmp_path_factory) -> WholeWay:
     root = tmp_path_factory.mktemp("way")
     recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
-    folders = [root / name for name in ("photographs", "data", "run", "evaluation")]
+    folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=160, seed=3))
     prepared = prepare(photographs, data)
-    trained = train(data, run, recipe, workers=2, device="cpu")
-    return WholeWay(*folders, recipe, prepared, trained, evaluate(run, data, evaluation))
+    with watched() as metrics:
+        trained = train(data, run, recipe, workers=2, device="cpu")
+        evaluated = evaluate(run, data, evaluation)
+    return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections import Counter
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-import promql_parser
 import psutil
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.local import metrics_uris
 from scalp_core import quality
@@ -26,19 +23,13 @@ from serving import app
 from serving.settings import Scaling, Settings
 from tests.conftest import free_port, jpeg
 from tests.integration.test_serve import PRECISION, post
+from tests.metrics import Sample, alert_questions, dashboard_questions, scrape, total, unanswered
 
-DASHBOARDS = Path(__file__).parents[2] / "cluster/dashboards"
 CONFIG = Path(app.__file__).parent / "config.yaml"
 NAME, KEY = "visit of a person.jpg", "a-key-that-nobody-may-read"
 DRIFT_NEEDS = 320  # photographs
 # Exported on nodes that have one.
 OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
-
-
-class Sample(NamedTuple):
-    name: str
-    labels: dict[str, str]
-    value: float
 
 
 class Run(NamedTuple):
@@ -49,16 +40,6 @@ class Run(NamedTuple):
     ended: Counter[tuple[str, str]]  # path and outcome
     samples: list[Sample]
     logs: str
-
-
-def scrape() -> list[Sample]:
-    (uri,) = metrics_uris()
-    families = text_string_to_metric_families(httpx.get(uri, timeout=10).text)
-    return [Sample(each.name, each.labels, each.value) for family in families for each in family.samples]
-
-
-def total(samples: list[Sample], name: str, **labels: str) -> float:
-    return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
 
 @pytest.fixture(scope="module")
@@ -191,62 +172,6 @@ def test_log_lines_are_json_and_tell_nothing_of_photographs_and_keys(run):
         assert secret not in run.logs
 
 
-def expressions() -> list[tuple[str, str, str]]:
-    """Where, expression and legend of all that is asked."""
-    found = []
-    dashboard = json.loads((DASHBOARDS / "serving.json").read_text())
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            expression = target["expr"].replace("$__rate_interval", "5m").replace("$application", "scalp")
-            found.append((panel["title"], expression, target["legendFormat"]))
-    for group in yaml.safe_load((DASHBOARDS / "serving-alerts.yaml").read_text())["groups"]:
-        for rule in group["rules"]:
-            assert rule["annotations"]["runbook"] and "\n" not in rule["annotations"]["runbook"]
-            found.append((rule["alert"], rule["expr"], " ".join(rule["annotations"].values())))
-    return found
-
-
-def _matches(sample: Sample, matcher: promql_parser.Matcher) -> bool:
-    if matcher.name == "status":  # no request failed in the server
-        return matcher.name in sample.labels
-    value, op = sample.labels.get(matcher.name, ""), promql_parser.MatchOp
-    pattern = re.escape(matcher.value) if matcher.op in (op.Equal, op.NotEqual) else matcher.value
-    return bool(re.fullmatch(pattern, value)) == (matcher.op in (op.Equal, op.Re))
-
-
-def _parts(expression: str) -> tuple[list[promql_parser.VectorSelector], set[str], set[str]]:
-    """What is selected, the labels by which it is grouped, and those that are made for it."""
-    selectors, groupings, made = [], set(), set()
-
-    def visit(node: promql_parser.Expr) -> None:
-        if isinstance(node, promql_parser.MatrixSelector):
-            selectors.append(node.vector_selector)
-        elif isinstance(node, promql_parser.VectorSelector):
-            selectors.append(node)
-        elif isinstance(node, promql_parser.AggregateExpr) and node.modifier:
-            groupings.update(node.modifier.labels)
-        elif isinstance(node, promql_parser.Call) and node.func.name == "label_replace":
-            made.add(node.args[1].val)
-
-    promql_parser.walk(promql_parser.parse(expression), visit)
-    return selectors, groupings, made
-
-
 def test_dashboard_and_alerts_ask_for_what_is_exported(run):
-    missing = []
-    for where, expression, legend in expressions():
-        selectors, asked, labels = _parts(expression)
-        assert selectors, where
-        for selector in selectors:
-            matchers = selector.matchers.matchers
-            chosen = [
-                each
-                for each in run.samples
-                if each.name == selector.name and all(_matches(each, matcher) for matcher in matchers)
-            ]
-            labels |= {label for each in chosen for label in each.labels}
-            if not chosen and selector.name not in OF_GPUS:
-                missing.append(f"{where}: {selector}")
-        asked |= set(re.findall(r"{{\s*(\w+)\s*}}", legend))
-        missing += [f"{where}: label {label}" for label in asked - labels if selectors[0].name not in OF_GPUS]
-    assert not missing, "\n".join(missing)
+    questions = dashboard_questions("serving") + alert_questions("serving")
+    assert not (missing := unanswered(questions, run.samples, OF_GPUS)), "\n".join(missing)

@@ -21,7 +21,7 @@ def shard(name: str):
     columns = ("image_id", "uri", "member", "sha256", "error", "notes")
     rows = dict.fromkeys(columns, text) | {"error_code": np.array([""], object)}
     rows |= {"image": np.zeros((1, SMALL, SMALL, 3), np.uint8), "statistics": np.zeros((1, len(STATISTICS)))}
-    return packed(name, rows)
+    return packed(name, rows, {})
 
 
 def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import ray
 
 from cluster.local import Cluster
 from jobs import train_follow
+from jobs.metrics import TrainMetrics
 from jobs.train_follow import Follower
 from jobs.train_scaling import ElasticScaling, scaling_for
 from scalp_core.errors import UserError
@@ -67,7 +68,7 @@ def said(monkeypatch, capsys, *notes, cpus: int) -> str:
     monkeypatch.setattr(train_follow, "_PATIENCE_S", 0.0)
     monkeypatch.setattr(train_follow, "placement_group_table", dict)
     queue = Silence(*notes)
-    queue.reader = Follower(queue, 4, None, 2)
+    queue.reader = Follower(queue, 4, None, 2, TrainMetrics("run", 4, 16))
     queue.reader.run()
     return capsys.readouterr().out
 
