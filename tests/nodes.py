@@ -55,9 +55,9 @@ class Nodes:
             lambda: self._log.read_text().count("Ray runtime started.") >= len(self._processes), "a node"
         )
 
-    def add(self, cpus: int = 4) -> subprocess.Popen[bytes]:
+    def add(self, cpus: int = 4, **environment: str) -> subprocess.Popen[bytes]:
         """Another node; ended by `end`."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **environment)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """A node with all its processes at once, as a machine that is lost."""
@@ -72,7 +72,7 @@ class Nodes:
         for process in reversed(self._processes):
             self.end(process)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         number = len(self._processes) + 2
         metrics, agent, grpc, environments = free_ports(4)
         command = [
@@ -84,7 +84,7 @@ class Nodes:
         ]  # fmt: skip
         with self._log.open("a") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, start_new_session=True
+                command, stdout=log, stderr=log, env=self.environment | environment, start_new_session=True
             )
         self._processes.append(process)
         return process

@@ -271,16 +271,13 @@ def test_what_the_cluster_can_never_hold_is_told_by_the_job(far, places):
     assert time.monotonic() - started < SOON
 
 
-def test_what_a_node_cannot_read_is_told_by_the_job(far, places, tmp_path):
-    bundle, _ = places
-    words = (
-        "submit",
-        "--address",
-        far.url,
-        "grade",
-        bundle,
-        "s3://scalp/far/nothing-here",
-        "s3://scalp/far/no",
-    )
-    code, printed = scalp(*words)
-    assert code == 2 and "s3://scalp/far/nothing-here" in printed, printed
+def test_a_node_with_other_keys_is_told_before_the_work(far, places):
+    bundle, photographs = places
+    node = far.add(AWS_SECRET_ACCESS_KEY="wrong")
+    far.wait_for_all()
+    code, printed = scalp("submit", "--address", far.url, "grade", bundle, photographs, "s3://scalp/far/no")
+    far.end(node)
+    assert code == 2, printed
+    address = f"127.0.0.{len(far._processes) + 1}"
+    assert f"scalp: node {address}: s3://scalp/far/photographs" in printed, printed
+    assert "s3://scalp/far/no" not in {uri.rpartition("/")[0] for uri in storage.list_files("s3://scalp/far")}
