@@ -1,4 +1,4 @@
-"""A cluster that grows, simulated by Ray's own autoscaler: work brings nodes, and what can never be had is told."""
+"""A cluster that grows, simulated by Ray: work brings nodes, and what can never be had is told."""
 
 from __future__ import annotations
 
