@@ -1,6 +1,7 @@
 # make demo   the whole way on this machine: photographs, training, S3, bulk and online grading
 # make test   formatting, types, import rules, and the tests
 # make quick  the same without the tests that kill workers, nodes, drivers and storage
+# make slow   tests of whole clusters, of one that grows, and of the commands of docs/quickstart.md
 #
 # All of them set up what they need in .venv from requirements.lock.
 
@@ -13,7 +14,7 @@ READY  := $(VENV)/.ready
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint browser lock clean
+.PHONY: help setup demo test quick slow lint browser lock clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -36,6 +37,9 @@ test: setup lint browser
 
 quick: setup lint browser
 	@$(BIN)/pytest $(TWO) --ignore tests/faults
+
+slow: setup
+	@$(BIN)/pytest tests/slow
 
 lint: setup
 	@$(BIN)/ruff check .

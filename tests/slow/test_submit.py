@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
-import ray
 import yaml
 
-from cluster.jobs_api import Jobs
-from cluster.local import ClusterError
 from jobs.grade import grade
 from scalp_core import storage
 from scalp_core.results import RESULTS_FOLDER, read_results
@@ -27,9 +20,8 @@ from serving import app
 from serving.client import Client
 from tests.conftest import SMALL, free_port, jpeg
 from tests.nodes import BIN, nodes
+from tests.submitting import SOON, TOKEN, environment, scalp, start
 
-TOKEN = "b" * 40
-SOON = 20.0  # seconds in which a mistake is told
 PHOTOGRAPHS = 24
 
 pytestmark = pytest.mark.timeout(400)
@@ -49,39 +41,6 @@ def places(bundle, s3):
     for number in range(PHOTOGRAPHS):
         storage.write(f"s3://scalp/far/photographs/{number:03d}.jpg", jpeg(number))
     return "s3://scalp/far/bundle", "s3://scalp/far/photographs"
-
-
-def environment(**changes: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "COLUMNS": "200"} | changes
-
-
-def start(*words: str, **changes: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(BIN / "scalp"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(**changes),
-    )
-
-
-def scalp(*words: str, seconds: float = 200, **changes: str) -> tuple[int, str]:
-    process = start(*words, **changes)
-    try:
-        printed, _ = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-    return process.returncode, printed
-
-
-def refused(*words: str, **changes: str) -> str:
-    """What is said to a mistake: one line, soon."""
-    code, printed = scalp(*words, seconds=SOON, **changes)
-    assert code == 2, printed
-    (line,) = printed.strip().splitlines()
-    assert line.startswith("scalp: ")
-    return line
 
 
 def rows(out: str) -> dict[str, tuple]:
@@ -188,78 +147,6 @@ def test_a_job_is_stopped_and_told(far, places):
     assert code == 0 and f"{id_} stopped" in printed, printed
     code, printed = scalp("jobs", "logs", id_, "--address", far.url)
     assert code == 143 and "was stopped; the same command goes on" in printed, printed
-
-
-def test_mistakes_are_told_before_anything_is_sent(far, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    Path("photos/a.jpg").write_bytes(os.urandom(101 * 2**20))
-    at = ("submit", "--address", far.url)
-    s3 = ("s3://scalp/far/bundle", "s3://scalp/far/photographs", "s3://scalp/far/x")
-    assert "photos is on this machine" in refused(*at, "grade", s3[0], "photos", s3[2])
-    assert "photos/a.jpg (101 MiB)" in refused(*at, "--include", "photos", "grade", *s3)
-    assert "use `serve deploy" in refused(*at, "serve", s3[0])
-    assert "no such verb" in refused(*at, "grad", *s3)
-    assert "--env NOTHING: it is not set here" in refused(*at, "--env", "NOTHING", "grade", *s3)
-    assert "no node of" in refused(*at, "--cpus", "1000", "grade", *s3)
-    code, printed = scalp(*at, "grade", "--no-such-option", *s3, seconds=SOON)
-    assert code == 2 and "No such option" in printed
-
-
-def test_a_cluster_that_cannot_be_had_is_told(far):
-    words = ("grade", "s3://scalp/b", "s3://scalp/p", "s3://scalp/o")
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    assert "cannot reach" in refused("submit", "--address", nowhere, *words)
-    assert "does not take this token" in refused(
-        "submit", "--address", far.url, *words, RAY_AUTH_TOKEN="c" * 40
-    )
-    assert "wants a token" in refused("submit", "--address", far.url, *words, RAY_AUTH_MODE="disabled")
-    assert "name the cluster: --address" in refused("submit", *words)
-    assert "write http://HOST:8265" in refused("submit", "--address", "ray://127.0.0.1:10001", *words)
-
-
-def test_another_ray_there_is_told(far):
-    class Old(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.dumps({"version": "4", "ray_version": "2.50.0", "ray_commit": "x"}).encode()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Old) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ClusterError, match=f"runs Ray 2.50.0 and this machine {ray.__version__}"):
-            Jobs(f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-
-
-def test_other_packages_there_are_told_before_the_work(far, tmp_path):
-    """As the job does it, with a package here that is not what it is there."""
-    versions = tmp_path / "versions.json"
-    versions.write_text(json.dumps({"timm": "0.1", "ray": ray.__version__}))
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.job_entry",
-        "--versions",
-        str(versions),
-        "grade",
-        "s3://a",
-        "s3://b",
-        "s3://c",
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=far.environment | {"RAY_ADDRESS": far.address},
-        timeout=60,
-    )
-    assert done.returncode == 2, done
-    assert re.search(r"node 127\.0\.0\.\d has timm [\d.]+ there and 0.1 here", done.stdout), done
 
 
 def test_what_the_cluster_can_never_hold_is_told_by_the_job(far, places):

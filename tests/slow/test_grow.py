@@ -21,7 +21,7 @@ from tests.nodes import BIN
 @pytest.mark.timeout(400)
 def test_a_grading_brings_nodes_that_go_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
-    bench_grow(str(tmp_path), GrowOptions(size=96, photographs=300, nodes=2, idle_seconds=3))
+    bench_grow(str(tmp_path), GrowOptions(size=64, photographs=64, nodes=1, idle_seconds=3))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rows"][0]["nodes"] == 0
     assert summary["ratios"]["most_nodes"] >= 1
