@@ -22,8 +22,9 @@ from requests.exceptions import RequestException, SSLError
 
 from cluster.local import TO_BE_LET_IN, ClusterError
 
-# It tells of every connection that ends.
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+# They tell of every connection that ends and every package that is sent.
+for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
 _ATTEMPT = re.compile(r"(.+)\.(\d+)")
 
