@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ray
@@ -68,6 +71,27 @@ def test_what_is_copied_exists_is_let_in_and_is_all_that_the_project_needs():
     (packages,) = re.findall(r"include = (\[.*\])", PYPROJECT)
     assert {each.rstrip("*") for each in yaml.safe_load(packages)} < copied
     assert {"pyproject.toml", "README.md", "LICENSE"} < copied
+
+
+def test_the_project_builds_from_what_is_copied(tmp_path):
+    for rest in steps("COPY"):
+        *sources, to = rest.split()
+        for source in sources:
+            there = tmp_path / "context" / to.lstrip("/")
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, there, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                there.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, there)
+    command = next(shlex.split(rest) for rest in steps("RUN") if "--no-index" in rest)
+    options, place, out = command[1:-1], command[-1], tmp_path / "out"
+    project = tmp_path / "context" / place.lstrip("/")
+    subprocess.run(
+        [sys.executable, "-m", "pip", *options, "--target", str(out), str(project)],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    for file in ("bin/scalp", "bin/scalp-haproxy", "jobs/recipes/default.yaml", "serving/web"):
+        assert (out / file).exists(), file
 
 
 def test_it_runs_as_a_user_who_is_not_root():
