@@ -248,10 +248,9 @@ def test_ray_is_the_locked_one(resource):
 def test_the_jobs_are_commands_of_this_project_and_end(job):
     program, verb, *rest = shlex.split(job["spec"]["entrypoint"])
     assert program == "scalp"
-    typer.main.get_command(app).commands[verb].make_context(verb, rest)  # refuses what the verb does not take
     # A folder of the head's pod is gone with it.
-    places = rest[: 2 if verb == "train" else 3]
-    assert all(place.startswith(("s3://", "models://")) for place in places)
+    assert all(place.startswith(("s3://", "models://")) for place in rest[: 2 if verb == "train" else 3])
+    typer.main.get_command(app).commands[verb].make_context(verb, rest)  # refuses what the verb does not take
     assert job["metadata"]["name"] == f"scalp-{verb}"
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     assert job["spec"]["ttlSecondsAfterFinished"] > 0
