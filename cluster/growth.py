@@ -24,14 +24,14 @@ def growing_device(cluster: Cluster, device: str) -> str:
     """cpu or cuda, for nodes that are not there yet.
 
     Raises:
-        ClusterError: auto, and there is no GPU that would say that more come.
+        ClusterError: auto, and no node is there that would say it.
     """
-    if device == "auto" and not cluster.gpus:
+    if device == "auto" and not cluster.gpus and not cluster.cpus:
         raise ClusterError(
-            "--device auto: this cluster starts nodes as they are asked for, and none with a GPU is there "
-            "now; write --device cuda or --device cpu"
+            "--device auto: this cluster starts nodes as they are asked for, and none is there now; write "
+            "--device cuda or --device cpu"
         )
-    return "cpu" if device == "cpu" else "cuda"
+    return "cuda" if device == "cuda" or (device == "auto" and cluster.gpus) else "cpu"
 
 
 def room_to_work(cluster: Cluster, tell: Callable[[str], None]) -> Cluster:

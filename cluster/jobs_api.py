@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import ray
 from ray._private import ray_constants
+from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as Unreachable
@@ -31,27 +32,34 @@ _ATTEMPT = re.compile(r"(.+)\.(\d+)")
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a piece of work; moments in UTC, ISO 8601.
+    """One attempt at a piece of work.
 
     Args:
         id: work and attempt, `WORK.ATTEMPT`; any other name for a job that somebody else submitted.
         attempt: 1 for the first.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        command: what runs.
+        entrypoint: what runs.
+        metadata: of who submitted it.
         message: Ray's, on the status.
         exit_code: None while it runs, and where it ended before it began.
-        started: None before.
-        ended: None before.
+        started: in UTC; None before.
+        ended: the same.
     """
 
     id: str
     attempt: int
     status: str
-    command: str
+    entrypoint: str
+    metadata: dict[str, str]
     message: str
     exit_code: int | None
-    started: str | None
-    ended: str | None
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def command(self) -> str:
+        """As `scalp submit` was given it."""
+        return self.metadata.get("command", self.entrypoint)
 
     @property
     def is_alive(self) -> bool:
@@ -100,11 +108,18 @@ class Jobs:
                 "install the cluster from requirements.lock, or this machine as the cluster"
             )
 
+    @classmethod
+    def of_this_ray(cls) -> Jobs:
+        """Those of the Ray that this process is part of, wherever its dashboard is now."""
+        own = ray.get_runtime_context().gcs_address
+        with _one_line(own), _named_by_argument_alone():
+            return cls(get_address_for_submission_client(own))
+
     def all(self) -> list[Job]:
         """That were submitted, the oldest first."""
         with _one_line(self.address):
             found = [_job(each) for each in self.client.list_jobs() if each.submission_id]
-        return sorted(found, key=lambda job: job.started or "")
+        return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
 
     def last(self, work: str) -> Job | None:
         """The last attempt at a piece of work; also by the id of one attempt."""
@@ -147,11 +162,11 @@ class Jobs:
         self,
         id_: str,
         entrypoint: str,
-        runtime_env: dict[str, Any],
         metadata: dict[str, str],
-        cpus: float,
-        gpus: float,
-        memory: int,
+        runtime_env: dict[str, Any] | None = None,
+        cpus: float = 0,
+        gpus: float = 0,
+        memory: int = 0,
     ) -> None:
         """Starts an attempt; no matter if somebody else just did.
 
@@ -224,7 +239,7 @@ def _one_line(address: str) -> Iterator[None]:
         ) from error
     except (Unreachable, ConnectionError, TimeoutError) as error:
         raise ClusterError(f"{address} no longer answers; try again") from error
-    except (RequestException, RuntimeError) as error:
+    except (RequestException, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ClusterError(f"{address}: {first}") from error
 
@@ -237,7 +252,8 @@ def _job(details: JobDetails) -> Job:
         id=id_,
         attempt=int(found[2]) if found else 1,
         status=status.value,
-        command=(details.metadata or {}).get("command", details.entrypoint),
+        entrypoint=details.entrypoint,
+        metadata=details.metadata or {},
         message=details.message or "",
         exit_code=details.driver_exit_code,
         started=_moment(details.start_time),
@@ -245,9 +261,5 @@ def _job(details: JobDetails) -> Job:
     )
 
 
-def _moment(milliseconds: int | None) -> str | None:
-    return (
-        datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
-        if milliseconds
-        else None
-    )
+def _moment(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None

@@ -114,7 +114,12 @@ def printable(text: str) -> str:
 
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return moment(datetime.now(UTC))
+
+
+def moment(at: datetime | None) -> str:
+    """ISO 8601, to the second; nothing for what has not been."""
+    return at.isoformat(timespec="seconds") if at else ""
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:

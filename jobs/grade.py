@@ -121,7 +121,7 @@ def _finish_report(out: str, summary: dict[str, Any], bundle: Bundle, options: G
     """What a call that was killed behind its summary did not come to."""
     from jobs.grade_report import write_report
 
-    write_report(out, summary, bundle, options.model.device, options.heatmaps)
+    write_report(out, summary, bundle, options.heatmaps)
     _close(storage.join(out, WORK), summary)
 
 
@@ -247,7 +247,7 @@ def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) ->
     from jobs.grade_report import write_report  # draws: not for whoever only lists
 
     with storage.patience(PATIENCE_S):
-        write_report(out, summary, bundle, "cpu", heatmaps)
+        write_report(out, summary, bundle, heatmaps)
 
 
 def _close(work: str, summary: dict[str, Any]) -> None:

@@ -79,8 +79,7 @@ def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluste
     """The cluster when it has room for the fewest models, for which one that grows may have to start nodes.
 
     Raises:
-        UserError: it is not said whether the nodes to start have GPUs.
-        ClusterError: no nodes that it may start can hold them.
+        ClusterError: no nodes that it may start can hold them, or it is not said whether they have GPUs.
     """
     if not cluster.grows:
         return cluster

@@ -16,7 +16,6 @@ from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError
 from scalp_core.grade_report import Card, Pictures, data_uri
 from scalp_core.graded import Graded
-from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess, decode
 from scalp_core.progress import REPORT_FILE
 from scalp_core.sources import Location
@@ -34,17 +33,14 @@ _QUALITY = 82
 _OPACITY = 0.6
 
 
-def write_report(
-    out: str, summary: dict[str, Any], bundle: Bundle, device: Device = "auto", heatmaps: int = QUEUE
-) -> None:
+def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int = QUEUE) -> None:
     """Writes `out/report.html` from the rows and the summary, in memory that does not grow with them.
 
     Args:
         out: directory of the run, local or `s3://`.
         summary: that of the run.
         bundle: that graded it.
-        device: where heatmaps are made.
-        heatmaps: photographs of the queue that get one; 0 leaves PyTorch out.
+        heatmaps: photographs of the queue that get one, made on CPUs; 0 leaves PyTorch out.
 
     Raises:
         UserError: the rows are not there or cannot be read. Of a photograph or heatmap that cannot be had any
@@ -63,13 +59,13 @@ def write_report(
         unlike = graded.most_unlike(_UNLIKE)
         shown = {row["image_id"] for row in unlike}
         unsure = [row for row in graded.least_sure(QUEUE) if row["image_id"] not in shown]
-    pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, device, heatmaps)
+    pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, heatmaps)
     page = grade_report.html(bundle.spec, summary, tables, pictures, provenance.versions())
     storage.write(storage.join(out, REPORT_FILE), page)
 
 
 def _pictures(
-    unsure: list[dict[str, Any]], unlike: list[dict[str, Any]], bundle: Bundle, device: Device, heatmaps: int
+    unsure: list[dict[str, Any]], unlike: list[dict[str, Any]], bundle: Bundle, heatmaps: int
 ) -> Pictures:
     cards, pixels = _read(unsure + unlike, bundle.spec.preprocess)
     chosen = sorted(pixels)[:heatmaps]
@@ -80,7 +76,7 @@ def _pictures(
             # PyTorch is imported in here: a machine without a working one has its report all the same.
             from scalp_core.explain import MEANING, Explainer
 
-            heats = _heats(Explainer(bundle, device), [(pixels[each], cards[each].row) for each in chosen])
+            heats = _heats(Explainer(bundle, "cpu"), [(pixels[each], cards[each].row) for each in chosen])
             for index, heat in zip(chosen, heats, strict=True):
                 cards[index] = replace(cards[index], heat=heat)
             scale, meaning = _scale(), MEANING

@@ -81,7 +81,8 @@ class _Kept:
     """All that was printed, shown to Ray and kept in storage."""
 
     def __init__(self, uri: str | None) -> None:
-        self._uri, self._pieces, self._lock = uri, bytearray(), threading.Lock()
+        self._uri, self._pieces = uri, bytearray()
+        self._lock, self._copying = threading.Lock(), threading.Lock()
 
     def print(self, text: str) -> None:
         self.add(text.encode())
@@ -93,10 +94,12 @@ class _Kept:
             self._pieces += piece
 
     def copy(self) -> None:
-        """A log that cannot be kept stops no work."""
-        with self._lock:
-            content = bytes(self._pieces)
-        if self._uri:
+        """A log that cannot be kept stops no work; one copy after the other, so that the last is whole."""
+        if not self._uri:
+            return
+        with self._copying:
+            with self._lock:
+                content = bytes(self._pieces)
             try:
                 storage.write(self._uri, content)
             except (OSError, UserError) as error:

@@ -10,7 +10,7 @@ import aiohttp
 
 from cluster.jobs_api import Job, Jobs
 from cluster.local import ClusterError
-from jobs.console import console
+from jobs.console import console, moment
 from jobs.submit_cli import Detached
 
 _BETWEEN_S = 1.0
@@ -61,7 +61,7 @@ def stop(jobs: Jobs, id_: str) -> None:
         while jobs.get(id_).is_alive:
             time.sleep(_BETWEEN_S)
     job = jobs.get(id_)
-    console.print(f"{id_} {job.status.lower()} at {job.ended}")
+    console.print(f"{id_} {job.status.lower()} at {moment(job.ended)}")
 
 
 def _until_it_ends(jobs: Jobs, id_: str) -> tuple[Job, int]:

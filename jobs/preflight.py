@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
 import ray
 
 from cluster.local import is_joined
@@ -43,6 +44,11 @@ def check_nodes(reads: Sequence[str], out: str) -> None:
         print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
     if lines:
         raise UserError(lines[0])
+
+
+def examples(parts: Mapping[str, pa.Table]) -> list[str]:
+    """The first photograph of each part of a manifest, which stands for all."""
+    return sorted({part["uri"][0].as_py() for part in parts.values() if part.num_rows})
 
 
 def _wrong(reads: list[str], mark: str) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jobs_api import Job, Jobs
-from jobs.console import console
+from jobs.console import console, moment
 from jobs.job_entry import VERSIONS_FILE
 from jobs.job_logs import follow
 from scalp_core import provenance
@@ -83,28 +83,27 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
     out = _check(command, app)
     files = _included(command, options.include)
     size = _check_size(files)
+    environment = _environment(options.env)
     jobs = Jobs(address)
     jobs.check_room(options.cpus, options.gpus, options.memory)
     work = work_id(command)
-    job, attempt = jobs.last(work), 1
+    job = jobs.last(work)
     if job and (job.is_alive or (job.status == "SUCCEEDED" and not options.again)):
-        console.print(f"{job.id} {_state(job)}; attached to it")
+        id_ = job.id
+        console.print(f"{id_} {_state(job)}; attached to it")
     else:
-        attempt = job.attempt + 1 if job else 1
-        id_ = f"{work}.{attempt}"
+        id_ = f"{work}.{job.attempt + 1 if job else 1}"
         with _packed(files) as folder:
-            environment = _environment(options.env)
             jobs.submit(
                 id_,
                 _entrypoint(id_, command, out, options),
-                {"working_dir": folder, "env_vars": environment},
                 {"command": shlex.join(command)},
+                {"working_dir": folder, "env_vars": environment},
                 options.cpus,
                 options.gpus,
                 options.memory,
             )
         console.print(f"submitted {id_} with {size / 2**20:.1f} MiB of code and files")
-    id_ = job.id if job and attempt == 1 else f"{work}.{attempt}"
     return follow(jobs, id_) if options.follow else 0
 
 
@@ -224,6 +223,6 @@ def _entrypoint(id_: str, command: Sequence[str], out: str | None, options: Subm
 
 
 def _state(job: Job) -> str:
-    return {"SUCCEEDED": f"ended well at {job.ended}; --again runs it once more"}.get(
-        job.status, f"is {job.status.lower()} since {job.started}"
+    return {"SUCCEEDED": f"ended well at {moment(job.ended)}; --again runs it once more"}.get(
+        job.status, f"is {job.status.lower()} since {moment(job.started)}"
     )

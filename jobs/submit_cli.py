@@ -78,12 +78,12 @@ def jobs_list(address: AddressOption = None) -> None:
     from rich.table import Table
 
     from cluster.jobs_api import Jobs
-    from jobs.console import console, printable
+    from jobs.console import console, moment, printable
 
     cluster = Jobs(address)
     table = Table("job", "status", "started", "ended", "command", title=cluster.address, title_justify="left")
     for job in cluster.all():
-        moments = (job.started or "", job.ended or "")
+        moments = (moment(job.started), moment(job.ended))
         table.add_row(job.id, job.status.lower(), *moments, printable(job.command))
     console.print(table)
 

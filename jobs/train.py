@@ -21,7 +21,7 @@ from ray.util.queue import Queue
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
-from jobs.preflight import check_nodes
+from jobs.preflight import check_nodes, examples
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_bundle import make_bundle
 from jobs.train_follow import FromController, followed
@@ -89,7 +89,7 @@ def train(
     cluster = room_for(connect(), asked, device)
     scaling = scaling_for(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
-    check_nodes([data], run)
+    check_nodes(examples(parts), run)
     with tracked(tracking, run, identity) as tracker:
         # Everything that a user could have to mend is behind us: from here on the directory is this run's.
         write_json(storage.join(run, IDENTITY_FILE), identity)

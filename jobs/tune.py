@@ -24,7 +24,7 @@ from cluster import reservations
 from cluster.local import Cluster, connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, write_json
 from jobs.ingest import Photographs, cache_line, cache_room, cached
-from jobs.preflight import check_nodes
+from jobs.preflight import check_nodes, examples
 from jobs.shards import PATIENCE_S
 from jobs.train import IDENTITY_FILE, check_batches, check_identity
 from jobs.train_scaling import CPUS_FOR_DATA, room_for, scaling_for
@@ -113,7 +113,7 @@ def tune(
     scaling = scaling_for(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
-    check_nodes([data], out)
+    check_nodes(examples(parts), out)
     starts = _starts(list(recipes.values()))
     # Everything that a user could have to mend is behind us: from here on the directory is this search's.
     write_json(storage.join(out, IDENTITY_FILE), identity)

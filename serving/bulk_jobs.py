@@ -1,22 +1,25 @@
-"""Jobs of bulk grading on the Ray that this process is part of, through Ray's Job API (its dashboard)."""
+"""Jobs of bulk grading on the Ray that this process is part of."""
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import TypeVar
 
 import ray
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from requests.exceptions import RequestException
 
+from cluster import jobs_api
+from cluster.local import ClusterError
 from serving.bulk_schemas import Status
 from serving.problems import Refusal
 
-_SUBMISSION = re.compile(r"(bulk-[0-9a-f]{20})\.(\d+)")
+_WORK = re.compile(r"bulk-[0-9a-f]{20}")
 _OUR_LINE = "scalp: "
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Job:
     """One attempt at a piece of work.
 
     Args:
-        work: id of the work.
+        id: of the attempt.
         attempt: 1 for the first.
         status: of the attempt.
         source: what it grades.
@@ -33,7 +36,7 @@ class Job:
         ended_at: None while it goes on.
     """
 
-    work: str
+    id: str
     attempt: int
     status: Status
     source: str
@@ -54,65 +57,54 @@ class Jobs:
     """
 
     def __init__(self) -> None:
-        self._known: JobSubmissionClient | None = None
+        self._known: jobs_api.Jobs | None = None
         self._lock = threading.Lock()
 
     def last(self) -> dict[str, Job]:
         """The last attempt at each piece of work that this Ray knows."""
-        found: dict[str, Job] = {}
-        for details in self._call("list_jobs"):
-            job = _job(details)
-            if job and (job.work not in found or found[job.work].attempt < job.attempt):
+        found: dict[str, jobs_api.Job] = {}
+        for job in self._ask(lambda jobs: jobs.all()):
+            if _WORK.fullmatch(job.work) and (job.work not in found or found[job.work].attempt < job.attempt):
                 found[job.work] = job
-        return found
+        return {work: _bulk(job) for work, job in found.items()}
 
     def submit(self, work: str, attempt: int, command: str, source: str) -> None:
         """Starts an attempt; no matter if somebody else just did."""
         # Ray tells a job some Ray of the machine that it finds, which is another one where two run (2.60).
         own = ray.get_runtime_context().gcs_address
-        self._call(
-            "submit_job",
-            entrypoint=f"RAY_ADDRESS={own} {command}",
-            submission_id=f"{work}.{attempt}",
-            metadata={"source": source},
-        )
+        entrypoint = f"RAY_ADDRESS={own} {command}"
+        self._ask(lambda jobs: jobs.submit(f"{work}.{attempt}", entrypoint, {"source": source}))
 
     def stop(self, job: Job) -> None:
         """Asks an attempt to end; Ray kills what has not ended after some seconds."""
-        self._call("stop_job", f"{job.work}.{job.attempt}")
+        self._ask(lambda jobs: jobs.stop(job.id))
 
-    def _call(self, method: str, *arguments: object, **keywords: object) -> Any:
+    def _ask(self, question: Callable[[jobs_api.Jobs], T]) -> T:
         try:
-            return getattr(self._client(), method)(*arguments, **keywords)
-        except (ConnectionError, RequestException, RuntimeError, ValueError) as error:
-            if "already exists" in str(error):
-                return None
+            return question(self._jobs())
+        except ClusterError as error:
             self._known = None  # the head may have moved
             raise Refusal(
                 503, "jobs_unavailable", "Ray's Job API does not answer; try again later"
             ) from error
 
-    def _client(self) -> JobSubmissionClient:
+    def _jobs(self) -> jobs_api.Jobs:
         with self._lock:
             if self._known is None:
-                # Asks Ray where its dashboard is, which a cluster may move.
-                self._known = JobSubmissionClient(ray.get_runtime_context().gcs_address)
+                self._known = jobs_api.Jobs.of_this_ray()
             return self._known
 
 
-def _job(details: JobDetails) -> Job | None:
-    found = _SUBMISSION.fullmatch(details.submission_id or "")
-    if not found:
-        return None
-    status: Status = details.status.value.lower()
+def _bulk(job: jobs_api.Job) -> Job:
+    status: Status = job.status.lower()  # type: ignore[assignment]
     return Job(
-        work=found[1],
-        attempt=int(found[2]),
+        id=job.id,
+        attempt=job.attempt,
         status=status,
-        source=(details.metadata or {}).get("source", ""),
-        error=_line(details.message or "") if details.status == JobStatus.FAILED else None,
-        started_at=_moment(details.start_time),
-        ended_at=_moment(details.end_time),
+        source=job.metadata.get("source", ""),
+        error=_line(job.message) if status == "failed" else None,
+        started_at=job.started,
+        ended_at=job.ended,
     )
 
 
@@ -121,7 +113,3 @@ def _line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     own = [line.removeprefix(_OUR_LINE) for line in lines if line.startswith(_OUR_LINE)]
     return (own[-1:] or lines[:1] or ["the job failed; Ray's log of it has the reason"])[0]
-
-
-def _moment(milliseconds: int | None) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None

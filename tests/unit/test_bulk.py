@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from ray.job_submission import JobStatus
 
+from cluster.jobs_api import Jobs
 from serving import bulk, bulk_work, problems
 from serving.bulk_schemas import BulkSettings
 from serving.bulk_work import Bulk, Served
@@ -37,7 +38,7 @@ class Client:
             raise ConnectionError("Failed to connect to Ray at address: http://secret:8265.")
         return list(self.jobs.values())
 
-    def submit_job(self, entrypoint, submission_id, metadata):
+    def submit_job(self, entrypoint, submission_id, metadata, **_):
         if submission_id in self.jobs:
             raise RuntimeError(f"Request failed: Job with submission_id {submission_id} already exists.")
         self.commands.append(entrypoint)
@@ -49,7 +50,8 @@ class Client:
 
 def job(submission_id, status=JobStatus.RUNNING, metadata=None):
     known = {"submission_id": submission_id, "status": status, "metadata": metadata, "message": MESSAGE}
-    return SimpleNamespace(**known, start_time=1, end_time=None)
+    nothing = {"entrypoint": "", "driver_exit_code": None, "end_time": None}
+    return SimpleNamespace(**known, **nothing, start_time=1)
 
 
 class Endpoint:
@@ -68,7 +70,9 @@ class Endpoint:
             return self.served
 
         work = Bulk(BulkSettings(sources=[f"{folder}/in"], out=self.out, **settings), served)
-        monkeypatch.setattr(work._jobs, "_client", lambda: self.client)
+        jobs = object.__new__(Jobs)  # without a cluster to connect to
+        jobs.address, jobs.client = "http://secret:8265", self.client
+        monkeypatch.setattr(work._jobs, "_jobs", lambda: jobs)
         self.source = f"{folder}/in"
         self.api = app_of(work)
 

@@ -96,7 +96,7 @@ def report(tmp_path, ungated):
         out = str(tmp_path / "out")
         write(f"{out}/results", rows, files=1)
         storage.write(f"{out}/summary.json", b"{}")
-        write_report(out, summary_of(rows, **changes), bundle, "cpu", heatmaps)
+        write_report(out, summary_of(rows, **changes), bundle, heatmaps)
         return Page(storage.read(f"{out}/report.html").decode())
 
     return make
