@@ -13,7 +13,17 @@ from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.images import Columns, photographs
 from jobs.pipeline import ModelOptions, with_logits
-from scalp_core import assessment, augment, calibration, intervals, manifest, metrics, report, storage
+from scalp_core import (
+    assessment,
+    augment,
+    calibration,
+    intervals,
+    manifest,
+    metrics,
+    parquet,
+    report,
+    storage,
+)
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
@@ -211,7 +221,7 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
     }
     for name, column in columns.items():
         rows = rows.append_column(name, column)
-    storage.write_parquet(storage.join(out, "predictions.parquet"), rows)
+    parquet.write(storage.join(out, "predictions.parquet"), rows)
     write_json(storage.join(out, SUMMARY_FILE), summary)
 
 

@@ -22,7 +22,7 @@ from jobs.grade_list import Listing, shard_names
 from jobs.grade_run import ended
 from jobs.grade_shards import GRADED, INPUTS_KEY, PATIENCE_S, STARTED, Listed, graded_file, listed_file
 from jobs.shards import each
-from scalp_core import drift, storage
+from scalp_core import drift, parquet, storage
 from scalp_core.manifest import location_id
 from scalp_core.results import RESULTS_FOLDER
 from scalp_core.sources import Location
@@ -170,12 +170,12 @@ class _Gather:
                 yield table
 
     def _listed(self, shard: str, names: set[str], found: Found) -> Iterator[tuple[str, pa.Table]]:
-        listed = storage.read_parquet(listed_file(self._work, shard), ["uri", "member"]).to_pylist()
+        listed = parquet.read(listed_file(self._work, shard), ["uri", "member"]).to_pylist()
         name = shard.rsplit("/", 1)[-1]
         if f"{name}.parquet" not in names:
             found.unaccounted += len(listed)
             return
-        table = storage.read_parquet(graded_file(self._work, shard))
+        table = parquet.read(graded_file(self._work, shard))
         wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
         if table["image_id"].to_pylist() != wanted:
             found.unaccounted += max(len(wanted), table.num_rows)
@@ -192,7 +192,7 @@ class _Gather:
         for piece in range(end["pieces"]):
             name = f"{shard.rsplit('/', 1)[-1]}.{piece:05d}"
             if f"{name}.parquet" in names:
-                table = storage.read_parquet(graded_file(self._work, f"{shard}.{piece:05d}"))
+                table = parquet.read(graded_file(self._work, f"{shard}.{piece:05d}"))
                 rows += table.num_rows
                 yield name, table
         found.unaccounted += end["photographs"] - rows
@@ -211,7 +211,7 @@ def _twice(results: str) -> int:
     with storage.patience(PATIENCE_S):
         if not storage.names_in(results):
             return 0
-        rows = storage.dataset(results)
+        rows = parquet.dataset(results)
         with spilling() as connection:
             connection.register("results", rows)
             (more,) = connection.execute("select count(*) - count(distinct image_id) from results").fetchall()

@@ -22,7 +22,7 @@ from jobs.grade_shards import (
     write_groups,
 )
 from jobs.shards import each, shares
-from scalp_core import inventory, manifest, sources, storage
+from scalp_core import inventory, manifest, parquet, sources, storage
 from scalp_core.errors import SourceError, UserError
 from scalp_core.inventory import Root
 from scalp_core.progress import LISTING_FILE
@@ -172,11 +172,11 @@ def _without_crumbs(work: str, groups: list[Listed], shard_size: int) -> list[Li
     if len(small) < 2:
         return groups
     shards = [shard for group in small for shard in shard_names(group, shard_size)]
-    table = pa.concat_tables([storage.read_parquet(listed_file(work, shard)) for shard in shards])
+    table = pa.concat_tables([parquet.read(listed_file(work, shard)) for shard in shards])
     joined = Listed("joined", photographs=table.num_rows)
     for place, shard in enumerate(shard_names(joined, shard_size)):
         rows = table.slice(place * shard_size, shard_size)
-        storage.write_parquet(listed_file(work, shard), rows)
+        parquet.write(listed_file(work, shard), rows)
     for group in small:
         group.photographs = 0
         storage.remove_folder(storage.join(work, LISTED, group.group))
@@ -206,7 +206,7 @@ def _rewrite_without_repeated(
 ) -> tuple[int, dict[str, int]]:
     """Rewrites the groups that hold repeated rows, in a worker: the driver's memory must not grow."""
     with storage.patience(PATIENCE_S):
-        rows = storage.dataset(storage.join(work, LISTED))
+        rows = parquet.dataset(storage.join(work, LISTED))
         with spilling() as connection:
             connection.register("listed", rows)
             found = connection.execute(
@@ -234,7 +234,7 @@ def _rewrite(
     files = [storage.join(work, LISTED, f"{shard}.parquet") for shard in shard_names(group, shard_size)]
     kept: list[dict[str, Any]] = []
     for uri in files:
-        for row in storage.read_parquet(uri).to_pylist():
+        for row in parquet.read(uri).to_pylist():
             name = (row["uri"], row["member"])
             if name in again and name in seen:
                 continue
@@ -242,5 +242,5 @@ def _rewrite(
             kept.append(row)
     for place in range(min(GROUP_SHARDS, len(files))):
         some = kept[place * shard_size : (place + 1) * shard_size]
-        storage.write_parquet(files[place], pa.Table.from_pylist(some, schema=inventory.LISTED))
+        parquet.write(files[place], pa.Table.from_pylist(some, schema=inventory.LISTED))
     return len(kept)

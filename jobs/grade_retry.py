@@ -18,7 +18,7 @@ from jobs.grade_gather import Found, inputs_of, write_part
 from jobs.grade_list import Listing, shard_names
 from jobs.grade_shards import GRADED, GROUP_SHARDS, LISTED, PATIENCE_S, Listed, graded_file
 from jobs.shards import each
-from scalp_core import drift, inventory, storage
+from scalp_core import drift, inventory, parquet, storage
 from scalp_core.errors import UserError
 from scalp_core.results import RESULTS_FOLDER
 
@@ -71,7 +71,7 @@ class _ListFailed:
         group = row["part"].removesuffix(".parquet")
         columns = ["uri", "member", "error_code"]
         with storage.patience(PATIENCE_S):
-            table = storage.read_parquet(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
+            table = parquet.read(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
             failed = pc.and_kleene(
                 pc.is_valid(table["error_code"]),
                 pc.invert(pc.is_in(table["error_code"], pa.array(_NOT_PHOTOGRAPHS))),
@@ -83,7 +83,7 @@ class _ListFailed:
             for place, start in enumerate(range(0, len(rows), self._size)):
                 some = pa.Table.from_pylist(rows[start : start + self._size], schema=inventory.LISTED)
                 uri = storage.join(self._work, LISTED, group, f"{place:04d}.parquet")
-                storage.write_parquet(uri, some)
+                parquet.write(uri, some)
         assert len(rows) <= GROUP_SHARDS * self._size  # noqa: S101  # a part has fewer rows
         return asdict(Listed(group, photographs=len(rows)))
 
@@ -124,7 +124,7 @@ class _Merge:
         found, group = Found(), json.loads(row["group"])
         with storage.patience(PATIENCE_S):
             uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
-            table = storage.read_parquet(uri)
+            table = parquet.read(uri)
             if group:
                 table = self._merged(table, Listed(**group), found)
                 write_part(uri, table)
@@ -136,7 +136,7 @@ class _Merge:
         again: list[pa.Table] = []
         for shard in shard_names(group, self._size):
             if f"{shard.rsplit('/', 1)[-1]}.parquet" in names:
-                again.append(storage.read_parquet(graded_file(self._work, shard)))
+                again.append(parquet.read(graded_file(self._work, shard)))
                 found.add_inputs(inputs_of(again[-1]))
         found.unaccounted += group.photographs - sum(rows.num_rows for rows in again)
         every = pa.concat_tables([rows.replace_schema_metadata() for rows in (table, *again)])

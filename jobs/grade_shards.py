@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from jobs.images import Columns, LoadImages, fetch
 from jobs.metrics import timed
-from scalp_core import archives, codecs, drift, inventory, sources, storage
+from scalp_core import archives, codecs, drift, inventory, parquet, sources, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.inventory import Root
@@ -119,7 +119,7 @@ def _write_group(work: str, group: str, size: int, rows: Iterator[dict[str, Any]
     for place, some in enumerate(_batched(rows, size)):
         total += len(some)
         table = pa.Table.from_pylist(some, schema=inventory.LISTED)
-        storage.write_parquet(listed_file(work, f"{group}/{place:04d}"), table)
+        parquet.write(listed_file(work, f"{group}/{place:04d}"), table)
     return total
 
 
@@ -161,7 +161,7 @@ class LoadShard:
         for row in batch.to_pylist():
             shard = row["shard"]
             with storage.patience(PATIENCE_S):
-                listed = storage.read_parquet(listed_file(self._work, shard)).to_pylist()
+                listed = parquet.read(listed_file(self._work, shard)).to_pylist()
                 if row["tar"]:
                     yield from self._tar(shard, listed[0]["uri"], set(json.loads(row["done"])))
                 else:
@@ -298,7 +298,7 @@ class GradeShard:
                 table = self._graded(rows, images)
             with timed(seconds, "commit"):
                 marked.result()
-                storage.write_parquet(graded_file(self._work, shard), table)
+                parquet.write(graded_file(self._work, shard), table)
         return table
 
     def _graded(self, rows: Columns, images: np.ndarray) -> pa.Table:

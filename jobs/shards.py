@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from scalp_core import inventory, storage
+from scalp_core import inventory, parquet, storage
 from scalp_core.inventory import Root
 
 LISTED = "listed"
@@ -62,7 +62,7 @@ def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict
         names.append(f"{number:06d}-{len(names):06d}.parquet")
         counts.append(len(some))
         table = pa.Table.from_pylist(some, schema=inventory.LISTED)
-        storage.write_parquet(storage.join(work, LISTED, names[-1]), table)
+        parquet.write(storage.join(work, LISTED, names[-1]), table)
     return {"names": names, "counts": counts}
 
 
@@ -75,9 +75,9 @@ class ExamineShard:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with storage.patience(PATIENCE_S):
-            listed = storage.read_parquet(storage.join(self._work, LISTED, row["name"])).to_pylist()
+            listed = parquet.read(storage.join(self._work, LISTED, row["name"])).to_pylist()
             tables = list(inventory.examine(listed, self._base))
             table = pa.concat_tables(tables)
-            storage.write_parquet(storage.join(self._work, EXAMINED, row["name"]), table)
+            parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
         unfetched = sum(code == "fetch_failed" for code in table["code"].to_pylist())
         return {"objects": len(listed), "rows": table.num_rows, "unfetched": unfetched}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from scalp_core import aihub, storage
+from scalp_core import aihub, parquet, storage
 from scalp_core.errors import UserError
 from scalp_core.results import RESULTS_FOLDER, SCHEMA
 from scalp_core.sql import spilling
@@ -112,7 +112,7 @@ class Graded:
     def __init__(self, out: str) -> None:
         self.out = storage.absolute(out)
         self.finished, self._folder, files = _find(self.out)
-        stored = storage.dataset(files, schema=SCHEMA)
+        stored = parquet.dataset(files, schema=SCHEMA)
         self._open = ExitStack()
         self._sql = self._open.enter_context(spilling(python_enable_replacements=False))
         self._sql.register("stored", stored)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scalp_core import storage
+from scalp_core import parquet, storage
 from scalp_core.errors import UserError
 from scalp_core.sources import Location
 
@@ -174,7 +174,7 @@ def read_manifest(data: str) -> pa.Table:
     spec = read_spec(data)
     uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
     with storage.explained(uri):
-        table = storage.dataset(uri, partitioning=_PARTITIONS).to_table()
+        table = parquet.dataset(uri, partitioning=_PARTITIONS).to_table()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")

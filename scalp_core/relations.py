@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scalp_core import manifest, near_duplicates, storage
+from scalp_core import manifest, near_duplicates, parquet, storage
 from scalp_core.grades import GRADE_NAMES, SYMPTOMS
 from scalp_core.sql import spilling
 
@@ -61,7 +61,7 @@ class Relations:
     def __init__(self, examined: str) -> None:
         self._open = ExitStack()
         self._sql = self._open.enter_context(spilling())
-        self._sql.register("examined", storage.dataset(examined))
+        self._sql.register("examined", parquet.dataset(examined))
         # An order that does not depend on where the files lie: of two copies the same one is kept, the
         # delivered Validation part's first.
         self._sql.execute("""
@@ -284,13 +284,13 @@ class Relations:
             "and code is not null order by all",
             pa.schema(named),
         )
-        storage.write_batches(storage.join(out, DROPPED_FILE), dropped)
+        parquet.write_batches(storage.join(out, DROPPED_FILE), dropped)
         named = {name: pa.string() for name in ("finding", "uri", "member", "detail")}
         findings = self._stream(
             "select finding, uri, member, detail from finding join object using (id) order by all",
             pa.schema(named),
         )
-        storage.write_batches(storage.join(out, FINDINGS_FILE), findings)
+        parquet.write_batches(storage.join(out, FINDINGS_FILE), findings)
 
     def _stream(self, query: str, schema: pa.Schema) -> pa.RecordBatchReader:
         reader = self._sql.sql(query).to_arrow_reader(50_000)

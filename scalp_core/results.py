@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
-from scalp_core import storage
+from scalp_core import parquet, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.grading import gradings
 
@@ -71,5 +71,5 @@ def result_table(
 def read_results(folder: str, columns: list[str] | None = None) -> pa.Table:
     """All result rows of a `results` folder; an empty table when there are none."""
     files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
-    tables = [storage.read_parquet(uri, columns) for uri in files]
+    tables = [parquet.read(uri, columns) for uri in files]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns or SCHEMA.names)

@@ -6,7 +6,6 @@ mend (a wrong key, a missing folder, a full disk) is a `UserError` that says so 
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import tarfile
@@ -22,14 +21,13 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import tenacity
 
 from scalp_core.errors import UserError
 from scalp_core.storage_errors import advice, is_transient
 
 if TYPE_CHECKING:
-    import pyarrow.dataset as pads
+    pass
 
 T = TypeVar("T")
 
@@ -387,20 +385,6 @@ def _pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
         token = {"ContinuationToken": following}
 
 
-def write_parquet(uri: str, table: pa.Table) -> None:
-    """Writes a table as one Parquet file, whole or not at all."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write(uri, buffer.getvalue())
-
-
-def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
-    """Writes a stream of record batches as one Parquet file, whole or not at all, without holding it."""
-    with new_file(uri) as file, pq.ParquetWriter(file, batches.schema, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-
-
 @contextmanager
 def new_file(uri: str) -> Iterator[pa.NativeFile]:
     """A file to write piece by piece. It is there once the block ends well; until then an older one stays."""
@@ -431,35 +415,3 @@ def _rename(uri: str, temporary: str, path: str) -> None:
     # In parts where it must be: pyarrow's move is one request, which takes 5 GiB at most.
     s3.answer("copy", CopySource=source, Bucket=bucket, Key=key)
     s3.answer("delete_object", **source)
-
-
-def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
-    """Parquet files, of a folder or listed, that a query reads as it goes on.
-
-    In S3 by a client that itself waits for a server that is away: nobody can ask again in the middle.
-    """
-    import pyarrow.dataset as pads
-
-    uris = [place] if isinstance(place, str) else place
-    fs, _ = filesystem(uris[0])
-    if is_s3(uris[0]):
-        from scalp_core import s3
-
-        fs = s3.filesystem(patient=True)
-    paths = [filesystem(uri)[1] for uri in uris]
-    with explained(uris[0]):
-        return pads.dataset(
-            paths[0] if isinstance(place, str) else paths, filesystem=fs, format="parquet", **options
-        )
-
-
-def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table.
-
-    Raises:
-        UserError: it is missing or no Parquet file.
-    """
-    try:
-        return pq.read_table(io.BytesIO(read(uri)), columns=columns)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri} is no Parquet file or damaged ({error}); make it again") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scalp_core import storage
+from scalp_core import parquet, storage
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.manifest import location_id
 from scalp_core.results import SCHEMA
@@ -59,4 +59,4 @@ def write(folder: str, rows: list[dict[str, Any]], files: int = 2) -> None:
     table, size = pa.Table.from_pylist(rows, schema=SCHEMA), -(-len(rows) // files)
     for number in range(files):
         uri = storage.join(folder, f"part-{number:05d}.parquet")
-        storage.write_parquet(uri, table.slice(number * size, size))
+        parquet.write(uri, table.slice(number * size, size))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from scalp_core import audit, inventory, manifest, relations, storage
+from scalp_core import audit, inventory, manifest, parquet, relations, storage
 from scalp_core.audit import Options
 from scalp_core.synthetic import jpeg as render
 from scalp_core.synthetic import write_photo
@@ -46,11 +46,11 @@ class Audited:
 
     @property
     def dropped(self) -> list[dict[str, Any]]:
-        return storage.read_parquet(f"{self.data}/{relations.DROPPED_FILE}").to_pylist()
+        return parquet.read(f"{self.data}/{relations.DROPPED_FILE}").to_pylist()
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        return storage.read_parquet(f"{self.data}/{relations.FINDINGS_FILE}").to_pylist()
+        return parquet.read(f"{self.data}/{relations.FINDINGS_FILE}").to_pylist()
 
 
 def audited(source: Path | str, out: Path, **options: Any) -> Audited:
@@ -64,7 +64,7 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
 
 def audited_rows(examined: pa.Table, out: Path, source: str = "/source", **options: Any) -> Audited:
     """Audits objects that were examined, or that are only said to have been."""
-    storage.write_parquet(str(out / "examined" / "0.parquet"), examined)
+    parquet.write(str(out / "examined" / "0.parquet"), examined)
     summary = audit.audit(
         str(out / "examined"), source, str(out), Options(**options), inventory.is_table(source)
     )

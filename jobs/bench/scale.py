@@ -24,7 +24,7 @@ from jobs.bench.measure import OwnProcess, write_result
 from jobs.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.prepare import prepare
 from jobs.shards import EXAMINED, LISTED, ExamineShard, ListRoots, write_listed
-from scalp_core import aihub, inventory, near_duplicates, storage
+from scalp_core import aihub, inventory, near_duplicates, parquet, storage
 from scalp_core.grades import GRADE_NAMES_KO, SYMPTOMS
 
 _SHARES = (0.05, 0.35, 0.43, 0.17)  # of the grades, about as in the paper
@@ -200,9 +200,9 @@ class SimulatedShard(ExamineShard):
     """Examines them without reading: hashes are those of the names."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        listed = storage.read_parquet(storage.join(self._work, LISTED, row["name"])).to_pylist()
+        listed = parquet.read(storage.join(self._work, LISTED, row["name"])).to_pylist()
         table = pa.Table.from_pylist(list(map(_simulated, listed)), schema=inventory.EXAMINED)
-        storage.write_parquet(storage.join(self._work, EXAMINED, row["name"]), table)
+        parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
         return {"objects": len(listed), "rows": table.num_rows, "unfetched": 0}
 
 

@@ -10,7 +10,7 @@ import pytest
 from jobs.evaluate import collect_logits
 from jobs.pipeline import ModelOptions
 from jobs.prepare import REPORT_FILE, _check_accounts, prepare
-from scalp_core import manifest, storage
+from scalp_core import manifest, parquet, storage
 from scalp_core.audit import Options
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
@@ -47,7 +47,7 @@ def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
     assert summary["objects_listed"] == sum(summary["objects"].values())
     assert summary["objects"]["photograph"] == summary["photographs"] + sum(summary["dropped"].values())
     assert summary["dropped"]["not_an_image"] == 1
-    dropped = storage.read_parquet(str(out / "dropped.parquet")).to_pylist()
+    dropped = parquet.read(str(out / "dropped.parquet")).to_pylist()
     assert len(dropped) == sum(summary["dropped"].values())
     assert json.loads((out / "summary.json").read_text()) == summary
     assert not (out / "work").exists()

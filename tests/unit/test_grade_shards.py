@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.grade_shards import STARTED, GradeShard, packed
-from scalp_core import storage
+from scalp_core import parquet
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.quality import STATISTICS
@@ -32,7 +32,7 @@ def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, mon
     def full(uri, _):
         raise UserError(f"cannot write {uri}: the disk is full")
 
-    monkeypatch.setattr(storage, "write_parquet", full)
+    monkeypatch.setattr(parquet, "write", full)
     for name in ("0000/0000", "0000/0001"):
         with pytest.raises(UserError, match="the disk is full"):
             list(model(shard(name)))

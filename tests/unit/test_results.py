@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.results import Question, parse_under, results
-from scalp_core import storage
+from scalp_core import parquet, storage
 from scalp_core.errors import UserError
 from scalp_core.graded import Selection
 from scalp_core.results import SCHEMA
@@ -222,7 +222,7 @@ def test_rows_and_export_in_s3(s3, ask, tmp_path):
     assert len(cells(ask("--under", "s3://clinic/a/2024.zip!중등도", of=out))) == 1 + 2
     to = f"s3://scalp/{tmp_path.name}/export/failed.parquet"
     ask("--only", "failed", "--to", to, of=out)
-    assert storage.read_parquet(to)["error_code"].to_pylist() == ["empty", "truncated"]
+    assert parquet.read(to)["error_code"].to_pylist() == ["empty", "truncated"]
     assert storage.names_in(f"s3://scalp/{tmp_path.name}/export") == {"failed.parquet"}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalp_core import storage
+from scalp_core import parquet, storage
 from scalp_core.errors import UserError
 from tests.disks import small_disk
 
@@ -35,8 +35,8 @@ def rows(fail_after=None):
 WRITES = {
     "write": lambda uri: storage.write(uri, LARGE),
     "create": lambda uri: storage.create(uri, LARGE),
-    "write_parquet": lambda uri: storage.write_parquet(uri, rows().read_all()),
-    "write_batches": lambda uri: storage.write_batches(uri, rows()),
+    "write_parquet": lambda uri: parquet.write(uri, rows().read_all()),
+    "write_batches": lambda uri: parquet.write_batches(uri, rows()),
 }
 
 
@@ -65,9 +65,9 @@ def test_once_there_is_space_the_same_write_succeeds(disk):
 def test_rows_that_break_off_leave_no_file_of_fewer_rows(where, tmp_path, s3):
     place = str(tmp_path) if where == "local" else f"s3://scalp/full/{tmp_path.name}"
     uri = storage.join(place, "rows.parquet")
-    storage.write_batches(uri, rows())
-    assert storage.read_parquet(uri).num_rows == 1_000_000
+    parquet.write_batches(uri, rows())
+    assert parquet.read(uri).num_rows == 1_000_000
     with pytest.raises(UserError, match="cannot write"):
-        storage.write_batches(uri, rows(fail_after=3))
+        parquet.write_batches(uri, rows(fail_after=3))
     assert storage.list_files(place) == [uri]
-    assert storage.read_parquet(uri).num_rows == 1_000_000
+    assert parquet.read(uri).num_rows == 1_000_000
