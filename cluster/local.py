@@ -40,6 +40,7 @@ _LOG_LEVELS = {
     "ray.tune": logging.CRITICAL,  # a trial that fails is told by `scalp tune`
 }
 _OBJECT_STORE_SHARE = 0.25
+_IDLE_FOR_MS = 5000
 _CONNECT_TIMEOUT_S = 5
 _STATUS_TIMEOUT_S = 10
 _ANSWER_TIMEOUT_S = 8
@@ -160,6 +161,9 @@ def _start(jobs: bool) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus(jobs)))
     # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Every idle process wakes a hundred times a second. One a core is kept, for the next task.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(physical_cores()))
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_FOR_MS))
     # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
@@ -176,6 +180,8 @@ def _start(jobs: bool) -> None:
     # What the workers print stays in Ray's own logs: the verbs show what matters through the driver.
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": verbose}
     if not address:
+        # A process that asks every few seconds whether this machine will be taken away; nobody would say so.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         settings |= {
             "num_cpus": _logical_cpus(jobs),
@@ -191,7 +197,7 @@ def _start(jobs: bool) -> None:
             if not verbose:
                 stack.enter_context(_silent_stderr())
             if not address or _is_on_loopback(address):
-                stack.enter_context(_on_loopback())
+                stack.enter_context(_on_loopback(include_log_monitor=verbose))
             if not address:
                 stack.enter_context(_known_to_its_workers())
             # `local` starts one even where another runs that nobody named, which Ray would join.
@@ -257,15 +263,18 @@ def _unreachable(where: str, reason: str) -> ClusterError:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
+def _on_loopback(include_log_monitor: bool) -> Iterator[None]:
     """Makes a Ray that starts listen on loopback only, as on macOS; its workers and jobs inherit that.
 
     On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are. And
     its agent takes a free port instead of a fixed one, without which a second Ray here would take no jobs.
+    The log monitor is a process that passes on what workers print.
     """
     kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     ray_constants.ENABLE_RAY_CLUSTER = False
-    parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    parameter.RayParams = partial(
+        parameter.RayParams, dashboard_agent_listen_port=0, include_log_monitor=include_log_monitor
+    )
     try:
         with _environment(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
             yield

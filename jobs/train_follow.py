@@ -22,6 +22,7 @@ from jobs.train_scaling import CPUS_FOR_DATA
 from scalp_core.recipe import Recipe
 
 _PATIENCE_S = 60.0
+_LOOKS_UP_AFTER_S = 5.0
 
 
 class Notes(Protocol):
@@ -74,9 +75,11 @@ class Follower:
         with self._metrics, progress_bar("training", self._epochs * 100) as (progress, task):
             while not (self.stop.is_set() and self._notes.empty()):
                 try:
-                    note = self._notes.get(timeout=0.5)
+                    note = self._notes.get(timeout=_LOOKS_UP_AFTER_S)
                 except Empty:
                     self._say_if_waiting()
+                    continue
+                if not note:  # from `followed`, which is done
                     continue
                 self._since = time.monotonic()
                 self._metrics.note(note)
@@ -129,6 +132,7 @@ def followed(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterato
         yield notes
     finally:
         follower.stop.set()
+        notes.put_nowait({})
         thread.join(timeout=30)  # a tracker that waits for a server gives up before
         notes.shutdown()
 

@@ -37,7 +37,7 @@ from scalp_core.recipe import Recipe
 
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.json"
-_SECONDS_BETWEEN_NOTES = 0.5
+_SECONDS_BETWEEN_NOTES = 1.0
 _POINTS_AN_EPOCH = 200  # of the loss by step; each is the mean of the steps it stands for
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3
 
@@ -271,7 +271,8 @@ class _Worker:
 def _keep_freed_memory() -> None:
     """Asks glibc to keep what is freed instead of mapping every large activation anew in every step.
 
-    The page faults of that take up to a fifth of the time of training on CPUs. Elsewhere nothing happens.
+    The page faults of that take up to a fifth of the time of training on CPUs. Elsewhere nothing happens, and
+    it holds for the one arena that `jobs.trainer` leaves to workers.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -6,8 +6,14 @@ from typing import Any
 
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from cluster.local import is_joined
 from scalp_core import storage
+
+# Workers train in a thread. Of an arena of its own glibc would give back what every step needs anew.
+_WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -15,6 +21,18 @@ def _train(config: dict[str, Any]) -> None:
     from jobs.train_loop import train_worker
 
     train_worker(config)
+
+
+class _Trainer(TorchTrainer):
+    """Without processes that have nothing to do here; on a laptop each takes from the workers' few cores.
+
+    One holds datasets that a trainer is given, and ours make their own. The other clears up after a driver
+    that was killed, on a cluster that outlives it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        idle = (DatasetsCallback,) if is_joined() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
 
 def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
@@ -27,7 +45,7 @@ def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options:
         options: what else Ray's RunConfig takes.
     """
     filesystem, path = storage.filesystem(run)
-    return TorchTrainer(
+    return _Trainer(
         _train,
         train_loop_config=config,
         scaling_config=scaling,
@@ -35,6 +53,7 @@ def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options:
             name="checkpoints",  # in RUN; the same name again restores
             storage_path=path,
             storage_filesystem=filesystem,
+            worker_runtime_env=_WORKERS,
             **options,
         ),
     )

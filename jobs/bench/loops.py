@@ -73,7 +73,7 @@ def seconds_of_epochs(data: str, loop: Loop) -> list[float]:
         model = model.to(memory_format=torch.channels_last)
     optimiser = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, fused=tuned)
     if world > 1:
-        model = DistributedDataParallel(model)
+        model = DistributedDataParallel(model, broadcast_buffers=not tuned)  # as in `scalp train`
     model.train()
     autocast = torch.autocast(loop.device, torch.bfloat16, enabled=tuned and has_bf16(loop.device))
     share = loop.batch_size // world

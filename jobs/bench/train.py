@@ -48,9 +48,9 @@ class TrainOptions:
 
     device: Device = "auto"
     size: int = 224
-    photographs: int = 400
+    photographs: int = 800
     batch_size: int = 16
-    epochs: int = 3
+    epochs: int = 2
     rounds: int = 2
     workers: int = 2
     architecture: str = DEFAULT_ARCHITECTURE
