@@ -40,12 +40,12 @@ def bench_train(
     out: BenchOutOption = "runs/bench/train",
     device: DeviceOption = "auto",
     size: Annotated[int, typer.Option(min=32, max=1024, help="input, pixels")] = 224,
-    photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 400,
+    photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 800,
     rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
-    epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 3,
+    epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 2,
     workers: Annotated[int, typer.Option(min=2, help="of the parallel ways")] = 2,
 ) -> None:
-    """Training beside a plain PyTorch loop and torchrun; takes some fifteen minutes."""
+    """Training beside a plain PyTorch loop and torchrun; takes some twenty minutes."""
     from jobs.bench.train import TrainOptions
     from jobs.bench.train import bench_train as verb
 
