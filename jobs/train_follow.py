@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.util import placement_group_table
 from ray.util.queue import Queue
@@ -132,7 +133,8 @@ def followed(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterato
         yield notes
     finally:
         follower.stop.set()
-        notes.put_nowait({})
+        with suppress(RayError):  # the queue may be gone with what ended the block, which is told instead
+            notes.put_nowait({})
         thread.join(timeout=30)  # a tracker that waits for a server gives up before
         notes.shutdown()
 

@@ -12,7 +12,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from cluster.local import is_joined
 from scalp_core import storage
 
-# Workers train in a thread. Of an arena of its own glibc would give back what every step needs anew.
+# Workers train in a thread, which glibc would give an arena of its own; in the main one, what
+# `train_loop._keep_freed_memory` asks for holds.
 _WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
