@@ -120,15 +120,16 @@ class _Worker:
     def _train_epoch(self, parallel: nn.Module, batches: Iterator[Batch], epoch: int) -> dict[str, Any]:
         if epoch > self.recipe.frozen_epochs:
             parallel.train()
-        totals = torch.zeros(3, dtype=torch.float64)  # loss, right answers, photographs
-        losses: list[float] = []
+        # Stays where the model is: a GPU that is asked after every step waits for the next one.
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
+        losses: list[torch.Tensor] = []
         noted = waited = 0.0
         started = asked = time.monotonic()
         for step, batch in enumerate(islice(batches, self.steps), 1):
             waited += time.monotonic() - asked
-            loss, right = self._step(parallel, batch["image"], batch["label"].long())
-            totals += torch.tensor([loss * self.share.size, right, self.share.size])
-            losses.append(loss)
+            found = self._step(parallel, batch["image"], batch["label"].long())
+            totals += found
+            losses.append(found[0])
             asked = time.monotonic()
             if asked - noted > _SECONDS_BETWEEN_NOTES or step == self.steps:
                 noted = asked
@@ -137,19 +138,20 @@ class _Worker:
                         "epoch": epoch,
                         "step": step,
                         "steps": self.steps,
-                        "loss": float(totals[0] / totals[2]),
+                        "loss": float(totals[0]) / step,
                         "learning_rate": max(self.schedule.get_last_lr()),
                         "seconds": asked - started,
                         "waited_seconds": waited,
                     }
                 )
+        right = self._sum(totals[1])
         seconds = time.monotonic() - started
-        step_losses = self._sum(torch.tensor(losses, dtype=torch.float64) * self.share.size)
-        pieces = (step_losses / self.recipe.batch_size).tensor_split(min(self.steps, _POINTS_AN_EPOCH))
-        loss_sum, right_sum, count = self._sum(totals).tolist()
+        step_losses = self._sum(torch.stack(losses) * self.share.size) / self.recipe.batch_size
+        pieces = step_losses.tensor_split(min(self.steps, _POINTS_AN_EPOCH))
+        count = self.steps * self.recipe.batch_size
         return {
-            "train_loss": loss_sum / count,
-            "train_top1": right_sum / count,
+            "train_loss": float(step_losses.mean()),
+            "train_top1": float(right / count),
             "learning_rate": max(self.schedule.get_last_lr()),
             "steps": self.steps,
             "step_losses": [round(float(piece.mean()), 6) for piece in pieces],
@@ -157,15 +159,15 @@ class _Worker:
             "photographs_per_second": round(count / seconds, 1),
         }
 
-    def _step(self, parallel: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-        """One step of the optimiser; this worker's mean loss and right answers."""
+    def _step(self, parallel: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step of the optimiser; this worker's mean loss and its right answers, float64 (2,)."""
         # DDP takes the mean over workers; a share that is larger by one photograph weighs more by it.
         weight = len(labels) * self.world / self.recipe.batch_size
         pieces = list(
             zip(images.tensor_split(self.recipe.accumulate), labels.tensor_split(self.recipe.accumulate),
                 strict=True)
         )  # fmt: skip
-        total, right = 0.0, 0
+        found = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, (piece, truth) in enumerate(pieces, 1):
             # Workers add up their gradients once a step, at its last piece.
             apart = isinstance(parallel, DistributedDataParallel) and number < len(pieces)
@@ -177,14 +179,13 @@ class _Worker:
                     logits = parallel(normalise(piece, self.spec))
                 loss = self.loss_of(logits.float(), truth) * (len(truth) / len(labels))
                 (loss * weight).backward()
-            total += float(loss.detach())
-            right += int((logits.argmax(1) == truth).sum())
+            found += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.model, step=self.schedule.last_epoch)
-        return total, right
+        return found
 
     def _validate(self) -> dict[str, float]:
         """Every validation photograph exactly once over all workers; metrics of the whole part."""
@@ -193,16 +194,15 @@ class _Worker:
             for buffer in self.kept.buffers():
                 dist.broadcast(buffer, 0)
         self.kept.eval()
-        confusion = torch.zeros(NUM_GRADES, NUM_GRADES, dtype=torch.float64)
-        loss = torch.zeros(1, dtype=torch.float64)
+        confusion = torch.zeros(NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device)
+        loss = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self._autocast():
             for batch in validation_batches(self.val, self.share, self.trainings):
                 labels = batch["label"].long()
                 logits = self.kept(normalise(batch["image"], self.spec)).float()
-                loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-                for label, grade in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True):
-                    confusion[label, grade] += 1
-        matrix = self._sum(confusion).numpy()
+                loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+                confusion += (labels * NUM_GRADES + logits.argmax(1)).bincount(minlength=len(confusion))
+        matrix = self._sum(confusion).reshape(NUM_GRADES, NUM_GRADES).numpy()
         count = int(matrix.sum())
         return {
             "val_loss": float(self._sum(loss) / count),
@@ -215,12 +215,10 @@ class _Worker:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bf16(self.device.type))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Adds up over the workers."""
-        if self.world == 1:
-            return values
-        there = values.to(self.device)
-        dist.all_reduce(there)
-        return there.cpu()
+        """Adds up over the workers, to the CPU."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values.cpu()
 
     def _note(self, note: dict[str, Any]) -> None:
         if self.rank == 0:

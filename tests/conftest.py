@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from cluster.local import Cluster, connect
@@ -153,7 +155,18 @@ class WholeWay:
 
 @pytest.fixture(scope="session")
 def way(cluster, tmp_path_factory) -> WholeWay:
-    root = tmp_path_factory.mktemp("way")
+    """One for all processes that test side by side; nobody writes into it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = root / "way.pickle"
+    with FileLock(root / "way.lock"):
+        if not made.exists():
+            made.write_bytes(pickle.dumps(_whole_way(root / "way")))
+    return pickle.loads(made.read_bytes())  # noqa: S301 (these tests wrote it)
+
+
+def _whole_way(root: Path) -> WholeWay:
     recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
     folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)

@@ -43,13 +43,21 @@ def bench_train(
     photographs: Annotated[int, typer.Option(min=50, help="synthetic ones to draw")] = 800,
     rounds: Annotated[int, typer.Option(min=1, help="turns that each way gets")] = 2,
     epochs: Annotated[int, typer.Option(min=2, help="of each turn; the first is warm-up")] = 2,
-    workers: Annotated[int, typer.Option(min=2, help="of the parallel ways")] = 2,
+    batch_size: Annotated[int, typer.Option(min=2, help="of all workers together")] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="of the parallel ways, which 1 leaves out; one for each GPU, else 2",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Training beside a plain PyTorch loop and torchrun; takes some twenty minutes."""
     from jobs.bench.train import TrainOptions
     from jobs.bench.train import bench_train as verb
 
-    options = TrainOptions(device, size, photographs, rounds=rounds, epochs=epochs, workers=workers)
+    options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
     verb(out, options)
 
 

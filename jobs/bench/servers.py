@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 import httpx
+from filelock import FileLock, Timeout
 
 from jobs.bench import processes
 from jobs.bench.load import PATH
@@ -38,7 +40,7 @@ class Server:
         self, what: str, command: list[str], photograph: bytes, environment: Mapping[str, str]
     ) -> None:
         self.what, self._photograph, self._environment = what, photograph, environment
-        self.port = _free_port()
+        self.port, self._claim = _claimed_port()
         self._command = [each.replace("PORT", str(self.port)) for each in command]
 
     @property
@@ -119,6 +121,7 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._output.close()
+        self._claim.release()
 
     def _signal(self, number: signal.Signals) -> None:
         for pid in processes.tree(self._process.pid):
@@ -126,7 +129,17 @@ class Server:
                 os.kill(pid, number)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _claimed_port() -> tuple[int, FileLock]:
+    """A free port, and what keeps other benches from it.
+
+    Servers take seconds until they bind it. HAProxy and some of the others share a port then with whoever
+    has it, without a word, and each gets a part of the other's photographs.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        claim = FileLock(Path(tempfile.gettempdir(), f"scalp-port-{port}.lock"), blocking=False)
+        with suppress(Timeout):
+            claim.acquire()
+            return port, claim

@@ -42,7 +42,7 @@ class TrainOptions:
         batch_size: of all workers together.
         epochs: of each turn; the first is warm-up.
         rounds: turns that each candidate gets.
-        workers: of the parallel candidates.
+        workers: of the parallel candidates; 1 leaves them out, None takes one for each GPU, else two.
         architecture: timm name.
     """
 
@@ -52,7 +52,7 @@ class TrainOptions:
     batch_size: int = 16
     epochs: int = 2
     rounds: int = 2
-    workers: int = 2
+    workers: int | None = None
     architecture: str = DEFAULT_ARCHITECTURE
 
 
@@ -84,6 +84,7 @@ def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
         UserError: an epoch has no two steps, or the device or the workers cannot be had.
     """
     device = resolve_device(options.device)
+    workers = options.workers or _fitting(device)
     if options.epochs < 2:
         raise UserError(f"--epochs {options.epochs}: the first is warm-up; use 2 or more")
     with tempfile.TemporaryDirectory() as folder:
@@ -98,29 +99,42 @@ def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
                 f"{rows} training photographs are {steps} steps of {options.batch_size}; "
                 "use more --photographs"
             )
-        candidates = _candidates(data, device, options, steps * options.batch_size)
+        candidates = _candidates(data, device, options, workers, steps * options.batch_size)
         _take_turns(candidates, root, options.rounds)
     settings = vars(options) | {
         "device": device,
+        "workers": workers,
         "steps_an_epoch": steps,
         "recipe": _recipe(options).model_dump(),
     }
     found = [_row(candidate) for candidate in candidates]
-    result = write_result(out, "train", settings, found, ratios(found, options.workers))
+    result = write_result(out, "train", settings, found, ratios(found, workers))
     _show(result, out)
     return result
 
 
-def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float]:
+def _fitting(device: Hardware) -> int:
+    if device == "cpu":
+        return 2
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float | None]:
     """How `scalp train` compares with the loops, by photographs a second; and its wait for data, a share."""
     rate = {row["what"]: row["photographs_per_second"] for row in rows}
     waiting = {row["what"]: row.get("data_wait_share") for row in rows}
     several, one = rate[_scalp(workers)], rate[_scalp(1)]
-    return {
-        "vs_torchrun": several / rate[_torchrun(workers)],
+    found = {
         "one_worker_vs_tuned_loop": one / rate[_ALONE],
         "vs_plain": several / rate[_PLAIN],
         "data_wait_share": waiting[_scalp(workers)],
+    }
+    if workers == 1:
+        return found
+    return found | {
+        "vs_torchrun": several / rate[_torchrun(workers)],
         f"scaling_{workers}_workers": several / one,
         f"torchrun_scaling_{workers}_processes": rate[_torchrun(workers)] / rate[_ALONE],
     }
@@ -134,7 +148,9 @@ def _torchrun(workers: int) -> str:
     return f"PyTorch, tuned, torchrun, {workers} processes"
 
 
-def _candidates(data: str, device: Hardware, options: TrainOptions, photographs: int) -> list[_Candidate]:
+def _candidates(
+    data: str, device: Hardware, options: TrainOptions, several: int, photographs: int
+) -> list[_Candidate]:
     loop = {
         "device": device,
         "architecture": options.architecture,
@@ -155,15 +171,17 @@ def _candidates(data: str, device: Hardware, options: TrainOptions, photographs:
 
         return turn
 
-    several = options.workers
     # One thread for each process, as torchrun and Ray give them, so that a second one adds a core.
-    return [
+    alone = [
         _Candidate(_PLAIN, 1, looped("plain", 1)),
         _Candidate(_ALONE, 1, looped("tuned", 1, threads=1)),
         _Candidate(_scalp(1), 1, ours(1)),
+    ]
+    parallel = [
         _Candidate(_torchrun(several), several, looped("tuned", several, threads=1)),
         _Candidate(_scalp(several), several, ours(several)),
     ]
+    return alone + parallel if several > 1 else alone
 
 
 def of_steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:

@@ -1,6 +1,5 @@
-"""A worker or a node is lost, or a node joins: the run goes on by itself, and its curve is the same."""
+"""A worker or a node is lost: the run goes on by itself, and its curve is the same."""
 
-import itertools
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +25,6 @@ from jobs import cli, train_scaling
 train_scaling.SECONDS_BETWEEN_RESIZES = 1.0
 cli.main()
 """
-# By then Ray has noticed a node that joined: it looks every 20 s.
-NOTICED_S = 22
 
 
 class Run(NamedTuple):
@@ -85,15 +82,6 @@ def training_workers(mark: str) -> list[int]:
     return found
 
 
-def node_of(process: int, cluster: Cluster):
-    """The node that a worker runs on: its parent is the node's raylet."""
-    parent = int(re.search(r"PPid:\s*(\d+)", Path(f"/proc/{process}/status").read_text()).group(1))
-    for node in cluster.worker_nodes:
-        if any(parent == info.process.pid for info in node.all_processes["raylet"]):
-            return node
-    raise AssertionError(f"no node has a process {parent}")
-
-
 def check_curve(summary: dict, kept: list[dict], undisturbed: dict) -> None:
     """Every epoch once, and each with the losses that it would have had."""
     history, others = summary["history"], undisturbed["history"]
@@ -101,11 +89,6 @@ def check_curve(summary: dict, kept: list[dict], undisturbed: dict) -> None:
     assert history[: len(kept)] == kept
     for entry, other in zip(history, others, strict=True):
         assert entry["step_losses"] == pytest.approx(other["step_losses"], rel=0.05)
-
-
-def runs_of(numbers: Iterable[int]) -> list[int]:
-    """Without repeats that follow each other."""
-    return [number for number, _ in itertools.groupby(numbers)]
 
 
 HOLD = """
@@ -160,39 +143,3 @@ def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(way, tmp_
     assert len(kept) <= run.starts()[1][0] <= run.starts()[2][0]
     check_curve(summary, kept, way.trained)
     assert summary["validation"]["qwk"] == pytest.approx(way.trained["validation"]["qwk"], abs=0.02)
-
-
-@pytest.mark.timeout(600)
-def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, alone, tmp_path, monkeypatch):
-    mark = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, mark)
-    head = {"num_cpus": 0, "include_dashboard": False, **NODE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        # Three CPUs are one worker and two for its data, though --workers asks for up to two.
-        cluster.add_node(num_cpus=3, **NODE)
-        cluster.wait_for_nodes()
-        # These epochs are shorter than Ray's two seconds between looks at its workers.
-        looks = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-        run = start(way, tmp_path / "run", alone.settings, "1:2", RAY_ADDRESS=cluster.address, **looks)
-        run.wait(run.kept)
-        before = run.kept()
-        # Held until Ray has noticed the node: all epochs would be over by then.
-        (only,) = training_workers(mark)
-        os.kill(only, signal.SIGSTOP)
-        cluster.add_node(num_cpus=3, **NODE)
-        time.sleep(NOTICED_S)
-        os.kill(only, signal.SIGCONT)
-        run.wait(lambda: run.kept()[-1:] and run.kept()[-1]["workers"] == 2)
-        kept = run.kept()
-        cluster.remove_node(node_of(training_workers(mark)[0], cluster), allow_graceful=False)
-        summary = run.end()
-    finally:
-        cluster.shutdown()
-    # Two may start once more, on the node that is left, before Ray has declared the other dead.
-    assert runs_of(workers for _, workers in run.starts()) == [1, 2, 1]
-    # At most the epoch that was running is done again, each time.
-    assert len(before) <= run.starts()[1][0]
-    assert all(len(kept) <= epoch for epoch, _ in run.starts()[2:])
-    check_curve(summary, kept, alone.trained)
-    assert runs_of(entry["workers"] for entry in summary["history"]) == [1, 2, 1]
