@@ -27,7 +27,6 @@ from serving.explainer import Explainer
 from serving.grader import Grader
 from serving.ingress import Ingress
 from serving.keys import Keys
-from serving.limits import fitting_in_flight
 from serving.network import check_address
 from serving.settings import ModelSettings, Settings, deployment_options
 
@@ -151,15 +150,11 @@ def _pinned(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:
 
 
 def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
-    """With a queue that suits the machine and a grader of the size of a node, unless they were described.
+    """With a grader of the size of a node, unless it was described.
 
     All the cores of a machine: decoding takes few of them, and one model with all beats several. A
     reservation that leaves the others no CPU would wait for ever.
     """
-    if "in_flight" not in settings.limits.model_fields_set:
-        in_flight = fitting_in_flight(device, cluster.cores)
-        limits = settings.limits.model_copy(update={"in_flight": in_flight})
-        settings = settings.model_copy(update={"limits": limits})
     if "grader" in settings.model_fields_set:
         return settings
     others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)

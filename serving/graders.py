@@ -99,6 +99,10 @@ class Graders(Asked):
             ImageError: they cannot be decoded.
             Refusal: too many wait, or the model changes.
         """
+        with self._load.grading():
+            return await self._grade(data)
+
+    async def _grade(self, data: bytes) -> tuple[Photograph, Graded]:
         preprocess = self._preprocess or await self.ask("preprocess")
         for _ in range(_REMAKES):
             photograph = await self._read(data, preprocess)
@@ -106,7 +110,6 @@ class Graders(Asked):
             found = await self.ask("grade", pixels, statistics, preprocess)
             if isinstance(found, Graded):
                 self._preprocess = preprocess
-                self._load.observe(found.forward_seconds / found.batch_size)
                 return photograph, found
             preprocess = found
         raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")

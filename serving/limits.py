@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,10 +20,13 @@ FORM_BYTES = 64 * 1024
 MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
 
 _MIB = 2**20
-# A second of work for a core at most: enough that the model never runs dry, short enough to wait for.
-_IN_FLIGHT_PER_CORE = 32
 _LONGEST_RETRY_S = 60
 _REMEMBERED = 0.95  # of the measured seconds per photograph, when a new measurement comes
+_FIRST_GUESS_S = 0.02
+# Of `queue_seconds`, up to which more are taken in: no measurement foretells the next second to the tenth.
+_SURE = 0.9
+# However slow it is: the passes that run are full, and there is something to measure.
+_ALWAYS = 8
 
 
 class Limits(BaseModel):
@@ -45,6 +51,12 @@ class Limits(BaseModel):
         ge=1,
         description="requests whose body is here, before they are answered; more are refused unread",
     )
+    queue_seconds: float = Field(
+        1.0,
+        gt=0,
+        description="in which what is here will be answered, as fast as the model is at present; what would "
+        "make it more is refused unread",
+    )
     held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one photograph that are here")
 
     @model_validator(mode="after")
@@ -52,17 +64,6 @@ class Limits(BaseModel):
         if self.held_bytes < self.grade_bytes:
             raise ValueError(f"held_bytes ({self.held_bytes}) is below grade_bytes ({self.grade_bytes})")
         return self
-
-
-def fitting_in_flight(device: str, cores: int) -> int:
-    """Requests in flight for one machine that decodes and grades: a queue of a second at most.
-
-    Args:
-        device: "cpu" or "cuda", where the model runs.
-        cores: that the model has.
-    """
-    most = int(Limits.model_fields["in_flight"].default)
-    return most if device == "cuda" else min(most, _IN_FLIGHT_PER_CORE * cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +76,43 @@ class _Bounds:
 
 
 class Load:
-    """What the replica is busy with. Counted by `Bodies`; the rate is measured by who grades.
+    """What the replica is busy with. Requests are counted by `Bodies`, photographs by who grades them.
 
     Args:
         limits: that it is held against.
         seconds_per_photograph: a first guess.
     """
 
-    def __init__(self, limits: Limits, seconds_per_photograph: float = 0.05) -> None:
+    def __init__(self, limits: Limits, seconds_per_photograph: float = _FIRST_GUESS_S) -> None:
         self._limits = limits
         self._seconds = seconds_per_photograph
+        self._grading = 0  # photographs, of requests with one and with many
         self.uploads = 0
         self.in_flight = 0
         self.held_bytes = 0
 
+    @contextmanager
+    def grading(self) -> Iterator[None]:
+        """Counts a photograph while the block grades it, and measures how fast the queue moves."""
+        self._grading += 1
+        place, since = self._grading, time.monotonic()
+        try:
+            yield
+        finally:
+            self._grading -= 1
+        self.observe((time.monotonic() - since) / place)
+
     def observe(self, seconds_per_photograph: float) -> None:
-        """Takes in a measurement: seconds from one finished photograph to the next, under load."""
+        """Takes in a measurement: seconds that a photograph took, for each that was here when it came."""
         self._seconds = _REMEMBERED * self._seconds + (1 - _REMEMBERED) * seconds_per_photograph
 
     def retry_after(self) -> int:
         """Whole seconds until what is here will be done."""
-        return min(_LONGEST_RETRY_S, max(1, math.ceil(self.in_flight * self._seconds)))
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(self._queue * self._seconds)))
+
+    @property
+    def _queue(self) -> int:
+        return max(self.in_flight, self._grading)
 
     def check(self) -> None:
         """Refuses one more request when there are enough."""
@@ -105,7 +122,9 @@ class Load:
 
     def check_in_flight(self) -> None:
         """Refuses a request that has come in when there are enough."""
-        if self.in_flight >= self._limits.in_flight:
+        takes = (self._queue + 1) * self._seconds
+        too_long = self.in_flight >= _ALWAYS and takes > _SURE * self._limits.queue_seconds
+        if self.in_flight >= self._limits.in_flight or too_long:
             raise self.overloaded()
 
     def hold(self, size: int) -> None:

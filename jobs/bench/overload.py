@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cluster.local import physical_cores
 from jobs.bench import inputs, load
 from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
@@ -23,7 +22,7 @@ from jobs.bench.servers import Server
 from jobs.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.predictor import Device, resolve_device
-from serving.limits import fitting_in_flight
+from serving.limits import Limits
 
 PICTURE_FILE = "overload.png"
 _MANY = 16  # clients whose closed loop is the capacity
@@ -90,16 +89,14 @@ def bench_overload(out: str, options: OverloadOptions) -> dict[str, Any]:
         _row("overload", storm),
         _row("after", after),
     ]
-    in_flight = fitting_in_flight(device, physical_cores())
-    bound = in_flight / capacity
+    bound = Limits().queue_seconds
     settings = vars(options) | {
         "device": device,
         "weights": bundle.spec.model_version if options.bundle else "untrained",
         "size": bundle.spec.preprocess.size,
         "capacity": round(capacity, 1),
         "offered": round(options.times * capacity, 1),
-        "in_flight": in_flight,
-        "queue_bound_seconds": round(bound, 3),
+        "queue_bound_seconds": bound,
     }
     result = write_result(
         out,

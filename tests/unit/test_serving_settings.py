@@ -4,7 +4,6 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from serving.limits import Limits, fitting_in_flight
 from serving.settings import Scaling, Settings, deployment_options
 
 QUEUE = {"max_queued_requests": 8}
@@ -47,10 +46,3 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
 def test_times_that_contradict_each_other_are_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Settings(**values)
-
-
-@pytest.mark.parametrize("cores", [1, 2, 8, 128])
-def test_the_queue_that_fits_a_machine_fits_the_other_settings(cores):
-    in_flight = fitting_in_flight("cpu", cores)
-    settings = Settings(limits=Limits(in_flight=in_flight))
-    assert in_flight < settings.grader.max_ongoing_requests
