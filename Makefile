@@ -1,7 +1,7 @@
 # make demo   the whole way on this machine: photographs, training, S3, bulk and online grading
 # make test   formatting, types, import rules, and the tests
 # make quick  the same without the tests that kill workers, nodes, drivers and storage
-# make slow   tests of whole clusters, of one that grows, and of the commands of docs/quickstart.md
+# make slow   tests of whole clusters, of what grows, and of the commands of README and docs
 #
 # All of them set up what they need in .venv from requirements.lock.
 
