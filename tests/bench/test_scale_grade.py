@@ -8,10 +8,10 @@ from jobs.bench.scale_grade import GradeScaleOptions, bench_grade_scale, overhea
 
 
 def test_sources_of_two_sizes_are_graded_whole(tmp_path):
-    bench_grade_scale(str(tmp_path), GradeScaleOptions((3000, 4000)))
+    bench_grade_scale(str(tmp_path), GradeScaleOptions((600, 900)))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["kind"] == "scale-grade"
-    assert [row["rows"] for row in summary["rows"]] == [3000, 4000]
+    assert [row["rows"] for row in summary["rows"]] == [600, 900]
     for row in summary["rows"]:
         assert row["driver_peak_mib"] > 100
         assert row["whole_seconds"] >= sum(row["seconds_of_stages"].values())

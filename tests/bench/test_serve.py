@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -11,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from jobs.bench import inputs, load, serve
-from jobs.bench.serve import CLOSED, COMMON, OWN, ServeOptions, bench_serve, ratios
+from jobs.bench import load
+from jobs.bench.serve import CLOSED, ratios
 
 FILES = [b"photograph %d" % index for index in range(3)]
 
@@ -140,30 +139,3 @@ def test_ratios_are_against_the_best_of_the_others():
     assert found["rps_vs_fastapi_c8"] == pytest.approx(2)
     assert (found["failed_under_fault"], found["failed_without_retries"]) == (0, 9)
     assert found["rps_vs_litserve_with_our_engine_c8"] is None  # it was not run
-
-
-def test_servers_grade_alike_under_every_load_and_after_a_kill(bundle, tmp_path, monkeypatch):
-    every, chosen = serve._commands, []
-
-    def some(*arguments):
-        """One of each kind: each takes seconds to start."""
-        commands = every(*arguments)
-        chosen.extend(commands)
-        return {what: commands[what] for what in (serve.OURS, serve.LITSERVE_ENGINE, serve.FASTAPI)}
-
-    monkeypatch.setattr(serve, "_commands", some)
-    monkeypatch.setattr(serve, "_IDLE_S", 0.2)
-    monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
-    turns = {"rounds": 1, "seconds": 0.5, "warm_up": 0.2, "fault_seconds": 4}
-    options = ServeOptions("cpu", str(bundle), concurrency=(8,), **turns)
-    bench_serve(str(tmp_path), options)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["kind"] == "serve"
-    assert "LitServe, PyTorch, 1 worker" in chosen
-    same = summary["settings"]["same_grades"]
-    assert same[serve.OURS] == same[serve.LITSERVE_ENGINE] == 1 and same[serve.FASTAPI] >= 0.75
-    loads = [each for each in summary["rows"] if "p50_ms" in each]
-    assert [each["load"] for each in loads] == [CLOSED] * 3 + [OWN] * 3 + [COMMON] * 3
-    assert all(each["requests_per_second"] > 0 and each["errors"] == 0 for each in loads)
-    assert all(each["cpu_ms_per_request"] for each in loads)
-    assert summary["ratios"]["failed_under_fault"] == 0

@@ -1,4 +1,4 @@
-"""The benches of overload and autoscaling measure a real endpoint; how it fares here is no test."""
+"""The bench of overload measures a real endpoint; how it fares here is no test."""
 
 from __future__ import annotations
 
@@ -9,26 +9,15 @@ import pytest
 from PIL import Image
 
 from jobs.bench import inputs
-from jobs.bench.autoscale import PICTURE_FILE as REPLICAS
-from jobs.bench.autoscale import AutoscaleOptions, bench_autoscale
-from jobs.bench.overload import PICTURE_FILE as STORM
-from jobs.bench.overload import OverloadOptions, bench_overload, ratios
+from jobs.bench.overload import PICTURE_FILE, OverloadOptions, bench_overload, ratios
 
 
-@pytest.fixture(autouse=True)
-def _few_photographs(monkeypatch):
+def test_what_is_offered_is_answered_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
-
-
-def result(folder, picture: str) -> dict:
-    assert Image.open(io.BytesIO((folder / picture).read_bytes())).size[0] > 800
-    return json.loads((folder / "summary.json").read_text())
-
-
-def test_what_is_offered_is_answered_or_refused(tmp_path):
     options = OverloadOptions("cpu", size=96, times=3, seconds=5, calm_seconds=1.5)
     bench_overload(str(tmp_path), options)
-    summary = result(tmp_path, STORM)
+    assert Image.open(io.BytesIO((tmp_path / PICTURE_FILE).read_bytes())).size[0] > 800
+    summary = json.loads((tmp_path / "summary.json").read_text())
     storm = {row["what"]: row for row in summary["rows"]}["overload"]
     offered = summary["settings"]["offered"] * options.seconds
     assert storm["requests"] == pytest.approx(offered, rel=0.2)
@@ -52,11 +41,3 @@ def test_ratios_are_those_of_what_was_measured():
             "p99_after_vs_before": 1.2,
         }
     )
-
-
-def test_graders_are_counted_while_the_load_changes(tmp_path):
-    bench_autoscale(str(tmp_path), AutoscaleOptions("cpu", size=96, graders=2, phases=((1, 2.0), (4, 3.0))))
-    summary = result(tmp_path, REPLICAS)
-    assert [row["clients"] for row in summary["rows"]] == [1, 4]
-    assert all(row["requests_per_second"] > 0 and row["errors"] == 0 for row in summary["rows"])
-    assert {count for _, count in summary["replicas"]} <= {1, 2}
