@@ -1,8 +1,8 @@
 """The fields around the pods of KubeRay's resources, ray.io/v1, and a check that knows no others.
 
 Made by hand from KubeRay's documentation of its version 1.7, and only as far as anybody here may need it: a
-field that is missing is looked up there and added. Names, types, choices and what is required were compared on
-2026-11-27 with the Go types that KubeRay's CRDs are generated from (ray-operator/apis/ray/v1/*_types.go).
+field that is missing is looked up there and added. Names, types, choices and what is required were compared
+with the Go types that KubeRay's CRDs are generated from (ray-operator/apis/ray/v1/*_types.go) on 2026-11-27.
 Pods are checked by Kubernetes' own schemas.
 """
 
