@@ -34,7 +34,7 @@ def environment(folder: Path) -> dict[str, str]:
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.haproxy "$@"\n')
     program.chmod(stat.S_IRWXU)
-    statistics, metrics = _free_ports(2)
+    statistics, metrics, fallback, fallback_grpc = _free_ports(4)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
@@ -44,6 +44,10 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # Where HAProxy asks when no replica is there. Whoever listens on Ray's own 8500 shares it with the
+        # next endpoint of the machine, without a word: each would be asked what is meant for the other.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": _SILENT_SECONDS,
         # Ray lets a replica that ends wait for HAProxies of other nodes to hear of it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -168,6 +168,8 @@ def _start(jobs: bool) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
+    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
     # Which that would turn on as well, and only HAProxy makes use of.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
     # Serve's controller looks around ten times a second, on one core of a laptop's two.

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from fastapi import FastAPI, UploadFile
 from PIL import Image
@@ -35,7 +37,7 @@ from serving import app
 from serving.middleware import Envelope
 from serving.schemas import GradeResponse
 from serving.settings import Settings
-from tests.conftest import free_port, jpeg
+from tests.conftest import free_port, free_ports, jpeg
 
 # The same arithmetic on every machine, whether or not it has bf16.
 PRECISION = "fp32"
@@ -286,14 +288,31 @@ def test_command_says_in_one_line_that_the_port_is_taken(bundle):
     ]
 
 
-def test_command_serves_until_it_is_interrupted(bundle):
-    port = free_port()
-    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        ready = server.stdout.readline()
-        assert ready.startswith(f"READY http://127.0.0.1:{port}")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            assert post(client, jpeg(0)).status_code == 200
-        server.terminate()  # which serve takes as Ctrl-C
-        rest, errors = server.communicate(timeout=60)
-    assert (server.returncode, rest, errors) == (0, "stopping\n", "")
+def listened_on(server: subprocess.Popen[str]) -> set[int]:
+    """The ports of all its processes."""
+    own = psutil.Process(server.pid)
+    sockets = [each for process in [own, *own.children(recursive=True)] for each in process.net_connections()]
+    return {each.laddr.port for each in sockets if each.status == psutil.CONN_LISTEN}
+
+
+def test_commands_serve_beside_each_other_until_they_are_interrupted(bundle):
+    with ExitStack() as stack:
+        servers = []
+        for port in free_ports(2):
+            command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            server = stack.enter_context(subprocess.Popen(command, **pipes))
+            stack.callback(server.terminate)
+            servers.append((port, server))
+        for port, server in servers:
+            assert server.stdout.readline().startswith(f"READY http://127.0.0.1:{port}")
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                assert post(client, jpeg(0)).status_code == 200
+        one, other = (listened_on(server) for _, server in servers)
+        assert len(one) > 5 and len(other) > 5
+        assert not one & other  # or one of them would be asked what the other was meant to answer
+        for _, server in servers:
+            server.terminate()  # which serve takes as Ctrl-C
+        for _, server in servers:
+            rest, errors = server.communicate(timeout=60)
+            assert (server.returncode, rest, errors) == (0, "stopping\n", "")
