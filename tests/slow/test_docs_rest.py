@@ -88,6 +88,7 @@ def clinic(s3, way, delivered) -> None:
     for number, picture in enumerate(pictures[:9]):
         place = "2024" if number < 6 else "uploads"
         storage.write(f"s3://clinic/{place}/{number}.jpg", picture.read_bytes())
+    storage.write("s3://clinic/2024/cut.jpg", pictures[0].read_bytes()[:9000])
     for folder, place in ((way.run / "bundle", "runs/first/bundle"), (delivered, "aihub216")):
         for file in folder.rglob("*"):
             if file.is_file():
