@@ -47,6 +47,14 @@ SMALL = 64  # side of the model's input in tests, pixels
 CONNECTION_SECONDS = 2.0  # that the endpoint waits for the head of a request
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` wait for a machine that has one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none"))
+
+
 def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -> bytes:
     """A photograph-like JPEG: smooth colours, so that decoders and resizers behave as on real ones."""
     rng = np.random.default_rng(seed)

@@ -56,6 +56,13 @@ def test_ratios_are_of_the_rows_they_name():
     }
 
 
+def test_one_worker_is_compared_with_what_is_not_parallel():
+    rates = {"PyTorch, Pillow and fp32": 5, "PyTorch, tuned, 1 process": 10, "scalp train, 1 worker": 9}
+    rows = [{"what": what, "photographs_per_second": rate} for what, rate in rates.items()]
+    rows[2]["data_wait_share"] = 0.01
+    assert ratios(rows, 1) == {"one_worker_vs_tuned_loop": 0.9, "vs_plain": 1.8, "data_wait_share": 0.01}
+
+
 def test_one_epoch_has_no_steady_state(tmp_path):
     with pytest.raises(UserError, match="--epochs 1: .* use 2 or more"):
         bench_train(str(tmp_path), TrainOptions("cpu", epochs=1))

@@ -6,12 +6,9 @@ They are run as they stand, but that trainings are made small and that nothing l
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +23,13 @@ from jobs.synth import synth
 from scalp_core import storage
 from scalp_core.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic_plan import SynthOptions
-from tests.nodes import BIN
+from tests.slow.test_docs import Shell
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 INDENTED = re.compile(r"(?:^    .*\n|^\n(?=    ))+", re.MULTILINE)
 COMMAND = re.compile(r"^    (scalp [^…#\n]+)", re.MULTILINE)
 KEY = "a-key-of-the-clinic-that-is-long-enough"
-LONGEST_S = 300
 
 # What runs these instead.
 ELSEWHERE = {
@@ -105,58 +101,33 @@ def clinic(s3, way, delivered) -> None:
 def registry(make_bundle, tmp_path_factory) -> Path:
     """Four versions of `scalp`, of which the second and then the third were promoted."""
     folder = tmp_path_factory.mktemp("registry")
-    for seed in range(4):
-        run(f"scalp models add {make_bundle(folder / f'bundle-{seed}', seed)} scalp", folder, folder / "all")
-    for version in (2, 3):
-        run(f"scalp models promote scalp@{version}", folder, folder / "all")
+    with shell(folder, folder / "all") as own:
+        for seed in range(4):
+            own.run(f"scalp models add {make_bundle(folder / f'bundle-{seed}', seed)} scalp")
+        for version in (2, 3):
+            own.run(f"scalp models promote scalp@{version}")
     return folder / "all"
 
 
-def run(command: str, folder: Path, registry: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=_environment(registry),
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_S,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+def shell(folder: Path, registry: Path) -> Shell:
+    made = Shell(folder)
+    made.environment[REGISTRY] = str(registry)
+    return made
 
 
-def _environment(registry: Path) -> dict[str, str]:
-    return os.environ | {REGISTRY: str(registry), "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
-
-
-def serve(command: str, folder: Path, registry: Path) -> None:
-    """Until it has graded some photographs, then Ctrl-C."""
-    log = folder / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"],
-            cwd=folder,
-            env=_environment(registry),
-            stdout=output,
-            stderr=output,
+def serve(shell: Shell, command: str) -> None:
+    """Until it has graded some photographs, then it is asked to end."""
+    said = shell.leave(command, "READY")
+    url = re.search(r"READY (\S+)", said)[1]
+    for picture in sorted((shell.folder / "photographs").rglob("*.jpg"))[:30]:
+        answer = httpx.post(
+            f"{url}/v1/grade",
+            files={"file": picture.read_bytes()},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=60,
         )
-    try:
-        until = time.monotonic() + LONGEST_S
-        while "READY" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < until, f"{command}\n{log.read_text()}"
-            time.sleep(0.2)
-        url = re.search(r"READY (\S+)", log.read_text())[1]
-        for picture in sorted((folder / "photographs").rglob("*.jpg"))[:30]:
-            answer = httpx.post(
-                f"{url}/v1/grade",
-                files={"file": picture.read_bytes()},
-                headers={"Authorization": f"Bearer {KEY}"},
-                timeout=60,
-            )
-            assert answer.status_code == 200, answer.text
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+        assert answer.status_code == 200, answer.text
+    assert set(shell.end()) == {0}
 
 
 def lay_out(folder: Path, commands: list[str], way, delivered: Path) -> None:
@@ -196,20 +167,20 @@ def _makes(command: str, word: str) -> bool:
 def test_the_commands_that_stand_together_can_be_run(place, way, delivered, clinic, registry, tmp_path):
     commands = BLOCKS[place]
     lay_out(tmp_path, commands, way, delivered)
-    models = shutil.copytree(registry, tmp_path / "registry")
-    for command in commands:
-        for mark, instead in CHANGES:
-            command = re.sub(mark, instead, command)
-        if command.startswith("scalp serve"):
-            serve(command, tmp_path, models)
-            continue
-        out = command.split()[-1]
-        if command.startswith("scalp grade") and (tmp_path / out).exists():
-            shutil.rmtree(tmp_path / out)  # the commands are examples of one OUT
-        run(command, tmp_path, models)
-        if command.startswith("scalp grade") and out.startswith(("graded", "s3://")):
-            summary = json.loads(storage.read(storage.join(_absolute(out, tmp_path), "summary.json")))
-            assert summary["rows"] > 0 and summary["rows_unaccounted"] == 0
+    with shell(tmp_path, shutil.copytree(registry, tmp_path / "registry")) as own:
+        for command in commands:
+            for mark, instead in CHANGES:
+                command = re.sub(mark, instead, command)
+            if command.startswith("scalp serve"):
+                serve(own, command)
+                continue
+            out = command.split()[-1]
+            if command.startswith("scalp grade") and (tmp_path / out).exists():
+                shutil.rmtree(tmp_path / out)  # the commands are examples of one OUT
+            own.run(command)
+            if command.startswith("scalp grade") and out.startswith(("graded", "s3://")):
+                summary = json.loads(storage.read(storage.join(_absolute(out, tmp_path), "summary.json")))
+                assert summary["rows"] > 0 and summary["rows_unaccounted"] == 0
 
 
 def _absolute(out: str, folder: Path) -> str:

@@ -180,7 +180,6 @@ def test_cuda_without_a_gpu_is_refused_with_a_way_out(loaded):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("runtime", ["torch", "torch-compile"])
 def test_the_gpu_gives_the_answers_of_the_cpu(loaded, images, runtime):
     many = np.concatenate([images] * 30)  # 330: full and padded graphs, both slots several times
@@ -193,7 +192,6 @@ def test_the_gpu_gives_the_answers_of_the_cpu(loaded, images, runtime):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_bf16_on_the_gpu_gives_the_same_grades(loaded, images):
     on_cpu = Predictor(loaded, "cpu", "fp32").logits(images)
     on_gpu = Predictor(loaded, "cuda", "bf16").logits(images)
