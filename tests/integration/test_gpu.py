@@ -31,8 +31,8 @@ from tests.conftest import SMALL, free_port
 
 pytestmark = pytest.mark.gpu
 
-# Probabilities of bf16 on a GPU beside fp32 on the CPU.
-CLOSE = 0.05
+# Probabilities in fp32 on a GPU and on the CPU; `test_predictor` compares bf16.
+PRECISION, CLOSE = "fp32", 0.01
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_cpu(trained):
-    return Predictor(load_bundle(f"{trained[2]}/bundle"), "cpu", "fp32")
+def on_cpu(bundle):
+    return Predictor(load_bundle(str(bundle)), "cpu", PRECISION)
 
 
 def files_below(folder: str) -> dict[str, bytes]:
@@ -76,21 +76,21 @@ def test_the_bundle_says_the_same_of_the_test_part_on_both(trained, tmp_path):
     assert gpu["rps"] == pytest.approx(cpu["rps"], abs=0.02)
 
 
-def test_bulk_and_online_say_what_the_cpu_says(trained, on_cpu, tmp_path):
-    photographs, _, run, _ = trained
+def test_bulk_and_online_say_what_the_cpu_says(trained, bundle, on_cpu, tmp_path):
+    photographs = trained[0]
     out = str(tmp_path / "graded")
-    options = GradeOptions(model=ModelOptions(device="cuda"), pool=PoolOptions(models=(2, 2)))
-    summary = grade(f"{run}/bundle", photographs, out, options)
+    options = GradeOptions(model=ModelOptions("cuda", PRECISION), pool=PoolOptions(models=(2, 2)))
+    summary = grade(str(bundle), photographs, out, options)
     assert summary["rows_unaccounted"] == 0
     rows = read_results(f"{out}/{RESULTS_FOLDER}").to_pylist()
     bulk = {row["uri"]: row["probabilities"] for row in rows}
     files = files_below(photographs)
     assert len(bulk) == len(files)
     spread = np.ptp(list(bulk.values()), axis=0).max()
-    assert spread > 4 * CLOSE  # or nobody would see that an answer is another photograph's
+    assert spread > 20 * CLOSE  # or nobody would see that an answer is another photograph's
 
     port = free_port()
-    app.start(f"{run}/bundle", "127.0.0.1", port, Settings(device="cuda"))
+    app.start(str(bundle), "127.0.0.1", port, Settings(device="cuda", precision=PRECISION))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
@@ -105,7 +105,7 @@ def test_bulk_and_online_say_what_the_cpu_says(trained, on_cpu, tmp_path):
         app.stop()
     for uri, data in files.items():
         np.testing.assert_allclose(online[uri]["probabilities"], probabilities(on_cpu, data), atol=CLOSE)
-        # By bf16, in batches of other sizes.
+        # In batches of other sizes.
         np.testing.assert_allclose(online[uri]["probabilities"], bulk[uri], atol=CLOSE)
 
 
