@@ -41,7 +41,7 @@ from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
 from serving import connections
-from tests.metrics import Sample, watched
+from tests.metrics import Sample, await_total, watched
 
 SMALL = 64  # side of the model's input in tests, pixels
 CONNECTION_SECONDS = 2.0  # that the endpoint waits for the head of a request
@@ -182,6 +182,7 @@ def _whole_way(root: Path) -> WholeWay:
     prepared = prepare(photographs, data)
     with watched() as metrics:
         trained = train(data, run, recipe, workers=2, device="cpu")
+        await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
         evaluated = evaluate(run, data, evaluation)
     return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics)
 

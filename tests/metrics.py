@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,12 +50,15 @@ def watched() -> Iterator[list[Sample]]:
     series: dict[str, str] = {}  # the last line of each
     over = threading.Event()
 
+    def look() -> None:
+        with suppress(httpx.TransportError):  # an agent that is still starting
+            for uri in metrics_uris():
+                lines = httpx.get(uri, timeout=10).text.splitlines()
+                series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
+
     def watch() -> None:
         while not over.wait(2):
-            with suppress(httpx.TransportError):  # an agent that is still starting
-                for uri in metrics_uris():
-                    lines = httpx.get(uri, timeout=10).text.splitlines()
-                    series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
+            look()
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -63,7 +67,16 @@ def watched() -> Iterator[list[Sample]]:
     finally:
         over.set()
         thread.join()
+        look()
         samples += _samples(["\n".join(series.values()) + "\n"])
+
+
+def await_total(name: str, value: float, **labels: str) -> None:
+    """Until a counter has come so far: processes hand their counts over every ten seconds."""
+    until = time.monotonic() + 30
+    while total(scrape(), name, **labels) < value:
+        assert time.monotonic() < until, f"{name} did not come to {value}"
+        time.sleep(0.5)
 
 
 def _samples(pages: Iterable[str]) -> list[Sample]:

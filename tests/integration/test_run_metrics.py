@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,15 @@ import pytest
 from jobs.grade import GradeOptions, grade
 from jobs.grade_plan import PoolOptions
 from tests.conftest import jpeg
-from tests.metrics import Sample, alert_questions, dashboard_questions, scrape, total, unanswered, watched
+from tests.metrics import (
+    Sample,
+    alert_questions,
+    await_total,
+    dashboard_questions,
+    total,
+    unanswered,
+    watched,
+)
 
 PHOTOGRAPHS, BROKEN = 60, 3
 # Exported on nodes that have one.
@@ -32,18 +39,8 @@ def graded(bundle, cluster, tmp_path_factory) -> tuple[dict, list[Sample]]:
     options = GradeOptions(pool=PoolOptions(shard_size=16), heatmaps=0)
     with watched() as samples:
         summary = grade(str(bundle), str(photographs), str(out), options)
-        _settled("ray_scalp_grade_photographs_total", summary["rows"], run="counted")
-        time.sleep(2.5)  # for `watched` to see it too
+        await_total("ray_scalp_grade_photographs_total", summary["rows"], run="counted")
     return summary, samples
-
-
-def _settled(name: str, value: float, **labels: str) -> list[Sample]:
-    """What is exported once a counter has come so far: processes hand their counts over every ten seconds."""
-    until = time.monotonic() + 30
-    while total(samples := scrape(), name, **labels) < value:
-        assert time.monotonic() < until, f"{name} did not come to {value}"
-        time.sleep(0.5)
-    return samples
 
 
 def test_a_bulk_run_counts_what_its_summary_says(graded):
@@ -63,10 +60,8 @@ def test_a_bulk_run_counts_what_its_summary_says(graded):
 def test_a_training_counts_what_its_history_says(way):
     history = json.loads((way.run / "summary.json").read_text())["history"]
 
-    samples = _settled("ray_scalp_train_checkpoints_total", len(history), run=way.run.name)
-
     def counted(name: str, **labels: str) -> float:
-        return total(samples, f"ray_scalp_train_{name}_total", run=way.run.name, **labels)
+        return total(way.metrics, f"ray_scalp_train_{name}_total", run=way.run.name, **labels)
 
     steps = sum(entry["steps"] for entry in history)
     assert counted("steps") == steps
