@@ -14,8 +14,9 @@ from scalp_core import sources, storage
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
-from scalp_core.explain import MEANING, Explainer, overlay, png
+from scalp_core.explain import Explainer
 from scalp_core.grading import Grading
+from scalp_core.heat import MEANING, overlay, png
 from scalp_core.manifest import location_id
 from scalp_core.predictor import Device, Predictor
 from scalp_core.preprocess import decode

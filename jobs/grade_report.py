@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from scalp_core import grade_report, provenance, sources, storage
+from scalp_core import grade_report, heat, provenance, sources, storage
 from scalp_core.bundle import Bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError
@@ -74,12 +74,12 @@ def _pictures(
     if chosen:
         try:
             # PyTorch is imported in here: a machine without a working one has its report all the same.
-            from scalp_core.explain import MEANING, Explainer
+            from scalp_core.explain import Explainer
 
             heats = _heats(Explainer(bundle, "cpu"), [(pixels[each], cards[each].row) for each in chosen])
-            for index, heat in zip(chosen, heats, strict=True):
-                cards[index] = replace(cards[index], heat=heat)
-            scale, meaning = _scale(), MEANING
+            for index, picture in zip(chosen, heats, strict=True):
+                cards[index] = replace(cards[index], heat=picture)
+            scale, meaning = _scale(), heat.MEANING
         except Exception as error:  # of many kinds, and none is worth a finished run without a report
             notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
     elif not heatmaps:
@@ -104,19 +104,15 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
 
 
 def _heats(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> list[str]:
-    from scalp_core.explain import overlay
-
     images = np.stack([pixels for pixels, _ in chosen])
-    heats = explainer.heatmaps(images, [row["grade"] for _, row in chosen])
-    return [_jpeg(overlay(image, heat, _OPACITY)) for image, heat in zip(images, heats, strict=True)]
+    maps = explainer.heatmaps(images, [row["grade"] for _, row in chosen])
+    return [_jpeg(heat.overlay(image, each, _OPACITY)) for image, each in zip(images, maps, strict=True)]
 
 
 def _scale() -> str:
     """The colours of no heat to the most, over grey as over a photograph."""
-    from scalp_core.explain import overlay, png
-
     ramp = np.tile(np.linspace(0, 1, 128), (8, 1))
-    return data_uri(png(overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
+    return data_uri(heat.png(heat.overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
 
 
 def _jpeg(pixels: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Where the model looked: Grad-CAM heatmaps of a grade, and pictures of them.
+"""Where the model looked: Grad-CAM heatmaps of a grade. `heat` makes pictures of them.
 
 A heatmap says which parts of the photograph spoke for a grade in this model. It does not say where the lesion
 is: a model that grades by hair or by light shows hair or light, and that is what it is for.
@@ -6,16 +6,13 @@ is: a model that grades by hair or by light shows hair or light, and that is wha
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
-from PIL import Image
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
@@ -23,8 +20,6 @@ from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
 from scalp_core.model import build_model, normalise
 from scalp_core.predictor import Device, resolve_device
-
-MEANING = "where the model looked, not where the lesion is"
 
 # Captum keeps the activations of all layers, so that memory grows with this.
 _PIECE = 8
@@ -134,37 +129,3 @@ def _last_pool(model: nn.Module, architecture: str) -> nn.Module:
 def _exact() -> Any:
     """cuDNN in fp32 proper, by the same kernels each time; CPUs are so anyway."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-@cache
-def heat_colours() -> np.ndarray:
-    """matplotlib's viridis: uint8 (256, 3), from no heat to the most.
-
-    Its steps look equal, and it has greens, which skin has not: over skin, inferno's reds look like redness.
-    """
-    import matplotlib  # takes a second: only where pictures are made
-
-    return (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
-
-def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The photograph under its heat. Where there is no heat it stays as it is.
-
-    Args:
-        image: uint8 (S, S, 3).
-        heatmap: (S, S) in 0..1.
-        opacity: of the colour where the heat is 1; 0..1.
-
-    Returns:
-        uint8 (S, S, 3).
-    """
-    colours = heat_colours()[np.rint(heatmap * 255).astype(np.uint8)]
-    share = (opacity * heatmap)[..., None]
-    return np.rint(image * (1 - share) + colours * share).astype(np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG file, without any metadata."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalp_core import explain
+from scalp_core import heat
 from scalp_core.bundle import load_bundle
+from scalp_core.errors import UserError
+
+if TYPE_CHECKING:
+    from scalp_core import explain  # PyTorch: only in the replica, not where the deployment is described
 
 # While a new bundle comes in, photographs graded by the one before it are still explained by that one.
 _KEPT = 2
@@ -43,7 +47,7 @@ class Explainer:
     def _prepare(self, bundle: str) -> None:
         try:
             self._explainer(bundle)
-        except explain.UserError:
+        except UserError:
             return
 
     async def heatmap(self, image: np.ndarray, grade: int, bundle: str) -> bytes:
@@ -67,6 +71,8 @@ class Explainer:
 
     def _explainer(self, bundle: str) -> explain.Explainer:
         if bundle not in self._explainers:
+            from scalp_core import explain
+
             self._explainers[bundle] = explain.Explainer(load_bundle(bundle), "cpu")
             while len(self._explainers) > _KEPT:
                 self._explainers.popitem(last=False)
@@ -76,7 +82,7 @@ class Explainer:
 def layer(heatmap: np.ndarray) -> bytes:
     """float (S, S) in 0..1 as an RGBA PNG file, whose opacity is the heat."""
     levels = np.rint(heatmap * 255).astype(np.uint8)
-    pixels = np.concatenate([explain.heat_colours()[levels], levels[..., None]], axis=-1)
+    pixels = np.concatenate([heat.heat_colours()[levels], levels[..., None]], axis=-1)
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
     return buffer.getvalue()

@@ -11,8 +11,8 @@ from fastapi import Depends, FastAPI
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
-from scalp_core import explain
 from scalp_core.errors import ImageError, UserError
+from scalp_core.heat import MEANING
 from serving.audit import open_log
 from serving.backpressure import hold_back
 from serving.batches import Batches
@@ -109,7 +109,7 @@ class Ingress:
         except UserError as error:
             # What crossed Ray carries a traceback; its cause is the line.
             raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
-        picture = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=explain.MEANING)
+        picture = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=MEANING)
         return ExplainedResponse.explained(answer, picture)
 
     async def describe(self) -> ModelResponse:

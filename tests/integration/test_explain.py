@@ -12,7 +12,8 @@ from jobs.explain import explain
 from scalp_core import storage
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
-from scalp_core.explain import MEANING, Explainer, overlay
+from scalp_core.explain import Explainer
+from scalp_core.heat import MEANING, overlay
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from tests.conftest import jpeg

@@ -27,9 +27,10 @@ from jobs.images import LoadImages
 from scalp_core.bundle import GRAPH_FILES, load_bundle
 from scalp_core.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.errors import UserError
-from scalp_core.explain import Explainer, heat_colours
+from scalp_core.explain import Explainer
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.grading import Grading
+from scalp_core.heat import heat_colours
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from scalp_core.results import SCHEMA

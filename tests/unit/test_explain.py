@@ -17,7 +17,8 @@ from scalp_core.bundle import (
     sha256,
 )
 from scalp_core.errors import UserError
-from scalp_core.explain import Explainer, heat_colours, overlay, png
+from scalp_core.explain import Explainer
+from scalp_core.heat import heat_colours, overlay, png
 from scalp_core.model import build_model, normalise, preprocess_for
 from scalp_core.preprocess import decode
 from tests.conftest import SMALL, jpeg

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs import grade_report as verb
 from jobs.grade_report import QUEUE, write_report
-from scalp_core import explain, quality, storage
+from scalp_core import explain, heat, quality, storage
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.drift import count
 from scalp_core.errors import UserError
@@ -213,7 +213,7 @@ def test_the_doubtful_are_shown_with_their_heat_in_their_order(report, tmp_path)
     assert page.shown("the same under its heatmap") == 3
     assert len(page.pictures()) == 11
     assert len(page.pictures("png")) == 1  # the scale
-    assert explain.MEANING in page.text
+    assert heat.MEANING in page.text
     places = [page.text.index(each["uri"]) for each in rows]
     assert places == sorted(places)
     assert "2 more" in page.text  # six are open

@@ -1,5 +1,8 @@
 """Settings of the endpoint are checked together, and Ray takes what is made of them."""
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 from ray import serve
@@ -46,3 +49,10 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
 def test_times_that_contradict_each_other_are_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Settings(**values)
+
+
+def test_what_answers_requests_needs_no_pytorch():
+    """Which takes seconds and half a gigabyte of each replica that decodes."""
+    check = "import sys, serving.app; print({'torch', 'timm', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
