@@ -114,6 +114,7 @@ def test_what_serving_needs_is_in_the_environment_and_ray_knows_every_name():
     assert ENVIRONMENT["RAY_SERVE_ENABLE_HA_PROXY"] == ENVIRONMENT["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     assert ENVIRONMENT["RAY_USAGE_STATS_ENABLED"] == "0"
     assert ENVIRONMENT[ray_constants.RAY_WORKER_NICENESS] == "0"
+    assert ENVIRONMENT["OMP_WAIT_POLICY"] == "passive"
     package = Path(ray.__file__).parent
     known = "".join(
         (package / file).read_text()
@@ -124,4 +125,4 @@ def test_what_serving_needs_is_in_the_environment_and_ray_knows_every_name():
         )
     )
     for name in ENVIRONMENT:
-        assert name in known or name in ("PATH", "LD_LIBRARY_PATH")
+        assert name in known or name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
