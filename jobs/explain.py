@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,13 +14,15 @@ from scalp_core import sources, storage
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
-from scalp_core.explain import Explainer
 from scalp_core.grading import Grading
 from scalp_core.heat import MEANING, overlay, png
 from scalp_core.manifest import location_id
 from scalp_core.predictor import Device, Predictor
 from scalp_core.preprocess import decode
 from scalp_core.sources import Location
+
+if TYPE_CHECKING:
+    from scalp_core.explain import Explainer
 
 _IDENTITY_FILE = "run.json"
 _PIECE = 16
@@ -59,8 +61,11 @@ def explain(
     }
     if summary := _finished(out, identity):
         return summary
-    explainer = Explainer(loaded, device)
     listed = sources.list_photographs(source).photographs
+    # PyTorch takes seconds: the mistakes above are told before.
+    from scalp_core.explain import Explainer
+
+    explainer = Explainer(loaded, device)
     count = min(limit, len(listed))
     chosen = [listed[index * len(listed) // count] for index in range(count)]
     write_json(storage.join(out, _IDENTITY_FILE), identity)

@@ -23,16 +23,13 @@ from jobs.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.ingest import cache_line, cache_room, cached
 from jobs.preflight import check_nodes, examples
 from jobs.tracking import Tracker, Tracking, lenient, tracked
-from jobs.train_bundle import make_bundle
 from jobs.train_follow import FromController, followed
 from jobs.train_scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
-from jobs.trainer import trainer
 from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
-from scalp_core.model import initial_model, preprocess_for
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
@@ -83,6 +80,9 @@ def train(
     if summary := read_json(storage.join(run, SUMMARY_FILE)):
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return summary
+    # PyTorch and timm take seconds: the mistakes above are told before.
+    from scalp_core.model import initial_model, preprocess_for
+
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
     spec = preprocess_for(model, recipe.size, recipe.resize)
     asked = (workers, workers) if isinstance(workers, int) else workers
@@ -98,6 +98,8 @@ def train(
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
         result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
         trained = time.monotonic() - started
+        from jobs.train_bundle import make_bundle
+
         summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
@@ -182,6 +184,8 @@ def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
 
 
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
+    from jobs.trainer import trainer
+
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     checkpoints = CheckpointConfig(

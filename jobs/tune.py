@@ -38,7 +38,6 @@ from scalp_core import manifest, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
-from scalp_core.model import initial_model, preprocess_for
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
@@ -149,6 +148,9 @@ def _start_key(recipe: Recipe) -> tuple[Any, ...]:
 
 def _starts(recipes: list[Recipe]) -> dict[tuple[Any, ...], Start]:
     """First weights and preprocessing, once for all trials that share them."""
+    # PyTorch and timm take seconds: mistakes that need neither are told before.
+    from scalp_core.model import initial_model, preprocess_for
+
     found: dict[tuple[Any, ...], Start] = {}
     for recipe in recipes:
         if _start_key(recipe) not in found:

@@ -23,7 +23,6 @@ from rich.progress import Progress, TaskID
 
 from cluster import reservations
 from jobs.console import console, read_json, write_json
-from jobs.trainer import trainer
 from scalp_core import storage
 from scalp_core.errors import UserError
 
@@ -109,6 +108,8 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
     Raises:
         RuntimeError: training failed; the message is the reason in one line.
     """
+    from jobs.trainer import trainer  # PyTorch, which the process that searches does without
+
     plan = plans[config["trial"]]
     for entry in plan.history:
         tune.report(entry)

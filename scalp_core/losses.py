@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from scalp_core.grades import NUM_GRADES
+from scalp_core.recipe import LossName
 
-LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

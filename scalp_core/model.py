@@ -17,8 +17,7 @@ from scalp_core.bundle import Head
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.preprocess import Preprocess, Resize
-
-DEFAULT_ARCHITECTURE = "legacy_xception"
+from scalp_core.recipe import DEFAULT_ARCHITECTURE
 
 _OUTPUTS: dict[Head, int] = {"softmax": NUM_GRADES, "corn": NUM_GRADES - 1}
 

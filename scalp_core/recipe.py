@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundle import Head
 from scalp_core.epochs import Augment, Order, Sampling
-from scalp_core.losses import LossName
-from scalp_core.model import DEFAULT_ARCHITECTURE
 from scalp_core.preprocess import Resize
 from scalp_core.settings import load_yaml, parse_overrides, parse_settings
 
+LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"]
+
+DEFAULT_ARCHITECTURE = "legacy_xception"
 _TRAPEZOID_DECAY_SHARE = 0.3  # of the steps after the warm-up
 
 

@@ -88,7 +88,8 @@ def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
 def _untrained(size: int, files: list[bytes]) -> Bundle:
     import torch
 
-    from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, normalise, preprocess_for
+    from scalp_core.model import build_model, normalise, preprocess_for
+    from scalp_core.recipe import DEFAULT_ARCHITECTURE
 
     torch.manual_seed(0)
     model = build_model(DEFAULT_ARCHITECTURE)

@@ -21,9 +21,8 @@ from jobs.prepare import prepare
 from jobs.train import train
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.model import DEFAULT_ARCHITECTURE
 from scalp_core.predictor import Device, Hardware, resolve_device
-from scalp_core.recipe import Recipe
+from scalp_core.recipe import DEFAULT_ARCHITECTURE, Recipe
 from scalp_core.synthetic import write_dataset
 from scalp_core.synthetic_plan import SynthOptions
 

@@ -6,8 +6,9 @@ import torch
 from scalp_core import storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
-from scalp_core.model import DEFAULT_ARCHITECTURE, build_model, initial_model, normalise, preprocess_for
+from scalp_core.model import build_model, initial_model, normalise, preprocess_for
 from scalp_core.preprocess import Preprocess
+from scalp_core.recipe import DEFAULT_ARCHITECTURE
 
 
 @pytest.fixture(scope="module")
