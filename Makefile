@@ -1,7 +1,7 @@
 # make demo   the whole way on this machine: photographs, training, S3, bulk and online grading
 # make test   formatting, types, import rules, and the tests
 # make quick  the same without the tests that kill workers, nodes, drivers and storage
-# make slow   tests of whole clusters, of what grows, and of the commands of README and docs
+# make slow   what takes minutes each: whole clusters, outages, searches, benchmarks, the commands of README and docs
 #
 # All of them set up what they need in .venv from requirements.lock.
 
@@ -39,7 +39,7 @@ quick: setup lint browser
 	@$(BIN)/pytest $(TWO) --ignore tests/faults
 
 slow: setup
-	@$(BIN)/pytest tests/slow
+	@$(BIN)/pytest -m slow
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -197,13 +197,18 @@ class Alone:
 
 
 @pytest.fixture(scope="session")
-def alone(way, tmp_path_factory) -> Alone:
-    # Without batch normalisation, whose statistics are of each worker's own photographs.
-    settings = [f"size={SMALL}", "epochs=10", "architecture=convnext_atto", "learning_rate=1e-3"]
-    settings.append("weight_decay=0.05")
-    recipe = load_recipe("smoke", RECIPES, settings)
-    run = str(tmp_path_factory.mktemp("alone"))
-    return Alone(recipe, settings, train(str(way.data), run, recipe, workers=1, device="cpu"))
+def train_alone(way, tmp_path_factory) -> Callable[[int], Alone]:
+    """Trains so many epochs."""
+
+    def made(epochs: int) -> Alone:
+        # Without batch normalisation, whose statistics are of each worker's own photographs.
+        settings = [f"size={SMALL}", f"epochs={epochs}", "architecture=convnext_atto", "learning_rate=1e-3"]
+        settings.append("weight_decay=0.05")
+        recipe = load_recipe("smoke", RECIPES, settings)
+        run = str(tmp_path_factory.mktemp("alone"))
+        return Alone(recipe, settings, train(str(way.data), run, recipe, workers=1, device="cpu"))
+
+    return made
 
 
 def free_port() -> int:

@@ -47,6 +47,7 @@ def test_whoever_does_other_work_has_no_place_in_the_table():
         _check_same(case, dict.fromkeys(grades, 0), grades)
 
 
+@pytest.mark.slow
 def test_ways_grade_all_photographs_and_come_to_the_same_grades(tmp_path, monkeypatch):
     every, chosen = bulk._cases, []
 

@@ -31,6 +31,7 @@ def part(summary, name):
     return [row for row in summary["rows"] if row["part"] == name]
 
 
+@pytest.mark.slow
 def test_the_figures_say_where_they_come_from(summary):
     assert summary["kind"] == "engine"
     assert {"cpu", "cores", "memory_gib", "gpu", "bf16"} <= set(summary["machine"])
@@ -38,6 +39,7 @@ def test_the_figures_say_where_they_come_from(summary):
     assert summary["settings"]["photographs"] == FILES
 
 
+@pytest.mark.slow
 def test_all_is_measured_in_one_run(summary):
     assert {row["part"] for row in summary["rows"]} == {"decode", "bare", "bulk", "one photograph", "memory"}
     bare = {row["what"] for row in part(summary, "bare")}
@@ -49,6 +51,7 @@ def test_all_is_measured_in_one_run(summary):
     )
 
 
+@pytest.mark.slow
 def test_a_ratio_is_that_of_its_rows(summary):
     bulk = {row["what"]: row["photographs_per_second"] for row in part(summary, "bulk")}
     ratios = summary["ratios"]
@@ -59,6 +62,7 @@ def test_a_ratio_is_that_of_its_rows(summary):
     assert ratios["batch1_latency_vs_bare"] == pytest.approx(alone["scalp, bare"] / alone["scalp"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_must_answer_alike_does(summary):
     rows = {row["what"]: row for row in part(summary, "bare")}
     assert rows["PyTorch fp32"]["logit_difference"] == 0
@@ -69,12 +73,14 @@ def test_what_must_answer_alike_does(summary):
     assert ours[0]["difference_of_255"] < 3
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_each_way_alone(summary):
     peaks = {row["what"]: row["peak_mib"] for row in part(summary, "memory")}
     assert peaks["PyTorch fp32"] > peaks["OpenVINO fp32"] + 200  # PyTorch itself
     assert peaks["OpenVINO fp32"] > 100
 
 
+@pytest.mark.slow
 def test_the_plan_counts_cores(summary):
     plan = summary["plan"]
     needed = plan["gpu_photographs_per_second"] / plan["decoded_per_core_and_second"]

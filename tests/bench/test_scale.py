@@ -7,6 +7,7 @@ import pytest
 from jobs.bench.scale import ScaleOptions, bench_scale, ratios
 
 
+@pytest.mark.slow
 def test_a_source_on_disk_and_a_simulated_one_are_prepared(tmp_path):
     bench_scale(str(tmp_path), ScaleOptions(objects=(120,), simulated=3000))
     summary = json.loads((tmp_path / "summary.json").read_text())

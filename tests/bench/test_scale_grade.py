@@ -7,6 +7,7 @@ import pytest
 from jobs.bench.scale_grade import GradeScaleOptions, bench_grade_scale, overhead, ratios
 
 
+@pytest.mark.slow
 def test_sources_of_two_sizes_are_graded_whole(tmp_path):
     bench_grade_scale(str(tmp_path), GradeScaleOptions((600, 900)))
     summary = json.loads((tmp_path / "summary.json").read_text())

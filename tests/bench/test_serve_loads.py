@@ -12,6 +12,7 @@ from jobs.bench import inputs
 from jobs.bench.overload import PICTURE_FILE, OverloadOptions, bench_overload, ratios
 
 
+@pytest.mark.slow
 def test_what_is_offered_is_answered_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
     options = OverloadOptions("cpu", size=96, times=3, seconds=5, calm_seconds=1.5)

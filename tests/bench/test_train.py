@@ -10,6 +10,7 @@ from scalp_core import manifest
 from scalp_core.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "processes"), [("plain", 1), ("tuned", 2)])
 def test_a_loop_trains_every_epoch_on_the_same_photographs(way, tmp_path, kind, processes):
     loop = Loop(

@@ -53,6 +53,7 @@ def test_a_killed_model_is_started_again_by_itself(bundle, photographs, tmp_path
     check(run, graded_again=SHARD)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_lost_node_costs_at_most_the_shard_of_each_model(bundle, photographs, tmp_path, mark):
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
@@ -70,6 +71,7 @@ def test_a_lost_node_costs_at_most_the_shard_of_each_model(bundle, photographs, 
     assert summary["settings"]["models"] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_cpus_is_enough(bundle, photographs, tmp_path, mark):
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 2, "include_dashboard": False})
     try:

@@ -27,6 +27,7 @@ def test_a_server_that_is_stopped_and_started_is_waited_for(bundle, tmp_path, mo
         check(run, graded_again=0)
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_less_haste_loses_nothing(bundle, s3, tmp_path):
     source, out = f"s3://scalp/{tmp_path.name}/photographs", f"s3://scalp/{tmp_path.name}/out"
     put_photographs(source)
@@ -37,6 +38,7 @@ def test_a_server_that_asks_for_less_haste_loses_nothing(bundle, s3, tmp_path):
     check(run, graded_again=0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(bundle, tmp_path):
     source, disk = tmp_path / "photographs", tmp_path / "disk"
     put_photographs(str(source))

@@ -7,9 +7,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cluster.local_s3 import s3_server
 from scalp_core import manifest, storage
 from tests.conftest import jpeg
+
+pytestmark = pytest.mark.slow
 
 OBJECTS = 1200
 AWAY_S = 20

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.conftest import jpeg
 from tests.nodes import BIN, nodes
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "t" * 40
 SOON = 20.0
 

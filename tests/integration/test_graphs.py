@@ -82,6 +82,7 @@ def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path
         grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
 
 
+@pytest.mark.slow
 def test_int8_is_not_offered_above_the_limit(way, tmp_path, monkeypatch):
     copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
     before = {file.name: file.read_bytes() for file in copy.iterdir()}

@@ -43,6 +43,7 @@ def rows_of(out):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_trial_is_in_the_table_with_its_settings_and_its_end(searched):
     out, _, summary = searched
     rows = rows_of(out)
@@ -61,6 +62,7 @@ def test_every_trial_is_in_the_table_with_its_settings_and_its_end(searched):
     assert {"failed", "finished"} <= summary["statuses"].keys()
 
 
+@pytest.mark.slow
 def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, s3):
     out, _, summary = searched
     best = max((row for row in rows_of(out) if row["val_qwk"]), key=lambda row: float(row["val_qwk"]))
@@ -78,6 +80,7 @@ def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, 
     assert not (out / "work").exists()  # neither checkpoints nor pickles stay
 
 
+@pytest.mark.slow
 def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way, base):
     out, arguments, _ = searched
     before = (out / "trials.csv").stat().st_mtime_ns
@@ -91,6 +94,7 @@ def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way
         tune(str(way.data), str(out), other, **arguments)
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way, base, tmp_path, capsys):
     out, arguments, _ = searched
     shutil.copytree(out / "trials", tmp_path / "trials")
@@ -121,6 +125,7 @@ def test_a_cluster_that_cannot_hold_a_trial_says_so_before_anything_is_written(w
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_search_leaves_no_cpu_reserved(searched):
     held = [each for each in placement_group_table().values() if each["state"] != "REMOVED"]
     assert not held

@@ -23,7 +23,7 @@ from jobs.synth import synth
 from scalp_core import storage
 from scalp_core.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic_plan import SynthOptions
-from tests.slow.test_docs import Shell
+from tests.integration.test_docs import Shell
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +33,7 @@ KEY = "a-key-of-the-clinic-that-is-long-enough"
 
 # What runs these instead.
 ELSEWHERE = {
-    r"^scalp bench ": "tests/bench, and tests/slow/test_grow.py",
+    r"^scalp bench ": "tests/bench",
     r"^scalp (submit|jobs) ": "test_submit.py, on clusters",
     r"--device cuda": "tests/integration/test_gpu.py",
     r"^scalp tune ": "tests/integration/test_tune.py",
@@ -162,6 +162,7 @@ def _makes(command: str, word: str) -> bool:
     return words[1] in ("prepare", "train") and word in words[3:4]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("place", BLOCKS)
 def test_the_commands_that_stand_together_can_be_run(place, way, delivered, clinic, registry, tmp_path):

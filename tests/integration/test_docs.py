@@ -79,6 +79,7 @@ class Shell:
         return [process.wait(60) for process in self.left]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_do_what_it_says(page, tmp_path):

@@ -17,6 +17,8 @@ from jobs.bench.grow import PICTURE_FILE, GrowOptions, bench_grow
 from tests.conftest import jpeg
 from tests.nodes import BIN
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(400)
 def test_a_grading_brings_nodes_that_go_after_it(tmp_path, monkeypatch):

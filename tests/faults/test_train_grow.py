@@ -16,6 +16,8 @@ from ray.cluster_utils import Cluster
 
 from tests.faults.test_train_lost import MARK, NODE, check_curve, start, training_workers
 
+pytestmark = pytest.mark.slow
+
 # By then Ray has noticed a node that joined: it looks every 20 s.
 NOTICED_S = 22
 
@@ -35,7 +37,8 @@ def _runs_of(numbers: Iterable[int]) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, alone, tmp_path, monkeypatch):
+def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, train_alone, tmp_path, monkeypatch):
+    alone = train_alone(10)  # long enough for a node to come and another to go
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     head = {"num_cpus": 0, "include_dashboard": False, **NODE}

@@ -22,6 +22,8 @@ from tests.conftest import SMALL, free_port, jpeg
 from tests.nodes import BIN, nodes
 from tests.submitting import SOON, TOKEN, environment, scalp, start
 
+pytestmark = pytest.mark.slow
+
 PHOTOGRAPHS = 24
 
 pytestmark = pytest.mark.timeout(400)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from PIL import Image
 
 from jobs.bench import inputs, serve
 from jobs.bench.autoscale import PICTURE_FILE, AutoscaleOptions, bench_autoscale
 from jobs.bench.serve import CLOSED, COMMON, OWN, ServeOptions, bench_serve
+
+pytestmark = pytest.mark.slow
 
 
 def test_servers_grade_alike_under_every_load_and_after_a_kill(bundle, tmp_path, monkeypatch):
