@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def _send(client: httpx.Client) -> dict[str, list[httpx.Response]]:
     with ThreadPoolExecutor(64) as pool:
         while sum(answer.status_code == 200 for answer in graded) < DRIFT_NEEDS:
             seeds = range(len(graded), len(graded) + 128)
-            graded += pool.map(lambda seed: post(client, jpeg(seed, (96, 96)), NAME), seeds)
+            graded += pool.map(lambda seed: _posted(client, jpeg(seed, (96, 96))), seeds)
     graded.append(post(client, b"no photograph", NAME))
     graded.append(client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "true"}))
     return {
@@ -101,6 +102,13 @@ def _send(client: httpx.Client) -> dict[str, list[httpx.Response]]:
         "/v1/model": [client.get("/v1/model")],
         "other": [client.get("/v1/nothing")],
     }
+
+
+def _posted(client: httpx.Client, photograph: bytes) -> httpx.Response:
+    """Sent again where the connection was closed before: here it may be idle for two seconds only."""
+    while True:
+        with suppress(httpx.RemoteProtocolError):
+            return post(client, photograph, NAME)
 
 
 def _settled(graded: int, before: set[str]) -> list[Sample]:

@@ -22,11 +22,9 @@ from tests.conftest import SMALL, free_port, jpeg
 from tests.nodes import BIN, nodes
 from tests.submitting import SOON, TOKEN, environment, scalp, start
 
-pytestmark = pytest.mark.slow
-
 PHOTOGRAPHS = 24
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
