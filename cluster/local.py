@@ -38,6 +38,9 @@ _LOG_LEVELS = {
     "ray.train": logging.WARNING,
     "ray.tune": logging.CRITICAL,  # a trial that fails is told by `scalp tune`
 }
+# PyTorch's threads sleep while they wait for each other. They would spin, on cores that other processes need:
+# of two models on two cores, each took 13 times as long. One alone pays for it at a batch of one, not of four.
+SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
 _OBJECT_STORE_SHARE = 0.25
 _IDLE_FOR_MS = 5000
 _CONNECT_TIMEOUT_S = 5
@@ -94,15 +97,6 @@ def is_joined() -> bool:
 def physical_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def share_cores() -> None:
-    """Lets PyTorch's threads sleep while they wait for each other, here and in what is started from here.
-
-    They spin otherwise, on cores that other processes need: of two models on two cores, each took 13 times as
-    long as it takes now, and alone it is as fast. OpenMP reads this once, when PyTorch is imported.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _logical_cpus(jobs: bool) -> int:
@@ -174,7 +168,6 @@ def _start(jobs: bool) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_FOR_MS))
     # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    share_cores()
     # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
@@ -211,6 +204,8 @@ def _start(jobs: bool) -> None:
                 stack.enter_context(_on_loopback(include_log_monitor=verbose))
             if not address:
                 stack.enter_context(_known_to_its_workers())
+                variable, value = SLEEPING_THREADS
+                stack.enter_context(_environment(variable, os.environ.get(variable, value)))
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.local import ClusterError, share_cores
+from cluster.local import ClusterError
 from jobs.bench.cli import bench
 from jobs.cli_options import (
     BatchOption,
@@ -391,7 +391,6 @@ def demo(
 
 def main() -> None:
     """The `scalp` command. A user's mistake is one line on standard error and exit code 2."""
-    share_cores()
     try:
         app()
     except (UserError, ClusterError) as error:

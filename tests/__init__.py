@@ -1,5 +1,7 @@
-"""Tests share the machine's cores, as what they test does."""
+"""Tests share the machine's cores, as the workers of a Ray do."""
 
-from cluster.local import share_cores
+import os
 
-share_cores()
+from cluster.local import SLEEPING_THREADS
+
+os.environ.setdefault(*SLEEPING_THREADS)
