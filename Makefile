@@ -1,6 +1,6 @@
 # make demo   the whole way on this machine: photographs, training, S3, bulk and online grading
 # make test   formatting, types, import rules, and the tests
-# make quick  the same without the tests that kill workers, nodes, drivers and storage
+# make quick  the same without the tests that kill workers, nodes, drivers and graders
 # make slow   what takes minutes each: whole clusters, outages, searches, benchmarks, the commands of README and docs
 #
 # All of them set up what they need in .venv from requirements.lock.

@@ -38,8 +38,8 @@ _LOG_LEVELS = {
     "ray.train": logging.WARNING,
     "ray.tune": logging.CRITICAL,  # a trial that fails is told by `scalp tune`
 }
-# PyTorch's threads sleep while they wait for each other. They would spin, on cores that other processes need:
-# of two models on two cores, each took 13 times as long. One alone pays for it at a batch of one, not of four.
+# PyTorch's threads sleep while they wait for each other. They would spin, on cores that others need: of two
+# models on two cores, each took 13 times as long. Alone, a batch of one pays for it, one of four does not.
 SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
 _OBJECT_STORE_SHARE = 0.25
 _IDLE_FOR_MS = 5000

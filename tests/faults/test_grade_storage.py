@@ -12,6 +12,7 @@ from tests.s3_proxy import slow_proxy
 REFUSED_SHARE = 0.2
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_and_started_is_waited_for(bundle, tmp_path, monkeypatch):
     source, out = "s3://scalp/photographs", "s3://scalp/out"
     with s3_server(tmp_path / "s3") as server:

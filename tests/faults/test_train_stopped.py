@@ -35,6 +35,7 @@ def committed_history(run: Path) -> list[dict]:
     return json.loads((run / "checkpoints" / latest["checkpoint_dir_name"] / "history.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path, monkeypatch):
     run, port = tmp_path / "run", free_port()

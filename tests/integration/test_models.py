@@ -26,6 +26,7 @@ def second(bundle, tmp_path):
     return tmp_path / "second"
 
 
+@pytest.mark.slow
 def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, s3, tmp_path):
     root = f"s3://scalp/registry/{tmp_path.name}"
     named = {"SCALP_MODELS": root}

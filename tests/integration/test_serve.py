@@ -296,6 +296,7 @@ def listened_on(server: subprocess.Popen[str]) -> set[int]:
     return {each.laddr.port for each in sockets if each.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.slow
 def test_commands_serve_beside_each_other_until_they_are_interrupted(bundle):
     with ExitStack() as stack:
         servers = []

@@ -20,6 +20,8 @@ from tests.conftest import free_port
 from tests.nodes import nodes
 from tests.submitting import SOON, TOKEN, refused, scalp
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def far(s3):

@@ -27,6 +27,7 @@ def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, al
     assert sum(one[-6:]) < sum(one[:6])
 
 
+@pytest.mark.slow
 def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way, alone):
     run = "s3://scalp/golden/run"
     changes = {

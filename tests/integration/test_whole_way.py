@@ -146,7 +146,7 @@ def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
     assert same.mean() >= 0.995
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("precision", ["auto", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path, precision):
     folder = tmp_path / "photographs"
     folder.mkdir()
