@@ -94,7 +94,7 @@ def bench_serve(
         float, typer.Option(min=0.05, max=1, help="of its capacity, offered in the open loops")
     ] = 0.7,
 ) -> None:
-    """The endpoint beside LitServe and plain FastAPI, on loopback; takes some twelve minutes."""
+    """The endpoint beside LitServe and plain FastAPI, on loopback; takes some fourteen minutes."""
     from jobs.bench.serve import ServeOptions
     from jobs.bench.serve import bench_serve as verb
 

@@ -104,7 +104,7 @@ def _run(what: str, number: int, source: Path, root: str, simulated: bool = Fals
         "photographs": summary["photographs"],
         "seconds": summary["seconds"],
         "seconds_of_stages": stages,
-        "objects_per_second": round(summary["objects_listed"] / summary["seconds"], 1),
+        "objects_per_second": round(summary["objects_listed"] / summary["seconds"], 3),
         "examined_per_second": round(summary["objects_listed"] / max(stages["examine"], 0.1), 1),
         "driver_peak_mib": driver_mib,
         "audit_peak_mib": summary["peak_mib"]["audit"],

@@ -14,7 +14,7 @@ from scalp_core.bundle import load_bundle
 from tests.conftest import free_port
 from tests.mlflow_api import mlflow_server
 
-EPOCHS = 3
+EPOCHS = 5
 
 
 def command(way, run: Path) -> list[str]:

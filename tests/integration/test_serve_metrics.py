@@ -105,7 +105,7 @@ def _send(client: httpx.Client) -> dict[str, list[httpx.Response]]:
 
 
 def _posted(client: httpx.Client, photograph: bytes) -> httpx.Response:
-    """Sent again where the connection was closed before: here it may be idle for two seconds only."""
+    """Sent again where the connection was lost: had the server counted it, the totals would not agree."""
     while True:
         with suppress(httpx.RemoteProtocolError):
             return post(client, photograph, NAME)
