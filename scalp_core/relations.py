@@ -6,7 +6,6 @@ relations between objects, so it is said in SQL, and DuckDB answers it in bounde
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -237,15 +236,11 @@ class Relations:
 
     def fingerprint(self) -> str:
         """That of `manifest.fingerprint`, without the rows in memory."""
-        rows = self._sql.sql("""
-            select concat_ws(',', sha256, coalesce(label::varchar, ''), coalesce(split, ''),
-                coalesce(fold::varchar, '')) as line
-            from kept order by line
-        """)
-        digest = hashlib.sha256()
-        for batch in rows.to_arrow_reader(50_000):
-            digest.update("".join(f"{line}\n" for line in batch["line"].to_pylist()).encode())
-        return digest.hexdigest()
+        made = manifest.Fingerprint()
+        reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(50_000)
+        for batch in reader:
+            made.update(batch)
+        return made.hexdigest()
 
     def assign(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Makes `kept` of `id, component, split, fold`; a kept photograph without a split is an overlap."""

@@ -246,3 +246,34 @@ def test_a_manifest_that_was_edited_into_leaking_is_refused(tmp_path):
     assert manifest.read_manifest(write(tmp_path, rows(group="g0"), "random")).num_rows == 3
     with pytest.raises(UserError, match="content hash 0"):
         manifest.read_manifest(write(tmp_path, rows(sha256="0"), "random"))
+
+
+def test_the_fingerprint_names_the_rows_in_any_order_and_changes_with_each_of_them():
+    table = pa.Table.from_pylist(rows(), schema=manifest.SCHEMA)
+    whole = manifest.fingerprint(table)
+    assert manifest.fingerprint(table.take([2, 0, 1])) == whole
+    in_pieces = manifest.Fingerprint()
+    for batch in table.to_batches(1):
+        in_pieces.update(batch)
+    assert in_pieces.hexdigest() == whole
+    twice = manifest.fingerprint(pa.concat_tables([table, table]))
+    others = [rows(label=2), rows(label=None), rows(sha256="x"), rows(fold=1), rows()[:2]]
+    changed = [manifest.fingerprint(pa.Table.from_pylist(each, schema=manifest.SCHEMA)) for each in others]
+    assert len({whole, twice, *changed}) == len(changed) + 2
+    swapped = rows()
+    swapped[0]["split"], swapped[1]["split"] = "val", "train"
+    assert manifest.fingerprint(pa.Table.from_pylist(swapped, schema=manifest.SCHEMA)) != whole
+
+
+@pytest.mark.slow
+def test_more_text_than_an_array_of_arrow_can_hold_has_a_fingerprint():
+    """2 GiB, which were about 27 million rows."""
+    piece = pa.table(
+        {
+            "sha256": ["f" * 2**26],
+            "label": pa.nulls(1, pa.int8()),
+            "split": ["train"],
+            "fold": pa.nulls(1, pa.int8()),
+        }
+    )
+    assert manifest.fingerprint(pa.concat_tables([piece] * 33)) != manifest.fingerprint(piece)
