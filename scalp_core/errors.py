@@ -23,6 +23,9 @@ IMAGE_CODES = {
     "bad_archive": "the archive cannot be read, or not to its end",
     "nested_archive": "an archive inside an archive is not opened; take it out",
     "bad_name": "the file's name is not UTF-8, so no other program will find it",
+    "changed": "the file's bytes are not those that were listed or prepared",
+    "crashed": "decoding it ended the process, also when it was alone in one",
+    "internal_error": "reading it raised an unexpected error, which is a bug of scalp; please report it",
 }
 
 

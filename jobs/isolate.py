@@ -1,0 +1,89 @@
+"""Native crashes: a child process for calls that may kill it, and a count of the tries that ended so.
+
+A decoder that ends its process is an error of one image and not of its shard: the third try of a shard
+decodes image by image in a child process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from scalp_core import storage
+from scalp_core.errors import IMAGE_CODES, ImageError, UserError
+
+MOST_TRIES = 3
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class Isolation:
+    """One spawned child process for calls that may crash it; started by the first call, and after a crash.
+
+    Functions, arguments and results are pickled. Threads may share it; calls run one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Isolation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = None
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Returns `function(*arguments)`, computed in the child.
+
+        Raises:
+            ImageError: `crashed`, the child process ended.
+            Exception: any that the function raises.
+        """
+        with self._lock:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            try:
+                return self._pool.submit(function, *arguments).result()
+            except BrokenProcessPool:
+                self._pool.shutdown()
+                self._pool = None
+                raise ImageError("crashed", IMAGE_CODES["crashed"]) from None
+
+
+def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
+    """Returns `function(*arguments)`, computed in a child process of its own; see `Isolation.call`."""
+    with Isolation() as child:
+        return child.call(function, *arguments)
+
+
+@contextmanager
+def counted_try(folder: str) -> Iterator[bool]:
+    """Marks a try in `folder` while the block runs; only a process that ends inside it leaves its mark.
+
+    Yields:
+        whether `MOST_TRIES` or more tries ended their process before: this one should be isolated.
+    """
+    ended = len(storage.names_in(folder))
+    mark = storage.join(folder, uuid.uuid4().hex)
+    storage.write(mark, b"")
+    if ended:
+        _log.warning("%s: %d tries before this one ended their process", folder, ended)
+    try:
+        yield ended >= MOST_TRIES
+    finally:
+        try:
+            storage.remove_file(mark)
+        except UserError as error:  # at worst one isolated try too many
+            _log.warning("%s", error)
