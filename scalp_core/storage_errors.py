@@ -1,67 +1,183 @@
-"""What storage's errors mean: which of them pass, and what a person can do about the others, in one line."""
+"""Storage errors by code: which are transient, and what a person can do about each, in one line.
+
+Nothing here looks for words in a message, because messages contain the names of a user's files.
+"""
 
 from __future__ import annotations
 
 import errno
+import re
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from scalp_core.errors import UserError
 
-# What says that the same request may be answered later.
-_TRANSIENT = (
-    "NETWORK_CONNECTION", "Couldn't connect", "curlCode", "SLOW_DOWN", "SlowDown", "INTERNAL_FAILURE",
-    "SERVICE_UNAVAILABLE", "REQUEST_TIMEOUT", "HTTP status 500", "HTTP status 502", "HTTP status 503",
-    "HTTP status 504", "InternalError", "ServiceUnavailable", "Could not connect", "Connection was closed",
-    "timed out", "timeout", "(500)", "(502)", "(503)", "(504)", "ConditionalRequestConflict",
-)  # fmt: skip
+# S3's error codes and botocore's exceptions after which the same request may succeed later. The codes in
+# capitals are those of the AWS SDK inside pyarrow.
+_TRANSIENT_CODES = frozenset({
+    "SlowDown", "SLOW_DOWN", "Throttling", "ThrottlingException", "THROTTLING", "RequestLimitExceeded",
+    "TooManyRequests", "InternalError", "INTERNAL_FAILURE", "ServiceUnavailable", "SERVICE_UNAVAILABLE",
+    "RequestTimeout", "REQUEST_TIMEOUT", "ConditionalRequestConflict", "OperationAborted",
+    "NETWORK_CONNECTION", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError",
+    "ConnectionClosedError", "ConnectionError", "HTTPClientError", "ProxyConnectionError",
+    "ResponseStreamingError", "IncompleteReadError",
+})  # fmt: skip
+_TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 
-# Marks in an error's text, and what they come to.
-_KNOWN = (
-    (("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "ACCESS_DENIED", "InvalidAccessKeyId",
-      "SignatureDoesNotMatch", "AccessDenied", "HTTP status 403", "(403)", "Unable to locate credentials"),
-     "the S3 server refused the key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a valid one"),
-    (("SLOW_DOWN", "SlowDown"),
-     "the S3 server asks for fewer requests and went on asking; run the same command again later"),
-    (("NETWORK_CONNECTION", "Couldn't connect", "Could not connect", "curlCode: 7", "curlCode: 28"),
-     "the S3 server did not answer; check AWS_ENDPOINT_URL and the network"),
-    (("NO_SUCH_BUCKET", "NoSuchBucket"), "there is no such bucket; check the name after s3://"),
-)  # fmt: skip
+_UNREACHABLE = "the S3 server did not answer; check AWS_ENDPOINT_URL and the network"
+_THROTTLED = "the S3 server throttles requests and kept doing so; run the same command again later"
+_BAD_KEY = "the S3 server refused the key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a valid one"
+_DENIED = (
+    "access denied (HTTP 403); the credentials in use need s3:ListBucket, s3:GetObject and, to write, "
+    "s3:PutObject and s3:DeleteObject"
+)
+_MISSING = "it does not exist; check the path"
+_CERTIFICATE = "the certificate of the S3 server cannot be verified; set AWS_CA_BUNDLE, or check the clock"
 
-_NO_SPACE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota there is used up"}
+_ADVICE = {
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "INVALID_ACCESS_KEY_ID",
+                     "SIGNATURE_DOES_NOT_MATCH", "InvalidToken", "InvalidClientTokenId"), _BAD_KEY),
+    **dict.fromkeys(("ExpiredToken", "TokenRefreshRequired"),
+                    "the S3 credentials have expired; renew them and run the same command again"),
+    **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+                    "no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    **dict.fromkeys(("AccessDenied", "ACCESS_DENIED", "AllAccessDisabled"), _DENIED),
+    **dict.fromkeys(("SlowDown", "SLOW_DOWN", "Throttling", "ThrottlingException", "THROTTLING",
+                     "TooManyRequests", "RequestLimitExceeded"), _THROTTLED),
+    **dict.fromkeys(("NETWORK_CONNECTION", "EndpointConnectionError", "ConnectTimeoutError",
+                     "ReadTimeoutError", "ConnectionClosedError", "ConnectionError", "HTTPClientError",
+                     "ProxyConnectionError", "ResponseStreamingError", "IncompleteReadError"), _UNREACHABLE),
+    **dict.fromkeys(("SSLError", "CERTIFICATE"), _CERTIFICATE),
+    **dict.fromkeys(("NoSuchBucket", "NO_SUCH_BUCKET", "InvalidBucketName"),
+                    "there is no such bucket; check the name after s3://"),
+    **dict.fromkeys(("NoSuchKey", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND"), _MISSING),
+    **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"),
+                    "the bucket is in another region; set AWS_REGION to it"),
+    "RequestTimeTooSkewed": "the clock of this machine differs from the S3 server's; set it right",
+}  # fmt: skip
+_ADVICE_BY_STATUS = {401: _BAD_KEY, 403: _DENIED, 404: _MISSING, 429: _THROTTLED, 503: _UNREACHABLE}
+
+_ADVICE_BY_ERRNO = {
+    errno.ENOSPC: "the disk is full; free space there and run the same command again",
+    errno.EDQUOT: "the quota there is used up; free space there and run the same command again",
+    errno.ENOENT: _MISSING,
+    errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+    errno.EISDIR: "it is a folder, not a file; check the path",
+    errno.EACCES: "permission denied for the user who runs this; change its permissions or the user",
+    errno.EPERM: "permission denied for the user who runs this; change its permissions or the user",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.ENAMETOOLONG: "the name is too long for this disk; rename it",
+    errno.ELOOP: "its links lead round in a circle; remove one of them",
+    errno.EIO: "the disk reports an input/output error; check it",
+    errno.ESTALE: "the network disk was mounted again; run the same command again",
+}  # fmt: skip
+
+# The format of pyarrow's S3 errors (ErrorToStatus in its s3_internal.h), after the names of key and bucket.
+_ARROW = re.compile(r"(?:^|: )AWS Error ([A-Z_]+)(?: \(HTTP status (\d{3})\))? during \w+ operation")
+_CURL = re.compile(r"curlCode: (\d+)")
+_CURL_CERTIFICATE = {35, 51, 58, 60, 77, 83, 91}  # TLS: a handshake, a certificate or its authority
 
 
 class ArchiveError(OSError):
     """An archive that cannot be read, or not further: damaged, hostile or none. Its text is the reason."""
 
 
+class StorageError(OSError):
+    """A refused or failed S3 request.
+
+    Args:
+        message: of the server, or of botocore.
+        code: S3's error code such as `SlowDown`, or the name of botocore's exception.
+        status: of HTTP; None where no response arrived.
+    """
+
+    def __init__(self, message: str, code: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, int | None]]:
+        return type(self), (str(self), self.code, self.status)
+
+
+class _Code(NamedTuple):
+    """Code and HTTP status of an S3 error; code is empty for another error."""
+
+    code: str = ""
+    status: int | None = None
+
+
+@contextmanager
+def explained(uri: str, doing: str = "read") -> Iterator[None]:
+    """Turn the storage errors inside the block into one line that names `uri` and the way out."""
+    try:
+        yield
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowInvalid) as error:
+        raise UserError(f"cannot {doing} {uri}: {advice(error)}") from error
+
+
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may be answered later; of a `UserError`, whether it explains such a one."""
+    """Whether the same request may succeed later; of a `UserError`, whether its cause is such an error."""
     if isinstance(error, UserError) and error.__cause__ is not None:
         return is_transient(error.__cause__)
-    return (
-        isinstance(error, OSError)
-        and not isinstance(error, FileNotFoundError | PermissionError | ArchiveError)
-        and error.errno not in _NO_SPACE
-        and any(mark in str(error) for mark in _TRANSIENT)
+    if not isinstance(error, OSError) or isinstance(error, ArchiveError):
+        return False
+    code, status = _code_of(error)
+    return code in _TRANSIENT_CODES or (bool(code) and status in _TRANSIENT_STATUS)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an error means that there is no such object or file."""
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, OSError) and _code_of(error).code in ("NoSuchKey", "NO_SUCH_KEY", "404")
     )
 
 
-def advice(error: Exception) -> str:
-    """What a storage error means and what to do, in one line."""
+def label(error: BaseException) -> str:
+    """Code and HTTP status of a storage error, or its text, for a log."""
+    code, status = _code_of(error) if isinstance(error, OSError) else _Code()
+    if not code:
+        return str(error)
+    return f"{code} (HTTP {status})" if status else code
+
+
+def advice(error: BaseException) -> str:
+    """The meaning of a storage error and the way out, in one line."""
     if isinstance(error, ArchiveError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return f"{_NO_SPACE[error.errno]}; free space there and run the same command again"
-    text = str(error).replace("\n", " ")
-    for marks, meaning in _KNOWN:
-        if any(mark in text for mark in marks):
-            return meaning
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist; check the path"
-    if isinstance(error, zipfile.BadZipFile | tarfile.TarError | pa.ArrowInvalid | EOFError | zlib.error):
-        return "it is not an archive of its kind or it is damaged; fetch it again"
-    return text
+    if isinstance(error, OSError):
+        code, status = _code_of(error)
+        if known := _ADVICE.get(code) or _ADVICE_BY_STATUS.get(status or 0):
+            return known
+        if known := _ADVICE_BY_ERRNO.get(error.errno or 0):
+            return known
+        if isinstance(error, FileNotFoundError):
+            return _MISSING
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError):
+        return text
+    if isinstance(error, pa.ArrowInvalid):
+        return f"it is damaged or not of its kind ({text[:200]}); make it or fetch it again"
+    return "it is not an archive of its kind or it is damaged; fetch it again"
+
+
+def _code_of(error: OSError) -> _Code:
+    if isinstance(error, StorageError):
+        return _Code(error.code, error.status)
+    if error.errno is not None:  # of this machine
+        return _Code()
+    text = str(error)
+    matches = list(_ARROW.finditer(text))
+    if not matches:
+        return _Code()
+    code, status = matches[-1].groups()
+    curl = _CURL.search(text, matches[-1].end())
+    if curl and int(curl[1]) in _CURL_CERTIFICATE:
+        return _Code("CERTIFICATE")
+    return _Code(code, int(status) if status else None)

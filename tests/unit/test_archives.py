@@ -10,6 +10,7 @@ import pytest
 from scalp_core import archives, inventory, sources, storage, streams
 from scalp_core.errors import UserError
 from scalp_core.sources import Location
+from scalp_core.storage_errors import StorageError
 from tests import odd_archives as odd
 
 FILES = {f"{index:03d}.jpg": b"%d" % index * 9_000 for index in range(199)} | {"empty.jpg": b""}
@@ -72,12 +73,13 @@ def test_requests_run_beside_each_other_and_few_bytes_are_on_their_way(monkeypat
 
 
 def test_a_server_that_was_away_is_asked_again_and_what_no_waiting_mends_is_told():
-    busy = OSError("AWS Error SLOW_DOWN")
+    busy = StorageError("Please reduce your request rate.", "SlowDown", 503)
+    denied = StorageError("Access Denied", "AccessDenied", 403)
     ranges = [(0, 10), (500_000, 500_010)]
     asked = streams.read_ranges("s3://b/x", Counted(10**6, [busy, busy]), ranges)
     assert list(asked) == [content(*each) for each in ranges]
-    with pytest.raises(OSError, match="ACCESS_DENIED"):
-        list(streams.read_ranges("s3://b/x", Counted(10**6, [OSError("ACCESS_DENIED")]), ranges))
+    with pytest.raises(OSError, match="Access Denied"):
+        list(streams.read_ranges("s3://b/x", Counted(10**6, [denied]), ranges))
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -155,10 +157,10 @@ def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
     storage.write(uri, PACK[suffix](FILES.items()))
 
     def away(uri):
-        raise OSError("AWS Error SLOW_DOWN")
+        raise StorageError("Please reduce your request rate.", "SlowDown", 503)
 
     monkeypatch.setattr(storage, "open_file", away)
-    with pytest.raises(UserError, match="asks for fewer requests"):
+    with pytest.raises(UserError, match="throttles requests"):
         rows = [row | {"kind": None} for row in inventory.list_root(inventory.Root(uri))]
         list(inventory.examine(rows, ""))
     (data,) = sources.read_photographs([Location(uri, "000.jpg")], LIMIT)

@@ -7,6 +7,7 @@ import pytest
 from jobs.grade_shards import _tar_rows
 from scalp_core import archives
 from scalp_core.errors import UserError
+from scalp_core.storage_errors import StorageError
 from tests import odd_archives as odd
 
 FILES = [("1.jpg", b"one"), ("1.json", b"{}"), ("2.jpg", b"two"), ("1.jpg", b"again"), ("in.zip", b"PK")]
@@ -27,7 +28,9 @@ def test_photographs_are_given_and_all_else_is_counted_or_told(tmp_path):
 def test_a_tar_whose_server_goes_away_is_not_taken_to_end_there(monkeypatch):
     def stream(uri, max_bytes, wanted):
         yield archives.Member("1.jpg", 3), b"one"
-        raise UserError("the S3 server did not answer") from OSError("AWS Error NETWORK_CONNECTION")
+        raise UserError("the S3 server did not answer") from StorageError(
+            "refused", "EndpointConnectionError"
+        )
 
     monkeypatch.setattr(archives, "stream", stream)
     rows = _tar_rows("s3://b/a.tar", Counter())

@@ -218,6 +218,7 @@ def test_a_server_that_ignores_the_condition_is_refused(s3, tmp_path, run, monke
         return answer(operation, **query)
 
     monkeypatch.setattr(client, "answer", careless)
+    monkeypatch.setattr(client, "_conditional", set())  # as in a new process
     store = open_registry(f"s3://scalp/careless/{tmp_path.name}")
     with pytest.raises(UserError, match="overwrites what `If-None-Match: \\*` protects"):
         store.add(run(1), "scalp")

@@ -11,6 +11,7 @@ from scalp_core import s3 as client
 from scalp_core import sources, storage
 from scalp_core.errors import ImageError, UserError
 from scalp_core.sources import Location
+from scalp_core.storage_errors import StorageError
 
 LIMIT = 1000
 
@@ -189,7 +190,7 @@ def test_a_created_file_whose_answer_was_lost_is_ones_own(s3, tmp_path, monkeypa
         result = answer(operation, **query)
         if operation == "put_object" and not lost:
             lost.append(query)
-            raise OSError("Connection was closed")
+            raise StorageError("Connection was closed", "ConnectionClosedError")
         return result
 
     monkeypatch.setattr(client, "answer", losing)

@@ -1,0 +1,102 @@
+"""Retries of requests to storage: for how long, and what is logged meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import tenacity
+
+from scalp_core.storage_errors import is_transient, label
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_S = 3.0
+# Clients give up an unavailable server sooner (3 attempts of 30 s): a later failure means it answered.
+_WORKED_S = 120.0
+_MAX_STREAKS = 5
+
+_own: ContextVar[float | None] = ContextVar("retry_timeout", default=None)
+_lock = threading.Lock()
+_of_process: list[float] = []
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Set the retry timeout for requests inside this block, in seconds, and for threads it starts.
+
+    A person who mistyped an address waits seconds; a job of hours outlives a server's restart. Threads that
+    set none of their own take the longest of those in force in this process.
+    """
+    with _lock:
+        _of_process.append(seconds)
+    token = _own.set(seconds)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+        with _lock:
+            _of_process.remove(seconds)
+
+
+def timeout() -> float:
+    """The retry timeout in force in this thread, in seconds."""
+    own = _own.get()
+    with _lock:
+        return own if own is not None else max(_of_process, default=_DEFAULT_S)
+
+
+def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """Call `request`, again while it fails with a transient storage error.
+
+    The clock starts at the first failure of a streak, so that a request that worked for long and then met an
+    outage is retried as long as one that met it at once.
+
+    Args:
+        name: the uri, for the log.
+        request: what to call with the arguments.
+
+    Raises:
+        OSError: the last one, after the retry timeout; permanent errors immediately.
+    """
+    retrying = tenacity.Retrying(
+        stop=_StopAfterOutage(timeout()),
+        wait=tenacity.wait_random_exponential(0.2, max=5),
+        retry=tenacity.retry_if_exception(is_transient),
+        before_sleep=lambda state: _log(name, state),
+        reraise=True,
+    )
+    return retrying(request, *arguments, **keywords)
+
+
+class _StopAfterOutage:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+        self._began = time.monotonic()
+        self._streaks = 0
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        now = time.monotonic()
+        worked = now - self._began > _WORKED_S and self._streaks < _MAX_STREAKS
+        if self._since is None or worked:
+            self._since = now
+            self._streaks += 1
+        self._began = now + (state.upcoming_sleep or 0)
+        return now - self._since >= self._seconds
+
+
+def _log(name: str, state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        logger.warning(
+            "%s: %s; attempt %d failed, retrying for up to %.0f s",
+            name, label(error), state.attempt_number, timeout(),
+        )  # fmt: skip
