@@ -76,7 +76,10 @@ def is_empty(uri: str) -> bool:
     check_scheme(uri)
     with explained(uri):
         if is_s3(uri):
-            return not has_keys(uri)
+            _, prefix = bucket_and_prefix(uri)
+            page = next(pages(uri, Prefix=prefix, MaxKeys=2))
+            # A console makes a folder by an empty object of its name.
+            return all(item["Key"] == prefix for item in page.get("Contents", ()))
         return not Path(uri).exists() or all(TEMPORARY.match(entry.name) for entry in os.scandir(uri))
 
 

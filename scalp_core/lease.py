@@ -1,0 +1,207 @@
+"""A lease on an output directory: one run at a time, and a dead one is taken over.
+
+`OUT/.scalp-lease/NNNNNN.json` is made by a conditional create; the highest number, the epoch, holds it. Its
+owner rewrites the file every few seconds. A run on this machine is alive while its process is. A run on
+another machine is dead once its heartbeat has stood still for `DEAD_S` by this machine's clock: the clocks of
+two machines are not compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scalp_core import storage
+from scalp_core.errors import UserError
+
+FOLDER = ".scalp-lease"
+BEAT_S = 5.0
+DEAD_S = 30.0
+_POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A small object for workers: whether the run that sent it still holds the lease.
+
+    Args:
+        out: output directory.
+        epoch: number of the lease.
+    """
+
+    out: str
+    epoch: int
+
+    def check(self) -> None:
+        """Raise if another run took over.
+
+        Raises:
+            UserError: it did.
+        """
+        newest = _newest(self.out)
+        if newest != self.epoch:
+            raise UserError(
+                f"{self.out} was taken over by another run (lease {newest}, this one had {self.epoch}); "
+                "this run stops and leaves the output to it"
+            )
+
+
+@contextmanager
+def held(out: str, verb: str) -> Iterator[Guard]:
+    """Hold the lease on an output directory while the block runs.
+
+    Args:
+        out: directory, local or `s3://`.
+        verb: of the command, for the message that another run gets.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    guard, state = _acquire(out, verb)
+    stop = threading.Event()
+    thread = threading.Thread(target=_beat, args=(guard, state, stop), daemon=True, name="scalp-lease")
+    thread.start()
+    try:
+        yield guard
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(UserError):  # unreachable storage: the heartbeat stands still, which says the same
+            if _newest(out) == guard.epoch:
+                storage.write(_file(guard), _json(state | {"released": True}))
+
+
+def _acquire(out: str, verb: str) -> tuple[Guard, dict[str, Any]]:
+    state = {
+        "verb": verb,
+        "owner": uuid.uuid4().hex,
+        "host": platform.node(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "beat": 0,
+        "released": False,
+    }
+    while True:
+        newest = _newest(out)
+        if newest:
+            _refuse_if_alive(Guard(out, newest))
+        guard = Guard(out, newest + 1)
+        if not storage.create(_file(guard), _json(state)):
+            continue  # another run was faster
+        if _newest(out) != guard.epoch:  # of an old listing: a later run has come and gone
+            storage.remove_file(_file(guard))
+            continue
+        for epoch in _epochs(out):
+            if epoch < guard.epoch:
+                storage.remove_file(_file(Guard(out, epoch)))
+        return guard, state
+
+
+def _refuse_if_alive(guard: Guard) -> None:
+    """Return if the run of a lease is released or dead.
+
+    Raises:
+        UserError: it is alive.
+    """
+    state = _state(guard)
+    if state is None or state["released"]:
+        return
+    if state["machine"] == _machine():
+        if _is_running(state["pid"], state["process_started"]):
+            raise _in_use(guard.out, state)
+        logger.warning("%s: process %d of the last run is gone; taking over", guard.out, state["pid"])
+        return
+    logger.warning(
+        "%s: a run on %s holds the lease; waiting up to %.0f s for a sign of it",
+        guard.out, state["host"], DEAD_S,
+    )  # fmt: skip
+    until = time.monotonic() + DEAD_S
+    while time.monotonic() < until:
+        time.sleep(_POLL_S)
+        now = _state(guard)
+        if now is None or now["released"]:
+            return
+        if now["beat"] != state["beat"]:
+            raise _in_use(guard.out, state)
+    logger.warning("%s: the run on %s gave no sign; taking over", guard.out, state["host"])
+
+
+def _in_use(out: str, state: dict[str, Any]) -> UserError:
+    return UserError(
+        f"{out} is in use by scalp {state['verb']} on {state['host']} (process {state['pid']}, since "
+        f"{state['started_at']}); wait for it, or choose another OUT"
+    )
+
+
+def _beat(guard: Guard, state: dict[str, Any], stop: threading.Event) -> None:
+    beat = 0
+    while not stop.wait(BEAT_S):
+        beat += 1
+        try:
+            if _newest(guard.out) != guard.epoch:
+                logger.error("%s was taken over by another run", guard.out)
+                return
+            storage.write(_file(guard), _json(state | {"beat": beat}), durable=False)
+        except UserError as error:
+            logger.warning("the lease on %s could not be renewed: %s", guard.out, error)
+
+
+def _is_running(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _machine() -> str:
+    """A name for all processes that this one can look up by their number: of one boot and one namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  (it is no path)
+    except OSError:  # not Linux
+        return platform.node()
+
+
+def _newest(out: str) -> int:
+    return max(_epochs(out), default=0)
+
+
+def _epochs(out: str) -> list[int]:
+    names = storage.names_in(storage.join(out, FOLDER))
+    return sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
+
+
+def _file(guard: Guard) -> str:
+    return storage.join(guard.out, FOLDER, f"{guard.epoch:06d}.json")
+
+
+def _state(guard: Guard) -> dict[str, Any] | None:
+    """What a lease says; None if it is gone."""
+    try:
+        return dict(json.loads(storage.read(_file(guard))))
+    except UserError as error:
+        if storage.is_missing(error.__cause__ or error):
+            return None
+        raise
+
+
+def _json(state: dict[str, Any]) -> bytes:
+    return json.dumps(state).encode()
