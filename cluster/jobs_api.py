@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import ray
 from ray._private import ray_constants
@@ -127,20 +128,27 @@ class Jobs:
         return max(found, key=lambda job: job.attempt, default=None)
 
     def get(self, id_: str) -> Job:
-        """
+        """One job by its id, or the last attempt at a piece of work; asks for that job alone where it can.
+
         Raises:
             ClusterError: there is none.
         """
-        job = self.last(id_)
+        with _one_line(self.address):
+            answer = self.client._do_request("GET", f"/api/jobs/{quote(id_, safe='')}")
+        details = JobDetails(**answer.json()) if answer.status_code == HTTPStatus.OK else None
+        # Ray finds drivers by their numbers too, which nobody submitted.
+        job = _job(details) if details and details.submission_id else self.last(id_)
         if job is None:
             raise ClusterError(f"{id_}: {self.address} knows no such job; scalp jobs list shows them")
         return job
 
     def check_room(self, cpus: float, gpus: float, memory: int) -> None:
-        """For the process that drives a job, which would wait for ever on a cluster that can never hold it.
+        """Refuses a process to drive a job that no node of the cluster can hold.
+
+        A cluster with an autoscaler is not refused: it starts nodes for the process, and has none when idle.
 
         Raises:
-            ClusterError: no node has so much.
+            ClusterError: no node has so much, and no autoscaler could start one.
         """
         wanted = {name: value for name, value in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if value}
         if not wanted:
@@ -152,11 +160,17 @@ class Jobs:
         ]
         for name, value in wanted.items():
             most = max((node.get(name, 0) for node in nodes), default=0)
-            if value > most:
+            if value > most and not self._grows():
                 raise ClusterError(
                     f"no node of {self.address} has {value:g} {name} for the process that drives the job, "
                     f"the largest has {most:g}; ask for less, or none: the verb's workers reserve their own"
                 )
+
+    def _grows(self) -> bool:
+        """Whether an autoscaler reports to the cluster; without one Ray says that there is no status."""
+        with _one_line(self.address):
+            answer = self.client._do_request("GET", "/api/cluster_status?format=1").json()
+        return "Autoscaler status" in (answer["data"]["clusterStatus"] or "")
 
     def submit(
         self,

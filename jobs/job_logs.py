@@ -16,6 +16,8 @@ from jobs.submit_cli import Detached
 _BETWEEN_S = 1.0
 # A head that is restarted, or a forwarded port that is opened anew, is waited for.
 _PATIENCE_S = 60.0
+# A job that is to run on a node of its own waits until an autoscaler has started one.
+_WAITS_AFTER_S = 10.0
 _STOPPED = 143  # as of a process that SIGTERM ended
 
 
@@ -66,13 +68,19 @@ def stop(jobs: Jobs, id_: str) -> None:
 
 def _until_it_ends(jobs: Jobs, id_: str) -> tuple[Job, int]:
     """The job at its end, and how many characters of its log were printed."""
-    shown, answered = 0, time.monotonic()
+    shown, began = 0, time.monotonic()
+    answered, told = began, False
     while True:
         try:
             job = jobs.get(id_)
             answered = time.monotonic()
             if not job.is_alive:
                 return job, shown
+            if job.status == "PENDING" and not told and answered - began > _WAITS_AFTER_S:
+                told = True
+                console.print(
+                    f"{id_} waits for its start: {job.message.strip()} To end it: scalp jobs stop {id_}"
+                )
             if job.status == "RUNNING":
                 shown = asyncio.run(_tail(jobs, id_, shown))
         except ClusterError as error:

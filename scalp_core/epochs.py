@@ -57,8 +57,8 @@ def photographs_an_epoch(rows: int, augment: Augment) -> int:
 def epoch_plan(labels: np.ndarray, order: Order, epoch: int) -> EpochPlan:
     """The order of an epoch and how each photograph is turned in it; read-only arrays.
 
-    A process draws the plan of an epoch once: every block of 64 images asks for it, and drawing it takes 0.1 s
-    for a million images.
+    A process draws the plan of an epoch once. Every block of 64 images asks for it, and drawing it takes
+    0.1 s for a million images.
 
     Args:
         labels: int (N,), 0..3.
