@@ -120,13 +120,17 @@ def _stored_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[StoredFile]:
 
 def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
     """A file of a local folder; one without a size for a dangling link or a pipe; None for a folder."""
-    if entry.is_file():
-        try:
-            status = entry.stat()
-        except FileNotFoundError:  # removed or renamed since the folder was read
+    try:
+        if entry.is_dir():
             return None
-        return StoredFile(entry.path, status.st_size, _version(status))
-    return None if entry.is_dir() else StoredFile(entry.path, None)
+        if not entry.is_file():
+            return StoredFile(entry.path, None)
+        status = entry.stat()
+    except FileNotFoundError:  # removed or renamed since the folder was read
+        return None
+    except OSError:  # a link that leads to itself, or to where this user may not look
+        return StoredFile(entry.path, None)
+    return StoredFile(entry.path, status.st_size, _version(status))
 
 
 def _version(status: os.stat_result) -> str:
@@ -137,7 +141,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     """A folder, or a link to one that does not lead back to where it is stored or above."""
     if not entry.is_symlink():
         return entry.is_dir()
-    return entry.is_dir() and not Path(entry.path).parent.resolve().is_relative_to(Path(entry.path).resolve())
+    try:
+        return entry.is_dir() and not Path(entry.path).parent.resolve().is_relative_to(
+            Path(entry.path).resolve()
+        )
+    except OSError:
+        return False
 
 
 def _walk_s3(uri: str) -> Iterator[StoredFile]:
