@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -178,7 +179,7 @@ def test_keys_with_empty_segments_are_listed_once(monkeypatch):
         return {"KeyCount": len(below), "Contents": contents, "CommonPrefixes": prefixes}
 
     monkeypatch.setattr(client, "answer", answer)
-    monkeypatch.setattr(client, "head", lambda *place: None)
+    monkeypatch.setattr(client, "head", Mock(return_value=None))
     listed = [f"s3://bucket/{key}" for key in sorted(keys)]
     assert storage.list_files("s3://bucket") == listed
     by_folder, level = [], ["s3://bucket"]
