@@ -22,6 +22,8 @@ _DEFAULT_S = 3.0
 # Clients give up an unavailable server sooner (3 attempts of 30 s): a later failure means it answered.
 _WORKED_S = 120.0
 _MAX_STREAKS = 5
+_LONG_S = 30.0
+_LOG_EVERY_S = 30.0
 
 _own: ContextVar[float | None] = ContextVar("retry_timeout", default=None)
 _lock = threading.Lock()
@@ -67,21 +69,24 @@ def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: A
         OSError: the last one, after the retry timeout; permanent errors immediately.
     """
     retrying = tenacity.Retrying(
-        stop=_StopAfterOutage(timeout()),
+        stop=_StopAfterOutage(name, timeout()),
         wait=tenacity.wait_random_exponential(0.2, max=5),
         retry=tenacity.retry_if_exception(is_transient),
-        before_sleep=lambda state: _log(name, state),
         reraise=True,
     )
     return retrying(request, *arguments, **keywords)
 
 
 class _StopAfterOutage:
-    def __init__(self, seconds: float) -> None:
+    """Ends the retries of one request, and logs that it waits: once a streak, then every half minute."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self._name = name
         self._seconds = seconds
         self._since: float | None = None
         self._began = time.monotonic()
         self._streaks = 0
+        self._logged = 0.0
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         now = time.monotonic()
@@ -89,14 +94,13 @@ class _StopAfterOutage:
         if self._since is None or worked:
             self._since = now
             self._streaks += 1
+            self._logged = 0.0
         self._began = now + (state.upcoming_sleep or 0)
-        return now - self._since >= self._seconds
-
-
-def _log(name: str, state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if error is not None:
-        logger.warning(
-            "%s: %s; attempt %d failed, retrying for up to %.0f s",
-            name, label(error), state.attempt_number, timeout(),
-        )  # fmt: skip
+        left = self._since + self._seconds - now
+        if left > 0 and now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            error = state.outcome.exception() if state.outcome else None
+            # A person who mistyped an address gets the error seconds later: one line is enough.
+            level = logging.WARNING if self._seconds >= _LONG_S else logging.INFO
+            logger.log(level, "%s: %s; retrying for %.0f s", self._name, error and label(error), left)
+        return left <= 0

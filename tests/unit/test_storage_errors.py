@@ -100,14 +100,19 @@ class Request:
         return "done"
 
 
-def test_an_outage_after_long_work_is_retried_and_logged(caplog):
-    request = Request(failures=2, seconds=0.6)
-    with storage.patience(5), caplog.at_level(logging.WARNING):
-        assert storage.retried("s3://b/k", request) == "done"
+def test_an_outage_after_long_work_is_retried():
     request = Request(failures=1, seconds=0.6)
     with storage.patience(0.5):
         assert storage.retried("s3://b/k", request) == "done"
-    assert "s3://b/k: EndpointConnectionError; attempt 1 failed, retrying" in caplog.text
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(60, "WARNING"), (3, "INFO")])
+def test_a_job_that_waits_says_so_once(caplog, seconds, level):
+    with storage.patience(seconds), caplog.at_level(logging.INFO):
+        assert storage.retried("s3://b/k", Request(failures=3)) == "done"
+    ((name, levelno, text),) = caplog.record_tuples
+    assert (name, logging.getLevelName(levelno)) == ("scalp_core.retry", level)
+    assert text == f"s3://b/k: EndpointConnectionError; retrying for {seconds} s"
 
 
 def test_work_between_two_outages_starts_the_clock_again(monkeypatch):
