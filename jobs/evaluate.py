@@ -11,7 +11,7 @@ from rich.table import Table
 from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
-from jobs.images import Columns, photographs
+from jobs.images import Columns, check_read, locating, photographs
 from jobs.pipeline import ModelOptions, with_logits
 from scalp_core import (
     assessment,
@@ -25,7 +25,6 @@ from scalp_core import (
     storage,
 )
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
-from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.grading import Grading, gradings
 from scalp_core.manifest import DataSpec
@@ -57,14 +56,9 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
     cluster = room_to_work(connect(), console.print)
-    dataset = photographs(rows.select(["image_id", "uri", "member"]))
+    dataset = photographs(locating(rows, "image_id"))
     for batch in with_logits(dataset, bundle, options, cluster).iter_batches():
-        failed = np.flatnonzero(batch["error_code"] != "")
-        if failed.size:
-            uri, error = batch["uri"][failed[0]], batch["error"][failed[0]]
-            raise UserError(
-                f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
-            )
+        check_read(batch)
         batches.append(batch)
     found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     place = {image_id: index for index, image_id in enumerate(found["image_id"])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from jobs.images import Columns, LoadImages, check_read, photographs
+from jobs.images import Columns, LoadImages, check_read, locating, photographs
 from scalp_core import quality
 from scalp_core.preprocess import Preprocess
 from scalp_core.quality import Gates
@@ -34,7 +34,7 @@ def fit_gates(parts: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Ga
 
 
 def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:
-    dataset = photographs(rows.select(["uri", "member"])).map_batches(_Measure(spec), batch_size=_BATCH)
+    dataset = photographs(locating(rows)).map_batches(_Measure(spec), batch_size=_BATCH)
     return np.concatenate([batch["statistics"] for batch in dataset.iter_batches(batch_size=None)])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from jobs.images import LoadForTraining
+from jobs.images import LoadForTraining, locating
 from scalp_core import metrics, openvino_runtime
 from scalp_core.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
 from scalp_core.openvino_runtime import OpenVinoRuntime
@@ -90,7 +90,6 @@ def labelled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndar
     """
     load = LoadForTraining(spec)
     for start in range(0, rows.num_rows, _BATCH):
-        part = rows.slice(start, _BATCH)
-        names = ("uri", "member", "label")
-        batch = load({name: np.array(part[name].to_pylist(), dtype=object) for name in names})
+        part = locating(rows.slice(start, _BATCH), "label")
+        batch = load({name: np.array(part[name].to_pylist(), dtype=object) for name in part.column_names})
         yield batch["image"], batch["label"].astype(int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
@@ -15,7 +16,7 @@ from scalp_core import quality, sources
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Decoded, Preprocess, decode
-from scalp_core.sources import Location
+from scalp_core.sources import LOCATION_COLUMNS, Location, location_of
 
 _FETCHES = 8
 
@@ -25,18 +26,31 @@ _ROWS_A_BLOCK = 256
 
 
 def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
-    """A dataset of manifest rows, in blocks that spread over the workers.
-
-    A missing `member` becomes an empty string: nulls change their type on the way through NumPy.
-    """
-    member = pc.fill_null(table["member"].cast(pa.string()), "")
-    table = table.set_column(table.column_names.index("member"), "member", member)
+    """A dataset of manifest rows, in blocks that spread over the workers."""
+    table = without_nulls(table)
     starts = range(0, table.num_rows, rows_a_block)
     return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
 
 
+def locating(table: pa.Table, *others: str) -> pa.Table:
+    """The columns of a manifest that say where its images are, and others."""
+    return table.select([name for name in table.column_names if name in (*LOCATION_COLUMNS, *others)])
+
+
+def without_nulls(table: pa.Table) -> pa.Table:
+    """Rows whose unknown members and places are empty or -1: NumPy would change the type of nulls."""
+    for name in set(table.column_names) & set(LOCATION_COLUMNS):
+        column = table[name]
+        if pa.types.is_integer(column.type):
+            filled = pc.fill_null(column, -1)
+        else:
+            filled = pc.fill_null(column.cast(pa.string()), "")
+        table = table.set_column(table.column_names.index(name), name, filled)
+    return table
+
+
 class LoadImages:
-    """Adds decoded pixels to rows of `uri, member`; a row that cannot be decoded says why.
+    """Adds decoded pixels to rows of `LOCATION_COLUMNS`; a row that cannot be decoded says why.
 
     Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `quality.measure`, both
     zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
@@ -53,15 +67,25 @@ class LoadImages:
         self._blank = Decoded(np.zeros((spec.size, spec.size, 3), np.uint8), ())
 
     def __call__(self, batch: Columns) -> Columns:
+        names = [name for name in LOCATION_COLUMNS if name in batch]
         locations = [
-            Location(uri, member or None) for uri, member in zip(batch["uri"], batch["member"], strict=True)
+            location_of(dict(zip(names, row, strict=True)))
+            for row in zip(*(batch[name] for name in names), strict=True)
         ]
-        return self.decoded(batch, fetch(locations))
+        return self.decoded(batch, fetch(locations), [location.sha256 for location in locations])
 
-    def decoded(self, batch: Columns, files: list[bytes | ImageError]) -> Columns:
-        """The rows with what is made of their files, which were fetched before."""
-        rows = [self._decode(data) for data in files]
-        decoded, hashes, errors = zip(*rows, strict=True)
+    def decoded(
+        self, batch: Columns, files: list[bytes | ImageError], hashes: Sequence[str | None] | None = None
+    ) -> Columns:
+        """The rows with what is made of their files, which were fetched before.
+
+        Args:
+            batch: rows.
+            files: bytes of each, or why they are unavailable.
+            hashes: SHA-256 of the files, where fetching has checked it.
+        """
+        rows = list(map(self._decode, files, hashes or [None] * len(files)))
+        decoded, digests, errors = zip(*rows, strict=True)
         if self._measured:
             blank = np.zeros(len(quality.STATISTICS), np.float32)
             measured = [
@@ -72,15 +96,15 @@ class LoadImages:
         return batch | {
             "image": np.stack([each.pixels for each in decoded]),
             "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
-            "sha256": np.array(hashes, dtype=object),
+            "sha256": np.array(digests, dtype=object),
             "error_code": np.array([error.code if error else "" for error in errors], dtype=object),
             "error": np.array([error.message if error else "" for error in errors], dtype=object),
         }
 
-    def _decode(self, data: bytes | ImageError) -> tuple[Decoded, str, ImageError | None]:
+    def _decode(self, data: bytes | ImageError, known: str | None) -> tuple[Decoded, str, ImageError | None]:
         if isinstance(data, ImageError):
             return self._blank, "", data
-        digest = sha256(data).hexdigest()
+        digest = known or sha256(data).hexdigest()
         try:
             return decode(data, self._spec), digest, None
         except ImageError as error:
@@ -105,11 +129,18 @@ def check_read(loaded: Columns) -> None:
     Raises:
         UserError: names the first of them.
     """
-    for code, error, uri in zip(loaded["error_code"], loaded["error"], loaded["uri"], strict=True):
+    columns = (loaded[name] for name in ("error_code", "error", "uri", "member"))
+    for code, error, uri, member in zip(*columns, strict=True):
         if code:
-            raise UserError(
-                f"{uri} cannot be read any more ({error}); restore it, or run scalp prepare again"
-            )
+            raise unreadable(Location(uri, member or None), ImageError(code, error))
+
+
+def unreadable(location: Location, error: ImageError) -> UserError:
+    """The refusal of an image that could be read when the data was prepared."""
+    what = "has changed since it was prepared" if error.code == "changed" else "cannot be read any more"
+    return UserError(
+        f"{location} {what} ({error}); restore it, or prepare the source again into another directory"
+    )
 
 
 def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | ImageError]:
@@ -120,7 +151,10 @@ def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | Im
     for index, location in enumerate(locations):
         if location.member is not None:
             by_archive.setdefault(location.uri, []).append(index)
-    chunks += by_archive.values()
+    # Neighbours come by one request.
+    chunks += [
+        sorted(members, key=lambda index: locations[index].place or ()) for members in by_archive.values()
+    ]
     found: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:

@@ -17,7 +17,7 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionResources
 
 from cluster.local import Cluster
-from jobs.images import Columns, LoadForTraining, photographs
+from jobs.images import Columns, LoadForTraining, locating, photographs, without_nulls
 from scalp_core import augment
 from scalp_core.epochs import Order, Share, epoch_plan, photographs_an_epoch
 from scalp_core.preprocess import Preprocess
@@ -74,10 +74,10 @@ def cached(rows: pa.Table, spec: Preprocess, room: int) -> tuple[Photographs, Da
     Returns:
         them, and the dataset that must be kept for as long as they are used.
     """
-    rows = rows.select(["uri", "member", "label"])
+    rows = locating(rows, "label")
     labels = np.array(rows["label"].to_pylist(), np.int8)
     table = photographs(rows, _ROWS_A_BLOCK)
-    reference = ray.put(_without_nulls(rows))
+    reference = ray.put(_whole(rows))
     if rows.num_rows * spec.size * spec.size * 3 > room:
         return Photographs(labels, reference, spec, None), None
     decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_A_BLOCK)
@@ -87,9 +87,13 @@ def cached(rows: pa.Table, spec: Preprocess, room: int) -> tuple[Photographs, Da
     return Photographs(labels, reference, spec, blocks), decoded
 
 
-def _without_nulls(rows: pa.Table) -> pa.Table:
-    member = pa.array([value or "" for value in rows["member"].to_pylist()], pa.string())
-    return rows.set_column(rows.column_names.index("member"), "member", member).combine_chunks()
+def _whole(rows: pa.Table) -> pa.Table:
+    """Rows in one chunk, whose strings may be more than 2 GiB."""
+    rows = without_nulls(rows)
+    for place, field in enumerate(rows.schema):
+        if field.type == pa.string():
+            rows = rows.set_column(place, field.name, rows[field.name].cast(pa.large_string()))
+    return rows.combine_chunks()
 
 
 def cache_room() -> int:

@@ -12,11 +12,11 @@ import pyarrow as pa
 from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.images import photographs
+from jobs.images import photographs, unreadable
 from scalp_core import codecs, manifest, sources, storage
 from scalp_core.errors import ImageError, UserError
 from scalp_core.pseudonymise import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
-from scalp_core.sources import Location
+from scalp_core.sources import LOCATION_COLUMNS, location_of
 
 PHOTOGRAPHS = "photographs"
 _ROWS_A_BATCH = 64
@@ -118,7 +118,7 @@ class Pseudonymise:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
-        locations = [Location(row["uri"], row["member"] or None) for row in rows]
+        locations = [location_of(row) for row in rows]
         found = sources.read_photographs(locations, codecs.MAX_BYTES)
         made = [self._write(row, data) for row, data in zip(rows, found, strict=True)]
         return pa.Table.from_pylist(made, schema=manifest.SCHEMA)
@@ -129,13 +129,12 @@ class Pseudonymise:
                 raise data
             picture, suffix = without_metadata(data)
         except ImageError as error:
-            raise UserError(
-                f"{row['uri']} cannot be read any more ({error}); restore it, or run scalp prepare again"
-            ) from None
+            raise unreadable(location_of(row), error) from None
         grade = "unlabelled" if row["label"] is None else str(row["label"])
         name = pseudonym(self._key, f"photograph:{row['sha256']}") + suffix
         uri = storage.join(PHOTOGRAPHS, grade, name)  # below the directory, which will be moved
         storage.write(storage.join(self._out, uri), picture)
         digest = hashlib.sha256(picture).hexdigest()
-        here = {"uri": uri, "member": None, "sha256": digest, "image_id": digest[:20]}
+        here = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
+        here["image_id"] = digest[:20]
         return pseudonymous_row(row, self._key) | here

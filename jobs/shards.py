@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from scalp_core import inventory, parquet, storage
+from scalp_core import examination, inventory, parquet, storage
 from scalp_core.inventory import Root
 
 LISTED = "listed"
@@ -76,7 +76,7 @@ class ExamineShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with storage.patience(PATIENCE_S):
             listed = parquet.read(storage.join(self._work, LISTED, row["name"])).to_pylist()
-            tables = list(inventory.examine(listed, self._base))
+            tables = list(examination.examine(listed, self._base))
             table = pa.concat_tables(tables)
             parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
         unfetched = sum(code == "fetch_failed" for code in table["code"].to_pylist())

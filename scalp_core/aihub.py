@@ -105,8 +105,8 @@ def read_label(data: bytes) -> list[int]:
         key = f"value_{number}"
         if key not in content:
             raise ValueError(f"{key} is missing")
-        # As delivered they are strings; some copies have numbers.
-        text = str(content[key]).strip()
+        # As delivered they are strings; some copies have numbers, whole or not.
+        text = str(content[key]).strip().removesuffix(".0")
         if text not in {str(grade) for grade in range(NUM_GRADES)}:
             raise ValueError(f"{key} is {content[key]!r}, not 0 to {NUM_GRADES - 1}")
         values.append(int(text))
@@ -131,11 +131,20 @@ def read_meta(data: bytes) -> dict[str, str | None]:
 
 def _json(data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+        content = json.loads(_text(data))
+    except RecursionError:
+        raise ValueError("it is JSON nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
     return content
+
+
+def _text(data: bytes) -> str:
+    for encoding in ("utf-8-sig", "cp949"):  # as Korean Windows writes it
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise ValueError("it is neither UTF-8 nor cp949")

@@ -11,23 +11,29 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
 import pyarrow as pa
 
 from scalp_core import storage, tars
 from scalp_core.errors import ImageError
-from scalp_core.members import Archive, Member, too_many_bytes
+from scalp_core.members import Archive, Member, Place, Placed, too_many_bytes, unpack
 from scalp_core.storage_errors import ArchiveError
+from scalp_core.streams import read_ranges
 from scalp_core.zips import Zip
 
 __all__ = [
     "ArchiveError",
     "Member",
+    "Place",
+    "Placed",
     "is_archive",
     "is_stream",
     "list_members",
     "open_held",
     "read_members",
+    "read_placed",
+    "read_places",
     "stream",
     "stream_raw",
     "too_many_bytes",
@@ -36,8 +42,9 @@ __all__ = [
 ZIP_SUFFIX = ".zip"
 SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-# What a process keeps open, as more is asked of the same one; the last may hold more members than this.
-_OPEN_ARCHIVES = 8
+# What a process keeps open, as more is asked of the same one; the last may hold more members than this. A
+# compressed tar holds 24 MiB, and there are few of them.
+_OPEN_ARCHIVES = 512
 _OPEN_MEMBERS = 500_000
 
 
@@ -97,7 +104,7 @@ def _entries(
     for entry, file in entries:
         name = tars.entry_name(entry)
         data = tars.read_entry(entry, file, max_bytes) if wanted(name) else None
-        yield Member(name, entry.size), data
+        yield Member(name, entry.size, tars.place_of(entry, file)), data
 
 
 def open_held(data: pa.Buffer, max_members: int) -> Zip:
@@ -110,9 +117,14 @@ def open_held(data: pa.Buffer, max_members: int) -> Zip:
 
 
 def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """The bytes of each member, in order, or why they cannot be had. Fastest in the archive's order.
+    """The bytes of each member, in order, or why they are unavailable; see `read_placed`."""
+    return (placed.data for placed in read_placed(uri, names, max_bytes))
 
-    Of a zip or a plain tar 16 MiB are held, and one member; of a compressed tar all that are asked for.
+
+def read_placed(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
+    """Each member by its name, in order, and where its bytes are. Fastest in the archive's order.
+
+    Of a zip or a plain tar 16 MiB are held, and one member; of a compressed tar all that are requested.
 
     Raises:
         OSError: the archive itself cannot be read; `ArchiveError` when it is damaged, hostile or none.
@@ -120,32 +132,60 @@ def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[byt
     yield from storage.retried(uri, _opened, uri).read(names, max_bytes)
 
 
+def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[bytes | ImageError]:
+    """The bytes of members by their places, in order, without opening the archive.
+
+    Raises:
+        OSError: storage refused.
+    """
+    sized = [place for place in places if place.length <= max_bytes]
+    data = read_ranges(uri, [(place.offset, place.offset + place.length) for place in sized])
+    for place in places:
+        if place.length > max_bytes:
+            yield too_many_bytes(place.length, max_bytes)
+        else:
+            yield unpack(next(data), place, max_bytes)
+
+
 class _OpenArchives:
     """The archives that this process read last, by uri, size and time of change."""
 
     def __init__(self) -> None:
-        self._archives: OrderedDict[tuple[str, int, int], Archive] = OrderedDict()
+        self._archives: OrderedDict[tuple[str, str], Future[Archive]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, uri: str) -> Archive:
-        fs, path = storage.filesystem(uri)
-        info = fs.get_file_info(path)
-        key = (uri, info.size or 0, info.mtime_ns or 0)
+        file = next(storage.walk(uri), None)
+        if file is None:
+            raise FileNotFoundError(f"{uri} is an empty folder")
+        key = (uri, file.version)
         with self._lock:
-            archive = self._archives.get(key)
-        if archive is None:
-            # Takes requests: threads open several beside each other.
-            archive = Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else tars.open_tar(uri)
-        with self._lock:
-            self._archives[key] = archive
+            opened = self._archives.get(key)
+            is_first = opened is None
+            if opened is None:
+                opened = self._archives[key] = Future()
             self._archives.move_to_end(key)
+        if is_first:  # the others wait for it
+            self._open(key, opened)
+        return opened.result()
+
+    def _open(self, key: tuple[str, str], opened: Future[Archive]) -> None:
+        uri, _ = key
+        try:
+            archive: Archive = Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else tars.open_tar(uri)
+        except BaseException as error:
+            with self._lock:
+                self._archives.pop(key, None)
+            opened.set_exception(error)
+            return
+        opened.set_result(archive)
+        with self._lock:
             while len(self._archives) > 1 and self._are_many():
                 self._archives.popitem(last=False)
-        return archive
 
     def _are_many(self) -> bool:
-        members = sum(archive.held for archive in self._archives.values())
-        return len(self._archives) > _OPEN_ARCHIVES or members > _OPEN_MEMBERS
+        opened = (archive.result().held for archive in self._archives.values() if archive.done())
+        return len(self._archives) > _OPEN_ARCHIVES or sum(opened) > _OPEN_MEMBERS
 
 
 _open_archives = _OpenArchives()

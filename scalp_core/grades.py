@@ -24,6 +24,7 @@ class Grade(IntEnum):
 
 
 NUM_GRADES = len(Grade)
+_DIGITS = ("0", "1", "2", "3")
 GRADE_NAMES = ("good", "mild", "moderate", "severe")
 GRADE_NAMES_KO = ("양호", "경증", "중등도", "중증")
 
@@ -38,11 +39,11 @@ def parse_grade(text: str) -> Grade | None:
     """Grade named by a folder or a label: `2`, `moderate`, `중등도`, `중증도` or `2.중등도`; else None."""
     text = unicodedata.normalize("NFC", text).strip().lower()
     head, dot, tail = text.partition(".")
-    if dot and head.isdigit():
+    if dot and head in _DIGITS:
         named = parse_grade(tail)
         return named if named == parse_grade(head) else None
-    if text.isdigit():
-        return Grade(int(text)) if int(text) < NUM_GRADES else None
+    if text in _DIGITS:  # `isdigit` is true of "①" as well
+        return Grade(_DIGITS.index(text))
     if text in GRADE_NAMES:
         return Grade(GRADE_NAMES.index(text))
     if text in GRADE_NAMES_KO:

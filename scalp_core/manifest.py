@@ -7,8 +7,10 @@ manifest/split=train/*.parquet the rows, in Hive partitions that other programs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import chain, count, groupby
 from typing import Literal
 
 import numpy as np
@@ -45,14 +47,20 @@ SCHEMA = pa.schema(
         "fold": pa.int8(),  # for cross-validation; null without it, and in the test part
         "split": pa.string(),  # train, val, test; null if unlabelled
         "source_note": pa.string(),  # Training or Validation, as AI Hub delivered it
+        "byte_offset": pa.int64(),  # of a member's stored bytes in its archive; null for files, and where
+        "byte_length": pa.int64(),  # the archive is compressed as a whole
+        "compression": pa.string(),  # of these bytes: stored, deflate
     }
 )
 
+_NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
 _PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
 _ROWS_A_FILE = 250_000
 _ROWS_A_GROUP = 25_000
 _FINGERPRINTED = ["sha256", "label", "split", "fold"]
 _ROWS_A_DIGEST = 50_000
+_ROWS_A_PIECE = 1_000_000
+_FILE = re.compile(r"/split=[^/]+/part-\d+\.parquet$")
 
 SplitMethod = Literal["group", "official", "random", "none"]
 Task = Literal["folder", "json", "table", "unlabelled"]
@@ -147,20 +155,59 @@ def fingerprint(table: pa.Table) -> str:
 
 
 def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
-    """Writes rows of `SCHEMA`, in their order, to `data/manifest`."""
-    fs, path = storage.filesystem(storage.join(storage.absolute(data), MANIFEST_FOLDER))
-    pads.write_dataset(
-        rows,
-        path,
-        filesystem=fs,
-        format="parquet",
-        partitioning=_PARTITIONS,
-        basename_template="part-{i}.parquet",
-        max_rows_per_file=_ROWS_A_FILE,
-        max_rows_per_group=_ROWS_A_GROUP,
-        use_threads=False,  # keeps the order, so that the same rows give the same files
-        existing_data_behavior="delete_matching",
-    )
+    """Writes rows of `SCHEMA` to `data/manifest`; files of scalp's names that it does not write are removed.
+
+    Nothing reads them before `write_spec`.
+
+    Args:
+        data: directory.
+        rows: a table, or a stream that is sorted by split.
+    """
+    folder = storage.join(storage.absolute(data), MANIFEST_FOLDER)
+    if isinstance(rows, pa.Table):
+        rows = rows.sort_by([("split", "ascending"), ("image_id", "ascending")]).to_reader(_ROWS_A_GROUP)
+    schema = pa.schema([field for field in SCHEMA if field.name != "split"])
+    written = set()
+    for split, batches in _files(rows):
+        name = _NO_SPLIT if split is None else split
+        for number in count():
+            uri = storage.join(folder, f"split={name}", f"part-{number}.parquet")
+            if uri not in written:
+                break
+        parquet.write_batches(uri, pa.RecordBatchReader.from_batches(schema, batches))
+        written.add(uri)
+    if not storage.is_empty(folder):
+        for uri in storage.list_files(folder):
+            if _FILE.search(uri) and uri not in written:
+                storage.remove_file(uri)
+
+
+def _files(rows: pa.RecordBatchReader) -> Iterator[tuple[str | None, Iterator[pa.RecordBatch]]]:
+    """The batches of each file, without the column `split`; each must be read before the next."""
+    runs = (run for batch in rows for run in _runs(batch))
+    for split, same in groupby(runs, key=lambda run: run["split"][0].as_py()):
+        rest = iter(same)
+        for first in rest:
+            yield split, _some_rows(chain([first], rest))
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of one split each, of a row group at most."""
+    start = 0
+    for end in pc.run_end_encode(batch["split"]).run_ends.to_pylist():
+        for begin in range(start, end, _ROWS_A_GROUP):
+            yield batch.slice(begin, min(_ROWS_A_GROUP, end - begin))
+        start = end
+
+
+def _some_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """As many batches as fill a file."""
+    rows = 0
+    for batch in batches:
+        yield batch.drop_columns(["split"])
+        rows += batch.num_rows
+        if rows >= _ROWS_A_FILE:
+            return
 
 
 def write_spec(data: str, spec: DataSpec) -> None:
@@ -210,8 +257,19 @@ def read_manifest(data: str) -> pa.Table:
             "a CSV or Parquet of uri,label"
         )
     table = table.set_column(1, "uri", _resolved(table["uri"], storage.absolute(data)))
-    # Members of an archive beside each other: a compressed tar can only be read onwards.
-    return table.sort_by([("uri", "ascending"), ("member", "ascending")])
+    return _sorted(table)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """Rows of `SCHEMA` with members of an archive in order: a compressed tar can only be read onwards.
+
+    In pieces: an array of Arrow's strings ends at 2 GiB, which 27 million uris have.
+    """
+    wide = [field.with_type(pa.large_string()) if field.type == pa.string() else field for field in SCHEMA]
+    whole = table.cast(pa.schema(wide)).combine_chunks()
+    order = pc.sort_indices(whole, sort_keys=[("uri", "ascending"), ("member", "ascending")])
+    starts = range(0, max(1, len(order)), _ROWS_A_PIECE)
+    return pa.concat_tables(whole.take(order.slice(start, _ROWS_A_PIECE)).cast(SCHEMA) for start in starts)
 
 
 def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:

@@ -261,7 +261,8 @@ class Relations:
             )
             select substr(sha256, 1, 20) as image_id, uri, member, sha256, width, height, label, labels, site,
                 device, captured_at, position, known_sex as sex, known_age as age, "group",
-                cast(fold as tinyint) as fold, split, part as source_note, photo.id
+                cast(fold as tinyint) as fold, split, part as source_note,
+                byte_offset, byte_length, compression, photo.id
             from photo join assigned using (id) join named using (component)
             where reason is null
         """)
@@ -270,7 +271,7 @@ class Relations:
 
     def write(self, out: str) -> None:
         columns = ", ".join(f'"{name}"' for name in manifest.SCHEMA.names)
-        rows = self._stream(f"select {columns} from kept order by image_id", manifest.SCHEMA)
+        rows = self._stream(f"select {columns} from kept order by split, image_id", manifest.SCHEMA)
         manifest.write_manifest(out, rows)
         named = {name: pa.string() for name in ("uri", "member", "reason", "detail")}
         dropped = self._stream(

@@ -18,6 +18,9 @@ from scalp_core.errors import ImageError
 from scalp_core.members import (
     MAX_MEMBERS,
     Member,
+    Place,
+    Placed,
+    SeenNames,
     decoded,
     no_member,
     too_many_bytes,
@@ -25,7 +28,7 @@ from scalp_core.members import (
     unreadable,
 )
 from scalp_core.storage_errors import ArchiveError
-from scalp_core.streams import Ahead, Range, is_packed, read_ranges, unpacked
+from scalp_core.streams import Ahead, Unpacked, is_packed, read_ranges, unpacked
 
 # All that precedes a member: pax headers, long names, maps of holes. Linux allows 4 KiB to a path and 64 KiB
 # to an attribute.
@@ -41,20 +44,31 @@ _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _WITH_BODY = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 Entry = tuple[tarfile.TarInfo, "_Source"]
+"""A header, and the file to read its bytes from; in a plain tar they begin at the header's `offset_data`."""
 
 
 def stream(uri: str) -> Iterator[Entry]:
     """Regular files of a tar in one pass, read ahead; each must be read before the next is asked for.
 
     Raises:
-        ArchiveError: it is no tar, or cannot be read on.
+        ArchiveError: it is no tar, cannot be read on, or holds more than `MAX_MEMBERS`.
     """
     return stream_raw(Ahead(uri))
 
 
 def stream_raw(raw: io.RawIOBase) -> Iterator[Entry]:
     """As `stream`, of a file that may be read onwards only, but for a `seek(0)` after its first six bytes."""
-    yield from _entries(unpacked(raw))
+    for number, entry in enumerate(_entries(unpacked(raw))):
+        if number == MAX_MEMBERS:
+            raise too_many_members()
+        yield entry
+
+
+def place_of(entry: tarfile.TarInfo, file: _Source) -> Place | None:
+    """Where the bytes of an entry are; None in a compressed tar, or stored with holes."""
+    if isinstance(file.raw, Unpacked) or entry.issparse():
+        return None
+    return Place(entry.offset_data, entry.size, "stored")
 
 
 def entry_name(entry: tarfile.TarInfo) -> str:
@@ -187,29 +201,25 @@ def open_tar(uri: str) -> PlainTar | PackedTar:
     return PackedTar(uri) if is_packed(start) else PlainTar(uri)
 
 
-def _all_entries(uri: str) -> Iterator[tarfile.TarInfo]:
-    for number, (entry, _) in enumerate(stream(uri)):
-        if number == MAX_MEMBERS:
-            raise too_many_members()
-        yield entry
-
-
 class PlainTar:
     """It is read through once for its headers, then by range. Members before a damage can be read."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._file = storage.open_file(uri)
         self._members: list[Member] = []
-        self._places: dict[str, Range | ImageError] = {}
         self._damage: ArchiveError | None = None
+        self._refused: dict[str, ImageError] = {}
         try:
-            for entry in _all_entries(uri):
-                name, begin = entry_name(entry), entry.offset_data
-                self._members.append(Member(name, entry.size))
-                self._places[name] = _refused(entry, entry.size) or (begin, begin + entry.size)
+            for entry, file in stream(uri):
+                name = entry_name(entry)
+                self._members.append(Member(name, entry.size, place_of(entry, file)))
+                if refusal := _refused(entry, entry.size):
+                    self._refused[name] = refusal
+                else:
+                    self._refused.pop(name, None)
         except ArchiveError as error:
             self._damage = error
+        self._places = {member.name: member.place for member in self._members}
         self.held = len(self._members)
 
     def members(self) -> list[Member]:
@@ -217,61 +227,74 @@ class PlainTar:
             raise self._damage
         return self._members
 
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
         places = [self._place(name, max_bytes) for name in names]
-        data = read_ranges(self._uri, self._file, [each for each in places if isinstance(each, tuple)])
+        ranges = [(place.offset, place.offset + place.length) for place in places if isinstance(place, Place)]
+        data = read_ranges(self._uri, ranges)
         for place in places:
             if isinstance(place, ImageError):
-                yield place
+                yield Placed(place)
             else:
-                begin, end = place
                 member = next(data)
-                yield member if len(member) == end - begin else unreadable(_cut())
+                yield Placed(member, place) if len(member) == place.length else Placed(unreadable(_cut()))
 
-    def _place(self, name: str, max_bytes: int) -> Range | ImageError:
+    def _place(self, name: str, max_bytes: int) -> Place | ImageError:
+        if name in self._refused:
+            return self._refused[name]
         place = self._places.get(name)
         if place is None:
             return unreadable(self._damage) if self._damage else no_member()
-        if isinstance(place, tuple) and (size := place[1] - place[0]) > max_bytes:
-            return too_many_bytes(size, max_bytes)
-        return place
+        return too_many_bytes(place.length, max_bytes) if place.length > max_bytes else place
 
 
 class PackedTar:
     """Goes on from the member that was read last; from the beginning for one that lies before it.
 
-    Of members that share a name it gives the next one: which is the last would take a pass to know.
+    The first read costs one more pass: it finds the names that several members have.
     """
 
-    held = 0
+    held = 30_000  # what it reads ahead takes the memory of so many
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._position: Iterator[Entry] = iter(())
+        self._position: Iterator[tuple[int, Entry]] = iter(())
+        self._shadowed: frozenset[int] | None = None
         self._damage: ArchiveError | None = None
         self._lock = threading.Lock()
 
     def members(self) -> list[Member]:
-        return [Member(entry_name(entry), entry.size) for entry in _all_entries(self._uri)]
+        return [Member(entry_name(entry), entry.size) for entry, _ in stream(self._uri)]
 
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
         with self._lock:
+            if self._shadowed is None:
+                self._shadowed = self._find_shadowed()
             found = self._find(set(names), max_bytes)
             missing = unreadable(self._damage) if self._damage else no_member()
         for name in names:
-            yield found.get(name, missing)
+            yield Placed(found.get(name, missing))
+
+    def _find_shadowed(self) -> frozenset[int]:
+        """Numbers of the entries whose name a later one has."""
+        seen = SeenNames()
+        try:
+            for entry, _ in stream(self._uri):
+                seen.add(entry_name(entry))
+        except ArchiveError as error:  # what lies before can be read
+            self._damage = error
+        return frozenset(seen.shadowed().tolist())
 
     def _find(self, wanted: set[str], max_bytes: int) -> dict[str, bytes | ImageError]:
         found: dict[str, bytes | ImageError] = {}
         for again in (False, True):
             if again:
-                self._position = stream(self._uri)
+                self._position = enumerate(stream(self._uri))
             try:
-                for entry, file in self._position:
-                    if (name := entry_name(entry)) in wanted:
+                for number, (entry, file) in self._position:
+                    if (name := entry_name(entry)) in wanted and number not in (self._shadowed or ()):
                         found[name] = read_entry(entry, file, max_bytes)
                         if len(found) == len(wanted):
                             return found
-            except ArchiveError as error:  # what lies before can be read
+            except ArchiveError as error:
                 self._damage = error
         return found

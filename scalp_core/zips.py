@@ -15,7 +15,10 @@ from scalp_core import storage
 from scalp_core.errors import ImageError
 from scalp_core.members import (
     MAX_MEMBERS,
+    Compression,
     Member,
+    Place,
+    Placed,
     decoded,
     no_member,
     too_many_bytes,
@@ -37,8 +40,8 @@ _MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # that the table of contents says nothing of
 _MAX_SIZE = 2**63 - 1
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAGS = 0x41
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_READ = (*_BOUNDED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_COMPRESSIONS: dict[int, Compression] = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
+_READ = (*_COMPRESSIONS, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _STEP = 2**12
 
 
@@ -55,13 +58,13 @@ class Zip:
     """
 
     def __init__(self, uri: str, held: pa.Buffer | None = None, max_members: int = 0) -> None:
-        open_file = partial(storage.open_file, uri) if held is None else partial(pa.BufferReader, held)
-        table = _table(Ranged(uri, open_file()), max_members or MAX_MEMBERS)
+        file = storage.open_file(uri) if held is None else pa.BufferReader(held)
+        table = _table(Ranged(uri, file), max_members or MAX_MEMBERS)
         self._uri = uri
-        self._file = open_file()
+        self._read = None if held is None else partial(_read_held, held)
         self._end = table.start_dir
         self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
-        files = [info for info in table.infolist() if info.filename and not info.filename.endswith("/")]
+        files = [info for info in table.infolist() if info.filename and not _name(info).endswith("/")]
         self._members = [Member(_name(info), min(info.file_size, _MAX_SIZE)) for info in files]
         self._infos = dict(zip((member.name for member in self._members), files, strict=True))
         self.held = len(files)
@@ -69,14 +72,17 @@ class Zip:
     def members(self) -> list[Member]:
         return self._members
 
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-        places = [self._place(name, max_bytes) for name in names]
-        data = read_ranges(self._uri, self._file, [each for each in places if isinstance(each, tuple)])
-        for name, place in zip(names, places, strict=True):
-            yield place if isinstance(place, ImageError) else _unpacked(self._infos[name], next(data))
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
+        ranges = [self._range(name, max_bytes) for name in names]
+        data = read_ranges(self._uri, [each for each in ranges if isinstance(each, tuple)], self._read)
+        for name, wanted in zip(names, ranges, strict=True):
+            if isinstance(wanted, ImageError):
+                yield Placed(wanted)
+            else:
+                yield _unpacked(self._infos[name], wanted[0], next(data))
 
-    def _place(self, name: str, max_bytes: int) -> Range | ImageError:
-        """Where a member lies, with its local header and up to the next one."""
+    def _range(self, name: str, max_bytes: int) -> Range | ImageError:
+        """Bytes of a member, from its local header up to the next one."""
         info = self._infos.get(name)
         if info is None:
             return no_member()
@@ -129,28 +135,43 @@ class _Source(io.BufferedReader):
         return data
 
 
-def _unpacked(info: zipfile.ZipInfo, data: bytes) -> bytes | ImageError:
+def _read_held(held: pa.Buffer, start: int, length: int) -> bytes:
+    return held.slice(start, min(length, held.size - start)).to_pybytes()
+
+
+def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:
     """A member from its local header and what follows, no larger than its size in the table of contents."""
+    unpacked, start = _unpacked_from(info, data)
+    if isinstance(unpacked, ImageError) or info.compress_type not in _COMPRESSIONS:
+        return Placed(unpacked)
+    return Placed(unpacked, Place(begin + start, info.compress_size, _COMPRESSIONS[info.compress_type]))
+
+
+def _unpacked_from(info: zipfile.ZipInfo, data: bytes) -> tuple[bytes | ImageError, int]:
+    """The bytes of a member, and where they begin behind its local header's begin."""
+    start = 0
     try:
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
         if signature != b"PK\3\4":
-            return unreadable("its header is damaged; fetch it again")
+            return unreadable("its header is damaged; fetch it again"), start
         packed = io.BytesIO(data)
-        packed.seek(_LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+        start = _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        packed.seek(start)
         file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
-        if info.compress_type in _BOUNDED:
-            return file.read(info.file_size)
+        if info.compress_type in _COMPRESSIONS:
+            return file.read(info.file_size), start
         # bzip2 and lzma unpack all that they are given at once: a step of 4 KiB comes to 100 MiB at most.
-        return b"".join(iter(partial(file.read, _STEP), b""))
+        return b"".join(iter(partial(file.read, _STEP), b"")), start
     except (EOFError, struct.error):
-        return unreadable("the archive ends before it does; fetch it again")
+        return unreadable("the archive ends before it does; fetch it again"), start
     except Exception as error:  # a damaged member raises many kinds
-        return unreadable(f"{error}; fetch it again")
+        return unreadable(f"{error}; fetch it again"), start
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """Without the flag that says UTF-8, a name is what its packer writes."""
-    return info.filename if info.flag_bits & _UTF8_FLAG else decoded(info.filename.encode("cp437"))
+    """Without its flag for UTF-8, a name is what its packer writes; old .NET writes backslashes."""
+    name = info.filename if info.flag_bits & _UTF8_FLAG else decoded(info.filename.encode("cp437"))
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def _not_a_zip(file: io.BufferedReader) -> ArchiveError:

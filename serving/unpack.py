@@ -135,7 +135,8 @@ def _zip_members(held: bytearray, limits: Limits) -> Iterator[Photograph]:
     names = list(dict.fromkeys(member.name for member in archive.members() if _counts(member.name)))
     if len(names) > limits.photographs:
         raise _too_many(limits.photographs)
-    data = archive.read([name for name in names if sources.is_photograph(name)], MAX_BYTES)
+    read = archive.read([name for name in names if sources.is_photograph(name)], MAX_BYTES)
+    data = (member.data for member in read)
     for name in names:
         yield name, next(data) if sources.is_photograph(name) else _NESTED
 

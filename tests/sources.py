@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from scalp_core import audit, inventory, manifest, parquet, relations, storage
+from scalp_core import audit, examination, inventory, manifest, parquet, relations, storage
 from scalp_core.audit import Options
 from scalp_core.synthetic import jpeg as render
 from scalp_core.synthetic import write_photo
@@ -58,7 +58,7 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     source = storage.absolute(source)
     listed = [row for root in inventory.roots(source) for row in inventory.list_root(root)]
     table = pa.Table.from_pylist(listed, schema=inventory.LISTED)
-    examined = inventory.examine(table.to_pylist(), source.rpartition("/")[0])
+    examined = examination.examine(table.to_pylist(), source.rpartition("/")[0])
     return audited_rows(pa.concat_tables(examined), out, source, **options)
 
 

@@ -4,11 +4,13 @@ import gzip
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import pytest
 
-from scalp_core import archives, inventory, sources, storage, streams
+from scalp_core import archives, examination, inventory, sources, storage, streams, zips
 from scalp_core.errors import UserError
+from scalp_core.members import SeenNames
 from scalp_core.sources import Location
 from scalp_core.storage_errors import StorageError
 from tests import odd_archives as odd
@@ -32,7 +34,7 @@ class Counted:
         self._away = list(away)
         self._lock = threading.Lock()
 
-    def read_at(self, size, offset):
+    def read(self, offset, size):
         with self._lock:
             self.requests.append((offset, size))
             self.at_once += 1
@@ -55,9 +57,9 @@ def test_neighbours_come_by_one_request():
     ranges = [(begin, begin + 1000) for begin in range(0, 64_000, 1000)]
     ranges += [(70_000, 70_010)]  # a small gap
     ranges += [(900_000, 900_010), (5, 9), (5, 9), (999_999, 1_000_005)]
-    assert list(streams.read_ranges("x", file, ranges)) == [content(*each) for each in ranges[:-1]] + [
-        content(999_999, 1_000_000)
-    ]
+    assert list(streams.read_ranges("s3://b/x", ranges, file.read)) == [
+        content(*each) for each in ranges[:-1]
+    ] + [content(999_999, 1_000_000)]
     assert sorted(file.requests) == [(0, 70_010), (5, 4), (5, 4), (900_000, 10), (999_999, 6)]
 
 
@@ -66,20 +68,22 @@ def test_requests_run_beside_each_other_and_few_bytes_are_on_their_way(monkeypat
     monkeypatch.setattr(streams, "_ON_THEIR_WAY", 1000)
     file = Counted(10**6)
     ranges = [(begin, begin + 100) for begin in range(0, 20_000, 100)]
-    for number, data in enumerate(streams.read_ranges("x", file, ranges)):
+    for number, data in enumerate(streams.read_ranges("s3://b/x", ranges, file.read)):
         assert data == content(*ranges[number])
         assert len(file.requests) <= number + 12
     assert 4 < file.most_at_once <= 12
 
 
-def test_a_server_that_was_away_is_asked_again_and_what_no_waiting_mends_is_told():
+def test_a_server_that_was_away_is_asked_again_and_what_no_waiting_mends_is_told(monkeypatch):
     busy = StorageError("Please reduce your request rate.", "SlowDown", 503)
     denied = StorageError("Access Denied", "AccessDenied", 403)
     ranges = [(0, 10), (500_000, 500_010)]
-    asked = streams.read_ranges("s3://b/x", Counted(10**6, [busy, busy]), ranges)
-    assert list(asked) == [content(*each) for each in ranges]
+    away = Counted(10**6, [busy, busy])
+    monkeypatch.setattr(storage, "_read", lambda _, piece: away.read(piece[0], piece[1] - piece[0]))
+    assert list(streams.read_ranges("s3://b/x", ranges)) == [content(*each) for each in ranges]
+    away = Counted(10**6, [denied])
     with pytest.raises(OSError, match="Access Denied"):
-        list(streams.read_ranges("s3://b/x", Counted(10**6, [denied]), ranges))
+        list(streams.read_ranges("s3://b/x", ranges))
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -141,10 +145,13 @@ def test_few_archives_are_kept_open_and_fewer_large_ones(tmp_path, monkeypatch):
 
     for number in range(12):
         open_one(number)
-    assert len(kept) == 8
+    assert len(kept) == 12
+    monkeypatch.setattr(archives, "_OPEN_ARCHIVES", 8)
+    archives.list_members(str(tmp_path / "11.zip"))
+    assert len(kept) == 12  # nothing was opened
     monkeypatch.setattr(archives, "_OPEN_MEMBERS", 5)
     open_one(12)
-    assert [archive.held for archive in kept.values()] == [2, 2]
+    assert [archive.result().held for archive in kept.values()] == [2, 2]
     monkeypatch.setattr(archives, "_OPEN_MEMBERS", 1)
     open_one(13)
     assert len(kept) == 1
@@ -162,6 +169,83 @@ def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(storage, "open_file", away)
     with pytest.raises(UserError, match="throttles requests"):
         rows = [row | {"kind": None} for row in inventory.list_root(inventory.Root(uri))]
-        list(inventory.examine(rows, ""))
+        list(examination.examine(rows, ""))
     (data,) = sources.read_photographs([Location(uri, "000.jpg")], LIMIT)
     assert data.code == "fetch_failed"
+
+
+def test_threads_that_need_a_closed_archive_open_it_once(tmp_path, monkeypatch):
+    uri = str(tmp_path / "a.zip")
+    storage.write(uri, odd.zip_of(FILES.items()))
+    opened = []
+    table = zips._table
+    monkeypatch.setattr(
+        zips, "_table", lambda *arguments: opened.append(uri) or time.sleep(0.05) or table(*arguments)
+    )
+    with ThreadPoolExecutor(8) as pool:
+        read = pool.map(lambda name: list(archives.read_members(uri, [name], LIMIT)), list(FILES)[:16])
+    assert [data for (data,) in read] == list(FILES.values())[:16]
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_of_members_that_share_a_name_the_last_is_read_and_only_it_has_a_place(tmp_path, pack):
+    files = [
+        ("1.jpg", b"old"),
+        ("2.jpg", b"two"),
+        ("1.jpg", b"newer"),
+        ("3.jpg", b"three"),
+        ("1.jpg", b"new"),
+    ]
+    uri = str(tmp_path / "a.tar")
+    storage.write(uri, pack(odd.tar_of(files)))
+    for _ in range(2):  # a compressed one goes on from where it is
+        assert list(archives.read_members(uri, ["1.jpg", "3.jpg", "2.jpg"], LIMIT)) == [
+            b"new",
+            b"three",
+            b"two",
+        ]
+    seen = SeenNames()
+    for member, _ in archives.stream(uri, LIMIT):
+        seen.add(member.name)
+    assert seen.shadowed().tolist() == [0, 2]
+    (placed,) = archives.read_placed(uri, ["1.jpg"], LIMIT)
+    assert (placed.place is None) == (pack is gzip.compress)
+
+
+def test_members_by_place_are_one_request_each_and_changes_are_noticed(tmp_path, monkeypatch):
+    requests = []
+    read_range = storage.read_range
+    monkeypatch.setattr(
+        storage, "read_range", lambda *arguments: requests.append(arguments) or read_range(*arguments)
+    )
+    uri = str(tmp_path / "a.zip")
+    storage.write(uri, odd.zip_of(FILES.items()))
+    names = ["007.jpg", "150.jpg"]
+    locations = [
+        Location(uri, name, placed.place, sha256(FILES[name]).hexdigest())
+        for name, placed in zip(names, archives.read_placed(uri, names, LIMIT), strict=True)
+    ]
+    requests.clear()
+    monkeypatch.setattr(archives, "_opened", None)
+    assert list(sources.read_photographs(locations[:1], LIMIT)) == [FILES["007.jpg"]]
+    assert len(requests) == 1
+    assert requests[0][1:] == (locations[0].place.offset, locations[0].place.length)
+    for other in (odd.zip_of([(name, data[::-1] + b"x") for name, data in FILES.items()]), b"short"):
+        storage.write(uri, other)
+        found = list(sources.read_photographs(locations, LIMIT))
+        assert [data.code for data in found] == ["changed", "changed"]
+    (tmp_path / "a.zip").unlink()
+    assert [data.code for data in sources.read_photographs(locations, LIMIT)] == ["not_found"] * 2
+    loose = Location(str(tmp_path / "b.jpg"), sha256=sha256(b"before").hexdigest())
+    storage.write(loose.uri, b"after")
+    (data,) = sources.read_photographs([loose], LIMIT)
+    assert data.code == "changed"
+
+
+def test_a_member_by_place_that_unpacks_to_more_than_the_limit_is_refused(tmp_path):
+    uri = str(tmp_path / "a.zip")
+    storage.write(uri, odd.zip_of([("bomb.jpg", bytes(4 * LIMIT))]))
+    (placed,) = archives.read_placed(uri, ["bomb.jpg"], 8 * LIMIT)
+    (data,) = archives.read_places(uri, [placed.place], LIMIT)
+    assert data.code == "too_many_bytes"

@@ -5,23 +5,28 @@ import io
 import json
 import os
 import tarfile
+import unicodedata
 import zipfile
+from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from scalp_core import inventory, storage
+from scalp_core import archives, codecs, examination, inventory, sources, storage
 from scalp_core.errors import UserError
+from scalp_core.grades import parse_grade
+from scalp_core.grouping import GroupBy
 from tests.conftest import jpeg
 
 
-def examined(source):
-    """Rows by the last part of their names."""
+def examined(source, **how):
+    """Rows of all objects of a source."""
     source = storage.absolute(source)
     listed = [row for root in inventory.roots(source) for row in inventory.list_root(root)]
     rows = pa.Table.from_pylist(listed, schema=inventory.LISTED).to_pylist()
-    tables = inventory.examine(rows, source.rpartition("/")[0])
+    tables = examination.examine(rows, examination.Examination(source.rpartition("/")[0], **how))
     return pa.concat_tables(tables).to_pylist()
 
 
@@ -250,3 +255,147 @@ def test_label_files_that_are_none_are_told(tmp_path):
         "good.json": None, "seven.json": "bad_label", "torn.json": "bad_label"
     }  # fmt: skip
     assert rows["good.json"]["values"] == [1] * 6
+
+
+# Objects that end no run
+
+
+def test_an_object_that_nobody_expected_fails_alone(tmp_path, monkeypatch):
+    (tmp_path / "set" / "①").mkdir(parents=True)
+    put_folder(tmp_path / "set")
+    (tmp_path / "set" / "①" / "d.jpg").write_bytes(jpeg(5))
+    (tmp_path / "set" / "2" / "deep.json").write_bytes(b"[" * 100_000)
+    (tmp_path / "set" / "2" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "set" / "2" / "gone.zip").symlink_to(tmp_path / "nowhere.zip")
+    picture_size = codecs.picture_size
+
+    def odd(data):
+        if data == FILES["3/c.jpg"]:
+            raise OverflowError("nobody expects this")
+        return picture_size(data)
+
+    monkeypatch.setattr(codecs, "picture_size", odd)
+    rows = by_name(examined(tmp_path / "set"))
+    assert len(rows) == len(FILES) + 4
+    assert (rows["d.jpg"]["code"], rows["d.jpg"]["class_grade"]) == (None, None)
+    assert rows["deep.json"]["kind"] == "other"
+    assert rows["gone.jpg"]["code"] == rows["gone.zip"]["code"] == "not_found"
+    assert (rows["c.jpg"]["code"], rows["c.jpg"]["kind"]) == ("internal_error", "photograph")
+    assert rows["c.jpg"]["error"] == "OverflowError: nobody expects this"
+    assert rows["a.jpg"]["code"] is rows["b.jpg"]["code"] is None
+
+
+def test_digits_that_are_not_0_to_3_name_no_grade():
+    assert [parse_grade(text) for text in ("0", "3", "2.중등도", " 1 ")] == [0, 3, 2, 1]
+    odd = ("①", "①.원본", "²", "４", "4", "-1", "9" * 5000, "9" * 5000 + ".x", "1.중등도")
+    assert [parse_grade(text) for text in odd] == [None] * len(odd)
+
+
+def test_a_zip_whose_names_have_backslashes_has_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.zip", "w") as archive:
+        for name in ("set\\2\\", "set\\2\\a.jpg"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, jpeg(1))
+    (row,) = examined(tmp_path / "net.zip")
+    assert (row["member"], row["class_grade"], row["stem"]) == ("set/2/a.jpg", 2, "a")
+
+
+# Roots
+
+
+def test_thousands_of_folders_are_listed_by_many_tasks_and_thousands_of_files_by_one(tmp_path, monkeypatch):
+    pages = [([], [f"/set/{page}-{number}" for number in range(1000)]) for page in range(7)]
+    monkeypatch.setattr(storage, "is_file", lambda _: False)
+    monkeypatch.setattr(storage, "children", lambda _: iter(pages))
+    assert len(inventory.roots("/set")) == 7000
+    monkeypatch.setattr(inventory, "_MOST_ROOTS", 6999)
+    assert inventory.roots("/set") == [inventory.Root("/set")]  # what a driver holds is bounded
+    file = storage.StoredFile("/set/a.jpg", 1)
+    monkeypatch.setattr(storage, "children", lambda _: iter([([file] * 1000, [])] * 7))
+    assert inventory.roots("/set") == [inventory.Root("/set")]
+
+
+# Where the bytes of members are
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_places_of_members_give_the_same_bytes_without_the_archive(kind, tmp_path, monkeypatch):
+    rows = [row for row in examined(SOURCES[kind](tmp_path)) if row["sha256"]]
+    assert len(rows) == 3
+    assert {row["byte_length"] is not None for row in rows} == {kind in ("zip", "tar")}
+    assert {row["compression"] for row in rows} <= {None, "stored", "deflate"}
+    if kind in ("zip", "tar"):
+        monkeypatch.setattr(archives, "_opened", None)
+        for row in rows:
+            (data,) = sources.read_photographs([sources.location_of(row)], codecs.MAX_BYTES)
+            assert sha256(data).hexdigest() == row["sha256"]
+
+
+# Tables
+
+
+def test_a_table_of_excel_in_korea_and_names_of_a_mac_are_read(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "두피.jpg")
+    (tmp_path / decomposed).write_bytes(jpeg(1))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(unicodedata.normalize("NFD", "미세.jpg"), jpeg(2))
+    (tmp_path / "t.csv").write_bytes(
+        "uri,label,member\n두피.jpg,중등도,\na.zip,경증,미세.jpg\n".encode("cp949")
+    )
+    rows = examined(tmp_path / "t.csv")
+    assert [(row["code"], row["given_label"]) for row in rows] == [(None, 2), (None, 1)]
+    assert rows[0]["uri"] == str(tmp_path / decomposed)
+    (tmp_path / "t.csv").write_bytes(b"uri,label\n\xff\xff.jpg,1\n")
+    with pytest.raises(UserError, match="is neither UTF-8 nor cp949"):
+        examined(tmp_path / "t.csv")
+
+
+def test_a_group_called_na_is_a_group_and_a_label_called_na_is_none(tmp_path):
+    lines = ["uri,label,group", "a.jpg,NA,NA", "b.jpg,,null", "c.jpg,1,"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    rows = examined(tmp_path / "t.csv")
+    assert [row["given_group"] for row in rows] == ["NA", "null", None]
+    assert [row["given_label"] for row in rows] == [None, None, 1]
+    assert {row["code"] for row in rows} == {"not_found"}
+
+
+# Groups
+
+
+@pytest.mark.parametrize(
+    ("group_by", "groups"),
+    [
+        ("folder", ["site/p1", "site/p1", "p2", None]),
+        ("regex:(p\\d+)/", ["p1", "p1", "p2", None]),
+        ("regex:p(\\d)/.*_(\\d+)", ["1/7", "1/8", "2/7", None]),
+        ("exif", ["S-1", "2024:05:06", "S-1", None]),
+    ],
+)
+def test_groups_come_from_folders_names_or_exif(tmp_path, group_by, groups):
+    names = ["site/p1/2/a_7.jpg", "site/p1/3/b_8.jpg", "p2/0/a_7.jpg", "1/d.jpg"]
+    exif = [
+        {0xA431: "S-1", 0x9003: "2024:05:06 07:08:09"},
+        {0x9003: "2024:05:06 10:00:00"},
+        {0xA431: "S-1"},
+        {},
+    ]
+    for index, (name, tags) in enumerate(zip(names, exif, strict=True)):
+        (tmp_path / "p9" / name).parent.mkdir(parents=True)
+        block = Image.Exif()
+        block.get_ifd(0x8769).update(tags)
+        (tmp_path / "p9" / name).write_bytes(jpeg(index, exif=block))
+    rows = examined(tmp_path / "p9", group_by=GroupBy(group_by))
+    found = {row["uri"].removeprefix(f"{tmp_path}/p9/"): row["given_group"] for row in rows}
+    assert [found[name] for name in names] == groups
+    with zipfile.ZipFile(tmp_path / "p9.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / "p9" / name, name)
+    rows = examined(tmp_path / "p9.zip", group_by=GroupBy(group_by))
+    assert [row["given_group"] for row in rows] == groups
+
+
+@pytest.mark.parametrize("text", ["patient", "regex:(", "regex:", "regex:x*"])
+def test_groupings_that_make_no_sense_are_refused(text):
+    with pytest.raises(UserError, match=r"--group-by .*; give folder, exif, or regex:PATTERN"):
+        GroupBy(text)
