@@ -73,8 +73,12 @@ class Executor(Protocol):
         """Keep a large value once for all workers; a picklable callable that returns it."""
         ...
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
         """Run `function` once in a worker, so that its memory is not the driver's.
+
+        Args:
+            function: what to run, with the arguments.
+            gpus: share of a GPU that the worker needs.
 
         Raises:
             UserError: as the function raised it.
@@ -115,9 +119,9 @@ class RayExecutor:
     def share(self, value: T) -> Callable[[], T]:
         return _Shared(ray.put(value))
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
         try:
-            return ray.get(_call.remote(function, arguments))
+            return ray.get(_call.options(num_gpus=gpus).remote(function, arguments))
         except RayTaskError as error:
             raise error.cause from None
 
@@ -171,7 +175,7 @@ class InProcessExecutor:
     def share(self, value: T) -> Callable[[], T]:
         return lambda: value
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:  # noqa: ARG002
         return function(*arguments)
 
     def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:

@@ -1,38 +1,42 @@
-"""`scalp grade`: photographs wherever they lie to Parquet result rows, each accounted for exactly once.
+"""`scalp grade`: images wherever they are stored to Parquet result rows, each accounted for exactly once.
 
-Three steps that leave files: list (`grade_list`), run (`grade_run`, `grade_shards`), gather (`grade_gather`).
-A run that is stopped anywhere goes on by the same command.
+Three steps that leave files: list (`grade_list`), run (`grade_run`, `grade_load`, `grade_shards`), gather
+(`grade_gather`). A run that is stopped anywhere is resumed by the same command.
 """
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import ray
-
-from cluster.local import connect
-from jobs import grade_retry
-from jobs.console import SUMMARY_FILE, Clock, console, now, read_json, show, write_json
-from jobs.grade_gather import Found, gather
-from jobs.grade_list import Listing, glance, list_sources
-from jobs.grade_plan import Plan, PoolOptions, plan_run, room_for
+from jobs import grade_identity, grade_retry
+from jobs.console import SUMMARY_FILE, Clock, console, now, read_json, write_json
+from jobs.executor import Executor, RayExecutor
+from jobs.grade_files import PATIENCE_S, Listing
+from jobs.grade_gather import gather
+from jobs.grade_identity import Identity
+from jobs.grade_list import glance, list_sources
+from jobs.grade_plan import Plan, PoolOptions, plan_run, resolve_model, room_for
 from jobs.grade_run import Session, Work, run_pending
-from jobs.grade_shards import PATIENCE_S
+from jobs.grade_summary import Described, check_accounts, make_summary, read_sessions, show_summary
 from jobs.pipeline import ModelOptions
-from jobs.preflight import check_nodes
-from scalp_core import provenance, sources, storage
-from scalp_core.bundle import Bundle, BundleSpec, load_bundle
-from scalp_core.drift import compare
+from scalp_core import outputs, storage
+from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.errors import SourceError, UserError
+from scalp_core.outputs import Output
 from scalp_core.predictor import Predictor, resolve_runtime
-from scalp_core.progress import IDENTITY_FILE, REPORT_FILE, SESSIONS, WORK
+from scalp_core.progress import IDENTITY_FILE, SESSIONS
 from scalp_core.results import RESULTS_FOLDER
 
-MakeModel = Callable[[ray.ObjectRef, ModelOptions, int], Any]
+logger = logging.getLogger(__name__)
+
+Shared = Callable[[], Bundle]
+MakeModel = Callable[[Shared, ModelOptions, int], Any]
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class GradeOptions:
         pool: how the cluster is used.
         max_failed_share: a run of which more fails is stopped.
         retry_failed: grade the failed rows again.
-        heatmaps: referred photographs that the report shows with a heatmap.
-        tables: tables of uris and prepared data, which name photographs anywhere, may be sources.
+        heatmaps: referred images that the report shows with a heatmap.
+        tables: tables of uris and prepared data, which name images anywhere, may be sources.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -56,9 +60,9 @@ class GradeOptions:
     tables: bool = True
 
 
-def make_predictor(bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> Predictor:
+def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
     """The model of an actor, warm."""
-    predictor = Predictor(ray.get(bundle), options.device, options.precision, threads, options.runtime)
+    predictor = Predictor(bundle(), options.device, options.precision, threads, options.runtime)
     predictor.warm_up(options.batch_size)
     return predictor
 
@@ -69,15 +73,17 @@ def grade(
     out: str,
     options: GradeOptions = GradeOptions(),
     make_model: MakeModel = make_predictor,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Grades every photograph that `out` does not hold yet.
+    """Grade every image that `out` does not hold yet.
 
     Args:
         bundle: directory of the bundle, local, `s3://` or `models://`.
         source: one or more folders, prefixes, archives, tables of uris, directories of `scalp prepare`.
-        out: directory, local or `s3://`; a run that was stopped goes on where it was.
+        out: directory, local or `s3://`; a run that was stopped is resumed.
         options: how.
-        make_model: what makes the model in its actor; a bench puts another in its place.
+        make_model: makes the model in its actor; a bench puts another in its place.
+        executor: runs the steps; Ray unless given.
 
     Returns:
         the summary that is also written to `out/summary.json`.
@@ -86,260 +92,183 @@ def grade(
         UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
     """
     out, clock = storage.absolute(out), Clock()
-    named = [storage.absolute(each) for each in ([source] if isinstance(source, str) else source)]
-    _check_places(named, out)
-    loaded = load_bundle(bundle)
-    version = loaded.spec.version_in(options.model.precision)
-    identity = _identity(loaded.spec, version, named, options)
-    _check_identity(out, identity)
-    summary = read_json(storage.join(out, SUMMARY_FILE))
-    again = options.retry_failed and summary and summary["failed"]
-    if summary and not summary["rows_unaccounted"] and not grade_retry.is_pending(out) and not again:
-        if not storage.is_empty(storage.join(out, WORK)):
-            _finish_report(out, summary, loaded, options)
+    named = [storage.absolute(uri) for uri in ([source] if isinstance(source, str) else source)]
+    if not named:
+        raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
+    outputs.check_places(named, out)
+    known = grade_identity.read(out)
+    pinned = grade_identity.pinned(bundle, known)
+    loaded = load_bundle(pinned)
+    if known:
+        grade_identity.check(out, known, loaded.spec, options.model.precision, named)
+    summary = _read_summary(out)
+    if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
-    # Before Ray is started: a mistyped source is told at once.
-    glanced = None if summary else glance(named, storage.join(out, WORK), options.tables)
-    cluster = room_for(connect(), options.model, options.pool)
-    check_nodes(named, out)
-    plan = plan_run(cluster, loaded, options.model, options.pool)
+    # Before Ray is started: a mistyped source is reported immediately.
+    glanced = None if summary else glance(named, storage.join(out, outputs.SCRATCH_FOLDER), options.tables)
+    executor = executor or RayExecutor()
+    cluster = room_for(executor.cluster(), options.model, options.pool)
+    asked = replace(options.model, precision=known.precision) if known else options.model
+    plan = plan_run(cluster, loaded, asked, options.pool)
+    model = resolve_model(asked, plan, executor)
     clock.lap("start")
-    # Not before: a command that was refused must not bind OUT to its mistake.
-    write_json(storage.join(out, IDENTITY_FILE), identity)
-    run = _Run(out, named, loaded, version, options, plan, make_model, clock)
-    with storage.patience(PATIENCE_S):
-        if summary is None or (not grade_retry.is_pending(out) and summary["rows_unaccounted"]):
-            summary = run.first(glanced)
-        if grade_retry.is_pending(out) or (options.retry_failed and summary["failed"]):
-            summary = run.again(summary)
-    _check_accounts(summary, out)
+    # Only now: a command that was refused must not bind OUT to its mistake.
+    with outputs.opened(out, "grade", named) as output, storage.patience(PATIENCE_S):
+        executor.check(named, out)
+        # Another run may have begun since.
+        identity = grade_identity.read(out)
+        if identity:
+            grade_identity.check(out, identity, loaded.spec, model.precision, named)
+        else:
+            identity = Identity(
+                model_version=loaded.spec.version_in(model.precision),
+                answers=grade_identity.answers(loaded.spec, model.precision),
+                precision=model.precision,
+                sources=sorted(named),
+                bundle=pinned,
+                device=plan.device,
+                runtime=resolve_runtime(model.runtime, plan.device),
+            )
+            grade_identity.write(out, identity)
+        run = _Run(output, identity, named, loaded, model, options, plan, make_model, executor, clock)
+        summary = run.resume(glanced)
+    check_accounts(summary, out)
     return summary
 
 
-def _finish_report(out: str, summary: dict[str, Any], bundle: Bundle, options: GradeOptions) -> None:
-    """What a call that was killed behind its summary did not come to."""
-    from jobs.grade_report import write_report
-
-    write_report(out, summary, bundle, options.heatmaps)
-    _close(storage.join(out, WORK), summary)
+def _read_summary(out: str) -> dict[str, Any] | None:
+    return read_json(storage.join(out, SUMMARY_FILE))
 
 
-def _check_places(named: list[str], out: str) -> None:
-    if not named:
-        raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
-    sources.check_disjoint(named)
-    for source in named:
-        if out == source or out.startswith(f"{source}/"):
-            raise UserError(f"{out} lies in {source}, whose files it would join; choose an OUT outside of it")
-
-
-def _identity(spec: BundleSpec, version: str, named: list[str], options: GradeOptions) -> dict[str, Any]:
-    """What all rows of one output have in common."""
-    return {
-        "model_version": version,
-        "bundle": spec.fingerprint,
-        "precision": options.model.precision,
-        "sources": named,
-    }
-
-
-def _check_identity(out: str, identity: dict[str, Any]) -> None:
-    """One output belongs to one bundle and the same sources; mixing would make every count a lie."""
-    uri = storage.join(out, IDENTITY_FILE)
-    known = read_json(uri)
-    if known is None:
-        if storage.exists(storage.join(out, SUMMARY_FILE)):
-            raise UserError(f"{out} holds something else than results of scalp grade; choose another OUT")
-        return
-    for name, value in identity.items():
-        if known.get(name) != value:
-            raise UserError(
-                f"{out} holds results of {name} {_words(known.get(name))}, not {_words(value)}; "
-                "choose another OUT, or remove it"
-            )
-
-
-def _words(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+def _is_finished(out: str, summary: dict[str, Any]) -> bool:
+    return not summary["rows_unaccounted"] and not outputs.has_scratch(out)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One call of the verb: what its steps share."""
+    """One session of a run: what its steps share."""
 
-    out: str
+    output: Output
+    identity: Identity
     named: list[str]
     bundle: Bundle
-    version: str
+    model: ModelOptions
     options: GradeOptions
     plan: Plan
     make_model: MakeModel
+    executor: Executor
     clock: Clock
 
-    def first(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """Lists, runs and gathers what is left of it."""
-        work = storage.join(self.out, WORK)
+    def resume(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Do what is left, from wherever the sessions before stopped; the summary at the end."""
+        summary, scratch = _read_summary(self.output.uri), self.output.scratch
+        storage.remove_temporary(storage.join(self.output.uri, RESULTS_FOLDER))
+        retry = grade_retry.find(scratch, summary)
+        if summary is None or (retry is None and summary["rows_unaccounted"]):
+            summary = self._first(scratch, glanced)
+        elif retry is None:
+            self._close(summary)  # what a session that was killed after its summary did not reach
+        if (
+            retry is None
+            and self.options.retry_failed
+            and summary["failed"]
+            and not summary["rows_unaccounted"]
+        ):
+            retry = grade_retry.begin(
+                self.output.uri,
+                self.output.scratch,
+                self.plan.shard_size,
+                summary,
+                self.output.guard,
+                self.executor,
+            )
+        return self._again(retry) if retry else summary
+
+    def _first(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """List, run and gather what is left of it."""
+        size, tables = self.plan.shard_size, self.options.tables
         try:
-            listing = list_sources(self.named, work, self.plan.shard_size, glanced, self.options.tables)
+            listing = list_sources(self.named, scratch, size, glanced, self.executor, tables)
         except SourceError:
-            # Whoever mends the source, or its name, wants it read anew.
-            storage.remove_folder(work)
-            storage.remove_file(storage.join(self.out, IDENTITY_FILE))
+            # A source that is fixed, or named correctly, is listed again.
+            self.output.remove_scratch()
+            storage.remove_file(storage.join(self.output.uri, IDENTITY_FILE))
             raise
         self.clock.lap("list")
-        console.print(f"grading {_size(listing)} with {self.version}")
+        console.print(f"grading {_size(listing)} with {self.identity.model_version}")
         console.print(str(self.plan))
-        self._run(work, listing, self.options.max_failed_share)
-        self.clock.lap("grade")
-        found = gather(self.out, work, listing)
+        self._grade(scratch, listing, self.options.max_failed_share)
+        self.output.check()
+        found = gather(self.output.uri, scratch, listing, self.output.guard, self.executor)
         self.clock.lap("gather")
-        return self._finish(work, found, listing, _sessions(work))
+        return self._finish(make_summary(self._described(), found, listing, read_sessions(scratch)))
 
-    def again(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Grades the failed rows again, and puts what comes of it in their place."""
-        work = storage.join(self.out, grade_retry.FOLDER)
-        listing, before = grade_retry.list_failed(self.out, work, self.plan.shard_size, summary)
+    def _again(self, retry: grade_retry.Retry) -> dict[str, Any]:
+        """Grade the failed rows again, and put the new rows in their place."""
+        listing, before = retry.listing, retry.before
         self.clock.lap("list")
-        console.print(f"grading {_size(listing)} again with {self.version}")
-        self._run(work, listing, 1)  # what failed once may well fail again
-        self.clock.lap("grade")
-        found = grade_retry.merge(self.out, work, listing, before)
+        console.print(f"grading {_size(listing)} again with {self.identity.model_version}")
+        self._grade(retry.folder, listing, 1)  # what failed once may well fail again
+        self.output.check()
+        found = grade_retry.merge(self.output.uri, retry, self.output.guard, self.executor)
         self.clock.lap("gather")
-        return self._finish(work, found, listing, before["sessions"] + _sessions(work), before)
+        sessions = before["sessions"] + read_sessions(retry.folder)
+        return self._finish(make_summary(self._described(), found, listing, sessions, before, retry.name))
 
-    def _run(self, folder: str, listing: Listing, max_failed_share: float) -> None:
-        session = Session(storage.join(folder, SESSIONS, f"{now()}.json"))
-        asked, plan = self.options.model, self.plan
-        runtime = resolve_runtime(asked.runtime, plan.device, listing.photographs / plan.models[1])
-        model = partial(
-            self.make_model, ray.put(self.bundle), replace(asked, runtime=runtime), plan.cpus_per_model
+    def _grade(self, folder: str, listing: Listing, max_failed_share: float) -> None:
+        runtime = resolve_runtime(
+            self.model.runtime, self.plan.device, listing.photographs / self.plan.models[1]
         )
-        spec = self.bundle.spec
-        work = Work(self.out, folder, listing, plan, spec, self.version, model, max_failed_share)
+        model = replace(self.model, runtime=runtime)
+        resolved: dict[str, str] = {"device": model.device, "precision": model.precision, "runtime": runtime}
+        name = f"{now()}-{uuid.uuid4().hex[:8]}.json"
+        session = Session(storage.join(folder, SESSIONS, name), self.executor.nodes, resolved)
+        make_model = partial(
+            self.make_model, self.executor.share(self.bundle), model, self.plan.cpus_per_model
+        )
+        work = Work(
+            self.output.uri, folder, listing, self.plan, self.bundle.spec, self.identity.model_version,
+            make_model, max_failed_share, self.output.guard, self.executor,
+        )  # fmt: skip
         try:
             run_pending(work, session)
         finally:
-            with suppress(UserError):  # what stopped it is told, not what came of it
+            with suppress(UserError):  # the error that stopped it is reported, not that it cannot be noted
                 session.write()
+            self.clock.lap("grade")
 
-    def _finish(
-        self,
-        work: str,
-        found: Found,
-        listing: Listing,
-        sessions: list[dict[str, Any]],
-        before: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        summary = _summary(self, found, listing, sessions, before or {})
-        write_json(storage.join(self.out, SUMMARY_FILE), summary)
-        if self.options.heatmaps:
-            self.bundle.fetch("weights")
-        # In a worker: asking many rows, and PyTorch, take memory that the driver must not.
-        ray.get(_report.remote(self.out, summary, self.bundle, self.options.heatmaps))
-        _close(work, summary)
-        _show(summary, self.out)
+    def _described(self) -> Described:
+        settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}
+        spec, laps = self.bundle.spec, self.clock.laps
+        return Described(self.identity.model_version, self.named, self.identity.bundle, spec, settings, laps)
+
+    def _finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        self.output.check()
+        write_json(storage.join(self.output.uri, SUMMARY_FILE), summary)
+        self._close(summary)
+        show_summary(summary, self.output.uri)
         return summary
 
+    def _close(self, summary: dict[str, Any]) -> None:
+        """Write the report and, last, remove the scratch folder: a run without one is finished."""
+        if self.options.heatmaps:
+            self.bundle.fetch("weights")
+        logger.info("writing the report of %s", self.output.uri)
+        # In a worker: queries of many rows, and PyTorch, take memory that the driver must not.
+        self.executor.call(_report, self.output.uri, summary, self.bundle, self.options.heatmaps)
+        if not summary["rows_unaccounted"]:
+            self.output.remove_scratch()
 
-@ray.remote(num_cpus=1)
+
 def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:
-    from jobs.grade_report import write_report  # draws: not for whoever only lists
+    from jobs.grade_report import write_report  # slow to import, and only needed here
 
     with storage.patience(PATIENCE_S):
         write_report(out, summary, bundle, heatmaps)
-
-
-def _close(work: str, summary: dict[str, Any]) -> None:
-    """Last: what is gone is finished."""
-    if not summary["rows_unaccounted"]:
-        storage.remove_folder(work)
 
 
 def _size(listing: Listing) -> str:
     if not listing.tars:
         return f"{listing.photographs:,} photographs"
     return f"{listing.photographs:,} photographs and those in {listing.tars:,} tar{'s' * (listing.tars > 1)}"
-
-
-def _sessions(work: str) -> list[dict[str, Any]]:
-    folder = storage.join(work, SESSIONS)
-    return [read_json(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
-
-
-def _summary(
-    run: _Run, found: Found, listing: Listing, sessions: list[dict[str, Any]], before: dict[str, Any]
-) -> dict[str, Any]:
-    seconds = sum(session["seconds"] for session in sessions)
-    graded = sum(found.by_grade.values())
-    photographs = sum(session["photographs"] for session in sessions)
-    return {
-        "kind": "grade",
-        "date": now(),
-        "model_version": run.version,
-        "sources": run.named,
-        "rows": found.rows,
-        "graded": graded,
-        "failed": found.rows - graded,
-        "rows_unaccounted": found.unaccounted,
-        "graded_again": found.again,
-        "by_grade": {name: found.by_grade[name] for name in run.bundle.spec.grade_names},
-        "by_error": dict(found.by_error.most_common()),
-        "referred": found.referred,
-        "by_reason": dict(found.by_reason.most_common()),
-        "other_files": before.get("other_files", listing.other_files + found.other_files),
-        "shadowed_members": before.get("shadowed_members", listing.shadowed + found.shadowed),
-        "repeated": before.get("repeated", listing.repeated),
-        "seconds": round(seconds, 1),
-        "seconds_of_stages": run.clock.laps,
-        "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
-        "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
-        "settings": {**vars(run.options.model), **vars(run.plan), "models": list(run.plan.models)},
-        "versions": provenance.versions(),
-        "sessions": sessions,
-        "throughput": _throughput(sessions),
-        "inputs": found.inputs and found.inputs.model_dump(mode="json"),
-        "drift": compare(found.inputs, found.by_grade, run.bundle.spec).model_dump(
-            include={"level", "flag", "sentence"}
-        ),
-    }
-
-
-def _throughput(sessions: list[dict[str, Any]]) -> list[list[float]]:
-    """Seconds at work, photographs and failed, over all sessions."""
-    points = [[0.0, 0, 0]]
-    for session in sessions:
-        before = points[-1]
-        points += [[before[place] + point[place] for place in range(3)] for point in session["points"]]
-    return points
-
-
-def _check_accounts(summary: dict[str, Any], out: str) -> None:
-    if summary["rows_unaccounted"]:
-        raise UserError(
-            f"{summary['rows_unaccounted']:,} photographs are not accounted for exactly once in {out}; run "
-            "the same command again for those without a row, and with another OUT for those with several"
-        )
-
-
-def _show(summary: dict[str, Any], out: str) -> None:
-    names = (
-        "rows",
-        "graded",
-        "failed",
-        "by_error",
-        "by_grade",
-        "referred",
-        "rows_unaccounted",
-        "graded_again",
-    )
-    rate = (
-        f"{summary['photographs_per_second']:.1f} photographs/s, {summary['machine_hours']:.3f} machine-hours"
-    )
-    show(
-        "grade",
-        {name: summary[name] for name in names}
-        | {"drift": summary["drift"]["sentence"]}
-        | {"seconds": summary["seconds"], "speed": rate}
-        | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, REPORT_FILE)},
-    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.growth import growing_device, make_room
-from cluster.local import Cluster, connect
+from cluster.local import Cluster, connect, is_joined
 from jobs.console import console
+from jobs.executor import Executor
 from jobs.pipeline import ModelOptions
 from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
-from scalp_core.predictor import Hardware, needed_part, resolve_device
+from scalp_core.predictor import Hardware, needed_part, resolve_device, resolve_precision
 
 # Photographs that are committed together: a run that is killed does again what its models had, no more.
 _SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
@@ -137,6 +138,20 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         shard_size=shard,
         store_bytes=shard * pixels * (_AHEAD * high + loaders),
     )
+
+
+def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelOptions:
+    """Device and precision that all models of a run have, resolved once, on a node that computes.
+
+    Args:
+        model: as asked for.
+        plan: of the run.
+        executor: asks one of its nodes.
+    """
+    precision = model.precision
+    if precision == "auto" and is_joined():
+        precision = executor.call(resolve_precision, precision, plan.device, gpus=plan.gpus_per_model)
+    return replace(model, device=plan.device, precision=resolve_precision(precision, plan.device))
 
 
 def _gpus(cluster: Cluster, pool: PoolOptions) -> float:

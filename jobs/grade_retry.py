@@ -1,70 +1,119 @@
-"""`scalp grade --retry-failed`: failed rows of a finished run once more, each replaced by what comes of it.
+"""`scalp grade --retry-failed`: grade the failed rows of a finished run again, each replaced by its new row.
 
-Shards are those of any run, below OUT/retry, a group for each part of the results. A part is rewritten whole
-from itself and its group, so that a merge that is stopped can be done again.
+Each retry has a folder with a new name, SCRATCH/retry-ID, which holds shards as those of any run, one group
+per part of the results. It begins when its `retry.json` is written, which also keeps the summary before it,
+and it is in the results when the summary names its ID. Nothing else decides, so a retry that was stopped
+anywhere, also while its folder was removed, is resumed or is over.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import logging
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.console import progress_bar, read_json, write_json
-from jobs.grade_gather import Found, inputs_of, write_part
-from jobs.grade_list import Listing, shard_names
-from jobs.grade_shards import GRADED, GROUP_SHARDS, LISTED, PATIENCE_S, Listed, graded_file
-from jobs.shards import each
-from scalp_core import drift, inventory, parquet, storage
+from jobs.executor import Executor
+from jobs.grade_files import (
+    GROUP_SHARDS,
+    PATIENCE_S,
+    Listed,
+    Listing,
+    begun,
+    committed,
+    graded_file,
+    listed_file,
+    shard_names,
+)
+from jobs.grade_gather import Found, differing, inputs_of, write_part
+from scalp_core import archives, drift, inventory, parquet, storage
 from scalp_core.errors import UserError
+from scalp_core.lease import Guard
+from scalp_core.manifest import location_id
 from scalp_core.results import RESULTS_FOLDER
+from scalp_core.sources import Location
 
-FOLDER = "retry"
-_LISTING_FILE = "listing.json"
-_BEFORE_FILE = "before.json"
-# Rows of archives: their members were never listed, so they are a source of their own once they are mended.
-_NOT_PHOTOGRAPHS = ("bad_archive", "nested_archive", "bad_name")
+_PREFIX = "retry-"
+_STATE_FILE = "retry.json"
+_LISTED = "listed"
+# Rows of archives: their members were never listed, so they are a source themselves once they are fixed.
+_NOT_IMAGES = ("bad_archive", "nested_archive", "bad_name")
 
-
-def is_pending(out: str) -> bool:
-    """Whether a retry of a run began and did not end."""
-    return storage.exists(storage.join(out, FOLDER, _LISTING_FILE))
+logger = logging.getLogger(__name__)
 
 
-def list_failed(
-    out: str, work: str, shard_size: int, summary: dict[str, Any]
-) -> tuple[Listing, dict[str, Any]]:
-    """Failed rows as shards, and the summary of the run before; what the last call found, if it came so far.
+@dataclass(frozen=True)
+class Retry:
+    """A retry that began.
+
+    Args:
+        name: of its folder; the summary names it once its rows are in the results.
+        folder: uri of its folder.
+        listing: of the failed rows.
+        before: summary of the run before it.
+    """
+
+    name: str
+    folder: str
+    listing: Listing
+    before: dict[str, Any]
+
+
+def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
+    """The retry that began and is not in the results yet.
+
+    Args:
+        scratch: scratch folder of the run.
+        summary: of the run; None if it is not finished.
+    """
+    ended = summary["retries"] if summary else []
+    for name in sorted(storage.folders_in(scratch)):
+        if name.startswith(_PREFIX) and name not in ended:
+            folder = storage.join(scratch, name)
+            uri = storage.join(folder, _STATE_FILE)
+            if state := read_json(uri):
+                return Retry(name, folder, Listing.from_json(state["listing"], uri), state["before"])
+    return None
+
+
+def begin(
+    out: str, scratch: str, shard_size: int, summary: dict[str, Any], guard: Guard, executor: Executor
+) -> Retry:
+    """List the failed rows of a finished run as the shards of a new retry.
 
     Raises:
-        UserError: none of them is of a photograph.
+        UserError: none of them is of an image.
     """
-    uri = storage.join(work, _LISTING_FILE)
-    if known := read_json(uri):
-        listing = Listing(**known | {"groups": tuple(Listed(**group) for group in known["groups"])})
-        return listing, read_json(storage.join(work, _BEFORE_FILE)) or {}
-    items = [{"part": name} for name in sorted(storage.names_in(storage.join(out, RESULTS_FOLDER)))]
-    groups = [Listed(**row) for row in each(items).map(_ListFailed(out, work, shard_size)).iter_rows()]
-    groups = sorted((group for group in groups if group.photographs), key=lambda group: group.group)
-    if not groups:
-        raise UserError(
-            f"all failed rows of {out} are of archives; mend them and grade them into another OUT"
-        )
-    listing = Listing(tuple(groups), shard_size)
-    write_json(storage.join(work, _BEFORE_FILE), summary)
-    write_json(uri, asdict(listing))
-    return listing, summary
+    name = f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    folder = storage.join(scratch, name)
+    logger.info("listing the failed rows of %s", out)
+    items = [{"part": part} for part in _parts(out)]
+    listed = executor.map(ListFailed(out, storage.join(folder, _LISTED), shard_size), items)
+    groups = sorted((Listed(**row) for row in listed), key=lambda group: group.group)
+    listing = Listing(tuple(group for group in groups if group.photographs), shard_size, _LISTED)
+    if not listing.groups:
+        raise UserError(f"all failed rows of {out} are of archives; fix them and grade them into another OUT")
+    guard.check()
+    write_json(storage.join(folder, _STATE_FILE), {"listing": listing.to_json(), "before": summary})
+    return Retry(name, folder, listing, summary)
 
 
-class _ListFailed:
+def _parts(out: str) -> list[str]:
+    return sorted(storage.names_in(storage.join(out, RESULTS_FOLDER)))
+
+
+class ListFailed:
     """Task: the failed rows of one part as a group of shards."""
 
-    def __init__(self, out: str, work: str, shard_size: int) -> None:
+    def __init__(self, out: str, listed: str, shard_size: int) -> None:
         self._out = out
-        self._work = work
+        self._listed = listed
         self._size = shard_size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -72,53 +121,63 @@ class _ListFailed:
         columns = ["uri", "member", "error_code"]
         with storage.patience(PATIENCE_S):
             table = parquet.read(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
-            failed = pc.and_kleene(
-                pc.is_valid(table["error_code"]),
-                pc.invert(pc.is_in(table["error_code"], pa.array(_NOT_PHOTOGRAPHS))),
-            )
+            failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
             rows = [
                 {"uri": each["uri"], "member": each["member"], "kind": "photograph"}
-                for each in table.filter(failed).to_pylist()
+                for each in failed
+                if _is_image(each)
             ]
             for place, start in enumerate(range(0, len(rows), self._size)):
-                some = pa.Table.from_pylist(rows[start : start + self._size], schema=inventory.LISTED)
-                uri = storage.join(self._work, LISTED, group, f"{place:04d}.parquet")
-                parquet.write(uri, some)
+                chunk = pa.Table.from_pylist(rows[start : start + self._size], schema=inventory.LISTED)
+                parquet.write(listed_file(self._listed, f"{group}/{place:04d}"), chunk)
         assert len(rows) <= GROUP_SHARDS * self._size  # noqa: S101  # a part has fewer rows
         return asdict(Listed(group, photographs=len(rows)))
 
 
-def merge(out: str, work: str, listing: Listing, before: dict[str, Any]) -> Found:
-    """Puts the new rows into the parts in place of the failed ones, and counts all rows anew.
+def _is_image(row: dict[str, Any]) -> bool:
+    is_archive = row["member"] is None and archives.is_archive(row["uri"])
+    return not is_archive and row["error_code"] not in _NOT_IMAGES
+
+
+def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
+    """Put the new rows into the parts in place of the failed ones, and count all rows again.
 
     Args:
         out: of the run.
-        work: folder of the retry.
-        listing: of the retry.
-        before: summary of the run before it.
+        retry: whose shards are committed.
+        guard: of the run's lease.
+        executor: runs the tasks.
     """
-    retried = {group.group: group for group in listing.groups}
+    retried = {group.group: group for group in retry.listing.groups}
     items = []
-    for name in sorted(storage.names_in(storage.join(out, RESULTS_FOLDER))):
+    for name in _parts(out):
         group = retried.get(name.removesuffix(".parquet"))
         items.append({"part": name, "group": json.dumps(group and asdict(group))})
-    found = Found(again=before["graded_again"])
+    task = MergePart(out, retry.folder, retry.listing, guard)
+    found = Found(again=retry.before["graded_again"])
     with progress_bar("merging", len(items)) as (progress, bar):
-        for row in each(items).map(_Merge(out, work, listing.shard_size)).iter_rows():
+        for row in executor.map(task, items):
             found.add(Found.from_json(row["found"]))
             progress.update(bar, advance=1)
-    if before["inputs"] is not None:
-        found.add_inputs(drift.Counts.model_validate(before["inputs"]))
+    if retry.before["inputs"] is not None:
+        found.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
+    found.unaccounted += abs(found.rows - retry.before["rows"])
     return found
 
 
-class _Merge:
-    """Task: one part with its rows that were graded again."""
+class MergePart:
+    """Task: one part with its rows that were graded again.
 
-    def __init__(self, out: str, work: str, shard_size: int) -> None:
+    A part is rewritten from itself and its group, so that a merge that was stopped can be done again; it is
+    left as it is while a shard of the group is missing.
+    """
+
+    def __init__(self, out: str, folder: str, listing: Listing, guard: Guard) -> None:
         self._out = out
-        self._work = work
-        self._size = shard_size
+        self._folder = folder
+        self._listed = storage.join(folder, listing.folder)
+        self._size = listing.shard_size
+        self._guard = guard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         found, group = Found(), json.loads(row["group"])
@@ -127,19 +186,30 @@ class _Merge:
             table = parquet.read(uri)
             if group:
                 table = self._merged(table, Listed(**group), found)
-                write_part(uri, table)
+                if not found.unaccounted:
+                    self._guard.check()
+                    write_part(uri, table)
             found.count(table.replace_schema_metadata())
         return {"found": found.to_json()}
 
     def _merged(self, table: pa.Table, group: Listed, found: Found) -> pa.Table:
-        names = storage.names_in(storage.join(self._work, GRADED, group.group))
-        again: list[pa.Table] = []
+        again = list(self._again(group, found))
+        rows = pa.concat_tables([each.replace_schema_metadata() for each in (table, *again)])
+        # The last row of an image counts, in the place of its first.
+        places = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
+        return rows.take([places[image_id] for image_id in table["image_id"].to_pylist()])
+
+    def _again(self, group: Listed, found: Found) -> Iterator[pa.Table]:
+        """Result rows of the group's shards; what is missing or another image's is not accounted for."""
+        known, times = committed(self._folder, group), begun(self._folder, group)
         for shard in shard_names(group, self._size):
-            if f"{shard.rsplit('/', 1)[-1]}.parquet" in names:
-                again.append(parquet.read(graded_file(self._work, shard)))
-                found.add_inputs(inputs_of(again[-1]))
-        found.unaccounted += group.photographs - sum(rows.num_rows for rows in again)
-        every = pa.concat_tables([rows.replace_schema_metadata() for rows in (table, *again)])
-        # The last row of a photograph counts, in the place of its first.
-        places = {image_id: place for place, image_id in enumerate(every["image_id"].to_pylist())}
-        return every.take([places[image_id] for image_id in table["image_id"].to_pylist()])
+            listed = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
+            wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
+            if shard not in known:
+                found.unaccounted += len(wanted)
+                continue
+            rows = parquet.read(graded_file(self._folder, shard))
+            found.unaccounted += differing(wanted, rows["image_id"].to_pylist())
+            found.add_inputs(inputs_of(rows))
+            found.again += max(0, times[shard] - 1) * rows.num_rows
+            yield rows

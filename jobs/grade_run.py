@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,37 +11,44 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-
 from jobs.console import console, now, progress_bar, write_json
-from jobs.grade_list import Listing, shard_names
+from jobs.executor import Executor, PipelineSize
+from jobs.grade_files import Listing, committed, ended, is_whole, shard_names
+from jobs.grade_load import LoadShard
 from jobs.grade_plan import Plan
-from jobs.grade_shards import GRADED, GradeShard, Listed, LoadShard, ended_file
+from jobs.grade_shards import GradeShard
 from jobs.metrics import GradeMetrics
-from jobs.shards import each
 from scalp_core import storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
+from scalp_core.lease import Guard
 from scalp_core.predictor import Hardware
 
 # Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
-# Models start anew in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
+# Models start again in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
 _WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}
-# Too few rows say nothing of a source.
+# Too few rows say nothing about a source.
 _HOPELESS_FROM = 200
 _SESSION_EVERY_S = 5.0
 _NODES_EVERY_S = 5.0
 _POINTS = 240
-# Not those of a model: Ray would make one step of both, in which the model waits for its own photographs.
-_LOADER_CPUS = 0.9
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Session:
-    """One time that the run ran: what it graded, how fast, on how many nodes. Kept beside the shards."""
+    """One time that the run ran: what it graded, how fast, on how many nodes. Kept beside the shards.
+
+    Args:
+        uri: of its file.
+        nodes: counts the nodes that are alive.
+        resolved: device, precision and runtime of the models.
+    """
 
     uri: str
+    nodes: Callable[[], int]
+    resolved: dict[str, str]
     started_at: str = field(default_factory=now)
     photographs: int = 0
     failed: int = 0
@@ -50,7 +58,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._started = self._written = self._looked = time.monotonic()
-        self._nodes = 1
+        self._alive = 1
         self._every = 0.0
 
     @property
@@ -88,6 +96,7 @@ class Session:
                 "photographs": self.photographs,
                 "failed": self.failed,
                 "node_seconds": round(self.node_seconds, 1),
+                "resolved": self.resolved,
                 "points": self.points + (last if self.points[-1:] != last else []),
             },
         )
@@ -96,8 +105,8 @@ class Session:
         """Nodes come and go: each moment costs as many as there are."""
         moment = time.monotonic()
         if moment - self._looked > _NODES_EVERY_S or self._looked == self._started:
-            self._nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
-        self.node_seconds += self._nodes * (moment - self._looked)
+            self._alive = self.nodes()
+        self.node_seconds += self._alive * (moment - self._looked)
         self._looked = moment
 
 
@@ -114,6 +123,8 @@ class Work:
         model_version: that signs the rows.
         model: makes the model in its actor.
         max_failed_share: above which a run is hopeless.
+        guard: of the run's lease.
+        executor: runs the steps.
     """
 
     out: str
@@ -124,10 +135,12 @@ class Work:
     model_version: str
     model: Callable[[], Any]
     max_failed_share: float
+    guard: Guard
+    executor: Executor
 
 
 def run_pending(work: Work, session: Session) -> None:
-    """Grades and commits every shard that is not committed yet.
+    """Grade and commit every shard that is not committed yet.
 
     Raises:
         UserError: too large a share fails, or the output cannot be written.
@@ -135,13 +148,14 @@ def run_pending(work: Work, session: Session) -> None:
     session.write()
     done = _done(work)
     if done:
-        console.print(f"going on: {done:,} photographs are done already")
+        console.print(f"resuming: {done:,} photographs are done already")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
     metrics = GradeMetrics(work.out, total, done)
     with metrics, progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW[work.plan.device])):
-            for row in _graded(window, work).iter_rows():
+            logger.info("grading %d shards", len(window))
+            for row in _graded(window, work):
                 errors = json.loads(row["errors"])
                 session.add(row["rows"], row["failed"], errors)
                 metrics.add(row["rows"], errors, json.loads(row["seconds"]))
@@ -154,44 +168,33 @@ def _note(session: Session) -> str:
     return f"{rate:.0f}/s, {session.failed:,} failed, {session.machine_hours:.2f} machine-hours"
 
 
-def _graded(shards: list[dict[str, Any]], work: Work) -> Dataset:
-    """One row a shard that was committed: `rows, failed, errors, seconds`."""
-    plan = work.plan
-    dataset = each(shards)
-    # Every shard is a block of its own, to be passed on as soon as it is there.
-    dataset.context.target_max_block_size = 1
-    dataset.context.execution_options.resource_limits = (
-        dataset.context.execution_options.resource_limits.copy(object_store_memory=plan.store_bytes)
-    )
-    load = LoadShard(work.folder, work.spec.preprocess, work.listing.shard_size, plan.fetches)
-    low, high = (min(each, len(shards)) for each in plan.models)
-    if work.listing.tars:
+def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]]:
+    """One row per shard that was committed: `rows, failed, errors, seconds`."""
+    plan, listing = work.plan, work.listing
+    listed = storage.join(work.folder, listing.folder)
+    load = LoadShard(work.folder, listed, work.spec.preprocess, listing.shard_size, plan.fetches)
+    low, high = (min(number, len(shards)) for number in plan.models)
+    if listing.tars:
         high = plan.models[1]  # a tar is one shard here, and many pieces later
-    return dataset.map_batches(
-        load,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=min(plan.loaders, len(shards))),
-        num_cpus=_LOADER_CPUS,
-    ).map_batches(
-        GradeShard,
-        fn_constructor_args=(work.folder, work.spec, work.model_version, work.model, plan.batch_size),
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(min_size=low, max_size=high),
-        num_gpus=plan.gpus_per_model,
-        num_cpus=plan.cpus_per_model,
+    size = PipelineSize(
+        loaders=min(plan.loaders, len(shards)),
+        models=(low, high),
+        cpus_per_model=plan.cpus_per_model,
+        gpus_per_model=plan.gpus_per_model,
+        store_bytes=plan.store_bytes,
     )
+    arguments = (work.folder, work.guard, work.spec, work.model_version, work.model, plan.batch_size)
+    return work.executor.pipeline(shards, load, GradeShard, arguments, size)
 
 
 def _done(work: Work) -> int:
-    """Photographs that are committed already; of a tar that was not read to its end, about."""
+    """Images that are committed already; of a tar that was not read to its end, approximately."""
     size, total = work.listing.shard_size, 0
     for group in work.listing.groups:
-        for shard, pieces in _committed(work.folder, group).items():
+        for shard, tags in committed(work.folder, group).items():
             place = int(shard.rsplit("/", 1)[-1])
-            total += size * len(pieces) if group.tars else min(size, group.photographs - place * size)
+            pieces = max(map(len, tags.values()))
+            total += size * pieces if group.tars else min(size, group.photographs - place * size)
     return total
 
 
@@ -199,33 +202,12 @@ def _pending(work: Work) -> Iterator[dict[str, Any]]:
     """Items of `LoadShard`, a group at a time."""
     for group in work.listing.groups:
         names = shard_names(group, work.listing.shard_size)
-        committed = _committed(work.folder, group)
+        known, ends = committed(work.folder, group), ended(work.folder, group)
         for shard in names:
-            pieces = sorted(committed.get(shard, ()))
-            if not _is_whole(work.folder, group, shard, pieces):
-                yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(pieces)}
-
-
-def _committed(folder: str, group: Listed) -> dict[str, set[int]]:
-    """Shards of a group that have result rows: of a tar, which pieces; of others, {0}."""
-    found: dict[str, set[int]] = {}
-    for name in storage.names_in(storage.join(folder, GRADED, group.group)):
-        shard, *piece = name.removesuffix(".parquet").split(".")
-        found.setdefault(f"{group.group}/{shard}", set()).add(int(piece[0]) if piece else 0)
-    return found
-
-
-def _is_whole(folder: str, group: Listed, shard: str, pieces: list[int]) -> bool:
-    if not group.tars:
-        return bool(pieces)
-    end = ended(folder, shard)
-    return end is not None and len(pieces) == end["pieces"]
-
-
-def ended(folder: str, shard: str) -> dict[str, int] | None:
-    """Pieces, photographs, other files and shadowed members of a tar; None until it was read to its end."""
-    uri = ended_file(folder, shard)
-    return json.loads(storage.read(uri)) if storage.exists(uri) else None
+            pieces = known.get(shard, {})
+            if not is_whole(group, pieces, ends.get(shard)):
+                done = {tag: sorted(numbers) for tag, numbers in pieces.items()}
+                yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done)}
 
 
 def _check_hopeless(session: Session, most: float) -> None:
@@ -234,6 +216,6 @@ def _check_hopeless(session: Session, most: float) -> None:
     reasons = ", ".join(f"{code} {count:,}" for code, count in session.errors.most_common(3))
     raise UserError(
         f"{session.failed:,} of the first {session.photographs:,} photographs failed ({reasons}), more than "
-        f"--max-failed-share {most:g}; mend the cause and run the same command again with --retry-failed, "
+        f"--max-failed-share {most:g}; fix the cause and run the same command again with --retry-failed, "
         "or as it is with --max-failed-share 1"
     )

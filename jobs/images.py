@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -21,6 +22,8 @@ from scalp_core.sources import LOCATION_COLUMNS, Location, location_of
 _FETCHES = 8
 
 Columns = dict[str, np.ndarray]
+
+logger = logging.getLogger(__name__)
 
 _ROWS_A_BLOCK = 256
 
@@ -85,14 +88,9 @@ class LoadImages:
             hashes: SHA-256 of the files, where fetching has checked it.
         """
         rows = list(map(self._decode, files, hashes or [None] * len(files)))
-        decoded, digests, errors = zip(*rows, strict=True)
+        decoded, statistics, digests, errors = zip(*rows, strict=True)
         if self._measured:
-            blank = np.zeros(len(quality.STATISTICS), np.float32)
-            measured = [
-                blank if error else quality.measure(each.pixels)
-                for each, error in zip(decoded, errors, strict=True)
-            ]
-            batch = batch | {"statistics": np.stack(measured)}
+            batch = batch | {"statistics": np.stack(statistics)}
         return batch | {
             "image": np.stack([each.pixels for each in decoded]),
             "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
@@ -101,14 +99,23 @@ class LoadImages:
             "error": np.array([error.message if error else "" for error in errors], dtype=object),
         }
 
-    def _decode(self, data: bytes | ImageError, known: str | None) -> tuple[Decoded, str, ImageError | None]:
+    def _decode(
+        self, data: bytes | ImageError, known: str | None
+    ) -> tuple[Decoded, np.ndarray | None, str, ImageError | None]:
+        """Pixels, statistics and hash of one file, blank where it failed; any error is that of this image."""
+        blank = np.zeros(len(quality.STATISTICS), np.float32) if self._measured else None
         if isinstance(data, ImageError):
-            return self._blank, "", data
+            return self._blank, blank, "", data
         digest = known or sha256(data).hexdigest()
         try:
-            return decode(data, self._spec), digest, None
+            decoded = decode(data, self._spec)
+            return decoded, quality.measure(decoded.pixels) if self._measured else None, digest, None
         except ImageError as error:
-            return self._blank, digest, error
+            return self._blank, blank, digest, error
+        except Exception as error:
+            logger.warning("decoding an image raised %r", error, exc_info=error)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return self._blank, blank, digest, ImageError("internal_error", reason)
 
 
 class LoadForTraining:

@@ -24,8 +24,10 @@ _AGAIN_S = 5.0
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Adds the seconds that the block takes to those of a stage."""
     started = time.monotonic()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
 
 
 class _RunMetrics:

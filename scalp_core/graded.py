@@ -6,6 +6,7 @@ no file but its own spill, so that a query cannot read or write anything beyond 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,10 +18,11 @@ import pyarrow as pa
 
 from scalp_core import aihub, parquet, storage
 from scalp_core.errors import UserError
+from scalp_core.outputs import SCRATCH_FOLDER
 from scalp_core.results import RESULTS_FOLDER, SCHEMA
 from scalp_core.sql import spilling
 
-WORK_FOLDER = "work/graded"
+WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
 """Below OUT: the rows of a run that is not finished."""
 
 _SUMMARY_FILE = "summary.json"
@@ -246,7 +248,8 @@ _TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/'
 def _find(out: str) -> tuple[bool, str, list[str]]:
     """Whether the run is finished, the folder of its rows, and the files in it."""
     results, work = storage.join(out, RESULTS_FOLDER), storage.join(out, WORK_FOLDER)
-    finished = storage.exists(storage.join(out, _SUMMARY_FILE))
+    summary = storage.join(out, _SUMMARY_FILE)
+    finished = storage.exists(summary) and not json.loads(storage.read(summary)).get("rows_unaccounted")
     # Until the summary is there, the results may be half of what the work is.
     for folder in (results, work) if finished else (work, results):
         if files := _parquet_below(folder):

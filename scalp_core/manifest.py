@@ -119,8 +119,10 @@ class DataSpec(BaseModel):
 
 
 def location_id(location: Location) -> str:
-    """Names a photograph by where it is, before its bytes are known: unique among the rows of a job."""
-    return hashlib.sha256(str(location).encode()).hexdigest()[:20]
+    """Identify an image by its location, before its bytes are known: unique among the rows of a job."""
+    # No file's name has a NUL: `a.zip!b.jpg` may be a file, or a member of a.zip.
+    place = f"{location.uri}\0{location.member}" if location.member else location.uri
+    return hashlib.sha256(place.encode()).hexdigest()[:20]
 
 
 class Fingerprint:

@@ -33,6 +33,8 @@ COMPILE_FROM = 300_000
 _PIECES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
 _AHEAD = 2
 
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver API; Ampere and later multiply bf16.
+_MAJOR_ATTRIBUTE, _BF16_CAPABILITY = 75, 8
 
 _Measured = tuple[np.ndarray, np.ndarray]
 """Pixels of a photograph and their statistics, both made by the threads that decode."""
@@ -68,13 +70,21 @@ def _cuda_devices() -> int:
     return count.value if found else 0
 
 
+def _compute_capability() -> int:
+    """Major compute capability of the first GPU that this process may use; 0 without one."""
+    if not _cuda_devices():
+        return 0
+    driver = ctypes.CDLL("libcuda.so.1")
+    handle, major = ctypes.c_int(0), ctypes.c_int(0)
+    failed = driver.cuDeviceGet(ctypes.byref(handle), 0) or driver.cuDeviceGetAttribute(
+        ctypes.byref(major), _MAJOR_ATTRIBUTE, handle
+    )
+    return 0 if failed else major.value
+
+
 def has_bf16(device: Hardware) -> bool:
     """Whether the hardware multiplies bf16 itself; emulated bf16 is slower than fp32."""
-    if device == "cpu":
-        return openvino_runtime.cpu_has_bf16()
-    from scalp_core.torch_runtime import cuda_has_bf16
-
-    return cuda_has_bf16()
+    return openvino_runtime.cpu_has_bf16() if device == "cpu" else _compute_capability() >= _BF16_CAPABILITY
 
 
 def resolve_precision(precision: Precision, device: Hardware) -> Literal["bf16", "fp32", "int8"]:

@@ -1,9 +1,9 @@
 """How far a run of `scalp grade` is, read from what it leaves in OUT by whoever has no part in it.
 
-run.json              what all rows have in common; written when the run begins
-work: listing.json    what there is to grade
-      sessions        a file each time that it ran, written anew every few seconds
-summary.json          it has ended
+run.json                     what all rows have in common; written when the run begins
+.scalp-work: listing.json    what there is to grade
+             sessions        one file per time that it ran, written again every few seconds
+summary.json                 it has ended
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.outputs import SCRATCH_FOLDER
 
 IDENTITY_FILE = "run.json"
-WORK = "work"
 LISTING_FILE = "listing.json"
 SESSIONS = "sessions"
 REPORT_FILE = "report.html"
@@ -64,7 +65,7 @@ def read_progress(out: str) -> Progress | None:
             photographs_per_second=summary["photographs_per_second"],
             finished=not summary["rows_unaccounted"],
         )
-    work = storage.join(out, WORK)
+    work = storage.join(out, SCRATCH_FOLDER)
     folder = storage.join(work, SESSIONS)
     sessions = [_read(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
     last = sessions[-1] if sessions else {}
@@ -87,4 +88,10 @@ def _total(listing: dict[str, Any] | None) -> int | None:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    return json.loads(storage.read(uri)) if storage.exists(uri) else None
+    """A file of JSON; None if there is none, or if it was removed since it was listed."""
+    try:
+        return dict(json.loads(storage.read(uri)))
+    except UserError as error:
+        if storage.is_missing(error.__cause__ or error):
+            return None
+        raise

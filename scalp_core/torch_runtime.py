@@ -25,11 +25,6 @@ _BUCKETS = (1, 8, 32, 128)
 _MEMORY_SHARE = 0.5
 
 
-def cuda_has_bf16() -> bool:
-    """Whether the GPU multiplies bf16 itself; emulated bf16 is slower than fp32."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 class TorchRuntime:
     """Runs the weights, channels last, batch normalisation folded into the convolutions.
 

@@ -49,7 +49,7 @@ def killed_at(point: Point, job: Callable[..., Any], *arguments: Any) -> bool:
 
 def _exit_code(point: Point | None, job: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     server = get_context("forkserver")
-    server.set_forkserver_preload([job.__module__, __name__])
+    server.set_forkserver_preload(["__main__", job.__module__, __name__])
     process = server.Process(target=_trial, args=(point, dict(os.environ), job, arguments))
     process.start()
     process.join(_TRIAL_S)

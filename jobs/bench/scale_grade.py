@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import simplejpeg
 from rich.table import Table
 
 from jobs.bench import inputs
 from jobs.bench.measure import OwnProcess, write_result
 from jobs.console import SUMMARY_FILE, console, show
-from jobs.grade import GradeOptions, grade
+from jobs.grade import GradeOptions, Shared, grade
 from jobs.pipeline import ModelOptions
 from scalp_core import storage
 from scalp_core.grades import NUM_GRADES
@@ -48,7 +47,7 @@ class NullModel:
         return images[:, 0, :NUM_GRADES, 0].astype(np.float32) / 64
 
 
-def make_null_model(_bundle: ray.ObjectRef, _options: ModelOptions, _threads: int) -> NullModel:
+def make_null_model(_bundle: Shared, _options: ModelOptions, _threads: int) -> NullModel:
     """What `jobs.grade` takes in place of a predictor; no option of `scalp grade` leads here."""
     return NullModel()
 

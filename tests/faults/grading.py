@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scalp_core import storage
+from scalp_core import outputs, storage
 from scalp_core.results import RESULTS_FOLDER, read_results
 from tests.conftest import jpeg
 
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
     def committed(self) -> int:
         """Shards that are graded."""
-        graded = storage.join(self.out, "work", "graded")
+        graded = storage.join(self.out, outputs.SCRATCH_FOLDER, "graded")
         groups = storage.folders_in(graded)
         return sum(len(storage.names_in(storage.join(graded, group))) for group in groups)
 

@@ -36,7 +36,7 @@ def test_a_killed_driver_costs_at_most_the_shard_of_each_model(bundle, s3, tmp_p
     again = start(bundle, source, out, tmp_path / "log")
     printed = again.end()
     summary = check(again, graded_again=2 * SHARD)  # two models on two cores
-    assert "going on: " in printed
+    assert "resuming: " in printed
     _, second = summary["sessions"]
     assert 0 < second["photographs"] < PHOTOGRAPHS
     # A third time there is nothing to do.

@@ -6,19 +6,20 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import executor
 from jobs import grade as grade_module
 from jobs.grade import GradeOptions, grade
 from jobs.grade_plan import PoolOptions
 from jobs.pipeline import ModelOptions
-from scalp_core import storage
+from scalp_core import outputs, storage
 from scalp_core.bundle import load_bundle, save_bundle
 from scalp_core.errors import UserError
+from scalp_core.predictor import resolve_precision
 from scalp_core.results import RESULTS_FOLDER, SCHEMA, read_results
 from tests.conftest import jpeg
 
@@ -126,7 +127,7 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
         assert (row["status"], row["error_code"], row["grade"], row["refer"]) == ("failed", code, None, None)
         assert row["error"]
     assert read_results(f"{out}/{RESULTS_FOLDER}").schema.equals(SCHEMA)
-    assert not (tmp_path / "out" / "work").exists()
+    assert not outputs.has_scratch(out)
 
 
 def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, cluster, tmp_path):
@@ -153,7 +154,7 @@ def test_one_source_inside_another_is_refused(bundle, tmp_path):
     source = put_source("folder", tmp_path)
     with pytest.raises(UserError, match="lies in"):
         grade(str(bundle), [source, f"{source}/session 1"], str(tmp_path / "out"))
-    with pytest.raises(UserError, match="choose an OUT outside of it"):
+    with pytest.raises(UserError, match="is in the source"):
         grade(str(bundle), source, f"{source}/out")
 
 
@@ -180,7 +181,7 @@ def stopped(bundle, cluster, tmp_path, monkeypatch):
         patch.setattr(grade_module, "gather", stop)
         with pytest.raises(StopError):
             grade(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS))
-    shards = sorted((out / "work" / "graded").rglob("*.parquet"))
+    shards = sorted((out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
     assert len(shards) == 3
     return source, out, shards
 
@@ -190,7 +191,7 @@ def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     kept = pa.concat_tables([pq.read_table(shard) for shard in shards[1:]])
     shards[0].unlink()
     summary = grade(str(bundle), source, str(out))
-    assert "going on: 8 photographs are done already" in capsys.readouterr().out
+    assert "resuming: 8 photographs are done already" in capsys.readouterr().out
     assert (summary["rows"], summary["rows_unaccounted"], summary["graded_again"]) == (12, 0, 4)
     assert [session["photographs"] for session in summary["sessions"]] == [12, 4]
     again = {row["image_id"]: row["graded_at"] for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
@@ -217,10 +218,10 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
         patch.setattr(grade_module, "gather", stop)
         with pytest.raises(StopError):
             grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS))
-    pieces = sorted((out / "work" / "graded").rglob("*.parquet"))
+    pieces = sorted((out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
     assert len(pieces) == 3
     pieces[1].unlink()
-    (end,) = (out / "work" / "ended").rglob("*.json")
+    (end,) = (out / outputs.SCRATCH_FOLDER / "ended").rglob("*.json")
     end.unlink()
     summary = grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out))
     assert (summary["rows"], summary["rows_unaccounted"], summary["other_files"]) == (10, 0, 1)
@@ -234,7 +235,7 @@ def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypa
     def refuse():
         raise AssertionError("a finished run needs no Ray")
 
-    monkeypatch.setattr(grade_module, "connect", refuse)
+    monkeypatch.setattr(executor, "connect", refuse)
     assert grade(str(bundle), source, out) == first
     assert "is finished: all 12 photographs are accounted for" in capsys.readouterr().out
 
@@ -244,17 +245,21 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
 ):
     source, out = put_source("folder", tmp_path), tmp_path / "out"
 
-    def stop(*arguments):
-        raise StopError
+    call = executor.RayExecutor.call
+
+    def stop_report(self, function, *arguments):
+        if function is grade_module._report:
+            raise StopError
+        return call(self, function, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grade_module, "_report", SimpleNamespace(remote=stop))
+        patch.setattr(executor.RayExecutor, "call", stop_report)
         with pytest.raises(StopError):
             grade(str(bundle), source, str(out))
     summary = grade(str(bundle), source, str(out))
     assert summary["rows_unaccounted"] == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "report.html", "results", "run.json", "summary.json",
+        ".scalp-lease", "report.html", "results", "run.json", "scalp.json", "summary.json",
     ]  # fmt: skip
 
 
@@ -270,8 +275,11 @@ def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cl
     with pytest.raises(UserError, match="holds results of bundle"):  # the same weights, other answers
         grade(str(changed), source, out)
     fp32 = GradeOptions(ModelOptions("cpu", "fp32"))
-    with pytest.raises(UserError, match="holds results of precision auto, not fp32"):
+    if resolve_precision("auto", "cpu") == "fp32":
         grade(str(bundle), source, out, fp32)
+    else:
+        with pytest.raises(UserError, match="holds results of precision bf16, not fp32"):
+            grade(str(bundle), source, out, fp32)
 
 
 def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, capsys):
@@ -288,7 +296,7 @@ def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, c
     after = by_name(out)
     assert list(after) == list(before)  # in their old places
     assert {name for name in after if after[name] != before[name]} == set(BAD)
-    assert not (tmp_path / "out" / "retry").exists()
+    assert not outputs.has_scratch(out)
 
 
 def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_path, monkeypatch):

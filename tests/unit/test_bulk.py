@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray.job_submission import JobStatus
 
 from cluster.jobs_api import Jobs
+from scalp_core.outputs import SCRATCH_FOLDER
 from serving import bulk, bulk_work, problems
 from serving.bulk_schemas import BulkSettings
 from serving.bulk_work import Bulk, Served
@@ -158,11 +159,14 @@ def test_what_ray_forgot_is_read_from_the_output(endpoint, tmp_path):
     endpoint.client.jobs.clear()
     assert refused(endpoint.ask("GET", f"/{work}")) == (404, "no_such_job")
     out = tmp_path / "out" / work
-    (out / "work" / "sessions").mkdir(parents=True)
+    (out / SCRATCH_FOLDER / "sessions").mkdir(parents=True)
     write(out / "run.json", {"sources": [endpoint.source], "model_version": "made-1"})
-    write(out / "work" / "listing.json", {"groups": [{"photographs": 500, "tars": 0}]})
+    write(out / SCRATCH_FOLDER / "listing.json", {"groups": [{"photographs": 500, "tars": 0}]})
     for number in (1, 2):
-        write(out / "work" / "sessions" / f"{number}.json", {"photographs": 100, "failed": 3, "seconds": 10})
+        write(
+            out / SCRATCH_FOLDER / "sessions" / f"{number}.json",
+            {"photographs": 100, "failed": 3, "seconds": 10},
+        )
     found = endpoint.ask("GET", f"/{work}").json()
     assert (found["status"], found["photographs_per_second"]) == ("stopped", 10)
     assert found["photographs"] == {"done": 200, "failed": 6, "total": 500}

@@ -1,9 +1,12 @@
 """The actor of a grading run that holds the model, called as Ray calls it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from jobs.grade_shards import STARTED, GradeShard, packed
+from jobs.grade_files import STARTED
+from jobs.grade_shards import GradeShard, packed
 from scalp_core import parquet
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
@@ -26,7 +29,8 @@ def shard(name: str):
 
 def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, monkeypatch):
     spec = load_bundle(str(bundle)).spec
-    model = GradeShard(str(tmp_path), spec, spec.model_version, Model, 8)
+    guard = SimpleNamespace(check=lambda: None)
+    model = GradeShard(str(tmp_path), guard, spec, spec.model_version, Model, 8)
     monkeypatch.setattr("jobs.grade_shards.result_table", lambda *_: None)
 
     def full(uri, _):

@@ -8,6 +8,7 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.graded import ALL, Graded, Selection
 from scalp_core.grades import GRADE_NAMES
+from scalp_core.outputs import SCRATCH_FOLDER
 from scalp_core.results import SCHEMA
 from tests.graded import failed, referred, row, write
 
@@ -162,8 +163,8 @@ def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="has no row yet; run the same scalp grade command"):
         Graded(out)
-    write(storage.join(out, "work", "graded", "0000-000000"), ROWS[:5])
-    write(storage.join(out, "work", "graded", "0000-000001"), ROWS[5:])
+    write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), ROWS[:5])
+    write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000001"), ROWS[5:])
     write(f"{out}/results", ROWS[:2], files=1)  # was stopped while it wrote them
     with Graded(out) as found:
         assert not found.finished

@@ -13,6 +13,7 @@ from jobs.results import Question, parse_under, results
 from scalp_core import parquet, storage
 from scalp_core.errors import UserError
 from scalp_core.graded import Selection
+from scalp_core.outputs import SCRATCH_FOLDER
 from scalp_core.results import SCHEMA
 from tests.graded import failed, referred, row, write
 
@@ -228,7 +229,7 @@ def test_rows_and_export_in_s3(s3, ask, tmp_path):
 
 def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
     out = str(tmp_path / "begun")
-    write(storage.join(out, "work", "graded", "0000-000000"), rows("/clinic")[:2])
+    write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), rows("/clinic")[:2])
     output = ask(of=out)
     assert f"{out} is not finished: these are its rows so far; the same scalp grade command goes on" in output
     assert dict(cells(output))["rows"] == "2"
