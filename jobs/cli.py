@@ -339,6 +339,9 @@ def results(
     to: Annotated[
         str | None, typer.Option(help=".csv, .jsonl or .parquet file for them, local or s3://")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file that --to names, if there is one")
+    ] = False,
     sql: Annotated[str | None, typer.Option(help="a select of your own from the table results")] = None,
 ) -> None:
     """Shows or exports what `scalp grade` found: an overview, counts by something, or chosen rows."""
@@ -347,7 +350,7 @@ def results(
     from scalp_core.graded import Selection
 
     selection = Selection(only, grade, under and parse_under(under))
-    verb(out, Question(selection, by, sql, limit, to))
+    verb(out, Question(selection, by, sql, limit, to, overwrite))
 
 
 @app.command()

@@ -23,13 +23,14 @@ from jobs.grade import grade
 from jobs.prepare import prepare
 from jobs.synth import synth
 from jobs.train import RECIPES, train
-from scalp_core import manifest, provenance, storage
+from scalp_core import manifest, outputs, provenance, storage
 from scalp_core.errors import UserError
 from scalp_core.recipe import load_recipe
 from scalp_core.results import RESULTS_FOLDER, read_results
 from scalp_core.synthetic_plan import SynthOptions
 from serving import app
 
+KIND = "demo"
 _RECIPE = "smoke"
 _WORKERS = 2
 _GRADED_PHOTOGRAPHS = 96
@@ -71,9 +72,15 @@ def demo(out: str, images: int) -> dict[str, Any]:
         the summary that is also written to `out/summary.json`.
 
     Raises:
-        UserError: an answer differs between online and bulk, or a row is not accounted for.
+        UserError: `out` holds something else or is in use, an answer differs between online and bulk, or a
+            row is not accounted for.
     """
-    root = Path(out).resolve()
+    root = Path(out).expanduser().resolve()
+    with outputs.opened(str(root), KIND):
+        return _demo(root, images)
+
+
+def _demo(root: Path, images: int) -> dict[str, Any]:
     steps = _Steps()
     photographs, data, run = str(root / "photographs"), str(root / "data"), str(root / "run")
     steps.run("photographs", lambda: synth(photographs, SynthOptions(images=images)))
@@ -127,7 +134,8 @@ def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name, content in files.items():
-            zipped.writestr(name, content)
+            # With a date that stays: the demo run again uploads the same archive.
+            zipped.writestr(zipfile.ZipInfo(name), content)
     storage.write(archive, buffer.getvalue())
     with ThreadPoolExecutor(_CLIENTS) as pool:
         list(pool.map(lambda item: storage.write(f"{prefix}/{item[0]}", item[1]), files.items()))

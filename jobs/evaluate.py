@@ -20,6 +20,7 @@ from scalp_core import (
     intervals,
     manifest,
     metrics,
+    outputs,
     parquet,
     report,
     storage,
@@ -29,6 +30,7 @@ from scalp_core.grades import GRADE_NAMES
 from scalp_core.grading import Grading, gradings
 from scalp_core.manifest import DataSpec
 
+KIND = "evaluate"
 # Names in the summary, and words in the table.
 _SCALARS = {
     "qwk": "quadratic weighted kappa",
@@ -92,14 +94,39 @@ def evaluate(
 
     Returns:
         the summary.
+
+    Raises:
+        UserError: bad input, or `out` overlaps with `data`, holds something else, or is in use.
     """
     out = storage.absolute(out)
+    outputs.check(out, KIND, [data])
     loaded = load_bundle(bundle)
     version = loaded.spec.version_in(options.precision)
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
         table = manifest.with_fold(table, loaded.spec.training.fold)
     rows = manifest.part(table, split)
+    with outputs.opened(out, KIND, [data]):
+        summary, title = _scored(loaded, version, data_spec, rows, split, options, out)
+    _show(summary, title.replace("\n", " on "))
+    if summary["trained_on"]["warning"]:
+        console.print(summary["trained_on"]["warning"])
+    if data_spec.split.warning:
+        console.print(data_spec.split.warning)
+    console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
+    return summary
+
+
+def _scored(
+    loaded: Bundle,
+    version: str,
+    data_spec: DataSpec,
+    rows: pa.Table,
+    split: str,
+    options: ModelOptions,
+    out: str,
+) -> tuple[dict[str, Any], str]:
+    """Grades the rows and writes what came out; the summary and its title."""
     found = collect(loaded, rows, options)
     answers = gradings(found["logits"], found["statistics"], loaded.spec)
     summary = {
@@ -118,13 +145,7 @@ def evaluate(
     title = f"{version}\n{split}: {len(answers)} photographs" + ", TTA" * options.tta
     title += ", LEAKY SPLIT" * data_spec.split.leaky
     _write(out, summary, rows, answers, title)
-    _show(summary, title.replace("\n", " on "))
-    if summary["trained_on"]["warning"]:
-        console.print(summary["trained_on"]["warning"])
-    if data_spec.split.warning:
-        console.print(data_spec.split.warning)
-    console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
-    return summary
+    return summary, title
 
 
 def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:

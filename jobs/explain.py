@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from scalp_core import sources, storage
+from scalp_core import outputs, sources, storage
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
@@ -24,6 +24,7 @@ from scalp_core.sources import Location
 if TYPE_CHECKING:
     from scalp_core.explain import Explainer
 
+KIND = "explain"
 _IDENTITY_FILE = "run.json"
 _PIECE = 16
 
@@ -49,9 +50,12 @@ def explain(
         the summary, which names the file of each picture and the reason of each photograph without one.
 
     Raises:
-        UserError: bad input, an architecture without a map of the picture, or `out` holds other pictures.
+        UserError: bad input, an architecture without a map of the picture, or `out` overlaps with the source,
+            holds something else, or is in use.
     """
-    out, loaded = storage.absolute(out), load_bundle(bundle)
+    out = storage.absolute(out)
+    outputs.check(out, KIND, [source])
+    loaded = load_bundle(bundle)
     predictor = Predictor(loaded, device)
     identity = {
         "model_version": predictor.model_version,
@@ -68,14 +72,14 @@ def explain(
     explainer = Explainer(loaded, device)
     count = min(limit, len(listed))
     chosen = [listed[index * len(listed) // count] for index in range(count)]
-    write_json(storage.join(out, _IDENTITY_FILE), identity)
     rows: list[dict[str, Any]] = []
-    with progress_bar("explaining", len(chosen)) as (progress, task):
+    with outputs.opened(out, KIND, [source]), progress_bar("explaining", len(chosen)) as (progress, task):
+        write_json(storage.join(out, _IDENTITY_FILE), identity)
         for start in range(0, len(chosen), _PIECE):
             rows += _explained(chosen[start : start + _PIECE], predictor, explainer, grade, out)
             progress.update(task, completed=len(rows))
-    summary = _summary(rows, len(listed), loaded, explainer, identity)
-    write_json(storage.join(out, SUMMARY_FILE), summary)
+        summary = _summary(rows, len(listed), loaded, explainer, identity)
+        write_json(storage.join(out, SUMMARY_FILE), summary)
     _show(summary, out)
     return summary
 
@@ -86,8 +90,7 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     for name, value in identity.items():
         if known.get(name) != value:
             raise UserError(
-                f"{out} holds pictures of {name} {known.get(name)}, not {value}; "
-                "choose another OUT, or remove it"
+                f"{out} holds pictures of {name} {known.get(name)}, not {value}; choose another OUT"
             )
     summary = read_json(storage.join(out, SUMMARY_FILE))
     if summary:

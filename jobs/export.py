@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jobs.console import SUMMARY_FILE, now, progress_bar, show, write_json
-from scalp_core import sources, storage
+from scalp_core import outputs, sources, storage
 from scalp_core.bundle import Bundle, Graph, GraphKind, graph_files, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
@@ -16,6 +16,7 @@ from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 
+KIND = "export"
 _CONTRACT_FILE = "contract.json"
 _MAX_DIFFERENCE = 1e-3
 _PIECE = 32
@@ -41,11 +42,23 @@ def export(
         the summary.
 
     Raises:
-        UserError: there are no photographs to check on, or the float graph differs from the weights.
+        UserError: there are no photographs to check on, the float graph differs from the weights, or `out`
+            overlaps with the photographs, holds something else, or is in use.
     """
     out = storage.absolute(out)
+    outputs.check(out, KIND, [photographs])
     loaded = load_bundle(bundle)
     files = graph_files(kind, loaded.graph(kind))
+    with outputs.opened(out, KIND, [photographs]):
+        summary = _write(loaded, files, kind, format_, photographs, out)
+    show("export", summary | {"files": ", ".join([*files, _CONTRACT_FILE]), "folder": out})
+    return summary
+
+
+def _write(
+    loaded: Bundle, files: dict[str, bytes], kind: GraphKind, format_: str, photographs: str, out: str
+) -> dict[str, Any]:
+    """Writes the files, grades photographs with what was written, and writes the summary."""
     for name, data in files.items():
         storage.write(storage.join(out, name), data)
     storage.write(storage.join(out, _CONTRACT_FILE), _contract(loaded, kind).encode())
@@ -64,7 +77,6 @@ def export(
     if kind == "float" and not difference < _MAX_DIFFERENCE:
         raise UserError(f"{out}: logits differ by {difference} from the bundle's weights; do not use it")
     write_json(storage.join(out, SUMMARY_FILE), summary)
-    show("export", summary | {"files": ", ".join([*files, _CONTRACT_FILE]), "folder": out})
     return summary
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.images import photographs, unreadable
-from scalp_core import codecs, manifest, sources, storage
+from scalp_core import codecs, lease, manifest, outputs, sources, storage
 from scalp_core.errors import ImageError, UserError
+from scalp_core.manifest import DataSpec
 from scalp_core.pseudonymise import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
 from scalp_core.sources import LOCATION_COLUMNS, location_of
 
+KIND = "pseudonymise"
 PHOTOGRAPHS = "photographs"
 _ROWS_A_BATCH = 64
 
@@ -35,20 +39,32 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
         the summary that is also written to `out/summary.json`; a finished export is left as it is.
 
     Raises:
-        UserError: bad input; a photograph cannot be read any more; `out` is not empty.
+        UserError: bad input, a photograph cannot be read any more, `out` overlaps with `data` or is full.
     """
     out = storage.absolute(out)
+    outputs.check(out, KIND, [data])
     spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     made = read_json(storage.join(out, SUMMARY_FILE))
     if made and made.get("of") == spec.sha256:
         console.print(f"{out} is made already of {data}")
         return made
-    if not storage.is_empty(out):
+    if outputs.kind_of(out) == KIND:
         raise UserError(
-            f"{out} is not empty; name a new directory, or remove it (a stopped run cannot go on: it would "
-            "mix codes of two keys)"
+            f"{out} holds photographs of other data, or of a stopped run, which cannot resume: it would mix "
+            "codes of two keys; name a new directory"
         )
-    key = _key(key_file)
+    key = _key(key_file, out)
+    with outputs.opened(out, KIND, [data]):
+        summary = _written(out, spec, table, key, kept=bool(key_file))
+    # A lease names this machine, and the directory is to be handed on.
+    storage.remove_folder(storage.join(out, lease.FOLDER))
+    show("pseudonymise", summary | {"folder": out})
+    console.print("the pictures are the same, pixel for pixel: who holds the originals can find them again")
+    return summary
+
+
+def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
+    """Writes photographs, manifest and summary."""
     room_to_work(connect(), console.print)
     work = Pseudonymise(out, key)
     written = photographs(table, _ROWS_A_BATCH).map_batches(
@@ -73,12 +89,10 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
         "photographs": rows.num_rows,
         "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
         "equal_without_metadata": merged,
-        "key": "kept" if key_file else "thrown away",
+        "key": "kept" if kept else "thrown away",
         "sha256": new_spec.sha256,
     }
     write_json(storage.join(out, SUMMARY_FILE), summary)
-    show("pseudonymise", summary | {"folder": out})
-    console.print("the pictures are the same, pixel for pixel: who holds the originals can find them again")
     return summary
 
 
@@ -90,14 +104,18 @@ def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
     return rows.take(first), rows.num_rows - len(first)
 
 
-def _key(key_file: str | None) -> bytes:
+def _key(key_file: str | None, out: str) -> bytes:
     if key_file is None:
         return secrets.token_bytes(KEY_BYTES)
     path = Path(key_file)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(0o600)
-        path.write_text(secrets.token_hex(KEY_BYTES) + "\n")
+    if storage.absolute(path).startswith(f"{out}/"):
+        raise UserError(
+            f"--key-file {key_file} is in OUT, and would be handed on with the photographs; keep it elsewhere"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Never over a file that is there, also one that another run makes at the same time.
+    with suppress(FileExistsError), open(path, "x", opener=_open_private) as file:
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
     try:
         key = bytes.fromhex(path.read_text().strip())
     except (OSError, ValueError):
@@ -107,6 +125,10 @@ def _key(key_file: str | None) -> bytes:
             f"--key-file {key_file} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file"
         )
     return key
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class Pseudonymise:

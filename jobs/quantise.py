@@ -18,6 +18,7 @@ from scalp_core.bundle import (
     MAX_INT8_QWK_DROP,
     WEIGHTS_FILE,
     Bundle,
+    BundleSpec,
     Graph,
     GraphRecord,
     load_bundle,
@@ -27,6 +28,7 @@ from scalp_core.card import model_card
 from scalp_core.errors import UserError
 from scalp_core.openvino_runtime import OpenVinoRuntime
 
+KIND = "quantise"
 # Photographs that set the ranges of int8; NNCF's own default.
 _RANGES = 300
 
@@ -44,20 +46,20 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         is left as it is.
 
     Raises:
-        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, the data is not the bundle's, or the
-            bundle is a version in a registry.
+        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, the data is not the bundle's, the bundle is a
+            version in a registry, or holds a `summary.json` of somebody else.
     """
     started = time.monotonic()
     loaded = load_bundle(bundle)
     registry.refuse_change(loaded)
-    uri = str(loaded.uri)
+    uri, before = str(loaded.uri), loaded.spec
+    kept = _earlier_summary(uri)
     stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in loaded.spec.graphs else ())}
     if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:
         raise UserError(
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
             "nothing; give that directory"
         )
-    kept = read_json(storage.join(uri, SUMMARY_FILE))
     if "int8" in loaded.spec.graphs and kept:
         console.print(f"{uri} has its int8 graph already")
         _show(kept)
@@ -84,9 +86,9 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         )
     changed = with_graph(loaded, "int8", candidate, record)
     made = {name: content for name, content in changed.files.items() if name not in stored}
-    save_bundle(uri, changed.spec, made | {CARD_FILE: model_card(changed.spec).encode()})
+    save_bundle(uri, changed.spec, made | _card(uri, before, changed.spec))
     summary = {
-        "kind": "quantise",
+        "kind": KIND,
         "date": now(),
         "model_version": changed.spec.version_in("int8"),
         "ranges_from": len(images),
@@ -96,6 +98,33 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
     write_json(storage.join(uri, SUMMARY_FILE), summary)
     _show(summary)
     return summary
+
+
+def _earlier_summary(uri: str) -> dict[str, Any] | None:
+    """Of the same bundle, if it was quantised before.
+
+    Raises:
+        UserError: the bundle holds a file of this name that is not scalp's.
+    """
+    place = storage.join(uri, SUMMARY_FILE)
+    try:
+        kept = read_json(place)
+    except ValueError:
+        kept = {}
+    if kept is not None and kept.get("kind") != KIND:
+        raise UserError(f"{place} was not written by scalp quantise; move it to another place")
+    return kept
+
+
+def _card(uri: str, before: BundleSpec, after: BundleSpec) -> dict[str, bytes]:
+    """The model card of the bundle with its int8 graph, unless somebody has edited the present one."""
+    place = storage.join(uri, CARD_FILE)
+    if storage.exists(place) and storage.read(place) != model_card(before).encode():
+        console.print(
+            f"{place} is not as scalp wrote it, and stays as it is: it does not name the int8 graph"
+        )
+        return {}
+    return {CARD_FILE: model_card(after).encode()}
 
 
 def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:

@@ -32,7 +32,8 @@ _PIPE = Console(width=10_000)
 class Question:
     """What is asked: a table `by` something, the answer to `sql`, or the rows of a selection.
 
-    With `to` the answer goes into a file, whole or its first `limit` lines; else that many are shown.
+    With `to` the answer goes into a file, whole or its first `limit` lines; else that many are shown. A file
+    that exists is kept, unless `overwrite` says otherwise.
     """
 
     selection: Selection = ALL
@@ -40,6 +41,7 @@ class Question:
     sql: str | None = None
     limit: int | None = None
     to: str | None = None
+    overwrite: bool = False
 
 
 def results(out: str, question: Question = Question()) -> int:
@@ -92,6 +94,8 @@ def _check(question: Question, out: str) -> None:
     kept = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
     if any(storage.absolute(question.to).startswith(f"{folder}/") for folder in kept):
         raise UserError(f"--to {question.to}: that folder is of the run's own rows; write somewhere else")
+    if not question.overwrite and storage.exists(question.to):
+        raise UserError(f"--to {question.to}: the file exists; name a new one, or add --overwrite")
 
 
 def _conditions(selection: Selection) -> str:

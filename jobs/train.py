@@ -25,7 +25,7 @@ from jobs.preflight import check_nodes, examples
 from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_follow import FromController, followed
 from jobs.train_scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
-from scalp_core import manifest, storage
+from scalp_core import manifest, outputs, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
 from scalp_core.errors import UserError
@@ -36,6 +36,7 @@ from scalp_core.recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
+KIND = "train"
 IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
 # Ray learns of a lost node up to 20 s late, and an elastic run waits this long for room on it before it
@@ -68,17 +69,18 @@ def train(
         the summary that is also written to `run/summary.json`.
 
     Raises:
-        UserError: bad input, the machine cannot hold the workers, or MLflow does not answer.
+        UserError: bad input, `run` holds something else or is in use, the machine cannot hold the workers, or
+            MLflow does not answer.
     """
     run, started = storage.absolute(run), time.monotonic()
+    outputs.check(run, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
         table = manifest.with_fold(table, fold)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
     identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
     check_identity(run, identity)
-    if summary := read_json(storage.join(run, SUMMARY_FILE)):
-        console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
+    if summary := _finished(run):
         return summary
     # PyTorch and timm take seconds: the mistakes above are told before.
     from scalp_core.model import initial_model, preprocess_for
@@ -89,15 +91,18 @@ def train(
     cluster = room_for(connect(), asked, device)
     scaling = scaling_for(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
-    check_nodes(examples(parts), run)
-    with tracked(tracking, run, identity) as tracker:
-        # Everything that a user could have to mend is behind us: from here on the directory is this run's.
+    with outputs.opened(run, KIND, [data]) as output, tracked(tracking, run, identity) as tracker:
+        if summary := _finished(run):  # by another process, since the first look
+            return summary
+        check_nodes(examples(parts), run)
+        # All that a user could have to fix was checked: from here on the directory is this run's.
         write_json(storage.join(run, IDENTITY_FILE), identity)
         initial = storage.join(run, "initial.safetensors")
         storage.write(initial, serialise_weights(model.state_dict()))
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
         result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
         trained = time.monotonic() - started
+        output.check()
         from jobs.train_bundle import make_bundle
 
         summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
@@ -108,6 +113,13 @@ def train(
     _show(summary, run)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
+    return summary
+
+
+def _finished(run: str) -> dict[str, Any] | None:
+    summary = read_json(storage.join(run, SUMMARY_FILE))
+    if summary:
+        console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
     return summary
 
 
@@ -158,9 +170,7 @@ def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") ->
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
         changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
-        raise UserError(
-            f"{run} holds a run with another {', '.join(changed)}; choose another {argument}, or remove it"
-        )
+        raise UserError(f"{run} holds a run with another {', '.join(changed)}; choose another {argument}")
 
 
 def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:

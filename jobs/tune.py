@@ -25,7 +25,6 @@ from jobs.train import IDENTITY_FILE, check_batches, check_identity
 from jobs.train_scaling import CPUS_FOR_DATA, room_for, scaling_for
 from jobs.tune_results import BEST_FILE, show_trials, write_results
 from jobs.tune_trials import (
-    WORK_FOLDER,
     Plan,
     Records,
     Trial,
@@ -34,7 +33,7 @@ from jobs.tune_trials import (
     run_trial,
     work_folder,
 )
-from scalp_core import manifest, storage
+from scalp_core import manifest, outputs, storage
 from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
@@ -43,6 +42,7 @@ from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
 from scalp_core.space import Space, draw
 
+KIND = "tune"
 SPACES = Path(__file__).parent / "spaces"
 
 _GRACE_SHARE = 0.25  # of the epochs: before, nothing is stopped
@@ -84,9 +84,11 @@ def tune(
         the summary that is also written to `out/summary.json`.
 
     Raises:
-        UserError: bad input, the machine cannot hold a trial, or every trial failed.
+        UserError: bad input, `out` holds something else or is in use, the machine cannot hold a trial, or
+            every trial failed.
     """
     out, started = storage.absolute(out), time.monotonic()
+    outputs.check(out, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     parts = {name: manifest.part(table, name) for name in ("train", "val")}
     # The recipe has a seed of its own.
@@ -95,8 +97,7 @@ def tune(
         "data_sha256": data_spec.sha256,
     }  # fmt: skip
     check_identity(out, identity, "OUT")
-    if summary := read_json(storage.join(out, SUMMARY_FILE)):
-        console.print(f"{out} is finished; {_way_on(data, out)}")
+    if summary := _finished(data, out):
         return summary
     drawn = draw(space, recipe, trials, seed)
     recipes = {number: _changed(recipe, settings) for number, settings in enumerate(drawn, 1)}
@@ -104,25 +105,36 @@ def tune(
     scaling = scaling_for(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
-    check_nodes(examples(parts), out)
     starts = _starts(list(recipes.values()))
-    # Everything that a user could have to mend is behind us: from here on the directory is this search's.
-    write_json(storage.join(out, IDENTITY_FILE), identity)
-    known = {trial.number: trial for trial in load_trials(out, drawn)}
-    at_once = min(trials, _at_once(cluster, scaling))
-    grace = max(1, round(recipe.epochs * _GRACE_SHARE))
-    for line in _opening(recipe, space, parts, known, cluster, scaling, at_once, grace):
-        console.print(line)
-    _search(out, recipes, starts, parts, known, cluster, scaling, at_once, grace)
-    summary = write_results(out, data_spec, identity, recipes, space, known)
-    summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
-    storage.remove_folder(storage.join(out, WORK_FOLDER))
-    write_json(storage.join(out, SUMMARY_FILE), summary)
+    with outputs.opened(out, KIND, [data]) as output:
+        if summary := _finished(data, out):  # by another process, since the first look
+            return summary
+        check_nodes(examples(parts), out)
+        # All that a user could have to fix was checked: from here on the directory is this search's.
+        write_json(storage.join(out, IDENTITY_FILE), identity)
+        known = {trial.number: trial for trial in load_trials(out, drawn)}
+        at_once = min(trials, _at_once(cluster, scaling))
+        grace = max(1, round(recipe.epochs * _GRACE_SHARE))
+        for line in _opening(recipe, space, parts, known, cluster, scaling, at_once, grace):
+            console.print(line)
+        _search(output, recipes, starts, parts, known, cluster, scaling, at_once, grace)
+        output.check()
+        summary = write_results(out, data_spec, identity, recipes, space, known)
+        summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
+        output.remove_scratch()
+        write_json(storage.join(out, SUMMARY_FILE), summary)
     show_trials(known)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
     console.print(f"trials in {storage.join(out, 'trials.csv')}, pictures in {storage.join(out, 'tune.png')}")
     console.print(_way_on(data, out))
+    return summary
+
+
+def _finished(data: str, out: str) -> dict[str, Any] | None:
+    summary = read_json(storage.join(out, SUMMARY_FILE))
+    if summary:
+        console.print(f"{out} is finished; {_way_on(data, out)}")
     return summary
 
 
@@ -191,7 +203,7 @@ def _opening(
 
 
 def _search(
-    out: str,
+    output: outputs.Output,
     recipes: dict[int, Recipe],
     starts: dict[tuple[Any, ...], Start],
     parts: dict[str, pa.Table],
@@ -210,10 +222,11 @@ def _search(
     epochs = recipes[1].epochs
     if left:
         photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
-        plans = _plans(out, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
+        work = output.scratch
+        plans = _plans(work, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
         with progress_bar("epochs", epochs * len(trials)) as bar, storage.patience(PATIENCE_S):
-            records = Records(out, trials, epochs, bar)
-            _run(out, plans, records, asha(epochs, grace, over), at_once)
+            records = Records(output.uri, work, trials, epochs, bar)
+            _run(work, plans, records, asha(epochs, grace, over), at_once)
         del kept
     if unfinished := sum(trial.status in ("waiting", "running") for trial in trials.values()):
         raise UserError(f"Ray Tune ended with {unfinished} trials to go; the same command goes on with them")
@@ -248,7 +261,7 @@ def _photographs(
 
 
 def _plans(
-    out: str,
+    work: str,
     recipes: dict[int, Recipe],
     starts: dict[tuple[Any, ...], Start],
     photographs: dict[tuple[int, str], dict[str, Photographs]],
@@ -256,7 +269,6 @@ def _plans(
     scaling: ScalingConfig,
     at_once: int,
 ) -> dict[int, Plan]:
-    work = storage.join(out, WORK_FOLDER)
     weights = {}
     for number, (key, start) in enumerate(starts.items()):
         weights[key] = storage.join(work, f"initial-{number:03d}.safetensors")
@@ -275,13 +287,13 @@ def _plans(
             "initial_weights": weights[_start_key(recipe)],
             "trainings": at_once,
         }
-        folder = work_folder(out, trials[number])
+        folder = work_folder(work, trials[number])
         plans[number] = Plan(folder, config | own, scaling, trials[number].history)
     return plans
 
 
 def _run(
-    out: str,
+    work: str,
     plans: dict[int, Plan],
     records: Records,
     scheduler: ASHAScheduler,
@@ -291,7 +303,6 @@ def _run(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a banner that verbose=0 does not silence
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
-    work = storage.join(out, WORK_FOLDER)
     storage.remove_folder(storage.join(work, "ray"))
     filesystem, path = storage.filesystem(work)
     # A trial's own process holds no CPU worth the name: its workers do, which Ray Train asks for.

@@ -36,7 +36,6 @@ _FREE_EVERY_S = 2.0
 
 _KEPT = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_qwk", "learning_rate", "seconds")
 _TRIALS_FOLDER = "trials"
-WORK_FOLDER = "work"
 
 
 @dataclass
@@ -159,9 +158,7 @@ def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
         if known := read_json(_record(out, trial)):
             trial = Trial(**known)
             if trial.settings != settings:
-                raise UserError(
-                    f"{_record(out, trial)} is of another trial; choose another OUT, or remove {out}"
-                )
+                raise UserError(f"{_record(out, trial)} is of another trial; choose another OUT")
             if not trial.over:
                 trial.status, trial.reason = "waiting", ""
         trials.append(trial)
@@ -172,9 +169,9 @@ def _record(out: str, trial: Trial) -> str:
     return storage.join(out, _TRIALS_FOLDER, f"{trial.label}.json")
 
 
-def work_folder(out: str, trial: Trial) -> str:
-    """Where its checkpoints are while it runs."""
-    return storage.join(out, WORK_FOLDER, trial.label)
+def work_folder(work: str, trial: Trial) -> str:
+    """Where its checkpoints are while it runs, in the search's scratch folder."""
+    return storage.join(work, trial.label)
 
 
 class Records(Callback):
@@ -182,13 +179,17 @@ class Records(Callback):
 
     Args:
         out: the search's directory.
+        work: its scratch folder.
         trials: by number.
         epochs: of a trial that is never stopped.
         bar: a progress bar over the epochs of all trials, and its task.
     """
 
-    def __init__(self, out: str, trials: dict[int, Trial], epochs: int, bar: tuple[Progress, TaskID]) -> None:
+    def __init__(
+        self, out: str, work: str, trials: dict[int, Trial], epochs: int, bar: tuple[Progress, TaskID]
+    ) -> None:
         self._out = out
+        self._work = work
         self._trials = trials
         self._epochs = epochs
         self._progress, self._task = bar
@@ -214,7 +215,7 @@ class Records(Callback):
         epochs = own.history[-1]["epoch"] if own.history else 0
         own.status = "finished" if epochs >= self._epochs else "stopped"
         self._keep(own)
-        storage.remove_folder(work_folder(self._out, own))
+        storage.remove_folder(work_folder(self._work, own))
         console.print(f"trial {own.number} {own.status} after epoch {epochs}/{self._epochs}: {_told(own)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:

@@ -63,11 +63,21 @@ def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
         UserError: it holds something else, another run uses it, or it overlaps with a source.
     """
     out = storage.absolute(out)
-    check_places(inputs, out)
+    check(out, kind, inputs)
     claim(out, kind)
     with lease.held(out, kind) as guard:
         storage.remove_temporary(out)
         yield Output(out, guard)
+
+
+def check(out: str, kind: str, inputs: Sequence[str] = ()) -> None:
+    """Refuse what `opened` would refuse before it writes; a command that begins with it fails in a second.
+
+    Raises:
+        UserError: the directory holds something else, or overlaps with a source.
+    """
+    check_places(inputs, out)
+    check_claim(out, kind)
 
 
 def check_places(inputs: Sequence[str], out: str) -> None:

@@ -10,7 +10,16 @@ from jobs.cli_options import DeviceOption
 
 bench = typer.Typer(help="Measures side by side, in one run, to a table and JSON.", no_args_is_help=True)
 
-BenchOutOption = Annotated[str, typer.Option(help="folder for summary.json")]
+BenchOutOption = Annotated[str, typer.Option(help="folder for summary.json, new or of the same bench")]
+
+
+def _own(out: str, kind: str) -> str:
+    """The folder, if it is new or of the same bench; told now, not after minutes of measuring."""
+    from jobs.bench.measure import marker
+    from scalp_core import outputs
+
+    outputs.check_claim(out, marker(kind))
+    return out
 
 
 @bench.command("engine")
@@ -32,7 +41,7 @@ def bench_engine(
     from jobs.bench.engine import EngineOptions
     from jobs.bench.engine import bench_engine as verb
 
-    verb(out, EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
+    verb(_own(out, "engine"), EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled))
 
 
 @bench.command("train")
@@ -58,7 +67,7 @@ def bench_train(
     from jobs.bench.train import bench_train as verb
 
     options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
-    verb(out, options)
+    verb(_own(out, "train"), options)
 
 
 @bench.command("bulk")
@@ -77,7 +86,7 @@ def bench_bulk(
     from jobs.bench.bulk import BulkOptions
     from jobs.bench.bulk import bench_bulk as verb
 
-    verb(out, BulkOptions(device, bundle, photographs, size, rounds, daft))
+    verb(_own(out, "bulk"), BulkOptions(device, bundle, photographs, size, rounds, daft))
 
 
 @bench.command("serve")
@@ -98,12 +107,15 @@ def bench_serve(
     from jobs.bench.serve import ServeOptions
     from jobs.bench.serve import bench_serve as verb
 
-    verb(out, ServeOptions(device, bundle, size, rounds=rounds, seconds=seconds, share=share))
+    verb(_own(out, "serve"), ServeOptions(device, bundle, size, rounds=rounds, seconds=seconds, share=share))
 
 
 @bench.command("scale")
 def bench_scale(
-    out: BenchOutOption = "runs/bench/scale",
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder for summary.json; runs/bench/scale without it, for grade …/scale-grade"),
+    ] = None,
     stage: Annotated[Literal["prepare", "grade"], typer.Option(help="which verb grows")] = "prepare",
     objects: Annotated[
         str | None,
@@ -130,9 +142,10 @@ def bench_scale(
         raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
     chosen = (tuple(sizes),) if sizes else ()
     if stage == "grade":
-        on_grade(out, GradeScaleOptions(*chosen))
+        on_grade(_own(out or "runs/bench/scale-grade", "scale-grade"), GradeScaleOptions(*chosen))
     else:
-        on_prepare(out, replace(ScaleOptions(*chosen), simulated=simulated))
+        options = replace(ScaleOptions(*chosen), simulated=simulated)
+        on_prepare(_own(out or "runs/bench/scale", "scale"), options)
 
 
 @bench.command("overload")
@@ -147,7 +160,7 @@ def bench_overload(
     from jobs.bench.overload import OverloadOptions
     from jobs.bench.overload import bench_overload as verb
 
-    verb(out, OverloadOptions(device, bundle, times=times, seconds=seconds))
+    verb(_own(out, "overload"), OverloadOptions(device, bundle, times=times, seconds=seconds))
 
 
 @bench.command("autoscale")
@@ -160,7 +173,7 @@ def bench_autoscale(
     from jobs.bench.autoscale import AutoscaleOptions
     from jobs.bench.autoscale import bench_autoscale as verb
 
-    verb(out, AutoscaleOptions(device, graders=graders))
+    verb(_own(out, "autoscale"), AutoscaleOptions(device, graders=graders))
 
 
 @bench.command("grow")
@@ -172,4 +185,4 @@ def bench_grow(
     from jobs.bench.grow import GrowOptions
     from jobs.bench.grow import bench_grow as verb
 
-    verb(out, GrowOptions(nodes=nodes))
+    verb(_own(out, "grow"), GrowOptions(nodes=nodes))

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from jobs.console import SUMMARY_FILE, now, progress_bar, write_json
-from scalp_core import provenance, storage
+from scalp_core import outputs, provenance, storage
 
 Turn = Callable[[float], list[float]]
 """Repeats a fixed piece of work for so many seconds; seconds that each repetition took."""
@@ -99,6 +99,11 @@ class OwnProcess:
         self._pool.shutdown()
 
 
+def marker(kind: str) -> str:
+    """By what a bench marks its folder."""
+    return f"bench {kind}"
+
+
 def write_result(
     out: str,
     kind: str,
@@ -107,7 +112,12 @@ def write_result(
     ratios: Mapping[str, float | None],
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes `out/summary.json`: the figures with machine, versions, revision and date."""
+    """Writes `out/summary.json`: the figures with machine, versions, revision and date.
+
+    Raises:
+        UserError: `out` is not empty, and of something else.
+    """
+    outputs.claim(out, marker(kind))
     result = {
         "kind": kind,
         "date": now(),

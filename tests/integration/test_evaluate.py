@@ -76,7 +76,7 @@ def test_a_part_that_training_saw_is_told(way, summary, tmp_path, capsys):
 def test_tta_is_the_mean_over_eight_symmetries_and_its_cost_is_told(way, summary, tmp_path):
     run, data, options = str(way.run), str(way.data), ModelOptions("cpu", "fp32")
     plain = evaluate(run, data, str(tmp_path / "plain"), options=options)
-    turned = evaluate(run, data, str(tmp_path), options=replace(options, tta=True))
+    turned = evaluate(run, data, str(tmp_path / "turned"), options=replace(options, tta=True))
     assert summary["tta"] is None
     without = turned["tta"]["metrics_without"]
     assert without["log_loss"] == pytest.approx(plain["metrics"]["log_loss"], abs=1e-5)
@@ -88,6 +88,6 @@ def test_tta_is_the_mean_over_eight_symmetries_and_its_cost_is_told(way, summary
     pixels = decode(read(row["uri"]), bundle.spec.preprocess).pixels
     views = augment.dihedral(np.stack([pixels] * 8), np.arange(8))
     expected = np.mean([each.probabilities for each in Predictor(bundle, "cpu", "fp32").grade(views)], axis=0)
-    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "turned" / "predictions.parquet").to_pylist()
     found = next(each for each in rows if each["image_id"] == row["image_id"])
     assert found["probabilities"] == pytest.approx(expected, abs=1e-4)

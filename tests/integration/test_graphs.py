@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import openvino
@@ -123,9 +122,11 @@ def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp
 
 
 def test_an_export_needs_photographs_to_be_checked_on(way, tmp_path):
-    Path(tmp_path, "a.jpg").write_bytes(b"no photograph")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(b"no photograph")
     with pytest.raises(UserError, match="name some to compare on"):
-        export(str(way.run), str(tmp_path), str(tmp_path / "out"))
+        export(str(way.run), str(source), str(tmp_path / "out"))
 
 
 def test_a_changed_graph_is_refused(way, tmp_path):

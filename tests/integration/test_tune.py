@@ -12,7 +12,7 @@ from ray.util import placement_group_table
 
 from jobs.train import RECIPES
 from jobs.tune import tune
-from scalp_core import storage
+from scalp_core import outputs, storage
 from scalp_core.errors import UserError
 from scalp_core.recipe import load_recipe
 from scalp_core.space import parse_space
@@ -77,7 +77,7 @@ def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, 
     assert yaml.safe_load((out / "best.yaml").read_text()) == recipe.model_dump()
     with Image.open(out / "tune.png") as picture:
         assert picture.size[0] > 800
-    assert not (out / "work").exists()  # neither checkpoints nor pickles stay
+    assert not (out / outputs.SCRATCH_FOLDER).exists()  # neither checkpoints nor pickles stay
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way
     assert tune(str(way.data), str(out), base, **arguments) == json.loads((out / "summary.json").read_text())
     assert (out / "trials.csv").stat().st_mtime_ns == before
     for changes, word in (({"seed": 7}, "draw_seed"), ({"trials": 5}, "trials"), ({"space": {}}, "space")):
-        with pytest.raises(UserError, match=f"another {word}; choose another OUT, or remove it"):
+        with pytest.raises(UserError, match=f"another {word}; choose another OUT$"):
             tune(str(way.data), str(out), base, **arguments | changes)
     other = base.model_copy(update={"batch_size": 8})
     with pytest.raises(UserError, match="another batch_size; choose another OUT"):
@@ -98,7 +98,8 @@ def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way
 def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way, base, tmp_path, capsys):
     out, arguments, _ = searched
     shutil.copytree(out / "trials", tmp_path / "trials")
-    shutil.copy(out / "run.json", tmp_path)
+    for name in ("run.json", outputs.MARKER_FILE):
+        shutil.copy(out / name, tmp_path)
     records = [json.loads(path.read_text()) for path in sorted((out / "trials").glob("*.json"))]
     trained = [record for record in records if record["status"] != "failed"]
     done, missing = trained[0], trained[1]

@@ -172,6 +172,17 @@ def test_a_file_of_each_kind_holds_the_chosen_rows(ask, tmp_path):
     assert not [path for path in (tmp_path / "new").iterdir() if path not in written.values()]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_file_that_exists_is_kept_unless_it_may_be_overwritten(ask, tmp_path, kind):
+    labels = tmp_path / f"labels.{kind}"
+    labels.write_bytes(b"a week of work")
+    with pytest.raises(UserError, match=f"--to {labels}: the file exists; .* add --overwrite"):
+        ask("--only", "graded", "--to", labels)
+    assert labels.read_bytes() == b"a week of work"
+    assert "4 rows are in" in ask("--only", "graded", "--to", labels, "--overwrite")
+    assert labels.read_bytes() != b"a week of work"
+
+
 @pytest.mark.parametrize("name", ["=1+1.jpg", "+1.jpg", "-1.jpg", "@a.jpg", "\ta.jpg", "＝1.jpg"])
 def test_a_spreadsheet_finds_no_formula_in_a_name(tmp_path, name):
     write(str(tmp_path / "out" / "results"), [row("/a.zip", name), row("/a.zip", "a=1.jpg")], files=1)
@@ -212,7 +223,7 @@ def test_an_export_that_breaks_off_leaves_the_file_before_and_no_other(s3, tmp_p
     assert not storage.names_in(f"{place}/export")
     storage.write(to, b"of yesterday")
     with pytest.raises(UserError, match="cannot read .*results"):
-        results(out, Question(to=to))
+        results(out, Question(to=to, overwrite=True))
     assert storage.names_in(f"{place}/export") == {f"rows.{kind}"}
     assert storage.read(to) == b"of yesterday"
 
