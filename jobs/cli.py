@@ -308,11 +308,18 @@ def grade(
     from jobs.grade_plan import PoolOptions
     from jobs.pipeline import ModelOptions
     from jobs.train_scaling import parse_range
-    from scalp_core.errors import UserError
+    from scalp_core import outputs
 
     *sources, out = sources_and_out
     if not sources:
         raise UserError(f"scalp grade {bundle} {out}: name OUT, the directory for what is made, last")
+    try:
+        outputs.check_claim(out, "grade")
+    except UserError as error:
+        if error.__cause__:  # storage could not be read
+            raise
+        # As where OUT was forgotten, and the last SOURCE is taken for it.
+        raise UserError(f"{error}; if {out} is a source, write OUT after it") from None
     pool = PoolOptions(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
     )

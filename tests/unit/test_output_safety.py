@@ -28,6 +28,7 @@ WRITES = {
     "explain": ("explain BUNDLE SOURCE OUT", "explain"),
     "export": ("export BUNDLE SOURCE OUT", "export"),
     "pseudonymise": ("pseudonymise SOURCE OUT", "pseudonymise"),
+    "grade": ("grade BUNDLE SOURCE OUT", "grade"),
     "demo": ("demo --out OUT", "demo"),
     **{
         f"bench {name}": (f"bench {name} --out OUT", f"bench {name}")
@@ -37,7 +38,6 @@ WRITES = {
 }
 # These make one too, and are tested with their own rules.
 OWN_TESTS = {
-    "grade": "tests of grading",
     "prepare": "tests of preparing",
     "synth": "test_a_set_is_not_drawn_into_a_folder_of_somebody_else",
 }
@@ -157,6 +157,14 @@ def test_a_link_to_the_source_is_the_source(verb, mine, tmp_path, monkeypatch, c
     (tmp_path / "link").symlink_to(mine / "photographs")
     line = refused(verb, tmp_path / "link" / "out", mine / "photographs", monkeypatch, capsys)
     assert "is in the source" in line
+
+
+def test_a_forgotten_out_after_two_sources_keeps_the_second(mine, tmp_path, monkeypatch, capsys):
+    """`scalp grade BUNDLE 2023 2024`: the second is taken for OUT."""
+    before = content(mine)
+    line = refused("grade", mine / "photographs", tmp_path / "2023", monkeypatch, capsys)
+    assert "it holds 1.jpg" in line and f"if {mine / 'photographs'} is a source, write OUT after it" in line
+    assert content(mine) == before
 
 
 def test_a_set_is_not_drawn_into_a_folder_of_somebody_else(mine, monkeypatch, capsys):
