@@ -95,15 +95,26 @@ def prepare(
     group: Annotated[
         str, typer.Option(help="what makes one group, beside equal bytes: device, session, near_duplicate")
     ] = "device,session,near_duplicate",
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="folder, exif (camera's serial number, or the day), or regex:PATTERN of the path, such as "
+            "'regex:(patient\\d+)_': what shares it is one group too"
+        ),
+    ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="also folds for cross-validation")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the split")] = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="read again what a finished run could not fetch")
+    ] = False,
 ) -> None:
     """Reads photographs into a manifest, deduplicated and split by device, with a report on the data."""
     from jobs.prepare import prepare as verb
     from scalp_core.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
-    verb(source, out, Options(task, symptom, split, split_by, keys, folds, seed))
+    options = Options(task, symptom, split, split_by, keys, folds, seed)
+    verb(source, out, options, group_by=group_by, retry_failed=retry_failed)
 
 
 @app.command()

@@ -1,27 +1,29 @@
-"""`scalp prepare`: a source of photographs to a manifest whose parts do not leak, and a report on the data.
+"""`scalp prepare`: a source of images to a manifest whose splits do not leak, and a report on the data.
 
-Three steps, each in Ray's workers and each leaving its files below `OUT/work`, so that the driver's memory
-does not grow with the source and a run that was stopped goes on:
+Three steps, each in workers and each leaving its files in the scratch folder of OUT, so that the driver's
+memory does not grow with the source and a run that was stopped resumes:
 
     list      what the source holds, into shards of `inventory.LISTED`
     examine   each shard read, hashed and decoded, into shards of `inventory.EXAMINED`
-    audit     what is kept, dropped and odd; groups, parts; the manifest
+    audit     what is kept, dropped and odd; groups, splits; the manifest
+
+`data.json` is written last and is what readers look for: without it, OUT is not finished.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
+import pyarrow.dataset as pads
 
 from cluster.growth import room_to_work
-from cluster.local import connect
 from jobs.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
-from jobs.preflight import check_nodes
+from jobs.executor import Executor, RayExecutor
 from jobs.shards import (
     EXAMINED,
     LISTED,
@@ -29,26 +31,41 @@ from jobs.shards import (
     PATIENCE_S,
     ExamineShard,
     ListRoots,
-    each,
     shares,
 )
-from scalp_core import audit, data_report, inventory, manifest, provenance, storage
+from scalp_core import (
+    audit,
+    data_report,
+    inventory,
+    manifest,
+    outputs,
+    parquet,
+    provenance,
+    storage,
+    tables,
+)
 from scalp_core.audit import Options
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
+from scalp_core.group_by import GroupBy
 from scalp_core.inventory import Root
+from scalp_core.lease import Guard
 from scalp_core.manifest import PARTS, DataSpec
+from scalp_core.outputs import Output
 from scalp_core.split import parse_ratio
 
 REPORT_FILE = "report.html"
 
 ListTask = Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]]
-ExamineTask = Callable[[str, str], Callable[[dict[str, Any]], dict[str, Any]]]
+ExamineTask = Callable[[str, str, GroupBy | None], Callable[[dict[str, Any]], dict[str, Any]]]
 
-_WORK = "work"
+_VERB = "prepare"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
 _POLL_S = 1.0
+_POLL_SHARE = 20  # of the time between two looks, one part of so many is for looking
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -56,6 +73,9 @@ def prepare(
     out: str,
     options: Options = Options(),  # noqa: B008
     *,
+    group_by: str | None = None,
+    retry_failed: bool = False,
+    executor: Executor | None = None,
     list_task: ListTask = ListRoots,
     examine_task: ExamineTask = ExamineShard,
 ) -> dict[str, Any]:
@@ -65,6 +85,9 @@ def prepare(
         source: folder, prefix, archive or table; local or `s3://`.
         out: directory for the manifest, the report and the lists of what was dropped and found.
         options: which labels, and how to split.
+        group_by: what gives the groups; see `GroupBy`.
+        retry_failed: read the objects again that a finished run could not fetch.
+        executor: where the steps run; Ray's workers unless given.
         list_task: what lists; `scalp bench scale` puts a simulated one in its place.
         examine_task: what examines.
 
@@ -77,50 +100,61 @@ def prepare(
     clock = Clock()
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
-    if out == source or out.startswith(f"{source}/"):
-        raise UserError(f"{out} lies in {source}, whose objects it would join; choose an OUT outside of it")
-    identity = {"source": source, **_as_json(options)}
-    if summary := _finished(out, identity):
-        console.print(f"{out} is prepared already; remove it to read {source} again")
-        return summary
+    outputs.check(out, _VERB, [source])
+    identity = {"source": source, **_as_json(options), "group_by": group_by}
+    finished = _finished(out, identity)
+    if finished and not retry_failed:
+        return _as_before(finished, out, source)
     roots = inventory.roots(source)
-    room_to_work(connect(), console.print)
-    check_nodes([source], out)
-    write_json(storage.join(out, _IDENTITY_FILE), identity)
-    with storage.patience(PATIENCE_S):
+    grouping = _grouping(group_by, source)
+    executor = executor or RayExecutor()
+    room_to_work(executor.cluster(), console.print)
+    executor.check([source], out)
+    with outputs.opened(out, _VERB, [source]) as output, storage.patience(PATIENCE_S):
+        _begin(output, identity, again=finished is not None)
+        tasks = (list_task(output.scratch), examine_task(output.scratch, _above(source), grouping))
         try:
-            summary = _prepare(source, out, options, roots, clock, list_task, examine_task)
+            summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
         except SourceError:
-            storage.remove_folder(storage.join(out, _WORK))
+            storage.remove_file(storage.join(out, _IDENTITY_FILE))  # a mended source is read anew
+            output.remove_scratch()
             raise
     _show(summary, out)
+    if group_by:
+        _show_ungrouped(summary, group_by)
     return summary
 
 
+def _above(source: str) -> str:
+    """What lies above the source says nothing about grades; its own name may."""
+    return source.rpartition("/")[0]
+
+
 def _prepare(
+    output: Output,
     source: str,
-    out: str,
     options: Options,
     roots: list[Root],
     clock: Clock,
-    list_task: ListTask,
-    examine_task: ExamineTask,
+    executor: Executor,
+    tasks: tuple[Any, Any],
+    retry_failed: bool,
 ) -> dict[str, Any]:
-    work = storage.join(out, _WORK)
-    listing = _list(source, roots, list_task(work), work)
+    out, work = output.uri, output.scratch
+    listing = _list(source, roots, executor, tasks[0], work)
     clock.lap("list")
-    # What lies above the source says nothing about grades; its own name may.
-    _examine(listing, examine_task(work, source.rpartition("/")[0]), work)
+    _examine(listing, executor, tasks[1], work, retry_failed)
     clock.lap("examine")
+    output.check()
     with console.status("comparing, grouping and splitting"):
-        found, audit_mib = _unwrapped(
-            _audit.remote(storage.join(work, EXAMINED), source, out, options, inventory.is_table(source))
+        found, audit_mib = executor.call(
+            _audit, output.guard, storage.join(work, EXAMINED), source, out, options
         )
     clock.lap("audit")
     spec = DataSpec.model_validate(found.pop("spec"))
     examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
     summary = {
-        "kind": "prepare",
+        "kind": _VERB,
         "date": now(),
         **spec.model_dump(mode="json", exclude={"schema_version", "created_at"}),
         "objects_listed": listing["objects"],
@@ -130,10 +164,12 @@ def _prepare(
         "seconds_of_stages": clock.laps,
     }
     _check_accounts(summary, out)
+    output.check()
     storage.write(storage.join(out, REPORT_FILE), data_report.html(spec, summary, examples))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     manifest.write_spec(out, spec)  # last: what has one is whole
-    storage.remove_folder(work)
+    if not summary["could_not_be_fetched"]:  # else --retry-failed goes on from it
+        output.remove_scratch()
     return summary
 
 
@@ -149,6 +185,16 @@ def _as_json(options: Options) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
 
 
+def _grouping(group_by: str | None, source: str) -> GroupBy | None:
+    if group_by is None:
+        return None
+    if inventory.is_table(source) and "group" in tables.columns(source):
+        raise UserError(
+            f"--group-by {group_by}: the table {source} has a column group of its own; leave one of both out"
+        )
+    return GroupBy(group_by)
+
+
 def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a finished run; refuses a directory of another source or, once finished, other options.
 
@@ -159,15 +205,37 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     matters = list(identity) if finished else ["source"]
     if changed := [name for name in matters if known.get(name) != identity[name]]:
         raise UserError(
-            f"{out} holds data prepared with another {', '.join(changed)}; choose another OUT, or remove it"
+            f"{out} holds data prepared with another {', '.join(changed)}; choose another output directory"
         )
     return read_json(storage.join(out, SUMMARY_FILE)) if finished else None
+
+
+def _as_before(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]:
+    console.print(f"{out} is prepared already; name another output directory to read {source} again")
+    if unfetched := summary["could_not_be_fetched"]:
+        console.print(f"{unfetched:,} objects could not be fetched; --retry-failed reads them again")
+    elif outputs.has_scratch(out):  # a run that was killed after its last write
+        with outputs.opened(out, _VERB) as output:
+            output.remove_scratch()
+    return summary
+
+
+def _begin(output: Output, identity: dict[str, Any], *, again: bool) -> None:
+    """Notes what is asked for; what was examined for other groups is examined anew."""
+    uri = storage.join(output.uri, _IDENTITY_FILE)
+    known = read_json(uri)
+    if again:  # not finished any more
+        storage.remove_file(storage.join(output.uri, manifest.SPEC_FILE))
+    if known and known.get("group_by") != identity["group_by"]:
+        storage.remove_folder(storage.join(output.scratch, EXAMINED))
+    if known != identity:
+        write_json(uri, identity)
 
 
 # --- list --------------------------------------------------------------------------------------------------
 
 
-def _list(source: str, roots: list[Root], task: Any, work: str) -> dict[str, Any]:
+def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: str) -> dict[str, Any]:
     """Names of all shards, and the number of objects; from the last run, if that came so far."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
@@ -175,7 +243,7 @@ def _list(source: str, roots: list[Root], task: Any, work: str) -> dict[str, Any
     names: list[str] = []
     objects = 0
     with progress_bar("listing", None) as (progress, bar), _following(work, progress, bar):
-        for row in each(shares(roots)).map(task).iter_rows():
+        for row in executor.map(task, shares(roots)):
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
@@ -191,9 +259,12 @@ def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        while not stop.wait(_POLL_S):
+        pause = _POLL_S
+        while not stop.wait(pause):
+            began = time.monotonic()
             shards = len(storage.names_in(storage.join(work, LISTED)))
             progress.update(bar, completed=shards * OBJECTS_A_SHARD)
+            pause = max(_POLL_S, _POLL_SHARE * (time.monotonic() - began))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -207,40 +278,53 @@ def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
 # --- examine -----------------------------------------------------------------------------------------------
 
 
-def _examine(listing: dict[str, Any], task: Any, work: str) -> None:
+def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, retry_failed: bool) -> None:
     """Examines what the last run left."""
     done = storage.names_in(storage.join(work, EXAMINED))
-    pending = [{"name": name} for name in listing["shards"] if name not in done]
+    if retry_failed:
+        pending = [{"name": name, "retry": name in done} for name in listing["shards"]]
+    else:
+        pending = [{"name": name, "retry": False} for name in listing["shards"] if name not in done]
+    resumed = len(listing["shards"]) - len(pending)
+    _log.info("%s: %d shards to examine, %d examined already", work, len(pending), resumed)
     objects = listing["objects"]
-    if done:
-        console.print(f"going on: {len(done)} of {len(listing['shards'])} shards are examined already")
+    if resumed:
+        console.print(f"resuming: {resumed} of {len(listing['shards'])} shards are examined already")
     unfetched = 0
     with progress_bar("examining", objects) as (progress, bar):
-        progress.update(bar, completed=min(objects, len(done) * OBJECTS_A_SHARD))
-        for row in each(pending).map(task).iter_rows():
+        progress.update(bar, completed=min(objects, resumed * OBJECTS_A_SHARD))
+        for row in executor.map(task, pending):
             unfetched += int(row["unfetched"])
             progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
+    examined = storage.names_in(storage.join(work, EXAMINED))
+    if missing := set(listing["shards"]) - examined:
+        raise UserError(
+            f"{len(missing)} of {len(listing['shards'])} shards are not examined, such as {min(missing)} in "
+            f"{work}; run the same command again"
+        )
 
 
 # --- audit -------------------------------------------------------------------------------------------------
 
 
-@ray.remote(num_cpus=1)
-def _audit(*arguments: Any) -> tuple[dict[str, Any], float]:
+def _audit(guard: Guard, examined: str, source: str, out: str, options: Options) -> tuple[Any, float]:
     """In a worker, so that the driver's memory does not grow with the source.
 
-    As a whole it is done again when storage was away: pyarrow's datasets do not wait.
+    As a whole it is done again when storage was unavailable: pyarrow's datasets do not wait.
     """
-    examined = arguments[0]
+    guard.check()
     with storage.patience(PATIENCE_S):
-        return storage.retried(examined, audit.audit, *arguments), provenance.peak_mib()
+        is_table = inventory.is_table(source)
+        found = storage.retried(examined, audit.audit, examined, source, out, options, is_table)
+        found["only_by_name"] = _only_by_name(out)
+        return found, provenance.peak_mib()
 
 
-def _unwrapped(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise error.cause from None
+def _only_by_name(out: str) -> int:
+    """Images in archives that are compressed as a whole, which only a pass over them reads."""
+    folder = storage.join(out, manifest.MANIFEST_FOLDER)
+    rows = pads.field("member").is_valid() & pads.field("byte_length").is_null()
+    return int(parquet.dataset(folder).count_rows(filter=rows))
 
 
 def _check_accounts(summary: dict[str, Any], out: str) -> None:
@@ -248,8 +332,8 @@ def _check_accounts(summary: dict[str, Any], out: str) -> None:
     listed, examined = summary["objects_listed"], sum(summary["objects"].values())
     if examined < listed:  # a tar is listed as one object, and becomes its members
         raise UserError(
-            f"{listed} objects were listed in {summary['source']}, but {examined} examined; remove {out} and "
-            "run the same command again"
+            f"{listed} objects were listed in {summary['source']}, but {examined} examined; prepare it again "
+            f"into another directory than {out}, and report this"
         )
     photographs = summary["objects"].get("photograph", 0)
     others = sum(summary["dropped_other"].values())
@@ -257,7 +341,7 @@ def _check_accounts(summary: dict[str, Any], out: str) -> None:
     if kept + dropped != photographs:
         raise UserError(
             f"{photographs} photographs were found in {summary['source']}, but {kept} kept and {dropped} "
-            f"dropped in {out}; remove it and run the same command again"
+            f"dropped in {out}; prepare it again into another directory, and report this"
         )
 
 
@@ -276,3 +360,14 @@ def _show(summary: dict[str, Any], out: str) -> None:
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
     for line in data_report.warnings(summary):
         console.print(line)
+    if summary["only_by_name"]:
+        console.print(
+            f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "
+            "beginning: training whose decoded images do not fit into memory reads the whole archive for "
+            "every batch; unpack them, or repack them as .zip or plain .tar"
+        )
+
+
+def _show_ungrouped(summary: dict[str, Any], group_by: str) -> None:
+    if alone := summary["grouped_by"].get("photograph"):
+        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a group of its own")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,13 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
     # A lease names this machine, and the directory is to be handed on.
     storage.remove_folder(storage.join(out, lease.FOLDER))
     show("pseudonymise", summary | {"folder": out})
-    console.print("the pictures are the same, pixel for pixel: who holds the originals can find them again")
+    console.print(
+        "the pictures are the same, pixel for pixel at 8 bits a channel: who has the originals can find them"
+    )
+    if conflicting := summary["conflicting_labels"]:
+        console.print(
+            f"{conflicting} images are left out: without metadata they equal another one of a different grade"
+        )
     return summary
 
 
@@ -75,7 +82,10 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             parts.append(batch.cast(manifest.SCHEMA))
             progress.update(task, advance=batch.num_rows)
-    rows, merged = _distinct(pa.concat_tables(parts))
+    everything = pa.concat_tables(parts)
+    rows, merged, conflicting = _distinct(everything)
+    for uri in set(everything["uri"].to_pylist()) - set(rows["uri"].to_pylist()):
+        storage.remove_file(storage.join(out, uri))  # written above
     manifest.write_manifest(out, rows)
     new_spec = spec.model_copy(
         update={"source": "pseudonymised", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
@@ -89,6 +99,7 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
         "photographs": rows.num_rows,
         "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
         "equal_without_metadata": merged,
+        "conflicting_labels": conflicting,
         "key": "kept" if kept else "thrown away",
         "sha256": new_spec.sha256,
     }
@@ -96,17 +107,34 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
     return summary
 
 
-def _distinct(rows: pa.Table) -> tuple[pa.Table, int]:
-    """One row for each content, and how many went: some files differed in their metadata alone."""
+def _distinct(rows: pa.Table) -> tuple[pa.Table, int, int]:
+    """One row for each content; some files differ in their metadata alone.
+
+    Returns:
+        rows, how many of equal contents and labels went, and how many of equal contents with other labels.
+    """
     rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
-    names = rows["image_id"].to_pylist()
-    first = [index for index, name in enumerate(names) if not index or name != names[index - 1]]
-    return rows.take(first), rows.num_rows - len(first)
+    first: list[int] = []
+    merged = conflicting = 0
+    keys = zip(rows["image_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    for _, group in groupby(enumerate(keys), key=lambda item: item[1][0]):
+        same = list(group)
+        if len({label for _, (_, label) in same}) > 1:
+            conflicting += len(same)
+            continue
+        first.append(same[0][0])
+        merged += len(same) - 1
+    return rows.take(pa.array(first, pa.int64())), merged, conflicting
 
 
 def _key(key_file: str | None, out: str) -> bytes:
     if key_file is None:
         return secrets.token_bytes(KEY_BYTES)
+    if "://" in key_file:
+        raise UserError(
+            f"--key-file {key_file} is not a local file; name one on this machine: the key is a secret that "
+            "leads every code back"
+        )
     path = Path(key_file)
     if storage.absolute(path).startswith(f"{out}/"):
         raise UserError(

@@ -7,18 +7,24 @@ again writes the same file again. Imports nothing that is slow to load.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from scalp_core import examination, inventory, parquet, storage
+from jobs.isolate import Isolation, counted_try
+from scalp_core import inventory, parquet, storage
+from scalp_core.examination import Examination, examine, read_content
+from scalp_core.group_by import GroupBy
 from scalp_core.inventory import Root
 
 LISTED = "listed"
 EXAMINED = "examined"
+TRIES = "tries"
 OBJECTS_A_SHARD = 512
 # A server that restarts is waited for; a job of hours must not end with it.
 PATIENCE_S = 180
@@ -67,17 +73,36 @@ def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict
 
 
 class ExamineShard:
-    """Examines the objects of one shard; writes its rows whole or not at all."""
+    """Examines the objects of one shard; writes its rows atomically, a stream that nobody holds.
 
-    def __init__(self, work: str, base: str) -> None:
+    A shard that ended its process before is decoded in a child process: see `isolate`.
+
+    Args:
+        work: folder of the run.
+        base: start of the uris that says nothing about grades.
+        group_by: what gives the groups, if anything.
+    """
+
+    def __init__(self, work: str, base: str, group_by: GroupBy | None = None) -> None:
         self._work = work
         self._base = base
+        self._group_by = group_by
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Examines the shard `name`; with `retry`, only if some of its objects could not be fetched."""
+        name = row["name"]
         with storage.patience(PATIENCE_S):
-            listed = parquet.read(storage.join(self._work, LISTED, row["name"])).to_pylist()
-            tables = list(examination.examine(listed, self._base))
-            table = pa.concat_tables(tables)
-            parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
-        unfetched = sum(code == "fetch_failed" for code in table["code"].to_pylist())
-        return {"objects": len(listed), "rows": table.num_rows, "unfetched": unfetched}
+            listed = parquet.read(storage.join(self._work, LISTED, name)).to_pylist()
+            if row.get("retry") and not self._unfetched(name):
+                return {"objects": len(listed), "unfetched": 0}
+            with counted_try(storage.join(self._work, TRIES, name)) as isolated, Isolation() as child:
+                content = partial(child.call, read_content) if isolated else read_content
+                how = Examination(self._base, self._group_by, content)
+                batches = (batch for table in examine(listed, how) for batch in table.to_batches())
+                reader = pa.RecordBatchReader.from_batches(inventory.EXAMINED, batches)
+                parquet.write_batches(storage.join(self._work, EXAMINED, name), reader)
+            return {"objects": len(listed), "unfetched": self._unfetched(name)}
+
+    def _unfetched(self, name: str) -> int:
+        codes = parquet.read(storage.join(self._work, EXAMINED, name), ["code"])["code"]
+        return int(pc.sum(pc.equal(codes, "fetch_failed")).as_py() or 0)

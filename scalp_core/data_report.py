@@ -72,7 +72,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
             "parts, and the test figures flatter; give their groups in a CSV of uri,label,group"
         )
     if missing := summary["could_not_be_fetched"]:
-        found.append(f"{missing:,} objects could not be fetched; remove the output and prepare again")
+        found.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
     for name in PARTS:
         part = summary["parts"][name]
         empty = [grade for grade, count in part["by_grade"].items() if not count]

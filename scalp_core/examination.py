@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from scalp_core import aihub, archives, codecs, near_duplicates, sources, storage, tables
 from scalp_core.archives import Place, Placed
 from scalp_core.errors import ImageError, UserError
-from scalp_core.grouping import GroupBy
+from scalp_core.group_by import GroupBy
 from scalp_core.inventory import (
     EXAMINED,
     OBJECT_CODES,

@@ -178,8 +178,14 @@ def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
                 break
         parquet.write_batches(uri, pa.RecordBatchReader.from_batches(schema, batches))
         written.add(uri)
-    if not storage.is_empty(folder):
-        for uri in storage.list_files(folder):
+    _remove_stale(folder, written)
+
+
+def _remove_stale(folder: str, written: set[str]) -> None:
+    for part in storage.folders_in(folder):
+        storage.remove_temporary(storage.join(folder, part))
+        for name in storage.names_in(storage.join(folder, part)):
+            uri = storage.join(folder, part, name)
             if _FILE.search(uri) and uri not in written:
                 storage.remove_file(uri)
 

@@ -66,7 +66,8 @@ def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
     check(out, kind, inputs)
     claim(out, kind)
     with lease.held(out, kind) as guard:
-        storage.remove_temporary(out)
+        for folder in (out, storage.join(out, lease.FOLDER)):
+            storage.remove_temporary(folder)
         yield Output(out, guard)
 
 

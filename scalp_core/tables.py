@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import unicodedata
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
+from scalp_core.streams import Ranged
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("uri", "member", "label", "group")
@@ -95,7 +97,7 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
 def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
     is_csv = not table.lower().endswith(".parquet")
     encoding = _encoding(table) if is_csv else ""
-    with storage.explained(table), storage.open_file(table) as file:
+    with storage.explained(table), _open(table) as file:
         try:
             if is_csv:
                 read = pyarrow.csv.ReadOptions(encoding=encoding)
@@ -104,6 +106,11 @@ def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
                 yield from pq.ParquetFile(file).iter_batches(10_000)
         except pa.ArrowInvalid as error:
             raise UserError(f"{table} cannot be read as a table: {error}; write it again") from error
+
+
+def _open(table: str) -> io.BufferedReader:
+    """A file whose reads wait for a server that is unavailable."""
+    return io.BufferedReader(Ranged(table, storage.open_file(table)), _PIECE)
 
 
 def _as_text() -> pyarrow.csv.ConvertOptions:
@@ -122,7 +129,7 @@ def _encoding(table: str) -> str:
     """
     with storage.explained(table):
         for encoding in _ENCODINGS:
-            with storage.open_file(table) as file:
+            with _open(table) as file:
                 if _decodes(file, encoding):
                     return encoding.removesuffix("-sig")
     raise UserError(f"{table} is neither UTF-8 nor cp949 (Korean Windows); save it as CSV UTF-8")

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.local_s3 import s3_server
 from scalp_core import manifest, storage
+from scalp_core.outputs import SCRATCH_FOLDER
 from tests.conftest import jpeg
 
 pytestmark = pytest.mark.slow
@@ -31,13 +32,13 @@ def test_a_server_that_is_away_for_20_seconds_is_waited_for(tmp_path, monkeypatc
             list(pool.map(put, range(OBJECTS)))
         command = [sys.executable, "-m", "jobs.cli", "prepare", "s3://scalp/set", str(tmp_path / "out")]
         process = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        listing = tmp_path / "out" / "work" / "listing.json"
+        listing = tmp_path / "out" / SCRATCH_FOLDER / "listing.json"
         until = time.monotonic() + 60
         while not listing.exists() and time.monotonic() < until and process.poll() is None:
             time.sleep(0.05)
     # The server is stopped, and nothing is examined yet, or not all.
     shards = json.loads(listing.read_text())["shards"]
-    examined = tmp_path / "out" / "work" / "examined"
+    examined = tmp_path / "out" / SCRATCH_FOLDER / "examined"
     assert len(list(examined.iterdir()) if examined.exists() else []) < len(shards)
     time.sleep(AWAY_S)
     assert process.poll() is None  # it waits

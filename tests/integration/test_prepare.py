@@ -14,6 +14,7 @@ from scalp_core import manifest, parquet, storage
 from scalp_core.audit import Options
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
+from scalp_core.outputs import SCRATCH_FOLDER
 from tests.sources import PLANS, audited, picture, write_set
 
 OPTIONS = Options(ratio="2:1:1")
@@ -50,7 +51,7 @@ def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
     dropped = parquet.read(str(out / "dropped.parquet")).to_pylist()
     assert len(dropped) == sum(summary["dropped"].values())
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert not (out / "work").exists()
+    assert not (out / SCRATCH_FOLDER).exists()
 
 
 def test_what_is_not_accounted_for_ends_the_command(prepared):
@@ -79,7 +80,7 @@ def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, so
     before = (out / "data.json").stat().st_mtime_ns
     assert prepare(str(source), str(out), OPTIONS) == summary
     assert (out / "data.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="another seed; choose another OUT"):
+    with pytest.raises(UserError, match="another seed; choose another output directory"):
         prepare(str(source), str(out), Options(ratio="2:1:1", seed=1))
 
 
@@ -102,14 +103,14 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_p
     out = tmp_path / "out"
     with monkeypatch.context() as stopped:
         stopped.setattr("jobs.prepare._audit", None)
-        with pytest.raises(AttributeError):
+        with pytest.raises(TypeError):
             prepare(str(source), str(out), OPTIONS)
-    examined = {path: path.stat().st_mtime_ns for path in (out / "work" / "examined").iterdir()}
+    examined = {path: path.stat().st_mtime_ns for path in (out / SCRATCH_FOLDER / "examined").iterdir()}
     assert len(examined) > 1
     gone = examined.popitem()[0]
     gone.unlink()
     with monkeypatch.context() as kept:
-        kept.setattr(storage, "remove_folder", lambda _: None)
+        kept.setattr(storage, "remove_folder", lambda *_, **__: None)
         summary = prepare(str(source), str(out), OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in examined} == examined
     assert gone.exists()
@@ -120,9 +121,9 @@ def test_other_options_on_what_is_not_finished_read_nothing_again(source, cluste
     out = tmp_path / "out"
     with pytest.raises(UserError, match="groups cannot be divided"):
         prepare(str(source), str(out), Options(ratio="50:25:24"))
-    examined = {path: path.stat().st_mtime_ns for path in (out / "work" / "examined").iterdir()}
+    examined = {path: path.stat().st_mtime_ns for path in (out / SCRATCH_FOLDER / "examined").iterdir()}
     with monkeypatch.context() as kept:
-        kept.setattr(storage, "remove_folder", lambda _: None)
+        kept.setattr(storage, "remove_folder", lambda *_, **__: None)
         prepare(str(source), str(out), OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in examined} == examined
 
@@ -167,6 +168,6 @@ def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, clu
     table = manifest.read_manifest("s3://scalp/prepare/data")
     assert sum(member is not None for member in table["member"].to_pylist()) == len(tarred)
     assert storage.exists("s3://scalp/prepare/data/report.html")
-    assert storage.is_empty(storage.join("s3://scalp/prepare/data", "work"))
+    assert storage.is_empty(storage.join("s3://scalp/prepare/data", SCRATCH_FOLDER))
     logits = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
     assert logits.shape == (len(PLANS), 4)

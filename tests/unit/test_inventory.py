@@ -17,7 +17,7 @@ from PIL import Image
 from scalp_core import archives, codecs, examination, inventory, sources, storage
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
-from scalp_core.grouping import GroupBy
+from scalp_core.group_by import GroupBy
 from tests.conftest import jpeg
 
 

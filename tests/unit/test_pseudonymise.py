@@ -1,12 +1,15 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from jobs.bench.odd_files import encoded
+from jobs.pseudonymise import _distinct, _key
+from scalp_core import manifest
 from scalp_core.codecs import read_picture
-from scalp_core.errors import ImageError
+from scalp_core.errors import ImageError, UserError
 from scalp_core.preprocess import Preprocess, decode
 from scalp_core.pseudonymise import pseudonym, pseudonymous_row, without_metadata
 from tests.conftest import jpeg
@@ -106,3 +109,21 @@ def test_codes_are_equal_for_equals_and_lead_nowhere():
     assert not {"0013", "A2", "0013_A2", "male", "40s", "Training"} & set(map(str, coded.values()))
     assert coded["captured_at"] is None
     assert pseudonymous_row(row | {"site": None}, one)["site"] is None
+
+
+def test_a_key_is_kept_on_this_machine_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--key-file s3://scalp/key is not a local file"):
+        _key("s3://scalp/key", "/out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_contents_are_one_row_and_go_where_their_labels_differ():
+    rows = [
+        {"image_id": name, "uri": f"{label}/{index}.jpg", "label": label}
+        for index, (name, label) in enumerate([("a", 1), ("b", 2), ("a", 0), ("c", 3), ("b", 2), ("d", None)])
+    ]
+    table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
+    kept, merged, conflicting = _distinct(table)
+    assert kept["image_id"].to_pylist() == ["b", "c", "d"]
+    assert (merged, conflicting) == (1, 2)

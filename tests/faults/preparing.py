@@ -1,0 +1,70 @@
+"""A small source with everything that `scalp prepare` accounts for, and the job that its crash test kills."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import tarfile
+import zipfile
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jobs import shards
+from jobs.executor import InProcessExecutor
+from jobs.prepare import prepare
+from scalp_core import storage
+from scalp_core.audit import Options
+from scalp_core.examination import read_content
+
+KEPT, DROPPED = 32, 5
+KILLER = 7  # the image whose bytes end the process that decodes them
+
+
+def picture(seed: int) -> bytes:
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_source(source: str) -> None:
+    """`KEPT` images in folders, a zip and a tar, and `DROPPED` that have no grade or cannot be read."""
+    for index in range(24):
+        storage.write(f"{source}/{index % 4}/{index}.jpg", picture(index))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for index in range(24, 28):
+            archive.writestr(f"{index % 4}/{index}.jpg", picture(index))
+    storage.write(f"{source}/a.zip", packed.getvalue())
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for index in (*range(28, 32), 99):
+            info = tarfile.TarInfo(f"{index % 4}/{index}.jpg" if index < 99 else "0/28.jpg")
+            data = picture(index)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    storage.write(f"{source}/b.tar", packed.getvalue())
+    storage.write(f"{source}/1/cut.jpg", picture(40)[:300])
+    storage.write(f"{source}/unsorted/41.jpg", picture(41))
+    storage.write(f"{source}/1/both.jpg", picture(42))
+    storage.write(f"{source}/2/both.jpg", picture(42))
+    storage.write(f"{source}/1/notes.txt", b"a text")
+
+
+def prepare_in_process(source: str, out: str) -> dict[str, Any]:
+    shards.LISTING_TASKS = 2  # two shards show as much as six
+    return prepare(source, out, Options(ratio="2:1:1"), executor=InProcessExecutor())
+
+
+def deadly_content(kind: str, data: bytes) -> dict[str, Any]:
+    if data == picture(KILLER):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return read_content(kind, data)
+
+
+def prepare_with_a_deadly_image(source: str, out: str) -> dict[str, Any]:
+    shards.read_content = deadly_content
+    return prepare_in_process(source, out)

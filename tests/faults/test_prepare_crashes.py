@@ -1,0 +1,79 @@
+"""`scalp prepare` killed before and after every step that changes storage, and resumed: one row per image."""
+
+import json
+import signal
+from itertools import islice
+
+import pytest
+
+from scalp_core import lease, listing, manifest, outputs, parquet, relations, storage
+from tests import crashes
+from tests.faults import preparing
+
+LEAST_POINTS = {"local": 90, "s3": 50}
+
+
+def contents(uri):
+    return {file.uri: (file.size, file.version) for file in storage.walk(uri)}
+
+
+def check(source, out, before):
+    summary = json.loads(storage.read(f"{out}/summary.json"))
+    rows = manifest.read_manifest(out)
+    dropped = parquet.read(f"{out}/{relations.DROPPED_FILE}").to_pylist()
+    names = [(row["uri"], row["member"]) for row in [*rows.to_pylist(), *dropped]]
+    assert rows.num_rows == summary["photographs"] == preparing.KEPT
+    # Of the tar's two members of one name, the first is dropped under the name that the last is kept by.
+    assert len(dropped) == sum(summary["dropped"].values()) == preparing.DROPPED
+    assert len(set(names)) == len(names) - 1
+    assert summary["objects_listed"] == 24 + 4 + 1 + 5
+    assert summary["objects"] == {"photograph": preparing.KEPT + preparing.DROPPED, "other": 1}
+    left = [file.uri for file in storage.walk(out)]
+    assert not [uri for uri in left if outputs.SCRATCH_FOLDER in uri]
+    # The next run that opens OUT removes those of a lease that was being released: nobody reads them.
+    left = [uri for uri in left if f"/{lease.FOLDER}/" not in uri]
+    assert not [uri for uri in left if listing.TEMPORARY.match(uri.rsplit("/", 1)[-1])]
+    assert contents(source) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "every"),
+    [
+        ("local", 9),
+        pytest.param("local", 1, marks=pytest.mark.slow),
+        pytest.param("s3", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_at_any_step_is_resumed_to_one_row_per_image(where, every, tmp_path, request):
+    root = str(tmp_path)
+    if where == "s3":
+        request.getfixturevalue("s3")
+        root = f"s3://scalp/crashes/{tmp_path.name}"
+    source = f"{root}/source"
+    preparing.write_source(source)
+    before = contents(source)
+    tried = 0
+    for point in islice(crashes.points(), 0, None, every):
+        out = f"{root}/out-{point.step}-{point.after}"
+        killed = crashes.killed_at(point, preparing.prepare_in_process, source, out)
+        if killed:
+            tried += 1
+            crashes.run(preparing.prepare_in_process, source, out)
+        check(source, out, before)
+        if not killed:
+            break
+    print(f"{where}: {tried} points tried")
+    assert tried >= LEAST_POINTS[where] // every
+
+
+def test_an_image_that_ends_the_process_is_one_row_after_three_tries(tmp_path):
+    source, out = str(tmp_path / "source"), str(tmp_path / "out")
+    preparing.write_source(source)
+    for _ in range(3):
+        with pytest.raises(AssertionError, match=f"ended with -{signal.SIGSEGV.value}"):
+            crashes.run(preparing.prepare_with_a_deadly_image, source, out)
+    crashes.run(preparing.prepare_with_a_deadly_image, source, out)
+    dropped = parquet.read(f"{out}/{relations.DROPPED_FILE}").to_pylist()
+    (crashed,) = [row for row in dropped if row["reason"] == "crashed"]
+    assert crashed["uri"] == f"{source}/{preparing.KILLER % 4}/{preparing.KILLER}.jpg"
+    assert manifest.read_manifest(out).num_rows == preparing.KEPT - 1
