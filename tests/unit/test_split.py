@@ -277,3 +277,29 @@ def test_more_text_than_an_array_of_arrow_can_hold_has_a_fingerprint():
         }
     )
     assert manifest.fingerprint(pa.concat_tables([piece] * 33)) != manifest.fingerprint(piece)
+
+
+def test_rows_are_read_in_the_order_of_their_files_whatever_the_pieces(tmp_path, monkeypatch):
+    """In pieces, because 2 GiB of text do not fit into one array of Arrow."""
+    base = [
+        {"image_id": str(index), "uri": f"/{index % 3}.zip", "member": f"{index % 5}-{index:02d}.jpg",
+         "sha256": str(index), "group": str(index), "label": 1, "split": manifest.PARTS[index % 3]}
+        for index in range(20)
+    ]  # fmt: skip
+    monkeypatch.setattr(manifest, "_ROWS_A_PIECE", 7)
+    monkeypatch.setattr(manifest, "_ROWS_A_GROUP", 2)
+    monkeypatch.setattr(manifest, "_ROWS_A_FILE", 4)
+    table = manifest.read_manifest(write(tmp_path, base))
+    assert table.schema == manifest.SCHEMA
+    read = table.to_pylist()
+    assert [(row["uri"], row["member"]) for row in read] == sorted(
+        (row["uri"], row["member"]) for row in base
+    )
+    assert {row["image_id"]: row["split"] for row in read} == {row["image_id"]: row["split"] for row in base}
+    files = {path.name for path in (tmp_path / "manifest" / "split=train").iterdir()}
+    assert files == {"part-0.parquet", "part-1.parquet"}
+    (tmp_path / "manifest" / "split=train" / "mine.txt").write_text("mine")
+    write(tmp_path, base[:3])  # fewer files: those that scalp wrote before go
+    assert {path.name for path in (tmp_path / "manifest" / "split=train").iterdir()} == {
+        "part-0.parquet", "mine.txt",
+    }  # fmt: skip
