@@ -9,8 +9,10 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import simplejpeg
@@ -119,9 +121,6 @@ def run(
     bundle: str, named: Sequence[str], out: str, retry: bool = False, report: bool = True
 ) -> dict[str, Any]:
     """`scalp grade`, in this process and without Ray; without `report` a word stands in its place."""
-    console.quiet = True
-    if not report:
-        grade_report.write_report = _write_word
     options = GradeOptions(
         ModelOptions(device="cpu", precision="fp32"),
         PoolOptions(shard_size=SHARD, fetches=1),
@@ -129,7 +128,11 @@ def run(
         retry_failed=retry,
         heatmaps=0,
     )
-    return grade(bundle, list(named), out, options, make_stub, InProcessExecutor())
+    with ExitStack() as patches:
+        if not report:
+            patches.enter_context(patch.object(console, "quiet", True))
+            patches.enter_context(patch.object(grade_report, "write_report", _write_word))
+        return grade(bundle, list(named), out, options, make_stub, InProcessExecutor())
 
 
 def _write_word(out: str, *_: Any) -> None:
