@@ -18,7 +18,7 @@ from scalp_core import outputs, storage
 from tests import crashes
 from tests.small_grade import IMAGES, NEWER, picture, rows, run, sources, write_bundle
 
-AT_ONCE = 3
+AT_ONCE = 2
 
 
 @pytest.fixture(params=["disk", "s3"])
