@@ -37,7 +37,7 @@ from scalp_core import archives, codecs, parquet, sources, storage
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.manifest import location_id
 from scalp_core.preprocess import Preprocess
-from scalp_core.sources import Location
+from scalp_core.sources import Location, location_of
 
 # Images that are fetched while those before them are decoded: what a loading task holds as files.
 _PIECE = 64
@@ -113,7 +113,7 @@ class LoadShard:
             ImageError(row["code"], row["error"]) if row["code"] else changed.get(row["uri"]) for row in rows
         ]
         wanted = [row for row, error in zip(rows, refused, strict=True) if error is None]
-        data = iter(fetch([Location(row["uri"], row["member"]) for row in wanted], self._fetches))
+        data = iter(fetch([location_of(row) for row in wanted], self._fetches))
         return [next(data) if error is None else error for error in refused]
 
     # --- tars -----------------------------------------------------------------------------------------------
@@ -258,5 +258,5 @@ def _one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
         data = _changed_archives([row]).get(row["uri"])
     if data is None:
         with storage.patience(PATIENCE_S):
-            (data,) = fetch([Location(row["uri"], row["member"])])
+            (data,) = fetch([location_of(row)])
     return LoadImages(spec).decoded(_columns([row]), [data])

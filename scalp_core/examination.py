@@ -31,7 +31,7 @@ from scalp_core.inventory import (
     name_of,
 )
 from scalp_core.members import SeenNames
-from scalp_core.sources import Location
+from scalp_core.sources import Location, location_of
 
 _MAX_JSON_BYTES = 2**20
 _FETCH_THREADS = 8
@@ -91,9 +91,7 @@ def examine(rows: list[dict[str, Any]], how: Examination | str) -> Iterator[pa.T
 def _examine_piece(rows: Iterable[dict[str, Any]], how: Examination) -> list[dict[str, Any]]:
     rows = list(rows)
     wanted = [not row["code"] and (row.get("kind") or _kind(name_of(row))) in _CONTENT for row in rows]
-    locations = [
-        Location(row["uri"], row["member"]) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted
-    ]
+    locations = [location_of(row) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted]
     placed = sources.read_placed(locations, codecs.MAX_BYTES)  # a few in memory at a time
     examined = []
     for row, is_wanted in zip(rows, wanted, strict=True):

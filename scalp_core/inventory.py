@@ -32,6 +32,10 @@ LISTED = pa.schema(
         "label": pa.int8(),  # of a table's row
         "group": pa.string(),
         "version": pa.string(),  # of the file; it changes with the content
+        "byte_offset": pa.int64(),  # of a row of a manifest, as there
+        "byte_length": pa.int64(),
+        "compression": pa.string(),
+        "sha256": pa.string(),
     }
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import unicodedata
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -19,9 +20,13 @@ from scalp_core.streams import Ranged
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("uri", "member", "label", "group")
+# Of a manifest: where the bytes of a member are, and their hash.
+PLACE_COLUMNS = ("byte_offset", "byte_length", "compression", "sha256")
 
 _ENCODINGS = ("utf-8-sig", "cp949")
 _PIECE = 2**20
+# The uris of a manifest are relative to its data directory.
+_IN_A_MANIFEST = re.compile("/manifest/split=[^/]+$")
 _NO_LABEL = ("", "na", "n/a", "nan", "null", "none")
 
 
@@ -45,14 +50,16 @@ def columns(table: str) -> dict[str, str]:
 
 
 def rows(table: str) -> Iterator[dict[str, Any]]:
-    """Rows of `uri, member, label, group, code, error` as `inventory.LISTED` has them.
+    """Rows of `inventory.LISTED`.
 
     Raises:
         UserError: it is not a table, or lacks `uri`.
     """
-    folder = table.rsplit("/", 1)[0]
+    folder = _IN_A_MANIFEST.sub("", table.rsplit("/", 1)[0])
     for batch in _batches(table):
         wanted = _columns(table, batch.schema)
+        if set(PLACE_COLUMNS) <= set(batch.schema.names):
+            wanted |= {name: name for name in PLACE_COLUMNS}
         for row in batch.select(list(wanted.values())).to_pylist():
             yield _row({key: row[name] for key, name in wanted.items()}, folder)
 
@@ -91,6 +98,7 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "kind": "photograph",
         "label": label,
         "group": None if row.get("group") in (None, "") else str(row["group"]),
+        **{name: row.get(name) for name in PLACE_COLUMNS},
     }
 
 

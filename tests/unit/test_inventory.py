@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from scalp_core import archives, codecs, examination, inventory, sources, storage
+from scalp_core import archives, codecs, examination, inventory, manifest, sources, storage
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 from scalp_core.group_by import GroupBy
@@ -358,6 +358,21 @@ def test_a_group_called_na_is_a_group_and_a_label_called_na_is_none(tmp_path):
     assert [row["given_group"] for row in rows] == ["NA", "null", None]
     assert [row["given_label"] for row in rows] == [None, None, 1]
     assert {row["code"] for row in rows} == {"not_found"}
+
+
+def test_rows_of_a_manifest_keep_their_places_and_are_relative_to_its_directory(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = put_zip(tmp_path / "data")
+    rows = [row for row in examined(path) if row["sha256"]]
+    relative = [row | {"uri": "all.zip", "split": "train", "image_id": row["sha256"]} for row in rows]
+    known = [{name: row.get(name) for name in manifest.SCHEMA.names} for row in relative]
+    manifest.write_manifest(str(tmp_path / "data"), pa.Table.from_pylist(known, schema=manifest.SCHEMA))
+    listed = list(inventory.list_root(inventory.Root(f"{tmp_path}/data/manifest/split=train/part-0.parquet")))
+    assert {row["uri"] for row in listed} == {str(path)}
+    names = ("member", "byte_offset", "byte_length", "compression", "sha256")
+    assert sorted([row[name] for name in names] for row in listed) == sorted(
+        [row[name] for name in names] for row in rows
+    )
 
 
 # Groups
