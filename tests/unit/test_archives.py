@@ -249,3 +249,22 @@ def test_a_member_by_place_that_unpacks_to_more_than_the_limit_is_refused(tmp_pa
     (placed,) = archives.read_placed(uri, ["bomb.jpg"], 8 * LIMIT)
     (data,) = archives.read_places(uri, [placed.place], LIMIT)
     assert data.code == "too_many_bytes"
+
+
+def test_whatever_storage_raises_for_one_file_is_an_error_of_that_file(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        storage.write(f"{tmp_path}/{name}.jpg", name.encode())
+    open_file = storage.open_file
+
+    def odd(uri):
+        if uri.endswith("a.jpg"):
+            raise ValueError("a key that the client refuses")
+        return open_file(uri)
+
+    monkeypatch.setattr(storage, "open_file", odd)
+    locations = [Location(f"{tmp_path}/{name}.jpg") for name in ("a", "b", "none")]
+    locations += [Location("gs://bucket/c.jpg"), Location(f"{tmp_path}/c.jpg")]
+    first, second, *missing, last = sources.read_photographs(locations, LIMIT)
+    assert (first.code, first.message) == ("internal_error", "ValueError: a key that the client refuses")
+    assert (second, last) == (b"b", b"c")
+    assert [error.code for error in missing] == ["not_found", "not_found"]
