@@ -87,7 +87,7 @@ def test_one_row_per_image_wherever_a_retry_is_killed(job, root, after):
 
 
 def exhaust(trial, after) -> int:
-    """Tries all points on one side of a step, some at a time, until one is past the job's end; their number."""
+    """Tries all points on one side of a step until one is past the job's end; how many killed it."""
     points, tried = enumerate(point for point in crashes.points() if point.after == after), 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while True:
