@@ -244,13 +244,11 @@ def _columns_of(place: Place) -> dict[str, Any]:
 
 def _photograph(data: bytes) -> dict[str, Any]:
     width, height = codecs.picture_size(data)
-    fingerprint, thumbnail = near_duplicates.signature(data)
     return {
         "sha256": sha256(data).hexdigest(),
         "width": width,
         "height": height,
-        "hash": fingerprint,
-        "thumbnail": thumbnail,
+        **near_duplicates.signature(data)._asdict(),
     }
 
 

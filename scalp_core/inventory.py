@@ -62,7 +62,8 @@ EXAMINED = pa.schema(
         "sha256": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "hash": pa.uint64(),  # perceptual
+        "hash": pa.uint64(),  # perceptual; null for an image of one color
+        "turned_hash": pa.uint64(),  # the same for all mirrorings and rotations
         "thumbnail": pa.binary(near_duplicates.THUMBNAIL_BYTES),
         "values": pa.list_(pa.int8()),
         "sex": pa.string(),

@@ -1,96 +1,298 @@
-"""Near-duplicates: the same picture saved, resized or toned again; its bytes differ, and so does their hash.
+"""Near-duplicates: the same image saved, resized, toned, mirrored or rotated again; its bytes differ.
 
-A 64-bit perceptual hash finds candidates, the correlation of two small grey pictures decides. docs/data.md
-has the measurements behind the two limits.
+A 64-bit perceptual hash of the field of view finds candidates. The aligned correlation of the texture inside
+the field confirms them. docs/data.md has the measurements behind the limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import NamedTuple
 
-import imagehash
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from scalp_core.codecs import read_picture
+from scalp_core.field_of_view import find_field
+from scalp_core.preprocess import upright
 
-MAX_BITS = 4
-MIN_CORRELATION = 0.95
+MAX_BITS = 6
+MIN_CORRELATION = 0.85
 
-_SIDE = 16
-THUMBNAIL_BYTES = _SIDE * _SIDE
+SIDE = 32
+THUMBNAIL_BYTES = SIDE * SIDE
 
-# Hashes within MAX_BITS agree in at least one of so many bands (pigeonhole).
-_BANDS = np.array_split(np.arange(64, dtype=np.uint64), MAX_BITS + 1)
-_PAIRS_AT_ONCE = 1_000_000
+MAX_PARTNERS = 128
+"""Bound on the work per image: so many neighbors in a crowded bucket, and so many rejected candidates."""
+
+_READ = 96  # a JPEG is decoded at the smallest eighth that has so many pixels on each side
+_FLAT = 1.0  # standard deviation of the gray values of an image of one color
+_TEXTURE_WINDOW = 9  # texture is what is left after subtracting the mean over a window of this side
+_TEXTURE_LEVELS = 40.0  # levels of a stored thumbnail per standard deviation of the texture
+_MIDDLE = 128
+
+# 63 low frequencies of the cosine transform, without the mean and the two whose signs decide how
+# an image is turned. Mirroring and transposing map this set to itself.
+_FREQUENCIES = 11
+_COSINES = np.cos(np.pi * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(SIDE) + 1) / (2 * SIDE))
+_DIAGONALS = np.add.outer(np.arange(_FREQUENCIES), np.arange(_FREQUENCIES))
+_IS_HASHED = (_DIAGONALS >= 2) & (_DIAGONALS < _FREQUENCIES)
+
+# Hashes within MAX_BITS agree in at least 3 of 9 bands (pigeonhole). A bucket of three bands has 21 bits, so
+# ten million distinct hashes have five neighbors each instead of thousands.
+_BANDS = 9
+_AGREEING = 3
+_BAND_MASKS = [
+    np.bitwise_or.reduce(np.uint64(1) << bits)
+    for bits in np.array_split(np.arange(64, dtype=np.uint64), _BANDS)
+]
+
+_MAX_LEADERS = 16
+_SHIFT = 2  # pixels of a thumbnail that two fields of view may be apart
+_ALIGNABLE = 0.2  # below this correlation no shift helps
+_MIN_OVERLAP = 0.75
+_PAIRS_AT_ONCE = 10_000
 
 
-def signature(data: bytes) -> tuple[int, bytes]:
-    """Perceptual hash (64 bits) and grey thumbnail, uint8 (16, 16) as bytes, of a file's picture.
+class Signature(NamedTuple):
+    """What is kept of an image to find its near-duplicates.
+
+    Args:
+        hash: Perceptual hash of the field of view; None for an image of one color.
+        turned_hash: The same for all 8 mirrorings and rotations of an image; None for an image of one color.
+        thumbnail: Uint8 (32, 32) as bytes, the texture inside the field of view; 0 outside of it.
+    """
+
+    hash: int | None
+    turned_hash: int | None
+    thumbnail: bytes
+
+
+class Found(NamedTuple):
+    """Near-duplicates among images.
+
+    Args:
+        pairs: Int64 (P, 2), positions of two images that show the same, first < second.
+        crowded: Int64 (C,), positions of images that look like so many others that not all were compared.
+    """
+
+    pairs: np.ndarray
+    crowded: np.ndarray
+
+
+def signature(data: bytes) -> Signature:
+    """Hash the field of view of an encoded image, upright by its EXIF orientation.
 
     Raises:
-        ImageError: the picture cannot be decoded; see `codecs.read_picture`.
+        ImageError: the image cannot be decoded; see `codecs.read_picture`.
     """
-    # The hash looks at 32x32 pixels: an eighth of a photograph is plenty.
-    grey = Image.fromarray(read_picture(data, lambda _width, _height: (32, 32)).pixels).convert("L")
-    thumbnail = grey.resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return int(str(imagehash.phash(grey)), 16), thumbnail.tobytes()
+    picture = read_picture(data, lambda _width, _height: (_READ, _READ))
+    gray = Image.fromarray(upright(picture.pixels, picture.orientation)).convert("L")
+    field = find_field(gray)
+    values = np.asarray(_cropped(gray, field.box), np.float32)
+    inside = np.ones((SIDE, SIDE), bool)
+    if field.mask is not None:
+        mask = Image.fromarray(field.mask.view(np.uint8) * 255)
+        inside = np.asarray(_cropped(mask, field.box)) > 250
+    if not inside.any() or values[inside].std() < _FLAT:
+        return Signature(None, None, bytes(THUMBNAIL_BYTES))
+    values = np.where(inside, values - values[inside].mean(), np.float32(0))
+    spectrum = _COSINES @ values @ _COSINES.T
+    return Signature(_sign_bits(spectrum), _sign_bits(_turned(spectrum)), _texture(values, inside))
 
 
-def candidates(hashes: np.ndarray) -> np.ndarray:
-    """Pairs of positions whose hashes differ in `MAX_BITS` at most; int64 (P, 2), first < second.
+def _cropped(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    (width, height), (left, top, right, bottom) = image.size, box
+    pixels = (left * width, top * height, right * width, bottom * height)
+    return image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, pixels)
 
-    Of many equal hashes each is paired with the first of them alone, so that a picture that was copied a
-    thousand times gives a thousand pairs and not half a million.
+
+def _sign_bits(spectrum: np.ndarray) -> int:
+    return int(np.packbits(spectrum[_IS_HASHED] > 0).view(">u8")[0])
+
+
+def _turned(spectrum: np.ndarray) -> np.ndarray:
+    """The spectrum of that mirroring or rotation whose first two coefficients are positive and in order."""
+    signs = np.ones(len(spectrum))
+    signs[1::2] = -1  # mirroring changes the sign of every second coefficient
+    if spectrum[0, 1] < 0:
+        spectrum = spectrum * signs
+    if spectrum[1, 0] < 0:
+        spectrum = spectrum * signs[:, None]
+    return spectrum if spectrum[0, 1] >= spectrum[1, 0] else spectrum.T
+
+
+def _texture(values: np.ndarray, inside: np.ndarray) -> bytes:
+    weights = ndimage.uniform_filter(inside.astype(np.float32), _TEXTURE_WINDOW, mode="constant")
+    sums = ndimage.uniform_filter(values, _TEXTURE_WINDOW, mode="constant")
+    texture = values - sums / np.maximum(weights, 1e-6)
+    scale = _TEXTURE_LEVELS / max(float(texture[inside].std()), 1e-3)
+    levels = np.clip(np.rint(_MIDDLE + texture * scale), 1, 255)
+    return np.where(inside, levels, 0).astype(np.uint8).tobytes()
+
+
+# --- search ------------------------------------------------------------------------------------------------
+
+
+def find_pairs(
+    hashes: np.ndarray, turned_hashes: np.ndarray, thumbnails: Callable[[np.ndarray], np.ndarray]
+) -> Found:
+    """Find images that show the same, in work that is linear in their number.
+
+    Of many images with one hash each is paired with the first that it shows, so that a thousand copies are a
+    thousand pairs and not half a million.
 
     Args:
-        hashes: uint64 (N,).
+        hashes: Uint64 (N,).
+        turned_hashes: Uint64 (N,).
+        thumbnails: Returns uint8 (n, 1024) for n sorted distinct positions.
     """
-    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-    pairs = [np.stack([first[inverse[copies]], copies], axis=1)]
-    for band in _BANDS:
-        key = (distinct >> band[0]) & np.uint64((1 << len(band)) - 1)
-        pairs += [first[pair] for pair in _near_in_band(distinct, np.argsort(key, kind="stable"), key)]
-    found = np.sort(np.concatenate(pairs), axis=1)
-    return np.unique(found, axis=0)
+    plain = _Search(thumbnails, _TURNS[:1])
+    plain.run(hashes)
+    turned = _Search(thumbnails, _TURNS)
+    turned.run(turned_hashes)
+    pairs = np.concatenate([np.sort(pair, axis=1) for pair in (*plain.pairs, *turned.pairs)])
+    return Found(np.unique(pairs, axis=0), np.unique(np.concatenate([*plain.crowded, *turned.crowded])))
 
 
-def _near_in_band(hashes: np.ndarray, order: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
-    """Pairs among those that share a band's value, near enough over all bits."""
-    sizes = np.unique(key[order], return_counts=True)[1]
-    ends = np.repeat(np.cumsum(sizes), sizes)
-    partners = ends - np.arange(len(order)) - 1  # each with those after it in its bucket
-    near, start = [], 0
-    while start < len(order):
-        stop = start + max(1, int(np.searchsorted(np.cumsum(partners[start:]), _PAIRS_AT_ONCE)))
-        counts = partners[start:stop]
-        left = np.repeat(np.arange(start, start + len(counts)), counts)
-        offset = np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
-        pair = np.stack([order[left], order[left + 1 + offset]], axis=1)
-        bits = np.bitwise_count(hashes[pair[:, 0]] ^ hashes[pair[:, 1]])
-        near.append(pair[bits <= MAX_BITS])
-        start = stop
-    return near
+class _Search:
+    """Candidates by one hash, each confirmed before it is kept."""
+
+    def __init__(self, thumbnails: Callable[[np.ndarray], np.ndarray], turns: list[_Turn]) -> None:
+        self._thumbnails = thumbnails
+        self._turns = turns
+        self.pairs = [np.zeros((0, 2), np.int64)]
+        self.crowded = [np.zeros(0, np.int64)]
+
+    def run(self, hashes: np.ndarray) -> None:
+        leaders = self._pair_equal(hashes)
+        rejected = np.zeros(len(hashes), np.int32)
+        for bands in combinations(range(_BANDS), _AGREEING):
+            for pairs in self._near_in_bands(hashes, leaders, bands):
+                is_crowded = rejected[pairs] >= MAX_PARTNERS
+                self.crowded.append(np.unique(pairs[is_crowded]))
+                open_pairs = pairs[~is_crowded.any(axis=1)]
+                failed = open_pairs[~self._confirm(open_pairs)]
+                np.add.at(rejected, failed, 1)
+
+    def _pair_equal(self, hashes: np.ndarray) -> np.ndarray:
+        """Pairs images of one hash with the first that shows the same; the positions of these firsts."""
+        order = np.argsort(hashes, kind="stable")
+        leaders = []
+        for _ in range(_MAX_LEADERS):
+            starts = np.flatnonzero(np.diff(hashes[order], prepend=~hashes[order[:1]]))
+            leaders.append(order[starts])
+            of_row = np.repeat(leaders[-1], np.diff(starts, append=len(order)))
+            others = order != of_row
+            pairs = np.stack([of_row[others], order[others]], axis=1)
+            order = pairs[~self._confirm(pairs), 1]
+            if not len(order):
+                break
+        self.crowded.append(order)
+        return np.concatenate(leaders)
+
+    def _near_in_bands(
+        self, hashes: np.ndarray, positions: np.ndarray, bands: tuple[int, ...]
+    ) -> Iterator[np.ndarray]:
+        """Pairs that agree in these bands and, before them, in no other: each pair comes once."""
+        own = hashes[positions] & np.bitwise_or.reduce([_BAND_MASKS[band] for band in bands])
+        order = np.argsort(own)
+        own, positions = own[order], positions[order]
+        full = hashes[positions]
+        earlier = [_BAND_MASKS[band] for band in range(bands[-1]) if band not in bands]
+        active = np.flatnonzero(own[:-1] == own[1:])
+        for step in range(1, MAX_PARTNERS + 1):
+            active = active[active + step < len(own)]
+            active = active[own[active] == own[active + step]]
+            if not len(active):
+                return
+            differing = full[active] ^ full[active + step]
+            near = (np.bitwise_count(differing) <= MAX_BITS) & (differing != 0)
+            kept, differing = active[near], differing[near]
+            for mask in earlier:
+                is_new = (differing & mask) != 0
+                kept, differing = kept[is_new], differing[is_new]
+            if len(kept):
+                yield np.stack([positions[kept], positions[kept + step]], axis=1)
+        self.crowded.append(positions[active])
+
+    def _confirm(self, pairs: np.ndarray) -> np.ndarray:
+        """Keeps the pairs that show the same; bool (P,)."""
+        is_same = np.zeros(len(pairs), bool)
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            some = pairs[start : start + _PAIRS_AT_ONCE]
+            distinct, index = np.unique(some, return_inverse=True)
+            textures = self._thumbnails(distinct).reshape(-1, SIDE, SIDE)
+            left, right = index.reshape(some.shape).T
+            is_same[start : start + len(some)] = shows_same(textures[left], textures[right], self._turns)
+        self.pairs.append(pairs[is_same])
+        return is_same
 
 
-def confirmed(pairs: np.ndarray, thumbnails: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Those of the pairs whose thumbnails correlate; bool (P,).
+# --- confirmation ------------------------------------------------------------------------------------------
+
+_Turn = Callable[[np.ndarray], np.ndarray]
+
+
+def _transposed(images: np.ndarray) -> np.ndarray:
+    return images.swapaxes(1, 2)
+
+
+_TURNS: list[_Turn] = [
+    lambda images: images,
+    lambda images: images[:, :, ::-1],
+    lambda images: images[:, ::-1],
+    lambda images: images[:, ::-1, ::-1],
+    _transposed,
+    lambda images: _transposed(images)[:, :, ::-1],
+    lambda images: _transposed(images)[:, ::-1],
+    lambda images: _transposed(images)[:, ::-1, ::-1],
+]
+
+
+def shows_same(left: np.ndarray, right: np.ndarray, turns: list[_Turn]) -> np.ndarray:
+    """Compare textures inside both fields of view, over the turns and over small shifts; bool (P,).
 
     Args:
-        pairs: int (P, 2).
-        thumbnails: gives uint8 (n, 256) for n positions.
+        left: Uint8 (P, 32, 32).
+        right: Uint8 (P, 32, 32).
+        turns: Mirrorings and rotations to try.
     """
-    kept = np.zeros(len(pairs), bool)
-    for start in range(0, len(pairs), 100_000):
-        left, right = (_standard(thumbnails(side)) for side in pairs[start : start + 100_000].T)
-        kept[start : start + 100_000] = (left * right).mean(axis=1) >= MIN_CORRELATION
-    return kept
+    correlations = np.stack([_correlation(left, turn(right)) for turn in turns])
+    best = correlations.max(axis=0, initial=-1)
+    chosen = correlations.argmax(axis=0)
+    close = (best >= _ALIGNABLE) & (best < MIN_CORRELATION)
+    for number, turn in enumerate(turns):
+        rows = np.flatnonzero(close & (chosen == number))
+        if len(rows):
+            best[rows] = _aligned_correlation(left[rows], turn(right[rows]))
+    return best >= MIN_CORRELATION
 
 
-def _standard(thumbnails: np.ndarray) -> np.ndarray:
-    values = thumbnails.astype(np.float32)
-    spread = values.std(axis=1, keepdims=True)
-    # A picture of one colour is like every other of one colour, and like nothing else.
-    flat = np.where(spread < 1, 1.0, 0.0)
-    return (values - values.mean(axis=1, keepdims=True) + flat) / np.where(spread < 1, 1.0, spread)
+def _aligned_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    best = np.full(len(left), -1.0)
+    for down in range(-_SHIFT, _SHIFT + 1):
+        for across in range(-_SHIFT, _SHIFT + 1):
+            moved = _correlation(_shifted(left, down, across), _shifted(right, -down, -across))
+            best = np.maximum(best, moved)
+    return best
+
+
+def _shifted(images: np.ndarray, down: int, across: int) -> np.ndarray:
+    rows = slice(max(0, down), SIDE + min(0, down))
+    return images[:, rows, max(0, across) : SIDE + min(0, across)]
+
+
+def _correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Correlation where both have a texture; 0 where the fields of view hardly overlap."""
+    one, other = left > 0, right > 0
+    both = one & other
+    overlap = both.sum(axis=(1, 2)) / np.maximum(np.maximum(one.sum(axis=(1, 2)), other.sum(axis=(1, 2))), 1)
+    first = np.where(both, left.astype(np.float32) - _MIDDLE, np.float32(0))
+    second = np.where(both, right.astype(np.float32) - _MIDDLE, np.float32(0))
+    product, ones, others = (
+        np.einsum("pij,pij->p", *factors) for factors in ((first, second), (first, first), (second, second))
+    )
+    return np.where(overlap >= _MIN_OVERLAP, product / np.sqrt(np.maximum(ones * others, 1e-6)), 0.0)
