@@ -359,7 +359,7 @@ def _show(summary: dict[str, Any], out: str) -> None:
             )
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
     for line in data_report.warnings(summary):
-        console.print(line)
+        console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
     if summary["only_by_name"]:
         console.print(
             f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "

@@ -6,6 +6,7 @@ what is odd is in `findings.parquet`.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scalp_core import manifest, split
-from scalp_core.errors import SourceError
+from scalp_core import split
+from scalp_core.audit_summary import count_all, pick_examples
+from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.manifest import DataSpec, SplitMethod, SplitSpec, Task
-from scalp_core.relations import Relations
+from scalp_core.relations import Relations, open_relations
+from scalp_core.split_groups import Groups, group_images, number_components, unite
 
 GROUP_KEYS = ("device", "session", "near_duplicate")
 """What can make photographs one group; the same content and a table's own groups always do."""
+
+
+_TOLD = 5  # joints in the summary; all are in findings.parquet
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,22 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         SourceError: there is no photograph with a label as asked.
         UserError: there are too few groups.
     """
-    with Relations(examined) as relations:
-        layout = relations.layout(is_table, options.task)
+    steps = _Steps()
+    with open_relations(examined) as relations:
+        steps.end("read")
+        layout = relations.find_layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
         _check_task(layout, task, source)
         relations.decide(layout, task, options.symptom)
         _check_any_kept(relations, source, layout, task, options)
-        near = relations.near_duplicates()
-        relations.find(layout, near)
-        record = _divide(relations, near, task, options)
-        relations.write(out)
+        steps.end("decide")
+        near = relations.find_near_duplicates()
+        steps.end("near_duplicates")
+        relations.collect_findings(layout, near)
+        steps.end("findings")
+        record, joints = _divide(relations, near.pairs, task, options)
+        steps.end("group_and_split")
+        relations.write_outputs(out)
         spec = DataSpec(
             created_at=datetime.now(UTC),
             source=source,
@@ -73,7 +85,28 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             photographs=relations.number("select count(*) from kept"),
             sha256=relations.fingerprint(),
         )
-        return {"spec": spec.model_dump(mode="json")} | relations.counts() | relations.examples(near)
+        steps.end("write")
+        counts = count_all(relations) | pick_examples(relations, near.pairs)
+        steps.end("count")
+    return {
+        "spec": spec.model_dump(mode="json"),
+        **counts,
+        "joints": joints,
+        "seconds_of_audit": steps.seconds,
+    }
+
+
+class _Steps:
+    """Seconds of each step of an audit."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._started, 1)
+        self._started = now
 
 
 def _check_task(layout: str, task: str, source: str) -> None:
@@ -105,44 +138,43 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
     )
 
 
-def _divide(relations: Relations, near: np.ndarray, task: str, options: Options) -> SplitSpec:
-    """Groups the candidates, and assigns parts and folds to what is kept."""
-    rows = relations.candidates()
-    ids = rows["id"].to_numpy()
-    kept, labels = rows["kept"].to_numpy(), rows["label"].to_numpy()
-    edges = np.searchsorted(ids, near)
-    codes = {name: rows[name].to_numpy() for name in ("device", "session", "sha256", "given_group")}
+def _divide(
+    relations: Relations, near: np.ndarray, task: str, options: Options
+) -> tuple[SplitSpec, dict[str, Any]]:
+    """Groups the candidates, and assigns splits and folds to what is kept; with the joints of groups."""
+    rows = relations.read_candidates()
+    ids, kept, labels = rows["id"], rows["kept"], rows["label"]
     # As delivered, a microscope is in both parts: only sessions and copies can be kept apart.
     chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
-    united = [codes[name] for name in ("sha256", "given_group", *(set(chosen) & set(codes)))]
-    groups = split.unite(united, edges if "near_duplicate" in chosen else edges[:0], len(ids))
-    parts = np.full(len(ids), None, dtype=object)
-    folds = np.full(len(ids), -1)
+    edges = np.searchsorted(ids, near)
+    alike = number_components(edges, len(ids))
+    same = _number_images(rows["content"], edges if "near_duplicate" in chosen else edges[:0])
+    keys = [rows[name] for name in ("given_group", "device", "session") if name in (*chosen, "given_group")]
+    groups = group_images(keys, same, rows["is_flat"])
     method: SplitMethod = "none" if task == "unlabelled" else options.method
-    ratio = split.parse_ratio(options.ratio)
-    if method == "group":
-        parts[kept] = split.by_group(labels[kept], groups[kept], ratio, options.seed)
-    elif method == "random":
-        parts[kept] = split.at_random(labels[kept], ratio, options.seed)
-    elif method == "official":
-        delivered = rows["part"].to_numpy()[kept].astype(str)
-        found = split.official(labels[kept], groups[kept], delivered, ratio, options.seed)
-        parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
-    if options.folds and method != "none":
-        pool = np.isin(parts.astype(str), ("train", "val"))
-        units = np.arange(len(ids)) if method == "random" else groups
-        folds[pool] = split.k_folds(labels[pool], units[pool], options.folds, options.seed)
+    try:
+        parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
+        folds = np.full(len(ids), -1)
+        if options.folds and method != "none":
+            pool = (parts == "train") | (parts == "val")
+            units = np.arange(len(ids)) if method == "random" else groups.of_row
+            folds[pool] = split.k_folds(labels[pool], units[pool], options.folds, options.seed)
+    except split.TooFewGroupsError as error:
+        raise UserError(f"{error}{_joined_by(relations, groups, ids)}") from error
     assigned = {
         "id": ids,
-        "component": groups,
+        "component": groups.of_row,
         "split": pa.array(parts, pa.string()),
         "fold": pa.array(folds, mask=folds < 0),
     }
-    relations.assign(pa.table(assigned), chosen)
-    placed = kept & np.isin(parts.astype(str), manifest.PARTS)
-    near_groups = split.unite([], edges, len(ids))
-    shared = {**codes, "near_duplicate": near_groups}
-    return SplitSpec(
+    relations.assign_splits(pa.table(assigned), chosen)
+    joints = {
+        "applied": relations.name_joints(groups.joints, ids),
+        "refused": relations.add_joints(groups.refused, ids)[:_TOLD],
+    }
+    placed = kept & ((parts == "train") | (parts == "val") | (parts == "test"))
+    shared = {"device": rows["device"], "session": rows["session"], "near_duplicate": alike}
+    spec = SplitSpec(
         method=method,
         ratio=options.ratio,
         seed=options.seed,
@@ -152,3 +184,40 @@ def _divide(relations: Relations, near: np.ndarray, task: str, options: Options)
             key: split.leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
         } if method != "none" else {},
     )  # fmt: skip
+    return spec, joints
+
+
+def _number_images(contents: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """One number for all rows that show the same image, by content and by near-duplicate edges; uint64."""
+    return unite([contents, number_components(edges, len(contents))], len(contents)).astype(
+        np.uint64
+    ) + np.uint64(1)
+
+
+def _split_rows(
+    method: SplitMethod,
+    labels: np.ndarray,
+    kept: np.ndarray,
+    groups: np.ndarray,
+    delivered: np.ndarray,
+    options: Options,
+) -> np.ndarray:
+    """The split of each row; None where it has none, "overlap" where the test split has its group."""
+    parts = np.full(len(labels), None, dtype=object)
+    ratio = split.parse_ratio(options.ratio)
+    if method == "group":
+        parts[kept] = split.by_group(labels[kept], groups[kept], ratio, options.seed)
+    elif method == "random":
+        parts[kept] = split.at_random(labels[kept], ratio, options.seed)
+    elif method == "official":
+        names = np.array(["", "Training", "Validation"], dtype=object)[delivered[kept]]
+        found = split.official(labels[kept], groups[kept], names, ratio, options.seed)
+        parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
+    return parts
+
+
+def _joined_by(relations: Relations, groups: Groups, ids: np.ndarray) -> str:
+    """The images that joined groups, for a message about too few of them."""
+    named = relations.name_joints(groups.joints, ids)
+    places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in named)
+    return f"; images that show the same in several groups joined them: {places}" if named else ""

@@ -20,12 +20,16 @@ from scalp_core import codecs, sources
 from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inventory import OBJECT_CODES
-from scalp_core.manifest import PARTS, DataSpec
+from scalp_core.manifest import PARTS, DataSpec, SplitSpec
 from scalp_core.relations import FINDINGS, REASONS
 from scalp_core.sources import Location
+from scalp_core.split import MIN_GROUPS, parse_ratio
 
 _THUMBNAIL = (176, 132)
 _LONG = 16  # a table of more rows is folded
+
+# A share is far from what was asked for when it differs by more than both.
+_SHARE_POINTS, _SHARE_PART = 0.05, 0.25
 
 
 def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
@@ -43,6 +47,7 @@ def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> b
         summary=summary,
         warnings=warnings(summary),
         grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
+        placed=sum(part["photographs"] for part in summary["parts"].values()),
         parts=[(name, summary["parts"][name]) for name in PARTS if summary["parts"][name]["photographs"]],
         sheets=[_sheet(int(grade), rows, summary) for grade, rows in examples["sheets"].items()],
         near_pairs=[
@@ -73,12 +78,60 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         )
     if missing := summary["could_not_be_fetched"]:
         found.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
+    found += _split_warnings(spec.split, summary)
+    if refused := summary["joints"]["refused"]:
+        count, first = summary["findings"]["joins_many_groups"], refused[0]
+        found.append(
+            f"{count:,} images are the same in so many groups that they join none, for example "
+            f"{first['uri']} in {first['joined']:,}; see joins_many_groups in findings.parquet"
+        )
+    if crowded := summary["findings"]["crowded_hash"]:
+        found.append(
+            f"{crowded:,} images look like so many others that not all were compared: near-duplicates of "
+            "them may be in two splits; see crowded_hash in findings.parquet"
+        )
     for name in PARTS:
         part = summary["parts"][name]
         empty = [grade for grade, count in part["by_grade"].items() if not count]
         if part["photographs"] and empty:
             found.append(f"the {name} part has no photograph of grade {', '.join(empty)}")
     return found
+
+
+def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
+    """Shares that are far from what was asked for, and splits of too few groups, each with its cause."""
+    found = []
+    parts = summary["parts"]
+    total = sum(part["photographs"] for part in parts.values())
+    if not total or spec.method == "none":
+        return []
+    ratio = dict(zip(PARTS, parse_ratio(spec.ratio), strict=True))
+    for name, part in parts.items():
+        asked, is_share = ratio[name] / sum(ratio.values()), part["photographs"] / total
+        if spec.method != "official" and abs(is_share - asked) > max(_SHARE_POINTS, asked * _SHARE_PART):
+            found.append(
+                f"the {name} split has {is_share:.1%} of the images, {asked:.0%} were asked for"
+                f"{_cause(summary)}"
+            )
+        if spec.method != "random" and part["groups"] < MIN_GROUPS:
+            found.append(
+                f"the {name} split has {part['groups']} group: its figures are those of one microscope or "
+                f"person{_cause(summary)}"
+            )
+    return found
+
+
+def _cause(summary: dict[str, Any]) -> str:
+    """The largest group, and the images that joined groups."""
+    total = sum(part["photographs"] for part in summary["parts"].values())
+    groups = sum(part["groups"] for part in summary["parts"].values())
+    largest = summary["largest_groups"][0]
+    text = (
+        f"; of {groups:,} groups, {largest['group']} has {largest['photographs'] / total:.0%} of the images"
+    )
+    if applied := summary["joints"]["applied"]:
+        text += f"; {applied[0]['uri']} is in {applied[0]['joined']} of those that became one group"
+    return text
 
 
 def _contract(summary: dict[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,21 @@ relations between objects, so it is said in SQL, and DuckDB answers it in bounde
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from scalp_core import manifest, near_duplicates, parquet, storage
-from scalp_core.grades import GRADE_NAMES, SYMPTOMS
-from scalp_core.sql import spilling
+from scalp_core.grades import SYMPTOMS
+from scalp_core.inventory import EXAMINED
+from scalp_core.near_duplicates import THUMBNAIL_BYTES
+from scalp_core.split_groups import Joint
+from scalp_core.sql import node_memory_mib, node_threads, spilling
 
 DROPPED_FILE = "dropped.parquet"
 FINDINGS_FILE = "findings.parquet"
@@ -45,36 +51,62 @@ FINDINGS = {
     "same_name_other_content": "names that more than one content has",
     "near_duplicate": "pairs of different files that show the same picture",
     "near_duplicate_labels_differ": "of these, pairs whose labels differ",
+    "flat_image": "images of one color, which join no groups",
+    "joins_many_groups": "images that are the same in more than 3 microscopes, sessions or groups of a "
+    "table, and therefore join none",
+    "crowded_hash": "images that look like so many others that not all were compared",
 }
 
-_DROPPED_OTHERS = (
-    "select code, count(*) from object where kind in ('archive', 'other') and code is not null group by code"
-)
-_EXAMPLES = 8
-_SHEET_COLUMNS = 8
+_DEVICE = "site || '_' || device"
+_SESSION = "site || '_' || device || '_' || session"
+_GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
+
+
+@contextmanager
+def open_relations(examined: str) -> Iterator[Relations]:
+    """Read a folder of Parquet files of `inventory.EXAMINED` into a database and a file of this node."""
+    with (
+        spilling(node_memory_mib(), node_threads()) as sql,
+        TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
+    ):
+        yield Relations(examined, sql, thumbnails)
 
 
 class Relations:
-    """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk."""
+    """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk.
 
-    def __init__(self, examined: str) -> None:
-        self._open = ExitStack()
-        self._sql = self._open.enter_context(spilling())
-        self._sql.register("examined", parquet.dataset(examined))
+    The methods are called in this order: `find_layout, decide, find_near_duplicates, collect_findings,
+    read_candidates, assign_splits, add_joints, write_outputs`.
+    """
+
+    def __init__(self, examined: str, sql: Any, thumbnails: Any) -> None:
+        self._sql = sql
+        self._thumbnails = thumbnails
+        columns = [field for field in EXAMINED if field.name != "thumbnail"]
+        schema = pa.schema([pa.field("row", pa.int64()), *columns])
+        batches = self._without_thumbnails(parquet.dataset(examined, schema=EXAMINED).to_batches(), schema)
+        self._sql.register("examined", pa.RecordBatchReader.from_batches(schema, batches))
         # An order that does not depend on where the files lie: of two copies the same one is kept, the
         # delivered Validation part's first.
         self._sql.execute("""
             create table object as
-            select row_number() over (
-                order by stem, part desc nulls last, symptom, folder_grade, uri, member
-            ) - 1 as id, * from examined
+            select row_number() over () - 1 as id, *, md5_number(sha256) as content from (
+                from examined order by part desc nulls last, stem, symptom, folder_grade, uri, member
+            )
         """)
 
-    def __enter__(self) -> Relations:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def _without_thumbnails(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """Moves thumbnails to a file, by row: a kilobyte per image, and only candidates are read again."""
+        rows = 0
+        for batch in batches:
+            empty = bytes(THUMBNAIL_BYTES)
+            self._thumbnails.writelines(value or empty for value in batch["thumbnail"].to_pylist())
+            numbers = pa.array(np.arange(rows, rows + len(batch)))
+            rows += len(batch)
+            others = [batch[name] for name in schema.names[1:]]
+            yield pa.record_batch([numbers, *others], schema=schema)
 
     def query(self, query: str) -> pa.Table:
         return self._sql.sql(query).to_arrow_table()
@@ -85,9 +117,16 @@ class Relations:
     def number(self, query: str) -> int:
         return int(self._sql.execute(query).fetchall()[0][0])
 
+    def count(self, query: str) -> dict[str, int]:
+        """Totals of a query's names, the largest first."""
+        totals: dict[str, int] = {}
+        for name, count in self._sql.sql(query).fetchall():
+            totals[name] = totals.get(name, 0) + count
+        return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
     # --- what is kept ---------------------------------------------------------------------------------------
 
-    def layout(self, is_table: bool, task: str | None) -> str:
+    def find_layout(self, is_table: bool, task: str | None) -> str:
         if task == "unlabelled":
             return "unlabelled"
         if is_table:
@@ -141,61 +180,71 @@ class Relations:
             ) as survey using (stem)
             where kind = 'photograph'
         """)
+        # Contents that more than one photograph has: few, however large the source.
         self._sql.execute("""
-            update photo set reason = 'conflicting_labels', detail = 'sha256 ' || sha256
-            where reason is null and sha256 in (
-                select sha256 from photo where reason is null
-                group by sha256 having count(distinct label) > 1
-            )
+            create table repeated as
+            select content, min(id) filter (reason is null) as keeper,
+                coalesce(min(label) filter (reason is null) <> max(label) filter (reason is null), false)
+                    as conflicting,
+                coalesce(min(symptom) <> max(symptom), false) as in_several_symptoms,
+                coalesce(min(part) <> max(part), false) as in_both_parts
+            from photo where content is not null group by content having count(*) > 1
         """)
         self._sql.execute("""
-            update photo set reason = 'duplicate_content', detail = 'sha256 ' || sha256
-            where reason is null
-            and id not in (select min(id) from photo where reason is null group by sha256)
+            update photo set detail = 'sha256 ' || sha256,
+                reason = if(repeated.conflicting, 'conflicting_labels', 'duplicate_content')
+            from repeated where photo.content = repeated.content
+            and reason is null and (repeated.conflicting or photo.id <> repeated.keeper)
         """)
 
     # --- what is odd ----------------------------------------------------------------------------------------
 
-    def near_duplicates(self) -> np.ndarray:
-        """Pairs of ids of kept photographs that show the same picture; int64 (P, 2)."""
-        found = self._sql.sql("select id, hash from photo where reason is null order by id").fetchnumpy()
-        ids = np.asarray(found["id"], np.int64)
-        pairs = near_duplicates.candidates(np.asarray(found["hash"], np.uint64))
+    def find_near_duplicates(self) -> near_duplicates.Found:
+        """Ids of kept photographs that show the same image, and of those with too many alike."""
+        found = self._sql.sql("""
+            select id, "row", hash, turned_hash from photo
+            where reason is null and hash is not null order by id
+        """).fetchnumpy()
+        ids, rows = np.asarray(found["id"], np.int64), np.asarray(found["row"], np.int64)
+        self._thumbnails.flush()
 
         def thumbnails(positions: np.ndarray) -> np.ndarray:
-            distinct, inverse = np.unique(ids[positions], return_inverse=True)
-            self._sql.register("wanted", pa.table({"id": distinct}))
-            column = self.query("select thumbnail from object join wanted using (id) order by id")[
-                "thumbnail"
+            file = self._thumbnails.fileno()
+            read = [
+                os.pread(file, THUMBNAIL_BYTES, row * THUMBNAIL_BYTES) for row in rows[positions].tolist()
             ]
-            joined = b"".join(column.to_pylist())
-            return np.frombuffer(joined, np.uint8).reshape(-1, near_duplicates.THUMBNAIL_BYTES)[inverse]
+            return np.frombuffer(b"".join(read), np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
-        return ids[pairs[near_duplicates.confirmed(pairs, thumbnails)]].reshape(-1, 2)
+        hashes, turned_hashes = (np.asarray(found[name], np.uint64) for name in ("hash", "turned_hash"))
+        pairs, crowded = near_duplicates.find_pairs(hashes, turned_hashes, thumbnails)
+        return near_duplicates.Found(ids[pairs], ids[crowded])
 
-    def find(self, layout: str, near: np.ndarray) -> None:
+    def collect_findings(self, layout: str, near: near_duplicates.Found) -> None:
         """Makes `finding`: each object that a person should know of, with the word and what it is about."""
-        self._sql.register("near", pa.table({"a": near[:, 0], "b": near[:, 1]}))
-        readable = "select * from photo where sha256 is not null"
+        self._sql.register("near", pa.table({"a": near.pairs[:, 0], "b": near.pairs[:, 1]}))
+        self._sql.register("crowded", pa.table({"id": near.crowded}))
         queries = {
-            "label_without_photograph": "select id, stem from object where kind = 'label' "
-            "and stem not in (select stem from photo)",
-            "meta_without_photograph": "select id, stem from object where kind = 'meta' "
-            "and stem not in (select stem from photo)",
+            "label_without_photograph": "select id, stem from object anti join photo using (stem) "
+            "where kind = 'label'",
+            "meta_without_photograph": "select id, stem from object anti join photo using (stem) "
+            "where kind = 'meta'",
             "bad_label_file": "select id, error from object where kind = 'label' and code is not null",
             "bad_meta_file": "select id, error from object where kind = 'meta' and code is not null",
             "label_files_differ": "select id, stem from object where kind = 'label' "
             "and stem in (select stem from truth where answers > 1)",
             "folder_and_label_file_differ": "select id, 'folder ' || folder_grade || ', label file ' || "
             "labels[symptom + 1] from photo where folder_grade <> labels[symptom + 1]",
-            "content_in_several_symptoms": f"select id, sha256 from ({readable}) where sha256 in "
-            "(select sha256 from photo group by sha256 having count(distinct symptom) > 1)",
-            "content_in_both_parts": f"select id, sha256 from ({readable}) where sha256 in "
-            "(select sha256 from photo group by sha256 having count(distinct part) > 1)",
+            "content_in_several_symptoms": "select id, sha256 from photo join repeated using (content) "
+            "where in_several_symptoms",
+            "content_in_both_parts": "select id, sha256 from photo join repeated using (content) "
+            "where in_both_parts",
             "conflicting_contents": "select id, sha256 from photo where reason = 'conflicting_labels' "
             "and detail like 'sha256 %'",
-            "same_name_other_content": f"select id, stem from ({readable}) where stem in "
-            "(select stem from photo group by stem having count(distinct sha256) > 1)",
+            "same_name_other_content": "select id, stem from photo where content is not null and stem in "
+            "(select any_value(stem) from photo group by md5_number(stem) "
+            "having min(content) <> max(content))",
+            "flat_image": "select id, sha256 from photo where content is not null and hash is null",
+            "crowded_hash": "select id, null from crowded",
             "near_duplicate": "select b as id, object.uri || coalesce('!' || object.member, '') "
             "from near join object on object.id = near.a",
             "near_duplicate_labels_differ": "select near.b as id, 'labels ' || "
@@ -213,26 +262,21 @@ class Relations:
 
     # --- groups and parts -----------------------------------------------------------------------------------
 
-    def candidates(self) -> pa.Table:
-        """What is kept, and the copies of it that are not, which tie groups together; by id.
+    def read_candidates(self) -> dict[str, np.ndarray]:
+        """What is kept, and the copies of it that are not, which join groups; by id.
 
-        Keys are small numbers, -1 for none.
+        Keys are hashes, uint64, 0 for none.
         """
-        keys = {
-            "sha256": "sha256",
-            "given_group": "given_group",
-            "device": "site || '_' || device",
-            "session": "site || '_' || device || '_' || session",
-        }
-        codes = ", ".join(
-            f"case when {key} is null then -1 else dense_rank() over (order by {key}) end::int as {name}"
-            for name, key in keys.items()
+        keys = {"content": "content", **_GROUP_KEYS}
+        hashes = ", ".join(
+            f"if({key} is null, 0::uint64, hash({key})) as {name}" for name, key in keys.items()
         )
-        return self.query(f"""
-            select id, reason is null as kept, coalesce(label, 0) as label,
-                coalesce(part, '') as part, {codes}
+        found = self._sql.sql(f"""
+            select id, reason is null as kept, coalesce(label, 0) as label, hash is null as is_flat,
+                case part when 'Training' then 1 when 'Validation' then 2 else 0 end::int8 as part, {hashes}
             from photo where reason is null or reason = 'duplicate_content' order by id
         """)
+        return {name: np.asarray(values) for name, values in found.fetchnumpy().items()}
 
     def fingerprint(self) -> str:
         """That of `manifest.fingerprint`, without the rows in memory."""
@@ -242,17 +286,16 @@ class Relations:
             made.update(batch)
         return made.hexdigest()
 
-    def assign(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
+    def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Makes `kept` of `id, component, split, fold`; a kept photograph without a split is an overlap."""
         self._sql.register("assigned", assigned)
         self._sql.execute("""
             update photo set reason = 'official_overlap', detail = 'its group is in Validation too'
             from assigned where photo.id = assigned.id and reason is null and assigned.split = 'overlap'
         """)
-        names = ["given_group"]
-        names += ["site || '_' || device"] * ("device" in keys)
-        names += ["site || '_' || device || '_' || session"] * ("session" in keys)
-        first = ", ".join(f"min({name})" for name in names)
+        first = ", ".join(
+            f"min({key})" for name, key in _GROUP_KEYS.items() if name == "given_group" or name in keys
+        )
         self._sql.execute(f"""
             create table kept as
             with named as (
@@ -262,14 +305,44 @@ class Relations:
             select substr(sha256, 1, 20) as image_id, uri, member, sha256, width, height, label, labels, site,
                 device, captured_at, position, known_sex as sex, known_age as age, "group",
                 cast(fold as tinyint) as fold, split, part as source_note,
-                byte_offset, byte_length, compression, photo.id
+                byte_offset, byte_length, compression, photo.id, component
             from photo join assigned using (id) join named using (component)
             where reason is null
         """)
 
+    def add_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
+        """Adds refused joints to the findings; each with its uri.
+
+        Args:
+            joints: Joints that were not applied.
+            ids: The id of each row.
+        """
+        named = self.name_joints(joints, ids)
+        rows = {
+            "id": [joint["id"] for joint in named],
+            "detail": [f"{joint['images']} images in {joint['joined']} groups" for joint in named],
+        }
+        table = pa.table(rows, schema=pa.schema({"id": pa.int64(), "detail": pa.string()}))
+        self._sql.register("joints", table)
+        self._sql.execute("insert into finding select id, 'joins_many_groups', detail from joints")
+        return named
+
+    def name_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
+        """Joints with the id and the uri of one of their images."""
+        rows = [
+            {"id": int(ids[joint.row]), "images": joint.images, "joined": joint.joined} for joint in joints
+        ]
+        wanted = ", ".join(str(row["id"]) for row in rows) or "null"
+        places = dict(
+            self._sql.execute(
+                f"select id, uri || coalesce('!' || member, '') from photo where id in ({wanted})"
+            ).fetchall()
+        )
+        return [row | {"uri": places[row["id"]]} for row in rows]
+
     # --- what is written ------------------------------------------------------------------------------------
 
-    def write(self, out: str) -> None:
+    def write_outputs(self, out: str) -> None:
         columns = ", ".join(f'"{name}"' for name in manifest.SCHEMA.names)
         rows = self._stream(f"select {columns} from kept order by split, image_id", manifest.SCHEMA)
         manifest.write_manifest(out, rows)
@@ -291,95 +364,3 @@ class Relations:
     def _stream(self, query: str, schema: pa.Schema) -> pa.RecordBatchReader:
         reader = self._sql.sql(query).to_arrow_reader(50_000)
         return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
-
-    # --- what is told ---------------------------------------------------------------------------------------
-
-    def counts(self) -> dict[str, Any]:
-        """Counts for the summary and the report."""
-        return {
-            "objects": self._count("select kind, count(*) from object group by kind"),
-            "dropped": self._count(
-                "select reason, count(*) from photo where reason is not null group by reason "
-                f"union all {_DROPPED_OTHERS}"
-            ),
-            "findings": self._findings(),
-            "parts": {
-                name: self.rows(f"""
-                    select count(*) as photographs, count(distinct "group") as groups,
-                        count(distinct site || device) as devices from kept where split = '{name}'
-                """)[0]
-                | {"by_grade": self._grades(f"where split = '{name}'")}
-                for name in manifest.PARTS
-            },
-            "folds": [
-                {"fold": number, "by_grade": self._grades(f"where fold = {number}")}
-                for number in range(self.number("select coalesce(max(fold) + 1, 0) from kept"))
-            ],
-            "by_grade": self._grades(""),
-            "unlabelled": self.number("select count(*) from kept where label is null"),
-            "dropped_other": self._count(_DROPPED_OTHERS),
-            "could_not_be_fetched": self.number(
-                "select count(*) from object where code = 'fetch_failed'"
-            ),
-            "by": {
-                column: self._slices(column) for column in ("site", "device", "position", "sex", "age")
-            },
-            "grouped_by": self._count("""
-                select case when given_group is not null then 'group of the table'
-                    when device is not null then 'device' else 'photograph' end, count(*)
-                from photo where reason is null group by all
-            """),
-        }  # fmt: skip
-
-    def _count(self, query: str) -> dict[str, int]:
-        totals: dict[str, int] = {}
-        for name, count in self._sql.sql(query).fetchall():
-            totals[name] = totals.get(name, 0) + count
-        return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
-
-    def _findings(self) -> dict[str, int]:
-        """By word: how many of what `FINDINGS` says, which are names, contents or pairs and not files."""
-        distinct = {
-            "label_files_differ", "content_in_several_symptoms", "content_in_both_parts",
-            "conflicting_contents", "same_name_other_content",
-        }  # fmt: skip
-        rows = self._sql.sql(
-            "select finding, count(*), count(distinct detail) from finding group by finding"
-        ).fetchall()
-        found = {word: contents if word in distinct else files for word, files, contents in rows}
-        return {word: found.get(word, 0) for word in FINDINGS}
-
-    def _grades(self, where: str) -> dict[str, int]:
-        found = dict(self._sql.sql(f"select label, count(*) from kept {where} group by label").fetchall())
-        return {name: found.get(grade, 0) for grade, name in enumerate(GRADE_NAMES)}
-
-    def _slices(self, column: str) -> list[dict[str, Any]]:
-        grades = ", ".join(f"count(*) filter (label = {grade})" for grade in range(len(GRADE_NAMES)))
-        return self.rows(f"""
-            select {column} as value, count(*) as photographs, [{grades}] as by_grade
-            from kept group by {column} order by value nulls last
-        """)
-
-    def examples(self, near: np.ndarray) -> dict[str, Any]:
-        """A few photographs of each kind, for the report."""
-        pairs = near[:_EXAMPLES]
-        return {
-            "sheets": {
-                grade: self.rows(f"""
-                    select uri, member from (
-                        select *, row_number() over (partition by site, device order by image_id) as turn
-                        from kept where label = {grade}
-                    ) order by turn, image_id limit {_SHEET_COLUMNS}
-                """)
-                for grade in range(len(GRADE_NAMES))
-            },
-            "near_pairs": [
-                [self.rows(f"select uri, member, label from photo where id = {id_}")[0] for id_ in pair]
-                for pair in pairs.tolist()
-            ],
-            "dropped_examples": self.rows(f"""
-                select reason, uri, member, detail from photo where reason is not null
-                qualify row_number() over (partition by reason order by id) <= {_EXAMPLES // 2}
-                order by reason, uri
-            """),
-        }  # fmt: skip

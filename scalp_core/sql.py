@@ -2,25 +2,78 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
+import psutil
 
-_MEMORY = "512MB"
+from scalp_core.errors import UserError
+
+_MIB = 2**20
+_LEAST_MIB, _MOST_MIB = 512, 1024
 _THREADS = 2
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextmanager
-def spilling(**settings: Any) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database of its own that takes 512 MB of memory and then spills to a temporary folder.
+def spilling(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
+    """Open a DuckDB of its own that spills to the node's temporary folder beyond a limit of memory.
 
     Args:
-        settings: more of DuckDB's.
+        memory_mib: Memory for DuckDB's buffers.
+        threads: Threads of a query.
+        settings: More of DuckDB's.
+
+    Yields:
+        the connection.
+
+    Raises:
+        UserError: memory or disk for a query inside the block were not enough.
     """
     with TemporaryDirectory(prefix="scalp-sql-") as folder:
-        bounds: dict[str, Any] = {"memory_limit": _MEMORY, "threads": _THREADS, "temp_directory": folder}
-        with duckdb.connect(config=bounds | settings) as connection:
-            yield connection
+        bounds: dict[str, Any] = {
+            "memory_limit": f"{memory_mib}MiB",
+            "threads": threads,
+            "temp_directory": folder,
+        }
+        place = Path(folder).parent
+        try:
+            with duckdb.connect(config=bounds | settings) as connection:
+                connection.execute("set enable_progress_bar = false")
+                yield connection
+        except duckdb.OutOfMemoryException as error:
+            free_mib = psutil.disk_usage(folder).free // _MIB
+            raise UserError(
+                f"a query needs more than {memory_mib:,} MiB of memory and {free_mib:,} MiB in {place} "
+                f"({_first_line(error)}); use a node with more memory, or let TMPDIR name a larger disk"
+            ) from error
+        except duckdb.IOException as error:
+            raise UserError(
+                f"a query cannot use its temporary files in {place} ({_first_line(error)}); "
+                "free disk space there, or let TMPDIR name a larger disk"
+            ) from error
+
+
+def node_memory_mib() -> int:
+    """A quarter of the memory that this node or container has left, between 512 and 1,024 MiB."""
+    available = psutil.virtual_memory().available
+    for place in _CGROUP_LIMITS:
+        limit = Path(place).read_text().strip() if Path(place).exists() else "max"
+        if limit.isdigit():
+            available = min(available, int(limit))
+    return max(_LEAST_MIB, min(_MOST_MIB, available // _MIB // 4))
+
+
+def node_threads() -> int:
+    """The cores that this process may use, 8 at most: each thread takes memory of its own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -9,16 +9,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from scalp_core import manifest
+from scalp_core import data_report, inventory, manifest
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.synthetic_layout import LAYOUTS
 from tests.conftest import jpeg
-from tests.sources import PLANS, audited, picture, write_set
+from tests.sources import PLANS, audited, audited_rows, picture, write_set
 
 RATIO = "2:1:1"
 
@@ -208,6 +209,95 @@ def test_copies_and_near_copies_tie_their_groups_together(source, tmp_path):
 def group_of_each_picture(found):
     groups = {row["sha256"]: row["group"] for row in found.table.to_pylist()}
     return [groups[sha256(picture(plan.index)).hexdigest()] for plan in PLANS]
+
+
+def copy_to_microscopes(source, data, number):
+    """Writes one image under the names of so many microscopes; their plans."""
+    plans = {plan.device.serial: plan for plan in PLANS if plan.part == "Training"}
+    chosen = list(plans.values())[:number]
+    for plan in chosen:
+        (source / plan.part / f"[원천]{chosen[0].folder}" / f"{plan.stem[:-4]}9_TH.jpg").write_bytes(data)
+    return chosen
+
+
+def test_an_image_of_many_microscopes_joins_none_and_is_reported(source, tmp_path):
+    """A "no signal" frame on each microscope made one group of all, and the source was refused."""
+    card = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    for name, image, number in (("card", Image.fromarray(card), 5), ("black", Image.new("RGB", (16, 12)), 2)):
+        buffer = io.BytesIO()
+        image.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+        copy_to_microscopes(source, buffer.getvalue(), number)
+        found = audited(source, tmp_path / name, ratio=RATIO)
+        groups = {row["device"]: row["group"] for row in found.table.to_pylist()}
+        assert len(set(groups.values())) == len({plan.device.serial for plan in PLANS})
+        assert found.summary["findings"]["joins_many_groups"] == 1
+        told = [row for row in found.findings if row["finding"] == "joins_many_groups"]
+        assert told[0]["detail"] == f"{number} images in {number} groups"
+        assert told[0]["uri"] == found.summary["joints"]["refused"][0]["uri"]
+        assert any("join none" in line for line in warnings_of(found))
+        for path in source.rglob("*9_TH.jpg"):
+            path.unlink()
+
+
+def test_too_few_groups_name_the_images_that_joined_them(tmp_path):
+    lines = ["uri,label,group"]
+    for index in range(16):
+        (tmp_path / f"{index}.jpg").write_bytes(picture(0 if index % 8 == 0 else index))
+        lines.append(f"{index}.jpg,{1 if index % 8 == 0 else index % 4},{'ab'[index // 8]}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=r"1 group cannot be divided into 3; .*joined them: .*0\.jpg \(in 2\)"
+    ):
+        audited(tmp_path / "t.csv", tmp_path / "out")
+
+
+def warnings_of(found):
+    spec = found.summary["spec"]
+    return data_report.warnings(found.summary | spec | {"date": spec["created_at"]})
+
+
+def test_shares_far_from_what_was_asked_and_splits_of_one_group_are_told(tmp_path):
+    rows = [
+        {"uri": f"/s/{index}.jpg", "kind": "photograph", "stem": str(index), "given_label": index % 4,
+         "given_group": "busy" if index < 190 else f"g{index}", "sha256": f"{index:020x}" + 44 * "0",
+         "width": 1, "height": 1}
+        for index in range(194)
+    ]  # fmt: skip
+    examined = pa.Table.from_pylist(rows, schema=inventory.EXAMINED)
+    found = audited_rows(examined, tmp_path, "/s/t.csv")
+    lines = warnings_of(found)
+    assert any("the train split has 97.9% of the images, 70% were asked for" in line for line in lines)
+    assert any("busy has 98% of the images" in line for line in lines)
+    assert any("the train split has 1 group" in line for line in lines)
+    assert found.summary["parts"]["test"]["groups"] >= 2
+
+
+def test_of_two_copies_the_delivered_test_part_keeps_its_own(tmp_path):
+    """Whatever the names: the renamed copy in Training came first in the alphabet, and was kept."""
+    rows = [
+        {"uri": f"/s/{index}.jpg", "kind": "photograph", "stem": f"m{index:04d}", "symptom": 0, "site": "1",
+         "folder_grade": index % 4, "part": "Validation" if index % 5 == 0 else "Training",
+         "device": f"D{index % 7}", "session": str(index), "sha256": f"{index:020x}" + 44 * "0",
+         "width": 1, "height": 1}
+        for index in range(200)
+    ]  # fmt: skip
+    renamed = {"uri": "/s/copy.jpg", "stem": "a-copy", "part": "Training", "device": None, "session": None}
+    examined = pa.Table.from_pylist([*rows, rows[0] | renamed | {"site": None}], schema=inventory.EXAMINED)
+    found = audited_rows(examined, tmp_path, "/s", method="official")
+    kept = [row for row in found.table.to_pylist() if row["sha256"] == 64 * "0"]
+    assert [(row["uri"], row["split"]) for row in kept] == [("/s/0.jpg", "test")]
+    assert [(row["uri"], row["reason"]) for row in found.dropped] == [("/s/copy.jpg", "duplicate_content")]
+
+
+def test_a_name_with_two_grades_keeps_both_in_class_folders_and_is_reported(tmp_path):
+    rows = [
+        {"uri": f"/s/{index}.jpg", "kind": "photograph", "stem": "same" if index < 2 else str(index),
+         "class_grade": index % 4, "sha256": f"{index:020x}" + 44 * "0", "width": 1, "height": 1}
+        for index in range(40)
+    ]  # fmt: skip
+    found = audited_rows(pa.Table.from_pylist(rows, schema=inventory.EXAMINED), tmp_path, "/s")
+    assert found.table.num_rows == 40
+    assert found.summary["findings"]["same_name_other_content"] == 1
 
 
 # --- other sources -----------------------------------------------------------------------------------------

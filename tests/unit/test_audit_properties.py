@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scalp_core import inventory, manifest
 from scalp_core.errors import UserError
+from scalp_core.near_duplicates import THUMBNAIL_BYTES
 from tests.sources import audited_rows
 
 ROWS = st.integers(80, 300)
@@ -44,7 +45,8 @@ def random_objects(rows, devices, seed):
                 "width": 640,
                 "height": 480,
                 "hash": int(copied["hash"]) ^ (kind == "near") if copied else int(rng.integers(2**63)),
-                "thumbnail": copied["thumbnail"] if copied else rng.bytes(256),
+                "turned_hash": int(rng.integers(2**63)),
+                "thumbnail": copied["thumbnail"] if copied else rng.bytes(THUMBNAIL_BYTES),
             }
         )
         if objects[-1]["device"] is None:
@@ -60,7 +62,7 @@ def parts_by(rows, key):
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     rows=ROWS,
     devices=st.integers(20, 60),
@@ -75,7 +77,7 @@ def test_what_is_kept_apart_stays_apart_and_nothing_is_lost(rows, devices, seed,
         except UserError as error:
             assert "cannot be divided" in str(error)
             assume(False)
-        kept, dropped = found.table.to_pylist(), found.dropped
+        kept, dropped, findings = found.table.to_pylist(), found.dropped, found.findings
         record = manifest.read_spec(found.data).split
     assert sorted(row["uri"] for row in kept + dropped) == sorted(examined["uri"].to_pylist())
     promised = {
@@ -87,10 +89,22 @@ def test_what_is_kept_apart_stays_apart_and_nothing_is_lost(rows, devices, seed,
         assert all(len(parts) == 1 for parts in parts_by(kept, key).values())
     known = {row["uri"]: row for row in examined.to_pylist()}
     sessions = parts_by(kept, lambda row: row["device"] and (row["device"], known[row["uri"]]["session"]))
+    # An image that more than three microscopes (as delivered: sessions) have joins none of them.
+    units = {}
+    grouped = [row for row in dropped if row["reason"] in ("duplicate_content", "official_overlap")]
+    for row in kept + grouped:
+        each = known[row["uri"]]
+        unit = (each["device"], each["session"] if method == "official" else None)
+        units.setdefault(each["thumbnail"], set()).update({unit} if each["device"] else ())
+    many = {thumbnail for thumbnail, found_in in units.items() if len(found_in) > 3}
+    reported = [known[row["uri"]]["thumbnail"] for row in findings if row["finding"] == "joins_many_groups"]
     pictures = parts_by(kept, lambda row: known[row["uri"]]["thumbnail"])
     if method != "random":
-        assert all(len(parts) == 1 for parts in [*sessions.values(), *pictures.values()])
-        assert record.leaking_pairs["session"] == record.leaking_pairs["near_duplicate"] == 0
+        assert sorted(many) == sorted(reported)
+        assert all(len(parts) == 1 for parts in sessions.values())
+        assert all(len(parts) == 1 for thumbnail, parts in pictures.items() if thumbnail not in many)
+        assert record.leaking_pairs["session"] == 0
+        assert many or record.leaking_pairs["near_duplicate"] == 0
     else:
         assert (record.leaking_pairs["session"] > 0) == any(len(parts) > 1 for parts in sessions.values())
     labels = {}
@@ -98,7 +112,7 @@ def test_what_is_kept_apart_stays_apart_and_nothing_is_lost(rows, devices, seed,
         assert labels.setdefault(row["sha256"], row["label"]) == row["label"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_part_is_like_the_whole_where_groups_allow_it(seed):
     examined = random_objects(3000, 100, seed)

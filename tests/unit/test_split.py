@@ -26,7 +26,7 @@ def assert_no_group_in_two(parts, groups):
         assert len({part for part in parts[groups == group] if part is not None}) <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(groups=st.integers(10, 40), rows=st.integers(60, 300), seed=st.integers(0, 1000))
 def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     labels, of_row = random_rows(groups, rows, seed)
@@ -38,7 +38,7 @@ def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     assert_no_group_in_two(folds, of_row)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(groups=st.integers(60, 120), rows=st.integers(200, 600), seed=st.integers(0, 1000))
 def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     labels, of_row = random_rows(groups, rows, seed)
@@ -55,34 +55,6 @@ def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     assert (np.equal(parts, None) == overlap).all()
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(20, 60), device=st.integers(2, 30), content=st.integers(5, 50), seed=st.integers(0, 1000)
-)
-def test_what_any_chain_of_keys_joins_is_one_group(rows, device, content, seed):
-    rng = np.random.default_rng(seed)
-    keys = [rng.integers(-1, size, rows) for size in (device, content)]
-    edges = rng.integers(0, rows, (rng.integers(0, 5), 2))
-    groups = split.unite(keys, edges, rows)
-    for key in keys:
-        for value in set(key.tolist()) - {-1}:
-            assert len(set(groups[key == value])) == 1
-    assert all(groups[a] == groups[b] for a, b in edges)
-    # And nothing else: as many groups as a plain walk finds.
-    seen, count = set(), 0
-    for start in range(rows):
-        count += start not in seen
-        todo = [start] if start not in seen else []
-        while todo:
-            row = todo.pop()
-            seen.add(row)
-            near = {int(b) for a, b in edges if a == row} | {int(a) for a, b in edges if b == row}
-            for key in keys:
-                near |= set(np.flatnonzero(key == key[row]).tolist()) if key[row] >= 0 else set()
-            todo += near - seen
-    assert len(set(groups)) == count
-
-
 def test_parts_have_their_shares_of_rows_and_of_every_grade():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 60, 6000)
@@ -97,6 +69,59 @@ def test_parts_have_their_shares_of_rows_and_of_every_grade():
                 assert np.mean(labels[parts == name] == grade) == pytest.approx(expected, abs=0.05)
 
 
+def split_table(labels, groups, seed=0):
+    """Share, groups and grades of each split."""
+    parts = split.by_group(labels, groups, (7, 2, 1), seed)
+    return {
+        name: (np.mean(parts == name), len(set(groups[parts == name])), set(labels[parts == name]))
+        for name in manifest.PARTS
+    }
+
+
+@pytest.mark.parametrize("seed", [11, 73, 113, 65])
+def test_the_busiest_clinic_is_trained_on_and_every_split_has_two_groups(seed):
+    """The worst of 300 sources: the clinic with 96 % of all images was the test part, train had 1.5 %."""
+    rng = np.random.default_rng(seed)
+    number = int(rng.integers(10, 16))
+    sizes = np.maximum(1, (rng.pareto(0.7, number) * 10).astype(int)).clip(1, 3000)
+    groups = np.repeat(np.arange(number), sizes)
+    labels = np.clip(rng.normal(rng.normal(1.6, 0.6, number)[groups], 0.6).round(), 0, 3).astype(int)
+    found = split_table(labels, groups)
+    assert found["train"][0] > 0.5
+    assert min(groups for _, groups, _ in found.values()) >= 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_shares_are_met_where_the_groups_allow_it(seed):
+    rng = np.random.default_rng(seed)
+    sizes = np.maximum(3, rng.lognormal(3, 1, 30).astype(int))
+    groups = np.repeat(np.arange(30), sizes)
+    found = split_table(rng.choice(4, len(groups), p=[0.1, 0.3, 0.4, 0.2]), groups)
+    for name, share in zip(manifest.PARTS, (0.7, 0.2, 0.1), strict=True):
+        assert found[name][0] == pytest.approx(share, abs=0.03)
+        assert found[name][2] == {0, 1, 2, 3}
+
+
+def test_small_sources_are_divided():
+    labels = np.repeat(np.arange(4), 9)  # class folders with 9 images each
+    for parts in (split.by_group(labels, np.arange(36), (7, 2, 1), 0), split.at_random(labels, (7, 2, 1), 0)):
+        assert all(set(labels[parts == name]) == {0, 1, 2, 3} for name in manifest.PARTS)
+    folds = split.k_folds(labels, np.arange(36), 10, 0)
+    assert set(np.bincount(folds)) == {3, 4}
+    found = split_table(labels, np.arange(36) % 12)
+    assert [groups for _, groups, _ in found.values()] == [8, 2, 2]
+    found = split_table(np.zeros(3, int), np.arange(3))
+    assert [groups for _, groups, _ in found.values()] == [1, 1, 1]
+
+
+def test_a_rare_grade_reaches_every_split_of_a_large_source():
+    labels = np.zeros(20_000, int)
+    labels[:30] = 3
+    parts = split.by_group(labels, np.arange(20_000), (7, 2, 1), 0)
+    for name, share in zip(manifest.PARTS, (0.7, 0.2, 0.1), strict=True):
+        assert np.sum(labels[parts == name] == 3) == pytest.approx(30 * share, abs=3)
+
+
 def test_few_groups_are_divided_as_well_as_they_go():
     rng = np.random.default_rng(4)
     groups = np.repeat(np.arange(12), rng.integers(5, 60, 12))
@@ -108,27 +133,31 @@ def test_few_groups_are_divided_as_well_as_they_go():
 
 def test_the_same_seed_gives_the_same_split_and_another_another():
     rng = np.random.default_rng(0)
-    groups, labels = rng.integers(0, 30, 500), rng.integers(0, 4, 500)
+    groups, labels = np.arange(500), rng.integers(0, 4, 500)
     first = split.by_group(labels, groups, (7, 2, 1), 1)
     assert (first == split.by_group(labels, groups, (7, 2, 1), 1)).all()
     assert (first != split.by_group(labels, groups, (7, 2, 1), 2)).any()
 
 
 def test_leaking_pairs_are_counted():
-    key = np.array([0, 0, 0, 1, 1, -1, -1])
-    parts = np.array(["train", "train", "test", "val", "val", "train", "test"])
+    key = np.array([5, 5, 5, 1, 1, 0, 0], np.uint64)
+    parts = np.array(["train", "train", "test", "val", "val", "train", "test"], dtype=object)
     assert split.leaking_pairs(key, parts) == 2
 
 
 def test_a_hundred_thousand_photographs_without_groups_take_no_minutes():
     labels = np.random.default_rng(0).integers(0, 4, 100_000)
     parts = split.by_group(labels, np.arange(100_000), (7, 2, 1), 0)
-    assert Counter(parts)["test"] == 10_000
+    assert Counter(parts)["test"] == pytest.approx(10_000, abs=300)
 
 
 def test_too_few_groups_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match="9 groups cannot be divided into 10; use smaller numbers"):
-        split.by_group(np.zeros(9, int), np.arange(9), (7, 2, 1), 0)
+    with pytest.raises(UserError, match="--split 7:2:1: 2 groups cannot be divided into 3; use more micro"):
+        split.by_group(np.zeros(9, int), np.arange(9) % 2, (7, 2, 1), 0)
+    with pytest.raises(UserError, match="--folds 10: 9 groups cannot be divided into 10"):
+        split.k_folds(np.zeros(9, int), np.arange(9), 10, 0)
+    with pytest.raises(UserError, match="--folds 129: give 128 or fewer"):
+        split.k_folds(np.zeros(999, int), np.arange(999), 129, 0)
     with pytest.raises(UserError, match="--split-by group"):
         split.official(np.zeros(3, int), np.arange(3), np.array(["Training"] * 3), (7, 2, 1), 0)
 
