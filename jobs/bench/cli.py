@@ -126,6 +126,9 @@ def bench_scale(
     simulated: Annotated[
         int, typer.Option(min=0, help="objects of a run of prepare that reads no files")
     ] = 1_000_000,
+    audited: Annotated[
+        int, typer.Option(min=0, help="simulated objects of an audit alone; 3 KiB of disk each")
+    ] = 0,
 ) -> None:
     """Rate and memory as the source grows; takes six minutes and 5 GiB of disk, for grade half an hour."""
     from dataclasses import replace
@@ -144,7 +147,7 @@ def bench_scale(
     if stage == "grade":
         on_grade(_own(out or "runs/bench/scale-grade", "scale-grade"), GradeScaleOptions(*chosen))
     else:
-        options = replace(ScaleOptions(*chosen), simulated=simulated)
+        options = replace(ScaleOptions(*chosen), simulated=simulated, audited=audited)
         on_prepare(_own(out or "runs/bench/scale", "scale"), options)
 
 

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from rich.table import Table
 
 from jobs.bench.measure import OwnProcess, write_result
+from jobs.bench.names import FOLDERS, image_names
+from jobs.bench.simulated_source import HashModel, SimulatedRoots, SimulatedShard, fit_hashes, write_examined
 from jobs.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.prepare import prepare
-from jobs.shards import EXAMINED, LISTED, ExamineShard, ListRoots, write_listed
-from scalp_core import aihub, inventory, near_duplicates, parquet, storage
-from scalp_core.grades import GRADE_NAMES_KO, SYMPTOMS
-
-_SHARES = (0.05, 0.35, 0.43, 0.17)  # of the grades, about as in the paper
-_DEVICES = 100
-_SHOTS = 5
-_FOLDERS = 64
-_START_MS = int(datetime(2020, 10, 13, tzinfo=UTC).timestamp() * 1000)
+from scalp_core import audit, storage
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,12 @@ class ScaleOptions:
     Args:
         objects: photographs, from small to large; JPEG files of 640x480 on this disk.
         simulated: objects of one more run whose tasks read no files; 0 for none.
+        audited: objects of an audit alone, without the run before it; 0 for none.
     """
 
     objects: tuple[int, ...] = (1_000, 10_000, 100_000)
     simulated: int = 1_000_000
+    audited: int = 0
 
 
 def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
@@ -58,18 +52,21 @@ def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
         the summary.
     """
     sizes = sorted(options.objects)
+    model = fit_hashes() if options.simulated or options.audited else None
     with tempfile.TemporaryDirectory() as root:
         source = Path(root, "source")
         size_bytes = _draw(source, sizes[-1])
         rows = [_run(f"{number:,} photographs", number, _part_of(source, number), root) for number in sizes]
+        shutil.rmtree(source)
         if options.simulated:
             folders = Path(root, "simulated")
-            for number in range(_FOLDERS):
+            for number in range(FOLDERS):
                 (folders / f"{number:02d}").mkdir(parents=True)
                 (folders / f"{number:02d}" / "listed.by.none").touch()
-            rows.append(_run(f"{options.simulated:,} simulated", options.simulated, folders, root, True))
+            rows.append(_run(f"{options.simulated:,} simulated", options.simulated, folders, root, model))
+        audits = [_run_audit(options.audited, root, model)] if options.audited and model else []
     settings = {"mean_file_bytes": size_bytes, "picture": "640x480", **vars(options)}
-    result = write_result(out, "scale", settings, rows, ratios(rows))
+    result = write_result(out, "scale", settings, rows, ratios(rows), audits=audits)
     _show(result, out)
     return result
 
@@ -87,11 +84,11 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _run(what: str, number: int, source: Path, root: str, simulated: bool = False) -> dict[str, Any]:
+def _run(what: str, number: int, source: Path, root: str, model: HashModel | None = None) -> dict[str, Any]:
     console.print(f"preparing {what}")
     own = OwnProcess(_nothing)
     try:
-        summary = own.call(_prepare, str(source), str(Path(root, f"out{number}")), number, simulated)
+        summary = own.call(_prepare, str(source), str(Path(root, f"out{number}")), number, model)
         driver_mib = own.peak_mib()
     finally:
         own.close()
@@ -99,7 +96,7 @@ def _run(what: str, number: int, source: Path, root: str, simulated: bool = Fals
     return {
         "part": "prepare",
         "what": what,
-        "simulated": simulated,
+        "simulated": model is not None,
         "objects": summary["objects_listed"],
         "photographs": summary["photographs"],
         "seconds": summary["seconds"],
@@ -108,6 +105,34 @@ def _run(what: str, number: int, source: Path, root: str, simulated: bool = Fals
         "examined_per_second": round(summary["objects_listed"] / max(stages["examine"], 0.1), 1),
         "driver_peak_mib": driver_mib,
         "audit_peak_mib": summary["peak_mib"]["audit"],
+        "seconds_of_audit": summary["seconds_of_audit"],
+    }
+
+
+def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
+    """Audits what an examination would have left, in a process of its own."""
+    console.print(f"auditing {number:,} simulated objects")
+    examined = str(Path(root, "examined"))
+    write_examined(examined, number, model)
+    own = OwnProcess(_nothing)
+    try:
+        started = time.perf_counter()
+        options = audit.Options()
+        found = own.call(audit.audit, examined, "/simulated", str(Path(root, "audited")), options)
+        seconds = time.perf_counter() - started
+        peak_mib = own.peak_mib()
+    finally:
+        own.close()
+    return {
+        "part": "audit",
+        "what": f"{number:,} simulated",
+        "objects": number,
+        "photographs": found["spec"]["photographs"],
+        "near_duplicates": found["findings"]["near_duplicate"],
+        "crowded": found["findings"]["crowded_hash"],
+        "seconds": round(seconds, 1),
+        "seconds_of_audit": found["seconds_of_audit"],
+        "audit_peak_mib": peak_mib,
     }
 
 
@@ -115,25 +140,18 @@ def _nothing() -> None:
     """The process needs no preparation."""
 
 
-def _prepare(source: str, out: str, number: int, simulated: bool) -> dict[str, Any]:
-    if not simulated:
+def _prepare(source: str, out: str, number: int, model: HashModel | None) -> dict[str, Any]:
+    if model is None:
         return prepare(source, out)
-    return prepare(source, out, list_task=partial(SimulatedRoots, number=number), examine_task=SimulatedShard)
+    return prepare(
+        source,
+        out,
+        list_task=partial(SimulatedRoots, number=number),
+        examine_task=partial(SimulatedShard, model=model),
+    )
 
 
 # --- photographs -----------------------------------------------------------------------------------------
-
-
-def _names(number: int, step: int = 1, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Index, and path below the source, of each photograph: AI Hub's layout, people with five shots."""
-    for index in range(start, number, step):
-        person = index // _SHOTS
-        grade = int(np.searchsorted(np.cumsum(_SHARES), np.random.default_rng(index).random()))
-        folder = f"[원천]{SYMPTOMS[0]}_{min(grade, 3)}.{GRADE_NAMES_KO[min(grade, 3)]}"
-        device = person % _DEVICES
-        stem = f"{device:04d}_A2LEBJJDE{device:05d}O_{_START_MS + person * 60_000}_{index % _SHOTS + 2}_TH"
-        part = "Training" if index % 9 < 7 else "Validation"
-        yield index, f"{part}/{folder}/{stem}.jpg"
 
 
 def _draw(source: Path, number: int) -> int:
@@ -152,7 +170,7 @@ def _draw(source: Path, number: int) -> int:
 
 def _draw_share(source: str, number: int, share: int) -> int:
     total = 0
-    for index, name in _names(number, os.cpu_count() or 1, share):
+    for index, name in image_names(number, os.cpu_count() or 1, share):
         path = Path(source, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = _picture(index)
@@ -173,59 +191,11 @@ def _picture(seed: int) -> bytes:
 def _part_of(source: Path, number: int) -> Path:
     """A folder of the first photographs, as links to the same bytes."""
     folder = source.with_name(f"source{number}")
-    for _, name in _names(number):
+    for _, name in image_names(number):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.hardlink_to(source / name)
     return folder
-
-
-# --- a source that is only said to be there --------------------------------------------------------------
-
-
-class SimulatedRoots(ListRoots):
-    """Lists objects that nobody wrote, spread over the tasks of the real listing."""
-
-    def __init__(self, work: str, number: int) -> None:
-        super().__init__(work)
-        self._number = number
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        names = _names(self._number, _FOLDERS, row["number"])
-        rows = ({"uri": f"/simulated/{name}", "bytes": 60_000} for _, name in names)
-        return write_listed(self._work, row["number"], rows)
-
-
-class SimulatedShard(ExamineShard):
-    """Examines them without reading: hashes are those of the names."""
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        listed = parquet.read(storage.join(self._work, LISTED, row["name"])).to_pylist()
-        table = pa.Table.from_pylist(list(map(_simulated, listed)), schema=inventory.EXAMINED)
-        parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
-        return {"objects": len(listed), "rows": table.num_rows, "unfetched": 0}
-
-
-def _simulated(row: dict[str, Any]) -> dict[str, Any]:
-    uri = row["uri"]
-    folders, stem = aihub.read_folders(uri.rpartition("/")[0]), aihub.stem_of(uri)
-    digest = sha256(uri.encode())
-    shot = aihub.read_stem(stem)
-    return {
-        "uri": uri,
-        "kind": "photograph",
-        "bytes": row["bytes"],
-        "stem": stem,
-        "part": folders.part,
-        "symptom": folders.symptom,
-        "folder_grade": folders.grade,
-        "sha256": digest.hexdigest(),
-        "width": 640,
-        "height": 480,
-        "hash": int.from_bytes(digest.digest()[:8]),
-        "thumbnail": digest.digest() * (near_duplicates.THUMBNAIL_BYTES // 32),
-        **(vars(shot) if shot else {}),
-    }
 
 
 def _show(result: dict[str, Any], out: str) -> None:
@@ -236,6 +206,11 @@ def _show(result: dict[str, Any], out: str) -> None:
         table.add_row(
             row["what"], f"{row['seconds']:.1f}", f"{row['objects_per_second']:,.0f}",
             f"{row['driver_peak_mib']:.0f}", f"{row['audit_peak_mib']:.0f}",
+        )  # fmt: skip
+    for row in result["audits"]:
+        table.add_row(
+            f"audit of {row['what']}", f"{row['seconds']:.1f}",
+            f"{row['objects'] / row['seconds']:,.0f}", "", f"{row['audit_peak_mib']:.0f}",
         )  # fmt: skip
     console.print(table)
     show("ratios", result["ratios"] | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
