@@ -111,7 +111,7 @@ def _earlier_summary(uri: str) -> dict[str, Any] | None:
         kept = read_json(place)
     except ValueError:
         kept = {}
-    if kept is not None and kept.get("kind") != KIND:
+    if kept is not None and not (isinstance(kept, dict) and kept.get("kind") == KIND):
         raise UserError(f"{place} was not written by scalp quantise; move it to another place")
     return kept
 

@@ -61,6 +61,17 @@ def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantis
     assert sizes["int8"] < 0.3 * sizes["float"]
 
 
+def test_a_model_card_that_somebody_has_edited_is_kept(way, quantised, tmp_path, capsys):
+    copy, _ = quantised
+    before, after = load_bundle(str(way.run)).spec, load_bundle(str(copy)).spec
+    card = tmp_path / CARD_FILE
+    card.write_bytes((way.run / "bundle" / CARD_FILE).read_bytes())
+    assert "int8 graph" in quantise_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
+    card.write_text(card.read_text() + "\nIntended use: the clinic in Busan.\n")
+    assert quantise_module._card(str(tmp_path), before, after) == {}
+    assert "stays as it is" in capsys.readouterr().out
+
+
 def test_a_finished_quantisation_ends_at_once(way, quantised):
     copy, summary = quantised
     before = {file.name: file.stat().st_mtime_ns for file in copy.iterdir()}

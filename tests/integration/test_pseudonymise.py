@@ -1,13 +1,14 @@
 """A data directory that can be handed on: moved, read, and silent about people."""
 
 import io
+import platform
 
 import pytest
 from PIL import Image
 
 from jobs.prepare import prepare
 from jobs.pseudonymise import pseudonymise
-from scalp_core import manifest, storage
+from scalp_core import manifest, outputs, storage
 from scalp_core.audit import Options
 from scalp_core.errors import UserError
 from scalp_core.sources import Location, read_photographs
@@ -39,7 +40,7 @@ def test_an_export_can_be_moved_and_names_nobody(data, tmp_path):
     assert all(uri.startswith(str(tmp_path / "moved")) for uri in uris)
     files = list(read_photographs([Location(uri) for uri in uris], 2**25))
     assert all(isinstance(file, bytes) for file in files)
-    secrets = {b"Kim Haneul", b"set/Training", str(data.parent).encode()}
+    secrets = {b"Kim Haneul", b"set/Training", str(data.parent).encode(), platform.node().encode()}
     secrets |= {value.encode() for plan in PLANS for value in (plan.stem, plan.device.serial)}
     for path in (tmp_path / "moved").rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
@@ -60,6 +61,12 @@ def test_what_makes_no_sense_is_refused(data, tmp_path):
     (tmp_path / "key").write_text("short")
     with pytest.raises(UserError, match="does not hold 64 hexadecimal digits"):
         pseudonymise(str(data), str(tmp_path / "out"), str(tmp_path / "key"))
+    with pytest.raises(UserError, match="is in OUT, and would be handed on with the photographs"):
+        pseudonymise(str(data), str(tmp_path / "out"), str(tmp_path / "out" / "key"))
+    assert not (tmp_path / "out").exists()
+    outputs.claim(str(tmp_path / "stopped"), "pseudonymise")
+    with pytest.raises(UserError, match="of a stopped run, which cannot resume.*; name a new directory"):
+        pseudonymise(str(data), str(tmp_path / "stopped"))
     made = pseudonymise(str(data), str(tmp_path / "made"))
     assert pseudonymise(str(data), str(tmp_path / "made")) == made
     (tmp_path / "full").mkdir()

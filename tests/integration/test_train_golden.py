@@ -4,6 +4,7 @@ import pytest
 
 from jobs.train import train
 from jobs.train_scaling import parse_range
+from scalp_core import outputs
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 
@@ -65,3 +66,11 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(way, tmp
         with pytest.raises(UserError, match=message):
             train(str(way.data), str(tmp_path / "run"), way.recipe.model_copy(update=changes), 2, "cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_another_process_holds_is_refused(way, tmp_path):
+    run = str(tmp_path / "run")
+    recipe = way.recipe.model_copy(update={"architecture": "test_resnet"})
+    with outputs.opened(run, "train"), pytest.raises(UserError, match="run is in use by scalp train on"):
+        train(str(way.data), run, recipe, 1, "cpu")
+    assert not (tmp_path / "run" / "run.json").exists()
