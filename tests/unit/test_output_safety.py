@@ -22,6 +22,7 @@ from tests.conftest import jpeg
 # Arguments of every verb that makes an output directory, and the marker of that directory. OUT is where it is
 # made, SOURCE what is read. There is neither a bundle nor data: a wrong place is told before they are opened.
 WRITES = {
+    "prepare": ("prepare SOURCE OUT", "prepare"),
     "train": ("train SOURCE OUT", "train"),
     "tune": ("tune SOURCE OUT", "tune"),
     "evaluate": ("evaluate BUNDLE SOURCE OUT", "evaluate"),
@@ -38,7 +39,6 @@ WRITES = {
 }
 # These make one too, and are tested with their own rules.
 OWN_TESTS = {
-    "prepare": "tests of preparing",
     "synth": "test_a_set_is_not_drawn_into_a_folder_of_somebody_else",
 }
 # These make none.
