@@ -88,7 +88,8 @@ def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path
     versions = set(read_results(str(tmp_path / "out" / RESULTS_FOLDER))["model_version"].to_pylist())
     assert versions == {summary["model_version"]}
     assert summary["model_version"] == f"{load_bundle(str(copy)).spec.model_version}-int8"
-    with pytest.raises(UserError, match="holds results of precision int8, not fp32"):  # never two models in one output
+    # Never two models in one output.
+    with pytest.raises(UserError, match="holds results of precision int8, not fp32"):
         grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
 
 
