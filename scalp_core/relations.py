@@ -57,6 +57,7 @@ FINDINGS = {
     "crowded_hash": "images that look like so many others that not all were compared",
 }
 
+_ROWS_READ = 8_192
 _DEVICE = "site || '_' || device"
 _SESSION = "site || '_' || device || '_' || session"
 _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
@@ -84,7 +85,11 @@ class Relations:
         self._thumbnails = thumbnails
         columns = [field for field in EXAMINED if field.name != "thumbnail"]
         schema = pa.schema([pa.field("row", pa.int64()), *columns])
-        batches = self._without_thumbnails(parquet.dataset(examined, schema=EXAMINED).to_batches(), schema)
+        # A row has a kilobyte of thumbnail: Arrow's own readahead of 16 batches would hold 2 GiB.
+        batches = parquet.dataset(examined, schema=EXAMINED).to_batches(
+            batch_size=_ROWS_READ, batch_readahead=2, fragment_readahead=1
+        )
+        batches = self._without_thumbnails(batches, schema)
         self._sql.register("examined", pa.RecordBatchReader.from_batches(schema, batches))
         # An order that does not depend on where the files lie: of two copies the same one is kept, the
         # delivered Validation part's first.
