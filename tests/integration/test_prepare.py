@@ -90,7 +90,7 @@ def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, so
         (Options(symptom="각질"), "--symptom 각질: give one of 미세각질"),
         (Options(keys=("person",)), "--group person: give some of device,session,near_duplicate"),
         (Options(ratio="7:2"), "--split 7:2"),
-        (Options(ratio="50:25:24"), "groups cannot be divided"),
+        (Options(folds=100), "groups cannot be divided into 100"),
     ],
 )
 def test_options_that_make_no_sense_name_the_way_out(source, cluster, tmp_path, options, words):
@@ -119,8 +119,8 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_p
 
 def test_other_options_on_what_is_not_finished_read_nothing_again(source, cluster, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="groups cannot be divided"):
-        prepare(str(source), str(out), Options(ratio="50:25:24"))
+    with pytest.raises(UserError, match="groups cannot be divided into 100"):
+        prepare(str(source), str(out), Options(folds=100))
     examined = {path: path.stat().st_mtime_ns for path in (out / SCRATCH_FOLDER / "examined").iterdir()}
     with monkeypatch.context() as kept:
         kept.setattr(storage, "remove_folder", lambda *_, **__: None)
