@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 from scalp_core import storage
 
 _TRIAL_S = 120
+_DONE, _KILLED = "done", "killed"
 
 
 @dataclass(frozen=True)
@@ -36,57 +39,79 @@ def points(skip: Callable[[int], bool] = lambda _: False) -> Iterator[Point]:
 
 def run(job: Callable[..., Any], *arguments: Any) -> None:
     """Runs a job in a forked process to its end."""
-    code = _exit_code(None, job, arguments)
-    assert code == 0, f"the job ended with {code}"
+    end = _end_of(None, job, arguments)
+    assert end == _DONE, f"the job ended with {end}"
 
 
 def killed_at(point: Point, job: Callable[..., Any], *arguments: Any) -> bool:
     """Runs a job that is killed at a point; False if it ended well before it came there."""
-    code = _exit_code(point, job, arguments)
-    assert code in (0, -signal.SIGKILL), f"{point}: the job ended with {code}"
-    return code != 0
+    end = _end_of(point, job, arguments)
+    assert end in (_DONE, _KILLED), f"{point}: the job ended with {end}"
+    return end == _KILLED
 
 
-def _exit_code(point: Point | None, job: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+def _end_of(point: Point | None, job: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+    """What the trial reported, or its exit code if its process ended without a word.
+
+    The code alone is not reliable: threads that start processes take each other's (`multiprocessing` polls all).
+    """
     server = get_context("forkserver")
     server.set_forkserver_preload(["__main__", job.__module__, __name__])
-    process = server.Process(target=_trial, args=(point, dict(os.environ), job, arguments))
+    reader, writer = server.Pipe(duplex=False)
+    process = server.Process(target=_trial, args=(writer, point, dict(os.environ), job, arguments))
     process.start()
-    process.join(_TRIAL_S)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        raise AssertionError(f"{point}: the job did not end within {_TRIAL_S} s")
-    code = process.exitcode
+    writer.close()
+    with reader:
+        if not reader.poll(_TRIAL_S):
+            process.kill()
+            raise AssertionError(f"{point}: the job did not end within {_TRIAL_S} s")
+        try:
+            end = str(reader.recv())
+        except EOFError:
+            end = ""
+    process.join()
+    end = end or str(process.exitcode)
     process.close()
-    assert code is not None
-    return code
+    return end
 
 
 def _trial(
-    point: Point | None, environment: dict[str, str], job: Callable[..., Any], arguments: tuple[Any, ...]
+    writer: Connection,
+    point: Point | None,
+    environment: dict[str, str],
+    job: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     if point is not None:
-        _kill_at(point)
-    job(*arguments)
+        _kill_at(point, writer)
+    try:
+        job(*arguments)
+    except BaseException:
+        writer.send(traceback.format_exc())
+        raise
     sys.stdout.flush()
+    writer.send(_DONE)
     os._exit(0)
 
 
-def _kill_at(point: Point) -> None:
+def _kill_at(point: Point, writer: Connection) -> None:
     steps = count()
     original = storage.mutation
+
+    def die() -> None:
+        writer.send(_KILLED)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @contextmanager
     def counted(kind: str, uri: str) -> Iterator[None]:
         at_the_point = next(steps) == point.step
         if at_the_point and not point.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         with original(kind, uri):
             yield
         if at_the_point:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     storage.mutation = counted  # type: ignore[assignment]

@@ -4,7 +4,6 @@ Each time: exactly one row per image, a summary that says so, untouched sources,
 """
 
 import itertools
-import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +25,13 @@ BOTH_SIDES = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=["disk", "s3"])
-def root(request):
+def root(request, s3):
     """A local folder in memory, where flushing costs nothing, or a prefix of a real S3 server."""
     memory = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         if request.param == "disk":
             yield folder
         else:
-            os.environ.update(request.getfixturevalue("s3").environment)
             yield f"s3://scalp/{Path(folder).name}"
 
 

@@ -45,10 +45,9 @@ def check(source, out, before):
         pytest.param("s3", 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_killed_at_any_step_is_resumed_to_one_row_per_image(where, every, tmp_path, request):
+def test_a_run_that_is_killed_at_any_step_is_resumed_to_one_row_per_image(where, every, tmp_path, s3):
     root = str(tmp_path)
     if where == "s3":
-        request.getfixturevalue("s3")
         root = f"s3://scalp/crashes/{tmp_path.name}"
     source = f"{root}/source"
     preparing.write_source(source)

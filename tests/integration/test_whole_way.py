@@ -68,7 +68,7 @@ def test_without_a_server_to_follow_it_no_training_starts(way, tmp_path, monkeyp
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
         train(str(way.data), str(tmp_path / "run"), way.recipe, workers=2, device="cpu", tracking="mlflow")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_validation_counts_every_photograph_once_over_both_workers(way):
