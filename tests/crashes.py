@@ -53,7 +53,7 @@ def killed_at(point: Point, job: Callable[..., Any], *arguments: Any) -> bool:
 def _end_of(point: Point | None, job: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     """What the trial reported, or its exit code if its process ended without a word.
 
-    The code alone is not reliable: threads that start processes take each other's (`multiprocessing` polls all).
+    The code alone is not reliable: threads that start processes take each other's.
     """
     server = get_context("forkserver")
     server.set_forkserver_preload(["__main__", job.__module__, __name__])
