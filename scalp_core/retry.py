@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from scalp_core.storage_errors import is_transient, label
+from scalp_core.uris import is_s3
 
 T = TypeVar("T")
 
@@ -62,12 +63,14 @@ def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: A
     outage is retried as long as one that met it at once.
 
     Args:
-        name: the uri, for the log.
+        name: the uri, for the log; one of a local file is requested once.
         request: what to call with the arguments.
 
     Raises:
         OSError: the last one, after the retry timeout; permanent errors immediately.
     """
+    if not is_s3(name):  # errors of a local disk are permanent
+        return request(*arguments, **keywords)
     retrying = tenacity.Retrying(
         stop=_StopAfterOutage(name, timeout()),
         wait=tenacity.wait_random_exponential(0.2, max=5),

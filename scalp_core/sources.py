@@ -177,6 +177,8 @@ def _failure(error: Exception, where: str = "") -> ImageError:
 
 
 def _checked(data: bytes | ImageError, location: Location) -> bytes | ImageError:
-    if isinstance(data, ImageError) or location.sha256 in (None, sha256(data).hexdigest()):
+    if isinstance(data, ImageError) or location.sha256 is None:
+        return data
+    if location.sha256 == sha256(data).hexdigest():
         return data
     return ImageError("changed", "its bytes are not those that were prepared")
