@@ -32,9 +32,9 @@ class Point:
     after: bool
 
 
-def points(skip: Callable[[int], bool] = lambda _: False) -> Iterator[Point]:
-    """All moments, without end; those of steps that `skip` names are left out."""
-    return (Point(step, after) for step in count() if not skip(step) for after in (False, True))
+def points() -> Iterator[Point]:
+    """All moments, without end."""
+    return (Point(step, after) for step in count() for after in (False, True))
 
 
 def run(job: Callable[..., Any], *arguments: Any) -> None:
