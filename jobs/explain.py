@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grading import Grading
 from scalp_core.heat import MEANING, overlay, png
-from scalp_core.manifest import location_id
+from scalp_core.manifest import image_id, location_id
 from scalp_core.predictor import Device, Predictor
 from scalp_core.preprocess import decode
 from scalp_core.sources import Location
@@ -41,7 +42,7 @@ def explain(
     Args:
         bundle: directory of the bundle, local or `s3://`.
         source: folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
-        out: directory for `<image id>.png` and `summary.json`, local or `s3://`.
+        out: directory for `<location id>.png` and `summary.json`, local or `s3://`.
         grade: the one to explain; None takes the grade that each photograph gets.
         limit: photographs at most, spread evenly over the source.
         device: where the model runs.
@@ -102,7 +103,7 @@ def _explained(
     locations: list[Location], predictor: Predictor, explainer: Explainer, grade: int | None, out: str
 ) -> list[dict[str, Any]]:
     """Writes the pictures of some photographs; a row each, with the picture's name or why there is none."""
-    data = sources.read_photographs(locations, MAX_BYTES)
+    data = list(sources.read_photographs(locations, MAX_BYTES))
     decoded = [_pixels(each, predictor) for each in data]
     images = [each for each in decoded if not isinstance(each, ImageError)]
     size = predictor.spec.preprocess.size
@@ -112,9 +113,10 @@ def _explained(
     grades = [answer.grade if grade is None else grade for answer in answers]
     made = zip(stacked, answers, explainer.heatmaps(stacked, grades), grades, strict=True)
     rows = []
-    for location, each in zip(locations, decoded, strict=True):
+    for location, file, each in zip(locations, data, decoded, strict=True):
         row: dict[str, Any] = {
-            "image_id": location_id(location),
+            "image_id": None if isinstance(file, ImageError) else image_id(sha256(file).hexdigest()),
+            "location_id": location_id(location),
             "uri": location.uri,
             "member": location.member,
         }
@@ -122,7 +124,7 @@ def _explained(
             rows.append(row | {"status": "failed", "error_code": each.code, "error": each.message})
             continue
         pixels, answer, heat, explained = next(made)
-        name = f"{row['image_id']}.png"
+        name = f"{row['location_id']}.png"
         storage.write(
             storage.join(out, name), png(picture(pixels, heat, answer, explained, predictor.spec.grade_names))
         )

@@ -106,7 +106,7 @@ class Ended:
 
     Args:
         tag: of the version that was read; its pieces have it in their names.
-        digests: of the image ids of each piece, by `ids_digest`.
+        digests: of the location ids of each piece, by `ids_digest`.
         dropped: piece and row of members that a later member of the same name replaces.
         photographs: result rows that the tar has, without those.
         other_files: members that are not images by their name.
@@ -149,9 +149,9 @@ def version_tag(version: str) -> str:
     return hashlib.sha256(version.encode()).hexdigest()[:8]
 
 
-def ids_digest(image_ids: Iterable[str]) -> str:
-    """Names a sequence of image ids."""
-    return hashlib.sha256(" ".join(image_ids).encode()).hexdigest()[:16]
+def ids_digest(location_ids: Iterable[str]) -> str:
+    """Names a sequence of location ids."""
+    return hashlib.sha256(" ".join(location_ids).encode()).hexdigest()[:16]
 
 
 def committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:

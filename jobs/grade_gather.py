@@ -236,13 +236,13 @@ class GatherGroups:
                 yield table
 
     def _wanted(self, shard: str) -> list[str]:
-        """Ids of the images that were listed."""
+        """Location ids of the images that were listed."""
         rows = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
         return [location_id(Location(row["uri"], row["member"])) for row in rows]
 
     def _shard(self, shard: str, found: Found) -> Iterator[tuple[str, pa.Table]]:
         table = parquet.read(graded_file(self._work, shard))
-        found.unaccounted += differing(self._wanted(shard), table["image_id"].to_pylist())
+        found.unaccounted += differing(self._wanted(shard), table["location_id"].to_pylist())
         yield shard, table
 
     def _tar(self, shard: str, end: Ended, found: Found) -> Iterator[tuple[str, pa.Table]]:
@@ -255,7 +255,7 @@ class GatherGroups:
         for number, digest in enumerate(end.digests):
             name = piece_name(shard, end.tag, number)
             table = parquet.read(graded_file(self._work, name))
-            if ids_digest(table["image_id"].to_pylist()) != digest:
+            if ids_digest(table["location_id"].to_pylist()) != digest:
                 found.unaccounted += table.num_rows
             table = _without(table, dropped.get(number, []))
             rows += table.num_rows
@@ -285,11 +285,12 @@ def write_part(uri: str, table: pa.Table) -> None:
 
 
 def count_repeated(results: str) -> int:
-    """Rows beyond the first of each image, over all files; DuckDB spills to disk."""
+    """Rows beyond the first of each location, over all files; DuckDB spills to disk."""
     with storage.patience(PATIENCE_S):
         if not storage.names_in(results):
             return 0
         with spilling() as connection:
             connection.register("results", parquet.dataset(results))
-            (more,) = connection.execute("select count(*) - count(distinct image_id) from results").fetchall()
-    return int(more[0])
+            query = "select count(*) - count(distinct location_id) from results"
+            ((more,),) = connection.execute(query).fetchall()
+    return int(more)

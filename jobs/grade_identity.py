@@ -18,7 +18,7 @@ from scalp_core.errors import UserError
 from scalp_core.predictor import Precision
 from scalp_core.progress import IDENTITY_FILE
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class LoadShard:
             if piece is None:
                 break
             columns = _columns([row for row, _ in piece])
-            digests.append(ids_digest(columns["image_id"]))
+            digests.append(ids_digest(columns["location_id"]))
             if number not in done.get(tag, ()):
                 with timed(seconds, "decode"):
                     decoded = self._piece(piece, columns, child)
@@ -232,7 +232,7 @@ def _changed_archives(rows: list[dict[str, Any]]) -> dict[str, ImageError]:
 
 def _columns(rows: list[dict[str, Any]]) -> Columns:
     columns = {
-        "image_id": [location_id(Location(row["uri"], row["member"])) for row in rows],
+        "location_id": [location_id(Location(row["uri"], row["member"])) for row in rows],
         "uri": [row["uri"] for row in rows],
         "member": [row["member"] or "" for row in rows],
     }

@@ -57,8 +57,8 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
             "mean_severity": graded.totals()["mean_severity"],
         }
         unlike = graded.most_unlike(_UNLIKE)
-        shown = {row["image_id"] for row in unlike}
-        unsure = [row for row in graded.least_sure(QUEUE) if row["image_id"] not in shown]
+        shown = {row["location_id"] for row in unlike}
+        unsure = [row for row in graded.least_sure(QUEUE) if row["location_id"] not in shown]
     pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, heatmaps)
     page = grade_report.html(bundle.spec, summary, tables, pictures, provenance.versions())
     storage.write(storage.join(out, REPORT_FILE), page)

@@ -195,9 +195,9 @@ class MergePart:
     def _merged(self, table: pa.Table, group: Listed, found: Found) -> pa.Table:
         again = list(self._again(group, found))
         rows = pa.concat_tables([each.replace_schema_metadata() for each in (table, *again)])
-        # The last row of an image counts, in the place of its first.
-        places = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
-        return rows.take([places[image_id] for image_id in table["image_id"].to_pylist()])
+        # The last row of a location counts, in the place of its first.
+        places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
+        return rows.take([places[key] for key in table["location_id"].to_pylist()])
 
     def _again(self, group: Listed, found: Found) -> Iterator[pa.Table]:
         """Result rows of the group's shards; what is missing or another image's is not accounted for."""
@@ -209,7 +209,7 @@ class MergePart:
                 found.unaccounted += len(wanted)
                 continue
             rows = parquet.read(graded_file(self._folder, shard))
-            found.unaccounted += differing(wanted, rows["image_id"].to_pylist())
+            found.unaccounted += differing(wanted, rows["location_id"].to_pylist())
             found.add_inputs(inputs_of(rows))
             found.again += max(0, times[shard] - 1) * rows.num_rows
             yield rows

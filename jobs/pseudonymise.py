@@ -186,5 +186,5 @@ class Pseudonymise:
         storage.write(storage.join(self._out, uri), picture)
         digest = hashlib.sha256(picture).hexdigest()
         here = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
-        here["image_id"] = digest[:20]
+        here["image_id"] = manifest.image_id(digest)
         return pseudonymous_row(row, self._key) | here

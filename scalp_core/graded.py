@@ -211,7 +211,7 @@ class Graded:
         return self.rows(
             f"""
             select error_code as code, count(*) as photographs,
-                min_by({{'location': location, 'error': error}}, image_id, {int(examples)}) as examples
+                min_by({{'location': location, 'error': error}}, location_id, {int(examples)}) as examples
             from results where status = 'failed' group by code order by photographs desc, code
             """
         )
@@ -221,7 +221,7 @@ class Graded:
         return self.rows(
             f"""
             select {_CARD} from results where refer
-            order by list_max(probabilities), image_id
+            order by list_max(probabilities), location_id
             """
             + _limited(limit)
         )
@@ -229,7 +229,7 @@ class Graded:
     def most_unlike(self, limit: int) -> list[dict[str, Any]]:
         """Photographs above 1 in `unlikeness`, which falls."""
         return self.rows(
-            f"select {_CARD} from results where unlikeness > 1 order by unlikeness desc, image_id"
+            f"select {_CARD} from results where unlikeness > 1 order by unlikeness desc, location_id"
             + _limited(limit)
         )
 
@@ -240,7 +240,9 @@ _LISTED = """
     if(status = 'failed', error_code || ': ' || error, array_to_string(refer_reasons, ', ')) as why
 """
 _PATH = "concat_ws('/', uri, member)"
-_CARD = "image_id, uri, member, location, grade, probabilities, expected_severity, unlikeness, refer_reasons"
+_CARD = """
+    location_id, uri, member, location, grade, probabilities, expected_severity, unlikeness, refer_reasons
+"""
 # The first folder below the one that all share; what lies beside such folders has none.
 _TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/', 1), '')"
 

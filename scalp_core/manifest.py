@@ -7,6 +7,7 @@ manifest/split=train/*.parquet the rows, in Hive partitions that other programs 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -29,7 +30,7 @@ PARTS = ("train", "val", "test")
 
 SCHEMA = pa.schema(
     {
-        "image_id": pa.string(),  # start of the sha256
+        "image_id": pa.string(),  # `image_id` of the sha256
         "uri": pa.string(),
         "member": pa.string(),  # the entry, when uri is an archive
         "sha256": pa.string(),
@@ -53,6 +54,8 @@ SCHEMA = pa.schema(
     }
 )
 
+# 80 bits: among a billion ids the chance of two equal ones is below one in a million.
+ID_DIGITS = 20
 _NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
 _PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
 _ROWS_A_FILE = 250_000
@@ -118,11 +121,16 @@ class DataSpec(BaseModel):
     sha256: str = Field(description="fingerprint of contents, labels and parts")
 
 
+def image_id(sha256: str) -> str:
+    """Identify an image by the SHA-256 of its bytes, wherever it is stored."""
+    return sha256[:ID_DIGITS]
+
+
 def location_id(location: Location) -> str:
-    """Identify an image by its location, before its bytes are known: unique among the rows of a job."""
-    # No file's name has a NUL: `a.zip!b.jpg` may be a file, or a member of a.zip.
-    place = f"{location.uri}\0{location.member}" if location.member else location.uri
-    return hashlib.sha256(place.encode()).hexdigest()[:20]
+    """Identify the place of an image, whatever its bytes are: the unique key of result rows."""
+    # JSON, not a joined string: `a.zip!b.jpg` may be a file, or the member b.jpg of a.zip.
+    place = json.dumps([location.uri, location.member or None])
+    return hashlib.sha256(place.encode()).hexdigest()[:ID_DIGITS]
 
 
 class Fingerprint:

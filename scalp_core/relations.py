@@ -304,12 +304,12 @@ class Relations:
         self._sql.execute(f"""
             create table kept as
             with named as (
-                select component, coalesce({first}, min(substr(sha256, 1, 20))) as "group"
+                select component, coalesce({first}, min(substr(sha256, 1, {manifest.ID_DIGITS}))) as "group"
                 from photo join assigned using (id) group by component
             )
-            select substr(sha256, 1, 20) as image_id, uri, member, sha256, width, height, label, labels, site,
-                device, captured_at, position, known_sex as sex, known_age as age, "group",
-                cast(fold as tinyint) as fold, split, part as source_note,
+            select substr(sha256, 1, {manifest.ID_DIGITS}) as image_id, uri, member, sha256, width, height,
+                label, labels, site, device, captured_at, position, known_sex as sex, known_age as age,
+                "group", cast(fold as tinyint) as fold, split, part as source_note,
                 byte_offset, byte_length, compression, photo.id, component
             from photo join assigned using (id) join named using (component)
             where reason is null

@@ -10,12 +10,14 @@ import pyarrow as pa
 from scalp_core import parquet, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.grading import gradings
+from scalp_core.manifest import image_id
 
 RESULTS_FOLDER = "results"
 
 SCHEMA = pa.schema(
     {
-        "image_id": pa.string(),
+        "image_id": pa.string(),  # `manifest.image_id`; null where the bytes were unavailable
+        "location_id": pa.string(),  # `manifest.location_id`: each row has its own
         "uri": pa.string(),
         "member": pa.string(),
         "sha256": pa.string(),
@@ -43,8 +45,8 @@ def result_table(
     """Rows of `SCHEMA` from what loading left of photographs, and the model's answers.
 
     Args:
-        rows: `image_id, uri, member, sha256, notes, error_code, error` strings and `statistics` float (N, K);
-            `error_code` is empty where a photograph could be read.
+        rows: `location_id, uri, member, sha256, notes, error_code, error` strings and `statistics` float
+            (N, K); `error_code` is empty where a photograph could be read.
         logits: float (N, 4); of no meaning where it could not.
         spec: the bundle's contract.
         model_version: that signs the rows.
@@ -52,12 +54,13 @@ def result_table(
     at = datetime.now(UTC)
     found = []
     for index, grading in enumerate(gradings(logits, rows["statistics"], spec)):
-        code = rows["error_code"][index]
+        code, sha256 = rows["error_code"][index], rows["sha256"][index] or None
         row = {
-            "image_id": rows["image_id"][index],
+            "image_id": sha256 and image_id(sha256),
+            "location_id": rows["location_id"][index],
             "uri": rows["uri"][index],
             "member": rows["member"][index] or None,
-            "sha256": rows["sha256"][index] or None,
+            "sha256": sha256,
             "status": "failed" if code else "graded",
             "notes": rows["notes"][index].split(),
             "model_version": model_version,

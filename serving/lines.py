@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from scalp_core.errors import ImageError
+from scalp_core.manifest import image_id
 from serving.problems import Refusal
 
 
@@ -15,6 +16,7 @@ class FailedLine(BaseModel):
     """A photograph that cannot be graded: the fields of a failed row of bulk grading."""
 
     image_id: str | None = Field(description="start of the sha256; null where the bytes could not be had")
+    location_id: None = None
     uri: None = None
     member: str = Field(description="number of the `file` part, from 0, or the name in the archive")
     sha256: str | None = Field(description="of the bytes that were sent; null where they could not be had")
@@ -37,7 +39,7 @@ class FailedLine(BaseModel):
     def of(cls, member: str, sha256: str | None, error: ImageError, model_version: str) -> FailedLine:
         """The line of the photograph with this name, looked at now."""
         return cls(
-            image_id=sha256 and sha256[:20],
+            image_id=sha256 and image_id(sha256),
             member=member,
             sha256=sha256,
             error_code=error.code,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PrivateAttr
 from scalp_core.bundle import BundleSpec, Conformal, Referral
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.grading import REASONS, Grading
+from scalp_core.manifest import image_id
 from scalp_core.preprocess import Preprocess
 
 if TYPE_CHECKING:  # clients read these schemas, and need nothing that runs a model
@@ -22,7 +23,10 @@ INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks
 class GradeResponse(BaseModel):
     """One graded photograph: the fields of a bulk result row, with `status` always `graded`."""
 
-    image_id: str = Field(description="start of the photograph's sha256; the same bytes have the same id")
+    image_id: str = Field(
+        description="start of `sha256`, as in bulk rows and manifests: the same bytes have the same id"
+    )
+    location_id: str | None = Field(None, description="bulk only: identifies `uri` and `member`")
     uri: str | None = Field(None, description="bulk only: where the photograph is")
     member: str | None = Field(None, description="bulk only: the entry, when `uri` is an archive")
     sha256: str = Field(description="of the bytes that were sent")
@@ -54,7 +58,7 @@ class GradeResponse(BaseModel):
     ) -> GradeResponse:
         """The answer for the photograph with this hash, graded now together with others."""
         answer = cls(
-            image_id=sha256[:20],
+            image_id=image_id(sha256),
             sha256=sha256,
             notes=list(notes),
             model_version=model_version,

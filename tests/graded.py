@@ -24,7 +24,8 @@ def row(
     probabilities = np.full(4, (1 - sure) / 3)
     probabilities[grade] = sure
     found = {
-        "image_id": location_id(Location(uri, member)),
+        "image_id": "0" * 20,
+        "location_id": location_id(Location(uri, member)),
         "uri": uri,
         "member": member,
         "sha256": "0" * 64,
@@ -49,7 +50,7 @@ def referred(uri: str, *reasons: str, **changes: Any) -> dict[str, Any]:
 
 
 def failed(uri: str, code: str, error: str = "it is broken", member: str | None = None) -> dict[str, Any]:
-    kept = {"image_id", "uri", "member", "model_version", "graded_at"}
+    kept = {"location_id", "uri", "member", "model_version", "graded_at"}
     found = {name: value for name, value in row(uri, member).items() if name in kept}
     return found | {"status": "failed", "error_code": code, "error": error, "notes": []}
 

@@ -78,7 +78,7 @@ def start(bundle: Path, source: str, out: str, log: Path, shard: int = SHARD, **
 def check(run: Run, graded_again: int) -> dict[str, Any]:
     """Nothing lost, nothing twice; the summary, whose work done again is at most so many photographs."""
     summary = json.loads(storage.read(storage.join(run.out, "summary.json")))
-    ids = read_results(storage.join(run.out, RESULTS_FOLDER))["image_id"].to_pylist()
+    ids = read_results(storage.join(run.out, RESULTS_FOLDER))["location_id"].to_pylist()
     assert len(ids) == len(set(ids)) == PHOTOGRAPHS
     assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (PHOTOGRAPHS, PHOTOGRAPHS, 0)
     assert summary["graded_again"] <= graded_again

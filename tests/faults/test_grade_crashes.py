@@ -65,7 +65,7 @@ def test_one_row_per_image_wherever_a_run_is_killed(job, root, after):
 def test_one_row_per_image_wherever_a_retry_is_killed(job, root, after):
     finished = f"{root}/finished"
     crashes.run(run, *job, finished, False, False)
-    kept = {row["image_id"]: row for row in rows(finished) if row["status"] == "graded"}
+    kept = {row["location_id"]: row for row in rows(finished) if row["status"] == "graded"}
     storage.write(f"{root}/data/source/bad.jpg", picture(10))
 
     def trial(number, point):
@@ -77,7 +77,7 @@ def test_one_row_per_image_wherever_a_retry_is_killed(job, root, after):
         began = bool(read_json(f"{out}/summary.json")["retries"])
         check(out, failed=0 if began else 1)
         assert began or unasked
-        assert kept.items() <= {row["image_id"]: row for row in rows(out)}.items()
+        assert kept.items() <= {row["location_id"]: row for row in rows(out)}.items()
         return killed
 
     tried = exhaust(trial, after)

@@ -135,7 +135,7 @@ def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, clust
     for kind in ("s3 zip", "s3 prefix"):
         out = f"s3://scalp/{tmp_path.name}/{kind.replace(' ', '-')}"  # the output may be in S3 too
         grade(str(bundle), put_source(kind, tmp_path), out, GradeOptions(pool=SMALL_SHARDS))
-        places = ("image_id", "uri", "member", "graded_at")
+        places = ("location_id", "uri", "member", "graded_at")
         answers.append(
             {name: {key: row[key] for key in row if key not in places} for name, row in by_name(out).items()}
         )
@@ -194,8 +194,11 @@ def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     assert "resuming: 8 photographs are done already" in capsys.readouterr().out
     assert (summary["rows"], summary["rows_unaccounted"], summary["graded_again"]) == (12, 0, 4)
     assert [session["photographs"] for session in summary["sessions"]] == [12, 4]
-    again = {row["image_id"]: row["graded_at"] for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
-    assert {row["image_id"]: row["graded_at"] for row in kept.to_pylist()}.items() < again.items()
+    again, before = (
+        {row["location_id"]: row["graded_at"] for row in table.to_pylist()}
+        for table in (read_results(str(out / RESULTS_FOLDER)), kept)
+    )
+    assert before.items() < again.items()
 
 
 def test_a_row_counted_twice_is_not_called_a_success(bundle, stopped):

@@ -20,9 +20,7 @@ from jobs.metrics import timed
 from scalp_core import lease, outputs, progress, storage
 from scalp_core.bundle import GraphRecord, read_spec
 from scalp_core.errors import UserError
-from scalp_core.manifest import location_id
 from scalp_core.registry import Registry
-from scalp_core.sources import Location
 from tests.small_grade import picture, rows, run, sources, tarred, write_bundle, zipped
 
 TEMPORARY = f".{{}}.{'0' * 32}.scalp-tmp"
@@ -253,10 +251,6 @@ def test_files_of_another_version_are_refused_in_one_line(bundle, tmp_path, stop
 
 
 # --- smaller ------------------------------------------------------------------------------------------------
-
-
-def test_a_file_and_a_member_never_share_an_id():
-    assert location_id(Location("/d/a.zip!b.jpg")) != location_id(Location("/d/a.zip", "b.jpg"))
 
 
 def test_pixels_reach_the_model_without_a_copy():

@@ -21,7 +21,7 @@ class Model:
 
 def shard(name: str):
     text = np.array(["a"], object)
-    columns = ("image_id", "uri", "member", "sha256", "error", "notes")
+    columns = ("location_id", "uri", "member", "sha256", "error", "notes")
     rows = dict.fromkeys(columns, text) | {"error_code": np.array([""], object)}
     rows |= {"image": np.zeros((1, SMALL, SMALL, 3), np.uint8), "statistics": np.zeros((1, len(STATISTICS)))}
     return packed(name, rows, {})

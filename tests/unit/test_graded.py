@@ -118,8 +118,8 @@ def test_the_doubtful_come_in_their_order(graded):
 
 def test_rows_come_as_they_were_written(graded):
     assert graded.selected(ALL).schema == SCHEMA
-    assert [each["image_id"] for each in graded.selected(ALL).read_all().to_pylist()] == [
-        each["image_id"] for each in ROWS
+    assert [each["location_id"] for each in graded.selected(ALL).read_all().to_pylist()] == [
+        each["location_id"] for each in ROWS
     ]
 
 

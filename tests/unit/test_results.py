@@ -166,7 +166,7 @@ def test_a_file_of_each_kind_holds_the_chosen_rows(ask, tmp_path):
     with written["csv"].open(newline="") as file:
         flat = list(csv.DictReader(file))
     assert list(flat[0]) == SCHEMA.names
-    assert [each["image_id"] for each in flat] == [each["image_id"] for each in kept]
+    assert [each["location_id"] for each in flat] == [each["location_id"] for each in kept]
     assert (flat[1]["refer_reasons"], flat[1]["grade_set"]) == ("ambiguous_grade;low_confidence", "2")
     assert [float(each) for each in flat[1]["probabilities"].split(";")] == kept[1]["probabilities"]
     assert not [path for path in (tmp_path / "new").iterdir() if path not in written.values()]
