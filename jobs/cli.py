@@ -230,7 +230,11 @@ def evaluate(
     batch_size: BatchOption = 16,
     runtime: RuntimeOption = "auto",
     tta: Annotated[
-        bool, typer.Option("--tta", help="average eight flips and quarter turns; eight times the work")
+        bool,
+        typer.Option(
+            "--tta",
+            help="average four flips (eight flips and turns with crop or pad); as many times the work",
+        ),
     ] = False,
 ) -> None:
     """Scores a bundle on a part of the data, with intervals, beside baselines and by slice."""

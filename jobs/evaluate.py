@@ -12,10 +12,9 @@ from cluster.growth import room_to_work
 from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.images import Columns, check_read, locating, photographs
-from jobs.pipeline import ModelOptions, with_logits
+from jobs.pipeline import ModelOptions, tta_symmetries, with_logits
 from scalp_core import (
     assessment,
-    augment,
     calibration,
     intervals,
     manifest,
@@ -26,6 +25,7 @@ from scalp_core import (
     storage,
 )
 from scalp_core.bundle import Bundle, BundleSpec, load_bundle
+from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.grading import Grading, gradings
 from scalp_core.manifest import DataSpec
@@ -71,8 +71,18 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
 
 
 def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> np.ndarray:
-    """Logits float32 (N, 4) of the rows of a manifest, in their order; raises as `collect`."""
-    return collect(bundle, rows, options)["logits"]
+    """Logits float32 (N, 4) of the rows of a manifest, in their order.
+
+    Raises:
+        UserError: as `collect`, or a logit is not finite: nothing can be fitted to such scores.
+    """
+    logits = collect(bundle, rows, options)["logits"]
+    if bad := int((~calibration.finite_rows(logits)).sum()):
+        raise UserError(
+            f"{bad} of {len(logits)} images got scores that are not finite from {bundle.spec.name}; train "
+            "again with a smaller learning_rate, or check the machine"
+        )
+    return logits
 
 
 def evaluate(
@@ -113,6 +123,11 @@ def evaluate(
         console.print(summary["trained_on"]["warning"])
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
+    if bad := summary["not_finite"]:
+        console.print(
+            f"NOT FINITE: the scores of {bad} images are not finite numbers; each counts as the largest "
+            "error that its label allows"
+        )
     console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
     return summary
 
@@ -168,8 +183,9 @@ def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
 
 def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: BundleSpec) -> dict[str, Any]:
     labels = np.array(rows["label"].to_pylist())
-    grades = np.array([answer.grade for answer in answers])
-    probs = np.array([answer.probabilities for answer in answers])
+    finite = calibration.finite_rows(found["logits"])
+    probs = assessment.scored(labels, np.array([answer.probabilities for answer in answers]), finite)
+    grades = probs.argmax(axis=1)
     refer = np.array([answer.refer for answer in answers])
     sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
     told_sets = assessment.conformal(labels, sets, spec.conformal.coverage)
@@ -179,7 +195,8 @@ def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: Bund
         "mean_set_size": np.array([float(len(each)) for each in sets]),
     }
     tta = "plain_logits" in found
-    before = None if tta else calibration.probabilities(found["logits"], 1.0)
+    uncalibrated = calibration.probabilities(found["logits"], 1.0)
+    before = None if tta else assessment.scored(labels, uncalibrated, finite)
     columns = {name: rows[name].to_pylist() for name in assessment.SLICED_BY}
     return {
         "metrics": metrics.score(labels, grades) | metrics.score_probabilities(labels, probs),
@@ -193,6 +210,7 @@ def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: Bund
         "coverage": told_sets["coverage"],
         "conformal": told_sets,
         "referred": float(refer.mean()),
+        "not_finite": int((~finite).sum()),
         "risk_coverage": assessment.risk_coverage(labels, probs, refer),
         "calibration": assessment.calibration(labels, probs, before),
         "slices": assessment.slices(labels, grades, groups, columns),
@@ -202,9 +220,11 @@ def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: Bund
 
 def _tta(labels: np.ndarray, found: Columns, spec: BundleSpec) -> dict[str, Any]:
     """What averaging costs and changes: rates are of the forward passes of one model, not of reading."""
+    finite = calibration.finite_rows(found["plain_logits"])
     plain = calibration.probabilities(found["plain_logits"], spec.temperature)
+    plain = assessment.scored(labels, plain, finite)
     return {
-        "passes": augment.NUM_SYMMETRIES,
+        "passes": len(tta_symmetries(spec.preprocess)),
         "photographs_per_second": round(len(labels) / float(found["seconds"].sum()), 1),
         "photographs_per_second_without": round(len(labels) / float(found["plain_seconds"].sum()), 1),
         "metrics_without": metrics.score(labels, plain.argmax(axis=1))
@@ -233,6 +253,7 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
         "probabilities": pa.array([a.probabilities for a in answers]),
         "grade_set": pa.array([a.grade_set for a in answers], pa.list_(pa.int8())),
         "refer": pa.array([a.refer for a in answers]),
+        "refer_reasons": pa.array([a.refer_reasons for a in answers], pa.list_(pa.string())),
     }
     for name, column in columns.items():
         rows = rows.append_column(name, column)
@@ -283,7 +304,7 @@ def _beside(summary: dict[str, Any]) -> dict[str, str]:
     }
     if tta := summary["tta"]:
         without = tta["metrics_without"]
-        rows["TTA, mean of 8 passes"] = (
+        rows[f"TTA, mean of {tta['passes']} passes"] = (
             f"{tta['photographs_per_second']} photographs/s in the model, without it "
             f"{tta['photographs_per_second_without']}, kappa {_number(without['qwk'])} and "
             f"log loss {_number(without['log_loss'])}; {tta['note']}"

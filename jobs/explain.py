@@ -15,7 +15,7 @@ from scalp_core import outputs, sources, storage
 from scalp_core.bundle import Bundle, load_bundle
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError, UserError
-from scalp_core.grading import Grading
+from scalp_core.grading import NOT_FINITE, Grading
 from scalp_core.heat import MEANING, overlay, png
 from scalp_core.manifest import image_id, location_id
 from scalp_core.predictor import Device, Predictor
@@ -165,7 +165,10 @@ def picture(
     shares = "   ".join(
         f"{name} {share:.0%}" for name, share in zip(names, answer.probabilities, strict=True)
     )
-    _write(sheet, (left, below), f"Graded {answer.grade} {answer.grade_name}", shares)
+    if NOT_FINITE in answer.refer_reasons:
+        _write(sheet, (left, below), "Not graded: the model's scores are not finite")
+    else:
+        _write(sheet, (left, below), f"Graded {answer.grade} {answer.grade_name}", shares)
     of = f"{explained} {names[explained]}"
     if heat.any():
         _write(sheet, (right, below), f"What spoke for {of}", "", MEANING.capitalize())
@@ -214,6 +217,7 @@ def _summary(
         "photographs": len(rows),
         "explained": len(explained),
         "without_heat": sum(not row["has_heat"] for row in explained),
+        "not_finite": sum(NOT_FINITE in row["refer_reasons"] for row in explained),
         "failed": len(rows) - len(explained),
         "by_grade": {name: grades[name] for name in spec.grade_names},
         "by_error": dict(errors.most_common()),

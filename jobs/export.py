@@ -74,7 +74,7 @@ def _write(
         "max_logit_difference": difference,
         "grade_agreement": float(np.mean(own.argmax(axis=1) == reference.argmax(axis=1))),
     }
-    if kind == "float" and not difference < _MAX_DIFFERENCE:
+    if not (difference < _MAX_DIFFERENCE or (kind == "int8" and np.isfinite(difference))):
         raise UserError(f"{out}: logits differ by {difference} from the bundle's weights; do not use it")
     write_json(storage.join(out, SUMMARY_FILE), summary)
     return summary

@@ -12,6 +12,7 @@ from scalp_core import provenance, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.drift import compare
 from scalp_core.errors import UserError
+from scalp_core.grading import NOT_FINITE
 from scalp_core.progress import REPORT_FILE, SESSIONS
 from scalp_core.results import RESULTS_FOLDER
 
@@ -140,6 +141,7 @@ def show_summary(summary: dict[str, Any], out: str) -> None:
     show(
         "grade",
         {name: summary[name] for name in names}
+        | ({NOT_FINITE: count} if (count := summary["by_reason"].get(NOT_FINITE)) else {})
         | {"drift": summary["drift"]["sentence"]}
         | {"seconds": summary["seconds"], "speed": rate}
         | {"results": storage.join(out, RESULTS_FOLDER), "report": storage.join(out, REPORT_FILE)},

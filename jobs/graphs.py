@@ -10,6 +10,7 @@ import pyarrow as pa
 from jobs.images import LoadForTraining, locating
 from scalp_core import metrics, openvino_runtime
 from scalp_core.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
+from scalp_core.errors import UserError
 from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.preprocess import Preprocess
 
@@ -57,12 +58,20 @@ def compare(
         candidate: uint8 images to logits.
         reference: the same by the weights in fp32, or by what is known to equal them.
         batches: images uint8 (N, size, size, 3) and labels.
+
+    Raises:
+        UserError: a score is not finite.
     """
     pairs, labels = [], []
     for images, truth in batches:
         pairs.append((candidate(images), reference(images)))
         labels.append(truth)
     own, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    if not (np.isfinite(own).all() and np.isfinite(other).all()):
+        raise UserError(
+            "the model's scores of validation images are not finite numbers; train again with a smaller "
+            "learning_rate"
+        )
     truth = np.concatenate(labels)
     counts = [metrics.confusion(truth, logits.argmax(axis=1)) for logits in (own, other)]
     qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]

@@ -27,6 +27,7 @@ from scalp_core.predictor import (
     resolve_device,
     resolve_runtime,
 )
+from scalp_core.preprocess import Preprocess
 
 _LOAD_BATCH = 32
 
@@ -40,7 +41,12 @@ class ModelOptions:
     batch_size: int = 16
     runtime: Runtime = "auto"
     tta: bool = False
-    """Average the calibrated probabilities of the eight flips and quarter turns."""
+    """Average the calibrated probabilities of several flips and turns: `tta_symmetries`."""
+
+
+def tta_symmetries(spec: Preprocess) -> np.ndarray:
+    """Four flips of images that were squashed to squares, else also the quarter turns; the first is none."""
+    return augment.symmetries(turns=spec.resize != "squash")
 
 
 class AddLogits:
@@ -73,7 +79,7 @@ class AddLogits:
 
     def _turned(self, images: np.ndarray) -> Columns:
         passes, seconds = [], []
-        for symmetry in range(augment.NUM_SYMMETRIES):
+        for symmetry in tta_symmetries(self._predictor.spec.preprocess):
             turned = augment.dihedral(images, np.full(len(images), symmetry))
             started = time.perf_counter()
             passes.append(self._predictor.logits(turned))

@@ -83,6 +83,7 @@ def train(
     if summary := _finished(run):
         return summary
     # PyTorch and timm take seconds: the mistakes above are told before.
+    from scalp_core.batch_norm import has_batch_norm
     from scalp_core.model import initial_model, preprocess_for
 
     model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
@@ -100,6 +101,8 @@ def train(
         initial = storage.join(run, "initial.safetensors")
         storage.write(initial, serialise_weights(model.state_dict()))
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
+        if has_batch_norm(model):
+            console.print(batch_norm_line(recipe, scaling))
         result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
         trained = time.monotonic() - started
         output.check()
@@ -135,6 +138,22 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     )
 
 
+def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
+    """Over which images batch normalization takes its statistics, and why."""
+    fewest, most = fewest_and_most(scaling)
+    norm = recipe.batch_norm_for(most)
+    if norm == "frozen":
+        return "batch normalization: frozen at the statistics of the first weights"
+    together = recipe.batch_size // recipe.accumulate
+    if norm == "sync":
+        return (
+            f"batch normalization: over the {together} images that all workers have at a time, about "
+            f"{together // most} each"
+        )
+    images = sorted({together // most, together // fewest})
+    return f"batch normalization: over each worker's {' to '.join(map(str, images))} images at a time"
+
+
 def _train_workers(
     recipe: Recipe,
     spec: Preprocess,
@@ -157,6 +176,7 @@ def _train_workers(
             "val": val,
             "grade_counts": np.bincount(train.labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": initial,
+            "batch_norm": recipe.batch_norm_for(fewest_and_most(scaling)[1]),
             "notes": notes,
         }
         result = _fit(config, run, scaling, notes)
@@ -187,14 +207,10 @@ def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
             f"{rows} training photographs do not fill one batch of {recipe.batch_size}; "
             "use --set batch_size=… or more photographs"
         )
-    if recipe.sync_batchnorm and not scaling.use_gpu:
-        raise UserError(
-            "sync_batchnorm works on GPUs only, and this run has none; use --set sync_batchnorm=false"
-        )
 
 
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
-    from jobs.trainer import trainer
+    from jobs.trainer import diverged, trainer
 
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
@@ -203,7 +219,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
     )
     failures = FailureConfig(max_failures=_MAX_WORKER_FAILURES)
     try:
-        return trainer(
+        result = trainer(
             config,
             run,
             scaling,
@@ -217,6 +233,9 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
             "SCALP_RAY_LOGS=1 shows the workers' output, and the same command goes on after the last epoch"
         ) from error
+    if stopped := diverged(result):
+        raise UserError(f"training in {run} stopped: {stopped}; choose another RUN")
+    return result
 
 
 def _show(summary: dict[str, Any], run: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train import RunConfig, ScalingConfig
+from ray.train import Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -17,11 +17,11 @@ from scalp_core import storage
 _WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
-def _train(config: dict[str, Any]) -> None:
+def _train(config: dict[str, Any]) -> str | None:
     # Not imported above: the process of a trial starts workers and needs neither timm nor metrics.
     from jobs.train_loop import train_worker
 
-    train_worker(config)
+    return train_worker(config)
 
 
 class _Trainer(TorchTrainer):
@@ -34,6 +34,16 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         idle = (DatasetsCallback,) if is_joined() else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+
+
+def diverged(result: Result) -> str | None:
+    """The line for a user if the loss was not finite, which ended the training; None if it went well."""
+    if result.return_value is None:
+        return None
+    return (
+        f"the loss is not finite at {result.return_value}; use a smaller --set learning_rate=… or --set "
+        "gradient_clip=…, and check that --weights fit"
+    )
 
 
 def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:

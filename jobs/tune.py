@@ -22,7 +22,7 @@ from jobs.ingest import Photographs, cache_line, cache_room, cached
 from jobs.preflight import check_nodes, examples
 from jobs.shards import PATIENCE_S
 from jobs.train import IDENTITY_FILE, check_batches, check_identity
-from jobs.train_scaling import CPUS_FOR_DATA, room_for, scaling_for
+from jobs.train_scaling import CPUS_FOR_DATA, fewest_and_most, room_for, scaling_for
 from jobs.tune_results import BEST_FILE, show_trials, write_results
 from jobs.tune_trials import (
     Plan,
@@ -285,6 +285,7 @@ def _plans(
             "recipe": recipe.model_dump(),
             "grade_counts": np.bincount(own["train"].labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": weights[_start_key(recipe)],
+            "batch_norm": recipe.batch_norm_for(fewest_and_most(scaling)[1]),
             "trainings": at_once,
         }
         folder = work_folder(work, trials[number])

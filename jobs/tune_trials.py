@@ -107,7 +107,7 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
     Raises:
         RuntimeError: training failed; the message is the reason in one line.
     """
-    from jobs.trainer import trainer  # PyTorch, which the process that searches does without
+    from jobs.trainer import diverged, trainer  # PyTorch, which the process that searches does without
 
     plan = plans[config["trial"]]
     for entry in plan.history:
@@ -121,9 +121,11 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
         callbacks=[TuneReportCallback()],
     )
     try:
-        training.fit()
+        result = training.fit()
     except TrainingFailedError as error:
         raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+    if reason := diverged(result):
+        raise RuntimeError(reason)
 
 
 def asha(epochs: int, grace: int, over: list[Trial]) -> ASHAScheduler:

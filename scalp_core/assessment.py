@@ -19,6 +19,21 @@ _CURVE_POINTS = 100
 _MANY = 8  # small values that are taken together; fewer are shown, and marked
 
 
+def scored(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 4) whose likeliest grade is the one to score.
+
+    An image without finite scores counts as the largest error that its label allows: its probabilities stay
+    equal, but for a hair more at the grade farthest from the label.
+
+    Args:
+        labels: int (N,), 0..3.
+        probs: float (N, 4), from `calibration.probabilities`.
+        finite: bool (N,), from `calibration.finite_rows`.
+    """
+    farthest = np.where(labels < NUM_GRADES / 2, NUM_GRADES - 1, 0)
+    return probs + 1e-9 * (~finite[:, None] & (np.arange(NUM_GRADES) == farthest[:, None]))
+
+
 def slices(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], columns: Mapping[str, Sequence[str | None]]
 ) -> dict[str, list[dict[str, Any]]]:

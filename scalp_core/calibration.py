@@ -22,9 +22,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.25), np.log(8)), method="bounded").x))
 
 
+def finite_rows(logits: np.ndarray) -> np.ndarray:
+    """bool (N,): whether all logits of a row are finite; the others say nothing about their image."""
+    return np.isfinite(logits).all(axis=1)
+
+
 def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Calibrated probabilities, float64 (N, 4), from logits (N, 4)."""
-    scaled = logits.astype(np.float64) / temperature
+    """Calibrated probabilities, float64 (N, 4), of logits (N, 4); equal ones where a logit is not finite."""
+    scaled = np.where(finite_rows(logits)[:, None], logits, 0).astype(np.float64) / temperature
     grown = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return grown / grown.sum(axis=1, keepdims=True)
 

@@ -11,9 +11,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scalp_core.augment import NUM_SYMMETRIES
+from scalp_core.augment import symmetries
+from scalp_core.preprocess import Resize
+from scalp_core.seeds import Purpose, seed_sequence
 
-Augment = Literal["none", "dihedral", "x4"]
+Augment = Literal["auto", "flips", "dihedral", "x4", "none"]
+ResolvedAugment = Literal["flips", "dihedral", "x4", "none"]
 Sampling = Literal["natural", "balanced"]
 
 # The paper's: as it is, upside down, mirrored, by a quarter turn; numbered as in `augment.dihedral`.
@@ -27,7 +30,7 @@ _PLANS_KEPT = 4
 class Order(NamedTuple):
     """What of a recipe decides on its epochs; its fields are the recipe's."""
 
-    augment: Augment
+    augment: ResolvedAugment
     sampling: Sampling
     colour_jitter: float
     batch_size: int
@@ -49,6 +52,13 @@ class EpochPlan(NamedTuple):
     colour: np.ndarray
 
 
+def resolve_augment(augment: Augment, resize: Resize) -> ResolvedAugment:
+    """`auto` takes the symmetries that keep the shapes of the resized images."""
+    if augment != "auto":
+        return augment
+    return "flips" if resize == "squash" else "dihedral"
+
+
 def photographs_an_epoch(rows: int, augment: Augment) -> int:
     """How many the model sees in an epoch; `x4` counts each four times, as the paper (8,919 are 35,676)."""
     return rows * len(X4) if augment == "x4" else rows
@@ -62,8 +72,9 @@ def epoch_plan(labels: np.ndarray, order: Order, epoch: int) -> EpochPlan:
 
     Args:
         labels: int (N,), 0..3.
-        order: its `augment` `dihedral` draws one of eight symmetries for each photograph, and `x4` shows it
-            in four; its `sampling` `balanced` shows every grade that occurs equally often, rare ones again.
+        order: its `augment` `flips` draws one of four symmetries for each photograph, `dihedral` one of
+            eight, and `x4` shows it in four; its `sampling` `balanced` shows every grade that occurs equally
+            often, rare ones again.
         epoch: the first is 1.
     """
     content = np.ascontiguousarray(labels, np.int8).tobytes()
@@ -71,14 +82,16 @@ def epoch_plan(labels: np.ndarray, order: Order, epoch: int) -> EpochPlan:
 
 
 @lru_cache(_PLANS_KEPT)
-def _drawn_plan(content: bytes, augment: Augment, sampling: Sampling, seed: int, epoch: int) -> EpochPlan:
+def _drawn_plan(
+    content: bytes, augment: ResolvedAugment, sampling: Sampling, seed: int, epoch: int
+) -> EpochPlan:
     labels = np.frombuffer(content, np.int8)
-    draw = np.random.default_rng([seed, epoch])
+    draw = np.random.default_rng(seed_sequence(seed, Purpose.ORDER, epoch))
     rows = np.arange(len(labels)) if sampling == "natural" else _balanced(labels, draw)
     if augment == "x4":
         rows, symmetry = np.repeat(rows, len(X4)), np.tile(np.array(X4, np.int8), len(rows))
-    elif augment == "dihedral":
-        symmetry = draw.integers(NUM_SYMMETRIES, size=len(rows), dtype=np.int8)
+    elif augment != "none":
+        symmetry = draw.choice(symmetries(turns=augment == "dihedral"), len(rows))
     else:
         symmetry = np.zeros(len(rows), np.int8)
     places = draw.permutation(len(rows))

@@ -88,6 +88,7 @@ class Explainer:
             )
             size = images.shape[1:3]
             heat = LayerAttribution.interpolate(maps, size, "bilinear")[:, 0].detach().cpu().numpy()
+        heat[~np.isfinite(heat).all(axis=(1, 2))] = 0  # as where nothing spoke for the grade
         peak = heat.max(axis=(1, 2), keepdims=True)
         return np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
 

@@ -20,7 +20,7 @@ from scalp_core.bundle import BundleSpec
 from scalp_core.drift import Counts, Drift, compare
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
-from scalp_core.grading import REASONS
+from scalp_core.grading import NOT_FINITE, REASONS
 
 # From here failures are no odd file but a fault of the source or of the way to it.
 _MANY_FAILED = 0.05
@@ -132,6 +132,11 @@ def warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[st
         found.append(
             f"{summary['failed'] / summary['rows']:.0%} of the photographs failed, most of them "
             f"({count:,}) because {IMAGE_CODES.get(code, code)}"
+        )
+    if count := summary["by_reason"].get(NOT_FINITE):
+        found.append(
+            f"the scores of {count:,} photographs are not finite numbers: their grades mean nothing; grade "
+            "these again with --precision fp32, or on another machine"
         )
     if drift.flag:
         found.append(drift.sentence)

@@ -9,7 +9,10 @@ import numpy as np
 from scalp_core import calibration, quality
 from scalp_core.bundle import BundleSpec
 
+NOT_FINITE = "not_finite"
+
 REASONS = {
+    NOT_FINITE: "the model's scores are not finite numbers, so grade and probabilities mean nothing",
     "ambiguous_grade": "the grade set holds more grades than the bundle allows",
     "low_confidence": "the likeliest grade is less probable than the bundle asks for",
     quality.BLURRED: "fewer edges than any photograph of the training part comes near",
@@ -22,7 +25,11 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Grading:
-    """The answer for one photograph; field for field as in result rows and over HTTP."""
+    """The answer for one photograph; field for field as in result rows and over HTTP.
+
+    Scores that are not finite give the reason `not_finite`, equal probabilities, all grades as the set and
+    the worst grade: a program that reads the grade alone then errs towards a person.
+    """
 
     grade: int
     grade_name: str
@@ -43,24 +50,27 @@ def gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) -> li
         spec: the bundle's contract.
     """
     probs = calibration.probabilities(logits, spec.temperature)
-    if spec.gates is None:
-        return [_grading(row, None, [], spec) for row in probs]
-    distances = quality.unlikeness(statistics, spec.gates).tolist()
-    flags = quality.flags(statistics, spec.gates)
+    finite = calibration.finite_rows(logits)
+    distances: list[float | None] = [None] * len(probs)
+    flags: dict[str, np.ndarray] = {}
+    if spec.gates is not None:
+        distances = quality.unlikeness(statistics, spec.gates).tolist()
+        flags = quality.flags(statistics, spec.gates)
     return [
-        _grading(row, distance, [name for name, flagged in flags.items() if flagged[index]], spec)
-        for index, (row, distance) in enumerate(zip(probs, distances, strict=True))
+        _grading(row, finite[index], distances[index], [name for name in flags if flags[name][index]], spec)
+        for index, row in enumerate(probs)
     ]
 
 
-def _grading(probs: np.ndarray, distance: float | None, flagged: list[str], spec: BundleSpec) -> Grading:
-    grade = int(np.argmax(probs))
-    grades = calibration.grade_set(probs, spec.conformal.quantile)
-    reasons = []
-    if len(grades) > spec.referral.max_set_size:
-        reasons.append("ambiguous_grade")
-    if probs[grade] < spec.referral.min_confidence:
-        reasons.append("low_confidence")
+def _grading(
+    probs: np.ndarray, finite: bool, distance: float | None, flagged: list[str], spec: BundleSpec
+) -> Grading:
+    if finite:
+        grade = int(np.argmax(probs))
+        grades = calibration.grade_set(probs, spec.conformal.quantile)
+        reasons = _doubts(probs[grade], grades, spec)
+    else:
+        grade, grades, reasons = len(probs) - 1, list(range(len(probs))), [NOT_FINITE]
     reasons += flagged
     return Grading(
         grade=grade,
@@ -72,3 +82,12 @@ def _grading(probs: np.ndarray, distance: float | None, flagged: list[str], spec
         refer=bool(reasons),
         refer_reasons=reasons,
     )
+
+
+def _doubts(confidence: float, grades: list[int], spec: BundleSpec) -> list[str]:
+    """Reasons to refer that follow from the probabilities."""
+    doubts = {
+        "ambiguous_grade": len(grades) > spec.referral.max_set_size,
+        "low_confidence": confidence < spec.referral.min_confidence,
+    }
+    return [name for name, holds in doubts.items() if holds]

@@ -9,13 +9,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundle import Head
-from scalp_core.epochs import Augment, Order, Sampling
+from scalp_core.epochs import Augment, Order, Sampling, resolve_augment
 from scalp_core.preprocess import Resize
 from scalp_core.settings import load_yaml, parse_overrides, parse_settings
 
+BatchNorm = Literal["worker", "sync", "frozen"]
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"]
 
 DEFAULT_ARCHITECTURE = "legacy_xception"
+FEW_IMAGES = 16
+"""Images per worker and step below which `batch_norm: auto` takes the statistics over all workers: Wu and He
+(2018) find batch normalization to get worse from there."""
+
 _TRAPEZOID_DECAY_SHARE = 0.3  # of the steps after the warm-up
 
 
@@ -55,9 +60,10 @@ class Recipe(BaseModel):
         "natural", description="balanced: every grade is shown equally often, rare ones again and again"
     )
     augment: Augment = Field(
-        "dihedral",
-        description="dihedral: one of eight flips and turns, drawn anew in every epoch; x4: the paper's, "
-        "every photograph and three flips of it in every epoch; none",
+        "auto",
+        description="flips: one of four flips per image and epoch; dihedral: one of eight flips and quarter "
+        "turns; x4: the paper's, every image and three flips of it per epoch; none; auto: flips where resize "
+        "is squash, for a quarter turn would stretch what was squashed, else dihedral",
     )
     colour_jitter: float = Field(
         0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each colour; 0 is off"
@@ -65,19 +71,33 @@ class Recipe(BaseModel):
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="of the moving average of the weights that is kept; 0 is off"
     )
-    sync_batchnorm: bool = Field(
-        False, description="batch statistics over all workers; on GPUs only, for small shares of a batch"
+    batch_norm: Literal["auto", BatchNorm] = Field(
+        "auto",
+        description="statistics over each worker's images, over all workers (sync), or those of the first "
+        f"weights (frozen); auto: sync where a worker has fewer than {FEW_IMAGES} at a time, else worker",
+    )
+    gradient_clip: float = Field(
+        1.0, ge=0, description="largest norm of a step's gradient, over all weights; 0 is off"
     )
     coverage: float = Field(0.9, gt=0, lt=1, description="promised by the grade sets (conformal)")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
 
     @model_validator(mode="after")
-    def _something_learns_last(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.frozen_epochs >= self.epochs:
             raise ValueError(
                 f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs})"
             )
+        if self.batch_norm == "frozen" and self.weights == "none":
+            raise ValueError("batch_norm: frozen needs pretrained weights, and weights is none")
         return self
+
+    def batch_norm_for(self, workers: int) -> BatchNorm:
+        """What `batch_norm` is for so many workers."""
+        if self.batch_norm != "auto":
+            return self.batch_norm
+        few = self.batch_size // workers // self.accumulate < FEW_IMAGES
+        return "sync" if workers > 1 and few else "worker"
 
     def rate_at(self, step: int, steps: int) -> float:
         """The factor of `learning_rate` at a step, the first is 0, of so many in the run."""
@@ -96,7 +116,8 @@ class Recipe(BaseModel):
     @property
     def order(self) -> Order:
         """What of it decides on the epochs."""
-        return Order(**{name: getattr(self, name) for name in Order._fields})
+        values = {name: getattr(self, name) for name in Order._fields}
+        return Order(**values | {"augment": resolve_augment(self.augment, self.resize)})
 
     @property
     def head(self) -> Head:

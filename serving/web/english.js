@@ -104,6 +104,7 @@ export const ENGLISH = {
   "model": "Model {version}, {precision} on {device}",
   "model.unknown": "Model unknown. {reason}",
 
+  "reason.not_finite": "the model's calculation failed, so its grade means nothing",
   "reason.ambiguous_grade": "more than one grade is plausible",
   "reason.low_confidence": "the likeliest grade is not likely enough",
   "reason.blurred": "it is blurred",

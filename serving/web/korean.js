@@ -102,6 +102,7 @@ export const KOREAN = {
   "model": "모델 {version}, {device}에서 {precision}",
   "model.unknown": "모델을 알 수 없습니다. {reason}",
 
+  "reason.not_finite": "모델의 계산이 실패하여 등급에 의미가 없습니다",
   "reason.ambiguous_grade": "둘 이상의 등급이 가능합니다",
   "reason.low_confidence": "가장 유력한 등급의 확률이 충분히 높지 않습니다",
   "reason.blurred": "사진이 흐립니다",

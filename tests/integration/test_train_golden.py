@@ -59,13 +59,25 @@ def test_workers_are_a_number_or_a_range():
 
 def test_settings_that_cannot_be_are_refused_before_anything_is_written(way, tmp_path):
     for changes, message in (
-        ({"sync_batchnorm": True}, "sync_batchnorm works on GPUs only"),
         ({"accumulate": 16}, "batch_size 16 is less than 2 for each of 2 workers"),
         ({"batch_size": 4096}, "do not fill one batch of 4096"),
     ):
         with pytest.raises(UserError, match=message):
             train(str(way.data), str(tmp_path / "run"), way.recipe.model_copy(update=changes), 2, "cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(way, tmp_path, capsys):
+    """Without this, Ray tried again what ended in the same way, and the weights were NaN."""
+    changes = {"architecture": "test_resnet", "learning_rate": 1e30, "gradient_clip": 0.0, "epochs": 2}
+    run = str(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"the loss is not finite at step \d+ of \d+ in epoch 1; use a smaller"
+    ):
+        train(str(way.data), run, way.recipe.model_copy(update=changes), 2, "cpu")
+    out = capsys.readouterr().out
+    assert "batch normalization: over the 16 images that all workers have at a time, about 8 each" in out
+    assert out.count("starting, workers") == 1 and "workers failed" not in out
 
 
 def test_a_run_that_another_process_holds_is_refused(way, tmp_path):

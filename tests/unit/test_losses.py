@@ -31,7 +31,7 @@ def corn_written_out(conditional, labels):
 
 def test_corn_is_the_loss_of_its_authors():
     conditional = LOGITS[:, :3]
-    loss = make_loss("corn", 0.0, COUNTS)(CornToLogits()(conditional), LABELS)
+    loss = make_loss("corn", 0.0, COUNTS).mean(CornToLogits()(conditional), LABELS)
     assert float(loss) == pytest.approx(corn_written_out(conditional, LABELS), rel=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_the_corn_head_gives_probabilities_that_fall_as_thresholds_are_passed():
 
 def test_corn_stays_finite_for_extreme_logits():
     logits = CornToLogits()(torch.tensor([[200.0, -200.0, 200.0]], requires_grad=True))
-    assert torch.isfinite(make_loss("corn", 0.0, COUNTS)(logits, torch.tensor([2])))
+    assert torch.isfinite(make_loss("corn", 0.0, COUNTS).mean(logits, torch.tensor([2])))
 
 
 def test_weights_favour_rare_grades_and_leave_the_mean_at_one():
@@ -55,19 +55,19 @@ def test_weights_favour_rare_grades_and_leave_the_mean_at_one():
     logits = LOGITS[torch.arange(len(labels)) % 64]
     each = functional.cross_entropy(logits, labels, reduction="none")
     weights = torch.tensor([n**-0.5 for n in COUNTS])[labels]
-    assert float(loss(logits, labels)) == pytest.approx(
+    assert float(loss.mean(logits, labels)) == pytest.approx(
         float((each * weights).sum() / weights.sum()), rel=1e-5
     )
 
 
 def test_soft_labels_cost_a_near_miss_less_than_a_far_one():
     loss = make_loss("soft_ordinal", 0.0, COUNTS)
-    costs = [float(loss(5 * functional.one_hot(torch.tensor([said]), 4).float(), torch.tensor([0])))
+    costs = [float(loss.mean(5 * functional.one_hot(torch.tensor([said]), 4).float(), torch.tensor([0])))
              for said in range(4)]  # fmt: skip
     assert costs == sorted(costs)
     plain = make_loss("cross_entropy", 0.0, COUNTS)
-    assert float(make_loss("soft_ordinal", 0.0, COUNTS, softness=1e-3)(LOGITS, LABELS)) == pytest.approx(
-        float(plain(LOGITS, LABELS)), rel=1e-5
+    assert float(make_loss("soft_ordinal", 0.0, COUNTS, softness=1e-3).mean(LOGITS, LABELS)) == pytest.approx(
+        float(plain.mean(LOGITS, LABELS)), rel=1e-5
     )
 
 

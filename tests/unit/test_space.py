@@ -31,7 +31,7 @@ def test_every_space_that_is_shipped_draws_recipes(path):
         ({"label_smoothing": {"low": 0, "high": 2}}, "mine: label_smoothing: Input should be less than 1"),
         ({"loss": ["corn", "focal"]}, "mine: loss: Input should be 'cross_entropy'"),
         ({"loss": {"low": 0, "high": 1}}, "mine: loss is no number"),
-        ({"sync_batchnorm": {"low": 0, "high": 1}}, "mine: sync_batchnorm is no number"),
+        ({"batch_norm": {"low": 0, "high": 1}}, "mine: batch_norm is no number"),
         ({"batch_size": {"low": 8.5, "high": 16}}, "mine: batch_size: Input should be a valid integer"),
         ({"learning_rate": 0.1}, "mine: learning_rate: write a list such as"),
         ({"learning_rate": []}, "mine: learning_rate: write a list such as"),

@@ -1,0 +1,118 @@
+"""Batch normalization in data-parallel training: per worker, over all workers, or frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a layer of the model depends on the other images of a batch."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def synchronize(model: nn.Module) -> nn.Module:
+    """The model with batch statistics over all workers, on GPUs; to be called once per model.
+
+    By timm: PyTorch's own converter drops the activations that timm's layers hold. A second call would drop
+    them too.
+    """
+    return convert_sync_batchnorm(model)
+
+
+def freeze(model: nn.Module) -> None:
+    """Normalizes by the running statistics from now on, until the next `model.train()`."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+class SyncOnCpu(TorchFunctionMode):
+    """Within it, `batch_norm` in training takes its statistics over all workers.
+
+    The counterpart of `synchronize` on CPUs, which PyTorch's SyncBatchNorm refuses.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    images: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """As `functional.batch_norm`."""
+    if not training:
+        return functional.batch_norm(images, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _OverAllWorkers.apply(images, running_mean, running_var, weight, bias, momentum, eps)
+
+
+class _OverAllWorkers(torch.autograd.Function):
+    """Training-mode batch normalization by two small all-reduces, one forward and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: torch.Tensor,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        momentum: float,
+        eps: float,
+    ) -> torch.Tensor:
+        dims = [0, *range(2, images.dim())]
+        # In double: the variance is a difference of two sums that may be nearly equal.
+        var, mean = (each.double() for each in torch.var_mean(images.float(), dims, correction=0))
+        count = images.numel() // images.shape[1]
+        sums = torch.cat([mean * count, (var + mean**2) * count, mean.new_tensor([count])])
+        dist.all_reduce(sums)
+        total = sums[-1]
+        mean, square = (sums[:-1] / total).chunk(2)
+        var = square - mean**2
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((var * total / (total - 1)).to(running_var), momentum)
+        mean, var = mean.to(weight), var.clamp(min=0).to(weight)
+        ctx.save_for_backward(images, weight, mean, var)
+        ctx.total, ctx.eps = total, eps
+        return functional.batch_norm(images, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        images, weight, mean, var = ctx.saved_tensors
+        # As if the statistics were constants; then what flows through them, from all workers.
+        direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, images, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([of_weight, of_bias]).double()
+        dist.all_reduce(sums)
+        mean_of_weight, mean_of_bias = (sums / ctx.total).to(weight)
+        scale = torch.rsqrt(var + ctx.eps)
+        slope = weight * scale**2 * mean_of_weight
+        shift = weight * scale * mean_of_bias - slope * mean
+        shape = [1, -1, *[1] * (images.dim() - 2)]
+        through = (images * slope.view(shape) + shift.view(shape)).to(direct.dtype)
+        return direct - through, None, None, of_weight, of_bias, None, None
