@@ -52,7 +52,7 @@ def test_online_answers_and_bulk_rows_hold_no_nan(spec):
         sent = GradeResponse.of("0" * 64, [], answer, "m", 1).model_dump_json()
         assert json.loads(sent)["refer_reasons"] == answer.refer_reasons
     text = np.array(["a"] * 5, object)
-    rows = dict.fromkeys(("image_id", "uri", "member", "sha256", "error", "notes"), text)
+    rows = dict.fromkeys(("location_id", "uri", "member", "sha256", "error", "notes"), text)
     rows |= {"error_code": np.array([""] * 5, object), "statistics": statistics(5)}
     table = result_table(rows, LOGITS, spec, "m")
     assert table["refer_reasons"].to_pylist() == [["not_finite"]] * 4 + [[]]
