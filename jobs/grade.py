@@ -31,7 +31,7 @@ from scalp_core.errors import SourceError, UserError
 from scalp_core.outputs import Output
 from scalp_core.predictor import Predictor, resolve_runtime
 from scalp_core.progress import IDENTITY_FILE, SESSIONS
-from scalp_core.results import RESULTS_FOLDER
+from scalp_core.results import RESULTS_FOLDER, Signature
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +100,16 @@ def grade(
     pinned = grade_identity.pinned(bundle, known)
     loaded = load_bundle(pinned)
     if known:
-        grade_identity.check(out, known, loaded.spec, options.model.precision, named)
+        grade_identity.check(out, known, loaded.spec, options.model, named)
     summary = _read_summary(out)
     if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
         return summary
+    asked = grade_identity.resumed(out, known, options.model) if known else options.model
     # Before Ray is started: a mistyped source is reported immediately.
     glanced = None if summary else glance(named, storage.join(out, outputs.SCRATCH_FOLDER), options.tables)
     executor = executor or RayExecutor()
-    cluster = room_for(executor.cluster(), options.model, options.pool)
-    asked = replace(options.model, precision=known.precision) if known else options.model
+    cluster = room_for(executor.cluster(), asked, options.pool)
     plan = plan_run(cluster, loaded, asked, options.pool)
     model = resolve_model(asked, plan, executor)
     clock.lap("start")
@@ -119,17 +119,10 @@ def grade(
         # Another run may have begun since.
         identity = grade_identity.read(out)
         if identity:
-            grade_identity.check(out, identity, loaded.spec, model.precision, named)
+            grade_identity.check(out, identity, loaded.spec, model, named)
+            model = grade_identity.resumed(out, identity, model)
         else:
-            identity = Identity(
-                model_version=loaded.spec.version_in(model.precision),
-                answers=grade_identity.answers(loaded.spec, model.precision),
-                precision=model.precision,
-                sources=sorted(named),
-                bundle=pinned,
-                device=plan.device,
-                runtime=resolve_runtime(model.runtime, plan.device),
-            )
+            identity = Identity.of(loaded.spec, pinned, named, plan.device, model)
             grade_identity.write(out, identity)
         run = _Run(output, identity, named, loaded, model, options, plan, make_model, executor, clock)
         summary = run.resume(glanced)
@@ -196,7 +189,22 @@ class _Run:
             storage.remove_file(storage.join(self.output.uri, IDENTITY_FILE))
             raise
         self.clock.lap("list")
+        return self._with_runtime(listing)._listed(scratch, listing)
+
+    def _with_runtime(self, listing: Listing) -> _Run:
+        """The run with its runtime, which on GPUs depends on how much there is; recorded before any row."""
+        if self.identity.runtime != "auto":
+            return self
+        count = listing.photographs / self.plan.models[1]
+        runtime = resolve_runtime("auto", self.plan.device, count)
+        identity = replace(self.identity, runtime=runtime)
+        grade_identity.write(self.output.uri, identity)
+        return replace(self, identity=identity, model=replace(self.model, runtime=runtime))
+
+    def _listed(self, scratch: str, listing: Listing) -> dict[str, Any]:
+        """Grade and gather what was listed."""
         console.print(f"grading {_size(listing)} with {self.identity.model_version}")
+        console.print(f"each by {self.identity.computed_by}")
         console.print(str(self.plan))
         self._grade(scratch, listing, self.options.max_failed_share)
         self.output.check()
@@ -217,18 +225,15 @@ class _Run:
         return self._finish(make_summary(self._described(), found, listing, sessions, before, retry.name))
 
     def _grade(self, folder: str, listing: Listing, max_failed_share: float) -> None:
-        runtime = resolve_runtime(
-            self.model.runtime, self.plan.device, listing.photographs / self.plan.models[1]
-        )
-        model = replace(self.model, runtime=runtime)
-        resolved: dict[str, str] = {"device": model.device, "precision": model.precision, "runtime": runtime}
         name = f"{now()}-{uuid.uuid4().hex[:8]}.json"
-        session = Session(storage.join(folder, SESSIONS, name), self.executor.nodes, resolved)
+        session = Session(storage.join(folder, SESSIONS, name), self.executor.nodes)
         make_model = partial(
-            self.make_model, self.executor.share(self.bundle), model, self.plan.cpus_per_model
-        )
+            grade_identity.make_checked, self.make_model, self.identity, self.executor.share(self.bundle),
+            self.model, self.plan.cpus_per_model,
+        )  # fmt: skip
+        signature = Signature(self.identity.model_version, self.identity.computed_by)
         work = Work(
-            self.output.uri, folder, listing, self.plan, self.bundle.spec, self.identity.model_version,
+            self.output.uri, folder, listing, self.plan, self.bundle.spec, signature,
             make_model, max_failed_share, self.output.guard, self.executor,
         )  # fmt: skip
         try:
@@ -241,7 +246,7 @@ class _Run:
     def _described(self) -> Described:
         settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}
         spec, laps = self.bundle.spec, self.clock.laps
-        return Described(self.identity.model_version, self.named, self.identity.bundle, spec, settings, laps)
+        return Described(self.identity, self.named, spec, settings, laps)
 
     def _finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         self.output.check()

@@ -1,21 +1,32 @@
 """What all rows of one output of `scalp grade` have in common: `run.json`.
 
-Compared is what changes answers: the weights, preprocessing, calibration and decision of the bundle, and the
-precision. A graph that is added to a bundle, or another promoted version, does not lock an output.
+Compared is what changes answers: the weights, preprocessing, calibration, decision and graph of the bundle;
+the device, precision and runtime, resolved once; and, before more is graded, the versions of scalp, of the
+runtime's library and of the decoders. Another graph in the bundle, or another promotion, changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.console import SUMMARY_FILE, read_json, write_json
+from jobs.pipeline import ModelOptions
 from scalp_core import outputs, registry, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
-from scalp_core.predictor import Precision
+from scalp_core.predictor import (
+    Hardware,
+    Precision,
+    Runtime,
+    check_machine,
+    computed_by,
+    deciding_versions,
+    needed_part,
+)
 from scalp_core.progress import IDENTITY_FILE
 
 _SCHEMA_VERSION = 3
@@ -27,21 +38,52 @@ class Identity:
 
     Args:
         model_version: signs the rows.
-        answers: fingerprint of what changes answers.
-        precision: of the forward pass, resolved.
+        answers: fingerprints of the parts of the bundle that change answers.
         sources: that are graded, sorted.
         bundle: uri, or `models://NAME@VERSION`, that is loaded again to resume.
-        device: that the first session ran on.
-        runtime: that the first session ran.
+        device: that all models run on.
+        precision: of all forward passes, resolved.
+        runtime: of all models; `auto` on GPUs until the images are counted, before any is graded.
+        versions: of the packages that decide answers.
     """
 
     model_version: str
-    answers: str
-    precision: Precision
+    answers: dict[str, str]
     sources: list[str]
     bundle: str
-    device: str
-    runtime: str
+    device: Hardware
+    precision: Precision
+    runtime: Runtime
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, spec: BundleSpec, bundle: str, named: list[str], device: Hardware, model: ModelOptions
+    ) -> Identity:
+        """That of a run which begins now.
+
+        Args:
+            spec: the bundle's contract.
+            bundle: `pinned`.
+            named: the sources.
+            device: that was planned.
+            model: resolved.
+        """
+        return cls(
+            model_version=spec.version_in(model.precision),
+            answers=answers(spec, device, model.precision, model.runtime),
+            sources=sorted(named),
+            bundle=bundle,
+            device=device,
+            precision=model.precision,
+            runtime=model.runtime,
+            versions=deciding_versions(model.runtime, device),
+        )
+
+    @property
+    def computed_by(self) -> str:
+        """What computed its rows, in one line."""
+        return computed_by(self.device, self.precision, self.runtime, self.versions)
 
 
 def read(out: str) -> Identity | None:
@@ -93,31 +135,71 @@ def pinned(bundle: str, known: Identity | None) -> str:
     return f"{registry.SCHEME}{found}@{number}"
 
 
-def answers(spec: BundleSpec, precision: Precision) -> str:
-    """Fingerprint of what in a bundle changes its answers."""
+def answers(spec: BundleSpec, device: Hardware, precision: Precision, runtime: Runtime) -> dict[str, str]:
+    """Fingerprints, by name, of the parts of a bundle that change its answers."""
     names = {
         "weights_sha256", "architecture", "head", "grade_names", "preprocess", "temperature", "conformal",
         "referral", "gates",
     }  # fmt: skip
     content = spec.model_dump(mode="json", include=names)
-    if precision == "int8" and (graph := spec.graphs.get("int8")):
-        content["int8"] = graph.weights_sha256
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    part = needed_part(device, precision, runtime)
+    if part != "weights" and (graph := spec.graphs.get(part)):
+        content[f"{part} graph"] = [graph.xml_sha256, graph.weights_sha256]
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+        for name, value in content.items()
+    }
 
 
-def check(out: str, known: Identity, spec: BundleSpec, asked: Precision, named: list[str]) -> None:
-    """Refuse to mix: one output belongs to one bundle, one precision and the same sources.
+def check(out: str, known: Identity, spec: BundleSpec, asked: ModelOptions, named: list[str]) -> None:
+    """Refuse to mix: one output belongs to one bundle, device, precision, runtime, and the same sources.
 
     Raises:
         UserError: it holds results of others.
     """
     if sorted(named) != known.sources:
         raise _other(out, "sources", ", ".join(known.sources), ", ".join(sorted(named)))
-    if asked not in ("auto", known.precision):
-        raise _other(out, "precision", known.precision, asked)
-    if answers(spec, known.precision) != known.answers:
-        names = f"{known.model_version} ({known.bundle})", spec.version_in(known.precision)
-        raise _other(out, "bundle", *names)
+    for name in ("device", "precision", "runtime"):
+        held, wanted = getattr(known, name), getattr(asked, name)
+        if "auto" not in (held, wanted) and wanted != held:
+            raise _other(out, name, held, wanted)
+    now = answers(spec, known.device, known.precision, known.runtime)
+    differing = sorted(name for name in now | known.answers if now.get(name) != known.answers.get(name))
+    if differing:
+        held = f"{known.model_version} ({known.bundle})"
+        version = spec.version_in(known.precision)
+        raise _other(out, "bundle", held, f"{version}, which has another {', '.join(differing)}")
+
+
+def resumed(out: str, known: Identity, asked: ModelOptions) -> ModelOptions:
+    """How to grade more of an output: on the device, in the precision and by the runtime that it began with.
+
+    Raises:
+        UserError: the packages that decide answers are of other versions.
+    """
+    here = deciding_versions(known.runtime, known.device)
+    if here != known.versions:
+        held, found = (
+            ", ".join(
+                f"{name} {versions[name]}" for name in versions if here.get(name) != known.versions[name]
+            )
+            for versions in (known.versions, here)
+        )
+        raise UserError(
+            f"{out} holds results of {held}, not {found}, whose answers may differ; install {held} to go on, "
+            "or choose another OUT"
+        )
+    return replace(asked, device=known.device, precision=known.precision, runtime=known.runtime)
+
+
+def make_checked(make_model: Callable[..., Any], identity: Identity, *arguments: Any) -> Any:
+    """The model of an actor, on a machine that computes as the run does.
+
+    Raises:
+        UserError: this one would answer otherwise.
+    """
+    check_machine(identity.device, identity.precision, identity.versions)
+    return make_model(*arguments)
 
 
 def _other(out: str, name: str, held: str, asked: str) -> UserError:

@@ -11,7 +11,15 @@ from jobs.executor import Executor
 from jobs.pipeline import ModelOptions
 from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
-from scalp_core.predictor import Hardware, needed_part, resolve_device, resolve_precision
+from scalp_core.predictor import (
+    Hardware,
+    Precision,
+    check_machine,
+    needed_part,
+    resolve_device,
+    resolve_precision,
+    resolve_runtime,
+)
 
 # Photographs that are committed together: a run that is killed does again what its models had, no more.
 _SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
@@ -99,8 +107,11 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         UserError: the device is not there, or the cluster can never hold what was asked for.
     """
     on_gpu = cluster.gpus > 0 and model.device != "cpu"
-    if not on_gpu:
-        resolve_device(model.device)  # refuses cuda where there is none, before anything starts
+    if not on_gpu and model.device == "cuda":
+        resolve_device(model.device)  # says so of this machine, where it is the only one
+        raise UserError(
+            "--device cuda: no node of the cluster has a GPU; add one, or use another OUT with cpu"
+        )
     device: Hardware = "cuda" if on_gpu else "cpu"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
     cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
@@ -141,17 +152,32 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
 
 
 def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelOptions:
-    """Device and precision that all models of a run have, resolved once, on a node that computes.
+    """Device, precision and runtime that all models of a run have, resolved once, on a node that computes.
+
+    On GPUs the runtime stays `auto`: it depends on how many images are listed.
 
     Args:
         model: as asked for.
         plan: of the run.
         executor: asks one of its nodes.
+
+    Raises:
+        UserError: that node cannot compute as asked.
     """
-    precision = model.precision
-    if precision == "auto" and is_joined():
-        precision = executor.call(resolve_precision, precision, plan.device, gpus=plan.gpus_per_model)
-    return replace(model, device=plan.device, precision=resolve_precision(precision, plan.device))
+    arguments = (model.precision, plan.device)
+    if is_joined():
+        precision = executor.call(_precision_here, *arguments, gpus=plan.gpus_per_model)
+    else:
+        precision = _precision_here(*arguments)
+    runtime = model.runtime if plan.device == "cuda" else resolve_runtime(model.runtime, plan.device)
+    return replace(model, device=plan.device, precision=precision, runtime=runtime)
+
+
+def _precision_here(precision: Precision, device: Hardware) -> Precision:
+    """That of a model on this machine."""
+    resolved = resolve_precision(precision, device)
+    check_machine(device, resolved)
+    return resolved
 
 
 def _gpus(cluster: Cluster, pool: PoolOptions) -> float:

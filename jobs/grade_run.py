@@ -23,6 +23,7 @@ from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.lease import Guard
 from scalp_core.predictor import Hardware
+from scalp_core.results import Signature
 
 # Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
 # Models start again in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
@@ -43,12 +44,10 @@ class Session:
     Args:
         uri: of its file.
         nodes: counts the nodes that are alive.
-        resolved: device, precision and runtime of the models.
     """
 
     uri: str
     nodes: Callable[[], int]
-    resolved: dict[str, str]
     started_at: str = field(default_factory=now)
     photographs: int = 0
     failed: int = 0
@@ -96,7 +95,6 @@ class Session:
                 "photographs": self.photographs,
                 "failed": self.failed,
                 "node_seconds": round(self.node_seconds, 1),
-                "resolved": self.resolved,
                 "points": self.points + (last if self.points[-1:] != last else []),
             },
         )
@@ -120,7 +118,7 @@ class Work:
         listing: what there is.
         plan: how the cluster is used.
         spec: the bundle's contract.
-        model_version: that signs the rows.
+        signature: of the rows.
         model: makes the model in its actor.
         max_failed_share: above which a run is hopeless.
         guard: of the run's lease.
@@ -132,7 +130,7 @@ class Work:
     listing: Listing
     plan: Plan
     spec: BundleSpec
-    model_version: str
+    signature: Signature
     model: Callable[[], Any]
     max_failed_share: float
     guard: Guard
@@ -183,7 +181,7 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]
         gpus_per_model=plan.gpus_per_model,
         store_bytes=plan.store_bytes,
     )
-    arguments = (work.folder, work.guard, work.spec, work.model_version, work.model, plan.batch_size)
+    arguments = (work.folder, work.guard, work.spec, work.signature, work.model, plan.batch_size)
     return work.executor.pipeline(shards, load, GradeShard, arguments, size)
 
 

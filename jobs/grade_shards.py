@@ -24,7 +24,7 @@ from scalp_core import drift, parquet, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.lease import Guard
-from scalp_core.results import result_table
+from scalp_core.results import Signature, result_table
 
 Seconds = dict[str, float]
 
@@ -42,7 +42,7 @@ class GradeShard:
         work: folder of the run.
         guard: of the run's lease; a run that another one took over begins nothing more.
         spec: the bundle's contract.
-        model_version: that signs the rows.
+        signature: of the rows.
         model: makes the model, here.
         batch_size: images per forward pass.
     """
@@ -52,18 +52,21 @@ class GradeShard:
         work: str,
         guard: Guard,
         spec: BundleSpec,
-        model_version: str,
+        signature: Signature,
         model: Callable[[], Model],
         batch_size: int,
     ) -> None:
         self._work = work
         self._guard = guard
         self._spec = spec
-        self._version = model_version
+        self._signature = signature
         self._batch_size = batch_size
-        self._model = model()
         self._marks = ThreadPoolExecutor(1)  # beside the model
         self._refused: UserError | None = None
+        try:
+            self._model = model()
+        except UserError as error:  # of a call it ends the run in one line; of a constructor Ray tries again
+            self._refused = error
         self._free = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -108,7 +111,7 @@ class GradeShard:
         logits = np.zeros((len(good), len(self._spec.grade_names)), np.float32)
         if good.any():
             logits[good] = self._logits(images if good.all() else images[good])
-        table = result_table(rows, logits, self._spec, self._version)
+        table = result_table(rows, logits, self._spec, self._signature)
         if self._spec.gates is None:
             return table
         inputs = drift.count(rows["statistics"][good], self._spec.gates)

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.console import now, read_json, show
 from jobs.grade_files import Listing
 from jobs.grade_gather import Found
+from jobs.grade_identity import Identity
 from scalp_core import provenance, storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.drift import compare
@@ -22,17 +23,15 @@ class Described:
     """What of a run stands in its summary beside the counts.
 
     Args:
-        model_version: that signs the rows.
+        identity: of the output.
         sources: that were graded.
-        bundle: that graded them.
         spec: its contract.
         settings: of the last session.
         laps: seconds of each stage of the last session.
     """
 
-    model_version: str
+    identity: Identity
     sources: list[str]
-    bundle: str
     spec: BundleSpec
     settings: dict[str, Any]
     laps: dict[str, float]
@@ -70,8 +69,9 @@ def make_summary(
     return {
         "kind": "grade",
         "date": now(),
-        "model_version": run.model_version,
-        "bundle": run.bundle,
+        "model_version": run.identity.model_version,
+        "computed_by": run.identity.computed_by,
+        "bundle": run.identity.bundle,
         "sources": run.sources,
         "rows": found.rows,
         "graded": graded,

@@ -109,7 +109,7 @@ def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: C
     bundle.fetch(needed_part(device, options.precision, options.runtime))
     models = cluster.gpus if on_gpu else cluster.nodes
     runtime = resolve_runtime(options.runtime, device, rows.count() / models)
-    options = replace(options, runtime=runtime)
+    options = replace(options, device=device, runtime=runtime)
     # The model's own request differs from that of the tasks before it, or Ray would fuse them and the
     # decoding would wait for the model.
     cpus = 1 if on_gpu else cluster.model_cpus

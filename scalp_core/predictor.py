@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -35,6 +37,9 @@ _AHEAD = 2
 
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver API; Ampere and later multiply bf16.
 _MAJOR_ATTRIBUTE, _BF16_CAPABILITY = 75, 8
+
+# Packages that make pixels of files.
+_DECODERS = ("simplejpeg", "cykooz-resizer", "pillow")
 
 _Measured = tuple[np.ndarray, np.ndarray]
 """Pixels of a photograph and their statistics, both made by the threads that decode."""
@@ -109,6 +114,42 @@ def resolve_runtime(runtime: Runtime, device: Hardware, photographs: float = 0) 
     return "torch-compile" if photographs >= COMPILE_FROM else "torch"
 
 
+def check_machine(device: Hardware, precision: Precision, versions: Mapping[str, str] | None = None) -> None:
+    """Refuse a machine that would answer by other hardware, numbers or libraries than those of a run.
+
+    Args:
+        device: that the run computes on.
+        precision: that it computes in.
+        versions: of the packages that decide its answers; None where they are not known yet.
+
+    Raises:
+        UserError: names the machine and what it lacks.
+    """
+    here = f"{platform.node()} cannot compute as this run does"
+    if device == "cuda" and not _cuda_devices():
+        raise UserError(f"{here}: it has no usable NVIDIA GPU; keep it out of the run, or repair its driver")
+    if precision == "bf16" and not has_bf16(device):
+        raise UserError(
+            f"{here}: its {'CPU' if device == 'cpu' else 'GPU'} does not multiply bf16; use machines "
+            "that do, or another OUT with --precision fp32"
+        )
+    for name, version in (versions or {}).items():
+        if (found := metadata.version(name)) != version:
+            raise UserError(f"{here}: it has {name} {found}, not {version}; install {name} {version} on it")
+
+
+def deciding_versions(runtime: Runtime, device: Hardware) -> dict[str, str]:
+    """Versions of what decides answers: scalp, what runs the model, what decodes and resizes images."""
+    library = "openvino" if resolve_runtime(runtime, device) == "openvino" else "torch"
+    return {name: metadata.version(name) for name in ("scalp", library, *_DECODERS)}
+
+
+def computed_by(device: Hardware, precision: Precision, runtime: Runtime, versions: Mapping[str, str]) -> str:
+    """Name what computed an answer, as in `cpu bf16 openvino 2026.3.0, scalp 0.1.0`."""
+    library = "openvino" if "openvino" in versions else "torch"
+    return f"{device} {precision} {runtime} {versions[library]}, scalp {versions['scalp']}"
+
+
 def needed_part(device: Hardware, precision: Precision, runtime: Runtime) -> Part:
     """What of a bundle such a predictor runs; `Bundle.fetch` takes it.
 
@@ -178,6 +219,12 @@ class Predictor:
     def model_version(self) -> str:
         """Names what answers exactly."""
         return self.spec.version_in(self.precision)
+
+    @property
+    def computed_by(self) -> str:
+        """Names the hardware, numbers and libraries that answer."""
+        versions = deciding_versions(self.runtime, self.device)
+        return computed_by(self.device, self.precision, self.runtime, versions)
 
     def warm_up(self, batch_size: int) -> None:
         """Runs blank batches up to this size, so that no photograph pays for a first call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -34,13 +35,27 @@ SCHEMA = pa.schema(
         "refer_reasons": pa.list_(pa.string()),
         "notes": pa.list_(pa.string()),
         "model_version": pa.string(),
+        "computed_by": pa.string(),  # device, precision, runtime, versions; null of a failed row
         "graded_at": pa.timestamp("ms", tz="UTC"),
     }
 )
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What the rows of one run have in common.
+
+    Args:
+        model_version: names the exact weights.
+        computed_by: names the device, precision, runtime and versions.
+    """
+
+    model_version: str
+    computed_by: str
+
+
 def result_table(
-    rows: dict[str, np.ndarray], logits: np.ndarray, spec: BundleSpec, model_version: str
+    rows: dict[str, np.ndarray], logits: np.ndarray, spec: BundleSpec, signature: Signature
 ) -> pa.Table:
     """Rows of `SCHEMA` from what loading left of photographs, and the model's answers.
 
@@ -49,9 +64,9 @@ def result_table(
             (N, K); `error_code` is empty where a photograph could be read.
         logits: float (N, 4); of no meaning where it could not.
         spec: the bundle's contract.
-        model_version: that signs the rows.
+        signature: of the rows.
     """
-    at = datetime.now(UTC)
+    at, computed = datetime.now(UTC), {"computed_by": signature.computed_by}
     found = []
     for index, grading in enumerate(gradings(logits, rows["statistics"], spec)):
         code, sha256 = rows["error_code"][index], rows["sha256"][index] or None
@@ -63,10 +78,10 @@ def result_table(
             "sha256": sha256,
             "status": "failed" if code else "graded",
             "notes": rows["notes"][index].split(),
-            "model_version": model_version,
+            "model_version": signature.model_version,
             "graded_at": at,
         }
-        row |= {"error_code": code, "error": rows["error"][index]} if code else vars(grading)
+        row |= {"error_code": code, "error": rows["error"][index]} if code else computed | vars(grading)
         found.append(row)
     return pa.Table.from_pylist(found, schema=SCHEMA)
 

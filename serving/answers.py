@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from scalp_core.grading import Grading
+from scalp_core.results import Signature
 
 
 class Graded(NamedTuple):
     """The answer for one photograph, and how it came about."""
 
     grading: Grading
-    model_version: str
+    signature: Signature
     bundle: str  # where it is, its version pinned
     batch_size: int
     queue_seconds: float

@@ -161,7 +161,7 @@ class AuditLog:
         for name, graded in (("first", first), ("candidate", candidate)):
             if isinstance(graded, Graded):
                 line[name] = {
-                    "model_version": graded.model_version,
+                    "model_version": graded.signature.model_version,
                     "grade": graded.grading.grade,
                     "expected_severity": round(graded.grading.expected_severity, 6),
                     "refer": graded.grading.refer,

@@ -20,6 +20,7 @@ from scalp_core.grading import Grading, gradings
 from scalp_core.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.preprocess import Preprocess
 from scalp_core.registry import resolve
+from scalp_core.results import Signature
 from serving.answers import Graded
 from serving.metrics import GraderMetrics
 from serving.schemas import ModelResponse
@@ -51,6 +52,7 @@ class _Model:
     """What answers at present: all threads in one pass, or a pass in each of several lanes."""
 
     predictor: Predictor
+    signature: Signature
     in_lanes: Predictor | None
     lanes: int
     spec: BundleSpec  # the bundle's, with the thresholds of the settings
@@ -136,7 +138,10 @@ class Grader:
         predictor.warm_up(settings.max_batch_size)
         if in_lanes:
             in_lanes.warm_up(settings.max_batch_size)
-        return _Model(predictor, in_lanes, lanes, _with_thresholds(predictor.spec, settings), uri, settings)
+        signature = Signature(predictor.model_version, predictor.computed_by)
+        return _Model(
+            predictor, signature, in_lanes, lanes, _with_thresholds(predictor.spec, settings), uri, settings
+        )
 
     async def grade(
         self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess
@@ -210,7 +215,7 @@ class Grader:
                 each.answer.set_result(
                     Graded(
                         grading,
-                        model.predictor.model_version,
+                        model.signature,
                         model.bundle,
                         len(batch),
                         started - each.since,

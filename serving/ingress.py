@@ -98,7 +98,7 @@ class Ingress:
         photograph, graded = await self._models.grade(data)
         pixels, notes = photograph.decoded
         answer = GradeResponse.of(
-            photograph.sha256, notes, graded.grading, graded.model_version, graded.batch_size
+            photograph.sha256, notes, graded.grading, graded.signature, graded.batch_size
         )
         if not heatmap:
             return answer

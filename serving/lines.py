@@ -33,6 +33,7 @@ class FailedLine(BaseModel):
     refer_reasons: None = None
     notes: list[str] = []
     model_version: str
+    computed_by: None = None
     graded_at: datetime = Field(description="when it was looked at")
 
     @classmethod

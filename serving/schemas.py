@@ -13,6 +13,7 @@ from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.grading import REASONS, Grading
 from scalp_core.manifest import image_id
 from scalp_core.preprocess import Preprocess
+from scalp_core.results import Signature
 
 if TYPE_CHECKING:  # clients read these schemas, and need nothing that runs a model
     from scalp_core.predictor import Predictor
@@ -49,20 +50,21 @@ class GradeResponse(BaseModel):
     )
     notes: list[str] = Field(description="what to know of the file: `first_frame_only` of an animated one")
     model_version: str = Field(description="names the exact weights")
+    computed_by: str = Field(description="device, precision, runtime and versions, as in bulk rows")
     graded_at: datetime
     _batch_size: int = PrivateAttr(0)
 
     @classmethod
     def of(
-        cls, sha256: str, notes: Sequence[str], grading: Grading, model_version: str, batch_size: int
+        cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature, batch_size: int
     ) -> GradeResponse:
         """The answer for the photograph with this hash, graded now together with others."""
         answer = cls(
             image_id=image_id(sha256),
             sha256=sha256,
             notes=list(notes),
-            model_version=model_version,
             graded_at=datetime.now(UTC),
+            **vars(signature),
             **vars(grading),
         )
         answer._batch_size = batch_size

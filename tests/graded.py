@@ -40,6 +40,7 @@ def row(
         "refer_reasons": [],
         "notes": [],
         "model_version": "made",
+        "computed_by": "cpu fp32 openvino 2026.3, scalp 0.1.0",
         "graded_at": AT,
     }
     return found | changes

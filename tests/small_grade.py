@@ -118,11 +118,16 @@ def sources(root: str) -> list[str]:
 
 
 def run(
-    bundle: str, named: Sequence[str], out: str, retry: bool = False, report: bool = True
+    bundle: str,
+    named: Sequence[str],
+    out: str,
+    retry: bool = False,
+    report: bool = True,
+    model: ModelOptions | None = None,
 ) -> dict[str, Any]:
     """`scalp grade`, in this process and without Ray; without `report` a word stands in its place."""
     options = GradeOptions(
-        ModelOptions(device="cpu", precision="fp32"),
+        model or ModelOptions(device="cpu", precision="fp32"),
         PoolOptions(shard_size=SHARD, fetches=1),
         max_failed_share=1,
         retry_failed=retry,

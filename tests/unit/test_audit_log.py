@@ -29,6 +29,7 @@ ANSWER = GradeResponse(
     refer_reasons=["doubtful"],
     notes=[],
     model_version="m-1",
+    computed_by="cpu fp32 openvino",
     graded_at=datetime.now(UTC),
 )
 

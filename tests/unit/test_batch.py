@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError
 from scalp_core.grading import Grading
-from scalp_core.results import SCHEMA
+from scalp_core.results import SCHEMA, Signature
 from serving import batch, problems
 from serving.batches import Batches, BatchSettings
 from serving.flow import AHEAD, BATCH_PATH, Paced
@@ -28,6 +28,7 @@ from serving.problems import Refusal
 from serving.schemas import GradeResponse
 from tests import odd_archives as odd
 
+SIGNATURE = Signature("made", "cpu fp32 openvino")
 GRADING = Grading(1, "mild", [0.1, 0.7, 0.1, 0.1], 1.2, [1], None, False, [])
 
 
@@ -53,7 +54,7 @@ class Model:
             self.graded += 1
         finally:
             self.held -= 1
-        answer = {"image_id": "i", "sha256": data[:8].decode(), "notes": [], "model_version": "made"}
+        answer = {"image_id": "i", "sha256": data[:8].decode(), "notes": [], **vars(SIGNATURE)}
         return GradeResponse(**answer, graded_at=datetime.now(UTC), **vars(GRADING))
 
 

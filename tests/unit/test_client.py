@@ -32,6 +32,7 @@ GRADED = GradeResponse(
     refer_reasons=[],
     notes=[],
     model_version="run-1",
+    computed_by="cpu fp32 openvino",
     graded_at=datetime.now(UTC),
 )
 RUN = {"id": "r1", "status": "running", "source": "s3://a/b", "out": "s3://a/c", "links": {}, "graded": 7}

@@ -3,23 +3,31 @@
 import json
 import os
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.local import Cluster
 from jobs import grade as grade_module
 from jobs import grade_list, images
 from jobs.console import read_json
-from jobs.grade_files import Listed
+from jobs.grade import GradeOptions, _Run
+from jobs.grade_files import Listed, Listing
 from jobs.grade_gather import GatherGroups, differing
+from jobs.grade_identity import Identity
 from jobs.grade_list import write_groups
+from jobs.grade_plan import PoolOptions, plan_run
 from jobs.grade_shards import packed, unpacked
 from jobs.metrics import timed
-from scalp_core import lease, outputs, progress, storage
-from scalp_core.bundle import GraphRecord, read_spec
+from jobs.pipeline import ModelOptions
+from scalp_core import lease, outputs, predictor, progress, provenance, storage
+from scalp_core.bundle import GraphRecord, load_bundle, read_spec
 from scalp_core.errors import UserError
+from scalp_core.predictor import COMPILE_FROM
 from scalp_core.registry import Registry
 from tests.small_grade import picture, rows, run, sources, tarred, write_bundle, zipped
 
@@ -206,7 +214,7 @@ def test_a_graph_that_is_added_to_a_bundle_does_not_lock_the_output(bundle, tmp_
     )  # fmt: skip
     assert run(write_bundle(bundle, graphs={"int8": record}), named, out) == summary
     write_bundle(bundle, temperature=2.0)  # the same weights, other answers
-    with pytest.raises(UserError, match="holds results of bundle"):
+    with pytest.raises(UserError, match=r"holds results of bundle .*, which has another temperature; choose"):
         run(bundle, named, out)
 
 
@@ -229,10 +237,78 @@ def test_what_ran_is_recorded(bundle, tmp_path):
     named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
     summary = run(bundle, named, out, report=False)
     resolved = {"device": "cpu", "precision": "fp32", "runtime": "openvino"}
-    assert summary["sessions"][0]["resolved"] == resolved
+    assert resolved.items() <= summary["settings"].items()
     recorded = read_json(f"{out}/run.json")
-    assert {name: recorded[name] for name in resolved} == resolved
+    assert resolved.items() <= recorded.items()
     assert recorded["model_version"] == read_spec(bundle).model_version
+    assert set(recorded["versions"]) == {"scalp", "openvino", "simplejpeg", "cykooz-resizer", "pillow"}
+    version = provenance.versions()
+    by = f"cpu fp32 openvino {version['openvino']}, scalp {version['scalp']}"
+    assert summary["computed_by"] == by
+    assert {row["computed_by"] for row in rows(out) if row["status"] == "graded"} == {by}
+
+
+def test_an_output_resumes_as_it_began_on_any_machine(bundle, tmp_path, monkeypatch, stopped):
+    named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
+    auto = ModelOptions()
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: False)
+    stopped(bundle, named, out, model=auto)
+    for shard in (tmp_path / "out" / outputs.SCRATCH_FOLDER / "graded").rglob("0000.parquet"):
+        shard.unlink()
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: True)  # a newer kind of node
+    summary = run(bundle, named, out, report=False, model=auto)
+    assert len({row["computed_by"] for row in rows(out) if row["status"] == "graded"}) == 1
+    assert (summary["settings"]["precision"], summary["rows_unaccounted"]) == ("fp32", 0)
+    for asked, held in [({"precision": "bf16"}, "precision fp32"), ({"runtime": "torch"}, "runtime openvino"),
+                        ({"device": "cuda"}, "device cpu")]:  # fmt: skip
+        with pytest.raises(UserError, match=f"holds results of {held}, not .*; choose another OUT"):
+            run(bundle, named, out, model=ModelOptions(**asked))
+
+
+def test_a_machine_that_cannot_compute_as_the_run_does_ends_it_in_one_line(bundle, tmp_path, monkeypatch):
+    named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
+    looks = iter([True, True, False])  # resolved and checked where the run begins; the actor's CPU is older
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: next(looks))
+    with pytest.raises(
+        UserError, match="cannot compute as this run does: its CPU does not multiply bf16; use"
+    ):
+        run(bundle, named, out, report=False, model=ModelOptions())
+    assert not list((tmp_path / "out" / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: False)
+    with pytest.raises(UserError, match="does not multiply bf16; use machines that do, or another OUT"):
+        run(bundle, named, out, report=False, model=ModelOptions())
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: True)
+    assert run(bundle, named, out, report=False, model=ModelOptions())["rows_unaccounted"] == 0
+
+
+def test_other_versions_of_what_decides_answers_grade_nothing_more(bundle, tmp_path, monkeypatch, stopped):
+    named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
+    stopped(bundle, named, out)
+    version = metadata.version
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", lambda name: "9.9" if name == "openvino" else version(name))
+        told = f"holds results of openvino {version('openvino')}, not openvino 9.9, whose answers may differ"
+        with pytest.raises(UserError, match=told):
+            run(bundle, named, out, report=False)
+    summary = run(bundle, named, out, report=False)
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "openvino" else version(name))
+    assert run(bundle, named, out) == summary  # it is finished
+    with pytest.raises(UserError, match="it has openvino 9.9, not .*; install openvino"):
+        predictor.check_machine("cpu", "fp32", {"openvino": version("openvino")})
+
+
+def test_a_run_on_gpus_records_its_runtime_before_any_row(tmp_path, bundle):
+    loaded, model = load_bundle(bundle), ModelOptions("cuda", "bf16")
+    identity = Identity.of(loaded.spec, bundle, ["/d"], "cuda", model)
+    assert identity.runtime == "auto" and "torch" in identity.versions
+    storage.write(f"{tmp_path}/out/{progress.IDENTITY_FILE}", b"{}")
+    pool = plan_run(Cluster(cpus=4, gpus=1, nodes=1, cores_per_node=4), loaded, model, PoolOptions())
+    output = SimpleNamespace(uri=f"{tmp_path}/out")
+    begun = _Run(output, identity, ["/d"], loaded, model, GradeOptions(), pool, None, None, None)
+    (many,) = (Listed("g", photographs=10 * COMPILE_FROM),)
+    assert begun._with_runtime(Listing((many,), 512, "listed")).model.runtime == "torch-compile"
+    recorded = read_json(f"{tmp_path}/out/{progress.IDENTITY_FILE}")
+    assert recorded["runtime"] == "torch-compile"
 
 
 def test_files_of_another_version_are_refused_in_one_line(bundle, tmp_path, stopped):

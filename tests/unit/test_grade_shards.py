@@ -11,6 +11,7 @@ from scalp_core import parquet
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.quality import STATISTICS
+from scalp_core.results import Signature
 from tests.conftest import SMALL
 
 
@@ -30,7 +31,7 @@ def shard(name: str):
 def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, monkeypatch):
     spec = load_bundle(str(bundle)).spec
     guard = SimpleNamespace(check=lambda: None)
-    model = GradeShard(str(tmp_path), guard, spec, spec.model_version, Model, 8)
+    model = GradeShard(str(tmp_path), guard, spec, Signature(spec.model_version, "cpu"), Model, 8)
     monkeypatch.setattr("jobs.grade_shards.result_table", lambda *_: None)
 
     def full(uri, _):

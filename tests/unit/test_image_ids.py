@@ -9,7 +9,7 @@ from scalp_core import manifest
 from scalp_core.errors import ImageError
 from scalp_core.grading import Grading
 from scalp_core.manifest import image_id, location_id
-from scalp_core.results import RESULTS_FOLDER, read_results
+from scalp_core.results import RESULTS_FOLDER, Signature, read_results
 from scalp_core.sources import Location
 from serving.lines import FailedLine
 from serving.schemas import GradeResponse
@@ -63,7 +63,7 @@ def test_bulk_rows_join_the_manifest_and_an_online_answer(source, tmp_path):
     database.register("results", read_results(f"{out}/{RESULTS_FOLDER}"))
     database.register("prepared", audited(source, tmp_path / "data", method="none", task="unlabelled").table)
     digest = sha256(picture(1, 128)).hexdigest()
-    online = GradeResponse.of(digest, (), GRADING, "made", 1)
+    online = GradeResponse.of(digest, (), GRADING, Signature("made", "cpu"), 1)
     joined = database.sql("select count(*) from results join prepared using (image_id)").fetchall()
     assert joined == [(3,)]  # the manifest keeps one of the two that are the same
     query = "select uri from results where image_id = $id"
