@@ -72,6 +72,7 @@ def make_summary(
         "model_version": run.identity.model_version,
         "computed_by": run.identity.computed_by,
         "bundle": run.identity.bundle,
+        "synthetic": run.spec.training.synthetic,
         "sources": run.sources,
         "rows": found.rows,
         "graded": graded,

@@ -60,6 +60,7 @@ def make_bundle(
         grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
         split=data.split,
         fold=fold,
+        synthetic=data.synthetic,
     )
     bundle_spec = BundleSpec(
         name=Path(run).name,

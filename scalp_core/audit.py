@@ -21,6 +21,7 @@ from scalp_core.grades import SYMPTOMS
 from scalp_core.manifest import DataSpec, SplitMethod, SplitSpec, Task
 from scalp_core.relations import Relations, open_relations
 from scalp_core.split_groups import Groups, group_images, number_components, unite
+from scalp_core.synthetic_origin import MARKS, is_synthetic
 
 GROUP_KEYS = ("device", "session", "near_duplicate")
 """What can make photographs one group; the same content and a table's own groups always do."""
@@ -84,6 +85,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             split=record,
             photographs=relations.number("select count(*) from kept"),
             sha256=relations.fingerprint(),
+            synthetic=is_synthetic(relations.folders(source, is_table), relations.named(MARKS)),
         )
         steps.end("write")
         counts = count_all(relations) | pick_examples(relations, near.pairs)

@@ -94,6 +94,7 @@ class Training(BaseModel):
     grade_counts: list[int] = Field(description="photographs of each grade in the training part")
     split: SplitSpec | None = Field(None, description="how the parts were made; None in older bundles")
     fold: int | None = Field(None, description="of the cross-validation that was the validation part")
+    synthetic: bool = Field(False, description="some images were drawn by scalp synth")
 
 
 class BundleSpec(BaseModel):
@@ -151,6 +152,11 @@ class BundleSpec(BaseModel):
     def leaky(self) -> bool:
         """Whether it was trained on a leaky split, so that its figures flatter."""
         return self.training.split is not None and self.training.split.leaky
+
+    @property
+    def warning(self) -> str | None:
+        """What to say wherever a model of synthetic images answers; None of others."""
+        return "trained on synthetic images; not for clinical use" if self.training.synthetic else None
 
     @property
     def majority_grade(self) -> int:

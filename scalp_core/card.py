@@ -70,6 +70,7 @@ def model_card(spec: BundleSpec) -> str:
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
     counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]
     calibration = val.get("calibration")
+    warnings = (spec.warning, split and split.warning)
     return _TEMPLATE.format(
         n=val["n"],
         interval_head=f"95 %, {val['intervals']['groups']} groups" if "intervals" in val else "95 %",
@@ -79,7 +80,7 @@ def model_card(spec: BundleSpec) -> str:
         if calibration
         else "",
         version=spec.model_version,
-        warning=f"**{split.warning}.**\n\n" if split and split.warning else "",
+        warning="".join(f"**{line[0].upper()}{line[1:]}.**\n\n" for line in warnings if line),
         unseen=" of devices that training did not see" if split and _keeps_devices_apart(split) else "",
         split=_split_line(split, spec.training.fold),
         grades=", ".join(names),

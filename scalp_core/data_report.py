@@ -65,6 +65,8 @@ def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> b
 def warnings(summary: dict[str, Any]) -> list[str]:
     """What a reader of the figures must know, one line each."""
     spec, found = DataSpec.model_validate(_contract(summary)), []
+    if spec.warning:
+        found.append(spec.warning)
     if spec.split.warning:
         found.append(spec.split.warning)
     elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:

@@ -27,6 +27,7 @@ _MANY_FAILED = 0.05
 _STEPS = 80  # of the chart
 _LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
 _OPTIONAL: dict[str, Any] = {
+    "computed_by": "",
     "graded_again": 0,
     "other_files": 0,
     "photographs_per_second": None,
@@ -121,7 +122,7 @@ def drift_of(summary: dict[str, Any], spec: BundleSpec) -> Drift:
 
 def warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[str]:
     """What a reader of the results must know, one line each."""
-    found = []
+    found = [f"the model was {spec.warning}"] if spec.warning else []
     if missing := summary["rows_unaccounted"]:
         found.append(
             f"{missing:,} of {summary['rows']:,} photographs are not accounted for exactly once; "

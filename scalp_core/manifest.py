@@ -119,6 +119,17 @@ class DataSpec(BaseModel):
     split: SplitSpec
     photographs: int
     sha256: str = Field(description="fingerprint of contents, labels and parts")
+    synthetic: bool = Field(False, description="some images were drawn by scalp synth")
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of data that are not of real scalps; None of others."""
+        if not self.synthetic:
+            return None
+        return (
+            "SYNTHETIC IMAGES, drawn by scalp synth: they say nothing about real scalps, and a model that is "
+            "trained on them is not for clinical use"
+        )
 
 
 def image_id(sha256: str) -> str:

@@ -7,7 +7,7 @@ relations between objects, so it is said in SQL, and DuckDB answers it in bounde
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,6 +19,7 @@ from scalp_core import manifest, near_duplicates, parquet, storage
 from scalp_core.grades import SYMPTOMS
 from scalp_core.inventory import EXAMINED
 from scalp_core.near_duplicates import THUMBNAIL_BYTES
+from scalp_core.sources import Location
 from scalp_core.split_groups import Joint
 from scalp_core.sql import node_memory_mib, node_threads, spilling
 
@@ -58,6 +59,7 @@ FINDINGS = {
 }
 
 _ROWS_READ = 8_192
+_SOME = 32
 _DEVICE = "site || '_' || device"
 _SESSION = "site || '_' || device || '_' || session"
 _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
@@ -121,6 +123,25 @@ class Relations:
 
     def number(self, query: str) -> int:
         return int(self._sql.execute(query).fetchall()[0][0])
+
+    def named(self, names: Sequence[str]) -> list[Location]:
+        """Objects with one of these file names, a few of them."""
+        wanted = ", ".join(f"'{name}'" for name in names)
+        query = f"""
+            select distinct uri, member from object
+            where regexp_extract(coalesce(member, uri), '[^/]*$') in ({wanted}) order by all limit {_SOME}
+        """
+        return [Location(row["uri"], row["member"]) for row in self.rows(query)]
+
+    def folders(self, source: str, is_table: bool) -> list[str]:
+        """Folders of the images: the source, or of a table its own and some of those that its rows name."""
+        if not is_table:
+            return [source]
+        query = f"""
+            select folder from (select distinct regexp_replace(uri, '/[^/]*$', '') as folder from object)
+            order by hash(folder) limit {_SOME}
+        """
+        return [source, *(row["folder"] for row in self.rows(query))]
 
     def count(self, query: str) -> dict[str, int]:
         """Totals of a query's names, the largest first."""

@@ -121,6 +121,7 @@ class ModelResponse(BaseModel):
     referral: Referral
     gates: bool = Field(description="whether blurred photographs and such that are no scalps are noticed")
     metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
+    synthetic: bool = Field(description="trained on synthetic images; not for clinical use")
     device: str
     precision: str = Field(description="of the forward pass: bf16, fp32 or int8")
     runtime: str = Field(description="what runs the model")
@@ -143,6 +144,7 @@ class ModelResponse(BaseModel):
             referral=spec.referral,
             gates=spec.gates is not None,
             metrics=spec.metrics,
+            synthetic=spec.training.synthetic,
             device=predictor.device,
             precision=predictor.precision,
             runtime=predictor.runtime,

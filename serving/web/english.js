@@ -3,6 +3,7 @@ export const ENGLISH = {
   "skip": "Skip to the result",
   "subtitle": "Severity of micro-keratin (fine flaking) on photographs of the scalp taken through a microscope.",
   "no-diagnosis": "Not a diagnosis.",
+  "synthetic": "This model was trained on synthetic images. Not for clinical use.",
   "intended-use": "For research and screening; ask a physician about your scalp.",
 
   "key.title": "This server asks for an access key",

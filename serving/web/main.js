@@ -34,7 +34,8 @@ function speak() {
 
 async function showModel() {
   try {
-    const { model_version: version, precision, device } = await modelOf();
+    const { model_version: version, precision, device, synthetic } = await modelOf();
+    element("synthetic").hidden = !synthetic;
     element("model").textContent = say("model", { version, precision, device });
   } catch (error) {
     element("model").textContent = say("model.unknown", { reason: problemWords(error) });

@@ -196,6 +196,26 @@ def test_both_languages_say_everything(visit):
     assert set(named) <= plain
 
 
+@pytest.mark.parametrize(
+    ("locale", "told"),
+    [
+        ("en-US", "This model was trained on synthetic images. Not for clinical use."),
+        ("ko-KR", "이 모델은 합성 이미지로 학습되었습니다. 임상에 사용하지 마세요."),
+    ],
+)
+def test_a_model_of_synthetic_images_says_so(visit, tmp_path, locale, told):
+    def drawn(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "synthetic": True})
+
+    page = visit(lambda page: page.route("**/v1/model", drawn), viewport=PHONE, locale=locale)
+    expect(page.get_by_text(told)).to_be_visible()
+    page.screenshot(path=tmp_path / "synthetic.png")
+    other = visit(locale=locale)
+    expect(other.locator("#model")).to_contain_text("untrained")
+    expect(other.locator("#synthetic")).to_be_hidden()
+
+
 def test_a_busy_server_is_asked_again_and_a_failure_can_be_tried_again(visit, origin):
     page = visit(lambda page: page.clock.install())
     page.route("**/v1/grade", refuse(503, "overloaded", Retry_After="7"))
