@@ -83,9 +83,9 @@ class _OverAllWorkers(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> torch.Tensor:
-        dims = [0, *range(2, images.dim())]
-        # In double: the variance is a difference of two sums that may be nearly equal.
-        var, mean = (each.double() for each in torch.var_mean(images.float(), dims, correction=0))
+        # The kernel that batch_norm itself uses; torch.var_mean takes 15 times as long on channels_last.
+        no_statistics = torch.zeros_like(weight), torch.zeros_like(weight)
+        mean, var = (each.double() for each in torch.batch_norm_update_stats(images, *no_statistics, 0.0))
         count = images.numel() // images.shape[1]
         sums = torch.cat([mean * count, (var + mean**2) * count, mean.new_tensor([count])])
         dist.all_reduce(sums)
@@ -110,9 +110,9 @@ class _OverAllWorkers(torch.autograd.Function):
         sums = torch.stack([of_weight, of_bias]).double()
         dist.all_reduce(sums)
         mean_of_weight, mean_of_bias = (sums / ctx.total).to(weight)
-        scale = torch.rsqrt(var + ctx.eps)
-        slope = weight * scale**2 * mean_of_weight
-        shift = weight * scale * mean_of_bias - slope * mean
-        shape = [1, -1, *[1] * (images.dim() - 2)]
-        through = (images * slope.view(shape) + shift.view(shape)).to(direct.dtype)
+        scale = weight * torch.rsqrt(var + ctx.eps)
+        # scale * (mean_of_bias + normalized * mean_of_weight)
+        through = functional.batch_norm(
+            images, mean, var, scale * mean_of_weight, scale * mean_of_bias, False, 0.0, ctx.eps
+        )
         return direct - through, None, None, of_weight, of_bias, None, None
