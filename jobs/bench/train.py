@@ -196,6 +196,7 @@ def _recipe(options: TrainOptions) -> Recipe:
         size=options.size,
         epochs=options.epochs,
         batch_size=options.batch_size,
+        batch_norm="worker",  # as the other loops
     )
 
 
