@@ -285,6 +285,16 @@ def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cl
             grade(str(bundle), source, out, fp32)
 
 
+def refuse(*_):
+    raise UserError("node-7 cannot compute as this run does")
+
+
+def test_a_model_that_refuses_its_machine_ends_the_run(bundle, cluster, tmp_path):
+    source, out = put_source("folder", tmp_path), str(tmp_path / "out")
+    with pytest.raises(UserError, match="node-7 cannot compute as this run does"):
+        grade(str(bundle), source, out, make_model=refuse)
+
+
 def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, capsys):
     source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
     again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True)

@@ -1,13 +1,17 @@
 """What bulk grading makes of a tar that it reads in one pass."""
 
+from hashlib import sha256
+
 import pytest
 
 from jobs import grade_load
 from jobs.grade_load import TarRows
-from scalp_core import archives
+from scalp_core import archives, examination, sources
 from scalp_core.errors import UserError
+from scalp_core.sources import Location
 from scalp_core.storage_errors import StorageError
 from tests import odd_archives as odd
+from tests.small_grade import picture, rows, run, tarred, write_bundle
 
 FILES = [("1.jpg", b"one"), ("1.json", b"{}"), ("2.jpg", b"two"), ("1.jpg", b"again"), ("in.zip", b"PK")]
 
@@ -42,3 +46,15 @@ def test_a_tar_whose_server_goes_away_is_not_taken_to_end_there(monkeypatch):
     assert next(rows)[1] == b"one"
     with pytest.raises(UserError, match="did not answer"):
         next(rows)
+
+
+def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_name(tmp_path):
+    uri, out, (old, new) = str(tmp_path / "a.tar"), str(tmp_path / "out"), (picture(1, 128), picture(2, 128))
+    (tmp_path / "a.tar").write_bytes(tarred([("x/1.jpg", old), ("x/1.jpg", new)]))
+    run(write_bundle(str(tmp_path / "bundle")), [uri], out, report=False)
+    (row,) = rows(out)
+    listed = [{"uri": uri, "member": None, "bytes": 0, "code": None, "error": None}]
+    (examined,) = examination.examine(listed, str(tmp_path))
+    taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
+    (by_name,) = sources.read_photographs([Location(uri, "x/1.jpg")], 10**7)
+    assert {row["sha256"], *taken, sha256(by_name).hexdigest()} == {sha256(new).hexdigest()}
