@@ -44,10 +44,10 @@ _IS_HASHED = (_DIAGONALS >= 2) & (_DIAGONALS < _FREQUENCIES)
 # ten million distinct hashes have five neighbors each instead of thousands.
 _BANDS = 9
 _AGREEING = 3
-_BAND_MASKS = [
-    np.bitwise_or.reduce(np.uint64(1) << bits)
-    for bits in np.array_split(np.arange(64, dtype=np.uint64), _BANDS)
-]
+_BAND_BITS = np.array_split(np.arange(64, dtype=np.uint64), _BANDS)
+_BAND_MASKS = [np.bitwise_or.reduce(np.uint64(1) << bits) for bits in _BAND_BITS]
+_INDEX_BITS = np.uint64(40)  # three bands take 22 bits at most, which leaves 42 for the index of a hash
+_ROWS_AT_ONCE = 200_000
 
 _MAX_LEADERS = 16
 _SHIFT = 2  # pixels of a thumbnail that two fields of view may be apart
@@ -169,6 +169,7 @@ class _Search:
     def run(self, hashes: np.ndarray) -> None:
         leaders = self._pair_equal(hashes)
         rejected = np.zeros(len(hashes), np.int32)
+        hashes = hashes[leaders]
         for bands in combinations(range(_BANDS), _AGREEING):
             for pairs in self._near_in_bands(hashes, leaders, bands):
                 is_crowded = rejected[pairs] >= MAX_PARTNERS
@@ -196,27 +197,36 @@ class _Search:
     def _near_in_bands(
         self, hashes: np.ndarray, positions: np.ndarray, bands: tuple[int, ...]
     ) -> Iterator[np.ndarray]:
-        """Pairs that agree in these bands and, before them, in no other: each pair comes once."""
-        own = hashes[positions] & np.bitwise_or.reduce([_BAND_MASKS[band] for band in bands])
-        order = np.argsort(own)
-        own, positions = own[order], positions[order]
-        full = hashes[positions]
+        """Pairs that agree in these bands and, before them, in no other: each pair comes once.
+
+        Args:
+            hashes: Uint64 (M,).
+            positions: Int64 (M,), what is paired.
+            bands: Numbers of the bands.
+        """
+        order = _order_by_bands(hashes, bands)
+        full = hashes[order]
+        own = np.bitwise_or.reduce([_BAND_MASKS[band] for band in bands])
         earlier = [_BAND_MASKS[band] for band in range(bands[-1]) if band not in bands]
-        active = np.flatnonzero(own[:-1] == own[1:])
-        for step in range(1, MAX_PARTNERS + 1):
-            active = active[active + step < len(own)]
-            active = active[own[active] == own[active + step]]
-            if not len(active):
-                return
-            differing = full[active] ^ full[active + step]
-            near = (np.bitwise_count(differing) <= MAX_BITS) & (differing != 0)
-            kept, differing = active[near], differing[near]
-            for mask in earlier:
-                is_new = (differing & mask) != 0
-                kept, differing = kept[is_new], differing[is_new]
-            if len(kept):
-                yield np.stack([positions[kept], positions[kept + step]], axis=1)
-        self.crowded.append(positions[active])
+        for start in range(0, len(full), _ROWS_AT_ONCE):
+            active = np.arange(start, min(start + _ROWS_AT_ONCE, len(full)))
+            for step in range(1, MAX_PARTNERS + 1):
+                active = active[: np.searchsorted(active, len(full) - step)]
+                differing = full[active] ^ full[active + step]
+                agreeing = np.flatnonzero((differing & own) == 0)
+                active, differing = active[agreeing], differing[agreeing]
+                if not len(active):
+                    break
+                near = np.flatnonzero(np.bitwise_count(differing) <= MAX_BITS)
+                differing = differing[near]
+                is_new = differing != 0
+                for mask in earlier:
+                    is_new &= (differing & mask) != 0
+                if is_new.any():
+                    left = active[near[is_new]]
+                    yield positions[np.stack([order[left], order[left + step]], axis=1)]
+            else:
+                self.crowded.append(positions[order[active]])
 
     def _confirm(self, pairs: np.ndarray) -> np.ndarray:
         """Keeps the pairs that show the same; bool (P,)."""
@@ -229,6 +239,19 @@ class _Search:
             is_same[start : start + len(some)] = shows_same(textures[left], textures[right], self._turns)
         self.pairs.append(pairs[is_same])
         return is_same
+
+
+def _order_by_bands(hashes: np.ndarray, bands: tuple[int, ...]) -> np.ndarray:
+    """Indices that sort hashes by some bands; int64 (M,). One array is sorted in place: bits, then index."""
+    keys = np.zeros(len(hashes), np.uint64)
+    for band in bands:
+        keys <<= np.uint64(len(_BAND_BITS[band]))
+        keys |= (hashes & _BAND_MASKS[band]) >> _BAND_BITS[band][0]
+    keys <<= _INDEX_BITS
+    keys |= np.arange(len(hashes), dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << _INDEX_BITS) - np.uint64(1)
+    return keys.view(np.int64)
 
 
 # --- confirmation ------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ FINDINGS = {
 
 _ROWS_READ = 8_192
 _SOME = 32
+_ROWS_WRITTEN = 50_000
 _DEVICE = "site || '_' || device"
 _SESSION = "site || '_' || device || '_' || session"
 _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
@@ -117,6 +118,18 @@ class Relations:
 
     def query(self, query: str) -> pa.Table:
         return self._sql.sql(query).to_arrow_table()
+
+    def _arrays(self, query: str) -> dict[str, np.ndarray]:
+        """Columns without nulls, filled batch by batch: the whole result exists once."""
+        number = self.number(f"select count(*) from ({query})")
+        reader = self._sql.sql(query).to_arrow_reader(_ROWS_WRITTEN)
+        arrays = {field.name: np.empty(number, field.type.to_pandas_dtype()) for field in reader.schema}
+        start = 0
+        for batch in reader:
+            for name, array in arrays.items():
+                array[start : start + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
+            start += len(batch)
+        return arrays
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         return self.query(query).to_pylist()
@@ -227,11 +240,11 @@ class Relations:
 
     def find_near_duplicates(self) -> near_duplicates.Found:
         """Ids of kept photographs that show the same image, and of those with too many alike."""
-        found = self._sql.sql("""
+        found = self._arrays("""
             select id, "row", hash, turned_hash from photo
             where reason is null and hash is not null order by id
-        """).fetchnumpy()
-        ids, rows = np.asarray(found["id"], np.int64), np.asarray(found["row"], np.int64)
+        """)
+        ids, rows = found["id"], found["row"]
         self._thumbnails.flush()
 
         def thumbnails(positions: np.ndarray) -> np.ndarray:
@@ -241,8 +254,7 @@ class Relations:
             ]
             return np.frombuffer(b"".join(read), np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
-        hashes, turned_hashes = (np.asarray(found[name], np.uint64) for name in ("hash", "turned_hash"))
-        pairs, crowded = near_duplicates.find_pairs(hashes, turned_hashes, thumbnails)
+        pairs, crowded = near_duplicates.find_pairs(found["hash"], found["turned_hash"], thumbnails)
         return near_duplicates.Found(ids[pairs], ids[crowded])
 
     def collect_findings(self, layout: str, near: near_duplicates.Found) -> None:
@@ -297,17 +309,16 @@ class Relations:
         hashes = ", ".join(
             f"if({key} is null, 0::uint64, hash({key})) as {name}" for name, key in keys.items()
         )
-        found = self._sql.sql(f"""
+        return self._arrays(f"""
             select id, reason is null as kept, coalesce(label, 0) as label, hash is null as is_flat,
                 case part when 'Training' then 1 when 'Validation' then 2 else 0 end::int8 as part, {hashes}
             from photo where reason is null or reason = 'duplicate_content' order by id
         """)
-        return {name: np.asarray(values) for name, values in found.fetchnumpy().items()}
 
     def fingerprint(self) -> str:
         """That of `manifest.fingerprint`, without the rows in memory."""
         made = manifest.Fingerprint()
-        reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(50_000)
+        reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(_ROWS_WRITTEN)
         for batch in reader:
             made.update(batch)
         return made.hexdigest()
@@ -388,5 +399,7 @@ class Relations:
         parquet.write_batches(storage.join(out, FINDINGS_FILE), findings)
 
     def _stream(self, query: str, schema: pa.Schema) -> pa.RecordBatchReader:
-        reader = self._sql.sql(query).to_arrow_reader(50_000)
+        # Sorted into a table first: the sort of a streamed result cannot spill (DuckDB 2.0).
+        self._sql.execute(f"create or replace temp table sorted as {query}")
+        reader = self._sql.sql("from sorted").to_arrow_reader(_ROWS_WRITTEN)
         return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))

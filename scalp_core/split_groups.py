@@ -109,10 +109,13 @@ def _shared_rows(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows whose key another row has too, and the first row with that key, for each."""
     order = np.argsort(key, kind="stable")
     sorted_key = key[order]
-    starts = np.flatnonzero(np.diff(sorted_key, prepend=~sorted_key[:1]))
-    counts = np.diff(starts, append=len(key))
-    is_shared = np.repeat((counts > 1) & (sorted_key[starts] != 0), counts)
-    return order[is_shared], np.repeat(order[starts], counts)[is_shared]
+    is_same = sorted_key[1:] == sorted_key[:-1]
+    is_shared = np.append(False, is_same) | np.append(is_same, False)
+    is_shared &= sorted_key != 0
+    rows, sorted_key = order[is_shared], sorted_key[is_shared]
+    del order
+    is_first = np.diff(sorted_key, prepend=~sorted_key[:1]) != 0
+    return rows, rows[is_first][np.cumsum(is_first) - 1]
 
 
 def _joined(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
