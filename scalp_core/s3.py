@@ -115,9 +115,9 @@ def put(bucket: str, key: str, data: bytes) -> None:
 def upload(bucket: str, key: str, file: IO[bytes]) -> None:
     """Upload a file from its start, atomically; a large one in parts."""
     file.seek(0)
-    with coded():
-        # s3transfer closes what it is given.
-        client().upload_fileobj(_Unclosed(file), bucket, key)
+    # s3transfer closes what it is given.
+    with coded(), open(file.fileno(), "rb", closefd=False) as unclosed:
+        client().upload_fileobj(unclosed, bucket, key)
 
 
 def create(bucket: str, key: str, data: bytes) -> bool:
@@ -201,26 +201,6 @@ class Reader(io.RawIOBase):
         buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
-
-
-class _Unclosed(io.RawIOBase):
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
 
 
 class _Access(NamedTuple):
