@@ -86,7 +86,7 @@ def prepare(
         out: directory for the manifest, the report and the lists of what was dropped and found.
         options: which labels, and how to split.
         group_by: what gives the groups; see `GroupBy`.
-        retry_failed: read the objects again that a finished run could not fetch.
+        retry_failed: read the objects again that a finished run could not fetch; without any, as without it.
         executor: where the steps run; Ray's workers unless given.
         list_task: what lists; `scalp bench scale` puts a simulated one in its place.
         examine_task: what examines.
@@ -103,7 +103,7 @@ def prepare(
     outputs.check(out, _VERB, [source])
     identity = {"source": source, **_as_json(options), "group_by": group_by}
     finished = _finished(out, identity)
-    if finished and not retry_failed:
+    if finished and not (retry_failed and finished["could_not_be_fetched"]):
         return _as_before(finished, out, source)
     roots = inventory.roots(source)
     grouping = _grouping(group_by, source)
@@ -224,6 +224,8 @@ def _begin(output: Output, identity: dict[str, Any], *, again: bool) -> None:
     """Notes what is asked for; what was examined for other groups is examined anew."""
     uri = storage.join(output.uri, _IDENTITY_FILE)
     known = read_json(uri)
+    if known is None:  # killed while it removed what it had read of a source that was refused
+        output.remove_scratch()
     if again:  # not finished any more
         storage.remove_file(storage.join(output.uri, manifest.SPEC_FILE))
     if known and known.get("group_by") != identity["group_by"]:

@@ -7,6 +7,7 @@ import os
 import signal
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from PIL import Image
 from jobs import shards
 from jobs.executor import InProcessExecutor
 from jobs.prepare import prepare
-from scalp_core import storage
+from scalp_core import sources, storage
 from scalp_core.audit import Options
+from scalp_core.errors import ImageError
 from scalp_core.examination import read_content
+from scalp_core.members import Placed
 
 KEPT, DROPPED = 32, 5
+UNFETCHED = (5, 6)  # images in two shards that an outage leaves out
 KILLER = 7  # the image whose bytes end the process that decodes them
 
 
@@ -54,9 +58,25 @@ def write_source(source: str) -> None:
     storage.write(f"{source}/1/notes.txt", b"a text")
 
 
-def prepare_in_process(source: str, out: str) -> dict[str, Any]:
+def prepare_in_process(source: str, out: str, retry_failed: bool = False) -> dict[str, Any]:
     shards.LISTING_TASKS = 2  # two shards show as much as six
-    return prepare(source, out, Options(ratio="2:1:1"), executor=InProcessExecutor())
+    return prepare(
+        source, out, Options(ratio="2:1:1"), executor=InProcessExecutor(), retry_failed=retry_failed
+    )
+
+
+def prepare_in_an_outage(source: str, out: str) -> dict[str, Any]:
+    """`UNFETCHED` cannot be fetched."""
+    read = sources.read_placed
+    names = tuple(f"/{index}.jpg" for index in UNFETCHED)
+
+    def read_in_an_outage(locations: list[sources.Location], max_bytes: int) -> Iterator[Placed]:
+        for location, placed in zip(locations, read(locations, max_bytes), strict=True):
+            failed = Placed(ImageError("fetch_failed", "the server did not answer"))
+            yield failed if location.uri.endswith(names) else placed
+
+    sources.read_placed = read_in_an_outage
+    return prepare_in_process(source, out)
 
 
 def deadly_content(kind: str, data: bytes) -> dict[str, Any]:

@@ -1,6 +1,10 @@
-"""`scalp prepare` killed before and after every step that changes storage, and resumed: one row per image."""
+"""`scalp prepare` and `--retry-failed`, killed before and after each step that changes storage, then resumed.
+
+Each time: exactly one row per image.
+"""
 
 import json
+import shutil
 import signal
 from itertools import islice
 
@@ -11,25 +15,29 @@ from tests import crashes
 from tests.faults import preparing
 
 LEAST_POINTS = {"local": 90, "s3": 44}
+LEAST_POINTS_OF_A_RETRY = 70
 
 
 def contents(uri):
     return {file.uri: (file.size, file.version) for file in storage.walk(uri)}
 
 
-def check(source, out, before):
+def check(source, out, before, unfetched=0):
     summary = json.loads(storage.read(f"{out}/summary.json"))
+    kept, left_out = preparing.KEPT - unfetched, preparing.DROPPED + unfetched
     rows = manifest.read_manifest(out)
     dropped = parquet.read(f"{out}/{relations.DROPPED_FILE}").to_pylist()
     names = [(row["uri"], row["member"]) for row in [*rows.to_pylist(), *dropped]]
-    assert rows.num_rows == summary["photographs"] == preparing.KEPT
+    assert rows.num_rows == summary["photographs"] == kept
     # Of the tar's two members of one name, the first is dropped under the name that the last is kept by.
-    assert len(dropped) == sum(summary["dropped"].values()) == preparing.DROPPED
+    assert len(dropped) == sum(summary["dropped"].values()) == left_out
+    assert summary["could_not_be_fetched"] == unfetched
     assert len(set(names)) == len(names) - 1
     assert summary["objects_listed"] == 24 + 4 + 1 + 5
     assert summary["objects"] == {"photograph": preparing.KEPT + preparing.DROPPED, "other": 1}
     left = [file.uri for file in storage.walk(out)]
-    assert not [uri for uri in left if outputs.SCRATCH_FOLDER in uri]
+    assert outputs.has_scratch(out) == bool(unfetched)  # what a retry needs
+    left = [uri for uri in left if outputs.SCRATCH_FOLDER not in uri]
     # The next run that opens OUT removes those of a lease that was being released: nobody reads them.
     left = [uri for uri in left if f"/{lease.FOLDER}/" not in uri]
     assert not [uri for uri in left if listing.TEMPORARY.match(uri.rsplit("/", 1)[-1])]
@@ -64,6 +72,33 @@ def test_a_run_that_is_killed_at_any_step_is_resumed_to_one_row_per_image(where,
             break
     print(f"{where}: {tried} points tried")
     assert tried >= LEAST_POINTS[where] // every
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_retry_that_is_killed_at_any_step_is_resumed_to_one_row_per_image(every, tmp_path):
+    source, finished = str(tmp_path / "source"), str(tmp_path / "finished")
+    preparing.write_source(source)
+    before = contents(source)
+    crashes.run(preparing.prepare_in_an_outage, source, finished)
+    check(source, finished, before, unfetched=len(preparing.UNFETCHED))
+    tried = 0
+    for number, point in enumerate(islice(crashes.points(), 0, None, every)):
+        out = f"{tmp_path}/out-{point.step}-{point.after}"
+        shutil.copytree(finished, out)
+        killed = crashes.killed_at(point, preparing.prepare_in_process, source, out, True)
+        if killed:
+            tried += 1
+            if number % 2:  # without --retry-failed, what was not read again yet stays out
+                crashes.run(preparing.prepare_in_process, source, out)
+                unfetched = json.loads(storage.read(f"{out}/summary.json"))["could_not_be_fetched"]
+                check(source, out, before, unfetched)
+            crashes.run(preparing.prepare_in_process, source, out, True)
+        check(source, out, before)
+        if not killed:
+            break
+    print(f"{tried} points tried")
+    assert tried >= LEAST_POINTS_OF_A_RETRY // every
 
 
 def test_an_image_that_ends_the_process_is_one_row_after_three_tries(tmp_path):

@@ -31,6 +31,14 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def prepare_and_stop(source, out, monkeypatch):
+    """A run that ends before it writes its report."""
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module.data_report, "html", None)
+        with pytest.raises(TypeError):
+            prepare(source, out, OPTIONS)
+
+
 def test_what_prepare_did_not_make_stays(source, tmp_path):
     out = tmp_path / "thesis"
     for name in ("work/thesis.tex", "report.html", "summary.json", "manifest/split=train/other.parquet"):
@@ -55,10 +63,7 @@ def test_an_empty_source_leaves_the_output_free_for_another(source, tmp_path):
 
 def test_splits_of_a_run_that_was_stopped_do_not_stay(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
-    with monkeypatch.context() as stopped:
-        stopped.setattr(module.data_report, "html", None)
-        with pytest.raises(TypeError):
-            prepare(source, out, OPTIONS)
+    prepare_and_stop(source, out, monkeypatch)
     assert storage.folders_in(f"{out}/manifest") == {"split=train", "split=val", "split=test"}
     prepare(source, out, Options(task="unlabelled"))
     table = manifest.read_manifest(out)
@@ -97,6 +102,21 @@ def test_what_could_not_be_fetched_is_read_again_when_asked(source, tmp_path, mo
     assert not parquet.read(f"{out}/{relations.DROPPED_FILE}").num_rows
     assert not outputs.has_scratch(out)
     assert json.loads(storage.read(f"{out}/summary.json")) == summary
+    # Nothing is left to retry: the finished run stays as it is.
+    assert prepare(source, out, OPTIONS, retry_failed=True, list_task=None, examine_task=None) == summary
+    assert manifest.read_manifest(out).num_rows == 24
+
+
+def test_a_refused_source_that_was_killed_while_it_cleaned_up_is_read_anew(source, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    for index in range(4):
+        storage.write(f"{tmp_path}/new/unsorted/{index}.jpg", picture(index))
+    with monkeypatch.context() as killed:
+        killed.setattr(outputs, "remove_scratch", lambda _: None)
+        with pytest.raises(SourceError, match="4 photographs and no grade"):
+            prepare(str(tmp_path / "new"), out, OPTIONS)
+    assert outputs.has_scratch(out)
+    assert prepare(source, out, OPTIONS)["photographs"] == 24
 
 
 def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_path, capsys):
@@ -118,10 +138,7 @@ def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_p
 
 def test_groups_of_an_unfinished_run_are_made_anew(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
-    with monkeypatch.context() as stopped:
-        stopped.setattr(module.data_report, "html", None)
-        with pytest.raises(TypeError):
-            prepare(source, out, OPTIONS)
+    prepare_and_stop(source, out, monkeypatch)
     prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
     assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
 
