@@ -6,6 +6,7 @@ it again when its worker dies, also after its last write.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -16,7 +17,10 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
 from cluster.local import Cluster, connect
+from jobs.isolate import MOST_TRIES, counted_try
 from jobs.preflight import check_nodes
+from scalp_core import storage
+from scalp_core.errors import UserError
 
 T = TypeVar("T")
 Item = dict[str, Any]
@@ -25,6 +29,7 @@ Load = Callable[[pa.Table], Batches]
 
 # Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
 _LOADER_CPUS = 0.9
+_PATIENCE_S = 180
 
 
 @dataclass(frozen=True)
@@ -90,16 +95,27 @@ class Executor(Protocol):
         ...
 
     def pipeline(
-        self, items: list[Item], load: Load, model: type, arguments: Sequence[Any], size: PipelineSize
+        self,
+        items: list[Item],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,
+        deaths: str,
     ) -> Iterator[Item]:
         """Pass each item through `load`, in tasks, and its batches through a model, in actors.
 
         Args:
             items: what is loaded, one row per batch.
-            load: makes batches of one row from an item; each is passed on as soon as it is made.
+            load: makes batches of one row from an item, each named in its column `shard`; a batch is passed
+                on as soon as it is made.
             model: class whose instances turn such a batch into result rows.
             arguments: of its constructor.
             size: how many of both.
+            deaths: folder for notes on batches in which the process of a model died.
+
+        Raises:
+            UserError: the processes of models die again and again in one batch.
         """
         ...
 
@@ -129,7 +145,13 @@ class RayExecutor:
         yield from _dataset(list(items)).map(task).iter_rows()
 
     def pipeline(
-        self, items: list[Item], load: Load, model: type, arguments: Sequence[Any], size: PipelineSize
+        self,
+        items: list[Item],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,
+        deaths: str,
     ) -> Iterator[Item]:
         dataset = _dataset(items)
         # Every batch is a block of its own, passed on as soon as it is loaded.
@@ -145,8 +167,8 @@ class RayExecutor:
             num_cpus=_LOADER_CPUS,
         )
         results = loaded.map_batches(
-            model,
-            fn_constructor_args=tuple(arguments),
+            _counting_deaths(model),
+            fn_constructor_args=(storage.join(deaths, uuid.uuid4().hex), *arguments),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -188,6 +210,7 @@ class InProcessExecutor:
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,  # noqa: ARG002
+        deaths: str,  # noqa: ARG002
     ) -> Iterator[Item]:
         grade = model(*arguments)
         for item in items:
@@ -211,6 +234,46 @@ class _Shared:
 
     def __call__(self) -> Any:
         return ray.get(self.reference)
+
+
+class _CountingDeaths:
+    """A model of a pipeline; it refuses a batch in which `MOST_TRIES` restarted processes died.
+
+    Ray restarts a model without limit, so that lost nodes are survived, and runs its batches again: also
+    those that only waited, which its own limit (`max_task_retries`) would count and not name. A process that
+    was not restarted counts nothing: a note per batch is two requests to storage.
+
+    Args:
+        deaths: folder for the notes of this pipeline.
+        arguments: of the model.
+    """
+
+    model: type
+
+    def __init__(self, deaths: str, *arguments: Any) -> None:
+        self._deaths = deaths
+        self._counts = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._model = self.model(*arguments)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        if not self._counts:
+            yield from self._model(batch)
+            return
+        (shard,) = batch["shard"].to_pylist()
+        with storage.patience(_PATIENCE_S), counted_try(storage.join(self._deaths, shard)) as is_hopeless:
+            if is_hopeless:
+                raise UserError(
+                    f"processes of models died {MOST_TRIES} times or more while they graded shard {shard}; "
+                    "if memory ran out, run the same command again with a smaller --batch-size, fewer "
+                    "--models or on nodes with more memory"
+                )
+            results = list(self._model(batch))
+        yield from results
+
+
+def _counting_deaths(model: type) -> type:
+    """The class of `_CountingDeaths` for a model, whose name Ray shows as the step's."""
+    return type(model.__name__, (_CountingDeaths,), {"model": model})
 
 
 @ray.remote(num_cpus=1)

@@ -33,6 +33,7 @@ _HOPELESS_FROM = 200
 _SESSION_EVERY_S = 5.0
 _NODES_EVERY_S = 5.0
 _POINTS = 240
+_DEATHS = "deaths"  # folder, in that of the run
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,8 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]
         store_bytes=plan.store_bytes,
     )
     arguments = (work.folder, work.guard, work.spec, work.signature, work.model, plan.batch_size)
-    return work.executor.pipeline(shards, load, GradeShard, arguments, size)
+    deaths = storage.join(work.folder, _DEATHS)
+    return work.executor.pipeline(shards, load, GradeShard, arguments, size, deaths)
 
 
 def _done(work: Work) -> int:
