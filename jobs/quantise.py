@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph, with_graph
-from scalp_core import manifest, openvino_runtime, registry, storage
+from scalp_core import lease, manifest, openvino_runtime, outputs, registry, storage
 from scalp_core.bundle import (
     CARD_FILE,
     GRAPH_FILES,
@@ -27,6 +27,7 @@ from scalp_core.bundle import (
 from scalp_core.card import model_card
 from scalp_core.errors import UserError
 from scalp_core.openvino_runtime import OpenVinoRuntime
+from scalp_core.outputs import Output
 
 KIND = "quantise"
 # Photographs that set the ranges of int8; NNCF's own default.
@@ -47,14 +48,13 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
 
     Raises:
         UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, the data is not the bundle's, the bundle is a
-            version in a registry, or holds a `summary.json` of somebody else.
+            version in a registry or in use, or holds a `summary.json` of somebody else.
     """
     started = time.monotonic()
     loaded = load_bundle(bundle)
     registry.refuse_change(loaded)
-    uri, before = str(loaded.uri), loaded.spec
+    uri = str(loaded.uri)
     kept = _earlier_summary(uri)
-    stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in loaded.spec.graphs else ())}
     if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:
         raise UserError(
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
@@ -64,12 +64,43 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
         console.print(f"{uri} has its int8 graph already")
         _show(kept)
         return kept
+    with outputs.held(_output_of(uri), KIND) as output:
+        spec, images, record = _added(load_bundle(uri), data, seed, output)
+        summary = {
+            "kind": KIND,
+            "date": now(),
+            "model_version": spec.version_in("int8"),
+            "ranges_from": images,
+            **record.model_dump(),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_json(storage.join(uri, SUMMARY_FILE), summary)
+    if output.uri == uri:  # a lease names this machine, and a bundle is handed on
+        storage.remove_folder(storage.join(uri, lease.FOLDER))
+    _show(summary)
+    return summary
+
+
+def _output_of(uri: str) -> str:
+    """The directory whose lease guards a bundle: the run that `scalp train` made, or the bundle alone."""
+    run = uri.rpartition("/")[0]
+    return run if outputs.kind_of(run) == "train" else uri
+
+
+def _added(loaded: Bundle, data: str, seed: int, output: Output) -> tuple[BundleSpec, int, GraphRecord]:
+    """Adds the graph; the spec with it, the number of images that set its ranges, and what it costs.
+
+    Raises:
+        UserError: it costs too much, or another run took over.
+    """
+    uri, before = str(loaded.uri), loaded.spec
+    stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in before.graphs else ())}
     table = manifest.read_manifest(data)
-    if loaded.spec.training.fold is not None:
-        table = manifest.with_fold(table, loaded.spec.training.fold)
+    if before.training.fold is not None:
+        table = manifest.with_fold(table, before.training.fold)
     val = manifest.part(table, "val")
-    if "float" not in loaded.spec.graphs:  # from before bundles held graphs
-        loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, loaded.spec.preprocess))
+    if "float" not in before.graphs:  # from before bundles held graphs
+        loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, before.preprocess))
     graph = loaded.graph("float")
     images = _ranges(loaded, manifest.part(table, "train"), seed)
     reference = OpenVinoRuntime(graph, "fp32").logits
@@ -82,22 +113,13 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
     else:
         raise UserError(
             f"int8 costs {record.qwk_drop:.4f} kappa on {record.photographs} validation photographs, more "
-            f"than {MAX_INT8_QWK_DROP}: {bundle} keeps bf16 and fp32 alone"
+            f"than {MAX_INT8_QWK_DROP}: {uri} keeps bf16 and fp32 alone"
         )
     changed = with_graph(loaded, "int8", candidate, record)
     made = {name: content for name, content in changed.files.items() if name not in stored}
+    output.check()
     save_bundle(uri, changed.spec, made | _card(uri, before, changed.spec))
-    summary = {
-        "kind": KIND,
-        "date": now(),
-        "model_version": changed.spec.version_in("int8"),
-        "ranges_from": len(images),
-        **record.model_dump(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(storage.join(uri, SUMMARY_FILE), summary)
-    _show(summary)
-    return summary
+    return changed.spec, len(images), record
 
 
 def _earlier_summary(uri: str) -> dict[str, Any] | None:

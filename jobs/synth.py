@@ -6,19 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import progress_bar, show
+from scalp_core import outputs, storage
+from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.synthetic import write_dataset
 from scalp_core.synthetic_plan import SynthOptions
 
+KIND = "synth"
+
 
 def synth(out: str, options: SynthOptions) -> dict[str, Any]:
-    """Renders the photographs; a folder that holds the same options already is left as it is."""
-    with progress_bar("rendering", options.images) as (progress, task):
+    """Renders the photographs; a folder that holds the same options already is left as it is.
+
+    Raises:
+        UserError: `out` is in object storage, holds something else, or is in use.
+    """
+    if storage.is_s3(out):
+        raise UserError(f"OUT {out} is not a local folder; draw into one and copy it")
+    with (
+        outputs.opened(out, KIND) as output,
+        progress_bar("rendering", options.images) as (progress, task),
+    ):
         summary = write_dataset(
-            Path(out), options, on_progress=lambda done: progress.update(task, completed=done)
+            Path(output.uri), options, on_progress=lambda done: progress.update(task, completed=done)
         )
     show(
-        "synth",
+        KIND,
         {
             "photographs": summary.images,
             "by grade": {GRADE_NAMES[int(grade)]: count for grade, count in summary.grades.items()},

@@ -65,7 +65,18 @@ def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
     out = storage.absolute(out)
     check(out, kind, inputs)
     claim(out, kind)
-    with lease.held(out, kind) as guard:
+    with held(out, kind) as output:
+        yield output
+
+
+@contextmanager
+def held(out: str, verb: str) -> Iterator[Output]:
+    """Hold the lease of a directory, also of another verb's, while the block changes something in it.
+
+    Raises:
+        UserError: another run uses it.
+    """
+    with lease.held(out, verb) as guard:
         for folder in (out, storage.join(out, lease.FOLDER)):
             storage.remove_temporary(folder)
         yield Output(out, guard)

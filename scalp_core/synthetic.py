@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
+from scalp_core import lease, outputs
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.synthetic_layout import (
@@ -44,6 +45,8 @@ RENDERER = 1
 
 _SUMMARY = "synth.json"
 _MARKER = "synth.started.json"
+# Of the output directory that the set is drawn into.
+_NOT_OF_THE_SET = {outputs.MARKER_FILE, lease.FOLDER}
 
 
 class SynthSummary(BaseModel):
@@ -187,7 +190,7 @@ def _claim(out: Path, summary: SynthSummary) -> bool:
     if _begun(out / _SUMMARY, summary):
         return True
     if not _begun(out / _MARKER, summary):
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(path.name not in _NOT_OF_THE_SET for path in out.iterdir()):
             raise UserError(
                 f"{out} is not empty, and not from these options; empty it, name another folder, "
                 "or repeat the options that it was begun with"

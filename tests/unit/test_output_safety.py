@@ -16,12 +16,16 @@ import ray
 import typer
 
 from jobs.cli import app, main
+from jobs.synth import synth
 from scalp_core import outputs
+from scalp_core.errors import UserError
+from scalp_core.synthetic_plan import SynthOptions
 from tests.conftest import jpeg
 
 # Arguments of every verb that makes an output directory, and the marker of that directory. OUT is where it is
 # made, SOURCE what is read. There is neither a bundle nor data: a wrong place is told before they are opened.
 WRITES = {
+    "synth": ("synth OUT", "synth"),
     "prepare": ("prepare SOURCE OUT", "prepare"),
     "train": ("train SOURCE OUT", "train"),
     "tune": ("tune SOURCE OUT", "tune"),
@@ -37,15 +41,11 @@ WRITES = {
     },
     "bench scale --stage grade": ("bench scale --stage grade --out OUT", "bench scale-grade"),
 }
-# These make one too, and are tested with their own rules.
-OWN_TESTS = {
-    "synth": "test_a_set_is_not_drawn_into_a_folder_of_somebody_else",
-}
 # These make none.
 WRITE_NO_DIRECTORY = {
     "serve": "an audit folder of its own, which others may not look into (test_audit_log)",
     "submit": "runs a verb of this table; its log: test_job_entry",
-    "quantise": "adds to a bundle: test_graphs",
+    "quantise": "adds to a bundle: test_quantise, test_graphs",
     "results": "one file, with --to: test_results",
     "compare": "reads",
     "models list": "reads",
@@ -117,7 +117,7 @@ def commands(group: Any, before: str = "") -> Iterator[str]:
 
 
 def test_every_verb_says_what_it_writes():
-    known = {verb.partition(" --")[0] for verb in (*WRITES, *OWN_TESTS, *WRITE_NO_DIRECTORY)}
+    known = {verb.partition(" --")[0] for verb in (*WRITES, *WRITE_NO_DIRECTORY)}
     assert known == set(commands(typer.main.get_command(app)))
 
 
@@ -167,8 +167,15 @@ def test_a_forgotten_out_after_two_sources_keeps_the_second(mine, tmp_path, monk
     assert content(mine) == before
 
 
-def test_a_set_is_not_drawn_into_a_folder_of_somebody_else(mine, monkeypatch, capsys):
-    before = content(mine)
-    monkeypatch.setitem(WRITES, "synth", ("synth OUT --images 10", "synth"))
-    assert f"{mine} is not empty" in refused("synth", mine, mine, monkeypatch, capsys)
-    assert content(mine) == before
+def test_a_set_is_drawn_by_one_run_at_a_time_and_on_a_disk(tmp_path):
+    options = SynthOptions(images=3, devices=1)
+    with (
+        outputs.opened(str(tmp_path / "set"), "synth"),
+        pytest.raises(UserError, match="in use by scalp synth"),
+    ):
+        synth(str(tmp_path / "set"), options)
+    made = synth(str(tmp_path / "set"), options)
+    assert made["images"] == 3
+    assert synth(str(tmp_path / "set"), options) == made
+    with pytest.raises(UserError, match="s3://clinic/set is not a local folder"):
+        synth("s3://clinic/set", options)

@@ -1,11 +1,13 @@
-"""A file of a bundle that `scalp quantise` does not take for its own."""
+"""`scalp quantise` and the bundle that it changes: files of others, and other runs."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.console import SUMMARY_FILE
 from jobs.quantise import quantise
+from scalp_core import lease, manifest, outputs
 from scalp_core.errors import UserError
 
 
@@ -16,3 +18,21 @@ def test_a_summary_of_somebody_else_is_refused_and_kept(bundle, tmp_path, text):
     with pytest.raises(UserError, match=f"{copy}/{SUMMARY_FILE} was not written by scalp quantise; move it"):
         quantise(str(copy), str(tmp_path / "data"))
     assert (copy / SUMMARY_FILE).read_text() == text
+
+
+@pytest.mark.parametrize("verb", ["train", None], ids=["in a run", "alone"])
+def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
+    """Of a run, `scalp train` writes the bundle too."""
+    run = tmp_path / "run"
+    if verb:
+        outputs.claim(str(run), verb)
+    copy = shutil.copytree(bundle, run / "bundle")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    monkeypatch.setattr(manifest, "read_spec", lambda _: SimpleNamespace(sha256="0" * 64))
+    with (
+        lease.held(str(run if verb else copy), verb or "quantise"),
+        pytest.raises(UserError, match=f"is in use by scalp {verb or 'quantise'}"),
+    ):
+        quantise(str(copy), str(tmp_path / "data"))
+    kept = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert {path: data for path, data in kept.items() if lease.FOLDER not in path.parts} == before
