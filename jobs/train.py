@@ -26,7 +26,6 @@ from jobs.tracking import Tracker, Tracking, lenient, tracked
 from jobs.train_follow import FromController, followed
 from jobs.train_scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
 from scalp_core import manifest, outputs, storage
-from scalp_core.bundle import serialise_weights
 from scalp_core.epochs import photographs_an_epoch
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
@@ -83,11 +82,10 @@ def train(
     if summary := _finished(run):
         return summary
     # PyTorch and timm take seconds: the mistakes above are told before.
-    from scalp_core.batch_norm import has_batch_norm
-    from scalp_core.model import initial_model, preprocess_for
+    from jobs.train_start import first_start, initial_uri, save_start, saved_start
 
-    model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
-    spec = preprocess_for(model, recipe.size, recipe.resize)
+    saved = saved_start(run)
+    start = saved or first_start(recipe)
     asked = (workers, workers) if isinstance(workers, int) else workers
     cluster = room_for(connect(), asked, device)
     scaling = scaling_for(cluster, asked, device)
@@ -98,17 +96,19 @@ def train(
         check_nodes(examples(parts), run)
         # All that a user could have to fix was checked: from here on the directory is this run's.
         write_json(storage.join(run, IDENTITY_FILE), identity)
-        initial = storage.join(run, "initial.safetensors")
-        storage.write(initial, serialise_weights(model.state_dict()))
+        if not saved:
+            save_start(run, start)
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
-        if has_batch_norm(model):
+        if start.batch_norm:
             console.print(batch_norm_line(recipe, scaling))
-        result = _train_workers(recipe, spec, parts, initial, run, cluster, scaling, tracker)
+        for line in (f"first weights: {start.record}", *start.notes):
+            console.print(line)
+        result = _train_workers(recipe, start.spec, parts, initial_uri(run), run, cluster, scaling, tracker)
         trained = time.monotonic() - started
         output.check()
         from jobs.train_bundle import make_bundle
 
-        summary = make_bundle(run, data_spec, recipe, spec, parts, result, device, fold)
+        summary = make_bundle(run, data_spec, recipe, start, parts, result, device, fold)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
         with lenient():
@@ -131,7 +131,7 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     shares = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
     return (
-        f"training {recipe.architecture} from {recipe.weights} weights on {rows} photographs: {workers} "
+        f"training {recipe.architecture} on {rows} photographs: {workers} "
         f"workers x {' to '.join(map(str, shares))} photographs a step = {recipe.batch_size}, "
         f"{photographs_an_epoch(rows, recipe.augment) // recipe.batch_size} steps an epoch; learning rate "
         f"{recipe.learning_rate:g}, for any number of workers"

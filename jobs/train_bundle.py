@@ -17,6 +17,7 @@ from jobs.gates import fit_gates
 from jobs.graphs import few_batches, with_float_graph
 from jobs.pipeline import ModelOptions
 from jobs.train_loop import HISTORY_FILE
+from jobs.train_start import Start
 from scalp_core import assessment, calibration, provenance, report, storage
 from scalp_core.bundle import (
     CARD_FILE,
@@ -32,7 +33,6 @@ from scalp_core.card import model_card
 from scalp_core.grades import NUM_GRADES
 from scalp_core.manifest import DataSpec
 from scalp_core.predictor import Device
-from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
 
 
@@ -40,20 +40,21 @@ def make_bundle(
     run: str,
     data: DataSpec,
     recipe: Recipe,
-    spec: Preprocess,
+    start: Start,
     parts: dict[str, pa.Table],
     result: Result,
     device: Device,
     fold: int | None,
 ) -> dict[str, Any]:
     """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
+    spec = start.spec
     checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
     with checkpoint.as_directory() as folder:
         weights = Path(folder, WEIGHTS_FILE).read_bytes()
     history = _history(result)
     training = Training(
         recipe=recipe.model_dump(),
-        initial_weights=recipe.weights,
+        initial_weights=start.record,
         workers=max(entry["workers"] for entry in history),
         best_epoch=best["epoch"],
         data_sha256=data.sha256,

@@ -27,7 +27,7 @@ from scalp_core.bundle import WEIGHTS_FILE, serialise_weights
 from scalp_core.epochs import Share, photographs_an_epoch
 from scalp_core.grades import NUM_GRADES
 from scalp_core.losses import make_loss
-from scalp_core.model import build_model, normalise
+from scalp_core.model import build_model, normalise, to_channels_last
 from scalp_core.predictor import has_bf16
 from scalp_core.recipe import Recipe
 from scalp_core.seeds import Purpose, torch_seed
@@ -82,9 +82,9 @@ class _Worker:
         self.share = Share(self.rank, self.world, recipe.batch_size)
         self.steps = photographs_an_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
-        model = build_model(recipe.architecture, recipe.head).to(self.device)
+        model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
         self.step = TrainingStep(
-            model.to(memory_format=torch.channels_last),
+            to_channels_last(model),
             recipe,
             make_loss(recipe.loss, recipe.label_smoothing, config["grade_counts"], recipe.softness),
             self.spec,

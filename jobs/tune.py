@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,6 @@ from jobs.tune_trials import (
     work_folder,
 )
 from scalp_core import manifest, outputs, storage
-from scalp_core.bundle import serialise_weights
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.predictor import Device
@@ -42,18 +41,13 @@ from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
 from scalp_core.space import Space, draw
 
+if TYPE_CHECKING:
+    from jobs.train_start import Start
+
 KIND = "tune"
 SPACES = Path(__file__).parent / "spaces"
 
 _GRACE_SHARE = 0.25  # of the epochs: before, nothing is stopped
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where the trials of one architecture, weights, seed and head start: weights in safetensors."""
-
-    weights: bytes
-    spec: Preprocess
 
 
 def tune(
@@ -161,15 +155,9 @@ def _start_key(recipe: Recipe) -> tuple[Any, ...]:
 def _starts(recipes: list[Recipe]) -> dict[tuple[Any, ...], Start]:
     """First weights and preprocessing, once for all trials that share them."""
     # PyTorch and timm take seconds: mistakes that need neither are told before.
-    from scalp_core.model import initial_model, preprocess_for
+    from jobs.train_start import first_start
 
-    found: dict[tuple[Any, ...], Start] = {}
-    for recipe in recipes:
-        if _start_key(recipe) not in found:
-            model = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head)
-            spec = preprocess_for(model, recipe.size, recipe.resize)
-            found[_start_key(recipe)] = Start(serialise_weights(model.state_dict()), spec)
-    return found
+    return {key: first_start(recipe) for key, recipe in {_start_key(each): each for each in recipes}.items()}
 
 
 def _at_once(cluster: Cluster, scaling: ScalingConfig) -> int:

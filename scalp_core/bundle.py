@@ -81,13 +81,34 @@ class GraphRecord(BaseModel):
     openvino: str = Field(description="version that made it")
 
 
+class InitialWeights(BaseModel):
+    """Origin of the weights that training started from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="imagenet, none, or the file, as given")
+    tensors: int = Field(0, description="weight tensors of the model")
+    taken: int = Field(0, description="of them, tensors that came from the file; the others were random")
+    head_kept: bool = Field(False, description="whether the file's head fitted; else a new one was drawn")
+    tag: str | None = Field(None, description="timm name with the tag of its weights, of imagenet")
+    url: str | None = Field(None, description="address of the file, of imagenet")
+    sha256: str | None = Field(None, description="hash of the file; None of none")
+
+    def __str__(self) -> str:
+        if self.source == "none":
+            return "none (random)"
+        head = "its head kept" if self.head_kept else "a new head"
+        origin = f"{self.tag}, {self.url}, " if self.tag else ""
+        return f"{self.source} ({origin}sha256 {self.sha256}; {self.taken} of {self.tensors} tensors, {head})"
+
+
 class Training(BaseModel):
     """Where the weights come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: dict[str, Any] = Field(description="the whole recipe as it was run")
-    initial_weights: str = Field(description="imagenet, none, or the file that training started from")
+    initial_weights: InitialWeights
     workers: int = Field(description="data-parallel workers")
     best_epoch: int = Field(description="the epoch kept, by validation kappa; the first is 1")
     data_sha256: str = Field(description="hash of the manifest that was trained on")
@@ -248,8 +269,13 @@ class Bundle:
 def serialise_weights(state: dict[str, torch.Tensor]) -> bytes:
     """Weights as safetensors bytes; contiguous, on the CPU."""
     import safetensors.torch
+    import torch
 
-    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    # Cloned: safetensors refuses layers that share a tensor, which CoaT's do.
+    whole = torch.contiguous_format
+    return safetensors.torch.save(
+        {name: value.detach().cpu().clone(memory_format=whole) for name, value in state.items()}
+    )
 
 
 def load_weights(data: bytes) -> dict[str, torch.Tensor]:

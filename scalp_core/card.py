@@ -40,7 +40,7 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 - How far readers of such photographs agree among themselves was not measured.
 
 ## What it is made of
-- architecture `{architecture}`, first weights `{initial_weights}`, input {size}x{size} ({resize})
+- architecture `{architecture}`, first weights: {initial_weights}, input {size}x{size} ({resize})
 - {photographs} training photographs by grade: {counts}
 - {split}
 - best epoch {best_epoch} of {epochs}, {workers} workers

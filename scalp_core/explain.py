@@ -18,7 +18,7 @@ from torch import nn
 
 from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
-from scalp_core.model import build_model, normalise
+from scalp_core.model import build_model, normalise, to_channels_last
 from scalp_core.predictor import Device, resolve_device
 
 # Captum keeps the activations of all layers, so that memory grows with this.
@@ -41,10 +41,10 @@ class Explainer:
     def __init__(self, bundle: Bundle, device: Device = "auto") -> None:
         self.spec = bundle.spec
         self.device = resolve_device(device)
-        model = build_model(self.spec.architecture, self.spec.head).eval()
+        model = build_model(self.spec.architecture, self.spec.head, self.spec.preprocess.size).eval()
         model.load_state_dict(bundle.state)
         model.requires_grad_(False)
-        self._model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = to_channels_last(model.to(self.device))
         self._pool = _last_pool(model, self.spec.architecture)
         self._turn = threading.Lock()
         self.cells = self._find_cells()

@@ -1,18 +1,15 @@
-"""The classifier: a timm architecture with a four-unit head, and where its first weights come from."""
+"""The classifier: a timm architecture with a four-unit head, in timm's own names."""
 
 from __future__ import annotations
 
 import difflib
-import tempfile
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from scalp_core import storage
 from scalp_core.bundle import Head
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
@@ -31,42 +28,105 @@ class CornToLogits(nn.Module):
         return torch.cat([stays[:, :1], above[:, :-1] + stays[:, 1:], above[:, -1:]], dim=1)
 
 
-def build_model(architecture: str, head: Head = "softmax") -> nn.Module:
+def build_model(architecture: str, head: Head = "softmax", size: int | None = None) -> nn.Module:
     """The architecture with random weights, to four logits.
 
     Args:
         architecture: timm name, with or without the tag of its weights.
         head: `corn` has three units, and makes of them the logarithms of four probabilities.
+        size: side of its square input, pixels, for architectures that are built for one; None is timm's.
 
     Raises:
-        UserError: timm knows no such architecture.
+        UserError: timm knows no such architecture, or it does not exist at this size or with this head.
     """
-    return _with_head(_timm_model(architecture, head), head)
+    return with_head(timm_model(architecture, head, size), head)
 
 
-def _timm_model(architecture: str, head: Head, **options: Any) -> nn.Module:
+def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool = False) -> nn.Module:
+    """timm's model with as many units as `head` needs; `with_head` completes it."""
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.0)[0]
         raise UserError(
             f"timm has no architecture {architecture!r}; did you mean {near!r}? Try {DEFAULT_ARCHITECTURE}"
         )
-    return timm.create_model(architecture, num_classes=_OUTPUTS[head], **options)
+    try:
+        # None for a former name, which timm resolves when it builds the model.
+        config: Any = timm.get_pretrained_cfg(architecture)
+        config = config or timm.get_pretrained_cfg(_present_name(architecture))
+    except RuntimeError:
+        name, _, tag = architecture.partition(".")
+        known = ", ".join(timm.list_pretrained(f"{name}.*"))
+        raise UserError(
+            f"timm has no weights tagged {tag!r} of {name}; choose one of {known or name}"
+        ) from None
+    # timm's mark of the architectures that take `img_size`: the others accept any input.
+    built_for_size: dict[str, Any] = {"img_size": size} if size and config.fixed_input_size else {}
+    try:
+        return timm.create_model(
+            architecture, num_classes=_OUTPUTS[head], pretrained=pretrained, **built_for_size
+        )
+    except Exception as error:
+        if not built_for_size:
+            raise
+        raise UserError(
+            f"{architecture} does not exist at {size} px ({first_line(error)}); "
+            f"use --set size={config.input_size[-1]}, or an architecture for any size, such as "
+            f"{DEFAULT_ARCHITECTURE}"
+        ) from error
 
 
-def classifier_name(model: nn.Module) -> str:
-    """The name of the last layer with weights."""
+def _present_name(architecture: str) -> str:
+    config: Any = timm.create_model(architecture).pretrained_cfg
+    return f"{config['architecture']}.{config['tag']}" if config["tag"] else config["architecture"]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the last layers with weights: one, or two in distilled architectures."""
     configuration: Any = model.pretrained_cfg
-    classifier = configuration["classifier"]
-    name = classifier if isinstance(classifier, str) else classifier[0]
+    named = configuration["classifier"]
+    if not named:
+        raise UserError(
+            f"timm does not name the last layer of {configuration['architecture']}; "
+            f"choose another architecture, such as {DEFAULT_ARCHITECTURE}"
+        )
+    return [_without_corn(model, name) for name in ([named] if isinstance(named, str) else named)]
+
+
+def _without_corn(model: nn.Module, name: str) -> str:
     layer = model.get_submodule(name)
     return f"{name}.0" if isinstance(layer, nn.Sequential) and isinstance(layer[-1], CornToLogits) else name
 
 
-def _with_head(model: nn.Module, head: Head) -> nn.Module:
+def with_head(model: nn.Module, head: Head) -> nn.Module:
+    """Complete a model of `timm_model` in place, so that it answers four logits.
+
+    Raises:
+        UserError: `corn` on an architecture with two heads, whose conditional logits timm averages.
+    """
+    names = head_names(model)
     if head == "corn":
-        name = classifier_name(model)
+        if len(names) > 1:
+            architecture: Any = model.pretrained_cfg
+            raise UserError(
+                f"loss corn needs one head, {architecture['architecture']} has {len(names)}; "
+                "use --set loss=soft_ordinal, or another architecture"
+            )
         # Beside the layer and not inside the model, so that every architecture has it in the same place.
-        model.set_submodule(name, nn.Sequential(model.get_submodule(name), CornToLogits()))
+        model.set_submodule(names[0], nn.Sequential(model.get_submodule(names[0]), CornToLogits()))
+    return model
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Reorder all four-dimensional weights in place; `nn.Module.to` fails on those of five dimensions."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return model
 
 
@@ -89,51 +149,3 @@ def _constants(spec: Preprocess, device: torch.device) -> tuple[torch.Tensor, to
     with torch.inference_mode(False):
         mean = torch.tensor(spec.mean, device=device) * 255
         return mean, 1 / (torch.tensor(spec.std, device=device) * 255)
-
-
-def initial_model(architecture: str, weights: str, seed: int, head: Head = "softmax") -> nn.Module:
-    """The model that training starts from.
-
-    Args:
-        architecture: a timm name.
-        weights: `imagenet` (from timm's hub), `none` (random, by `seed`), a local `.safetensors` or `.pth`
-            file, or `s3://…` of one. A head of another size in the file is replaced by a new one.
-        seed: of what is random.
-        head: see `build_model`.
-
-    Raises:
-        UserError: the weights cannot be had or do not fit. Training never starts from scratch unasked.
-    """
-    torch.manual_seed(seed)
-    model = build_model(architecture, head)  # also so that a wrong name is reported as such
-    if weights == "none":
-        return model
-    try:
-        if weights == "imagenet":
-            return _with_head(_timm_model(architecture, head, pretrained=True), head)
-        return _with_head(_from_file(architecture, weights, head), head)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(_no_weights(architecture, weights, reason)) from error
-
-
-def _from_file(architecture: str, weights: str, head: Head) -> nn.Module:
-    suffix = Path(weights).suffix
-    if suffix not in (".safetensors", ".pth"):
-        raise UserError(f"--weights {weights}: give imagenet, none, or a .safetensors or .pth file")
-    data = storage.read(storage.absolute(weights))
-    # timm reads from a path; it unpickles with weights_only, and fits the head to four units.
-    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
-        file.write(data)
-        file.flush()
-        overlay = {"file": file.name, "hf_hub_id": None, "url": ""}
-        return _timm_model(architecture, head, pretrained=True, pretrained_cfg_overlay=overlay)
-
-
-def _no_weights(architecture: str, weights: str, reason: str) -> str:
-    return (
-        f"cannot get {weights} weights for {architecture} ({reason}); three ways: --weights FILE (a local "
-        ".safetensors or .pth), --weights s3://BUCKET/FILE, or --weights none to train from scratch"
-    )

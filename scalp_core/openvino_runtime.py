@@ -72,7 +72,7 @@ def convert(
     class WithNormalise(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build_model(architecture, head)
+            self.model = build_model(architecture, head, spec.size)
             self.model.load_state_dict(state)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:

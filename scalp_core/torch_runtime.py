@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +15,10 @@ from torch.fx.experimental.optimization import fuse
 
 from scalp_core.bundle import Head
 from scalp_core.grades import NUM_GRADES
-from scalp_core.model import build_model, classifier_name, normalise
+from scalp_core.model import build_model, first_line, head_names, normalise, to_channels_last
 from scalp_core.preprocess import Preprocess
+
+_logger = logging.getLogger(__name__)
 
 # Batches are padded to one of these, so that four CUDA graphs serve all sizes. Larger batches are cut: while
 # one piece is computed the next one is copied.
@@ -52,15 +54,13 @@ class TorchRuntime:
         threads: int | None = None,
         head: Head = "softmax",
     ) -> None:
-        model = build_model(architecture, head).eval()
+        model = build_model(architecture, head, spec.size).eval()
         model.load_state_dict(state)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._device = torch.device(device)
         self._spec = spec
         self._threads = threads
-        last = classifier_name(model)
-        folded = _in_precision(_folded(model), last, self._dtype)
-        folded = folded.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folded = to_channels_last(_folded(model, self._dtype).to(self._device))
         self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
         self._pads = compiled or device == "cuda"
         self._turn = threading.Lock()
@@ -174,13 +174,6 @@ class _CudaGraphs:
         return self._graphs[bucket]
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    try:
-        return fuse(model)
-    except torch.fx.proxy.TraceError:  # a model that decides by its input; right as it is, only slower
-        return model
-
-
 class _InFloat32(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -190,12 +183,26 @@ class _InFloat32(nn.Module):
         return self.layer(values.float())
 
 
-def _in_precision(model: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
-    """All in `dtype` but the last layer: logits of 8 bits would tie, and cost nothing to keep."""
-    head = copy.deepcopy(model.get_submodule(name))
+def _folded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Fold batch normalization, and convert all but the heads: logits of 8 bits would tie."""
+    heads = head_names(model)
+    # Before folding: it inlines timm's own layers, and the heads may be such.
+    for name in heads:
+        model.set_submodule(name, _InFloat32(model.get_submodule(name)))
+    exact = {name: value.clone() for name, value in model.state_dict().items() if _is_in(name, heads)}
+    try:
+        model = fuse(model)
+    except Exception as error:  # such as a model that decides by its input; right as it is, only slower
+        _logger.warning("batch normalization is not folded, which is slower: %s", first_line(error))
     model.to(dtype)
-    model.set_submodule(name, _InFloat32(head))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in exact:
+            tensor.data = exact[name]
     return model
+
+
+def _is_in(name: str, modules: list[str]) -> bool:
+    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def largest_bucket(bytes_a_photograph: float, free: int) -> int:

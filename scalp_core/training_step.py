@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scalp_core import batch_norm
 from scalp_core.losses import Loss
-from scalp_core.model import classifier_name, normalise
+from scalp_core.model import head_names, normalise
 from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import BatchNorm, Recipe
 
@@ -70,7 +70,8 @@ class TrainingStep:
         self._frozen = frozen
         self.model.requires_grad_(not frozen)
         if frozen:
-            self.model.get_submodule(classifier_name(self.model)).requires_grad_(True)
+            for name in head_names(self.model):
+                self.model.get_submodule(name).requires_grad_(True)
         if self.world > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             # Statistics of batch normalization are sent once per epoch, before the validation.
@@ -80,7 +81,8 @@ class TrainingStep:
         """Ends what a validation changed; to be called before each epoch."""
         self.model.train(not self._frozen)  # what is frozen keeps its statistics too, as in Keras
         if self._frozen:
-            self.model.get_submodule(classifier_name(self.model)).train()
+            for name in head_names(self.model):
+                self.model.get_submodule(name).train()
         elif self._norm == "frozen":
             batch_norm.freeze(self.model)
 

@@ -31,6 +31,7 @@ from scalp_core.bundle import (
     Bundle,
     BundleSpec,
     Conformal,
+    InitialWeights,
     Training,
     save_bundle,
     serialise_weights,
@@ -99,7 +100,7 @@ def make_bundle() -> Callable[..., Path]:
             conformal=Conformal(coverage=0.9, quantile=0.8),
             training=Training(
                 recipe={"epochs": 1},
-                initial_weights="none",
+                initial_weights=InitialWeights(source="none"),
                 workers=1,
                 best_epoch=1,
                 data_sha256="0" * 64,

@@ -24,7 +24,15 @@ from jobs.grade import GradeOptions, grade
 from jobs.grade_plan import PoolOptions
 from jobs.pipeline import ModelOptions
 from scalp_core import provenance, storage
-from scalp_core.bundle import WEIGHTS_FILE, BundleSpec, Conformal, Training, save_bundle, sha256
+from scalp_core.bundle import (
+    WEIGHTS_FILE,
+    BundleSpec,
+    Conformal,
+    InitialWeights,
+    Training,
+    save_bundle,
+    sha256,
+)
 from scalp_core.preprocess import Preprocess
 from scalp_core.progress import REPORT_FILE
 from scalp_core.results import RESULTS_FOLDER, read_results
@@ -84,7 +92,8 @@ def write_bundle(uri: str, **changes: Any) -> str:
         temperature=1.5,
         conformal=Conformal(coverage=0.9, quantile=0.8),
         training=Training(
-            recipe={}, initial_weights="none", workers=1, best_epoch=1, data_sha256="0" * 64,
+            recipe={}, initial_weights=InitialWeights(source="none"),
+            workers=1, best_epoch=1, data_sha256="0" * 64,
             grade_counts=[1, 5, 7, 3],
         ),
         metrics={},

@@ -133,7 +133,7 @@ def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
     from scalp_core.model import build_model, normalise
 
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model: Any = build_model(bundle.spec.architecture, bundle.spec.head)
+    model: Any = build_model(bundle.spec.architecture, bundle.spec.head, bundle.spec.preprocess.size)
     model.load_state_dict(bundle.state)
     model = model.eval().to(device).to(memory_format=layout)
     spec = bundle.spec.preprocess

@@ -16,6 +16,7 @@ from scalp_core.bundle import (
     Bundle,
     BundleSpec,
     Conformal,
+    InitialWeights,
     Training,
     graph_files,
     load_bundle,
@@ -106,7 +107,7 @@ def _untrained(size: int, files: list[bytes]) -> Bundle:
         conformal=Conformal(coverage=0.9, quantile=0.9),
         training=Training(
             recipe={},
-            initial_weights="none",
+            initial_weights=InitialWeights(source="none"),
             workers=0,
             best_epoch=0,
             data_sha256="",

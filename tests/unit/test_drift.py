@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalp_core import quality
-from scalp_core.bundle import BundleSpec, Conformal, Training
+from scalp_core.bundle import BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.drift import MIN_PHOTOGRAPHS, Counts, compare, count, psi
 from scalp_core.preprocess import Preprocess
 from scalp_core.quality import STATISTICS
@@ -44,7 +44,7 @@ def spec(gates, grade_counts=(1000, 1000, 1000, 1000)):
         conformal=Conformal(coverage=0.9, quantile=0.8),
         training=Training(
             recipe={},
-            initial_weights="none",
+            initial_weights=InitialWeights(source="none"),
             workers=1,
             best_epoch=1,
             data_sha256="",

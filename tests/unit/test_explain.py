@@ -11,6 +11,7 @@ from scalp_core.bundle import (
     Bundle,
     BundleSpec,
     Conformal,
+    InitialWeights,
     Training,
     load_bundle,
     serialise_weights,
@@ -30,7 +31,12 @@ def bundle_of(model: torch.nn.Module, architecture: str, size: int) -> Bundle:
     """A bundle in memory."""
     weights = serialise_weights(model.state_dict())
     training = Training(
-        recipe={}, initial_weights="none", workers=1, best_epoch=1, data_sha256="", grade_counts=[1] * 4
+        recipe={},
+        initial_weights=InitialWeights(source="none"),
+        workers=1,
+        best_epoch=1,
+        data_sha256="",
+        grade_counts=[1] * 4,
     )
     spec = BundleSpec(
         name="toy",

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from scalp_core.batch_norm import freeze, has_batch_norm, synchronize
+from scalp_core.initial_weights import initial_model
 from scalp_core.losses import make_loss
-from scalp_core.model import build_model, initial_model
+from scalp_core.model import build_model
 from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
 from scalp_core.training_step import TrainingStep
@@ -37,7 +38,7 @@ def recipe_of(loss: str, model: str, **changes: object) -> Recipe:
 
 
 def stepper(recipe: Recipe, workers: int = 1, norm: str | None = None) -> TrainingStep:
-    model = initial_model(recipe.architecture, "none", recipe.seed, recipe.head)
+    model, _ = initial_model(recipe.architecture, "none", recipe.seed, recipe.head)
     loss = make_loss(recipe.loss, recipe.label_smoothing, COUNTS, recipe.softness)
     norm = norm or recipe.batch_norm_for(workers)
     step = TrainingStep(model, recipe, loss, Preprocess(size=SIZE), STEPS, norm, bf16=False)
@@ -98,7 +99,7 @@ def by_workers(tmp_path_factory):
 def test_any_number_of_workers_trains_the_same_weights(by_workers, case, workers):
     index = CASES.index(case)
     losses, state = by_workers[1][0][index]
-    start = initial_model(case[1], "none", 0, recipe_of(*case).head).state_dict()
+    start = initial_model(case[1], "none", 0, recipe_of(*case).head)[0].state_dict()
     assert np.ptp(losses) > 0.01  # so that the comparison means something
     for found_losses, found in (each[index] for each in by_workers[workers]):
         assert found_losses == pytest.approx(losses, rel=LOSS_TOLERANCE)
