@@ -18,10 +18,12 @@ from scalp_core.explain import Explainer
 from scalp_core.grade_report import warnings
 from scalp_core.grading import gradings
 from scalp_core.quality import STATISTICS
-from scalp_core.results import result_table
+from scalp_core.results import Signature, result_table
 from serving.schemas import GradeResponse
 from tests.conftest import SMALL
 from tests.unit.test_explain import random_bundle, with_state
+
+SIGNATURE = Signature("m", "cpu")
 
 SURE = [0.0, 20.0, 0.0, 0.0]
 ODD = [[math.nan] * 4, [0.0, math.nan, 0.0, 0.0], [math.inf, 0.0, 0.0, 0.0], [0.0, 0.0, -math.inf, 0.0]]
@@ -49,12 +51,12 @@ def test_they_are_referred_with_their_reason_and_all_grades(spec):
 def test_online_answers_and_bulk_rows_hold_no_nan(spec):
     for answer in gradings(LOGITS, statistics(5), spec):
         json.dumps(asdict(answer), allow_nan=False)
-        sent = GradeResponse.of("0" * 64, [], answer, "m", 1).model_dump_json()
+        sent = GradeResponse.of("0" * 64, [], answer, SIGNATURE, 1).model_dump_json()
         assert json.loads(sent)["refer_reasons"] == answer.refer_reasons
     text = np.array(["a"] * 5, object)
     rows = dict.fromkeys(("location_id", "uri", "member", "sha256", "error", "notes"), text)
     rows |= {"error_code": np.array([""] * 5, object), "statistics": statistics(5)}
-    table = result_table(rows, LOGITS, spec, "m")
+    table = result_table(rows, LOGITS, spec, SIGNATURE)
     assert table["refer_reasons"].to_pylist() == [["not_finite"]] * 4 + [[]]
     json.dumps(table.select(["probabilities", "expected_severity"]).to_pylist(), allow_nan=False)
 
