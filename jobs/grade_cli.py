@@ -59,7 +59,7 @@ def grade(
         typer.Option("--no-tables", help="refuse tables and prepared data, which name photographs anywhere"),
     ] = False,
 ) -> None:
-    """Grades every photograph of the sources, once; run it again to go on where it was stopped."""
+    """Grade every image of the sources once; the same command resumes a stopped run."""
     from jobs.grade import GradeOptions
     from jobs.grade import grade as verb
     from jobs.grade_plan import PoolOptions

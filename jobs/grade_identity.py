@@ -82,7 +82,7 @@ class Identity:
 
     @property
     def computed_by(self) -> str:
-        """What computed its rows, in one line."""
+        """Device, precision, runtime and versions that computed its rows, in one line."""
         return computed_by(self.device, self.precision, self.runtime, self.versions)
 
 

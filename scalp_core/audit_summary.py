@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from scalp_core import manifest
+from scalp_core.findings import FINDINGS
 from scalp_core.grades import GRADE_NAMES
-from scalp_core.relations import FINDINGS, Relations
+from scalp_core.relations import Relations
 
 _DROPPED_OTHERS = (
     "select code, count(*) from object where kind in ('archive', 'other') and code is not null group by code"

@@ -18,10 +18,10 @@ from PIL import Image
 
 from scalp_core import codecs, sources
 from scalp_core.errors import IMAGE_CODES, ImageError
+from scalp_core.findings import FINDINGS, REASONS
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inventory import OBJECT_CODES
 from scalp_core.manifest import PARTS, DataSpec, SplitSpec
-from scalp_core.relations import FINDINGS, REASONS
 from scalp_core.sources import Location
 from scalp_core.split import MIN_GROUPS, parse_ratio
 

@@ -26,40 +26,8 @@ from scalp_core.sql import node_memory_mib, node_threads, spilling
 DROPPED_FILE = "dropped.parquet"
 FINDINGS_FILE = "findings.parquet"
 
-# Reasons to drop a photograph beside errors.IMAGE_CODES and inventory.OBJECT_CODES.
-REASONS = {
-    "not_in_a_grade_folder": "no folder above it names a grade",
-    "other_symptom": "it lies in a folder of another symptom",
-    "no_label": "no label file has its name, or its row of the table has no label",
-    "bad_label": "its label file does not hold six grades, or its label is no grade",
-    "conflicting_labels": "the same picture, or the same name, has labels that differ",
-    "duplicate_content": "another photograph with the same bytes is kept",
-    "official_overlap": "its session or a copy of it is in the delivered Validation part",
-}
-
-# Things that a person should know of, by the word that counts them.
-FINDINGS = {
-    "photograph_without_label": "photographs without a label file of their name",
-    "label_without_photograph": "label files without a photograph of their name",
-    "meta_without_photograph": "META files without a photograph of their name",
-    "bad_label_file": "label files that do not hold six grades",
-    "bad_meta_file": "META files that cannot be read",
-    "label_files_differ": "names whose label files contradict each other",
-    "folder_and_label_file_differ": "photographs whose folder and label file name different grades",
-    "content_in_several_symptoms": "contents that lie under more than one symptom",
-    "content_in_both_parts": "contents that are in both Training and Validation",
-    "conflicting_contents": "contents that have more than one label",
-    "same_name_other_content": "names that more than one content has",
-    "near_duplicate": "pairs of different files that show the same picture",
-    "near_duplicate_labels_differ": "of these, pairs whose labels differ",
-    "flat_image": "images of one color, which join no groups",
-    "joins_many_groups": "images that are the same in more than 3 microscopes, sessions or groups of a "
-    "table, and therefore join none",
-    "crowded_hash": "images that look like so many others that not all were compared",
-}
-
 _ROWS_READ = 8_192
-_SOME = 32
+_SAMPLE = 32
 _ROWS_WRITTEN = 50_000
 _DEVICE = "site || '_' || device"
 _SESSION = "site || '_' || device || '_' || session"
@@ -142,7 +110,7 @@ class Relations:
         wanted = ", ".join(f"'{name}'" for name in names)
         query = f"""
             select distinct uri, member from object
-            where regexp_extract(coalesce(member, uri), '[^/]*$') in ({wanted}) order by all limit {_SOME}
+            where regexp_extract(coalesce(member, uri), '[^/]*$') in ({wanted}) order by all limit {_SAMPLE}
         """
         return [Location(row["uri"], row["member"]) for row in self.rows(query)]
 
@@ -152,7 +120,7 @@ class Relations:
             return [source]
         query = f"""
             select folder from (select distinct regexp_replace(uri, '/[^/]*$', '') as folder from object)
-            order by hash(folder) limit {_SOME}
+            order by hash(folder) limit {_SAMPLE}
         """
         return [source, *(row["folder"] for row in self.rows(query))]
 

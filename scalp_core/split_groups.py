@@ -110,7 +110,9 @@ def _shared_rows(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(key, kind="stable")
     sorted_key = key[order]
     is_same = sorted_key[1:] == sorted_key[:-1]
-    is_shared = np.append(False, is_same) | np.append(is_same, False)
+    is_shared = np.zeros(len(key), bool)
+    is_shared[1:] |= is_same
+    is_shared[:-1] |= is_same
     is_shared &= sorted_key != 0
     rows, sorted_key = order[is_shared], sorted_key[is_shared]
     del order

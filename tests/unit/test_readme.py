@@ -11,9 +11,9 @@ import typer
 from jobs.cli import app
 from scalp_core.drift import Level
 from scalp_core.errors import IMAGE_CODES
+from scalp_core.findings import FINDINGS, REASONS
 from scalp_core.graded import By
 from scalp_core.inventory import OBJECT_CODES
-from scalp_core.relations import FINDINGS, REASONS
 from scalp_core.results import SCHEMA
 from scalp_core.synthetic_layout import LAYOUTS
 
