@@ -8,7 +8,6 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,14 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from rich.table import Table
 
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.names import FOLDERS, image_names
-from jobs.bench.simulated_source import HashModel, SimulatedRoots, SimulatedShard, fit_hashes, write_examined
+from jobs.bench.names import image_names
+from jobs.bench.simulated_source import (
+    HashModel,
+    fit_hashes,
+    lay_out_roots,
+    prepare_simulated,
+    write_examined,
+)
 from jobs.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.prepare import prepare
 from scalp_core import audit, storage
@@ -60,9 +65,7 @@ def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
         shutil.rmtree(source)
         if options.simulated:
             folders = Path(root, "simulated")
-            for number in range(FOLDERS):
-                (folders / f"{number:02d}").mkdir(parents=True)
-                (folders / f"{number:02d}" / "listed.by.none").touch()
+            lay_out_roots(folders)
             rows.append(_run(f"{options.simulated:,} simulated", options.simulated, folders, root, model))
         audits = [_run_audit(options.audited, root, model)] if options.audited and model else []
     settings = {"mean_file_bytes": size_bytes, "picture": "640x480", **vars(options)}
@@ -141,14 +144,7 @@ def _nothing() -> None:
 
 
 def _prepare(source: str, out: str, number: int, model: HashModel | None) -> dict[str, Any]:
-    if model is None:
-        return prepare(source, out)
-    return prepare(
-        source,
-        out,
-        list_task=partial(SimulatedRoots, number=number),
-        examine_task=partial(SimulatedShard, model=model),
-    )
+    return prepare(source, out) if model is None else prepare_simulated(source, out, number, model)
 
 
 # --- photographs -----------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ has the mean, and each pair of bits the correlation, that rendered images behind
 from __future__ import annotations
 
 import io
+from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +19,11 @@ from PIL import Image
 from scipy.stats import norm
 
 from jobs.bench.names import DEVICES, FOLDERS, SHOTS, START_MS, grades_of, image_names
+from jobs.executor import Executor
+from jobs.prepare import prepare
 from jobs.shards import EXAMINED, LISTED, ExamineShard, ListRoots, write_listed
 from scalp_core import aihub, inventory, near_duplicates, parquet, storage
+from scalp_core.group_by import GroupBy
 from scalp_core.synthetic import jpeg
 from scalp_core.synthetic_plan import SynthOptions, plan_dataset
 
@@ -98,8 +103,8 @@ class SimulatedRoots(ListRoots):
 class SimulatedShard(ExamineShard):
     """Examines them without reading."""
 
-    def __init__(self, work: str, base: str, model: HashModel) -> None:
-        super().__init__(work, base)
+    def __init__(self, work: str, base: str, group_by: GroupBy | None, model: HashModel) -> None:
+        super().__init__(work, base, group_by)
         self._model = model
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +115,26 @@ class SimulatedShard(ExamineShard):
         table = _with_signatures(named, devices, self._model, seed)
         parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
         return {"objects": len(listed), "rows": len(listed), "unfetched": 0}
+
+
+def lay_out_roots(source: Path) -> None:
+    """Make the folders over which the listing of a simulated source is divided."""
+    for number in range(FOLDERS):
+        (source / f"{number:02d}").mkdir(parents=True)
+        (source / f"{number:02d}" / "listed.by.none").touch()
+
+
+def prepare_simulated(
+    source: str, out: str, number: int, model: HashModel, executor: Executor | None = None
+) -> dict[str, Any]:
+    """Run `prepare` with `number` simulated objects in place of those below `source`."""
+    return prepare(
+        source,
+        out,
+        executor=executor,
+        list_task=partial(SimulatedRoots, number=number),
+        examine_task=partial(SimulatedShard, model=model),
+    )
 
 
 # --- the audit alone ---------------------------------------------------------------------------------------
