@@ -130,7 +130,7 @@ def bench_scale(
         int, typer.Option(min=0, help="simulated objects of an audit alone; 3 KiB of disk each")
     ] = 0,
 ) -> None:
-    """Rate and memory as the source grows; takes some seven minutes and 5 GiB of disk, for grade half an hour."""
+    """Rate and memory as the source grows; takes seven minutes and 5 GiB of disk, for grade half an hour."""
     from dataclasses import replace
 
     from jobs.bench.scale import ScaleOptions
