@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pyarrow as pa
 from rich.table import Table
 
 from cluster.growth import room_to_work
-from cluster.local import connect
 from jobs.console import SUMMARY_FILE, console, now, show, write_json
+from jobs.executor import RayExecutor
 from jobs.images import Columns, check_read, locating, photographs
-from jobs.pipeline import ModelOptions, tta_symmetries, with_logits
+from jobs.pipeline import Computation, ModelOptions, resolve, tta_symmetries, with_logits
 from scalp_core import (
     assessment,
     calibration,
@@ -42,24 +43,32 @@ _SCALARS = {
     "mae_macro": "  mean over grades",
     "auroc": "AUROC, moderate or worse",
     "sensitivity_at_95_specificity": "  sensitivity at 95 % specificity",
-    "ece": "calibration error (ECE)",
     "rps": "ranked probability score",
     "log_loss": "log loss",
+    "ece": "calibration error (ECE)",
+    "ece_if_calibrated": "  expected if perfectly calibrated",
+    "ece_if_calibrated_95": "  95 % of such up to",
 }
 _TTA_NOTE = "the temperature, the sets and the referral rule were fitted without it"
 
 
-def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
+def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Columns, Computation]:
     """What the pipeline leaves for the rows of a manifest, in their order: `logits` float32 (N, 4), ….
 
+    Returns:
+        the columns, and what computed them.
+
     Raises:
-        UserError: a photograph cannot be read: a number for a part of the rows is not what was asked for.
+        UserError: a photograph cannot be read: a number for a part of the rows is not what was asked for; a
+            machine of the cluster would answer otherwise than the others.
     """
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
-    cluster = room_to_work(connect(), console.print)
+    executor = RayExecutor()
+    cluster = room_to_work(executor.cluster(), console.print)
+    computation = resolve(options, cluster, len(wanted), executor)
     dataset = photographs(locating(rows, "image_id"))
-    for batch in with_logits(dataset, bundle, options, cluster).iter_batches():
+    for batch in with_logits(dataset, bundle, computation, options, cluster, executor).iter_batches():
         check_read(batch)
         batches.append(batch)
     found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -67,22 +76,23 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> Columns:
     if len(found["image_id"]) != len(wanted) or set(place) != set(wanted):
         raise RuntimeError(f"{len(found['image_id'])} answers for {len(wanted)} photographs")
     order = [place[image_id] for image_id in wanted]
-    return {name: values[order] for name, values in found.items()}
+    return {name: values[order] for name, values in found.items()}, computation
 
 
-def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> np.ndarray:
-    """Logits float32 (N, 4) of the rows of a manifest, in their order.
+def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[np.ndarray, Computation]:
+    """Logits float32 (N, 4) of the rows of a manifest, in their order, and what computed them.
 
     Raises:
         UserError: as `collect`, or a logit is not finite: nothing can be fitted to such scores.
     """
-    logits = collect(bundle, rows, options)["logits"]
+    found, computation = collect(bundle, rows, options)
+    logits = found["logits"]
     if bad := int((~calibration.finite_rows(logits)).sum()):
         raise UserError(
             f"{bad} of {len(logits)} images got scores that are not finite from {bundle.spec.name}; train "
             "again with a smaller learning_rate, or check the machine"
         )
-    return logits
+    return logits, computation
 
 
 def evaluate(
@@ -111,30 +121,21 @@ def evaluate(
     out = storage.absolute(out)
     outputs.check(out, KIND, [data])
     loaded = load_bundle(bundle)
-    version = loaded.spec.version_in(options.precision)
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
         table = manifest.with_fold(table, loaded.spec.training.fold)
     rows = manifest.part(table, split)
     with outputs.opened(out, KIND, [data]):
-        summary, title = _scored(loaded, version, data_spec, rows, split, options, out)
-    _show(summary, title.replace("\n", " on "))
-    if summary["trained_on"]["warning"]:
-        console.print(summary["trained_on"]["warning"])
-    if data_spec.split.warning:
-        console.print(data_spec.split.warning)
-    if bad := summary["not_finite"]:
-        console.print(
-            f"NOT FINITE: the scores of {bad} images are not finite numbers; each counts as the largest "
-            "error that its label allows"
-        )
+        summary, title = _scored(loaded, data_spec, rows, split, options, out)
+    _show(summary, title.replace("\n", " on ", 1).replace("\n", ", "))
+    for warning in summary["warnings"]:
+        console.print(warning)
     console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
     return summary
 
 
 def _scored(
     loaded: Bundle,
-    version: str,
     data_spec: DataSpec,
     rows: pa.Table,
     split: str,
@@ -142,13 +143,17 @@ def _scored(
     out: str,
 ) -> tuple[dict[str, Any], str]:
     """Grades the rows and writes what came out; the summary and its title."""
-    found = collect(loaded, rows, options)
+    found, computation = collect(loaded, rows, options)
     answers = gradings(found["logits"], found["statistics"], loaded.spec)
+    version = loaded.spec.version_in(computation.precision)
     summary = {
         "kind": "evaluate",
         "date": now(),
         "model_version": version,
+        "computed_by": computation.computed_by,
+        "computation": asdict(computation),
         "data_sha256": data_spec.sha256,
+        "synthetic": data_spec.synthetic or loaded.spec.training.synthetic,
         "split": split,
         "split_method": data_spec.split.method,
         "leaky": data_spec.split.leaky,
@@ -157,10 +162,28 @@ def _scored(
         "groups": len(set(rows["group"].to_pylist())),
         **_assessed(rows, found, answers, loaded.spec),
     }
-    title = f"{version}\n{split}: {len(answers)} photographs" + ", TTA" * options.tta
-    title += ", LEAKY SPLIT" * data_spec.split.leaky
+    summary["warnings"] = _warnings(summary, loaded.spec, data_spec)
+    shown = f"{split}: {len(answers)} photographs, {computation.device} {computation.precision}"
+    flags = ["LEAKY SPLIT"] * data_spec.split.leaky + ["SYNTHETIC IMAGES"] * summary["synthetic"]
+    title = "\n".join(filter(None, [version, shown + ", TTA" * options.tta, ", ".join(flags)]))
     _write(out, summary, rows, answers, title)
     return summary, title
+
+
+def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[str]:
+    """What a reader of the figures must know, one line each."""
+    bad = summary["not_finite"]
+    found = [
+        f"the model was {spec.warning}" if spec.warning else None,
+        data.warning,
+        summary["trained_on"]["warning"],
+        data.split.warning,
+        f"NOT FINITE: the scores of {bad} images are not finite numbers; each counts as the largest error "
+        "that its label allows"
+        if bad
+        else None,
+    ]
+    return [warning for warning in found if warning]
 
 
 def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
@@ -240,9 +263,7 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
     )
     pictures = {
         "confusion.png": report.confusion_matrix(scored["confusion"], title, note),
-        "reliability.png": report.reliability(
-            told["reliability_after"], told["reliability_before"], told, title
-        ),
+        "reliability.png": report.reliability(told, title),
         "risk_coverage.png": report.risk_coverage(summary["risk_coverage"], title),
         "slices.png": report.slices(summary["slices"], scored, bounds, title),
     }
@@ -269,7 +290,7 @@ def _show(summary: dict[str, Any], title: str) -> None:
         table.add_row(
             label,
             _number(own[name]),
-            _bounds(bounds[name]),
+            _bounds(bounds.get(name)),
             _number(majority.get(name)),
             _number(prior[name]),
         )
@@ -297,9 +318,10 @@ def _beside(summary: dict[str, Any]) -> dict[str, str]:
         "referred to a person": f"{summary['referred']:.1%}",
         "  wrong among the rest": f"{_number(point['error'])} (of all {1 - summary['metrics']['top1']:.3f})",
         "area under risk and coverage": f"{curve['aurc']:.3f}, in grades {curve['aurc_mae']:.3f}",
-        "ECE before and after temperature": f"{_number(calibrated['ece_before'])}, "
-        f"{_number(calibrated['ece_after'])}",
+        "ECE before temperature": assessment.ece_line(calibrated, "before"),
+        "ECE after temperature": assessment.ece_line(calibrated, "after"),
         "the paper's binary accuracy": _number(summary["paper"]["binary_accuracy"]),
+        "computed by": summary["computed_by"],
         "data": summary["trained_on"]["note"],
     }
     if tta := summary["tta"]:

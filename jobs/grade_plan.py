@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cluster.growth import growing_device, make_room
-from cluster.local import Cluster, connect, is_joined
+from cluster.local import Cluster, connect
 from jobs.console import console
 from jobs.executor import Executor
-from jobs.pipeline import ModelOptions
+from jobs.pipeline import ModelOptions, common_precision, resolve_hardware
 from scalp_core.bundle import Bundle
 from scalp_core.errors import UserError
-from scalp_core.predictor import (
-    Hardware,
-    Precision,
-    check_machine,
-    needed_part,
-    resolve_device,
-    resolve_precision,
-    resolve_runtime,
-)
+from scalp_core.predictor import Hardware, needed_part, resolve_runtime
 
 # Photographs that are committed together: a run that is killed does again what its models had, no more.
 _SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
@@ -106,13 +98,8 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
     Raises:
         UserError: the device is not there, or the cluster can never hold what was asked for.
     """
-    on_gpu = cluster.gpus > 0 and model.device != "cpu"
-    if not on_gpu and model.device == "cuda":
-        resolve_device(model.device)  # says so of this machine, where it is the only one
-        raise UserError(
-            "--device cuda: no node of the cluster has a GPU; add one, or use another OUT with cpu"
-        )
-    device: Hardware = "cuda" if on_gpu else "cpu"
+    device = resolve_hardware(model.device, cluster)
+    on_gpu = device == "cuda"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
     cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
     gpus = _gpus(cluster, pool) if on_gpu else 0
@@ -164,20 +151,9 @@ def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelO
     Raises:
         UserError: that node cannot compute as asked.
     """
-    arguments = (model.precision, plan.device)
-    if is_joined():
-        precision = executor.call(_precision_here, *arguments, gpus=plan.gpus_per_model)
-    else:
-        precision = _precision_here(*arguments)
+    precision = common_precision(model.precision, plan.device, executor, plan.gpus_per_model)
     runtime = model.runtime if plan.device == "cuda" else resolve_runtime(model.runtime, plan.device)
     return replace(model, device=plan.device, precision=precision, runtime=runtime)
-
-
-def _precision_here(precision: Precision, device: Hardware) -> Precision:
-    """That of a model on this machine."""
-    resolved = resolve_precision(precision, device)
-    check_machine(device, resolved)
-    return resolved
 
 
 def _gpus(cluster: Cluster, pool: PoolOptions) -> float:

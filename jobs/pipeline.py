@@ -6,16 +6,18 @@ Validation, evaluation and the checks of graphs run it. Bulk grading commits sha
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from cluster.local import Cluster
+from cluster.local import Cluster, is_joined
+from jobs.executor import Executor
 from jobs.images import Columns, LoadImages
 from scalp_core import augment, calibration
 from scalp_core.bundle import Bundle
+from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.predictor import (
     Device,
@@ -23,8 +25,12 @@ from scalp_core.predictor import (
     Precision,
     Predictor,
     Runtime,
+    check_machine,
+    computed_by,
+    deciding_versions,
     needed_part,
     resolve_device,
+    resolve_precision,
     resolve_runtime,
 )
 from scalp_core.preprocess import Preprocess
@@ -44,6 +50,84 @@ class ModelOptions:
     """Average the calibrated probabilities of several flips and turns: `tta_symmetries`."""
 
 
+@dataclass(frozen=True)
+class Computation:
+    """What computes all answers of a job, resolved once: machines that differ do not mix theirs.
+
+    Args:
+        device: of all models.
+        precision: of all forward passes.
+        runtime: of all models.
+        versions: of the packages that decide answers.
+    """
+
+    device: Hardware
+    precision: Precision
+    runtime: Runtime
+    versions: dict[str, str]
+
+    @property
+    def computed_by(self) -> str:
+        """All of it in one line, as in result rows."""
+        return computed_by(self.device, self.precision, self.runtime, self.versions)
+
+
+def resolve(options: ModelOptions, cluster: Cluster, images: int, executor: Executor) -> Computation:
+    """What computes the answers for so many images on this cluster.
+
+    Raises:
+        UserError: the device is not there, or the node that was asked cannot compute as asked for.
+    """
+    device = resolve_hardware(options.device, cluster)
+    runtime = resolve_runtime(options.runtime, device, images / _models(device, cluster))
+    precision = common_precision(options.precision, device, executor, gpus=1 if device == "cuda" else 0)
+    return Computation(device, precision, runtime, deciding_versions(runtime, device))
+
+
+def resolve_hardware(device: Device, cluster: Cluster) -> Hardware:
+    """`auto` takes GPUs where the cluster has some.
+
+    Raises:
+        UserError: cuda was asked for, and no node has a GPU.
+    """
+    if cluster.gpus and device != "cpu":
+        return "cuda"
+    if device == "cuda":
+        resolve_device(device)  # says so of this machine, where it is the only one
+        raise UserError(
+            "--device cuda: no node of the cluster has a GPU; add one, or use another OUT with cpu"
+        )
+    return "cpu"
+
+
+def common_precision(precision: Precision, device: Hardware, executor: Executor, gpus: float) -> Precision:
+    """That of all models of a job; a node that computes resolves `auto`.
+
+    Args:
+        precision: as asked for.
+        device: of all models.
+        executor: asks the node.
+        gpus: share of a GPU that a model takes.
+
+    Raises:
+        UserError: that node cannot compute as asked for.
+    """
+    if is_joined():
+        return executor.call(_precision_here, precision, device, gpus=gpus)
+    return _precision_here(precision, device)
+
+
+def _precision_here(precision: Precision, device: Hardware) -> Precision:
+    """That of a model on this machine."""
+    resolved = resolve_precision(precision, device)
+    check_machine(device, resolved)
+    return resolved
+
+
+def _models(device: Hardware, cluster: Cluster) -> int:
+    return cluster.gpus if device == "cuda" else cluster.nodes
+
+
 def tta_symmetries(spec: Preprocess) -> np.ndarray:
     """Four flips of images that were squashed to squares, else also the quarter turns; the first is none."""
     return augment.symmetries(turns=spec.resize != "squash")
@@ -56,14 +140,22 @@ class AddLogits:
     `seconds` and `plain_seconds` each photograph's share of the forward passes.
     """
 
-    def __init__(self, bundle: ray.ObjectRef, options: ModelOptions, threads: int) -> None:
-        self._predictor = Predictor(
-            ray.get(bundle), options.device, options.precision, threads, options.runtime
-        )
-        self._predictor.warm_up(options.batch_size)
+    def __init__(
+        self, bundle: Callable[[], Bundle], computation: Computation, options: ModelOptions, threads: int
+    ) -> None:
         self._tta = options.tta
+        self._refused: UserError | None = None
+        how = computation
+        try:
+            check_machine(how.device, how.precision, how.versions)
+            self._predictor = Predictor(bundle(), how.device, how.precision, threads, how.runtime)
+            self._predictor.warm_up(options.batch_size)
+        except UserError as error:  # of a call it ends the job in one line; of a constructor Ray tries again
+            self._refused = error
 
     def __call__(self, batch: Columns) -> Columns:
+        if self._refused:
+            raise self._refused
         images = batch.pop("image")
         good = batch["error_code"] == ""
         batch["logits"] = np.zeros((len(images), NUM_GRADES), np.float32)
@@ -92,32 +184,37 @@ class AddLogits:
         }
 
 
-def with_logits(rows: Dataset, bundle: Bundle, options: ModelOptions, cluster: Cluster) -> Dataset:
+def with_logits(
+    rows: Dataset,
+    bundle: Bundle,
+    computation: Computation,
+    options: ModelOptions,
+    cluster: Cluster,
+    executor: Executor,
+) -> Dataset:
     """Grades the photographs that the rows name.
 
     Args:
         rows: `uri, member` and whatever else is to be carried through.
         bundle: loaded and checked here, on the driver; every actor gets these weights and no others.
+        computation: resolved here; an actor on a machine that would answer otherwise refuses.
+        options: batch size and test-time augmentation.
+        cluster: that it runs on.
+        executor: shares the bundle.
 
     Returns:
         the rows with `sha256, error_code, error, statistics, logits`, each exactly once, in any order.
     """
-    on_gpu = cluster.gpus > 0 and options.device != "cpu"
-    if not on_gpu:
-        resolve_device(options.device)  # refuses cuda where there is none, before anything starts
-    device: Hardware = "cuda" if on_gpu else "cpu"
-    bundle.fetch(needed_part(device, options.precision, options.runtime))
-    models = cluster.gpus if on_gpu else cluster.nodes
-    runtime = resolve_runtime(options.runtime, device, rows.count() / models)
-    options = replace(options, device=device, runtime=runtime)
+    device = computation.device
+    bundle.fetch(needed_part(device, computation.precision, computation.runtime))
     # The model's own request differs from that of the tasks before it, or Ray would fuse them and the
     # decoding would wait for the model.
-    cpus = 1 if on_gpu else cluster.model_cpus
+    cpus = 1 if device == "cuda" else cluster.model_cpus
     return rows.map_batches(LoadImages(bundle.spec.preprocess), batch_size=_LOAD_BATCH).map_batches(
         AddLogits,
-        fn_constructor_args=(ray.put(bundle), options, cpus),
+        fn_constructor_args=(executor.share(bundle), computation, options, cpus),
         batch_size=options.batch_size,
-        compute=ActorPoolStrategy(size=models),
-        num_gpus=1 if on_gpu else 0,
+        compute=ActorPoolStrategy(size=_models(device, cluster)),
+        num_gpus=1 if device == "cuda" else 0,
         num_cpus=cpus,
     )

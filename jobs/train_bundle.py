@@ -115,7 +115,7 @@ def _history(result: Result) -> list[dict[str, Any]]:
 def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
     spec = bundle.spec
     labels = np.array(val["label"].to_pylist())
-    logits = collect_logits(bundle, val, options)
+    logits, computation = collect_logits(bundle, val, options)
     temperature = calibration.fit_temperature(logits, labels)
     probs = calibration.probabilities(logits, temperature)
     quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
@@ -124,7 +124,8 @@ def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleS
             "temperature": temperature,
             "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
             "metrics": {
-                "val": assessment.validation(
+                "val": {"computed_by": computation.computed_by}
+                | assessment.validation(
                     labels,
                     calibration.probabilities(logits, 1.0),
                     probs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -153,20 +153,42 @@ def risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> d
 
 
 def calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> dict[str, Any]:
-    """ECE and reliability bins, with and without the temperature.
+    """ECE, what chance makes of it and reliability bins, with and without the temperature.
 
     Args:
         labels: int (N,), 0..3.
         after: float (N, 4), calibrated.
         before: float (N, 4), without the temperature; None where there is no such thing.
     """
+    measures = {
+        "ece": metrics.expected_calibration_error,
+        "if_calibrated": lambda _, probs: metrics.ece_if_calibrated(probs),
+        "reliability": metrics.reliability,
+    }
     return {
         "bins": f"{metrics.ECE_BINS} of equal width on the likeliest grade's probability",
-        "ece_before": None if before is None else metrics.expected_calibration_error(labels, before),
-        "ece_after": metrics.expected_calibration_error(labels, after),
-        "reliability_before": None if before is None else metrics.reliability(labels, before),
-        "reliability_after": metrics.reliability(labels, after),
+        **{
+            f"{name}_{when}": None if probs is None else measure(labels, probs)
+            for name, measure in measures.items()
+            for when, probs in (("before", before), ("after", after))
+        },
     }
+
+
+def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) -> str:
+    """An ECE, and what chance alone gives a perfectly calibrated model of as many images.
+
+    Args:
+        calibrated: from `calibration`.
+        when: before or after the temperature.
+    """
+    ece, chance = calibrated[f"ece_{when}"], calibrated[f"if_calibrated_{when}"]
+    return (
+        "-"
+        if ece is None
+        else f"{ece:.3f} ({chance['mean']:.3f} expected of a perfectly calibrated model, 95 % of such up to "
+        f"{chance['high']:.3f})"
+    )
 
 
 def validation(
@@ -183,6 +205,6 @@ def validation(
         **metrics.score(labels, grades),
         **metrics.score_probabilities(labels, after),
         "intervals": intervals.of_all(labels, after, groups),
-        "calibration": {name: told[name] for name in ("bins", "ece_before", "ece_after")},
+        "calibration": {name: value for name, value in told.items() if not name.startswith("reliability")},
         "slices": slices(labels, grades, groups, columns),
     }

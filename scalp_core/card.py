@@ -27,7 +27,7 @@ the calibration, so it flatters; `scalp evaluate` gives the test figures.
 {metrics}
 {slices}
 ## What it answers
-Probabilities are calibrated (temperature {temperature:.3f}{ece}).
+Probabilities are calibrated (temperature {temperature:.3f}{ece}
 A grade set holds the true grade in
 {coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
 set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
@@ -43,7 +43,7 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 - architecture `{architecture}`, first weights: {initial_weights}, input {size}x{size} ({resize})
 - {photographs} training photographs by grade: {counts}
 - {split}
-- best epoch {best_epoch} of {epochs}, {workers} workers
+- best epoch {best_epoch} of {epochs}, {workers} workers{computed_by}
 - data sha256 `{data}`
 - weights sha256 `{weights}`
 - revision `{revision}`, {versions}
@@ -69,16 +69,13 @@ def model_card(spec: BundleSpec) -> str:
     """The card as Markdown; every figure in it comes from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
     counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]
-    calibration = val.get("calibration")
     warnings = (spec.warning, split and split.warning)
     return _TEMPLATE.format(
         n=val["n"],
         interval_head=f"95 %, {val['intervals']['groups']} groups" if "intervals" in val else "95 %",
         metrics="\n".join(_metric_rows(val)),
         slices=_slice_table(val.get("slices", {})),
-        ece="; ECE {ece_before:.3f} without it, {ece_after:.3f} with it".format(**calibration)
-        if calibration
-        else "",
+        ece=_ece_lines(val.get("calibration", {})),
         version=spec.model_version,
         warning="".join(f"**{line[0].upper()}{line[1:]}.**\n\n" for line in warnings if line),
         unseen=" of devices that training did not see" if split and _keeps_devices_apart(split) else "",
@@ -98,6 +95,7 @@ def model_card(spec: BundleSpec) -> str:
         best_epoch=spec.training.best_epoch,
         epochs=spec.training.recipe["epochs"],
         workers=spec.training.workers,
+        computed_by=_computed_line(val.get("computed_by")),
         data=spec.training.data_sha256,
         weights=spec.weights_sha256,
         graphs="".join(_graph_line(kind, record) for kind, record in spec.graphs.items()),
@@ -113,6 +111,24 @@ def _gates_line(gates: Gates | None) -> str:
         "It is referred as well when it is blurred, too dark, too bright, or unlike the "
         f"{gates.photographs} training photographs that were measured (docs/gates.md)."
     )
+
+
+def _ece_lines(calibrated: dict[str, Any]) -> str:
+    """The rest of the sentence; a bundle from before ECE was compared with chance has none of it."""
+    chance = calibrated.get("if_calibrated_after")
+    if chance is None:
+        return ")."
+    return (
+        "; ECE {ece_before:.3f} without it, {ece_after:.3f} with it).\n".format(**calibrated)
+        + f"A perfectly calibrated model has an ECE of {chance['mean']:.3f} on so many photographs by chance "
+        f"alone,\nand up to {chance['high']:.3f} in 95 % of cases: an ECE below that is no sign of bad "
+        "calibration."
+    )
+
+
+def _computed_line(computed_by: str | None) -> str:
+    """Nothing for a bundle from before it was recorded."""
+    return f"\n- validation figures computed by {computed_by}" if computed_by else ""
 
 
 def _metric_rows(val: dict[str, Any]) -> list[str]:

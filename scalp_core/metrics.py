@@ -26,6 +26,8 @@ _LABELS = list(range(NUM_GRADES))
 _DISTANCE = np.abs(np.subtract.outer(_LABELS, _LABELS))
 
 ECE_BINS = 15
+_ECE_DRAWS = 1000
+_ECE_CHUNK_CELLS = 2_000_000  # held at once: draws times images
 SPECIFICITY = 0.95
 REFERABLE = Grade.MODERATE  # AUROC and sensitivity tell this grade and above from those below
 
@@ -95,11 +97,14 @@ def score_probabilities(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]
         probs: float (N, 4), each row sums to 1.
     """
     impossible = probs[np.arange(len(labels)), labels] == 0
+    chance = ece_if_calibrated(probs)
     return {
         **_referable(labels >= REFERABLE, probs[:, REFERABLE:].sum(axis=1)),
-        "ece": expected_calibration_error(labels, probs),
         "rps": float(ranked_probability_scores(labels, probs).mean()),
         "log_loss": None if impossible.any() else float(log_loss(labels, probs, labels=_LABELS)),
+        "ece": expected_calibration_error(labels, probs),
+        "ece_if_calibrated": chance["mean"],
+        "ece_if_calibrated_95": chance["high"],
     }
 
 
@@ -149,6 +154,34 @@ def expected_calibration_error(labels: np.ndarray, probs: np.ndarray) -> float:
     """Mean distance of confidence from accuracy over the confidence bins, weighed by their photographs."""
     filled = [row for row in reliability(labels, probs) if row["n"]]
     return sum(row["n"] * abs(row["confidence"] - row["top1"]) for row in filled) / len(labels)
+
+
+def ece_if_calibrated(probs: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """ECE that a perfectly calibrated model with these probabilities has, by chance alone.
+
+    Each draw decides whether an image is right by its confidence (consistency resampling: Bröcker and Smith
+    2007, doi:10.1175/WAF993.1). The draws are independent, so images that err together, as those of one
+    microscope may, make the ECE of chance larger than this.
+
+    Args:
+        probs: float (N, 4), each row sums to 1; the order of the rows does not matter.
+        seed: of the draws.
+
+    Returns:
+        `mean` of the draws, and `high`, which 95 % of them do not exceed.
+    """
+    confidence = np.sort(probs.max(axis=1).astype(float))
+    bins = confidence_bins(confidence[:, None])
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+    rng, total = np.random.default_rng(seed), len(confidence)
+    chunk = max(1, min(_ECE_DRAWS, _ECE_CHUNK_CELLS // total))
+    drawn = []
+    for start in range(0, _ECE_DRAWS, chunk):
+        right = rng.random((min(chunk, _ECE_DRAWS - start), total)) < confidence
+        gaps = np.add.reduceat(confidence - right, starts, axis=1)
+        drawn.append(np.abs(gaps).sum(axis=1) / total)
+    values = np.concatenate(drawn)
+    return {"mean": float(values.mean()), "high": float(np.quantile(values, 0.95))}
 
 
 def binary_accuracy(labels: np.ndarray, probs: np.ndarray) -> float:

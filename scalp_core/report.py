@@ -91,40 +91,40 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = ""
     return _png(figure)
 
 
-def reliability(
-    after: Sequence[Mapping[str, Any]],
-    before: Sequence[Mapping[str, Any]] | None,
-    ece: Mapping[str, Any],
-    title: str,
-) -> bytes:
+def reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     """How often the likeliest grade is right where it is given so much probability.
 
     Args:
-        after: bins of `metrics.reliability`, calibrated.
-        before: the same without the temperature, if there is such a thing.
-        ece: `ece_before` and `ece_after`.
+        calibrated: from `assessment.calibration`.
         title: above it.
     """
     figure, (axis, counts) = plt.subplots(
         2, 1, figsize=(5.6, 6), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
     axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
-    shown = [(after, f"calibrated, ECE {ece['ece_after']:.3f}", _TRAIN, "o-")]
-    if before is not None:
-        shown.insert(0, (before, f"without temperature, ECE {ece['ece_before']:.3f}", _VAL, "s--"))
-    for bins, label, colour, style in shown:
+    for when, name, colour, style in (
+        ("before", "without temperature", _VAL, "s--"),
+        ("after", "calibrated", _TRAIN, "o-"),
+    ):
+        bins, chance = calibrated[f"reliability_{when}"], calibrated[f"if_calibrated_{when}"]
+        if bins is None:
+            continue
         filled = [row for row in bins if row["n"]]
         x, y = [row["confidence"] for row in filled], [row["top1"] for row in filled]
+        label = f"{name}, ECE {calibrated[f'ece_{when}']:.3f} ({chance['mean']:.3f} expected)"
         axis.plot(x, y, style, color=colour, label=label, markersize=4)
         edges = [row["low"] for row in bins] + [bins[-1]["high"]]
-        counts.stairs(
-            [row["n"] for row in bins], edges, color=colour, fill=label.startswith("cal"), alpha=0.6
-        )
+        counts.stairs([row["n"] for row in bins], edges, color=colour, fill=when == "after", alpha=0.6)
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
     counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower right", fontsize=8)
     for each in (axis, counts):
         each.grid(alpha=0.3)
+    figure.supxlabel(
+        "expected: of a perfectly calibrated model on as many images, "
+        f"95 % up to {calibrated['if_calibrated_after']['high']:.3f}",
+        fontsize=8, color="#444444",
+    )  # fmt: skip
     return _png(figure)
 
 

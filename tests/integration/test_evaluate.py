@@ -25,7 +25,9 @@ def summary(way):
 def test_every_metric_has_its_interval_and_its_baselines(summary):
     scalars = {name for name, value in summary["metrics"].items() if not isinstance(value, list)} - {"n"}
     assert scalars >= {"qwk", "top1", "within1", "mae_macro", "auroc", "ece", "rps", "log_loss"}
-    assert scalars <= set(summary["intervals"])
+    chance = {"ece_if_calibrated", "ece_if_calibrated_95"}
+    assert chance < scalars
+    assert scalars - chance <= set(summary["intervals"])
     assert scalars <= set(summary["prior"])
     assert {"qwk", "top1", "mae"} <= set(summary["majority"])
     assert summary["intervals"]["groups"] == summary["groups"] > 1
@@ -44,6 +46,8 @@ def test_it_tells_whom_it_is_worse_for_and_what_referral_buys(way, summary):
     assert len(summary["conformal"]["by_grade"]) == 4
     assert summary["calibration"]["ece_after"] == summary["metrics"]["ece"]
     assert summary["calibration"]["ece_before"] is not None
+    chance = summary["calibration"]["if_calibrated_after"]
+    assert 0 < summary["metrics"]["ece_if_calibrated"] == chance["mean"] < chance["high"]
     assert 0.5 < summary["paper"]["binary_accuracy"] <= 1
     for name in ("confusion", "reliability", "risk_coverage", "slices"):
         with Image.open(way.evaluation / f"{name}.png") as picture:
@@ -55,14 +59,30 @@ def test_the_bundle_and_its_card_carry_intervals_and_calibration(way):
     bundle = way.run / "bundle"
     val = load_bundle(str(bundle)).spec.metrics["val"]
     assert val["intervals"]["qwk"]["low"] <= val["qwk"] <= val["intervals"]["qwk"]["high"]
-    assert set(val["calibration"]) == {"bins", "ece_before", "ece_after"}
+    told = val["calibration"]
+    names = {f"{name}_{when}" for name in ("ece", "if_calibrated") for when in ("before", "after")}
+    assert set(told) == {"bins", *names}
     assert set(val["slices"]) == {"position", "sex", "age"}  # microscopes are not named in what is handed on
     card = (bundle / "MODEL_CARD.md").read_text()
     bound = val["intervals"]["qwk"]
     assert f"| {val['qwk']:.3f} | {bound['low']:.3f} to {bound['high']:.3f} |" in card
-    assert f"ECE {val['calibration']['ece_before']:.3f} without it" in card
+    assert f"ECE {told['ece_before']:.3f} without it" in card
+    assert f"has an ECE of {told['if_calibrated_after']['mean']:.3f}" in card
+    assert f"- validation figures computed by {val['computed_by']}" in card
     assert "| sex female |" in card
     assert "## Limits" in card
+
+
+def test_it_records_what_computed_it_and_that_the_images_are_synthetic(way, summary):
+    how = summary["computation"]
+    assert how["device"] == "cpu" and "auto" not in how.values()
+    assert {"scalp", "openvino"} < set(how["versions"])
+    assert summary["computed_by"].startswith(f"cpu {how['precision']} openvino {how['versions']['openvino']}")
+    assert load_bundle(str(way.run)).spec.metrics["val"]["computed_by"] == summary["computed_by"]
+    assert summary["synthetic"]
+    model, data, *_ = summary["warnings"]
+    assert model == "the model was trained on synthetic images; not for clinical use"
+    assert data.startswith("SYNTHETIC IMAGES")
 
 
 def test_a_part_that_training_saw_is_told(way, summary, tmp_path, capsys):
@@ -70,7 +90,9 @@ def test_a_part_that_training_saw_is_told(way, summary, tmp_path, capsys):
     assert summary["trained_on"]["warning"] is None
     seen = evaluate(str(way.run), str(way.data), str(tmp_path), "val")
     assert "chose the epoch" in seen["trained_on"]["warning"]
-    assert "SEEN IN TRAINING" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "SEEN IN TRAINING" in said and "SYNTHETIC IMAGES" in said and seen["computed_by"] in said
+    assert f"({seen['metrics']['ece_if_calibrated']:.3f} expected" in said  # the table folds the rest
 
 
 def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told(way, summary, tmp_path):

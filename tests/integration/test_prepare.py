@@ -169,5 +169,5 @@ def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, clu
     assert sum(member is not None for member in table["member"].to_pylist()) == len(tarred)
     assert storage.exists("s3://scalp/prepare/data/report.html")
     assert storage.is_empty(storage.join("s3://scalp/prepare/data", SCRATCH_FOLDER))
-    logits = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
+    logits, _ = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
     assert logits.shape == (len(PLANS), 4)

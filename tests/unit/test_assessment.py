@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalp_core import assessment, calibration, report
+from scalp_core import assessment, calibration, metrics, report
+from scalp_core.bundle import load_bundle
+from scalp_core.card import model_card
+from tests.small_grade import write_bundle
 from tests.unit.test_metrics import drawn
 
 
@@ -65,13 +68,38 @@ def test_the_mean_of_passes_is_of_calibrated_probabilities():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_an_ece_is_told_beside_that_of_chance(tmp_path):
+    labels, probs = drawn(200)
+    found = assessment.validation(labels, probs**2 / (probs**2).sum(axis=1)[:, None], probs, range(200), {})
+    told, chance = found["calibration"], metrics.ece_if_calibrated(probs)
+    assert told["if_calibrated_after"] == chance
+    assert (found["ece_if_calibrated"], found["ece_if_calibrated_95"]) == (chance["mean"], chance["high"])
+    line = assessment.ece_line(told, "after")
+    assert line.startswith(
+        f"{found['ece']:.3f} ({chance['mean']:.3f} expected of a perfectly calibrated model"
+    )
+    assert f"up to {chance['high']:.3f}" in line
+    assert told["if_calibrated_before"] != chance
+    assert assessment.ece_line(assessment.calibration(labels, probs, None), "before") == "-"
+    spec = load_bundle(write_bundle(str(tmp_path))).spec
+    training = spec.training.model_copy(update={"recipe": {"epochs": 1}})
+    spec = spec.model_copy(update={"training": training})
+    card = model_card(spec.model_copy(update={"metrics": {"val": found}}))
+    assert (
+        f"{found['ece']:.3f} with it).\nA perfectly calibrated model has an ECE of {chance['mean']:.3f}"
+        in card
+    )
+    del told["if_calibrated_after"]  # as in an older bundle
+    assert "ECE" not in model_card(spec.model_copy(update={"metrics": {"val": found}}))
+
+
 def test_pictures_are_drawn_also_of_what_is_undefined():
     labels, probs = np.full(30, 2), np.tile([0.0, 0.0, 1.0, 0.0], (30, 1))
     validation = assessment.validation(labels, probs, probs, ["a"] * 30, {"sex": [None] * 30})
     told = assessment.calibration(labels, probs, None)
     refer = np.ones(30, bool)
     for picture in (
-        report.reliability(told["reliability_after"], None, told, "one grade"),
+        report.reliability(told, "one grade"),
         report.risk_coverage(assessment.risk_coverage(labels, probs, refer), "one grade"),
         report.slices(validation["slices"], validation, validation["intervals"], "one grade"),
     ):

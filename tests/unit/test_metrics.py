@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,59 @@ def test_ece_by_hand():
     filled = [row for row in metrics.reliability(labels, probs) if row["n"]]
     assert [(row["n"], row["top1"]) for row in filled] == [(2, 0.5), (2, 1.0)]
     assert metrics.reliability(labels, probs)[0]["top1"] is None
+
+
+def spread(count, sharpness=1.0, seed=0):
+    """Probabilities of a model that is as sharp as this."""
+    exponentials = np.exp(np.random.default_rng(seed).normal(0, sharpness, (count, 4)))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def labels_from(probs, seed=0):
+    """Labels for which these probabilities are perfectly calibrated."""
+    drawn = np.random.default_rng(seed).random((len(probs), 1))
+    return (drawn > np.cumsum(probs, axis=1)[:, :-1]).sum(axis=1)
+
+
+def test_the_ece_of_chance_is_the_mean_over_all_outcomes():
+    probs = spread(9)
+    confidence, bins = probs.max(axis=1), metrics.confidence_bins(probs)
+    mean = 0.0
+    for right in map(np.array, product([0, 1], repeat=9)):
+        gaps = np.bincount(bins, confidence - right)
+        mean += np.where(right, confidence, 1 - confidence).prod() * np.abs(gaps).sum() / 9
+    assert metrics.ece_if_calibrated(probs)["mean"] == pytest.approx(mean, rel=0.03)
+
+
+@pytest.mark.parametrize(("count", "ece"), [(81, 0.124), (195, 0.079), (458, 0.051), (1272, 0.031)])
+def test_a_perfectly_calibrated_model_has_the_ece_of_chance(count, ece):
+    probs = spread(count)
+    chance = metrics.ece_if_calibrated(probs)
+    assert chance["mean"] == pytest.approx(ece, rel=0.05)
+    draws = [metrics.expected_calibration_error(labels_from(probs, seed), probs) for seed in range(300)]
+    assert np.mean(draws) == pytest.approx(chance["mean"], rel=0.05)
+    assert np.mean(np.array(draws) <= chance["high"]) == pytest.approx(0.95, abs=0.04)
+
+
+@pytest.mark.parametrize("factor", [0.4, 2.5])
+def test_a_model_that_is_too_sure_or_too_unsure_has_far_more_than_that(factor):
+    probs = spread(458, sharpness=1.5)
+    told = probs**factor / (probs**factor).sum(axis=1, keepdims=True)
+    result = metrics.score_probabilities(labels_from(probs), told)
+    assert result["ece"] > 1.5 * result["ece_if_calibrated_95"] > 1.5 * result["ece_if_calibrated"]
+    calm = metrics.score_probabilities(labels_from(probs), probs)
+    assert calm["ece"] < calm["ece_if_calibrated_95"]
+
+
+def test_the_ece_of_chance_depends_on_the_confidences_alone(monkeypatch):
+    probs = spread(195)
+    chance = metrics.ece_if_calibrated(probs)
+    rng = np.random.default_rng(1)
+    assert metrics.ece_if_calibrated(rng.permutation(probs)) == chance
+    assert metrics.ece_if_calibrated(probs[:, ::-1]) == chance
+    monkeypatch.setattr(metrics, "_ECE_CHUNK_CELLS", 5_000)
+    assert metrics.ece_if_calibrated(probs) == pytest.approx(chance)
+    assert metrics.ece_if_calibrated(np.eye(4)[[0, 1, 2]]) == {"mean": 0, "high": 0}  # sure is right
 
 
 def test_sensitivity_at_95_specificity_by_hand():

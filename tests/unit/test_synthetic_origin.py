@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from jobs.evaluate import _warnings as evaluation_warnings
 from scalp_core import data_report, grade_report, manifest, storage, synthetic
 from scalp_core.bundle import load_bundle
 from scalp_core.card import model_card
@@ -105,3 +106,14 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     calm = type("Drift", (), {"flag": False})
     assert grade_report.warnings(drawn, summary, calm) == [f"the model was t{told}"]
     assert grade_report.warnings(spec, summary, calm) == []
+
+
+def test_an_evaluation_of_such_a_model_or_on_such_data_says_so(drawn, tmp_path, bundle):
+    spec = load_bundle(str(bundle)).spec
+    synthetic = spec.model_copy(update={"training": spec.training.model_copy(update={"synthetic": True})})
+    data = manifest.read_spec(audited(drawn, tmp_path / "data").data)
+    real = data.model_copy(update={"synthetic": False})
+    summary = {"not_finite": 0, "trained_on": {"warning": None}}
+    assert evaluation_warnings(summary, synthetic, real) == [f"the model was {synthetic.warning}"]
+    assert evaluation_warnings(summary, spec, data) == [data.warning]
+    assert evaluation_warnings(summary, spec, real) == []
