@@ -1,21 +1,24 @@
 """Models under names, in a folder or an `s3://` prefix: numbered versions, and which of them is promoted.
 
-    ROOT/NAME/versions/N/claim.json     whose number N is; written first, by one writer alone
+    ROOT/NAME/versions/N/claim.json     the bundle that number N is taken for; created first, by one writer
     ROOT/NAME/versions/N/…              the bundle's files; bundle.json last: without it N is not there
     ROOT/NAME/history/000001.json, …    promotions and rollbacks; the last one says what is promoted
 
-Nothing is ever changed or removed. Several may write at once: who takes a number, or the next place in the
-history, creates a file that only one can create (`storage.create`). An `add` that was stopped leaves a
-number that nobody takes again, since nobody can know that its writer is dead.
+Nothing is changed or removed. Several may write at once: a number, and the next place in the history, is
+taken by creating a file that only one writer can create (`storage.create`). A number belongs to a bundle, not
+to a writer. Each `add` of that bundle writes the same bytes to it, so concurrent ones share one version, and
+a later one completes what a stopped one left.
 """
 
 from __future__ import annotations
 
 import difflib
 import getpass
+import itertools
 import os
 import re
 import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -23,19 +26,20 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
-from scalp_core.bundle import SPEC_FILE, Bundle, BundleSpec, load_bundle, read_file, read_spec, save_bundle
+from scalp_core.bundle import SPEC_FILE, Bundle, BundleSpec, load_bundle, read_file, read_spec, spec_file
 from scalp_core.errors import UserError
+from scalp_core.listing import TEMPORARY
 
 ENVIRONMENT = "SCALP_MODELS"
 SCHEME = "models://"
 CLAIM_FILE = "claim.json"
 
 _NAME = re.compile(r"\w[\w.-]*")
-_ENTRY = re.compile(r"(\d+)\.json")
+_ENTRY = re.compile(r"(\d{6,})\.json")
 
 
 class Claim(BaseModel):
-    """Who took a version's number, and for what."""
+    """The bundle that a version's number was taken for, and by whom."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,9 +93,7 @@ class Registry:
 
     def history(self, name: str) -> list[Promotion]:
         """Promotions and rollbacks, oldest first."""
-        folder = storage.join(self.root, name, "history")
-        entries = sorted(entry for entry in storage.names_in(folder) if _ENTRY.fullmatch(entry))
-        return [_read(Promotion, storage.join(folder, entry)) for entry in entries]
+        return list(self._entries(name).values())
 
     def current(self, name: str) -> Promotion | None:
         """What made the promoted version so; None while none is."""
@@ -130,15 +132,14 @@ class Registry:
         )
 
     def add(self, source: str, name: str) -> tuple[int, bool]:
-        """Copies a bundle as the next version.
+        """Copies a bundle as the next version; the same weights and contract share one version.
 
         Args:
             source: a bundle, or a run's directory that holds one, as `load_bundle` takes it.
             name: of the model.
 
         Returns:
-            the version, and whether it is new: weights and contract that are there already are not
-            added again.
+            the version, and whether this call made it visible; of concurrent calls for one bundle, one did.
 
         Raises:
             UserError: the name cannot be one, or a file of the bundle is missing or damaged.
@@ -146,13 +147,10 @@ class Registry:
         if not _NAME.fullmatch(name):
             raise UserError(f"{name!r} cannot name a model: use letters, digits and . _ - within")
         bundle = load_bundle(source)
-        for version in self.versions(name):
-            claim = _read(Claim, storage.join(self.uri(name, version), CLAIM_FILE))
-            if claim.fingerprint == bundle.spec.fingerprint:
-                return version, False
         version = self._claim(name, bundle)
-        _copy(bundle, self.uri(name, version))
-        return version, True
+        uri = self.uri(name, version)
+        is_whole = storage.exists(storage.join(uri, SPEC_FILE))
+        return version, not is_whole and _copy(bundle, uri)
 
     def promote(
         self, name: str, version: int, why: str = "", leaky_too: bool = False
@@ -166,16 +164,17 @@ class Registry:
             UserError: its figures flatter (a leaky split) and that was not allowed, or another promotion came
                 between.
         """
-        history = self.history(name)
-        if history and history[-1].version == version:
-            return history[-1], False
+        entries = self._entries(name)
+        last = next(reversed(entries.values()), None)
+        if last and last.version == version:
+            return last, False
         spec = self.spec(name, version)
         if spec.leaky and not leaky_too:
             raise UserError(
                 f"{name}@{version} was trained on a leaky split, so its figures flatter; promote another "
                 "version, or add --leaky-too"
             )
-        return self._enter(name, history, _promotion("promote", version, spec, why)), True
+        return self._enter(name, entries, _promotion("promote", version, spec, why)), True
 
     def rollback(self, name: str, why: str = "") -> Promotion:
         """Makes the version promoted that was so before the present one; once more, the one before that.
@@ -183,38 +182,57 @@ class Registry:
         Raises:
             UserError: there is none before, or another promotion came between.
         """
-        history = self.history(name)
-        before = _stack(history)[:-1]
-        if not before:
-            current = f"{name}@{history[-1].version}" if history else "none"
+        entries = self._entries(name)
+        stack = _stack(entries.values())
+        if len(stack) < 2:
+            current = f"{name}@{stack[0]}" if stack else "none"
             raise UserError(
                 f"{name}: no version was promoted before the present one ({current}); choose one with "
                 f"scalp models promote {name}@VERSION"
             )
-        spec = self.spec(name, before[-1])
-        return self._enter(name, history, _promotion("rollback", before[-1], spec, why))
+        spec = self.spec(name, stack[-2])
+        return self._enter(name, entries, _promotion("rollback", stack[-2], spec, why))
 
     def _files(self, name: str) -> list[tuple[int, str]]:
-        """Number and file name of all that lies in folders of versions."""
+        """Number and file name of every file in the folders of versions, without temporary ones."""
         folder = storage.join(self.root, name, "versions")
         if storage.is_empty(folder):
             return []
         parts = (uri[len(folder) + 1 :].split("/") for uri in storage.list_files(folder))
-        return [(int(part[0]), part[1]) for part in parts if len(part) == 2 and part[0].isdecimal()]
+        return [
+            (int(part[0]), part[1])
+            for part in parts
+            if len(part) == 2 and part[0].isdecimal() and not TEMPORARY.match(part[1])
+        ]
 
     def _claim(self, name: str, bundle: Bundle) -> int:
-        """Takes the next number, also after those whose `add` was stopped."""
+        """The number that is taken for a bundle; takes the next one if there is none."""
         claim = Claim(
             fingerprint=bundle.spec.fingerprint, source=str(bundle.uri), who=_who(), when=datetime.now(UTC)
         )
-        version = max((number for number, _ in self._files(name)), default=0) + 1
-        while not storage.create(storage.join(self.uri(name, version), CLAIM_FILE), _json(claim)):
-            version += 1
-        return version
+        numbers = _numbers(lambda: (number for number, _ in self._files(name)))
+        last = max(numbers, default=0)
+        for version in itertools.chain(numbers, itertools.count(last + 1)):
+            uri = storage.join(self.uri(name, version), CLAIM_FILE)
+            if version > last and storage.create(uri, _json(claim)):
+                return version
+            if storage.exists(uri) and _read(Claim, uri).fingerprint == claim.fingerprint:
+                return version
+        raise AssertionError("numbers do not end")
 
-    def _enter(self, name: str, history: list[Promotion], entry: Promotion) -> Promotion:
+    def _entries(self, name: str) -> dict[int, Promotion]:
+        """The history by number, oldest first; a copy may have lost some."""
+        folder = storage.join(self.root, name, "history")
+
+        def listed() -> Iterable[int]:
+            found = map(_ENTRY.fullmatch, storage.names_in(folder))
+            return (int(entry[1]) for entry in found if entry)
+
+        return {number: _read(Promotion, _entry(folder, number)) for number in _numbers(listed)}
+
+    def _enter(self, name: str, entries: dict[int, Promotion], entry: Promotion) -> Promotion:
         """Appends to the history, if it is still the one that the decision was made on."""
-        place = storage.join(self.root, name, "history", f"{len(history) + 1:06d}.json")
+        place = _entry(storage.join(self.root, name, "history"), max(entries, default=0) + 1)
         if not storage.create(place, _json(entry)):
             other = _read(Promotion, place)
             raise UserError(
@@ -276,25 +294,49 @@ def refuse_change(bundle: Bundle) -> None:
         )
 
 
-def _copy(bundle: Bundle, to: str) -> None:
-    """Every file of a bundle, one at a time in memory; what makes it visible last."""
+def _copy(bundle: Bundle, to: str) -> bool:
+    """Copy every file of a bundle, one at a time in memory; the file that makes it visible is the last.
+
+    Returns:
+        whether this call made it visible, and not another one that copied the same bundle.
+    """
     uri, hashes = str(bundle.uri), bundle.spec.file_hashes
-    beside = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE}
-    for name in sorted(hashes.keys() | beside):
-        checked = name in hashes
-        data = read_file(uri, name, hashes[name]) if checked else storage.read(storage.join(uri, name))
-        storage.write(storage.join(to, name), data)
-    save_bundle(to, bundle.spec, {})
+    others = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE}
+    for name in sorted(hashes.keys() | others):
+        if name in hashes:
+            storage.write(storage.join(to, name), read_file(uri, name, hashes[name]))
+        else:  # the contract has no hash of it, so the first copy stays
+            storage.create(storage.join(to, name), storage.read(storage.join(uri, name)))
+    return storage.create(storage.join(to, SPEC_FILE), spec_file(bundle.spec))
 
 
-def _stack(history: list[Promotion]) -> list[int]:
-    """Versions promoted and not rolled back, the present one last."""
+def _numbers(listing: Callable[[], Iterable[int]]) -> list[int]:
+    """Numbers that are taken, ascending. Each is taken after all lower ones; a number missing here is lost.
+
+    One listing may show a number and miss a lower one that was taken while it ran. All numbers up to the
+    highest one were taken before a second listing begins.
+    """
+    last = max(listing(), default=0)
+    return sorted(number for number in set(listing()) if number <= last)
+
+
+def _entry(folder: str, number: int) -> str:
+    return storage.join(folder, f"{number:06d}.json")
+
+
+def _stack(history: Iterable[Promotion]) -> list[int]:
+    """Versions promoted and not rolled back, the present one last and no version twice in a row.
+
+    Where entries are lost, each rollback that is there still ends at the version that it names.
+    """
     stack: list[int] = []
     for entry in history:
-        if entry.action == "promote":
+        if entry.action == "rollback":
+            del stack[-1:]
+            while entry.version in stack and stack[-1] != entry.version:
+                stack.pop()
+        if stack[-1:] != [entry.version]:
             stack.append(entry.version)
-        else:
-            stack.pop()
     return stack
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -168,8 +169,114 @@ def test_an_add_that_is_killed_leaves_nothing_to_be_seen(store, run):
     assert (store.names(), store.versions("scalp")) == ([], [])
     with pytest.raises(UserError, match="holds no models"):
         load_bundle("models://scalp@1")
-    assert store.add(source, "scalp") == (2, True)  # the number is not taken twice
-    load_bundle("models://scalp@latest").fetch("weights").fetch("float")
+    assert store.add(run(2), "scalp") == (2, True)  # the number is not taken by another bundle
+    assert store.add(source, "scalp") == (1, True)  # the same one completes it
+    assert store.add(source, "scalp") == (1, False)
+    assert load_bundle("models://scalp@1").fetch("weights").fetch("float").spec.temperature == 1
+
+
+def test_of_those_who_add_one_bundle_at_once_all_get_one_version(store, run):
+    sources = [run(1), run(2)]
+    files, looked = Registry._files, Barrier(8)
+
+    def slow(name):
+        found = files(store, name)
+        looked.wait()  # all look before any of them takes a number
+        return found
+
+    object.__setattr__(store, "_files", slow)
+    added = at_once(8, lambda index: store.add(sources[index % 2], "scalp"))
+    object.__delattr__(store, "_files")
+    assert store.versions("scalp") == [1, 2]
+    for source in (0, 1):
+        (version,) = {number for number, _ in added[source::2]}
+        assert sum(new for _, new in added[source::2]) == 1  # one of them reports it as new
+        loaded = load_bundle(f"models://scalp@{version}").fetch("weights").fetch("float")
+        assert loaded.spec.temperature == source + 1
+
+
+ADDED = """
+import sys, time
+from scalp_core.registry import open_registry
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(*open_registry().add(sys.argv[1], "scalp"))
+"""
+
+
+def test_processes_that_add_one_bundle_at_once_share_a_version(store, run):
+    command = [sys.executable, "-c", ADDED, run(1), str(time.time() + 1)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    printed = sorted(process.communicate()[0].strip() for process in started)
+    assert printed == ["1 False", "1 False", "1 False", "1 True"]
+    assert store.versions("scalp") == [1]
+    load_bundle("models://scalp@1").fetch("weights").fetch("float")
+
+
+def test_an_add_overtaken_by_another_of_the_same_bundle_changes_nothing(store, run, monkeypatch):
+    source, copy, others = run(1), registry._copy, []
+
+    def overtaken(bundle, to):
+        if not others:
+            others.append("begun")
+            others[0] = store.add(source, "scalp")
+            storage.write(storage.join(source, "bundle", CARD_FILE), b"written since")
+        return copy(bundle, to)
+
+    monkeypatch.setattr(registry, "_copy", overtaken)
+    assert store.add(source, "scalp") == (1, False)
+    assert others == [(1, True)]
+    assert storage.read(storage.join(store.uri("scalp", 1), CARD_FILE)) == b"card"
+    load_bundle("models://scalp@1").fetch("weights").fetch("float")
+
+
+def test_a_listing_that_misses_what_is_taken_meanwhile_hides_no_number(store, run):
+    sources, files = [run(number) for number in (1, 2)], Registry._files
+    for source in sources:
+        store.add(source, "scalp")
+    listings = iter([lambda found: [pair for pair in found if pair[0] != 1], list])
+    object.__setattr__(store, "_files", lambda name: next(listings)(files(store, name)))
+    assert store.add(sources[0], "scalp") == (1, False)
+
+
+def test_a_lost_entry_of_the_history_does_not_hold_up_the_next(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+    store.promote("scalp", 1)
+    store.promote("scalp", 2)
+    storage.remove_file(storage.join(store.root, "scalp", "history", "000001.json"))
+    store.promote("scalp", 3)
+    assert [entry.version for entry in store.history("scalp")] == [2, 3]
+    assert [store.rollback("scalp").version, store.current("scalp").version] == [2, 2]
+    with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@2\\)"):
+        store.rollback("scalp")
+    names = storage.names_in(storage.join(store.root, "scalp", "history"))
+    assert names == {"000002.json", "000003.json", "000004.json"}
+
+
+P, R = "promote", "rollback"
+WHOLE = [(P, 1), (P, 2), (P, 3), (R, 2), (P, 4), (R, 2), (R, 1)]
+# Of WHOLE up to an entry, and without those that are lost: what rollbacks lead to, one after another.
+STACKS = [
+    (7, (), [1]),
+    (5, (), [4, 2, 1]),
+    (4, (1,), [2, 1]),  # the promotion that the rollback leads back to
+    (7, (3, 5), [1]),  # both rollbacks to 2
+    (5, (3,), [4, 3, 2, 1]),  # nothing says that 3 was rolled back
+    (6, (0, 1, 2), [2]),
+    (6, (3, 4), [2, 1]),
+    (7, (0, 1, 2, 3, 4, 5), [1]),
+]
+
+
+@pytest.mark.parametrize(("length", "lost", "stack"), STACKS)
+def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length, lost, stack, run):
+    spec = load_bundle(run(1)).spec
+    entries = [
+        registry._promotion(action, version, spec, "")
+        for number, (action, version) in enumerate(WHOLE[:length])
+        if number not in lost
+    ]
+    assert registry._stack(entries)[::-1] == stack
 
 
 def test_of_those_who_add_at_once_each_gets_a_whole_version(store, run):
@@ -184,12 +291,12 @@ def test_of_those_who_add_at_once_each_gets_a_whole_version(store, run):
 def test_of_those_who_promote_at_once_one_wins_and_the_others_are_told(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
-    history = store.history
+    history, entries = store.history, store._entries
 
     # All decide on the same history, as if none had been quicker.
     seen = Barrier(3)
     slow = Registry(store.root)
-    object.__setattr__(slow, "history", lambda name: (history(name), seen.wait())[0])
+    object.__setattr__(slow, "_entries", lambda name: (entries(name), seen.wait())[0])
     results = at_once(3, lambda index: slow.promote("scalp", index + 1))
     told = [result for result in results if isinstance(result, UserError)]
     (winner,) = (result[0] for result in results if not isinstance(result, UserError))
