@@ -86,11 +86,13 @@ def train(
 
     saved = saved_start(run)
     start = saved or first_start(recipe)
+    check_batch_norm(recipe, start.batch_norm)
     asked = (workers, workers) if isinstance(workers, int) else workers
     cluster = room_for(connect(), asked, device)
     scaling = scaling_for(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
-    with outputs.opened(run, KIND, [data]) as output, tracked(tracking, run, identity) as tracker:
+    tracked_as = identity | {"synthetic": data_spec.synthetic}
+    with outputs.opened(run, KIND, [data]) as output, tracked(tracking, run, tracked_as) as tracker:
         if summary := _finished(run):  # by another process, since the first look
             return summary
         check_nodes(examples(parts), run)
@@ -114,8 +116,9 @@ def train(
         with lenient():
             tracker.finish(summary)
     _show(summary, run)
-    if data_spec.split.warning:
-        console.print(data_spec.split.warning)
+    for warning in (data_spec.split.warning, data_spec.warning):
+        if warning:
+            console.print(warning)
     return summary
 
 
@@ -191,6 +194,19 @@ def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") ->
         old, new = known | known["recipe"], identity | identity["recipe"]
         changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
         raise UserError(f"{run} holds a run with another {', '.join(changed)}; choose another {argument}")
+
+
+def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
+    """Refuses a setting of batch normalization for an architecture without it.
+
+    Raises:
+        UserError: it would have no effect.
+    """
+    if recipe.batch_norm in ("sync", "frozen") and not has_batch_norm:
+        raise UserError(
+            f"batch_norm ({recipe.batch_norm}) has no effect with architecture: {recipe.architecture}, which "
+            "has no batch normalization; use batch_norm=auto, or another architecture"
+        )
 
 
 def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:

@@ -21,7 +21,7 @@ from jobs.console import SUMMARY_FILE, console, progress_bar, read_json, write_j
 from jobs.ingest import Photographs, cache_line, cache_room, cached
 from jobs.preflight import check_nodes, examples
 from jobs.shards import PATIENCE_S
-from jobs.train import IDENTITY_FILE, check_batches, check_identity
+from jobs.train import IDENTITY_FILE, check_batch_norm, check_batches, check_identity
 from jobs.train_scaling import CPUS_FOR_DATA, fewest_and_most, room_for, scaling_for
 from jobs.tune_results import BEST_FILE, show_trials, write_results
 from jobs.tune_trials import (
@@ -39,7 +39,7 @@ from scalp_core.grades import NUM_GRADES
 from scalp_core.predictor import Device
 from scalp_core.preprocess import Preprocess
 from scalp_core.recipe import Recipe
-from scalp_core.space import Space, draw
+from scalp_core.space import Space, changed, draw
 
 if TYPE_CHECKING:
     from jobs.train_start import Start
@@ -93,13 +93,17 @@ def tune(
     check_identity(out, identity, "OUT")
     if summary := _finished(data, out):
         return summary
-    drawn = draw(space, recipe, trials, seed)
-    recipes = {number: _changed(recipe, settings) for number, settings in enumerate(drawn, 1)}
+    drawn = draw(space, recipe, trials, seed, workers)
+    recipes = {
+        number: changed(recipe, settings, f"trial {number}") for number, settings in enumerate(drawn, 1)
+    }
     cluster = room_for(connect(), (workers, workers), device)
     scaling = scaling_for(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
     starts = _starts(list(recipes.values()))
+    for each in recipes.values():
+        check_batch_norm(each, starts[_start_key(each)].batch_norm)
     with outputs.opened(out, KIND, [data]) as output:
         if summary := _finished(data, out):  # by another process, since the first look
             return summary
@@ -138,10 +142,6 @@ def _plain(space: Space) -> dict[str, Any]:
         key: list(values) if isinstance(values, tuple) else values.model_dump()
         for key, values in space.items()
     }
-
-
-def _changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    return Recipe.model_validate(recipe.model_dump() | settings)
 
 
 def _way_on(data: str, out: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,10 @@ def write_results(
     ranked = _ranked(trials)
     best, epoch = ranked[0], ranked[0].best or {}
     title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
-    storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)]))
+    storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)], space))
+    unchanged = trials[1].settings  # its values may be outside of the space
     axes = {
-        key: tuple(dict.fromkeys((*values, trials[1].settings[key])))
+        key: tuple(dict.fromkeys((*values, unchanged.get(key, values[0]))))
         if isinstance(values, tuple)
         else values.scale
         for key, values in space.items()
@@ -73,11 +75,11 @@ def _ranked(trials: dict[int, Trial]) -> list[Trial]:
     return sorted(trials.values(), key=worth, reverse=True)
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: Trial, keys: Iterable[str] = ()) -> dict[str, Any]:
     best = trial.best or {}
     return {
         "trial": trial.number,
-        **trial.settings,
+        **{key: trial.settings.get(key) for key in keys},  # None without an effect
         "epochs": trial.history[-1]["epoch"] if trial.history else 0,
         "best_epoch": best.get("epoch"),
         "val_qwk": best.get("val_qwk"),
@@ -88,9 +90,9 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _csv(trials: list[Trial]) -> bytes:
+def _csv(trials: list[Trial], keys: Iterable[str]) -> bytes:
     text = io.StringIO()
-    rows = [_row(trial) for trial in trials]
+    rows = [_row(trial, keys) for trial in trials]
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +23,42 @@ FEW_IMAGES = 16
 (2018) find batch normalization to get worse from there."""
 
 _TRAPEZOID_DECAY_SHARE = 0.3  # of the steps after the warm-up
+
+
+class Condition(NamedTuple):
+    """A setting that has an effect for some values of another setting.
+
+    Args:
+        setting: its key.
+        other: key of the other setting, declared before it.
+        values: of the other setting, for which `setting` has an effect.
+        neutral: what `setting` is for its other values.
+    """
+
+    setting: str
+    other: str
+    values: tuple[str, ...]
+    neutral: float
+
+    def is_met(self, values: Mapping[str, Any]) -> bool:
+        """Whether the setting has an effect in a recipe with these values."""
+        return values.get(self.other) in self.values
+
+
+CONDITIONS = (
+    Condition("label_smoothing", "loss", ("cross_entropy", "weighted_cross_entropy"), neutral=0.0),
+    Condition("softness", "loss", ("soft_ordinal",), neutral=1.0),
+)
+
+
+def without_effect(values: Mapping[str, Any]) -> dict[str, float]:
+    """The settings that have no effect in a recipe with these values, each with its neutral value."""
+    return {each.setting: each.neutral for each in CONDITIONS if not each.is_met(values)}
+
+
+def _default_smoothing(earlier: Mapping[str, Any]) -> float:
+    """From the values of the fields declared before."""
+    return without_effect(earlier).get("label_smoothing", 0.05)
 
 
 class Recipe(BaseModel):
@@ -54,7 +91,12 @@ class Recipe(BaseModel):
     loss: LossName = Field(
         "cross_entropy", description="cross_entropy, weighted_cross_entropy, corn or soft_ordinal"
     )
-    label_smoothing: float = Field(0.05, ge=0, lt=1, description="of the two cross-entropies")
+    label_smoothing: float = Field(
+        default_factory=_default_smoothing,
+        ge=0,
+        lt=1,
+        description="of the two cross-entropies: 0.05 unless set",
+    )
     softness: float = Field(1.0, gt=0, description="of soft_ordinal: how far labels spread over the grades")
     sampling: Sampling = Field(
         "natural", description="balanced: every grade is shown equally often, rare ones again and again"
@@ -90,14 +132,27 @@ class Recipe(BaseModel):
             )
         if self.batch_norm == "frozen" and self.weights == "none":
             raise ValueError("batch_norm: frozen needs pretrained weights, and weights is none")
+        for setting, other, values, neutral in CONDITIONS:
+            value, of_other = getattr(self, setting), getattr(self, other)
+            if of_other not in values and value != neutral:
+                raise ValueError(
+                    f"{setting} ({value:g}) has no effect with {other}: {of_other}; use "
+                    f"{setting}={neutral:g}, or {' or '.join(f'{other}={each}' for each in values)}"
+                )
         return self
 
+    def effect(self, workers: int) -> dict[str, Any]:
+        """What the training depends on: recipes of one effect train alike on so many workers."""
+        resolved = {"augment": self.order.augment, "batch_norm": self.batch_norm_for(workers)}
+        return self.model_dump(exclude={"coverage"}) | resolved
+
     def batch_norm_for(self, workers: int) -> BatchNorm:
-        """What `batch_norm` is for so many workers."""
-        if self.batch_norm != "auto":
-            return self.batch_norm
+        """What `batch_norm` is for so many workers; one has nobody to synchronize with."""
+        if self.batch_norm == "frozen":
+            return "frozen"
         few = self.batch_size // workers // self.accumulate < FEW_IMAGES
-        return "sync" if workers > 1 and few else "worker"
+        wanted = self.batch_norm == "sync" or (self.batch_norm == "auto" and few)
+        return "sync" if workers > 1 and wanted else "worker"
 
     def rate_at(self, step: int, steps: int) -> float:
         """The factor of `learning_rate` at a step, the first is 0, of so many in the run."""

@@ -262,7 +262,8 @@ def _mark(axis: Any, x: float, y: float, trial: Mapping[str, Any], best: bool) -
 
 def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequence[Mapping[str, Any]]) -> None:
     """Each trial's best kappa against one setting."""
-    for trial in reversed(trials):
+    trials_with = [trial for trial in trials if name in trial["settings"]]  # the others: without an effect
+    for trial in reversed(trials_with):
         value = trial["settings"][name]
         x = value if isinstance(values, str) else values.index(value)
         y = max(entry["val_qwk"] for entry in trial["history"])
@@ -272,8 +273,8 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
     panel.grid(alpha=0.3)
     if isinstance(values, str):
         panel.set_xscale(values)
-        if values == "log":  # matplotlib's own labels overlap, or there are none between powers of ten
-            drawn = [trial["settings"][name] for trial in trials if trial["settings"][name] > 0]
+        drawn = [value for trial in trials_with if (value := trial["settings"][name]) > 0]
+        if values == "log" and drawn:  # matplotlib's own labels overlap, or none lies between powers of ten
             labels = [f"{tick:.2g}" for tick in np.geomspace(min(drawn), max(drawn), _LOG_TICKS)]
             panel.set_xticks([float(label) for label in labels], labels)
             panel.xaxis.set_minor_locator(NullLocator())

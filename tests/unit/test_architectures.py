@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from jobs.train import check_batch_norm
 from jobs.train_start import first_start
 from scalp_core import torch_runtime
 from scalp_core.errors import UserError
@@ -114,3 +115,11 @@ def test_weights_that_share_a_tensor_are_serialised():
     layer = nn.Linear(2, 2)
     state = nn.Sequential(layer, layer).state_dict()
     assert load_weights(serialise_weights(state)).keys() == state.keys()
+
+
+def test_a_setting_of_batch_normalization_needs_batch_normalization():
+    recipe = Recipe(architecture="test_convnext", weights="none", size=64)
+    has_batch_norm = first_start(recipe).batch_norm
+    check_batch_norm(recipe, has_batch_norm)
+    with pytest.raises(UserError, match=r"batch_norm \(sync\) has no effect with.*test_convnext.*auto"):
+        check_batch_norm(recipe.model_copy(update={"batch_norm": "sync"}), has_batch_norm)

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from scalp_core.losses import make_loss
 from scalp_core.model import CornToLogits, build_model
+from scalp_core.recipe import CONDITIONS
 
 COUNTS = [5, 40, 50, 20]
 LOGITS = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -69,6 +70,18 @@ def test_soft_labels_cost_a_near_miss_less_than_a_far_one():
     assert float(make_loss("soft_ordinal", 0.0, COUNTS, softness=1e-3).mean(LOGITS, LABELS)) == pytest.approx(
         float(plain.mean(LOGITS, LABELS)), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_a_recipe_s_conditions_say_which_settings_change_a_loss(name):
+    changed = {"label_smoothing": 0.3, "softness": 0.5}
+    neutral = {condition.setting: condition.neutral for condition in CONDITIONS}
+    assert changed.keys() == neutral.keys()
+    plain = float(make_loss(name, grade_counts=COUNTS, **neutral).mean(LOGITS, LABELS))
+    for condition in CONDITIONS:
+        setting = {condition.setting: changed[condition.setting]}
+        loss = float(make_loss(name, grade_counts=COUNTS, **neutral | setting).mean(LOGITS, LABELS))
+        assert (loss != plain) == condition.is_met({"loss": name})
 
 
 @pytest.mark.parametrize("architecture", ["legacy_xception", "resnet18", "efficientnet_b0", "convnext_atto"])

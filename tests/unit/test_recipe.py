@@ -1,8 +1,11 @@
+import re
+
 import pytest
+import yaml
 
 from jobs.train import RECIPES
 from scalp_core.errors import UserError
-from scalp_core.recipe import Recipe, load_recipe
+from scalp_core.recipe import CONDITIONS, Recipe, load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -58,6 +61,37 @@ def test_the_paper_s_recipe_is_the_paper_s():
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
     with pytest.raises(UserError, match=r"paper.yaml: frozen_epochs \(30\) must be fewer than epochs \(30\)"):
         load_recipe("paper", RECIPES, ["frozen_epochs=30"])
+
+
+REFUSED = {
+    ("loss=corn", "label_smoothing=0.1"): "label_smoothing (0.1) has no effect with loss: corn; use "
+    "label_smoothing=0, or loss=cross_entropy or loss=weighted_cross_entropy",
+    ("softness=2",): "softness (2) has no effect with loss: cross_entropy; use softness=1, or "
+    "loss=soft_ordinal",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_a_setting_without_an_effect_is_refused_in_a_line_that_names_the_way_out(overrides):
+    with pytest.raises(UserError, match=re.escape(REFUSED[overrides])) as refused:
+        load_recipe("default", RECIPES, list(overrides))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "smoke"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_a_recipe_with_any_loss_is_read_again_from_what_is_written_of_it(name, loss, tmp_path):
+    recipe = load_recipe(name, RECIPES, [f"loss={loss}"])
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump()))
+    assert load_recipe(str(path), RECIPES, []) == Recipe(**recipe.model_dump()) == recipe
+    for condition in CONDITIONS:
+        if loss not in condition.values:
+            assert getattr(recipe, condition.setting) == condition.neutral
+
+
+def test_label_smoothing_is_on_unless_set_where_it_has_an_effect():
+    assert [Recipe(loss=loss).label_smoothing for loss in ("cross_entropy", "corn")] == [0.05, 0.0]
 
 
 def test_the_learning_rate_warms_up_and_then_follows_the_schedule():

@@ -25,3 +25,15 @@ def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best()
 
     assert drawn([1, 2]) == drawn([1, 2])
     assert len({drawn([1]), drawn([1, 2]), drawn([2, 1]), drawn([1, 2], "LEAKY")}) == 4
+
+
+def test_the_picture_of_a_search_leaves_out_settings_that_a_trial_does_not_have():
+    def drawn(*smoothing):
+        trials = [
+            {"number": number, "settings": settings, "status": "finished", "history": HISTORY}
+            for number, settings in enumerate(smoothing, 1)
+        ]
+        return report.search(trials, {"label_smoothing": "log"}, 2, "kappa on validation")
+
+    some, none = drawn({"label_smoothing": 0.1}, {}), drawn({}, {})
+    assert len({some, none, drawn({"label_smoothing": 0.1}, {"label_smoothing": 0.1})}) == 3

@@ -5,8 +5,8 @@ import pytest
 from jobs.train import RECIPES
 from jobs.tune import SPACES
 from scalp_core.errors import UserError
-from scalp_core.recipe import Recipe, load_recipe
-from scalp_core.space import draw, load_space, parse_space
+from scalp_core.recipe import CONDITIONS, load_recipe
+from scalp_core.space import changed, draw, load_space, parse_space
 
 BASE = load_recipe("smoke", RECIPES, [])
 
@@ -14,8 +14,15 @@ BASE = load_recipe("smoke", RECIPES, [])
 @pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_space_that_is_shipped_draws_recipes(path):
     space = load_space(path.stem, SPACES, BASE)
-    for settings in draw(space, BASE, 50, seed=1):
-        assert Recipe(**BASE.model_dump() | settings)
+    drawn = draw(space, BASE, 50, seed=1)
+    for settings in drawn:
+        recipe = changed(BASE, settings, "a trial")
+        assert {key: getattr(recipe, key) for key in settings} == settings
+        for condition in CONDITIONS:
+            if condition.setting in settings:
+                assert condition.is_met(recipe.model_dump())
+    for key in space:  # of each, some draws differ
+        assert len({settings[key] for settings in drawn if key in settings}) > 1
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,12 @@ def test_every_space_that_is_shipped_draws_recipes(path):
         ({"learning_rate": []}, "mine: learning_rate: write a list such as"),
         ({"ema_decay": [0, 0.0]}, "mine: ema_decay: a value is there twice"),
         ({"epochs": [1, 2]}, "mine: epochs cannot vary"),
+        ({"coverage": [0.8, 0.9]}, "mine: coverage cannot vary"),
+        ({"softness": [1, 2]}, "mine: softness has no effect, for loss is never soft_ordinal; leave it out"),
+        (
+            {"loss": ["corn", "soft_ordinal"], "label_smoothing": {"low": 0, "high": 0.1}},
+            "label_smoothing has no effect, for loss is never cross_entropy or weighted_cross_entropy",
+        ),
         ({"frozen_epochs": [0, 6]}, r"mine: frozen_epochs \(6\) must be fewer than epochs \(6\)"),
     ],
 )  # fmt: skip
@@ -90,8 +103,50 @@ def test_no_two_trials_are_alike_and_a_small_space_says_how_many_it_has():
         draw(space, BASE, 7, seed=0)
 
 
+def test_a_key_without_an_effect_is_not_drawn_and_makes_no_other_trial():
+    values = {"loss": ["corn", "soft_ordinal", "cross_entropy"], "label_smoothing": [0.05, 0.1]}
+    values["softness"] = [0.5, 1.0, 2.0]
+    space = parse_space(values, "mine", BASE)
+    drawn = draw(space, BASE, 7, seed=0)
+    assert drawn[0] == {"loss": "cross_entropy", "label_smoothing": 0.0}  # the recipe as it is
+    assert sorted(tuple(settings.items()) for settings in drawn[1:]) == [
+        (("loss", "corn"),),
+        (("loss", "cross_entropy"), ("label_smoothing", 0.05)),
+        (("loss", "cross_entropy"), ("label_smoothing", 0.1)),
+        (("loss", "soft_ordinal"), ("softness", 0.5)),
+        (("loss", "soft_ordinal"), ("softness", 1.0)),
+        (("loss", "soft_ordinal"), ("softness", 2.0)),
+    ]
+    with pytest.raises(UserError, match="--trials 8: the space has only 7 combinations; use --trials 7"):
+        draw(space, BASE, 8, seed=0)
+
+
+def test_what_resolves_to_the_same_training_is_one_trial():
+    space = parse_space(
+        {"augment": ["auto", "flips", "dihedral"], "batch_norm": ["auto", "worker", "sync"]}, "mine", BASE
+    )
+    with pytest.raises(UserError, match="the space has only 2 combinations"):  # of one worker alone
+        draw(space, BASE, 9, seed=0)
+    two_workers = draw(space, BASE, 4, seed=0, workers=2)
+    assert len({(each["augment"] == "dihedral", each["batch_norm"] == "worker") for each in two_workers}) == 4
+
+
+def test_what_was_set_by_hand_may_leave_keys_without_an_effect():
+    base = load_recipe("default", RECIPES, ["loss=corn"])
+    space = load_space("default", SPACES, base, fixed={"loss"})
+    assert "learning_rate" in space and "label_smoothing" not in space
+    other = changed(base, {"loss": "cross_entropy"}, "a trial")
+    assert other.label_smoothing == 0.05  # the default with that loss, not what it is with corn
+    base = load_recipe("default", RECIPES, ["label_smoothing=0.2"])
+    space = load_space("default", SPACES, base, fixed={"label_smoothing"})
+    recipes = [changed(base, settings, "a trial") for settings in draw(space, base, 30, seed=0)]
+    assert {(recipe.loss, recipe.label_smoothing) for recipe in recipes} == {
+        ("cross_entropy", 0.2), ("weighted_cross_entropy", 0.2), ("corn", 0.0), ("soft_ordinal", 0.0)
+    }  # fmt: skip
+
+
 def test_values_that_do_not_go_together_are_refused_before_anything_starts():
     base = load_recipe("smoke", RECIPES, ["epochs=3"])
     space = parse_space({"frozen_epochs": [0, 2]}, "mine", base)
-    with pytest.raises(UserError, match="trial . of the space: frozen_epochs"):
+    with pytest.raises(UserError, match="trial .*of the space: frozen_epochs"):
         draw(space, base.model_copy(update={"epochs": 2}), 2, seed=0)
