@@ -105,12 +105,13 @@ def _facts(spec: BundleSpec) -> dict[str, Any]:
         "created": f"{spec.created_at:%Y-%m-%d %H:%M}",
         "qwk": spec.metrics.get("val", {}).get("qwk"),
         "leaky": spec.leaky,
+        "synthetic": spec.training.synthetic,
         "graphs": sorted(spec.graphs),
     }
 
 
 def _show(rows: list[dict[str, Any]], root: str) -> None:
-    columns = ("model", "model_version", "created", "validation kappa", "leaky", "graphs", "promoted")
+    columns = ("model", "model_version", "created", "validation kappa", "warnings", "graphs", "promoted")
     table = Table(*columns, title=root, title_justify="left")
     for row in rows:
         qwk = row.get("qwk")
@@ -119,7 +120,7 @@ def _show(rows: list[dict[str, Any]], root: str) -> None:
             row["model_version"],
             row.get("created", ""),
             "" if qwk is None else f"{qwk:.3f}",
-            "LEAKY" if row.get("leaky") else "",
+            ", ".join(name.upper() for name in ("leaky", "synthetic") if row.get(name)),
             ", ".join(row.get("graphs", ())),
             row.get("promoted", ""),
         )

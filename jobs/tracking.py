@@ -51,7 +51,7 @@ def tracked(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[
     Args:
         tracking: which one.
         run: the run's directory, local or `s3://`.
-        identity: `recipe`, `data_sha256` and `fold`, as in `run/run.json`.
+        identity: `recipe`, `data_sha256` and `fold`, as in `run/run.json`, and `synthetic`.
 
     Raises:
         UserError: MLflow is not installed, not named, or does not answer.

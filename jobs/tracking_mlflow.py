@@ -42,7 +42,8 @@ class MLflow(Tracker):
 
     Args:
         run: the run's directory, local or `s3://`; `mlflow.json` in it holds the id of the MLflow run.
-        identity: `recipe` and `fold`, logged as parameters, and `data_sha256`, a tag.
+        identity: `recipe` and `fold`, logged as parameters; `data_sha256` and `synthetic` (the data hold
+            images of `scalp synth`), logged as tags.
 
     Raises:
         UserError: no server is named, or it does not answer, or it does not take the run.
@@ -109,6 +110,7 @@ class MLflow(Tracker):
         tags = {
             "version": metadata.version("scalp"),
             "data_sha256": identity["data_sha256"],
+            "synthetic": str(identity["synthetic"]).lower(),
             "run": self._run,
         }
         self._client.log_batch(

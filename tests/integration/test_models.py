@@ -21,7 +21,9 @@ def printed(*arguments, **environment):
 def second(bundle, tmp_path):
     """A run whose bundle has other figures."""
     loaded = load_bundle(str(bundle)).fetch("weights").fetch("float")
-    spec = loaded.spec.model_copy(update={"name": "second", "metrics": {"val": {"qwk": 0.8765}}})
+    changes = {"name": "second", "metrics": {"val": {"qwk": 0.8765}}}
+    changes["training"] = loaded.spec.training.model_copy(update={"synthetic": True})
+    spec = loaded.spec.model_copy(update=changes)
     save_bundle(str(tmp_path / "second" / "bundle"), spec, loaded.files)
     return tmp_path / "second"
 
@@ -42,6 +44,7 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     assert len(rows) == 2
     assert "0.876" in rows[1] or "0.877" in rows[1]
     assert [" by " in row for row in rows] == [False, True]
+    assert ["SYNTHETIC" in row for row in rows] == [False, True]
 
     storage.write(str(tmp_path / "photographs" / "a.jpg"), jpeg())
     out = tmp_path / "exported"

@@ -20,6 +20,7 @@ from tests.mlflow_api import mlflow_server
 IDENTITY = {
     "recipe": {"epochs": 3, "learning_rate": 0.001, "weights": "none"},
     "data_sha256": "ab12",
+    "synthetic": True,
     "fold": None,
 }
 
@@ -93,8 +94,9 @@ def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
     [logged] = runs(mlflow)
     assert (logged.info.status, logged.info.run_name) == ("FINISHED", "run")
     assert logged.data.params == {"epochs": "3", "learning_rate": "0.001", "weights": "none", "fold": "None"}
-    told = {name: logged.data.tags[f"scalp.{name}"] for name in ("data_sha256", "run", "model_version")}
-    assert told == {"data_sha256": "ab12", "run": run, "model_version": "run-1234"}
+    names = ("data_sha256", "synthetic", "run", "model_version")
+    told = {name: logged.data.tags[f"scalp.{name}"] for name in names}
+    assert told == {"data_sha256": "ab12", "synthetic": "true", "run": run, "model_version": "run-1234"}
     number = logged.info.run_id
     assert series(mlflow, number, "loss/validation") == [(1, 2.0), (2, 1.0)]
     assert series(mlflow, number, "qwk/validation") == [(1, 0.1), (2, 0.2)]
