@@ -186,4 +186,8 @@ class Keys:
         try:
             self._from_file = self._read()
         except UserError as error:
+            if not Path(self._path).exists():
+                self._from_file = []
+                _log.error("all keys of the file are refused until it exists again: %s", error)
+                return
             _log.error("the keys stay as they were: %s", error)

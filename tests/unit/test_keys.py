@@ -100,6 +100,16 @@ def test_a_key_that_is_taken_back_stops_without_a_restart(tmp_path, monkeypatch)
     assert keys and keys.identify(bearer(BEN)) is None  # no key at all lets nobody in
 
 
+def test_a_deleted_file_lets_nobody_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys_module, "_LOOK_AGAIN_S", 0)
+    path = tmp_path / "keys"
+    keys = Keys(write(path, f"ann: {ANN}"))
+    path.unlink()
+    assert keys and keys.identify(bearer(ANN)) is None
+    write(path, f"ann: {ANN}")
+    assert keys.identify(bearer(ANN)) == "ann"
+
+
 def test_every_key_is_compared(tmp_path, monkeypatch):
     compared = []
     monkeypatch.setattr(
