@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.local import ClusterError
+from jobs.audit_cli import audit
 from jobs.bench.cli import bench
 from jobs.cli_options import (
     BatchOption,
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
 app.add_typer(jobs, name="jobs")
 app.command()(serve)
 app.command(context_settings={"allow_interspersed_args": False})(submit)

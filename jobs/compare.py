@@ -1,52 +1,68 @@
-"""`scalp compare`: what two bundles said of the photographs that an endpoint was asked about."""
+"""`scalp compare`: what two bundles answered for the images that an endpoint graded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import duckdb
+import numpy as np
 from rich.table import Table
-from sklearn.metrics import cohen_kappa_score
 
 from jobs.console import console, show
-from scalp_core import storage
+from scalp_core import intervals, metrics, storage
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 from scalp_core.sql import spilling
 
 # Columns that a log without such lines would lack.
 _COLUMNS = (
-    "{sha256: 'VARCHAR', model_version: 'VARCHAR', grade: 'INTEGER', refer: 'BOOLEAN', ms: 'DOUBLE', "
-    "candidate_error: 'VARCHAR', first: 'STRUCT({one})', candidate: 'STRUCT({one})'}"
+    "{time: 'VARCHAR', sha256: 'VARCHAR', model_version: 'VARCHAR', grade: 'INTEGER', refer: 'BOOLEAN', "
+    "ms: 'DOUBLE', candidate_error: 'VARCHAR', first: 'STRUCT({one})', candidate: 'STRUCT({one})'}"
 ).replace(
     "{one}",
     "model_version VARCHAR, grade INTEGER, expected_severity DOUBLE, refer BOOLEAN, forward_ms DOUBLE",
 )
-_READ = f"create table lines as select * from read_json(?, format='newline_delimited', columns={_COLUMNS})"  # noqa: S608
+# A damaged line is a row of nulls.
+_READ = (
+    "create table lines as select *, time is null and sha256 is null as damaged "  # noqa: S608
+    f"from read_json(?, format='newline_delimited', ignore_errors=true, columns={_COLUMNS})"
+)
+# A retried image counts once, by its last answer.
 _BY_MODEL = """
+with once as (
+    select distinct on (model_version, sha256) * from lines where grade is not null
+    order by model_version, sha256, time desc
+)
 select model_version, count(*) as photographs, avg(refer::int) as referred,
     quantile_cont(ms, 0.5) as p50_ms, quantile_cont(ms, 0.99) as p99_ms, {grades}
-from lines where grade is not null group by model_version order by photographs desc
+from once group by model_version order by photographs desc
 """
 _PAIRS = """
+with once as (
+    select distinct on (first.model_version, candidate.model_version, sha256) * from lines
+    where first is not null and candidate is not null
+    order by first.model_version, candidate.model_version, sha256, time desc
+)
 select first.model_version as first, candidate.model_version as candidate,
     first.grade as first_grade, candidate.grade as candidate_grade, count(*) as photographs,
     sum((first.refer != candidate.refer)::int) as referred_otherwise,
     sum(candidate.expected_severity - first.expected_severity) as severity
-from lines where first is not null and candidate is not null
-group by all order by all
+from once group by all order by all
 """
 
 
 def compare(audit: str) -> dict[str, Any]:
-    """Compares the models of an audit log: what each answered, and what both said of the same photographs.
+    """Compares the models of an audit log: what each answered, and what both answered for the same images.
+
+    Damaged lines are skipped and counted. An image that was sent again counts once.
 
     Args:
         audit: folder of the endpoint's audit log; of several nodes, one that all were copied to.
 
     Returns:
-        `models`, a row for each that answered; `pairs`, one for each two that were compared; `failed`, how
-        often a candidate did.
+        `models`, one row per model that answered; `pairs`, one per two models that were compared, with the
+        95 % interval of their quadratic kappa over images (both None where it is undefined); `failed`, how
+        often a candidate failed; `damaged`, lines that could not be read.
 
     Raises:
         UserError: there is no audit log.
@@ -63,8 +79,11 @@ def compare(audit: str) -> dict[str, Any]:
             ) from error
         models = _rows(database, _BY_MODEL.format(grades=grades))
         pairs = _rows(database, _PAIRS)
-        (failed,) = _rows(database, "select count(candidate_error) as photographs from lines")
-    found = {"models": models, "pairs": _pairs(pairs), "failed": failed["photographs"]}
+        (counts,) = _rows(
+            database,
+            "select count(candidate_error) as failed, count_if(damaged) as damaged from lines",
+        )
+    found = {"models": models, "pairs": _pairs(pairs), **counts}
     _show(found)
     return found
 
@@ -80,27 +99,29 @@ def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for names in dict.fromkeys((row["first"], row["candidate"]) for row in rows):
         met = [row for row in rows if (row["first"], row["candidate"]) == names]
-        counts = [row["photographs"] for row in met]
-        total = sum(counts)
-        first = [row["first_grade"] for row in met]
-        second = [row["candidate_grade"] for row in met]
-        apart = [abs(one - other) for one, other in zip(first, second, strict=True)]
-        kappa = cohen_kappa_score(
-            first, second, labels=list(range(NUM_GRADES)), weights="quadratic", sample_weight=counts
-        )
+        matrix = np.zeros((NUM_GRADES, NUM_GRADES), int)
+        for row in met:
+            matrix[row["first_grade"], row["candidate_grade"]] = row["photographs"]
+        total = int(matrix.sum())
+        values = {name: value[0] for name, value in metrics.from_confusion(matrix[None]).items()}
         found.append(
             {
                 "first": names[0],
                 "candidate": names[1],
                 "photographs": total,
-                "same_grade": sum(n for n, d in zip(counts, apart, strict=True) if d == 0) / total,
-                "within_one": sum(n for n, d in zip(counts, apart, strict=True) if d <= 1) / total,
-                "kappa": float(kappa),
+                "same_grade": float(values["top1"]),
+                "within_one": float(values["within1"]),
+                "kappa": None if np.isnan(values["qwk"]) else float(values["qwk"]),
+                "kappa_95": _ends(intervals.of_confusion(matrix)["qwk"]),
                 "severity_change": sum(row["severity"] for row in met) / total,
                 "referred_otherwise": sum(row["referred_otherwise"] for row in met) / total,
             }
         )
     return found
+
+
+def _ends(interval: dict[str, Any] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval["low"], interval["high"])
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -113,9 +134,15 @@ def _show(found: dict[str, Any]) -> None:
                 table.add_row(*(_cell(name, value) for name, value in row.items()))
             console.print(table)
     show("candidate", {"failed": found["failed"]})
+    if found["damaged"]:
+        show("audit log", {"damaged lines skipped": found["damaged"]})
 
 
 def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return " to ".join(f"{end:.3f}" for end in value)
     if not isinstance(value, float):
         return str(value)
     if name.endswith("_ms"):

@@ -85,6 +85,16 @@ def of_all(
     return _intervals(values, index, len(labels), seed)
 
 
+def of_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
+    """Intervals as `of_grades`, where each image is its own group and only the counts (4, 4) are known."""
+    total = int(matrix.sum())
+    drawn = np.random.default_rng(seed).multinomial(total, matrix.ravel() / total, size=RESAMPLES)
+    values = metrics.from_confusion(drawn.reshape(-1, NUM_GRADES, NUM_GRADES))
+    if total == 1:
+        values = {name: np.full_like(value, np.nan, dtype=float) for name, value in values.items()}
+    return _summaries(values)
+
+
 class _Ranks:
     """AUROC and sensitivity at a specificity of weighted photographs, from one sorting."""
 
@@ -148,7 +158,11 @@ def _intervals(values: Any, index: np.ndarray, photographs: int, seed: int) -> d
         }
     parts = [values(weights) for weights in _weights(groups, photographs, seed)]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return record | {
+    return record | _summaries(drawn)
+
+
+def _summaries(drawn: Values) -> dict[str, Any]:
+    return {
         name: _interval(value) if value.ndim == 1 else [_interval(column) for column in value.T]
         for name, value in drawn.items()
     }

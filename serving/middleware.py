@@ -69,10 +69,10 @@ class Envelope:
         given = dict(scope["headers"]).get(_REQUEST_ID, b"")
         request = visit.Visit(visit.request_id(given), scope["method"])
         visit.begin(request)
-        started = False
+        started = finished = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal started, finished
             if message["type"] == "http.response.start":
                 started = True
                 request.status = message["status"]
@@ -81,9 +81,10 @@ class Envelope:
                 message["headers"] = own + [pair for pair in self._headers if pair[0] not in named]
                 if scope.get("scheme") == "https":  # here, or at a proxy that uvicorn believes
                     message["headers"].append(_HSTS)
-            else:
+            elif message["type"] == "http.response.body":
                 request.sent += len(message.get("body", b""))
             await send(message)
+            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._app(scope, receive, send_with_headers)
@@ -96,6 +97,8 @@ class Envelope:
             answer = _refusal(error)
             await answer(scope, receive, send_with_headers)
         finally:
+            if started and not finished and request.problem is None:
+                request.problem = "broken_off"  # its status was sent before it failed
             request.route = getattr(scope.get("route"), "path", None) or _BEFORE_ROUTING.get(scope["path"])
             if self._audit is not None:
                 self._audit.answered()

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from scalp_core.codecs import MAX_BYTES
@@ -50,6 +51,14 @@ def application(audit: AuditLog | None = None, **settings: Any) -> tuple[FastAPI
     @api.get("/v1/fails")
     async def fails() -> None:
         raise RuntimeError("secret detail")
+
+    @api.post("/v1/breaks")
+    async def breaks() -> StreamingResponse:
+        async def half() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise RuntimeError("secret detail")
+
+        return StreamingResponse(half())
 
     @api.get("/")
     async def page() -> str:
@@ -352,12 +361,15 @@ def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
     ask(api, "POST", "/v1/grade", content=bytes(11))
     ask(api, "GET", "/v1/fails", headers=BEARER)
     ask(api, "POST", "/v1/bulk/x", headers=BEARER)
+    with pytest.raises(RuntimeError):
+        ask(api, "POST", "/v1/breaks", headers=BEARER)  # its status was sent before it failed
     log.close()
     (file,) = (tmp_path / "audit").iterdir()
-    told = [json.loads(line) for line in file.read_text().splitlines()]
+    _head, *told = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["key"], line["status"], line["problem"]) for line in told] == [
         ("ann", 413, "too_many_bytes"),
         ("ann", 200, None),
+        ("ann", 200, "broken_off"),
     ]
 
 
