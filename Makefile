@@ -52,11 +52,15 @@ browser:
 	@command -v chromium >/dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-nanum; }
 
-# The matched pair of torch and torchvision is pinned under [tool.uv] in pyproject.toml.
+# The matched pair of torch and torchvision is pinned under [tool.uv] in pyproject.toml. The second file is the part of
+# the first that cluster/Containerfile installs: no tools of tests or benchmarks.
+UV_COMPILE := uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
+	--no-annotate --quiet
+
 lock: setup
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --upgrade --python-version 3.11 \
-		--no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock
+	@$(BIN)/$(UV_COMPILE) --all-extras --upgrade --output-file requirements.lock
+	@$(BIN)/$(UV_COMPILE) --extra mlflow --constraint requirements.lock --upgrade --output-file requirements-run.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache

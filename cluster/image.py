@@ -1,6 +1,5 @@
-"""The container image that every node runs, built by `cluster/Containerfile`."""
+"""The container image that every node runs, built by `cluster/build-image.sh`."""
 
-from importlib import metadata
-
-IMAGE = f"scalp:{metadata.version('scalp')}"
+# Stands in the manifests for the name that the script prints, which holds the commit.
+IMAGE = "scalp:REVISION"
 UID = 1000  # of the user in it, who is not root
