@@ -1,6 +1,7 @@
 """The manifests for KubeRay against Kubernetes' and KubeRay's schemas, Ray's own, and this project."""
 
 import os
+import re
 import shlex
 from importlib import metadata
 from pathlib import Path
@@ -10,10 +11,13 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.image import IMAGE, UID
+from jobs import job_entry
 from jobs.cli import app
 from scalp_core.registry import ENVIRONMENT
 from serving.keys import VARIABLE
@@ -21,6 +25,7 @@ from serving.settings import ModelSettings, Settings, check_batching
 from tests.kuberay_fields import closed, mistakes
 
 ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "cluster" / "dashboards" / "prometheus-kuberay.yaml"
 FILES = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
 DOCUMENTS = [each for file in FILES for each in yaml.safe_load_all(file.read_text())]
 RAY = [each for each in DOCUMENTS if each["apiVersion"] == "ray.io/v1"]
@@ -75,8 +80,13 @@ def test_the_manifests_that_people_start_are_there():
         "NetworkPolicy", "PodDisruptionBudget", "RayCluster", "RayJob", "RayJob", "RayService",
     ]  # fmt: skip
     for file in FILES:
-        comments = [line for line in file.read_text().splitlines()[:4] if line.startswith("#")]
-        assert f"kubectl apply -n scalp -f cluster/kuberay/{file.name}" in " ".join(comments)
+        text = file.read_text()
+        start = (
+            f'sed "s|{IMAGE}|$IMAGE|" cluster/kuberay/{file.name} | kubectl apply -n scalp -f -'
+            if IMAGE in text
+            else f"kubectl apply -n scalp -f cluster/kuberay/{file.name}"
+        )
+        assert text.splitlines()[1] == f"#   {start}"
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -177,8 +187,49 @@ def test_the_cluster_to_work_on_has_cpus_gpus_and_cheaper_gpus():
     (resource,) = (each for each in RAY if each["kind"] == "RayCluster")
     cpu, gpu, spot = cluster(resource)["workerGroupSpecs"]
     assert [each["groupName"] for each in (cpu, gpu, spot)] == ["cpu", "gpu", "gpu-spot"]
-    assert "spot" in str(spot["template"]["spec"]["nodeSelector"])
-    assert "nodeSelector" not in gpu["template"]["spec"]
+    assert preferred(spot) == [{"key": "karpenter.sh/capacity-type", "operator": "In", "values": ["spot"]}]
+    assert not preferred(gpu)
+
+
+def preferred(group):
+    """What nodes a group prefers, and takes others where there are none."""
+    affinity = group["template"]["spec"].get("affinity", {}).get("nodeAffinity", {})
+    assert set(affinity) <= {"preferredDuringSchedulingIgnoredDuringExecution"}
+    assert "nodeSelector" not in group["template"]["spec"]
+    return [
+        expression
+        for each in affinity.get("preferredDuringSchedulingIgnoredDuringExecution", [])
+        for expression in each["preference"]["matchExpressions"]
+    ]
+
+
+def admits(expression, labels):
+    """Whether Kubernetes would place a pod with this expression on a node with these labels."""
+    assert expression["operator"] == "NotIn"
+    return labels.get(expression["key"]) not in expression["values"]
+
+
+@every_ray
+def test_heads_are_not_on_spot_whoever_runs_the_nodes(resource):
+    affinity = cluster(resource)["headGroupSpec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    for labels, good in (
+        ({}, True),
+        ({"karpenter.sh/capacity-type": "on-demand"}, True),
+        ({"karpenter.sh/capacity-type": "spot"}, False),
+        ({"eks.amazonaws.com/capacityType": "ON_DEMAND"}, True),
+        ({"eks.amazonaws.com/capacityType": "SPOT"}, False),
+        ({"cloud.google.com/gke-spot": "true"}, False),
+    ):
+        assert all(admits(each, labels) for each in term["matchExpressions"]) is good, labels
+
+
+@every_ray
+def test_pods_with_gpus_and_no_others_run_by_nvidias_runtime(resource):
+    for group in groups(resource):
+        spec = group["template"]["spec"]
+        gpus = "nvidia.com/gpu" in spec["containers"][0]["resources"]["limits"]
+        assert spec.get("runtimeClassName") == ("nvidia" if gpus else None)
 
 
 @every_ray
@@ -211,17 +262,14 @@ def test_only_the_autoscaler_has_a_token_of_kubernetes(resource):
 
 
 @every_ray
-def test_memory_and_gpus_are_what_is_requested_and_the_object_store_fits(resource):
+def test_memory_and_gpus_are_what_is_requested_and_the_object_store_is_in_memory(resource):
     for each in containers(resource):
         requests, limits = each["resources"]["requests"], each["resources"]["limits"]
         assert limits == {name: amount for name, amount in requests.items() if name != "cpu"}
     for group in groups(resource):
+        # KubeRay then mounts a /dev/shm as large as the memory; a smaller one sends Ray's objects to a disk.
         spec = group["template"]["spec"]
-        (volume,) = spec["volumes"]
-        (mount,) = spec["containers"][0]["volumeMounts"]
-        assert mount == {"name": volume["name"], "mountPath": "/dev/shm"}  # noqa: S108
-        memory = spec["containers"][0]["resources"]["limits"]["memory"]
-        assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) < int(memory.removesuffix("Gi")) / 2
+        assert "volumes" not in spec and "volumeMounts" not in spec["containers"][0]
 
 
 @every_ray
@@ -246,15 +294,18 @@ def test_ray_is_the_locked_one(resource):
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
 def test_the_jobs_are_commands_of_this_project_and_end(job):
-    program, verb, *rest = shlex.split(job["spec"]["entrypoint"])
-    assert program == "scalp"
+    python, option, module, log_option, log, verb, *rest = shlex.split(job["spec"]["entrypoint"])
+    assert (python, option, module, log_option) == ("python", "-m", job_entry.__name__, "--log")
     # A folder of the head's pod is gone with it.
-    assert all(place.startswith(("s3://", "models://")) for place in rest[: 2 if verb == "train" else 3])
+    places = rest[: 2 if verb == "train" else 3]
+    assert all(place.startswith(("s3://", "models://")) for place in places)
+    assert log == f"{places[-1].rstrip('/')}/jobs/scalp-{verb}.log"
     typer.main.get_command(app).commands[verb].make_context(verb, rest)  # refuses what the verb does not take
     assert job["metadata"]["name"] == f"scalp-{verb}"
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     assert job["spec"]["ttlSecondsAfterFinished"] > 0
-    assert job["spec"]["activeDeadlineSeconds"] > 0
+    # It would end work of days, and KubeRay does not try again after a deadline.
+    assert "activeDeadlineSeconds" not in job["spec"]
     assert job["spec"]["backoffLimit"] > 0
 
 
@@ -275,7 +326,6 @@ def test_the_endpoint_is_the_application_of_the_config_file():
     schema = ServeDeploySchema.model_validate(served)
     expected = yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())
     args = expected["applications"][0]["args"]
-    expected["http_options"]["host"] = "0.0.0.0"  # noqa: S104
     args["ingress"]["min_replicas"] = args["grader"]["min_replicas"] = 2
     assert served == expected
     settings = Settings.model_validate(schema.applications[0].args)
@@ -283,6 +333,18 @@ def test_the_endpoint_is_the_application_of_the_config_file():
     check_batching(
         ModelSettings.model_validate(deployment["user_config"]), settings.grader.max_ongoing_requests
     )
+
+
+def test_the_grader_holds_what_all_ingresses_admit_and_later_replicas_have_the_same_model():
+    config = yaml.safe_load((ROOT / "serving" / "config.yaml").read_text())
+    (application,) = config["applications"]
+    settings = Settings.model_validate(application["args"])
+    most = settings.ingress.max_replicas * settings.limits.in_flight
+    assert settings.grader.max_ongoing_requests > most
+    (deployment,) = application["deployments"]
+    assert re.fullmatch(r"models://\w+@\d+", deployment["user_config"]["bundle"])
+    # Replicas listen at this address too, and HAProxy of another node must reach them.
+    assert config["http_options"]["host"] == "0.0.0.0"  # noqa: S104
 
 
 def test_the_endpoint_is_open_to_the_network_with_keys_alone():
@@ -304,7 +366,8 @@ def test_the_endpoint_survives_its_head_and_an_upgrade():
 
 
 def test_all_ports_agree():
-    ports = {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080}
+    metrics = {"metrics": 8080, "as-metrics": AUTOSCALER_METRIC_PORT, "dash-metrics": DASHBOARD_METRIC_PORT}
+    ports = {"gcs-server": 6379, "dashboard": 8265} | metrics
     serve = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["http_options"]["port"]
     for resource in RAY:
         served = {"serve": serve} if resource is SERVICE else {}
@@ -319,5 +382,10 @@ def test_all_ports_agree():
         assert all(each == {"metrics": ports["metrics"]} | served for each in workers)
     (policy,) = (each for each in DOCUMENTS if each["kind"] == "NetworkPolicy")
     let_in = [{port["port"] for port in rule.get("ports", [])} for rule in policy["spec"]["ingress"]]
-    assert let_in == [set(), {8265, serve}, {8265}, {serve}, {8080}]
+    assert let_in == [set(), {8265, serve}, {8265}, {serve}, set(metrics.values())]
     assert all(rule["from"] for rule in policy["spec"]["ingress"])
+    (scrape,) = yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]
+    (names,) = (
+        each["regex"] for each in scrape["relabel_configs"] if "port_name" in each["source_labels"][0]
+    )
+    assert set(names.split("|")) == set(metrics)
