@@ -22,6 +22,7 @@ from serving.audit_chain import NAME, find_segments, hash_line, read_after, read
 _WAITING = 10_000  # lines that wait for the disk; more are lost, and that is logged and written down
 _CLOSING_S = 20  # for the last lines to reach the disk; a replica has graceful_shutdown_seconds to end
 _RETRY_S = 1  # after a failed write, which looks through the folder again
+_LOCK = ".lock"
 _TIME = "%Y%m%dT%H%M%S%f"
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -275,7 +276,7 @@ def _write_all(fd: int, data: bytes) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps other writers from beginning, adopting or removing files."""
-    fd = os.open(folder, os.O_RDONLY)
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -286,7 +287,7 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
     """Whether no writer holds the file; it is locked meanwhile."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDWR)  # NFS locks only what is open for writing
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
