@@ -1,0 +1,31 @@
+"""Ray's node provider for AWS, with on-demand instances where spot has none."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+
+_LOG = logging.getLogger(__name__)
+
+
+class SpotWithFallback(AWSNodeProvider):
+    """Start a node type of spot instances on demand when no zone starts one.
+
+    Ray's autoscaler v2 does not: a launch that AWS refuses is repeated with the same node type (Ray 2.60; its
+    CloudResourceMonitor counts timeouts alone). `provider.module` of ray_cluster.yaml names this class.
+    """
+
+    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
+        try:
+            return super().create_node(node_config, tags, count)
+        except NodeLaunchException as error:
+            if "InstanceMarketOptions" not in node_config:
+                raise
+            _LOG.warning("no spot instance (%s: %s); starting on demand", error.category, error.description)
+            on_demand = {
+                name: value for name, value in node_config.items() if name != "InstanceMarketOptions"
+            }
+            return super().create_node(on_demand, tags, count)
