@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import ray
+from joblib import cpu_count
+from ray._common.utils import get_system_memory  # of the container, if it has a limit
 from ray._private import parameter, ray_constants, services
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
@@ -94,13 +96,8 @@ def is_joined() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def physical_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _logical_cpus(jobs: bool) -> int:
-    return physical_cores() + _SPARE_LOGICAL_CPUS + (_FOR_JOBS if jobs else 0)
+    return cpu_count() + _SPARE_LOGICAL_CPUS + (_FOR_JOBS if jobs else 0)
 
 
 def connect(jobs: bool = False) -> Cluster:
@@ -126,7 +123,7 @@ def connect(jobs: bool = False) -> Cluster:
         gpus=int(resources.get("GPU", 0)),
         nodes=nodes,
         grows=is_joined() and has_autoscaler(),
-        cores_per_node=max(1, cpus // nodes) if is_joined() else physical_cores(),
+        cores_per_node=max(1, cpus // nodes) if is_joined() else cpu_count(),
     )
 
 
@@ -164,7 +161,7 @@ def _start(jobs: bool) -> None:
     # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Every idle process wakes a hundred times a second. One a core is kept, for the next task.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(physical_cores()))
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpu_count()))
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_FOR_MS))
     # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -186,10 +183,9 @@ def _start(jobs: bool) -> None:
     if not address:
         # A process that asks every few seconds whether this machine will be taken away; nobody would say so.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         settings |= {
             "num_cpus": _logical_cpus(jobs),
-            "object_store_memory": int(memory * _OBJECT_STORE_SHARE),
+            "object_store_memory": int(get_system_memory() * _OBJECT_STORE_SHARE),
             "include_dashboard": jobs,
             "dashboard_host": "127.0.0.1",
         }

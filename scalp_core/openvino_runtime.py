@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from joblib import cpu_count
 
 from scalp_core.bundle import Graph, Head
 from scalp_core.grades import NUM_GRADES
@@ -39,9 +40,9 @@ CpuPrecision = Literal["bf16", "fp32", "int8"]
 _BATCHES = (8, 4, 2, 1)
 
 
-def physical_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _visible_cores() -> int:
+    """Cores on which this process may be scheduled, whatever its container's limit of CPU time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu_count()
 
 
 def cpu_has_bf16() -> bool:
@@ -114,22 +115,22 @@ class OpenVinoRuntime:
     Args:
         graph: float, or int8 with `precision` int8.
         precision: bf16 and fp32 run the float graph, int8 the quantised one.
-        threads: of all forward passes together; None takes all cores this process may use.
+        threads: of all forward passes together; None takes the cores of this process or container.
         streams: forward passes that run beside each other and divide the threads.
     """
 
     def __init__(
         self, graph: Graph, precision: CpuPrecision, threads: int | None = None, streams: int = 1
     ) -> None:
-        cores = physical_cores()
-        threads = threads or cores
+        threads = threads or cpu_count()
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            # Pinning helps whoever has the machine alone; two models would be pinned to the same cores.
-            "ENABLE_CPU_PINNING": streams == 1 and threads >= cores,
+            # Pinning helps a model that has all cores. Two models, or two containers with limits of CPU time,
+            # would be pinned to the same ones.
+            "ENABLE_CPU_PINNING": streams == 1 and threads >= _visible_cores(),
         }
         compiled = openvino.Core().compile_model(_read(graph), "CPU", settings)
         self.requests = [compiled.create_infer_request() for _ in range(streams)]

@@ -12,12 +12,12 @@ from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
+from joblib import cpu_count
 
 from scalp_core import openvino_runtime, quality
 from scalp_core.bundle import Bundle, Part
 from scalp_core.errors import ImageError, UserError
 from scalp_core.grading import Grading, gradings
-from scalp_core.openvino_runtime import physical_cores
 from scalp_core.preprocess import decode
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -259,7 +259,7 @@ class Predictor:
         Yields:
             the grading, or why the file cannot be graded.
         """
-        threads = decode_threads or physical_cores()
+        threads = decode_threads or cpu_count()
         piece = _PIECES[self.device]
         with ThreadPoolExecutor(threads, "decode") as pool:
             rest = iter(files)

@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scalp_core.openvino_runtime import physical_cores
+from joblib import cpu_count
+
 from scalp_core.predictor import has_bf16, resolve_device
 
 _LIBRARIES = (
@@ -38,7 +39,7 @@ def machine() -> dict[str, Any]:
     device = resolve_device("auto")
     return {
         "cpu": _cpu_name(),
-        "cores": physical_cores(),
+        "cores": cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu_name() if device == "cuda" else None,
         "bf16": has_bf16(device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import duckdb
 import psutil
+from joblib import cpu_count
 
 from scalp_core.errors import UserError
 
@@ -70,9 +70,8 @@ def node_memory_mib() -> int:
 
 
 def node_threads() -> int:
-    """The cores that this process may use, 8 at most: each thread takes memory of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    """The cores of this process or container, 8 at most: each thread takes memory of its own."""
+    return min(8, cpu_count())
 
 
 def _first_line(error: Exception) -> str:

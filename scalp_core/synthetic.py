@@ -12,7 +12,6 @@ number of photographs, because the cut is made by rank.
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
@@ -142,7 +142,7 @@ def write_dataset(
     if _claim(out, summary):
         return summary
     write = partial(write_photo, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
-    for done, _ in enumerate(_render_all(plans, write, workers or os.cpu_count() or 1), 1):
+    for done, _ in enumerate(_render_all(plans, write, workers or cpu_count()), 1):
         if on_progress:
             on_progress(done)
     pack(out, LAYOUTS[options.layout])

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from joblib import cpu_count
 from rich.table import Table
 
-from cluster.local import physical_cores
 from cluster.local_s3 import S3Server, s3_server
 from jobs.bench import inputs
 from jobs.bench.bulk_ways import Arguments
@@ -261,9 +261,7 @@ def run_grade(bundle: str, source: str, device: Hardware, photographs: int, fail
 
 def run_other(way: str, bundle: str, source: str, device: Hardware, photographs: int, folder: Path) -> Run:
     """A way of `bulk_ways`; without grades where it writes none."""
-    arguments = Arguments(
-        bundle=bundle, source=source, out=str(folder), device=device, cores=physical_cores()
-    )
+    arguments = Arguments(bundle=bundle, source=source, out=str(folder), device=device, cores=cpu_count())
     whole = _seconds(["-m", "jobs.bench.bulk_ways", way, arguments.model_dump_json()])
     points = [line.split() for line in arguments.points_file.read_text().splitlines()]
     first, last = float(points[0][0]), float(points[-1][0])

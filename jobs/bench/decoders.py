@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image
 
 from jobs.bench.measure import Candidate, repeat, time_in_turns
 from scalp_core.codecs import read_picture
-from scalp_core.openvino_runtime import physical_cores
 from scalp_core.preprocess import Preprocess, decode
 
 OURS = "scalp"
@@ -29,7 +29,7 @@ def decode_rows(files: list[bytes], spec: Preprocess, rounds: int, seconds: floa
     `difference_of_255` is the mean over all pixels against ours with every pixel of the JPEG decoded.
     """
     decoders = _decoders(spec)
-    cores = physical_cores()
+    cores = cpu_count()
     full = [_at_full_size(data, spec) for data in files]
     with ThreadPoolExecutor(cores) as pool:
         alone = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from joblib import cpu_count
 from rich.table import Table
 
 from jobs.bench import forwards, inputs
@@ -18,7 +19,6 @@ from jobs.bench.forwards import Way
 from jobs.bench.measure import Candidate, OwnProcess, time_in_turns, write_result
 from jobs.console import SUMMARY_FILE, console, show
 from scalp_core import provenance, storage
-from scalp_core.openvino_runtime import physical_cores
 from scalp_core.predictor import Device, Hardware, has_bf16, resolve_device
 
 # An estimate for the plan, not a measurement: timm publishes 4,725/s at 299 px for a card of that class, so
@@ -226,7 +226,7 @@ def _plan(rows: list[Row], device: Hardware) -> dict[str, Any]:
         "gpu_photographs_per_second": rate,
         "decoded_per_core_and_second": per_core,
         "cores_for_one_gpu": ceil(rate / per_core),
-        "cores_here": physical_cores(),
+        "cores_here": cpu_count(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+from joblib import cpu_count
 from rich.table import Table
 
 from jobs.bench.measure import OwnProcess, write_result
@@ -152,7 +152,7 @@ def _prepare(source: str, out: str, number: int, model: HashModel | None) -> dic
 
 def _draw(source: Path, number: int) -> int:
     """Writes distinct JPEG files; their mean size in bytes."""
-    workers = os.cpu_count() or 1
+    workers = cpu_count()
     with (
         ProcessPoolExecutor(workers, get_context("spawn")) as pool,
         progress_bar("drawing", workers) as (progress, task),
@@ -166,7 +166,7 @@ def _draw(source: Path, number: int) -> int:
 
 def _draw_share(source: str, number: int, share: int) -> int:
     total = 0
-    for index, name in image_names(number, os.cpu_count() or 1, share):
+    for index, name in image_names(number, cpu_count(), share):
         path = Path(source, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = _picture(index)

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from rich.table import Table
 
-from cluster.local import physical_cores
 from jobs.bench import inputs, load
 from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
@@ -196,7 +196,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 def _commands(bundle: str, device: Hardware) -> dict[str, list[str]]:
     """The servers by name, ours first. Of LitServe both ways to use the cores: which one is best depends."""
-    cores = physical_cores()
+    cores = cpu_count()
 
     def other(way: str, **more: Any) -> list[str]:
         arguments = Arguments(bundle=bundle, device=device, cores=cores, **more)

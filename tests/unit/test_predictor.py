@@ -157,6 +157,28 @@ assert sys.modules["openvino_telemetry"] is None
     assert list(tmp_path.iterdir()) == []  # telemetry keeps an identity in the home directory
 
 
+def test_a_containers_limit_of_cpu_time_bounds_the_threads(bundle):
+    """One core by the cgroup's quota, as Kubernetes sets it; all cores of the node can be scheduled on."""
+    program = f"""
+import builtins, io, os
+from unittest import mock
+from scalp_core.bundle import load_bundle
+from scalp_core.openvino_runtime import OpenVinoRuntime
+
+graph = load_bundle({str(bundle)!r}).graph("float")
+limits, exists, opened = "/sys/fs/cgroup/cpu.max", os.path.exists, builtins.open
+with (
+    mock.patch("os.path.exists", lambda path: path == limits or exists(path)),
+    mock.patch("builtins.open", lambda path, *rest, **options: (
+        io.StringIO("100000 100000") if path == limits else opened(path, *rest, **options))),
+):
+    model = OpenVinoRuntime(graph, "fp32").requests[0].get_compiled_model()
+assert model.get_property("INFERENCE_NUM_THREADS") == 1, model.get_property("INFERENCE_NUM_THREADS")
+assert not model.get_property("ENABLE_CPU_PINNING") or len(os.sched_getaffinity(0)) == 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_what_does_not_go_together_is_refused_with_a_way_out(loaded):
     with pytest.raises(UserError, match="scalp quantise"):
         Predictor(loaded, "cpu", "int8")
