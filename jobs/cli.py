@@ -251,11 +251,19 @@ def evaluate(
 def quantise(
     bundle: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
     data: DataArg,
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="largest acceptable loss of kappa and of coverage: its upper bound, 95 % confidence",
+        ),
+    ] = 0.01,
 ) -> None:
-    """Adds an int8 graph to a bundle, for CPUs, unless it costs more than 0.005 of kappa on validation."""
+    """Adds an int8 graph to a bundle, for CPUs, unless validation images cannot show that it loses little."""
     from jobs.quantise import quantise as verb
 
-    verb(bundle, data)
+    verb(bundle, data, max_drop=max_drop)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from jobs.images import LoadForTraining, locating
 from scalp_core import metrics, openvino_runtime
 from scalp_core.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
 from scalp_core.errors import UserError
+from scalp_core.noninferiority import Comparison
 from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.preprocess import Preprocess
 
@@ -36,7 +37,9 @@ def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndar
     spec = bundle.spec
     graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess, spec.head)
     weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32", head=spec.head)
-    record = compare(graph, OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
+    record = make_record(
+        graph, *logits_of_both(OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
+    )
     if not record.max_logit_difference < _MAX_DIFFERENCE:
         raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")
     return with_graph(bundle, "float", graph, record)
@@ -48,16 +51,18 @@ def with_graph(bundle: Bundle, kind: GraphKind, graph: Graph, record: GraphRecor
     return Bundle(spec, files=bundle.files | graph_files(kind, graph))
 
 
-def compare(
-    graph: Graph, candidate: Logits, reference: Logits, batches: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> GraphRecord:
-    """Grades photographs both ways.
+def logits_of_both(
+    candidate: Logits, reference: Logits, batches: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run two models on the same images.
 
     Args:
-        graph: what `candidate` runs.
         candidate: uint8 images to logits.
         reference: the same by the weights in fp32, or by what is known to equal them.
         batches: images uint8 (N, size, size, 3) and labels.
+
+    Returns:
+        labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).
 
     Raises:
         UserError: a score is not finite.
@@ -72,17 +77,28 @@ def compare(
             "the model's scores of validation images are not finite numbers; train again with a smaller "
             "learning_rate"
         )
-    truth = np.concatenate(labels)
-    counts = [metrics.confusion(truth, logits.argmax(axis=1)) for logits in (own, other)]
+    return np.concatenate(labels), own, other
+
+
+def make_record(
+    graph: Graph,
+    labels: np.ndarray,
+    own: np.ndarray,
+    other: np.ndarray,
+    comparison: Comparison | None = None,
+) -> GraphRecord:
+    """Record of a graph, from what `logits_of_both` returned for it."""
+    counts = [metrics.confusion(labels, logits.argmax(axis=1)) for logits in (own, other)]
     qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]
     return GraphRecord(
         xml_sha256=sha256(graph.xml),
         weights_sha256=sha256(graph.weights),
-        photographs=len(truth),
+        photographs=len(labels),
         max_logit_difference=float(np.abs(own - other).max()),
         grade_agreement=float(np.mean(own.argmax(axis=1) == other.argmax(axis=1))),
         qwk_drop=qwk[1] - qwk[0],
         openvino=openvino_runtime.version(),
+        comparison=comparison,
     )
 
 

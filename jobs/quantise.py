@@ -10,12 +10,28 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.graphs import compare, few_batches, labelled_batches, with_float_graph, with_graph
-from scalp_core import lease, manifest, openvino_runtime, outputs, registry, storage
+from jobs.graphs import (
+    few_batches,
+    labelled_batches,
+    logits_of_both,
+    make_record,
+    with_float_graph,
+    with_graph,
+)
+from scalp_core import (
+    assessment,
+    calibration,
+    lease,
+    manifest,
+    noninferiority,
+    openvino_runtime,
+    outputs,
+    registry,
+    storage,
+)
 from scalp_core.bundle import (
     CARD_FILE,
     GRAPH_FILES,
-    MAX_INT8_QWK_DROP,
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
@@ -26,29 +42,35 @@ from scalp_core.bundle import (
 )
 from scalp_core.card import model_card
 from scalp_core.errors import UserError
+from scalp_core.noninferiority import MAX_DROP, Answers
 from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.outputs import Output
 
 KIND = "quantise"
 # Photographs that set the ranges of int8; NNCF's own default.
 _RANGES = 300
+# Of each of two tries (quick ranges, careful ranges), so that together they keep the promised confidence.
+_CONFIDENCE = 1 - (1 - noninferiority.CONFIDENCE) / 2
 
 
-def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
+def quantise(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) -> dict[str, Any]:
     """Makes the int8 graph with photographs of the training part and measures it on the validation part.
+
+    int8 keeps temperature and quantile of the bundle, so coverage is measured with them.
 
     Args:
         bundle: directory of the bundle, local or `s3://`; the graph is written into it.
         data: directory that `scalp prepare` wrote; the one that the bundle was trained on.
         seed: chooses the training photographs.
+        max_drop: largest acceptable upper bound of the loss of kappa and of coverage (95 % confidence).
 
     Returns:
         the summary that is also written to the bundle's `summary.json`; a bundle that has the graph already
         is left as it is.
 
     Raises:
-        UserError: kappa drops by more than `MAX_INT8_QWK_DROP`, the data is not the bundle's, the bundle is a
-            version in a registry or in use, or holds a `summary.json` of somebody else.
+        UserError: kappa or coverage may drop by more than `max_drop`, the data is not the bundle's, or the
+            bundle is a version in a registry, is in use, or holds a `summary.json` of somebody else.
     """
     started = time.monotonic()
     loaded = load_bundle(bundle)
@@ -60,12 +82,12 @@ def quantise(bundle: str, data: str, seed: int = 0) -> dict[str, Any]:
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
             "nothing; give that directory"
         )
-    if "int8" in loaded.spec.graphs and kept:
+    if loaded.spec.offers("int8") and kept:
         console.print(f"{uri} has its int8 graph already")
         _show(kept)
         return kept
     with outputs.held(_output_of(uri), KIND) as output:
-        spec, images, record = _added(load_bundle(uri), data, seed, output)
+        spec, images, record = _added(load_bundle(uri), data, seed, max_drop, output)
         summary = {
             "kind": KIND,
             "date": now(),
@@ -87,7 +109,9 @@ def _output_of(uri: str) -> str:
     return run if outputs.kind_of(run) == "train" else uri
 
 
-def _added(loaded: Bundle, data: str, seed: int, output: Output) -> tuple[BundleSpec, int, GraphRecord]:
+def _added(
+    loaded: Bundle, data: str, seed: int, max_drop: float, output: Output
+) -> tuple[BundleSpec, int, GraphRecord]:
     """Adds the graph; the spec with it, the number of images that set its ranges, and what it costs.
 
     Raises:
@@ -107,13 +131,13 @@ def _added(loaded: Bundle, data: str, seed: int, output: Output) -> tuple[Bundle
     for careful in (False, True):
         with console.status(f"finding int8 ranges on {len(images)} training photographs"):
             candidate = openvino_runtime.quantise(graph, images, careful=careful)
-        record = _measure(loaded, candidate, reference, val)
-        if record.qwk_drop <= MAX_INT8_QWK_DROP:
+        record, failure = _measure(loaded, candidate, reference, val, max_drop)
+        if failure is None:
             break
     else:
         raise UserError(
-            f"int8 costs {record.qwk_drop:.4f} kappa on {record.photographs} validation photographs, more "
-            f"than {MAX_INT8_QWK_DROP}: {uri} keeps bf16 and fp32 alone"
+            f"int8 on the validation part: {failure}. {uri} keeps bf16 and fp32 alone; more validation "
+            "images narrow the bound, and --max-drop accepts a larger loss"
         )
     changed = with_graph(loaded, "int8", candidate, record)
     made = {name: content for name, content in changed.files.items() if name not in stored}
@@ -156,7 +180,10 @@ def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
     return np.concatenate([images for images, _ in batches])
 
 
-def _measure(bundle: Bundle, graph: Graph, reference: Any, val: pa.Table) -> GraphRecord:
+def _measure(
+    bundle: Bundle, graph: Graph, reference: Any, val: pa.Table, max_drop: float
+) -> tuple[GraphRecord, str | None]:
+    """The record of a graph, and the reason to refuse it."""
     with progress_bar("measuring on validation", val.num_rows) as (progress, task):
 
         def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -164,16 +191,34 @@ def _measure(bundle: Bundle, graph: Graph, reference: Any, val: pa.Table) -> Gra
                 yield images, labels
                 progress.update(task, advance=len(labels))
 
-        return compare(graph, OpenVinoRuntime(graph, "int8").logits, reference, counted())
+        labels, *logits = logits_of_both(OpenVinoRuntime(graph, "int8").logits, reference, counted())
+    own, other = (_answers(of_model, labels, bundle.spec) for of_model in logits)
+    comparison = noninferiority.compare(
+        labels, other, own, val["group"].to_pylist(), bundle.spec.conformal.coverage, max_drop, _CONFIDENCE
+    )
+    return make_record(graph, labels, logits[0], logits[1], comparison), comparison.failure
+
+
+def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answers:
+    probs = calibration.probabilities(logits, spec.temperature)
+    sets = [calibration.grade_set(row, spec.conformal.quantile) for row in probs]
+    return Answers(probs.argmax(axis=1), assessment.in_set(labels, sets))
+
+
+def _loss(drop: float, bound: float, bounds: dict[str, Any]) -> str:
+    confidence, limit = bounds["confidence"], bounds["max_drop"]
+    return f"{drop:.4f}; {bound:.4f} at most, with {confidence:.1%} confidence (limit {limit:g})"
 
 
 def _show(summary: dict[str, Any]) -> None:
+    bounds = summary["comparison"]
     show(
         "quantise",
         {
             "model": summary["model_version"],
             "validation photographs": summary["photographs"],
-            "kappa lost": f"{summary['qwk_drop']:.4f} (limit {MAX_INT8_QWK_DROP})",
+            "kappa lost": _loss(bounds["qwk_drop"], bounds["qwk_drop_bound"], bounds),
+            "coverage lost": _loss(bounds["coverage_drop"], bounds["coverage_drop_bound"], bounds),
             "same grade": f"{summary['grade_agreement']:.1%}",
             "largest difference of a logit": summary["max_logit_difference"],
             "seconds": summary["seconds"],

@@ -24,6 +24,7 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.manifest import SplitSpec
+from scalp_core.noninferiority import Comparison
 from scalp_core.preprocess import Preprocess
 from scalp_core.quality import STATISTICS_VERSION, Gates
 
@@ -44,9 +45,6 @@ GRAPH_FILES: dict[GraphKind, tuple[str, str]] = {
     "float": ("model.xml", "model.bin"),
     "int8": ("model-int8.xml", "model-int8.bin"),
 }
-
-# What int8 may cost in kappa on the validation part; above it the graph is not offered.
-MAX_INT8_QWK_DROP = 0.005
 
 
 class Conformal(BaseModel):
@@ -79,6 +77,7 @@ class GraphRecord(BaseModel):
     grade_agreement: float = Field(description="share of photographs that get the same grade")
     qwk_drop: float = Field(description="kappa of the weights less that of the graph; negative is better")
     openvino: str = Field(description="version that made it")
+    comparison: Comparison | None = Field(None, description="of int8: why it is not worse than the weights")
 
 
 class InitialWeights(BaseModel):
@@ -169,6 +168,13 @@ class BundleSpec(BaseModel):
         )
         return {WEIGHTS_FILE: self.weights_sha256, **{name: value for pair in graphs for name, value in pair}}
 
+    def offers(self, kind: GraphKind) -> bool:
+        """Whether the bundle has this graph, and of int8 a comparison that it passed."""
+        record = self.graphs.get(kind)
+        if record is None or kind == "float":
+            return record is not None
+        return record.comparison is not None and record.comparison.failure is None
+
     @property
     def leaky(self) -> bool:
         """Whether it was trained on a leaky split, so that its figures flatter."""
@@ -231,10 +237,10 @@ class Bundle:
         """The OpenVINO graph; a bundle from before graphs has its weights converted, which takes seconds.
 
         Raises:
-            UserError: int8 was never made for this bundle, or costs more than `MAX_INT8_QWK_DROP`.
+            UserError: int8 was never made for this bundle, or has no comparison that it passed.
         """
-        record = self.spec.graphs.get(kind)
-        if record is not None and (kind == "float" or record.qwk_drop <= MAX_INT8_QWK_DROP):
+        if self.spec.offers(kind):
+            record = self.spec.graphs[kind]
             xml, weights = GRAPH_FILES[kind]
             return Graph(self._read(xml, record.xml_sha256), self._read(weights, record.weights_sha256))
         if kind == "float":

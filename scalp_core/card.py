@@ -179,5 +179,15 @@ def _split_line(split: SplitSpec | None, fold: int | None) -> str:
 def _graph_line(kind: str, record: GraphRecord) -> str:
     return (
         f"- {kind} graph for CPUs: same grade as the weights on {record.grade_agreement:.2%} of "
-        f"{record.photographs} validation photographs, kappa {-record.qwk_drop:+.4f}\n"
+        f"{record.photographs} validation photographs, kappa {-record.qwk_drop:+.4f}{_loss_bounds(record)}\n"
+    )
+
+
+def _loss_bounds(record: GraphRecord) -> str:
+    bounds = record.comparison
+    if bounds is None or bounds.qwk_drop_bound is None or bounds.coverage_drop_bound is None:
+        return ""
+    return (
+        f"; with {bounds.confidence:.1%} confidence it loses {max(0, bounds.qwk_drop_bound):.4f} of kappa "
+        f"and {max(0, bounds.coverage_drop_bound):.4f} of coverage at most"
     )

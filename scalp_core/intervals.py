@@ -27,8 +27,8 @@ def of_grades(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], seed: int = SEED
 ) -> dict[str, Any]:
     """Intervals of the metrics of `metrics.score`; see `of_all`."""
-    index = _indices(groups)
-    sums = _by_group(_cells(labels, grades), index)
+    index = group_indices(groups)
+    sums = sums_by_group(confusion_cells(labels, grades), index)
 
     def values(weights: np.ndarray) -> Values:
         return metrics.from_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES))
@@ -57,7 +57,7 @@ def of_all(
         metric is not defined in them), a list of such by grade for recall and precision. None where there is
         one group, or no resample in which it is defined.
     """
-    index, extra = _indices(groups), extra or {}
+    index, extra = group_indices(groups), extra or {}
     own = probs[np.arange(len(labels)), labels]
     means = {
         "rps": metrics.ranked_probability_scores(labels, probs),
@@ -66,9 +66,9 @@ def of_all(
     }
     right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
     bins = np.eye(metrics.ECE_BINS)[metrics.confidence_bins(probs)]
-    sums = _by_group(_cells(labels, probs.argmax(axis=1)), index)
-    mean_sums = _by_group(np.column_stack([np.ones(len(labels)), *means.values()]), index)
-    gaps = _by_group(bins * (confidence - right)[:, None], index)
+    sums = sums_by_group(confusion_cells(labels, probs.argmax(axis=1)), index)
+    mean_sums = sums_by_group(np.column_stack([np.ones(len(labels)), *means.values()]), index)
+    gaps = sums_by_group(bins * (confidence - right)[:, None], index)
     ranks = _Ranks(labels >= metrics.REFERABLE, probs[:, metrics.REFERABLE :].sum(axis=1))
 
     def values(weights: np.ndarray) -> Values:
@@ -123,25 +123,33 @@ class _Ranks:
         }
 
 
-def _indices(groups: Sequence[Any]) -> np.ndarray:
+def group_indices(groups: Sequence[Any]) -> np.ndarray:
+    """Number of each image's group, int (N,), 0 to the number of groups less one."""
     return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
 
 
-def _cells(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
+def confusion_cells(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
     """float (N, 16): each photograph's own confusion matrix."""
     return np.eye(NUM_GRADES**2)[labels * NUM_GRADES + grades]
 
 
-def _by_group(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+def sums_by_group(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Sums over the images of each group, float (groups, K), of values (N, K)."""
     sums = np.zeros((index.max() + 1, values.shape[1]))
     np.add.at(sums, index, values)
     return sums
 
 
-def _weights(groups: int, photographs: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, float (B, groups), some resamples at a time."""
+def resamples(groups: int, cells: int, seed: int = SEED) -> Iterator[np.ndarray]:
+    """Draw groups with replacement: how often each is drawn, float (B, groups), some resamples at a time.
+
+    Args:
+        groups: their number.
+        cells: values that the caller holds for each resample, which bounds how many come at a time.
+        seed: the same gives the same draws.
+    """
     rng = np.random.default_rng(seed)
-    chunk = max(1, min(RESAMPLES, _CHUNK_CELLS // photographs))
+    chunk = max(1, min(RESAMPLES, _CHUNK_CELLS // cells))
     for start in range(0, RESAMPLES, chunk):
         count = min(chunk, RESAMPLES - start)
         drawn = rng.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
@@ -156,7 +164,7 @@ def _intervals(values: Any, index: np.ndarray, photographs: int, seed: int) -> d
         return record | {
             name: None if value.ndim == 1 else [None] * NUM_GRADES for name, value in names.items()
         }
-    parts = [values(weights) for weights in _weights(groups, photographs, seed)]
+    parts = [values(weights) for weights in resamples(groups, photographs, seed)]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return record | _summaries(drawn)
 
