@@ -3,7 +3,8 @@
 A point estimate of what the candidate loses lets chance decide: at 458 images, a model that truly loses 0.01
 of kappa shows less than half of that in a third of all draws. So the upper bound of the loss decides here:
 the paired difference, resampled over groups (microscopes or sessions), because images of one group are not
-independent.
+independent. Few images that are answered alike prove little: a bound is at least the loss that so many
+images would show with the given confidence (rule of three).
 """
 
 from __future__ import annotations
@@ -113,7 +114,13 @@ def compare(
             for weights in intervals.resamples(count, count + sums.shape[1])
         ]
         bounds = {name: _bound([part[name] for part in parts], count, confidence) for name in drops}
-    beside_reference, beside_promise = bounds["coverage"], bounds["promise"]
+    unseen = -np.log(1 - confidence)  # images that may be worse although none of them was drawn
+    chance = len(labels) * _squared_distance(labels, reference.grades)
+    if bounds["qwk"] is not None and chance:
+        bounds["qwk"] = max(bounds["qwk"], float(unseen / chance))
+    if bounds["coverage"] is not None:
+        bounds["coverage"] = max(bounds["coverage"], float(unseen / len(labels)))
+    against_reference, against_promise = bounds["coverage"], bounds["promise"]
     return Comparison(
         images=len(labels),
         groups=count,
@@ -125,8 +132,8 @@ def compare(
         promised_coverage=promised_coverage,
         coverage_drop=float(drops["coverage"][0]),
         coverage_drop_bound=None
-        if beside_reference is None or beside_promise is None
-        else min(beside_reference, beside_promise),
+        if against_reference is None or against_promise is None
+        else min(against_reference, against_promise),
     )
 
 
@@ -144,6 +151,11 @@ def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
         "coverage": (of_reference - of_candidate) / images,
         "promise": promised - of_candidate / images,
     }
+
+
+def _squared_distance(labels: np.ndarray, grades: np.ndarray) -> float:
+    """Mean squared distance of a label and a grade that are drawn independently: what kappa divides by."""
+    return float(labels.var() + grades.var() + (labels.mean() - grades.mean()) ** 2)
 
 
 def _bound(parts: list[np.ndarray], groups: int, confidence: float) -> float | None:

@@ -52,11 +52,23 @@ def test_a_candidate_as_good_passes_with_enough_images():
 
 
 def test_the_same_answers_lose_nothing():
-    labels, groups, reference, _ = draw(np.random.default_rng(2), 200, 5, 0)
+    labels, groups, reference, _ = draw(np.random.default_rng(2), 2000, 5, 0)
     comparison = compared(labels, groups, reference, reference)
-    assert (comparison.qwk_drop, comparison.qwk_drop_bound, comparison.coverage_drop) == (0, 0, 0)
+    assert (comparison.qwk_drop, comparison.coverage_drop, comparison.failure) == (0, 0, None)
     assert comparison.coverage_drop_bound == pytest.approx(-0.1)  # all sets hold the truth; 0.9 is promised
-    assert comparison.failure is None
+
+
+@pytest.mark.parametrize(("images", "passes"), [(37, False), (150, False), (1000, True)])
+def test_few_images_that_are_answered_alike_prove_little(images, passes):
+    """The bound is about what happens to kappa if 3 images in n, the rule of three, are one grade worse."""
+    labels, groups, reference, _ = draw(np.random.default_rng(7), images, 5, 0)
+    comparison = compared(labels, groups, reference, reference)
+    worse = reference.grades.copy()
+    right = np.flatnonzero(worse == labels)[:3]
+    worse[right] = np.where(labels[right] < 3, labels[right] + 1, 2)
+    expected = compared(labels, groups, reference, answers(worse)).qwk_drop
+    assert 0.6 < expected / comparison.qwk_drop_bound < 1.2
+    assert (comparison.failure is None) == passes
 
 
 def test_groups_and_not_images_are_what_chance_draws():
