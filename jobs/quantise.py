@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def quantise(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
         console.print(f"{uri} has its int8 graph already")
         _show(kept)
         return kept
-    with outputs.held(_output_of(uri), KIND) as output:
+    with _held(uri) as output:
         spec, images, record = _added(load_bundle(uri), data, seed, max_drop, output)
         summary = {
             "kind": KIND,
@@ -97,10 +98,20 @@ def quantise(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
             "seconds": round(time.monotonic() - started, 1),
         }
         write_json(storage.join(uri, SUMMARY_FILE), summary)
-    if output.uri == uri:  # a lease names this machine, and a bundle is handed on
-        storage.remove_folder(storage.join(uri, lease.FOLDER))
     _show(summary)
     return summary
+
+
+@contextmanager
+def _held(uri: str) -> Iterator[Output]:
+    """Hold the lease of a bundle."""
+    output: Output | None = None
+    try:
+        with outputs.held(_output_of(uri), KIND) as output:
+            yield output
+    finally:
+        if output and output.uri == uri:  # a lease names this machine, and a bundle is handed on
+            lease.forget(output.guard)
 
 
 def _output_of(uri: str) -> str:

@@ -86,6 +86,14 @@ def held(out: str, verb: str) -> Iterator[Guard]:
                 storage.write(_file(guard), _json(state | {"released": True}))
 
 
+def forget(guard: Guard) -> None:
+    """Remove a lease that this process has released, and the folder of leases if it is empty then."""
+    storage.remove_file(_file(guard))
+    if not storage.is_s3(guard.out):
+        with suppress(OSError):  # another run's lease is there
+            Path(guard.out, FOLDER).rmdir()
+
+
 def _acquire(out: str, verb: str) -> tuple[Guard, dict[str, Any]]:
     state = {
         "verb": verb,

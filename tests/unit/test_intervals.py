@@ -42,7 +42,7 @@ def test_the_seed_decides():
 def test_a_resample_is_scored_as_its_photographs_would_be(monkeypatch):
     labels, probs = drawn(200)
     groups = np.arange(200) % 10  # one digit: as text they are in the order of the weights
-    weights = next(intervals._weights(10, 200, seed=3))[:1]
+    weights = next(intervals.resamples(10, 200, seed=3))[:1]
     monkeypatch.setattr(intervals, "RESAMPLES", 1)
     monkeypatch.setattr(intervals, "_weights", lambda *_: iter([weights]))
     rows = np.repeat(np.arange(200), weights[0].astype(int)[groups])
