@@ -15,6 +15,7 @@ from jobs.cli_options import (
     BundleArg,
     DataArg,
     DeviceOption,
+    MaxDropOption,
     OutArg,
     PrecisionOption,
     RuntimeOption,
@@ -251,14 +252,7 @@ def evaluate(
 def quantise(
     bundle: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
     data: DataArg,
-    max_drop: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="largest acceptable loss of kappa and of coverage: its upper bound, 95 % confidence",
-        ),
-    ] = 0.01,
+    max_drop: MaxDropOption = 0.01,
 ) -> None:
     """Adds an int8 graph to a bundle, for CPUs, unless validation images cannot show that it loses little."""
     from jobs.quantise import quantise as verb

@@ -12,6 +12,14 @@ BundleArg = Annotated[
 ]
 DataArg = Annotated[str, typer.Argument(help="directory that `scalp prepare` wrote, local or s3://")]
 OutArg = Annotated[str, typer.Argument(help="directory for what is made, local or s3://")]
+MaxDropOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="largest acceptable loss of kappa and of coverage: its upper bound, with 95 % confidence",
+    ),
+]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one")
 ]

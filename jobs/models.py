@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from jobs.console import console
+from jobs.console import console, show
 from scalp_core import storage
 from scalp_core.bundle import BundleSpec
 from scalp_core.errors import UserError
-from scalp_core.registry import SCHEME, Promotion, Registry, open_registry
+from scalp_core.noninferiority import MAX_DROP
+from scalp_core.registry import SCHEME, Evidence, Promotion, Registry, open_registry
+
+if TYPE_CHECKING:
+    from scalp_core.predictor import Device  # imports OpenVINO
 
 
 def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
@@ -50,23 +55,90 @@ def add(run: str, name: str, registry: str | None = None) -> int:
     return version
 
 
-def promote(model: str, why: str = "", leaky_too: bool = False, registry: str | None = None) -> Promotion:
-    """Makes `NAME@VERSION` the one that `models://NAME` stands for.
+@dataclass(frozen=True)
+class PromoteOptions:
+    """Conditions of a promotion.
+
+    Args:
+        why: for the history.
+        data: directory that `scalp prepare` wrote, whose test split both versions grade.
+        max_drop: largest acceptable upper bound of the loss of kappa and of coverage.
+        untested: promote without a comparison; needs `why`.
+        leaky_too: also a version whose figures flatter.
+        device: that both models run on.
+    """
+
+    why: str = ""
+    data: str | None = None
+    max_drop: float = MAX_DROP
+    untested: bool = False
+    leaky_too: bool = False
+    device: Device = "auto"
+
+
+def promote(
+    model: str,
+    options: PromoteOptions = PromoteOptions(),
+    registry: str | None = None,
+) -> Promotion:
+    """Makes `NAME@VERSION` the one that `models://NAME` stands for, unless it may be worse than the present.
+
+    The first version of a model has none to be compared with.
 
     Raises:
-        UserError: as `Registry.find` and `Registry.promote`; the version is not said.
+        UserError: as `Registry.find` and `Registry.promote`; the version is not named; there is a promoted
+            version and no data to compare with it.
     """
+    if options.untested and not options.why:
+        raise UserError("--untested needs --why: the history then says why nothing was compared")
     store = open_registry(registry)
     if "@" not in model:
         raise UserError(f"{model} names no version: write {model.removeprefix(SCHEME)}@VERSION or @latest")
     name, version = store.find(model)
-    entry, new = store.promote(name, version, why, leaky_too)
+    evidence = _evidence(store, name, version, options)
+    entry, new = store.promote(name, version, options.why, options.leaky_too, evidence)
     if not new:
         console.print(
             f"{name}@{version} is promoted already, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
         )
+    if new and evidence:
+        _show_evidence(evidence)
     _show(_rows(store, name, version), store.root)
     return entry
+
+
+def _evidence(store: Registry, name: str, version: int, options: PromoteOptions) -> Evidence | None:
+    """The comparison with the promoted version; None without one, or where none is wanted."""
+    current = store.current(name)
+    if current is None or current.version == version or options.untested:
+        return None
+    if options.data is None:
+        raise UserError(
+            f"{name}@{current.version} is promoted: name labelled images to compare {name}@{version} with it "
+            "(--data DIRECTORY, as scalp prepare wrote it), or promote it --untested"
+        )
+    from jobs.pipeline import ModelOptions  # imports Ray Data
+    from jobs.promotion import compare_versions
+
+    return compare_versions(
+        store, name, current.version, version, options.data, options.max_drop, ModelOptions(options.device)
+    )
+
+
+def _show_evidence(evidence: Evidence) -> None:
+    comparison = evidence.comparison
+    show(
+        "compared with the promoted version",
+        {
+            "promoted": f"{evidence.against} ({evidence.against_model})",
+            "images": f"{comparison.images:,} in {comparison.groups} groups, test split of {evidence.data}",
+            **comparison.losses,
+        },
+    )
+    if not evidence.same_data:
+        console.print(
+            "the version was trained with other data; hashes cannot tell whether it saw some of these images"
+        )
 
 
 def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion:

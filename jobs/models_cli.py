@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli_options import DeviceOption, MaxDropOption
+
 models = typer.Typer(
     help="Numbered versions of models, and which is promoted: models://NAME for every other verb.",
     no_args_is_help=True,
@@ -43,16 +45,30 @@ def models_add(
 @models.command("promote")
 def models_promote(
     model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME@latest")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="directory that `scalp prepare` wrote; both versions grade its test split"),
+    ] = None,
+    max_drop: MaxDropOption = 0.01,
+    untested: Annotated[
+        bool, typer.Option("--untested", help="promote without a comparison; needs --why")
+    ] = False,
     why: WhyOption = "",
     leaky_too: Annotated[
         bool, typer.Option("--leaky-too", help="also one whose figures flatter, of a leaky split")
     ] = False,
+    device: DeviceOption = "auto",
     registry: RegistryOption = None,
 ) -> None:
-    """Makes a version the one that models://NAME stands for."""
+    """Makes a version the one that models://NAME stands for, unless it may be worse than the present one.
+
+    The first version of a model is promoted without a comparison.
+    """
+    from jobs.models import PromoteOptions
     from jobs.models import promote as verb
 
-    verb(model, why, leaky_too, registry)
+    options = PromoteOptions(why, data, max_drop, untested, leaky_too, device)
+    verb(model, options, registry)
 
 
 @models.command("rollback")

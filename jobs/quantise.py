@@ -43,7 +43,7 @@ from scalp_core.bundle import (
 )
 from scalp_core.card import model_card
 from scalp_core.errors import UserError
-from scalp_core.noninferiority import MAX_DROP, Answers
+from scalp_core.noninferiority import MAX_DROP, Answers, Comparison
 from scalp_core.openvino_runtime import OpenVinoRuntime
 from scalp_core.outputs import Output
 
@@ -216,20 +216,13 @@ def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answer
     return Answers(probs.argmax(axis=1), assessment.in_set(labels, sets))
 
 
-def _loss(drop: float, bound: float, bounds: dict[str, Any]) -> str:
-    confidence, limit = bounds["confidence"], bounds["max_drop"]
-    return f"{drop:.4f}; {bound:.4f} at most, with {confidence:.1%} confidence (limit {limit:g})"
-
-
 def _show(summary: dict[str, Any]) -> None:
-    bounds = summary["comparison"]
     show(
         "quantise",
         {
             "model": summary["model_version"],
             "validation photographs": summary["photographs"],
-            "kappa lost": _loss(bounds["qwk_drop"], bounds["qwk_drop_bound"], bounds),
-            "coverage lost": _loss(bounds["coverage_drop"], bounds["coverage_drop_bound"], bounds),
+            **Comparison(**summary["comparison"]).losses,
             "same grade": f"{summary['grade_agreement']:.1%}",
             "largest difference of a logit": summary["max_logit_difference"],
             "seconds": summary["seconds"],

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalp_core import intervals, metrics
 from scalp_core.grades import NUM_GRADES
 
 MAX_DROP = 0.01
@@ -55,6 +54,15 @@ class Comparison(BaseModel):
     )
 
     @property
+    def losses(self) -> dict[str, str]:
+        """The losses and their bounds in words, of a comparison that has bounds."""
+        limit = f"at most, with {self.confidence:.1%} confidence (limit {self.max_drop:g})"
+        return {
+            "kappa lost": f"{self.qwk_drop:.4f}; {self.qwk_drop_bound:.4f} {limit}",
+            "coverage lost": f"{self.coverage_drop:.4f}; {self.coverage_drop_bound:.4f} {limit}",
+        }
+
+    @property
     def failure(self) -> str | None:
         """The reason that the candidate may be worse than is accepted; None if it is not inferior."""
         limit = f"accepted is {self.max_drop:g}; n {self.images:,} in {self.groups} groups"
@@ -92,6 +100,8 @@ def compare(
         max_drop: as in `Comparison`.
         confidence: one-sided, of each bound.
     """
+    from scalp_core import intervals  # scikit-learn takes a second to import, and bundles import this module
+
     index = intervals.group_indices(groups)
     count = int(index.max()) + 1
     sums = intervals.sums_by_group(
@@ -139,6 +149,8 @@ def compare(
 
 def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
     """Losses (B,) of B resamples, from sums (B, 3 + 2 x 16)."""
+    from scalp_core import metrics
+
     images, of_reference, of_candidate = totals[:, :3].T
     cells = NUM_GRADES**2
 

@@ -29,6 +29,7 @@ from scalp_core import storage
 from scalp_core.bundle import SPEC_FILE, Bundle, BundleSpec, load_bundle, read_file, read_spec, spec_file
 from scalp_core.errors import UserError
 from scalp_core.listing import TEMPORARY
+from scalp_core.noninferiority import Comparison
 
 ENVIRONMENT = "SCALP_MODELS"
 SCHEME = "models://"
@@ -49,6 +50,21 @@ class Claim(BaseModel):
     when: datetime
 
 
+class Evidence(BaseModel):
+    """Comparison of a version with the promoted one, on the same labelled images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: int = Field(description="the version that was promoted")
+    against_model: str = Field(description="its model_version")
+    data: str = Field(description="directory of scalp prepare, whose test split was graded by both")
+    data_sha256: str
+    same_data: bool = Field(
+        description="the data that the version was trained with; else it may have seen some"
+    )
+    comparison: Comparison
+
+
 class Promotion(BaseModel):
     """One entry of a model's history."""
 
@@ -60,6 +76,9 @@ class Promotion(BaseModel):
     who: str = Field(description="user@host")
     when: datetime
     why: str = Field("", description="as the person gave it")
+    evidence: Evidence | None = Field(
+        None, description="None of a first version, an untested one, a rollback"
+    )
 
 
 Record = TypeVar("Record", Claim, Promotion)
@@ -153,16 +172,28 @@ class Registry:
         return version, not is_whole and _copy(bundle, uri)
 
     def promote(
-        self, name: str, version: int, why: str = "", leaky_too: bool = False
+        self,
+        name: str,
+        version: int,
+        why: str = "",
+        leaky_too: bool = False,
+        evidence: Evidence | None = None,
     ) -> tuple[Promotion, bool]:
         """Makes a version the one that `models://NAME` stands for.
+
+        Args:
+            name: of the model.
+            version: to promote.
+            why: for the history.
+            leaky_too: also one whose figures flatter.
+            evidence: that it is not inferior to the promoted version; kept in the history.
 
         Returns:
             the entry that promotes it, and whether it is new.
 
         Raises:
-            UserError: its figures flatter (a leaky split) and that was not allowed, or another promotion came
-                between.
+            UserError: its figures flatter (a leaky split) and that was not allowed, the evidence is against
+                it or of another version, or another promotion came between.
         """
         entries = self._entries(name)
         last = next(reversed(entries.values()), None)
@@ -174,7 +205,17 @@ class Registry:
                 f"{name}@{version} was trained on a leaky split, so its figures flatter; promote another "
                 "version, or add --leaky-too"
             )
-        return self._enter(name, entries, _promotion("promote", version, spec, why)), True
+        if evidence and (failure := evidence.comparison.failure):
+            raise UserError(
+                f"{name}@{version} against {name}@{evidence.against} on the test split of {evidence.data}: "
+                f"{failure}. Compare them on more images, or accept a larger loss with --max-drop"
+            )
+        if evidence and last and evidence.against != last.version:
+            raise UserError(
+                f"{name}@{version} was compared with {name}@{evidence.against}, but meanwhile {last.who} "
+                f"promoted {name}@{last.version}; run it again if it is still wanted"
+            )
+        return self._enter(name, entries, _promotion("promote", version, spec, why, evidence)), True
 
     def rollback(self, name: str, why: str = "") -> Promotion:
         """Makes the version promoted that was so before the present one; once more, the one before that.
@@ -340,7 +381,13 @@ def _stack(history: Iterable[Promotion]) -> list[int]:
     return stack
 
 
-def _promotion(action: Literal["promote", "rollback"], version: int, spec: BundleSpec, why: str) -> Promotion:
+def _promotion(
+    action: Literal["promote", "rollback"],
+    version: int,
+    spec: BundleSpec,
+    why: str,
+    evidence: Evidence | None = None,
+) -> Promotion:
     return Promotion(
         action=action,
         version=version,
@@ -348,6 +395,7 @@ def _promotion(action: Literal["promote", "rollback"], version: int, spec: Bundl
         who=_who(),
         when=datetime.now(UTC),
         why=why,
+        evidence=evidence,
     )
 
 

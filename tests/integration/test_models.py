@@ -1,11 +1,16 @@
 """`scalp models` as it is typed, and `models://` where a bundle is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from scalp_core import storage
+from jobs import models
+from jobs.models import PromoteOptions
+from scalp_core import manifest, storage
 from scalp_core.bundle import load_bundle, save_bundle
+from scalp_core.errors import UserError
+from scalp_core.registry import Registry
 from tests.conftest import jpeg
 from tests.integration.test_cli import assert_one_line, scalp
 
@@ -38,7 +43,8 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     assert "is scalp@2 already" in printed("models", "add", second, "scalp", **named)
 
     printed("models", "promote", "scalp@1", **named)
-    assert " by " in printed("models", "promote", "models://scalp@latest", "--why", "better", **named)
+    promoted = ("models", "promote", "models://scalp@latest", "--untested", "--why", "better")
+    assert " by " in printed(*promoted, **named)
     assert "promoted already" in printed("models", "promote", "scalp@2", **named)
     rows = [line for line in printed("models", "list", "scalp", **named).splitlines() if "scalp@" in line]
     assert len(rows) == 2
@@ -57,6 +63,37 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     history = storage.names_in(f"{root}/scalp/history")
     assert history == {"000001.json", "000002.json", "000003.json"}
     assert json.loads(storage.read(f"{root}/scalp/history/000002.json"))["why"] == "better"
+
+
+def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundle, tmp_path, capsys):
+    root = str(tmp_path / "models")
+    trained = load_bundle(str(way.run)).fetch("weights").fetch("float")
+    renamed = trained.spec.model_copy(update={"name": "renamed"})
+    save_bundle(str(tmp_path / "renamed"), renamed, trained.files)
+    for source in (way.run, tmp_path / "renamed", bundle):  # the last one's weights are random
+        models.add(str(source), "scalp", root)
+    data = PromoteOptions(data=str(way.data))
+
+    assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
+    with pytest.raises(UserError, match="scalp@1 is promoted: name labelled images .*--data"):
+        models.promote("scalp@2", registry=root)
+    with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
+        models.promote("scalp@3", data, registry=root)
+    with pytest.raises(UserError, match=r"the loss of kappa is 0\.0000, and may be as .*more images"):
+        models.promote("scalp@2", data, registry=root)  # alike on too few images
+
+    entry = models.promote("scalp@2", replace(data, max_drop=0.5), registry=root)
+    assert "compared with the promoted version" in capsys.readouterr().out
+    assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
+    assert entry.evidence.against_model == trained.spec.model_version
+    tested = manifest.part(manifest.read_manifest(str(way.data)), "test")
+    assert entry.evidence.comparison.images == tested.num_rows
+    assert Registry(root).history("scalp")[-1] == entry
+
+    with pytest.raises(UserError, match="--untested needs --why"):
+        models.promote("scalp@3", PromoteOptions(untested=True), registry=root)
+    untested = PromoteOptions(untested=True, why="a demonstration")
+    assert models.promote("scalp@3", untested, registry=root).evidence is None
 
 
 def test_mistakes_with_models_are_one_line(bundle, tmp_path):

@@ -44,7 +44,7 @@ def test_a_resample_is_scored_as_its_photographs_would_be(monkeypatch):
     groups = np.arange(200) % 10  # one digit: as text they are in the order of the weights
     weights = next(intervals.resamples(10, 200, seed=3))[:1]
     monkeypatch.setattr(intervals, "RESAMPLES", 1)
-    monkeypatch.setattr(intervals, "_weights", lambda *_: iter([weights]))
+    monkeypatch.setattr(intervals, "resamples", lambda *_: iter([weights]))
     rows = np.repeat(np.arange(200), weights[0].astype(int)[groups])
     expected = metrics.score(labels[rows], probs[rows].argmax(axis=1))
     expected |= metrics.score_probabilities(labels[rows], probs[rows])

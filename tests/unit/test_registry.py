@@ -16,7 +16,8 @@ from scalp_core import registry, storage
 from scalp_core.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE, load_bundle, save_bundle
 from scalp_core.errors import UserError
 from scalp_core.manifest import SplitSpec
-from scalp_core.registry import Registry, open_registry
+from scalp_core.noninferiority import Comparison
+from scalp_core.registry import Evidence, Registry, open_registry
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -330,3 +331,31 @@ def test_a_server_that_ignores_the_condition_is_refused(s3, tmp_path, run, monke
     with pytest.raises(UserError, match="overwrites what `If-None-Match: \\*` protects"):
         store.add(run(1), "scalp")
     assert store.names() == []
+
+
+def evidence(against, bound):
+    return Evidence(
+        against=against,
+        against_model="scalp-0123",
+        data="data",
+        data_sha256="0" * 64,
+        same_data=True,
+        comparison=Comparison(
+            images=100, groups=5, confidence=0.95, max_drop=0.01, qwk_drop=0.0, qwk_drop_bound=bound,
+            coverage=0.9, promised_coverage=0.9, coverage_drop=0.0, coverage_drop_bound=0.0,
+        ),
+    )  # fmt: skip
+
+
+def test_evidence_decides_a_promotion_and_stays_in_the_history(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+    store.promote("scalp", 1)
+    with pytest.raises(UserError, match="scalp@2 against scalp@1 .* may be as large as 0.0200"):
+        store.promote("scalp", 2, evidence=evidence(1, 0.02))
+    entry, new = store.promote("scalp", 2, evidence=evidence(1, 0.009))
+    assert new
+    assert store.history("scalp")[-1] == entry
+    # Another promotion came while the two were compared.
+    with pytest.raises(UserError, match="compared with scalp@1, but meanwhile .* promoted scalp@2"):
+        store.promote("scalp", 3, evidence=evidence(1, 0.0))
