@@ -17,6 +17,8 @@ from serving import app
 from tests.conftest import free_port, jpeg
 
 CONFIG = Path(app.__file__).with_name("config.yaml")
+# A Ray that is started here asks for the token in ~/.ray; `serve` sends it only in this mode.
+WITH_TOKEN = {"RAY_AUTH_MODE": "token"}
 RAY = """
 import sys
 from ray._private.worker import global_worker
@@ -39,7 +41,7 @@ def models(bundle, make_bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dashboard(models):
-    environment = os.environ | {"RAY_ADDRESS": "", ENVIRONMENT: models.root}
+    environment = os.environ | WITH_TOKEN | {"RAY_ADDRESS": "", ENVIRONMENT: models.root}
     with subprocess.Popen(
         [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as ray:
@@ -50,7 +52,7 @@ def dashboard(models):
 def deploy(config: dict, dashboard: str, file: Path) -> None:
     file.write_text(yaml.safe_dump(config))
     command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file), "-a", dashboard]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | WITH_TOKEN)
     assert done.returncode == 0, done.stderr
 
 
