@@ -18,11 +18,8 @@ from scalp_core.recipe import load_recipe
 from scalp_core.space import parse_space
 
 EPOCHS = 3
-# One of the architectures takes pictures of another size: its trials fail in their first step.
-SPACE = {
-    "architecture": ["test_resnet", "test_vit3"],
-    "learning_rate": {"low": 1e-3, "high": 3e-2, "scale": "log"},
-}
+# A trial with the last of them fails in its first epoch: the loss is not finite.
+SPACE = {"learning_rate": [0.003, 0.01, 1e30]}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +48,11 @@ def test_every_trial_is_in_the_table_with_its_settings_and_its_end(searched):
     assert len({row["learning_rate"] for row in rows}) == 3
     assert Counter(row["status"] for row in rows) == summary["statuses"]
     for row in rows:
-        failed = row["architecture"] == "test_vit3"
+        failed = float(row["learning_rate"]) == 1e30
         assert (row["status"] == "failed") == failed
         assert (int(row["epochs"]) == EPOCHS) == (row["status"] == "finished")
         if failed:
-            assert "64" in row["reason"] and not row["val_qwk"]
+            assert "not finite" in row["reason"] and not row["val_qwk"]
         else:
             assert 1 <= int(row["best_epoch"]) <= int(row["epochs"])
             assert 0 <= float(row["val_top1"]) <= 1 and float(row["seconds"]) > 0
@@ -69,8 +66,7 @@ def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, 
     assert summary["best"]["trial"] == int(best["trial"])
     recipe = load_recipe(str(out / "best.yaml"), RECIPES, [])
     assert f"{recipe.learning_rate}" == best["learning_rate"]
-    settings = {"learning_rate": recipe.learning_rate, "architecture": "test_resnet"}
-    assert recipe == base.model_copy(update=settings)
+    assert recipe == base.model_copy(update={"learning_rate": recipe.learning_rate})
     stored = f"s3://{s3.bucket}/tune/best.yaml"
     storage.write(stored, (out / "best.yaml").read_bytes())
     assert load_recipe(stored, RECIPES, []) == recipe
