@@ -101,7 +101,7 @@ def tune(
     scaling = scaling_for(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
-    starts = _starts(list(recipes.values()))
+    starts = _starts(list(recipes.values()), storage.join(out, outputs.SCRATCH_FOLDER))
     for each in recipes.values():
         check_batch_norm(each, starts[_start_key(each)].batch_norm)
     with outputs.opened(out, KIND, [data]) as output:
@@ -152,12 +152,21 @@ def _start_key(recipe: Recipe) -> tuple[Any, ...]:
     return recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.resize
 
 
-def _starts(recipes: list[Recipe]) -> dict[tuple[Any, ...], Start]:
-    """First weights and preprocessing, once for all trials that share them."""
+def _starts(recipes: list[Recipe], work: str) -> dict[tuple[Any, ...], Start]:
+    """First weights and preprocessing, once for all trials that share them; a resumed search fetches none."""
     # PyTorch and timm take seconds: mistakes that need neither are told before.
-    from jobs.train_start import first_start
+    from jobs.train_start import first_start, saved_start
 
-    return {key: first_start(recipe) for key, recipe in {_start_key(each): each for each in recipes}.items()}
+    different = {_start_key(each): each for each in recipes}
+    return {
+        key: saved_start(_start_folder(work, number)) or first_start(recipe)
+        for number, (key, recipe) in enumerate(different.items())
+    }
+
+
+def _start_folder(work: str, number: int) -> str:
+    """Where first weights are kept: the recipes of a search, and so the numbers, follow from its identity."""
+    return storage.join(work, f"start-{number:03d}")
 
 
 def _at_once(cluster: Cluster, scaling: ScalingConfig) -> int:
@@ -257,10 +266,13 @@ def _plans(
     scaling: ScalingConfig,
     at_once: int,
 ) -> dict[int, Plan]:
+    from jobs.train_start import initial_uri, save_start
+
     weights = {}
     for number, (key, start) in enumerate(starts.items()):
-        weights[key] = storage.join(work, f"initial-{number:03d}.safetensors")
-        storage.write(weights[key], start.weights)
+        folder = _start_folder(work, number)
+        save_start(folder, start)
+        weights[key] = initial_uri(folder)
     plans = {}
     for number, recipe in recipes.items():
         spec = starts[_start_key(recipe)].spec

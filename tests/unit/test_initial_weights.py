@@ -5,6 +5,7 @@ import safetensors.torch
 import timm
 import torch
 
+from jobs import tune
 from jobs.train_start import Start, save_start, saved_start
 from scalp_core import initial_weights, storage
 from scalp_core.bundle import InitialWeights, serialise_weights
@@ -12,7 +13,7 @@ from scalp_core.errors import UserError
 from scalp_core.initial_weights import initial_model
 from scalp_core.model import build_model
 from scalp_core.preprocess import Preprocess
-from scalp_core.recipe import DEFAULT_ARCHITECTURE
+from scalp_core.recipe import DEFAULT_ARCHITECTURE, Recipe
 
 SMALL = "test_resnet"
 
@@ -183,3 +184,11 @@ def test_a_resumed_run_takes_the_first_weights_that_it_kept(tmp_path):
     assert saved_start(str(tmp_path)) == start
     (tmp_path / "initial.safetensors").write_bytes(b"damaged")
     assert saved_start(str(tmp_path)) is None
+
+
+def test_a_resumed_search_fetches_no_first_weights_again(tmp_path, monkeypatch):
+    start = Start(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
+    recipe = Recipe(architecture="test_resnet", size=64)
+    save_start(tune._start_folder(str(tmp_path), 0), start)
+    monkeypatch.setattr("jobs.train_start.first_start", lambda _: pytest.fail("fetched again"))
+    assert tune._starts([recipe, recipe], str(tmp_path)) == {tune._start_key(recipe): start}
