@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from jobs.evaluate import _assessed
-from jobs.graphs import compare
+from jobs.graphs import logits_of_both
 from scalp_core import calibration, drift
-from scalp_core.bundle import Graph, load_bundle
+from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.explain import Explainer
 from scalp_core.grade_report import warnings
@@ -96,7 +96,7 @@ def test_weights_that_are_nan_give_no_heat_and_a_referral():
 def test_a_graph_whose_scores_are_not_finite_is_refused():
     batches = iter([(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]))])
     with pytest.raises(UserError, match="scores of validation images are not finite"):
-        compare(Graph(b"", b""), lambda _: LOGITS[3:], lambda _: LOGITS[3:], batches)
+        logits_of_both(lambda _: LOGITS[3:], lambda _: LOGITS[3:], batches)
 
 
 def test_a_bulk_report_warns_of_them(spec):

@@ -48,6 +48,7 @@ WRITE_NO_DIRECTORY = {
     "quantise": "adds to a bundle: test_quantise, test_graphs",
     "results": "one file, with --to: test_results",
     "compare": "reads",
+    "audit verify": "reads",
     "models list": "reads",
     "models add": "a version that nobody has: test_registry",
     "models promote": "an entry that nobody has: test_registry",
