@@ -171,7 +171,7 @@ def _scored(
 
 
 def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[str]:
-    """What a reader of the figures must know, one line each."""
+    """Reasons to doubt the metrics, one line each."""
     bad = summary["not_finite"]
     found = [
         f"the model was {spec.warning}" if spec.warning else None,

@@ -137,7 +137,7 @@ def _show_evidence(evidence: Evidence) -> None:
     )
     if not evidence.same_data:
         console.print(
-            "the version was trained with other data; hashes cannot tell whether it saw some of these images"
+            "the version was trained with other data; hashes do not show whether it saw some of these images"
         )
 
 
