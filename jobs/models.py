@@ -96,7 +96,7 @@ def promote(
         raise UserError(f"{model} names no version: write {model.removeprefix(SCHEME)}@VERSION or @latest")
     name, version = store.find(model)
     evidence = _evidence(store, name, version, options)
-    entry, new = store.promote(name, version, options.why, options.leaky_too, evidence)
+    entry, new = store.promote(name, version, options.why, options.leaky_too, evidence, options.untested)
     if not new:
         console.print(
             f"{name}@{version} is promoted already, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"

@@ -178,6 +178,7 @@ class Registry:
         why: str = "",
         leaky_too: bool = False,
         evidence: Evidence | None = None,
+        untested: bool = False,
     ) -> tuple[Promotion, bool]:
         """Makes a version the one that `models://NAME` stands for.
 
@@ -186,7 +187,8 @@ class Registry:
             version: to promote.
             why: for the history.
             leaky_too: also one whose figures flatter.
-            evidence: that it is not inferior to the promoted version; kept in the history.
+            evidence: that it is not inferior to the promoted version, if there is one; kept in the history.
+            untested: promote without evidence.
 
         Returns:
             the entry that promotes it, and whether it is new.
@@ -209,6 +211,11 @@ class Registry:
             raise UserError(
                 f"{name}@{version} against {name}@{evidence.against} on the test split of {evidence.data}: "
                 f"{failure}. Compare them on more images, or accept a larger loss with --max-drop"
+            )
+        if last and not evidence and not untested:
+            raise UserError(
+                f"{name}@{last.version} is promoted (by {last.who}); {name}@{version} was not compared with "
+                "it; run scalp models promote with --data DIRECTORY, or --untested"
             )
         if evidence and last and evidence.against != last.version:
             raise UserError(

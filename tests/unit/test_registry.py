@@ -69,7 +69,7 @@ def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
     assert store.names() == ["scalp"]
     held = storage.names_in(store.uri("scalp", 1))
     assert held == {SPEC_FILE, WEIGHTS_FILE, *GRAPH_FILES["float"], CARD_FILE, "curves.png", "claim.json"}
-    store.promote("scalp", 1)
+    store.promote("scalp", 1, untested=True)
     for reference, temperature in (("scalp", 1), ("scalp@2", 2), ("scalp@latest", 2)):
         loaded = load_bundle(f"models://{reference}").fetch("weights").fetch("float")
         assert loaded.spec.temperature == temperature
@@ -87,11 +87,11 @@ def test_the_same_bundle_again_is_the_same_version(store, run):
 def test_a_rollback_goes_back_step_by_step(store, run):
     for number in (1, 2, 3):
         store.add(run(number), "scalp")
-        store.promote("scalp", number, why=f"trial {number}")
+        store.promote("scalp", number, why=f"trial {number}", untested=True)
     assert [store.rollback("scalp", "worse").version for _ in range(2)] == [2, 1]
     with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@1\\)"):
         store.rollback("scalp")
-    entry, new = store.promote("scalp", 1)
+    entry, new = store.promote("scalp", 1, untested=True)
     assert (entry.action, new) == ("rollback", False)
     told = [(entry.action, entry.version, entry.why) for entry in store.history("scalp")]
     assert told == [
@@ -104,9 +104,9 @@ def test_a_rollback_goes_back_step_by_step(store, run):
 def test_a_leaky_bundle_is_promoted_only_on_request(store, bundle, run):
     store.add(run(1, training=leaky(bundle)), "scalp")
     with pytest.raises(UserError, match="scalp@1 was trained on a leaky split.*--leaky-too"):
-        store.promote("scalp", 1)
+        store.promote("scalp", 1, untested=True)
     assert store.history("scalp") == []
-    assert store.promote("scalp", 1, leaky_too=True)[0].model_version.endswith("-leaky")
+    assert store.promote("scalp", 1, leaky_too=True, untested=True)[0].model_version.endswith("-leaky")
 
 
 UNKNOWN = {
@@ -242,10 +242,10 @@ def test_a_listing_that_misses_what_is_taken_meanwhile_hides_no_number(store, ru
 def test_a_lost_entry_of_the_history_does_not_hold_up_the_next(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
-    store.promote("scalp", 1)
-    store.promote("scalp", 2)
+    store.promote("scalp", 1, untested=True)
+    store.promote("scalp", 2, untested=True)
     storage.remove_file(storage.join(store.root, "scalp", "history", "000001.json"))
-    store.promote("scalp", 3)
+    store.promote("scalp", 3, untested=True)
     assert [entry.version for entry in store.history("scalp")] == [2, 3]
     assert [store.rollback("scalp").version, store.current("scalp").version] == [2, 2]
     with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@2\\)"):
@@ -298,13 +298,13 @@ def test_of_those_who_promote_at_once_one_wins_and_the_others_are_told(store, ru
     seen = Barrier(3)
     slow = Registry(store.root)
     object.__setattr__(slow, "_entries", lambda name: (entries(name), seen.wait())[0])
-    results = at_once(3, lambda index: slow.promote("scalp", index + 1))
+    results = at_once(3, lambda index: slow.promote("scalp", index + 1, untested=True))
     told = [result for result in results if isinstance(result, UserError)]
     (winner,) = (result[0] for result in results if not isinstance(result, UserError))
     assert len(told) == 2
     assert all(f"meanwhile {winner.who} promoted version {winner.version}" in str(error) for error in told)
     assert history("scalp") == [winner]
-    store.promote("scalp", winner.version % 3 + 1)
+    store.promote("scalp", winner.version % 3 + 1, untested=True)
     names = storage.names_in(storage.join(store.root, "scalp", "history"))
     assert names == {"000001.json", "000002.json"}
 
@@ -351,6 +351,8 @@ def test_evidence_decides_a_promotion_and_stays_in_the_history(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
     store.promote("scalp", 1)
+    with pytest.raises(UserError, match="scalp@1 is promoted .* scalp@2 was not compared"):
+        store.promote("scalp", 2)  # as when both are the first promotion, and the other one was faster
     with pytest.raises(UserError, match="scalp@2 against scalp@1 .* may be as large as 0.0200"):
         store.promote("scalp", 2, evidence=evidence(1, 0.02))
     entry, new = store.promote("scalp", 2, evidence=evidence(1, 0.009))
