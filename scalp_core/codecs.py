@@ -46,9 +46,15 @@ _FOREIGN = re.compile(
 # A progressive JPEG goes over all its pixels once a scan. Cameras write about ten scans; a file of a few
 # megabytes can ask for a million.
 _MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+_SCAN = b"\xff\xda"
 # A photograph above this waits for the one before it: threads beside each other would multiply its memory.
 _LARGE_PIXELS = 12_000_000
 _large = threading.Lock()
+
+# What decoding costs, relative to a pixel of the other formats (15 to 75 ms of CPU per megapixel): a JPEG is
+# decoded at a reduced scale (6 ms), a progressive one pays for each scan (18 ms at 10; EPYC, 2026-11-29).
+_JPEG_COST = 1 / 8
+_SCAN_COST = 0.03
 
 # Said of files that are whole: unusual headers, which many cameras write.
 _HARMLESS = re.compile(r"JFIF revision|Invalid SOS parameters|Adobe color transform")
@@ -73,6 +79,23 @@ class Picture:
     pixels: np.ndarray
     orientation: int = 1
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a file says.
+
+    Args:
+        kind: Pillow's name of the format.
+        width: pixels, as stored.
+        height: pixels, as stored.
+        cost: of decoding, in megapixels of PNG.
+    """
+
+    kind: str
+    width: int
+    height: int
+    cost: float
 
 
 def read_picture(data: bytes, target: Target) -> Picture:
@@ -103,6 +126,30 @@ def picture_size(data: bytes) -> tuple[int, int]:
     """
     with _opened(data, sniff(data)) as image:
         return image.size
+
+
+def read_header(data: bytes) -> Header:
+    """Format, size and cost of decoding, from the header and the number of scans.
+
+    Raises:
+        ImageError: as `picture_size`.
+    """
+    kind = sniff(data)
+    width, height = _jpeg_size(data) if kind == "JPEG" else (0, 0)
+    if not width:
+        width, height = picture_size(data)
+    weight = max(_JPEG_COST, _SCAN_COST * data.count(_SCAN)) if kind == "JPEG" else 1.0
+    return Header(kind, width, height, weight * width * height / 1e6)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """As `picture_size`, 20 times as fast; 0, 0 where only Pillow can tell."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return 0, 0
+    _check_pixels(width, height)
+    return width, height
 
 
 def sniff(data: bytes) -> str:
@@ -221,7 +268,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _check_scans(data: bytes, width: int, height: int) -> None:
-    scans = data.count(b"\xff\xda")
+    scans = data.count(_SCAN)
     if scans > 1 and scans * width * height > _MAX_SCANNED_PIXELS:
         raise ImageError("too_many_scans", f"a progressive JPEG of {width}x{height} pixels in {scans} scans")
 

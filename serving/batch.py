@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from scalp_core.archives import too_many_bytes
 from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError
+from serving import visit
 from serving.batches import Batches
 from serving.flow import BATCH_PATH, ClientGoneError, read_body, wait_until_gone
 from serving.ingress import Replica
@@ -93,7 +94,7 @@ class BatchAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
         try:
-            with self._batches.requests:
+            with self._batches.requests.place(visit.current().owner):
                 # A client that goes away ends the group, and the group all that is in flight for it.
                 async with asyncio.TaskGroup() as group:
                     reading = group.create_task(self._read(group, scope, receive, send))
@@ -108,15 +109,20 @@ class BatchAnswer(Response):
     async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive, send: Send) -> None:
         """Begins to grade what comes in, as far as the window lets it; then watches for the client."""
         body = read_body(scope, receive, send)
+        owner, megapixels = visit.current().owner, 0.0
         end = None
         try:
             async with aclosing(body), aclosing(self._photographs(body)) as photographs:
                 async for member, data in photographs:
-                    size = 0 if isinstance(data, ImageError) else len(data)
-                    await self._batches.window.enter(size)
+                    size = 0
+                    if not isinstance(data, ImageError):
+                        size = len(data)
+                        megapixels += await self._batches.admit(data)
+                        self._batches.check_megapixels(megapixels)
+                    await self._batches.window.enter(owner, size)
                     task = group.create_task(self._line(member, data))
                     # Not in the task, which is perhaps cancelled before it begins.
-                    task.add_done_callback(partial(self._leave, size))
+                    task.add_done_callback(partial(self._leave, owner, size))
                     self._coming.put_nowait(task)
         except Refusal as refusal:
             end = refusal
@@ -124,8 +130,8 @@ class BatchAnswer(Response):
         await wait_until_gone(receive)
         raise ClientGoneError
 
-    def _leave(self, size: int, _: asyncio.Task[_Line | Exception]) -> None:
-        self._batches.window.leave(size)
+    def _leave(self, owner: str, size: int, _: asyncio.Task[_Line | Exception]) -> None:
+        self._batches.window.leave(owner, size)
 
     async def _photographs(self, body: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
         kind = self._content_type.partition(";")[0].strip().lower()
@@ -157,7 +163,7 @@ class BatchAnswer(Response):
                     yield photograph
 
     async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
-        with self._batches.archives:
+        with self._batches.archives.place(visit.current().owner):
             limits, pool = self._batches.limits, self._batches.pool
             async with aclosing(unpack(data, limits, pool)) as photographs:
                 async for photograph in photographs:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,9 +22,15 @@ from scalp_core.preprocess import Preprocess
 from scalp_core.registry import resolve
 from scalp_core.results import Signature
 from serving.answers import Graded
+from serving.fairness import NOBODY_ELSE, Active, FairQueue
 from serving.metrics import GraderMetrics
 from serving.schemas import ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
+
+# While one owner asked within this time, no other has passes in all lanes.
+_ACTIVE_S = 30.0
+# A pass that ended within this time shows that the model works. Ray checks every 10 s.
+_PASS_PROVES_S = 9.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -38,6 +44,7 @@ class _Waiting:
     preprocess: Preprocess
     answer: asyncio.Future[Graded | Preprocess]
     since: float
+    owner: str
 
 
 class _Pass(NamedTuple):
@@ -45,6 +52,7 @@ class _Pass(NamedTuple):
 
     lanes: int
     since: float
+    owners: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,9 @@ class Grader:
     On CPUs a lone photograph gets all threads; when there are as many as threads, each thread is a lane with
     passes of its own. Threads of one pass wait for each other whenever the ingress takes a core from one.
 
+    Owners (see `fairness`) are served in rotation. While several ask, none has passes in all lanes, so that a
+    photograph of another need not wait for a full pass.
+
     Ray calls `reconfigure` with the `user_config` before the replica is ready, and again when it changes.
 
     Args:
@@ -81,11 +92,14 @@ class Grader:
         # Threads of its own: the event loop stays free, and PyTorch's thread count is set where it counts.
         self._threads = ThreadPoolExecutor(self._most_lanes(), "model")
         self._model: _Model | None = None
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+        self._active = Active(_ACTIVE_S)
         self._passes: dict[asyncio.Task[None], _Pass] = {}
         self._company: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_error: str | None = None
+        self._pass_ended_at = -math.inf
+        self._failed: str | None = None  # why the last check of the model failed
         self._metrics = GraderMetrics()
 
     def _most_lanes(self) -> int:
@@ -144,7 +158,7 @@ class Grader:
         )
 
     async def grade(
-        self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess
+        self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = NOBODY_ELSE
     ) -> Graded | Preprocess:
         """Grades one photograph.
 
@@ -152,12 +166,14 @@ class Grader:
             image: uint8 (size, size, 3) from `preprocess.decode`.
             statistics: float (K,) of it from `quality.measure`.
             preprocess: that made it.
+            owner: whose turn it takes.
 
         Returns:
             the answer; or, if the model takes photographs that are made otherwise, how.
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(image, statistics, preprocess, answer, time.monotonic()))
+        self._active.see(owner)
+        self._waiting.push(owner, _Waiting(image, statistics, preprocess, answer, time.monotonic(), owner))
         self._start_passes()
         return await answer
 
@@ -166,23 +182,35 @@ class Grader:
         model = self._current()
         # Of each lane, also of those that are busy: if the first one took all, the next would find nobody.
         share = math.ceil(len(self._waiting) / model.lanes)
-        while self._waiting:
-            count, most = len(self._waiting), model.settings.max_batch_size
+        while True:
+            full = self._owners_with_all_lanes(model)
+            count, most = self._waiting.count(without=full), model.settings.max_batch_size
             free = model.lanes - sum(each.lanes for each in self._passes.values())
-            if not free:
+            if not free or not count:
                 return
-            wait = self._waiting[0].since + model.settings.batch_wait_ms / 1000 - time.monotonic()
+            oldest = min(each.since for each in self._waiting.heads())
+            wait = oldest + model.settings.batch_wait_ms / 1000 - time.monotonic()
             if count < most and wait > 0:
                 if not self._company:
                     self._company = asyncio.get_running_loop().call_later(wait, self._company_is_late)
                 return
             alone = free == model.lanes and count < free
             size = min(count if alone else share, most, count)
-            batch = [self._waiting.popleft() for _ in range(size)]
+            batch = [self._waiting.pop(without=full) for _ in range(size)]
             lanes = model.lanes if alone or model.in_lanes is None else 1
             task = asyncio.create_task(self._run_pass(model, batch, lanes))
-            self._passes[task] = _Pass(lanes, time.monotonic())
+            owners = frozenset(each.owner for each in batch)
+            self._passes[task] = _Pass(lanes, time.monotonic(), owners)
             task.add_done_callback(self._pass_ended)
+
+    def _owners_with_all_lanes(self, model: _Model) -> set[str]:
+        """Owners with passes in all the lanes that they may have: all but one where others ask too."""
+        if model.lanes == 1 or len(self._active) < 2:
+            return set()
+        lanes: Counter[str] = Counter()
+        for each in self._passes.values():
+            lanes.update(dict.fromkeys(each.owners, each.lanes))
+        return {owner for owner, held in lanes.items() if held >= model.lanes - 1}
 
     def _company_is_late(self) -> None:
         self._company = None
@@ -209,7 +237,8 @@ class Grader:
                 if not each.answer.done():
                     each.answer.set_exception(error)
             return
-        seconds = time.monotonic() - started
+        self._pass_ended_at, self._failed = time.monotonic(), None
+        seconds = self._pass_ended_at - started
         for each, grading in zip(batch, found, strict=True):
             if not each.answer.done():
                 each.answer.set_result(
@@ -249,19 +278,40 @@ class Grader:
         return self._current().spec.preprocess
 
     async def check_health(self) -> None:
-        """Runs the model on a blank photograph; Ray calls it and replaces a replica that fails.
+        """Runs the model on a blank photograph if it graded none lately; Ray replaces a replica that fails.
 
         Raises:
-            RuntimeError: a forward pass does not end.
+            RuntimeError: a forward pass does not end, or fails.
         """
         self._metrics.publish(len(self._waiting))
-        model, allowed = self._current(), self._settings.wedged_seconds
+        model = self._current()
+        self._check_passes()
+        if time.monotonic() - self._pass_ended_at < _PASS_PROVES_S:
+            return
+        loop, allowed = asyncio.get_running_loop(), self._settings.wedged_seconds
+        try:
+            await asyncio.wait_for(loop.run_in_executor(self._threads, model.predictor.warm_up, 1), allowed)
+        except Exception as error:
+            self._failed = f"the model did not grade a blank photograph: {error or type(error).__name__}"
+            raise RuntimeError(self._failed) from error
+        self._failed = None
+
+    async def check_ready(self) -> None:
+        """As the last `check_health` found it; without a forward pass, as anybody may ask.
+
+        Raises:
+            RuntimeError: a forward pass does not end, or the last check failed.
+        """
+        self._current()
+        self._check_passes()
+        if self._failed:
+            raise RuntimeError(self._failed)
+
+    def _check_passes(self) -> None:
         if self._passes:
             seconds = time.monotonic() - min(each.since for each in self._passes.values())
-            if seconds > allowed:
+            if seconds > self._settings.wedged_seconds:
                 raise RuntimeError(f"a forward pass runs for {seconds:.0f} s and does not end")
-        loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.run_in_executor(self._threads, model.predictor.warm_up, 1), allowed)
 
 
 def _grade(predictor: Predictor, spec: BundleSpec, batch: list[_Waiting]) -> list[Grading]:

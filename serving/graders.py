@@ -13,9 +13,10 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from scalp_core import quality
-from scalp_core.errors import ImageError
 from scalp_core.preprocess import Decoded, Preprocess, decode
+from serving import visit
 from serving.answers import Graded
+from serving.decoding import Decoders
 from serving.limits import Load
 from serving.metrics import PhotographMetrics
 from serving.problems import Refusal
@@ -24,6 +25,9 @@ from serving.problems import Refusal
 _ATTEMPTS = 3
 # The model may change its way in between two attempts, but not for ever.
 _REMAKES = 3
+
+# For what a grader knows without a forward pass.
+_SOON_S = 5.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -34,6 +38,7 @@ class Photograph(NamedTuple):
     sha256: str
     decoded: Decoded
     statistics: np.ndarray
+    preprocess: Preprocess
 
 
 def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
@@ -43,7 +48,7 @@ def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
         ImageError: they cannot be decoded.
     """
     decoded = decode(data, preprocess)
-    return Photograph(hash_of(data), decoded, quality.measure(decoded.pixels))
+    return Photograph(hash_of(data), decoded, quality.measure(decoded.pixels), preprocess)
 
 
 def hash_of(data: bytes) -> str:
@@ -63,6 +68,22 @@ class Asked:
         # By value over gRPC: by reference each photograph, above Ray's 100 KB, would pass through the store.
         self._handle = handle.options(_by_reference=False)
         self._load = load
+
+    async def ask_soon(self, method: str, *arguments: Any) -> Any:
+        """Calls a method that needs no forward pass.
+
+        Raises:
+            Refusal: too many wait, or no replica answers within seconds.
+        """
+        try:
+            async with asyncio.timeout(_SOON_S):
+                return await self.ask(method, *arguments)
+        except TimeoutError:
+            raise Refusal(
+                503,
+                "not_ready",
+                f"the model does not answer within {_SOON_S:g} s; try again in a few seconds",
+            ) from None
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Calls a method of some replica.
@@ -87,37 +108,55 @@ class Asked:
 class Graders(Asked):
     """A deployment of `Grader`; photographs are made as its model takes them."""
 
-    def __init__(self, handle: DeploymentHandle, load: Load, metrics: PhotographMetrics) -> None:
+    def __init__(
+        self, handle: DeploymentHandle, load: Load, metrics: PhotographMetrics, decoders: Decoders
+    ) -> None:
         super().__init__(handle, load)
         self._metrics = metrics
+        self._decoders = decoders
         self._preprocess: Preprocess | None = None
 
-    async def grade(self, data: bytes) -> tuple[Photograph, Graded]:
+    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[Photograph, Graded]:
         """Grades the bytes of one photograph.
+
+        Args:
+            data: of the file.
+            cost: of decoding it, see `codecs.Header`.
 
         Raises:
             ImageError: they cannot be decoded.
             Refusal: too many wait, or the model changes.
         """
         with self._load.grading():
-            return await self._grade(data)
+            return await self._grade(data, cost)
 
-    async def _grade(self, data: bytes) -> tuple[Photograph, Graded]:
+    async def grade_again(self, photograph: Photograph, data: bytes, cost: float = 0.0) -> Graded:
+        """Grades a photograph that was decoded for another model; again only if this one takes others.
+
+        Raises:
+            Refusal: as `grade`.
+        """
+        with self._load.grading():
+            _, graded = await self._grade(data, cost, photograph)
+        return graded
+
+    async def _grade(
+        self, data: bytes, cost: float, photograph: Photograph | None = None
+    ) -> tuple[Photograph, Graded]:
         preprocess = self._preprocess or await self.ask("preprocess")
+        owner = visit.current().owner
         for _ in range(_REMAKES):
-            photograph = await self._read(data, preprocess)
+            if photograph is None or photograph.preprocess != preprocess:
+                photograph = await self._read(data, cost, preprocess)
             pixels, statistics = photograph.decoded.pixels, photograph.statistics
-            found = await self.ask("grade", pixels, statistics, preprocess)
+            found = await self.ask("grade", pixels, statistics, preprocess, owner)
             if isinstance(found, Graded):
                 self._preprocess = preprocess
                 return photograph, found
             preprocess = found
         raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
 
-    async def _read(self, data: bytes, preprocess: Preprocess) -> Photograph:
-        try:
-            with self._metrics.stage("decode"):
-                return await asyncio.to_thread(read_photograph, data, preprocess)
-        except ImageError as error:
-            self._metrics.observe_unreadable(error.code)
-            raise
+    async def _read(self, data: bytes, cost: float, preprocess: Preprocess) -> Photograph:
+        with self._metrics.stage("decode"):
+            owner = visit.current().owner
+            return await self._decoders.run(owner, cost, read_photograph, data, preprocess)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
@@ -13,21 +13,21 @@ from ray.serve.handle import DeploymentHandle
 
 from scalp_core.errors import ImageError, UserError
 from scalp_core.heat import MEANING
+from serving import visit
+from serving.admission import Admission
 from serving.audit import open_log
 from serving.backpressure import hold_back
 from serving.batches import Batches
 from serving.bulk_work import Bulk, Served
+from serving.decoding import Decoders
 from serving.graders import Asked, Graders, hash_of
 from serving.limits import Load
 from serving.metrics import PhotographMetrics
 from serving.problems import Refusal
+from serving.readiness import Readiness
 from serving.rollout import Rollout
 from serving.schemas import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
 from serving.settings import Settings
-
-_READY_TIMEOUT_S = 5
-
-_log = logging.getLogger("ray.serve")
 
 
 class Ingress:
@@ -52,13 +52,18 @@ class Ingress:
         self.load = Load(settings.limits)
         self.audit = open_log(settings.audit, ray_serve.get_replica_context().replica_id.unique_id)
         self._metrics = PhotographMetrics()
+        self._decoders = Decoders()
+        self._admission = Admission(settings.limits, self._decoders)
         self._explainer = Asked(explainer, self.load)
-        self._graders = Graders(grader, self.load, self._metrics)
+        self._graders = Graders(grader, self.load, self._metrics, self._decoders)
+        self._readiness = Readiness(partial(self._graders.ask, "check_ready"))
         self._models: Graders | Rollout = self._graders
         if settings.candidate and candidate:
-            second = Graders(candidate, self.load, self._metrics)
+            # Its own load: what a trial takes says nothing of the model that answers, and refuses nobody.
+            second = Graders(candidate, Load(settings.limits), self._metrics, self._decoders)
             self._models = Rollout(settings.candidate, self._graders, second, self.audit)
-        self.batches = Batches(settings.batch, self.grade, self._model_version)
+        grade_paid = partial(self.grade, is_paid=True)
+        self.batches = Batches(settings.batch, grade_paid, self._model_version, self._admission)
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -67,26 +72,35 @@ class Ingress:
 
         return create_api(self._settings, self.load, self.audit)
 
-    async def grade(self, data: bytes, heatmap: bool = False, of_grade: int | None = None) -> GradeResponse:
+    async def grade(
+        self, data: bytes, heatmap: bool = False, of_grade: int | None = None, is_paid: bool = False
+    ) -> GradeResponse:
         """Grades the bytes of one photograph.
 
         Args:
             data: of the file.
             heatmap: whether to explain the grade as well.
             of_grade: to explain; None takes the likeliest.
+            is_paid: whether its megapixels are taken from the owner's budget already.
 
         Raises:
             ImageError: they cannot be decoded.
-            Refusal: too many wait, the answer takes too long, or there is no heatmap to be had.
+            Refusal: too many wait, the owner's budget is used up, the answer takes too long, or there is no
+                heatmap to be had.
         """
         try:
             async with asyncio.timeout(self._settings.answer_seconds):
-                answer = await self._answer(data, heatmap, of_grade)
+                owner = visit.current().owner
+                cost = await self._admission.measure(owner, data)
+                if not is_paid:
+                    self._admission.take(owner, cost)
+                answer = await self._answer(data, cost, heatmap, of_grade)
         except TimeoutError:
             raise Refusal(
                 504, "too_slow", f"no answer within {self._settings.answer_seconds:g} s; try again"
             ) from None
         except ImageError as error:
+            self._metrics.observe_unreadable(error.code)
             if self.audit is not None:
                 self.audit.refused(await asyncio.to_thread(hash_of, data), error.code)
             raise
@@ -94,8 +108,8 @@ class Ingress:
             self.audit.graded(answer)
         return answer
 
-    async def _answer(self, data: bytes, heatmap: bool, of_grade: int | None) -> GradeResponse:
-        photograph, graded = await self._models.grade(data)
+    async def _answer(self, data: bytes, cost: float, heatmap: bool, of_grade: int | None) -> GradeResponse:
+        photograph, graded = await self._models.grade(data, cost)
         pixels, notes = photograph.decoded
         answer = GradeResponse.of(
             photograph.sha256, notes, graded.grading, graded.signature, graded.batch_size
@@ -114,23 +128,18 @@ class Ingress:
 
     async def describe(self) -> ModelResponse:
         """The model as it runs now."""
-        return await self._graders.ask("describe")
+        return await self._graders.ask_soon("describe")
 
     async def _model_version(self) -> str:
         return (await self.describe()).model_version
 
     async def _served(self) -> Served:
-        bundle, model_version = await self._graders.ask("served")
+        bundle, model_version = await self._graders.ask_soon("served")
         return Served(bundle, model_version, self._settings.precision)
 
     async def is_ready(self) -> bool:
-        """Whether the model answers in time."""
-        try:
-            await asyncio.wait_for(self._graders.ask("check_health"), _READY_TIMEOUT_S)
-        except Exception:
-            _log.warning("the model does not answer", exc_info=True)
-            return False
-        return True
+        """Whether the model answers."""
+        return await self._readiness.is_ready()
 
 
 async def replica() -> Ingress:

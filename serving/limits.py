@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scalp_core.codecs import MAX_BYTES
+from serving import visit
+from serving.fairness import NOBODY_ELSE, Active, Places
+from serving.network import client_network, is_here
 from serving.problems import Refusal
 
 # The form around a photograph: boundaries and part headers.
@@ -27,6 +31,8 @@ _FIRST_GUESS_S = 0.02
 _SURE = 0.9
 # However slow it is: the passes that run are full, and there is something to measure.
 _ALWAYS = 8
+# Owners whose last request is older want no share of the queue.
+_ACTIVE_S = 10.0
 
 
 class Limits(BaseModel):
@@ -58,11 +64,28 @@ class Limits(BaseModel):
         "make it more is refused unread",
     )
     held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one photograph that are here")
+    max_megapixels: float = Field(
+        12.5,
+        gt=0,
+        description="of one image, as decoding weighs them: those of a JPEG count an eighth, those of a "
+        "progressive one 0.03 per scan",
+    )
+    megapixels_per_minute: float = Field(
+        600,
+        gt=0,
+        description="of all images of one key, weighed in the same way; each replica counts for itself",
+    )
+    megapixels_burst: float = Field(60, gt=0, description="of one key at once, when it was quiet before")
 
     @model_validator(mode="after")
     def _one_fits(self) -> Limits:
         if self.held_bytes < self.grade_bytes:
             raise ValueError(f"held_bytes ({self.held_bytes}) is below grade_bytes ({self.grade_bytes})")
+        if self.megapixels_burst < self.max_megapixels:
+            raise ValueError(
+                f"megapixels_burst ({self.megapixels_burst:g}) is below max_megapixels "
+                f"({self.max_megapixels:g}): the largest image would wait for ever"
+            )
         return self
 
 
@@ -78,6 +101,8 @@ class _Bounds:
 class Load:
     """What the replica is busy with. Requests are counted by `Bodies`, photographs by who grades them.
 
+    No owner gets more than half of the places, and where several owners ask, each gets its part of the queue.
+
     Args:
         limits: that it is held against.
         seconds_per_photograph: a first guess.
@@ -86,20 +111,26 @@ class Load:
     def __init__(self, limits: Limits, seconds_per_photograph: float = _FIRST_GUESS_S) -> None:
         self._limits = limits
         self._seconds = seconds_per_photograph
-        self._grading = 0  # photographs, of requests with one and with many
-        self.uploads = 0
-        self.in_flight = 0
-        self.held_bytes = 0
+        self._grading: Counter[str] = Counter()  # photographs, of requests with one and with many
+        self._active = Active(_ACTIVE_S)
+        self.uploads = Places(limits.uploads)
+        self.in_flight = Places(limits.in_flight)
+        self.held_bytes = Places(limits.held_bytes)
 
     @contextmanager
     def grading(self) -> Iterator[None]:
         """Counts a photograph while the block grades it, and measures how fast the queue moves."""
-        self._grading += 1
-        place, since = self._grading, time.monotonic()
+        owner = visit.current().owner
+        self._grading[owner] += 1
+        # The grader serves owners in rotation: before this one come as many of each other as of its own.
+        place = min(self._grading.total(), self._grading[owner] * len(self._grading))
+        since = time.monotonic()
         try:
             yield
         finally:
-            self._grading -= 1
+            self._grading[owner] -= 1
+            if not self._grading[owner]:
+                del self._grading[owner]
         self.observe((time.monotonic() - since) / place)
 
     def observe(self, seconds_per_photograph: float) -> None:
@@ -108,29 +139,35 @@ class Load:
 
     def retry_after(self) -> int:
         """Whole seconds until what is here will be done."""
-        return min(_LONGEST_RETRY_S, max(1, math.ceil(self._queue * self._seconds)))
+        queue = max(self.in_flight.total, self._grading.total())
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(queue * self._seconds)))
 
-    @property
-    def _queue(self) -> int:
-        return max(self.in_flight, self._grading)
-
-    def check(self) -> None:
+    def check(self, owner: str = NOBODY_ELSE) -> None:
         """Refuses one more request when there are enough."""
-        self.check_in_flight()
-        if self.uploads >= self._limits.uploads:
+        self._active.see(owner)
+        self.check_in_flight(owner)
+        if not self.uploads.has_room(owner):
             raise self.overloaded()
 
-    def check_in_flight(self) -> None:
+    def check_in_flight(self, owner: str = NOBODY_ELSE) -> None:
         """Refuses a request that has come in when there are enough."""
-        takes = (self._queue + 1) * self._seconds
-        too_long = self.in_flight >= _ALWAYS and takes > _SURE * self._limits.queue_seconds
-        if self.in_flight >= self._limits.in_flight or too_long:
+        owners = max(1, len(self._active))
+        if owners == 1:
+            requests = self.in_flight.total
+            queue = max(requests, self._grading.total())
+        else:
+            requests = self.in_flight.held(owner)
+            queue = owners * max(requests, self._grading[owner])
+        too_long = (queue + 1) * self._seconds > _SURE * self._limits.queue_seconds
+        is_some = requests >= max(1, _ALWAYS // owners)
+        if not self.in_flight.has_room(owner) or (is_some and too_long):
             raise self.overloaded()
 
-    def hold(self, size: int) -> None:
+    def hold(self, owner: str, size: int) -> None:
         """Counts bytes that came in, and refuses them when there are enough."""
-        self.held_bytes += size
-        if self.held_bytes > self._limits.held_bytes:
+        has_room = self.held_bytes.has_room(owner, size)
+        self.held_bytes.take(owner, size)
+        if not has_room:
             raise self.overloaded()
 
     def overloaded(self) -> Refusal:
@@ -174,8 +211,10 @@ class Bodies:
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > bounds.bytes:
             raise _too_large(bounds)
-        self._load.check()
-        body = _Body(receive, bounds, self._limits, self._load)
+        request = visit.current()
+        request.owner = request.key or _network(scope)
+        self._load.check(request.owner)
+        body = _Body(receive, bounds, self._limits, self._load, request.owner)
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -185,24 +224,25 @@ class Bodies:
 class _Body:
     """The body of one request, as it comes in."""
 
-    def __init__(self, receive: Receive, bounds: _Bounds, limits: Limits, load: Load) -> None:
+    def __init__(self, receive: Receive, bounds: _Bounds, limits: Limits, load: Load, owner: str) -> None:
         self._receive = receive
         self._bounds = bounds
         self._limits = limits
         self._load = load
+        self._owner = owner
         self._taken = 0  # bytes
         self._waited = 0.0  # seconds in which the client was awaited; not those in which we were busy
         self._whole = False
-        load.uploads += 1
+        load.uploads.take(owner)
 
     def close(self) -> None:
         """The request is over."""
         if self._whole:
-            self._load.in_flight -= 1
+            self._load.in_flight.give_back(self._owner)
         else:
-            self._load.uploads -= 1
+            self._load.uploads.give_back(self._owner)
         if self._bounds.held:
-            self._load.held_bytes -= self._taken
+            self._load.held_bytes.give_back(self._owner, self._taken)
 
     async def receive(self) -> Message:
         """The next piece of it."""
@@ -212,15 +252,17 @@ class _Body:
         size = len(message.get("body", b""))
         self._taken += size
         if self._bounds.held:
-            self._load.hold(size)
+            self._load.hold(self._owner, size)
         if self._taken > self._bounds.bytes:
             raise _too_large(self._bounds)
         if not message.get("more_body", False):
             if self._bounds.held:
-                self._load.check_in_flight()  # who began to send at the same time may have filled it up
+                self._load.check_in_flight(
+                    self._owner
+                )  # who began to send at the same time may have filled it up
             self._whole = True
-            self._load.uploads -= 1
-            self._load.in_flight += 1
+            self._load.uploads.give_back(self._owner)
+            self._load.in_flight.take(self._owner)
         return message
 
     async def _next(self) -> Message:
@@ -238,6 +280,13 @@ class _Body:
             ) from None
         finally:
             self._waited += asyncio.get_running_loop().time() - began
+
+
+def _network(scope: Scope) -> str:
+    """Of a client without a key: empty where it is of this machine."""
+    client = scope.get("client")
+    address = client[0] if client else ""
+    return NOBODY_ELSE if is_here(address) else client_network(address)
 
 
 def _too_large(bounds: _Bounds) -> Refusal:

@@ -41,21 +41,21 @@ class Rollout:
         self._audit = audit
         self._copies: set[asyncio.Task[None]] = set()
 
-    async def grade(self, data: bytes) -> tuple[Photograph, Graded]:
+    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[Photograph, Graded]:
         """As `Graders.grade`."""
         chosen = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
         if chosen and self._settings.mode == "canary":
             try:
-                return await self._candidate.grade(data)
+                return await self._candidate.grade(data, cost)
             except ImageError:
                 raise
             except Exception as error:
                 # Who asks must not pay for a trial: the first answers and signs, the failure is kept.
                 _log.warning("the candidate failed, the first answers: %s", error)
                 self._told(hash_of(data), None, str(error))
-        photograph, graded = await self._first.grade(data)
+        photograph, graded = await self._first.grade(data, cost)
         if chosen and self._settings.mode == "shadow" and len(self._copies) < _MOST_COPIES:
-            self._start(self._copy(data, photograph.sha256, graded))
+            self._start(self._copy(data, cost, photograph, graded))
         return photograph, graded
 
     def _start(self, copy: Coroutine[Any, Any, None]) -> None:
@@ -63,13 +63,13 @@ class Rollout:
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
 
-    async def _copy(self, data: bytes, sha256: str, first: Graded) -> None:
+    async def _copy(self, data: bytes, cost: float, photograph: Photograph, first: Graded) -> None:
         try:
-            _, graded = await self._candidate.grade(data)
+            graded = await self._candidate.grade_again(photograph, data, cost)
         except Exception as error:
-            self._told(sha256, first, str(error))
+            self._told(photograph.sha256, first, str(error))
         else:
-            self._told(sha256, first, graded)
+            self._told(photograph.sha256, first, graded)
 
     def _told(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
         if self._audit is not None:

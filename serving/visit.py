@@ -24,6 +24,7 @@ class Visit:
     method: str = ""
     route: str | None = None  # the template, known when the answer is; None where nothing is
     key: str | None = None  # id of the key, never the key
+    owner: str = ""  # that shares and budgets are counted for, see `fairness`
     status: int = 499  # until it is answered: the client went away
     problem: str | None = None  # code of the refusal
     sent: int = 0  # bytes of the answer's body

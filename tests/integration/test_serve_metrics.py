@@ -73,7 +73,7 @@ def run(known, cluster, tmp_path_factory) -> Run:
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
             answers = _send(client)
-            client.get("/readyz")  # asks the grader for its health, which has it say how it is
+            client.get("/readyz")
             graded = sum(answer.status_code == 200 for answer in answers["/v1/grade"])
             samples = _settled(graded, before)
     finally:

@@ -16,12 +16,12 @@ from serving.settings import Settings
 
 def test_retry_after_follows_what_is_measured():
     load = Load(Limits(), seconds_per_photograph=0.1)
-    load.in_flight = 40
+    load.in_flight.take("", 40)
     assert load.retry_after() == 4
     for _ in range(200):
         load.observe(1.0)
     assert 35 <= load.retry_after() <= 40
-    load.in_flight = 1000
+    load.in_flight.take("", 1000)
     assert load.retry_after() == 60
 
 
@@ -30,14 +30,14 @@ def test_retry_after_follows_what_is_measured():
 )
 def test_the_queue_is_as_long_as_it_takes_a_second_to_answer(seconds, most):
     load = Load(Limits(in_flight=128), seconds_per_photograph=seconds)
-    for count in range(200):
-        load.in_flight = count
+    for _ in range(200):
         try:
             load.check()
         except Refusal as refused:
             assert (refused.status_code, refused.code) == (503, "overloaded")
             break
-    assert load.in_flight == pytest.approx(most, abs=1)
+        load.in_flight.take("")
+    assert load.in_flight.total == pytest.approx(most, abs=1)
 
 
 def test_how_fast_the_queue_moves_is_measured_by_those_in_it():
@@ -51,7 +51,7 @@ def test_how_fast_the_queue_moves_is_measured_by_those_in_it():
 
     for _ in range(10):
         pass_of(20, 0.02)  # from 1 to 20 ms for each that was there
-    load.in_flight = 100
+    load.in_flight.take("", 100)
     assert load.retry_after() <= 2
 
     with pytest.raises(ImageError), load.grading():
@@ -68,3 +68,41 @@ def test_limits_that_let_no_photograph_in_are_refused():
 def test_limits_that_ray_would_come_before_are_refused():
     with pytest.raises(ValidationError, match="or Ray refuses before"):
         Settings(limits=Limits(uploads=400, in_flight=200))
+
+
+def filled(load: Load, owner: str) -> int:
+    """Requests that `owner` gets in until it is refused."""
+    for count in range(200):
+        try:
+            load.check(owner)
+        except Refusal:
+            return count
+        load.in_flight.take(owner)
+    return 200
+
+
+def test_an_owner_that_fills_the_queue_leaves_the_others_their_part():
+    load = Load(Limits(in_flight=128), seconds_per_photograph=0.03)
+    alone = filled(load, "greedy")
+    assert alone == pytest.approx(30, abs=1)  # nobody else asks: all of it
+    assert filled(load, "modest") == pytest.approx(alone / 2, abs=2)
+    for _ in range(alone):
+        load.in_flight.give_back("greedy")
+    assert filled(load, "greedy") == pytest.approx(alone / 2, abs=2)
+
+
+def test_no_owner_holds_more_than_half_of_the_places():
+    load = Load(Limits(in_flight=10, uploads=6), seconds_per_photograph=0.0001)
+    assert filled(load, "greedy") == 5
+    for _ in range(3):
+        load.uploads.take("slow")
+    with pytest.raises(Refusal):
+        load.check("slow")
+    load.check("modest")
+    with pytest.raises(Refusal):
+        load.hold("greedy", Limits().held_bytes // 2 + 1)
+
+
+def test_a_burst_larger_than_the_largest_image_is_needed():
+    with pytest.raises(ValidationError, match="megapixels_burst"):
+        Limits(megapixels_burst=5, max_megapixels=10)

@@ -238,7 +238,7 @@ def test_a_body_that_stops_is_refused():
     began = time.monotonic()
     assert problem(ask(api, "POST", "/v1/grade", content=trickle((0, b"x"), (5, b"y")))) == (408, "slow_body")
     assert time.monotonic() - began < 1
-    assert (load.uploads, load.in_flight, load.held_bytes) == (0, 0, 0)
+    assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
 
 def test_a_body_that_is_slower_than_the_rate_is_refused_and_one_that_is_not_passes():
@@ -301,14 +301,14 @@ def test_more_requests_than_there_is_room_for_are_refused_unread():
 
     during(api, inside, "/v1/wait")
     assert not read
-    assert load.in_flight == 0 and ask(api, "POST", "/v1/grade").status_code == 200
+    assert load.in_flight.total == 0 and ask(api, "POST", "/v1/grade").status_code == 200
 
 
 def test_uploads_that_are_slow_do_not_take_the_room_of_others():
     api, load = application(limits=Limits(in_flight=1, uploads=2))
 
     async def inside(session: httpx.AsyncClient) -> None:
-        assert (load.uploads, load.in_flight) == (1, 0)
+        assert (load.uploads.total, load.in_flight.total) == (1, 0)
         assert (await session.post("/v1/grade")).status_code == 200
         second = asyncio.create_task(session.post("/v1/grade", content=trickle((0.1, b"x"))))
         await asyncio.sleep(0.01)
@@ -316,21 +316,21 @@ def test_uploads_that_are_slow_do_not_take_the_room_of_others():
         assert (await second).status_code == 200
 
     during(api, inside, "/v1/grade", content=trickle((0.3, b"x")))
-    assert (load.uploads, load.in_flight) == (0, 0)
+    assert (load.uploads.total, load.in_flight.total) == (0, 0)
 
 
 def test_the_bodies_that_are_held_are_bounded_together():
     api, load = application(limits=Limits(grade_bytes=1000, other_bytes=1000, held_bytes=1000))
 
     async def inside(session: httpx.AsyncClient) -> None:
-        assert load.held_bytes == 600
+        assert load.held_bytes.total == 600
         assert problem(await session.post("/v1/grade", content=bytes(600))) == (503, "overloaded")
         assert (await session.post("/v1/grade", content=bytes(400))).status_code == 200
         # Of a batch one photograph at a time is held, which is not counted here.
         assert (await session.post("/v1/grade/batch", content=bytes(5000))).status_code == 200
 
     during(api, inside, "/v1/wait", content=bytes(600))
-    assert load.held_bytes == 0
+    assert load.held_bytes.total == 0
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind():
@@ -343,7 +343,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind():
                     await session.post("/v1/grade", content=trickle((0, b"x"), (5, b"y")))
 
     asyncio.run(run())
-    assert (load.uploads, load.in_flight, load.held_bytes) == (0, 0, 0)
+    assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
 
 def test_settings_travel_as_json():
@@ -380,10 +380,10 @@ def test_those_who_send_at_once_are_no_more_than_there_is_room_for():
             bodies = [trickle((0.1, b"x"), (0.1, b"y")) for _ in range(5)]
             asked = [asyncio.create_task(session.post("/v1/wait", content=body)) for body in bodies]
             await asyncio.sleep(0.5)
-            assert load.in_flight == 2
+            assert load.in_flight.total == 2
             api.state.go_on.set()
             codes = [(await each).status_code for each in asked]
             assert sorted(codes) == [200, 200, 503, 503, 503]
-            assert (load.uploads, load.in_flight, load.held_bytes) == (0, 0, 0)
+            assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
     asyncio.run(scenario())
