@@ -157,13 +157,26 @@ def bench_overload(
     device: DeviceOption = "auto",
     bundle: Annotated[str | None, typer.Option(help="a trained one; without it random weights")] = None,
     times: Annotated[float, typer.Option(min=1, help="its capacity, offered")] = 2.0,
-    seconds: Annotated[float, typer.Option(min=5, help="of the overload")] = 60.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=5, help="of the overload, 60 without it; of each attack, 20 without it", show_default=False
+        ),
+    ] = None,
+    hostile: Annotated[
+        bool, typer.Option("--hostile", help="what an ordinary client waits beside a hostile one")
+    ] = False,
 ) -> None:
-    """The endpoint under more than it can grade: what is refused, latency, memory; takes two minutes."""
+    """The endpoint under more than it can grade, two minutes; or beside a hostile client, five minutes."""
+    if hostile:
+        from jobs.bench.overload_hostile import KIND, bench_hostile
+
+        bench_hostile(_own(out, KIND), device, bundle, seconds or 20.0)
+        return
     from jobs.bench.overload import OverloadOptions
     from jobs.bench.overload import bench_overload as verb
 
-    verb(_own(out, "overload"), OverloadOptions(device, bundle, times=times, seconds=seconds))
+    verb(_own(out, "overload"), OverloadOptions(device, bundle, times=times, seconds=seconds or 60.0))
 
 
 @bench.command("autoscale")

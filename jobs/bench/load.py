@@ -65,17 +65,18 @@ class Answer:
 _requests: list[bytes]
 
 
-def setup(files: list[bytes]) -> None:
+def setup(files: list[bytes], key: str | None = None) -> None:
     """Makes the requests of these photographs, once."""
     global _requests
-    _requests = [request(data) for data in files]
+    _requests = [request(data, key) for data in files]
 
 
-def request(data: bytes) -> bytes:
+def request(data: bytes, key: str | None = None) -> bytes:
     """A whole HTTP/1.1 request that posts one photograph as a form."""
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
     body = f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
     start = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    start += f"Authorization: Bearer {key}\r\n" if key else ""
     return f"{start}Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n\r\n".encode() + body
 
 
@@ -151,7 +152,7 @@ async def _closed(port: int, concurrency: int, warm_up: float, seconds: float) -
 async def _open(port: int, rate: float, warm_up: float, seconds: float, seed: int) -> Load:
     cpu, found = time.process_time(), Load(seconds)
     start = time.perf_counter()
-    begin, photographs, idle = start + warm_up, cycle(_requests), list[_Connection]()
+    begin, photographs, idle = start + warm_up, cycle(_requests), list[Connection]()
     found.began = begin
 
     async def one(due: float, photograph: bytes) -> None:
@@ -177,12 +178,12 @@ def _arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 async def _ask(
     port: int,
-    connection: _Connection | None,
+    connection: Connection | None,
     photograph: bytes,
     since: float,
     found: Load,
     counted: tuple[float, float],
-) -> _Connection | None:
+) -> Connection | None:
     """Posts one photograph, counts its answer if it comes between two times; the connection if it lives."""
     answer = None
     try:
@@ -207,12 +208,12 @@ async def _ask(
     return connection if connection and connection.alive else None
 
 
-async def _connect(port: int) -> _Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", port)
+async def _connect(port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     return connection
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One keep-alive connection, with one request at a time; also what its parser calls back."""
 
     _transport: asyncio.Transport
@@ -231,6 +232,11 @@ class _Connection(asyncio.Protocol):
         else:
             self._answer.set_exception(ConnectionResetError())
         return self._answer
+
+    def write(self, data: bytes) -> None:
+        """Sends more of the request."""
+        if self.alive:
+            self._transport.write(data)
 
     def close(self) -> None:
         self.alive = False

@@ -34,11 +34,18 @@ class Server:
         command: arguments of Python, with `PORT` where the port goes.
         photograph: a file that it answers once it is ready.
         environment: added to this process's.
+        key: that it asks for.
     """
 
     def __init__(
-        self, what: str, command: list[str], photograph: bytes, environment: Mapping[str, str]
+        self,
+        what: str,
+        command: list[str],
+        photograph: bytes,
+        environment: Mapping[str, str],
+        key: str | None = None,
     ) -> None:
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.what, self._photograph, self._environment = what, photograph, environment
         self.port, self._claim = _claimed_port()
         self._command = [each.replace("PORT", str(self.port)) for each in command]
@@ -98,7 +105,12 @@ class Server:
         until, said = time.monotonic() + _READY_S, ""
         while time.monotonic() < until and self._process.poll() is None:
             with suppress(httpx.TransportError):
-                answer = httpx.post(f"{self.url}{PATH}", files={"file": self._photograph}, timeout=_READY_S)
+                answer = httpx.post(
+                    f"{self.url}{PATH}",
+                    files={"file": self._photograph},
+                    headers=self._headers,
+                    timeout=_READY_S,
+                )
                 if answer.status_code == 200:
                     return
                 said = f"{answer.status_code} {answer.text}\n"
