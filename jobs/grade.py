@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jobs import grade_identity, grade_retry
@@ -50,6 +51,7 @@ class GradeOptions:
         retry_failed: grade the failed rows again.
         heatmaps: referred images that the report shows with a heatmap.
         tables: tables of uris and prepared data, which name images anywhere, may be sources.
+        links: links of local folders may lead out of the source.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -58,6 +60,7 @@ class GradeOptions:
     retry_failed: bool = False
     heatmaps: int = 12
     tables: bool = True
+    links: bool = True
 
 
 def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
@@ -107,7 +110,8 @@ def grade(
         return summary
     asked = grade_identity.resumed(out, known, options.model) if known else options.model
     # Before Ray is started: a mistyped source is reported immediately.
-    glanced = None if summary else glance(named, storage.join(out, outputs.SCRATCH_FOLDER), options.tables)
+    scratch = storage.join(out, outputs.SCRATCH_FOLDER)
+    glanced = None if summary else glance(named, scratch, options.tables, options.links)
     executor = executor or RayExecutor()
     cluster = room_for(executor.cluster(), asked, options.pool)
     plan = plan_run(cluster, loaded, asked, options.pool)
@@ -180,9 +184,11 @@ class _Run:
 
     def _first(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
         """List, run and gather what is left of it."""
-        size, tables = self.plan.shard_size, self.options.tables
+        size, options = self.plan.shard_size, self.options
         try:
-            listing = list_sources(self.named, scratch, size, glanced, self.executor, tables)
+            listing = list_sources(
+                self.named, scratch, size, glanced, self.executor, options.tables, options.links
+            )
         except SourceError:
             # A source that is fixed, or named correctly, is listed again.
             self.output.remove_scratch()
@@ -234,7 +240,7 @@ class _Run:
         signature = Signature(self.identity.model_version, self.identity.computed_by)
         work = Work(
             self.output.uri, folder, listing, self.plan, self.bundle.spec, signature,
-            make_model, max_failed_share, self.output.guard, self.executor,
+            make_model, max_failed_share, self.output.guard, self.executor, self._within(),
         )  # fmt: skip
         try:
             run_pending(work, session)
@@ -242,6 +248,11 @@ class _Run:
             with suppress(UserError):  # the error that stopped it is reported, not that it cannot be noted
                 session.write()
             self.clock.lap("grade")
+
+    def _within(self) -> tuple[str, ...]:
+        if self.options.links:
+            return ()
+        return tuple(str(Path(uri).resolve()) for uri in self.named if not storage.is_s3(uri))
 
     def _described(self) -> Described:
         settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}

@@ -54,6 +54,10 @@ def grade(
     heatmaps: Annotated[
         int, typer.Option(min=0, help="referred photographs with a heatmap in the report")
     ] = 12,
+    no_links: Annotated[
+        bool,
+        typer.Option("--no-links", help="refuse links that lead out of a local source, as failed rows"),
+    ] = False,
     no_tables: Annotated[
         bool,
         typer.Option("--no-tables", help="refuse tables and prepared data, which name photographs anywhere"),
@@ -81,7 +85,9 @@ def grade(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
     )
     model = ModelOptions(device, precision, batch_size, runtime)
-    options = GradeOptions(model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables)
+    options = GradeOptions(
+        model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables, links=not no_links
+    )
     verb(bundle, sources, out, options)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from jobs.console import console, progress_bar, read_json, write_json
 from jobs.executor import Executor
 from jobs.grade_files import GROUP_SHARDS, PATIENCE_S, Listed, Listing, listed_file, shard_names
-from jobs.shards import shares
+from jobs.shards import roots_in, shares
 from scalp_core import archives, inventory, manifest, parquet, sources, storage
 from scalp_core.errors import SourceError, UserError
 from scalp_core.inventory import Root
@@ -37,20 +37,23 @@ _FEW, _GLANCE_S = 10_000, 5.0
 logger = logging.getLogger(__name__)
 
 
-def glance(named: Sequence[str], work: str, tables: bool = True) -> list[dict[str, Any]] | None:
+def glance(
+    named: Sequence[str], work: str, tables: bool = True, links: bool = True
+) -> list[dict[str, Any]] | None:
     """List small sources before Ray starts; None where there are many objects, or a run listed them.
 
     Args:
         named: as for `list_sources`.
         work: folder of the run.
         tables: as for `roots_of`.
+        links: as for `roots_of`.
 
     Raises:
         UserError: a source is missing or unreadable.
     """
     if storage.exists(storage.join(work, LISTING_FILE)):
         return None
-    roots = [root for source in named for root in roots_of(source, tables)]
+    roots = [root for source in named for root in roots_of(source, tables, links)]
     until = time.monotonic() + _GLANCE_S
     found: list[dict[str, Any]] = []
     for row in chain.from_iterable(map(inventory.list_root, roots)):
@@ -78,6 +81,7 @@ def list_sources(
     glanced: list[dict[str, Any]] | None,
     executor: Executor,
     tables: bool = True,
+    links: bool = True,
 ) -> Listing:
     """List images into shards below `work`; an earlier session's listing is taken as it is.
 
@@ -88,6 +92,7 @@ def list_sources(
         glanced: what `glance` found.
         executor: runs the tasks that list.
         tables: as for `roots_of`.
+        links: as for `roots_of`.
 
     Raises:
         UserError: a source is missing, unreadable, or holds nothing to grade.
@@ -98,7 +103,7 @@ def list_sources(
     folder = storage.join(work, name)
     logger.info("listing %s into %s", ", ".join(named), folder)
     if glanced is None:
-        roots = [root for source in named for root in roots_of(source, tables)]
+        roots = [root for source in named for root in roots_of(source, tables, links)]
         listed = _list_by_tasks(roots, folder, shard_size, executor)
     else:
         listed = list(write_groups(folder, shard_size, 0, glanced))
@@ -123,12 +128,13 @@ def list_sources(
     return listing
 
 
-def roots_of(source: str, tables: bool = True) -> list[Root]:
+def roots_of(source: str, tables: bool = True, links: bool = True) -> list[Root]:
     """The pieces of a source that tasks list in parallel; of prepared data, the manifest's files.
 
     Args:
         source: one of those that are graded.
         tables: it may be one that names images outside of it: a table of uris, or prepared data.
+        links: links of a local folder may lead out of it; else each that does is a failed row.
 
     Raises:
         UserError: it is missing, or one that may not be.
@@ -137,7 +143,7 @@ def roots_of(source: str, tables: bool = True) -> list[Root]:
     if not tables and (prepared or inventory.is_table(source)):
         raise UserError(f"{source} names photographs that lie elsewhere, which --no-tables refuses")
     if not prepared:
-        return inventory.roots(source)
+        return inventory.roots(source, links)
     manifest.read_spec(source)  # refuses what is of another version
     return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
 
@@ -156,8 +162,7 @@ class ListPhotographs:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with storage.patience(PATIENCE_S):
-            roots = [Root(uri, whole) for uri, whole in zip(row["uris"], row["whole"], strict=True)]
-            objects = chain.from_iterable(map(inventory.list_root, roots))
+            objects = chain.from_iterable(map(inventory.list_root, roots_in(row)))
             groups = write_groups(self._folder, self._size, row["number"], objects)
             return {"groups": json.dumps([asdict(group) for group in groups])}
 
@@ -208,6 +213,8 @@ def _images(
         code, name = row["code"], row["member"] or row["uri"]
         if code == "shadowed_member":
             counts.shadowed += 1
+        elif code == "outside_link":
+            yield row  # a folder, or any file: it hides what is behind it
         elif row.get("kind") or sources.is_photograph(name):
             # A table's label is of no concern here.
             yield row | ({"code": None, "error": None} if code == "bad_label" else {})

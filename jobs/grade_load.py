@@ -43,7 +43,7 @@ from scalp_core.sources import Location, location_of
 _PIECE = 64
 # A tar whose stream ends the process, though its images are decoded elsewhere, is given up.
 _MOST_TRIES_ISOLATED = 2 * MOST_TRIES
-_CRASHED = "crashed"
+_UNREAD = "crashed"
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,20 @@ class LoadShard:
         spec: how to decode.
         shard_size: images per piece of a tar.
         fetches: concurrent requests.
+        within: real paths of local sources; a file that a link has led out of them since it was listed is
+            refused. Empty for no bound.
     """
 
-    def __init__(self, work: str, listed: str, spec: Preprocess, shard_size: int, fetches: int) -> None:
+    def __init__(
+        self,
+        work: str,
+        listed: str,
+        spec: Preprocess,
+        shard_size: int,
+        fetches: int,
+        within: tuple[str, ...] = (),
+    ) -> None:
+        self._within = within
         self._work = work
         self._listed = listed
         self._spec = spec
@@ -87,7 +98,7 @@ class LoadShard:
         if row["tar"]:
             yield from self._tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
         elif child:
-            parts = [child_columns(child, self._spec, each, None) for each in listed]
+            parts = [child_columns(child, self._spec, each, self._outside(each["uri"])) for each in listed]
             yield packed(shard, _concatenated(parts), seconds)
         elif listed:
             yield packed(shard, self._shard(listed, seconds), seconds)
@@ -110,11 +121,21 @@ class LoadShard:
 
     def _fetched(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
         refused = [
-            ImageError(row["code"], row["error"]) if row["code"] else changed.get(row["uri"]) for row in rows
+            ImageError(row["code"], row["error"])
+            if row["code"]
+            else changed.get(row["uri"]) or self._outside(row["uri"])
+            for row in rows
         ]
         wanted = [row for row, error in zip(rows, refused, strict=True) if error is None]
         data = iter(fetch([location_of(row) for row in wanted], self._fetches))
         return [next(data) if error is None else error for error in refused]
+
+    def _outside(self, uri: str) -> ImageError | None:
+        if not self._within or storage.is_s3(uri):
+            return None
+        if any(storage.is_within(uri, folder) for folder in self._within):
+            return None
+        return ImageError("outside_link", IMAGE_CODES["outside_link"])
 
     # --- tars -----------------------------------------------------------------------------------------------
 
@@ -129,8 +150,11 @@ class LoadShard:
         version = _version(uri)
         tag, rows = version_tag(version), TarRows(uri, version)
         stream: Iterable[TarRow] = rows
-        if tries >= _MOST_TRIES_ISOLATED:
-            tag, stream = _CRASHED, [_archive_row(uri, ImageError("crashed", IMAGE_CODES["crashed"]))]
+        error = self._outside(uri)
+        if error is None and tries >= _MOST_TRIES_ISOLATED:
+            error = ImageError("crashed", IMAGE_CODES["crashed"])
+        if error:
+            tag, stream = _UNREAD, [_archive_row(uri, error)]
         elif done and tag not in done:
             logger.warning("%s changed since a part of it was graded; it is graded again", uri)
         pieces, seconds, digests = batched(stream, self._size), Seconds(), []
@@ -149,7 +173,7 @@ class LoadShard:
                 seconds = Seconds()
         dropped = [list(divmod(place, self._size)) for place in sorted(rows.dropped)]
         end = Ended(tag, digests, dropped, rows.count - len(dropped), rows.other_files)
-        if tag == _CRASHED:
+        if tag == _UNREAD:
             end = Ended(tag, digests, [], 1, 0)
         storage.write(ended_file(self._work, shard), json.dumps(asdict(end)).encode())
 

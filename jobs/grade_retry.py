@@ -42,8 +42,8 @@ from scalp_core.sources import Location
 _PREFIX = "retry-"
 _STATE_FILE = "retry.json"
 _LISTED = "listed"
-# Rows of archives: their members were never listed, so they are a source themselves once they are fixed.
-_NOT_IMAGES = ("bad_archive", "nested_archive", "bad_name")
+# Rows of archives, whose members were never listed: a source themselves once fixed. Links stay refused.
+_NOT_IMAGES = ("bad_archive", "nested_archive", "bad_name", "outside_link")
 
 logger = logging.getLogger(__name__)
 

@@ -124,6 +124,7 @@ class Work:
         max_failed_share: above which a run is hopeless.
         guard: of the run's lease.
         executor: runs the steps.
+        within: as for `LoadShard`.
     """
 
     out: str
@@ -136,6 +137,7 @@ class Work:
     max_failed_share: float
     guard: Guard
     executor: Executor
+    within: tuple[str, ...] = ()
 
 
 def run_pending(work: Work, session: Session) -> None:
@@ -171,7 +173,8 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]
     """One row per shard that was committed: `rows, failed, errors, seconds`."""
     plan, listing = work.plan, work.listing
     listed = storage.join(work.folder, listing.folder)
-    load = LoadShard(work.folder, listed, work.spec.preprocess, listing.shard_size, plan.fetches)
+    spec, size_of_shard = work.spec.preprocess, listing.shard_size
+    load = LoadShard(work.folder, listed, spec, size_of_shard, plan.fetches, work.within)
     low, high = (min(number, len(shards)) for number in plan.models)
     if listing.tars:
         high = plan.models[1]  # a tar is one shard here, and many pieces later

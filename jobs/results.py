@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -22,6 +19,7 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.graded import ALL, WORK_FOLDER, By, Graded, Selection
 from scalp_core.results import RESULTS_FOLDER
+from scalp_core.row_formats import flat_batch, flat_schema, json_lines
 
 _SHOWN = 50
 # What is not read on a terminal has a line for each row, so that grep finds it.
@@ -214,40 +212,17 @@ def _write_parquet(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) ->
 
 def _write_jsonl(batches: _Counted, _schema: pa.Schema, file: pa.NativeFile) -> None:
     for batch in batches:
-        lines = (json.dumps(row, ensure_ascii=False, default=_plain) for row in batch.to_pylist())
-        file.write("".join(f"{line}\n" for line in lines).encode())
-
-
-def _plain(value: Any) -> str:
-    """What JSON has no type for: times as in ISO 8601, the rest as it reads."""
-    return value.isoformat() if isinstance(value, date) else str(value)
+        file.write(json_lines(batch))
 
 
 def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
-    """For spreadsheets: lists become `a;b;c`, and no text is a formula."""
-    flat = pa.schema([(each.name, pa.string() if _is_text(each.type) else each.type) for each in schema])
     try:
-        with pacsv.CSVWriter(file, flat) as writer:
+        with pacsv.CSVWriter(file, flat_schema(schema)) as writer:
             for batch in batches:
-                writer.write_batch(pa.record_batch([_flat(column) for column in batch.columns], schema=flat))
+                writer.write_batch(flat_batch(batch))
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UserError(f"a .csv cannot hold these columns ({error}); use .jsonl or .parquet") from None
 
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_string(kind)
-
-
-def _flat(column: pa.Array) -> pa.Array:
-    if pa.types.is_list(column.type):
-        column = pc.binary_join(column.cast(pa.list_(pa.string())), ";")
-    if not pa.types.is_string(column.type):
-        return column
-    # A member of an archive may be called =HYPERLINK(…), which a spreadsheet would run; it hides the quote.
-    return pc.replace_substring_regex(column, _FORMULA, r"'\1")
-
-
-_FORMULA = r"\A([=+\-@＝＋－＠\t\r\n])"
 
 _WRITERS: dict[str, Callable[[_Counted, pa.Schema, pa.NativeFile], None]] = {
     ".csv": _write_csv,

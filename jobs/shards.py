@@ -42,9 +42,19 @@ def shares(roots: list[Root]) -> list[dict[str, Any]]:
     """Items for the tasks that list: some roots each, and a number."""
     parts = [roots[number::LISTING_TASKS] for number in range(min(LISTING_TASKS, len(roots)))]
     return [
-        {"number": number, "uris": [root.uri for root in part], "whole": [root.whole for root in part]}
+        {
+            "number": number,
+            "uris": [root.uri for root in part],
+            "whole": [root.whole for root in part],
+            "within": [root.within for root in part],
+        }
         for number, part in enumerate(parts)
     ]
+
+
+def roots_in(share: dict[str, Any]) -> Iterator[Root]:
+    """The roots of an item of `shares`."""
+    return map(Root, share["uris"], share["whole"], share["within"])
 
 
 class ListRoots:
@@ -55,8 +65,7 @@ class ListRoots:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with storage.patience(PATIENCE_S):
-            roots = (Root(uri, whole) for uri, whole in zip(row["uris"], row["whole"], strict=True))
-            rows = chain.from_iterable(map(inventory.list_root, roots))
+            rows = chain.from_iterable(map(inventory.list_root, roots_in(row)))
             return write_listed(self._work, row["number"], rows)
 
 

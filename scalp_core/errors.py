@@ -19,6 +19,7 @@ IMAGE_CODES = {
     "truncated": "the file ends before the picture does",
     "corrupt": "the picture's data is damaged",
     "not_found": "the file was listed and is not there any more",
+    "outside_link": "a link that leads out of the source, which --no-links refuses",
     "fetch_failed": "the file could not be read from where it is",
     "bad_archive": "the archive cannot be read, or not to its end",
     "nested_archive": "an archive inside an archive is not opened; take it out",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -97,26 +98,33 @@ class Root:
     Args:
         uri: file, folder or prefix.
         whole: with all that lies below; else only the files directly in it.
+        within: real path of a local folder; links out of it are refused. Empty for no bound.
     """
 
     uri: str
     whole: bool = True
+    within: str = ""
 
 
-def roots(source: str) -> list[Root]:
+def roots(source: str, links: bool = True) -> list[Root]:
     """Divides a source for tasks that list beside each other: its folders, or those in them if they are few.
+
+    Args:
+        source: file, folder or prefix.
+        links: links of a local folder may lead out of it; else each that does is a row with a code.
 
     Raises:
         UserError: it is missing, or storage refused.
     """
     source = storage.absolute(source)
+    within = "" if links or storage.is_s3(source) else str(Path(source).resolve())
     if storage.is_file(source):
         if not (is_table(source) or archives.is_archive(source) or sources.is_photograph(source)):
             raise UserError(
                 f"{source} is no folder, archive ({', '.join(archives.SUFFIXES)}), table "
                 f"({', '.join(TABLE_SUFFIXES)}) or photograph; name one of these"
             )
-        return [Root(source)]
+        return [Root(source, within=within)]
     found: list[Root] = []
     level = [source]
     for _ in range(2):
@@ -124,20 +132,20 @@ def roots(source: str) -> list[Root]:
             break
         below: list[str] = []
         for folder in level:
-            has_files, folders = _look(folder, _MOST_ROOTS - len(below))
+            has_files, folders = _look(folder, _MOST_ROOTS - len(below), within)
             if folders is None:
-                found.append(Root(folder))
+                found.append(Root(folder, within=within))
                 continue
-            found += [Root(folder, whole=False)] if has_files else []
+            found += [Root(folder, whole=False, within=within)] if has_files else []
             below += folders
         level = below
-    return found + [Root(folder) for folder in level]
+    return found + [Root(folder, within=within) for folder in level]
 
 
-def _look(folder: str, most: int) -> tuple[bool, list[str] | None]:
+def _look(folder: str, most: int, within: str) -> tuple[bool, list[str] | None]:
     """Whether files are directly in a folder, and the folders in it; None for too many of either."""
     files, folders = 0, []
-    for some_files, some_folders in storage.children(folder):
+    for some_files, some_folders in storage.children(folder, within or None):
         files += len(some_files)
         folders += some_folders
         if files > _FILES_TO_LOOK_AT or len(folders) > most:
@@ -156,8 +164,9 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     if is_table(root.uri) and storage.is_file(root.uri):
         yield from tables.rows(root.uri)
         return
-    direct = (file for files, _ in storage.children(root.uri) for file in files)
-    files = storage.walk(root.uri) if root.whole else direct
+    within = root.within or None
+    direct = (file for files, _ in storage.children(root.uri, within) for file in files)
+    files = storage.walk(root.uri, within) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
         for some in batched(files, _LISTING_THREADS):  # all their members are held
             each = pool.map if any(archives.is_archive(file.uri) for file in some) else map
@@ -177,6 +186,8 @@ def _rows_of_file(file: storage.StoredFile) -> list[dict[str, Any]]:
     name = _as_utf8(file.uri)
     if name != file.uri:
         return [listed_row(name, None, file.size, "bad_name", "rename it, for example with convmv -f cp949")]
+    if file.is_outside:
+        return [listed_row(file.uri, None, None, "outside_link")]
     if file.size is None:
         return [listed_row(file.uri, None, None, "not_found", "a link to a file that is not there")]
     if not archives.is_archive(file.uri) or archives.is_stream(file.uri):

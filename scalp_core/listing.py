@@ -23,11 +23,13 @@ class StoredFile(NamedTuple):
         uri: of the file.
         size: in bytes; None for a name without a readable file, such as a dangling link.
         version: changes with the content: the etag in S3, time and size on a disk.
+        is_outside: a link to a file or folder that leads out of the folder that the listing is kept in.
     """
 
     uri: str
     size: int | None
     version: str = ""
+    is_outside: bool = False
 
 
 def list_files(uri: str) -> list[str]:
@@ -39,8 +41,12 @@ def list_files(uri: str) -> list[str]:
     return sorted(file.uri for file in walk(uri))
 
 
-def walk(uri: str) -> Iterator[StoredFile]:
+def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
     """All files below a folder or prefix, as they are found, in constant memory; one file as itself.
+
+    Args:
+        uri: of the folder, prefix or file.
+        within: real path of a local folder; a link out of it is yielded as `is_outside`, and not followed.
 
     Raises:
         UserError: nothing is there, or storage refused.
@@ -53,7 +59,7 @@ def walk(uri: str) -> Iterator[StoredFile]:
         path = Path(uri)
         if not path.is_dir():
             status = path.stat()
-            yield StoredFile(uri, status.st_size, _version(status))
+            yield StoredFile(uri, status.st_size, _version(status), not is_within(uri, within))
             return
         folders = [os.fspath(uri)]
         seen = set()  # links may lead round in a circle
@@ -65,7 +71,9 @@ def walk(uri: str) -> Iterator[StoredFile]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if _is_folder(entry):
+                    if _leads_out(entry, within):
+                        yield StoredFile(entry.path, None, is_outside=True)
+                    elif _is_folder(entry):
                         folders.append(entry.path)
                     elif file := _stored_file(entry):
                         yield file
@@ -98,8 +106,23 @@ def folders_in(uri: str) -> set[str]:
     return {folder.rsplit("/", 1)[-1] for _, folders in children(uri) for folder in folders}
 
 
-def children(uri: str) -> Iterator[tuple[list[StoredFile], list[str]]]:
-    """Files directly in a folder or prefix, and the folders in it, a thousand at a time."""
+def is_within(path: str, within: str | None) -> bool:
+    """Whether a local path, its links resolved, is in the folder `within`; of None everything is."""
+    # Path.resolve raises where a link leads to itself.
+    return within is None or Path(os.path.realpath(path)).is_relative_to(within)
+
+
+def _leads_out(entry: os.DirEntry[str], within: str | None) -> bool:
+    return entry.is_symlink() and not is_within(entry.path, within)
+
+
+def children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredFile], list[str]]]:
+    """Files directly in a folder or prefix, and the folders in it, a thousand at a time.
+
+    Args:
+        uri: of the folder or prefix.
+        within: as for `walk`.
+    """
     if is_s3(uri):
         bucket, prefix = bucket_and_prefix(uri)
         for page in pages(uri, Prefix=prefix, Delimiter="/"):
@@ -109,7 +132,10 @@ def children(uri: str) -> Iterator[tuple[list[StoredFile], list[str]]]:
         return
     with explained(uri), os.scandir(uri) as entries:
         while chunk := list(islice(entries, 1000)):
-            yield list(_stored_files(chunk)), [entry.path for entry in chunk if _is_folder(entry)]
+            outside = [entry for entry in chunk if _leads_out(entry, within)]
+            inside = [entry for entry in chunk if entry not in outside] if outside else chunk
+            files = [StoredFile(entry.path, None, is_outside=True) for entry in outside]
+            yield [*files, *_stored_files(inside)], [entry.path for entry in inside if _is_folder(entry)]
 
 
 def _stored_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[StoredFile]:

@@ -52,11 +52,11 @@ def read_progress(out: str) -> Progress | None:
     Raises:
         UserError: storage refused.
     """
-    identity = _read(storage.join(out, IDENTITY_FILE))
+    identity = read_json_file(storage.join(out, IDENTITY_FILE))
     if identity is None:
         return None
     common = {"sources": identity["sources"], "model_version": identity["model_version"]}
-    if summary := _read(storage.join(out, _SUMMARY_FILE)):
+    if summary := read_json_file(storage.join(out, _SUMMARY_FILE)):
         return Progress(
             **common,
             done=summary["rows"],
@@ -67,13 +67,13 @@ def read_progress(out: str) -> Progress | None:
         )
     work = storage.join(out, SCRATCH_FOLDER)
     folder = storage.join(work, SESSIONS)
-    sessions = [_read(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
+    sessions = [read_json_file(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
     last = sessions[-1] if sessions else {}
     return Progress(
         **common,
         done=sum(session.get("photographs", 0) for session in sessions),
         failed=sum(session.get("failed", 0) for session in sessions),
-        total=_total(_read(storage.join(work, LISTING_FILE))),
+        total=_total(read_json_file(storage.join(work, LISTING_FILE))),
         photographs_per_second=(
             round(last["photographs"] / last["seconds"], 1) if last.get("photographs") else None
         ),
@@ -87,7 +87,7 @@ def _total(listing: dict[str, Any] | None) -> int | None:
     return sum(group["photographs"] for group in listing["groups"])
 
 
-def _read(uri: str) -> dict[str, Any] | None:
+def read_json_file(uri: str) -> dict[str, Any] | None:
     """A file of JSON; None if there is none, or if it was removed since it was listed."""
     try:
         return dict(json.loads(storage.read(uri)))

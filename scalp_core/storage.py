@@ -26,6 +26,7 @@ from scalp_core.listing import (
     folders_in,
     has_keys,
     is_empty,
+    is_within,
     list_files,
     names_in,
     pages,
@@ -37,9 +38,9 @@ from scalp_core.uris import absolute, bucket_and_key, bucket_and_prefix, check_s
 
 __all__ = [
     "StoredFile", "absolute", "advice", "children", "create", "exists", "explained", "filesystem",
-    "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "join", "list_files",
-    "mutation", "names_in", "new_file", "open_file", "patience", "read", "read_range", "remove_file",
-    "remove_folder", "remove_temporary", "retried", "walk", "write",
+    "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within", "join",
+    "list_files", "mutation", "names_in", "new_file", "open_file", "patience", "read", "read_range",
+    "remove_file", "remove_folder", "remove_temporary", "retried", "walk", "write",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

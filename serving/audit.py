@@ -90,7 +90,14 @@ class AuditLog:
         """
         request = visit.current()
         if request.owes_audit:
-            self._write(None, route=request.route, status=request.status, problem=request.problem)
+            bulk = {"work": request.work, "source": request.source}
+            self._write(
+                None,
+                route=request.route,
+                status=request.status,
+                problem=request.problem,
+                **{name: value for name, value in bulk.items() if value is not None},
+            )
 
     def close(self) -> None:
         """Writes and fsyncs all queued lines; logs an error when lines were lost."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from serving.bulk_sources import is_below, plain_uri
+from serving.prefixes import is_below, plain_uri
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
@@ -62,7 +62,8 @@ class BulkLinks(BaseModel):
 
     work: str = Field(description="GET tells how far it is, DELETE stops it")
     report: str | None = Field(None, description="when it has succeeded: an HTML page, look at it first")
-    results: str | None = Field(None, description="when it has succeeded: the names of the Parquet files")
+    results: str | None = Field(None, description="when it has succeeded: the rows, by pages or as a stream")
+    files: str | None = Field(None, description="when it has succeeded: the names of the Parquet files")
 
 
 class BulkResponse(BaseModel):
@@ -83,8 +84,48 @@ class BulkResponse(BaseModel):
     links: BulkLinks
 
 
-class BulkResults(BaseModel):
-    """The files with the rows."""
+class BulkList(BaseModel):
+    """Bulk runs that the caller owns; of all owners for a key with the scope admin."""
+
+    runs: list[BulkResponse] = Field(description="in the order of their ids")
+    next: str | None = Field(description="`cursor` of the next page; null on the last one")
+
+
+class BulkRow(BaseModel):
+    """One result row: an image that was graded, or failed with a reason."""
+
+    image_id: str | None = Field(description="start of `sha256`; null where the bytes were unavailable")
+    location_id: str = Field(description="identifies `uri` and `member`")
+    uri: str = Field(description="of the image, or of the archive that holds it")
+    member: str | None = Field(description="name of the entry, when `uri` is an archive")
+    sha256: str | None
+    status: Literal["graded", "failed"]
+    error_code: str | None = Field(description="stable identifier of a failure; null of a graded image")
+    error: str | None = Field(description="one line for a person")
+    grade: int | None = Field(description="0 good, 1 mild, 2 moderate, 3 severe; null of a failed image")
+    grade_name: str | None
+    probabilities: list[float] | None = Field(description="calibrated, by grade; sum 1")
+    expected_severity: float | None
+    grade_set: list[int] | None
+    unlikeness: float | None = Field(description="above 1 is flagged; null without gates")
+    refer: bool | None = Field(description="a person should look at the image")
+    refer_reasons: list[str] | None
+    notes: list[str] | None
+    model_version: str | None
+    computed_by: str | None
+    graded_at: datetime | None
+
+
+class BulkRows(BaseModel):
+    """A page of result rows, in the order of the files."""
+
+    id: str
+    rows: list[BulkRow]
+    next: str | None = Field(description="`cursor` of the next page; null on the last one")
+
+
+class BulkFiles(BaseModel):
+    """The Parquet files with the rows."""
 
     id: str
     out: str

@@ -1,4 +1,4 @@
-"""Who is let in: the key of a request, and how often its owner may ask."""
+"""Authentication and authorization: the key of a request, its scopes, and the rate limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import visit
-from serving.keys import Keys, KeySettings
+from serving.keys import Key, Keys, KeySettings
 from serving.network import client_network, is_here
-from serving.problems import Refusal
+from serving.problems import Refusal, forbidden
 from serving.rates import Buckets
+from serving.scopes import BULK, EVERYTHING, GRADE, Need
 
 CLOSED = "/v1/"  # a path with it, at whatever prefix, asks for a key; the page and the probes do not
+
+BULK_PATH = "/v1/bulk"
 
 
 class Gate:
@@ -39,17 +42,31 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and CLOSED in scope["path"]:
             request = visit.current()
-            request.key = self._admit(scope)
-            request.owes_audit = scope["method"] != "GET"
+            if key := self._admit(scope):
+                request.key, request.rights = key.id, key.rights
+            else:
+                request.rights = EVERYTHING
+            # Routes that show images mark their reads; an attempt without the scope is evidence too.
+            need = _needed_scope(scope)
+            is_allowed = request.rights.allow(need)
+            request.owes_audit = not is_allowed or scope["method"] not in ("GET", "HEAD")
+            if not is_allowed:
+                raise forbidden(GRADE if need == GRADE else f"{BULK}:PREFIX")
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> str | None:
+    def _admit(self, scope: Scope) -> Key | None:
+        """The key; None where there are no keys.
+
+        Raises:
+            Refusal: it is missing, wrong or expired, or asks too often.
+        """
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        key = None
         if self._keys:
-            id_ = self._keys.identify(given)
-            if id_ is not None:
-                _wait(self._by_key.take(id_, time.monotonic()))
-                return id_
+            key = self._keys.identify(given)
+            if key is not None and not key.is_expired:
+                _wait(self._by_key.take(key.id, time.monotonic()))
+                return key
         elif not self._settings.open_to_network_without_keys and not is_here(_address(scope)):
             raise Refusal(
                 403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
@@ -57,14 +74,23 @@ class Gate:
         if self._by_address is not None:
             _wait(self._by_address.take(client_network(_address(scope)), time.monotonic()))
         if self._keys:
-            code, detail = ("wrong_key", "no such key") if given else ("no_key", "send a key")
-            raise Refusal(
-                401,
-                code,
-                f"{detail}; the header is Authorization: Bearer KEY",
-                {"WWW-Authenticate": "Bearer"},
-            )
+            raise _unauthorized(key, given)
         return None
+
+
+def _needed_scope(scope: Scope) -> Need:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return BULK if path == BULK_PATH or path.startswith(f"{BULK_PATH}/") else GRADE
+
+
+def _unauthorized(key: Key | None, given: str) -> Refusal:
+    if key is not None:
+        code, detail = "expired_key", f"the key was valid until {key.expires}; ask the operator for a new one"
+    elif given:
+        code, detail = "wrong_key", "no such key; the header is Authorization: Bearer KEY"
+    else:
+        code, detail = "no_key", "send a key; the header is Authorization: Bearer KEY"
+    return Refusal(401, code, detail, {"WWW-Authenticate": "Bearer"})
 
 
 def _wait(seconds: float) -> None:

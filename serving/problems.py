@@ -42,6 +42,11 @@ class Refusal(HTTPException):
         self.code = code
 
 
+def forbidden(scope: str) -> Refusal:
+    """The refusal of a key without a scope, which it names and nothing else."""
+    return Refusal(403, "forbidden", f"the key lacks the scope {scope}; ask the operator for it")
+
+
 def refuse_image(error: ImageError) -> Refusal:
     """The refusal of a photograph that cannot be graded."""
     return Refusal(_STATUS_OF_IMAGE_CODE.get(error.code, _UNPROCESSABLE), error.code, error.message)

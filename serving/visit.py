@@ -8,6 +8,8 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from serving.scopes import NOTHING, Caller, Rights
+
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -25,11 +27,19 @@ class Visit:
     route: str | None = None  # the template, known when the answer is; None where nothing is
     key: str | None = None  # id of the key, never the key
     owner: str = ""  # that shares and budgets are counted for, see `fairness`
+    rights: Rights = NOTHING  # what the key allows: nothing until it is known
+    work: str | None = None  # id of the bulk run that it is about
+    source: str | None = None  # of a bulk run that it starts
     status: int = 499  # until it is answered: the client went away
     problem: str | None = None  # code of the refusal
     sent: int = 0  # bytes of the answer's body
     owes_audit: bool = False  # it was let in, and no line of the audit log tells of it yet
     began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def caller(self) -> Caller:
+        """Who sent it."""
+        return Caller(self.key, self.rights)
 
     @property
     def ms(self) -> float:

@@ -18,6 +18,7 @@ from serving import bulk, bulk_work, problems
 from serving.bulk_schemas import BulkSettings
 from serving.bulk_work import Bulk, Served
 from serving.ingress import replica
+from serving.scopes import EVERYTHING, Caller
 
 MESSAGE = """Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):
 scalp: an older line
@@ -55,6 +56,12 @@ def job(submission_id, status=JobStatus.RUNNING, metadata=None):
     return SimpleNamespace(**known, **nothing, start_time=1)
 
 
+def without_ray(monkeypatch) -> None:
+    """Asking Ray for its address would start one."""
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+
+
 class Endpoint:
     """The routes over a `Bulk` whose Ray and model are stood for."""
 
@@ -74,8 +81,9 @@ class Endpoint:
         jobs = object.__new__(Jobs)  # without a cluster to connect to
         jobs.address, jobs.client = "http://secret:8265", self.client
         monkeypatch.setattr(work._jobs, "_jobs", lambda: jobs)
+        without_ray(monkeypatch)
         self.source = f"{folder}/in"
-        self.api = app_of(work)
+        self.work, self.api = work, app_of(work)
 
     def ask(self, method: str = "POST", path: str = "", source: str | None = None) -> httpx.Response:
         return ask(self.api, method, path, source or self.source)
@@ -85,6 +93,7 @@ def app_of(work: Bulk | None) -> FastAPI:
     api = FastAPI()
     api.include_router(bulk.router)
     problems.install(api)
+    api.dependency_overrides[bulk.caller] = lambda: Caller(None, EVERYTHING)
     api.dependency_overrides[replica] = lambda: SimpleNamespace(bulk=work)
     return api
 
@@ -141,10 +150,10 @@ def test_the_command_has_the_source_as_one_word(tmp_path, monkeypatch):
     source = f"{endpoint.source}/it's; rm -rf $HOME `x` --models"
     work = endpoint.ask(source=source).json()["id"]
     address, _, *words = shlex.split(endpoint.client.commands[0])
-    assert address.startswith("RAY_ADDRESS=")  # of this Ray, whatever others the machine has
+    assert address == "RAY_ADDRESS=10.0.0.1:6379"  # of this Ray, whatever others the machine has
     assert words == [
         "-P", "-m", "jobs.cli", "grade", "s3://models/scalp", source, f"{endpoint.out}/{work}",
-        "--no-tables", "--precision", "bf16", "--heatmaps", "0",
+        "--no-tables", "--no-links", "--precision", "bf16", "--heatmaps", "0",
     ]  # fmt: skip
 
 
@@ -189,6 +198,13 @@ def test_a_ray_that_does_not_answer_is_a_problem_that_passes(endpoint):
     endpoint.client.away = True
     answer = endpoint.ask()
     assert refused(answer) == (503, "jobs_unavailable") and "secret" not in answer.text
+
+
+def test_a_model_that_does_not_answer_is_not_awaited_for_ever(endpoint, monkeypatch):
+    monkeypatch.setattr(bulk_work, "_MODEL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(endpoint.work, "_served", lambda: asyncio.sleep(3600))
+    answer = endpoint.ask()
+    assert refused(answer) == (503, "model_unavailable") and int(answer.headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize("path", ["", "/bulk-" + "0" * 20, "/bulk-" + "0" * 20 + "/report"])

@@ -10,7 +10,9 @@ from scalp_core.errors import UserError
 from serving.bulk_schemas import BulkSettings
 from serving.bulk_sources import allowed_source
 from serving.problems import Refusal
+from serving.scopes import Rights
 
+ADMIN = Rights(admin=True)
 PREFIXES = ("s3://clinic/scalp", "s3://open")
 
 
@@ -27,7 +29,7 @@ PREFIXES = ("s3://clinic/scalp", "s3://open")
     ],
 )
 def test_takes_what_lies_below_a_prefix(source, plain):
-    assert allowed_source(source, PREFIXES) == plain
+    assert allowed_source(source, PREFIXES, ADMIN) == plain
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,9 @@ def test_takes_what_lies_below_a_prefix(source, plain):
 )
 def test_refuses_all_else(source):
     with pytest.raises(Refusal) as refused:
-        allowed_source(source, PREFIXES)
+        allowed_source(source, PREFIXES, ADMIN)
     assert (refused.value.status_code, refused.value.code) == (403, "source_not_allowed")
+    assert not any(prefix in refused.value.detail for prefix in PREFIXES)
 
 
 def test_local_folders_and_links_out_of_them(tmp_path):
@@ -94,10 +97,31 @@ def test_local_folders_and_links_out_of_them(tmp_path):
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "2024")
     prefixes = (f"{tmp_path}/in",)
     for name in ("", "/2024", "/again", "/not_there_yet"):
-        assert allowed_source(f"{tmp_path}/in{name}", prefixes) == f"{tmp_path}/in{name}"
+        assert allowed_source(f"{tmp_path}/in{name}", prefixes, ADMIN) == f"{tmp_path}/in{name}"
     for name in ("in/link", "in/link/x", "elsewhere", "in/../elsewhere", "in2", "in/%2e%2e"):
         with pytest.raises(Refusal):
-            allowed_source(f"{tmp_path}/{name}", prefixes)
+            allowed_source(f"{tmp_path}/{name}", prefixes, ADMIN)
+
+
+def test_a_key_reaches_its_own_prefixes_and_learns_of_no_other(tmp_path):
+    ann = Rights(bulk=("s3://clinic/scalp/ann", f"{tmp_path}/ann"))
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ben").mkdir()
+    (tmp_path / "ann" / "link").symlink_to(tmp_path / "ben")
+    prefixes = (*PREFIXES, str(tmp_path))
+    for source in ("s3://clinic/scalp/ann", "s3://clinic/scalp/ann/x.zip", f"{tmp_path}/ann"):
+        assert allowed_source(source, prefixes, ann) == source
+    elsewhere = ("s3://clinic/scalp", "s3://clinic/scalp/anna", "s3://nowhere", f"{tmp_path}/ann/link")
+    for source in (*elsewhere, f"{tmp_path}/ben"):
+        with pytest.raises(Refusal) as refused:
+            allowed_source(source, prefixes, ann)
+        # Whether the operator allows a source is no business of a key that may not use it.
+        assert (refused.value.code, refused.value.detail) == (
+            "forbidden", f"the key lacks the scope bulk:{source}; ask the operator for it",
+        )  # fmt: skip
+    with pytest.raises(Refusal) as refused:
+        allowed_source("s3://clinic/scalp/ann", ("s3://open",), ann)
+    assert refused.value.code == "source_not_allowed"
 
 
 @pytest.mark.parametrize(

@@ -307,12 +307,12 @@ def test_a_zip_whose_names_have_backslashes_has_folders(tmp_path):
 def test_thousands_of_folders_are_listed_by_many_tasks_and_thousands_of_files_by_one(tmp_path, monkeypatch):
     pages = [([], [f"/set/{page}-{number}" for number in range(1000)]) for page in range(7)]
     monkeypatch.setattr(storage, "is_file", lambda _: False)
-    monkeypatch.setattr(storage, "children", lambda _: iter(pages))
+    monkeypatch.setattr(storage, "children", lambda *_: iter(pages))
     assert len(inventory.roots("/set")) == 7000
     monkeypatch.setattr(inventory, "_MOST_ROOTS", 6999)
     assert inventory.roots("/set") == [inventory.Root("/set")]  # what a driver holds is bounded
     file = storage.StoredFile("/set/a.jpg", 1)
-    monkeypatch.setattr(storage, "children", lambda _: iter([([file] * 1000, [])] * 7))
+    monkeypatch.setattr(storage, "children", lambda *_: iter([([file] * 1000, [])] * 7))
     assert inventory.roots("/set") == [inventory.Root("/set")]
 
 

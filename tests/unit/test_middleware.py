@@ -140,7 +140,7 @@ def test_a_failure_shows_no_traceback():
 
 def test_the_access_log_tells_the_template_and_not_what_was_sent(caplog, tmp_path):
     file = tmp_path / "keys"
-    file.write_text(f"ann: {KEY}")
+    file.write_text(f"ann: {KEY} scope=admin")
     file.chmod(0o600)
     settings = {"access_log": True, "keys": KeySettings(file=str(file))}
     api, _ = application(**settings)
@@ -354,7 +354,7 @@ def test_settings_travel_as_json():
 
 
 def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
-    monkeypatch.setenv("SCALP_KEYS", f"ann: {KEY}")
+    monkeypatch.setenv("SCALP_KEYS", f"ann: {KEY} scope=admin")
     log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
     api, _ = application(log, limits=Limits(grade_bytes=10))
     ask(api, "POST", "/v1/grade", headers=BEARER, content=bytes(11))

@@ -54,6 +54,8 @@ WRITE_NO_DIRECTORY = {
     "models promote": "an entry that nobody has: test_registry",
     "models rollback": "an entry that nobody has: test_registry",
     "keys new": "prints",
+    "keys list": "prints",
+    "keys revoke": "lines of the key file: test_key_file",
     "jobs list": "prints",
     "jobs logs": "prints",
     "jobs stop": "prints",
