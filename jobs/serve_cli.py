@@ -24,6 +24,12 @@ def serve(
     open_to_network: Annotated[
         bool, typer.Option("--open-to-network-without-keys", help="answer everybody who reaches --host")
     ] = False,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="PEM file with certificate chain and private key; answers https only"
+        ),
+    ] = None,
     audit: Annotated[
         str | None, typer.Option(help="folder for the audit log; without it there is none")
     ] = None,
@@ -59,6 +65,7 @@ def serve(
         "keys": {"file": keys, "open_to_network_without_keys": open_to_network}
         if keys or open_to_network
         else None,
+        "front": {"tls_certificate": tls_cert} if tls_cert else None,
         "audit": {"folder": audit} if audit else None,
         "candidate": {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None,
         "bulk": {"sources": bulk_source or [], "out": bulk_out or ""} if bulk_source or bulk_out else None,

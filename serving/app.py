@@ -16,7 +16,7 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster import haproxy
-from cluster.local import Cluster, connect
+from cluster.local import Cluster, connect, is_joined
 from scalp_core import storage
 from scalp_core.bundle import load_bundle
 from scalp_core.errors import UserError
@@ -27,7 +27,7 @@ from serving.explainer import Explainer
 from serving.grader import Grader
 from serving.ingress import Ingress
 from serving.keys import Keys
-from serving.network import check_address
+from serving.network import check_address, check_certificate
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
@@ -89,7 +89,8 @@ def start(
         candidate: another bundle, for what `settings.candidate` says.
 
     Raises:
-        UserError: the bundle is damaged, the keys cannot be read, or the address cannot be had.
+        UserError: the bundle is damaged, the keys or the certificate cannot be read, the address is in use,
+            or `settings.front` is for an HAProxy that is not started here.
     """
     settings = settings or Settings()
     check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
@@ -97,9 +98,15 @@ def start(
     device = resolve_device(settings.device)
     model = _pinned(bundle, device, settings)
     second = _pinned(candidate, device, settings) if candidate else None
-    if settings.haproxy and not os.environ.get("RAY_ADDRESS"):
+    if settings.haproxy and not is_joined():
         # A cluster has its own, or has none: how it was started says so.
-        os.environ.update(haproxy.environment(Path(_haproxy_folder().name)))
+        check_certificate(settings.front.tls_certificate)
+        os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
+    elif "front" in settings.model_fields_set:
+        raise UserError(
+            "front sets the HAProxy that this command starts, but here it starts none; leave front out, and "
+            f"on a cluster set {haproxy.POLICY_VARIABLE} in the environment of its nodes"
+        )
     cluster = connect(jobs=settings.bulk is not None)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
@@ -124,7 +131,8 @@ def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str 
     start(bundle, host, port, settings, candidate)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how systemd and containers interrupt
     address = f"[{host}]" if ":" in host else host
-    print(f"READY http://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
+    scheme = "https" if settings.front.tls_certificate else "http"
+    print(f"READY {scheme}://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -1,9 +1,12 @@
-"""Who reaches an address, and whether to listen there."""
+"""Who reaches an address, whether to listen there, and with what certificate."""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
+import ssl
+import stat
+from pathlib import Path
 
 from scalp_core.errors import UserError
 from serving.keys import Keys
@@ -50,3 +53,30 @@ def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
         f"--host {host} is open to the network and there are no keys: make one with `scalp keys new ID` and "
         "give --keys FILE, or say --open-to-network-without-keys"
     )
+
+
+def check_certificate(file: str | None) -> None:
+    """Refuses a PEM file that HAProxy could not use, or that others can read.
+
+    Raises:
+        UserError: it is missing or unreadable, holds no certificate with its key, or has open permissions.
+    """
+    if file is None:
+        return
+    try:
+        mode = Path(file).stat().st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UserError(f"{file} holds a private key and others may read it; run: chmod 600 {file}")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, password=_no_password)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{file} is not a certificate with its private key in PEM ({reason}); join them with: "
+            "cat fullchain.pem privkey.pem"
+        ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")

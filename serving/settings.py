@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.haproxy import POLICY_VARIABLE, Policy
 from scalp_core.predictor import Device, Precision, Runtime
 from serving.audit import AuditSettings
 from serving.batches import BatchSettings
@@ -107,6 +108,11 @@ class Settings(_Typed):
         True,
         description="HAProxy before the ingress instead of Ray's proxy, where the endpoint starts its own "
         "Ray; a cluster is started with or without it",
+    )
+    front: Policy = Field(
+        Policy(),
+        description="what HAProxy refuses, and TLS, where the endpoint starts its own Ray; on a cluster the "
+        f"environment variable {POLICY_VARIABLE} has the same fields",
     )
     batch: BatchSettings = Field(BatchSettings(), description="bounds of /v1/grade/batch")
     bulk: BulkSettings | None = Field(None, description="/v1/bulk, which is not offered without it")

@@ -17,8 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray._private import ray_constants
 
+from cluster.haproxy import EVERYWHERE
 from cluster.image import IMAGE, UID
-from cluster.local import SLEEPING_THREADS
+from cluster.local import SERVE_ENVIRONMENT, SLEEPING_THREADS
 from serving.connections import CALLBACK
 
 TMP = "/tmp"  # noqa: S108
@@ -217,7 +218,8 @@ def test_what_serving_needs_is_in_the_environment_and_ray_knows_every_name():
     program = Path(ENVIRONMENT["RAY_SERVE_HAPROXY_BINARY_PATH"])
     assert program.parent == Path("/usr/local/bin")  # where pip puts scripts in this base
     assert f'{program.name} = "cluster.haproxy:main"' in PYPROJECT
-    assert ENVIRONMENT["RAY_SERVE_ENABLE_HA_PROXY"] == ENVIRONMENT["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    # Among them the log that keeps no line back (B9) and a proxy that lets a batch end.
+    assert ENVIRONMENT.items() >= (SERVE_ENVIRONMENT | EVERYWHERE).items()
     assert ENVIRONMENT["RAY_USAGE_STATS_ENABLED"] == "0"
     assert ENVIRONMENT[ray_constants.RAY_WORKER_NICENESS] == "0"
     assert SLEEPING_THREADS in ENVIRONMENT.items()
