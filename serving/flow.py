@@ -8,7 +8,7 @@ keeps the answers of a client that reads none before it has sent everything, whi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,13 +19,26 @@ AHEAD = 2**20
 """Bytes that are read and not used yet, at most; one message of the server (64 KiB) may come to it."""
 
 _STEP = AHEAD // 4
-_EXTENSION = "scalp.paced"
+_EXTENSION = "scalp.paced"  # of the scope: how to report what was used
 _USED = "scalp.used"
 _TIMEOUT_HEADER = b"x-request-timeout-seconds"
 
 
 class ClientGoneError(Exception):
     """The client closed the connection: nobody waits for an answer."""
+
+
+class _Used:
+    """Takes reports of used bytes. Where the application runs in another process, it sends messages instead.
+
+    Ray takes the first message for the begin of the answer: after such a message its metrics have no status.
+    """
+
+    def __init__(self, report: Callable[[int], None] | None = None) -> None:
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[_Used], tuple[()]]:
+        return _Used, ()
 
 
 class Paced:
@@ -51,11 +64,19 @@ class Paced:
             read += len(message.get("body", b""))
             return message
 
-        async def take(message: Message) -> None:
+        def set_used(size: int) -> None:
             nonlocal used
+            used = size
+            moved.set()
+
+        loop = asyncio.get_running_loop()
+
+        def report(size: int) -> None:
+            loop.call_soon_threadsafe(set_used, size)  # the application may have a loop of its own
+
+        async def take(message: Message) -> None:
             if message["type"] == _USED:
-                used = message["bytes"]
-                moved.set()
+                set_used(message["bytes"])
             else:
                 answers.put_nowait(message)
 
@@ -65,20 +86,20 @@ class Paced:
 
         passing = asyncio.create_task(pass_on())
         try:
-            await self._app(_paced(scope), paced_receive, take)
+            await self._app(_paced(scope, _Used(report)), paced_receive, take)
             answers.put_nowait(None)
             await passing
         finally:
             passing.cancel()
 
 
-def _paced(scope: Scope) -> Scope:
+def _paced(scope: Scope, used: _Used) -> Scope:
     """Marked for `read_body`, and without Serve's limit on the time that a request may take."""
     headers = [header for header in scope["headers"] if header[0] != _TIMEOUT_HEADER]
     return {
         **scope,
         "headers": [*headers, (_TIMEOUT_HEADER, b"0")],
-        "extensions": {**(scope.get("extensions") or {}), _EXTENSION: {}},
+        "extensions": {**(scope.get("extensions") or {}), _EXTENSION: used},
     }
 
 
@@ -88,7 +109,7 @@ async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerato
     Raises:
         ClientGoneError: before its end.
     """
-    is_paced = _EXTENSION in (scope.get("extensions") or {})
+    used: _Used | None = (scope.get("extensions") or {}).get(_EXTENSION)
     taken = told = 0
     more = True
     while more:
@@ -99,9 +120,12 @@ async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerato
         if data := message.get("body", b""):
             taken += len(data)
             yield data
-        if is_paced and taken - told >= _STEP:
+        if used and taken - told >= _STEP:
             told = taken
-            await send({"type": _USED, "bytes": taken})
+            if used.report:
+                used.report(taken)
+            else:
+                await send({"type": _USED, "bytes": taken})
 
 
 async def wait_until_gone(receive: Receive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gzip
 import io
 import json
@@ -287,6 +288,43 @@ def body_of(count: int, size: int) -> bytes:
     data = b"ok" + bytes(size)
     part = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + data + b"\r\n"
     return part * count + b"--x--\r\n"
+
+
+@pytest.mark.parametrize("crosses_processes", [False, True])
+def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
+    """Ray takes the first message for the begin of the answer, and has no status of it otherwise."""
+
+    async def scenario() -> None:
+        first = []
+        app = app_of(Model())
+
+        async def serve(scope, receive, send):
+            """As Ray: in its proxy, another process, the scope arrives pickled."""
+
+            async def send_and_note(message):
+                first.append(message["type"])
+                await send(message)
+
+            if crosses_processes:
+                scope = {**scope, "extensions": copy.deepcopy(scope["extensions"])}
+            await app(scope, receive, send_and_note)
+
+        body = body_of(40, 100_000)
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        transport = httpx.ASGITransport(Paced(serve))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            pieces = (body[at : at + 2**16] for at in range(0, len(body), 2**16))
+
+            async def content() -> AsyncIterator[bytes]:
+                for piece in pieces:
+                    yield piece
+
+            answer = await client.post(BATCH_PATH, content=content(), headers=headers)
+        assert lines(answer)[-1]["graded"] == 40
+        if not crosses_processes:
+            assert set(first) == {"http.response.start", "http.response.body"}
+
+    run(scenario)
 
 
 def test_no_more_of_a_body_is_read_than_the_window_takes():
