@@ -93,6 +93,12 @@ def start(
             or `settings.front` is for an HAProxy that is not started here.
     """
     settings = settings or Settings()
+    if settings.candidate and candidate is None:
+        mode = settings.candidate.mode
+        raise UserError(
+            f"the settings have a candidate ({mode}) and no bundle is named for it; add --{mode} BUNDLE, "
+            "or remove candidate from the settings"
+        )
     check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
     _check_port(host, port)
     device = resolve_device(settings.device)

@@ -61,7 +61,9 @@ class Ingress:
         if settings.candidate and candidate:
             # Its own load: what a trial takes says nothing of the model that answers, and refuses nobody.
             second = Graders(candidate, Load(settings.limits), self._metrics, self._decoders)
-            self._models = Rollout(settings.candidate, self._graders, second, self.audit)
+            self._models = Rollout(
+                settings.candidate, self._graders, second, self.audit, settings.answer_seconds
+            )
         grade_paid = partial(self.grade, is_paid=True)
         self.batches = Batches(settings.batch, grade_paid, self._model_version, self._admission)
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
@@ -128,7 +130,10 @@ class Ingress:
 
     async def describe(self) -> ModelResponse:
         """The model as it runs now."""
-        return await self._graders.ask_soon("describe")
+        model: ModelResponse = await self._graders.ask_soon("describe")
+        if isinstance(self._models, Rollout):
+            model = model.model_copy(update={"candidate": self._models.describe()})
+        return model
 
     async def _model_version(self) -> str:
         return (await self.describe()).model_version

@@ -109,6 +109,17 @@ class GradeName(BaseModel):
     name_ko: str
 
 
+class CandidateState(BaseModel):
+    """Another bundle that is tried, as this replica sees it."""
+
+    mode: Literal["shadow", "canary"]
+    share: float = Field(description="of the images")
+    breaker: Literal["closed", "open", "half_open"] = Field(
+        description="open: it failed too often and is not asked for a while; half_open: one image tries it"
+    )
+    failures: int = Field(description="of the last 20 images that it was to answer")
+
+
 class ModelResponse(BaseModel):
     """The model that answers."""
 
@@ -128,6 +139,7 @@ class ModelResponse(BaseModel):
     load_error: str | None = Field(
         description="why the bundle that was asked for last does not answer and this one still does"
     )
+    candidate: CandidateState | None = Field(None, description="a shadow or canary beside it")
     intended_use: str = INTENDED_USE
 
     @classmethod
