@@ -1,17 +1,13 @@
-"""Authentication and authorization: the key of a request, its scopes, and the rate limit."""
+"""Authentication and authorization: the key of a request and its scopes. HAProxy limits the rates."""
 
 from __future__ import annotations
-
-import math
-import time
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import visit
 from serving.keys import Key, Keys, KeySettings
-from serving.network import client_network, is_here
+from serving.network import is_here
 from serving.problems import Refusal, forbidden
-from serving.rates import Buckets
 from serving.scopes import BULK, EVERYTHING, GRADE, Need
 
 CLOSED = "/v1/"  # a path with it, at whatever prefix, asks for a key; the page and the probes do not
@@ -20,11 +16,11 @@ BULK_PATH = "/v1/bulk"
 
 
 class Gate:
-    """ASGI middleware: requests below `/v1/` need a key when there are keys, and none may ask too often.
+    """ASGI middleware: requests below `/v1/` need a key with the scope, when there are keys.
 
     Args:
         app: what it protects.
-        settings: who may ask, and how often.
+        settings: who may ask.
         keys: of `settings`.
     """
 
@@ -32,12 +28,6 @@ class Gate:
         self._app = app
         self._settings = settings
         self._keys = keys
-        self._by_key = Buckets(settings.per_minute, settings.burst)
-        self._by_address = (
-            Buckets(settings.anonymous_per_minute, settings.anonymous_burst)
-            if settings.anonymous_per_minute
-            else None
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and CLOSED in scope["path"]:
@@ -58,23 +48,18 @@ class Gate:
         """The key; None where there are no keys.
 
         Raises:
-            Refusal: it is missing, wrong or expired, or asks too often.
+            Refusal: it is missing, wrong or expired, or the endpoint is not open to the network.
         """
-        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        key = None
         if self._keys:
+            given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
             key = self._keys.identify(given)
-            if key is not None and not key.is_expired:
-                _wait(self._by_key.take(key.id, time.monotonic()))
-                return key
-        elif not self._settings.open_to_network_without_keys and not is_here(_address(scope)):
+            if key is None or key.is_expired:
+                raise _unauthorized(key, given)
+            return key
+        if not self._settings.open_to_network_without_keys and not is_here(_address(scope)):
             raise Refusal(
                 403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
             )
-        if self._by_address is not None:
-            _wait(self._by_address.take(client_network(_address(scope)), time.monotonic()))
-        if self._keys:
-            raise _unauthorized(key, given)
         return None
 
 
@@ -91,14 +76,6 @@ def _unauthorized(key: Key | None, given: str) -> Refusal:
     else:
         code, detail = "no_key", "send a key; the header is Authorization: Bearer KEY"
     return Refusal(401, code, detail, {"WWW-Authenticate": "Bearer"})
-
-
-def _wait(seconds: float) -> None:
-    if seconds:
-        whole = math.ceil(seconds)
-        raise Refusal(
-            429, "too_many_requests", f"too many requests; wait {whole} s", {"Retry-After": str(whole)}
-        )
 
 
 def _address(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""Who may ask: bearer keys, from a file or the environment, and how often each."""
+"""Who may ask: bearer keys, from a file or the environment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger("ray.serve")
 
 
 class KeySettings(BaseModel):
-    """Who may ask, and how often. Keys themselves stay in the file or the environment of the replicas."""
+    """Who may ask. Keys themselves stay in the file or the environment of the replicas."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,14 +44,6 @@ class KeySettings(BaseModel):
         description="one line `ID: sha256:HEX [scope=SCOPE]... [expires=YYYY-MM-DD]` per key, `#` for "
         f"comments; read again when it changes. Keys in the environment variable {VARIABLE} count too",
     )
-    per_minute: float = Field(
-        600, gt=0, description="requests a minute of one key, each replica counting for itself"
-    )
-    burst: int = Field(60, ge=1, description="requests of one key at once, when it was quiet before")
-    anonymous_per_minute: float | None = Field(
-        None, gt=0, description="the same for one client address without a right key; None is no limit"
-    )
-    anonymous_burst: int = Field(20, ge=1, description="the same for one client address")
     open_to_network_without_keys: bool = Field(
         False, description="answer everybody who reaches the endpoint, though there are no keys"
     )

@@ -51,7 +51,7 @@ def endpoint(bundle, cluster, tmp_path_factory):
     settings = Settings(
         precision="fp32",
         device="cpu",
-        keys=KeySettings(file=str(folder / "keys"), per_minute=10**6, burst=1000),
+        keys=KeySettings(file=str(folder / "keys")),
         front=Policy(requests_per_minute=10**6, burst=10**6, wrong_keys_per_minute=None),
         limits=Limits(grace_seconds=PATIENCE, min_bytes_per_s=100_000, grade_bytes=2**20),
         audit=AuditSettings(folder=str(folder / "audit")),

@@ -1,4 +1,4 @@
-"""Keys, who they let in and how often, and what may listen where."""
+"""Keys, who they let in, and what may listen where."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Endpoint:
         monkeypatch.setattr(bulk_work, "read_spec", lambda _: SimpleNamespace(version_in=lambda _: "made-1"))
         monkeypatch.setattr("serving.keys._LOOK_AGAIN_S", 0)
         self.log = AuditLog(AuditSettings(folder=f"{folder}/audit"), "r")
-        settings = Settings(keys=KeySettings(file=f"{folder}/keys.txt", per_minute=1e6, burst=10_000))
+        settings = Settings(keys=KeySettings(file=f"{folder}/keys.txt"))
         self.api = FastAPI()
         install(self.api, settings, Load(settings.limits), self.log)
         self.api.include_router(bulk.router)
