@@ -18,6 +18,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from serving.bulk_schemas import BulkRow, BulkRows
 from serving.client_tries import Call, Counts, GradeError, Retries, Tries
 from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse
 
@@ -28,6 +29,7 @@ Photograph = bytes | str | Path
 # One request of `grade_batch`: what a lost connection costs at most, and what is held in memory.
 _BATCH_PHOTOGRAPHS = 32
 _BATCH_BYTES = 32 * 2**20
+_PAGE_ROWS = 1_000
 
 
 class FailedPhotograph(BaseModel):
@@ -49,6 +51,11 @@ class BulkRun(BaseModel):
     source: str
     out: str
     links: dict[str, str | None]
+
+
+class _BulkPage(BaseModel):
+    runs: list[BulkRun]
+    next: str | None
 
 
 Row = GradeResponse | FailedPhotograph
@@ -118,6 +125,22 @@ class Client:
     def bulk_cancel(self, run: str) -> BulkRun:
         """Stops the bulk run of this id; what is committed stays."""
         return self._run(_bulk_run("DELETE", run))
+
+    def bulk_list(self) -> Iterator[BulkRun]:
+        """The bulk runs that the key owns, a page per request."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._run(_bulk_page(cursor))
+            cursor = page.next
+            yield from page.runs
+
+    def bulk_rows(self, run: str) -> Iterator[BulkRow]:
+        """The result rows of the bulk run of this id, once it has succeeded, a page per request."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._run(_bulk_rows(run, cursor))
+            cursor = page.next
+            yield from page.rows
 
     def close(self) -> None:
         self._http.close()
@@ -202,6 +225,24 @@ class AsyncClient:
         """As `Client.bulk_cancel`."""
         return await self._run(_bulk_run("DELETE", run))
 
+    async def bulk_list(self) -> AsyncIterator[BulkRun]:
+        """As `Client.bulk_list`."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._run(_bulk_page(cursor))
+            cursor = page.next
+            for found in page.runs:
+                yield found
+
+    async def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
+        """As `Client.bulk_rows`."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._run(_bulk_rows(run, cursor))
+            cursor = page.next
+            for row in page.rows:
+                yield row
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -259,6 +300,19 @@ def _bulk(source: str) -> Call[BulkRun]:
 
 def _bulk_run(method: str, run: str) -> Call[BulkRun]:
     return Call(method, f"/v1/bulk/{quote(run, safe='')}", _json(BulkRun))
+
+
+def _bulk_page(cursor: str) -> Call[_BulkPage]:
+    return Call("GET", "/v1/bulk", _json(_BulkPage), body={"params": _after(cursor)})
+
+
+def _bulk_rows(run: str, cursor: str) -> Call[BulkRows]:
+    path = f"/v1/bulk/{quote(run, safe='')}/results"
+    return Call("GET", path, _json(BulkRows), body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
+
+
+def _after(cursor: str) -> dict[str, str]:
+    return {"cursor": cursor} if cursor else {}
 
 
 _MODEL = Call("GET", "/v1/model", _json(ModelResponse))

@@ -22,6 +22,7 @@ from scalp_core.bundle import load_bundle
 from scalp_core.predictor import Predictor
 from scalp_core.preprocess import decode
 from scalp_core.results import SCHEMA, read_results
+from serving.bulk_schemas import BulkRow
 from serving.flow import BATCH_PATH
 from tests import odd_archives as odd
 from tests.conftest import free_port, jpeg
@@ -185,11 +186,13 @@ def test_one_is_stopped_and_another_is_graded_to_its_end(client, bundle):
     policy = report.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "script" not in policy and "sandbox" in policy
     assert report.content == storage.read(f"{found['out']}/report.html")
-    results = client.get(found["links"]["results"]).json()
-    assert [
-        name for name in results["files"] if not re.fullmatch(r"results/part-[\d-]+\.parquet", name)
-    ] == []
-    rows = read_results(f"{results['out']}/results").to_pylist()
+    files = client.get(found["links"]["files"]).json()
+    assert [name for name in files["files"] if not re.fullmatch(r"results/part-[\d-]+\.parquet", name)] == []
+    rows = read_results(f"{files['out']}/results").to_pylist()
+    pages = [BulkRow.model_validate(row) for row in client.get(found["links"]["results"]).json()["rows"]]
+    assert [row.location_id for row in pages] == [row["location_id"] for row in rows]
+    table = client.get(found["links"]["results"], headers={"Accept": "text/csv"})
+    assert len(table.text.splitlines()) == 1 + len(rows)
     online = client.post("/v1/grade", files={"file": FILES[0][1]}).json()
     (row,) = (row for row in rows if row["member"] == "0.jpg")
     assert row["probabilities"] == pytest.approx(online["probabilities"], abs=1e-5)

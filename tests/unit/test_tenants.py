@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
+from ray.job_submission import JobStatus
 
 from scalp_core import storage
 from scalp_core.results import SCHEMA
@@ -24,6 +25,7 @@ from serving.audit import AuditLog, AuditSettings
 from serving.bulk_owners import Owners
 from serving.bulk_schemas import BulkRow, BulkSettings
 from serving.bulk_work import Bulk, Served
+from serving.client import AsyncClient
 from serving.ingress import replica
 from serving.keys import KeySettings
 from serving.limits import Load
@@ -272,6 +274,27 @@ def test_pages_of_rows_hold_each_row_once_and_in_order(finished, limit):
     assert [each["location_id"] for each in found] == [str(number) for number in range(ROWS)]
     assert list(found[0]) == SCHEMA.names == list(BulkRow.model_fields)
     assert BulkRow.model_validate(found[0]).grade_set == [1, 2]
+
+
+def test_the_client_iterates_over_runs_and_rows(finished, monkeypatch):
+    endpoint, path = finished
+    for number in range(25):  # more than a page of the list
+        (endpoint.folder / "in" / "ann" / str(number)).mkdir()
+        assert endpoint.start("ann", f"ann/{number}").status_code == 202
+        for each in endpoint.client.jobs.values():
+            each.status = JobStatus.FAILED
+    monkeypatch.setattr("serving.client._PAGE_ROWS", 999)
+
+    async def through_the_client() -> tuple[list[str], list[str]]:
+        async with AsyncClient("http://test", KEYS["ann"]) as client:
+            client._http._transport = httpx.ASGITransport(endpoint.api)
+            runs = [run.id async for run in client.bulk_list()]
+            rows = [each.location_id async for each in client.bulk_rows(path.split("/")[3])]
+            return runs, rows
+
+    runs, rows = asyncio.run(through_the_client())
+    assert path.split("/")[3] in runs and len(runs) == 26 and runs == sorted(set(runs))
+    assert rows == [str(number) for number in range(ROWS)]
 
 
 @pytest.mark.parametrize("cursor", ["x", "part-00000-000.parquet", "part-9-9.parquet.0", "../x.parquet.0"])
