@@ -7,12 +7,12 @@ Three steps that leave files: list (`grade_list`), run (`grade_run`, `grade_load
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jobs import grade_identity, grade_retry
@@ -95,7 +95,10 @@ def grade(
         UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
     """
     out, clock = storage.absolute(out), Clock()
-    named = [storage.absolute(uri) for uri in ([source] if isinstance(source, str) else source)]
+    given = [source] if isinstance(source, str) else source
+    if not options.links:
+        _refuse_links(given)
+    named = [storage.absolute(uri) for uri in given]
     if not named:
         raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
     outputs.check_places(named, out)
@@ -132,6 +135,17 @@ def grade(
         summary = run.resume(glanced)
     check_accounts(summary, out)
     return summary
+
+
+def _refuse_links(sources: Sequence[str]) -> None:
+    """Refuse local sources whose own path has a link; it would be followed before anything is listed.
+
+    Raises:
+        UserError: names the real path.
+    """
+    for source in sources:
+        if not storage.is_s3(source) and (real := os.path.realpath(source)) != os.path.abspath(source):  # noqa: PTH100
+            raise UserError(f"{source} is reached through a link, which --no-links refuses; name {real}")
 
 
 def _read_summary(out: str) -> dict[str, Any] | None:
@@ -252,7 +266,7 @@ class _Run:
     def _within(self) -> tuple[str, ...]:
         if self.options.links:
             return ()
-        return tuple(str(Path(uri).resolve()) for uri in self.named if not storage.is_s3(uri))
+        return tuple(uri for uri in self.named if not storage.is_s3(uri))  # resolved when it began
 
     def _described(self) -> Described:
         settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -117,7 +116,7 @@ def roots(source: str, links: bool = True) -> list[Root]:
         UserError: it is missing, or storage refused.
     """
     source = storage.absolute(source)
-    within = "" if links or storage.is_s3(source) else str(Path(source).resolve())
+    within = "" if links or storage.is_s3(source) else source  # resolved above
     if storage.is_file(source):
         if not (is_table(source) or archives.is_archive(source) or sources.is_photograph(source)):
             raise UserError(

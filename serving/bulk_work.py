@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -202,7 +203,9 @@ class Bulk:
 
     def _command(self, work: str, source: str, served: Served) -> str:
         # -P: nothing that lies in the folder where Ray starts it is imported.
-        words = [sys.executable, "-P", "-m", "jobs.cli", "grade", served.bundle, source, self._out(work)]
+        # The real path: --no-links refuses one that has become a link since it was checked.
+        real = source if storage.is_s3(source) else os.path.realpath(source)
+        words = [sys.executable, "-P", "-m", "jobs.cli", "grade", served.bundle, real, self._out(work)]
         return shlex.join(
             [*words, "--no-tables", "--no-links", "--precision", served.precision, *self._settings.options]
         )

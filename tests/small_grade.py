@@ -133,6 +133,7 @@ def run(
     retry: bool = False,
     report: bool = True,
     model: ModelOptions | None = None,
+    links: bool = True,
 ) -> dict[str, Any]:
     """`scalp grade`, in this process and without Ray; without `report` a word stands in its place."""
     options = GradeOptions(
@@ -141,6 +142,7 @@ def run(
         max_failed_share=1,
         retry_failed=retry,
         heatmaps=0,
+        links=links,
     )
     with ExitStack() as patches:
         if not report:

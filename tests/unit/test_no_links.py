@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.grade import GradeOptions, grade
 from jobs.grade_list import glance, write_groups
 from jobs.grade_load import LoadShard
 from jobs.shards import roots_in, shares
 from scalp_core import inventory, parquet, storage
+from scalp_core.errors import UserError
 from scalp_core.preprocess import Preprocess
 from tests.conftest import jpeg
+from tests.small_grade import picture, rows, run, tarred, write_bundle
 
 
 @pytest.fixture
@@ -68,6 +71,17 @@ def test_tasks_and_a_source_that_is_one_link_refuse_as_well(visit, monkeypatch):
     assert [file.is_outside for file in storage.walk(str(visit / "b.jpg"), str(visit))] == [True]
 
 
+def test_a_source_that_became_a_link_is_refused(visit, tmp_path, monkeypatch):
+    (visit.parent / "swapped").symlink_to(tmp_path / "secret")
+    for source in (visit.parent / "swapped", visit / "deeper" / "up" / "secret"):
+        with pytest.raises(UserError, match="is reached through a link, which --no-links refuses"):
+            grade("bundle", str(source), f"{tmp_path}/out", GradeOptions(links=False))
+    monkeypatch.chdir(visit.parent)
+    for source in (f"{visit}/", "visit", "s3://clinic"):  # refused for their bundle alone
+        with pytest.raises(UserError, match="bundle"):
+            grade("bundle", source, f"{tmp_path}/out", GradeOptions(links=False))
+
+
 def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_path):
     folder, spec = str(tmp_path / "listed"), Preprocess(size=32)
     (visit / "c.jpg").write_bytes(jpeg(3))
@@ -82,3 +96,15 @@ def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_p
             zip((uri.rsplit("/", 1)[-1] for uri in columns["uri"]), columns["error_code"], strict=True)
         )
         assert (read["c.jpg"], read["a.jpg"]) == (code, "")
+
+
+def test_a_run_reads_nothing_behind_a_link_also_when_it_tries_again(visit, tmp_path):
+    (tmp_path / "secret" / "set.tar").write_bytes(tarred([("t.jpg", picture(4))]))
+    (visit / "set.tar").symlink_to(tmp_path / "secret" / "set.tar")
+    (visit / "cut.jpg").write_bytes(b"")
+    bundle, out = write_bundle(f"{tmp_path}/bundle"), f"{tmp_path}/out"
+    for retry in (False, True):
+        summary = run(bundle, [str(visit)], out, retry=retry, links=False, report=False)
+        assert (summary["by_error"]["outside_link"], summary["failed"]) == (5, 8)
+        graded = [row["uri"].rsplit("/", 1)[-1] for row in rows(out) if row["status"] == "graded"]
+        assert sorted(graded) == ["a.jpg", "inside.jpg"]
