@@ -61,6 +61,11 @@ class Policy(BaseModel):
         120, ge=1, description="requests per minute of one address that a key would have been needed for; "
         "of IPv6 a /64; null sets no limit"
     )  # fmt: skip
+    open_requests_per_minute: int | None = Field(
+        1200,
+        ge=1,
+        description="requests per minute of one address outside /v1/: page and probes; null sets no limit",
+    )
     address_requests_per_minute: int | None = Field(
         None,
         ge=1,
@@ -154,7 +159,7 @@ def _tables(policy: Policy) -> str:
     """Counts by key and by address. They begin at zero when Ray reloads HAProxy, as for a new replica."""
     window = _window_ms(policy)
     by_key = f"gpc(1),gpc_rate(1,{window}ms),gpt(1)"
-    by_address = "conn_cur,gpc(2),gpc_rate(2,60s)"
+    by_address = "conn_cur,gpc(3),gpc_rate(3,60s)"
     return (
         f"backend scalp_keys\n    stick-table type binary len 32 size {_TABLE_ENTRIES} expire 10m "
         f"store {by_key}\n"
@@ -202,6 +207,12 @@ def _rules(policy: Policy) -> str:
             ),
             "http-response sc-inc-gpc(0,0) if { status 401 }",
             "http-response sc-set-gpt(0,1) 1 if { status lt 400 } { sc_get_gpt(0,1) eq 0 }",
+        ]
+    if policy.open_requests_per_minute is not None:
+        rate = policy.open_requests_per_minute
+        rules += [
+            _too_many(f"!scalp_v1 {{ sc_gpc_rate(2,0) ge {rate} }}", "too many requests of this address", 60),
+            "http-request sc-inc-gpc(2,0) if !scalp_v1",
         ]
     if policy.address_requests_per_minute is not None:
         rate = policy.address_requests_per_minute

@@ -226,6 +226,12 @@ def test_an_address_may_have_a_limit_whatever_it_sends(tmp_path):
         assert Counter(proxy.get("/v1/model", f"{number}")[0] for number in range(9)) == {401: 4, 429: 5}
 
 
+def test_probes_and_the_page_have_a_limit_for_each_address_and_keys_do_not_share_it(tmp_path):
+    with running(tmp_path, Policy(open_requests_per_minute=6)) as proxy:
+        assert proxy.statuses(10, "/readyz") == {200: 6, 429: 4}
+        assert proxy.statuses(3, "/v1/grade", GOOD) == {200: 3}
+
+
 def test_an_address_has_so_many_connections(tmp_path):
     with running(tmp_path, Policy(address_connections=5)) as proxy:
         idle = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(12)]
