@@ -75,7 +75,7 @@ def setup(port: int, key: str, files: list[bytes]) -> None:
         image=request(files[0], key),
         wrong_key=request(files[0], "wrong" * 8),
         probe=b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-        slow_head=_post("/v1/grade", key, "multipart/form-data; boundary=x", bytes(10**6))[: -(10**6)],
+        slow_head=_post("/v1/grade", key, "multipart/form-data; boundary=x", part + bytes(10**6))[: -(10**6)],
     )
 
 
