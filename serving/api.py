@@ -6,42 +6,44 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Form, Response, UploadFile
-from starlette.formparsers import MultiPartParser
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from starlette.routing import Route
 
 from scalp_core.errors import ImageError
-from serving import batch, bulk, page, problems
+from serving import batch, bulk, openapi, page, problems, single
 from serving.audit import AuditLog
 from serving.ingress import Replica
-from serving.limits import MAX_BODY_BYTES, Load
+from serving.limits import Load
+from serving.lines import EndLine, FailedLine
 from serving.metrics import Metered
 from serving.middleware import install
-from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse
+from serving.schemas import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
 from serving.settings import Settings
+from serving.single import GradeOptions
 
-# No photograph is written to disk, not even to the form parser's temporary file.
-MultiPartParser.spool_max_size = MAX_BODY_BYTES
+_BATCH_SIZE = "images in the forward pass of this one"
 
 router = APIRouter()
 
 
 @router.post(
     "/v1/grade",
+    tags=["grade"],
     response_model=ExplainedResponse | GradeResponse,
-    responses=problems.responses(415, 422),
+    openapi_extra=single.documented(),
+    responses={
+        200: {"headers": {"X-Batch-Size": {"description": _BATCH_SIZE, "schema": {"type": "integer"}}}},
+        **problems.responses(415, 422),
+    },
 )
-async def grade(
-    replica: Replica,
-    file: UploadFile,
-    heatmap: Annotated[bool, Form(description="also what spoke for the grade")] = False,
-    heatmap_grade: Annotated[
-        int | None, Form(ge=0, le=3, description="to explain; without it the likeliest")
-    ] = None,
-) -> Response:
-    """Grades one photograph (JPEG, PNG, WebP, BMP or TIFF). It is not kept."""
+async def grade(request: Request, replica: Replica, options: Annotated[GradeOptions, Query()]) -> Response:
+    """Grades one image (JPEG, PNG, WebP, BMP or TIFF), as the body or as the field `file` of a form.
+
+    It is not kept. The options are in the query, or fields of the form.
+    """
+    asked = await single.read_image(request, options)
     try:
-        answer = await replica.grade(await file.read(), heatmap, heatmap_grade)
+        answer = await replica.grade(asked.data, asked.options.heatmap, asked.options.heatmap_grade)
     except ImageError as error:
         raise problems.refuse_image(error) from None
     # Words that are valid already: FastAPI would check them again.
@@ -49,19 +51,19 @@ async def grade(
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
-@router.get("/v1/model")
+@router.get("/v1/model", tags=["grade"])
 async def model(replica: Replica) -> ModelResponse:
     """The model that answers, and what it is for."""
     return await replica.describe()
 
 
-@router.get("/healthz")
+@router.get("/healthz", tags=["probes"])
 async def alive() -> Health:
     """The process answers."""
     return Health(status="alive")
 
 
-@router.get("/readyz")
+@router.get("/readyz", tags=["probes"])
 async def ready(replica: Replica) -> Health:
     """The model answers."""
     if not await replica.is_ready():
@@ -89,12 +91,14 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=problems.responses(*problems.EVERYWHERE),
+        redirect_slashes=False,  # to the host that the client named; `Envelope` drops the slash
+        generate_unique_id_function=openapi.operation_id,
     )
-    install(api, settings, load, audit)
+    keys = install(api, settings, load, audit)
     api.add_middleware(Metered)
     routers = (router, batch.router, bulk.router, page.router)
     for each in routers:
         api.include_router(each)
+    openapi.install(api, Problem, (FailedLine, EndLine), keys=bool(keys))
     problems.install(api, [route for each in routers for route in each.routes if isinstance(route, Route)])
     return api

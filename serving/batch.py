@@ -15,16 +15,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from scalp_core.archives import too_many_bytes
-from scalp_core.codecs import MAX_BYTES
 from scalp_core.errors import ImageError
-from serving import visit
+from serving import openapi, visit
 from serving.batches import Batches
 from serving.flow import BATCH_PATH, ClientGoneError, read_body, wait_until_gone
 from serving.ingress import Replica
 from serving.lines import EndLine, FailedLine
 from serving.multipart import MEDIA_TYPE as FORM
-from serving.multipart import Begin, Event, Form, read_form, rest_of_part
+from serving.multipart import Begin, Event, Form, read_form, rest_of_part, whole_part
 from serving.problems import Refusal, responses
 from serving.schemas import GradeResponse
 from serving.unpack import Photograph, unpack
@@ -55,12 +53,13 @@ def _documented() -> dict[str, Any]:
 
 
 def _lines() -> dict[str, Any]:
-    kinds = [model.model_json_schema() for model in (GradeResponse, FailedLine, EndLine)]
-    return {"description": "a JSON object a line", "content": {MEDIA_TYPE: {"schema": {"oneOf": kinds}}}}
+    kinds = [openapi.reference(model) for model in (GradeResponse, FailedLine, EndLine)]
+    return {"description": "one JSON object per line", "content": {MEDIA_TYPE: {"schema": {"oneOf": kinds}}}}
 
 
 @router.post(
     BATCH_PATH,
+    tags=["grade"],
     openapi_extra=_documented(),
     responses={200: _lines(), **responses(415, 422)},
     response_class=Response,
@@ -154,7 +153,7 @@ class BatchAnswer(Response):
             if archive or (event.field == "archive" and number):
                 raise Refusal(422, "mixed_batch", f"{_WHAT_TO_SEND}, and not both")
             if event.field == "file":
-                yield str(number), await _whole(rest_of_part(events))
+                yield str(number), await whole_part(rest_of_part(events))
                 number += 1
                 continue
             archive = True
@@ -222,18 +221,6 @@ def _refusal(error: Exception | None) -> Refusal | None:
         return error
     _log.error("a batch failed", exc_info=error)
     return Refusal(500, "internal", "the server failed; its log has the reason")
-
-
-async def _whole(data: AsyncIterator[bytes]) -> bytes | ImageError:
-    """The bytes of a part; beyond the limit they are counted and not kept."""
-    pieces, size = [], 0
-    async for piece in data:
-        size += len(piece)
-        if size <= MAX_BYTES:
-            pieces.append(piece)
-        else:
-            pieces.clear()
-    return b"".join(pieces) if size <= MAX_BYTES else too_many_bytes(size, MAX_BYTES)
 
 
 def _sha256(data: bytes) -> str:

@@ -23,7 +23,7 @@ _REPORT_POLICY = (
     "frame-ancestors 'none'; sandbox"
 )
 
-router = APIRouter()
+router = APIRouter(tags=["bulk"])
 
 
 def offered(replica: Replica) -> Bulk:
@@ -63,7 +63,11 @@ def _root(request: Request) -> str:
 @router.post(
     PATH,
     status_code=202,
-    responses={200: {"model": BulkResponse, "description": "it has been graded"}, **responses(404, 409, 422)},
+    responses={
+        200: {"model": BulkResponse, "description": "it has been graded"},
+        202: {"headers": {"Location": {"description": "path of the run", "schema": {"type": "string"}}}},
+        **responses(404, 409, 422),
+    },
 )
 async def start(
     request: Request, response: Response, bulk: Offered, asking: Asking, what: BulkRequest

@@ -30,10 +30,10 @@ MOST_HEAD_BYTES = 64 * 1024
 
 _REQUEST_ID = b"x-request-id"
 # They steer Ray Serve: how long a request may take, whether it ends when its client goes, and where it runs.
+# Ray takes some with - and with _ for the same.
 _STEERING = {
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
-    b"serve_multiplexed_model_id",
     b"serve-multiplexed-model-id",
     b"x-session-id",
 }
@@ -159,9 +159,10 @@ class Front:
             given = b""
             headers = []
             for name, value in scope["headers"]:
-                if name == _REQUEST_ID:
+                plain = name.lower().replace(b"_", b"-")
+                if plain == _REQUEST_ID:
                     given = value
-                elif name not in _STEERING:
+                elif plain not in _STEERING:
                     headers.append((name, value))
             headers.append((_REQUEST_ID, visit.request_id(given).encode()))
             scope["headers"] = headers

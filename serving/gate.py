@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import visit
 from serving.keys import Key, Keys, KeySettings
-from serving.network import is_here
+from serving.network import host_name, is_here, is_loopback
 from serving.problems import Refusal, forbidden
 from serving.scopes import BULK, EVERYTHING, GRADE, Need
 
@@ -48,7 +48,7 @@ class Gate:
         """The key; None where there are no keys.
 
         Raises:
-            Refusal: it is missing, wrong or expired, or the endpoint is not open to the network.
+            Refusal: it is missing, wrong or expired; without keys as `_check_origin`.
         """
         if self._keys:
             given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
@@ -56,11 +56,33 @@ class Gate:
             if key is None or key.is_expired:
                 raise _unauthorized(key, given)
             return key
-        if not self._settings.open_to_network_without_keys and not is_here(_address(scope)):
-            raise Refusal(
-                403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
-            )
+        self._check_origin(scope)
         return None
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Without keys: answers this machine, and no other site's page in a browser on it.
+
+        A page whose host name is made to lead here (DNS rebinding) sends that name as Host.
+
+        Raises:
+            Refusal: the client is another machine, the Host is not this machine's, or the Origin differs.
+        """
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if not self._settings.open_to_network_without_keys:
+            if not is_here(_address(scope)):
+                raise Refusal(
+                    403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
+                )
+            if not is_loopback(host_name(host)):
+                raise Refusal(
+                    403,
+                    "wrong_host",
+                    "this endpoint has no keys, and so it answers to localhost, 127.0.0.1 and [::1] alone; "
+                    "behind a proxy that authenticates start with --open-to-network-without-keys",
+                )
+        if origin is not None and scope["method"] != "GET" and origin.partition("://")[2] != host:
+            raise Refusal(403, "cross_origin", "a page of another site may not send requests here")
 
 
 def _needed_scope(scope: Scope) -> Need:

@@ -68,6 +68,10 @@ class Envelope:
             return
         given = dict(scope["headers"]).get(_REQUEST_ID, b"")
         request = visit.Visit(visit.request_id(given), scope["method"])
+        is_head = scope["method"] == "HEAD"
+        # HEAD is GET without its body, and a path may end in a slash.
+        scope = {**scope, "path": scope["path"].removesuffix("/") or "/"}
+        scope["method"] = "GET" if is_head else scope["method"]
         visit.begin(request)
         started = finished = False
 
@@ -82,6 +86,8 @@ class Envelope:
                 if scope.get("scheme") == "https":  # here, or at a proxy that uvicorn believes
                     message["headers"].append(_HSTS)
             elif message["type"] == "http.response.body":
+                if is_head:
+                    message = {**message, "body": b""}
                 request.sent += len(message.get("body", b""))
             await send(message)
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -129,7 +135,7 @@ def _tell(request: visit.Visit) -> None:
     access_log.info(line, request.method, request.route, request.status, ms, extra=fields)
 
 
-def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None = None) -> None:
+def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None = None) -> Keys:
     """Puts all middleware around `api`.
 
     Args:
@@ -138,10 +144,15 @@ def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None
         load: where it is counted what the replica is busy with.
         audit: the log of `settings.audit`.
 
+    Returns:
+        The keys of `settings.keys`, to which requests are held.
+
     Raises:
         UserError: the keys cannot be read.
     """
+    keys = Keys(settings.keys)
     # The last one added is the outermost.
     api.add_middleware(Bodies, limits=settings.limits, load=load)
-    api.add_middleware(Gate, settings=settings.keys, keys=Keys(settings.keys))
+    api.add_middleware(Gate, settings=settings.keys, keys=keys)
     api.add_middleware(Envelope, audit=audit, access_log=settings.access_log)
+    return keys

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from scalp_core.archives import too_many_bytes
+from scalp_core.codecs import MAX_BYTES
+from scalp_core.errors import ImageError
 from serving.problems import Refusal
 
 MEDIA_TYPE = "multipart/form-data"
@@ -145,6 +148,18 @@ async def rest_of_part(events: AsyncIterator[Event]) -> AsyncGenerator[bytes, No
             return
         if isinstance(event, bytes):
             yield event
+
+
+async def whole_part(data: AsyncIterator[bytes]) -> bytes | ImageError:
+    """The bytes of a part; beyond the limit of an image they are counted and not kept."""
+    pieces, size = [], 0
+    async for piece in data:
+        size += len(piece)
+        if size <= MAX_BYTES:
+            pieces.append(piece)
+        else:
+            pieces.clear()
+    return b"".join(pieces) if size <= MAX_BYTES else too_many_bytes(size, MAX_BYTES)
 
 
 def bad_form(why: str) -> Refusal:

@@ -31,6 +31,12 @@ def client_network(address: str) -> str:
     return address if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without its port and brackets."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdigit() else host).removeprefix("[").removesuffix("]")
+
+
 def is_here(address: str) -> bool:
     """Whether a client's address is of this machine; it has none on a Unix socket."""
     return not address or is_loopback(address)

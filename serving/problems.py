@@ -12,13 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from scalp_core.errors import ImageError
-from serving import visit
+from serving import openapi, visit
 from serving.schemas import Problem
 
-MEDIA_TYPE = "application/problem+json"
-
-EVERYWHERE = (400, 401, 403, 408, 413, 429, 431, 500, 503, 504)
-"""Statuses that any request may come to: no key, too often, too slow, too much, too busy."""
+MEDIA_TYPE = openapi.PROBLEM_MEDIA_TYPE
 
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
 _STATUS_OF_IMAGE_CODE = {
@@ -77,8 +74,8 @@ def refusal_response(error: HTTPException) -> Response:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Problems with these statuses, for the documentation of a route."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status: {"description": "a problem", "content": content} for status in statuses}
+    content = {MEDIA_TYPE: {"schema": openapi.reference(Problem)}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
@@ -110,4 +107,5 @@ def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
 def _methods(request: Request, routes: Sequence[Route]) -> str:
     """That the path takes. Starlette names those of the first route that has it, and each has its own."""
     methods = [each.methods or () for each in routes if each.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for some in methods for method in some}))
+    allowed = {method for some in methods for method in some}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))

@@ -29,7 +29,10 @@ class GradeResponse(BaseModel):
     )
     location_id: str | None = Field(None, description="bulk only: identifies `uri` and `member`")
     uri: str | None = Field(None, description="bulk only: where the photograph is")
-    member: str | None = Field(None, description="bulk only: the entry, when `uri` is an archive")
+    member: str | None = Field(
+        None,
+        description="the entry of the archive; of a batch the name in it, or the number of the `file` part",
+    )
     sha256: str = Field(description="of the bytes that were sent")
     status: Literal["graded"] = "graded"
     error_code: str | None = Field(None, description="bulk only: online, a failure is a problem instead")

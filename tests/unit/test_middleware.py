@@ -67,7 +67,9 @@ def application(audit: AuditLog | None = None, **settings: Any) -> tuple[FastAPI
 
 
 def client(api: FastAPI, peer: str = "127.0.0.1") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(api, client=(peer, 1)), base_url="http://test")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(api, client=(peer, 1)), base_url="http://localhost"
+    )
 
 
 def ask(api: FastAPI, method: str, path: str, peer: str = "127.0.0.1", **options: Any) -> httpx.Response:
