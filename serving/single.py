@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from scalp_core.errors import ImageError
 from serving.multipart import MEDIA_TYPE as FORM
@@ -20,10 +20,22 @@ _MAX_PARTS = 16
 _MAX_OPTION_BYTES = 64
 
 
+def _true_or_false(text: Any) -> bool:
+    """As the schema says: pydantic would take `0`, `off` or `y` too."""
+    words = {"true": True, "false": False}
+    if isinstance(text, str) and text.lower() in words:
+        return words[text.lower()]
+    if isinstance(text, bool):
+        return text
+    raise ValueError("write true or false")
+
+
 class GradeOptions(BaseModel):
     """What is asked for with an image, in the query or as fields of the form."""
 
-    heatmap: bool = Field(False, description="also what spoke for the grade")
+    heatmap: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
+        False, description="also what spoke for the grade"
+    )
     heatmap_grade: int | None = Field(None, ge=0, le=3, description="to explain; without it the likeliest")
 
 

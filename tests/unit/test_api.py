@@ -114,6 +114,7 @@ def test_a_body_that_holds_no_image_is_refused_and_told_what_to_send(endpoint):
         ({"files": two}, (422, "several_files")),
         ({"files": file, "data": {"heatmap_grade": "4"}}, (422, "bad_field")),
         ({"files": file, "data": {"heatmap": "perhaps"}}, (422, "bad_field")),
+        ({"files": file, "data": {"heatmap": "0"}}, (422, "bad_field")),
         ({"files": large}, (413, "too_many_bytes")),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, (400, "bad_form")),
     ):  # fmt: skip

@@ -354,7 +354,9 @@ def test_those_who_send_at_once_are_no_more_than_there_is_room_for():
         async with client(api) as session:
             bodies = [trickle((0.1, b"x"), (0.1, b"y")) for _ in range(5)]
             asked = [asyncio.create_task(session.post("/v1/wait", content=body)) for body in bodies]
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(30):
+                while sum(each.done() for each in asked) < 3:  # refused
+                    await asyncio.sleep(0.01)
             assert load.in_flight.total == 2
             api.state.go_on.set()
             codes = [(await each).status_code for each in asked]
