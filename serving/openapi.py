@@ -22,8 +22,8 @@ TAGS = [
 _TEMPLATE = "#/components/schemas/{model}"
 _SECURITY = "key"
 # Statuses that routes do not declare: those of HAProxy, the connection, the gate and the limits.
-_OF_ALL = (400, 431, 500, 503)
-_BEHIND_A_KEY = (401, 403, 429, 504)
+_OF_ALL = (400, 429, 431, 500, 503)
+_BEHIND_A_KEY = (401, 403, 504)
 _WITH_A_BODY = (408, 413)
 _TEXT = {"schema": {"type": "string"}}
 _HEADERS = {
