@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,50 +35,56 @@ class ExplainerSettings(BaseModel):
 
 
 class Explainer:
-    """Explains a grade with the bundle that gave it, which is loaded when it is first asked for."""
+    """Explain a grade with the bundle that gave it; load each bundle once, evict the least recent."""
 
     def __init__(self) -> None:
-        self._explainers: OrderedDict[str, explain.Explainer] = OrderedDict()
+        # Requests for a bundle that is still loading wait for its task.
+        self._explainers: OrderedDict[str, asyncio.Task[explain.Explainer]] = OrderedDict()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies `ExplainerSettings`; an architecture without heatmaps is told when one is asked for."""
+        """Apply `ExplainerSettings`; an architecture without heatmaps is reported by the first request."""
         settings = ExplainerSettings.model_validate(user_config)
         if settings.bundle:
-            await asyncio.to_thread(self._prepare, settings.bundle)
-
-    def _prepare(self, bundle: str) -> None:
-        try:
-            self._explainer(bundle)
-        except UserError:
-            return
+            with suppress(UserError):
+                await self._explainer(settings.bundle)
 
     async def heatmap(self, image: np.ndarray, grade: int, bundle: str) -> bytes:
-        """What spoke for a grade, as a picture to lay over the photograph.
+        """Compute which parts of an image spoke for a grade.
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
-            grade: to explain.
-            bundle: where the bundle is that graded it.
+            grade: Grade to explain.
+            bundle: Directory of the bundle that graded the image.
 
         Returns:
-            an RGBA PNG file of the same size: viridis colours, opaque where the heat is most.
+            an RGBA PNG file of the same size: viridis colors, opaque where the heat is highest.
 
         Raises:
             UserError: the bundle's architecture has no map of the picture.
         """
-        return await asyncio.to_thread(self._heatmap, image, grade, bundle)
+        explainer = await self._explainer(bundle)
+        return await asyncio.to_thread(lambda: layer(explainer.heatmap(image, grade)))
 
-    def _heatmap(self, image: np.ndarray, grade: int, bundle: str) -> bytes:
-        return layer(self._explainer(bundle).heatmap(image, grade))
-
-    def _explainer(self, bundle: str) -> explain.Explainer:
-        if bundle not in self._explainers:
-            from scalp_core import explain
-
-            self._explainers[bundle] = explain.Explainer(load_bundle(bundle), "cpu")
-            while len(self._explainers) > _KEPT:
+    async def _explainer(self, bundle: str) -> explain.Explainer:
+        loading = self._explainers.get(bundle)
+        if loading is None:
+            loading = asyncio.create_task(asyncio.to_thread(_load, bundle))
+            loading.add_done_callback(partial(self._forget_failed, bundle))
+            self._explainers[bundle] = loading
+            if len(self._explainers) > _KEPT:
                 self._explainers.popitem(last=False)
-        return self._explainers[bundle]
+        self._explainers.move_to_end(bundle)
+        return await asyncio.shield(loading)  # a client that leaves must not cancel it for the others
+
+    def _forget_failed(self, bundle: str, loading: asyncio.Task[explain.Explainer]) -> None:
+        if (loading.cancelled() or loading.exception()) and self._explainers.get(bundle) is loading:
+            del self._explainers[bundle]
+
+
+def _load(bundle: str) -> explain.Explainer:
+    from scalp_core import explain
+
+    return explain.Explainer(load_bundle(bundle), "cpu")
 
 
 def layer(heatmap: np.ndarray) -> bytes:

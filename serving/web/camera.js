@@ -14,6 +14,7 @@ const choice = element("camera-device");
 const capture = element("capture");
 
 let stream = null;
+let generation = 0;  // raised by each start and stop; a camera that opens in an earlier one is stopped
 let taken = 0;
 let onTaken;
 
@@ -45,34 +46,43 @@ function open() {
 
 async function start(deviceId) {
   stop();
+  const own = generation;
   element("camera-other").hidden = true;
   note("camera-note", say("camera.starting"));
   const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: "environment" };
   try {
     const opened = await navigator.mediaDevices.getUserMedia({ video: { ...which, ...WANTED } });
-    stream = opened;
-    if (!dialog.open) {
-      stop();
+    if (own !== generation) {  // the dialog was closed or another camera chosen
+      release(opened);
       return;
     }
-    opened.getVideoTracks()[0].addEventListener("ended", () => fail("camera.ended"));
+    stream = opened;
+    opened.getVideoTracks()[0].addEventListener("ended", () => {
+      if (own === generation) fail("camera.ended");
+    });
     video.srcObject = opened;
     await video.play();
     await listDevices(opened);
   } catch (error) {
-    fail(`camera.${error.name}`);
+    if (own === generation) fail(`camera.${error.name}`);
     return;
   }
+  if (own !== generation) return;
   note("camera-note", "");
   shutter.disabled = false;
   if (document.activeElement !== choice) shutter.focus();
 }
 
 function stop() {
-  for (const track of stream?.getTracks() ?? []) track.stop();
+  generation += 1;
+  if (stream) release(stream);
   stream = null;
   video.srcObject = null;
   shutter.disabled = true;
+}
+
+function release(opened) {
+  for (const track of opened.getTracks()) track.stop();
 }
 
 function fail(key) {
@@ -83,6 +93,7 @@ function fail(key) {
 
 async function listDevices(opened) {
   const devices = await navigator.mediaDevices.enumerateDevices();
+  if (opened !== stream) return;
   const cameras = devices.filter(({ kind }) => kind === "videoinput");
   choice.replaceChildren(
     ...cameras.map(({ label, deviceId }, index) => {

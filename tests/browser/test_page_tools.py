@@ -133,6 +133,53 @@ def test_the_camera_takes_photographs(visit, tmp_path):
     expect(page.get_by_role("button", name="Take a photograph")).to_be_focused()
 
 
+# Cameras open when the test says so, as slow ones do; `opened` keeps their tracks by device.
+SLOW_CAMERAS = """() => {
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    window.opened = [];
+    window.waiting = {};
+    navigator.mediaDevices.getUserMedia = async ({ video }) => {
+        const device = video.deviceId?.exact ?? "first";
+        await new Promise((resolve) => { window.waiting[device] = resolve; });
+        const stream = await open({ video: true });
+        window.opened.push(stream.getTracks()[0]);
+        return stream;
+    };
+    window.choose = (device) => {
+        const select = document.getElementById("camera-device");
+        select.replaceChildren(new Option(device, device));
+        select.dispatchEvent(new Event("change"));
+    };
+}"""
+LIVE = "opened.filter(({ readyState }) => readyState === 'live').length"
+
+
+def open_camera(page: Page, device: str, opened: int) -> None:
+    page.wait_for_function("(device) => waiting[device]", arg=device)
+    page.evaluate("(device) => waiting[device]()", device)
+    page.wait_for_function("(count) => opened.length === count", arg=opened)
+
+
+def test_one_camera_is_on_when_the_device_is_changed_quickly_and_none_when_closed(visit):
+    page = visit()
+    page.evaluate(SLOW_CAMERAS)
+    page.get_by_role("button", name="Take a photograph").click()
+    open_camera(page, "first", 1)
+    shutter = page.get_by_role("button", name="Take the photograph")
+    expect(shutter).to_be_enabled()
+    page.evaluate("choose('a'); choose('b')")
+    open_camera(page, "b", 2)
+    expect(shutter).to_be_enabled()
+    open_camera(page, "a", 3)
+    page.wait_for_function(f"{LIVE} === 1")
+    assert page.evaluate("opened[1].readyState") == "live"
+    expect(shutter).to_be_enabled()
+    page.evaluate("choose('late')")
+    page.get_by_role("button", name="Done").click()
+    open_camera(page, "late", 4)
+    page.wait_for_function(f"{LIVE} === 0")
+
+
 def test_without_a_camera_the_device_has_its_own(visit):
     page = visit()
     page.on("filechooser", lambda _: None)
