@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from serving.bulk_schemas import BulkSettings
 from serving.flow import BATCH_PATH
-from tests.conftest import free_port
+from serving.settings import Settings
+from tests.served import scalp_serve
 
 # That a file must be a photograph, and a source lie below an allowed prefix, no schema can say.
 NOT_SAID = "positive_data_acceptance"
@@ -21,14 +22,15 @@ A_LINE = "negative_data_rejection"
 
 @pytest.fixture(scope="module")
 def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, source, out = free_port(), tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
-    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port), "--device", "cpu"]
-    command += ["--precision", "fp32", "--bulk-source", str(source), "--bulk-out", str(out)]
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout.readline().startswith("READY")
+    folder = tmp_path_factory.mktemp("schema")
+    (folder / "source").mkdir()
+    settings = Settings(
+        device="cpu",
+        precision="fp32",
+        bulk=BulkSettings(sources=[str(folder / "source")], out=str(folder / "out")),
+    )
+    with scalp_serve(bundle, settings, folder) as port:
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
 
 
 @pytest.mark.parametrize(
