@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray
 from joblib import cpu_count
 from ray._common.utils import get_system_memory  # of the container, if it has a limit
 from ray._private import parameter, ray_constants, services
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    Config,
+    GcsClient,
+    get_authentication_mode,
+)
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.exceptions import AuthenticationError
 
@@ -29,6 +37,7 @@ _FOR_JOBS = 2
 TO_BE_LET_IN = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
 )
+_AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 # Of Ray Serve, also on a cluster, where cluster/Containerfile sets them.
 SERVE_ENVIRONMENT = {
     # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
@@ -52,6 +61,8 @@ _LOG_LEVELS = {
 # PyTorch's threads sleep while they wait for each other. They would spin, on cores that others need: of two
 # models on two cores, each took 13 times as long. Alone, a batch of one pays for it, one of four does not.
 SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
+# Gloo, PyTorch's messages between workers on CPUs, would listen on the address of the machine's name.
+_GLOO_ON_LOOPBACK = ("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 _OBJECT_STORE_SHARE = 0.25
 _IDLE_FOR_MS = 5000
 _CONNECT_TIMEOUT_S = 5
@@ -118,7 +129,8 @@ def connect(jobs: bool = False) -> Cluster:
         jobs: a Ray that is started here takes jobs, through its dashboard on loopback.
 
     Raises:
-        ClusterError: the cluster that `RAY_ADDRESS` names does not answer.
+        ClusterError: the cluster that `RAY_ADDRESS` names does not answer, or the environment turns the token
+            of a local Ray off.
     """
     if not ray.is_initialized():
         _start(jobs)
@@ -134,6 +146,42 @@ def connect(jobs: bool = False) -> Cluster:
         grows=is_joined() and has_autoscaler(),
         cores_per_node=max(1, cpus // nodes) if is_joined() else cpu_count(),
     )
+
+
+def require_token() -> None:
+    """Turns token authentication on for a Ray that this process starts, and for its child processes.
+
+    Some ports of Ray execute what they receive, and Ray Serve's gRPC listens on all interfaces. The token
+    is the one that Ray finds (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token). Else it is a random
+    one in the environment of these processes, and nothing is written to disk.
+
+    Raises:
+        ClusterError: RAY_AUTH_MODE sets another mode.
+    """
+    mode = os.environ.get(_AUTH_MODE)
+    if mode is not None and mode.lower() != "token":
+        raise ClusterError(
+            f"{_AUTH_MODE}={mode} turns off the token that protects the ports of a local Ray; "
+            f"unset {_AUTH_MODE}, or set {_AUTH_MODE}=token"
+        )
+    os.environ[_AUTH_MODE] = "token"
+    Config.initialize("")  # reads the mode again
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    if not loader.has_token(ignore_auth_mode=True):
+        os.environ[_AUTH_TOKEN] = _random_token()
+        loader.reset_cache()
+    if get_authentication_mode() != AuthenticationMode.TOKEN or not loader.has_token():
+        raise ClusterError(
+            f"this Ray {ray.__version__} does not turn token authentication on; install the version that "
+            "scalp's requirements name"
+        )
+
+
+@cache
+def _random_token() -> str:
+    """The same one for the life of this process, whose connection to Ray may be open."""
+    return secrets.token_hex(32)
 
 
 def has_autoscaler() -> bool:
@@ -186,6 +234,7 @@ def _start(jobs: bool) -> None:
     # What the workers print stays in Ray's own logs: the verbs show what matters through the driver.
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": verbose}
     if not address:
+        require_token()
         # A process that asks every few seconds whether this machine will be taken away; nobody would say so.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         settings |= {
@@ -205,8 +254,8 @@ def _start(jobs: bool) -> None:
                 stack.enter_context(_on_loopback(include_log_monitor=verbose))
             if not address:
                 stack.enter_context(_known_to_its_workers())
-                variable, value = SLEEPING_THREADS
-                stack.enter_context(_environment(variable, os.environ.get(variable, value)))
+                for variable, value in (SLEEPING_THREADS, _GLOO_ON_LOOPBACK):
+                    stack.enter_context(_environment(variable, os.environ.get(variable, value)))
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
@@ -273,9 +322,9 @@ def _unreachable(where: str, reason: str) -> ClusterError:
 def _on_loopback(include_log_monitor: bool) -> Iterator[None]:
     """Makes a Ray that starts listen on loopback only, as on macOS; its workers and jobs inherit that.
 
-    On Linux it would listen on every interface, and it runs what it is sent and asks nobody who they are. And
-    its agent takes a free port instead of a fixed one, without which a second Ray here would take no jobs.
-    The log monitor is a process that passes on what workers print.
+    On Linux it would listen on every interface. Ray Serve's gRPC and PyTorch's store do so even here
+    (docs/protection.md). And its agent takes a free port instead of a fixed one, without which a second Ray
+    here would take no jobs. The log monitor is a process that passes on what workers print.
     """
     kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     ray_constants.ENABLE_RAY_CLUSTER = False

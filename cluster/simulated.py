@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.core.generated.autoscaler_pb2 import NodeStatus
 
-from cluster.local import cluster_status
+from cluster.local import cluster_status, require_token
 
 _READY_S = 60
 _END_S = 10
@@ -47,8 +47,10 @@ def simulated_cluster(
         the address for RAY_ADDRESS.
 
     Raises:
+        ClusterError: the environment turns the token off.
         RuntimeError: it does not start.
     """
+    require_token()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,8 +119,6 @@ def _environment() -> dict[str, str]:
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Else a token that lies in ~/.ray would be asked for, of us too.
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback only, as in cluster.local
         ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE: "",
     }

@@ -42,6 +42,7 @@ from scalp_core.preprocess import decode
 from scalp_core.recipe import Recipe, load_recipe
 from scalp_core.synthetic_plan import SynthOptions
 from serving import connections
+from tests import sockets
 from tests.metrics import Sample, await_total, watched
 
 SMALL = 64  # side of the model's input in tests, pixels
@@ -160,6 +161,7 @@ class WholeWay:
     trained: dict[str, Any]
     evaluated: dict[str, Any]
     metrics: list[Sample]
+    listening: set[sockets.Listening]  # while `train` ran
 
 
 @pytest.fixture(scope="session")
@@ -181,11 +183,11 @@ def _whole_way(root: Path) -> WholeWay:
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=160, seed=3))
     prepared = prepare(photographs, data)
-    with watched() as metrics:
+    with watched() as metrics, sockets.watched() as listening:
         trained = train(data, run, recipe, workers=2, device="cpu")
         await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
         evaluated = evaluate(run, data, evaluation)
-    return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics)
+    return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics, listening)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from scalp_core.bundle import load_bundle, save_bundle
 from scalp_core.errors import UserError
 from scalp_core.predictor import resolve_precision
 from scalp_core.results import RESULTS_FOLDER, SCHEMA, read_results
+from tests import sockets
 from tests.conftest import jpeg
 
 GOOD = {f"session {index % 3}/photo_{index}.jpg": jpeg(index) for index in range(9)}
@@ -108,7 +109,9 @@ KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 pr
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
     source, out = put_source(kind, tmp_path), str(tmp_path / "out")
-    summary = grade(str(bundle), source, out)
+    with sockets.watched() as listening:
+        summary = grade(str(bundle), source, out)
+    assert listening and not sockets.exposed(listening)
     table = kind in ("csv", "parquet")
     assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
     assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 0 if table else 1)

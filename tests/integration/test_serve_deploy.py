@@ -17,8 +17,8 @@ from serving import app
 from tests.conftest import free_port, jpeg
 
 CONFIG = Path(app.__file__).with_name("config.yaml")
-# A Ray that is started here asks for the token in ~/.ray; `serve` sends it only in this mode.
-WITH_TOKEN = {"RAY_AUTH_MODE": "token"}
+# A Ray that is started here takes this token; `serve` sends it only in this mode.
+WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "d" * 40}
 RAY = """
 import sys
 from ray._private.worker import global_worker

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-import psutil
 import pytest
 import yaml
 
@@ -22,6 +21,7 @@ from scalp_core.bundle import load_bundle, save_bundle
 from scalp_core.preprocess import decode
 from serving import app
 from serving.settings import Scaling, Settings
+from tests import sockets
 from tests.conftest import free_port, jpeg
 from tests.integration.test_serve import PRECISION, post
 from tests.metrics import Sample, alert_questions, dashboard_questions, scrape, total, unanswered
@@ -41,6 +41,9 @@ class Run(NamedTuple):
     ended: Counter[tuple[str, str]]  # path and outcome
     samples: list[Sample]
     logs: str
+    listening: set[sockets.Listening]
+    without_token: dict[sockets.Listening, set[str]]
+    poison: Path  # exists if a process loaded a pickle that came without a token
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,9 @@ def run(known, cluster, tmp_path_factory) -> Run:
             client.get("/readyz")
             graded = sum(answer.status_code == 200 for answer in answers["/v1/grade"])
             samples = _settled(graded, before)
+            listening = sockets.listening()
+            poison = tmp_path_factory.mktemp("poison") / "loaded"
+            without_token = sockets.unauthenticated(listening, poison)
     finally:
         app.stop()
     return Run(
@@ -86,6 +92,9 @@ def run(known, cluster, tmp_path_factory) -> Run:
         ),
         samples,
         "".join(file.read_text() for file in sorted(logs.glob("replica_*.log"))),
+        listening,
+        without_token,
+        poison,
     )
 
 
@@ -164,12 +173,18 @@ def test_no_label_grows_with_what_clients_send(run):
     assert not any(NAME in str(each.labels) or "nothing" in str(each.labels) for each in ours)
 
 
-def test_only_this_machine_can_reach_the_metrics_and_ray(run):
+def test_beyond_loopback_listens_only_what_the_documentation_names(run):
     assert metrics_uris()[0].startswith("http://127.0.0.1:")
-    ray = [each for each in psutil.Process().children(recursive=True) if "ray" in " ".join(each.cmdline())]
-    sockets = [each for process in ray for each in process.net_connections("inet")]
-    addresses = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
-    assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert sockets.exposed(run.listening) == sockets.documented("serve") != set()
+
+
+def test_ray_refuses_calls_without_the_token_at_each_of_its_ports(run):
+    answered = {each: codes for each, codes in run.without_token.items() if "OK" in codes}
+    assert not answered
+    refused = {each for each, codes in run.without_token.items() if "UNAUTHENTICATED" in codes}
+    assert refused >= {each for each in run.listening if each.is_beyond_loopback}
+    assert {each.process for each in refused} >= {"gcs_server", "raylet", "ray::ServeReplica"}
+    assert not run.poison.exists()
 
 
 def test_log_lines_are_json_and_tell_nothing_of_photographs_and_keys(run):

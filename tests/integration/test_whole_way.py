@@ -26,6 +26,7 @@ from scalp_core.results import RESULTS_FOLDER, read_results
 from serving import app
 from serving.graders import read_photograph
 from serving.settings import Settings
+from tests import sockets
 from tests.conftest import free_port
 
 
@@ -52,6 +53,10 @@ def test_training_leaves_a_bundle_a_card_and_curves(way):
     assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
     with Image.open(way.run / "curves.png") as curves:
         assert curves.size[0] > 600
+
+
+def test_training_listens_beyond_loopback_only_as_documented(way):
+    assert sockets.exposed(way.listening) == sockets.documented("train") != set()
 
 
 def test_tensorboard_reads_the_curves_of_the_run(way):
