@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _APP_NAME = "scalp"
 _START_ATTEMPTS = 3
 # A core grades as many a second in passes of 4 as of 16, and whoever waits, waits less long for its pass.
 _CPU_BATCH = 4
+_MOST_MINUTES_TO_END = 2
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -61,7 +63,9 @@ def _application(
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
     ingress = ray_serve.deployment(
-        ray_serve.ingress()(Ingress), **deployment_options(settings.ingress, settings), **common
+        ray_serve.ingress()(Ingress),
+        **deployment_options(settings.ingress, settings, is_ingress=True),
+        **common,
     )
     second = grader.options(name="Candidate")
     if model:
@@ -144,9 +148,20 @@ def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str 
     except KeyboardInterrupt:
         print("stopping", flush=True)  # noqa: T201
     finally:
-        ray_serve.delete(_APP_NAME)  # finishes the requests that are being answered
+        _finish()
         if os.environ.get("RAY_ADDRESS"):
             stop()  # a local Ray ends with this process, and Serve in it
+
+
+def _finish() -> None:
+    """Ends the application when its requests are answered; two minutes at most, or until another Ctrl-C.
+
+    Batches end sooner, with a line that says so: nothing grades their other images.
+    """
+    for _ in range(_MOST_MINUTES_TO_END):
+        with suppress(TimeoutError):
+            ray_serve.delete(_APP_NAME)  # waits a minute
+            return
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,10 @@ from serving.batches import BatchSettings
 from serving.bulk_schemas import BulkSettings
 from serving.keys import KeySettings
 from serving.limits import Limits
+
+# Of Ray: a replica that is to end still takes requests in for so long, until all HAProxies know.
+_DRAINING_VARIABLE, _DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"
+_MARGIN_SECONDS = 10
 
 
 class _Typed(BaseModel):
@@ -120,8 +125,11 @@ class Settings(_Typed):
     answer_seconds: float = Field(
         30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
     )
-    graceful_shutdown_seconds: float = Field(
-        40, gt=0, description="that a replica which is to end has for the requests it holds"
+    graceful_shutdown_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="that a replica which is to end has for the requests it holds; it ends as soon as it "
+        "holds none. None is enough for each of them, also for a batch that takes limits.batch_seconds",
     )
     wedged_seconds: float = Field(
         20, gt=0, description="that one forward pass may take; a replica that takes longer is replaced"
@@ -136,11 +144,12 @@ class Settings(_Typed):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if self.graceful_shutdown_seconds <= self.answer_seconds:
+        graceful, least = self.graceful_shutdown_seconds, _draining_seconds() + self.answer_seconds
+        if graceful is not None and graceful < least:
             raise ValueError(
-                f"graceful_shutdown_seconds ({self.graceful_shutdown_seconds:g}) must be above "
-                f"answer_seconds ({self.answer_seconds:g}), "
-                "or a replica that ends drops what it could have answered"
+                f"graceful_shutdown_seconds ({graceful:g}) must be {least:g} or more: the "
+                f"{_draining_seconds():g} s in which a replica that ends still takes requests in "
+                f"({_DRAINING_VARIABLE}), and answer_seconds ({self.answer_seconds:g}); or leave it out"
             )
         if self.wedged_seconds >= self.answer_seconds:
             raise ValueError(
@@ -158,6 +167,10 @@ class Settings(_Typed):
         return self
 
 
+def _draining_seconds() -> float:
+    return float(os.environ.get(_DRAINING_VARIABLE, _DRAINING_SECONDS))
+
+
 def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
     """Refuses batches that could never fill.
 
@@ -172,8 +185,17 @@ def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
         )
 
 
-def deployment_options(scaling: Scaling, settings: Settings) -> dict[str, Any]:
-    """As `serve.deployment` takes them."""
+def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool = False) -> dict[str, Any]:
+    """Options as `serve.deployment` takes them.
+
+    Args:
+        scaling: of the deployment.
+        settings: of the endpoint.
+        is_ingress: the deployment takes requests in; others only answer its calls.
+    """
+    longest = settings.answer_seconds + _MARGIN_SECONDS
+    if is_ingress:
+        longest += _draining_seconds() + settings.limits.batch_seconds
     return {
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
@@ -185,6 +207,6 @@ def deployment_options(scaling: Scaling, settings: Settings) -> dict[str, Any]:
         },
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
-        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds,
+        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds or longest,
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,9 +11,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle
 
+import httpx
 import pytest
 from ray import serve as ray_serve
 
@@ -22,6 +25,7 @@ from scalp_core.bundle import load_bundle, save_bundle
 from serving import app
 from serving.client import AsyncClient, GradeError
 from serving.client_tries import Counts
+from serving.limits import Limits
 from serving.settings import ModelSettings, Scaling, Settings
 from tests.conftest import free_port, jpeg
 
@@ -82,6 +86,11 @@ def running() -> int:
     return states.get("RUNNING", 0)
 
 
+def ingresses() -> dict[str, int]:
+    states = ray_serve.status().applications["scalp"].deployments["Ingress"].replica_states
+    return {state: count for state, count in states.items() if count}
+
+
 def settings(replicas: int) -> Settings:
     grader = Scaling(
         min_replicas=replicas,
@@ -132,3 +141,68 @@ def test_no_call_fails_while_graders_die_change_and_come_and_go(bundle, tmp_path
     assert load.counts.calls == load.versions.total() > 100
     with capsys.disabled():
         print(f" {load.counts.calls} calls, {load.counts.failed_at_first} would have failed without retries ")
+
+
+class SlowRequest:
+    """A request whose body stops in the middle until `finish`."""
+
+    def __init__(self, url: str, path: str, photographs: int) -> None:
+        self.is_begun = threading.Event()
+        self._may_end = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._answer = self._pool.submit(self._ask, url + path, photographs)
+
+    def finish(self) -> httpx.Response:
+        self._may_end.set()
+        with self._pool:
+            return self._answer.result()
+
+    def _ask(self, url: str, photographs: int) -> httpx.Response:
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        return httpx.post(url, content=self._body(photographs), headers=form, timeout=120)
+
+    def _body(self, photographs: int) -> Iterator[bytes]:
+        for number in range(photographs):
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            data = PHOTOGRAPHS[number % len(PHOTOGRAPHS)]
+            yield data[:1000]
+            if number == photographs // 2:
+                self.is_begun.set()
+                self._may_end.wait()
+            yield data[1000:] + b"\r\n"
+        yield b"--x--\r\n"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_replica_that_is_replaced_finishes_what_it_took_in(bundle):
+    """Requests and batches in the middle of their body, while others are sent."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    first = settings(1).model_copy(update={"limits": Limits(grace_seconds=100)})
+    app.start(str(bundle), "127.0.0.1", port, first)
+    try:
+        load = Load(url)
+        with load.running(), ThreadPoolExecutor(1) as pool:
+            wait(lambda: load.versions.total() > 4)
+            slow = [
+                SlowRequest(url, path, count)
+                for path, count in (("/v1/grade", 1), ("/v1/grade", 1), ("/v1/grade/batch", 6))
+            ]
+            for each in slow:
+                assert each.is_begun.wait(30)
+            time.sleep(0.5)  # until HAProxy has sent on what it has
+            second = first.model_copy(update={"answer_seconds": first.answer_seconds + 1})
+            application = app._application(second, ModelSettings(bundle=str(bundle)))
+            deployed = pool.submit(ray_serve.run, application, name="scalp")
+            wait(lambda: ingresses() == {"RUNNING": 1, "STOPPING": 1})
+            before = load.versions.total()
+            wait(lambda: load.versions.total() > before + 4)  # the new one answers
+            *grades, batch = [each.finish() for each in slow]
+            deployed.result(60)
+            wait(lambda: ingresses() == {"RUNNING": 1})
+    finally:
+        app.stop()
+    assert load.errors == []
+    assert [answer.status_code for answer in grades] == [200, 200]
+    lines = [json.loads(line) for line in batch.text.splitlines()]
+    assert [line["status"] for line in lines] == ["graded"] * 6 + ["done"]

@@ -7,6 +7,8 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
+from cluster.haproxy import EVERYWHERE
+from serving import app
 from serving.settings import Scaling, Settings, deployment_options
 
 QUEUE = {"max_queued_requests": 8}
@@ -41,7 +43,8 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"answer_seconds": 60}, "graceful_shutdown_seconds"),
+        ({"graceful_shutdown_seconds": 40}, r"\(40\) must be 60 or more"),
+        ({"graceful_shutdown_seconds": 60, "answer_seconds": 31}, r"\(60\) must be 61 or more"),
         ({"answer_seconds": 15}, "wedged_seconds"),
         ({"answer_secs": 15}, "Extra inputs"),
     ],
@@ -49,6 +52,18 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
 def test_times_that_contradict_each_other_are_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Settings(**values)
+
+
+@pytest.mark.parametrize("draining", ["1", "30"])
+def test_a_replica_that_ends_has_time_for_what_it_took_in_last(monkeypatch, draining):
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", draining)
+    settings = Settings()
+    of_ingress = app._application(settings)._bound_deployment._deployment_config.graceful_shutdown_timeout_s
+    assert of_ingress >= float(draining) + settings.limits.batch_seconds + settings.answer_seconds
+    # HAProxy, when it is replaced, does not cut them either.
+    assert of_ingress < float(EVERYWHERE["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
+    of_grader = deployment_options(settings.grader, settings)["graceful_shutdown_timeout_s"]
+    assert of_grader > settings.answer_seconds
 
 
 def test_what_answers_requests_needs_no_pytorch():
