@@ -84,7 +84,7 @@ def counted(monkeypatch):
 
 def request(api: FastAPI, method: str, path: str, **options) -> None:
     async def send() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as client:
             await client.request(method, path, **options)
 
     asyncio.run(send())
@@ -120,7 +120,7 @@ def test_a_request_whose_client_goes_away_is_counted(counted):
         await asyncio.sleep(60)
 
     async def leave() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as client:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await client.get("/slow")
