@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import importlib
 import io
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from fastapi import FastAPI, UploadFile
+from fastapi import FastAPI
 from PIL import Image
 
 from jobs.bench.odd_files import corpus
@@ -167,10 +166,15 @@ def test_every_file_gets_the_code_of_its_result_row(client, predictor, tmp_path)
         (tmp_path / name).write_bytes(corpus()[name][0])
     uris = np.array([str(tmp_path / name) for name in names])
     rows = LoadImages(predictor.spec.preprocess)({"uri": uris, "member": np.full(len(names), "")})
+    too_large = set()  # for the endpoint alone: `limits.max_megapixels`
     for name, code in zip(names, rows["error_code"], strict=True):
         answer = post(client, (tmp_path / name).read_bytes())
+        if answer.json().get("code") == "too_many_pixels" != code:
+            too_large.add(name)
+            continue
         assert answer.json().get("code", "") == code, name
         assert (answer.status_code == 200) == (code == ""), name
+    assert too_large == {"PNG_7000x7000"}
     assert len(set(rows["error_code"])) > 8
 
 
@@ -190,13 +194,11 @@ def test_refuses_an_endless_body_of_undeclared_length(client):
 
 
 def test_refuses_wrong_requests(client):
-    check_problem(client.post("/v1/grade"), 422, "no_file")
-    check_problem(client.post("/v1/grade", data={"file": "text"}), 422, "no_file")
+    check_problem(client.post("/v1/grade"), 415, "unsupported_body")
+    check_problem(client.post("/v1/grade", data={"file": "text"}), 415, "unsupported_body")
     check_problem(client.post("/v1/grade", files={"image": jpeg(0)}), 422, "no_file")
-    check_problem(
-        client.post("/v1/grade", headers={"Content-Type": "multipart/form-data"}), 400, "bad_request"
-    )
-    wrong = client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "1", "heatmap_grade": "4"})
+    check_problem(client.post("/v1/grade", headers={"Content-Type": "multipart/form-data"}), 400, "bad_form")
+    wrong = client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "true", "heatmap_grade": "4"})
     assert "heatmap_grade" in check_problem(wrong, 422, "bad_field")["detail"]
     check_problem(client.get("/v1/nothing"), 404, "not_found")
     check_problem(client.get("/docs"), 404, "not_found")  # would load scripts from another host
@@ -249,21 +251,6 @@ def test_a_failure_of_the_server_shows_no_traceback():
     response = asyncio.run(get())
     check_problem(response, 500, "internal")
     assert "secret" not in response.text
-
-
-def test_no_photograph_touches_the_disk():
-    importlib.import_module("serving.api")  # which sets the form parser up
-    api = FastAPI()
-
-    @api.post("/")
-    async def on_disk(file: UploadFile) -> bool:
-        return file.file._rolled
-
-    async def post_large() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
-            return await client.post("/", files={"file": bytes(MAX_BYTES)})
-
-    assert asyncio.run(post_large()).json() is False
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])  # noqa: S104

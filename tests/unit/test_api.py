@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette import formparsers
 
 from scalp_core.errors import ImageError
 from serving import single
@@ -123,6 +125,19 @@ def test_a_body_that_holds_no_image_is_refused_and_told_what_to_send(endpoint):
     assert refused(endpoint.ask("POST", "/v1/grade?heatmap_grade=4", files=file)) == (422, "bad_field")
     answer = endpoint.ask("POST", "/v1/grade", content=b"x")
     assert "image/jpeg" in answer.json()["detail"]
+
+
+def test_no_image_touches_the_disk(endpoint, monkeypatch):
+    def on_disk(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file")
+
+    for name in ("SpooledTemporaryFile", "TemporaryFile", "NamedTemporaryFile"):
+        monkeypatch.setattr(tempfile, name, on_disk)
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", on_disk)
+    large = bytes(32 * 2**20)
+    assert endpoint.ask("POST", "/v1/grade", files={"file": large}).status_code == 200
+    headers = {"Content-Type": "image/png"}
+    assert endpoint.ask("POST", "/v1/grade", content=large, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/page/main.js", "/openapi.json"])
