@@ -48,7 +48,7 @@ class Paced:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].endswith(BATCH_PATH):
+        if scope["type"] != "http" or not scope["path"].removesuffix("/").endswith(BATCH_PATH):
             await self._app(scope, receive, send)
             return
         read = used = 0

@@ -97,13 +97,18 @@ def part(data: bytes) -> bytes:
 def connection(client: httpx.Client) -> Iterator[tuple[Callable, Callable]]:
     """A chunked request whose body and answer are on their way at once; httpx reads when it has sent all."""
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as raw:
-        head = f"POST {BATCH_PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        head = f"POST {BATCH_PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
         raw.sendall((head + f"Content-Type: {FORM['Content-Type']}\r\n\r\n").encode())
 
         def send(data: bytes, last: bool = False) -> None:
             raw.sendall(b"%x\r\n" % len(data) + data + b"\r\n" + (b"0\r\n\r\n" if last else b""))
 
-        yield send, lambda: raw.recv(2**16)
+        def receive() -> bytes:
+            data = raw.recv(2**16)
+            assert data, "the connection was closed"
+            return data
+
+        yield send, receive
 
 
 def test_the_first_line_comes_before_the_body_has_ended(client):
