@@ -119,7 +119,7 @@ export const ENGLISH = {
   "problem.not_an_image": "This file is not a photograph. JPEG, PNG, WebP, BMP and TIFF can be graded.",
   "problem.unsupported_format": "Pictures of this format cannot be graded. Save it as JPEG, PNG, WebP, BMP or TIFF.",
   "problem.unsupported_mode": "Pictures with this kind of pixels cannot be graded. Save it with 8 bits a channel.",
-  "problem.too_many_pixels": "The photograph has too many pixels; the limit is 50 million.",
+  "problem.too_many_pixels": "The photograph has too many pixels; save it smaller.",
   "problem.too_many_scans": "This JPEG is put together in a way that no camera does. Save it anew.",
   "problem.truncated": "The file ends before the picture does. Copy it anew from where it came from.",
   "problem.corrupt": "The file is damaged. Copy it anew from where it came from.",

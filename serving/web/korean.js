@@ -117,7 +117,7 @@ export const KOREAN = {
   "problem.not_an_image": "사진 파일이 아닙니다. JPEG, PNG, WebP, BMP, TIFF를 평가할 수 있습니다.",
   "problem.unsupported_format": "평가할 수 없는 형식의 그림입니다. JPEG, PNG, WebP, BMP, TIFF로 저장하세요.",
   "problem.unsupported_mode": "평가할 수 없는 종류의 픽셀입니다. 채널당 8비트로 저장하세요.",
-  "problem.too_many_pixels": "픽셀이 너무 많습니다. 최대 5천만 픽셀까지 가능합니다.",
+  "problem.too_many_pixels": "픽셀이 너무 많습니다. 더 작은 크기로 저장해 주세요.",
   "problem.too_many_scans": "어떤 카메라도 만들지 않는 구조의 JPEG입니다. 다시 저장하세요.",
   "problem.truncated": "파일이 중간에서 끊겼습니다. 원본에서 다시 복사하세요.",
   "problem.corrupt": "파일이 손상되었습니다. 원본에서 다시 복사하세요.",

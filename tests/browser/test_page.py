@@ -186,7 +186,7 @@ def test_both_languages_say_everything(visit):
     }
     assert {f"reason.{reason}" for reason in REASONS} <= plain
     of_archives = {"not_found", "fetch_failed", "bad_archive", "nested_archive", "bad_name"}
-    of_jobs = {"changed", "crashed", "internal_error"}
+    of_jobs = {"changed", "crashed", "internal_error", "outside_link"}
     assert {f"problem.{code}" for code in IMAGE_CODES.keys() - of_archives - of_jobs} <= plain
     named = page.evaluate(
         """[document, ...[...document.querySelectorAll("template")].map(({ content }) => content)]
