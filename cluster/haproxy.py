@@ -48,7 +48,7 @@ _OWN_ANSWERS = {
 
 
 class Policy(BaseModel):
-    """What HAProxy refuses before a replica sees it, for all replicas together.
+    """Limits that HAProxy enforces before a replica sees a request, for all replicas together.
 
     Each node of a cluster has an HAProxy, which counts for itself.
     """
