@@ -65,5 +65,7 @@ def name(pid: int) -> str:
         return "?"
     word = words[0].split(" ")[0]
     if word.startswith("ray::"):
-        return word.split(".")[0]  # what follows is the method that it is in at the moment
+        kind = word.split(".")[0]  # what follows is the method that it is in at the moment
+        # Ray Train gives the calls of a worker names such as `execute.get_address_and_port`.
+        return "ray::RayTrainWorker" if kind == "ray::execute" else kind
     return word.rpartition("/")[2] or "?"

@@ -284,10 +284,11 @@ def test_no_owner_fills_the_window():
 
 def test_a_lone_photograph_does_not_wait_for_a_full_queue_of_another_owner(bundle, monkeypatch):
     """The other has 40 in the queue and a pass that does not end in one lane; the second lane is free."""
-    release, logits = threading.Event(), Predictor.logits
+    full_pass_began, release, logits = threading.Event(), threading.Event(), Predictor.logits
 
     def slow(predictor: Predictor, images: np.ndarray) -> np.ndarray:
         if len(images) > 1:
+            full_pass_began.set()
             release.wait(20)
         return logits(predictor, images)
 
@@ -300,7 +301,8 @@ def test_a_lone_photograph_does_not_wait_for_a_full_queue_of_another_owner(bundl
         await grader.grade(black + 1, statistics, preprocess, "modest")
         monkeypatch.setattr(Predictor, "logits", slow)
         many = [asyncio.create_task(grader.grade(black, statistics, preprocess, "greedy")) for _ in range(40)]
-        await asyncio.sleep(0.05)
+        # An image that comes earlier, during the first one's pass, may join the full pass.
+        assert await asyncio.to_thread(full_pass_began.wait, 10)
         one = await asyncio.wait_for(grader.grade(black + 1, statistics, preprocess, "modest"), 10)
         assert one.batch_size == 1
         assert sum(task.done() for task in many) <= 1  # the first, which came alone

@@ -99,39 +99,41 @@ class Proxy:
 
 @contextmanager
 def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Proxy]:
-    """HAProxy before a `Replica`, on free ports, with its log at a socket of this process."""
+    """HAProxy before a `Replica`, with its log at a socket of this process.
+
+    It inherits its listening sockets: no other process can take a port before it binds, and clients can
+    connect before it is ready.
+    """
     theirs = write(folder, "127.0.0.1")
-    port, statistics, metrics = haproxy._free_ports(3)
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     log.bind(("127.0.0.1", 0))
     log.settimeout(0.5)
     text = haproxy.changed(theirs, policy)
-    for fixed, free in (
-        ("127.0.0.1:8000", f"127.0.0.1:{port}"),
-        ("127.0.0.1:8404", f"127.0.0.1:{statistics}"),
-        ("127.0.0.1:9101", f"127.0.0.1:{metrics}"),
-        ("127.0.0.1:514", f"127.0.0.1:{log.getsockname()[1]}"),
-    ):
+    replacements = {"127.0.0.1:514": f"127.0.0.1:{log.getsockname()[1]}"}
+    for address, listener in zip(("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True):
+        replacements[f"bind {address}"] = f"bind fd@{listener.fileno()}"
+    for fixed, replacement in replacements.items():
         assert fixed in text
-        text = text.replace(fixed, free)
+        text = text.replace(fixed, replacement)
     if replica:
         text = text.replace("default_backend default_backend", "default_backend replica")
         text += f"\nbackend replica\n    timeout server 10s\n    server one 127.0.0.1:{server.server_port}\n"
     (folder / "haproxy.cfg").write_text(text)
     command = [get_haproxy_binary(), "-db", "-f", str(folder / "haproxy.cfg")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    inherited = [listener.fileno() for listener in listeners]
+    with (folder / "haproxy.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=inherited)
     try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if not probe.connect_ex(("127.0.0.1", port)):
-                    break
-            threading.Event().wait(0.05)
-        yield Proxy(port, log)
+        yield Proxy(listeners[0].getsockname()[1], log)
+        assert process.poll() is None, (folder / "haproxy.log").read_text()
     finally:
         process.kill()
         process.wait()
+        for listener in listeners:
+            listener.close()
         server.shutdown()
         server.server_close()
         log.close()
