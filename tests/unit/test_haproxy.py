@@ -113,7 +113,9 @@ def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Prox
     log.settimeout(0.5)
     text = haproxy.changed(theirs, policy)
     replacements = {"127.0.0.1:514": f"127.0.0.1:{log.getsockname()[1]}"}
-    for address, listener in zip(("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True):
+    for address, listener in zip(
+        ("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True
+    ):
         replacements[f"bind {address}"] = f"bind fd@{listener.fileno()}"
     for fixed, replacement in replacements.items():
         assert fixed in text
