@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with fields of `Policy`, for HAProxies that Ray starts on a cluster
-_SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # as for the servers behind it, in serving/connections.py
+_SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # as for the servers behind it, in serving/http/connections.py
 _HEADER_SECONDS = "15"
 # Of every HAProxy, also that of a cluster, where cluster/Containerfile sets them.
 EVERYWHERE = {

@@ -44,8 +44,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    # What listens waits for no client for ever; serving/connections.py says how.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.connections:proxy_callback",
+    # What listens waits for no client for ever; serving/http/connections.py says how.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
 }
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,

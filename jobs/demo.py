@@ -16,18 +16,21 @@ import httpx
 import pyarrow as pa
 from rich.text import Text
 
-from cluster.local_s3 import s3_server
-from jobs.console import SUMMARY_FILE, console, now, show, write_json
-from jobs.evaluate import evaluate
-from jobs.grade import grade
-from jobs.prepare import prepare
-from jobs.synth import synth
-from jobs.train import RECIPES, train
-from scalp_core import manifest, outputs, provenance, storage
+from cluster.testing.local_s3 import s3_server
+from jobs.common import provenance
+from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
+from jobs.data.prepare import prepare
+from jobs.data.synth import synth
+from jobs.evaluate.driver import evaluate
+from jobs.grade.driver import grade
+from jobs.train.driver import RECIPES, train
+from scalp_core import storage
+from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
-from scalp_core.recipe import load_recipe
-from scalp_core.results import RESULTS_FOLDER, read_results
-from scalp_core.synthetic_plan import SynthOptions
+from scalp_core.models.recipe import load_recipe
+from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.storage import outputs
+from scalp_core.synthetic.plan import SynthOptions
 from serving import app
 
 KIND = "demo"

@@ -19,16 +19,17 @@ from ray import serve as ray_serve
 from cluster import haproxy
 from cluster.local import Cluster, connect, is_joined
 from scalp_core import storage
-from scalp_core.bundle import load_bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
-from scalp_core.predictor import Hardware, needed_part, resolve_device
-from scalp_core.registry import resolve
+from scalp_core.inference.predictor import Hardware, needed_part, resolve_device
 from scalp_core.settings import parse_settings
-from serving.explainer import Explainer
-from serving.grader import Grader
-from serving.ingress import Ingress
-from serving.keys import Keys
-from serving.network import check_address, check_certificate
+from serving.api.routes import create_api
+from serving.auth.keys import Keys
+from serving.auth.network import check_address, check_certificate
+from serving.replicas.explainer import Explainer
+from serving.replicas.grader import Grader
+from serving.replicas.ingress import Ingress
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
@@ -75,7 +76,7 @@ def _application(
         second = second.options(user_config=candidate.model_dump())
     models = (grader, second) if settings.candidate else (grader,)
     first, *others = (each.bind(settings) for each in models)
-    return ingress.bind(settings, first, explainer.bind(), *others)
+    return ingress.bind(settings, first, explainer.bind(), create_api, *others)
 
 
 def start(

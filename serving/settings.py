@@ -8,12 +8,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.haproxy import POLICY_VARIABLE, Policy
-from scalp_core.predictor import Device, Precision, Runtime
-from serving.audit import AuditSettings
-from serving.batches import BatchSettings
-from serving.bulk_schemas import BulkSettings
-from serving.keys import KeySettings
-from serving.limits import Limits
+from scalp_core.inference.predictor import Device, Precision, Runtime
+from serving.admission.limits import Limits
+from serving.auth.keys import KeySettings
+from serving.batch.window import BatchSettings
+from serving.observability.audit import AuditSettings
+from serving.schemas.bulk import BulkSettings
 
 # Of Ray: a replica that is to end still takes requests in for so long, until all HAProxies know.
 _DRAINING_VARIABLE, _DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"

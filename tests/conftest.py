@@ -19,14 +19,14 @@ from filelock import FileLock
 from PIL import Image
 
 from cluster.local import Cluster, connect
-from cluster.local_s3 import S3Server, s3_server
-from jobs.evaluate import evaluate
-from jobs.graphs import with_float_graph
-from jobs.prepare import prepare
-from jobs.synth import synth
-from jobs.train import RECIPES, train
-from scalp_core import provenance
-from scalp_core.bundle import (
+from cluster.testing.local_s3 import S3Server, s3_server
+from jobs.common import provenance
+from jobs.common.graphs import with_float_graph
+from jobs.data.prepare import prepare
+from jobs.data.synth import synth
+from jobs.evaluate.driver import evaluate
+from jobs.train.driver import RECIPES, train
+from scalp_core.bundles.bundle import (
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
@@ -37,13 +37,13 @@ from scalp_core.bundle import (
     serialise_weights,
     sha256,
 )
-from scalp_core.model import build_model, normalise, preprocess_for
-from scalp_core.preprocess import decode
-from scalp_core.recipe import Recipe, load_recipe
-from scalp_core.synthetic_plan import SynthOptions
-from serving import connections
-from tests import sockets
-from tests.metrics import Sample, await_total, watched
+from scalp_core.images.preprocess import decode
+from scalp_core.models.architecture import build_model, normalise, preprocess_for
+from scalp_core.models.recipe import Recipe, load_recipe
+from scalp_core.synthetic.plan import SynthOptions
+from serving.http import connections
+from tests.support import sockets
+from tests.support.metrics import Sample, await_total, watched
 
 SMALL = 64  # side of the model's input in tests, pixels
 CONNECTION_SECONDS = 2.0  # that the endpoint waits for the head of a request

@@ -15,8 +15,8 @@ from joblib import cpu_count
 from PIL import Image
 
 from jobs.bench.measure import Candidate, repeat, time_in_turns
-from scalp_core.codecs import read_picture
-from scalp_core.preprocess import Preprocess, decode
+from scalp_core.images.codecs import read_picture
+from scalp_core.images.preprocess import Preprocess, decode
 
 OURS = "scalp"
 

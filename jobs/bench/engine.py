@@ -17,9 +17,10 @@ from jobs.bench import forwards, inputs
 from jobs.bench.decoders import OURS, decode_rows
 from jobs.bench.forwards import Way
 from jobs.bench.measure import Candidate, OwnProcess, time_in_turns, write_result
-from jobs.console import SUMMARY_FILE, console, show
-from scalp_core import provenance, storage
-from scalp_core.predictor import Device, Hardware, has_bf16, resolve_device
+from jobs.common import provenance
+from jobs.common.console import SUMMARY_FILE, console, show
+from scalp_core import storage
+from scalp_core.inference.predictor import Device, Hardware, has_bf16, resolve_device
 
 # An estimate for the plan, not a measurement: timm publishes 4,725/s at 299 px for a card of that class, so
 # 8,400/s at 224 px. With --device cuda the plan is made for the card at hand.

@@ -13,10 +13,11 @@ import numpy as np
 
 from jobs.bench import decoders
 from jobs.bench.measure import repeat
-from scalp_core.bundle import GRAPH_FILES, Bundle, Graph, load_bundle
-from scalp_core.openvino_runtime import OpenVinoRuntime
-from scalp_core.predictor import Hardware, Predictor, ResolvedRuntime
-from scalp_core.preprocess import decode
+from scalp_core.bundles.bundle import GRAPH_FILES, Bundle, Graph
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.images.preprocess import decode
+from scalp_core.inference.openvino_runtime import OpenVinoRuntime
+from scalp_core.inference.predictor import Hardware, Predictor, ResolvedRuntime
 
 Forward = Callable[[np.ndarray], np.ndarray]
 
@@ -130,7 +131,7 @@ def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
     """A forward pass of PyTorch as one would write it down, uint8 (N, size, size, 3) to float32 (N, 4)."""
     import torch
 
-    from scalp_core.model import build_model, normalise
+    from scalp_core.models.architecture import build_model, normalise
 
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model: Any = build_model(bundle.spec.architecture, bundle.spec.head, bundle.spec.preprocess.size)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.graphs import with_float_graph
-from scalp_core import openvino_runtime, provenance, sources
-from scalp_core.bundle import (
+from jobs.common import provenance
+from jobs.common.graphs import with_float_graph
+from scalp_core.bundles.bundle import (
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
@@ -19,16 +19,18 @@ from scalp_core.bundle import (
     InitialWeights,
     Training,
     graph_files,
-    load_bundle,
     save_bundle,
     serialise_weights,
     sha256,
 )
-from scalp_core.codecs import MAX_BYTES
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets import locations as datasets_locations
 from scalp_core.errors import UserError
-from scalp_core.preprocess import Preprocess, decode
-from scalp_core.synthetic import write_dataset
-from scalp_core.synthetic_plan import SynthOptions
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.images.preprocess import Preprocess, decode
+from scalp_core.inference import openvino_runtime
+from scalp_core.synthetic.dataset import write_dataset
+from scalp_core.synthetic.plan import SynthOptions
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +51,8 @@ def read_photographs(source: str | None) -> list[bytes]:
             drawn = Path(folder, "photographs")
             write_dataset(drawn, SynthOptions(images=_PHOTOGRAPHS))
             return read_photographs(str(drawn))
-    locations = sources.list_photographs(source).photographs[:_PHOTOGRAPHS]
-    read = sources.read_photographs(locations, MAX_BYTES)
+    locations = datasets_locations.list_photographs(source).photographs[:_PHOTOGRAPHS]
+    read = datasets_locations.read_photographs(locations, MAX_BYTES)
     files = [data for data in read if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff")]
     if len(files) < MIN_PHOTOGRAPHS:
         raise UserError(f"{source} holds {len(files)} JPEG files; give one that holds {MIN_PHOTOGRAPHS}")
@@ -76,7 +78,7 @@ def lay_out_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) 
 
 def lay_out_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
     """Adds the files of an int8 graph that is not the bundle's own: for its speed, not for its grades."""
-    graph = openvino_runtime.quantise(bundle.graph("float"), images)
+    graph = openvino_runtime.quantise(openvino_runtime.load_graph(bundle, "float"), images)
     for name, data in graph_files("int8", graph).items():
         Path(folder, name).write_bytes(data)
 
@@ -89,8 +91,8 @@ def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
 def _untrained(size: int, files: list[bytes]) -> Bundle:
     import torch
 
-    from scalp_core.model import build_model, normalise, preprocess_for
-    from scalp_core.recipe import DEFAULT_ARCHITECTURE
+    from scalp_core.models.architecture import build_model, normalise, preprocess_for
+    from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
     torch.manual_seed(0)
     model = build_model(DEFAULT_ARCHITECTURE)

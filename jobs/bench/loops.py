@@ -24,12 +24,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from scalp_core import manifest, sources
-from scalp_core.codecs import MAX_BYTES
-from scalp_core.model import build_model, normalise, preprocess_for
-from scalp_core.predictor import Hardware, has_bf16
-from scalp_core.preprocess import Preprocess, decode
-from scalp_core.sources import Location
+from scalp_core.datasets import locations, manifest
+from scalp_core.datasets.locations import Location
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.images.preprocess import Preprocess, decode
+from scalp_core.inference.predictor import Hardware, has_bf16
+from scalp_core.models.architecture import build_model, normalise, preprocess_for
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -138,7 +138,7 @@ def _decoded_once(
     A loop's fastest way: nothing is read, decoded or copied while it trains.
     """
     rows = manifest.part(manifest.read_manifest(data), "train")
-    read = sources.read_photographs([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
+    read = locations.read_photographs([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
     pixels = np.stack([decode(cast(bytes, file), spec).pixels for file in read])
     images = torch.from_numpy(pixels).to(device)
     labels = torch.tensor(rows["label"].to_pylist(), device=device)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from jobs.console import SUMMARY_FILE, now, progress_bar, write_json
-from scalp_core import outputs, provenance, storage
+from jobs.common import provenance
+from jobs.common.console import SUMMARY_FILE, now, progress_bar, write_json
+from scalp_core import storage
+from scalp_core.storage import outputs
 
 Turn = Callable[[float], list[float]]
 """Repeats a fixed piece of work for so many seconds; seconds that each repetition took."""

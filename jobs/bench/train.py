@@ -16,15 +16,15 @@ from rich.table import Table
 
 from jobs.bench.loops import Loop
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.console import SUMMARY_FILE, console, progress_bar, show
-from jobs.prepare import prepare
-from jobs.train import train
+from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
+from jobs.data.prepare import prepare
+from jobs.train.driver import train
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.predictor import Device, Hardware, resolve_device
-from scalp_core.recipe import DEFAULT_ARCHITECTURE, Recipe
-from scalp_core.synthetic import write_dataset
-from scalp_core.synthetic_plan import SynthOptions
+from scalp_core.inference.predictor import Device, Hardware, resolve_device
+from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
+from scalp_core.synthetic.dataset import write_dataset
+from scalp_core.synthetic.plan import SynthOptions
 
 _PLAIN = "PyTorch, Pillow and fp32"
 _ALONE = "PyTorch, tuned, 1 process"

@@ -2,12 +2,12 @@
 
 import pytest
 
-from jobs.grade_report import write_report
+from jobs.grade.report import write_report
 from scalp_core import storage
-from scalp_core.bundle import load_bundle
+from scalp_core.bundles.loading import load_bundle
 from tests.browser.conftest import DESKTOP, PHONE
-from tests.graded import failed, write
-from tests.unit.test_grade_report import ODD, photographs, summary_of
+from tests.scalp_core.results.test_report import ODD, photographs, summary_of
+from tests.support.result_rows import failed, write
 
 
 @pytest.fixture(scope="module")

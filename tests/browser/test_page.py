@@ -12,7 +12,7 @@ from playwright.sync_api import Page, Route, expect
 
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
-from scalp_core.grading import REASONS
+from scalp_core.inference.decision import REASONS
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.browser.steps import answer_of, choose, drop, photograph, refuse, scrolls_sideways
 from tests.conftest import jpeg

@@ -1,0 +1,1 @@
+"""A simulated cluster and a local S3 server, for tests and the demo."""

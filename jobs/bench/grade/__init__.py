@@ -1,0 +1,1 @@
+"""Benchmarks of bulk grading, preparation and growing clusters."""

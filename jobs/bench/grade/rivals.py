@@ -1,0 +1,176 @@
+"""Bulk grading by others, each as a program of its own: `python -m jobs.bench.grade.rivals WAY ARGUMENTS`.
+
+They read what `scalp grade` reads, run the same bundle, write a row of grade and probabilities for each
+photograph as Parquet, and write down when how many photographs were done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from jobs.bench.decoders import plain as decoded_by_pillow
+from jobs.bench.forwards import Forward, Way, plain_forward
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.inference import calibration
+from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
+
+BATCH = 32
+
+
+class Arguments(BaseModel):
+    """What a way is told.
+
+    Args:
+        bundle: local directory of the bundle.
+        source: folder or `s3://` prefix of JPEG files.
+        out: folder to write.
+        device: where the model runs.
+        cores: of this machine.
+    """
+
+    bundle: str
+    source: str
+    out: str
+    device: Hardware
+    cores: int
+
+    @property
+    def points_file(self) -> Path:
+        return Path(self.out, "points.txt")
+
+
+def mark(arguments: Arguments, count: int) -> None:
+    """Writes down that so many photographs more are done."""
+    with arguments.points_file.open("a") as file:
+        file.write(f"{time.time()} {count}\n")
+
+
+def plain(arguments: Arguments) -> None:
+    """One process, PyTorch fp32 and Pillow, batch after batch, as one would write it down."""
+    _loop(arguments, Way("", "plain", "fp32"), ahead=0)
+
+
+def tuned(arguments: Arguments) -> None:
+    """One process at PyTorch's best: channels last, the fastest precision, batches that are decoded ahead."""
+    _loop(arguments, Way("", "plain", _best(arguments), channels_last=True), ahead=4)
+
+
+def _loop(arguments: Arguments, way: Way, ahead: int) -> None:
+    bundle = load_bundle(arguments.bundle)
+    forward, size = plain_forward(bundle, arguments.device, way), bundle.spec.preprocess.size
+    uris = sorted(str(path) for path in Path(arguments.source).rglob("*.jpg"))
+
+    def batch(start: int) -> np.ndarray:
+        files = (Path(uri).read_bytes() for uri in uris[start : start + BATCH])
+        return np.stack([decoded_by_pillow(data, size) for data in files])
+
+    found, waiting = [], deque[Future[np.ndarray]]()
+    with ThreadPoolExecutor(arguments.cores) as pool:
+        for start in range(0, len(uris) + ahead * BATCH, BATCH):
+            if start < len(uris):
+                waiting.append(pool.submit(batch, start))
+            if start >= ahead * BATCH and waiting:
+                found.append(forward(waiting.popleft().result()))
+                mark(arguments, len(found[-1]))
+    _write(arguments, uris, np.concatenate(found), bundle.spec.temperature)
+
+
+def engine(arguments: Arguments) -> None:
+    """Our engine alone: files in memory, no Ray, no storage, no rows."""
+    predictor = _predictor(arguments)
+    files = [path.read_bytes() for path in sorted(Path(arguments.source).rglob("*.jpg"))]
+    mark(arguments, 0)
+    list(predictor.grade_bytes(files))
+    mark(arguments, len(files))
+
+
+def daft_torch(arguments: Arguments) -> None:
+    """Daft as its documentation writes batch inference, the model by PyTorch."""
+
+    def load() -> Forward:
+        bundle = load_bundle(arguments.bundle)
+        return plain_forward(bundle, arguments.device, Way("", "plain", _best(arguments), channels_last=True))
+
+    _daft(arguments, load)
+
+
+def daft_engine(arguments: Arguments) -> None:
+    """The same, but for the model: it is run by our engine."""
+    _daft(arguments, lambda: _predictor(arguments).logits)
+
+
+def _best(arguments: Arguments) -> Literal["bf16", "fp32"]:
+    return "bf16" if has_bf16(arguments.device) else "fp32"
+
+
+def _predictor(arguments: Arguments) -> Predictor:
+    predictor = Predictor(load_bundle(arguments.bundle), arguments.device)
+    predictor.warm_up(BATCH)
+    return predictor
+
+
+def _daft(arguments: Arguments, load: Callable[[], Forward]) -> None:
+    import daft
+    from daft import col
+
+    spec = load_bundle(arguments.bundle).spec
+
+    @daft.cls(max_concurrency=1, gpus=int(arguments.device == "cuda"))
+    class Grader:
+        def __init__(self) -> None:
+            self.forward = load()
+
+        @daft.method.batch(return_dtype=daft.DataType.list(daft.DataType.float32()), batch_size=BATCH)
+        def logits(self, images: daft.Series) -> list[list[float]]:
+            answers = self.forward(np.stack([np.asarray(image) for image in images.to_pylist()]))
+            mark(arguments, len(answers))
+            return answers.tolist()
+
+    config = _daft_io() if arguments.source.startswith("s3://") else None
+    rows = daft.from_glob_path(f"{arguments.source}/**/*.jpg", io_config=config)
+    size = spec.preprocess.size
+    # Daft's own decoder, in all its threads: faster than decoding inside the class, which has one.
+    image = col("path").download(io_config=config).decode_image(mode="RGB").resize(size, size)
+    logits: Any = Grader().logits(image)  # type: ignore[arg-type]  # an expression here, values when it runs
+    table = rows.select(col("path").alias("uri"), logits.alias("logits")).to_arrow()
+    found = np.array(table["logits"].to_pylist(), np.float32)
+    _write(arguments, table["uri"].to_pylist(), found, spec.temperature)
+
+
+def _daft_io() -> Any:
+    from daft.io import IOConfig, S3Config
+
+    return IOConfig(
+        s3=S3Config(
+            endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+            key_id=os.environ["AWS_ACCESS_KEY_ID"],
+            access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            region_name=os.environ["AWS_REGION"],
+        )
+    )
+
+
+def _write(arguments: Arguments, uris: list[str], logits: np.ndarray, temperature: float) -> None:
+    probabilities = calibration.probabilities(logits, temperature)
+    table = pa.table(
+        {"uri": uris, "grade": probabilities.argmax(1), "probabilities": list(probabilities)},
+    )
+    pq.write_table(table, Path(arguments.out, "rows.parquet"))
+
+
+WAYS = {each.__name__: each for each in (engine, plain, tuned, daft_torch, daft_engine)}
+
+if __name__ == "__main__":
+    WAYS[sys.argv[1]](Arguments.model_validate_json(sys.argv[2]))

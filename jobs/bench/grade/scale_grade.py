@@ -1,0 +1,183 @@
+"""`scalp bench scale --stage grade`: what grading costs beside the model, as a source grows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from rich.table import Table
+
+from jobs.bench import inputs
+from jobs.bench.measure import OwnProcess, write_result
+from jobs.common.console import SUMMARY_FILE, console, show
+from jobs.common.inference import ModelOptions
+from jobs.grade.driver import GradeOptions, Shared, grade
+from scalp_core import storage
+from scalp_core.grades import NUM_GRADES
+
+_SIDE = 32  # of photographs and of the model's input, pixels: decoding is next to nothing
+_FILES = 256
+_A_FOLDER = 10_000
+
+
+@dataclass(frozen=True)
+class GradeScaleOptions:
+    """What to measure.
+
+    Args:
+        photographs: of each run, from small to large; links to a few tiny JPEG files on this disk.
+    """
+
+    photographs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+
+
+class NullModel:
+    """Answers at once, and differently from photograph to photograph."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (N, side, side, 3) to float32 (N, 4): four of its pixels."""
+        return images[:, 0, :NUM_GRADES, 0].astype(np.float32) / 64
+
+
+def make_null_model(_bundle: Shared, _options: ModelOptions, _threads: int) -> NullModel:
+    """What `jobs.grade.driver` takes in place of a predictor; no option of `scalp grade` leads here."""
+    return NullModel()
+
+
+def bench_grade_scale(out: str, options: GradeScaleOptions) -> dict[str, Any]:
+    """Grades sources of growing size, each in a process of its own with a Ray of its own.
+
+    Args:
+        out: directory for `summary.json`.
+        options: what to measure.
+
+    Returns:
+        the summary.
+    """
+    sizes = sorted(options.photographs)
+    with tempfile.TemporaryDirectory() as root:
+        with console.status("laying out photographs and bundle"):
+            files = [_tiny(seed) for seed in range(_FILES)]
+            inputs.lay_out_bundle(str(Path(root, "bundle")), None, _SIDE, files)
+        rows = []
+        for number in sizes:
+            with tempfile.TemporaryDirectory(dir=root) as folder:
+                _link(Path(folder, "source"), files, number)
+                rows.append(_run(str(Path(root, "bundle")), folder, number))
+    settings = {"side": _SIDE, "model": "null", **vars(options)}
+    result = write_result(out, "scale-grade", settings, rows, ratios(rows), overhead=overhead(rows))
+    _show(result, out)
+    return result
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How rate and memory of the largest run compare with the smallest; the least and most of all as well."""
+
+    def over(name: str) -> float:
+        return rows[-1][name] / rows[0][name]
+
+    def spread(name: str) -> float:
+        values = [row[name] for row in rows]
+        return max(values) / min(values)
+
+    return {
+        "rate_last_vs_first": over("rows_per_second"),
+        "rate_most_vs_least": spread("rows_per_second"),
+        "driver_memory_last_vs_first": over("driver_peak_mib"),
+    }
+
+
+def overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Microseconds that each photograph more costs, with listing and gathering, from one run to the next."""
+    return {
+        f"{fewer['rows']:,} to {more['rows']:,}": round(
+            (more["whole_seconds"] - fewer["whole_seconds"]) / (more["rows"] - fewer["rows"]) * 1e6, 1
+        )
+        for fewer, more in pairwise(rows)
+    }
+
+
+def _tiny(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    return simplejpeg.encode_jpeg(pixels, 60)
+
+
+def _link(source: Path, files: list[bytes], number: int) -> None:
+    """A source of so many names. A file has at most 65,000 names on ext4, so some are written anew."""
+    kept = source / "kept"
+    kept.mkdir(parents=True)
+    for seed, data in enumerate(files):
+        (kept / f"{seed}.bin").write_bytes(data)
+    for start in range(0, number, _A_FOLDER):
+        folder = source / f"{start // _A_FOLDER:04d}"
+        folder.mkdir()
+        for index in range(start, min(number, start + _A_FOLDER)):
+            os.link(kept / f"{index % len(files)}.bin", folder / f"{index:07d}.jpg")
+
+
+def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
+    console.print(f"grading {number:,} photographs")
+    own = OwnProcess(_nothing)
+    try:
+        started = time.perf_counter()
+        summary = own.call(_grade, bundle, f"{folder}/source", f"{folder}/out")
+        whole = time.perf_counter() - started
+        driver_mib = own.peak_mib()
+    finally:
+        own.close()
+    if (summary["rows"], summary["rows_unaccounted"]) != (number, 0):
+        raise RuntimeError(f"{summary['rows']:,} of {number:,} photographs are accounted for")
+    first_s, first, last_s, last = _steady(summary)
+    return {
+        "rows": number,
+        "rows_per_second": round((last - first) / (last_s - first_s), 1),
+        "whole_seconds": round(whole, 1),
+        "seconds_of_stages": summary["seconds_of_stages"],
+        "driver_peak_mib": driver_mib,
+    }
+
+
+def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
+    """Seconds and photographs, first and last, without those that were loaded while the models started."""
+    loaded = summary["settings"]["store_bytes"] // (3 * _SIDE**2)
+    points = [point for point in summary["throughput"] if point[1] > 0]
+    first_s, first, _ = next((point for point in points if point[1] >= loaded), points[0])
+    last_s, last, _ = points[-1]
+    return first_s, first, last_s, last
+
+
+def _nothing() -> None:
+    """The process needs no preparation."""
+
+
+def _grade(bundle: str, source: str, out: str) -> dict[str, Any]:
+    options = GradeOptions(ModelOptions(device="cpu"), heatmaps=0)
+    return grade(bundle, source, out, options, make_null_model)
+
+
+def _show(result: dict[str, Any], out: str) -> None:
+    table = Table(title="grade, with a model that takes no time", title_justify="left", title_style="bold")
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "photographs": lambda row: f"{row['rows']:,}",
+        "a second": lambda row: f"{row['rows_per_second']:,.0f}",
+        "whole, seconds": lambda row: f"{row['whole_seconds']:.1f}",
+        "list": lambda row: f"{row['seconds_of_stages']['list']:.1f}",
+        "grade": lambda row: f"{row['seconds_of_stages']['grade']:.1f}",
+        "gather": lambda row: f"{row['seconds_of_stages']['gather']:.1f}",
+        "driver, MiB": lambda row: f"{row['driver_peak_mib']:.0f}",
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    console.print(table)
+    show("microseconds a photograph more", result["overhead"])
+    show("ratios", result["ratios"] | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})

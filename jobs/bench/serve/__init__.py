@@ -1,0 +1,1 @@
+"""Benchmarks of the endpoint: rivals, overload, hostile clients, autoscaling."""

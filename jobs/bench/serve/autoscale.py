@@ -1,0 +1,172 @@
+"""`scalp bench autoscale`: graders follow an offered load up and down; a picture of it."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+
+from jobs.bench import inputs
+from jobs.bench.measure import OwnProcess, write_result
+from jobs.bench.serve import load
+from jobs.bench.serve.faults import GRADER
+from jobs.bench.serve.load import Load
+from jobs.bench.serve.servers import Server
+from jobs.common.console import SUMMARY_FILE, console, show
+from scalp_core import storage
+from scalp_core.inference.predictor import Device, resolve_device
+from serving.settings import Scaling
+
+PICTURE_FILE = "autoscale.png"
+_SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class AutoscaleOptions:
+    """What to measure.
+
+    Args:
+        device: where the model runs.
+        size: side of the input of random weights, pixels.
+        graders: most replicas.
+        target: ongoing requests of a replica that the autoscaler aims at.
+        phases: clients of a closed loop, and seconds, one phase after the other.
+    """
+
+    device: Device = "auto"
+    size: int = 224
+    graders: int = 3
+    target: float = 4
+    phases: tuple[tuple[int, float], ...] = ((1, 30.0), (8, 45.0), (16, 60.0), (1, 75.0))
+
+
+def bench_autoscale(out: str, options: AutoscaleOptions) -> dict[str, Any]:
+    """Offers a load that grows and shrinks, and looks how many graders there are.
+
+    Args:
+        out: directory for `summary.json` and the picture.
+        options: what to measure.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UserError: the device cannot be had.
+        RuntimeError: the endpoint does not start.
+    """
+    device = resolve_device(options.device)
+    files = inputs.read_photographs(None)
+    grader = Scaling(
+        max_replicas=options.graders,
+        target_ongoing_requests=options.target,
+        max_ongoing_requests=32,
+        max_queued_requests=64,
+        upscale_delay_s=5,
+        downscale_delay_s=20,
+        gpus=1 / options.graders if device == "cuda" else 0,
+    )
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with console.status("laying out the bundle, starting the endpoint"):
+            inputs.lay_out_bundle(folder, None, options.size, files)
+            chosen = Path(folder, "settings.yaml")
+            chosen.write_text(yaml.safe_dump({"grader": grader.model_dump()}))
+            command = ["-m", "jobs.cli", "serve", folder, "--port", "PORT", "--device", device]
+            client = OwnProcess(load.setup, files)
+            stack.callback(client.close)
+            server = stack.enter_context(
+                Server("scalp serve", [*command, "--settings", str(chosen)], files[0], {})
+            )
+        started, over, replicas = time.perf_counter(), threading.Event(), list[tuple[float, int]]()
+
+        def sample() -> None:
+            while not over.wait(_SAMPLE_S):
+                replicas.append((time.perf_counter() - started, len(server.processes(GRADER))))
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        found: list[Load] = []
+        for clients, seconds in options.phases:
+            console.print(f"{clients} clients for {seconds:.0f} s")
+            found.append(client.call(load.closed, server.port, clients, 0.0, seconds))
+        over.set()
+        thread.join()
+    rows = _rows(options, found, replicas)
+    settings = vars(options) | {"device": device, "grader": grader.model_dump()}
+    ratios = {
+        "most_graders": float(max(row["graders_at_end"] for row in rows)),
+        "failed": float(sum(each.errors for each in found)),
+    }
+    result = write_result(out, "autoscale", settings, rows, ratios, replicas=replicas)
+    picture = _picture(options, found, replicas)
+    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), picture)
+    _show(result, out)
+    return result
+
+
+def _rows(
+    options: AutoscaleOptions, found: list[Load], replicas: list[tuple[float, int]]
+) -> list[dict[str, Any]]:
+    rows, end = [], 0.0
+    for (clients, seconds), each in zip(options.phases, found, strict=True):
+        end += seconds
+        latencies = 1000 * np.array(each.latencies)
+        rows.append(
+            {
+                "clients": clients,
+                "seconds": seconds,
+                "requests_per_second": round(len(latencies) / seconds, 1),
+                "p50_ms": round(float(np.quantile(latencies, 0.5)), 1),
+                "p99_ms": round(float(np.quantile(latencies, 0.99)), 1),
+                "errors": each.errors,
+                "graders_at_end": next((count for at, count in reversed(replicas) if at <= end), 0),
+            }
+        )
+    return rows
+
+
+def _picture(options: AutoscaleOptions, found: list[Load], replicas: list[tuple[float, int]]) -> bytes:
+    """Clients and rate, graders, latency, over time."""
+    import matplotlib.pyplot as plt
+
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    starts = np.cumsum([0.0, *(seconds for _, seconds in options.phases)])
+    clients = [count for count, _ in options.phases]
+    top.step(starts, [*clients, clients[-1]], where="post", color="grey", label="clients")
+    for start, each in zip(starts, found, strict=False):
+        edges = np.arange(0, each.seconds + 1)
+        counts, _ = np.histogram(each.moments, edges)
+        top.plot(start + edges[:-1], counts, color="#0f766e", label="photographs/s" if start == 0 else None)
+        at = start + np.array(each.moments)
+        bottom.plot(at, each.latencies, ".", markersize=2, color="#1f5fa8")
+    top.set(ylabel="load", ylim=(0, None))
+    top.legend(loc="upper right")
+    middle.step(*zip(*replicas, strict=True), where="post", color="#c8541f")
+    middle.set(ylabel="graders", ylim=(0, options.graders + 0.5))
+    bottom.set(ylabel="seconds to an answer", xlabel="seconds", ylim=(0, None))
+    for axis in (top, middle, bottom):
+        axis.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _show(result: dict[str, Any], out: str) -> None:
+    table = Table()
+    for name in result["rows"][0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in result["rows"]:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    files = {"summary": SUMMARY_FILE, "picture": PICTURE_FILE}
+    places = {name: storage.join(storage.absolute(out), file) for name, file in files.items()}
+    show("ratios", result["ratios"] | places)

@@ -1,0 +1,63 @@
+"""A grader replica is killed under load: what the client's calls come to, with its retries and without."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from itertools import cycle
+from typing import Any
+
+from jobs.bench.serve.servers import Server
+from serving.client import AsyncClient, GradeError
+
+GRADER = "ray::ServeReplica:scalp:Grader"
+
+
+def kill_a_grader(server: Server, files: list[bytes], concurrency: int, seconds: float) -> dict[str, Any]:
+    """So many clients call for so many seconds; a third of the way SIGKILL ends a grader.
+
+    Args:
+        server: ours, awake.
+        files: photographs.
+        concurrency: calls at once.
+        seconds: in all.
+
+    Returns:
+        a row: calls, what failed, the longest call.
+    """
+    return asyncio.run(_kill(server, files, concurrency, seconds))
+
+
+async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: float) -> dict[str, Any]:
+    photographs, taken = cycle(files), list[float]()
+    until = time.monotonic() + seconds
+    async with AsyncClient(server.url) as client:
+
+        async def caller() -> None:
+            while time.monotonic() < until:
+                started = time.monotonic()
+                try:
+                    await client.grade(next(photographs))
+                except GradeError:
+                    continue
+                taken.append(time.monotonic() - started)
+
+        calls = asyncio.gather(*(caller() for _ in range(concurrency)))
+        await asyncio.sleep(seconds / 3)
+        graders = server.processes(GRADER)
+        os.kill(graders[0], signal.SIGKILL)
+        await calls
+        counts = client.counts
+    return {
+        "what": "a grader killed",
+        "load": "closed, with the client",
+        "concurrency": concurrency,
+        "graders": len(graders),
+        "requests": counts.calls,
+        "attempts": counts.attempts,
+        "failed": counts.failed,
+        "failed_without_retries": counts.failed_at_first,
+        "longest_ms": round(1000 * max(taken), 1),
+    }

@@ -1,0 +1,206 @@
+"""`scalp bench overload`: the endpoint under more than it can grade, and when that is over."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from jobs.bench import inputs
+from jobs.bench.measure import OwnProcess, write_result
+from jobs.bench.serve import load
+from jobs.bench.serve.load import Load
+from jobs.bench.serve.servers import Server
+from jobs.common.console import SUMMARY_FILE, console, show
+from scalp_core import storage
+from scalp_core.inference.predictor import Device, resolve_device
+from serving.admission.limits import Limits
+
+PICTURE_FILE = "overload.png"
+_MANY = 16  # clients whose closed loop is the capacity
+_SAMPLE_S = 1.0
+
+
+@dataclass(frozen=True)
+class OverloadOptions:
+    """What to measure.
+
+    Args:
+        device: where the model runs.
+        bundle: a trained one; None takes random weights.
+        size: side of the input of random weights, pixels.
+        times: the capacity that is offered.
+        seconds: for which it is.
+        calm_seconds: of each measurement before and after.
+    """
+
+    device: Device = "auto"
+    bundle: str | None = None
+    size: int = 224
+    times: float = 2.0
+    seconds: float = 60.0
+    calm_seconds: float = 10.0
+
+
+def bench_overload(out: str, options: OverloadOptions) -> dict[str, Any]:
+    """Measures the endpoint alone, at its capacity, above it, and alone again.
+
+    Args:
+        out: directory for `summary.json` and the picture.
+        options: what to measure.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UserError: the bundle or the device cannot be had.
+        RuntimeError: the endpoint does not start.
+    """
+    device = resolve_device(options.device)
+    files = inputs.read_photographs(None)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with console.status("laying out the bundle, starting the endpoint"):
+            bundle = inputs.lay_out_bundle(folder, options.bundle, options.size, files)
+            command = ["-m", "jobs.cli", "serve", folder, "--port", "PORT", "--device", device]
+            client = OwnProcess(load.setup, files)
+            stack.callback(client.close)
+            server = stack.enter_context(Server("scalp serve", command, files[0], {}))
+        closed = partial(client.call, load.closed, server.port)
+        with console.status("alone, and at its capacity"):
+            before = closed(1, 2.0, options.calm_seconds)
+            full = closed(_MANY, 2.0, options.calm_seconds)
+        capacity = len(full.latencies) / full.seconds
+        console.print(f"{options.times:g} times {capacity:.0f}/s for {options.seconds:.0f} s")
+        with _memory(server) as memory:
+            storm = client.call(load.open_loop, server.port, options.times * capacity, 0.0, options.seconds)
+        with console.status("alone again"):
+            after = closed(1, 2.0, options.calm_seconds)
+    rows = [
+        _row("alone", before),
+        _row(f"{_MANY} clients", full),
+        _row("overload", storm),
+        _row("after", after),
+    ]
+    bound = Limits().queue_seconds
+    settings = vars(options) | {
+        "device": device,
+        "weights": bundle.spec.model_version if options.bundle else "untrained",
+        "size": bundle.spec.preprocess.size,
+        "capacity": round(capacity, 1),
+        "offered": round(options.times * capacity, 1),
+        "queue_bound_seconds": bound,
+    }
+    result = write_result(
+        out,
+        "overload",
+        settings,
+        rows,
+        ratios(rows, bound, memory),
+        memory_mib=[round(each) for each in memory],
+    )
+    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), _picture(storm, memory, settings))
+    _show(result, out)
+    return result
+
+
+def ratios(rows: list[dict[str, Any]], queue_bound: float, memory: list[float]) -> dict[str, float | None]:
+    """What was asked of it: below 1 for the latency, near 1 for memory and recovery, 0 lost."""
+    alone, _, storm, after = rows
+    allowed = 3 * alone["p99_ms"] + 1000 * queue_bound
+    third = max(1, len(memory) // 3)
+    return {
+        "accepted_p99_vs_allowed": storm["p99_ms"] / allowed,
+        "lost_share": storm["lost"] / storm["requests"],
+        "refused_share": storm["refused"] / storm["requests"],
+        "accepted_vs_capacity": storm["accepted_per_second"] / rows[1]["accepted_per_second"],
+        "memory_last_vs_first": statistics.median(memory[-third:]) / statistics.median(memory[:third]),
+        "p99_after_vs_before": after["p99_ms"] / alone["p99_ms"],
+    }
+
+
+@contextmanager
+def _memory(server: Server) -> Iterator[list[float]]:
+    """Megabytes of the server's processes, second by second."""
+    found: list[float] = []
+    over = threading.Event()
+
+    def sample() -> None:
+        while not over.wait(_SAMPLE_S):
+            found.append(server.memory_mib())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def _row(what: str, found: Load) -> dict[str, Any]:
+    refused = len(found.refusals)
+    latencies = 1000 * np.array(found.latencies)
+    p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
+    return {
+        "what": what,
+        "requests": len(latencies) + found.errors,
+        "accepted_per_second": round(len(latencies) / found.seconds, 1),
+        "p50_ms": round(p50, 1),
+        "p95_ms": round(p95, 1),
+        "p99_ms": round(p99, 1),
+        "refused": refused,
+        "lost": found.errors - refused,
+    }
+
+
+def _picture(storm: Load, memory: list[float], settings: dict[str, Any]) -> bytes:
+    """Accepted and refused each second, the latency of the accepted, the memory of all processes."""
+    import matplotlib.pyplot as plt
+
+    seconds = np.arange(int(storm.seconds) + 1)
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    for moments, name, colour in (
+        (storm.moments, "accepted", "#0f766e"),
+        (storm.refusals, "refused", "#c8541f"),
+    ):
+        counts, _ = np.histogram(moments, [*seconds, seconds[-1] + 1])
+        top.step(seconds, counts, where="post", label=name, color=colour)
+    top.axhline(settings["offered"], color="grey", linestyle=":", label="offered")
+    top.set(ylabel="photographs/s", ylim=(0, 1.3 * settings["offered"]))
+    top.legend(loc="upper right", ncols=3)
+    middle.plot(storm.moments, np.array(storm.latencies), ".", markersize=2, color="#1f5fa8")
+    middle.axhline(settings["queue_bound_seconds"], color="grey", linestyle=":", label="bound of the queue")
+    middle.set(ylabel="seconds to an answer", ylim=(0, None))
+    middle.legend(loc="lower right")
+    bottom.plot(np.arange(1, len(memory) + 1) * _SAMPLE_S, memory, color="#1f5fa8")
+    bottom.set(ylabel="MiB, all processes", xlabel="seconds", ylim=(0, 1.3 * max(memory, default=1)))
+    for axis in (top, middle, bottom):
+        axis.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _show(result: dict[str, Any], out: str) -> None:
+    table = Table()
+    for name in result["rows"][0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
+    for row in result["rows"]:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    folder = storage.absolute(out)
+    places = {
+        name: storage.join(folder, file)
+        for name, file in (("summary", SUMMARY_FILE), ("picture", PICTURE_FILE))
+    }
+    show("ratios", result["ratios"] | places)

@@ -1,0 +1,65 @@
+"""What rival servers run: one bundle, by scalp's engine or by plain PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from jobs.bench.decoders import torchvision as decoded_by_torchvision
+from jobs.bench.forwards import Forward, Way, plain_forward
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.images.preprocess import decode
+from scalp_core.inference import calibration
+from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
+
+
+class Arguments(BaseModel):
+    """What a server is told."""
+
+    bundle: str = Field(description="local directory of the bundle")
+    device: Hardware = Field(description="where the model runs")
+    cores: int = Field(description="of this machine, for all of the server's models together")
+    workers: int = Field(1, description="LitServe's inference processes, which share the cores")
+    max_batch_size: int = Field(16, description="photographs in one forward pass of LitServe")
+    batch_timeout: float = Field(0.005, description="seconds that LitServe waits for a batch to fill")
+    engine: bool = Field(False, description="decoding and the model by our engine, not by PyTorch")
+
+
+@dataclass
+class Model:
+    """What every server runs: bytes to pixels, pixels to answers."""
+
+    arguments: Arguments
+
+    def __post_init__(self) -> None:
+        bundle = load_bundle(self.arguments.bundle)
+        self._spec, device = bundle.spec, self.arguments.device
+        threads = max(1, self.arguments.cores // self.arguments.workers)
+        self._forward: Forward
+        if self.arguments.engine:
+            predictor = Predictor(bundle, device, threads=threads)
+            predictor.warm_up(self.arguments.max_batch_size)
+            self._forward = predictor.logits
+        else:
+            import torch
+
+            torch.set_num_threads(threads)
+            way = Way("", "plain", "bf16" if has_bf16(device) else "fp32", channels_last=True)
+            self._forward = plain_forward(bundle, device, way)
+            for size in range(1, self.arguments.max_batch_size + 1):
+                side = self._spec.preprocess.size
+                self._forward(np.zeros((size, side, side, 3), np.uint8))
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        if self.arguments.engine:
+            return decode(data, self._spec.preprocess).pixels
+        return decoded_by_torchvision(data, self._spec.preprocess.size)
+
+    def grade(self, images: np.ndarray) -> list[dict[str, Any]]:
+        """An answer for each of uint8 (N, size, size, 3)."""
+        found = calibration.probabilities(self._forward(images), self._spec.temperature)
+        return [{"grade": int(row.argmax()), "probabilities": row.tolist()} for row in found]

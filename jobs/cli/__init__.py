@@ -1,0 +1,1 @@
+"""The `scalp` command: the table of commands and their options."""

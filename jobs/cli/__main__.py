@@ -1,0 +1,5 @@
+"""`python -m jobs.cli`: the `scalp` command."""
+
+from jobs.cli.main import main
+
+main()

@@ -1,0 +1,54 @@
+"""`scalp audit`: checks the audit log of the endpoint; what the log proves is in docs/protection.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+audit = typer.Typer(help="The audit log of `scalp serve`.", no_args_is_help=True)
+
+
+@audit.callback()
+def _group() -> None:
+    """Keeps `verify` a subcommand while it is the only one."""
+
+
+@audit.command("verify")
+def audit_verify(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of scalp serve --audit, or a copy of it")],
+    head: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SHA256", help="a head that an earlier verify printed; its line must be in the log"
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Verify the hash chains of an audit log; exits with code 0 if they are whole, 1 if any is damaged.
+
+    Keep the printed heads elsewhere: with --head, a later verify detects a log that was cut or rewritten.
+
+    Example: scalp audit verify /var/log/scalp
+    """
+    from jobs.common.console import console, printable, show
+    from serving.observability.audit_chain import verify
+
+    verdict = verify(folder, head)
+    show(
+        "audit log",
+        {
+            "files": verdict.files,
+            "chains": verdict.chains,
+            "lines": verdict.lines,
+            "torn lines": verdict.torn,
+            "lost lines": verdict.lost,
+            "removed files": verdict.removed,
+            "whole": "no" if verdict.damage else "yes",
+            **({"first damage": printable(verdict.damage[0])} if verdict.damage else {}),
+        },
+    )
+    for name, last in verdict.heads.items():
+        console.print(f"head {last} {printable(name)}")
+    if verdict.damage:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What several jobs share: console, executors, image loading, inference, metrics, preflight."""

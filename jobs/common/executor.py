@@ -1,0 +1,286 @@
+"""Where the steps of a job run: in Ray's workers, or one after the other in this process.
+
+A step is a picklable callable from one item, a dict, to its result, a dict. It must be idempotent: Ray runs
+it again when its worker dies, also after its last write.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.exceptions import RayTaskError
+
+from cluster.local import Cluster, connect
+from jobs.common.isolate import MOST_TRIES, counted_try
+from jobs.common.preflight import check_nodes
+from scalp_core import storage
+from scalp_core.errors import UserError
+
+T = TypeVar("T")
+Item = dict[str, Any]
+Batches = Iterator[pa.Table]
+Load = Callable[[pa.Table], Batches]
+
+# Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
+_LOADER_CPUS = 0.9
+_PATIENCE_S = 180
+
+
+@dataclass(frozen=True)
+class PipelineSize:
+    """How many workers a pipeline has.
+
+    Args:
+        loaders: concurrent loading tasks.
+        models: fewest and most model actors.
+        cpus_per_model: CPUs reserved for each model actor.
+        gpus_per_model: share of a GPU reserved for each model actor.
+        store_bytes: bytes of loaded batches that may wait for a model.
+    """
+
+    loaders: int
+    models: tuple[int, int]
+    cpus_per_model: int
+    gpus_per_model: float
+    store_bytes: int
+
+
+class Executor(Protocol):
+    """Runs the steps of a job."""
+
+    def cluster(self) -> Cluster:
+        """Start or join what runs the steps; its size.
+
+        Raises:
+            ClusterError: the cluster does not answer.
+        """
+        ...
+
+    def check(self, reads: Sequence[str], out: str) -> None:
+        """Refuse sources or an output that the workers cannot reach.
+
+        Raises:
+            UserError: names the first of them.
+        """
+        ...
+
+    def nodes(self) -> int:
+        """Nodes that are alive now."""
+        ...
+
+    def share(self, value: T) -> Callable[[], T]:
+        """Keep a large value once for all workers; a picklable callable that returns it."""
+        ...
+
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
+        """Run `function` once in a worker, so that its memory is not the driver's.
+
+        Args:
+            function: what to run, with the arguments.
+            gpus: share of a GPU that the worker needs.
+
+        Raises:
+            UserError: as the function raised it.
+        """
+        ...
+
+    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
+        """One result per item, in any order, each item a task of its own."""
+        ...
+
+    def pipeline(
+        self,
+        items: list[Item],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,
+        deaths: str,
+    ) -> Iterator[Item]:
+        """Pass each item through `load`, in tasks, and its batches through a model, in actors.
+
+        Args:
+            items: what is loaded, one row per batch.
+            load: makes batches of one row from an item, each named in its column `shard`; a batch is passed
+                on as soon as it is made.
+            model: class whose instances turn such a batch into result rows.
+            arguments: of its constructor.
+            size: how many of both.
+            deaths: folder for notes on batches in which the process of a model died.
+
+        Raises:
+            UserError: the processes of models die again and again in one batch.
+        """
+        ...
+
+
+class RayExecutor:
+    """Runs steps as tasks and actors of Ray, by Ray Data."""
+
+    def cluster(self) -> Cluster:
+        return connect()
+
+    def check(self, reads: Sequence[str], out: str) -> None:
+        check_nodes(reads, out)
+
+    def nodes(self) -> int:
+        return max(1, sum(node["Alive"] for node in ray.nodes()))
+
+    def share(self, value: T) -> Callable[[], T]:
+        return _Shared(ray.put(value))
+
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
+        try:
+            return ray.get(_call.options(num_gpus=gpus).remote(function, arguments))
+        except RayTaskError as error:
+            raise error.cause from None
+
+    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
+        yield from _dataset(list(items)).map(task).iter_rows()
+
+    def pipeline(
+        self,
+        items: list[Item],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,
+        deaths: str,
+    ) -> Iterator[Item]:
+        dataset = _dataset(items)
+        # Every batch is a block of its own, passed on as soon as it is loaded.
+        dataset.context.target_max_block_size = 1
+        dataset.context.execution_options.resource_limits = (
+            dataset.context.execution_options.resource_limits.copy(object_store_memory=size.store_bytes)
+        )
+        loaded = dataset.map_batches(
+            load,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=size.loaders),
+            num_cpus=_LOADER_CPUS,
+        )
+        results = loaded.map_batches(
+            _counting_deaths(model),
+            fn_constructor_args=(storage.join(deaths, uuid.uuid4().hex), *arguments),
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(min_size=size.models[0], max_size=size.models[1]),
+            num_gpus=size.gpus_per_model,
+            num_cpus=size.cpus_per_model,
+        )
+        yield from results.iter_rows()
+
+
+class InProcessExecutor:
+    """Runs the same steps in this process, one after the other, without Ray."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(cpus=2, gpus=0, nodes=1, cores_per_node=1)
+
+    def cluster(self) -> Cluster:
+        return self._cluster
+
+    def check(self, reads: Sequence[str], out: str) -> None:
+        """Nothing: the driver reaches what it has reached."""
+
+    def nodes(self) -> int:
+        return 1
+
+    def share(self, value: T) -> Callable[[], T]:
+        return lambda: value
+
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:  # noqa: ARG002
+        return function(*arguments)
+
+    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
+        yield from map(task, items)
+
+    def pipeline(
+        self,
+        items: list[Item],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,  # noqa: ARG002
+        deaths: str,  # noqa: ARG002
+    ) -> Iterator[Item]:
+        grade = model(*arguments)
+        for item in items:
+            for batch in load(pa.Table.from_pylist([item])):
+                for result in grade(batch):
+                    yield from result.to_pylist()
+
+
+def attempt() -> int:
+    """How many times this task of Ray began before, and its process died; 0 outside of Ray's workers."""
+    worker = ray._private.worker.global_worker
+    if not (worker.connected and worker.mode == ray._private.worker.WORKER_MODE):
+        return 0
+    # Ray has no public way to it (2.60): `RuntimeContext` knows the task's id alone.
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
+@dataclass(frozen=True)
+class _Shared:
+    reference: ray.ObjectRef
+
+    def __call__(self) -> Any:
+        return ray.get(self.reference)
+
+
+class _CountingDeaths:
+    """A model of a pipeline; it refuses a batch in which `MOST_TRIES` restarted processes died.
+
+    Ray restarts a model without limit, so that lost nodes are survived, and runs its batches again: also
+    those that only waited, which its own limit (`max_task_retries`) would count and not name. A process that
+    was not restarted counts nothing: a note per batch is two requests to storage.
+
+    Args:
+        deaths: folder for the notes of this pipeline.
+        arguments: of the model.
+    """
+
+    model: type
+
+    def __init__(self, deaths: str, *arguments: Any) -> None:
+        self._deaths = deaths
+        self._counts = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._model = self.model(*arguments)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        if not self._counts:
+            yield from self._model(batch)
+            return
+        (shard,) = batch["shard"].to_pylist()
+        with storage.patience(_PATIENCE_S), counted_try(storage.join(self._deaths, shard)) as is_hopeless:
+            if is_hopeless:
+                raise UserError(
+                    f"processes of models died {MOST_TRIES} times or more while they graded shard {shard}; "
+                    "if memory ran out, run the same command again with a smaller --batch-size, fewer "
+                    "--models or on nodes with more memory"
+                )
+            results = list(self._model(batch))
+        yield from results
+
+
+def _counting_deaths(model: type) -> type:
+    """The class of `_CountingDeaths` for a model, whose name Ray shows as the step's."""
+    return type(model.__name__, (_CountingDeaths,), {"model": model})
+
+
+@ray.remote(num_cpus=1)
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)
+
+
+def _dataset(items: list[Item]) -> Dataset:
+    """A dataset of one block per item, so that each is a task of its own."""
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))

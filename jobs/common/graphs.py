@@ -1,0 +1,121 @@
+"""A bundle's graphs for CPUs: made from its weights, and compared with them on real photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.common.images import LoadForTraining, locating
+from scalp_core.bundles.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
+from scalp_core.errors import UserError
+from scalp_core.evaluation import metrics
+from scalp_core.evaluation.noninferiority import Comparison
+from scalp_core.images.preprocess import Preprocess
+from scalp_core.inference import openvino_runtime
+from scalp_core.inference.openvino_runtime import OpenVinoRuntime
+
+_BATCH = 32
+_MAX_DIFFERENCE = 1e-3
+_COMPARED = 64
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Bundle:
+    """The bundle with the graph that CPUs run in bf16 or fp32.
+
+    Args:
+        bundle: its weights at hand.
+        batches: images uint8 (N, size, size, 3) and labels, which are graded by the weights and by the graph.
+
+    Raises:
+        RuntimeError: the graph does not answer as the weights do.
+    """
+    from scalp_core.inference.torch_runtime import TorchRuntime
+
+    spec = bundle.spec
+    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess, spec.head)
+    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32", head=spec.head)
+    record = make_record(
+        graph, *logits_of_both(OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
+    )
+    if not record.max_logit_difference < _MAX_DIFFERENCE:
+        raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")
+    return with_graph(bundle, "float", graph, record)
+
+
+def with_graph(bundle: Bundle, kind: GraphKind, graph: Graph, record: GraphRecord) -> Bundle:
+    """The bundle with a graph added or replaced; saved with `save_bundle(uri, bundle.spec, bundle.files)`."""
+    spec = bundle.spec.model_copy(update={"graphs": {**bundle.spec.graphs, kind: record}})
+    return Bundle(spec, files=bundle.files | graph_files(kind, graph))
+
+
+def logits_of_both(
+    candidate: Logits, reference: Logits, batches: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run two models on the same images.
+
+    Args:
+        candidate: uint8 images to logits.
+        reference: the same by the weights in fp32, or by what is known to equal them.
+        batches: images uint8 (N, size, size, 3) and labels.
+
+    Returns:
+        labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    pairs, labels = [], []
+    for images, truth in batches:
+        pairs.append((candidate(images), reference(images)))
+        labels.append(truth)
+    own, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    if not (np.isfinite(own).all() and np.isfinite(other).all()):
+        raise UserError(
+            "the model's scores of validation images are not finite numbers; train again with a smaller "
+            "learning_rate"
+        )
+    return np.concatenate(labels), own, other
+
+
+def make_record(
+    graph: Graph,
+    labels: np.ndarray,
+    own: np.ndarray,
+    other: np.ndarray,
+    comparison: Comparison | None = None,
+) -> GraphRecord:
+    """Record of a graph, from what `logits_of_both` returned for it."""
+    counts = [metrics.confusion(labels, logits.argmax(axis=1)) for logits in (own, other)]
+    qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]
+    return GraphRecord(
+        xml_sha256=sha256(graph.xml),
+        weights_sha256=sha256(graph.weights),
+        photographs=len(labels),
+        max_logit_difference=float(np.abs(own - other).max()),
+        grade_agreement=float(np.mean(own.argmax(axis=1) == other.argmax(axis=1))),
+        qwk_drop=qwk[1] - qwk[0],
+        openvino=openvino_runtime.version(),
+        comparison=comparison,
+    )
+
+
+def few_batches(val: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some of the validation part: a wrong conversion is far off for every photograph."""
+    return labelled_batches(val.slice(0, _COMPARED), spec)
+
+
+def labelled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decoded photographs and labels of manifest rows, in their order, a batch at a time.
+
+    Raises:
+        UserError: a photograph cannot be read any more.
+    """
+    load = LoadForTraining(spec)
+    for start in range(0, rows.num_rows, _BATCH):
+        part = locating(rows.slice(start, _BATCH), "label")
+        batch = load({name: np.array(part[name].to_pylist(), dtype=object) for name in part.column_names})
+        yield batch["image"], batch["label"].astype(int)

@@ -1,0 +1,175 @@
+"""What the tasks of Ray Data do to photographs: fetch and decode. Imports nothing that is slow to load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import Dataset
+
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets.locations import LOCATION_COLUMNS, Location, location_of
+from scalp_core.errors import ImageError, UserError
+from scalp_core.images import statistics as image_statistics
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.images.preprocess import Decoded, Preprocess, decode
+
+_FETCHES = 8
+
+Columns = dict[str, np.ndarray]
+
+logger = logging.getLogger(__name__)
+
+_ROWS_A_BLOCK = 256
+
+
+def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
+    """A dataset of manifest rows, in blocks that spread over the workers."""
+    table = without_nulls(table)
+    starts = range(0, table.num_rows, rows_a_block)
+    return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
+
+
+def locating(table: pa.Table, *others: str) -> pa.Table:
+    """The columns of a manifest that say where its images are, and others."""
+    return table.select([name for name in table.column_names if name in (*LOCATION_COLUMNS, *others)])
+
+
+def without_nulls(table: pa.Table) -> pa.Table:
+    """Rows whose unknown members and places are empty or -1: NumPy would change the type of nulls."""
+    for name in set(table.column_names) & set(LOCATION_COLUMNS):
+        column = table[name]
+        if pa.types.is_integer(column.type):
+            filled = pc.fill_null(column, -1)
+        else:
+            filled = pc.fill_null(column.cast(pa.string()), "")
+        table = table.set_column(table.column_names.index(name), name, filled)
+    return table
+
+
+class LoadImages:
+    """Adds decoded pixels to rows of `LOCATION_COLUMNS`; a row that cannot be decoded says why.
+
+    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `quality.measure`, both
+    zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
+    and `error`, the last two empty where it did not fail.
+
+    Args:
+        spec: how to decode.
+        measured: whether to add `statistics`.
+    """
+
+    def __init__(self, spec: Preprocess, measured: bool = True) -> None:
+        self._spec = spec
+        self._measured = measured
+        self._blank = Decoded(np.zeros((spec.size, spec.size, 3), np.uint8), ())
+
+    def __call__(self, batch: Columns) -> Columns:
+        names = [name for name in LOCATION_COLUMNS if name in batch]
+        locations = [
+            location_of(dict(zip(names, row, strict=True)))
+            for row in zip(*(batch[name] for name in names), strict=True)
+        ]
+        return self.decoded(batch, fetch(locations), [location.sha256 for location in locations])
+
+    def decoded(
+        self, batch: Columns, files: list[bytes | ImageError], hashes: Sequence[str | None] | None = None
+    ) -> Columns:
+        """The rows with what is made of their files, which were fetched before.
+
+        Args:
+            batch: rows.
+            files: bytes of each, or why they are unavailable.
+            hashes: SHA-256 of the files, where fetching has checked it.
+        """
+        rows = list(map(self._decode, files, hashes or [None] * len(files)))
+        decoded, statistics, digests, errors = zip(*rows, strict=True)
+        if self._measured:
+            batch = batch | {"statistics": np.stack(statistics)}
+        return batch | {
+            "image": np.stack([each.pixels for each in decoded]),
+            "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
+            "sha256": np.array(digests, dtype=object),
+            "error_code": np.array([error.code if error else "" for error in errors], dtype=object),
+            "error": np.array([error.message if error else "" for error in errors], dtype=object),
+        }
+
+    def _decode(
+        self, data: bytes | ImageError, known: str | None
+    ) -> tuple[Decoded, np.ndarray | None, str, ImageError | None]:
+        """Pixels, statistics and hash of one file, blank where it failed; any error is that of this image."""
+        blank = np.zeros(len(image_statistics.STATISTICS), np.float32) if self._measured else None
+        if isinstance(data, ImageError):
+            return self._blank, blank, "", data
+        digest = known or sha256(data).hexdigest()
+        try:
+            decoded = decode(data, self._spec)
+            return decoded, image_statistics.measure(decoded.pixels) if self._measured else None, digest, None
+        except ImageError as error:
+            return self._blank, blank, digest, error
+        except Exception as error:
+            logger.warning("decoding an image raised %r", error, exc_info=error)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return self._blank, blank, digest, ImageError("internal_error", reason)
+
+
+class LoadForTraining:
+    """`image` and `label` alone; a photograph that was there when the data was prepared must be there now."""
+
+    def __init__(self, spec: Preprocess) -> None:
+        self._load = LoadImages(spec, measured=False)
+
+    def __call__(self, batch: Columns) -> Columns:
+        loaded = self._load(batch)
+        check_read(loaded)
+        return {"image": loaded["image"], "label": loaded["label"]}
+
+
+def check_read(loaded: Columns) -> None:
+    """Refuses a batch of `LoadImages` in which a photograph failed.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    columns = (loaded[name] for name in ("error_code", "error", "uri", "member"))
+    for code, error, uri, member in zip(*columns, strict=True):
+        if code:
+            raise unreadable(Location(uri, member or None), ImageError(code, error))
+
+
+def unreadable(location: Location, error: ImageError) -> UserError:
+    """The refusal of an image that could be read when the data was prepared."""
+    what = "has changed since it was prepared" if error.code == "changed" else "cannot be read any more"
+    return UserError(
+        f"{location} {what} ({error}); restore it, or prepare the source again into another directory"
+    )
+
+
+def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | ImageError]:
+    """Reads all locations, several at a time; members of one archive stay together, to open it once."""
+    files = [index for index, location in enumerate(locations) if location.member is None]
+    chunks = [[index] for index in files]
+    by_archive: dict[str, list[int]] = {}
+    for index, location in enumerate(locations):
+        if location.member is not None:
+            by_archive.setdefault(location.uri, []).append(index)
+    # Neighbours come by one request.
+    chunks += [
+        sorted(members, key=lambda index: locations[index].place or ()) for members in by_archive.values()
+    ]
+    found: list[bytes | ImageError] = [b""] * len(locations)
+
+    def read(chunk: list[int]) -> None:
+        data = datasets_locations.read_photographs([locations[index] for index in chunk], MAX_BYTES)
+        for index, value in zip(chunk, data, strict=True):
+            found[index] = value
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(read, chunks))
+    return found

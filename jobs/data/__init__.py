@@ -1,0 +1,1 @@
+"""`scalp synth`, `scalp prepare` and `scalp pseudonymize`."""

@@ -1,0 +1,361 @@
+"""`scalp prepare`: a source of images to a manifest whose splits do not leak, and a report on the data.
+
+Three steps, each in workers and each leaving its files in the scratch folder of OUT, so that the driver's
+memory does not grow with the source and a run that was stopped resumes:
+
+    list      what the source holds, into shards of `inventory.LISTED`
+    examine   each shard read, hashed and decoded, into shards of `inventory.EXAMINED`
+    audit     what is kept, dropped and odd; groups, splits; the manifest
+
+`data.json` is written last and is what readers look for: without it, OUT is not finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from cluster.growth import room_to_work
+from jobs.common import provenance
+from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
+from jobs.common.executor import Executor, RayExecutor
+from jobs.data.tasks import EXAMINED, LISTED, OBJECTS_A_SHARD, PATIENCE_S, ExamineShard, ListRoots, shares
+from scalp_core import storage
+from scalp_core.curation import audit, report
+from scalp_core.curation.audit import Options
+from scalp_core.curation.splits import parse_ratio
+from scalp_core.datasets import manifest, scan, tables
+from scalp_core.datasets.group_by import GroupBy
+from scalp_core.datasets.manifest import PARTS, DataSpec
+from scalp_core.datasets.scan import Root
+from scalp_core.errors import SourceError, UserError
+from scalp_core.grades import SYMPTOMS
+from scalp_core.storage import outputs, parquet
+from scalp_core.storage.lease import Guard
+from scalp_core.storage.outputs import Output
+
+REPORT_FILE = "report.html"
+
+ListTask = Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]]
+ExamineTask = Callable[[str, str, GroupBy | None], Callable[[dict[str, Any]], dict[str, Any]]]
+
+_VERB = "prepare"
+_IDENTITY_FILE = "run.json"
+_LISTING_FILE = "listing.json"
+_POLL_S = 1.0
+_POLL_SHARE = 20  # of the time between two looks, one part of so many is for looking
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(
+    source: str,
+    out: str,
+    options: Options = Options(),  # noqa: B008
+    *,
+    group_by: str | None = None,
+    retry_failed: bool = False,
+    executor: Executor | None = None,
+    list_task: ListTask = ListRoots,
+    examine_task: ExamineTask = ExamineShard,
+) -> dict[str, Any]:
+    """Lists, examines and audits a source.
+
+    Args:
+        source: folder, prefix, archive or table; local or `s3://`.
+        out: directory for the manifest, the report and the lists of what was dropped and found.
+        options: which labels, and how to split.
+        group_by: what gives the groups; see `GroupBy`.
+        retry_failed: read the objects again that a finished run could not fetch; without any, as without it.
+        executor: where the steps run; Ray's workers unless given.
+        list_task: what lists; `scalp bench scale` puts a simulated one in its place.
+        examine_task: what examines.
+
+    Returns:
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: bad input; or `out` holds something else.
+    """
+    clock = Clock()
+    source, out = storage.absolute(source), storage.absolute(out)
+    _check_options(options)
+    outputs.check(out, _VERB, [source])
+    identity = {"source": source, **_as_json(options), "group_by": group_by}
+    finished = _finished(out, identity)
+    if finished and not (retry_failed and finished["could_not_be_fetched"]):
+        return _as_before(finished, out, source)
+    roots = scan.roots(source)
+    grouping = _grouping(group_by, source)
+    executor = executor or RayExecutor()
+    room_to_work(executor.cluster(), console.print)
+    executor.check([source], out)
+    with outputs.opened(out, _VERB, [source]) as output, storage.patience(PATIENCE_S):
+        _begin(output, identity, again=finished is not None)
+        tasks = (list_task(output.scratch), examine_task(output.scratch, _above(source), grouping))
+        try:
+            summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
+        except SourceError:
+            storage.remove_file(storage.join(out, _IDENTITY_FILE))  # a mended source is read anew
+            output.remove_scratch()
+            raise
+    _show(summary, out)
+    if group_by:
+        _show_ungrouped(summary, group_by)
+    return summary
+
+
+def _above(source: str) -> str:
+    """What lies above the source says nothing about grades; its own name may."""
+    return source.rpartition("/")[0]
+
+
+def _prepare(
+    output: Output,
+    source: str,
+    options: Options,
+    roots: list[Root],
+    clock: Clock,
+    executor: Executor,
+    tasks: tuple[Any, Any],
+    retry_failed: bool,
+) -> dict[str, Any]:
+    out, work = output.uri, output.scratch
+    listing = _list(source, roots, executor, tasks[0], work)
+    clock.lap("list")
+    _examine(listing, executor, tasks[1], work, retry_failed)
+    clock.lap("examine")
+    output.check()
+    with console.status("comparing, grouping and splitting"):
+        found, audit_mib = executor.call(
+            _audit, output.guard, storage.join(work, EXAMINED), source, out, options
+        )
+    clock.lap("audit")
+    spec = DataSpec.model_validate(found.pop("spec"))
+    examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
+    summary = {
+        "kind": _VERB,
+        "date": now(),
+        **spec.model_dump(mode="json", exclude={"schema_version", "created_at"}),
+        "objects_listed": listing["objects"],
+        **found,
+        "peak_mib": {"driver": provenance.peak_mib(), "audit": audit_mib},
+        "seconds": clock.total(),
+        "seconds_of_stages": clock.laps,
+    }
+    _check_accounts(summary, out)
+    output.check()
+    storage.write(storage.join(out, REPORT_FILE), report.html(spec, summary, examples))
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+    manifest.write_spec(out, spec)  # last: what has one is whole
+    if not summary["could_not_be_fetched"]:  # else --retry-failed goes on from it
+        output.remove_scratch()
+    return summary
+
+
+def _check_options(options: Options) -> None:
+    parse_ratio(options.ratio)
+    if options.symptom not in SYMPTOMS:
+        raise UserError(f"--symptom {options.symptom}: give one of {', '.join(SYMPTOMS)}")
+    if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
+        raise UserError(f"--group {','.join(unknown)}: give some of {','.join(audit.GROUP_KEYS)}")
+
+
+def _as_json(options: Options) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
+
+
+def _grouping(group_by: str | None, source: str) -> GroupBy | None:
+    if group_by is None:
+        return None
+    if scan.is_table(source) and "group" in tables.columns(source):
+        raise UserError(
+            f"--group-by {group_by}: the table {source} has a column group of its own; leave one of both out"
+        )
+    return GroupBy(group_by)
+
+
+def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a finished run; refuses a directory of another source or, once finished, other options.
+
+    What an unfinished run has read of the source serves other options as well.
+    """
+    known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
+    finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
+    matters = list(identity) if finished else ["source"]
+    if changed := [name for name in matters if known.get(name) != identity[name]]:
+        raise UserError(
+            f"{out} holds data prepared with another {', '.join(changed)}; choose another output directory"
+        )
+    return read_json(storage.join(out, SUMMARY_FILE)) if finished else None
+
+
+def _as_before(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]:
+    console.print(f"{out} is prepared already; name another output directory to read {source} again")
+    if unfetched := summary["could_not_be_fetched"]:
+        console.print(f"{unfetched:,} objects could not be fetched; --retry-failed reads them again")
+    elif outputs.has_scratch(out):  # a run that was killed after its last write
+        with outputs.opened(out, _VERB) as output:
+            output.remove_scratch()
+    return summary
+
+
+def _begin(output: Output, identity: dict[str, Any], *, again: bool) -> None:
+    """Notes what is asked for; what was examined for other groups is examined anew."""
+    uri = storage.join(output.uri, _IDENTITY_FILE)
+    known = read_json(uri)
+    if known is None:  # killed while it removed what it had read of a source that was refused
+        output.remove_scratch()
+    if again:  # not finished any more
+        storage.remove_file(storage.join(output.uri, manifest.SPEC_FILE))
+    if known and known.get("group_by") != identity["group_by"]:
+        storage.remove_folder(storage.join(output.scratch, EXAMINED))
+    if known != identity:
+        write_json(uri, identity)
+
+
+# --- list --------------------------------------------------------------------------------------------------
+
+
+def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: str) -> dict[str, Any]:
+    """Names of all shards, and the number of objects; from the last run, if that came so far."""
+    known = read_json(storage.join(work, _LISTING_FILE))
+    if known:
+        return known
+    names: list[str] = []
+    objects = 0
+    with progress_bar("listing", None) as (progress, bar), _following(work, progress, bar):
+        for row in executor.map(task, shares(roots)):
+            names += list(row["names"])
+            objects += int(sum(row["counts"]))
+    if not objects:
+        raise SourceError(f"{source} is empty; check the path")
+    listing = {"shards": sorted(names), "objects": objects}
+    write_json(storage.join(work, _LISTING_FILE), listing)
+    return listing
+
+
+@contextmanager
+def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
+    """Shows how many objects were listed so far: a flat prefix of millions is one task's."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        pause = _POLL_S
+        while not stop.wait(pause):
+            began = time.monotonic()
+            shards = len(storage.names_in(storage.join(work, LISTED)))
+            progress.update(bar, completed=shards * OBJECTS_A_SHARD)
+            pause = max(_POLL_S, _POLL_SHARE * (time.monotonic() - began))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+# --- examine -----------------------------------------------------------------------------------------------
+
+
+def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, retry_failed: bool) -> None:
+    """Examines what the last run left."""
+    done = storage.names_in(storage.join(work, EXAMINED))
+    if retry_failed:
+        pending = [{"name": name, "retry": name in done} for name in listing["shards"]]
+    else:
+        pending = [{"name": name, "retry": False} for name in listing["shards"] if name not in done]
+    resumed = len(listing["shards"]) - len(pending)
+    _log.info("%s: %d shards to examine, %d examined already", work, len(pending), resumed)
+    objects = listing["objects"]
+    if resumed:
+        console.print(f"resuming: {resumed} of {len(listing['shards'])} shards are examined already")
+    unfetched = 0
+    with progress_bar("examining", objects) as (progress, bar):
+        progress.update(bar, completed=min(objects, resumed * OBJECTS_A_SHARD))
+        for row in executor.map(task, pending):
+            unfetched += int(row["unfetched"])
+            progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
+    examined = storage.names_in(storage.join(work, EXAMINED))
+    if missing := set(listing["shards"]) - examined:
+        raise UserError(
+            f"{len(missing)} of {len(listing['shards'])} shards are not examined, such as {min(missing)} in "
+            f"{work}; run the same command again"
+        )
+
+
+# --- audit -------------------------------------------------------------------------------------------------
+
+
+def _audit(guard: Guard, examined: str, source: str, out: str, options: Options) -> tuple[Any, float]:
+    """In a worker, so that the driver's memory does not grow with the source.
+
+    As a whole it is done again when storage was unavailable: pyarrow's datasets do not wait.
+    """
+    guard.check()
+    with storage.patience(PATIENCE_S):
+        is_table = scan.is_table(source)
+        found = storage.retried(examined, audit.audit, examined, source, out, options, is_table)
+        found["only_by_name"] = _only_by_name(out)
+        return found, provenance.peak_mib()
+
+
+def _only_by_name(out: str) -> int:
+    """Images in archives that are compressed as a whole, which only a pass over them reads."""
+    folder = storage.join(out, manifest.MANIFEST_FOLDER)
+    rows = pads.field("member").is_valid() & pads.field("byte_length").is_null()
+    return int(parquet.dataset(folder).count_rows(filter=rows))
+
+
+def _check_accounts(summary: dict[str, Any], out: str) -> None:
+    """Everything that was listed was examined, and every photograph is kept or dropped with a reason."""
+    listed, examined = summary["objects_listed"], sum(summary["objects"].values())
+    if examined < listed:  # a tar is listed as one object, and becomes its members
+        raise UserError(
+            f"{listed} objects were listed in {summary['source']}, but {examined} examined; prepare it again "
+            f"into another directory than {out}, and report this"
+        )
+    photographs = summary["objects"].get("photograph", 0)
+    others = sum(summary["dropped_other"].values())
+    kept, dropped = summary["photographs"], sum(summary["dropped"].values()) - others
+    if kept + dropped != photographs:
+        raise UserError(
+            f"{photographs} photographs were found in {summary['source']}, but {kept} kept and {dropped} "
+            f"dropped in {out}; prepare it again into another directory, and report this"
+        )
+
+
+def _show(summary: dict[str, Any], out: str) -> None:
+    rows: dict[str, Any] = {
+        "photographs": summary["photographs"],
+        "left out": summary["dropped"],
+        "found": {word: count for word, count in summary["findings"].items() if count},
+    }
+    for name in PARTS:
+        part = summary["parts"][name]
+        if part["photographs"]:
+            rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(
+                f"{grade} {count}" for grade, count in part["by_grade"].items()
+            )
+    show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
+    for line in report.warnings(summary):
+        console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
+    if summary["only_by_name"]:
+        console.print(
+            f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "
+            "beginning: training whose decoded images do not fit into memory reads the whole archive for "
+            "every batch; unpack them, or repack them as .zip or plain .tar"
+        )
+
+
+def _show_ungrouped(summary: dict[str, Any], group_by: str) -> None:
+    if alone := summary["grouped_by"].get("photograph"):
+        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a group of its own")

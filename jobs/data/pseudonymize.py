@@ -1,0 +1,194 @@
+"""`scalp pseudonymise`: prepared photographs as a data directory that can be handed on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.growth import room_to_work
+from cluster.local import connect
+from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from jobs.common.images import photographs, unreadable
+from scalp_core import storage
+from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets import manifest
+from scalp_core.datasets.locations import LOCATION_COLUMNS, location_of
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.errors import ImageError, UserError
+from scalp_core.images import codecs
+from scalp_core.storage import lease, outputs
+
+KIND = "pseudonymise"
+PHOTOGRAPHS = "photographs"
+_ROWS_A_BATCH = 64
+
+
+def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, Any]:
+    """Writes the photographs without names and metadata, and their manifest without what identifies.
+
+    Args:
+        data: directory that `scalp prepare` wrote.
+        out: new directory, local or `s3://`; trained on, evaluated and graded like any other.
+        key_file: where the key of the codes is kept, made if missing, so that later exports use the same
+            codes; None throws it away, and nobody can lead a code back.
+
+    Returns:
+        the summary that is also written to `out/summary.json`; a finished export is left as it is.
+
+    Raises:
+        UserError: bad input, a photograph cannot be read any more, `out` overlaps with `data` or is full.
+    """
+    out = storage.absolute(out)
+    outputs.check(out, KIND, [data])
+    spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    made = read_json(storage.join(out, SUMMARY_FILE))
+    if made and made.get("of") == spec.sha256:
+        console.print(f"{out} is made already of {data}")
+        return made
+    if outputs.kind_of(out) == KIND:
+        raise UserError(
+            f"{out} holds photographs of other data, or of a stopped run, which cannot resume: it would mix "
+            "codes of two keys; name a new directory"
+        )
+    key = _key(key_file, out)
+    with outputs.opened(out, KIND, [data]):
+        summary = _written(out, spec, table, key, kept=bool(key_file))
+    # A lease names this machine, and the directory is to be handed on.
+    storage.remove_folder(storage.join(out, lease.FOLDER))
+    show("pseudonymise", summary | {"folder": out})
+    console.print(
+        "the pictures are the same, pixel for pixel at 8 bits a channel: who has the originals can find them"
+    )
+    if conflicting := summary["conflicting_labels"]:
+        console.print(
+            f"{conflicting} images are left out: without metadata they equal another one of a different grade"
+        )
+    return summary
+
+
+def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
+    """Writes photographs, manifest and summary."""
+    room_to_work(connect(), console.print)
+    work = Pseudonymise(out, key)
+    written = photographs(table, _ROWS_A_BATCH).map_batches(
+        work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"
+    )
+    parts = []
+    with progress_bar("pseudonymising", table.num_rows) as (progress, task):
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(batch.cast(manifest.SCHEMA))
+            progress.update(task, advance=batch.num_rows)
+    everything = pa.concat_tables(parts)
+    rows, merged, conflicting = _distinct(everything)
+    for uri in set(everything["uri"].to_pylist()) - set(rows["uri"].to_pylist()):
+        storage.remove_file(storage.join(out, uri))  # written above
+    manifest.write_manifest(out, rows)
+    new_spec = spec.model_copy(
+        update={"source": "pseudonymised", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
+    )
+    manifest.write_spec(out, new_spec)
+    suffixes = [uri.rsplit(".", 1)[-1] for uri in rows["uri"].to_pylist()]
+    summary = {
+        "kind": "pseudonymise",
+        "date": now(),
+        "of": spec.sha256,
+        "photographs": rows.num_rows,
+        "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
+        "equal_without_metadata": merged,
+        "conflicting_labels": conflicting,
+        "key": "kept" if kept else "thrown away",
+        "sha256": new_spec.sha256,
+    }
+    write_json(storage.join(out, SUMMARY_FILE), summary)
+    return summary
+
+
+def _distinct(rows: pa.Table) -> tuple[pa.Table, int, int]:
+    """One row for each content; some files differ in their metadata alone.
+
+    Returns:
+        rows, how many of equal contents and labels went, and how many of equal contents with other labels.
+    """
+    rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
+    first: list[int] = []
+    merged = conflicting = 0
+    keys = zip(rows["image_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    for _, group in groupby(enumerate(keys), key=lambda item: item[1][0]):
+        same = list(group)
+        if len({label for _, (_, label) in same}) > 1:
+            conflicting += len(same)
+            continue
+        first.append(same[0][0])
+        merged += len(same) - 1
+    return rows.take(pa.array(first, pa.int64())), merged, conflicting
+
+
+def _key(key_file: str | None, out: str) -> bytes:
+    if key_file is None:
+        return secrets.token_bytes(KEY_BYTES)
+    if "://" in key_file:
+        raise UserError(
+            f"--key-file {key_file} is not a local file; name one on this machine: the key is a secret that "
+            "leads every code back"
+        )
+    path = Path(key_file)
+    if storage.absolute(path).startswith(f"{out}/"):
+        raise UserError(
+            f"--key-file {key_file} is in OUT, and would be handed on with the photographs; keep it elsewhere"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Never over a file that is there, also one that another run makes at the same time.
+    with suppress(FileExistsError), open(path, "x", opener=_open_private) as file:
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UserError(
+            f"--key-file {key_file} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file"
+        )
+    return key
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class Pseudonymise:
+    """Writes the photographs of a batch under their codes, and returns their new rows."""
+
+    def __init__(self, out: str, key: bytes) -> None:
+        self._out = out
+        self._key = key
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        locations = [location_of(row) for row in rows]
+        found = datasets_locations.read_photographs(locations, codecs.MAX_BYTES)
+        made = [self._write(row, data) for row, data in zip(rows, found, strict=True)]
+        return pa.Table.from_pylist(made, schema=manifest.SCHEMA)
+
+    def _write(self, row: dict[str, Any], data: bytes | ImageError) -> dict[str, Any]:
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            picture, suffix = without_metadata(data)
+        except ImageError as error:
+            raise unreadable(location_of(row), error) from None
+        grade = "unlabelled" if row["label"] is None else str(row["label"])
+        name = pseudonym(self._key, f"photograph:{row['sha256']}") + suffix
+        uri = storage.join(PHOTOGRAPHS, grade, name)  # below the directory, which will be moved
+        storage.write(storage.join(self._out, uri), picture)
+        digest = hashlib.sha256(picture).hexdigest()
+        here = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
+        here["image_id"] = manifest.image_id(digest)
+        return pseudonymous_row(row, self._key) | here

@@ -1,0 +1,44 @@
+"""`scalp synth`: synthetic scalp photographs in the AI Hub layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs.common.console import progress_bar, show
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.grades import GRADE_NAMES
+from scalp_core.storage import outputs
+from scalp_core.synthetic.dataset import write_dataset
+from scalp_core.synthetic.plan import SynthOptions
+
+KIND = "synth"
+
+
+def synth(out: str, options: SynthOptions) -> dict[str, Any]:
+    """Renders the photographs; a folder that holds the same options already is left as it is.
+
+    Raises:
+        UserError: `out` is in object storage, holds something else, or is in use.
+    """
+    if storage.is_s3(out):
+        raise UserError(f"OUT {out} is not a local folder; draw into one and copy it")
+    with (
+        outputs.opened(out, KIND) as output,
+        progress_bar("rendering", options.images) as (progress, task),
+    ):
+        summary = write_dataset(
+            Path(output.uri), options, on_progress=lambda done: progress.update(task, completed=done)
+        )
+    show(
+        KIND,
+        {
+            "photographs": summary.images,
+            "by grade": {GRADE_NAMES[int(grade)]: count for grade, count in summary.grades.items()},
+            "people": summary.people,
+            "devices": summary.devices,
+            "folder": out,
+        },
+    )
+    return summary.model_dump()

@@ -1,0 +1,1 @@
+"""`scalp evaluate`, `scalp explain` and `scalp compare`."""

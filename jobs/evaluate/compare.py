@@ -1,0 +1,151 @@
+"""`scalp compare`: what two bundles answered for the images that an endpoint graded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import numpy as np
+from rich.table import Table
+
+from jobs.common.console import console, show
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.evaluation import bootstrap, metrics
+from scalp_core.grades import GRADE_NAMES, NUM_GRADES
+from scalp_core.storage.duckdb_sql import spilling
+
+# Columns that a log without such lines would lack.
+_COLUMNS = (
+    "{time: 'VARCHAR', sha256: 'VARCHAR', model_version: 'VARCHAR', grade: 'INTEGER', refer: 'BOOLEAN', "
+    "ms: 'DOUBLE', candidate_error: 'VARCHAR', first: 'STRUCT({one})', candidate: 'STRUCT({one})'}"
+).replace(
+    "{one}",
+    "model_version VARCHAR, grade INTEGER, expected_severity DOUBLE, refer BOOLEAN, forward_ms DOUBLE",
+)
+# A damaged line is a row of nulls.
+_READ = (
+    "create table lines as select *, time is null and sha256 is null as damaged "  # noqa: S608
+    f"from read_json(?, format='newline_delimited', ignore_errors=true, columns={_COLUMNS})"
+)
+# A retried image counts once, by its last answer.
+_BY_MODEL = """
+with once as (
+    select distinct on (model_version, sha256) * from lines where grade is not null
+    order by model_version, sha256, time desc
+)
+select model_version, count(*) as photographs, avg(refer::int) as referred,
+    quantile_cont(ms, 0.5) as p50_ms, quantile_cont(ms, 0.99) as p99_ms, {grades}
+from once group by model_version order by photographs desc
+"""
+_PAIRS = """
+with once as (
+    select distinct on (first.model_version, candidate.model_version, sha256) * from lines
+    where first is not null and candidate is not null
+    order by first.model_version, candidate.model_version, sha256, time desc
+)
+select first.model_version as first, candidate.model_version as candidate,
+    first.grade as first_grade, candidate.grade as candidate_grade, count(*) as photographs,
+    sum((first.refer != candidate.refer)::int) as referred_otherwise,
+    sum(candidate.expected_severity - first.expected_severity) as severity
+from once group by all order by all
+"""
+
+
+def compare(audit: str) -> dict[str, Any]:
+    """Compares the models of an audit log: what each answered, and what both answered for the same images.
+
+    Damaged lines are skipped and counted. An image that was sent again counts once.
+
+    Args:
+        audit: folder of the endpoint's audit log; of several nodes, one that all were copied to.
+
+    Returns:
+        `models`, one row per model that answered; `pairs`, one per two models that were compared, with the
+        95 % interval of their quadratic kappa over images (both None where it is undefined); `failed`, how
+        often a candidate failed; `damaged`, lines that could not be read.
+
+    Raises:
+        UserError: there is no audit log.
+    """
+    files = storage.join(storage.absolute(audit), "audit-*.jsonl")
+    grades = ", ".join(f"avg((grade = {grade})::int) as {name}" for grade, name in enumerate(GRADE_NAMES))
+    with spilling() as database:
+        try:
+            database.execute(_READ, [files])
+        except duckdb.Error as error:
+            raise UserError(
+                f"{audit} holds no audit log ({str(error).splitlines()[0]}); give the folder of scalp serve "
+                "--audit"
+            ) from error
+        models = _rows(database, _BY_MODEL.format(grades=grades))
+        pairs = _rows(database, _PAIRS)
+        (counts,) = _rows(
+            database,
+            "select count(candidate_error) as failed, count_if(damaged) as damaged from lines",
+        )
+    found = {"models": models, "pairs": _pairs(pairs), **counts}
+    _show(found)
+    return found
+
+
+def _rows(database: duckdb.DuckDBPyConnection, question: str) -> list[dict[str, Any]]:
+    answer = database.execute(question)
+    names = [column[0] for column in answer.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+
+def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """From counts of grades that met, one row for each two models."""
+    found = []
+    for names in dict.fromkeys((row["first"], row["candidate"]) for row in rows):
+        met = [row for row in rows if (row["first"], row["candidate"]) == names]
+        matrix = np.zeros((NUM_GRADES, NUM_GRADES), int)
+        for row in met:
+            matrix[row["first_grade"], row["candidate_grade"]] = row["photographs"]
+        total = int(matrix.sum())
+        values = {name: value[0] for name, value in metrics.from_confusion(matrix[None]).items()}
+        found.append(
+            {
+                "first": names[0],
+                "candidate": names[1],
+                "photographs": total,
+                "same_grade": float(values["top1"]),
+                "within_one": float(values["within1"]),
+                "kappa": None if np.isnan(values["qwk"]) else float(values["qwk"]),
+                "kappa_95": _ends(bootstrap.of_confusion(matrix)["qwk"]),
+                "severity_change": sum(row["severity"] for row in met) / total,
+                "referred_otherwise": sum(row["referred_otherwise"] for row in met) / total,
+            }
+        )
+    return found
+
+
+def _ends(interval: dict[str, Any] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval["low"], interval["high"])
+
+
+def _show(found: dict[str, Any]) -> None:
+    for title, rows in (("what each answered", found["models"]), ("of the same photographs", found["pairs"])):
+        if rows:
+            table = Table(title=title, title_justify="left", title_style="bold")
+            for name in rows[0]:
+                table.add_column(name.replace("_", " "), overflow="fold")
+            for row in rows:
+                table.add_row(*(_cell(name, value) for name, value in row.items()))
+            console.print(table)
+    show("candidate", {"failed": found["failed"]})
+    if found["damaged"]:
+        show("audit log", {"damaged lines skipped": found["damaged"]})
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return " to ".join(f"{end:.3f}" for end in value)
+    if not isinstance(value, float):
+        return str(value)
+    if name.endswith("_ms"):
+        return f"{value:.0f}"
+    return f"{value:.3f}" if name in ("kappa", "severity_change") else f"{100 * value:.1f} %"

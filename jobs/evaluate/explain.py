@@ -1,0 +1,235 @@
+"""`scalp explain`: pictures of where the model looked, for photographs of a source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
+from scalp_core import storage
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.manifest import image_id, location_id
+from scalp_core.errors import ImageError, UserError
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.images.preprocess import decode
+from scalp_core.inference.decision import NOT_FINITE, Grading
+from scalp_core.inference.overlay import MEANING, overlay, png
+from scalp_core.inference.predictor import Device, Predictor
+from scalp_core.storage import outputs
+
+if TYPE_CHECKING:
+    from scalp_core.inference.gradcam import Explainer
+
+KIND = "explain"
+_IDENTITY_FILE = "run.json"
+_PIECE = 16
+
+# Of the picture, in pixels.
+_MARGIN, _PANEL, _TEXT, _LINE, _WORDS = 12, 448, 17, 24, 84
+_OPACITY = 0.6
+
+
+def explain(
+    bundle: str, source: str, out: str, grade: int | None = None, limit: int = 50, device: Device = "auto"
+) -> dict[str, Any]:
+    """Writes a picture for each photograph: as the model saw it, under its heat, and what it was graded.
+
+    Args:
+        bundle: directory of the bundle, local or `s3://`.
+        source: folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
+        out: directory for `<location id>.png` and `summary.json`, local or `s3://`.
+        grade: the one to explain; None takes the grade that each photograph gets.
+        limit: photographs at most, spread evenly over the source.
+        device: where the model runs.
+
+    Returns:
+        the summary, which names the file of each picture and the reason of each photograph without one.
+
+    Raises:
+        UserError: bad input, an architecture without a map of the picture, or `out` overlaps with the source,
+            holds something else, or is in use.
+    """
+    out = storage.absolute(out)
+    outputs.check(out, KIND, [source])
+    loaded = load_bundle(bundle)
+    predictor = Predictor(loaded, device)
+    identity = {
+        "model_version": predictor.model_version,
+        "source": storage.absolute(source),
+        "grade": grade,
+        "limit": limit,
+    }
+    if summary := _finished(out, identity):
+        return summary
+    listed = datasets_locations.list_photographs(source).photographs
+    # PyTorch takes seconds: the mistakes above are told before.
+    from scalp_core.inference.gradcam import Explainer
+
+    explainer = Explainer(loaded, device)
+    count = min(limit, len(listed))
+    chosen = [listed[index * len(listed) // count] for index in range(count)]
+    rows: list[dict[str, Any]] = []
+    with outputs.opened(out, KIND, [source]), progress_bar("explaining", len(chosen)) as (progress, task):
+        write_json(storage.join(out, _IDENTITY_FILE), identity)
+        for start in range(0, len(chosen), _PIECE):
+            rows += _explained(chosen[start : start + _PIECE], predictor, explainer, grade, out)
+            progress.update(task, completed=len(rows))
+        summary = _summary(rows, len(listed), loaded, explainer, identity)
+        write_json(storage.join(out, SUMMARY_FILE), summary)
+    _show(summary, out)
+    return summary
+
+
+def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the same run that is through already; one output belongs to one run."""
+    known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
+    for name, value in identity.items():
+        if known.get(name) != value:
+            raise UserError(
+                f"{out} holds pictures of {name} {known.get(name)}, not {value}; choose another OUT"
+            )
+    summary = read_json(storage.join(out, SUMMARY_FILE))
+    if summary:
+        console.print(f"{out} is finished: {summary['explained']} pictures are there")
+    return summary
+
+
+def _explained(
+    locations: list[Location], predictor: Predictor, explainer: Explainer, grade: int | None, out: str
+) -> list[dict[str, Any]]:
+    """Writes the pictures of some photographs; a row each, with the picture's name or why there is none."""
+    data = list(datasets_locations.read_photographs(locations, MAX_BYTES))
+    decoded = [_pixels(each, predictor) for each in data]
+    images = [each for each in decoded if not isinstance(each, ImageError)]
+    size = predictor.spec.preprocess.size
+    stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+    answers = predictor.grade(stacked)
+    # Of the grade that was answered, which bf16 may have chosen otherwise than the weights in fp32 would.
+    grades = [answer.grade if grade is None else grade for answer in answers]
+    made = zip(stacked, answers, explainer.heatmaps(stacked, grades), grades, strict=True)
+    rows = []
+    for location, file, each in zip(locations, data, decoded, strict=True):
+        row: dict[str, Any] = {
+            "image_id": None if isinstance(file, ImageError) else image_id(sha256(file).hexdigest()),
+            "location_id": location_id(location),
+            "uri": location.uri,
+            "member": location.member,
+        }
+        if isinstance(each, ImageError):
+            rows.append(row | {"status": "failed", "error_code": each.code, "error": each.message})
+            continue
+        pixels, answer, heat, explained = next(made)
+        name = f"{row['location_id']}.png"
+        storage.write(
+            storage.join(out, name), png(picture(pixels, heat, answer, explained, predictor.spec.grade_names))
+        )
+        row |= {"status": "explained", "picture": name, "explained_grade": explained}
+        rows.append(row | {"has_heat": bool(heat.any())} | vars(answer))
+    return rows
+
+
+def _pixels(data: bytes | ImageError, predictor: Predictor) -> np.ndarray | ImageError:
+    if isinstance(data, ImageError):
+        return data
+    try:
+        return decode(data, predictor.spec.preprocess).pixels
+    except ImageError as error:
+        return error
+
+
+def picture(
+    pixels: np.ndarray, heat: np.ndarray, answer: Grading, explained: int, names: Sequence[str]
+) -> np.ndarray:
+    """The photograph beside itself under its heat, with a caption. No file name: it may name a person.
+
+    Args:
+        pixels: uint8 (S, S, 3).
+        heat: (S, S) in 0..1.
+        answer: what the photograph was graded.
+        explained: the grade that the heat is of.
+        names: of the grades.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    width, height = 3 * _MARGIN + 2 * _PANEL, 3 * _MARGIN + _PANEL + 3 * _LINE
+    sheet = Image.new("RGB", (width, height), "white")
+    left, right, below = _MARGIN, 2 * _MARGIN + _PANEL, 2 * _MARGIN + _PANEL
+    _paste(sheet, pixels, (left, _MARGIN, _PANEL, _PANEL))
+    _paste(sheet, overlay(pixels, heat, _OPACITY), (right, _MARGIN, _PANEL, _PANEL))
+    shares = "   ".join(
+        f"{name} {share:.0%}" for name, share in zip(names, answer.probabilities, strict=True)
+    )
+    if NOT_FINITE in answer.refer_reasons:
+        _write(sheet, (left, below), "Not graded: the model's scores are not finite")
+    else:
+        _write(sheet, (left, below), f"Graded {answer.grade} {answer.grade_name}", shares)
+    of = f"{explained} {names[explained]}"
+    if heat.any():
+        _write(sheet, (right, below), f"What spoke for {of}", "", MEANING.capitalize())
+        _draw_scale(sheet, right, below)
+    else:
+        _write(sheet, (right, below), f"Nothing spoke for {of}: no heat", "", MEANING.capitalize())
+    return np.asarray(sheet)
+
+
+def _paste(sheet: Image.Image, pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
+    left, top, width, height = box
+    sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), (left, top))
+
+
+def _write(sheet: Image.Image, at: tuple[int, int], *lines: str) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT)
+    for number, line in enumerate(lines):
+        draw.text((at[0], at[1] + number * _LINE), line, "#1a1a1a", font)
+
+
+def _draw_scale(sheet: Image.Image, left: int, top: int) -> None:
+    """Between its ends named in words, as the colours look over grey."""
+    ramp = np.tile(np.linspace(0, 1, 256), (_TEXT, 1))
+    colours = overlay(np.full((_TEXT, 256, 3), 150, np.uint8), ramp, _OPACITY)
+    top += _LINE
+    _write(sheet, (left, top), "not at all")
+    _write(sheet, (left + _PANEL - _WORDS + 10, top), "most")
+    _paste(sheet, colours, (left + _WORDS, top + 3, _PANEL - 2 * _WORDS, _TEXT))
+
+
+def _summary(
+    rows: list[dict[str, Any]], listed: int, bundle: Bundle, explainer: Explainer, identity: dict[str, Any]
+) -> dict[str, Any]:
+    spec = bundle.spec
+    explained = [row for row in rows if row["status"] == "explained"]
+    grades = Counter(row["grade_name"] for row in explained)
+    errors = Counter(row["error_code"] for row in rows if row["status"] == "failed")
+    return {
+        "kind": "explain",
+        "date": now(),
+        **identity,
+        "meaning": MEANING,
+        "method": f"Grad-CAM of the last map, {explainer.cells[0]} by {explainer.cells[1]} cells, by the "
+        "weights in fp32; each photograph's strongest place is 1",
+        "photographs_in_source": listed,
+        "photographs": len(rows),
+        "explained": len(explained),
+        "without_heat": sum(not row["has_heat"] for row in explained),
+        "not_finite": sum(NOT_FINITE in row["refer_reasons"] for row in explained),
+        "failed": len(rows) - len(explained),
+        "by_grade": {name: grades[name] for name in spec.grade_names},
+        "by_error": dict(errors.most_common()),
+        "rows": rows,
+    }
+
+
+def _show(summary: dict[str, Any], out: str) -> None:
+    names = ("photographs", "explained", "without_heat", "failed", "by_error", "by_grade")
+    chosen = f"{summary['photographs']} of {summary['photographs_in_source']}"
+    rows = {name: summary[name] for name in names} | {"photographs": chosen}
+    show("explain", rows | {"heat shows": MEANING, "pictures": out})

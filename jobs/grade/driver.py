@@ -1,0 +1,307 @@
+"""`scalp grade`: images wherever they are stored to Parquet result rows, each accounted for exactly once.
+
+Three steps that leave files: list (`grade_list`), run (`grade_run`, `grade_load`, `grade_shards`), gather
+(`grade_gather`). A run that is stopped anywhere is resumed by the same command.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from jobs.common.console import SUMMARY_FILE, Clock, console, now, read_json, write_json
+from jobs.common.executor import Executor, RayExecutor
+from jobs.common.inference import ModelOptions
+from jobs.grade import identity as grade_identity
+from jobs.grade import retry as grade_retry
+from jobs.grade.files import PATIENCE_S, Listing
+from jobs.grade.gather import gather
+from jobs.grade.identity import Identity
+from jobs.grade.listing import glance, list_sources
+from jobs.grade.planning import Plan, PoolOptions, plan_run, resolve_model, room_for
+from jobs.grade.run import Session, Work, run_pending
+from jobs.grade.summary import Described, check_accounts, make_summary, read_sessions, show_summary
+from scalp_core import storage
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.errors import SourceError, UserError
+from scalp_core.inference.predictor import Predictor, resolve_runtime
+from scalp_core.results.progress import IDENTITY_FILE, SESSIONS
+from scalp_core.results.schema import RESULTS_FOLDER, Signature
+from scalp_core.storage import outputs
+from scalp_core.storage.outputs import Output
+
+logger = logging.getLogger(__name__)
+
+Shared = Callable[[], Bundle]
+MakeModel = Callable[[Shared, ModelOptions, int], Any]
+
+
+@dataclass(frozen=True)
+class GradeOptions:
+    """How to grade.
+
+    Args:
+        model: how the model runs.
+        pool: how the cluster is used.
+        max_failed_share: a run of which more fails is stopped.
+        retry_failed: grade the failed rows again.
+        heatmaps: referred images that the report shows with a heatmap.
+        tables: tables of uris and prepared data, which name images anywhere, may be sources.
+        links: links of local folders may lead out of the source.
+    """
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    max_failed_share: float = 0.5
+    retry_failed: bool = False
+    heatmaps: int = 12
+    tables: bool = True
+    links: bool = True
+
+
+def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
+    """The model of an actor, warm."""
+    predictor = Predictor(bundle(), options.device, options.precision, threads, options.runtime)
+    predictor.warm_up(options.batch_size)
+    return predictor
+
+
+def grade(
+    bundle: str,
+    source: str | Sequence[str],
+    out: str,
+    options: GradeOptions = GradeOptions(),
+    make_model: MakeModel = make_predictor,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Grade every image that `out` does not hold yet.
+
+    Args:
+        bundle: directory of the bundle, local, `s3://` or `models://`.
+        source: one or more folders, prefixes, archives, tables of uris, directories of `scalp prepare`.
+        out: directory, local or `s3://`; a run that was stopped is resumed.
+        options: how.
+        make_model: makes the model in its actor; a bench puts another in its place.
+        executor: runs the steps; Ray unless given.
+
+    Returns:
+        the summary that is also written to `out/summary.json`.
+
+    Raises:
+        UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
+    """
+    out, clock = storage.absolute(out), Clock()
+    given = [source] if isinstance(source, str) else source
+    if not options.links:
+        _refuse_links(given)
+    named = [storage.absolute(uri) for uri in given]
+    if not named:
+        raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
+    outputs.check_places(named, out)
+    known = grade_identity.read(out)
+    pinned = grade_identity.pinned(bundle, known)
+    loaded = load_bundle(pinned)
+    if known:
+        grade_identity.check(out, known, loaded.spec, options.model, named)
+    summary = _read_summary(out)
+    if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
+        console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
+        return summary
+    asked = grade_identity.resumed(out, known, options.model) if known else options.model
+    # Before Ray is started: a mistyped source is reported immediately.
+    scratch = storage.join(out, outputs.SCRATCH_FOLDER)
+    glanced = None if summary else glance(named, scratch, options.tables, options.links)
+    executor = executor or RayExecutor()
+    cluster = room_for(executor.cluster(), asked, options.pool)
+    plan = plan_run(cluster, loaded, asked, options.pool)
+    model = resolve_model(asked, plan, executor)
+    clock.lap("start")
+    # Only now: a command that was refused must not bind OUT to its mistake.
+    with outputs.opened(out, "grade", named) as output, storage.patience(PATIENCE_S):
+        executor.check(named, out)
+        # Another run may have begun since.
+        identity = grade_identity.read(out)
+        if identity:
+            grade_identity.check(out, identity, loaded.spec, model, named)
+            model = grade_identity.resumed(out, identity, model)
+        else:
+            identity = Identity.of(loaded.spec, pinned, named, plan.device, model)
+            grade_identity.write(out, identity)
+        run = _Run(output, identity, named, loaded, model, options, plan, make_model, executor, clock)
+        summary = run.resume(glanced)
+    check_accounts(summary, out)
+    return summary
+
+
+def _refuse_links(sources: Sequence[str]) -> None:
+    """Refuse local sources whose own path has a link; it would be followed before anything is listed.
+
+    Raises:
+        UserError: names the real path.
+    """
+    for source in sources:
+        if not storage.is_s3(source) and (real := os.path.realpath(source)) != os.path.abspath(source):  # noqa: PTH100
+            raise UserError(f"{source} is reached through a link, which --no-links refuses; name {real}")
+
+
+def _read_summary(out: str) -> dict[str, Any] | None:
+    return read_json(storage.join(out, SUMMARY_FILE))
+
+
+def _is_finished(out: str, summary: dict[str, Any]) -> bool:
+    return not summary["rows_unaccounted"] and not outputs.has_scratch(out)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One session of a run: what its steps share."""
+
+    output: Output
+    identity: Identity
+    named: list[str]
+    bundle: Bundle
+    model: ModelOptions
+    options: GradeOptions
+    plan: Plan
+    make_model: MakeModel
+    executor: Executor
+    clock: Clock
+
+    def resume(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """Do what is left, from wherever the sessions before stopped; the summary at the end."""
+        summary, scratch = _read_summary(self.output.uri), self.output.scratch
+        storage.remove_temporary(storage.join(self.output.uri, RESULTS_FOLDER))
+        retry = grade_retry.find(scratch, summary)
+        if summary is None or (retry is None and summary["rows_unaccounted"]):
+            summary = self._first(scratch, glanced)
+        elif retry is None:
+            self._close(summary)  # what a session that was killed after its summary did not reach
+        if (
+            retry is None
+            and self.options.retry_failed
+            and summary["failed"]
+            and not summary["rows_unaccounted"]
+        ):
+            retry = grade_retry.begin(
+                self.output.uri,
+                self.output.scratch,
+                self.plan.shard_size,
+                summary,
+                self.output.guard,
+                self.executor,
+            )
+        return self._again(retry) if retry else summary
+
+    def _first(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """List, run and gather what is left of it."""
+        size, options = self.plan.shard_size, self.options
+        try:
+            listing = list_sources(
+                self.named, scratch, size, glanced, self.executor, options.tables, options.links
+            )
+        except SourceError:
+            # A source that is fixed, or named correctly, is listed again.
+            self.output.remove_scratch()
+            storage.remove_file(storage.join(self.output.uri, IDENTITY_FILE))
+            raise
+        self.clock.lap("list")
+        return self._with_runtime(listing)._listed(scratch, listing)
+
+    def _with_runtime(self, listing: Listing) -> _Run:
+        """The run with its runtime, which on GPUs depends on how much there is; recorded before any row."""
+        if self.identity.runtime != "auto":
+            return self
+        count = listing.photographs / self.plan.models[1]
+        runtime = resolve_runtime("auto", self.plan.device, count)
+        identity = replace(self.identity, runtime=runtime)
+        grade_identity.write(self.output.uri, identity)
+        return replace(self, identity=identity, model=replace(self.model, runtime=runtime))
+
+    def _listed(self, scratch: str, listing: Listing) -> dict[str, Any]:
+        """Grade and gather what was listed."""
+        console.print(f"grading {_size(listing)} with {self.identity.model_version}")
+        console.print(f"each by {self.identity.computed_by}")
+        console.print(str(self.plan))
+        self._grade(scratch, listing, self.options.max_failed_share)
+        self.output.check()
+        found = gather(self.output.uri, scratch, listing, self.output.guard, self.executor)
+        self.clock.lap("gather")
+        return self._finish(make_summary(self._described(), found, listing, read_sessions(scratch)))
+
+    def _again(self, retry: grade_retry.Retry) -> dict[str, Any]:
+        """Grade the failed rows again, and put the new rows in their place."""
+        listing, before = retry.listing, retry.before
+        self.clock.lap("list")
+        console.print(f"grading {_size(listing)} again with {self.identity.model_version}")
+        self._grade(retry.folder, listing, 1)  # what failed once may well fail again
+        self.output.check()
+        found = grade_retry.merge(self.output.uri, retry, self.output.guard, self.executor)
+        self.clock.lap("gather")
+        sessions = before["sessions"] + read_sessions(retry.folder)
+        return self._finish(make_summary(self._described(), found, listing, sessions, before, retry.name))
+
+    def _grade(self, folder: str, listing: Listing, max_failed_share: float) -> None:
+        name = f"{now()}-{uuid.uuid4().hex[:8]}.json"
+        session = Session(storage.join(folder, SESSIONS, name), self.executor.nodes)
+        make_model = partial(
+            grade_identity.make_checked, self.make_model, self.identity, self.executor.share(self.bundle),
+            self.model, self.plan.cpus_per_model,
+        )  # fmt: skip
+        signature = Signature(self.identity.model_version, self.identity.computed_by)
+        work = Work(
+            self.output.uri, folder, listing, self.plan, self.bundle.spec, signature,
+            make_model, max_failed_share, self.output.guard, self.executor, self._within(),
+        )  # fmt: skip
+        try:
+            run_pending(work, session)
+        finally:
+            with suppress(UserError):  # the error that stopped it is reported, not that it cannot be noted
+                session.write()
+            self.clock.lap("grade")
+
+    def _within(self) -> tuple[str, ...]:
+        if self.options.links:
+            return ()
+        return tuple(uri for uri in self.named if not storage.is_s3(uri))  # resolved when it began
+
+    def _described(self) -> Described:
+        settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}
+        spec, laps = self.bundle.spec, self.clock.laps
+        return Described(self.identity, self.named, spec, settings, laps)
+
+    def _finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        self.output.check()
+        write_json(storage.join(self.output.uri, SUMMARY_FILE), summary)
+        self._close(summary)
+        show_summary(summary, self.output.uri)
+        return summary
+
+    def _close(self, summary: dict[str, Any]) -> None:
+        """Write the report and, last, remove the scratch folder: a run without one is finished."""
+        if self.options.heatmaps:
+            self.bundle.fetch("weights")
+        logger.info("writing the report of %s", self.output.uri)
+        # In a worker: queries of many rows, and PyTorch, take memory that the driver must not.
+        self.executor.call(_report, self.output.uri, summary, self.bundle, self.options.heatmaps)
+        if not summary["rows_unaccounted"]:
+            self.output.remove_scratch()
+
+
+def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:
+    from jobs.grade.report import write_report  # slow to import, and only needed here
+
+    with storage.patience(PATIENCE_S):
+        write_report(out, summary, bundle, heatmaps)
+
+
+def _size(listing: Listing) -> str:
+    if not listing.tars:
+        return f"{listing.photographs:,} photographs"
+    return f"{listing.photographs:,} photographs and those in {listing.tars:,} tar{'s' * (listing.tars > 1)}"

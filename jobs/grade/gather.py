@@ -1,0 +1,298 @@
+"""The third step of `scalp grade`: many small files become few large ones, and all rows are counted.
+
+A part's file is written atomically under a deterministic name: gathering again gives the same files again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.common.console import progress_bar
+from jobs.common.executor import Executor
+from jobs.grade.files import (
+    INPUTS_KEY,
+    PATIENCE_S,
+    Ended,
+    Listed,
+    Listing,
+    begun,
+    committed,
+    ended,
+    graded_file,
+    ids_digest,
+    is_whole,
+    listed_file,
+    piece_name,
+    shard_names,
+)
+from scalp_core import storage
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.manifest import location_id
+from scalp_core.results import drift
+from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.storage import parquet
+from scalp_core.storage.duckdb_sql import spilling
+from scalp_core.storage.lease import Guard
+
+ROWS_A_PART = 250_000
+_ROWS_A_GROUP = 25_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Found:
+    """What result rows say in sum.
+
+    Args:
+        rows: that there are.
+        unaccounted: photographs without a row, with another's, or with more than one.
+        again: photographs that a model began more than once: the most that was done twice.
+        other_files: in tars.
+        shadowed: in tars.
+    """
+
+    rows: int = 0
+    unaccounted: int = 0
+    again: int = 0
+    other_files: int = 0
+    shadowed: int = 0
+    referred: int = 0
+    by_grade: Counter[str] = field(default_factory=Counter)
+    by_error: Counter[str] = field(default_factory=Counter)
+    by_reason: Counter[str] = field(default_factory=Counter)
+    inputs: drift.Counts | None = None
+
+    def add(self, other: Found) -> None:
+        for name in ("rows", "unaccounted", "again", "other_files", "shadowed", "referred"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("by_grade", "by_error", "by_reason"):
+            getattr(self, name).update(getattr(other, name))
+        self.add_inputs(other.inputs)
+
+    def count(self, table: pa.Table) -> None:
+        """Takes in result rows."""
+        self.rows += table.num_rows
+        self.referred += pc.sum(table["refer"]).as_py() or 0
+        self.by_grade.update(_counts(table["grade_name"]))
+        self.by_error.update(_counts(table["error_code"]))
+        self.by_reason.update(_counts(pc.list_flatten(table["refer_reasons"])))
+        self.add_inputs(inputs_of(table))
+
+    def add_inputs(self, more: drift.Counts | None) -> None:
+        """Takes in what was measured of photographs."""
+        if more is not None:
+            self.inputs = more if self.inputs is None else self.inputs + more
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self) | {"inputs": self.inputs and self.inputs.model_dump_json()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Found:
+        content = json.loads(text)
+        counters = {name: Counter(content[name]) for name in ("by_grade", "by_error", "by_reason")}
+        inputs = content["inputs"] and drift.Counts.model_validate_json(content["inputs"])
+        return cls(**content | counters | {"inputs": inputs})
+
+
+def inputs_of(table: pa.Table) -> drift.Counts | None:
+    """What `GradeShard` measured of the photographs of a committed shard; None of bundles without gates."""
+    text = (table.schema.metadata or {}).get(INPUTS_KEY)
+    return drift.Counts.model_validate_json(text) if text else None
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in pc.value_counts(pc.drop_null(values)).to_pylist()}
+
+
+def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> Found:
+    """Write `out/results` from the committed shards, and account for every image.
+
+    Args:
+        out: of the run.
+        work: folder of the shards.
+        listing: what there is.
+        guard: of the run's lease.
+        executor: runs the tasks.
+    """
+    items = [
+        {"number": number, "groups": json.dumps([asdict(group) for group in groups])}
+        for number, groups in enumerate(_per_task(listing))
+    ]
+    found, task = (
+        Found(),
+        GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard),
+    )
+    logger.info("gathering %d parts", len(items))
+    with progress_bar("gathering", len(items)) as (progress, bar):
+        for row in executor.map(task, items):
+            found.add(Found.from_json(row["found"]))
+            progress.update(bar, advance=1)
+    found.unaccounted += executor.call(count_repeated, storage.join(out, RESULTS_FOLDER))
+    return found
+
+
+def _per_task(listing: Listing) -> Iterator[list[Listed]]:
+    """Groups that one task gathers: enough for one file, where they are small."""
+    groups: list[Listed] = []
+    for group in listing.groups:
+        rows = sum(each.photographs for each in groups) + group.photographs
+        if groups and (group.tars or rows > ROWS_A_PART):
+            yield groups
+            groups = []
+        groups.append(group)
+    yield groups
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is committed of a group."""
+
+    group: Listed
+    pieces: dict[str, dict[str, set[int]]]
+    ends: dict[str, Ended]
+
+    @classmethod
+    def read(cls, work: str, group: Listed) -> _State:
+        return cls(group, committed(work, group), ended(work, group))
+
+    def is_whole(self, shard: str) -> bool:
+        return is_whole(self.group, self.pieces.get(shard, {}), self.ends.get(shard))
+
+
+class GatherGroups:
+    """Task: some groups to one file, or to several of at most `ROWS_A_PART` rows.
+
+    Groups of which a shard is missing or wrong are counted and not written: a complete part that an earlier
+    gathering wrote is never replaced by a shorter one.
+
+    Args:
+        out: of the run.
+        work: folder of the shards.
+        listed: folder of the listed shards.
+        shard_size: images per shard.
+        guard: of the run's lease.
+    """
+
+    def __init__(self, out: str, work: str, listed: str, shard_size: int, guard: Guard) -> None:
+        self._out = out
+        self._work = work
+        self._listed = listed
+        self._size = shard_size
+        self._guard = guard
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        found, part, waiting = Found(), 0, 0
+        tables: list[pa.Table] = []
+        with storage.patience(PATIENCE_S):
+            states = [_State.read(self._work, Listed(**group)) for group in json.loads(row["groups"])]
+            missing = sum(self._missing(state, found) for state in states)
+            for table in chain.from_iterable(self._tables(state, found) for state in states):
+                found.count(table)
+                if missing or found.unaccounted:
+                    continue
+                tables.append(table)
+                waiting += table.num_rows
+                if waiting >= ROWS_A_PART:
+                    self._write(row["number"], part, tables)
+                    part, waiting, tables = part + 1, 0, []
+            if tables and not found.unaccounted:
+                self._write(row["number"], part, tables)
+        return {"found": found.to_json()}
+
+    def _write(self, number: int, part: int, tables: list[pa.Table]) -> None:
+        name = f"part-{number:05d}-{part:03d}.parquet"
+        self._guard.check()
+        write_part(storage.join(self._out, RESULTS_FOLDER, name), pa.concat_tables(tables))
+
+    def _missing(self, state: _State, found: Found) -> int:
+        """Shards of a group that are not committed; their images are not accounted for."""
+        missing = [shard for shard in shard_names(state.group, self._size) if not state.is_whole(shard)]
+        for shard in missing:
+            # Of a tar the archive itself: nobody knows how many are in it.
+            found.unaccounted += 1 if state.group.tars else len(self._wanted(shard))
+        return len(missing)
+
+    def _tables(self, state: _State, found: Found) -> Iterator[pa.Table]:
+        """Result rows of the shards that are committed."""
+        times = begun(self._work, state.group)
+        for shard in shard_names(state.group, self._size):
+            if not state.is_whole(shard):
+                continue
+            is_tar = bool(state.group.tars)
+            read = self._tar(shard, state.ends[shard], found) if is_tar else self._shard(shard, found)
+            for name, table in read:
+                found.again += max(0, times[name] - 1) * table.num_rows
+                yield table
+
+    def _wanted(self, shard: str) -> list[str]:
+        """Location ids of the images that were listed."""
+        rows = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
+        return [location_id(Location(row["uri"], row["member"])) for row in rows]
+
+    def _shard(self, shard: str, found: Found) -> Iterator[tuple[str, pa.Table]]:
+        table = parquet.read(graded_file(self._work, shard))
+        found.unaccounted += differing(self._wanted(shard), table["location_id"].to_pylist())
+        yield shard, table
+
+    def _tar(self, shard: str, end: Ended, found: Found) -> Iterator[tuple[str, pa.Table]]:
+        found.other_files += end.other_files
+        found.shadowed += len(end.dropped)
+        dropped: dict[int, list[int]] = {}
+        for piece, place in end.dropped:
+            dropped.setdefault(piece, []).append(place)
+        rows = 0
+        for number, digest in enumerate(end.digests):
+            name = piece_name(shard, end.tag, number)
+            table = parquet.read(graded_file(self._work, name))
+            if ids_digest(table["location_id"].to_pylist()) != digest:
+                found.unaccounted += table.num_rows
+            table = _without(table, dropped.get(number, []))
+            rows += table.num_rows
+            yield name, table
+        found.unaccounted += abs(end.photographs - rows)
+
+
+def differing(wanted: list[str], ids: list[str]) -> int:
+    """Images that are not accounted for by the rows of a shard; 0 only if each has its one row, in order."""
+    return 0 if ids == wanted else max(len(wanted), len(ids))
+
+
+def _without(table: pa.Table, places: list[int]) -> pa.Table:
+    """The table without the rows at these places."""
+    if not places:
+        return table
+    keep = np.ones(table.num_rows, bool)
+    keep[places] = False
+    return table.filter(pa.array(keep))
+
+
+def write_part(uri: str, table: pa.Table) -> None:
+    """Atomically write a large file of result rows, in groups that a query can skip."""
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(), buffer, compression="zstd", row_group_size=_ROWS_A_GROUP)
+    storage.write(uri, buffer.getvalue())
+
+
+def count_repeated(results: str) -> int:
+    """Rows beyond the first of each location, over all files; DuckDB spills to disk."""
+    with storage.patience(PATIENCE_S):
+        if not storage.names_in(results):
+            return 0
+        with spilling() as connection:
+            connection.register("results", parquet.dataset(results))
+            query = "select count(*) - count(distinct location_id) from results"
+            ((more,),) = connection.execute(query).fetchall()
+    return int(more)

@@ -1,0 +1,319 @@
+"""The first step of `scalp grade`: list what there is to grade into shards, before it begins.
+
+Each attempt writes into a folder with a new name; `listing.json` names the one that is complete. So what a
+killed attempt left is never read, and a task that runs again writes the same files again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain, count, islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from jobs.common.console import console, progress_bar, read_json, write_json
+from jobs.common.executor import Executor
+from jobs.data.tasks import roots_in, shares
+from jobs.grade.files import GROUP_SHARDS, PATIENCE_S, Listed, Listing, listed_file, shard_names
+from scalp_core import archives, storage
+from scalp_core.datasets import locations, manifest, scan
+from scalp_core.datasets.scan import Root
+from scalp_core.errors import SourceError, UserError
+from scalp_core.results.progress import LISTING_FILE
+from scalp_core.storage import parquet
+from scalp_core.storage.duckdb_sql import spilling
+
+T = TypeVar("T")
+
+# A group of fewer shards is joined with others.
+_SMALL_GROUP = 4
+# Small sources are listed before Ray starts: objects and seconds at most.
+_FEW, _GLANCE_S = 10_000, 5.0
+
+logger = logging.getLogger(__name__)
+
+
+def glance(
+    named: Sequence[str], work: str, tables: bool = True, links: bool = True
+) -> list[dict[str, Any]] | None:
+    """List small sources before Ray starts; None where there are many objects, or a run listed them.
+
+    Args:
+        named: as for `list_sources`.
+        work: folder of the run.
+        tables: as for `roots_of`.
+        links: as for `roots_of`.
+
+    Raises:
+        UserError: a source is missing or unreadable.
+    """
+    if storage.exists(storage.join(work, LISTING_FILE)):
+        return None
+    roots = [root for source in named for root in roots_of(source, tables, links)]
+    until = time.monotonic() + _GLANCE_S
+    found: list[dict[str, Any]] = []
+    for row in chain.from_iterable(map(scan.list_root, roots)):
+        if len(found) == _FEW or time.monotonic() > until:
+            return None
+        found.append(row)
+    return found
+
+
+def read_listing(work: str) -> Listing | None:
+    """The listing of a run, or of a retry; None until it is complete.
+
+    Raises:
+        UserError: another version of scalp wrote it.
+    """
+    uri = storage.join(work, LISTING_FILE)
+    content = read_json(uri)
+    return Listing.from_json(content, uri) if content else None
+
+
+def list_sources(
+    named: Sequence[str],
+    work: str,
+    shard_size: int,
+    glanced: list[dict[str, Any]] | None,
+    executor: Executor,
+    tables: bool = True,
+    links: bool = True,
+) -> Listing:
+    """List images into shards below `work`; an earlier session's listing is taken as it is.
+
+    Args:
+        named: folders, prefixes, archives, tables, and directories that `scalp prepare` wrote.
+        work: folder of the run.
+        shard_size: images per shard.
+        glanced: what `glance` found.
+        executor: runs the tasks that list.
+        tables: as for `roots_of`.
+        links: as for `roots_of`.
+
+    Raises:
+        UserError: a source is missing, unreadable, or holds nothing to grade.
+    """
+    if known := read_listing(work):
+        return known
+    name = f"listed-{uuid.uuid4().hex[:8]}"
+    folder = storage.join(work, name)
+    logger.info("listing %s into %s", ", ".join(named), folder)
+    if glanced is None:
+        roots = [root for source in named for root in roots_of(source, tables, links)]
+        listed = _list_by_tasks(roots, folder, shard_size, executor)
+    else:
+        listed = list(write_groups(folder, shard_size, 0, glanced))
+    groups, repeated = [group for group in listed if group.photographs or group.tars], 0
+    if _may_repeat(named):
+        groups, repeated = _without_repeated(folder, groups, shard_size, executor)
+    elif glanced is None:
+        groups = _joined(folder, groups, shard_size)
+    if not groups:
+        raise SourceError(
+            f"{', '.join(named)} holds no photograph ({', '.join(locations.IMAGE_SUFFIXES)}); check the path"
+        )
+    listing = Listing(
+        groups=tuple(groups),
+        shard_size=shard_size,
+        folder=name,
+        other_files=sum(group.other_files for group in listed),
+        shadowed=sum(group.shadowed for group in listed),
+        repeated=repeated,
+    )
+    write_json(storage.join(work, LISTING_FILE), listing.to_json())
+    return listing
+
+
+def roots_of(source: str, tables: bool = True, links: bool = True) -> list[Root]:
+    """The pieces of a source that tasks list in parallel; of prepared data, the manifest's files.
+
+    Args:
+        source: one of those that are graded.
+        tables: it may be one that names images outside of it: a table of uris, or prepared data.
+        links: links of a local folder may lead out of it; else each that does is a failed row.
+
+    Raises:
+        UserError: it is missing, or one that may not be.
+    """
+    prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
+    if not tables and (prepared or scan.is_table(source)):
+        raise UserError(f"{source} names photographs that lie elsewhere, which --no-tables refuses")
+    if not prepared:
+        return scan.roots(source, links)
+    manifest.read_spec(source)  # refuses what is of another version
+    return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
+
+
+class ListPhotographs:
+    """Task: write the shards of some roots of a source; the groups of shards come back as JSON.
+
+    Args:
+        folder: of the listing.
+        shard_size: images per shard.
+    """
+
+    def __init__(self, folder: str, shard_size: int) -> None:
+        self._folder = folder
+        self._size = shard_size
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with storage.patience(PATIENCE_S):
+            objects = chain.from_iterable(map(scan.list_root, roots_in(row)))
+            groups = write_groups(self._folder, self._size, row["number"], objects)
+            return {"groups": json.dumps([asdict(group) for group in groups])}
+
+
+def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str, Any]]) -> Iterator[Listed]:
+    """Write the images among listed objects as shards, in groups.
+
+    Args:
+        folder: of the listing.
+        size: images per shard.
+        number: distinguishes these groups from those of other tasks.
+        objects: rows of `inventory.LISTED`.
+
+    Yields:
+        each group, and last one that counts what is not an image.
+    """
+    counts = Listed(f"{number:04d}")
+    tars: list[dict[str, Any]] = []
+    rows = _images(objects, counts, tars)
+    yield from _write_groups(folder, f"{number:04d}", size, rows)
+    for place, chunk in enumerate(batched(tars, GROUP_SHARDS)):
+        group = f"{number:04d}-{place:06d}-tar"
+        yield Listed(group, tars=_write_group(folder, group, 1, iter(chunk)))
+    yield counts
+
+
+def _write_groups(folder: str, prefix: str, size: int, rows: Iterator[dict[str, Any]]) -> Iterator[Listed]:
+    for place in count():
+        group = f"{prefix}-{place:06d}"
+        if not (photographs := _write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
+            break
+        yield Listed(group, photographs=photographs)
+
+
+def _write_group(folder: str, group: str, size: int, rows: Iterator[dict[str, Any]]) -> int:
+    total = 0
+    for place, chunk in enumerate(batched(rows, size)):
+        total += len(chunk)
+        table = pa.Table.from_pylist(chunk, schema=scan.LISTED)
+        parquet.write(listed_file(folder, f"{group}/{place:04d}"), table)
+    return total
+
+
+def _images(
+    objects: Iterable[dict[str, Any]], counts: Listed, tars: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    for row in objects:
+        code, name = row["code"], row["member"] or row["uri"]
+        if code == "shadowed_member":
+            counts.shadowed += 1
+        elif code == "outside_link":
+            yield row  # a folder, or any file: it hides what is behind it
+        elif row.get("kind") or locations.is_photograph(name):
+            # A table's label is of no concern here.
+            yield row | ({"code": None, "error": None} if code == "bad_label" else {})
+        elif archives.is_archive(name) and code:
+            yield row  # it may hide some
+        elif archives.is_stream(row["uri"]) and not row["member"]:
+            tars.append(row)
+        else:
+            counts.other_files += 1
+
+
+def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Executor) -> list[Listed]:
+    groups: list[Listed] = []
+    with progress_bar("listing", None) as (progress, bar):
+        for row in executor.map(ListPhotographs(folder, shard_size), shares(roots)):
+            listed = [Listed(**group) for group in json.loads(row["groups"])]
+            groups += listed
+            progress.update(bar, advance=sum(group.photographs for group in listed))
+    return sorted(groups, key=lambda group: group.group)
+
+
+def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
+    """Small groups as one: many folders of few images would make many shards of few.
+
+    There is at most one per listing task, so these rows are few, however many images there are.
+    """
+    small = [group for group in groups if 0 < group.photographs < _SMALL_GROUP * shard_size]
+    if len(small) < 2:
+        return groups
+    shards = [shard for group in small for shard in shard_names(group, shard_size)]
+    rows = (row for shard in shards for row in parquet.read(listed_file(folder, shard)).to_pylist())
+    return [
+        *_write_groups(folder, "joined", shard_size, rows),
+        *(group for group in groups if group not in small),
+    ]
+
+
+def _may_repeat(named: Sequence[str]) -> bool:
+    """Folders and archives hold everything once; a table may name an image twice, or another source's."""
+    return any(scan.is_table(source) for source in named)
+
+
+def _without_repeated(
+    folder: str, groups: list[Listed], shard_size: int, executor: Executor
+) -> tuple[list[Listed], int]:
+    """The groups without rows that name an image that an earlier row names, and how many there were."""
+    listed = [group for group in groups if group.photographs]
+    found = executor.call(_write_unique, folder, [asdict(group) for group in listed], shard_size)
+    if not found["repeated"]:
+        return groups, 0
+    console.print(
+        f"{found['repeated']:,} rows name a photograph that another row names too; each is graded once"
+    )
+    unique = [Listed(**group) for group in found["groups"]]
+    return [*unique, *(group for group in groups if group.tars)], found["repeated"]
+
+
+def _write_unique(folder: str, groups: list[dict[str, Any]], shard_size: int) -> dict[str, Any]:
+    """Write new groups without repeated rows, in a worker: the driver's memory must not grow.
+
+    The listed shards stay as they are, so that this task may run again.
+    """
+    shards = [shard for group in groups for shard in shard_names(Listed(**group), shard_size)]
+    files = [listed_file(folder, shard) for shard in shards]
+    with storage.patience(PATIENCE_S):
+        again = _repeated(files)
+        rows = (row for uri in files for row in parquet.read(uri).to_pylist())
+        unique = list(_write_groups(folder, "unique", shard_size, _first_of(rows, again))) if again else []
+    kept = sum(group.photographs for group in unique)
+    total = sum(group["photographs"] for group in groups)
+    return {"groups": [asdict(group) for group in unique], "repeated": total - kept if again else 0}
+
+
+def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
+    """Uri and member of the images that more than one row of listed shards names."""
+    if not files:
+        return set()
+    with spilling() as connection:
+        connection.register("listed", parquet.dataset(files))
+        query = "select uri, member from listed group by uri, member having count(*) > 1"
+        return set(connection.execute(query).fetchall())
+
+
+def _first_of(rows: Iterable[dict[str, Any]], again: set[tuple[str, str | None]]) -> Iterator[dict[str, Any]]:
+    """The rows without the later ones of those that are named `again`."""
+    seen: set[tuple[str, str | None]] = set()
+    for row in rows:
+        name = (row["uri"], row["member"])
+        if name in again:
+            if name in seen:
+                continue
+            seen.add(name)
+        yield row
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of at most `size` items."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,281 @@
+"""Tasks of `scalp grade` that fetch and decode a shard, or a tar piece by piece.
+
+An image that cannot be read becomes a row with its reason. A shard whose task ended its process three times
+is read image by image in a child process, so that a decoder that crashes costs one row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.common.executor import attempt
+from jobs.common.images import Columns, LoadImages, fetch
+from jobs.common.isolate import MOST_TRIES, Isolation
+from jobs.common.prometheus import timed
+from jobs.grade.files import PATIENCE_S, Ended, ended_file, ids_digest, listed_file, piece_name, version_tag
+from jobs.grade.listing import batched
+from jobs.grade.shards import Seconds, packed
+from scalp_core import archives, storage
+from scalp_core.datasets import locations
+from scalp_core.datasets.locations import Location, location_of
+from scalp_core.datasets.manifest import location_id
+from scalp_core.errors import IMAGE_CODES, ImageError, UserError
+from scalp_core.images import codecs
+from scalp_core.images.preprocess import Preprocess
+from scalp_core.storage import parquet
+
+# Images that are fetched while those before them are decoded: what a loading task holds as files.
+_PIECE = 64
+# A tar whose stream ends the process, though its images are decoded elsewhere, is given up.
+_MOST_TRIES_ISOLATED = 2 * MOST_TRIES
+_UNREAD = "crashed"
+
+logger = logging.getLogger(__name__)
+
+File = bytes | ImageError
+TarRow = tuple[dict[str, Any], File]
+
+
+class LoadShard:
+    """Task: fetch and decode a shard, or a tar piece by piece.
+
+    Args:
+        work: folder of the run.
+        listed: folder of the listed shards.
+        spec: how to decode.
+        shard_size: images per piece of a tar.
+        fetches: concurrent requests.
+        within: real paths of local sources; a file that a link has led out of them since it was listed is
+            refused. Empty for no bound.
+    """
+
+    def __init__(
+        self,
+        work: str,
+        listed: str,
+        spec: Preprocess,
+        shard_size: int,
+        fetches: int,
+        within: tuple[str, ...] = (),
+    ) -> None:
+        self._within = within
+        self._work = work
+        self._listed = listed
+        self._spec = spec
+        self._size = shard_size
+        self._fetches = fetches
+        self._images = LoadImages(spec)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        tries = attempt()
+        for row in batch.to_pylist():
+            with storage.patience(PATIENCE_S), ExitStack() as stack:
+                child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None
+                if child:
+                    logger.warning(
+                        "%s ended its process %d times; reading it image by image", row["shard"], tries
+                    )
+                yield from self._loaded(row, child, tries)
+
+    def _loaded(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
+        shard, seconds = row["shard"], Seconds()
+        listed = parquet.read(listed_file(self._listed, shard)).to_pylist()
+        if row["tar"]:
+            yield from self._tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
+        elif child:
+            parts = [child_columns(child, self._spec, each, self._outside(each["uri"])) for each in listed]
+            yield packed(shard, _concatenated(parts), seconds)
+        elif listed:
+            yield packed(shard, self._shard(listed, seconds), seconds)
+
+    def _shard(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
+        """Pieces are fetched while the ones before are decoded; the time waited for them is `fetch`."""
+        pieces = list(batched(rows, _PIECE))
+        changed = _changed_archives(rows)
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = ahead.submit(self._fetched, pieces[0], changed)
+            decoded = []
+            for number, piece in enumerate(pieces):
+                with timed(seconds, "fetch"):
+                    files = waiting.result()
+                if number + 1 < len(pieces):
+                    waiting = ahead.submit(self._fetched, pieces[number + 1], changed)
+                with timed(seconds, "decode"):
+                    decoded.append(self._images.decoded(_columns(piece), files))
+        return _concatenated(decoded)
+
+    def _fetched(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
+        refused = [
+            ImageError(row["code"], row["error"])
+            if row["code"]
+            else changed.get(row["uri"]) or self._outside(row["uri"])
+            for row in rows
+        ]
+        wanted = [row for row, error in zip(rows, refused, strict=True) if error is None]
+        data = iter(fetch([location_of(row) for row in wanted], self._fetches))
+        return [next(data) if error is None else error for error in refused]
+
+    def _outside(self, uri: str) -> ImageError | None:
+        if not self._within or storage.is_s3(uri):
+            return None
+        if any(storage.is_within(uri, folder) for folder in self._within):
+            return None
+        return ImageError("outside_link", IMAGE_CODES["outside_link"])
+
+    # --- tars -----------------------------------------------------------------------------------------------
+
+    def _tar(
+        self, shard: str, uri: str, done: dict[str, list[int]], child: Isolation | None, tries: int
+    ) -> Iterator[pa.Table]:
+        """A tar in one pass.
+
+        Pieces that a session before committed are read over: a compressed tar cannot be entered. If the tar
+        changed since then, it has another tag, and those pieces are never used.
+        """
+        version = _version(uri)
+        tag, rows = version_tag(version), TarRows(uri, version)
+        stream: Iterable[TarRow] = rows
+        error = self._outside(uri)
+        if error is None and tries >= _MOST_TRIES_ISOLATED:
+            error = ImageError("crashed", IMAGE_CODES["crashed"])
+        if error:
+            tag, stream = _UNREAD, [_archive_row(uri, error)]
+        elif done and tag not in done:
+            logger.warning("%s changed since a part of it was graded; it is graded again", uri)
+        pieces, seconds, digests = batched(stream, self._size), Seconds(), []
+        for number in count():
+            with timed(seconds, "fetch"):
+                piece = next(pieces, None)
+            if piece is None:
+                break
+            columns = _columns([row for row, _ in piece])
+            digests.append(ids_digest(columns["location_id"]))
+            if number not in done.get(tag, ()):
+                with timed(seconds, "decode"):
+                    decoded = self._piece(piece, columns, child)
+                yield packed(piece_name(shard, tag, number), decoded, seconds)
+                del decoded  # while the next piece is read
+                seconds = Seconds()
+        dropped = [list(divmod(place, self._size)) for place in sorted(rows.dropped)]
+        end = Ended(tag, digests, dropped, rows.count - len(dropped), rows.other_files)
+        if tag == _UNREAD:
+            end = Ended(tag, digests, [], 1, 0)
+        storage.write(ended_file(self._work, shard), json.dumps(asdict(end)).encode())
+
+    def _piece(self, piece: list[TarRow], columns: Columns, child: Isolation | None) -> Columns:
+        if child is None:
+            return self._images.decoded(columns, [data for _, data in piece])
+        return _concatenated([child_columns(child, self._spec, row, data) for row, data in piece])
+
+
+class TarRows:
+    """Images of a tar in one pass, and a row for what may hide some: archives in it, its own damage.
+
+    Of members that share a name the last one counts, as for `tar x`: the places of the others are `dropped`.
+    Once all rows are read, `count` and `other_files` are those of the whole tar.
+
+    Args:
+        uri: of the tar.
+        version: of its file when reading begins.
+    """
+
+    def __init__(self, uri: str, version: str) -> None:
+        self._uri = uri
+        self._version = version
+        self.count = 0
+        self.other_files = 0
+        self.dropped: list[int] = []
+
+    def __iter__(self) -> Iterator[TarRow]:
+        for row in self._rows():
+            self.count += 1
+            yield row
+
+    def _rows(self) -> Iterator[TarRow]:
+        places: dict[int, int] = {}
+        try:
+            for member, data in archives.stream(self._uri, codecs.MAX_BYTES, wanted=locations.is_photograph):
+                if data is None and not archives.is_archive(member.name):
+                    self.other_files += 1
+                    continue
+                name = hash(member.name)
+                if name in places:
+                    self.dropped.append(places[name])
+                places[name] = self.count
+                yield {"uri": self._uri, "member": member.name}, _nested() if data is None else data
+            if _version(self._uri) != self._version:
+                yield _archive_row(self._uri, ImageError("changed", "it changed while it was read"))
+        except UserError as error:
+            if storage.is_transient(error):  # the rest can be read another time
+                raise
+            yield _archive_row(self._uri, ImageError("bad_archive", str(error)))
+
+
+def _archive_row(uri: str, error: ImageError) -> TarRow:
+    return {"uri": uri, "member": None}, error
+
+
+def _nested() -> ImageError:
+    return ImageError("nested_archive", IMAGE_CODES["nested_archive"])
+
+
+def _version(uri: str) -> str:
+    """Of a file, as a listing gives it; empty if there is none."""
+    try:
+        return next(file.version for file in storage.walk(uri))
+    except UserError as error:
+        if storage.is_transient(error):
+            raise
+        return ""
+
+
+def _changed_archives(rows: list[dict[str, Any]]) -> dict[str, ImageError]:
+    """Archives of listed members that are not the files that were listed; one request per archive."""
+    listed = {row["uri"]: row["version"] for row in rows if row["member"] and row["version"]}
+    changed = [uri for uri, version in listed.items() if _version(uri) not in (version, "")]
+    for uri in changed:
+        logger.warning("%s changed since it was listed", uri)
+    message = "the archive changed since it was listed; --retry-failed reads it as it is now"
+    return {uri: ImageError("changed", message) for uri in changed}
+
+
+def _columns(rows: list[dict[str, Any]]) -> Columns:
+    columns = {
+        "location_id": [location_id(Location(row["uri"], row["member"])) for row in rows],
+        "uri": [row["uri"] for row in rows],
+        "member": [row["member"] or "" for row in rows],
+    }
+    return {name: np.array(values, object) for name, values in columns.items()}
+
+
+def _concatenated(parts: list[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def child_columns(child: Isolation, spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
+    """Columns of one image, fetched if `data` is None and decoded in a child process."""
+    try:
+        return child.call(_one, spec, row, data)
+    except ImageError as error:
+        return _one(spec, row, error)
+
+
+def _one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
+    if data is None and row["code"]:
+        data = ImageError(row["code"], row["error"])
+    if data is None:
+        data = _changed_archives([row]).get(row["uri"])
+    if data is None:
+        with storage.patience(PATIENCE_S):
+            (data,) = fetch([location_of(row)])
+    return LoadImages(spec).decoded(_columns([row]), [data])

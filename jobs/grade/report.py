@@ -1,0 +1,126 @@
+"""`report.html` of `scalp grade`: asks the rows, reads the most doubtful photographs, draws their heat."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from jobs.common import provenance
+from scalp_core import storage
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets.locations import Location
+from scalp_core.errors import ImageError
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.images.preprocess import Preprocess, decode
+from scalp_core.inference import overlay
+from scalp_core.results import report
+from scalp_core.results.progress import REPORT_FILE
+from scalp_core.results.query import Graded
+from scalp_core.results.report import Card, Pictures, data_uri
+
+if TYPE_CHECKING:
+    from scalp_core.inference.gradcam import Explainer  # takes seconds: only where heatmaps are made
+
+QUEUE = 24
+"""Photographs in the queue, at most."""
+
+_UNLIKE = 8  # of these, at most, for being unlike the training part
+_GROUPS = 20
+_EXAMPLES = 3
+_QUALITY = 82
+_OPACITY = 0.6
+
+
+def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int = QUEUE) -> None:
+    """Writes `out/report.html` from the rows and the summary, in memory that does not grow with them.
+
+    Args:
+        out: directory of the run, local or `s3://`.
+        summary: that of the run.
+        bundle: that graded it.
+        heatmaps: photographs of the queue that get one, made on CPUs; 0 leaves PyTorch out.
+
+    Raises:
+        UserError: the rows are not there or cannot be read. Of a photograph or heatmap that cannot be had any
+            more the report says so.
+    """
+    out = storage.absolute(out)
+    with Graded(out) as graded:
+        names = bundle.spec.grade_names
+        devices = graded.slices("device", names, _GROUPS)
+        tables = {
+            "failures": graded.failures(_EXAMPLES),
+            "folders": graded.slices("top", names, _GROUPS),
+            "devices": devices if any(row["value"] for row in devices["rows"]) else None,
+            "mean_severity": graded.totals()["mean_severity"],
+        }
+        unlike = graded.most_unlike(_UNLIKE)
+        shown = {row["location_id"] for row in unlike}
+        unsure = [row for row in graded.least_sure(QUEUE) if row["location_id"] not in shown]
+    pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, heatmaps)
+    page = report.html(bundle.spec, summary, tables, pictures, provenance.versions())
+    storage.write(storage.join(out, REPORT_FILE), page)
+
+
+def _pictures(
+    unsure: list[dict[str, Any]], unlike: list[dict[str, Any]], bundle: Bundle, heatmaps: int
+) -> Pictures:
+    cards, pixels = _read(unsure + unlike, bundle.spec.preprocess)
+    chosen = sorted(pixels)[:heatmaps]
+    notes = [f"{lost:,} of them cannot be read any more."] if (lost := len(cards) - len(pixels)) else []
+    scale, meaning = None, ""
+    if chosen:
+        try:
+            # PyTorch is imported in here: a machine without a working one has its report all the same.
+            from scalp_core.inference.gradcam import Explainer
+
+            heats = _heats(Explainer(bundle, "cpu"), [(pixels[each], cards[each].row) for each in chosen])
+            for index, picture in zip(chosen, heats, strict=True):
+                cards[index] = replace(cards[index], heat=picture)
+            scale, meaning = _scale(), overlay.MEANING
+        except Exception as error:  # of many kinds, and none is worth a finished run without a report
+            notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
+    elif not heatmaps:
+        notes.append("Heatmaps were turned off.")
+    return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, meaning, notes)
+
+
+def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dict[int, np.ndarray]]:
+    """A card each, and the pixels of those that can still be read; archives are read in their own order."""
+    cards, pixels = [Card(row) for row in rows], {}
+    order = sorted(range(len(rows)), key=lambda index: (rows[index]["uri"], rows[index]["member"] or ""))
+    locations = [Location(rows[index]["uri"], rows[index]["member"]) for index in order]
+    for index, data in zip(order, datasets_locations.read_photographs(locations, MAX_BYTES), strict=True):
+        try:
+            if isinstance(data, ImageError):
+                raise data
+            pixels[index] = decode(data, spec).pixels
+            cards[index] = replace(cards[index], photograph=_jpeg(pixels[index]))
+        except ImageError as error:
+            cards[index] = replace(cards[index], lost=f"it cannot be read any more: {error.message}")
+    return cards, pixels
+
+
+def _heats(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> list[str]:
+    images = np.stack([pixels for pixels, _ in chosen])
+    maps = explainer.heatmaps(images, [row["grade"] for _, row in chosen])
+    return [_jpeg(overlay.overlay(image, each, _OPACITY)) for image, each in zip(images, maps, strict=True)]
+
+
+def _scale() -> str:
+    """The colours of no heat to the most, over grey as over a photograph."""
+    ramp = np.tile(np.linspace(0, 1, 128), (8, 1))
+    return data_uri(overlay.png(overlay.overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    """A data URI without any metadata: it is made of the pixels alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
+    return data_uri(buffer.getvalue(), "jpeg")

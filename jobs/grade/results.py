@@ -1,0 +1,231 @@
+"""`scalp results`: common questions to the rows that `scalp grade` wrote, as tables or as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from jobs.common.console import console, printable, show
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.results.formats import flat_batch, flat_schema, json_lines
+from scalp_core.results.query import ALL, WORK_FOLDER, By, Graded, Selection
+from scalp_core.results.schema import RESULTS_FOLDER
+
+_SHOWN = 50
+# What is not read on a terminal has a line for each row, so that grep finds it.
+_PIPE = Console(width=10_000)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a table `by` something, the answer to `sql`, or the rows of a selection.
+
+    With `to` the answer goes into a file, whole or its first `limit` lines; else that many are shown. A file
+    that exists is kept, unless `overwrite` says otherwise.
+    """
+
+    selection: Selection = ALL
+    by: By | None = None
+    sql: str | None = None
+    limit: int | None = None
+    to: str | None = None
+    overwrite: bool = False
+
+
+def results(out: str, question: Question = Question()) -> int:
+    """Answers from the rows of a run, finished or not; without a question by an overview.
+
+    Args:
+        out: directory that `scalp grade` wrote, local or `s3://`.
+        question: what is asked.
+
+    Returns:
+        the number of lines that were shown or written.
+
+    Raises:
+        UserError: nothing is there, parts of the question do not fit each other, or no row is meant.
+    """
+    _check(question, storage.absolute(out))
+    selection = question.selection
+    with Graded(out) as graded:
+        if not graded.finished:
+            _say(f"{out} is not finished: these are its rows so far; the same scalp grade command goes on")
+        if question in (Question(), Question(limit=question.limit)):
+            return _overview(graded)
+        if question.sql is not None:
+            answer = graded.asked(question.sql)
+        elif not graded.totals(selection)["photographs"]:
+            raise UserError(
+                f"{out} has no row with {_conditions(selection)}; scalp results {out} shows what it has"
+            )
+        elif question.by:
+            answer = graded.by(question.by, selection)
+        else:
+            answer = graded.selected(selection) if question.to else graded.listed(selection)
+        if question.to:
+            return _export(answer, storage.absolute(question.to), question.limit)
+        return _show(answer, question.limit or _SHOWN)
+
+
+def parse_under(text: str) -> str:
+    """A place as rows name it: local paths in full; `ARCHIVE!FOLDER` too."""
+    return storage.absolute(text)
+
+
+def _check(question: Question, out: str) -> None:
+    if question.sql is not None and (question.by or question.selection != ALL):
+        raise UserError("--sql says itself which rows it means; leave --by, --only, --grade and --under out")
+    if question.to is None:
+        return
+    if _suffix(question.to) not in _WRITERS:
+        raise UserError(f"--to {question.to}: name a file that ends in {', '.join(_WRITERS)}")
+    kept = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
+    if any(storage.absolute(question.to).startswith(f"{folder}/") for folder in kept):
+        raise UserError(f"--to {question.to}: that folder is of the run's own rows; write somewhere else")
+    if not question.overwrite and storage.exists(question.to):
+        raise UserError(f"--to {question.to}: the file exists; name a new one, or add --overwrite")
+
+
+def _conditions(selection: Selection) -> str:
+    given = {f"--{name}": value for name, value in vars(selection).items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in given.items())
+
+
+# --- shown -------------------------------------------------------------------------------------------------
+
+
+def _overview(graded: Graded) -> int:
+    totals = graded.totals()
+    counts = {
+        name: {row[name]: row["photographs"] for row in graded.by(name, selection).read_all().to_pylist()}
+        for name, selection in _OVERVIEW.items()
+    }
+    severity = totals["mean_severity"]
+    rows = {
+        "rows": totals["photographs"],
+        "graded": totals["graded"],
+        "by grade": counts["grade"],
+        "mean severity": "" if severity is None else severity,
+        "referred": totals["referred"],
+        "by reason": counts["reason"],
+        "failed": totals["failed"],
+        "by error": counts["error"],
+    }
+    show("results", rows)
+    return len(rows)
+
+
+_OVERVIEW: dict[By, Selection] = {
+    "grade": Selection(only="graded"),
+    "reason": Selection(only="referred"),
+    "error": Selection(only="failed"),
+}
+
+
+def _show(answer: pa.RecordBatchReader, limit: int) -> int:
+    """The first lines, and whether there are more; names of files are anybody's, and no markup."""
+    lines = [line for batch in _first(answer, limit + 1) for line in batch.to_pylist()]
+    table = Table(
+        *(Column(_heading(each.name), overflow="fold", justify=_side(each)) for each in answer.schema)
+    )
+    for line in lines[:limit]:
+        table.add_row(*(Text(_text(value)) for value in line.values()))
+    (console if console.is_terminal else _PIPE).print(table)
+    if len(lines) > limit:
+        _say(f"and more; --limit N shows N lines, --to FILE{'|'.join(_WRITERS)} writes all")
+    return min(len(lines), limit)
+
+
+def _heading(name: str) -> str:
+    return printable(name.replace("_", " "))
+
+
+def _side(field: pa.Field) -> Literal["left", "right"]:
+    return "right" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "left"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return printable(str(value))
+
+
+def _say(line: str) -> None:
+    console.print(printable(line))
+
+
+# --- written -----------------------------------------------------------------------------------------------
+
+
+def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
+    batches = _Counted(answer if limit is None else _first(answer, limit))
+    with storage.new_file(uri) as file:
+        _WRITERS[_suffix(uri)](batches, answer.schema, file)
+    _say(f"{batches.rows:,} rows are in {uri}")
+    return batches.rows
+
+
+def _first(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.slice(0, limit)
+        limit -= batch.num_rows
+        if limit <= 0:
+            return
+
+
+class _Counted:
+    """Passes batches on, and counts their rows."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _write_parquet(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _write_jsonl(batches: _Counted, _schema: pa.Schema, file: pa.NativeFile) -> None:
+    for batch in batches:
+        file.write(json_lines(batch))
+
+
+def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
+    try:
+        with pacsv.CSVWriter(file, flat_schema(schema)) as writer:
+            for batch in batches:
+                writer.write_batch(flat_batch(batch))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise UserError(f"a .csv cannot hold these columns ({error}); use .jsonl or .parquet") from None
+
+
+_WRITERS: dict[str, Callable[[_Counted, pa.Schema, pa.NativeFile], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}

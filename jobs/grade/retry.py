@@ -1,0 +1,218 @@
+"""`scalp grade --retry-failed`: grade the failed rows of a finished run again, each replaced by its new row.
+
+Each retry has a folder with a new name, SCRATCH/retry-ID, which holds shards as those of any run, one group
+per part of the results. It begins when its `retry.json` is written, which also keeps the summary before it,
+and it is in the results when the summary names its ID. Nothing else decides, so a retry that was stopped
+anywhere, also while its folder was removed, is resumed or is over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.common.console import progress_bar, read_json, write_json
+from jobs.common.executor import Executor
+from jobs.grade.files import (
+    GROUP_SHARDS,
+    PATIENCE_S,
+    Listed,
+    Listing,
+    begun,
+    committed,
+    graded_file,
+    listed_file,
+    shard_names,
+)
+from jobs.grade.gather import Found, differing, inputs_of, write_part
+from scalp_core import archives, storage
+from scalp_core.datasets import scan
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.manifest import location_id
+from scalp_core.errors import UserError
+from scalp_core.results import drift
+from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.storage import parquet
+from scalp_core.storage.lease import Guard
+
+_PREFIX = "retry-"
+_STATE_FILE = "retry.json"
+_LISTED = "listed"
+# Rows of archives, whose members were never listed: a source themselves once fixed. Links stay refused.
+_NOT_IMAGES = ("bad_archive", "nested_archive", "bad_name", "outside_link")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A retry that began.
+
+    Args:
+        name: of its folder; the summary names it once its rows are in the results.
+        folder: uri of its folder.
+        listing: of the failed rows.
+        before: summary of the run before it.
+    """
+
+    name: str
+    folder: str
+    listing: Listing
+    before: dict[str, Any]
+
+
+def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
+    """The retry that began and is not in the results yet.
+
+    Args:
+        scratch: scratch folder of the run.
+        summary: of the run; None if it is not finished.
+    """
+    ended = summary["retries"] if summary else []
+    for name in sorted(storage.folders_in(scratch)):
+        if name.startswith(_PREFIX) and name not in ended:
+            folder = storage.join(scratch, name)
+            uri = storage.join(folder, _STATE_FILE)
+            if state := read_json(uri):
+                return Retry(name, folder, Listing.from_json(state["listing"], uri), state["before"])
+    return None
+
+
+def begin(
+    out: str, scratch: str, shard_size: int, summary: dict[str, Any], guard: Guard, executor: Executor
+) -> Retry:
+    """List the failed rows of a finished run as the shards of a new retry.
+
+    Raises:
+        UserError: none of them is of an image.
+    """
+    name = f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    folder = storage.join(scratch, name)
+    logger.info("listing the failed rows of %s", out)
+    items = [{"part": part} for part in _parts(out)]
+    listed = executor.map(ListFailed(out, storage.join(folder, _LISTED), shard_size), items)
+    groups = sorted((Listed(**row) for row in listed), key=lambda group: group.group)
+    listing = Listing(tuple(group for group in groups if group.photographs), shard_size, _LISTED)
+    if not listing.groups:
+        raise UserError(f"all failed rows of {out} are of archives; fix them and grade them into another OUT")
+    guard.check()
+    write_json(storage.join(folder, _STATE_FILE), {"listing": listing.to_json(), "before": summary})
+    return Retry(name, folder, listing, summary)
+
+
+def _parts(out: str) -> list[str]:
+    return sorted(storage.names_in(storage.join(out, RESULTS_FOLDER)))
+
+
+class ListFailed:
+    """Task: the failed rows of one part as a group of shards."""
+
+    def __init__(self, out: str, listed: str, shard_size: int) -> None:
+        self._out = out
+        self._listed = listed
+        self._size = shard_size
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        group = row["part"].removesuffix(".parquet")
+        columns = ["uri", "member", "error_code"]
+        with storage.patience(PATIENCE_S):
+            table = parquet.read(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
+            failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
+            rows = [
+                {"uri": each["uri"], "member": each["member"], "kind": "photograph"}
+                for each in failed
+                if _is_image(each)
+            ]
+            for place, start in enumerate(range(0, len(rows), self._size)):
+                chunk = pa.Table.from_pylist(rows[start : start + self._size], schema=scan.LISTED)
+                parquet.write(listed_file(self._listed, f"{group}/{place:04d}"), chunk)
+        assert len(rows) <= GROUP_SHARDS * self._size  # noqa: S101  # a part has fewer rows
+        return asdict(Listed(group, photographs=len(rows)))
+
+
+def _is_image(row: dict[str, Any]) -> bool:
+    is_archive = row["member"] is None and archives.is_archive(row["uri"])
+    return not is_archive and row["error_code"] not in _NOT_IMAGES
+
+
+def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
+    """Put the new rows into the parts in place of the failed ones, and count all rows again.
+
+    Args:
+        out: of the run.
+        retry: whose shards are committed.
+        guard: of the run's lease.
+        executor: runs the tasks.
+    """
+    retried = {group.group: group for group in retry.listing.groups}
+    items = []
+    for name in _parts(out):
+        group = retried.get(name.removesuffix(".parquet"))
+        items.append({"part": name, "group": json.dumps(group and asdict(group))})
+    task = MergePart(out, retry.folder, retry.listing, guard)
+    found = Found(again=retry.before["graded_again"])
+    with progress_bar("merging", len(items)) as (progress, bar):
+        for row in executor.map(task, items):
+            found.add(Found.from_json(row["found"]))
+            progress.update(bar, advance=1)
+    if retry.before["inputs"] is not None:
+        found.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
+    found.unaccounted += abs(found.rows - retry.before["rows"])
+    return found
+
+
+class MergePart:
+    """Task: one part with its rows that were graded again.
+
+    A part is rewritten from itself and its group, so that a merge that was stopped can be done again; it is
+    left as it is while a shard of the group is missing.
+    """
+
+    def __init__(self, out: str, folder: str, listing: Listing, guard: Guard) -> None:
+        self._out = out
+        self._folder = folder
+        self._listed = storage.join(folder, listing.folder)
+        self._size = listing.shard_size
+        self._guard = guard
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        found, group = Found(), json.loads(row["group"])
+        with storage.patience(PATIENCE_S):
+            uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
+            table = parquet.read(uri)
+            if group:
+                table = self._merged(table, Listed(**group), found)
+                if not found.unaccounted:
+                    self._guard.check()
+                    write_part(uri, table)
+            found.count(table.replace_schema_metadata())
+        return {"found": found.to_json()}
+
+    def _merged(self, table: pa.Table, group: Listed, found: Found) -> pa.Table:
+        again = list(self._again(group, found))
+        rows = pa.concat_tables([each.replace_schema_metadata() for each in (table, *again)])
+        # The last row of a location counts, in the place of its first.
+        places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
+        return rows.take([places[key] for key in table["location_id"].to_pylist()])
+
+    def _again(self, group: Listed, found: Found) -> Iterator[pa.Table]:
+        """Result rows of the group's shards; what is missing or another image's is not accounted for."""
+        known, times = committed(self._folder, group), begun(self._folder, group)
+        for shard in shard_names(group, self._size):
+            listed = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
+            wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
+            if shard not in known:
+                found.unaccounted += len(wanted)
+                continue
+            rows = parquet.read(graded_file(self._folder, shard))
+            found.unaccounted += differing(wanted, rows["location_id"].to_pylist())
+            found.add_inputs(inputs_of(rows))
+            found.again += max(0, times[shard] - 1) * rows.num_rows
+            yield rows

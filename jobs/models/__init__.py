@@ -1,0 +1,1 @@
+"""`scalp models`, `scalp quantize` and `scalp export`."""

@@ -1,0 +1,199 @@
+"""`scalp models`: the registry's versions, listed, added, promoted and rolled back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from jobs.common.console import console, show
+from scalp_core import storage
+from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.registry import SCHEME, Evidence, Promotion, Registry, open_registry
+from scalp_core.errors import UserError
+from scalp_core.evaluation.noninferiority import MAX_DROP
+
+if TYPE_CHECKING:
+    from scalp_core.inference.predictor import Device  # imports OpenVINO
+
+
+def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
+    """Shows one row a version.
+
+    Args:
+        name: of one model; None for all.
+        registry: folder or `s3://` prefix; None for what `SCALP_MODELS` names.
+
+    Returns:
+        the rows.
+
+    Raises:
+        UserError: there is no such model, or no registry is named.
+    """
+    store = open_registry(registry)
+    names = [store.find(f"{name}@latest")[0]] if name else store.names()
+    if not names:
+        console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
+        return []
+    rows = [row for each in names for row in _rows(store, each)]
+    _show(rows, store.root)
+    return rows
+
+
+def add(run: str, name: str, registry: str | None = None) -> int:
+    """Copies a run's bundle into the registry, and returns its version.
+
+    Raises:
+        UserError: as `Registry.add`.
+    """
+    store = open_registry(registry)
+    version, new = store.add(run, name)
+    if not new:
+        console.print(f"{run} is {name}@{version} already: the same weights and contract; nothing was added")
+    _show(_rows(store, name, version), store.root)
+    return version
+
+
+@dataclass(frozen=True)
+class PromoteOptions:
+    """Conditions of a promotion.
+
+    Args:
+        why: for the history.
+        data: directory that `scalp prepare` wrote, whose test split both versions grade.
+        max_drop: largest acceptable upper bound of the loss of kappa and of coverage.
+        untested: promote without a comparison; needs `why`.
+        leaky_too: also a version whose figures flatter.
+        device: that both models run on.
+    """
+
+    why: str = ""
+    data: str | None = None
+    max_drop: float = MAX_DROP
+    untested: bool = False
+    leaky_too: bool = False
+    device: Device = "auto"
+
+
+def promote(
+    model: str,
+    options: PromoteOptions = PromoteOptions(),
+    registry: str | None = None,
+) -> Promotion:
+    """Makes `NAME@VERSION` the one that `models://NAME` stands for, unless it may be worse than the present.
+
+    The first version of a model has none to be compared with.
+
+    Raises:
+        UserError: as `Registry.find` and `Registry.promote`; the version is not named; there is a promoted
+            version and no data to compare with it.
+    """
+    if options.untested and not options.why:
+        raise UserError("--untested needs --why: the history then says why nothing was compared")
+    store = open_registry(registry)
+    if "@" not in model:
+        raise UserError(f"{model} names no version: write {model.removeprefix(SCHEME)}@VERSION or @latest")
+    name, version = store.find(model)
+    evidence = _evidence(store, name, version, options)
+    entry, new = store.promote(name, version, options.why, options.leaky_too, evidence, options.untested)
+    if not new:
+        console.print(
+            f"{name}@{version} is promoted already, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
+        )
+    if new and evidence:
+        _show_evidence(evidence)
+    _show(_rows(store, name, version), store.root)
+    return entry
+
+
+def _evidence(store: Registry, name: str, version: int, options: PromoteOptions) -> Evidence | None:
+    """The comparison with the promoted version; None without one, or where none is wanted."""
+    current = store.current(name)
+    if current is None or current.version == version or options.untested:
+        return None
+    if options.data is None:
+        raise UserError(
+            f"{name}@{current.version} is promoted: name labelled images to compare {name}@{version} with it "
+            "(--data DIRECTORY, as scalp prepare wrote it), or promote it --untested"
+        )
+    from jobs.common.inference import ModelOptions  # imports Ray Data
+    from jobs.models.promotion import compare_versions
+
+    return compare_versions(
+        store, name, current.version, version, options.data, options.max_drop, ModelOptions(options.device)
+    )
+
+
+def _show_evidence(evidence: Evidence) -> None:
+    comparison = evidence.comparison
+    show(
+        "compared with the promoted version",
+        {
+            "promoted": f"{evidence.against} ({evidence.against_model})",
+            "images": f"{comparison.images:,} in {comparison.groups} groups, test split of {evidence.data}",
+            **comparison.losses,
+        },
+    )
+    if not evidence.same_data:
+        console.print(
+            "the version was trained with other data; hashes do not show whether it saw some of these images"
+        )
+
+
+def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion:
+    """Goes back to the version that was promoted before.
+
+    Raises:
+        UserError: as `Registry.find` and `Registry.rollback`.
+    """
+    store = open_registry(registry)
+    name, _ = store.find(f"{name}@latest")
+    entry = store.rollback(name, why)
+    _show(_rows(store, name, entry.version), store.root)
+    return entry
+
+
+def _rows(store: Registry, name: str, only: int | None = None) -> list[dict[str, Any]]:
+    current = store.current(name)
+    rows = []
+    for version in store.versions(name) if only is None else [only]:
+        row: dict[str, Any] = {"name": name, "version": version}
+        try:
+            row |= _facts(store.spec(name, version))
+        except UserError as error:
+            if storage.is_transient(error):
+                raise
+            row["model_version"] = str(error)  # one that this scalp cannot read must not hide the others
+        if current and current.version == version:
+            row["promoted"] = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
+        rows.append(row)
+    return rows
+
+
+def _facts(spec: BundleSpec) -> dict[str, Any]:
+    return {
+        "model_version": spec.model_version,
+        "created": f"{spec.created_at:%Y-%m-%d %H:%M}",
+        "qwk": spec.metrics.get("val", {}).get("qwk"),
+        "leaky": spec.leaky,
+        "synthetic": spec.training.synthetic,
+        "graphs": sorted(spec.graphs),
+    }
+
+
+def _show(rows: list[dict[str, Any]], root: str) -> None:
+    columns = ("model", "model_version", "created", "validation kappa", "warnings", "graphs", "promoted")
+    table = Table(*columns, title=root, title_justify="left")
+    for row in rows:
+        qwk = row.get("qwk")
+        table.add_row(
+            f"{row['name']}@{row['version']}",
+            row["model_version"],
+            row.get("created", ""),
+            "" if qwk is None else f"{qwk:.3f}",
+            ", ".join(name.upper() for name in ("leaky", "synthetic") if row.get(name)),
+            ", ".join(row.get("graphs", ())),
+            row.get("promoted", ""),
+        )
+    console.print(table)

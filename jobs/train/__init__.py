@@ -1,0 +1,1 @@
+"""`scalp train`: data-parallel training with Ray Train."""

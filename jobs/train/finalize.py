@@ -1,0 +1,140 @@
+"""The end of `scalp train`: from the best checkpoint to a calibrated bundle."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.train import Result
+
+from jobs.common import provenance
+from jobs.common.console import now
+from jobs.common.graphs import few_batches, with_float_graph
+from jobs.common.inference import ModelOptions
+from jobs.evaluate.driver import collect_logits
+from jobs.train.gates import fit_gates
+from jobs.train.start import Start
+from jobs.train.worker import HISTORY_FILE
+from scalp_core import storage
+from scalp_core.bundles.bundle import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    Training,
+    save_bundle,
+    sha256,
+)  # fmt: skip
+from scalp_core.bundles.model_card import model_card
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.evaluation import figures, subgroups
+from scalp_core.grades import NUM_GRADES
+from scalp_core.inference import calibration
+from scalp_core.inference.predictor import Device
+from scalp_core.models.recipe import Recipe
+
+
+def make_bundle(
+    run: str,
+    data: DataSpec,
+    recipe: Recipe,
+    start: Start,
+    parts: dict[str, pa.Table],
+    result: Result,
+    device: Device,
+    fold: int | None,
+) -> dict[str, Any]:
+    """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
+    spec = start.spec
+    checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
+    with checkpoint.as_directory() as folder:
+        weights = Path(folder, WEIGHTS_FILE).read_bytes()
+    history = _history(result)
+    training = Training(
+        recipe=recipe.model_dump(),
+        initial_weights=start.record,
+        workers=max(entry["workers"] for entry in history),
+        best_epoch=best["epoch"],
+        data_sha256=data.sha256,
+        grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+        split=data.split,
+        fold=fold,
+        synthetic=data.synthetic,
+    )
+    bundle_spec = BundleSpec(
+        name=Path(run).name,
+        created_at=datetime.now(UTC),
+        architecture=recipe.architecture,
+        head=recipe.head,
+        preprocess=spec,
+        temperature=1.0,
+        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
+        training=training,
+        metrics={},
+        versions=provenance.versions(),
+        git_revision=provenance.git_revision(),
+        weights_sha256=sha256(weights),
+    )
+    bundle = with_float_graph(
+        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
+    )
+    bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
+    bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(parts, spec)})
+    figure = figures.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
+    storage.write(storage.join(run, "curves.png"), figure)
+    files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
+    save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)
+    return {
+        "kind": "train",
+        "date": now(),
+        "model_version": bundle_spec.model_version,
+        "recipe": recipe.model_dump(),
+        "workers": training.workers,
+        "fold": fold,
+        "split_method": data.split.method,
+        "leaky": data.split.leaky,
+        "leaking_pairs": data.split.leaking_pairs,
+        "best_epoch": best["epoch"],
+        "validation": bundle_spec.metrics["val"],
+        "temperature": bundle_spec.temperature,
+        "history": history,
+        "machine": provenance.machine(),
+        "versions": bundle_spec.versions,
+        "git_revision": bundle_spec.git_revision,
+    }
+
+
+def _history(result: Result) -> list[dict[str, Any]]:
+    """One entry an epoch, from the last checkpoint's own record: it spans restarts."""
+    with result.checkpoint.as_directory() as folder:
+        return json.loads(Path(folder, HISTORY_FILE).read_text())
+
+
+def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
+    spec = bundle.spec
+    labels = np.array(val["label"].to_pylist())
+    logits, computation = collect_logits(bundle, val, options)
+    temperature = calibration.fit_temperature(logits, labels)
+    probs = calibration.probabilities(logits, temperature)
+    quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
+    return spec.model_copy(
+        update={
+            "temperature": temperature,
+            "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
+            "metrics": {
+                "val": {"computed_by": computation.computed_by}
+                | subgroups.validation(
+                    labels,
+                    calibration.probabilities(logits, 1.0),
+                    probs,
+                    val["group"].to_pylist(),
+                    {name: val[name].to_pylist() for name in ("position", "sex", "age")},
+                )
+            },
+        }
+    )

@@ -1,0 +1,153 @@
+"""What the driver shows while the workers of `scalp train` train: a bar, a line an epoch, losses, waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError
+from ray.train import UserCallback
+from ray.util import placement_group_table
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.common.console import console, progress_bar
+from jobs.common.prometheus import TrainMetrics
+from jobs.train.scaling import CPUS_FOR_DATA
+from jobs.train.tracking import Tracker, lenient
+from scalp_core.models.recipe import Recipe
+
+_PATIENCE_S = 60.0
+_LOOKS_UP_AFTER_S = 5.0
+
+
+class Notes(Protocol):
+    """The end of the queue that is read."""
+
+    def get(self, *, timeout: float) -> dict[str, Any]: ...
+
+    def empty(self) -> bool: ...
+
+
+class FromController(UserCallback):
+    """Passes on, from Ray's controller, that workers were lost, and that a checkpoint is in storage."""
+
+    def __init__(self, notes: Queue) -> None:
+        self._notes = notes
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        if checkpoint:
+            self._notes.put_nowait({"kept": metrics[0]["epoch"]})
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        self._notes.put_nowait({"lost": len(worker_exceptions)})
+
+
+class Follower:
+    """Shows the workers' notes as they come, and says so when no worker can start.
+
+    Args:
+        notes: `workers` that start and the epochs `after` which they go on; `epoch, step, steps, loss,
+            learning_rate`, and the epoch's `seconds` and `waited_seconds` so far; `epoch_done`, an entry of
+            the history; `kept`, an epoch whose checkpoint is in storage; `lost`, how many workers.
+        epochs: of the whole run.
+        fewest: workers without which nothing trains.
+        metrics: that count the notes.
+    """
+
+    def __init__(
+        self, notes: Notes, epochs: int, tracker: Tracker, fewest: int, metrics: TrainMetrics
+    ) -> None:
+        self._notes = notes
+        self._epochs = epochs
+        self._tracker = tracker
+        self._fewest = fewest
+        self._metrics = metrics
+        self._training = False
+        self._since = time.monotonic()
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        with self._metrics, progress_bar("training", self._epochs * 100) as (progress, task):
+            while not (self.stop.is_set() and self._notes.empty()):
+                try:
+                    note = self._notes.get(timeout=_LOOKS_UP_AFTER_S)
+                except Empty:
+                    self._say_if_waiting()
+                    continue
+                if not note:  # from `followed`, which is done
+                    continue
+                self._since = time.monotonic()
+                self._metrics.note(note)
+                if "step" in note:
+                    done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
+                    progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
+                else:
+                    self._say(note)
+
+    def _say(self, note: dict[str, Any]) -> None:
+        if "lost" in note:
+            self._training = False
+            console.print(f"workers failed: {note['lost']}")
+        elif "workers" in note:
+            self._training = True
+            where = f"going on after epoch {note['after']}" if note["after"] else "starting"
+            console.print(f"{where}, workers: {note['workers']}")
+        elif "epoch_done" in note:
+            console.print(_epoch_line(note["epoch_done"], self._epochs))
+            with lenient():
+                self._tracker.epoch(note["epoch_done"])
+
+    def _say_if_waiting(self) -> None:
+        """Ray waits for room without a word, and for ever."""
+        if self.stop.is_set() or time.monotonic() - self._since < _PATIENCE_S:
+            return
+        have = ray.cluster_resources()
+        cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+        short = cpus < self._fewest + CPUS_FOR_DATA
+        if self._training and not short and not _pending():
+            return  # at work, on steps or a validation that take their time
+        self._since = time.monotonic()
+        console.print(
+            f"waiting for room (workers: {self._fewest}, CPUs for their data: {CPUS_FOR_DATA}); Ray has "
+            f"{cpus} CPUs and {gpus} GPUs, of which other work may hold some"
+        )
+
+
+@contextmanager
+def followed(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
+    """A queue for the workers' notes, shown by a `Follower` while the block runs."""
+    # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
+    follower = Follower(notes, recipe.epochs, tracker, fewest, metrics)
+    thread = threading.Thread(target=follower.run, daemon=True)
+    thread.start()
+    try:
+        yield notes
+    finally:
+        follower.stop.set()
+        with suppress(RayError):  # the queue may be gone with what ended the block, which is told instead
+            notes.put_nowait({})
+        thread.join(timeout=30)  # a tracker that waits for a server gives up before
+        notes.shutdown()
+
+
+def _pending() -> bool:
+    """Whether something waits for room in the cluster, as a new group of workers does."""
+    return any(group["state"] in ("PENDING", "RESCHEDULING") for group in placement_group_table().values())
+
+
+def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {entry['epoch']}/{epochs}  "
+        f"loss {entry['train_loss']:.3f}  top-1 {entry['train_top1']:.3f}  |  validation "
+        f"loss {entry['val_loss']:.3f}  top-1 {entry['val_top1']:.3f}  QWK {entry['val_qwk']:.3f}  "
+        f"({entry['seconds']:.0f} s, {entry['data_wait_share']:.0%} waiting for data)"
+    )

@@ -1,0 +1,93 @@
+"""Where a training run is followed: in TensorBoard (`tensorboard --logdir RUN/tensorboard`) or in MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jobs.common.console import console
+from jobs.train.tracker import Tracker, points
+from scalp_core import storage
+from scalp_core.errors import UserError
+
+Tracking = Literal["tensorboard", "mlflow", "none"]
+
+FOLDER = "tensorboard"
+
+
+@contextmanager
+def tracked(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[Tracker]:
+    """The tracker of a run, closed however the block ends.
+
+    Args:
+        tracking: which one.
+        run: the run's directory, local or `s3://`.
+        identity: `recipe`, `data_sha256` and `fold`, as in `run/run.json`, and `synthetic`.
+
+    Raises:
+        UserError: MLflow is not installed, not named, or does not answer.
+    """
+    tracker = Tracker()
+    if tracking == "tensorboard":
+        tracker = TensorBoard(run, identity["recipe"])
+    elif tracking == "mlflow":
+        tracker = _mlflow(run, identity)
+    try:
+        yield tracker
+    finally:
+        with lenient():
+            tracker.close()
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Says what a tracker cannot do, and goes on: the curves are no reason to stop a training."""
+    try:
+        yield
+    except UserError as error:
+        console.print(f"not tracked: {error}")
+
+
+def _mlflow(run: str, identity: dict[str, Any]) -> Tracker:
+    try:
+        from jobs.train.tracking_mlflow import MLflow
+    except ModuleNotFoundError as error:
+        if error.name != "mlflow":
+            raise
+        raise UserError("--tracking mlflow: MLflow is missing; pip install 'scalp[mlflow]'") from None
+    return MLflow(run, identity)
+
+
+class TensorBoard(Tracker):
+    """Writes each epoch's figures; a run that goes on adds a file to those before it.
+
+    Args:
+        run: the run's directory, local or `s3://`.
+        recipe: shown as text beside the curves.
+    """
+
+    def __init__(self, run: str, recipe: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+        self._uri = storage.join(run, FOLDER)
+        # Written here and copied whole after each epoch: object storage has no files that grow.
+        self._folder = tempfile.TemporaryDirectory(prefix="scalp-tracking-")
+        self._writer: Any = SummaryWriter(self._folder.name)
+        text = yaml.safe_dump(recipe, sort_keys=False)
+        self._writer.add_text("recipe", f"    {text.replace(chr(10), chr(10) + '    ')}")
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        for name, value, step in points(entry):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        for file in Path(self._folder.name).iterdir():
+            storage.write(storage.join(self._uri, file.name), file.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        self._folder.cleanup()

@@ -1,0 +1,254 @@
+"""What each data-parallel worker of `scalp train` does; runs inside Ray Train."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.util.queue import Queue
+from torch import nn
+
+from jobs.train.ingest import Photographs, quiet_data, training_batches, validation_batches
+from scalp_core import storage
+from scalp_core.bundles.bundle import WEIGHTS_FILE, serialise_weights
+from scalp_core.evaluation import metrics
+from scalp_core.grades import NUM_GRADES
+from scalp_core.inference.predictor import has_bf16
+from scalp_core.models.architecture import build_model, normalise, to_channels_last
+from scalp_core.models.losses import make_loss
+from scalp_core.models.recipe import Recipe
+from scalp_core.models.sampler import Share, photographs_an_epoch
+from scalp_core.models.training_step import TrainingStep
+from scalp_core.seeds import Purpose, torch_seed
+
+STATE_FILE = "state.pt"
+HISTORY_FILE = "history.json"
+_SECONDS_BETWEEN_NOTES = 1.0
+_CHECKS_AN_EPOCH = 50  # of the loss: the question makes a GPU wait for the step
+_POINTS_AN_EPOCH = 200  # of the loss by step; each is the mean of the steps it stands for
+_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3
+
+Batch = dict[str, torch.Tensor]
+
+
+class DivergedError(Exception):
+    """The loss is not finite; raised by all workers at the same step. The message says where."""
+
+
+def train_worker(config: dict[str, Any]) -> str | None:
+    """The entry point of one worker.
+
+    Returns:
+        where the loss was not finite, which ended the training; None if it went well. An exception would make
+        Ray try again what ends in the same way.
+
+    Args:
+        config: `recipe` (as a dict), `train` and `val` (`Photographs`), `grade_counts` of the training part,
+            `initial_weights` (uri of safetensors), `batch_norm` (of `Recipe.batch_norm_for` the most
+            workers), `notes` (queue to the driver), and `trainings` where
+            more than one run at once.
+    """
+    try:
+        _Worker(config).run()
+    except DivergedError as error:
+        return str(error)
+    return None
+
+
+class _Worker:
+    def __init__(self, config: dict[str, Any]) -> None:
+        quiet_data()
+        _keep_freed_memory()
+        self.recipe = recipe = Recipe(**config["recipe"])
+        self.train: Photographs = config["train"]
+        self.val: Photographs = config["val"]
+        self.spec = self.train.spec
+        self.notes: Queue = config["notes"]
+        self.trainings: int = config.get("trainings", 1)
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.share = Share(self.rank, self.world, recipe.batch_size)
+        self.steps = photographs_an_epoch(len(self.train), recipe.augment) // recipe.batch_size
+        self.device = ray.train.torch.get_device()
+        model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
+        self.step = TrainingStep(
+            to_channels_last(model),
+            recipe,
+            make_loss(recipe.loss, recipe.label_smoothing, config["grade_counts"], recipe.softness),
+            self.spec,
+            self.steps * recipe.epochs,
+            config["batch_norm"],
+            has_bf16(self.device.type),
+        )
+        self.history: list[dict[str, Any]] = []
+        self._restore(config["initial_weights"])
+
+    def run(self) -> None:
+        first = len(self.history) + 1
+        self._note({"workers": self.world, "after": first - 1})
+        batches = training_batches(self.train, self.recipe.order, self.share, first, self.trainings)
+        for epoch in range(first, self.recipe.epochs + 1):
+            started = time.monotonic()
+            # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.
+            torch.manual_seed(torch_seed(self.recipe.seed, Purpose.DROPOUT, epoch, self.rank))
+            if epoch in (first, self.recipe.frozen_epochs + 1):
+                self.step.wrap(frozen=epoch <= self.recipe.frozen_epochs)
+            entry = {"epoch": epoch, "workers": self.world} | self._train_epoch(batches, epoch)
+            entry |= self._validate()
+            if not math.isfinite(entry["val_loss"]):
+                raise DivergedError(f"the validation of epoch {epoch}")
+            entry["seconds"] = round(time.monotonic() - started, 2)
+            self.history.append(entry)
+            self._report(entry)
+            self._note({"epoch_done": entry})
+
+    def _train_epoch(self, batches: Iterator[Batch], epoch: int) -> dict[str, Any]:
+        self.step.train_mode()
+        # Stays where the model is: a GPU that is asked after every step waits for the next one.
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
+        check_every = max(1, self.steps // _CHECKS_AN_EPOCH)
+        losses: list[torch.Tensor] = []
+        noted = waited = 0.0
+        started = asked = time.monotonic()
+        for step, batch in enumerate(islice(batches, self.steps), 1):
+            waited += time.monotonic() - asked
+            sums = self.step(batch["image"], batch["label"].long())
+            totals += sums
+            losses.append(sums[0])
+            if step % check_every == 0 or step == self.steps:
+                self._check_finite(totals[0], f"step {step} of {self.steps} in epoch {epoch}")
+            asked = time.monotonic()
+            if asked - noted > _SECONDS_BETWEEN_NOTES or step == self.steps:
+                noted = asked
+                self._note(
+                    {
+                        "epoch": epoch,
+                        "step": step,
+                        "steps": self.steps,
+                        "loss": float(totals[0]) * self.world / step,  # of this worker's images
+                        "learning_rate": max(self.step.schedule.get_last_lr()),
+                        "seconds": asked - started,
+                        "waited_seconds": waited,
+                    }
+                )
+        right = self._sum(totals[1])
+        seconds = time.monotonic() - started
+        step_losses = self._sum(torch.stack(losses))
+        pieces = step_losses.tensor_split(min(self.steps, _POINTS_AN_EPOCH))
+        count = self.steps * self.recipe.batch_size
+        return {
+            "train_loss": float(step_losses.mean()),
+            "train_top1": float(right / count),
+            "learning_rate": max(self.step.schedule.get_last_lr()),
+            "steps": self.steps,
+            "step_losses": [round(float(piece.mean()), 6) for piece in pieces],
+            "data_wait_share": round(waited / seconds, 4),
+            "photographs_per_second": round(count / seconds, 1),
+        }
+
+    def _validate(self) -> dict[str, float]:
+        """Every validation photograph exactly once over all workers; metrics of the whole part."""
+        # The running statistics of batch normalization differ between workers; those of rank 0 are kept.
+        kept = self.step.kept
+        if self.world > 1:
+            for buffer in kept.buffers():
+                dist.broadcast(buffer, 0)
+        kept.eval()
+        confusion = torch.zeros(NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device)
+        loss = torch.zeros(1, dtype=torch.float64, device=self.device)
+        with torch.inference_mode(), self.step.autocast():
+            for batch in validation_batches(self.val, self.share, self.trainings):
+                labels = batch["label"].long()
+                logits = kept(normalise(batch["image"], self.spec)).float()
+                loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+                confusion += (labels * NUM_GRADES + logits.argmax(1)).bincount(minlength=len(confusion))
+        matrix = self._sum(confusion).reshape(NUM_GRADES, NUM_GRADES).numpy()
+        count = int(matrix.sum())
+        return {
+            "val_loss": float(self._sum(loss) / count),
+            "val_top1": float(matrix.trace() / count),
+            "val_qwk": metrics.quadratic_weighted_kappa(matrix),
+            "val_n": count,
+        }
+
+    def _check_finite(self, loss: torch.Tensor, where: str) -> None:
+        """Ends the training on all workers together: they call it at the same steps and compare one sum."""
+        if not self._sum(loss.clone()).isfinite():
+            raise DivergedError(where)
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Adds up over the workers, to the CPU."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def _note(self, note: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.notes.put_nowait(note)
+
+    def _report(self, entry: dict[str, Any]) -> None:
+        """Model, optimiser, schedule, moving average and the epochs so far, from rank 0 alone.
+
+        Ray writes them to the run's storage while the next epoch runs, and removes the folder.
+        """
+        if self.rank != 0:
+            ray.train.report(entry, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        folder = tempfile.mkdtemp(prefix="scalp-checkpoint-")
+        Path(folder, WEIGHTS_FILE).write_bytes(serialise_weights(self.step.kept.state_dict()))
+        state = {
+            "optimiser": self.step.optimiser.state_dict(),
+            "schedule": self.step.schedule.state_dict(),
+        }
+        if self.step.ema:
+            state["model"] = self.step.model.state_dict()
+        torch.save(state, Path(folder, STATE_FILE))
+        Path(folder, HISTORY_FILE).write_text(json.dumps(self.history))
+        ray.train.report(
+            entry,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def _restore(self, initial_weights: str) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        state: dict[str, Any] = {}
+        if checkpoint is None:
+            weights = safetensors.torch.load(storage.read(initial_weights))
+        else:
+            with checkpoint.as_directory() as folder:
+                weights = safetensors.torch.load_file(Path(folder, WEIGHTS_FILE))
+                state = torch.load(Path(folder, STATE_FILE), weights_only=True, map_location="cpu")
+                self.history = json.loads(Path(folder, HISTORY_FILE).read_text())
+        self.step.model.load_state_dict(weights)
+        self.step.start_average()
+        if state:
+            self.step.model.load_state_dict(state.get("model", weights))
+            self.step.optimiser.load_state_dict(state["optimiser"])
+            self.step.schedule.load_state_dict(state["schedule"])
+
+
+def _keep_freed_memory() -> None:
+    """Asks glibc to keep what is freed instead of mapping every large activation anew in every step.
+
+    The page faults of that take up to a fifth of the time of training on CPUs. Elsewhere nothing happens, and
+    it holds for the one arena that `jobs.train.trainer` leaves to workers.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_MALLOPT_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_MALLOPT_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,1 @@
+"""`scalp tune`: hyperparameter search with Ray Tune."""

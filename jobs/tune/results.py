@@ -1,0 +1,120 @@
+"""What `scalp tune` found: its table, its picture, the best recipe."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+
+from jobs.common import provenance
+from jobs.common.console import console, now
+from jobs.tune.trials import METRIC, Trial, in_words
+from scalp_core import storage
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.evaluation import figures as evaluation_figures
+from scalp_core.models.recipe import Recipe
+from scalp_core.models.search_space import Space
+
+BEST_FILE = "best.yaml"
+
+
+def write_results(
+    out: str,
+    data_spec: DataSpec,
+    identity: dict[str, Any],
+    recipes: dict[int, Recipe],
+    space: Space,
+    trials: dict[int, Trial],
+) -> dict[str, Any]:
+    """Writes the table, the picture and the best recipe; the summary."""
+    ranked = _ranked(trials)
+    best, epoch = ranked[0], ranked[0].best or {}
+    title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
+    storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)], space))
+    unchanged = trials[1].settings  # its values may be outside of the space
+    axes = {
+        key: tuple(dict.fromkeys((*values, unchanged.get(key, values[0]))))
+        if isinstance(values, tuple)
+        else values.scale
+        for key, values in space.items()
+    }
+    rows = [dataclasses.asdict(trial) for trial in ranked]
+    storage.write(
+        storage.join(out, "tune.png"), evaluation_figures.search(rows, axes, recipes[1].epochs, title)
+    )
+    heading = (
+        f"# The best of {len(trials)} trials by validation kappa: trial {best.number}, QWK "
+        f"{epoch[METRIC]:.4f} in epoch {epoch['epoch']}.\n"
+    )
+    text = heading + yaml.safe_dump(recipes[best.number].model_dump(), sort_keys=False)
+    storage.write(storage.join(out, BEST_FILE), text.encode())
+    return {
+        "kind": "tune",
+        "date": now(),
+        **identity,
+        "split_method": data_spec.split.method,
+        "leaky": data_spec.split.leaky,
+        "statuses": dict(Counter(trial.status for trial in trials.values())),
+        "best": {"trial": best.number, "settings": best.settings} | epoch,
+        "rows": rows,
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "git_revision": provenance.git_revision(),
+    }
+
+
+def _ranked(trials: dict[int, Trial]) -> list[Trial]:
+    """Best first; those that failed last, whatever they had reached."""
+
+    def worth(trial: Trial) -> tuple[bool, float, int]:
+        return trial.status != "failed", trial.best[METRIC] if trial.best else -np.inf, -trial.number
+
+    return sorted(trials.values(), key=worth, reverse=True)
+
+
+def _row(trial: Trial, keys: Iterable[str] = ()) -> dict[str, Any]:
+    best = trial.best or {}
+    return {
+        "trial": trial.number,
+        **{key: trial.settings.get(key) for key in keys},  # None without an effect
+        "epochs": trial.history[-1]["epoch"] if trial.history else 0,
+        "best_epoch": best.get("epoch"),
+        "val_qwk": best.get("val_qwk"),
+        "val_top1": best.get("val_top1"),
+        "seconds": round(sum(entry["seconds"] for entry in trial.history), 1),
+        "status": trial.status,
+        "reason": trial.reason,
+    }
+
+
+def _csv(trials: list[Trial], keys: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    rows = [_row(trial, keys) for trial in trials]
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def show_trials(trials: dict[int, Trial]) -> None:
+    """Prints the table, the best first."""
+    table = Table(title="tune", title_justify="left", title_style="bold")
+    for heading in ("trial", "QWK", "top-1", "epochs", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    # In one column: of a space of six settings, as many columns would be too narrow to read.
+    table.add_column("settings", overflow="fold")
+    for place, trial in enumerate(_ranked(trials)):
+        row = _row(trial)
+        figures = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
+        told = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
+        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", trial.status, told)
+        table.add_row(*cells, style="" if place else "bold")
+    console.print(table)

@@ -1,0 +1,186 @@
+"""Zips from people who are not trusted: a table of contents that is read once, then each member by range."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
+
+from scalp_core import storage
+from scalp_core.archives.base import (
+    MAX_MEMBERS,
+    Compression,
+    Member,
+    Place,
+    Placed,
+    decoded,
+    no_member,
+    too_many_bytes,
+    too_many_members,
+    unreadable,
+)
+from scalp_core.archives.byte_ranges import Range, Ranged, is_packed, read_ranges
+from scalp_core.errors import ImageError
+from scalp_core.storage.errors import ArchiveError
+
+# Room for MAX_MEMBERS with names and extra fields of 100 bytes.
+MAX_TABLE_BYTES = 2**28
+
+# A table of contents is one request to S3 where it fits into this, and not three.
+_BUFFER = 2**17
+_ENTRY = b"PK\1\2"
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of name and of extra fields
+_LOCAL_HEADER_BYTES = 30
+_MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # that the table of contents says nothing of
+_MAX_SIZE = 2**63 - 1
+_UTF8_FLAG = 0x800
+_ENCRYPTED_FLAGS = 0x41
+_COMPRESSIONS: dict[int, Compression] = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
+_READ = (*_COMPRESSIONS, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_STEP = 2**12
+
+
+class Zip:
+    """An open zip.
+
+    Args:
+        uri: where it is; only a name when `held` is given.
+        held: its bytes, when they are in memory already.
+        max_members: above which it is refused; `MAX_MEMBERS` unless given.
+
+    Raises:
+        ArchiveError: it is no zip, damaged, or its table of contents is larger than an honest one.
+    """
+
+    def __init__(self, uri: str, held: pa.Buffer | None = None, max_members: int = 0) -> None:
+        file = storage.open_file(uri) if held is None else pa.BufferReader(held)
+        table = _table(Ranged(uri, file), max_members or MAX_MEMBERS)
+        self._uri = uri
+        self._read = None if held is None else partial(_read_held, held)
+        self._end = table.start_dir
+        self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
+        files = [info for info in table.infolist() if info.filename and not _name(info).endswith("/")]
+        self._members = [Member(_name(info), min(info.file_size, _MAX_SIZE)) for info in files]
+        self._infos = dict(zip((member.name for member in self._members), files, strict=True))
+        self.held = len(files)
+
+    def members(self) -> list[Member]:
+        return self._members
+
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
+        ranges = [self._range(name, max_bytes) for name in names]
+        data = read_ranges(self._uri, [each for each in ranges if isinstance(each, tuple)], self._read)
+        for name, wanted in zip(names, ranges, strict=True):
+            if isinstance(wanted, ImageError):
+                yield Placed(wanted)
+            else:
+                yield _unpacked(self._infos[name], wanted[0], next(data))
+
+    def _range(self, name: str, max_bytes: int) -> Range | ImageError:
+        """Bytes of a member, from its local header up to the next one."""
+        info = self._infos.get(name)
+        if info is None:
+            return no_member()
+        if info.flag_bits & _ENCRYPTED_FLAGS:
+            return unreadable("it is encrypted; pack it without a password")
+        if info.compress_type not in _READ:
+            kinds = zipfile.compressor_names  # type: ignore[attr-defined]
+            kind = kinds.get(info.compress_type, f"method {info.compress_type}")
+            return unreadable(f"it is compressed by {kind}; pack it with deflate")
+        if (size := max(info.file_size, info.compress_size)) > max_bytes:
+            return too_many_bytes(size, max_bytes)
+        begin, least = info.header_offset, _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size
+        if not 0 <= begin < self._end:
+            return unreadable("it lies outside of the archive; fetch it again")
+        following = self._begins[bisect_left(self._begins, begin) + 1]
+        if begin + least > following:  # bombs pack the same bytes many times
+            return unreadable("it overlaps another member; pack it anew")
+        return begin, min(following, begin + least + _MAX_LOCAL_EXTRA_BYTES)
+
+
+def _table(raw: io.RawIOBase, max_members: int) -> zipfile.ZipFile:
+    with _Source(raw, max_members) as file:
+        try:
+            return zipfile.ZipFile(file)
+        except OSError:  # ours, or storage's
+            raise
+        except zipfile.BadZipFile as error:
+            if isinstance(error.__context__, OSError):  # zipfile takes a server that is away for no zip
+                raise error.__context__ from None
+            raise _not_a_zip(file) from None
+        except Exception as error:  # versions, names and numbers that zipfile does not take
+            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it anew") from error
+
+
+class _Source(io.BufferedReader):
+    """What zipfile reads from; refuses a table of contents that would fill the memory, before it does."""
+
+    def __init__(self, raw: io.RawIOBase, max_members: int) -> None:
+        super().__init__(raw, _BUFFER)
+        self._max_members = max_members
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > MAX_TABLE_BYTES:
+            raise ArchiveError(
+                f"its table of contents claims {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}"
+            )
+        data = super().read(size)
+        if data.startswith(_ENTRY) and data.count(_ENTRY) > self._max_members:
+            raise too_many_members(self._max_members)
+        return data
+
+
+def _read_held(held: pa.Buffer, start: int, length: int) -> bytes:
+    return held.slice(start, min(length, held.size - start)).to_pybytes()
+
+
+def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:
+    """A member from its local header and what follows, no larger than its size in the table of contents."""
+    unpacked, start = _unpacked_from(info, data)
+    if isinstance(unpacked, ImageError) or info.compress_type not in _COMPRESSIONS:
+        return Placed(unpacked)
+    return Placed(unpacked, Place(begin + start, info.compress_size, _COMPRESSIONS[info.compress_type]))
+
+
+def _unpacked_from(info: zipfile.ZipInfo, data: bytes) -> tuple[bytes | ImageError, int]:
+    """The bytes of a member, and where they begin behind its local header's begin."""
+    start = 0
+    try:
+        signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
+        if signature != b"PK\3\4":
+            return unreadable("its header is damaged; fetch it again"), start
+        packed = io.BytesIO(data)
+        start = _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        packed.seek(start)
+        file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
+        if info.compress_type in _COMPRESSIONS:
+            return file.read(info.file_size), start
+        # bzip2 and lzma unpack all that they are given at once: a step of 4 KiB comes to 100 MiB at most.
+        return b"".join(iter(partial(file.read, _STEP), b"")), start
+    except (EOFError, struct.error):
+        return unreadable("the archive ends before it does; fetch it again"), start
+    except Exception as error:  # a damaged member raises many kinds
+        return unreadable(f"{error}; fetch it again"), start
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Without its flag for UTF-8, a name is what its packer writes; old .NET writes backslashes."""
+    name = info.filename if info.flag_bits & _UTF8_FLAG else decoded(info.filename.encode("cp437"))
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _not_a_zip(file: io.BufferedReader) -> ArchiveError:
+    file.seek(0)
+    start = file.read(512)
+    if start.startswith(b"PK\3\4"):
+        return ArchiveError(
+            "its table of contents is missing or damaged, so it was probably cut; fetch it again"
+        )
+    if is_packed(start) or start[257:262] == b"ustar":
+        return ArchiveError("it is a tar or another packed file by its content; rename it to .tar or .tar.gz")
+    return ArchiveError("it is not an archive of its kind or it is damaged; fetch it again")

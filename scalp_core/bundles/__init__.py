@@ -1,0 +1,1 @@
+"""Bundles: a trained classifier as a directory, its model card, the model registry, provenance."""

@@ -1,0 +1,225 @@
+"""From what the objects of a source are to a manifest: what is kept, in which group, in which part.
+
+Nothing is dropped silently: every photograph is in the manifest or in `dropped.parquet` with a reason, and
+what is odd is in `findings.parquet`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scalp_core.curation import splits
+from scalp_core.curation.audit_summary import count_all, pick_examples
+from scalp_core.curation.queries import Relations, open_relations
+from scalp_core.curation.split_groups import Groups, group_images, number_components, unite
+from scalp_core.datasets.manifest import DataSpec, SplitMethod, SplitSpec, Task
+from scalp_core.errors import SourceError, UserError
+from scalp_core.grades import SYMPTOMS
+from scalp_core.synthetic.origin import MARKS, is_synthetic
+
+GROUP_KEYS = ("device", "session", "near_duplicate")
+"""What can make photographs one group; the same content and a table's own groups always do."""
+
+
+_TOLD = 5  # joints in the summary; all are in findings.parquet
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a source."""
+
+    task: Task | None = None  # None: the source's own, folder or table
+    symptom: str = SYMPTOMS[0]
+    ratio: str = "7:2:1"
+    method: SplitMethod = "group"
+    keys: tuple[str, ...] = GROUP_KEYS
+    folds: int | None = None
+    seed: int = 0
+
+
+def audit(examined: str, source: str, out: str, options: Options, is_table: bool = False) -> dict[str, Any]:
+    """Decides what is kept, groups and splits it, and writes the manifest, the dropped and the findings.
+
+    Args:
+        examined: folder of Parquet files of `inventory.EXAMINED`.
+        source: for the contract.
+        out: data directory to write.
+        options: what is asked.
+        is_table: the labels came from a table.
+
+    Returns:
+        counts, and examples for the report.
+
+    Raises:
+        SourceError: there is no photograph with a label as asked.
+        UserError: there are too few groups.
+    """
+    steps = _Steps()
+    with open_relations(examined) as relations:
+        steps.end("read")
+        layout = relations.find_layout(is_table, options.task)
+        task = options.task or ("table" if layout == "table" else "folder")
+        _check_task(layout, task, source)
+        relations.decide(layout, task, options.symptom)
+        _check_any_kept(relations, source, layout, task, options)
+        steps.end("decide")
+        near = relations.find_near_duplicates()
+        steps.end("near_duplicates")
+        relations.collect_findings(layout, near)
+        steps.end("findings")
+        record, joints = _divide(relations, near.pairs, task, options)
+        steps.end("group_and_split")
+        relations.write_outputs(out)
+        spec = DataSpec(
+            created_at=datetime.now(UTC),
+            source=source,
+            layout=layout,
+            task=task,
+            symptom=options.symptom if layout == "aihub" else None,
+            split=record,
+            photographs=relations.number("select count(*) from kept"),
+            sha256=relations.fingerprint(),
+            synthetic=is_synthetic(relations.folders(source, is_table), relations.named(MARKS)),
+        )
+        steps.end("write")
+        counts = count_all(relations) | pick_examples(relations, near.pairs)
+        steps.end("count")
+    return {
+        "spec": spec.model_dump(mode="json"),
+        **counts,
+        "joints": joints,
+        "seconds_of_audit": steps.seconds,
+    }
+
+
+class _Steps:
+    """Seconds of each step of an audit."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._started, 1)
+        self._started = now
+
+
+def _check_task(layout: str, task: str, source: str) -> None:
+    if layout == "table" and task != "table":
+        raise SourceError(f"--task {task}: the table {source} brings its own labels; leave --task out")
+    if task == "json" and layout != "aihub":
+        raise SourceError(f"--task json: {source} has no label files of AI Hub; use --task folder")
+
+
+def _check_any_kept(relations: Relations, source: str, layout: str, task: str, options: Options) -> None:
+    if relations.number("select count(*) from photo where reason is null") and (
+        task == "unlabelled" or layout != "unlabelled"
+    ):
+        return
+    photographs = relations.number("select count(*) from photo")
+    if not photographs:
+        raise SourceError(f"{source} holds no photograph; check the path")
+    reasons = relations.rows(
+        "select reason, count(*) as n from photo where reason is not null group by reason order by n desc"
+    )
+    why = ", ".join(f"{row['n']} {row['reason']}" for row in reasons)
+    what = f"{source} holds {photographs} photographs and no grade for any of them" + f" ({why})" * bool(why)
+    if layout == "table":
+        raise SourceError(f"{what}; check its columns uri and label, or use --task unlabelled")
+    raise SourceError(
+        f"{what}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
+        "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "
+        "--symptom, or use --task unlabelled"
+    )
+
+
+def _divide(
+    relations: Relations, near: np.ndarray, task: str, options: Options
+) -> tuple[SplitSpec, dict[str, Any]]:
+    """Groups the candidates, and assigns splits and folds to what is kept; with the joints of groups."""
+    rows = relations.read_candidates()
+    ids, kept, labels = rows["id"], rows["kept"], rows["label"]
+    # As delivered, a microscope is in both parts: only sessions and copies can be kept apart.
+    chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
+    edges = np.searchsorted(ids, near)
+    alike = number_components(edges, len(ids))
+    same = _number_images(rows["content"], edges if "near_duplicate" in chosen else edges[:0])
+    keys = [rows[name] for name in ("given_group", "device", "session") if name in (*chosen, "given_group")]
+    groups = group_images(keys, same, rows["is_flat"])
+    method: SplitMethod = "none" if task == "unlabelled" else options.method
+    try:
+        parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
+        folds = np.full(len(ids), -1)
+        if options.folds and method != "none":
+            pool = (parts == "train") | (parts == "val")
+            units = np.arange(len(ids)) if method == "random" else groups.of_row
+            folds[pool] = splits.k_folds(labels[pool], units[pool], options.folds, options.seed)
+    except splits.TooFewGroupsError as error:
+        raise UserError(f"{error}{_joined_by(relations, groups, ids)}") from error
+    assigned = {
+        "id": ids,
+        "component": groups.of_row,
+        "split": pa.array(parts, pa.string()),
+        "fold": pa.array(folds, mask=folds < 0),
+    }
+    relations.assign_splits(pa.table(assigned), chosen)
+    joints = {
+        "applied": relations.name_joints(groups.joints, ids),
+        "refused": relations.add_joints(groups.refused, ids)[:_TOLD],
+    }
+    placed = kept & ((parts == "train") | (parts == "val") | (parts == "test"))
+    shared = {"device": rows["device"], "session": rows["session"], "near_duplicate": alike}
+    spec = SplitSpec(
+        method=method,
+        ratio=options.ratio,
+        seed=options.seed,
+        keys=("content", *chosen),
+        folds=options.folds,
+        leaking_pairs={
+            key: splits.leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
+        } if method != "none" else {},
+    )  # fmt: skip
+    return spec, joints
+
+
+def _number_images(contents: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """One number for all rows that show the same image, by content and by near-duplicate edges; uint64."""
+    return unite([contents, number_components(edges, len(contents))], len(contents)).astype(
+        np.uint64
+    ) + np.uint64(1)
+
+
+def _split_rows(
+    method: SplitMethod,
+    labels: np.ndarray,
+    kept: np.ndarray,
+    groups: np.ndarray,
+    delivered: np.ndarray,
+    options: Options,
+) -> np.ndarray:
+    """The split of each row; None where it has none, "overlap" where the test split has its group."""
+    parts = np.full(len(labels), None, dtype=object)
+    ratio = splits.parse_ratio(options.ratio)
+    if method == "group":
+        parts[kept] = splits.by_group(labels[kept], groups[kept], ratio, options.seed)
+    elif method == "random":
+        parts[kept] = splits.at_random(labels[kept], ratio, options.seed)
+    elif method == "official":
+        names = np.array(["", "Training", "Validation"], dtype=object)[delivered[kept]]
+        found = splits.official(labels[kept], groups[kept], names, ratio, options.seed)
+        parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
+    return parts
+
+
+def _joined_by(relations: Relations, groups: Groups, ids: np.ndarray) -> str:
+    """The images that joined groups, for a message about too few of them."""
+    named = relations.name_joints(groups.joints, ids)
+    places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in named)
+    return f"; images that show the same in several groups joined them: {places}" if named else ""

@@ -1,0 +1,120 @@
+"""Photographs and rows without what leads back to a person: names, metadata, times, surveys.
+
+The picture itself stays, pixel for pixel: whoever holds the originals can find it again by its pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import struct
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scalp_core.errors import ImageError
+from scalp_core.images import codecs
+from scalp_core.images.codecs import Picture, read_picture
+from scalp_core.images.preprocess import upright
+
+KEY_BYTES = 32
+
+_SOI, _EOI, _SOS, _APP0, _APP14, _COMMENT = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE, 0xFE
+_APP = range(0xE0, 0xF0)
+_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
+
+
+def pseudonym(key: bytes, value: str, prefix: str = "") -> str:
+    """The same for the same value and key; without the key it leads nowhere."""
+    return prefix + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:20]
+
+
+def pseudonymous_row(row: dict[str, Any], key: bytes) -> dict[str, Any]:
+    """A row of the manifest with codes for site, microscope and group, and without time, sex and age.
+
+    What is left: size, grades, position on the head, part and fold.
+    """
+    coded = {
+        name: pseudonym(key, f"{name}:{row[name]}", f"{name}-") if row[name] is not None else None
+        for name in ("site", "device", "group")
+    }
+    return row | coded | {"captured_at": None, "sex": None, "age": None, "source_note": None}
+
+
+def without_metadata(data: bytes) -> tuple[bytes, str]:
+    """The same pixels in a file that says nothing else, and its suffix.
+
+    A JPEG keeps its coded picture, and of its metadata the orientation alone; every other format becomes PNG.
+
+    Raises:
+        ImageError: the picture cannot be decoded, or would not be the same.
+    """
+    kind = codecs.sniff(data)
+    if kind != "JPEG":
+        return _as_png(_whole(data)), ".png"
+    before = _whole(data)
+    stripped = _strip_jpeg(data, before.orientation)
+    after = _whole(stripped)
+    if after.orientation != before.orientation or not np.array_equal(after.pixels, before.pixels):
+        return _as_png(before), ".png"  # colours that only the metadata tells, such as Adobe's of CMYK
+    return stripped, ".jpg"
+
+
+def _whole(data: bytes) -> Picture:
+    return read_picture(data, lambda width, height: (width, height))
+
+
+def _as_png(picture: Picture) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(upright(picture.pixels, picture.orientation)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _strip_jpeg(data: bytes, orientation: int) -> bytes:
+    kept = [b"\xff\xd8", _orientation_only(orientation) if orientation != 1 else b""]
+    position = 2
+    while position + 1 < len(data):
+        if data[position] != 0xFF:
+            raise ImageError("corrupt", "the JPEG has bytes where a marker should be")
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker == _EOI:
+            break
+        if marker in _ALONE:
+            position += 2
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        segment = data[position:end]
+        position = end
+        if marker == _APP0 and segment[4:9] == b"JFIF\0":
+            kept.append(b"\xff\xe0\0\x10" + segment[4:16] + b"\0\0")  # without its thumbnail
+        elif (marker == _APP14 and segment[4:9] == b"Adobe") or (marker not in _APP and marker != _COMMENT):
+            kept.append(segment)
+        if marker == _SOS:
+            end = _end_of_scan(data, position)
+            kept.append(data[position:end])
+            position = end
+    kept.append(b"\xff\xd9")  # what some cameras put behind it, such as a second picture, goes
+    return b"".join(kept)
+
+
+def _end_of_scan(data: bytes, position: int) -> int:
+    """Where the coded pixels end: at the next marker that is neither an escaped byte nor a restart."""
+    while True:
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 1 >= len(data):
+            return len(data)
+        if data[position + 1] != 0 and data[position + 1] not in range(0xD0, 0xD8):
+            return position
+        position += 2
+
+
+def _orientation_only(orientation: int) -> bytes:
+    """An EXIF segment of one entry."""
+    tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0" + tiff
+    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body

@@ -1,0 +1,376 @@
+"""The objects of a source and how they relate, as tables of a DuckDB: what is kept, dropped and odd.
+
+A photograph and its label file, two copies of a picture, a name with two contents: all this is about
+relations between objects, so it is said in SQL, and DuckDB answers it in bounded memory, spilling to disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scalp_core import storage
+from scalp_core.curation import near_duplicates
+from scalp_core.curation.split_groups import Joint
+from scalp_core.datasets import manifest
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.scan import EXAMINED
+from scalp_core.grades import SYMPTOMS
+from scalp_core.images.signature import THUMBNAIL_BYTES
+from scalp_core.storage import parquet
+from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, spilling
+
+DROPPED_FILE = "dropped.parquet"
+FINDINGS_FILE = "findings.parquet"
+
+_ROWS_READ = 8_192
+_SAMPLE = 32
+_ROWS_WRITTEN = 50_000
+_DEVICE = "site || '_' || device"
+_SESSION = "site || '_' || device || '_' || session"
+_GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
+
+
+@contextmanager
+def open_relations(examined: str) -> Iterator[Relations]:
+    """Read a folder of Parquet files of `inventory.EXAMINED` into a database and a file of this node."""
+    with (
+        spilling(node_memory_mib(), node_threads()) as sql,
+        TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
+    ):
+        yield Relations(examined, sql, thumbnails)
+
+
+class Relations:
+    """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk.
+
+    The methods are called in this order: `find_layout, decide, find_near_duplicates, collect_findings,
+    read_candidates, assign_splits, add_joints, write_outputs`.
+    """
+
+    def __init__(self, examined: str, sql: Any, thumbnails: Any) -> None:
+        self._sql = sql
+        self._thumbnails = thumbnails
+        columns = [field for field in EXAMINED if field.name != "thumbnail"]
+        schema = pa.schema([pa.field("row", pa.int64()), *columns])
+        # A row has a kilobyte of thumbnail: Arrow's own readahead of 16 batches would hold 2 GiB.
+        batches = parquet.dataset(examined, schema=EXAMINED).to_batches(
+            batch_size=_ROWS_READ, batch_readahead=2, fragment_readahead=1
+        )
+        batches = self._without_thumbnails(batches, schema)
+        self._sql.register("examined", pa.RecordBatchReader.from_batches(schema, batches))
+        # An order that does not depend on where the files lie: of two copies the same one is kept, the
+        # delivered Validation part's first.
+        self._sql.execute("""
+            create table object as
+            select row_number() over () - 1 as id, *, md5_number(sha256) as content from (
+                from examined order by part desc nulls last, stem, symptom, folder_grade, uri, member
+            )
+        """)
+
+    def _without_thumbnails(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """Moves thumbnails to a file, by row: a kilobyte per image, and only candidates are read again."""
+        rows = 0
+        for batch in batches:
+            empty = bytes(THUMBNAIL_BYTES)
+            self._thumbnails.writelines(value or empty for value in batch["thumbnail"].to_pylist())
+            numbers = pa.array(np.arange(rows, rows + len(batch)))
+            rows += len(batch)
+            others = [batch[name] for name in schema.names[1:]]
+            yield pa.record_batch([numbers, *others], schema=schema)
+
+    def query(self, query: str) -> pa.Table:
+        return self._sql.sql(query).to_arrow_table()
+
+    def _arrays(self, query: str) -> dict[str, np.ndarray]:
+        """Columns without nulls, filled batch by batch: the whole result exists once."""
+        number = self.number(f"select count(*) from ({query})")
+        reader = self._sql.sql(query).to_arrow_reader(_ROWS_WRITTEN)
+        arrays = {field.name: np.empty(number, field.type.to_pandas_dtype()) for field in reader.schema}
+        start = 0
+        for batch in reader:
+            for name, array in arrays.items():
+                array[start : start + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
+            start += len(batch)
+        return arrays
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        return self.query(query).to_pylist()
+
+    def number(self, query: str) -> int:
+        return int(self._sql.execute(query).fetchall()[0][0])
+
+    def named(self, names: Sequence[str]) -> list[Location]:
+        """Objects with one of these file names, a few of them."""
+        wanted = ", ".join(f"'{name}'" for name in names)
+        query = f"""
+            select distinct uri, member from object
+            where regexp_extract(coalesce(member, uri), '[^/]*$') in ({wanted}) order by all limit {_SAMPLE}
+        """
+        return [Location(row["uri"], row["member"]) for row in self.rows(query)]
+
+    def folders(self, source: str, is_table: bool) -> list[str]:
+        """Folders of the images: the source, or of a table its own and some of those that its rows name."""
+        if not is_table:
+            return [source]
+        query = f"""
+            select folder from (select distinct regexp_replace(uri, '/[^/]*$', '') as folder from object)
+            order by hash(folder) limit {_SAMPLE}
+        """
+        return [source, *(row["folder"] for row in self.rows(query))]
+
+    def count(self, query: str) -> dict[str, int]:
+        """Totals of a query's names, the largest first."""
+        totals: dict[str, int] = {}
+        for name, count in self._sql.sql(query).fetchall():
+            totals[name] = totals.get(name, 0) + count
+        return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
+
+    # --- what is kept ---------------------------------------------------------------------------------------
+
+    def find_layout(self, is_table: bool, task: str | None) -> str:
+        if task == "unlabelled":
+            return "unlabelled"
+        if is_table:
+            return "table"
+        photographs = "select count(*) from object where kind = 'photograph'"
+        if self.number(f"{photographs} and symptom is not null and folder_grade is not null"):
+            return "aihub"
+        if task == "json" and self.number("select count(*) from object where kind = 'label'"):
+            return "aihub"
+        return "class_folders" if self.number(f"{photographs} and class_grade is not null") else "unlabelled"
+
+    def decide(self, layout: str, task: str, symptom: str) -> None:
+        """Makes `photo`: every photograph with its label, or the reason why it is dropped."""
+        number = SYMPTOMS.index(symptom)
+        label, unlabelled = {
+            ("aihub", "folder"): (
+                "folder_grade",
+                f"""when symptom is null or folder_grade is null then 'not_in_a_grade_folder'
+                    when symptom <> {number} then 'other_symptom'""",
+            ),
+            ("aihub", "json"): (
+                f"truth.values[{number + 1}]",
+                """when truth.stem is null then 'no_label'
+                   when truth.answers = 0 then 'bad_label'
+                   when truth.answers > 1 then 'conflicting_labels'""",
+            ),
+            ("class_folders", "folder"): (
+                "class_grade", "when class_grade is null then 'not_in_a_grade_folder'"
+            ),
+            ("table", "table"): ("given_label", "when given_label is null then 'no_label'"),
+        }.get((layout, task), ("null", "when false then ''"))  # fmt: skip
+        self._sql.execute("""
+            create table truth as
+            select stem, count(distinct "values") as answers, min("values") as "values"
+            from object where kind = 'label' group by stem
+        """)
+        self._sql.execute(f"""
+            create table photo as
+            select object.* exclude (position, "values"), truth.stem is not null as has_label_file,
+                case when truth.answers = 1 then truth."values" end as labels,
+                survey.sex as known_sex, survey.age as known_age,
+                coalesce(object.position, survey.position) as position,
+                cast({label} as tinyint) as label,
+                case when code is not null then code {unlabelled} end as reason,
+                error as detail
+            from object
+            left join truth using (stem)
+            left join (
+                select stem, min(sex) as sex, min(age) as age, min(position) as position
+                from object where kind = 'meta' group by stem
+            ) as survey using (stem)
+            where kind = 'photograph'
+        """)
+        # Contents that more than one photograph has: few, however large the source.
+        self._sql.execute("""
+            create table repeated as
+            select content, min(id) filter (reason is null) as keeper,
+                coalesce(min(label) filter (reason is null) <> max(label) filter (reason is null), false)
+                    as conflicting,
+                coalesce(min(symptom) <> max(symptom), false) as in_several_symptoms,
+                coalesce(min(part) <> max(part), false) as in_both_parts
+            from photo where content is not null group by content having count(*) > 1
+        """)
+        self._sql.execute("""
+            update photo set detail = 'sha256 ' || sha256,
+                reason = if(repeated.conflicting, 'conflicting_labels', 'duplicate_content')
+            from repeated where photo.content = repeated.content
+            and reason is null and (repeated.conflicting or photo.id <> repeated.keeper)
+        """)
+
+    # --- what is odd ----------------------------------------------------------------------------------------
+
+    def find_near_duplicates(self) -> near_duplicates.Found:
+        """Ids of kept photographs that show the same image, and of those with too many alike."""
+        found = self._arrays("""
+            select id, "row", hash, turned_hash from photo
+            where reason is null and hash is not null order by id
+        """)
+        ids, rows = found["id"], found["row"]
+        self._thumbnails.flush()
+
+        def thumbnails(positions: np.ndarray) -> np.ndarray:
+            file = self._thumbnails.fileno()
+            read = [
+                os.pread(file, THUMBNAIL_BYTES, row * THUMBNAIL_BYTES) for row in rows[positions].tolist()
+            ]
+            return np.frombuffer(b"".join(read), np.uint8).reshape(-1, THUMBNAIL_BYTES)
+
+        pairs, crowded = near_duplicates.find_pairs(found["hash"], found["turned_hash"], thumbnails)
+        return near_duplicates.Found(ids[pairs], ids[crowded])
+
+    def collect_findings(self, layout: str, near: near_duplicates.Found) -> None:
+        """Makes `finding`: each object that a person should know of, with the word and what it is about."""
+        self._sql.register("near", pa.table({"a": near.pairs[:, 0], "b": near.pairs[:, 1]}))
+        self._sql.register("crowded", pa.table({"id": near.crowded}))
+        queries = {
+            "label_without_photograph": "select id, stem from object anti join photo using (stem) "
+            "where kind = 'label'",
+            "meta_without_photograph": "select id, stem from object anti join photo using (stem) "
+            "where kind = 'meta'",
+            "bad_label_file": "select id, error from object where kind = 'label' and code is not null",
+            "bad_meta_file": "select id, error from object where kind = 'meta' and code is not null",
+            "label_files_differ": "select id, stem from object where kind = 'label' "
+            "and stem in (select stem from truth where answers > 1)",
+            "folder_and_label_file_differ": "select id, 'folder ' || folder_grade || ', label file ' || "
+            "labels[symptom + 1] from photo where folder_grade <> labels[symptom + 1]",
+            "content_in_several_symptoms": "select id, sha256 from photo join repeated using (content) "
+            "where in_several_symptoms",
+            "content_in_both_parts": "select id, sha256 from photo join repeated using (content) "
+            "where in_both_parts",
+            "conflicting_contents": "select id, sha256 from photo where reason = 'conflicting_labels' "
+            "and detail like 'sha256 %'",
+            "same_name_other_content": "select id, stem from photo where content is not null and stem in "
+            "(select any_value(stem) from photo group by md5_number(stem) "
+            "having min(content) <> max(content))",
+            "flat_image": "select id, sha256 from photo where content is not null and hash is null",
+            "crowded_hash": "select id, null from crowded",
+            "near_duplicate": "select b as id, object.uri || coalesce('!' || object.member, '') "
+            "from near join object on object.id = near.a",
+            "near_duplicate_labels_differ": "select near.b as id, 'labels ' || "
+            "least(one.label, other.label) || ' and ' || greatest(one.label, other.label) "
+            "from near join photo one on one.id = near.a join photo other on other.id = near.b "
+            "where one.label <> other.label",
+        }
+        if layout == "aihub":
+            queries["photograph_without_label"] = "select id, stem from photo where not has_label_file"
+        self._sql.execute("create table finding (id bigint, finding varchar, detail varchar)")
+        for word, query in queries.items():
+            self._sql.execute(
+                f"insert into finding select id, '{word}', detail from ({query}) as q(id, detail)"
+            )
+
+    # --- groups and parts -----------------------------------------------------------------------------------
+
+    def read_candidates(self) -> dict[str, np.ndarray]:
+        """What is kept, and the copies of it that are not, which join groups; by id.
+
+        Keys are hashes, uint64, 0 for none.
+        """
+        keys = {"content": "content", **_GROUP_KEYS}
+        hashes = ", ".join(
+            f"if({key} is null, 0::uint64, hash({key})) as {name}" for name, key in keys.items()
+        )
+        return self._arrays(f"""
+            select id, reason is null as kept, coalesce(label, 0) as label, hash is null as is_flat,
+                case part when 'Training' then 1 when 'Validation' then 2 else 0 end::int8 as part, {hashes}
+            from photo where reason is null or reason = 'duplicate_content' order by id
+        """)
+
+    def fingerprint(self) -> str:
+        """That of `manifest.fingerprint`, without the rows in memory."""
+        made = manifest.Fingerprint()
+        reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(_ROWS_WRITTEN)
+        for batch in reader:
+            made.update(batch)
+        return made.hexdigest()
+
+    def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
+        """Makes `kept` of `id, component, split, fold`; a kept photograph without a split is an overlap."""
+        self._sql.register("assigned", assigned)
+        self._sql.execute("""
+            update photo set reason = 'official_overlap', detail = 'its group is in Validation too'
+            from assigned where photo.id = assigned.id and reason is null and assigned.split = 'overlap'
+        """)
+        first = ", ".join(
+            f"min({key})" for name, key in _GROUP_KEYS.items() if name == "given_group" or name in keys
+        )
+        self._sql.execute(f"""
+            create table kept as
+            with named as (
+                select component, coalesce({first}, min(substr(sha256, 1, {manifest.ID_DIGITS}))) as "group"
+                from photo join assigned using (id) group by component
+            )
+            select substr(sha256, 1, {manifest.ID_DIGITS}) as image_id, uri, member, sha256, width, height,
+                label, labels, site, device, captured_at, position, known_sex as sex, known_age as age,
+                "group", cast(fold as tinyint) as fold, split, part as source_note,
+                byte_offset, byte_length, compression, photo.id, component
+            from photo join assigned using (id) join named using (component)
+            where reason is null
+        """)
+
+    def add_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
+        """Adds refused joints to the findings; each with its uri.
+
+        Args:
+            joints: Joints that were not applied.
+            ids: The id of each row.
+        """
+        named = self.name_joints(joints, ids)
+        rows = {
+            "id": [joint["id"] for joint in named],
+            "detail": [f"{joint['images']} images in {joint['joined']} groups" for joint in named],
+        }
+        table = pa.table(rows, schema=pa.schema({"id": pa.int64(), "detail": pa.string()}))
+        self._sql.register("joints", table)
+        self._sql.execute("insert into finding select id, 'joins_many_groups', detail from joints")
+        return named
+
+    def name_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
+        """Joints with the id and the uri of one of their images."""
+        rows = [
+            {"id": int(ids[joint.row]), "images": joint.images, "joined": joint.joined} for joint in joints
+        ]
+        wanted = ", ".join(str(row["id"]) for row in rows) or "null"
+        places = dict(
+            self._sql.execute(
+                f"select id, uri || coalesce('!' || member, '') from photo where id in ({wanted})"
+            ).fetchall()
+        )
+        return [row | {"uri": places[row["id"]]} for row in rows]
+
+    # --- what is written ------------------------------------------------------------------------------------
+
+    def write_outputs(self, out: str) -> None:
+        columns = ", ".join(f'"{name}"' for name in manifest.SCHEMA.names)
+        rows = self._stream(f"select {columns} from kept order by split, image_id", manifest.SCHEMA)
+        manifest.write_manifest(out, rows)
+        named = {name: pa.string() for name in ("uri", "member", "reason", "detail")}
+        dropped = self._stream(
+            "select uri, member, reason, detail from photo where reason is not null union all "
+            "select uri, member, code, error from object where kind in ('archive', 'other') "
+            "and code is not null order by all",
+            pa.schema(named),
+        )
+        parquet.write_batches(storage.join(out, DROPPED_FILE), dropped)
+        named = {name: pa.string() for name in ("finding", "uri", "member", "detail")}
+        findings = self._stream(
+            "select finding, uri, member, detail from finding join object using (id) order by all",
+            pa.schema(named),
+        )
+        parquet.write_batches(storage.join(out, FINDINGS_FILE), findings)
+
+    def _stream(self, query: str, schema: pa.Schema) -> pa.RecordBatchReader:
+        # Sorted into a table first: the sort of a streamed result cannot spill (DuckDB 2.0).
+        self._sql.execute(f"create or replace temp table sorted as {query}")
+        reader = self._sql.sql("from sorted").to_arrow_reader(_ROWS_WRITTEN)
+        return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))

@@ -1,0 +1,172 @@
+"""`report.html` of `scalp prepare`: what a source holds, what was dropped and why, how it was divided.
+
+One file that asks no other for anything. It shows photographs and names microscopes: it is for those who may
+see the source, and is no part of a pseudonymised export.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from scalp_core.curation.findings import FINDINGS, REASONS
+from scalp_core.curation.splits import MIN_GROUPS, parse_ratio
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.manifest import PARTS, DataSpec, SplitSpec
+from scalp_core.datasets.scan import OBJECT_CODES
+from scalp_core.errors import IMAGE_CODES, ImageError
+from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
+from scalp_core.images import codecs
+
+_THUMBNAIL = (176, 132)
+_LONG = 16  # a table of more rows is folded
+
+# A share is far from what was asked for when it differs by more than both.
+_SHARE_POINTS, _SHARE_PART = 0.05, 0.25
+
+
+def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
+    """The report.
+
+    Args:
+        spec: the contract of the data.
+        summary: that of `scalp prepare`.
+        examples: `sheets` (grade to photographs), `near_pairs` and `dropped_examples`, as from `audit`.
+    """
+    text = resources.files("scalp_core.curation").joinpath("report.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(text).render(
+        spec=spec,
+        summary=summary,
+        warnings=warnings(summary),
+        grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
+        placed=sum(part["photographs"] for part in summary["parts"].values()),
+        parts=[(name, summary["parts"][name]) for name in PARTS if summary["parts"][name]["photographs"]],
+        sheets=[_sheet(int(grade), rows, summary) for grade, rows in examples["sheets"].items()],
+        near_pairs=[
+            {"pictures": _thumbnails(pair), "labels": [row["label"] for row in pair]}
+            for pair in examples["near_pairs"]
+        ],
+        dropped_examples=examples["dropped_examples"],
+        reasons=IMAGE_CODES | OBJECT_CODES | REASONS,
+        findings=FINDINGS,
+        long=_LONG,
+    )
+    return page.encode()
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """What a reader of the figures must know, one line each."""
+    spec, found = DataSpec.model_validate(_contract(summary)), []
+    if spec.warning:
+        found.append(spec.warning)
+    if spec.split.warning:
+        found.append(spec.split.warning)
+    elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:
+        pairs = ", ".join(f"{count:,} pairs of one {key}" for key, count in shared.items())
+        found.append(f"photographs in different parts share what --group or the delivery let them: {pairs}")
+    alone = summary["grouped_by"].get("photograph", 0)
+    if alone and spec.split.method in ("group", "official"):
+        found.append(
+            f"the names of {alone:,} photographs carry no device: pictures of one person may be in two "
+            "parts, and the test figures flatter; give their groups in a CSV of uri,label,group"
+        )
+    if missing := summary["could_not_be_fetched"]:
+        found.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
+    found += _split_warnings(spec.split, summary)
+    if refused := summary["joints"]["refused"]:
+        count, first = summary["findings"]["joins_many_groups"], refused[0]
+        found.append(
+            f"{count:,} images are the same in so many groups that they join none, for example "
+            f"{first['uri']} in {first['joined']:,}; see joins_many_groups in findings.parquet"
+        )
+    if crowded := summary["findings"]["crowded_hash"]:
+        found.append(
+            f"{crowded:,} images look like so many others that not all were compared: near-duplicates of "
+            "them may be in two splits; see crowded_hash in findings.parquet"
+        )
+    for name in PARTS:
+        part = summary["parts"][name]
+        empty = [grade for grade, count in part["by_grade"].items() if not count]
+        if part["photographs"] and empty:
+            found.append(f"the {name} part has no photograph of grade {', '.join(empty)}")
+    return found
+
+
+def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
+    """Shares that are far from what was asked for, and splits of too few groups, each with its cause."""
+    found = []
+    parts = summary["parts"]
+    total = sum(part["photographs"] for part in parts.values())
+    if not total or spec.method == "none":
+        return []
+    ratio = dict(zip(PARTS, parse_ratio(spec.ratio), strict=True))
+    for name, part in parts.items():
+        asked, is_share = ratio[name] / sum(ratio.values()), part["photographs"] / total
+        if spec.method != "official" and abs(is_share - asked) > max(_SHARE_POINTS, asked * _SHARE_PART):
+            found.append(
+                f"the {name} split has {is_share:.1%} of the images, {asked:.0%} were asked for"
+                f"{_cause(summary)}"
+            )
+        if spec.method != "random" and part["groups"] < MIN_GROUPS:
+            found.append(
+                f"the {name} split has {part['groups']} group: its figures are those of one microscope or "
+                f"person{_cause(summary)}"
+            )
+    return found
+
+
+def _cause(summary: dict[str, Any]) -> str:
+    """The largest group, and the images that joined groups."""
+    total = sum(part["photographs"] for part in summary["parts"].values())
+    groups = sum(part["groups"] for part in summary["parts"].values())
+    largest = summary["largest_groups"][0]
+    text = (
+        f"; of {groups:,} groups, {largest['group']} has {largest['photographs'] / total:.0%} of the images"
+    )
+    if applied := summary["joints"]["applied"]:
+        text += f"; {applied[0]['uri']} is in {applied[0]['joined']} of those that became one group"
+    return text
+
+
+def _contract(summary: dict[str, Any]) -> dict[str, Any]:
+    return {"created_at": summary["date"]} | {
+        name: summary[name] for name in DataSpec.model_fields if name in summary
+    }
+
+
+def _sheet(grade: int, rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    name = GRADE_NAMES[grade]
+    return {
+        "grade": f"{grade} {name}",
+        "korean": GRADE_NAMES_KO[grade],
+        "count": summary["by_grade"][name],
+        "pictures": _thumbnails(rows),
+    }
+
+
+def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Small pictures as data URIs, without metadata; grey where one cannot be read any more."""
+    locations = [Location(row["uri"], row["member"]) for row in rows]
+    return [_thumbnail(data) for data in datasets_locations.read_photographs(locations, codecs.MAX_BYTES)]
+
+
+def _thumbnail(data: bytes | ImageError) -> str:
+    try:
+        if isinstance(data, ImageError):
+            raise data
+        picture = Image.fromarray(codecs.read_picture(data, lambda _width, _height: _THUMBNAIL).pixels)
+    except ImageError:
+        picture = Image.fromarray(np.full((*_THUMBNAIL[::-1], 3), 128, np.uint8))
+    picture.thumbnail(_THUMBNAIL)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Where images and labels are stored, and the manifest that lists them."""

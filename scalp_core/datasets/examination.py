@@ -1,0 +1,266 @@
+"""What the objects of a source are: each read, hashed and decoded, into rows of `inventory.EXAMINED`.
+
+An object that does something unexpected fails alone: its row has a code and the error.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scalp_core import archives, storage
+from scalp_core.archives import Place, Placed
+from scalp_core.archives.base import SeenNames
+from scalp_core.datasets import aihub, tables
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets.group_by import GroupBy
+from scalp_core.datasets.locations import Location, location_of
+from scalp_core.datasets.scan import (
+    EXAMINED,
+    OBJECT_CODES,
+    batched,
+    internal_error,
+    listed_row,
+    member_code,
+    name_of,
+)
+from scalp_core.errors import ImageError, UserError
+from scalp_core.images import codecs, signature
+
+_MAX_JSON_BYTES = 2**20
+_FETCH_THREADS = 8
+_PIECE = 64
+
+Content = Callable[[str, bytes], dict[str, Any]]
+"""Decodes bytes of a kind; `read_content`, or that in another process."""
+
+
+def read_content(kind: str, data: bytes) -> dict[str, Any]:
+    """What the bytes of an object of this kind say: columns of `EXAMINED`.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+        ValueError: a label or META file is not one.
+    """
+    return _CONTENT[kind](data)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """How objects are examined.
+
+    Args:
+        base: start of the uris that says nothing about grades; what lies above the source.
+        group_by: what gives the groups; None for what a table says.
+        content: decodes the bytes of an object.
+    """
+
+    base: str
+    group_by: GroupBy | None = None
+    content: Content = read_content
+
+
+def examine(rows: list[dict[str, Any]], how: Examination | str) -> Iterator[pa.Table]:
+    """Reads, hashes and decodes listed objects: tables of `EXAMINED`, at most a few hundred rows each.
+
+    Args:
+        rows: of `LISTED`.
+        how: or its `base` alone.
+    """
+    how = Examination(how) if isinstance(how, str) else how
+    plain = []
+    for row in rows:
+        if not (row["code"] or row["member"] or row.get("kind")) and archives.is_stream(row["uri"]):
+            yield from _examine_stream(row, how)
+        else:
+            plain.append(row)
+    for some in batched(plain, _PIECE * _FETCH_THREADS):
+        # Members of one archive stay together; pieces are fetched and decoded beside each other.
+        pieces = list(batched(some, _PIECE))
+        with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+            examined = pool.map(lambda piece: _examine_piece(piece, how), pieces)
+            yield _table(chain.from_iterable(examined))
+
+
+def _examine_piece(rows: Iterable[dict[str, Any]], how: Examination) -> list[dict[str, Any]]:
+    rows = list(rows)
+    wanted = [not row["code"] and (row.get("kind") or _kind(name_of(row))) in _CONTENT for row in rows]
+    locations = [location_of(row) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted]
+    placed = datasets_locations.read_placed(locations, codecs.MAX_BYTES)  # a few in memory at a time
+    examined = []
+    for row, is_wanted in zip(rows, wanted, strict=True):
+        found = next(placed) if is_wanted else None
+        if found and row.get("kind") and _is_missing(found):
+            row, found = _otherwise_spelled(row, found, how.base)
+        examined.append(_examined(row, found, how))
+    return examined
+
+
+def _is_missing(placed: Placed) -> bool:
+    return isinstance(placed.data, ImageError) and placed.data.code == "not_found"
+
+
+def _otherwise_spelled(row: dict[str, Any], missing: Placed, base: str) -> tuple[dict[str, Any], Placed]:
+    """A table's row whose file or member has its name in another Unicode form, and what it holds."""
+    below = row["uri"].removeprefix(base)
+    uris = [row["uri"], *(row["uri"].removesuffix(below) + other for other in tables.spellings(below))]
+    members = [row["member"], *(tables.spellings(row["member"]) if row["member"] else ())]
+    for uri in uris:
+        for member in members:
+            (found,) = datasets_locations.read_placed([Location(uri, member)], codecs.MAX_BYTES)
+            if not _is_missing(found):
+                return row | {"uri": uri, "member": member}, found
+    return row, missing
+
+
+def _examine_stream(row: dict[str, Any], how: Examination) -> Iterator[pa.Table]:
+    """A tar in one pass. Of members that share a name only the last can be read: the first are shadowed.
+
+    Which these are is known at the end; until then the tables wait in a temporary file.
+    """
+    with tempfile.TemporaryFile(prefix="scalp-tar-") as spool:
+        seen = SeenNames()
+        with pa.ipc.new_stream(spool, EXAMINED) as writer:
+            for some in batched(_stream_rows(row, how, seen), _PIECE * _FETCH_THREADS):
+                writer.write_table(_table(some))
+        spool.seek(0)
+        shadowed = seen.shadowed()
+        start = 0
+        for batch in pa.ipc.open_stream(spool):
+            inside = shadowed[(shadowed >= start) & (shadowed < start + batch.num_rows)] - start
+            table = pa.Table.from_batches([batch])
+            yield _with_shadowed(table, inside) if len(inside) else table
+            start += batch.num_rows
+
+
+def _stream_rows(row: dict[str, Any], how: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
+    members = archives.stream(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT)
+    is_empty = True
+    try:
+        for member, data in members:
+            is_empty = False
+            seen.add(member.name)
+            listed = listed_row(row["uri"], member.name, member.size, member_code(member.name, readable=True))
+            yield _examined(listed, None if data is None else Placed(data, member.place), how)
+    except UserError as error:
+        if storage.is_transient(error):
+            raise
+        yield _examined(listed_row(row["uri"], None, row["bytes"], "bad_archive", str(error)), None, how)
+    except Exception as error:
+        yield _examined(internal_error(row, error), None, how)
+    else:
+        if is_empty:
+            yield _examined(row, None, how)
+
+
+def _with_shadowed(table: pa.Table, positions: np.ndarray) -> pa.Table:
+    """The table with nothing but name and code of some rows, which cannot be read by their name."""
+    mask = np.zeros(table.num_rows, bool)
+    mask[positions] = True
+    kept = {"uri", "member", "kind", "bytes", "stem", "part", "symptom", "folder_grade", "class_grade"}
+    told = {"code": "shadowed_member", "error": OBJECT_CODES["shadowed_member"]}
+    columns = [
+        table[name] if name in kept else pc.if_else(mask, pa.scalar(told.get(name), field.type), table[name])
+        for name, field in zip(EXAMINED.names, EXAMINED, strict=True)
+    ]
+    return pa.table(columns, schema=EXAMINED)
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=EXAMINED)
+
+
+def _kind(name: str) -> str:
+    base = name.rsplit("/", 1)[-1]
+    if datasets_locations.is_photograph(name):
+        return "photograph"
+    if archives.is_archive(name):
+        return "archive"
+    if base.lower().endswith(".json") and not base.startswith("."):
+        return "meta" if base.endswith(aihub.META_SUFFIX) else "label"
+    return "other"
+
+
+def _examined(row: dict[str, Any], placed: Placed | None, how: Examination) -> dict[str, Any]:
+    """One row of `EXAMINED`, whatever the object does: it fails alone."""
+    try:
+        return _examined_or_raised(row, placed, how)
+    except Exception as error:
+        known = {name: row[name] for name in ("uri", "member", "bytes")}
+        return internal_error(known | {"kind": row.get("kind") or _kind(name_of(row))}, error)
+
+
+def _examined_or_raised(row: dict[str, Any], placed: Placed | None, how: Examination) -> dict[str, Any]:
+    name = name_of(row)
+    path = row["uri"].removeprefix(how.base) + (f"/{row['member']}" if row["member"] else "")
+    folders, stem = aihub.read_folders(path.rpartition("/")[0]), aihub.stem_of(name)
+    examined = {
+        "uri": row["uri"],
+        "member": row["member"],
+        "kind": row.get("kind") or _kind(name),
+        "bytes": row["bytes"],
+        "code": row["code"],
+        "error": row["error"],
+        "stem": stem,
+        "part": folders.part,
+        "symptom": folders.symptom,
+        "folder_grade": folders.grade,
+        "class_grade": folders.class_grade,
+        "given_label": row.get("label"),
+        "given_group": row.get("group"),
+    }
+    shot = aihub.read_stem(stem)
+    examined |= vars(shot) if shot else {}
+    if placed is None or examined["code"] or examined["kind"] not in _CONTENT:
+        return examined
+    data, place = placed
+    if isinstance(data, ImageError):
+        return examined | {"code": data.code, "error": data.message}
+    examined |= {"bytes": len(data)} | (_columns_of(place) if place else {})
+    if how.group_by and examined["kind"] == "photograph":
+        # Below the source, whose own name is the first of the path.
+        examined["given_group"] = how.group_by.group_of(path.lstrip("/").partition("/")[2] or path, data)
+    try:
+        return examined | how.content(examined["kind"], data)
+    except ImageError as error:
+        return examined | {"code": error.code, "error": error.message}
+    except ValueError as error:
+        if examined["kind"] == "photograph":
+            raise
+        if examined["kind"] == "label" and folders.symptom is None and b'"value_' not in data:
+            return examined | {"kind": "other"}  # some JSON that was never meant to be a label
+        return examined | {"code": f"bad_{examined['kind']}", "error": str(error)}
+
+
+def _columns_of(place: Place) -> dict[str, Any]:
+    return {"byte_offset": place.offset, "byte_length": place.length, "compression": place.compression}
+
+
+def _photograph(data: bytes) -> dict[str, Any]:
+    width, height = codecs.picture_size(data)
+    return {
+        "sha256": sha256(data).hexdigest(),
+        "width": width,
+        "height": height,
+        **signature.signature(data)._asdict(),
+    }
+
+
+def _label(data: bytes) -> dict[str, Any]:
+    return {"values": aihub.read_label(data[: _MAX_JSON_BYTES + 1])}
+
+
+def _meta(data: bytes) -> dict[str, Any]:
+    return {name: value for name, value in aihub.read_meta(data[: _MAX_JSON_BYTES + 1]).items() if value}
+
+
+_CONTENT = {"photograph": _photograph, "label": _label, "meta": _meta}

@@ -1,0 +1,86 @@
+"""Groups of images from their folders, their names or their EXIF, for sources without AI Hub's names."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from PIL import Image
+
+from scalp_core.datasets.aihub import Folders, read_folders
+from scalp_core.errors import UserError
+
+_EXIF_IFD = 0x8769
+_BODY_SERIAL_NUMBER = 0xA431
+_DATE_TIME_ORIGINAL = 0x9003
+_WAYS = "folder, exif, or regex:PATTERN, such as 'regex:(patient\\d+)_'"
+
+
+@dataclass(frozen=True)
+class GroupBy:
+    """What images of one group share.
+
+    Args:
+        text: `folder`: the folders above an image that do not name a grade, a symptom or a delivered part;
+            `regex:PATTERN`: the groups of the pattern, or all that it matches, in the path below the source;
+            `exif`: the camera's serial number, or else the day.
+
+    Raises:
+        UserError: it is none of these.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text in ("folder", "exif"):
+            return
+        if not self.text.startswith("regex:"):
+            raise UserError(f"--group-by {self.text} is unknown; give {_WAYS}")
+        try:
+            matches_nothing = self._pattern.match("")
+        except re.error as error:
+            raise UserError(
+                f"--group-by {self.text} is not a regular expression ({error}); give {_WAYS}"
+            ) from None
+        if matches_nothing:
+            raise UserError(f"--group-by {self.text} matches every name; give {_WAYS}")
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(self.text.removeprefix("regex:"))
+
+    def group_of(self, path: str, data: bytes) -> str | None:
+        """The group of one image; None if nothing tells it.
+
+        Args:
+            path: below the source, where an archive counts as a folder.
+            data: bytes of the file.
+        """
+        if self.text == "folder":
+            return _folder_group(path)
+        return _exif_group(data) if self.text == "exif" else self._matched(path)
+
+    def _matched(self, path: str) -> str | None:
+        match = self._pattern.search(path)
+        if not match:
+            return None
+        groups = [group for group in match.groups() if group is not None]
+        return "/".join(groups) if self._pattern.groups else match[0]
+
+
+def _folder_group(path: str) -> str | None:
+    names = path.split("/")[:-1]
+    return "/".join(name for name in names if read_folders(name) == Folders()) or None
+
+
+def _exif_group(data: bytes) -> str | None:
+    try:
+        exif = Image.open(io.BytesIO(data)).getexif().get_ifd(_EXIF_IFD)
+        serial, day = (
+            str(exif.get(tag) or "").strip(" \0") for tag in (_BODY_SERIAL_NUMBER, _DATE_TIME_ORIGINAL)
+        )
+    except Exception:  # EXIF is often damaged where the image is sound
+        return None
+    return serial or day[:10] or None

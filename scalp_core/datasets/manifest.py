@@ -1,0 +1,352 @@
+"""The manifest: one row a photograph, where it is and what is known of it. Data in, everything follows.
+
+data.json                      what it was made from and how it was split; `DataSpec`
+manifest/split=train/*.parquet the rows, in Hive partitions that other programs read too
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import chain, count, groupby
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scalp_core import storage
+from scalp_core.datasets.locations import Location
+from scalp_core.errors import UserError
+from scalp_core.storage import parquet
+
+MANIFEST_FOLDER = "manifest"
+SPEC_FILE = "data.json"
+PARTS = ("train", "val", "test")
+
+SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),  # `image_id` of the sha256
+        "uri": pa.string(),
+        "member": pa.string(),  # the entry, when uri is an archive
+        "sha256": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "label": pa.int8(),  # null if unlabelled
+        "labels": pa.list_(pa.int8()),  # six symptoms, in the order of grades.SYMPTOMS
+        "site": pa.string(),
+        "device": pa.string(),
+        "captured_at": pa.timestamp("ms", tz="UTC"),
+        "position": pa.string(),  # on the head: TH, LH, RH, BH
+        "sex": pa.string(),  # male, female
+        "age": pa.string(),  # 40s
+        "group": pa.string(),  # never in two parts, unless the split is a leaky one
+        "fold": pa.int8(),  # for cross-validation; null without it, and in the test part
+        "split": pa.string(),  # train, val, test; null if unlabelled
+        "source_note": pa.string(),  # Training or Validation, as AI Hub delivered it
+        "byte_offset": pa.int64(),  # of a member's stored bytes in its archive; null for files, and where
+        "byte_length": pa.int64(),  # the archive is compressed as a whole
+        "compression": pa.string(),  # of these bytes: stored, deflate
+    }
+)
+
+# 80 bits: among a billion ids the chance of two equal ones is below one in a million.
+ID_DIGITS = 20
+_NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
+_PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
+_ROWS_A_FILE = 250_000
+_ROWS_A_GROUP = 25_000
+_FINGERPRINTED = ["sha256", "label", "split", "fold"]
+_ROWS_A_DIGEST = 50_000
+_ROWS_A_PIECE = 1_000_000
+_FILE = re.compile(r"/split=[^/]+/part-\d+\.parquet$")
+
+SplitMethod = Literal["group", "official", "random", "none"]
+Task = Literal["folder", "json", "table", "unlabelled"]
+
+
+class SplitSpec(BaseModel):
+    """How the parts were made, and what they share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: SplitMethod = Field(
+        description="group: no group is in two parts; official: as AI Hub delivered it, less the overlap; "
+        "random: by photograph, as the paper did, which leaks; none: unlabelled"
+    )
+    ratio: str = Field(description="TRAIN:VAL:TEST")
+    seed: int
+    keys: tuple[str, ...] = Field(description="photographs that share one of these are one group")
+    folds: int | None = Field(None, description="for cross-validation")
+    leaking_pairs: dict[str, int] = Field(
+        {}, description="pairs of photographs in different parts that share a device, session, …"
+    )
+
+    @property
+    def leaky(self) -> bool:
+        """Whether figures that come from these parts flatter."""
+        return self.method == "random"
+
+    @property
+    def warning(self) -> str | None:
+        """What to say beside every figure that comes from these parts; None when there is nothing to say."""
+        if not self.leaky:
+            return None
+        pairs = ", ".join(
+            f"{count:,} of one {key.replace('_', '-')}" for key, count in self.leaking_pairs.items()
+        )
+        return f"LEAKY SPLIT: by photograph, pairs of photographs in two parts: {pairs}; the figures flatter"
+
+
+class DataSpec(BaseModel):
+    """The contract in `data.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[2] = 2
+    created_at: datetime
+    source: str
+    layout: Literal["aihub", "class_folders", "table", "unlabelled"]
+    task: Task = Field(
+        description="folder: the label is the folder's grade, as in the paper; json: that of the label file; "
+        "table: that of the CSV or Parquet; unlabelled"
+    )
+    symptom: str | None = Field(description="of AI Hub's six that was asked for")
+    split: SplitSpec
+    photographs: int
+    sha256: str = Field(description="fingerprint of contents, labels and parts")
+    synthetic: bool = Field(False, description="some images were drawn by scalp synth")
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of data that are not of real scalps; None of others."""
+        if not self.synthetic:
+            return None
+        return (
+            "SYNTHETIC IMAGES, drawn by scalp synth: they say nothing about real scalps, and a model that is "
+            "trained on them is not for clinical use"
+        )
+
+
+def image_id(sha256: str) -> str:
+    """Identify an image by the SHA-256 of its bytes, wherever it is stored."""
+    return sha256[:ID_DIGITS]
+
+
+def location_id(location: Location) -> str:
+    """Identify the place of an image, whatever its bytes are: the unique key of result rows."""
+    # JSON, not a joined string: `a.zip!b.jpg` may be a file, or the member b.jpg of a.zip.
+    place = json.dumps([location.uri, location.member or None])
+    return hashlib.sha256(place.encode()).hexdigest()[:ID_DIGITS]
+
+
+class Fingerprint:
+    """Order-free fingerprint of contents, labels and splits, in constant memory.
+
+    The sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`: the same rows have the
+    same one, in whatever order and wherever the files are.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def update(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Adds rows that have these four columns."""
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        for batch in table.select(_FINGERPRINTED).to_batches(_ROWS_A_DIGEST):
+            columns = [pc.fill_null(column.cast(pa.string()), "") for column in batch.columns]
+            lines = pc.binary_join_element_wise(*columns, ",").cast(pa.binary()).to_pylist()
+            digests = b"".join([hashlib.sha256(line).digest() for line in lines])
+            words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
+            self._sum += sum(int(word) << 32 * place for place, word in enumerate(words))
+
+    def hexdigest(self) -> str:
+        return f"{self._sum % 2**256:064x}"
+
+
+def fingerprint(table: pa.Table) -> str:
+    """That of all rows of a table."""
+    made = Fingerprint()
+    made.update(table)
+    return made.hexdigest()
+
+
+def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
+    """Writes rows of `SCHEMA` to `data/manifest`; files of scalp's names that it does not write are removed.
+
+    Nothing reads them before `write_spec`.
+
+    Args:
+        data: directory.
+        rows: a table, or a stream that is sorted by split.
+    """
+    folder = storage.join(storage.absolute(data), MANIFEST_FOLDER)
+    if isinstance(rows, pa.Table):
+        rows = rows.sort_by([("split", "ascending"), ("image_id", "ascending")]).to_reader(_ROWS_A_GROUP)
+    schema = pa.schema([field for field in SCHEMA if field.name != "split"])
+    written = set()
+    for split, batches in _files(rows):
+        name = _NO_SPLIT if split is None else split
+        for number in count():
+            uri = storage.join(folder, f"split={name}", f"part-{number}.parquet")
+            if uri not in written:
+                break
+        parquet.write_batches(uri, pa.RecordBatchReader.from_batches(schema, batches))
+        written.add(uri)
+    _remove_stale(folder, written)
+
+
+def _remove_stale(folder: str, written: set[str]) -> None:
+    for part in storage.folders_in(folder):
+        storage.remove_temporary(storage.join(folder, part))
+        for name in storage.names_in(storage.join(folder, part)):
+            uri = storage.join(folder, part, name)
+            if _FILE.search(uri) and uri not in written:
+                storage.remove_file(uri)
+
+
+def _files(rows: pa.RecordBatchReader) -> Iterator[tuple[str | None, Iterator[pa.RecordBatch]]]:
+    """The batches of each file, without the column `split`; each must be read before the next."""
+    runs = (run for batch in rows for run in _runs(batch))
+    for split, same in groupby(runs, key=lambda run: run["split"][0].as_py()):
+        rest = iter(same)
+        for first in rest:
+            yield split, _some_rows(chain([first], rest))
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of one split each, of a row group at most."""
+    start = 0
+    for end in pc.run_end_encode(batch["split"]).run_ends.to_pylist():
+        for begin in range(start, end, _ROWS_A_GROUP):
+            yield batch.slice(begin, min(_ROWS_A_GROUP, end - begin))
+        start = end
+
+
+def _some_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """As many batches as fill a file."""
+    rows = 0
+    for batch in batches:
+        yield batch.drop_columns(["split"])
+        rows += batch.num_rows
+        if rows >= _ROWS_A_FILE:
+            return
+
+
+def write_spec(data: str, spec: DataSpec) -> None:
+    """Writes `data.json`; last of all, so that a directory that has one is whole."""
+    storage.write(storage.join(storage.absolute(data), SPEC_FILE), spec.model_dump_json(indent=2).encode())
+
+
+def read_spec(data: str) -> DataSpec:
+    """The contract of a prepared data directory.
+
+    Raises:
+        UserError: there is none, or of another version.
+    """
+    uri = storage.join(storage.absolute(data), SPEC_FILE)
+    if not storage.exists(uri):
+        raise UserError(f"{data} has no {SPEC_FILE}; make one with: scalp prepare SOURCE {data}")
+    try:
+        return DataSpec.model_validate_json(storage.read(uri))
+    except ValidationError as error:
+        what = error.errors()[0]
+        raise UserError(
+            f"{uri} is not of this version ({'.'.join(map(str, what['loc']))}: {what['msg']}); "
+            "run scalp prepare again"
+        ) from error
+
+
+def read_manifest(data: str) -> pa.Table:
+    """Reads and checks the rows of a prepared data directory.
+
+    Raises:
+        UserError: there is no manifest, or it is not one, or its parts leak though nobody asked for that.
+    """
+    spec = read_spec(data)
+    uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
+    with storage.explained(uri):
+        table = parquet.dataset(uri, partitioning=_PARTITIONS).to_table()
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    if table.num_rows != spec.photographs:
+        raise UserError(f"{uri} has {table.num_rows} rows, not {spec.photographs}; run scalp prepare again")
+    check_parts(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
+    if fingerprint(table) != spec.sha256:
+        raise UserError(
+            f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
+            "a CSV or Parquet of uri,label"
+        )
+    table = table.set_column(1, "uri", _resolved(table["uri"], storage.absolute(data)))
+    return _sorted(table)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """Rows of `SCHEMA` with members of an archive in order: a compressed tar can only be read onwards.
+
+    In pieces: an array of Arrow's strings ends at 2 GiB, which 27 million uris have.
+    """
+    wide = [field.with_type(pa.large_string()) if field.type == pa.string() else field for field in SCHEMA]
+    whole = table.cast(pa.schema(wide)).combine_chunks()
+    order = pc.sort_indices(whole, sort_keys=[("uri", "ascending"), ("member", "ascending")])
+    starts = range(0, max(1, len(order)), _ROWS_A_PIECE)
+    return pa.concat_tables(whole.take(order.slice(start, _ROWS_A_PIECE)).cast(SCHEMA) for start in starts)
+
+
+def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
+    """Uris in full; those of a directory that brings its photographs along are relative to it."""
+    relative = pc.invert(pc.match_substring_regex(uris, "^(/|[a-z0-9]+://)"))
+    return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
+
+
+def part(table: pa.Table, name: str) -> pa.Table:
+    """The labelled rows of one part.
+
+    Raises:
+        UserError: the part is empty.
+    """
+    rows = table.filter((pc.field("split") == name) & pc.field("label").is_valid())
+    if not rows.num_rows:
+        known = sorted(value for value in pc.unique(table["split"]).to_pylist() if value)
+        raise UserError(f"the manifest has no labelled photograph in part {name!r}; it has {known}")
+    return rows
+
+
+def with_fold(table: pa.Table, fold: int) -> pa.Table:
+    """The manifest with fold `fold` of the cross-validation for validation and all others for training.
+
+    Raises:
+        UserError: there is no such fold.
+    """
+    folds = sorted(value for value in pc.unique(table["fold"]).to_pylist() if value is not None)
+    if fold not in folds:
+        have = f"it has {folds[0]} to {folds[-1]}" if folds else "make folds with scalp prepare --folds 5"
+        raise UserError(f"--fold {fold}: the manifest has no such fold; {have}")
+    split = pc.if_else(pc.equal(table["fold"], fold), "val", "train")
+    split = pc.if_else(pc.is_null(table["fold"]), table["split"], split)
+    return table.set_column(table.column_names.index("split"), "split", split)
+
+
+def check_parts(table: pa.Table, columns: Iterable[str] = ("group", "sha256")) -> None:
+    """Refuses parts that share a group or a content: what is learned there would be tested here.
+
+    Raises:
+        UserError: names the first value that is in two parts.
+    """
+    placed = table.filter(pc.field("split").is_valid())
+    for column in columns:
+        parts = placed.group_by(column).aggregate([("split", "min"), ("split", "max")])
+        shared = parts.filter(pc.field("split_min") != pc.field("split_max")).slice(0, 1).to_pylist()
+        for row in shared:
+            what = "content hash" if column == "sha256" else column
+            raise UserError(
+                f"the split leaks: {what} {row[column]} is in both {row['split_min']} and "
+                f"{row['split_max']}; run scalp prepare again instead of editing the split"
+            )

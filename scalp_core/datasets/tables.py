@@ -1,0 +1,154 @@
+"""A CSV or Parquet of `uri, label, member, group` as a source: its rows, whatever program wrote it."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import unicodedata
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from scalp_core import storage
+from scalp_core.archives.byte_ranges import Ranged
+from scalp_core.errors import UserError
+from scalp_core.grades import parse_grade
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+COLUMNS = ("uri", "member", "label", "group")
+# Of a manifest: where the bytes of a member are, and their hash.
+PLACE_COLUMNS = ("byte_offset", "byte_length", "compression", "sha256")
+
+_ENCODINGS = ("utf-8-sig", "cp949")
+_PIECE = 2**20
+# The uris of a manifest are relative to its data directory.
+_IN_A_MANIFEST = re.compile("/manifest/split=[^/]+$")
+_NO_LABEL = ("", "na", "n/a", "nan", "null", "none")
+
+
+def is_table(source: str) -> bool:
+    return source.lower().endswith(TABLE_SUFFIXES)
+
+
+def columns(table: str) -> dict[str, str]:
+    """The columns among `COLUMNS` that a table has, and how it spells them.
+
+    Raises:
+        UserError: it is not a table, or lacks `uri`.
+    """
+    batches = _batches(table)
+    try:
+        return _columns(table, next(batches).schema)
+    except StopIteration:
+        return {}
+    finally:
+        batches.close()
+
+
+def rows(table: str) -> Iterator[dict[str, Any]]:
+    """Rows of `inventory.LISTED`.
+
+    Raises:
+        UserError: it is not a table, or lacks `uri`.
+    """
+    folder = _IN_A_MANIFEST.sub("", table.rsplit("/", 1)[0])
+    for batch in _batches(table):
+        wanted = _columns(table, batch.schema)
+        if set(PLACE_COLUMNS) <= set(batch.schema.names):
+            wanted |= {name: name for name in PLACE_COLUMNS}
+        for row in batch.select(list(wanted.values())).to_pylist():
+            yield _row({key: row[name] for key, name in wanted.items()}, folder)
+
+
+def spellings(text: str) -> list[str]:
+    """The other Unicode forms of a name: Macs decompose Korean (NFD), other systems compose it (NFC)."""
+    forms = (unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+    return [form for form in dict.fromkeys(forms) if form != text]
+
+
+def _columns(table: str, schema: pa.Schema) -> dict[str, str]:
+    spelled = {name.lower(): name for name in schema.names}
+    if "uri" not in spelled:
+        raise UserError(
+            f"{table} has no column uri, only {', '.join(schema.names)}; "
+            "give it the columns uri, label and, if you like, member and group"
+        )
+    return {key: spelled[key] for key in COLUMNS if key in spelled}
+
+
+def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
+    uri = str(row["uri"] or "").strip()
+    # Relative uris are below the table, so that a folder can be moved with its table.
+    full = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
+    code, error = (None, None) if uri else ("not_found", "the row names no uri")
+    text = "" if row.get("label") is None else str(row["label"]).strip()
+    label = parse_grade(text.removesuffix(".0"))  # pandas makes floats of integers beside empty cells
+    if label is None and text.lower() not in _NO_LABEL:
+        code, error = "bad_label", f"label {text!r} is not a grade: 0 to 3, or a grade's name"
+    return {
+        "uri": full,
+        "member": str(row["member"]) if row.get("member") else None,
+        "bytes": None,
+        "code": code,
+        "error": error,
+        "kind": "photograph",
+        "label": label,
+        "group": None if row.get("group") in (None, "") else str(row["group"]),
+        **{name: row.get(name) for name in PLACE_COLUMNS},
+    }
+
+
+def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
+    is_csv = not table.lower().endswith(".parquet")
+    encoding = _encoding(table) if is_csv else ""
+    with storage.explained(table), _open(table) as file:
+        try:
+            if is_csv:
+                read = pyarrow.csv.ReadOptions(encoding=encoding)
+                yield from pyarrow.csv.open_csv(file, read_options=read, convert_options=_as_text())
+            else:
+                yield from pq.ParquetFile(file).iter_batches(10_000)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{table} cannot be read as a table: {error}; write it again") from error
+
+
+def _open(table: str) -> io.BufferedReader:
+    """A file whose reads wait for a server that is unavailable."""
+    return io.BufferedReader(Ranged(table, storage.open_file(table)), _PIECE)
+
+
+def _as_text() -> pyarrow.csv.ConvertOptions:
+    """Guessing, Arrow would take "007" for a number, "NA" for null, and "mild" below numbers for an error."""
+    names = {spelt for name in COLUMNS for spelt in (name, name.upper(), name.capitalize())}
+    return pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+
+
+def _encoding(table: str) -> str:
+    """UTF-8, or what Excel writes in Korea; found by reading the file once.
+
+    Raises:
+        UserError: neither.
+    """
+    with storage.explained(table):
+        for encoding in _ENCODINGS:
+            with _open(table) as file:
+                if _decodes(file, encoding):
+                    return encoding.removesuffix("-sig")
+    raise UserError(f"{table} is neither UTF-8 nor cp949 (Korean Windows); save it as CSV UTF-8")
+
+
+def _decodes(file: Any, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        while piece := file.read(_PIECE):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,184 @@
+"""Intervals of metrics by resampling groups: photographs of one microscope or session are not independent.
+
+A resample draws as many groups as there are, with replacement, and takes all photographs of each. Everything
+is computed from sums by group, or from ranks, for many resamples at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from scalp_core.evaluation import metrics
+from scalp_core.grades import NUM_GRADES
+
+RESAMPLES = 1000
+SEED = 0
+LEVEL = 0.95
+FEW_GROUPS = 10  # below it, percentiles of resamples are too narrow
+_CHUNK_CELLS = 2_000_000  # weights held at once: resamples times photographs
+
+Values = dict[str, np.ndarray]
+
+
+def of_grades(
+    labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], seed: int = SEED
+) -> dict[str, Any]:
+    """Intervals of the metrics of `metrics.score`; see `of_all`."""
+    index = group_indices(groups)
+    sums = sums_by_group(confusion_cells(labels, grades), index)
+
+    def values(weights: np.ndarray) -> Values:
+        return metrics.from_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES))
+
+    return _intervals(values, index, len(labels), seed)
+
+
+def of_all(
+    labels: np.ndarray,
+    probs: np.ndarray,
+    groups: Sequence[Any],
+    extra: dict[str, np.ndarray] | None = None,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """Intervals of the metrics of `metrics.score` and `metrics.score_probabilities`.
+
+    Args:
+        labels: int (N,), 0..3.
+        probs: float (N, 4).
+        groups: (N,), what each photograph is drawn with.
+        extra: more values by photograph, float (N,), whose means are wanted.
+        seed: the same gives the same intervals.
+
+    Returns:
+        `groups, resamples, seed, level`, and by metric `low, high, undefined` (resamples left out because the
+        metric is not defined in them), a list of such by grade for recall and precision. None where there is
+        one group, or no resample in which it is defined.
+    """
+    index, extra = group_indices(groups), extra or {}
+    own = probs[np.arange(len(labels)), labels]
+    means = {
+        "rps": metrics.ranked_probability_scores(labels, probs),
+        "log_loss": -np.log(np.maximum(own, np.finfo(probs.dtype).eps)),
+        **extra,
+    }
+    right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
+    bins = np.eye(metrics.ECE_BINS)[metrics.confidence_bins(probs)]
+    sums = sums_by_group(confusion_cells(labels, probs.argmax(axis=1)), index)
+    mean_sums = sums_by_group(np.column_stack([np.ones(len(labels)), *means.values()]), index)
+    gaps = sums_by_group(bins * (confidence - right)[:, None], index)
+    ranks = _Ranks(labels >= metrics.REFERABLE, probs[:, metrics.REFERABLE :].sum(axis=1))
+
+    def values(weights: np.ndarray) -> Values:
+        totals = weights @ mean_sums
+        by_row = weights[:, index]
+        return {
+            **metrics.from_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES)),
+            **dict(zip(means, (totals[:, 1:] / totals[:, :1]).T, strict=True)),
+            # A bin's share times its distance is the distance of its sums over all photographs.
+            "ece": np.abs(weights @ gaps).sum(axis=1) / totals[:, 0],
+            **ranks.values(by_row),
+        }
+
+    return _intervals(values, index, len(labels), seed)
+
+
+def of_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
+    """Intervals as `of_grades`, where each image is its own group and only the counts (4, 4) are known."""
+    total = int(matrix.sum())
+    drawn = np.random.default_rng(seed).multinomial(total, matrix.ravel() / total, size=RESAMPLES)
+    values = metrics.from_confusion(drawn.reshape(-1, NUM_GRADES, NUM_GRADES))
+    if total == 1:
+        values = {name: np.full_like(value, np.nan, dtype=float) for name, value in values.items()}
+    return _summaries(values)
+
+
+class _Ranks:
+    """AUROC and sensitivity at a specificity of weighted photographs, from one sorting."""
+
+    def __init__(self, positive: np.ndarray, severity: np.ndarray) -> None:
+        self._order = np.argsort(severity, kind="stable")
+        ranked = severity[self._order]
+        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        self._positive = positive[self._order]
+
+    def values(self, weights: np.ndarray) -> Values:
+        """By name (B,), from weights (B, N); NaN where one class is absent."""
+        ranked = weights[:, self._order]
+        positive = np.add.reduceat(ranked * self._positive, self._starts, axis=1)
+        negative = np.add.reduceat(ranked * ~self._positive, self._starts, axis=1)
+        positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
+        below = np.cumsum(negative, axis=1) - negative
+        with np.errstate(invalid="ignore", divide="ignore"):
+            auroc = (positive * (below + negative / 2)).sum(axis=1) / (positives * negatives)
+            # From the lowest threshold that leaves enough negatives below it.
+            specific = below >= metrics.SPECIFICITY * negatives[:, None] - 1e-9
+            sensitivity = (positive * specific).sum(axis=1) / positives
+        one_class = (positives == 0) | (negatives == 0)
+        return {
+            "auroc": np.where(one_class, np.nan, auroc),
+            "sensitivity_at_95_specificity": np.where(one_class, np.nan, sensitivity),
+        }
+
+
+def group_indices(groups: Sequence[Any]) -> np.ndarray:
+    """Number of each image's group, int (N,), 0 to the number of groups less one."""
+    return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+
+
+def confusion_cells(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    """float (N, 16): each photograph's own confusion matrix."""
+    return np.eye(NUM_GRADES**2)[labels * NUM_GRADES + grades]
+
+
+def sums_by_group(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Sums over the images of each group, float (groups, K), of values (N, K)."""
+    sums = np.zeros((index.max() + 1, values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums
+
+
+def resamples(groups: int, cells: int, seed: int = SEED) -> Iterator[np.ndarray]:
+    """Draw groups with replacement: how often each is drawn, float (B, groups), some resamples at a time.
+
+    Args:
+        groups: their number.
+        cells: values that the caller holds for each resample, which bounds how many come at a time.
+        seed: the same gives the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    chunk = max(1, min(RESAMPLES, _CHUNK_CELLS // cells))
+    for start in range(0, RESAMPLES, chunk):
+        count = min(chunk, RESAMPLES - start)
+        drawn = rng.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(float)
+
+
+def _intervals(values: Any, index: np.ndarray, photographs: int, seed: int) -> dict[str, Any]:
+    groups = int(index.max()) + 1
+    record = {"groups": groups, "resamples": RESAMPLES, "seed": seed, "level": LEVEL}
+    if groups == 1:
+        names = values(np.ones((1, 1)))
+        return record | {
+            name: None if value.ndim == 1 else [None] * NUM_GRADES for name, value in names.items()
+        }
+    parts = [values(weights) for weights in resamples(groups, photographs, seed)]
+    drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return record | _summaries(drawn)
+
+
+def _summaries(drawn: Values) -> dict[str, Any]:
+    return {
+        name: _interval(value) if value.ndim == 1 else [_interval(column) for column in value.T]
+        for name, value in drawn.items()
+    }
+
+
+def _interval(drawn: np.ndarray) -> dict[str, Any] | None:
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"low": float(low), "high": float(high), "undefined": int(drawn.size - defined.size)}

@@ -1,0 +1,184 @@
+"""Non-inferiority of a candidate model to a reference model, on the same labelled images.
+
+A point estimate of what the candidate loses lets chance decide: at 458 images, a model that truly loses 0.01
+of kappa shows less than half of that in a third of all draws. So the upper bound of the loss decides here:
+the paired difference, resampled over groups (microscopes or sessions), because images of one group are not
+independent. Few images that are answered alike prove little: a bound is at least the loss that so many
+images would show with the given confidence (rule of three).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalp_core.grades import NUM_GRADES
+
+MAX_DROP = 0.01
+"""Largest acceptable loss of kappa and of coverage, at the confidence of `CONFIDENCE`."""
+
+CONFIDENCE = 0.95
+
+
+class Answers(NamedTuple):
+    """Answers of one model.
+
+    Args:
+        grades: int (N,), 0..3.
+        covered: bool (N,), whether the grade set holds the true grade.
+    """
+
+    grades: np.ndarray
+    covered: np.ndarray
+
+
+class Comparison(BaseModel):
+    """A candidate compared with a reference; each `…_bound` is the upper confidence bound of the loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int
+    groups: int = Field(description="microscopes or sessions that were resampled")
+    confidence: float = Field(description="one-sided, of each bound")
+    max_drop: float = Field(description="largest bound that is accepted")
+    qwk_drop: float | None = Field(description="kappa of the reference less that of the candidate")
+    qwk_drop_bound: float | None = Field(description="None where there is one group, or kappa is not defined")
+    coverage: float = Field(description="share of the candidate's grade sets that hold the true grade")
+    promised_coverage: float
+    coverage_drop: float = Field(description="coverage of the reference less that of the candidate")
+    coverage_drop_bound: float | None = Field(
+        description="of the loss against the reference or against the promise, whichever is smaller"
+    )
+
+    @property
+    def losses(self) -> dict[str, str]:
+        """The losses and their bounds in words, of a comparison that has bounds."""
+        limit = f"at most, with {self.confidence:.1%} confidence (limit {self.max_drop:g})"
+        return {
+            "kappa lost": f"{self.qwk_drop:.4f}; {self.qwk_drop_bound:.4f} {limit}",
+            "coverage lost": f"{self.coverage_drop:.4f}; {self.coverage_drop_bound:.4f} {limit}",
+        }
+
+    @property
+    def failure(self) -> str | None:
+        """The reason that the candidate may be worse than is accepted; None if it is not inferior."""
+        limit = f"accepted is {self.max_drop:g}; n {self.images:,} in {self.groups} groups"
+        for name, drop, bound in (
+            ("kappa", self.qwk_drop, self.qwk_drop_bound),
+            ("coverage of grade sets", self.coverage_drop, self.coverage_drop_bound),
+        ):
+            if drop is None or bound is None:
+                return f"{self.images:,} images in {self.groups} group(s) give no bound of the loss of {name}"
+            if not bound <= self.max_drop:
+                return (
+                    f"the loss of {name} is {drop:.4f}, and may be as large as {bound:.4f} "
+                    f"({self.confidence:.1%} confidence; {limit})"
+                )
+        return None
+
+
+def compare(
+    labels: np.ndarray,
+    reference: Answers,
+    candidate: Answers,
+    groups: Sequence[Any],
+    promised_coverage: float,
+    max_drop: float = MAX_DROP,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Bound the loss of kappa and coverage from the reference to the candidate.
+
+    Args:
+        labels: int (N,), 0..3.
+        reference: answers of the model in use.
+        candidate: answers of the other model to the same images.
+        groups: (N,), the microscope or session of each image.
+        promised_coverage: share of the candidate's grade sets that are promised to hold the true grade.
+        max_drop: as in `Comparison`.
+        confidence: one-sided, of each bound.
+    """
+    from scalp_core.evaluation import (
+        bootstrap,  # scikit-learn takes a second to import, and bundles import this module
+    )
+
+    index = bootstrap.group_indices(groups)
+    count = int(index.max()) + 1
+    sums = bootstrap.sums_by_group(
+        np.column_stack(
+            [
+                np.ones(len(labels)),
+                reference.covered,
+                candidate.covered,
+                bootstrap.confusion_cells(labels, reference.grades),
+                bootstrap.confusion_cells(labels, candidate.grades),
+            ]
+        ),
+        index,
+    )
+    drops = _drops(sums.sum(axis=0, keepdims=True), promised_coverage)
+    bounds: dict[str, float | None] = dict.fromkeys(drops)
+    if count > 1:
+        parts = [
+            _drops(weights @ sums, promised_coverage)
+            for weights in bootstrap.resamples(count, count + sums.shape[1])
+        ]
+        bounds = {name: _bound([part[name] for part in parts], count, confidence) for name in drops}
+    unseen = -np.log(1 - confidence)  # images that may be worse although none of them was drawn
+    chance = len(labels) * _squared_distance(labels, reference.grades)
+    if bounds["qwk"] is not None and chance:
+        bounds["qwk"] = max(bounds["qwk"], float(unseen / chance))
+    if bounds["coverage"] is not None:
+        bounds["coverage"] = max(bounds["coverage"], float(unseen / len(labels)))
+    against_reference, against_promise = bounds["coverage"], bounds["promise"]
+    return Comparison(
+        images=len(labels),
+        groups=count,
+        confidence=confidence,
+        max_drop=max_drop,
+        qwk_drop=None if np.isnan(drops["qwk"][0]) else float(drops["qwk"][0]),
+        qwk_drop_bound=bounds["qwk"],
+        coverage=float(candidate.covered.mean()),
+        promised_coverage=promised_coverage,
+        coverage_drop=float(drops["coverage"][0]),
+        coverage_drop_bound=None
+        if against_reference is None or against_promise is None
+        else min(against_reference, against_promise),
+    )
+
+
+def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
+    """Losses (B,) of B resamples, from sums (B, 3 + 2 x 16)."""
+    from scalp_core.evaluation import metrics
+
+    images, of_reference, of_candidate = totals[:, :3].T
+    cells = NUM_GRADES**2
+
+    def kappa(start: int) -> np.ndarray:
+        confusion = totals[:, start : start + cells].reshape(-1, NUM_GRADES, NUM_GRADES)
+        return metrics.from_confusion(confusion)["qwk"]
+
+    return {
+        "qwk": kappa(3) - kappa(3 + cells),
+        "coverage": (of_reference - of_candidate) / images,
+        "promise": promised - of_candidate / images,
+    }
+
+
+def _squared_distance(labels: np.ndarray, grades: np.ndarray) -> float:
+    """Mean squared distance of a label and a grade that are drawn independently: what kappa divides by."""
+    return float(labels.var() + grades.var() + (labels.mean() - grades.mean()) ** 2)
+
+
+def _bound(parts: list[np.ndarray], groups: int, confidence: float) -> float | None:
+    """Upper bound by the expanded percentile, which few groups need (Hesterberg 2015, Am. Stat. 69:371)."""
+    from scipy.stats import norm, t  # half a second to import, and not where models answer
+
+    drawn = np.concatenate(parts)
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        return None
+    expanded = norm.cdf(np.sqrt(groups / (groups - 1)) * t.ppf(confidence, groups - 1))
+    return float(np.quantile(defined, expanded))

@@ -1,0 +1,210 @@
+"""What is told of a model beside its metrics: who it is worse for, what its sets hold, what referral buys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from scalp_core.evaluation import bootstrap, metrics
+from scalp_core.grades import NUM_GRADES
+
+SLICED_BY = ("device", "position", "sex", "age")
+SMALL = 20  # photographs below which a slice says little
+UNKNOWN = "unknown"
+
+_CURVE_POINTS = 100
+_MANY = 8  # small values that are taken together; fewer are shown, and marked
+
+
+def scored(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 4) whose likeliest grade is the one to score.
+
+    An image without finite scores counts as the largest error that its label allows: its probabilities stay
+    equal, but for a hair more at the grade farthest from the label.
+
+    Args:
+        labels: int (N,), 0..3.
+        probs: float (N, 4), from `calibration.probabilities`.
+        finite: bool (N,), from `calibration.finite_rows`.
+    """
+    farthest = np.where(labels < NUM_GRADES / 2, NUM_GRADES - 1, 0)
+    return probs + 1e-9 * (~finite[:, None] & (np.arange(NUM_GRADES) == farthest[:, None]))
+
+
+def slices(
+    labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], columns: Mapping[str, Sequence[str | None]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The metrics by each value of each column, in the order of the values.
+
+    Where many values have fewer than `SMALL` photographs, these become one slice, so that hundreds of
+    microscopes of three photographs each say something together. A slice that is small says so.
+
+    Args:
+        labels: int (N,), 0..3.
+        grades: int (N,), predicted.
+        groups: (N,), what each photograph is drawn with for the intervals.
+        columns: (N,) values by name; None is the slice `unknown`.
+
+    Returns:
+        by column, slices of `value, n, groups, qwk, top1, mae, intervals, small, pooled` (values in it).
+    """
+    return {name: _sliced(labels, grades, np.asarray(groups), values) for name, values in columns.items()}
+
+
+def _sliced(
+    labels: np.ndarray, grades: np.ndarray, groups: np.ndarray, values: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    named = [UNKNOWN if value is None else str(value) for value in values]
+    few = {value for value, count in Counter(named).items() if count < SMALL and value != UNKNOWN}
+    pool = f"{len(few)} values of under {SMALL}" if len(few) >= _MANY else None
+    pooled = np.array([pool if pool and value in few else value for value in named])
+    order = sorted(set(pooled), key=lambda value: (value == UNKNOWN, value == pool, value))
+    return [
+        {"value": str(value), "pooled": len(few) if value == pool else 1}
+        | _slice(labels[inside], grades[inside], groups[inside])
+        for value in order
+        for inside in [pooled == value]
+    ]
+
+
+def _slice(labels: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    scored, bounds = metrics.score(labels, grades), bootstrap.of_grades(labels, grades, groups.tolist())
+    names = ("qwk", "top1", "mae")
+    return {
+        "n": len(labels),
+        "groups": bounds["groups"],
+        **{name: scored[name] for name in names},
+        "intervals": {name: bounds[name] for name in names},
+        "small": len(labels) < SMALL,
+    }
+
+
+def conformal(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float) -> dict[str, Any]:
+    """How often grade sets hold the true grade, and how large they are; overall and by true grade.
+
+    Args:
+        labels: int (N,), 0..3.
+        sets: (N,), the grades in each.
+        promised: the share that was promised.
+    """
+    holds, sizes = in_set(labels, sets), np.array([len(grades) for grades in sets])
+    return {
+        "promised": promised,
+        "coverage": float(holds.mean()),
+        "mean_set_size": float(sizes.mean()),
+        "sizes": np.bincount(sizes, minlength=NUM_GRADES + 1)[1:].tolist(),
+        "by_grade": [
+            {
+                "coverage": float(holds[labels == grade].mean()) if (labels == grade).any() else None,
+                "mean_set_size": float(sizes[labels == grade].mean()) if (labels == grade).any() else None,
+            }
+            for grade in range(NUM_GRADES)
+        ],
+    }
+
+
+def in_set(labels: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """bool (N,): whether each set holds its label."""
+    return np.array([label in grades for label, grades in zip(labels, sets, strict=True)])
+
+
+def risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> dict[str, Any]:
+    """What remains wrong when only the most confident share is answered and the rest is left to a person.
+
+    Photographs of equal confidence share their mean risk, so that their order does not matter.
+
+    Args:
+        labels: int (N,), 0..3.
+        probs: float (N, 4).
+        refer: bool (N,), by the bundle's referral rule, which may weigh more than confidence.
+
+    Returns:
+        `aurc` (mean error over all coverages) and `aurc_mae`; `curve` with up to 100 points of
+        `coverage, error, mae`; `referral`, where the rule operates (risks None where it refers all).
+    """
+    confidence = probs.max(axis=1)
+    distance = np.abs(labels - probs.argmax(axis=1)).astype(float)
+    error = (distance > 0).astype(float)
+    order = np.argsort(-confidence, kind="stable")
+    ties = np.unique(-confidence[order], return_inverse=True)[1]
+    ranks = np.arange(1, len(labels) + 1)
+    risks = {
+        name: np.cumsum((np.bincount(ties, loss[order]) / np.bincount(ties))[ties]) / ranks
+        for name, loss in (("error", error), ("mae", distance))
+    }
+    shown = np.unique(np.linspace(0, len(labels) - 1, min(_CURVE_POINTS, len(labels))).round().astype(int))
+    kept = ~refer
+    return {
+        "aurc": float(risks["error"].mean()),
+        "aurc_mae": float(risks["mae"].mean()),
+        "curve": {
+            "coverage": (ranks[shown] / len(labels)).tolist(),
+            **{name: risk[shown].tolist() for name, risk in risks.items()},
+        },
+        "referral": {
+            "coverage": float(kept.mean()),
+            "error": float(error[kept].mean()) if kept.any() else None,
+            "mae": float(distance[kept].mean()) if kept.any() else None,
+        },
+    }
+
+
+def calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> dict[str, Any]:
+    """ECE, what chance makes of it and reliability bins, with and without the temperature.
+
+    Args:
+        labels: int (N,), 0..3.
+        after: float (N, 4), calibrated.
+        before: float (N, 4), without the temperature; None where there is no such thing.
+    """
+    measures = {
+        "ece": metrics.expected_calibration_error,
+        "if_calibrated": lambda _, probs: metrics.ece_if_calibrated(probs),
+        "reliability": metrics.reliability,
+    }
+    return {
+        "bins": f"{metrics.ECE_BINS} of equal width on the likeliest grade's probability",
+        **{
+            f"{name}_{when}": None if probs is None else measure(labels, probs)
+            for name, measure in measures.items()
+            for when, probs in (("before", before), ("after", after))
+        },
+    }
+
+
+def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) -> str:
+    """An ECE, and what chance alone gives a perfectly calibrated model of as many images.
+
+    Args:
+        calibrated: from `calibration`.
+        when: before or after the temperature.
+    """
+    ece, chance = calibrated[f"ece_{when}"], calibrated[f"if_calibrated_{when}"]
+    return (
+        "-"
+        if ece is None
+        else f"{ece:.3f} ({chance['mean']:.3f} expected of a perfectly calibrated model, 95 % of such up to "
+        f"{chance['high']:.3f})"
+    )
+
+
+def validation(
+    labels: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    groups: Sequence[Any],
+    columns: Mapping[str, Sequence[str | None]],
+) -> dict[str, Any]:
+    """What a bundle keeps of its validation part: every metric, `intervals`, `calibration`, `slices`."""
+    grades = after.argmax(axis=1)
+    told = calibration(labels, after, before)
+    return {
+        **metrics.score(labels, grades),
+        **metrics.score_probabilities(labels, after),
+        "intervals": bootstrap.of_all(labels, after, groups),
+        "calibration": {name: value for name, value in told.items() if not name.startswith("reliability")},
+        "slices": slices(labels, grades, groups, columns),
+    }

@@ -1,0 +1,232 @@
+"""First weights of a training: random, pretrained by timm, or a file; checked tensor by tensor.
+
+timm's own loader ignores names that do not match whenever the head has another size, which is the case here.
+So timm only fetches the file and renames its tensors (`checkpoint_filter_fn`); this module loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import _builder, load_state_dict
+from timm.models._hub import download_cached_file, hf_split
+from torch import nn
+
+from scalp_core import storage
+from scalp_core.bundles.bundle import Head, InitialWeights
+from scalp_core.errors import UserError
+from scalp_core.models.architecture import first_line, head_names, timm_model, with_head
+
+State = dict[str, torch.Tensor]
+Filter = Callable[[State, nn.Module], State]
+
+# Wrappers of the classifier in checkpoints of Lightning, DDP, torch.compile, DINO, MoCo and SimCLR.
+_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
+_SUFFIXES = (".safetensors", ".pth")
+_SHOWN = 3  # names of tensors in an error
+
+
+def initial_model(
+    architecture: str, weights: str, seed: int, head: Head = "softmax", size: int | None = None
+) -> tuple[nn.Module, InitialWeights]:
+    """Build the model that training starts from, and describe the origin of its weights.
+
+    Args:
+        architecture: timm name.
+        weights: `imagenet` (pretrained, fetched by timm), `none` (random), a local `.safetensors` or `.pth`
+            file, or `s3://…` of one. The file's head is kept if its shape fits, else replaced by a new one.
+        seed: seed of random weights.
+        head: see `build_model`.
+        size: see `build_model`.
+
+    Raises:
+        UserError: the weights are unavailable or do not fit. Training starts from scratch only with `none`.
+    """
+    torch.manual_seed(seed)
+    model, rename = _model_and_filter(architecture, head, size)
+    record = InitialWeights(source=weights, tensors=len(_weights_of(model.state_dict())))
+    if weights == "imagenet":
+        record = _load_pretrained(model, rename, record)
+    elif weights != "none":
+        record = _load_file(model, rename, record)
+    return with_head(model, head), record
+
+
+def _model_and_filter(architecture: str, head: Head, size: int | None) -> tuple[nn.Module, Filter]:
+    """Build a random model, and find the function by which timm renames and resizes tensors for it."""
+    filters: list[Filter | None] = []
+
+    def keep_filter(*_: Any, filter_fn: Filter | None = None, **__: Any) -> None:
+        filters.append(filter_fn)
+
+    # timm hands the function to its loader alone; nothing is fetched with this one in its place.
+    with _replaced_loader(keep_filter):
+        model = timm_model(architecture, head, size, pretrained=True)
+    return model, (filters and filters[0]) or (lambda state, _: state)
+
+
+@contextmanager
+def _replaced_loader(loader: Callable[..., None]) -> Iterator[None]:
+    original = _builder.load_pretrained
+    _builder.load_pretrained = loader
+    try:
+        yield
+    finally:
+        _builder.load_pretrained = original
+
+
+def _load_pretrained(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    architecture: str = config["architecture"]
+    hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
+    tag = f"{architecture}.{config['tag']}" if config.get("tag") else architecture
+    place = f"https://huggingface.co/{hub}" if hub else url
+    if not place:
+        raise UserError(_unavailable(record.source, architecture, "timm has none for it"))
+    try:
+        path = _hub_file(hub) if hub else download_cached_file(url, check_hash=False)
+        state = load_state_dict(path, device="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(_unavailable(record.source, architecture, f"{place}: {first_line(error)}")) from error
+    # timm's own files may hold more than the classifier, such as the decoder of their pretraining.
+    fit = _best_fit(model, rename, state)
+    record = record.model_copy(update={"tag": tag, "url": place, "sha256": _sha256_of_file(path)})
+    return _load(model, fit, record, fit.missing, place)
+
+
+def _hub_file(hub: str) -> str:
+    """Fetch the weights of a repository of the Hugging Face hub into its cache, and return their path."""
+    repository, revision = hf_split(hub)
+    try:
+        return hf_hub_download(repository, "model.safetensors", revision=revision)
+    except EntryNotFoundError:
+        return hf_hub_download(repository, "pytorch_model.bin", revision=revision)
+
+
+def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
+    file = record.source
+    architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
+    suffix = Path(file).suffix
+    if suffix not in _SUFFIXES:
+        raise UserError(f"--weights {file}: give imagenet, none, or a .safetensors or .pth file")
+    data = storage.read(storage.absolute(file))
+    try:
+        # timm reads from a path; it unpickles with weights_only.
+        with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+            copy.write(data)
+            copy.flush()
+            state = load_state_dict(copy.name, device="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(_unavailable(file, architecture, first_line(error))) from error
+    fit = _best_fit(model, rename, state)
+    record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+    return _load(model, fit, record, fit.missing + fit.unexpected, f"--weights {file}")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Tensors of a file compared with those of the model.
+
+    Args:
+        taken: tensors whose name and shape are the model's.
+        missing: the model's weights that the file lacks, its head's excepted.
+        unexpected: the file's weights that the model lacks or has in another shape, its head's excepted.
+    """
+
+    taken: State
+    missing: list[str]
+    unexpected: list[str]
+
+
+def _best_fit(model: nn.Module, rename: Filter, state: Any) -> _Fit:
+    """Compare the file's tensors under every stack of prefixes, and return the best match."""
+    tensors = {
+        name: value for name, value in dict(state).items() if isinstance(value, torch.Tensor)
+    }  # checkpoints may hold counters too
+    fits = [_fit(model, rename, candidate) for candidate in _without_prefixes(tensors)]
+    return max(fits, key=lambda fit: len(fit.taken))
+
+
+def _without_prefixes(state: State) -> Iterator[State]:
+    """Yield the tensors by their names, then with one prefix less each time."""
+    yield state
+    first_parts = {name.partition(".")[0] + "." for name in state}
+    shared = tuple(first_parts) if len(first_parts) == 1 else ()
+    for prefix in dict.fromkeys((*_PREFIXES, *shared)):
+        shorter = {name.removeprefix(prefix): value for name, value in state.items()}
+        if shorter.keys() != state.keys() and len(shorter) == len(state) and "" not in shorter:
+            yield from _without_prefixes(shorter)
+            return
+
+
+def _fit(model: nn.Module, rename: Filter, state: State) -> _Fit:
+    try:
+        state = dict(rename(dict(state), model))
+    except Exception:  # the function expects names of its architecture, and this file has others
+        state = dict(state)
+    heads = head_names(model)
+    for head in heads:  # a bundle with the head `corn` has its layer one level below
+        if not isinstance(model.get_submodule(head), nn.Sequential):
+            state = {_moved(name, f"{head}.0.", f"{head}."): value for name, value in state.items()}
+    own = model.state_dict()
+    taken = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    of_heads = tuple(f"{head}." for head in heads)
+    return _Fit(
+        taken,
+        [name for name in _weights_of(own) if name not in taken and not name.startswith(of_heads)],
+        [name for name in _weights_of(state) if name not in taken and not name.startswith(of_heads)],
+    )
+
+
+def _moved(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
+
+
+def _weights_of(state: State) -> list[str]:
+    """Names of the weights; counters and tables of indexes are integers, and models make their own."""
+    return [name for name, value in state.items() if value.is_floating_point()]
+
+
+def _load(
+    model: nn.Module, fit: _Fit, record: InitialWeights, refused: list[str], place: str
+) -> InitialWeights:
+    taken = len(_weights_of(fit.taken))
+    if refused:
+        architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
+        parts = {"missing": fit.missing, "unexpected": [name for name in fit.unexpected if name in refused]}
+        odd = "; ".join(f"{kind}: {_names(names)}" for kind, names in parts.items() if names)
+        raise UserError(
+            f"{place} does not fit {architecture}: {taken} of {record.tensors} tensors fit, {odd}; give "
+            f"weights of {architecture} by timm's names, set the file's architecture, or use --weights none"
+        )
+    of_heads = tuple(f"{head}." for head in head_names(model))
+    heads = [name for name in _weights_of(model.state_dict()) if name.startswith(of_heads)]
+    kept = bool(heads) and all(name in fit.taken for name in heads)
+    state = fit.taken if kept else {name: fit.taken[name] for name in fit.taken if name not in heads}
+    model.load_state_dict(state, strict=False)
+    return record.model_copy(update={"taken": len(_weights_of(state)), "head_kept": kept})
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _sha256_of_file(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unavailable(weights: str, architecture: str, reason: str) -> str:
+    return (
+        f"cannot get {weights} weights for {architecture} ({reason}); three ways: --weights FILE (a local "
+        ".safetensors or .pth), --weights s3://BUCKET/FILE, or --weights none to train from scratch"
+    )

@@ -1,0 +1,147 @@
+"""One optimizer step of data-parallel training, the same for any number of workers and micro-batches."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from scalp_core.images.preprocess import Preprocess
+from scalp_core.models import batch_norm
+from scalp_core.models.architecture import head_names, normalise
+from scalp_core.models.losses import Loss
+from scalp_core.models.recipe import BatchNorm, Recipe
+
+
+class TrainingStep:
+    """A model with its optimizer, schedule and moving average, on the processes of the default group.
+
+    Args:
+        model: on its device, with the same weights on every worker.
+        recipe: how to train.
+        loss: of `losses.make_loss`.
+        spec: preprocessing.
+        steps: of the whole run.
+        norm: `recipe.batch_norm_for` the workers.
+        bf16: compute in bf16 where that is safe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        loss: Loss,
+        spec: Preprocess,
+        steps: int,
+        norm: BatchNorm,
+        bf16: bool,
+    ) -> None:
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = next(model.parameters()).device
+        self._sync = norm == "sync" and self.world > 1
+        self.model = batch_norm.synchronize(model) if self._sync and self.device.type == "cuda" else model
+        self.optimiser = _optimiser(self.model, recipe)
+        self.schedule = LambdaLR(self.optimiser, lambda step: recipe.rate_at(step, steps))
+        self.ema: ModelEmaV3 | None = None
+        self._recipe, self._loss, self._spec, self._norm, self._bf16 = recipe, loss, spec, norm, bf16
+        self._parallel: nn.Module = self.model
+        self._frozen = False
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model that is validated and kept: the moving average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def start_average(self) -> None:
+        """Begins the moving average, if the recipe has one, at the present weights."""
+        if self._recipe.ema_decay:
+            # Warmed up, or the first weights would be remembered for longer than a short run lasts.
+            self.ema = ModelEmaV3(self.model, decay=self._recipe.ema_decay, use_warmup=True)
+
+    def wrap(self, frozen: bool) -> None:
+        """Chooses what learns, the last layer alone if `frozen`; rank 0 sends its weights to all workers."""
+        self._frozen = frozen
+        self.model.requires_grad_(not frozen)
+        if frozen:
+            for name in head_names(self.model):
+                self.model.get_submodule(name).requires_grad_(True)
+        if self.world > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            # Statistics of batch normalization are sent once per epoch, before the validation.
+            self._parallel = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+
+    def train_mode(self) -> None:
+        """Ends what a validation changed; to be called before each epoch."""
+        self.model.train(not self._frozen)  # what is frozen keeps its statistics too, as in Keras
+        if self._frozen:
+            for name in head_names(self.model):
+                self.model.get_submodule(name).train()
+        elif self._norm == "frozen":
+            batch_norm.freeze(self.model)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Takes one step.
+
+        Args:
+            images: uint8 (N, size, size, 3), this worker's slice of the global batch.
+            labels: int64 (N,).
+
+        Returns:
+            float64 (2,), to be added up over workers: the loss of the global batch, and right answers.
+        """
+        weight = self._loss.weight(labels)
+        if self.world > 1:
+            dist.all_reduce(weight)
+        pieces = self._recipe.accumulate
+        micro_batches = list(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True))
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number, (pixels, truth) in enumerate(micro_batches, 1):
+            with self._reducing(number == len(micro_batches)):
+                with self.autocast(), self._synced():
+                    logits = self._parallel(normalise(pixels, self._spec))
+                loss = self._loss.total(logits.float(), truth) / weight
+                (loss * self.world).backward()  # workers take the mean of their gradients
+            sums += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])
+        if self._recipe.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.gradient_clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema:
+            self.ema.update(self.model, step=self.schedule.last_epoch)
+        return sums
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+
+    def _reducing(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Workers exchange their gradients once per step, at its last micro-batch."""
+        if is_last or self.world == 1:
+            return contextlib.nullcontext()
+        return cast(DistributedDataParallel, self._parallel).no_sync()
+
+    def _synced(self) -> contextlib.AbstractContextManager[object]:
+        on_cpu = self._sync and self.device.type == "cpu"
+        return batch_norm.SyncOnCpu() if on_cpu else contextlib.nullcontext()
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """By timm: biases and normalization do not decay, and each layer may have a rate of its own."""
+    optimiser = create_optimizer_v2(
+        model,
+        opt=recipe.optimiser,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+        fused=True,  # one pass over the weights instead of one for each operation
+    )
+    for group in optimiser.param_groups:  # timm leaves this to schedulers of its own
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimiser

@@ -1,0 +1,1 @@
+"""Result rows of bulk grading: schema, formats, queries, drift, report, progress."""

@@ -1,0 +1,212 @@
+"""`report.html` of `scalp grade`: what came of a run, and what a person should look at first.
+
+One file that asks no other for anything, and forbids itself to: names of files are anybody's, and a policy in
+the page stops what escaping should miss. It shows photographs: it is for those who may see them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import jinja2
+
+from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.errors import IMAGE_CODES
+from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
+from scalp_core.inference.decision import NOT_FINITE, REASONS
+from scalp_core.results.drift import Counts, Drift, compare
+
+# From here failures are no odd file but a fault of the source or of the way to it.
+_MANY_FAILED = 0.05
+_STEPS = 80  # of the chart
+_LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
+_OPTIONAL: dict[str, Any] = {
+    "computed_by": "",
+    "graded_again": 0,
+    "other_files": 0,
+    "photographs_per_second": None,
+    "machine_hours": None,
+    "by_reason": {},
+    "settings": {},
+    "throughput": [],
+    "sessions": [],
+    "inputs": None,
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One photograph of the queue; pictures are data URIs.
+
+    Args:
+        row: `location, grade, probabilities, unlikeness, refer_reasons` of its result row.
+        photograph: as the model saw it; None where it cannot be read any more.
+        lost: why.
+        heat: the same under its heatmap; None where there is none.
+    """
+
+    row: dict[str, Any]
+    photograph: str | None = None
+    lost: str = ""
+    heat: str | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The queue: `least_sure` and `most_unlike`, what the heatmaps mean, and what to say of missing ones."""
+
+    least_sure: Sequence[Card] = ()
+    most_unlike: Sequence[Card] = ()
+    scale: str | None = None
+    meaning: str = ""
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def html(
+    spec: BundleSpec,
+    summary: dict[str, Any],
+    tables: dict[str, Any],
+    pictures: Pictures,
+    versions: dict[str, str],
+) -> bytes:
+    """The report.
+
+    Args:
+        spec: the bundle's contract.
+        summary: that of `scalp grade`.
+        tables: from `Graded` its `failures`, the slices `folders` and `devices` (None where no name has one),
+            and `mean_severity`.
+        pictures: the queue.
+        versions: of the libraries.
+    """
+    summary = _OPTIONAL | summary
+    text = resources.files("scalp_core.results").joinpath("report.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["csp_hash"] = _csp_hash
+    drift = drift_of(summary, spec)
+    page = environment.from_string(text).render(
+        summary=summary,
+        warnings=warnings(spec, summary, drift),
+        grades=_grades(spec, summary, drift),
+        drift=drift,
+        statistics=sorted(drift.statistics or (), key=lambda each: -each.psi),
+        levels=_LEVELS,
+        rates=rates(summary["throughput"]),
+        pictures=pictures,
+        least_sure=pictures.least_sure,
+        most_unlike=pictures.most_unlike,
+        reasons=REASONS,
+        codes=IMAGE_CODES,
+        versions=versions,
+        **tables,
+    )
+    return page.encode()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """A picture's bytes as they stand in `src`; `kind` is jpeg or png."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def drift_of(summary: dict[str, Any], spec: BundleSpec) -> Drift:
+    """What the counts in a summary say."""
+    inputs = summary.get("inputs")
+    return compare(Counts.model_validate(inputs) if inputs else None, summary["by_grade"], spec)
+
+
+def warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[str]:
+    """What a reader of the results must know, one line each."""
+    found = [f"the model was {spec.warning}"] if spec.warning else []
+    if missing := summary["rows_unaccounted"]:
+        found.append(
+            f"{missing:,} of {summary['rows']:,} photographs are not accounted for exactly once; "
+            "run the same command again"
+        )
+    if summary["failed"] > _MANY_FAILED * summary["rows"]:
+        code, count = max(summary["by_error"].items(), key=lambda each: each[1])
+        found.append(
+            f"{summary['failed'] / summary['rows']:.0%} of the photographs failed, most of them "
+            f"({count:,}) because {IMAGE_CODES.get(code, code)}"
+        )
+    if count := summary["by_reason"].get(NOT_FINITE):
+        found.append(
+            f"the scores of {count:,} photographs are not finite numbers: their grades mean nothing; grade "
+            "these again with --precision fp32, or on another machine"
+        )
+    if drift.flag:
+        found.append(drift.sentence)
+    if spec.training.split is not None and spec.training.split.warning:
+        found.append(f"the model was trained on a {spec.training.split.warning}")
+    if again := summary["graded_again"]:
+        found.append(
+            f"{again:,} photographs were graded a second time after something was lost; each counts once"
+        )
+    return found
+
+
+def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dict[str, Any]]:
+    korean = GRADE_NAMES_KO if spec.grade_names == GRADE_NAMES else ("",) * len(spec.grade_names)
+    return [
+        {
+            "name": name,
+            "korean": other,
+            "count": summary["by_grade"].get(name, 0),
+            "share": drift.grades.shares[name],
+            "share_at_training": drift.grades.shares_at_training[name],
+        }
+        for name, other in zip(spec.grade_names, korean, strict=True)
+    ]
+
+
+def rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+    """Steps of the chart: photographs and failed ones a second, from cumulated counts over time.
+
+    Args:
+        throughput: `[seconds since the start, photographs done, failed]`, as they were noted.
+
+    Returns:
+        None where nothing was noted.
+    """
+    points = [(0.0, 0.0, 0.0), *(tuple(map(float, point)) for point in throughput)]
+    seconds = points[-1][0]
+    if not seconds:
+        return None
+    kept = points[:1]
+    for point in points[1:]:
+        # Two shards that end in the same moment are no burst of thousands a second.
+        if point[0] - kept[-1][0] >= seconds / _STEPS:
+            kept.append(point)
+    kept[-1] = points[-1]
+    steps = [
+        {
+            "start": round(before[0], 2),
+            "width": round(after[0] - before[0], 2),
+            "done": round((after[1] - before[1]) / (after[0] - before[0]), 3),
+            "failed": round((after[2] - before[2]) / (after[0] - before[0]), 3),
+        }
+        for before, after in pairwise(kept)
+    ]
+    return {
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "most": max(step["done"] for step in steps) or 1.0,
+        "any_failed": any(step["failed"] for step in steps),
+        "half": _clock(seconds / 2),
+        "end": _clock(seconds),
+    }
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _csp_hash(css: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()

@@ -1,0 +1,342 @@
+"""Files by uri: a local path or `s3://bucket/key`.
+
+Writes are atomic and durable: a file is there whole, with its bytes on the disk, or not at all. Requests that
+meet a transient error are retried for as long as `patience` says. A failure that a user can fix (a wrong key,
+a missing folder, a full disk) is a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from scalp_core.storage.errors import advice, explained, is_missing, is_transient
+from scalp_core.storage.listing import (
+    TEMPORARY,
+    StoredFile,
+    children,
+    folders_in,
+    has_keys,
+    is_empty,
+    is_within,
+    list_files,
+    names_in,
+    pages,
+    walk,
+)
+from scalp_core.storage.retry import patience, retried
+from scalp_core.storage.uris import absolute, bucket_and_key, bucket_and_prefix, check_scheme, is_s3, join
+
+__all__ = [
+    "StoredFile", "absolute", "advice", "children", "create", "exists", "explained", "filesystem",
+    "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within", "join",
+    "list_files", "mutation", "names_in", "new_file", "open_file", "patience", "read", "read_range",
+    "remove_file", "remove_folder", "remove_temporary", "retried", "walk", "write",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def mutation(kind: str, uri: str) -> Iterator[None]:
+    """Surround one step that changes storage: write, create, rename, upload or remove.
+
+    All changes pass through here, so that tests can end the process before or after each.
+    """
+    logger.debug("%s %s", kind, uri)
+    yield
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a uri and the path inside it."""
+    check_scheme(uri)
+    if is_s3(uri):
+        from scalp_core.storage import s3  # boto3 takes a moment: only who uses S3 waits for it
+
+        return s3.filesystem(), uri[len("s3://") :]
+    return pafs.LocalFileSystem(), uri
+
+
+# --- read --------------------------------------------------------------------------------------------------
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file, a folder, or an object below a prefix."""
+    check_scheme(uri)
+    with explained(uri):
+        if not is_s3(uri):
+            return Path(uri).exists()
+        from scalp_core.storage import s3
+
+        bucket, key = bucket_and_key(uri)
+        return retried(uri, s3.head, bucket, key) is not None or has_keys(uri)
+
+
+def is_file(uri: str) -> bool:
+    """Whether it is one file; False for a folder or prefix.
+
+    Raises:
+        UserError: nothing is there, or storage refused.
+    """
+    check_scheme(uri)
+    with explained(uri):
+        if not is_s3(uri):
+            return not Path(uri).is_dir() and bool(Path(uri).stat())
+        from scalp_core.storage import s3
+
+        bucket, key = bucket_and_key(uri)
+        if key and retried(uri, s3.head, bucket, key) is not None:
+            return True
+        if not has_keys(uri):
+            raise FileNotFoundError(uri)
+    return False
+
+
+def read(uri: str) -> bytes:
+    """All bytes of one file.
+
+    Raises:
+        UserError: it is missing, or storage refused.
+    """
+    check_scheme(uri)
+    with explained(uri):
+        return retried(uri, _read, uri)
+
+
+def _read(uri: str, byte_range: tuple[int, int] | None = None) -> bytes:
+    if not is_s3(uri):
+        with Path(uri).open("rb") as file:
+            if byte_range is None:
+                return file.read()
+            file.seek(byte_range[0])
+            return file.read(byte_range[1] - byte_range[0])
+    from scalp_core.storage import s3
+
+    return s3.get(*bucket_and_key(uri), byte_range)
+
+
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """`length` bytes of a file from `start` on, by one request; fewer where the file ends.
+
+    Raises:
+        OSError: it is missing, or storage refused.
+    """
+    check_scheme(uri)
+    return retried(uri, _read, uri, (start, start + length)) if length else b""
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """A file to read from any place; in S3 by range.
+
+    Raises:
+        OSError: it is missing, or storage refused.
+    """
+    fs, path = filesystem(uri)
+    return fs.open_input_file(path) if not is_s3(uri) else retried(uri, _open_s3, fs, path)
+
+
+def _open_s3(fs: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """By pyarrow's client; boto3 takes keys that it refuses (`a//b`), and names the code of a failure."""
+    try:
+        return fs.open_input_file(path)
+    except (OSError, pa.ArrowInvalid):
+        from scalp_core.storage import s3
+
+        bucket, _, key = path.partition("/")
+        return pa.PythonFile(s3.Reader(bucket, key), mode="r")
+
+
+# --- write -------------------------------------------------------------------------------------------------
+
+
+def write(uri: str, data: bytes, durable: bool = True) -> None:
+    """Atomically write `data` to `uri`.
+
+    Args:
+        uri: file to write; folders are made.
+        data: its bytes.
+        durable: wait until the bytes are on the disk; a file that may be lost in a power cut need not.
+    """
+    check_scheme(uri)
+    with explained(uri, "write"):
+        if is_s3(uri):
+            from scalp_core.storage import s3
+
+            with mutation("upload", uri):
+                retried(uri, s3.put, *bucket_and_key(uri), data)
+            return
+        with _temporary(uri) as temporary:
+            _fill(temporary, data, durable)
+            _rename(temporary, uri, durable)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Atomically write `data` unless there is a file: of concurrent callers exactly one gets True.
+
+    In S3 by `If-None-Match: *`, on a disk by a hard link.
+
+    Raises:
+        UserError: storage refused, or the S3 server does not know the condition.
+    """
+    check_scheme(uri)
+    with explained(uri, "write"):
+        if is_s3(uri):
+            from scalp_core.storage import s3
+
+            with mutation("create", uri):
+                return s3.create(*bucket_and_key(uri), data)
+        with _temporary(uri) as temporary:
+            _fill(temporary, data, durable=True)
+            with mutation("create", uri):
+                try:
+                    os.link(temporary, uri)
+                except FileExistsError:
+                    return False
+                _sync_folder(uri)
+    return True
+
+
+@contextmanager
+def new_file(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, atomic: it replaces an older one only if the block succeeds.
+
+    For S3 it is kept on the local disk and uploaded in one atomic step.
+    """
+    check_scheme(uri)
+    with explained(uri, "write"):
+        if is_s3(uri):
+            from scalp_core.storage import s3
+
+            with tempfile.TemporaryFile() as spool:
+                yield spool
+                with mutation("upload", uri):
+                    retried(uri, s3.upload, *bucket_and_key(uri), spool)
+            return
+        with _temporary(uri) as temporary:
+            with mutation("write", uri), temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _rename(temporary, uri, durable=True)
+
+
+@contextmanager
+def _temporary(uri: str) -> Iterator[Path]:
+    """A temporary path in the folder of a local file, removed at the end."""
+    path = Path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.scalp-tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(temporary: Path, data: bytes, durable: bool) -> None:
+    with mutation("write", str(temporary)), temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _rename(temporary: Path, uri: str, durable: bool) -> None:
+    with mutation("rename", uri):
+        temporary.replace(uri)
+        if durable:
+            _sync_folder(uri)
+
+
+def _sync_folder(uri: str) -> None:
+    """A rename is on the disk once its folder is; some network disks know no such request."""
+    with suppress(OSError):
+        folder = os.open(Path(uri).parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# --- remove ------------------------------------------------------------------------------------------------
+
+
+def remove_file(uri: str) -> None:
+    """Remove one file; no error if there is none."""
+    check_scheme(uri)
+    with explained(uri, "remove"), mutation("remove", uri):
+        if is_s3(uri):
+            from scalp_core.storage import s3
+
+            bucket, key = bucket_and_key(uri)
+            retried(uri, s3.answer, "delete_object", Bucket=bucket, Key=key)
+        else:
+            Path(uri).unlink(missing_ok=True)
+
+
+def remove_folder(uri: str, last: str | None = None) -> None:
+    """Remove a folder or prefix with all that is in it; no error if there is none.
+
+    Args:
+        uri: of a folder that scalp made: `outputs.remove_scratch` checks that.
+        last: name of a file directly in it that is removed after all others.
+
+    Raises:
+        UserError: a file could not be removed.
+    """
+    check_scheme(uri)
+    kept = join(uri, last) if last else None
+    with explained(uri, "remove"):
+        if is_s3(uri):
+            _remove_prefix(uri, kept)
+        elif Path(uri).is_dir():
+            for folder, _, names in os.walk(uri, topdown=False):
+                paths = [Path(folder, name) for name in (*names, *_links_in(folder))]
+                for path in paths:
+                    if str(path) != kept:
+                        with mutation("remove", str(path)):
+                            path.unlink(missing_ok=True)
+                if folder != uri:
+                    Path(folder).rmdir()
+    if kept:
+        remove_file(kept)
+    if not is_s3(uri) and Path(uri).is_dir():
+        with explained(uri, "remove"):
+            Path(uri).rmdir()
+
+
+def _links_in(folder: str) -> list[str]:
+    """Links to folders, which are removed and not followed."""
+    return [entry.name for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
+
+
+def _remove_prefix(uri: str, kept: str | None) -> None:
+    from scalp_core.storage import s3
+
+    bucket, prefix = bucket_and_prefix(uri)
+    for page in pages(uri, Prefix=prefix):
+        keys = [item["Key"] for item in page.get("Contents", ())]
+        keys = [key for key in keys if f"s3://{bucket}/{key}" != kept]
+        if keys:
+            with mutation("remove", uri):
+                retried(uri, s3.delete, bucket, keys)
+
+
+def remove_temporary(folder: str) -> None:
+    """Remove what writers that were killed left directly in a local folder.
+
+    Only for a folder that nobody else writes to now: `lease` says so.
+    """
+    if is_s3(folder) or not Path(folder).is_dir():
+        return
+    for entry in os.scandir(folder):
+        if TEMPORARY.match(entry.name):
+            remove_file(entry.path)

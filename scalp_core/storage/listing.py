@@ -1,0 +1,220 @@
+"""Listings of folders and S3 prefixes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scalp_core.storage.errors import explained
+from scalp_core.storage.retry import retried
+from scalp_core.storage.uris import bucket_and_key, bucket_and_prefix, check_scheme, is_s3
+
+TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.scalp-tmp$")
+
+
+class StoredFile(NamedTuple):
+    """One file of a listing.
+
+    Args:
+        uri: of the file.
+        size: in bytes; None for a name without a readable file, such as a dangling link.
+        version: changes with the content: the etag in S3, time and size on a disk.
+        is_outside: a link to a file or folder that leads out of the folder that the listing is kept in.
+    """
+
+    uri: str
+    size: int | None
+    version: str = ""
+    is_outside: bool = False
+
+
+def list_files(uri: str) -> list[str]:
+    """All files below a folder or prefix, sorted; the uri itself when it is one file.
+
+    Raises:
+        UserError: nothing is there, or storage refused.
+    """
+    return sorted(file.uri for file in walk(uri))
+
+
+def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
+    """All files below a folder or prefix, as they are found, in constant memory; one file as itself.
+
+    Args:
+        uri: of the folder, prefix or file.
+        within: real path of a local folder; a link out of it is yielded as `is_outside`, and not followed.
+
+    Raises:
+        UserError: nothing is there, or storage refused.
+    """
+    if is_s3(uri):
+        yield from _walk_s3(uri)
+        return
+    check_scheme(uri)
+    with explained(uri):
+        path = Path(uri)
+        if not path.is_dir():
+            status = path.stat()
+            yield StoredFile(uri, status.st_size, _version(status), not is_within(uri, within))
+            return
+        folders = [os.fspath(uri)]
+        seen = set()  # links may lead round in a circle
+        while folders:
+            folder = folders.pop()
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _leads_out(entry, within):
+                        yield StoredFile(entry.path, None, is_outside=True)
+                    elif _is_folder(entry):
+                        folders.append(entry.path)
+                    elif file := _stored_file(entry):
+                        yield file
+
+
+def is_empty(uri: str) -> bool:
+    """Whether nothing but leftover temporary files is in a folder or prefix, or there is none."""
+    check_scheme(uri)
+    with explained(uri):
+        if is_s3(uri):
+            _, prefix = bucket_and_prefix(uri)
+            page = next(pages(uri, Prefix=prefix, MaxKeys=2))
+            # A console makes a folder by an empty object of its name.
+            return all(item["Key"] == prefix for item in page.get("Contents", ()))
+        return not Path(uri).exists() or all(TEMPORARY.match(entry.name) for entry in os.scandir(uri))
+
+
+def names_in(uri: str) -> set[str]:
+    """Names of the files directly in a folder or prefix, without leftover temporary files."""
+    if not is_s3(uri) and not Path(uri).is_dir():
+        return set()
+    names = {file.uri.rsplit("/", 1)[-1] for files, _ in children(uri) for file in files}
+    return {name for name in names if not TEMPORARY.match(name)}
+
+
+def folders_in(uri: str) -> set[str]:
+    """Names of the folders directly in a folder or prefix; none where there is no such folder yet."""
+    if not is_s3(uri) and not Path(uri).is_dir():
+        return set()
+    return {folder.rsplit("/", 1)[-1] for _, folders in children(uri) for folder in folders}
+
+
+def is_within(path: str, within: str | None) -> bool:
+    """Whether a local path, its links resolved, is in the folder `within`; of None everything is."""
+    # Path.resolve raises where a link leads to itself.
+    return within is None or Path(os.path.realpath(path)).is_relative_to(within)
+
+
+def _leads_out(entry: os.DirEntry[str], within: str | None) -> bool:
+    return entry.is_symlink() and not is_within(entry.path, within)
+
+
+def children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredFile], list[str]]]:
+    """Files directly in a folder or prefix, and the folders in it, a thousand at a time.
+
+    Args:
+        uri: of the folder or prefix.
+        within: as for `walk`.
+    """
+    if is_s3(uri):
+        bucket, prefix = bucket_and_prefix(uri)
+        for page in pages(uri, Prefix=prefix, Delimiter="/"):
+            # One slash, not all: `a//` is a folder without a name in `a`.
+            prefixes = (item["Prefix"].removesuffix("/") for item in page.get("CommonPrefixes", ()))
+            yield _stored(bucket, page), [f"s3://{bucket}/{name}" for name in prefixes]
+        return
+    with explained(uri), os.scandir(uri) as entries:
+        while chunk := list(islice(entries, 1000)):
+            outside = [entry for entry in chunk if _leads_out(entry, within)]
+            inside = [entry for entry in chunk if entry not in outside] if outside else chunk
+            files = [StoredFile(entry.path, None, is_outside=True) for entry in outside]
+            yield [*files, *_stored_files(inside)], [entry.path for entry in inside if _is_folder(entry)]
+
+
+def _stored_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[StoredFile]:
+    for entry in entries:
+        if file := _stored_file(entry):
+            yield file
+
+
+def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
+    """A file of a local folder; one without a size for a dangling link or a pipe; None for a folder."""
+    try:
+        if entry.is_dir():
+            return None
+        if not entry.is_file():
+            return StoredFile(entry.path, None)
+        status = entry.stat()
+    except FileNotFoundError:  # removed or renamed since the folder was read
+        return None
+    except OSError:  # a link that leads to itself, or to where this user may not look
+        return StoredFile(entry.path, None)
+    return StoredFile(entry.path, status.st_size, _version(status))
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder, or a link to one that does not lead back to where it is stored or above."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    try:
+        return entry.is_dir() and not Path(entry.path).parent.resolve().is_relative_to(
+            Path(entry.path).resolve()
+        )
+    except OSError:
+        return False
+
+
+def _walk_s3(uri: str) -> Iterator[StoredFile]:
+    from scalp_core.storage import s3
+
+    bucket, prefix = bucket_and_prefix(uri)
+    with explained(uri):
+        head = retried(uri, s3.head, *bucket_and_key(uri)) if prefix else None
+    if head:
+        yield StoredFile(uri, head["ContentLength"], head["ETag"])
+        return
+    empty = True
+    for page in pages(uri, Prefix=prefix):
+        empty = empty and not page.get("KeyCount")
+        yield from _stored(bucket, page)
+    if empty:
+        with explained(uri):
+            raise FileNotFoundError(uri)
+
+
+def _stored(bucket: str, page: dict[str, Any]) -> list[StoredFile]:
+    # A key that ends in a slash is how some tools write a folder.
+    items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))
+    return [StoredFile(f"s3://{bucket}/{item['Key']}", item["Size"], item.get("ETag", "")) for item in items]
+
+
+def has_keys(uri: str) -> bool:
+    _, prefix = bucket_and_prefix(uri)
+    return bool(next(pages(uri, Prefix=prefix, MaxKeys=1)).get("KeyCount"))
+
+
+def pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
+    """Pages of a listing, each requested again while the server does not answer."""
+    from scalp_core.storage import s3
+
+    bucket, _ = bucket_and_prefix(uri)
+    token: dict[str, str] = {}
+    while True:
+        with explained(uri):
+            page = retried(uri, s3.answer, "list_objects_v2", Bucket=bucket, **query, **token)
+        yield page
+        following = page.get("NextContinuationToken")
+        if not following or "MaxKeys" in query:
+            return
+        token = {"ContinuationToken": following}

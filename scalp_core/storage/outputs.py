@@ -1,0 +1,208 @@
+"""Output directories: which verb made one, which run may write to it, and its scratch folder.
+
+A command writes into a directory that was empty or that the same verb made before, and removes only a folder
+that carries scalp's marker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.storage import lease
+from scalp_core.storage.uris import check_disjoint
+
+MARKER_FILE = "scalp.json"
+SCRATCH_FOLDER = ".scalp-work"
+SCRATCH_MARKER = ".scalp-scratch"
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output directory that this run holds.
+
+    Args:
+        uri: of the directory.
+        guard: for workers: whether this run still holds it.
+    """
+
+    uri: str
+    guard: lease.Guard
+
+    @property
+    def scratch(self) -> str:
+        """The scratch folder, which is made if there is none."""
+        return scratch(self.uri)
+
+    def check(self) -> None:
+        """Raise a `UserError` if another run took over."""
+        self.guard.check()
+
+    def remove_scratch(self) -> None:
+        """Remove the scratch folder, unless another run took over."""
+        self.check()
+        remove_scratch(self.uri)
+
+
+@contextmanager
+def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
+    """Claim an output directory and hold its lease while the block runs.
+
+    Args:
+        out: directory, local or `s3://`; made if it is not there.
+        kind: verb that makes it.
+        inputs: sources that are read, which `check_places` holds against it.
+
+    Raises:
+        UserError: it holds something else, another run uses it, or it overlaps with a source.
+    """
+    out = storage.absolute(out)
+    check(out, kind, inputs)
+    claim(out, kind)
+    with held(out, kind) as output:
+        yield output
+
+
+@contextmanager
+def held(out: str, verb: str) -> Iterator[Output]:
+    """Hold the lease of a directory, also of another verb's, while the block changes something in it.
+
+    Raises:
+        UserError: another run uses it.
+    """
+    with lease.held(out, verb) as guard:
+        for folder in (out, storage.join(out, lease.FOLDER)):
+            storage.remove_temporary(folder)
+        yield Output(out, guard)
+
+
+def check(out: str, kind: str, inputs: Sequence[str] = ()) -> None:
+    """Refuse what `opened` would refuse before it writes; a command that begins with it fails in a second.
+
+    Raises:
+        UserError: the directory holds something else, or overlaps with a source.
+    """
+    check_places(inputs, out)
+    check_claim(out, kind)
+
+
+def check_places(inputs: Sequence[str], out: str) -> None:
+    """Refuse sources that overlap with each other or with the output directory, in either direction.
+
+    Raises:
+        UserError: names both.
+    """
+    out = storage.absolute(out)
+    check_disjoint(inputs)
+    for given in inputs:
+        source = storage.absolute(given)
+        if source == out:
+            raise UserError(f"{given} is both a source and OUT; choose another output directory")
+        if _is_inside(out, source):
+            raise UserError(f"OUT {out} is in the source {given}; choose an output directory outside of it")
+        if _is_inside(source, out):
+            raise UserError(f"the source {given} is in OUT {out}; choose an output directory beside it")
+
+
+def check_claim(out: str, kind: str) -> None:
+    """Refuse an output directory that `claim` would refuse; writes nothing.
+
+    Raises:
+        UserError: it is a file, not empty, or another verb's.
+    """
+    out = storage.absolute(out)
+    if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"OUT {out} is a file; choose another output directory")
+    made_by = kind_of(out)
+    if made_by == kind:
+        return
+    if made_by is not None:
+        raise UserError(f"OUT {out} holds results of scalp {made_by}, not {kind}; choose another directory")
+    if not storage.is_empty(out):
+        raise UserError(
+            f"OUT {out} is not empty (it holds {_some_names(out)}) and was not made by scalp {kind}; "
+            "name a new or an empty output directory"
+        )
+
+
+def claim(out: str, kind: str) -> None:
+    """Make an output directory that of a verb; no change if it is already.
+
+    Raises:
+        UserError: as `check_claim`.
+    """
+    out = storage.absolute(out)
+    check_claim(out, kind)
+    if kind_of(out) is None:
+        made = {
+            "made_by": f"scalp {kind}",
+            "kind": kind,
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if not storage.create(storage.join(out, MARKER_FILE), json.dumps(made, indent=2).encode()):
+            check_claim(out, kind)  # another run made it at the same time
+
+
+def kind_of(out: str) -> str | None:
+    """The verb that made a directory; None where no marker says so."""
+    uri = storage.join(storage.absolute(out), MARKER_FILE)
+    if not storage.exists(uri):
+        return None
+    try:
+        return str(json.loads(storage.read(uri))["kind"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def scratch(out: str) -> str:
+    """The uri of the scratch folder of an output directory, made with its marker if there is none.
+
+    Raises:
+        UserError: there is a folder of this name without the marker.
+    """
+    folder = storage.join(storage.absolute(out), SCRATCH_FOLDER)
+    marker = storage.join(folder, SCRATCH_MARKER)
+    if not storage.exists(marker):
+        if not storage.is_empty(folder):
+            raise UserError(f"{folder} is not scalp's: it has no {SCRATCH_MARKER}; move it away")
+        storage.write(marker, b"A folder of scalp for its run in progress; removed at the end.\n")
+    return folder
+
+
+def has_scratch(out: str) -> bool:
+    """Whether there is a scratch folder, of a run that did not end."""
+    return storage.exists(storage.join(storage.absolute(out), SCRATCH_FOLDER))
+
+
+def remove_scratch(out: str) -> None:
+    """Remove the scratch folder of an output directory if it has scalp's marker."""
+    folder = storage.join(storage.absolute(out), SCRATCH_FOLDER)
+    if storage.exists(storage.join(folder, SCRATCH_MARKER)):
+        storage.remove_folder(folder, last=SCRATCH_MARKER)
+    elif not storage.is_s3(folder) and Path(folder).is_dir() and storage.is_empty(folder):
+        storage.remove_folder(folder)  # killed between the marker and the folder
+
+
+def _is_inside(inner: str, outer: str) -> bool:
+    return inner.startswith(f"{outer}/") or outer == "/"
+
+
+def _some_names(out: str) -> str:
+    names = (
+        name
+        for files, folders in storage.children(out)
+        for name in (
+            *(file.uri.rsplit("/", 1)[-1] for file in files),
+            *(f"{folder.rsplit('/', 1)[-1]}/" for folder in folders),
+        )
+    )
+    listed = list(islice(names, _NAMES_SHOWN + 1))
+    return ", ".join(listed[:_NAMES_SHOWN]) + (", …" if len(listed) > _NAMES_SHOWN else "")

@@ -1,0 +1,61 @@
+"""Parquet files by uri, local or `s3://`: whole tables, streams that nobody holds, and what queries read."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalp_core import storage
+from scalp_core.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
+
+def write(uri: str, table: pa.Table) -> None:
+    """Writes a table as one Parquet file, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write(uri, buffer.getvalue())
+
+
+def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
+    """Writes a stream of record batches as one Parquet file, whole or not at all, without holding it."""
+    with storage.new_file(uri) as file, pq.ParquetWriter(file, batches.schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
+    """Parquet files, of a folder or listed, that a query reads as it goes on.
+
+    In S3 by a client that itself waits for a server that is away: nobody can ask again in the middle.
+    """
+    import pyarrow.dataset as pads
+
+    uris = [place] if isinstance(place, str) else place
+    fs, _ = storage.filesystem(uris[0])
+    if storage.is_s3(uris[0]):
+        from scalp_core.storage import s3
+
+        fs = s3.filesystem(patient=True)
+    paths = [storage.filesystem(uri)[1] for uri in uris]
+    with storage.explained(uris[0]):
+        return pads.dataset(
+            paths[0] if isinstance(place, str) else paths, filesystem=fs, format="parquet", **options
+        )
+
+
+def read(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file as a table.
+
+    Raises:
+        UserError: it is missing or no Parquet file.
+    """
+    try:
+        return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri} is no Parquet file or damaged ({error}); make it again") from error

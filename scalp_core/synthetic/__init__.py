@@ -1,0 +1,1 @@
+"""Synthetic scalp images for tests, demos and benchmarks."""

@@ -1,0 +1,328 @@
+"""What a set of synthetic photographs holds, before a pixel is drawn: people, microscopes, grades, names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalp_core.errors import UserError
+from scalp_core.grades import GRADE_NAMES_KO, NUM_GRADES, SYMPTOMS
+from scalp_core.synthetic.scene import DeviceProfile, Scalp
+
+PARTS = ("Training", "Validation")
+# Photographs of each grade in the paper's training folders.
+PAPER_COUNTS = (534, 4435, 5486, 2284)
+_POSITIONS = ("2_TH", "3_TH", "4_LH", "5_RH", "6_BH")
+_PERSON_SHARE = 0.8  # of the variance of severity; the rest differs between places on one head
+_FIRST_DAY = datetime(2020, 10, 13, tzinfo=UTC)
+_DAYS = 48
+_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("샴푸 사용 빈도", ("1일 1회", "1일 2회", "2일 1회", "주 2~3회")),
+    ("펌 주기", ("하지 않음", "연 1~2회", "연 3~4회", "2개월에 1회")),
+    ("염색 주기(자가 염색 포함)", ("하지 않음", "연 1~2회", "연 3~4회", "월 1회")),
+    ("현재 모발 상태", ("자연모", "염색모", "펌모", "염색 및 펌모")),
+    ("현재 사용하고 있는 두피모발용 제품", ("샴푸", "샴푸, 린스", "샴푸, 트리트먼트", "샴푸, 두피 에센스")),
+    ("맞춤두피케어 제품 사용을 희망하시나요?", ("예", "아니오")),
+    ("샴푸 구매시 중요시 고려하는 부분", ("세정력", "두피 자극", "향", "가격", "브랜드")),
+)
+
+
+LayoutName = Literal[
+    "delivered", "zipped", "zipped-cp949", "unmarked", "nested", "spaced", "numbered", "parents", "nfd"
+]
+
+
+class SynthOptions(BaseModel):
+    """What to draw. The same options give the same bytes on any number of processes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int = Field(1000, ge=1, le=1_000_000, description="number of photographs")
+    seed: int = Field(0, ge=0, description="of everything random")
+    label_noise: float = Field(
+        0.1,
+        ge=0,
+        le=2,
+        description="sd of the grader's error in grades; at 0.1 a grader who knew the truth would reach a "
+        "quadratic weighted kappa of 0.94",
+    )
+    colour_cast: float = Field(
+        1.0, ge=0, le=3, description="how far the microscopes' colours differ; 0: not at all"
+    )
+    lighting: float = Field(
+        1.0, ge=0, le=3, description="how far exposure, vignette and glare differ; 0: not at all"
+    )
+    hair_density: float = Field(11.0, ge=1, le=80, description="hairs rooted in a frame, on average")
+    hair_density_spread: float = Field(0.35, ge=0, le=1, description="sd of the log of it between people")
+    blur: float = Field(0.9, ge=0, le=5, description="sigma of a typical lens, pixels")
+    layout: LayoutName = Field("delivered", description="of folders, archives and label files")
+    every_symptom: bool = Field(
+        False, description="a copy under each symptom that a photograph has, as in the real set"
+    )
+    devices: int | None = Field(
+        None, ge=1, le=10_000, description="microscopes; by default one for 40 photographs, from 12 to 60"
+    )
+    parts: tuple[int, int] = Field(
+        (7, 2), description="shares of Training and Validation, drawn by photograph"
+    )
+
+
+@dataclass(frozen=True)
+class PhotoPlan:
+    """Everything about one photograph but its pixels."""
+
+    index: int
+    seed: int
+    part: str
+    stem: str
+    grade: int  # the label
+    true_grade: int
+    severity: float
+    symptoms: tuple[int, int, int, int, int, int]
+    meta: dict[str, str]
+    device: DeviceProfile
+    scalp: Scalp
+
+    @property
+    def folder(self) -> str:
+        return f"{SYMPTOMS[0]}_{self.grade}.{GRADE_NAMES_KO[self.grade]}"
+
+
+@dataclass(frozen=True)
+class _Person:
+    device: DeviceProfile
+    scalp: Scalp
+    severity: float  # standard normal, before the photograph's share
+    epoch: int  # ms; one session
+    shots: tuple[str, ...]
+    meta: dict[str, str]
+
+
+# --- plan --------------------------------------------------------------------------------------------------
+
+
+def plan_dataset(options: SynthOptions) -> list[PhotoPlan]:
+    """Plans every photograph: person, microscope, severity, label, name. Draws no pixels.
+
+    Raises:
+        UserError: more devices are asked for than there are people.
+    """
+    rng = np.random.default_rng([options.seed, 0])
+    people = _people(options, rng)
+    shots = [(person, shot) for person in people for shot in person.shots]
+    latent = np.array([person.severity for person, _ in shots]) * np.sqrt(_PERSON_SHARE)
+    latent = _normal_by_rank(latent + rng.normal(0, np.sqrt(1 - _PERSON_SHARE), len(shots)))
+    # The grader's error, scaled so that grader and truth have the same spread, hence the same shares.
+    error = options.label_noise * _LATENT_PER_GRADE
+    seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
+    training = _training(options, rng)
+    return [
+        _photo(
+            index, person, shot, float(latent[index]), float(seen[index]), bool(training[index]), options, rng
+        )
+        for index, (person, shot) in enumerate(shots)
+    ]
+
+
+def _thresholds() -> np.ndarray:
+    """Where the latent crosses from grade to grade, so that the shares are the paper's; float (3,)."""
+    shares = np.cumsum(PAPER_COUNTS)[:-1] / sum(PAPER_COUNTS)
+    return np.array([NormalDist().inv_cdf(share) for share in shares])
+
+
+_THRESHOLDS = _thresholds()
+_LATENT_PER_GRADE = float(np.diff(_THRESHOLDS).mean())
+
+
+def _severity(latent: float) -> float:
+    """Grade units, -0.5 to 3.5, from the standard normal latent: 0.5, 1.5, 2.5 at the thresholds.
+
+    Between them it lingers at whole grades: most photographs look like their grade and some lie between,
+    as graders who work from one reference picture a grade see them.
+    """
+    low, high = latent < _THRESHOLDS[0], latent > _THRESHOLDS[-1]
+    if low or high:
+        edge, base = (_THRESHOLDS[0], 0.5) if low else (_THRESHOLDS[-1], NUM_GRADES - 1.5)
+        even = float(np.clip(base + (latent - edge) / _LATENT_PER_GRADE, -0.5, NUM_GRADES - 0.5))
+    else:
+        even = float(np.interp(latent, _THRESHOLDS, np.arange(NUM_GRADES - 1) + 0.5))
+    grade = _grade(latent)
+    off = even - grade
+    return grade + off * (0.3 + 0.7 * (2 * off) ** 2)
+
+
+def _grade(latent: float) -> int:
+    return int(np.searchsorted(_THRESHOLDS, latent))
+
+
+def _normal_by_rank(values: np.ndarray) -> np.ndarray:
+    """The same order, spaced as a standard normal: shares below a threshold come out exact."""
+    ranks = np.argsort(np.argsort(values))
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse((rank + 0.5) / len(values)) for rank in ranks])
+
+
+def _training(options: SynthOptions, rng: np.random.Generator) -> np.ndarray:
+    """bool (N,): drawn by photograph, as the real set does, so one person is often in both parts."""
+    share = options.parts[0] / max(sum(options.parts), 1)
+    return rng.permutation(options.images) < round(options.images * share)
+
+
+def _photo(
+    index: int,
+    person: _Person,
+    shot: str,
+    latent: float,
+    seen: float,
+    training: bool,
+    options: SynthOptions,
+    rng: np.random.Generator,
+) -> PhotoPlan:
+    grade = _grade(seen)
+    stem = f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}"
+    return PhotoPlan(
+        index=index,
+        seed=options.seed,
+        part=PARTS[0] if training else PARTS[1],
+        stem=stem,
+        grade=grade,
+        true_grade=_grade(latent),
+        severity=_severity(latent),
+        symptoms=_symptoms(grade, person.scalp, options, rng),
+        meta=person.meta | {"location": shot.split("_")[1]},
+        device=person.device,
+        scalp=person.scalp,
+    )
+
+
+def _symptoms(
+    grade: int, scalp: Scalp, options: SynthOptions, rng: np.random.Generator
+) -> tuple[int, int, int, int, int, int]:
+    """value_1 to value_6. The 0.양호 folder holds scalps that are good in all six."""
+    if grade == 0:
+        return (0, 0, 0, 0, 0, 0)
+    # Dry scale and sebum near exclude each other (Cramer's V 0.45).
+    oily = rng.random() < (0.45, 0.14, 0.03)[grade - 1]
+    sebum = 1 + int(scalp.sebum > 0.5) if oily else 0
+    redness = int(np.clip(round(3 * scalp.redness + rng.normal(0, 0.5)), 0, 3))
+    pustules = int(rng.random() < 0.04)
+    dandruff = int(rng.choice(4, p=(0.72, 0.18, 0.08, 0.02)))
+    thinning = options.hair_density / scalp.hairs - 0.9 + rng.normal(0, 0.3)
+    return grade, sebum, redness, pustules, dandruff, int(np.clip(round(thinning * 1.5), 0, 3))
+
+
+# --- people and microscopes --------------------------------------------------------------------------------
+
+
+def _people(options: SynthOptions, rng: np.random.Generator) -> list[_Person]:
+    sizes = _photographs_each(options.images, rng)
+    devices = _devices(options, len(sizes), rng)
+    # Every microscope has a person; the rest go to busy and quiet ones.
+    busy = rng.dirichlet(np.full(len(devices), 2.0))
+    extra = rng.choice(len(devices), size=len(sizes) - len(devices), p=busy)
+    chosen = rng.permutation(np.concatenate([np.arange(len(devices)), extra]))
+    severities = _normal_by_rank(rng.random(len(sizes)))
+    epochs = _sessions(len(sizes), rng)
+    return [
+        _Person(
+            device=devices[device],
+            scalp=_scalp(options, rng),
+            severity=float(severity),
+            epoch=epoch,
+            shots=tuple(_POSITIONS[i] for i in sorted(rng.permutation(len(_POSITIONS))[:size].tolist())),
+            meta=_survey(rng),
+        )
+        for device, severity, epoch, size in zip(chosen, severities, epochs, sizes, strict=True)
+    ]
+
+
+def _photographs_each(images: int, rng: np.random.Generator) -> list[int]:
+    """Three to five for each person; fewer only where the whole set has fewer."""
+    sizes, left = [], images
+    while left > 5:
+        sizes.append(int(rng.integers(3, min(5, left - 3) + 1)))
+        left -= sizes[-1]
+    return [*sizes, left]
+
+
+def _devices(options: SynthOptions, people: int, rng: np.random.Generator) -> list[DeviceProfile]:
+    wanted = options.devices or min(60, max(12, options.images // 40), people)
+    if wanted > people:
+        raise UserError(
+            f"{wanted} devices cannot share the {people} people of {options.images} photographs; "
+            f"ask for {people} devices or fewer, or for more photographs"
+        )
+    sites = rng.choice(np.arange(1, 400), size=min(wanted, 399), replace=False)
+    serials = rng.choice(np.arange(4, 10_004), size=wanted, replace=False)
+    # One site in four has a second microscope.
+    site_of = np.cumsum(rng.random(wanted) > 0.25) % len(sites)
+    return [
+        _device(f"{sites[site]:04d}", f"A2LEBJJDE{serial:05d}O", options, rng)
+        for site, serial in zip(site_of, serials, strict=True)
+    ]
+
+
+def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Generator) -> DeviceProfile:
+    cast, light = options.colour_cast, options.lighting
+    # Red, yellow, apricot, green and blue pictures all occur; purple ones do not.
+    warm, green = np.clip(rng.normal(0, (0.11, 0.055)) * cast, (-0.35, -0.03), 0.35)
+    return DeviceProfile(
+        site=site,
+        serial=serial,
+        gains=(float(np.exp(warm - green / 2)), float(np.exp(green)), float(np.exp(-warm - green / 2))),
+        exposure=float(np.clip(rng.normal(0.56, 0.05 * light), 0.35, 0.7)),
+        contrast=float(np.clip(rng.normal(1.0, 0.09 * light), 0.7, 1.3)),
+        vignette=float(np.clip(rng.normal(0.4, 0.15 * light), 0.05, 0.9)),
+        light_centre=(float(rng.normal(0.5, 0.06 * light)), float(rng.normal(0.5, 0.06 * light))),
+        light_angle=float(rng.uniform(0, 2 * np.pi)),
+        lighting=light,
+        specular=float(rng.uniform(0.4, 1.3)),
+        blur=float(options.blur * rng.lognormal(0, 0.25)),
+        noise=float(rng.uniform(0.003, 0.011)),
+        quality=int(rng.integers(60, 86)),
+        subsampling=2 if rng.random() < 0.8 else 0,
+        magnification=float(rng.uniform(0.85, 1.2)),
+    )
+
+
+def _scalp(options: SynthOptions, rng: np.random.Generator) -> Scalp:
+    tone = rng.normal(0, 1, 2)
+    dyed = rng.random() < 0.25
+    brown = rng.uniform(0.5, 1.0) if dyed else rng.uniform(0.0, 0.5)
+    return Scalp(
+        skin=(0.70 + 0.03 * tone[0], 0.54 + 0.04 * tone[0], 0.46 + 0.04 * tone[0] + 0.02 * tone[1]),
+        redness=float(rng.beta(2, 3)),
+        sebum=float(rng.beta(2, 3)),
+        hairs=float(options.hair_density * rng.lognormal(0, options.hair_density_spread)),
+        hair_width=float(np.clip(rng.normal(8.5, 1.4), 5, 14)),
+        hair_shade=float(np.clip(0.09 + 0.16 * brown + rng.normal(0, 0.02), 0.05, 0.35)),
+        hair_tint=(1.0, 0.93 - 0.2 * brown, 0.88 - 0.38 * brown),
+        grey_share=float(rng.choice((0.0, 0.03, 0.15, 0.4), p=(0.45, 0.3, 0.18, 0.07))),
+    )
+
+
+def _sessions(people: int, rng: np.random.Generator) -> list[int]:
+    """Epochs in ms, all different, between 10:00 and 19:00 in Korea in October and November 2020."""
+    start = int(_FIRST_DAY.timestamp() * 1000)
+    epochs: dict[int, None] = {}
+    while len(epochs) < people:
+        day, ms = int(rng.integers(_DAYS)), int(rng.integers(3_600_000, 10 * 3_600_000))
+        epochs[start + day * 86_400_000 + ms] = None
+    return list(epochs)
+
+
+def _survey(rng: np.random.Generator) -> dict[str, str]:
+    ages = ("10대", "20대", "30대", "40대", "50대", "60대")
+    meta = {
+        "gender": "남" if rng.random() < 0.42 else "여",
+        "age": str(rng.choice(ages, p=(0.03, 0.25, 0.23, 0.26, 0.17, 0.06))),
+    }
+    for number, (question, answers) in enumerate(_QUESTIONS, 1):
+        meta[f"question{number}"] = question
+        meta[f"answers{number}"] = answers[rng.integers(len(answers))]
+    return meta

@@ -1,0 +1,77 @@
+"""Admission by pixels: what one image may cost to decode, and what one owner's images may per minute.
+
+Bytes say little of that: a PNG of 49 million pixels is 142,765 bytes, 541 of them in a zip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from scalp_core.errors import ImageError
+from scalp_core.images.codecs import MAX_PIXELS, Header, read_header
+from serving.admission.decoding import Decoders
+from serving.admission.limits import Limits
+from serving.admission.rate_limit import Buckets
+from serving.http.problems import Refusal
+
+_JPEG = b"\xff\xd8\xff"
+_READ_AT_ONCE = 2**21  # bytes
+
+
+class Admission:
+    """Which images a replica decodes.
+
+    Args:
+        limits: of one image and of one owner.
+        decoders: where headers that need parsing are read.
+    """
+
+    def __init__(self, limits: Limits, decoders: Decoders) -> None:
+        self._limits = limits
+        self._decoders = decoders
+        self._budgets = Buckets(limits.megapixels_per_minute, limits.megapixels_burst)
+
+    async def measure(self, owner: str, data: bytes) -> float:
+        """The cost of decoding a file, in megapixels of PNG, from its header; nothing is decompressed.
+
+        Raises:
+            ImageError: the header is damaged, or the image is above the limit.
+        """
+        if len(data) < _READ_AT_ONCE and data.startswith(_JPEG):
+            header = read_header(data)  # 0.02 ms
+        else:
+            header = await self._decoders.run(owner, 0, read_header, data)
+        if header.cost > self._limits.max_megapixels:
+            raise ImageError("too_many_pixels", self._too_large(header))
+        return header.cost
+
+    def take(self, owner: str, megapixels: float) -> None:
+        """Takes from the budget of an owner.
+
+        Raises:
+            Refusal: it is used up.
+        """
+        seconds = self._budgets.take(owner, time.monotonic(), megapixels)
+        if seconds:
+            whole = math.ceil(seconds)
+            raise Refusal(
+                429,
+                "pixel_budget",
+                f"the {self._limits.megapixels_per_minute:g} megapixels per minute are used up (those of a "
+                f"JPEG count an eighth); wait {whole} s, or send smaller images",
+                {"Retry-After": str(whole)},
+            )
+
+    async def wait(self, owner: str, megapixels: float) -> None:
+        """Takes from the budget of an owner as soon as there is enough."""
+        while seconds := self._budgets.take(owner, time.monotonic(), megapixels):
+            await asyncio.sleep(seconds)
+
+    def _too_large(self, header: Header) -> str:
+        limit = self._limits.max_megapixels / header.cost * header.width * header.height
+        return (
+            f"{header.width}x{header.height} pixels; the limit of this endpoint is {int(limit):,} for such a "
+            f"{header.kind} and at most {MAX_PIXELS:,} for a JPEG; send a smaller copy, or grade it in bulk"
+        )

@@ -1,0 +1,109 @@
+"""Authentication and authorization: the key of a request and its scopes. HAProxy limits the rates."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.auth.keys import Key, Keys, KeySettings
+from serving.auth.network import host_name, is_here, is_loopback
+from serving.auth.scopes import BULK, EVERYTHING, GRADE, Need
+from serving.http import request_context
+from serving.http.problems import Refusal, forbidden
+
+CLOSED = "/v1/"  # a path with it, at whatever prefix, asks for a key; the page and the probes do not
+
+BULK_PATH = "/v1/bulk"
+
+
+class Gate:
+    """ASGI middleware: requests below `/v1/` need a key with the scope, when there are keys.
+
+    Args:
+        app: what it protects.
+        settings: who may ask.
+        keys: of `settings`.
+    """
+
+    def __init__(self, app: ASGIApp, settings: KeySettings, keys: Keys) -> None:
+        self._app = app
+        self._settings = settings
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and CLOSED in scope["path"]:
+            request = request_context.current()
+            if key := self._admit(scope):
+                request.key, request.rights = key.id, key.rights
+            else:
+                request.rights = EVERYTHING
+            # Routes that show images mark their reads; an attempt without the scope is evidence too.
+            need = _needed_scope(scope)
+            is_allowed = request.rights.allow(need)
+            request.owes_audit = not is_allowed or scope["method"] not in ("GET", "HEAD")
+            if not is_allowed:
+                raise forbidden(GRADE if need == GRADE else f"{BULK}:PREFIX")
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> Key | None:
+        """The key; None where there are no keys.
+
+        Raises:
+            Refusal: it is missing, wrong or expired; without keys as `_check_origin`.
+        """
+        if self._keys:
+            given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            key = self._keys.identify(given)
+            if key is None or key.is_expired:
+                raise _unauthorized(key, given)
+            return key
+        self._check_origin(scope)
+        return None
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Without keys: answers this machine, and no other site's page in a browser on it.
+
+        A page whose host name is made to lead here (DNS rebinding) sends that name as Host.
+
+        Raises:
+            Refusal: the client is another machine, the Host is not this machine's, or the Origin differs.
+        """
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if not self._settings.open_to_network_without_keys:
+            if not is_here(_address(scope)):
+                raise Refusal(
+                    403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
+                )
+            if not is_loopback(host_name(host)):
+                raise Refusal(
+                    403,
+                    "wrong_host",
+                    "this endpoint has no keys, and so it answers to localhost, 127.0.0.1 and [::1] alone; "
+                    "behind a proxy that authenticates start with --open-to-network-without-keys",
+                )
+        if origin is not None and scope["method"] != "GET" and origin.partition("://")[2] != host:
+            raise Refusal(403, "cross_origin", "a page of another site may not send requests here")
+
+
+def _needed_scope(scope: Scope) -> Need:
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return BULK if path == BULK_PATH or path.startswith(f"{BULK_PATH}/") else GRADE
+
+
+def _unauthorized(key: Key | None, given: str) -> Refusal:
+    if key is not None:
+        code, detail = "expired_key", f"the key was valid until {key.expires}; ask the operator for a new one"
+    elif given:
+        code, detail = "wrong_key", "no such key; the header is Authorization: Bearer KEY"
+    else:
+        code, detail = "no_key", "send a key; the header is Authorization: Bearer KEY"
+    return Refusal(401, code, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def _address(scope: Scope) -> str:
+    """Of the client, as uvicorn knows it; "" on a socket of this machine's.
+
+    uvicorn believes the header X-Forwarded-For of 127.0.0.1, and of what FORWARDED_ALLOW_IPS names.
+    """
+    client = scope.get("client")
+    return client[0] if client else ""

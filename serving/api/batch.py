@@ -1,0 +1,227 @@
+"""`POST /v1/grade/batch`: a line for each photograph, in order, each graded as soon as it has come in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from scalp_core.errors import ImageError
+from serving.batch.ndjson import EndLine, FailedLine
+from serving.batch.unpack import Photograph, unpack
+from serving.batch.window import Batches
+from serving.http import openapi, request_context
+from serving.http.multipart import MEDIA_TYPE as FORM
+from serving.http.multipart import Begin, Event, Form, read_form, rest_of_part, whole_part
+from serving.http.problems import Refusal, responses
+from serving.http.streaming import BATCH_PATH, ClientGoneError, read_body, wait_until_gone
+from serving.replicas.ingress import Replica
+from serving.schemas.grading import GradeResponse
+
+MEDIA_TYPE = "application/x-ndjson"
+ARCHIVES = ("application/zip", "application/x-tar", "application/gzip")
+
+_WHAT_TO_SEND = "send photographs as fields `file`, or one zip or tar as `archive`"
+
+_log = logging.getLogger("ray.serve")
+
+_Line = tuple[str, str]
+_Coming = asyncio.Task["_Line | Exception"] | Exception | None
+
+router = APIRouter()
+
+
+def _documented() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": file, "minItems": 1}
+    form = {
+        "type": "object",
+        "properties": {"file": files, "archive": file},
+        "oneOf": [{"required": ["file"]}, {"required": ["archive"]}],
+    }
+    content = {FORM: {"schema": form}} | {kind: {"schema": file} for kind in ARCHIVES}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _lines() -> dict[str, Any]:
+    kinds = [openapi.reference(model) for model in (GradeResponse, FailedLine, EndLine)]
+    return {"description": "one JSON object per line", "content": {MEDIA_TYPE: {"schema": {"oneOf": kinds}}}}
+
+
+@router.post(
+    BATCH_PATH,
+    tags=["grade"],
+    openapi_extra=_documented(),
+    responses={200: _lines(), **responses(415, 422)},
+    response_class=Response,
+)
+async def grade_batch(request: Request, replica: Replica) -> Response:
+    """Grades photographs, or those in a zip or tar; an NDJSON line each, in their order. None is kept.
+
+    `member` is the number of the `file` part, from 0, or the name in the archive. A photograph that cannot be
+    graded has a line with the status `failed`. The last line has the status `done`, or `aborted` where the
+    rest could not be read; an answer without either was cut off.
+    """
+    return BatchAnswer(replica.batches, request.headers.get("content-type", ""))
+
+
+class BatchAnswer(Response):
+    """The lines. It reads the request's body itself: answers begin before that has ended.
+
+    Args:
+        batches: of the replica.
+        content_type: of the request.
+    """
+
+    def __init__(self, batches: Batches, content_type: str) -> None:
+        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._batches = batches
+        self._content_type = content_type
+        self._model_version = ""
+        self._coming: asyncio.Queue[_Coming] = asyncio.Queue()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
+        try:
+            with self._batches.requests.place(request_context.current().owner):
+                # A client that goes away ends the group, and the group all that is in flight for it.
+                async with asyncio.TaskGroup() as group:
+                    reading = group.create_task(self._read(group, scope, receive, send))
+                    refusal = await self._send(send)
+                    reading.cancel()
+                    self._give_up()
+        except* ClientGoneError:
+            pass
+        if refusal:
+            raise refusal
+
+    async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive, send: Send) -> None:
+        """Begins to grade what comes in, as far as the window lets it; then watches for the client."""
+        body = read_body(scope, receive, send)
+        owner, megapixels = request_context.current().owner, 0.0
+        end = None
+        try:
+            async with aclosing(body), aclosing(self._photographs(body)) as photographs:
+                async for member, data in photographs:
+                    size = 0
+                    if not isinstance(data, ImageError):
+                        size = len(data)
+                        megapixels += await self._batches.admit(data)
+                        self._batches.check_megapixels(megapixels)
+                    await self._batches.window.enter(owner, size)
+                    task = group.create_task(self._line(member, data))
+                    # Not in the task, which is perhaps cancelled before it begins.
+                    task.add_done_callback(partial(self._leave, owner, size))
+                    self._coming.put_nowait(task)
+        except Refusal as refusal:
+            end = refusal
+        self._coming.put_nowait(end)
+        await wait_until_gone(receive)
+        raise ClientGoneError
+
+    def _leave(self, owner: str, size: int, _: asyncio.Task[_Line | Exception]) -> None:
+        self._batches.window.leave(owner, size)
+
+    async def _photographs(self, body: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
+        kind = self._content_type.partition(";")[0].strip().lower()
+        if kind in ARCHIVES:
+            photographs = self._archive(body)
+        elif kind == FORM:
+            form = Form(self._content_type, self._batches.settings.photographs)
+            photographs = self._form(read_form(body, form))
+        else:
+            raise Refusal(415, "unsupported_body", f"{_WHAT_TO_SEND} of {FORM}; or {', '.join(ARCHIVES)}")
+        async with aclosing(photographs):
+            async for photograph in photographs:
+                yield photograph
+
+    async def _form(self, events: AsyncIterator[Event]) -> AsyncGenerator[Photograph, None]:
+        number, archive = 0, False
+        async for event in events:
+            if not isinstance(event, Begin) or event.field not in ("file", "archive"):
+                continue
+            if archive or (event.field == "archive" and number):
+                raise Refusal(422, "mixed_batch", f"{_WHAT_TO_SEND}, and not both")
+            if event.field == "file":
+                yield str(number), await whole_part(rest_of_part(events))
+                number += 1
+                continue
+            archive = True
+            async with aclosing(self._archive(rest_of_part(events))) as photographs:
+                async for photograph in photographs:
+                    yield photograph
+
+    async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
+        with self._batches.archives.place(request_context.current().owner):
+            limits, pool = self._batches.limits, self._batches.pool
+            async with aclosing(unpack(data, limits, pool)) as photographs:
+                async for photograph in photographs:
+                    yield photograph
+
+    async def _line(self, member: str, data: bytes | ImageError) -> _Line | Exception:
+        """Status and text; or what ends the batch: raised, it would end the group."""
+        try:
+            if isinstance(data, ImageError):
+                return await self._failed(member, None, data)
+            try:
+                graded = await self._batches.grade(data)
+            except ImageError as error:
+                return await self._failed(member, await asyncio.to_thread(_sha256, data), error)
+            return "graded", graded.model_copy(update={"member": member}).model_dump_json()
+        except Exception as error:
+            return error
+
+    async def _failed(self, member: str, sha256: str | None, error: ImageError) -> _Line:
+        self._model_version = self._model_version or await self._batches.model_version()
+        return "failed", FailedLine.of(member, sha256, error, self._model_version).model_dump_json()
+
+    async def _send(self, send: Send) -> Refusal | None:
+        """Lines in their order, as they are ready; returns the refusal if there is none to send."""
+        counts: Counter[str] = Counter()
+        while isinstance(item := await self._coming.get(), asyncio.Task):
+            line = await item
+            if isinstance(line, Exception):
+                item = line
+                break
+            status, text = line
+            await self._send_line(send, text, first=not counts)
+            counts[status] += 1
+        end = _refusal(item)
+        if not counts:
+            return end or Refusal(422, "no_file", _WHAT_TO_SEND)
+        text = EndLine.of(end, counts["graded"], counts["failed"]).model_dump_json(exclude_none=True)
+        await self._send_line(send, text)
+        await send({"type": "http.response.body", "body": b""})
+        return None
+
+    async def _send_line(self, send: Send, text: str, first: bool = False) -> None:
+        if first:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
+
+    def _give_up(self) -> None:
+        """What is still in flight when the end has been sent, for nobody."""
+        while not self._coming.empty():
+            if isinstance(item := self._coming.get_nowait(), asyncio.Task):
+                item.cancel()
+
+
+def _refusal(error: Exception | None) -> Refusal | None:
+    if error is None or isinstance(error, Refusal):
+        return error
+    _log.error("a batch failed", exc_info=error)
+    return Refusal(500, "internal", "the server failed; its log has the reason")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

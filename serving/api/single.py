@@ -1,0 +1,113 @@
+"""The body of `POST /v1/grade`: an image as it is, or as the field `file` of a form."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from scalp_core.errors import ImageError
+from serving.http.multipart import MEDIA_TYPE as FORM
+from serving.http.multipart import Begin, Form, read_form, rest_of_part, whole_part
+from serving.http.problems import Refusal, refuse_image
+
+# Named for clients that must send one: the bytes decide which format it is.
+IMAGES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
+_MAX_PARTS = 16
+_MAX_OPTION_BYTES = 64
+
+
+def _true_or_false(text: Any) -> bool:
+    """As the schema says: pydantic would take `0`, `off` or `y` too."""
+    words = {"true": True, "false": False}
+    if isinstance(text, str) and text.lower() in words:
+        return words[text.lower()]
+    if isinstance(text, bool):
+        return text
+    raise ValueError("write true or false")
+
+
+class GradeOptions(BaseModel):
+    """What is asked for with an image, in the query or as fields of the form."""
+
+    heatmap: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
+        False, description="also what spoke for the grade"
+    )
+    heatmap_grade: int | None = Field(None, ge=0, le=3, description="to explain; without it the likeliest")
+
+
+class Asked(NamedTuple):
+    """An image and what is asked for."""
+
+    data: bytes
+    options: GradeOptions
+
+
+def documented() -> dict[str, Any]:
+    """The `requestBody` of the route."""
+    file = {"type": "string", "format": "binary"}
+    options = GradeOptions.model_json_schema()["properties"]
+    form = {"type": "object", "properties": {"file": file, **options}, "required": ["file"]}
+    content = {FORM: {"schema": form}} | {kind: {"schema": file} for kind in IMAGES}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read_image(request: Request, options: GradeOptions) -> Asked:
+    """Reads the body; in memory, for no image is written to disk.
+
+    Args:
+        request: whose body has not been read.
+        options: those of the query; fields of the form go first.
+
+    Raises:
+        Refusal: 415 for another Content-Type, 400 or 422 for a form without one image.
+        RequestValidationError: an option is out of range.
+    """
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == FORM:
+        return await _read_form(request.stream(), Form(content_type, _MAX_PARTS), options)
+    if kind in IMAGES:
+        return Asked(_image(await whole_part(request.stream())), options)
+    raise Refusal(
+        415,
+        "unsupported_body",
+        f"send the image as the field `file` of {FORM}, or as the body with its Content-Type: "
+        f"{', '.join(IMAGES)}",
+    )
+
+
+async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptions) -> Asked:
+    data, given = None, options.model_dump(exclude_unset=True)
+    events = read_form(body, form)
+    async for event in events:
+        if not isinstance(event, Begin):
+            continue
+        if event.field in GradeOptions.model_fields:
+            given[event.field] = await _text(rest_of_part(events))
+        elif event.field == "file":
+            if data is not None:
+                raise Refusal(422, "several_files", "send one image; /v1/grade/batch takes many")
+            data = _image(await whole_part(rest_of_part(events)))
+    if data is None:
+        raise Refusal(422, "no_file", f"send one photograph as the field `file` of {FORM}")
+    try:
+        return Asked(data, GradeOptions.model_validate(given))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _image(data: bytes | ImageError) -> bytes:
+    if isinstance(data, ImageError):
+        raise refuse_image(data)
+    return data
+
+
+async def _text(data: AsyncIterator[bytes]) -> str:
+    text = b""
+    async for piece in data:
+        text = (text + piece)[:_MAX_OPTION_BYTES]
+    return text.decode("utf-8", "replace")

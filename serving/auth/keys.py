@@ -1,0 +1,255 @@
+"""Who may ask: bearer keys, from a file or the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalp_core.errors import UserError
+from serving.auth.scopes import Rights
+
+VARIABLE = "SCALP_KEYS"
+
+_LINE = re.compile(r"(?P<id>[\w.@-]{1,64})(?:\s*:\s*|\s+)(?P<key>\S+)(?P<attributes>(?:\s+\S+)*)")
+_ID = re.compile(r"[\w.@-]{1,64}", re.ASCII)
+_HASHED = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII | re.IGNORECASE)
+_SHORTEST = 20  # characters of a key: hashes of short ones are guessed
+_LOOK_AGAIN_S = 5
+
+DEFAULT_RIGHTS = Rights(grade=True)
+"""Of a line without scopes. Bulk runs show images of others and cost hours: they are granted by name."""
+
+_log = logging.getLogger("ray.serve")
+
+
+class KeySettings(BaseModel):
+    """Who may ask. Keys themselves stay in the file or the environment of the replicas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str | None = Field(
+        None,
+        description="one line `ID: sha256:HEX [scope=SCOPE]... [expires=YYYY-MM-DD]` per key, `#` for "
+        f"comments; read again when it changes. Keys in the environment variable {VARIABLE} count too",
+    )
+    open_to_network_without_keys: bool = Field(
+        False, description="answer everybody who reaches the endpoint, though there are no keys"
+    )
+
+
+class Key(NamedTuple):
+    """One key.
+
+    Args:
+        id: of the client that it was given to.
+        digest: sha256 of the key.
+        rights: what it allows; of a line without scopes `grade` alone.
+        expires: last day, in UTC, on which it is accepted; None for no end.
+    """
+
+    id: str
+    digest: bytes
+    rights: Rights = DEFAULT_RIGHTS
+    expires: date | None = None
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires is not None and datetime.now(UTC).date() > self.expires
+
+
+def new_key(id_: str, rights: Rights = DEFAULT_RIGHTS, expires: date | None = None) -> tuple[str, str]:
+    """Make a key.
+
+    Returns:
+        The key, to give away, and the line for the file, from which the key cannot be computed.
+
+    Raises:
+        UserError: the id is invalid.
+    """
+    if not _ID.fullmatch(id_):
+        raise UserError(
+            f"{id_!r} cannot be the id of a key; take up to 64 letters, digits and any of . _ @ -"
+        )
+    key = f"scalp_{secrets.token_urlsafe(32)}"
+    words = [f"{id_}:", f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"]
+    words += [f"scope={scope}" for scope in rights.scopes]
+    words += [f"expires={expires}"] if expires else []
+    return key, " ".join(words)
+
+
+def parse_keys(lines: Iterable[str], origin: str) -> list[Key]:
+    """Read lines of keys. An id may have several keys, so that a new one can replace an old one.
+
+    Raises:
+        UserError: with the number of the line, and without its content.
+    """
+    keys: dict[bytes, Key] = {}
+    for number, line in enumerate(lines, 1):
+        key = parse_line(line, f"line {number} of {origin}")
+        if key is None:
+            continue
+        if (known := keys.setdefault(key.digest, key)) != key:
+            advice = "each needs its own" if known.id != key.id else "remove one of the two lines"
+            raise UserError(f"line {number} of {origin} has the key of {known.id}; {advice}")
+    return list(keys.values())
+
+
+def parse_line(line: str, origin: str) -> Key | None:
+    """The key of one line; None for an empty line or a comment.
+
+    Raises:
+        UserError: with `origin`, and without the content.
+    """
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return None
+    match = _LINE.fullmatch(text)
+    if match is None or not _ID.fullmatch(match["id"]):
+        raise UserError(f"{origin} is no `ID: KEY`; `scalp keys new ID` makes one")
+    word = match["key"]
+    if word.lower().startswith("sha256:"):
+        if not _HASHED.fullmatch(word):
+            raise UserError(f"{origin} has no 64 hexadecimal digits after sha256:")
+        digest = bytes.fromhex(word[7:])
+    elif len(word) < _SHORTEST:
+        raise UserError(
+            f"the key in {origin} is shorter than {_SHORTEST} characters; "
+            "`scalp keys new ID` makes one that nobody guesses"
+        )
+    else:
+        digest = hashlib.sha256(word.encode()).digest()
+    try:
+        return Key(match["id"], digest, *_attributes(match["attributes"].split()))
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}") from None
+
+
+def _attributes(words: list[str]) -> tuple[Rights, date | None]:
+    """Rights and expiry of a line.
+
+    Raises:
+        ValueError: one is invalid; the text is not repeated, as it may be a part of a key.
+    """
+    scopes, dates = [], []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "scope":
+            scopes.append(value)
+        elif name == "expires":
+            dates.append(parse_date(value))
+        else:
+            raise ValueError("after the key come scope=SCOPE, any number of times, and expires=YYYY-MM-DD")
+    if len(dates) > 1:
+        raise ValueError("expires= is given twice; keep one")
+    return Rights.parse(scopes) if scopes else DEFAULT_RIGHTS, dates[0] if dates else None
+
+
+def parse_date(text: str) -> date:
+    """A day as `YYYY-MM-DD`.
+
+    Raises:
+        ValueError: it is written in another way; the text is not repeated.
+    """
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+        raise ValueError("a day is written YYYY-MM-DD")
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("the calendar has no such day") from None
+
+
+def read_file(path: str) -> list[str]:
+    """The lines of the key file.
+
+    Raises:
+        UserError: it cannot be read, or others can.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            # Kubernetes mounts a secret as root's, for the group of the one who runs.
+            forbidden = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else stat.S_IWGRP)
+            if status.st_mode & forbidden:
+                raise UserError(f"{path} holds keys and others may read it; run: chmod 600 {path}")
+            return file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"the keys in {path} cannot be read: {reason}") from error
+
+
+class Keys:
+    """The keys of `settings.file` and of the environment.
+
+    Raises:
+        UserError: as `parse_keys`, and when the file cannot be read or can be read by others.
+    """
+
+    def __init__(self, settings: KeySettings) -> None:
+        self._path = settings.file
+        self._from_environment = parse_keys(os.environ.get(VARIABLE, "").splitlines(), VARIABLE)
+        self._signature = self._look()
+        self._from_file = self._read()
+        self._looked = time.monotonic()
+
+    def __bool__(self) -> bool:
+        # A file without a key is a file whose keys were all taken back: nobody is let in.
+        return bool(self._from_environment) or self._path is not None
+
+    def identify(self, authorization: str | None) -> Key | None:
+        """The key in an `Authorization` header, expired or not; None when it is unknown.
+
+        All keys are compared, each in constant time: how long it takes says nothing of any key.
+        """
+        self._refresh()
+        scheme, _, word = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        digest = hashlib.sha256(word.strip().encode()).digest()
+        found = None
+        for key in (*self._from_environment, *self._from_file):
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+    def _read(self) -> list[Key]:
+        return [] if self._path is None else parse_keys(read_file(self._path), self._path)
+
+    def _look(self) -> tuple[int, ...]:
+        if self._path is None:
+            return ()
+        try:
+            status = Path(self._path).stat()
+        except OSError:
+            return ()
+        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
+
+    def _refresh(self) -> None:
+        """Reads the file again when it changed: a key that was taken back stops within seconds."""
+        now = time.monotonic()
+        if self._path is None or now - self._looked < _LOOK_AGAIN_S:
+            return
+        self._looked = now
+        signature = self._look()
+        if signature == self._signature:
+            return
+        self._signature = signature
+        try:
+            self._from_file = self._read()
+        except UserError as error:
+            if not Path(self._path).exists():
+                self._from_file = []
+                _log.error("all keys of the file are refused until it exists again: %s", error)
+                return
+            _log.error("the keys stay as they were: %s", error)

@@ -1,0 +1,1 @@
+"""Batch requests: the window of images in progress, unpacking, NDJSON lines."""

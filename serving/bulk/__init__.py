@@ -1,0 +1,1 @@
+"""Bulk grading through the endpoint, as Ray jobs."""

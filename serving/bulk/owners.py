@@ -1,0 +1,64 @@
+"""Owners of bulk runs: the keys that started one, stored below the output prefix of the endpoint.
+
+OUT/owners/key-ID/WORK.json    one file per key and piece of work, written before its job is submitted
+
+A run has several owners when several keys start the same work. Nothing is removed when a key is revoked: its
+line in the key file decides, and a later key with the same id owns what the earlier one did.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from scalp_core import storage
+from scalp_core.results.progress import read_json_file
+from serving.auth.scopes import Caller
+
+_FOLDER = "owners"
+_SUFFIX = ".json"
+
+
+class Owners:
+    """Reads and adds owners. All calls block.
+
+    Args:
+        out: output prefix of the endpoint.
+
+    Raises:
+        UserError: storage refused.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+
+    def add(self, caller: Caller, work: str, source: str) -> None:
+        """Atomically make the caller an owner; nothing is stored of a caller without a key."""
+        if caller.key is None or self._source(caller.key, work) == source:
+            return
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"key": caller.key, "work": work, "source": source, "started_at": at}
+        storage.write(self._uri(caller.key, work), json.dumps(content, ensure_ascii=False).encode())
+
+    def may_see(self, caller: Caller, work: str) -> bool:
+        """Whether the caller may know of it: an owner whose scopes still cover its source, or an admin."""
+        if caller.rights.admin:
+            return True
+        source = self._source(caller.key, work) if caller.key else None
+        return source is not None and caller.rights.cover(source)
+
+    def works(self, key: str) -> set[str]:
+        """All that a key started."""
+        names = storage.names_in(storage.join(self._out, _FOLDER, _folder(key)))
+        return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+
+    def _source(self, key: str, work: str) -> str | None:
+        content = read_json_file(self._uri(key, work))
+        return str(content["source"]) if content else None
+
+    def _uri(self, key: str, work: str) -> str:
+        return storage.join(self._out, _FOLDER, _folder(key), f"{work}{_SUFFIX}")
+
+
+def _folder(key: str) -> str:
+    return f"key-{key}"  # an id may be .. or .

@@ -1,0 +1,344 @@
+"""A client of the endpoint, sync and async: `Client("http://127.0.0.1:8000").grade("photo.jpg").grade_name`.
+
+What a server that is restarted, replaced or busy answers is asked again, within bounds; grading the same
+bytes twice gives the same answer, so nothing is lost by it. Needs neither Ray nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar, overload
+from urllib.parse import quote
+
+import httpx
+import tenacity
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from serving.client.retries import Call, Counts, GradeError, Retries, Tries
+from serving.schemas.bulk import BulkRow, BulkRows
+from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
+
+T = TypeVar("T")
+Photograph = bytes | str | Path
+"""The bytes of a file, or where it is. Its name is not sent."""
+
+# One request of `grade_batch`: what a lost connection costs at most, and what is held in memory.
+_BATCH_PHOTOGRAPHS = 32
+_BATCH_BYTES = 32 * 2**20
+_PAGE_ROWS = 1_000
+
+
+class FailedPhotograph(BaseModel):
+    """A photograph of a batch that could not be graded: the fields of a failed bulk row."""
+
+    member: str
+    status: Literal["failed"]
+    error_code: str
+    error: str
+
+
+class BulkRun(BaseModel):
+    """A bulk run as the endpoint tells of it; what else it tells is kept in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    status: str
+    source: str
+    out: str
+    links: dict[str, str | None]
+
+
+class _BulkPage(BaseModel):
+    runs: list[BulkRun]
+    next: str | None
+
+
+Row = GradeResponse | FailedPhotograph
+_row: TypeAdapter[Row] = TypeAdapter(Row)
+
+
+class Client:
+    """Calls the endpoint. Threads may share one.
+
+    Args:
+        url: of the endpoint, such as `http://127.0.0.1:8000`.
+        key: bearer key, where the endpoint asks for one.
+        timeout: seconds without a byte after which a try has failed.
+        retries: bounds on the tries of a call.
+
+    Every method raises `GradeError`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 30,
+        retries: Retries = Retries(),  # noqa: B008
+    ) -> None:
+        self._http = httpx.Client(base_url=url, headers=_headers(key))
+        self._timeout, self._retries = timeout, retries
+        self.counts = Counts()
+
+    @overload
+    def grade(self, photograph: Photograph, heatmap: Literal[False] = False) -> GradeResponse: ...
+    @overload
+    def grade(
+        self, photograph: Photograph, heatmap: Literal[True], heatmap_grade: int | None = None
+    ) -> ExplainedResponse: ...
+    def grade(
+        self, photograph: Photograph, heatmap: bool = False, heatmap_grade: int | None = None
+    ) -> GradeResponse:
+        """Grades one photograph; `heatmap_grade` is what the heatmap explains, the likeliest unless given."""
+        return self._run(_grade(_bytes(photograph), heatmap, heatmap_grade))
+
+    def grade_batch(self, photographs: Iterable[Photograph]) -> Iterator[Row]:
+        """Grades many, a few in each request; a row for each, in order, its `member` the place in them."""
+        for start, part in _parts(photographs):
+            yield from self._run(_batch(start, part))
+
+    def model(self) -> ModelResponse:
+        """The model that answers."""
+        return self._run(_MODEL)
+
+    def ready(self) -> bool:
+        """Whether the model answers now; asked once."""
+        try:
+            self._run(_READY, Retries(attempts=1))
+        except GradeError:
+            return False
+        return True
+
+    def bulk(self, source: str) -> BulkRun:
+        """Starts a bulk run on an `s3://` prefix or archive that the endpoint allows."""
+        return self._run(_bulk(source))
+
+    def bulk_status(self, run: str) -> BulkRun:
+        """How far the bulk run of this id is."""
+        return self._run(_bulk_run("GET", run))
+
+    def bulk_cancel(self, run: str) -> BulkRun:
+        """Stops the bulk run of this id; what is committed stays."""
+        return self._run(_bulk_run("DELETE", run))
+
+    def bulk_list(self) -> Iterator[BulkRun]:
+        """The bulk runs that the key owns, a page per request."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._run(_bulk_page(cursor))
+            cursor = page.next
+            yield from page.runs
+
+    def bulk_rows(self, run: str) -> Iterator[BulkRow]:
+        """The result rows of the bulk run of this id, once it has succeeded, a page per request."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._run(_bulk_rows(run, cursor))
+            cursor = page.next
+            yield from page.rows
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[T], retries: Retries | None = None) -> T:
+        tries = Tries(call, retries or self._retries, self._timeout, self.counts)
+
+        def once() -> T:
+            with tries.attempt():
+                return tries.answer(self._http.request(**tries.request))
+            raise AssertionError  # an attempt that fails raises
+
+        with tries.call():
+            return tenacity.Retrying(**tries.plan)(once)
+
+
+class AsyncClient:
+    """`Client` for asyncio, with the same arguments and methods."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 30,
+        retries: Retries = Retries(),  # noqa: B008
+    ) -> None:
+        # The caller bounds how many calls run at once; the pool must not queue them a second time.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), limits=limits)
+        self._timeout, self._retries = timeout, retries
+        self.counts = Counts()
+
+    @overload
+    async def grade(self, photograph: Photograph, heatmap: Literal[False] = False) -> GradeResponse: ...
+    @overload
+    async def grade(
+        self, photograph: Photograph, heatmap: Literal[True], heatmap_grade: int | None = None
+    ) -> ExplainedResponse: ...
+    async def grade(
+        self, photograph: Photograph, heatmap: bool = False, heatmap_grade: int | None = None
+    ) -> GradeResponse:
+        """As `Client.grade`."""
+        data = await asyncio.to_thread(_bytes, photograph)
+        return await self._run(_grade(data, heatmap, heatmap_grade))
+
+    async def grade_batch(self, photographs: Iterable[Photograph]) -> AsyncIterator[Row]:
+        """As `Client.grade_batch`."""
+        parts = _parts(photographs)
+        while part := await asyncio.to_thread(next, parts, None):
+            for row in await self._run(_batch(*part)):
+                yield row
+
+    async def model(self) -> ModelResponse:
+        """As `Client.model`."""
+        return await self._run(_MODEL)
+
+    async def ready(self) -> bool:
+        """As `Client.ready`."""
+        try:
+            await self._run(_READY, Retries(attempts=1))
+        except GradeError:
+            return False
+        return True
+
+    async def bulk(self, source: str) -> BulkRun:
+        """As `Client.bulk`."""
+        return await self._run(_bulk(source))
+
+    async def bulk_status(self, run: str) -> BulkRun:
+        """As `Client.bulk_status`."""
+        return await self._run(_bulk_run("GET", run))
+
+    async def bulk_cancel(self, run: str) -> BulkRun:
+        """As `Client.bulk_cancel`."""
+        return await self._run(_bulk_run("DELETE", run))
+
+    async def bulk_list(self) -> AsyncIterator[BulkRun]:
+        """As `Client.bulk_list`."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._run(_bulk_page(cursor))
+            cursor = page.next
+            for found in page.runs:
+                yield found
+
+    async def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
+        """As `Client.bulk_rows`."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._run(_bulk_rows(run, cursor))
+            cursor = page.next
+            for row in page.rows:
+                yield row
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[T], retries: Retries | None = None) -> T:
+        tries = Tries(call, retries or self._retries, self._timeout, self.counts)
+
+        async def once() -> T:
+            with tries.attempt():
+                return tries.answer(await self._http.request(**tries.request))
+            raise AssertionError  # an attempt that fails raises
+
+        with tries.call():
+            return await tenacity.AsyncRetrying(**tries.plan)(once)
+
+
+def _json(model: type[T]) -> Callable[[httpx.Response], T]:
+    adapter = TypeAdapter(model)
+    return lambda response: adapter.validate_json(response.content)
+
+
+def _grade(data: bytes, heatmap: bool, heatmap_grade: int | None) -> Call[GradeResponse]:
+    form = {"heatmap": "true"} if heatmap else {}
+    if heatmap_grade is not None:
+        form["heatmap_grade"] = str(heatmap_grade)
+    body = {"files": [_file(data)], "data": form}
+    return Call("POST", "/v1/grade", _json(ExplainedResponse if heatmap else GradeResponse), body=body)
+
+
+def _batch(start: int, part: list[bytes]) -> Call[list[Row]]:
+    def read(response: httpx.Response) -> list[Row]:
+        *lines, end = map(json.loads, response.content.splitlines())
+        if end["status"] != "done":
+            raise ValueError(f"the batch was broken off: {end.get('error')}")
+        rows = [_row.validate_python(line) for line in lines]
+        placed = {int(row.member or ""): row for row in rows}
+        if len(rows) != len(part) or placed.keys() != set(range(len(part))):
+            raise ValueError("a row for each photograph is missing")
+        members = ({"member": str(start + place)} for place in range(len(part)))
+        return [placed[place].model_copy(update=member) for place, member in enumerate(members)]
+
+    return Call("POST", "/v1/grade/batch", read, body={"files": [_file(data) for data in part]})
+
+
+def _bulk(source: str) -> Call[BulkRun]:
+    return Call("POST", "/v1/bulk", _json(BulkRun), idempotent=False, body={"json": {"source": source}})
+
+
+def _bulk_run(method: str, run: str) -> Call[BulkRun]:
+    return Call(method, f"/v1/bulk/{quote(run, safe='')}", _json(BulkRun))
+
+
+def _bulk_page(cursor: str) -> Call[_BulkPage]:
+    return Call("GET", "/v1/bulk", _json(_BulkPage), body={"params": _after(cursor)})
+
+
+def _bulk_rows(run: str, cursor: str) -> Call[BulkRows]:
+    path = f"/v1/bulk/{quote(run, safe='')}/results"
+    return Call("GET", path, _json(BulkRows), body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
+
+
+def _after(cursor: str) -> dict[str, str]:
+    return {"cursor": cursor} if cursor else {}
+
+
+_MODEL = Call("GET", "/v1/model", _json(ModelResponse))
+_READY = Call("GET", "/readyz", _json(Health))
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _file(data: bytes) -> tuple[str, tuple[str, bytes]]:
+    return "file", ("photograph", data)
+
+
+def _bytes(photograph: Photograph) -> bytes:
+    return photograph if isinstance(photograph, bytes) else Path(photograph).read_bytes()
+
+
+def _parts(photographs: Iterable[Photograph]) -> Iterator[tuple[int, list[bytes]]]:
+    """Photographs in pieces of one request each, with the place of the first one of each."""
+    start, part, size = 0, list[bytes](), 0
+    for data in map(_bytes, photographs):
+        if part and (len(part) == _BATCH_PHOTOGRAPHS or size + len(data) > _BATCH_BYTES):
+            yield start, part
+            start, part, size = start + len(part), [], 0
+        part.append(data)
+        size += len(data)
+    if part:
+        yield start, part

@@ -1,0 +1,1 @@
+"""Connections and requests below the routes: problems, limits, streaming, multipart."""

@@ -1,0 +1,177 @@
+"""What holds for every connection to Ray Serve's HTTP servers: time limits, and headers no client may set.
+
+Ray Serve's servers are uvicorn's, which waits for ever for the head of a request and takes one of any size.
+An ASGI application cannot help, as it is called when the head is complete. Ray Serve calls `proxy_callback`
+in each process that listens when the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn.config
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.http import request_context
+from serving.http.backpressure import hold_back
+from serving.http.streaming import Paced
+
+CALLBACK = "serving.http.connections:proxy_callback"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+# Seconds for the head of a request, for what is still sent after an answer, and for taking in an answer.
+VARIABLE = "SCALP_CONNECTION_SECONDS"
+DEFAULT_SECONDS = 15.0
+MOST_HEAD_BYTES = 64 * 1024
+
+_REQUEST_ID = b"x-request-id"
+# They steer Ray Serve: how long a request may take, whether it ends when its client goes, and where it runs.
+# Ray takes some with - and with _ for the same.
+_STEERING = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+}
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. A body has its limits in the application, which knows what is sent."""
+
+    seconds = DEFAULT_SECONDS
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ws_protocol_class = None  # there is no WebSocket here
+        self._deadline: asyncio.TimerHandle | None = None  # for what the client sends
+        self._write_deadline: asyncio.TimerHandle | None = None  # for what it takes in
+        self._loose = 0  # bytes that came in and are neither a complete head nor a body
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relax()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and self._between_requests:
+            self._expect()
+        self._loose += len(data)
+        super().data_received(data)
+        if self._loose > MOST_HEAD_BYTES:
+            self._refuse(431, "large_head", f"the head of a request has at most {MOST_HEAD_BYTES:,} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._loose = 0
+        self._relax()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._loose = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.cycle.more_body = False  # also of a request that was answered before its body was here
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._expect()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_deadline = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "bad_request", msg)
+
+    @property
+    def _between_requests(self) -> bool:
+        return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
+
+    def _expect(self) -> None:
+        self._relax()
+        self._deadline = self.loop.call_later(self.seconds, self._too_slow)
+
+    def _relax(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self._between_requests and self._loose:
+            self._refuse(408, "slow_head", f"the head of a request must come in within {self.seconds:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self._between_requests or not self.cycle.response_started:
+            self.transport.write(_raw_problem(status, code, detail))
+        self.transport.close()
+
+
+def _raw_problem(status: int, code: str, detail: str) -> bytes:
+    """As `problems.problem`, which imports more than a process that only passes requests on should load."""
+    phrase, id_ = HTTPStatus(status).phrase, request_context.request_id()
+    body = json.dumps(
+        {
+            "type": "about:blank",
+            "title": phrase,
+            "status": status,
+            "detail": detail,
+            "code": code,
+            "request_id": id_,
+        }
+    ).encode()
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {id_}\r\nx-content-type-options: nosniff\r\n"
+        "cache-control: no-store\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Front:
+    """ASGI middleware around Ray Serve's own: gives requests a good id, drops what steers Ray Serve."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = b""
+            headers = []
+            for name, value in scope["headers"]:
+                plain = name.lower().replace(b"_", b"-")
+                if plain == _REQUEST_ID:
+                    given = value
+                elif plain not in _STEERING:
+                    headers.append((name, value))
+            headers.append((_REQUEST_ID, request_context.request_id(given).encode()))
+            scope["headers"] = headers
+        await self._app(scope, receive, send)
+
+
+def proxy_callback() -> list[Middleware]:
+    """Makes the HTTP servers of this process use `Connection`, `Front` and `Paced`, and hold clients back."""
+    hold_back()
+    Connection.seconds = float(os.environ.get(VARIABLE, DEFAULT_SECONDS))
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
+    return [Middleware(Front), Middleware(Paced)]

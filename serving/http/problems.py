@@ -1,0 +1,111 @@
+"""Refusals and failures over HTTP, all of them `application/problem+json` with a stable `code`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+
+from scalp_core.errors import ImageError
+from serving.http import openapi, request_context
+from serving.schemas.grading import Problem
+
+MEDIA_TYPE = openapi.PROBLEM_MEDIA_TYPE
+
+_UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
+_STATUS_OF_IMAGE_CODE = {
+    "too_many_bytes": 413,
+    "not_an_image": 415,
+    "unsupported_format": 415,
+    "unsupported_mode": 415,
+}
+# What the router refuses by itself, in words that help.
+_ROUTER = {
+    404: ("not_found", "there is nothing at this path; /openapi.json lists what there is"),
+    405: ("method_not_allowed", "this path takes another method; the Allow header names it"),
+}
+
+
+class Refusal(HTTPException):
+    """Ends a request with a problem. FastAPI lets it pass even from inside the reading of a body."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.code = code
+
+
+def forbidden(scope: str) -> Refusal:
+    """The refusal of a key without a scope, which it names and nothing else."""
+    return Refusal(403, "forbidden", f"the key lacks the scope {scope}; ask the operator for it")
+
+
+def refuse_image(error: ImageError) -> Refusal:
+    """The refusal of a photograph that cannot be graded."""
+    return Refusal(_STATUS_OF_IMAGE_CODE.get(error.code, _UNPROCESSABLE), error.code, error.message)
+
+
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem response to the current request."""
+    request = request_context.current()
+    request.problem = code
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.request_id,
+    )
+    return Response(body.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def refusal_response(error: HTTPException) -> Response:
+    """The problem that a refusal, or what the router and the form parser raise, is."""
+    if isinstance(error, Refusal):
+        code, detail = error.code, error.detail
+    else:
+        code, detail = _ROUTER.get(error.status_code, ("bad_request", error.detail))
+    return problem(error.status_code, code, detail, error.headers)  # Allow, for a wrong method
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems with these statuses, for the documentation of a route."""
+    content = {MEDIA_TYPE: {"schema": openapi.reference(Problem)}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
+    """Makes every refusal of `api` a problem: its own, the router's and the form parser's.
+
+    Args:
+        api: the application.
+        routes: those whose methods a refused one is told.
+    """
+
+    @api.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            error.headers = {"Allow": _methods(request, routes)}
+        return refusal_response(error)
+
+    @api.exception_handler(RequestValidationError)
+    async def _validation(_request: Request, error: RequestValidationError) -> Response:
+        # Names the field only: FastAPI's own words would echo what was sent.
+        names = {str(each["loc"][-1]) for each in error.errors()}
+        if "file" in names:
+            code, detail = "no_file", "send one photograph as the field `file` of multipart/form-data"
+        else:
+            said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+            code, detail = "bad_field", f"{said}; /openapi.json describes the fields"
+        return problem(_UNPROCESSABLE, code, detail)
+
+
+def _methods(request: Request, routes: Sequence[Route]) -> str:
+    """That the path takes. Starlette names those of the first route that has it, and each has its own."""
+    methods = [each.methods or () for each in routes if each.matches(request.scope)[0] is not Match.NONE]
+    allowed = {method for some in methods for method in some}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))

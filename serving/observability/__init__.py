@@ -1,0 +1,1 @@
+"""Prometheus metrics, drift and the audit log of the endpoint."""

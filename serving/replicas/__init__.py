@@ -1,0 +1,1 @@
+"""Ray Serve deployments: ingress, grader, explainer, and how they share work."""

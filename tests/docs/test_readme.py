@@ -1,0 +1,103 @@
+"""What README and docs say can be typed exists: every make target, verb and option in them."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+
+from jobs.cli.main import app
+from scalp_core.curation.findings import FINDINGS, REASONS
+from scalp_core.datasets.scan import OBJECT_CODES
+from scalp_core.errors import IMAGE_CODES
+from scalp_core.results.drift import Level
+from scalp_core.results.query import By
+from scalp_core.results.schema import SCHEMA
+from scalp_core.synthetic.layouts import LAYOUTS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
+DOCS = {page.name: page.read_text() for page in PAGES[1:]}
+COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
+COMMANDS += [
+    shlex.split(command, comments=True)
+    for text in DOCS.values()
+    for command in re.findall(r"^    (?:\$ )?(scalp [^…\n]+)$", text, re.MULTILINE)
+]
+VERBS = typer.main.get_command(app).commands
+
+
+def leaves(verbs):
+    """The verbs themselves, those of groups too."""
+    for verb in verbs:
+        yield from leaves(verb.commands.values()) if hasattr(verb, "commands") else [verb]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_scalp_command_parses(words):
+    if len(words) == 2:  # a verb that is only named
+        assert words[1] in VERBS
+        return
+    verb, rest = VERBS[words[1]], words[2:]
+    while commands := getattr(verb, "commands", None):
+        verb, rest = commands[rest[0]], rest[1:]
+    verb.make_context(words[1], rest)  # raises for a missing argument or an unknown option
+
+
+def test_every_verb_named_in_the_text_exists():
+    named = set(re.findall(r"`scalp ([a-z]+)", README)) | {words[1] for words in COMMANDS}
+    assert named
+    assert named <= set(VERBS)
+
+
+def test_the_readme_lists_every_code_of_a_failed_row():
+    (listed,) = re.findall(r"one of these codes: `([^`]+)`", README)
+    assert re.split(r",\s+", listed) == list(IMAGE_CODES)
+
+
+def test_the_data_page_explains_every_reason_and_finding():
+    archives_and_names = ("bad_archive", "nested_archive", "bad_name")
+    for word in [*REASONS, *OBJECT_CODES, *archives_and_names, *FINDINGS, *LAYOUTS]:
+        if word not in ("bad_meta",):  # a META file drops no photograph
+            assert f"`{word}`" in DOCS["data.md"], word
+
+
+def test_the_grading_page_explains_every_code_column_and_table():
+    for word in [*IMAGE_CODES, *SCHEMA.names, *get_args(By), *get_args(Level)]:
+        assert f"`{word}`" in DOCS["grading.md"], word
+
+
+def test_every_option_named_in_the_text_exists():
+    options = {"--help"} | {
+        name for verb in leaves(VERBS.values()) for parameter in verb.params for name in parameter.opts
+    }
+    named = set(re.findall(r"--[a-z][a-z-]+", README + DOCS["grading.md"]))
+    assert named
+    assert named <= options
+
+
+def anchors(page):
+    """What GitHub names the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_and_link_leads_somewhere(page):
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE)) <= targets
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there.read_text()), link
+
+
+def test_the_index_names_every_page():
+    named = set(re.findall(r"^- \[[^]]+\]\(([^)]+)\): ", DOCS["README.md"], re.MULTILINE))
+    assert set(DOCS) - {"README.md"} <= named

@@ -1,0 +1,75 @@
+"""Answers of one evaluation come from one device, precision, runtime and set of versions, on any cluster."""
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.local import Cluster
+from jobs.common.executor import InProcessExecutor
+from jobs.common.inference import ModelOptions, resolve, with_logits
+from scalp_core.errors import UserError
+from scalp_core.inference import predictor
+from tests.conftest import SMALL, jpeg
+from tests.scalp_core.inference.test_gradcam import random_bundle
+
+TWO_NODES = Cluster(cpus=4, gpus=0, nodes=2, cores_per_node=1)
+
+
+class Rows:
+    """A dataset of one batch; `arrive` runs before the actor starts, as on another node."""
+
+    def __init__(self, batch: dict[str, Any], arrive: Callable[[], None]) -> None:
+        self.batch, self.arrive = batch, arrive
+
+    def map_batches(self, function: Any, fn_constructor_args: tuple[Any, ...] = (), **_: Any) -> "Rows":
+        if isinstance(function, type):
+            self.arrive()
+            function = function(*fn_constructor_args)
+        return Rows(function(self.batch), self.arrive)
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg(3))
+    bundle, executor = random_bundle("test_resnet", SMALL), InProcessExecutor()
+
+    def run(arrive: Callable[[], None], **options: Any) -> tuple[np.ndarray, Any]:
+        model = ModelOptions(batch_size=1, **options)
+        computation = resolve(model, TWO_NODES, 1, executor)
+        batch = {"uri": np.array([str(tmp_path / "a.jpg")], object), "member": np.array([None], object)}
+        rows = with_logits(Rows(batch, arrive), bundle, computation, model, TWO_NODES, executor)
+        return rows.batch["logits"], computation
+
+    return run
+
+
+def test_all_nodes_compute_in_the_precision_that_was_resolved_first(evaluated, monkeypatch):
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: False)
+    logits, computation = evaluated(lambda: monkeypatch.setattr(predictor, "has_bf16", lambda _: True))
+    expected, _ = evaluated(lambda: None, device="cpu", precision="fp32", runtime="openvino")
+    np.testing.assert_array_equal(logits, expected)
+    version = metadata.version
+    assert (computation.device, computation.precision, computation.runtime) == ("cpu", "fp32", "openvino")
+    assert computation.computed_by == f"cpu fp32 openvino {version('openvino')}, scalp {version('scalp')}"
+
+
+def test_a_node_that_would_answer_otherwise_is_refused_in_one_line(evaluated, monkeypatch):
+    monkeypatch.setattr(predictor, "has_bf16", lambda _: True)
+    with pytest.raises(UserError, match="cannot compute as this run does: its CPU does not multiply bf16"):
+        evaluated(lambda: monkeypatch.setattr(predictor, "has_bf16", lambda _: False))
+    version = metadata.version
+
+    def other_version() -> None:
+        monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "openvino" else version(name))
+
+    with pytest.raises(UserError, match="it has openvino 9.9, not"):
+        evaluated(other_version, precision="fp32")
+
+
+def test_a_gpu_that_no_node_has_is_refused_where_only_the_driver_has_one(monkeypatch):
+    monkeypatch.setattr(predictor, "_cuda_devices", lambda: 1)
+    with pytest.raises(UserError, match="no node of the cluster has a GPU"):
+        resolve(ModelOptions(device="cuda"), TWO_NODES, 1, InProcessExecutor())

@@ -1,0 +1,159 @@
+"""`scalp prepare` in this process: what it must not touch, what it resumes, and what it says."""
+
+import gzip
+import json
+import tarfile
+from functools import partial
+
+import pytest
+
+from jobs.common.executor import InProcessExecutor
+from jobs.data import prepare as module
+from jobs.data.tasks import ExamineShard
+from scalp_core import storage
+from scalp_core.archives.base import Placed
+from scalp_core.curation import queries
+from scalp_core.curation.audit import Options
+from scalp_core.datasets import locations as datasets_locations
+from scalp_core.datasets import manifest
+from scalp_core.errors import ImageError, SourceError, UserError
+from scalp_core.storage import outputs, parquet
+from tests.support.preparing import picture
+
+prepare = partial(module.prepare, executor=InProcessExecutor())
+OPTIONS = Options(ratio="1:1:1")
+
+
+@pytest.fixture
+def source(tmp_path):
+    for index in range(24):
+        storage.write(f"{tmp_path}/set/{index % 4}/{index}.jpg", picture(index))
+    return str(tmp_path / "set")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepare_and_stop(source, out, monkeypatch):
+    """A run that ends before it writes its report."""
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module.data_report, "html", None)
+        with pytest.raises(TypeError):
+            prepare(source, out, OPTIONS)
+
+
+def test_what_prepare_did_not_make_stays(source, tmp_path):
+    out = tmp_path / "thesis"
+    for name in ("work/thesis.tex", "report.html", "summary.json", "manifest/split=train/other.parquet"):
+        storage.write(f"{out}/{name}", b"mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="is not empty .* and was not made by scalp prepare"):
+        prepare(source, str(out), OPTIONS)
+    for inside in (f"{source}/0", f"{source}/new", str(tmp_path)):
+        with pytest.raises(UserError, match="choose an output directory"):
+            prepare(source, inside, OPTIONS)
+    with pytest.raises(UserError, match="check the path"):
+        prepare(str(tmp_path / "missing"), str(tmp_path / "new"), OPTIONS)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_source_leaves_the_output_free_for_another(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="is empty"):
+        prepare(str(tmp_path / "empty"), str(tmp_path / "out"), OPTIONS)
+    assert prepare(source, str(tmp_path / "out"), OPTIONS)["photographs"] == 24
+
+
+def test_splits_of_a_run_that_was_stopped_do_not_stay(source, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    prepare_and_stop(source, out, monkeypatch)
+    assert storage.folders_in(f"{out}/manifest") == {"split=train", "split=val", "split=test"}
+    prepare(source, out, Options(task="unlabelled"))
+    table = manifest.read_manifest(out)
+    assert table.num_rows == 24
+    assert set(table["split"].to_pylist()) == {None}
+
+
+def test_what_could_not_be_fetched_is_read_again_when_asked(source, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "out")
+    read = datasets_locations.read_placed
+
+    def away(locations, max_bytes):
+        for location, placed in zip(locations, read(locations, max_bytes), strict=True):
+            is_away = location.uri.endswith(("/5.jpg", "/6.jpg"))
+            yield Placed(ImageError("fetch_failed", "the server did not answer")) if is_away else placed
+
+    with monkeypatch.context() as outage:
+        outage.setattr(datasets_locations, "read_placed", away)
+        summary = prepare(source, out, OPTIONS)
+    assert (summary["photographs"], summary["could_not_be_fetched"]) == (22, 2)
+    assert manifest.read_manifest(out).num_rows == 22
+    assert prepare(source, out, OPTIONS) == summary
+    assert "2 objects could not be fetched; --retry-failed reads them again" in capsys.readouterr().out
+    read_again = []
+
+    class Counted(ExamineShard):
+        def _unfetched(self, name):
+            unfetched = super()._unfetched(name)
+            read_again.append(unfetched)
+            return unfetched
+
+    summary = prepare(source, out, OPTIONS, retry_failed=True, examine_task=Counted)
+    assert (summary["photographs"], summary["could_not_be_fetched"]) == (24, 0)
+    assert sorted(read_again) == [0] * (len(read_again) - 2) + [1, 1]  # two shards had one each
+    assert manifest.read_manifest(out).num_rows == 24
+    assert not parquet.read(f"{out}/{queries.DROPPED_FILE}").num_rows
+    assert not outputs.has_scratch(out)
+    assert json.loads(storage.read(f"{out}/summary.json")) == summary
+    # Nothing is left to retry: the finished run stays as it is.
+    assert prepare(source, out, OPTIONS, retry_failed=True, list_task=None, examine_task=None) == summary
+    assert manifest.read_manifest(out).num_rows == 24
+
+
+def test_a_refused_source_that_was_killed_while_it_cleaned_up_is_read_anew(source, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    for index in range(4):
+        storage.write(f"{tmp_path}/new/unsorted/{index}.jpg", picture(index))
+    with monkeypatch.context() as killed:
+        killed.setattr(outputs, "remove_scratch", lambda _: None)
+        with pytest.raises(SourceError, match="4 photographs and no grade"):
+            prepare(str(tmp_path / "new"), out, OPTIONS)
+    assert outputs.has_scratch(out)
+    assert prepare(source, out, OPTIONS)["photographs"] == 24
+
+
+def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    summary = prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
+    groups = manifest.read_manifest(out)["group"].to_pylist()
+    assert set(groups) == set("0123456789")
+    assert summary["photographs"] == 24
+    with pytest.raises(UserError, match="another group_by; choose another output directory"):
+        prepare(source, out, OPTIONS, group_by="folder")
+    with pytest.raises(UserError, match="--group-by patient is unknown"):
+        prepare(source, str(tmp_path / "other"), OPTIONS, group_by="patient")
+    prepare(source, str(tmp_path / "folders"), OPTIONS, group_by="folder")
+    assert "24 images have no group by --group-by folder" in capsys.readouterr().out
+    storage.write(f"{tmp_path}/t.csv", b"uri,label,group\nset/0/0.jpg,1,anna\n")
+    with pytest.raises(UserError, match="has a column group of its own"):
+        prepare(str(tmp_path / "t.csv"), str(tmp_path / "other"), OPTIONS, group_by="folder")
+
+
+def test_groups_of_an_unfinished_run_are_made_anew(source, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    prepare_and_stop(source, out, monkeypatch)
+    prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
+    assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
+
+
+def test_what_training_from_a_compressed_tar_costs_is_said(source, tmp_path, capsys):
+    for pack, folder in ((bytes, "plain"), (gzip.compress, "packed")):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(source, "set")
+        storage.write(f"{tmp_path}/{folder}/a.tar", pack((tmp_path / "a.tar").read_bytes()))
+        summary = prepare(str(tmp_path / folder), f"{tmp_path}/{folder}-out", OPTIONS)
+        said = "24 images are in compressed tars" in " ".join(capsys.readouterr().out.split())
+        assert said == (folder == "packed")
+        assert summary["only_by_name"] == (24 if folder == "packed" else 0)

@@ -1,0 +1,61 @@
+"""What bulk grading makes of a tar that it reads in one pass."""
+
+from hashlib import sha256
+
+import pytest
+
+from jobs.grade import loading
+from jobs.grade.loading import TarRows
+from scalp_core import archives
+from scalp_core.datasets import examination, locations
+from scalp_core.datasets.locations import Location
+from scalp_core.errors import UserError
+from scalp_core.storage.errors import StorageError
+from tests.support import odd_archives as odd
+from tests.support.small_grade import picture, rows, run, tarred, write_bundle
+
+FILES = [("1.jpg", b"one"), ("1.json", b"{}"), ("2.jpg", b"two"), ("1.jpg", b"again"), ("in.zip", b"PK")]
+
+
+def test_images_are_given_and_all_else_is_counted_or_reported(tmp_path):
+    uri = str(tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(odd.tar_of(FILES) + b"something else")
+    rows = TarRows(uri, loading._version(uri))
+    one, two, again, nested, damage = rows
+    assert one == ({"uri": uri, "member": "1.jpg"}, b"one")
+    assert two == ({"uri": uri, "member": "2.jpg"}, b"two")
+    assert again == ({"uri": uri, "member": "1.jpg"}, b"again")
+    assert (nested[0]["member"], nested[1].code) == ("in.zip", "nested_archive")
+    assert (damage[0]["member"], damage[1].code) == (None, "bad_archive")
+    # Of a name's members the last counts, as for `tar x` and `scalp prepare`.
+    assert (rows.count, rows.dropped, rows.other_files) == (5, [0], 1)
+
+
+def test_a_tar_that_changes_while_it_is_read_has_a_row_that_says_so(tmp_path):
+    (tmp_path / "a.tar").write_bytes(odd.tar_of(FILES[:1]))
+    *_, (row, error) = TarRows(str(tmp_path / "a.tar"), "another")
+    assert (row["member"], error.code) == (None, "changed")
+
+
+def test_a_tar_whose_server_goes_away_is_not_taken_to_end_there(monkeypatch):
+    def stream(uri, max_bytes, wanted):
+        yield archives.Member("1.jpg", 3), b"one"
+        raise UserError("the S3 server did not answer") from StorageError("away", code="SlowDown")
+
+    monkeypatch.setattr(archives, "stream", stream)
+    rows = iter(TarRows("s3://b/a.tar", ""))
+    assert next(rows)[1] == b"one"
+    with pytest.raises(UserError, match="did not answer"):
+        next(rows)
+
+
+def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_name(tmp_path):
+    uri, out, (old, new) = str(tmp_path / "a.tar"), str(tmp_path / "out"), (picture(1, 128), picture(2, 128))
+    (tmp_path / "a.tar").write_bytes(tarred([("x/1.jpg", old), ("x/1.jpg", new)]))
+    run(write_bundle(str(tmp_path / "bundle")), [uri], out, report=False)
+    (row,) = rows(out)
+    listed = [{"uri": uri, "member": None, "bytes": 0, "code": None, "error": None}]
+    (examined,) = examination.examine(listed, str(tmp_path))
+    taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
+    (by_name,) = locations.read_photographs([Location(uri, "x/1.jpg")], 10**7)
+    assert {row["sha256"], *taken, sha256(by_name).hexdigest()} == {sha256(new).hexdigest()}

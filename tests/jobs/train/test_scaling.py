@@ -1,0 +1,87 @@
+"""How many workers a training may have, and what is said when they find no room."""
+
+import pytest
+import ray
+
+from cluster.local import Cluster
+from jobs.common.prometheus import TrainMetrics
+from jobs.train import progress
+from jobs.train.progress import Follower
+from jobs.train.scaling import ElasticScaling, scaling_for
+from scalp_core.errors import UserError
+
+
+def cluster(cpus: int, gpus: int = 0) -> Cluster:
+    return Cluster(cpus=cpus, gpus=gpus, nodes=1, cores_per_node=cpus)
+
+
+def resources(monkeypatch, cpus: int, gpus: int = 0) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "most"),
+    [
+        (3, 0, 1),
+        (6, 0, 4),
+        (64, 0, 8),
+        (16, 2, 8),
+        (4, 4, 2),
+    ],  # the last: a CPU for each of its GPUs, and no more
+)
+def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, most):
+    resources(monkeypatch, cpus, gpus)
+    scaling = scaling_for(cluster(cpus, gpus), (1, 8), "auto")
+    assert isinstance(scaling, ElasticScaling)
+    assert (scaling.min_workers, scaling.max_workers) == (1, most)
+    resources(monkeypatch, 128, gpus)  # nodes have joined
+    assert scaling.max_workers == 8
+    resources(monkeypatch, 2, gpus)  # nodes are lost: rather no worker than one without data
+    assert scaling.max_workers < scaling.min_workers
+
+
+def test_what_the_cluster_cannot_hold_is_refused_with_what_it_can():
+    with pytest.raises(UserError, match="use --workers 4"):
+        scaling_for(cluster(6), (5, 8), "cpu")
+
+
+class Silence:
+    """A queue of these notes, and then of nothing; it stops who reads it after three times of that."""
+
+    def __init__(self, *notes):
+        self.notes, self.silent, self.reader = list(notes), 0, None
+
+    def empty(self):
+        return not self.notes
+
+    def get(self, timeout):  # noqa: ARG002
+        if self.notes:
+            return self.notes.pop(0)
+        self.silent += 1
+        if self.silent > 3:
+            self.reader.stop.set()
+        raise progress.Empty
+
+
+def said(monkeypatch, capsys, *notes, cpus: int) -> str:
+    resources(monkeypatch, cpus)
+    monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "placement_group_table", dict)
+    queue = Silence(*notes)
+    queue.reader = Follower(queue, 4, None, 2, TrainMetrics("run", 4, 16))
+    queue.reader.run()
+    return capsys.readouterr().out
+
+
+STARTED = {"workers": 2, "after": 0}
+
+
+def test_a_run_whose_lost_workers_find_no_room_says_so(monkeypatch, capsys):
+    output = said(monkeypatch, capsys, STARTED, {"lost": 2}, cpus=6)
+    assert "workers failed: 2" in output
+    assert "waiting for room (workers: 2, CPUs for their data: 2); Ray has 6 CPUs" in output
+    assert "waiting for room" in said(monkeypatch, capsys, STARTED, cpus=3)
+
+
+def test_a_long_step_is_not_taken_for_waiting(monkeypatch, capsys):
+    assert "waiting" not in said(monkeypatch, capsys, STARTED, cpus=6)

@@ -1,0 +1,49 @@
+"""What a search does with its trials, without training any."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from jobs.tune.trials import Trial, _reason, asha
+
+
+def entry(epoch, qwk, seconds=1.0):
+    figures = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1", "learning_rate"), 0.5)
+    return figures | {"epoch": epoch, "val_qwk": qwk, "seconds": seconds}
+
+
+def decision(scheduler, epoch, qwk):
+    trial = SimpleNamespace(trial_id=f"{epoch} {qwk}")
+    scheduler.on_trial_add(None, trial)
+    return scheduler.on_trial_result(None, trial, entry(epoch, qwk))
+
+
+def test_trials_that_are_over_count_for_those_to_come():
+    over = [Trial(number, {}, "finished", "", [entry(2, 0.2 * number)]) for number in (1, 2, 3)]
+    assert decision(asha(6, 2, []), 2, 0.1) == TrialScheduler.CONTINUE
+    assert decision(asha(6, 2, over), 2, 0.1) == TrialScheduler.STOP
+    assert decision(asha(6, 2, over), 1, 0.1) == TrialScheduler.CONTINUE  # every trial gets the first epochs
+    assert decision(asha(6, 2, over), 2, 0.7) == TrialScheduler.CONTINUE
+    assert decision(asha(6, 2, over), 6, 0.7) == TrialScheduler.STOP  # it is through
+
+
+def test_an_epoch_that_is_done_twice_counts_once_and_the_first_of_equals_is_the_best():
+    trial = Trial(1, {})
+    for epoch, qwk, seconds in ((1, 0.3, 1.0), (2, 0.5, 1.0), (3, 0.5, 1.0), (2, 0.5, 9.0)):
+        trial.add(entry(epoch, qwk, seconds) | {"more": "of Tune's"})
+    assert [(each["epoch"], each["seconds"]) for each in trial.history] == [(1, 1.0), (2, 9.0), (3, 1.0)]
+    assert trial.best["epoch"] == 2
+    assert "more" not in trial.best
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ray::run() (pid=1)\n  File x\nRuntimeError: out of memory\n\n", "out of memory"),
+        ("The actor died unexpectedly.\n\tclass_name: x\n", "The actor died unexpectedly."),
+        ("ray.exceptions.RayTaskError(ValueError): a\n  raise\nValueError: bad", "ValueError: bad"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(text, reason):
+    assert _reason(f"Failure # 1 (occurred at x)\n{text}") == reason

@@ -1,0 +1,50 @@
+"""A model whose process dies in one shard: a few times is survived, again and again ends the run."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.common.executor import PipelineSize, RayExecutor
+from jobs.common.isolate import MOST_TRIES
+from scalp_core.errors import UserError
+
+
+class Mortal:
+    """Dies in a shard as often as its name says after the dash."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def __call__(self, batch):
+        (shard,) = batch["shard"].to_pylist()
+        deaths = self._folder / shard
+        died = len(deaths.read_text()) if deaths.exists() else 0
+        if died < int(shard.partition("-")[2] or 0):
+            deaths.write_text("x" * (died + 1))
+            os._exit(1)
+        yield pa.table({"shard": [shard]})
+
+
+def _load(batch):
+    yield batch
+
+
+def graded(shards, tmp_path):
+    items = [{"shard": shard} for shard in shards]
+    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0, store_bytes=2**20)
+    rows = RayExecutor().pipeline(items, _load, Mortal, (str(tmp_path),), size, str(tmp_path / "deaths"))
+    return sorted(row["shard"] for row in rows)
+
+
+def test_a_few_deaths_of_a_model_are_survived(cluster, tmp_path):
+    shards = ["a", f"b/000-{MOST_TRIES - 1}", "c"]
+    (tmp_path / "b").mkdir()
+    assert graded(shards, tmp_path) == shards
+
+
+def test_a_shard_in_which_models_die_again_and_again_ends_the_run_and_is_named(cluster, tmp_path):
+    with pytest.raises(UserError, match="died 3 times or more while they graded shard b-99; .*--batch-size"):
+        graded(["a", "b-99", "c", "d"], tmp_path)
+    assert len((tmp_path / "b-99").read_text()) == MOST_TRIES + 1

@@ -1,0 +1,69 @@
+import json
+import shutil
+
+import pytest
+
+from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.model_card import model_card
+from scalp_core.errors import UserError
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def flip_byte(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def test_what_was_saved_is_loaded(bundle):
+    loaded = load_bundle(str(bundle))
+    assert loaded.spec.temperature == 1.5
+    assert loaded.spec.majority_grade == 2
+    assert loaded.spec.model_version == f"untrained-{loaded.spec.weights_sha256[:12]}"
+    assert loaded.state["fc.weight"].shape == (4, 2048)
+
+
+def test_a_run_holds_its_bundle(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "run" / "bundle")
+    assert load_bundle(str(tmp_path / "run")).spec == load_bundle(str(bundle)).spec
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [(SPEC_FILE, "weights"), (WEIGHTS_FILE, "weights"), *((file, "float") for file in GRAPH_FILES["float"])],
+)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_flipped_byte_is_refused(copy, file, part, share):
+    flip_byte(copy / file, int((copy / file).stat().st_size * share))
+    with pytest.raises(UserError, match=f"{file} .*copy the bundle again"):
+        load_bundle(str(copy)).fetch(part)
+
+
+def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
+    content = json.loads((copy / SPEC_FILE).read_text())
+    content["temperature"] = 0.1
+    (copy / SPEC_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not match its sha256"):
+        load_bundle(str(copy))
+
+
+def test_a_directory_without_a_bundle_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no bundle"):
+        load_bundle(str(tmp_path))
+    with pytest.raises(UserError, match="is no bundle"):
+        load_bundle(str(tmp_path / "missing"))
+
+
+def test_the_card_says_what_it_is_not_for_and_what_it_reached(bundle):
+    spec = load_bundle(str(bundle)).spec
+    reached = {"n": 80, "qwk": 0.876, "top1": 0.75, "macro_f1": 0.7, "mae": 0.3}
+    card = model_card(spec.model_copy(update={"metrics": {"val": reached}}))
+    assert "Not a diagnosis" in card
+    assert "| quadratic weighted kappa | 0.876 |" in card
+    assert spec.weights_sha256 in card
+    assert CARD_FILE.endswith(".md")

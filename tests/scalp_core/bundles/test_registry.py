@@ -1,0 +1,365 @@
+"""The registry: versions that are whole, a history without gaps, and names that find both."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from scalp_core import storage
+from scalp_core.bundles import registry
+from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE, save_bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.registry import Evidence, Registry, open_registry
+from scalp_core.datasets.manifest import SplitSpec
+from scalp_core.errors import UserError
+from scalp_core.evaluation.noninferiority import Comparison
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path, s3, monkeypatch):
+    """An empty registry, named in the environment as a user would name it."""
+    root = str(tmp_path / "models") if request.param == "local" else f"s3://scalp/models/{tmp_path.name}"
+    monkeypatch.setenv("SCALP_MODELS", root)
+    return open_registry()
+
+
+@pytest.fixture
+def run(bundle, tmp_path):
+    """Makes runs that differ in their contract: the nth is calibrated to temperature n."""
+
+    def make(number, **changes):
+        folder = tmp_path / f"run-{number}"
+        spec = load_bundle(str(bundle)).spec.model_copy(update={"temperature": float(number), **changes})
+        shutil.copytree(bundle, folder / "bundle", copy_function=os.link)  # nothing writes into a file
+        save_bundle(str(folder / "bundle"), spec, {CARD_FILE: b"card", "curves.png": b"picture"})
+        return str(folder)
+
+    return make
+
+
+def leaky(bundle):
+    training = load_bundle(str(bundle)).spec.training
+    split = SplitSpec(method="random", ratio="7:2:1", seed=0, keys=())
+    return training.model_copy(update={"split": split})
+
+
+def at_once(count, work):
+    """What each of `count` threads gets, or the UserError it met, all begun at the same moment."""
+    barrier = Barrier(count)
+
+    def begin(index):
+        barrier.wait()
+        try:
+            return work(index)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
+    assert store.add(run(1), "scalp") == (1, True)
+    assert store.add(run(2), "scalp") == (2, True)
+    assert store.names() == ["scalp"]
+    held = storage.names_in(store.uri("scalp", 1))
+    assert held == {SPEC_FILE, WEIGHTS_FILE, *GRAPH_FILES["float"], CARD_FILE, "curves.png", "claim.json"}
+    store.promote("scalp", 1, untested=True)
+    for reference, temperature in (("scalp", 1), ("scalp@2", 2), ("scalp@latest", 2)):
+        loaded = load_bundle(f"models://{reference}").fetch("weights").fetch("float")
+        assert loaded.spec.temperature == temperature
+
+
+def test_the_same_bundle_again_is_the_same_version(store, run):
+    store.add(run(1), "scalp")
+    store.add(run(2), "scalp")
+    assert store.add("models://scalp@1", "scalp") == (1, False)
+    assert store.versions("scalp") == [1, 2]
+    assert store.add("models://scalp@1", "other") == (1, True)
+    assert load_bundle("models://other@1").spec == load_bundle("models://scalp@1").spec
+
+
+def test_a_rollback_goes_back_step_by_step(store, run):
+    for number in (1, 2, 3):
+        store.add(run(number), "scalp")
+        store.promote("scalp", number, why=f"trial {number}", untested=True)
+    assert [store.rollback("scalp", "worse").version for _ in range(2)] == [2, 1]
+    with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@1\\)"):
+        store.rollback("scalp")
+    entry, new = store.promote("scalp", 1, untested=True)
+    assert (entry.action, new) == ("rollback", False)
+    told = [(entry.action, entry.version, entry.why) for entry in store.history("scalp")]
+    assert told == [
+        ("promote", 1, "trial 1"), ("promote", 2, "trial 2"), ("promote", 3, "trial 3"),
+        ("rollback", 2, "worse"), ("rollback", 1, "worse"),
+    ]  # fmt: skip
+    assert "@" in store.history("scalp")[0].who
+
+
+def test_a_leaky_bundle_is_promoted_only_on_request(store, bundle, run):
+    store.add(run(1, training=leaky(bundle)), "scalp")
+    with pytest.raises(UserError, match="scalp@1 was trained on a leaky split.*--leaky-too"):
+        store.promote("scalp", 1, untested=True)
+    assert store.history("scalp") == []
+    assert store.promote("scalp", 1, leaky_too=True, untested=True)[0].model_version.endswith("-leaky")
+
+
+UNKNOWN = {
+    "models://scapl": "no model 'scapl'; did you mean 'scalp'? All models: hair, scalp",
+    "models://scalp@7": "did you mean scalp@2? All versions: 1, 2",
+    "models://scalp@-1": "All versions: 1, 2",
+    "models://scalp": "no version of scalp is promoted; run scalp models promote scalp@2",
+    "models://": "write models://NAME",
+    "models://scalp@": "write models://NAME",
+    "models://../scalp@1": "write models://NAME",
+}
+
+
+def test_an_unknown_name_says_what_there_is(tmp_path, monkeypatch, run):
+    monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
+    store, sources = open_registry(), [run(1), run(2)]
+    for source, name in ((sources[0], "scalp"), (sources[1], "scalp"), (sources[0], "hair")):
+        store.add(source, name)
+    for reference, words in UNKNOWN.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            load_bundle(reference)
+
+
+def test_no_registry_and_an_empty_one_say_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCALP_MODELS", raising=False)
+    with pytest.raises(UserError, match="set SCALP_MODELS to a folder or s3://BUCKET/PREFIX"):
+        load_bundle("models://scalp")
+    monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="holds no models; add one with scalp models add RUN scalp"):
+        load_bundle("models://scalp")
+
+
+def test_a_damaged_file_is_not_copied(store, run):
+    source = run(1)
+    uri = storage.join(source, "bundle", "model.bin")
+    storage.write(uri, storage.read(uri)[:-1] + b"!")
+    with pytest.raises(UserError, match="model.bin does not match its sha256"):
+        store.add(source, "scalp")
+    assert store.names() == []
+
+
+KILLED = """
+import os, signal, sys
+from scalp_core import storage
+from scalp_core.bundles.registry import open_registry
+write = storage.write
+def killed(uri, data):
+    if uri.endswith("model.xml"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(uri, data)
+storage.write = killed
+open_registry().add(sys.argv[1], "scalp")
+"""
+
+
+def test_an_add_that_is_killed_leaves_nothing_to_be_seen(store, run):
+    source = run(1)
+    ended = subprocess.run([sys.executable, "-c", KILLED, source], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert "model.bin" in storage.names_in(store.uri("scalp", 1))  # it was in the middle
+    assert (store.names(), store.versions("scalp")) == ([], [])
+    with pytest.raises(UserError, match="holds no models"):
+        load_bundle("models://scalp@1")
+    assert store.add(run(2), "scalp") == (2, True)  # the number is not taken by another bundle
+    assert store.add(source, "scalp") == (1, True)  # the same one completes it
+    assert store.add(source, "scalp") == (1, False)
+    assert load_bundle("models://scalp@1").fetch("weights").fetch("float").spec.temperature == 1
+
+
+def test_of_those_who_add_one_bundle_at_once_all_get_one_version(store, run):
+    sources = [run(1), run(2)]
+    files, looked = Registry._files, Barrier(8)
+
+    def slow(name):
+        found = files(store, name)
+        looked.wait()  # all look before any of them takes a number
+        return found
+
+    object.__setattr__(store, "_files", slow)
+    added = at_once(8, lambda index: store.add(sources[index % 2], "scalp"))
+    object.__delattr__(store, "_files")
+    assert store.versions("scalp") == [1, 2]
+    for source in (0, 1):
+        (version,) = {number for number, _ in added[source::2]}
+        assert sum(new for _, new in added[source::2]) == 1  # one of them reports it as new
+        loaded = load_bundle(f"models://scalp@{version}").fetch("weights").fetch("float")
+        assert loaded.spec.temperature == source + 1
+
+
+ADDED = """
+import sys, time
+from scalp_core.bundles.registry import open_registry
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print(*open_registry().add(sys.argv[1], "scalp"))
+"""
+
+
+def test_processes_that_add_one_bundle_at_once_share_a_version(store, run):
+    command = [sys.executable, "-c", ADDED, run(1), str(time.time() + 1)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    printed = sorted(process.communicate()[0].strip() for process in started)
+    assert printed == ["1 False", "1 False", "1 False", "1 True"]
+    assert store.versions("scalp") == [1]
+    load_bundle("models://scalp@1").fetch("weights").fetch("float")
+
+
+def test_an_add_overtaken_by_another_of_the_same_bundle_changes_nothing(store, run, monkeypatch):
+    source, copy, others = run(1), registry._copy, []
+
+    def overtaken(bundle, to):
+        if not others:
+            others.append("begun")
+            others[0] = store.add(source, "scalp")
+            storage.write(storage.join(source, "bundle", CARD_FILE), b"written since")
+        return copy(bundle, to)
+
+    monkeypatch.setattr(registry, "_copy", overtaken)
+    assert store.add(source, "scalp") == (1, False)
+    assert others == [(1, True)]
+    assert storage.read(storage.join(store.uri("scalp", 1), CARD_FILE)) == b"card"
+    load_bundle("models://scalp@1").fetch("weights").fetch("float")
+
+
+def test_a_listing_that_misses_what_is_taken_meanwhile_hides_no_number(store, run):
+    sources, files = [run(number) for number in (1, 2)], Registry._files
+    for source in sources:
+        store.add(source, "scalp")
+    listings = iter([lambda found: [pair for pair in found if pair[0] != 1], list])
+    object.__setattr__(store, "_files", lambda name: next(listings)(files(store, name)))
+    assert store.add(sources[0], "scalp") == (1, False)
+
+
+def test_a_lost_entry_of_the_history_does_not_hold_up_the_next(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+    store.promote("scalp", 1, untested=True)
+    store.promote("scalp", 2, untested=True)
+    storage.remove_file(storage.join(store.root, "scalp", "history", "000001.json"))
+    store.promote("scalp", 3, untested=True)
+    assert [entry.version for entry in store.history("scalp")] == [2, 3]
+    assert [store.rollback("scalp").version, store.current("scalp").version] == [2, 2]
+    with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@2\\)"):
+        store.rollback("scalp")
+    names = storage.names_in(storage.join(store.root, "scalp", "history"))
+    assert names == {"000002.json", "000003.json", "000004.json"}
+
+
+P, R = "promote", "rollback"
+WHOLE = [(P, 1), (P, 2), (P, 3), (R, 2), (P, 4), (R, 2), (R, 1)]
+# Of WHOLE up to an entry, and without those that are lost: what rollbacks lead to, one after another.
+STACKS = [
+    (7, (), [1]),
+    (5, (), [4, 2, 1]),
+    (4, (1,), [2, 1]),  # the promotion that the rollback leads back to
+    (7, (3, 5), [1]),  # both rollbacks to 2
+    (5, (3,), [4, 3, 2, 1]),  # nothing says that 3 was rolled back
+    (6, (0, 1, 2), [2]),
+    (6, (3, 4), [2, 1]),
+    (7, (0, 1, 2, 3, 4, 5), [1]),
+]
+
+
+@pytest.mark.parametrize(("length", "lost", "stack"), STACKS)
+def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length, lost, stack, run):
+    spec = load_bundle(run(1)).spec
+    entries = [
+        registry._promotion(action, version, spec, "")
+        for number, (action, version) in enumerate(WHOLE[:length])
+        if number not in lost
+    ]
+    assert registry._stack(entries)[::-1] == stack
+
+
+def test_of_those_who_add_at_once_each_gets_a_whole_version(store, run):
+    sources = [run(number) for number in range(1, 4)]
+    added = at_once(3, lambda index: store.add(sources[index], "scalp"))
+    assert sorted(added) == [(1, True), (2, True), (3, True)]
+    for index, (version, _) in enumerate(added):
+        loaded = load_bundle(f"models://scalp@{version}").fetch("weights").fetch("float")
+        assert loaded.spec.temperature == index + 1
+
+
+def test_of_those_who_promote_at_once_one_wins_and_the_others_are_told(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+    history, entries = store.history, store._entries
+
+    # All decide on the same history, as if none had been quicker.
+    seen = Barrier(3)
+    slow = Registry(store.root)
+    object.__setattr__(slow, "_entries", lambda name: (entries(name), seen.wait())[0])
+    results = at_once(3, lambda index: slow.promote("scalp", index + 1, untested=True))
+    told = [result for result in results if isinstance(result, UserError)]
+    (winner,) = (result[0] for result in results if not isinstance(result, UserError))
+    assert len(told) == 2
+    assert all(f"meanwhile {winner.who} promoted version {winner.version}" in str(error) for error in told)
+    assert history("scalp") == [winner]
+    store.promote("scalp", winner.version % 3 + 1, untested=True)
+    names = storage.names_in(storage.join(store.root, "scalp", "history"))
+    assert names == {"000001.json", "000002.json"}
+
+
+def test_a_version_in_a_registry_is_not_changed(store, run):
+    store.add(run(1), "scalp")
+    with pytest.raises(UserError, match="those do not change.*scalp models add RUN NAME"):
+        registry.refuse_change(load_bundle("models://scalp@1"))
+    registry.refuse_change(load_bundle(run(2)))
+
+
+def test_a_server_that_ignores_the_condition_is_refused(s3, tmp_path, run, monkeypatch):
+    from scalp_core.storage import s3 as client
+
+    answer = client.answer
+
+    def careless(operation, **query):
+        query.pop("IfNoneMatch", None)
+        return answer(operation, **query)
+
+    monkeypatch.setattr(client, "answer", careless)
+    monkeypatch.setattr(client, "_conditional", set())  # as in a new process
+    store = open_registry(f"s3://scalp/careless/{tmp_path.name}")
+    with pytest.raises(UserError, match="overwrites what `If-None-Match: \\*` protects"):
+        store.add(run(1), "scalp")
+    assert store.names() == []
+
+
+def evidence(against, bound):
+    return Evidence(
+        against=against,
+        against_model="scalp-0123",
+        data="data",
+        data_sha256="0" * 64,
+        same_data=True,
+        comparison=Comparison(
+            images=100, groups=5, confidence=0.95, max_drop=0.01, qwk_drop=0.0, qwk_drop_bound=bound,
+            coverage=0.9, promised_coverage=0.9, coverage_drop=0.0, coverage_drop_bound=0.0,
+        ),
+    )  # fmt: skip
+
+
+def test_evidence_decides_a_promotion_and_stays_in_the_history(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+    store.promote("scalp", 1)
+    with pytest.raises(UserError, match="scalp@1 is promoted .* scalp@2 was not compared"):
+        store.promote("scalp", 2)  # as when both are the first promotion, and the other one was faster
+    with pytest.raises(UserError, match="scalp@2 against scalp@1 .* may be as large as 0.0200"):
+        store.promote("scalp", 2, evidence=evidence(1, 0.02))
+    entry, new = store.promote("scalp", 2, evidence=evidence(1, 0.009))
+    assert new
+    assert store.history("scalp")[-1] == entry
+    # Another promotion came while the two were compared.
+    with pytest.raises(UserError, match="compared with scalp@1, but meanwhile .* promoted scalp@2"):
+        store.promote("scalp", 3, evidence=evidence(1, 0.0))

@@ -1,0 +1,83 @@
+"""No file crashes, hangs or exhausts memory: each is graded or refused with its code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.bench.odd_files import GRADED, corpus, sound_files
+from scalp_core.errors import ImageError
+from scalp_core.images.preprocess import Preprocess, decode
+
+MEMORY_MIB = 1500
+SECONDS_A_FILE = 10
+
+# Decodes the whole corpus and says what became of each file, how long it took, and the peak of memory.
+PROGRAM = """
+import json, signal, time
+from pathlib import Path
+from scalp_core.errors import ImageError
+from scalp_core.images.preprocess import Preprocess, decode
+from jobs.bench.odd_files import corpus
+files, spec, found = corpus(), Preprocess(size=224), {}
+for name, (data, _) in files.items():
+    signal.alarm(60)  # a hang ends the process, and the test with it
+    started = time.monotonic()
+    try:
+        square = decode(data, spec).pixels
+        outcome = "graded" if square.shape == (224, 224, 3) else str(square.shape)
+    except ImageError as error:
+        outcome = error.code
+    found[name] = (outcome, time.monotonic() - started)
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+print(json.dumps({"found": found, "peak_mib": int(peak.split()[1]) / 1024}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    # A process of its own: a crash of a decoder would end this one, and its peak of memory is its own.
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONFAULTHANDLER": "1"}
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout)
+
+
+def test_every_file_is_graded_or_refused_as_it_should_be(report):
+    expected = {name: allowed for name, (_, allowed) in corpus().items()}
+    assert len(expected) >= 200
+    wrong = {name: outcome for name, (outcome, _) in report["found"].items() if outcome not in expected[name]}
+    assert wrong == {}
+    assert set(report["found"]) == set(expected)
+
+
+def test_no_file_takes_long_or_much_memory(report):
+    slow = {name: seconds for name, (_, seconds) in report["found"].items() if seconds > SECONDS_A_FILE}
+    assert slow == {}
+    assert report["peak_mib"] < MEMORY_MIB
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(sorted(sound_files())),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),
+    kept=st.one_of(st.just(1.0), st.floats(0, 1)),
+    tail=st.binary(max_size=64),
+)
+def test_any_damage_is_graded_or_refused(kind, edits, kept, tail):
+    data = bytearray(sound_files()[kind])
+    for place, value in edits:
+        data[int(place * len(data))] = value
+    try:
+        square = decode(bytes(data[: int(kept * len(data))]) + tail, Preprocess(size=64)).pixels
+    except ImageError as error:
+        assert error.code != GRADED  # the class itself checks that the code is known
+    else:
+        assert square.shape == (64, 64, 3)
+        assert square.dtype == np.uint8

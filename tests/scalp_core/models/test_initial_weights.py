@@ -1,0 +1,195 @@
+import hashlib
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from jobs.train.start import Start, save_start, saved_start
+from jobs.tune import driver as tune
+from scalp_core import storage
+from scalp_core.bundles.bundle import InitialWeights, serialise_weights
+from scalp_core.errors import UserError
+from scalp_core.images.preprocess import Preprocess
+from scalp_core.models import initial_weights
+from scalp_core.models.architecture import build_model
+from scalp_core.models.initial_weights import initial_model
+from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
+
+SMALL = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def imagenet_like():
+    """Weights as the hub would deliver them: a thousand classes."""
+    torch.manual_seed(1)
+    return timm.create_model(SMALL, num_classes=1000).state_dict()
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(state):
+        (tmp_path / "weights.safetensors").write_bytes(serialise_weights(state))
+        return str(tmp_path / "weights.safetensors")
+
+    return write
+
+
+def same_body(model, state):
+    own = model.state_dict()
+    return all(torch.equal(own[name], state[name]) for name in own if not name.startswith("fc."))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_are_taken_and_the_head_is_new(imagenet_like, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    save = torch.save if suffix == ".pth" else safetensors.torch.save_file
+    save(imagenet_like, path)
+    model, record = initial_model(SMALL, str(path), seed=0)
+    assert model.get_classifier().out_features == 4
+    assert same_body(model, imagenet_like)
+    assert (record.source, record.head_kept, record.tensors - record.taken) == (str(path), False, 2)
+    assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_in_object_storage_are_taken(imagenet_like, s3):
+    uri = "s3://scalp/weights/resnet.safetensors"
+    storage.write(uri, serialise_weights(imagenet_like))
+    assert same_body(initial_model(SMALL, uri, seed=0)[0], imagenet_like)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "model.", "model.backbone.", "encoder.net."])
+def test_prefixes_of_other_trainers_are_understood(imagenet_like, file, prefix):
+    path = file({prefix + name: value for name, value in imagenet_like.items()})
+    assert same_body(initial_model(SMALL, path, seed=0)[0], imagenet_like)
+
+
+def test_a_prefix_of_the_body_alone_is_understood(imagenet_like, file):
+    body = {f"model.backbone.{name}": value for name, value in imagenet_like.items() if "fc." not in name}
+    head = {f"model.{name}": value for name, value in imagenet_like.items() if "fc." in name}
+    assert same_body(initial_model(SMALL, file(body | head), seed=0)[0], imagenet_like)
+
+
+def test_weights_at_another_size_are_resized_as_timm_does(file):
+    vit = timm.create_model("test_vit", num_classes=1000)
+    model, record = initial_model("test_vit", file(vit.state_dict()), seed=0, size=96)
+    assert model.pos_embed.shape != vit.pos_embed.shape
+    assert record.tensors - record.taken == 2
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("state", "fit"),
+    [
+        (lambda: timm.create_model("test_convnext").state_dict(), "0 of"),
+        (lambda: {"nothing": torch.zeros(1)}, "0 of"),
+        (lambda: dict(list(build_model(SMALL).state_dict().items())[::2]), "of"),
+        (lambda: build_model(SMALL).state_dict() | {"layer9.weight": torch.zeros(1)}, "layer9.weight"),
+    ],
+    ids=["another architecture", "one unrelated tensor", "every other tensor", "one tensor too many"],
+)
+def test_a_file_that_does_not_fit_is_refused(file, state, fit):
+    path = file(state())
+    with pytest.raises(UserError, match=r"not fit test_resnet: \d+ of \d+ tensors fit.*--weights none") as e:
+        initial_model(SMALL, path, seed=0)
+    assert path in str(e.value)
+    assert fit in str(e.value)
+
+
+@pytest.mark.parametrize("head", ["softmax", "corn"])
+def test_the_head_of_an_earlier_bundle_is_kept(file, head):
+    earlier = build_model(SMALL, head).state_dict()
+    model, record = initial_model(SMALL, file(earlier), seed=9, head=head)
+    assert record.head_kept
+    assert record.taken == record.tensors
+    for name, value in earlier.items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_head_of_another_loss_is_replaced(file):
+    corn = build_model(SMALL, "corn").state_dict()
+    model, record = initial_model(SMALL, file(corn), seed=0)
+    assert not record.head_kept
+    assert model.fc.out_features == 4
+    assert same_body(model, corn)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("owned",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="three ways"):
+        initial_model(SMALL, str(tmp_path / "evil.pth"), seed=0)
+
+
+def test_pretrained_weights_are_recorded_with_tag_address_and_hash(monkeypatch, tmp_path):
+    state = timm.create_model(DEFAULT_ARCHITECTURE, num_classes=1000).state_dict()
+    path = tmp_path / "xception.pth"
+    torch.save(state, path)
+    monkeypatch.setattr(initial_weights, "download_cached_file", lambda *_, **__: str(path))
+    model, record = initial_model(DEFAULT_ARCHITECTURE, "imagenet", seed=0)
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
+    assert record.tag == "legacy_xception.tf_in1k"
+    assert record.url.endswith("/xception-43020ad28.pth")
+    assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"{record.taken} of {record.tensors} tensors, a new head" in str(record)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fetch", "address"),
+    [
+        (DEFAULT_ARCHITECTURE, "download_cached_file", "https://github.com/"),
+        (SMALL, "hf_hub_download", "https://huggingface.co/timm/test_resnet"),
+    ],
+)
+def test_an_address_that_cannot_be_reached_is_named_with_three_ways(
+    monkeypatch, architecture, fetch, address
+):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(initial_weights, fetch, unreachable)
+    with pytest.raises(UserError, match=rf"{address}.*no route.*--weights FILE.*s3://.*--weights none"):
+        initial_model(architecture, "imagenet", seed=0)
+
+
+def test_a_missing_file_and_an_unknown_architecture_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        initial_model(SMALL, str(tmp_path / "none.safetensors"), seed=0)
+    with pytest.raises(UserError, match="no architecture 'xceptoin'"):
+        build_model("xceptoin")
+    with pytest.raises(UserError, match=r"tagged 'mine'.* legacy_xception\.tf_in1k"):
+        build_model("legacy_xception.mine")
+
+
+def test_a_former_name_of_timm_is_understood():
+    assert (
+        build_model("xception", size=64).state_dict().keys()
+        == build_model(DEFAULT_ARCHITECTURE).state_dict().keys()
+    )
+
+
+def test_from_scratch_the_seed_decides():
+    first, second, third = (initial_model(SMALL, "none", seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first.fc.weight, second.fc.weight)
+    assert not torch.equal(first.fc.weight, third.fc.weight)
+
+
+def test_a_resumed_run_takes_the_first_weights_that_it_kept(tmp_path):
+    record = InitialWeights(source="imagenet", tensors=9, taken=7, url="https://example.org/w.pth")
+    start = Start(b"weights", record, Preprocess(size=64), True, ["no heat maps"])
+    assert saved_start(str(tmp_path)) is None
+    save_start(str(tmp_path), start)
+    assert saved_start(str(tmp_path)) == start
+    (tmp_path / "initial.safetensors").write_bytes(b"damaged")
+    assert saved_start(str(tmp_path)) is None
+
+
+def test_a_resumed_search_fetches_no_first_weights_again(tmp_path, monkeypatch):
+    start = Start(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
+    recipe = Recipe(architecture="test_resnet", size=64)
+    save_start(tune._start_folder(str(tmp_path), 0), start)
+    monkeypatch.setattr("jobs.train.start.first_start", lambda _: pytest.fail("fetched again"))
+    assert tune._starts([recipe, recipe], str(tmp_path)) == {tune._start_key(recipe): start}

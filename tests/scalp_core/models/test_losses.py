@@ -1,0 +1,92 @@
+"""The losses, against their definitions written out."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from scalp_core.models.architecture import CornToLogits, build_model
+from scalp_core.models.losses import make_loss
+from scalp_core.models.recipe import CONDITIONS
+
+COUNTS = [5, 40, 50, 20]
+LOGITS = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(64) % 4
+
+
+def corn_written_out(conditional, labels):
+    """The loss of Shi, Cao and Raschka (2023), as in the authors' coral-pytorch."""
+    total, examples = 0.0, 0
+    for task in range(3):
+        chosen = labels > task - 1
+        wanted = (labels[chosen] > task).float()
+        examples += int(chosen.sum())
+        total -= float(
+            (
+                functional.logsigmoid(conditional[chosen, task]) * wanted
+                + functional.logsigmoid(-conditional[chosen, task]) * (1 - wanted)
+            ).sum()
+        )
+    return total / examples
+
+
+def test_corn_is_the_loss_of_its_authors():
+    conditional = LOGITS[:, :3]
+    loss = make_loss("corn", 0.0, COUNTS).mean(CornToLogits()(conditional), LABELS)
+    assert float(loss) == pytest.approx(corn_written_out(conditional, LABELS), rel=1e-6)
+
+
+def test_the_corn_head_gives_probabilities_that_fall_as_thresholds_are_passed():
+    conditional = LOGITS[:, :3]
+    logits = CornToLogits()(conditional)
+    probabilities = logits.softmax(1)
+    assert torch.allclose(logits.exp(), probabilities, atol=1e-6)  # they add up to 1 by themselves
+    above = torch.sigmoid(conditional).cumprod(1)
+    assert torch.allclose(1 - probabilities.cumsum(1)[:, :3], above, atol=1e-6)
+
+
+def test_corn_stays_finite_for_extreme_logits():
+    logits = CornToLogits()(torch.tensor([[200.0, -200.0, 200.0]], requires_grad=True))
+    assert torch.isfinite(make_loss("corn", 0.0, COUNTS).mean(logits, torch.tensor([2])))
+
+
+def test_weights_favour_rare_grades_and_leave_the_mean_at_one():
+    loss = make_loss("weighted_cross_entropy", 0.0, COUNTS)
+    labels = torch.tensor(np.repeat(range(4), COUNTS))
+    logits = LOGITS[torch.arange(len(labels)) % 64]
+    each = functional.cross_entropy(logits, labels, reduction="none")
+    weights = torch.tensor([n**-0.5 for n in COUNTS])[labels]
+    assert float(loss.mean(logits, labels)) == pytest.approx(
+        float((each * weights).sum() / weights.sum()), rel=1e-5
+    )
+
+
+def test_soft_labels_cost_a_near_miss_less_than_a_far_one():
+    loss = make_loss("soft_ordinal", 0.0, COUNTS)
+    costs = [float(loss.mean(5 * functional.one_hot(torch.tensor([said]), 4).float(), torch.tensor([0])))
+             for said in range(4)]  # fmt: skip
+    assert costs == sorted(costs)
+    plain = make_loss("cross_entropy", 0.0, COUNTS)
+    assert float(make_loss("soft_ordinal", 0.0, COUNTS, softness=1e-3).mean(LOGITS, LABELS)) == pytest.approx(
+        float(plain.mean(LOGITS, LABELS)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_a_recipe_s_conditions_say_which_settings_change_a_loss(name):
+    changed = {"label_smoothing": 0.3, "softness": 0.5}
+    neutral = {condition.setting: condition.neutral for condition in CONDITIONS}
+    assert changed.keys() == neutral.keys()
+    plain = float(make_loss(name, grade_counts=COUNTS, **neutral).mean(LOGITS, LABELS))
+    for condition in CONDITIONS:
+        setting = {condition.setting: changed[condition.setting]}
+        loss = float(make_loss(name, grade_counts=COUNTS, **neutral | setting).mean(LOGITS, LABELS))
+        assert (loss != plain) == condition.is_met({"loss": name})
+
+
+@pytest.mark.parametrize("architecture", ["legacy_xception", "resnet18", "efficientnet_b0", "convnext_atto"])
+def test_any_architecture_takes_the_corn_head(architecture):
+    model = build_model(architecture, "corn").eval()
+    logits = model(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 4)
+    assert torch.allclose(logits.exp().sum(1), torch.ones(2), atol=1e-5)

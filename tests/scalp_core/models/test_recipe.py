@@ -1,0 +1,109 @@
+import re
+
+import pytest
+import yaml
+
+from jobs.train.driver import RECIPES
+from scalp_core.errors import UserError
+from scalp_core.models.recipe import CONDITIONS, Recipe, load_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_is_shipped_is_valid(path):
+    assert isinstance(load_recipe(path.stem, RECIPES, []), Recipe)
+
+
+def test_overrides_win_and_keep_their_types():
+    recipe = load_recipe("smoke", RECIPES, ["epochs=3", "learning_rate=2e-4", "augment=x4"])
+    assert (recipe.epochs, recipe.learning_rate, recipe.augment) == (3, 2e-4, "x4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
+        (["learnig_rate=1"], "did you mean 'learning_rate'"),
+        (["epochs=0"], "epochs: "),
+        (["epochs=many"], "epochs: "),
+        (["epochs"], "write --set key=value"),
+    ],
+)
+def test_a_wrong_override_is_named(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_recipe("smoke", RECIPES, overrides)
+
+
+def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("weights: none\nsize: 96\n")
+    assert load_recipe(str(path), RECIPES, []).size == 96
+    path.write_text("wieghts: none\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'wieghts'; did you mean 'weights'"):
+        load_recipe(str(path), RECIPES, [])
+    path.write_text("a: [")
+    with pytest.raises(UserError, match="is no YAML"):
+        load_recipe(str(path), RECIPES, [])
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UserError, match="give one of default, paper, smoke"):
+        load_recipe("fast", RECIPES, [])
+
+
+def test_the_paper_s_recipe_is_the_paper_s():
+    recipe = load_recipe("paper", RECIPES, [])
+    assert (recipe.architecture, recipe.size, recipe.resize) == ("legacy_xception", 224, "squash")
+    assert (recipe.optimiser, recipe.learning_rate, recipe.schedule) == ("adam", 1e-3, "constant")
+    assert (recipe.loss, recipe.batch_size, recipe.colour_jitter) == ("cross_entropy", 16, 0)
+    assert (recipe.frozen_epochs, recipe.epochs, recipe.augment) == (10, 30, "dihedral")
+
+
+def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
+    with pytest.raises(UserError, match=r"paper.yaml: frozen_epochs \(30\) must be fewer than epochs \(30\)"):
+        load_recipe("paper", RECIPES, ["frozen_epochs=30"])
+
+
+REFUSED = {
+    ("loss=corn", "label_smoothing=0.1"): "label_smoothing (0.1) has no effect with loss: corn; use "
+    "label_smoothing=0, or loss=cross_entropy or loss=weighted_cross_entropy",
+    ("softness=2",): "softness (2) has no effect with loss: cross_entropy; use softness=1, or "
+    "loss=soft_ordinal",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_a_setting_without_an_effect_is_refused_in_a_line_that_names_the_way_out(overrides):
+    with pytest.raises(UserError, match=re.escape(REFUSED[overrides])) as refused:
+        load_recipe("default", RECIPES, list(overrides))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "smoke"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_a_recipe_with_any_loss_is_read_again_from_what_is_written_of_it(name, loss, tmp_path):
+    recipe = load_recipe(name, RECIPES, [f"loss={loss}"])
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump()))
+    assert load_recipe(str(path), RECIPES, []) == Recipe(**recipe.model_dump()) == recipe
+    for condition in CONDITIONS:
+        if loss not in condition.values:
+            assert getattr(recipe, condition.setting) == condition.neutral
+
+
+def test_label_smoothing_is_on_unless_set_where_it_has_an_effect():
+    assert [Recipe(loss=loss).label_smoothing for loss in ("cross_entropy", "corn")] == [0.05, 0.0]
+
+
+def test_the_learning_rate_warms_up_and_then_follows_the_schedule():
+    def rates(schedule, warmup_share=0.1):
+        recipe = Recipe(schedule=schedule, warmup_share=warmup_share)
+        return [recipe.rate_at(step, 100) for step in range(101)]
+
+    for schedule in ("cosine", "trapezoid", "constant"):
+        assert rates(schedule)[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert rates(schedule)[10] == 1.0
+    assert rates("cosine")[55] == pytest.approx(0.5)
+    assert rates("cosine")[100] == pytest.approx(0)
+    assert rates("trapezoid")[10:74] == [1.0] * 64
+    assert rates("trapezoid")[-27:] == pytest.approx([(100 - step) / 27 for step in range(74, 101)])
+    assert rates("constant", 0.0) == [1.0] * 101

@@ -1,0 +1,171 @@
+"""Drift from the training part: none where nothing changed, strong where light did, honest where few are."""
+
+import time
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Training
+from scalp_core.images import statistics as image_statistics
+from scalp_core.images.preprocess import Preprocess
+from scalp_core.images.statistics import STATISTICS
+from scalp_core.results.drift import MIN_PHOTOGRAPHS, Counts, compare, count, psi
+
+EVEN = {"good": 500, "mild": 500, "moderate": 500, "severe": 500}
+LUMA, DARK, BRIGHT = (STATISTICS.index(name) for name in ("luma_mean", "dark_share", "bright_share"))
+
+
+def draw(photographs: int, seed: int) -> np.ndarray:
+    """Statistics as of real photographs: most smooth, and two that are exactly 0 or a few steps above."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(0, 1, (photographs, 19))
+    found[:, LUMA] = rng.normal(0.55, 0.06, photographs)
+    found[:, DARK] = rng.poisson(0.2, photographs) / 2025  # 82 % have none
+    found[:, BRIGHT] = rng.poisson(3.2, photographs) / 2025  # 4 % have none
+    return found.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def gates():
+    return image_statistics.fit(draw(4000, 0), draw(1000, 1))
+
+
+def spec(gates, grade_counts=(1000, 1000, 1000, 1000)):
+    return BundleSpec(
+        name="made",
+        created_at=datetime.now(UTC),
+        architecture="none",
+        preprocess=Preprocess(),
+        temperature=1.0,
+        conformal=Conformal(coverage=0.9, quantile=0.8),
+        training=Training(
+            recipe={},
+            initial_weights=InitialWeights(source="none"),
+            workers=1,
+            best_epoch=1,
+            data_sha256="",
+            grade_counts=list(grade_counts),
+        ),
+        metrics={},
+        versions={},
+        git_revision=None,
+        weights_sha256="0" * 64,
+        gates=gates,
+    )
+
+
+@pytest.mark.parametrize("seed", range(2, 22))
+def test_photographs_like_those_of_training_have_not_drifted(gates, seed):
+    found = compare(count(draw(2000, seed), gates), EVEN, spec(gates))
+    assert {each.level for each in found.statistics} == {"none"}
+    assert (found.level, found.flag) == ("none", False)
+    assert found.sentence.startswith("no drift")
+    assert max(abs(each.shift) for each in found.statistics) < 0.15
+
+
+def test_darkened_photographs_have_drifted_in_luma_and_in_nothing_else(gates):
+    dark = draw(2000, 2)
+    dark[:, LUMA] *= 0.7
+    found = compare(count(dark, gates), EVEN, spec(gates))
+    levels = {each.name: each.level for each in found.statistics}
+    assert levels.pop("luma_mean") == "strong"
+    assert set(levels.values()) == {"none"}
+    assert found.flag
+    assert found.sentence.startswith("DRIFT: luma_mean is strongly unlike the training part")
+    (luma,) = [each for each in found.statistics if each.name == "luma_mean"]
+    assert luma.mean == pytest.approx(dark[:, LUMA].mean(), rel=1e-6)
+    assert luma.shift == pytest.approx(-0.165 / 0.06, rel=0.1)
+
+
+def test_a_value_that_many_share_is_no_drift_and_its_loss_is(gates):
+    """82 % of training have no dark pixel: five of the seven quantiles are the same number."""
+    assert gates.profile["dark_share"].quantiles[:5] == (0, 0, 0, 0, 0)
+    changed = draw(2000, 3)
+    changed[:, DARK] += 1 / 2025
+    levels = {each.name: each.level for each in compare(count(changed, gates), EVEN, spec(gates)).statistics}
+    assert levels["dark_share"] == "strong"
+    assert levels["bright_share"] == "none"
+
+
+def test_an_empty_tail_alone_is_no_drift(gates):
+    few = draw(500_000, 4)
+    quantiles = gates.profile["luma_mean"].quantiles
+    few[:, LUMA] = few[:, LUMA].clip(quantiles[0] + 1e-3, quantiles[-1] - 1e-3)
+    levels = {each.name: each.level for each in compare(count(few, gates), EVEN, spec(gates)).statistics}
+    assert levels["luma_mean"] == "none"
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(0, 700), max_size=6))
+def test_counts_of_shards_add_up_to_those_of_all_at_once(gates, cuts):
+    photographs = draw(700, 5)
+    whole = count(photographs, gates)
+    added = sum((count(shard, gates) for shard in np.split(photographs, sorted(cuts))), Counts.empty())
+    for name in ("photographs", "below", "up_to"):
+        assert getattr(added, name) == getattr(whole, name)
+    for name in ("sums", "squares"):
+        assert getattr(added, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+    assert Counts.model_validate_json(whole.model_dump_json()) == whole
+
+
+def test_bins_are_those_between_the_quantiles(gates):
+    photographs = draw(3000, 6)
+    counts = count(photographs, gates)
+    for index, name in enumerate(STATISTICS):
+        edges = [-np.inf, *gates.profile[name].quantiles, np.inf]
+        expected = [
+            np.sum((photographs[:, index] >= low) & (photographs[:, index] < high))
+            for low, high in pairwise(edges)
+        ]
+        assert np.diff([0, *counts.below[index], 3000]).tolist() == expected
+
+
+def test_too_few_photographs_are_said_and_never_flagged(gates):
+    black = np.zeros((MIN_PHOTOGRAPHS // 2, 19), np.float32)
+    found = compare(count(black, gates), {"severe": 150}, spec(gates))
+    assert {each.level for each in found.statistics} == {"too_few"}
+    assert (found.level, found.flag) == ("too_few", False)
+    assert found.sentence.startswith("too few photographs")
+    nothing = compare(Counts.empty(), {}, spec(gates))
+    assert (nothing.level, nothing.photographs) == ("too_few", 0)
+
+
+def test_few_photographs_at_training_are_too_few_as_well(gates):
+    few = gates.model_copy(update={"photographs": 200})
+    found = compare(count(draw(5000, 7), few), EVEN, spec(few))
+    assert {each.level for each in found.statistics} == {"too_few"}
+
+
+def test_another_grade_mix_is_flagged_by_that_name(gates):
+    mix = {"good": 1900, "mild": 50, "moderate": 30, "severe": 20}
+    found = compare(count(draw(2000, 8), gates), mix, spec(gates))
+    assert found.grades.level == "strong"
+    assert found.grades.shares["good"] == pytest.approx(0.95)
+    assert found.sentence.startswith("DRIFT: the grade mix is strongly unlike")
+    assert compare(None, {"good": 800, "mild": 900}, spec(gates, (800, 900, 0, 0))).level == "none"
+
+
+def test_without_gates_only_the_grade_mix_is_compared():
+    found = compare(None, EVEN, spec(None))
+    assert found.statistics is None
+    assert found.level == "none"
+    assert found.sentence.endswith("(only the grade mix was compared: the bundle has no gates)")
+
+
+def test_the_index_is_the_textbook_one():
+    now, expected = np.array([0.3, 0.7]), np.array([0.5, 0.5])
+    assert psi(now, expected, 1000) == pytest.approx(-0.2 * np.log(0.6) + 0.2 * np.log(1.4))
+
+
+def test_counting_is_cheap(gates):
+    batch = draw(512, 9)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        count(batch, gates)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.001

@@ -1,0 +1,387 @@
+"""`report.html` of a run: complete, true, by itself, and safe with names that are anybody's."""
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import chain
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.grade import report as verb
+from jobs.grade.report import QUEUE, write_report
+from scalp_core import storage
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets.manifest import SplitSpec
+from scalp_core.errors import UserError
+from scalp_core.images import statistics as image_statistics
+from scalp_core.inference import gradcam, overlay
+from scalp_core.results.drift import count
+from scalp_core.results.report import rates
+from tests.conftest import jpeg
+from tests.scalp_core.results.test_drift import LUMA, draw
+from tests.support.result_rows import failed, referred, row, write
+
+DEVICE = "0013_A2LEBJJDE00060O_160257830377{}_3_TH.jpg"
+ODD = "<script>alert(1)</script> \" onload='x' {{ 7 * 7 }} &lt;.jpg"
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags, attributes, text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.raw, self.tags, self.attributes, self.words = text, Counter(), [], []
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+
+    def handle_data(self, data):
+        if self.lasttag not in ("style", "title"):  # titles of the page, and of pieces of bars
+            self.words.append(data)
+
+    def pictures(self, kind="jpeg"):
+        start = f"data:image/{kind};base64,"
+        found = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
+        return [base64.b64decode(value[len(start) :]) for value in found if value.startswith(start)]
+
+    def shown(self, alt):
+        return sum(name == "alt" and value.startswith(alt) for _, name, value in self.attributes)
+
+
+def summary_of(rows, **changes):
+    def counted(name):
+        return dict(Counter(each[name] for each in rows if each.get(name)).most_common())
+
+    reasons = Counter(chain.from_iterable(each.get("refer_reasons") or () for each in rows))
+    failures = sum(each["status"] == "failed" for each in rows)
+    return {
+        "date": "2026-11-25T20:00:00+00:00",
+        "model_version": "made-1",
+        "sources": ["/data/clinic"],
+        "rows": len(rows),
+        "graded": len(rows) - failures,
+        "failed": failures,
+        "rows_unaccounted": 0,
+        "by_grade": counted("grade_name"),
+        "by_error": counted("error_code"),
+        "by_reason": dict(reasons.most_common()),
+        "referred": sum(bool(each.get("refer")) for each in rows),
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def ungated(bundle):
+    return load_bundle(str(bundle))
+
+
+@pytest.fixture(scope="module")
+def gated(ungated):
+    """The same with gates, and as many photographs of each grade at training."""
+    gates = image_statistics.fit(draw(4000, 0), draw(1000, 1))
+    training = ungated.spec.training.model_copy(update={"grade_counts": [1000] * 4})
+    return Bundle(ungated.spec.model_copy(update={"gates": gates, "training": training}), ungated.uri)
+
+
+@pytest.fixture
+def report(tmp_path, ungated):
+    """Writes the report of rows, and reads it."""
+
+    def make(rows, bundle=ungated, heatmaps=0, **changes):
+        out = str(tmp_path / "out")
+        write(f"{out}/results", rows, files=1)
+        storage.write(f"{out}/summary.json", b"{}")
+        write_report(out, summary_of(rows, **changes), bundle, heatmaps)
+        return Page(storage.read(f"{out}/report.html").decode())
+
+    return make
+
+
+def photographs(folder, number, **options):
+    """Referred rows of photographs that are there, the less sure first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(number):
+        path = folder / DEVICE.format(index)
+        path.write_bytes(jpeg(index, **options))
+        rows.append(referred(str(path), "ambiguous_grade", sure=0.3 + index / 100, grade=index % 4))
+    return rows
+
+
+# --- what one must see at once ------------------------------------------------------------------------------
+
+
+def test_the_first_lines_say_what_came_of_it(report):
+    rows = [
+        *(row(f"/data/clinic/{index}.jpg", grade=index % 4) for index in range(94)),
+        referred("/data/clinic/r.jpg", "low_confidence", "ambiguous_grade"),
+        *(failed(f"/data/clinic/e{index}.jpg", "empty") for index in range(2)),
+        *(failed(f"/data/clinic/c{code}.jpg", code) for code in ("corrupt", "truncated", "not_an_image")),
+    ]
+    text = report(rows).text
+    assert "100 photographs /data/clinic graded by made-1, 2026-11-25 20:00:00 UTC" in text
+    assert "✓ all accounted for 100 photographs, exactly one row each: 95 graded, 5 failed" in text
+    assert "5 failed 5.0 %: empty 2, corrupt 1, truncated 1 and 1 more" in text
+    assert "1 to look at 1.1 % of the graded: low_confidence 1, ambiguous_grade 1" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rows_unaccounted": 3}, "3 of 40 photographs are not accounted for exactly once; run"),
+        ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
+         "25% of the photographs failed, most of them (6) because the file was listed and is not there"),
+        ({"graded_again": 2}, "2 photographs were graded a second time after something was lost; each"),
+    ],
+)  # fmt: skip
+def test_what_a_reader_must_know_stands_first(report, changes, told):
+    rows = [row(f"/data/clinic/{index}.jpg", grade=index % 4) for index in range(40)]
+    assert told in report(rows, **changes).text
+    assert ("class", "warn") not in {each[1:] for each in report(rows).attributes}
+
+
+def test_a_leaky_model_is_told(report, ungated):
+    split = SplitSpec(method="random", ratio="7:2:1", seed=0, keys=("content",), leaking_pairs={"device": 9})
+    training = ungated.spec.training.model_copy(update={"split": split})
+    leaky = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
+    assert f"the model was trained on a {split.warning}" in report([row("/a/b.jpg")], leaky).text
+
+
+# --- unlike the training part -------------------------------------------------------------------------------
+
+
+def even(number=2000):
+    return [row(f"/data/{index}.jpg", grade=index % 4) for index in range(number)]
+
+
+def counted(statistics, bundle):
+    return json.loads(count(statistics, bundle.spec.gates).model_dump_json())
+
+
+def classes(page):
+    return [value for _, name, value in page.attributes if name == "class"]
+
+
+def test_photographs_like_those_of_training_leave_the_flag_calm(report, gated):
+    page = report(even(), gated, inputs=counted(draw(2000, 2), gated))
+    assert (
+        "✓ no drift against the training part: the grade mix and 19 statistics of the pictures" in page.text
+    )
+    assert "no drift: what could be compared is like the training part." in page.text
+    assert not {"warn", "tile bad", "level strong", "level some"} & set(classes(page))
+    assert classes(page).count("level none") == 20
+
+
+def test_darker_photographs_raise_it(report, gated):
+    dark = draw(2000, 2)
+    dark[:, LUMA] *= 0.7
+    page = report(even(), gated, inputs=counted(dark, gated))
+    assert "DRIFT: luma_mean is strongly unlike the training part; look at some photographs" in page.text
+    assert "▲▲ STRONG drift" in page.text
+    assert {"warn", "tile bad"} <= set(classes(page))
+    assert classes(page).count("level strong") == 1
+
+
+def test_so_does_another_grade_mix_also_without_gates(report, ungated, gated):
+    rows = [row(f"/data/{index}.jpg", grade=0) for index in range(2000)]
+    assert "DRIFT: the grade mix is strongly unlike" in report(rows, gated).text
+    training = ungated.spec.training.model_copy(update={"grade_counts": [10, 500, 700, 300]})
+    plain = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
+    text = report(rows, plain).text
+    assert "the grade mix alone" in text
+    assert "(only the grade mix was compared: the bundle has no gates)" in text
+
+
+def test_few_photographs_tell_nothing(report, gated):
+    page = report([row("/data/a.jpg")], gated, inputs=counted(draw(1, 2), gated))
+    assert "too few to tell drift" in page.text
+    assert "tile bad" not in classes(page)
+
+
+# --- what a person should look at ---------------------------------------------------------------------------
+
+
+def test_the_doubtful_are_shown_with_their_heat_in_their_order(report, tmp_path):
+    rows = photographs(tmp_path / "clinic", 8)
+    page = report([*rows[::-1], row("/data/sure.jpg")], heatmaps=3)
+    assert page.shown("the photograph as the model saw it") == 8
+    assert page.shown("the same under its heatmap") == 3
+    assert len(page.pictures()) == 11
+    assert len(page.pictures("png")) == 1  # the scale
+    assert overlay.MEANING in page.text
+    places = [page.text.index(each["uri"]) for each in rows]
+    assert places == sorted(places)
+    assert "2 more" in page.text  # six are open
+    assert "sure.jpg" not in page.text
+    first = np.asarray(Image.open(io.BytesIO(page.pictures()[0])))
+    assert first.shape == (64, 64, 3)
+
+
+def test_those_unlike_the_training_part_come_by_themselves(report, tmp_path):
+    rows = photographs(tmp_path / "clinic", 3)
+    rows[0] |= {"unlikeness": 3.5, "refer_reasons": ["unlike_training"]}
+    text = report(rows).text
+    least_like = text.index("Least like the training part")
+    assert text.count(rows[0]["uri"]) == 1
+    assert text.index(rows[0]["uri"]) > least_like > text.index(rows[2]["uri"])
+    assert "unlikeness 3.50" in text
+
+
+def test_the_queue_has_an_end(report, tmp_path):
+    page = report(photographs(tmp_path / "clinic", QUEUE + 5, size=(64, 48)))
+    assert page.tags["article"] == QUEUE
+    assert f"{QUEUE + 5} photographs are referred." in page.text
+
+
+def test_without_heatmaps_pytorch_is_left_out(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradcam, "Explainer", None)
+    page = report(photographs(tmp_path / "clinic", 2), heatmaps=0)
+    assert "Heatmaps were turned off." in page.text
+    assert page.shown("the photograph as the model saw it") == 2
+    assert not page.pictures("png")
+
+
+def test_a_model_that_has_no_heatmaps_has_a_report(report, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise UserError("vit_tiny has no convolutional map of the picture\nmore")
+
+    monkeypatch.setattr(gradcam, "Explainer", refuse)
+    page = report(photographs(tmp_path / "clinic", 2), heatmaps=2)
+    assert "There are no heatmaps: vit_tiny has no convolutional map of the picture." in page.text
+    assert page.shown("the photograph as the model saw it") == 2
+
+
+def test_what_cannot_be_read_any_more_is_said(report, tmp_path):
+    rows = photographs(tmp_path / "clinic", 3)
+    (tmp_path / "clinic" / DEVICE.format(0)).unlink()
+    (tmp_path / "clinic" / DEVICE.format(1)).write_bytes(b"now a text")
+    page = report([*rows, referred("/gone/a.zip", "low_confidence", member="b.jpg")], heatmaps=4)
+    assert "3 of them cannot be read any more." in page.text
+    assert page.text.count("it cannot be read any more:") == 3
+    assert page.shown("the photograph as the model saw it") == page.shown("the same under its heatmap") == 1
+
+
+def test_nothing_but_pixels_is_embedded(report, tmp_path):
+    exif = Image.Exif()
+    exif[0x013B], exif[0x8825] = "Kim Minji", {1: "N", 2: (37.0, 33.0, 0.0)}
+    page = report(photographs(tmp_path / "clinic", 2, exif=exif, comment=b"Kim Minji"), heatmaps=2)
+    assert len(page.pictures()) == 4
+    for data in [*page.pictures(), *page.pictures("png")]:
+        found = Image.open(io.BytesIO(data))
+        assert not found.getexif()
+        assert set(found.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert b"Kim" not in data
+
+
+# --- what failed, where, how fast ---------------------------------------------------------------------------
+
+
+def test_failures_by_code_with_examples(report):
+    rows = [
+        *(failed(f"/data/{index}.jpg", "empty", "the file has no bytes") for index in range(5)),
+        failed("/data/a.zip", "truncated", "the JPEG ends before the picture does", "b/c.jpg"),
+        row("/data/fine.jpg"),
+    ]
+    text = report(rows).text
+    assert text.count("the file has no bytes") == 2  # the warning and the code; the examples say no other
+    assert len(re.findall(r"/data/\d\.jpg", text)) == verb._EXAMPLES
+    assert "/data/a.zip!b/c.jpg: the JPEG ends before the picture does" in text
+    assert "Every photograph could be graded." in report([row("/data/fine.jpg")]).text
+
+
+def test_folders_and_microscopes(report):
+    rows = [
+        *(row(f"/data/clinic/north/{DEVICE.format(index)}", grade=3) for index in range(3)),
+        failed("/data/clinic/south/x.jpg", "empty"),
+        row("/data/clinic/2024.zip", "a.jpg"),
+        row("/data/clinic/loose.jpg"),
+    ]
+    text = report(rows).text
+    assert "Folders and archives in /data/clinic/" in text
+    places = text[text.index("Folders and archives") :]
+    for line in ("north 3 0 0 2.40", "south 1 1 (100.0 %) 0", "2024.zip 1 0 0 1.20", "(directly in it) 1 0 0",
+                 "A2LEBJJDE00060O 3 0 0", "(no such name) 3 1 (33.3 %) 0"):  # fmt: skip
+        assert line in places, line
+    assert "Microscopes" not in report([row("/data/a.jpg")]).text
+    many = report([row(f"/data/{index:03d}/a.jpg") for index in range(verb._GROUPS + 7)]).text
+    assert "And 7 more; scalp results OUT --by folder shows all." in many
+
+
+def test_speed(report):
+    rows = [row("/data/a.jpg")]
+    sessions = [
+        {"started_at": "2026-11-25T19:00:00+00:00", "seconds": 10.0, "photographs": 500},
+        {"started_at": "2026-11-25T19:30:00+00:00", "seconds": 20.0, "photographs": 3000},
+    ]
+    told = {
+        "photographs_per_second": 116.7,
+        "machine_hours": 0.008,
+        "throughput": [[10, 500, 0], [30, 3500, 60]],
+    }
+    page = report(rows, sessions=sessions, **told)
+    assert "116.7 photographs a second, 0.008 machine hours." in page.text
+    assert "photographs/s, at most 150.0" in page.text
+    assert "2026-11-25 19:30:00 UTC 20.0 3,000 150.0" in page.text
+    assert "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **told).text  # it says nothing more
+    assert "It was not recorded." in report(rows).text
+
+
+def test_rates_are_of_steps_long_enough_to_mean_something():
+    assert rates([]) is None
+    assert rates([[0.0, 0, 0]]) is None
+    found = rates([[0, 0, 0], [10, 100, 0], [20, 300, 10], [20.01, 400, 10]])
+    assert [(step["start"], step["width"]) for step in found["steps"]] == [(0, 10), (10, 10.01)]
+    assert found["most"] == pytest.approx(300 / 10.01, abs=0.01)
+    assert found["any_failed"]
+    many = rates([[second, 5 * second, 0] for second in range(1, 1001)])
+    assert len(many["steps"]) <= 80
+    assert {step["done"] for step in many["steps"]} == {5.0}
+    assert (many["half"], many["end"]) == ("8 min", "17 min")
+
+
+def test_a_run_of_which_nothing_was_graded_has_a_report(report, gated):
+    rows = [failed(f"/data/{index}.jpg", "empty") for index in range(400)]
+    page = report(rows, gated, heatmaps=3, inputs=counted(draw(0, 2), gated))
+    assert "400 failed 100.0 %: empty 400" in page.text
+    assert "too few to tell drift" in page.text
+    assert "No photograph is referred." in page.text
+    assert "mean expected severity" not in page.text
+
+
+# --- by itself, and safe ------------------------------------------------------------------------------------
+
+
+def test_it_asks_no_other_and_runs_nothing(report, tmp_path):
+    page = report(photographs(tmp_path / "clinic", 8), heatmaps=8)
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name != "style", tag  # its policy forbids them
+        if name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert value.startswith(("data:image/", "#")), (tag, name, value)
+    assert not re.search(r"https?://|@import|url\(", page.raw)
+    (policy,) = [
+        value for tag, name, value in page.attributes if name == "content" and "default-src" in value
+    ]
+    assert "default-src 'none'" in policy
+
+
+def test_names_of_files_are_text(report):
+    rows = [
+        referred(f"/data/{ODD}", "low_confidence"),
+        failed(f"/data/x{ODD}", "empty", f"<b>{ODD}"),
+        row(f"/data/<i>{ODD}/a.jpg"),
+    ]
+    page = report(rows, sources=[f"/src/{ODD}"])
+    assert not {"script", "b>", "i"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    for shown in (f"/data/{ODD}", f"/data/x{ODD}: <b>{ODD}", f"<i>{ODD.split('/')[0]}", f"/src/{ODD}"):
+        assert shown in page.text

@@ -1,0 +1,25 @@
+"""What a query that needs more than the node has becomes for a user."""
+
+import duckdb
+import pytest
+
+from scalp_core.errors import UserError
+from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, spilling
+
+
+def test_too_little_memory_is_a_users_error_with_a_way_out():
+    with (
+        pytest.raises(UserError, match="more than 16 MiB of memory .*TMPDIR"),
+        spilling(16, 1, max_temp_directory_size="1MB") as sql,
+    ):
+        sql.execute("select list(md5(range::varchar)) from range(2000000)").fetchone()
+
+
+def test_a_mistake_in_a_query_stays_one():
+    with pytest.raises(duckdb.CatalogException), spilling() as sql:
+        sql.execute("select * from nothing")
+
+
+def test_a_nodes_share_is_bounded():
+    assert 512 <= node_memory_mib() <= 1024
+    assert 1 <= node_threads() <= 8

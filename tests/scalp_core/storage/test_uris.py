@@ -1,0 +1,42 @@
+"""Sources that are named together."""
+
+import pytest
+
+from scalp_core.errors import UserError
+from scalp_core.storage import uris
+
+
+def test_sources_beside_each_other_are_taken(tmp_path):
+    beside = ["a", "b", "a b", "a.zip", "ab/c", "aa"]
+    uris.check_disjoint([str(tmp_path / name) for name in beside])
+    uris.check_disjoint(["s3://x/a", "s3://x/ab", "s3://y/a", "s3://x/a.zip", "/x/a"])
+    uris.check_disjoint(["s3://x"])
+    uris.check_disjoint([])
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        ("s3://x/a", "s3://x/a/b/c.zip"),
+        ("s3://x/a/", "s3://x/a/b"),
+        ("s3://x", "s3://x/a"),
+        ("/data", "/data/clinic/2024"),
+        ("/", "/data"),
+        ("/data", "/data/../data/clinic"),
+    ],
+)
+def test_a_source_that_lies_in_another_is_refused_with_both_names(outer, inner):
+    for given in ([outer, inner], [inner, "s3://other/a", outer]):
+        with pytest.raises(UserError) as told:
+            uris.check_disjoint(given)
+        assert str(told.value).startswith(f"{inner} lies in {outer}; ")
+
+
+def test_the_same_source_twice_is_refused_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for again in ("a", "./a", "b/../a", "a/", "link"):
+        with pytest.raises(UserError, match="are the same source; name it once"):
+            uris.check_disjoint([str(tmp_path / "a"), again])
+    with pytest.raises(UserError, match="the same source"):
+        uris.check_disjoint(["s3://x/a", "s3://x/a/"])

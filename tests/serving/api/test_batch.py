@@ -1,0 +1,404 @@
+"""Batches without Ray: what is sent, in which order, how much is held, and how a batch ends."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from scalp_core.errors import ImageError
+from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.inference.decision import Grading
+from scalp_core.results.schema import SCHEMA, Signature
+from serving.api import batch
+from serving.api.middleware import Envelope
+from serving.batch.window import Batches, BatchSettings
+from serving.http import problems
+from serving.http.problems import Refusal
+from serving.http.streaming import AHEAD, BATCH_PATH, Paced
+from serving.replicas.ingress import replica
+from serving.schemas.grading import GradeResponse
+from tests.support import odd_archives as odd
+
+SIGNATURE = Signature("made", "cpu fp32 openvino")
+GRADING = Grading(1, "mild", [0.1, 0.7, 0.1, 0.1], 1.2, [1], None, False, [])
+
+
+class Model:
+    """Stands for the replica: grades what begins with `ok`, slowly, and counts how many it holds."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.held = self.most = self.graded = self.refusals = 0
+
+    async def grade(self, data: bytes) -> GradeResponse:
+        if self.refusals:
+            self.refusals -= 1
+            raise Refusal(503, "overloaded", "full")
+        if data == b"breaks":
+            raise RuntimeError("secret detail")
+        self.held += 1
+        self.most = max(self.most, self.held)
+        try:
+            await asyncio.sleep(self.seconds)
+            if not data.startswith(b"ok"):
+                raise ImageError("not_an_image", "no picture")
+            self.graded += 1
+        finally:
+            self.held -= 1
+        answer = {"image_id": "i", "sha256": data[:8].decode(), "notes": [], **vars(SIGNATURE)}
+        return GradeResponse(**answer, graded_at=datetime.now(UTC), **vars(GRADING))
+
+
+def app_of(model: Model, **settings) -> FastAPI:
+    async def version() -> str:
+        return "made"
+
+    batches = Batches(BatchSettings(**settings), model.grade, version)
+    api = FastAPI()
+    api.add_middleware(Envelope)
+    api.include_router(batch.router)
+    problems.install(api)
+    api.dependency_overrides[replica] = lambda: SimpleNamespace(batches=batches)
+    return api
+
+
+def run(scenario: Callable[[], object]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def send(model: Model, request: dict, **settings) -> httpx.Response:
+    """One request to the application, behind what stands in front of Serve."""
+    found = []
+
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(Paced(app_of(model, **settings)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            found.append(await client.post(BATCH_PATH, **request))
+
+    run(scenario)
+    return found[0]
+
+
+def files(*datas: bytes, field: str = "file") -> dict:
+    return {"files": [(field, ("../../etc/passwd", data)) for data in datas]}
+
+
+def lines(response: httpx.Response) -> list[dict]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def refused(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == problems.MEDIA_TYPE
+    return response.status_code, response.json()["code"]
+
+
+def test_a_line_each_in_the_order_of_the_parts_and_one_for_the_end():
+    *rows, end = lines(send(Model(), files(b"ok 0", b"text", b"ok 2")))
+    assert [row["member"] for row in rows] == ["0", "1", "2"]
+    assert [row["status"] for row in rows] == ["graded", "failed", "graded"]
+    assert all(list(row) == SCHEMA.names for row in rows)
+    assert (rows[0]["sha256"], rows[1]["error_code"]) == ("ok 0", "not_an_image")
+    assert rows[1]["model_version"] == "made" and len(rows[1]["sha256"]) == 64
+    assert end == {"status": "done", "graded": 2, "failed": 1}
+
+
+def test_a_photograph_that_is_too_large_fails_alone():
+    *rows, end = lines(send(Model(), files(b"ok", bytes(MAX_BYTES + 1), b"ok")))
+    assert [row["error_code"] for row in rows] == [None, "too_many_bytes", None]
+    assert rows[1]["sha256"] is None
+    assert end["status"] == "done"
+
+
+def test_the_window_bounds_what_is_in_flight_by_number_and_by_bytes():
+    model = Model(0.002)
+    assert len(lines(send(model, files(*[b"ok"] * 60), in_flight=5))) == 61
+    assert model.most == 5
+    model = Model(0.01)
+    large = b"ok" + bytes(MAX_BYTES // 2)
+    lines(send(model, files(*[large] * 6), in_flight_bytes=MAX_BYTES + 10))
+    assert model.most == 2
+
+
+def test_a_full_queue_is_waited_for_but_not_for_ever():
+    model = Model()
+    model.refusals = 4
+    assert lines(send(model, files(b"ok", b"ok")))[-1] == {"status": "done", "graded": 2, "failed": 0}
+    model.refusals = 10**9
+    assert refused(send(model, files(b"ok"), patience_s=0.2)) == (503, "overloaded")
+
+
+@pytest.mark.parametrize("archive", [odd.zip_of, odd.tar_of, lambda each: gzip.compress(odd.tar_of(each))])
+@pytest.mark.parametrize("bare", [True, False])
+def test_members_of_an_archive_are_named_and_all_else_in_it_is_left_out(archive, bare):
+    data = archive(
+        [
+            ("두피/a.jpg", b"ok a"),
+            ("notes.txt", b"ok"),
+            ("b.JPG", b"text"),
+            ("in.zip", b"ok"),
+            ("c.png", b"ok c"),
+        ]
+    )
+    kind = {"content": data, "headers": {"Content-Type": "application/x-tar"}}
+    *rows, end = lines(send(Model(), kind if bare else files(data, field="archive")))
+    assert [row["member"] for row in rows] == ["두피/a.jpg", "b.JPG", "in.zip", "c.png"]
+    assert [row["error_code"] for row in rows] == [None, "not_an_image", "nested_archive", None]
+    assert end == {"status": "done", "graded": 2, "failed": 2}
+
+
+def test_a_tar_is_graded_while_it_comes_in():
+    """With 40 pieces on their way and a body that waits for the first line, held back it would never end."""
+    model, seen = Model(), asyncio.Event()
+    tar = odd.tar_of([(f"{number}.jpg", b"ok" + bytes(100_000)) for number in range(40)])
+
+    async def body() -> AsyncIterator[bytes]:
+        for at in range(0, len(tar), 50_000):
+            if at > len(tar) // 2:
+                await seen.wait()
+            yield tar[at : at + 50_000]
+
+    async def graded(data: bytes) -> GradeResponse:
+        seen.set()
+        return await Model.grade(model, data)
+
+    model.grade = graded
+    headers = {"Content-Type": "application/x-tar"}
+    assert lines(send(model, {"content": body(), "headers": headers}))[-1]["graded"] == 40
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+GOOD = [(f"{number}.jpg", b"ok" * 500) for number in range(8)]
+TEXTS = [(f"{number}.txt", b"") for number in range(30)]
+LONG = "x" * 2000 + ".jpg"
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "code"),
+    [
+        (b"this is no archive", {}, "bad_archive"),
+        (b"", {}, "bad_archive"),
+        (cut(odd.zip_of(GOOD)), {}, "bad_archive"),
+        (odd.zip_of(GOOD), {"zip_bytes": 300}, "too_many_bytes"),
+        (odd.zip_of(GOOD), {"photographs": 7}, "too_many_photographs"),
+        (odd.zip_of(TEXTS), {"archive_members": 20}, "bad_archive"),
+        (odd.tar_of(TEXTS), {"archive_members": 20}, "bad_archive"),
+    ],
+    ids=["text", "empty", "cut zip", "large zip", "many", "many in zip", "many in tar"],
+)
+def test_an_archive_that_is_refused_before_its_first_photograph_is_a_problem(data, settings, code):
+    response = send(Model(), files(data, field="archive"), **settings)
+    assert refused(response)[1] == code
+    if code == "too_many_bytes":
+        assert "/v1/bulk" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_damaged_tar_is_graded_up_to_the_damage_and_aborted(pack):
+    *rows, end = lines(send(Model(), files(cut(pack(odd.tar_of(GOOD))), field="archive")))
+    assert all(row["status"] == "graded" for row in rows)
+    assert (end["status"], end["error_code"]) == ("aborted", "bad_archive")
+    assert (end["graded"], end["failed"]) == (len(rows), 0)
+
+
+def test_names_of_members_are_labels_and_short():
+    tar = odd.tar_of(
+        [("../../etc/a.jpg", b"ok"), ("/b.jpg", b"ok"), (LONG, b"ok"), ("a\nb\x1b[2J.jpg", b"ok")]
+    )
+    *rows, _ = lines(send(Model(), files(tar, field="archive")))
+    assert [row["member"] for row in rows] == ["../../etc/a.jpg", "/b.jpg", LONG[:1024], "a\nb\x1b[2J.jpg"]
+    assert [row["error_code"] for row in rows] == [None, None, "bad_name", None]
+
+
+def test_bombs_in_archives_end_early():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        info = tarfile.TarInfo("bomb.jpg")
+        info.size = 1300 * 2**20
+        archive.addfile(info, SimpleNamespace(read=bytes))
+    *rows, end = lines(send(Model(), files(buffer.getvalue(), field="archive")))
+    assert [row["error_code"] for row in rows] == ["too_many_bytes"]
+    assert "bomb" in end["error"] and end["error_code"] == "bad_archive"
+    *rows, end = lines(send(Model(), files(odd.overlapping_zip(1000, bytes(10_000)), field="archive")))
+    assert [row["error_code"] for row in rows] == ["fetch_failed"]
+
+
+def test_whole_requests_that_are_refused():
+    assert refused(send(Model(), {"files": [("other", b"ok")]})) == (422, "no_file")
+    assert refused(send(Model(), files(odd.zip_of([("a.txt", b"")]), field="archive"))) == (422, "no_file")
+    assert refused(send(Model(), {"json": {"file": "x"}})) == (415, "unsupported_body")
+    assert refused(send(Model(), {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}})) == (
+        400,
+        "bad_form",
+    )
+    assert refused(send(Model(), files(b"breaks"))) == (500, "internal")
+    end = lines(send(Model(), files(b"ok", b"breaks", b"ok")))[-1]
+    assert (end["status"], end["error_code"], end["graded"]) == ("aborted", "internal", 1)
+    assert "secret" not in str(end)
+    both = files(b"ok")["files"] + files(odd.tar_of(GOOD), field="archive")["files"]
+    assert lines(send(Model(), {"files": both}))[-1]["error_code"] == "mixed_batch"
+    assert lines(send(Model(), files(*[b"ok"] * 4), photographs=3))[-1] == {
+        "status": "aborted", "error_code": "too_many_photographs",
+        "error": "the limit is 3 parts; divide it", "graded": 3, "failed": 0,
+    }  # fmt: skip
+
+
+class Connection:
+    """A client's connection as a server hands it to an application."""
+
+    def __init__(self, body: bytes, piece: int = 2**16) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+        self.pieces = [body[at : at + piece] for at in range(0, len(body), piece)]
+        self.sent: list[dict] = []
+        self.read = 0
+        self.gone = asyncio.Event()
+        self.scope = {
+            "type": "http", "method": "POST", "path": BATCH_PATH, "query_string": b"", "http_version": "1.1",
+            "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+        }  # fmt: skip
+        assert head in body
+
+    async def receive(self) -> dict:
+        if not self.pieces:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        piece = self.pieces.pop(0)
+        self.read += len(piece)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(self, message: dict) -> None:
+        self.sent.append(message)
+
+
+def body_of(count: int, size: int) -> bytes:
+    data = b"ok" + bytes(size)
+    part = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + data + b"\r\n"
+    return part * count + b"--x--\r\n"
+
+
+@pytest.mark.parametrize("crosses_processes", [False, True])
+def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
+    """Ray takes the first message for the begin of the answer, and has no status of it otherwise."""
+
+    async def scenario() -> None:
+        first = []
+        app = app_of(Model())
+
+        async def serve(scope, receive, send):
+            """As Ray: in its proxy, another process, the scope arrives pickled."""
+
+            async def send_and_note(message):
+                first.append(message["type"])
+                await send(message)
+
+            if crosses_processes:
+                scope = {**scope, "extensions": copy.deepcopy(scope["extensions"])}
+            await app(scope, receive, send_and_note)
+
+        body = body_of(40, 100_000)
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        transport = httpx.ASGITransport(Paced(serve))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            pieces = (body[at : at + 2**16] for at in range(0, len(body), 2**16))
+
+            async def content() -> AsyncIterator[bytes]:
+                for piece in pieces:
+                    yield piece
+
+            answer = await client.post(BATCH_PATH, content=content(), headers=headers)
+        assert lines(answer)[-1]["graded"] == 40
+        if not crosses_processes:
+            assert set(first) == {"http.response.start", "http.response.body"}
+
+    run(scenario)
+
+
+def test_no_more_of_a_body_is_read_than_the_window_takes():
+    """The model stands still: what is read is its window, and what may be ahead of it."""
+
+    async def scenario() -> None:
+        model, connection = Model(3600), Connection(body_of(200, 60_000))
+        app = Paced(app_of(model, in_flight=8))
+        task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
+        await asyncio.sleep(0.3)
+        assert model.held == 8
+        assert connection.read < 10 * 61_000 + AHEAD + 2**18
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert model.held == 0
+
+    run(scenario)
+
+
+def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
+    """Its server stops `send` until the body is read: what is graded meanwhile must not stop the reading."""
+
+    async def scenario() -> None:
+        connection = Connection(body_of(300, 10_000))
+        whole = asyncio.Event()
+
+        async def receive() -> dict:
+            message = await connection.receive()
+            if not connection.pieces:
+                whole.set()
+                message["more_body"] = False
+            return message
+
+        async def send(message: dict) -> None:
+            await whole.wait()
+            connection.sent.append(message)
+
+        await Paced(app_of(Model()))(connection.scope, receive, send)
+        assert len(connection.sent) == 303  # the start, 300 photographs, the end, and an empty piece
+
+    run(scenario)
+
+
+def test_when_the_client_goes_away_the_work_stops():
+    async def scenario() -> None:
+        model, connection = Model(3600), Connection(body_of(4, 100))
+        connection.pieces.append(b"")
+        api = app_of(model)
+        task = asyncio.create_task(Paced(api)(connection.scope, connection.receive, connection.send))
+        await asyncio.sleep(0.2)
+        assert model.held == 4
+        connection.gone.set()
+        await task
+        assert (model.held, connection.sent) == (0, [])
+
+    run(scenario)
+
+
+def test_no_more_batches_and_archives_than_there_is_room_for():
+    async def scenario() -> None:
+        model = Model(3600)
+        api = app_of(model, requests=2, archives=1)
+        busy = [Connection(body_of(1, 10)) for _ in range(2)]
+        tasks = [asyncio.create_task(api(each.scope, each.receive, each.send)) for each in busy]
+        await asyncio.sleep(0.1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            answer = await client.post(BATCH_PATH, **files(b"ok"))
+            assert refused(answer) == (503, "overloaded") and int(answer.headers["retry-after"]) > 0
+            busy[0].gone.set()
+            await tasks[0]
+            model.seconds = 0
+            assert lines(await client.post(BATCH_PATH, **files(b"ok")))[-1]["graded"] == 1
+        busy[1].gone.set()
+        await tasks[1]
+
+    run(scenario)

@@ -1,0 +1,164 @@
+"""What Ray's agents export, and what dashboards and alerts ask for: whether the one has the other."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import promql_parser
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.local import metrics_uris
+
+DASHBOARDS = Path(__file__).parents[2] / "cluster/dashboards"
+ALERTS = sorted(DASHBOARDS.glob("*-alerts.yaml"))
+# Grafana's, and what stands for them.
+_VARIABLES = {"$__rate_interval": "5m", "$application": "scalp", "$run": ".+"}
+
+
+class Sample(NamedTuple):
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Asked(NamedTuple):
+    """A question of a dashboard or an alert: where it stands, PromQL, and the text that shows its labels."""
+
+    where: str
+    expression: str
+    text: str
+
+
+def scrape() -> list[Sample]:
+    """Everything that the agents of the connected Ray export at this moment."""
+    return _samples(httpx.get(uri, timeout=10).text for uri in metrics_uris())
+
+
+@contextmanager
+def watched() -> Iterator[list[Sample]]:
+    """All that is exported while the block runs, known at its end: a run's gauges are forgotten after it."""
+    samples: list[Sample] = []
+    series: dict[str, str] = {}  # the last line of each
+    over = threading.Event()
+
+    def look() -> None:
+        with suppress(httpx.TransportError):  # an agent that is still starting
+            for uri in metrics_uris():
+                lines = httpx.get(uri, timeout=10).text.splitlines()
+                series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
+
+    def watch() -> None:
+        while not over.wait(2):
+            look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+        look()
+        samples += _samples(["\n".join(series.values()) + "\n"])
+
+
+def await_total(name: str, value: float, **labels: str) -> None:
+    """Until a counter has come so far: processes hand their counts over every ten seconds."""
+    until = time.monotonic() + 30
+    while total(scrape(), name, **labels) < value:
+        assert time.monotonic() < until, f"{name} did not come to {value}"
+        time.sleep(0.5)
+
+
+def _samples(pages: Iterable[str]) -> list[Sample]:
+    families = [family for page in pages for family in text_string_to_metric_families(page)]
+    return [Sample(each.name, each.labels, each.value) for family in families for each in family.samples]
+
+
+def total(samples: list[Sample], name: str, **labels: str) -> float:
+    return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+
+
+def dashboard_questions(name: str) -> list[Asked]:
+    """Of `cluster/dashboards/NAME.json`."""
+    found = []
+    for panel in json.loads((DASHBOARDS / f"{name}.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            expression = target["expr"]
+            for variable, value in _VARIABLES.items():
+                expression = expression.replace(variable, value)
+            found.append(Asked(panel["title"], expression, target["legendFormat"]))
+    return found
+
+
+def alerts(path: Path) -> list[dict]:
+    return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+def alert_questions(name: str) -> list[Asked]:
+    """Of `cluster/dashboards/NAME-alerts.yaml`."""
+    rules = alerts(DASHBOARDS / f"{name}-alerts.yaml")
+    return [Asked(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules]
+
+
+def unanswered(questions: list[Asked], samples: list[Sample], exempt: Iterable[str]) -> list[str]:
+    """Metrics and labels that are asked for and not exported.
+
+    Args:
+        questions: of dashboards and alerts.
+        samples: that are exported.
+        exempt: metrics that need not be there.
+    """
+    missing = []
+    for where, expression, text in questions:
+        selectors, asked, labels = _parts(expression)
+        assert selectors, where
+        for selector in selectors:
+            matchers = selector.matchers.matchers
+            chosen = [
+                each
+                for each in samples
+                if each.name == selector.name and all(_matches(each, matcher) for matcher in matchers)
+            ]
+            labels |= {label for each in chosen for label in each.labels}
+            if not chosen and selector.name not in exempt:
+                missing.append(f"{where}: {selector}")
+        asked |= set(re.findall(r"{{\s*(?:\$labels\.)?(\w+)\s*}}", text))
+        if selectors[0].name not in exempt:
+            missing += [f"{where}: label {label}" for label in asked - labels]
+    return missing
+
+
+def _matches(sample: Sample, matcher: promql_parser.Matcher) -> bool:
+    if matcher.name == "status":  # no request failed in the server
+        return matcher.name in sample.labels
+    value, op = sample.labels.get(matcher.name, ""), promql_parser.MatchOp
+    pattern = re.escape(matcher.value) if matcher.op in (op.Equal, op.NotEqual) else matcher.value
+    return bool(re.fullmatch(pattern, value)) == (matcher.op in (op.Equal, op.Re))
+
+
+def _parts(expression: str) -> tuple[list[promql_parser.VectorSelector], set[str], set[str]]:
+    """What is selected, the labels by which it is grouped, and those that are made for it."""
+    selectors, groupings, made = [], set(), set()
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            selectors.append(node.vector_selector)
+        elif isinstance(node, promql_parser.VectorSelector):
+            selectors.append(node)
+        elif isinstance(node, promql_parser.AggregateExpr) and node.modifier:
+            groupings.update(node.modifier.labels)
+        elif isinstance(node, promql_parser.Call) and node.func.name == "label_replace":
+            made.add(node.args[1].val)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return selectors, groupings, made

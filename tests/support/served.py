@@ -1,0 +1,49 @@
+"""`scalp serve` in a process, with HAProxy in front of it, as users have it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from serving.http import connections
+from serving.settings import Settings
+from tests.conftest import CONNECTION_SECONDS, free_port
+
+
+@contextmanager
+def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[int]:
+    """Run `scalp serve` on a Ray that it starts itself; yield the port, where HAProxy listens.
+
+    Args:
+        bundle: Directory of the bundle.
+        settings: Settings of the endpoint.
+        folder: Directory for the settings file.
+    """
+    file, port = folder / "settings.yaml", free_port()
+    file.write_text(settings.model_dump_json(exclude_unset=True))
+    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
+    command += ["--settings", str(file)]
+    environment = os.environ | {"RAY_ADDRESS": "", connections.VARIABLE: str(CONNECTION_SECONDS)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout.readline().startswith("READY")
+            assert "haproxy" in _listener(server.pid, port)
+            yield port
+        finally:
+            server.terminate()
+
+
+def _listener(parent: int, port: int) -> str:
+    """Names of the processes below `parent` that listen on `port`."""
+    return " ".join(
+        process.name()
+        for process in psutil.Process(parent).children(recursive=True)
+        for socket in process.net_connections("tcp")
+        if socket.status == psutil.CONN_LISTEN and socket.laddr.port == port
+    )

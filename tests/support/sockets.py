@@ -1,0 +1,120 @@
+"""Listening sockets of this process and its descendants, and what they answer without Ray's token."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import psutil
+from ray.serve.generated.serve_pb2 import ASGIRequest
+
+from jobs.bench import processes
+
+PROTECTION = Path(__file__).parents[2] / "docs" / "protection.md"
+_LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+_EVERY_S = 0.5
+_SERVE_METHOD = "/ray.serve.ASGIService/HandleRequest"
+# One harmless method of each server of Ray: GCS, raylet, worker, object manager, agent.
+_METHODS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.ReporterService/HealthCheck",
+)
+
+
+class Listening(NamedTuple):
+    """A listening socket: the kind of its process, such as `ray::ServeReplica`, and its address."""
+
+    process: str
+    address: str
+    port: int
+
+    @property
+    def is_beyond_loopback(self) -> bool:
+        return self.address not in _LOOPBACK
+
+
+def listening() -> set[Listening]:
+    """TCP sockets, IPv4 and IPv6, that listen now."""
+    found = set()
+    for pid in processes.tree(os.getpid()):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            kind = re.match(r"(ray::\w+|[^:]*)", processes.name(pid)).group()
+            for each in psutil.Process(pid).net_connections("tcp"):
+                if each.status == psutil.CONN_LISTEN:
+                    found.add(Listening(kind, each.laddr.ip, each.laddr.port))
+    return found
+
+
+@contextmanager
+def watched() -> Iterator[set[Listening]]:
+    """Collects the sockets that listen at any time while the block runs."""
+    found: set[Listening] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            found.update(listening())
+            over.wait(_EVERY_S)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def exposed(sockets: set[Listening]) -> set[str]:
+    """Kinds of the processes that listen beyond loopback."""
+    return {each.process for each in sockets if each.is_beyond_loopback}
+
+
+def documented(command: str) -> set[str]:
+    """Kinds of processes that docs/protection.md names for a command, as listening beyond loopback."""
+    return set(re.findall(rf"^\| `scalp {command}` \| `([\w:]+)` \|", PROTECTION.read_text(), re.MULTILINE))
+
+
+class _Touch:
+    """A pickle that makes a file where it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._file,)
+
+
+def unauthenticated(sockets: set[Listening], file: Path) -> dict[Listening, set[str]]:
+    """Calls each socket by gRPC without a token; the status codes of each that speaks gRPC.
+
+    Args:
+        sockets: of Ray's processes.
+        file: made where a replica of Ray Serve loads the pickle that it is sent.
+    """
+    poison = ASGIRequest(pickled_request_metadata=pickle.dumps(_Touch(file))).SerializeToString()
+    codes = {each: {_call(each, method, b"") for method in _METHODS} for each in sockets}
+    for each in sockets:
+        codes[each].add(_call(each, _SERVE_METHOD, poison))
+    silent = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"}  # HTTP/1 or another protocol
+    return {each: found for each, found in codes.items() if not found <= silent}
+
+
+def _call(socket: Listening, method: str, payload: bytes) -> str:
+    host = "[::1]" if socket.address in ("::", "::1") else "127.0.0.1"
+    with grpc.insecure_channel(f"{host}:{socket.port}") as channel:
+        try:
+            channel.unary_unary(method)(payload, timeout=2)
+        except grpc.RpcError as error:
+            return error.code().name
+        return "OK"

@@ -1,0 +1,73 @@
+"""Sources of photographs for the tests of the data's way, and that way without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from scalp_core import storage
+from scalp_core.curation import audit, queries
+from scalp_core.curation.audit import Options
+from scalp_core.datasets import examination, manifest, scan
+from scalp_core.storage import parquet
+from scalp_core.synthetic.dataset import jpeg as render
+from scalp_core.synthetic.dataset import write_photo
+from scalp_core.synthetic.layouts import LAYOUTS, pack
+from scalp_core.synthetic.plan import PhotoPlan, SynthOptions, plan_dataset
+
+PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
+
+
+@cache
+def picture(index: int) -> bytes:
+    """The JPEG of `PLANS[index]`, drawn once."""
+    return render(PLANS[index])
+
+
+def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[PhotoPlan]:
+    """Writes all of `PLANS` in a layout."""
+    for plan in PLANS:
+        write_photo(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
+    pack(out, LAYOUTS[layout])
+    return PLANS
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What came of a source."""
+
+    data: str
+    summary: dict[str, Any]
+
+    @property
+    def table(self) -> pa.Table:
+        return manifest.read_manifest(self.data).sort_by("image_id")
+
+    @property
+    def dropped(self) -> list[dict[str, Any]]:
+        return parquet.read(f"{self.data}/{queries.DROPPED_FILE}").to_pylist()
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        return parquet.read(f"{self.data}/{queries.FINDINGS_FILE}").to_pylist()
+
+
+def audited(source: Path | str, out: Path, **options: Any) -> Audited:
+    """Lists, examines and audits in this process, as `scalp prepare` does in Ray's workers."""
+    source = storage.absolute(source)
+    listed = [row for root in scan.roots(source) for row in scan.list_root(root)]
+    table = pa.Table.from_pylist(listed, schema=scan.LISTED)
+    examined = examination.examine(table.to_pylist(), source.rpartition("/")[0])
+    return audited_rows(pa.concat_tables(examined), out, source, **options)
+
+
+def audited_rows(examined: pa.Table, out: Path, source: str = "/source", **options: Any) -> Audited:
+    """Audits objects that were examined, or that are only said to have been."""
+    parquet.write(str(out / "examined" / "0.parquet"), examined)
+    summary = audit.audit(str(out / "examined"), source, str(out), Options(**options), scan.is_table(source))
+    manifest.write_spec(str(out), manifest.DataSpec.model_validate(summary["spec"]))
+    return Audited(str(out), summary)

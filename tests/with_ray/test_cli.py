@@ -1,0 +1,182 @@
+"""A user's mistake is one line that says what and what to do, and a non-zero exit."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli.main import app, main
+from scalp_core import storage
+from tests.conftest import jpeg
+
+
+def scalp(
+    *arguments: object, without: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs the real command."""
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=kept | environment, check=False
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *words: str) -> None:
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("scalp: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg())
+    return folder
+
+
+def test_help_explains_every_verb():
+    result = scalp("--help")
+    assert result.returncode == 0
+    verbs = (
+        "synth prepare pseudonymise train tune evaluate quantise export grade results explain serve models "
+        "bench demo"
+    )
+    for verb in verbs.split():
+        assert verb in result.stdout
+        explained = CliRunner().invoke(app, [verb, "--help"])
+        assert explained.exit_code == 0, explained.output
+        assert f"{verb} [OPTIONS]" in explained.output
+
+
+def test_a_missing_folder(bundle, tmp_path):
+    missing = tmp_path / "missing"
+    assert_one_line(scalp("prepare", missing, tmp_path / "data"), str(missing), "check the path")
+    assert_one_line(scalp("grade", bundle, missing, tmp_path / "out"), str(missing), "check the path")
+    assert_one_line(scalp("train", missing, tmp_path / "run"), str(missing), "scalp prepare SOURCE")
+    assert_one_line(scalp("evaluate", missing, missing, tmp_path / "out"), str(missing), "is no bundle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_that_a_worker_finds_is_one_line_too(tmp_path):
+    (tmp_path / "t.csv").write_text("")
+    assert_one_line(scalp("prepare", tmp_path / "t.csv", tmp_path / "data"), "t.csv", "Empty CSV file")
+
+
+def test_an_unknown_recipe_key(tmp_path):
+    result = scalp("train", tmp_path, tmp_path / "run", "--recipe", "smoke", "--set", "epoch=1")
+    assert_one_line(result, "unknown key 'epoch'", "did you mean 'epochs'")
+
+
+def test_a_bundle_with_a_flipped_byte(bundle, photographs, tmp_path):
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    data = bytearray((damaged / "model.bin").read_bytes())
+    data[1_000_000] ^= 1
+    (damaged / "model.bin").write_bytes(bytes(data))
+    for result in (
+        scalp("grade", damaged, photographs, tmp_path / "out"),
+        scalp("serve", damaged),
+    ):
+        assert_one_line(result, str(damaged), "model.bin", "copy the bundle again")
+
+
+def test_a_wrong_s3_key(bundle, s3, tmp_path):
+    storage.write("s3://scalp/cli/a.jpg", jpeg())
+    result = scalp("grade", bundle, "s3://scalp/cli", tmp_path / "out", AWS_SECRET_ACCESS_KEY="wrong")
+    assert_one_line(result, "s3://scalp/cli", "AWS_ACCESS_KEY_ID")
+    assert "wrong" not in result.stderr
+    assert s3.secret_key not in result.stdout + result.stderr
+
+
+def test_an_s3_server_that_does_not_answer(bundle, s3, tmp_path):
+    result = scalp("grade", bundle, "s3://scalp/cli", tmp_path / "out", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert_one_line(result, "did not answer", "AWS_ENDPOINT_URL")
+
+
+def test_a_port_in_use(bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_line(scalp("serve", bundle, "--port", port), str(port), "--port")
+
+
+def test_an_address_that_others_could_reach(bundle):
+    assert_one_line(scalp("serve", bundle, "--host", "0.0.0.0"), "0.0.0.0")  # noqa: S104
+
+
+def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):
+    started = time.monotonic()
+    result = scalp("grade", bundle, photographs, tmp_path / "out", RAY_ADDRESS="127.0.0.1:9")
+    assert_one_line(result, "RAY_ADDRESS=127.0.0.1:9", "unset RAY_ADDRESS")
+    assert time.monotonic() - started < 20
+
+
+def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_path):
+    result = scalp("train", way.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
+    assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.grade.results.results", stop)
+    monkeypatch.setattr(sys, "argv", ["scalp", "results", "out"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "scalp: stopped; run the same command again to go on\n"
+
+
+def test_the_command_itself_is_installed():
+    assert shutil.which("scalp", path=os.path.dirname(sys.executable))  # noqa: PTH120
+
+
+def test_s3_is_reached_by_the_usual_aws_chain(s3, tmp_path):
+    """Keys, region and address from the user's AWS files, as boto3 reads them."""
+    for index in range(12):
+        storage.write(f"s3://scalp/chain/{index % 4}/{index}.jpg", jpeg(index))
+    (tmp_path / "credentials").write_text(
+        f"[clinic]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    (tmp_path / "config").write_text(
+        f"[profile clinic]\nregion = eu-central-1\nendpoint_url = {s3.endpoint}\n"
+    )
+    environment = {
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+        "AWS_CONFIG_FILE": str(tmp_path / "config"),
+        "AWS_PROFILE": "clinic",
+    }
+    unset = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")
+    result = scalp(
+        "prepare", "s3://scalp/chain", tmp_path / "out", "--split", "1:1:1", without=unset, **environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert '"photographs": 12' in (tmp_path / "out" / "summary.json").read_text()
+    environment["AWS_PROFILE"] = "nobody"
+    result = scalp("prepare", "s3://scalp/chain", tmp_path / "no", without=unset, **environment)
+    assert_one_line(result, "nobody")
+
+
+def test_a_local_ray_is_started_beside_one_that_nobody_named():
+    """Ray notes the last cluster of this machine, and would join it."""
+    with tempfile.TemporaryDirectory(prefix="r") as folder:  # a short path: Ray puts sockets below it
+        noted = Path(folder, "ray", "ray_current_cluster")
+        noted.parent.mkdir()
+        noted.write_text("127.0.0.1:1")
+        command = [sys.executable, "-c", "from cluster.local import connect; print(connect())"]
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        done = subprocess.run(command, capture_output=True, text=True, env=kept | {"RAY_TMPDIR": folder})
+    assert done.stdout.startswith("Cluster("), done.stderr

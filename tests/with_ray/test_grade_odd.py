@@ -1,0 +1,34 @@
+"""Bulk grading of files of every odd kind, in a folder and in archives: each a row with its reason."""
+
+from jobs.bench.odd_files import GRADED, corpus
+from jobs.grade.driver import GradeOptions, grade
+from jobs.grade.planning import PoolOptions
+from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from tests.conftest import jpeg
+from tests.with_ray.test_grade import tarred, zipped
+
+
+def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, cluster, tmp_path):
+    odd = corpus()
+    files = {f"{name}.jpg": data for name, (data, _) in odd.items()}
+    good = {f"good {index}.jpg": jpeg(index) for index in range(len(odd))}
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    (source / "all.zip").write_bytes(zipped(files | good))
+    (source / "all.tar.gz").write_bytes(tarred(files))
+    options = GradeOptions(pool=PoolOptions(shard_size=64), max_failed_share=1)
+    summary = grade(str(bundle), str(source), str(tmp_path / "out"), options)
+    assert (summary["rows"], summary["rows_unaccounted"]) == (3 * len(odd) + len(good), 0)
+    outcomes = {}
+    for row in read_results(str(tmp_path / "out" / RESULTS_FOLDER)).to_pylist():
+        name = (row["member"] or row["uri"]).rsplit("/", 1)[-1].removesuffix(".jpg")
+        outcomes.setdefault(name, []).append(row["error_code"] or GRADED)
+        assert bool(row["error"]) == (row["status"] == "failed")
+    for name, (_, allowed) in odd.items():
+        assert len(outcomes[name]) == 3
+        # The same bytes have the same answer in a folder, a zip and a tar.
+        assert len(set(outcomes[name])) == 1, name
+        assert outcomes[name][0] in allowed, name
+    assert all(outcomes[name.removesuffix(".jpg")] == [GRADED] for name in good)

@@ -1,0 +1,193 @@
+"""int8 and exports of a trained bundle: made, measured, used, refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openvino
+import pytest
+import ray
+from PIL import Image
+
+from jobs.common.inference import ModelOptions
+from jobs.grade.driver import GradeOptions, grade
+from jobs.models import quantize as quantise_module
+from jobs.models.export import export
+from jobs.models.quantize import quantise
+from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, Bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets import manifest
+from scalp_core.errors import UserError
+from scalp_core.images.preprocess import decode
+from scalp_core.inference.predictor import Predictor
+from scalp_core.results.schema import RESULTS_FOLDER, read_results
+
+
+@pytest.fixture(scope="module")
+def quantised(way, tmp_path_factory):
+    """A copy of the trained bundle with an int8 graph, and what `quantise` said of it.
+
+    After two epochs on few photographs it stands near the edges between grades, so the limit is wider here.
+    """
+    copy = shutil.copytree(way.run / "bundle", tmp_path_factory.mktemp("int8") / "bundle")
+    return copy, quantise(str(copy), str(way.data), max_drop=1)
+
+
+@pytest.fixture(scope="module")
+def photographs(way, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, uri in enumerate(manifest.read_manifest(str(way.data))["uri"].to_pylist()[:40]):
+        shutil.copy(uri, folder / f"{index}.jpg")
+    return folder
+
+
+def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantised):
+    copy, summary = quantised
+    val = manifest.part(manifest.read_manifest(str(way.data)), "val")
+    record = load_bundle(str(copy)).spec.graphs["int8"]
+    assert record.photographs == val.num_rows == summary["photographs"]
+    assert record.qwk_drop == summary["qwk_drop"] == record.comparison.qwk_drop
+    assert record.comparison.groups == len(set(val["group"].to_pylist()))
+    assert record.comparison.qwk_drop_bound >= record.qwk_drop
+    assert summary["comparison"] == record.comparison.model_dump()
+    assert record.max_logit_difference > 0
+    assert record.grade_agreement > 0.8
+    assert "int8 graph" in (copy / CARD_FILE).read_text()
+    # A quarter of the size: the weights are stored in 8 bits.
+    sizes = {kind: (copy / GRAPH_FILES[kind][1]).stat().st_size for kind in GRAPH_FILES}
+    assert sizes["int8"] < 0.3 * sizes["float"]
+
+
+def test_a_model_card_that_somebody_has_edited_is_kept(way, quantised, tmp_path, capsys):
+    copy, _ = quantised
+    before, after = load_bundle(str(way.run)).spec, load_bundle(str(copy)).spec
+    card = tmp_path / CARD_FILE
+    card.write_bytes((way.run / "bundle" / CARD_FILE).read_bytes())
+    assert "int8 graph" in quantise_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
+    card.write_text(card.read_text() + "\nIntended use: the clinic in Busan.\n")
+    assert quantise_module._card(str(tmp_path), before, after) == {}
+    assert "stays as it is" in capsys.readouterr().out
+
+
+def test_a_finished_quantisation_ends_at_once(way, quantised):
+    copy, summary = quantised
+    before = {file.name: file.stat().st_mtime_ns for file in copy.iterdir()}
+    assert quantise(str(copy), str(way.data)) == summary
+    assert {file.name: file.stat().st_mtime_ns for file in copy.iterdir()} == before
+
+
+def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path):
+    copy, _ = quantised
+    out = str(tmp_path / "out")
+    summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8")))
+    assert (summary["graded"], summary["rows_unaccounted"]) == (40, 0)
+    versions = set(read_results(str(tmp_path / "out" / RESULTS_FOLDER))["model_version"].to_pylist())
+    assert versions == {summary["model_version"]}
+    assert summary["model_version"] == f"{load_bundle(str(copy)).spec.model_version}-int8"
+    # Never two models in one output.
+    with pytest.raises(UserError, match="holds results of precision int8, not fp32"):
+        grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
+
+
+def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantised, tmp_path, monkeypatch):
+    """Of so few images chance alone can hide a loss of 0.01; both ranges are tried."""
+    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+    before = {file.name: file.read_bytes() for file in copy.iterdir()}
+    tries = []
+
+    def quick(graph, images, careful):
+        tries.append(careful)
+        return load_bundle(str(quantised[0])).graph("int8")
+
+    monkeypatch.setattr("scalp_core.inference.openvino_runtime.quantise", quick)
+    with pytest.raises(UserError, match=r"may be as large as .*97.5% confidence.*keeps bf16 and fp32 alone"):
+        quantise(str(copy), str(way.data))
+    assert tries == [False, True]
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"max_drop": -1}, {"qwk_drop_bound": None}, None])
+def test_a_graph_without_a_comparison_that_it_passed_is_not_run(quantised, change):
+    loaded = load_bundle(str(quantised[0]))
+    record = loaded.spec.graphs["int8"]
+    comparison = record.comparison.model_copy(update=change) if change else None
+    graphs = {"int8": record.model_copy(update={"comparison": comparison})}
+    changed = Bundle(loaded.spec.model_copy(update={"graphs": graphs}), loaded.uri)
+    with pytest.raises(UserError, match="scalp quantise"):
+        changed.fetch("int8")
+
+
+def test_other_data_proves_nothing(quantised, bundle, way):
+    with pytest.raises(UserError, match="is not the data"):
+        quantise(str(bundle), str(way.data))
+
+
+def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp_path):
+    summary = export(str(way.run), str(photographs), str(tmp_path))
+    assert (summary["photographs"], summary["grade_agreement"]) == (40, 1.0)
+    assert summary["max_logit_difference"] < 1e-4
+    contract = json.loads((tmp_path / "contract.json").read_text())
+    loaded = load_bundle(str(way.run))
+    data = (photographs / "0.jpg").read_bytes()
+    # As a program would that has OpenVINO, Pillow and the contract, and nothing of ours.
+    size = contract["preprocess"]["size"]
+    pixels = np.asarray(Image.open(io.BytesIO(data)).resize((size, size), Image.Resampling.BILINEAR))
+    model = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    logits = model([pixels[None]])[0][0] / contract["temperature"]
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    (expected,) = Predictor(loaded, "cpu", "fp32").grade(decode(data, loaded.spec.preprocess).pixels[None])
+    assert probabilities == pytest.approx(expected.probabilities, abs=0.05)  # Pillow decoded all pixels
+    assert contract["grade_names"][int(np.argmax(probabilities))] == expected.grade_name
+
+
+def test_an_export_needs_photographs_to_be_checked_on(way, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(b"no photograph")
+    with pytest.raises(UserError, match="name some to compare on"):
+        export(str(way.run), str(source), str(tmp_path / "out"))
+
+
+def test_a_changed_graph_is_refused(way, tmp_path):
+    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+    assert json.loads((copy / SPEC_FILE).read_text())["graphs"]["float"]["grade_agreement"] == 1.0
+    with (copy / "model.xml").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match="model.xml does not match its sha256"):
+        Predictor(load_bundle(str(copy)), "cpu")
+
+
+@ray.remote(num_cpus=1)
+class Replica:
+    """As Ray starts one: OMP_NUM_THREADS follows its num_cpus, and it computes on a thread of its own."""
+
+    def __init__(self, bundle, threads):
+        self.predictor = Predictor(bundle, "cpu", "fp32", threads)
+        self.thread = ThreadPoolExecutor(1)
+
+    def threads(self):
+        model = self.predictor.forward.requests[0].get_compiled_model()
+        return int(model.get_property("INFERENCE_NUM_THREADS"))
+
+    def logits(self, images):
+        return self.thread.submit(self.predictor.logits, images).result()
+
+
+def test_a_replica_computes_on_the_threads_it_was_given_and_answers_the_same(way, photographs):
+    bundle = load_bundle(str(way.run)).fetch("float")
+    images = np.stack(
+        [
+            decode((photographs / f"{index}.jpg").read_bytes(), bundle.spec.preprocess).pixels
+            for index in range(11)
+        ]
+    )
+    expected = Predictor(bundle, "cpu", "fp32").logits(images)
+    for threads in (1, 2):
+        replica = Replica.remote(bundle, threads)
+        assert ray.get(replica.threads.remote()) == threads
+        np.testing.assert_allclose(ray.get(replica.logits.remote(images)), expected, atol=1e-4)
+        ray.kill(replica)

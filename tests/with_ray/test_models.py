@@ -1,0 +1,112 @@
+"""`scalp models` as it is typed, and `models://` where a bundle is named."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from jobs.models import driver as models
+from jobs.models.driver import PromoteOptions
+from scalp_core import storage
+from scalp_core.bundles.bundle import save_bundle
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.registry import Registry
+from scalp_core.datasets import manifest
+from scalp_core.errors import UserError
+from tests.conftest import jpeg
+from tests.with_ray.test_cli import assert_one_line, scalp
+
+
+def printed(*arguments, **environment):
+    """What a command that succeeds prints, in a wide terminal."""
+    result = scalp(*arguments, COLUMNS="300", **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def second(bundle, tmp_path):
+    """A run whose bundle has other figures."""
+    loaded = load_bundle(str(bundle)).fetch("weights").fetch("float")
+    changes = {"name": "second", "metrics": {"val": {"qwk": 0.8765}}}
+    changes["training"] = loaded.spec.training.model_copy(update={"synthetic": True})
+    spec = loaded.spec.model_copy(update=changes)
+    save_bundle(str(tmp_path / "second" / "bundle"), spec, loaded.files)
+    return tmp_path / "second"
+
+
+@pytest.mark.slow
+def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, s3, tmp_path):
+    root = f"s3://scalp/registry/{tmp_path.name}"
+    named = {"SCALP_MODELS": root}
+    assert "holds no models; add one with scalp models add" in printed("models", "list", **named)
+    assert "scalp@1" in printed("models", "add", bundle, "scalp", **named)
+    assert "scalp@2" in printed("models", "add", second, "scalp", "--registry", root)
+    assert "is scalp@2 already" in printed("models", "add", second, "scalp", **named)
+
+    printed("models", "promote", "scalp@1", **named)
+    promoted = ("models", "promote", "models://scalp@latest", "--untested", "--why", "better")
+    assert " by " in printed(*promoted, **named)
+    assert "promoted already" in printed("models", "promote", "scalp@2", **named)
+    rows = [line for line in printed("models", "list", "scalp", **named).splitlines() if "scalp@" in line]
+    assert len(rows) == 2
+    assert "0.876" in rows[1] or "0.877" in rows[1]
+    assert [" by " in row for row in rows] == [False, True]
+    assert ["SYNTHETIC" in row for row in rows] == [False, True]
+
+    storage.write(str(tmp_path / "photographs" / "a.jpg"), jpeg())
+    out = tmp_path / "exported"
+    printed("export", "models://scalp", tmp_path / "photographs", out, **named)
+    assert json.loads((out / "summary.json").read_text())["model_version"].startswith("second-")
+
+    assert "scalp@1" in printed("models", "rollback", "scalp", **named)
+    result = scalp("models", "rollback", "scalp", **named)
+    assert_one_line(result, "no version was promoted before the present one (scalp@1)")
+    history = storage.names_in(f"{root}/scalp/history")
+    assert history == {"000001.json", "000002.json", "000003.json"}
+    assert json.loads(storage.read(f"{root}/scalp/history/000002.json"))["why"] == "better"
+
+
+def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundle, tmp_path, capsys):
+    root = str(tmp_path / "models")
+    trained = load_bundle(str(way.run)).fetch("weights").fetch("float")
+    renamed = trained.spec.model_copy(update={"name": "renamed"})
+    save_bundle(str(tmp_path / "renamed"), renamed, trained.files)
+    for source in (way.run, tmp_path / "renamed", bundle):  # the last one's weights are random
+        models.add(str(source), "scalp", root)
+    data = PromoteOptions(data=str(way.data))
+
+    assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
+    with pytest.raises(UserError, match="scalp@1 is promoted: name labelled images .*--data"):
+        models.promote("scalp@2", registry=root)
+    with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
+        models.promote("scalp@3", data, registry=root)
+    with pytest.raises(UserError, match=r"the loss of kappa is 0\.0000, and may be as .*more images"):
+        models.promote("scalp@2", data, registry=root)  # alike on too few images
+
+    entry = models.promote("scalp@2", replace(data, max_drop=0.5), registry=root)
+    assert "compared with the promoted version" in capsys.readouterr().out
+    assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
+    assert entry.evidence.against_model == trained.spec.model_version
+    tested = manifest.part(manifest.read_manifest(str(way.data)), "test")
+    assert entry.evidence.comparison.images == tested.num_rows
+    assert Registry(root).history("scalp")[-1] == entry
+
+    with pytest.raises(UserError, match="--untested needs --why"):
+        models.promote("scalp@3", PromoteOptions(untested=True), registry=root)
+    untested = PromoteOptions(untested=True, why="a demonstration")
+    assert models.promote("scalp@3", untested, registry=root).evidence is None
+
+
+def test_mistakes_with_models_are_one_line(bundle, tmp_path):
+    named = {"SCALP_MODELS": str(tmp_path / "models")}
+    unset = scalp("models", "list", without=("SCALP_MODELS",))
+    assert_one_line(unset, "SCALP_MODELS", "--registry")
+    printed("models", "add", bundle, "scalp", **named)
+    assert_one_line(scalp("models", "promote", "scalp", **named), "scalp@VERSION")
+    assert_one_line(scalp("models", "promote", "scalp@3", **named), "did you mean scalp@1", "All versions: 1")
+    assert_one_line(scalp("models", "add", bundle, "a/b", **named), "'a/b' cannot name a model")
+    assert_one_line(scalp("models", "add", tmp_path, "scalp", **named), "is no bundle")
+    assert_one_line(scalp("serve", "models://scapl", **named), "did you mean 'scalp'")
+    refused = scalp("quantise", "models://scalp@1", tmp_path, **named)
+    assert_one_line(refused, "do not change", "scalp models add RUN NAME")
