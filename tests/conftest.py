@@ -34,11 +34,11 @@ from scalp_core.bundles.bundle import (
     InitialWeights,
     Training,
     save_bundle,
-    serialise_weights,
+    serialize_weights,
     sha256,
 )
 from scalp_core.images.preprocess import decode
-from scalp_core.models.architecture import build_model, normalise, preprocess_for
+from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from scalp_core.models.recipe import Recipe, load_recipe
 from scalp_core.synthetic.plan import SynthOptions
 from serving.http import connections
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -> bytes:
-    """A photograph-like JPEG: smooth colours, so that decoders and resizers behave as on real ones."""
+    """A photograph-like JPEG: smooth colors, so that decoders and resizers behave as on real ones."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(60, 220, (12, 16, 3)).astype(np.uint8))
     buffer = io.BytesIO()
@@ -67,14 +67,14 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (640, 480), **options: object) -
 
 
 def _settle_statistics(model: torch.nn.Module) -> None:
-    """Gives batch normalisation the statistics of photographs; without them all answers are alike."""
+    """Gives batch normalization the statistics of photographs; without them all answers are alike."""
     spec = preprocess_for(model, SMALL)
     images = torch.from_numpy(np.stack([decode(jpeg(seed), spec).pixels for seed in range(16)]))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the plain average
     with torch.no_grad():
-        model.train()(normalise(images, spec))
+        model.train()(normalize(images, spec))
 
 
 def _with_graph(bundle: Bundle) -> Bundle:
@@ -91,7 +91,7 @@ def make_bundle() -> Callable[..., Path]:
         model = build_model("legacy_xception")
         torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
         _settle_statistics(model)
-        weights = serialise_weights(model.state_dict())
+        weights = serialize_weights(model.state_dict())
         spec = BundleSpec(
             name="untrained",
             created_at=datetime.now(UTC),
@@ -204,7 +204,7 @@ def train_alone(way, tmp_path_factory) -> Callable[[int], Alone]:
     """Trains so many epochs."""
 
     def made(epochs: int) -> Alone:
-        # Without batch normalisation, whose statistics are of each worker's own photographs.
+        # Without batch normalization, whose statistics are of each worker's own photographs.
         settings = [f"size={SMALL}", f"epochs={epochs}", "architecture=convnext_atto", "learning_rate=1e-3"]
         settings.append("weight_decay=0.05")
         recipe = load_recipe("smoke", RECIPES, settings)

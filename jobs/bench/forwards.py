@@ -131,7 +131,7 @@ def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
     """A forward pass of PyTorch as one would write it down, uint8 (N, size, size, 3) to float32 (N, 4)."""
     import torch
 
-    from scalp_core.models.architecture import build_model, normalise
+    from scalp_core.models.architecture import build_model, normalize
 
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
     model: Any = build_model(bundle.spec.architecture, bundle.spec.head, bundle.spec.preprocess.size)
@@ -141,7 +141,7 @@ def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
 
     @torch.inference_mode()
     def forward(images: np.ndarray) -> np.ndarray:
-        batch = normalise(torch.from_numpy(images).to(device), spec).contiguous(memory_format=layout)
+        batch = normalize(torch.from_numpy(images).to(device), spec).contiguous(memory_format=layout)
         with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
             return model(batch).float().cpu().numpy()
 

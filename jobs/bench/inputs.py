@@ -20,7 +20,7 @@ from scalp_core.bundles.bundle import (
     Training,
     graph_files,
     save_bundle,
-    serialise_weights,
+    serialize_weights,
     sha256,
 )
 from scalp_core.bundles.loading import load_bundle
@@ -78,7 +78,7 @@ def lay_out_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) 
 
 def lay_out_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
     """Adds the files of an int8 graph that is not the bundle's own: for its speed, not for its grades."""
-    graph = openvino_runtime.quantise(openvino_runtime.load_graph(bundle, "float"), images)
+    graph = openvino_runtime.quantize(openvino_runtime.load_graph(bundle, "float"), images)
     for name, data in graph_files("int8", graph).items():
         Path(folder, name).write_bytes(data)
 
@@ -91,15 +91,15 @@ def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
 def _untrained(size: int, files: list[bytes]) -> Bundle:
     import torch
 
-    from scalp_core.models.architecture import build_model, normalise, preprocess_for
+    from scalp_core.models.architecture import build_model, normalize, preprocess_for
     from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
     torch.manual_seed(0)
     model = build_model(DEFAULT_ARCHITECTURE)
     preprocess = preprocess_for(model, size)
     images = decoded(files[:MIN_PHOTOGRAPHS], preprocess)
-    _settle(model, normalise(torch.from_numpy(images), preprocess))
-    weights = serialise_weights(model.state_dict())
+    _settle(model, normalize(torch.from_numpy(images), preprocess))
+    weights = serialize_weights(model.state_dict())
     spec = BundleSpec(
         name="untrained",
         created_at=datetime.now(UTC),

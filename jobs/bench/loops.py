@@ -29,7 +29,7 @@ from scalp_core.datasets.locations import Location
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference.predictor import Hardware, has_bf16
-from scalp_core.models.architecture import build_model, normalise, preprocess_for
+from scalp_core.models.architecture import build_model, normalize, preprocess_for
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -88,7 +88,7 @@ def seconds_of_epochs(data: str, loop: Loop) -> list[float]:
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
             with autocast:
-                logits = model(normalise(images, spec) if tuned else images)
+                logits = model(normalize(images, spec) if tuned else images)
             nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.05).backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -122,7 +122,7 @@ class _Files(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _read_each_time(data: str, spec: Preprocess, share: int) -> Iterator[Batches]:
-    """Epochs of normalised float32 (share, 3, size, size) and labels."""
+    """Epochs of normalized float32 (share, 3, size, size) and labels."""
     loader = DataLoader(
         _Files(data, spec), share, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
     )

@@ -31,7 +31,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 @cache
 def picture(width: int = 320, height: int = 240) -> Image.Image:
-    """Smooth colours with some grain, as photographs have."""
+    """Smooth colors with some grain, as photographs have."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(40, 220, (12, 16, 3)).astype(np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -44,13 +44,13 @@ def sound_files() -> dict[str, bytes]:
     image = picture()
     clear = image.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(image.size))
-    grey16 = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
+    gray16 = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
     files = {
         "jpeg": encoded(image, "JPEG", quality=90),
         "jpeg_progressive": encoded(image, "JPEG", quality=90, progressive=True),
         "jpeg_444": encoded(image, "JPEG", quality=90, subsampling=0),
         "jpeg_restarts": encoded(image, "JPEG", quality=90, restart_marker_blocks=4),
-        "jpeg_grey": encoded(image.convert("L"), "JPEG"),
+        "jpeg_gray": encoded(image.convert("L"), "JPEG"),
         "jpeg_cmyk": encoded(image.convert("CMYK"), "JPEG"),
         "jpeg_rgb": encoded(image, "JPEG", keep_rgb=True),
         "webp": encoded(image, "WEBP", quality=90),
@@ -63,8 +63,8 @@ def sound_files() -> dict[str, bytes]:
         "tiff_jpeg": encoded(image, "TIFF", compression="jpeg"),
         "tiff_cmyk": encoded(image.convert("CMYK"), "TIFF"),
         "tiff_lab": encoded(image.convert("LAB"), "TIFF"),
-        "tiff_16bit": encoded(grey16, "TIFF"),
-        "png_16bit": encoded(grey16, "PNG"),
+        "tiff_16bit": encoded(gray16, "TIFF"),
+        "png_16bit": encoded(gray16, "PNG"),
         "png_rgb_16bit": _png_rgb16(),
         "png_clear": encoded(clear, "PNG"),
         "png_palette_alpha": encoded(image.convert("P"), "PNG", transparency=3),

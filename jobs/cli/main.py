@@ -123,7 +123,7 @@ def prepare(
 
 
 @app.command()
-def pseudonymise(
+def pseudonymize(
     data: DataArg,
     out: OutArg,
     key_file: Annotated[
@@ -131,7 +131,7 @@ def pseudonymise(
     ] = None,
 ) -> None:
     """Writes prepared photographs without names, metadata, times, sex and age, to be handed on."""
-    from jobs.data.pseudonymize import pseudonymise as verb
+    from jobs.data.pseudonymize import pseudonymize as verb
 
     verb(data, out, key_file)
 
@@ -250,13 +250,13 @@ def evaluate(
 
 
 @app.command()
-def quantise(
+def quantize(
     bundle: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
     data: DataArg,
     max_drop: MaxDropOption = 0.01,
 ) -> None:
     """Adds an int8 graph to a bundle, for CPUs, unless validation images cannot show that it loses little."""
-    from jobs.models.quantize import quantise as verb
+    from jobs.models.quantize import quantize as verb
 
     verb(bundle, data, max_drop=max_drop)
 
@@ -269,7 +269,7 @@ def export(
     ],
     out: OutArg,
     precision: Annotated[
-        Literal["float", "int8"], typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantise`")
+        Literal["float", "int8"], typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantize`")
     ] = "float",
     format_: Annotated[
         Literal["openvino"], typer.Option("--format", help="the fastest of those measured on CPUs")
@@ -283,6 +283,9 @@ def export(
 
 app.command()(grade)
 app.command()(results)
+# Spellings of earlier versions.
+app.command("quantise", hidden=True)(quantize)
+app.command("pseudonymise", hidden=True)(pseudonymize)
 
 
 @app.command()

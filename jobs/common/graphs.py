@@ -105,10 +105,10 @@ def make_record(
 
 def few_batches(val: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Some of the validation part: a wrong conversion is far off for every photograph."""
-    return labelled_batches(val.slice(0, _COMPARED), spec)
+    return labeled_batches(val.slice(0, _COMPARED), spec)
 
 
-def labelled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def labeled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Decoded photographs and labels of manifest rows, in their order, a batch at a time.
 
     Raises:

@@ -159,7 +159,7 @@ def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | Im
     for index, location in enumerate(locations):
         if location.member is not None:
             by_archive.setdefault(location.uri, []).append(index)
-    # Neighbours come by one request.
+    # Neighbors come by one request.
     chunks += [
         sorted(members, key=lambda index: locations[index].place or ()) for members in by_archive.values()
     ]

@@ -25,7 +25,7 @@ DeviceOption = Annotated[
 ]
 PrecisionOption = Annotated[
     Literal["auto", "bf16", "fp32", "int8"],
-    typer.Option(help="auto takes bf16 where the hardware has it; int8 needs `scalp quantise` before"),
+    typer.Option(help="auto takes bf16 where the hardware has it; int8 needs `scalp quantize` before"),
 ]
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],

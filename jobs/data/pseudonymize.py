@@ -1,4 +1,4 @@
-"""`scalp pseudonymise`: prepared photographs as a data directory that can be handed on."""
+"""`scalp pseudonymize`: prepared photographs as a data directory that can be handed on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.images import codecs
 from scalp_core.storage import lease, outputs
 
-KIND = "pseudonymise"
+KIND = "pseudonymize"
 PHOTOGRAPHS = "photographs"
 _ROWS_A_BATCH = 64
 
 
-def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, Any]:
+def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, Any]:
     """Writes the photographs without names and metadata, and their manifest without what identifies.
 
     Args:
@@ -63,7 +63,7 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
         summary = _written(out, spec, table, key, kept=bool(key_file))
     # A lease names this machine, and the directory is to be handed on.
     storage.remove_folder(storage.join(out, lease.FOLDER))
-    show("pseudonymise", summary | {"folder": out})
+    show("pseudonymize", summary | {"folder": out})
     console.print(
         "the pictures are the same, pixel for pixel at 8 bits a channel: who has the originals can find them"
     )
@@ -77,12 +77,12 @@ def pseudonymise(data: str, out: str, key_file: str | None = None) -> dict[str, 
 def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
     """Writes photographs, manifest and summary."""
     room_to_work(connect(), console.print)
-    work = Pseudonymise(out, key)
+    work = Pseudonymize(out, key)
     written = photographs(table, _ROWS_A_BATCH).map_batches(
         work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"
     )
     parts = []
-    with progress_bar("pseudonymising", table.num_rows) as (progress, task):
+    with progress_bar("pseudonymizing", table.num_rows) as (progress, task):
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             parts.append(batch.cast(manifest.SCHEMA))
             progress.update(task, advance=batch.num_rows)
@@ -92,12 +92,12 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
         storage.remove_file(storage.join(out, uri))  # written above
     manifest.write_manifest(out, rows)
     new_spec = spec.model_copy(
-        update={"source": "pseudonymised", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
+        update={"source": "pseudonymized", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
     )
     manifest.write_spec(out, new_spec)
     suffixes = [uri.rsplit(".", 1)[-1] for uri in rows["uri"].to_pylist()]
     summary = {
-        "kind": "pseudonymise",
+        "kind": "pseudonymize",
         "date": now(),
         "of": spec.sha256,
         "photographs": rows.num_rows,
@@ -163,7 +163,7 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-class Pseudonymise:
+class Pseudonymize:
     """Writes the photographs of a batch under their codes, and returns their new rows."""
 
     def __init__(self, out: str, key: bytes) -> None:

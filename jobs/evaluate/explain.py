@@ -193,13 +193,13 @@ def _write(sheet: Image.Image, at: tuple[int, int], *lines: str) -> None:
 
 
 def _draw_scale(sheet: Image.Image, left: int, top: int) -> None:
-    """Between its ends named in words, as the colours look over grey."""
+    """Between its ends named in words, as the colors look over gray."""
     ramp = np.tile(np.linspace(0, 1, 256), (_TEXT, 1))
-    colours = overlay(np.full((_TEXT, 256, 3), 150, np.uint8), ramp, _OPACITY)
+    colors = overlay(np.full((_TEXT, 256, 3), 150, np.uint8), ramp, _OPACITY)
     top += _LINE
     _write(sheet, (left, top), "not at all")
     _write(sheet, (left + _PANEL - _WORDS + 10, top), "most")
-    _paste(sheet, colours, (left + _WORDS, top + 3, _PANEL - 2 * _WORDS, _TEXT))
+    _paste(sheet, colors, (left + _WORDS, top + 3, _PANEL - 2 * _WORDS, _TEXT))
 
 
 def _summary(

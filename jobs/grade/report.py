@@ -114,7 +114,7 @@ def _heats(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, An
 
 
 def _scale() -> str:
-    """The colours of no heat to the most, over grey as over a photograph."""
+    """The colors of no heat to the most, over gray as over a photograph."""
     ramp = np.tile(np.linspace(0, 1, 128), (8, 1))
     return data_uri(overlay.png(overlay.overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
 

@@ -114,7 +114,7 @@ def _evidence(store: Registry, name: str, version: int, options: PromoteOptions)
         return None
     if options.data is None:
         raise UserError(
-            f"{name}@{current.version} is promoted: name labelled images to compare {name}@{version} with it "
+            f"{name}@{current.version} is promoted: name labeled images to compare {name}@{version} with it "
             "(--data DIRECTORY, as scalp prepare wrote it), or promote it --untested"
         )
     from jobs.common.inference import ModelOptions  # imports Ray Data

@@ -88,7 +88,7 @@ def _contract(bundle: Bundle, kind: GraphKind) -> str:
     size = spec.preprocess.size
     content = {
         "model_version": spec.version_in(kind),
-        "input": f"uint8 (N, {size}, {size}, 3): RGB, upright, resized as `preprocess` says, not normalised",
+        "input": f"uint8 (N, {size}, {size}, 3): RGB, upright, resized as `preprocess` says, not normalized",
         "output": "float32 (N, 4) logits; probabilities are softmax(logits / temperature)",
         **spec.model_dump(
             mode="json",

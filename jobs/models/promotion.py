@@ -1,4 +1,4 @@
-"""A version compared with the promoted one before it takes its place: both on the same labelled images."""
+"""A version compared with the promoted one before it takes its place: both on the same labeled images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`scalp quantise`: adds an int8 graph to a bundle, if it grades nearly as well."""
+"""`scalp quantize`: adds an int8 graph to a bundle, if it grades nearly as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.common.graphs import (
     few_batches,
-    labelled_batches,
+    labeled_batches,
     logits_of_both,
     make_record,
     with_float_graph,
@@ -42,14 +42,14 @@ from scalp_core.inference.openvino_runtime import OpenVinoRuntime
 from scalp_core.storage import lease, outputs
 from scalp_core.storage.outputs import Output
 
-KIND = "quantise"
+KIND = "quantize"
 # Photographs that set the ranges of int8; NNCF's own default.
 _RANGES = 300
 # Of each of two tries (quick ranges, careful ranges), so that together they keep the promised confidence.
 _CONFIDENCE = 1 - (1 - noninferiority.CONFIDENCE) / 2
 
 
-def quantise(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) -> dict[str, Any]:
+def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) -> dict[str, Any]:
     """Makes the int8 graph with photographs of the training part and measures it on the validation part.
 
     int8 keeps temperature and quantile of the bundle, so coverage is measured with them.
@@ -136,7 +136,7 @@ def _added(
     reference = OpenVinoRuntime(graph, "fp32").logits
     for careful in (False, True):
         with console.status(f"finding int8 ranges on {len(images)} training photographs"):
-            candidate = openvino_runtime.quantise(graph, images, careful=careful)
+            candidate = openvino_runtime.quantize(graph, images, careful=careful)
         record, failure = _measure(loaded, candidate, reference, val, max_drop)
         if failure is None:
             break
@@ -153,7 +153,7 @@ def _added(
 
 
 def _earlier_summary(uri: str) -> dict[str, Any] | None:
-    """Of the same bundle, if it was quantised before.
+    """Of the same bundle, if it was quantized before.
 
     Raises:
         UserError: the bundle holds a file of this name that is not scalp's.
@@ -164,7 +164,7 @@ def _earlier_summary(uri: str) -> dict[str, Any] | None:
     except ValueError:
         kept = {}
     if kept is not None and not (isinstance(kept, dict) and kept.get("kind") == KIND):
-        raise UserError(f"{place} was not written by scalp quantise; move it to another place")
+        raise UserError(f"{place} was not written by scalp quantize; move it to another place")
     return kept
 
 
@@ -182,7 +182,7 @@ def _card(uri: str, before: BundleSpec, after: BundleSpec) -> dict[str, bytes]:
 def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
     count = min(_RANGES, train.num_rows)
     chosen = np.random.default_rng(seed).choice(train.num_rows, count, replace=False)
-    batches = labelled_batches(train.take(np.sort(chosen)), bundle.spec.preprocess)
+    batches = labeled_batches(train.take(np.sort(chosen)), bundle.spec.preprocess)
     return np.concatenate([images for images, _ in batches])
 
 
@@ -193,7 +193,7 @@ def _measure(
     with progress_bar("measuring on validation", val.num_rows) as (progress, task):
 
         def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for images, labels in labelled_batches(val, bundle.spec.preprocess):
+            for images, labels in labeled_batches(val, bundle.spec.preprocess):
                 yield images, labels
                 progress.update(task, advance=len(labels))
 
@@ -213,7 +213,7 @@ def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answer
 
 def _show(summary: dict[str, Any]) -> None:
     show(
-        "quantise",
+        "quantize",
         {
             "model": summary["model_version"],
             "validation photographs": summary["photographs"],

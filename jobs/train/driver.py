@@ -214,7 +214,7 @@ def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
 def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
     """Refuses batches that these workers cannot cut, or that the photographs do not fill."""
     workers = fewest_and_most(scaling)[1]
-    # Batch normalisation needs two photographs in every piece.
+    # Batch normalization needs two photographs in every piece.
     if recipe.batch_size // workers // recipe.accumulate < 2:
         raise UserError(
             f"batch_size {recipe.batch_size} is less than 2 for each of {workers} workers in "

@@ -115,15 +115,15 @@ class _LoadShare:
     def __call__(self, batch: Columns) -> Columns:
         epochs, places = self._share.places(batch["id"], self._steps)
         rows, symmetry = np.empty(len(places), np.int64), np.empty(len(places), np.int8)
-        colour = np.empty((len(places), 5), np.float32)
+        color = np.empty((len(places), 5), np.float32)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             plan = epoch_plan(self._source.labels, self._order, self._first_epoch + int(epoch))
             rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
-            colour[here] = plan.colour[places[here]]
+            color[here] = plan.color[places[here]]
         images = augment.dihedral(self._source.load(rows), symmetry)
         if self._order.colour_jitter:
-            images = augment.jitter_colour(images, self._order.colour_jitter, colour)
+            images = augment.jitter_color(images, self._order.colour_jitter, color)
         return {"image": images, "label": self._source.labels[rows]}
 
 

@@ -20,7 +20,7 @@ from scalp_core.bundles.bundle import (
     InitialWeights,
     Training,
     load_weights,
-    serialise_weights,
+    serialize_weights,
     sha256,
 )  # fmt: skip
 from scalp_core.errors import UserError
@@ -39,7 +39,7 @@ class Start(NamedTuple):
     """First weights of a training.
 
     Args:
-        weights: serialised as safetensors.
+        weights: serialized as safetensors.
         record: their origin.
         spec: preprocessing that belongs to them.
         batch_norm: whether the architecture has batch normalization.
@@ -65,7 +65,7 @@ def first_start(recipe: Recipe) -> Start:
 
     model, record = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size)
     spec = preprocess_for(model, recipe.size, recipe.resize)
-    weights = serialise_weights(model.state_dict())
+    weights = serialize_weights(model.state_dict())
     notes = check_servable(recipe, spec, model, weights)
     return Start(weights, record, spec, has_batch_norm(model), notes)
 
@@ -112,7 +112,7 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
         recipe: its architecture, head and loss.
         spec: preprocessing.
         model: with the first weights; its running statistics change.
-        weights: those of `model`, serialised.
+        weights: those of `model`, serialized.
 
     Returns:
         lines about optional functions that the architecture lacks.
@@ -124,13 +124,13 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
 
     from scalp_core.inference.gradcam import Explainer
     from scalp_core.inference.torch_runtime import TorchRuntime
-    from scalp_core.models.architecture import normalise, to_channels_last
+    from scalp_core.models.architecture import normalize, to_channels_last
 
     shape = (_IMAGES, spec.size, spec.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     bundle = Bundle(_draft(recipe, spec, weights), files={WEIGHTS_FILE: weights})
     with _step(recipe, "a step of training"):
-        logits = to_channels_last(model.train())(normalise(torch.from_numpy(images), spec))
+        logits = to_channels_last(model.train())(normalize(torch.from_numpy(images), spec))
         if logits.shape != (_IMAGES, NUM_GRADES):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, not {(_IMAGES, NUM_GRADES)}")
         logits.square().sum().backward()

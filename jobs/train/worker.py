@@ -23,11 +23,11 @@ from torch import nn
 
 from jobs.train.ingest import Photographs, quiet_data, training_batches, validation_batches
 from scalp_core import storage
-from scalp_core.bundles.bundle import WEIGHTS_FILE, serialise_weights
+from scalp_core.bundles.bundle import WEIGHTS_FILE, serialize_weights
 from scalp_core.evaluation import metrics
 from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.predictor import has_bf16
-from scalp_core.models.architecture import build_model, normalise, to_channels_last
+from scalp_core.models.architecture import build_model, normalize, to_channels_last
 from scalp_core.models.losses import make_loss
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import Share, photographs_an_epoch
@@ -172,7 +172,7 @@ class _Worker:
         with torch.inference_mode(), self.step.autocast():
             for batch in validation_batches(self.val, self.share, self.trainings):
                 labels = batch["label"].long()
-                logits = kept(normalise(batch["image"], self.spec)).float()
+                logits = kept(normalize(batch["image"], self.spec)).float()
                 loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
                 confusion += (labels * NUM_GRADES + logits.argmax(1)).bincount(minlength=len(confusion))
         matrix = self._sum(confusion).reshape(NUM_GRADES, NUM_GRADES).numpy()
@@ -208,7 +208,7 @@ class _Worker:
             ray.train.report(entry, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
         folder = tempfile.mkdtemp(prefix="scalp-checkpoint-")
-        Path(folder, WEIGHTS_FILE).write_bytes(serialise_weights(self.step.kept.state_dict()))
+        Path(folder, WEIGHTS_FILE).write_bytes(serialize_weights(self.step.kept.state_dict()))
         state = {
             "optimiser": self.step.optimiser.state_dict(),
             "schedule": self.step.schedule.state_dict(),

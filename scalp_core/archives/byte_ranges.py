@@ -18,7 +18,7 @@ import pyarrow as pa
 from scalp_core import storage
 from scalp_core.storage.errors import ArchiveError
 
-# Read by range: neighbours come by one request, with what lies between them if it is small against the time
+# Read by range: neighbors come by one request, with what lies between them if it is small against the time
 # that S3 takes to answer; several requests run beside each other.
 _REQUEST = 2**20
 _GAP = 2**16
@@ -67,7 +67,7 @@ def read_ranges(uri: str, ranges: Sequence[Range], read: Read | None = None) -> 
     read = read or partial(storage.read_range, uri)
     coming: deque[tuple[list[Range], Future[bytes]]] = deque()
     on_their_way = 0
-    groups = list(_neighbours(ranges))
+    groups = list(_neighbors(ranges))
     if len(groups) == 1 or not storage.is_s3(uri):  # a disk answers sooner than a thread starts
         for group in groups:
             yield from _parts(group, read(group[0][0], group[-1][1] - group[0][0]))
@@ -88,7 +88,7 @@ def read_ranges(uri: str, ranges: Sequence[Range], read: Read | None = None) -> 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _neighbours(ranges: Sequence[Range]) -> Iterator[list[Range]]:
+def _neighbors(ranges: Sequence[Range]) -> Iterator[list[Range]]:
     group: list[Range] = []
     for begin, end in ranges:
         if group and not (0 <= begin - group[-1][1] <= _GAP and end - group[0][0] <= _REQUEST):

@@ -2,7 +2,7 @@
 
     model.safetensors   the weights; what GPUs run
     model.xml, .bin     the same model as an OpenVINO graph; what CPUs run
-    model-int8.xml, …   the graph in int8, once `scalp quantise` has made and measured it
+    model-int8.xml, …   the graph in int8, once `scalp quantize` has made and measured it
     bundle.json         the contract below, with the sha256 of every file and of itself
     MODEL_CARD.md       what it is for, what it reached, on what data
     *.png               figures of its training and evaluation
@@ -252,7 +252,7 @@ class Bundle:
             )
         raise UserError(
             f"--precision int8: the bundle {self.spec.name} has no int8 graph; make and measure it with "
-            "scalp quantise BUNDLE DATA, or use --precision auto"
+            "scalp quantize BUNDLE DATA, or use --precision auto"
         )
 
     def fetch(self, part: Part) -> Bundle:
@@ -275,7 +275,7 @@ class Bundle:
         return self._files[name]
 
 
-def serialise_weights(state: dict[str, torch.Tensor]) -> bytes:
+def serialize_weights(state: dict[str, torch.Tensor]) -> bytes:
     """Weights as safetensors bytes; contiguous, on the CPU."""
     import safetensors.torch
     import torch
@@ -288,7 +288,7 @@ def serialise_weights(state: dict[str, torch.Tensor]) -> bytes:
 
 
 def load_weights(data: bytes) -> dict[str, torch.Tensor]:
-    """The inverse of `serialise_weights`."""
+    """The inverse of `serialize_weights`."""
     import safetensors.torch
 
     return safetensors.torch.load(data)

@@ -59,7 +59,7 @@ class Claim(BaseModel):
 
 
 class Evidence(BaseModel):
-    """Comparison of a version with the promoted one, on the same labelled images."""
+    """Comparison of a version with the promoted one, on the same labeled images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -58,7 +58,7 @@ def without_metadata(data: bytes) -> tuple[bytes, str]:
     stripped = _strip_jpeg(data, before.orientation)
     after = _whole(stripped)
     if after.orientation != before.orientation or not np.array_equal(after.pixels, before.pixels):
-        return _as_png(before), ".png"  # colours that only the metadata tells, such as Adobe's of CMYK
+        return _as_png(before), ".png"  # colors that only the metadata tells, such as Adobe's of CMYK
     return stripped, ".jpg"
 
 

@@ -1,7 +1,7 @@
 """`report.html` of `scalp prepare`: what a source holds, what was dropped and why, how it was divided.
 
 One file that asks no other for anything. It shows photographs and names microscopes: it is for those who may
-see the source, and is no part of a pseudonymised export.
+see the source, and is no part of a pseudonymized export.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _sheet(grade: int, rows: list[dict[str, Any]], summary: dict[str, Any]) -> d
 
 
 def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Small pictures as data URIs, without metadata; grey where one cannot be read any more."""
+    """Small pictures as data URIs, without metadata; gray where one cannot be read any more."""
     locations = [Location(row["uri"], row["member"]) for row in rows]
     return [_thumbnail(data) for data in datasets_locations.read_photographs(locations, codecs.MAX_BYTES)]
 

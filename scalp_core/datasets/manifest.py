@@ -307,7 +307,7 @@ def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
 
 
 def part(table: pa.Table, name: str) -> pa.Table:
-    """The labelled rows of one part.
+    """The labeled rows of one part.
 
     Raises:
         UserError: the part is empty.
@@ -315,7 +315,7 @@ def part(table: pa.Table, name: str) -> pa.Table:
     rows = table.filter((pc.field("split") == name) & pc.field("label").is_valid())
     if not rows.num_rows:
         known = sorted(value for value in pc.unique(table["split"]).to_pylist() if value)
-        raise UserError(f"the manifest has no labelled photograph in part {name!r}; it has {known}")
+        raise UserError(f"the manifest has no labeled photograph in part {name!r}; it has {known}")
     return rows
 
 

@@ -43,13 +43,13 @@ def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> b
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, metric, heading in ((left, "loss", "log loss"), (right, "top1", "top-1 accuracy, kappa")):
-        for part, colour in (("train", _TRAIN), ("val", _VAL)):
+        for part, color in (("train", _TRAIN), ("val", _VAL)):
             values = [entry[f"{part}_{metric}"] for entry in history]
             axis.plot(
-                epochs, values, "o-", color=colour, label="training" if part == "train" else "validation"
+                epochs, values, "o-", color=color, label="training" if part == "train" else "validation"
             )
         axis.set(xlabel="epoch", title=heading)
-        axis.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
+        axis.axvline(best_epoch, color="gray", linestyle=":", label=f"kept: epoch {best_epoch}")
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylim(bottom=0)
@@ -101,8 +101,8 @@ def reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     figure, (axis, counts) = plt.subplots(
         2, 1, figsize=(5.6, 6), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
-    axis.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
-    for when, name, colour, style in (
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="as it should be")
+    for when, name, color, style in (
         ("before", "without temperature", _VAL, "s--"),
         ("after", "calibrated", _TRAIN, "o-"),
     ):
@@ -112,9 +112,9 @@ def reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
         filled = [row for row in bins if row["n"]]
         x, y = [row["confidence"] for row in filled], [row["top1"] for row in filled]
         label = f"{name}, ECE {calibrated[f'ece_{when}']:.3f} ({chance['mean']:.3f} expected)"
-        axis.plot(x, y, style, color=colour, label=label, markersize=4)
+        axis.plot(x, y, style, color=color, label=label, markersize=4)
         edges = [row["low"] for row in bins] + [bins[-1]["high"]]
-        counts.stairs([row["n"] for row in bins], edges, color=colour, fill=when == "after", alpha=0.6)
+        counts.stairs([row["n"] for row in bins], edges, color=color, fill=when == "after", alpha=0.6)
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
     counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)
@@ -137,19 +137,19 @@ def risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     lines, point = curve["curve"], curve["referral"]
-    for name, label, area, colour in (
+    for name, label, area, color in (
         ("error", "share that is wrong", "aurc", _TRAIN),
         ("mae", "mean distance, grades", "aurc_mae", _VAL),
     ):
-        axis.plot(lines["coverage"], lines[name], color=colour, label=f"{label} (AURC {curve[area]:.3f})")
-        axis.axhline(lines[name][-1], color=colour, linestyle=":", alpha=0.5)
+        axis.plot(lines["coverage"], lines[name], color=color, label=f"{label} (AURC {curve[area]:.3f})")
+        axis.axhline(lines[name][-1], color=color, linestyle=":", alpha=0.5)
         if point[name] is not None:
-            axis.plot(point["coverage"], point[name], "D", color=colour, markeredgecolor="black", zorder=3)
+            axis.plot(point["coverage"], point[name], "D", color=color, markeredgecolor="black", zorder=3)
     axis.axvline(
-        point["coverage"], color="grey", linestyle="--", linewidth=1,
+        point["coverage"], color="gray", linestyle="--", linewidth=1,
         label=f"referral rule: {1 - point['coverage']:.0%} to a person",
     )  # fmt: skip
-    axis.plot([], [], color="grey", linestyle=":", label="all answered")
+    axis.plot([], [], color="gray", linestyle=":", label="all answered")
     axis.set(xlim=(0, 1), xlabel="share answered, the most confident first", title=title)
     axis.set_ylim(0, max(0.05, 1.15 * max(max(lines["error"]), max(lines["mae"]))))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
@@ -179,16 +179,16 @@ def slices(
         1, 2, figsize=(9.6, 1.4 + 0.27 * len(rows)), layout="constrained", sharey=True
     )
     for axis, name, label in zip(axes, ("qwk", "mae"), ("kappa (QWK)", "mean absolute error"), strict=True):
-        axis.axvline(overall[name] or 0.0, color="grey", linestyle=":")
+        axis.axvline(overall[name] or 0.0, color="gray", linestyle=":")
         for height, (_, row) in enumerate(rows):
-            colour = "grey" if row["small"] else _TRAIN if height else "black"
+            color = "gray" if row["small"] else _TRAIN if height else "black"
             bound = row["intervals"][name]
             if bound is not None:
                 axis.plot(
-                    [bound["low"], bound["high"]], [height, height], color=colour, linewidth=2, alpha=0.6
+                    [bound["low"], bound["high"]], [height, height], color=color, linewidth=2, alpha=0.6
                 )
             if row[name] is not None:
-                axis.plot(row[name], height, "o", color=colour, markersize=5)
+                axis.plot(row[name], height, "o", color=color, markersize=5)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     labels = [f"{name}  (n {row['n']:,})" for name, row in rows]
@@ -196,7 +196,7 @@ def slices(
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(
-        "dotted: all photographs; bars: 95 % by group, none where a slice is one group; grey: too few to say",
+        "dotted: all photographs; bars: 95 % by group, none where a slice is one group; gray: too few to say",
         fontsize=8, color="#444444",
     )  # fmt: skip
     return _png(figure)
@@ -256,8 +256,8 @@ def _mark(axis: Any, x: float, y: float, trial: Mapping[str, Any], best: bool) -
         axis.plot(x, y, "*", color=_VAL, markersize=14, markeredgecolor="black", zorder=5)
         return
     first = trial["number"] == 1
-    colour, face = "black" if first else _TRAIN, None if trial["status"] == "finished" else "white"
-    axis.plot(x, y, "s" if first else "o", color=colour, markerfacecolor=face, markersize=6)
+    color, face = "black" if first else _TRAIN, None if trial["status"] == "finished" else "white"
+    axis.plot(x, y, "s" if first else "o", color=color, markerfacecolor=face, markersize=6)
 
 
 def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Non-inferiority of a candidate model to a reference model, on the same labelled images.
+"""Non-inferiority of a candidate model to a reference model, on the same labeled images.
 
 A point estimate of what the candidate loses lets chance decide: at 458 images, a model that truly loses 0.01
 of kappa shows less than half of that in a third of all draws. So the upper bound of the loss decides here:

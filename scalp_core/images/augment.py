@@ -37,12 +37,12 @@ def dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
     return out
 
 
-def jitter_colour(images: np.ndarray, strength: float, change: np.ndarray) -> np.ndarray:
+def jitter_color(images: np.ndarray, strength: float, change: np.ndarray) -> np.ndarray:
     """Mild changes of light and white balance, as between microscopes.
 
     Args:
         images: uint8 (N, S, S, 3).
-        strength: largest relative change of brightness, of contrast and, by half of it, of each colour.
+        strength: largest relative change of brightness, of contrast and, by half of it, of each color.
         change: float (N, 5) in -1..1: of brightness, contrast, red, green and blue.
 
     Returns:
@@ -55,8 +55,8 @@ def jitter_colour(images: np.ndarray, strength: float, change: np.ndarray) -> np
     out = np.empty_like(images)
     for row in range(len(images)):
         for channel in range(3):  # a table of 256 levels instead of arithmetic on every pixel
-            centre = middle[row, channel]
-            changed = ((levels - centre) * contrast[row] + centre) * gain[row, channel]
+            center = middle[row, channel]
+            changed = ((levels - center) * contrast[row] + center) * gain[row, channel]
             table = np.clip(changed + 0.5, 0, 255).astype(np.uint8)
             out[row, :, :, channel] = table[images[row, :, :, channel]]
     return out

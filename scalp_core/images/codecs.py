@@ -1,4 +1,4 @@
-"""From a file's bytes to RGB pixels no larger than needed: formats, colour modes, limits and refusals.
+"""From a file's bytes to RGB pixels no larger than needed: formats, color modes, limits and refusals.
 
 JPEG goes through libjpeg-turbo by simplejpeg, at the smallest eighth that is large enough and with every
 warning of the decoder heard; all else, and the rare kinds of JPEG, through Pillow. Both leave Python's lock
@@ -176,10 +176,10 @@ def sniff(data: bytes) -> str:
 def _read_jpeg(data: bytes, target: Target) -> Picture | None:
     """None for the kinds that libjpeg-turbo's simple interface leaves to others, such as CMYK."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None  # Pillow says what is wrong with it, or reads it after all
-    if colours not in ("YCbCr", "Gray", "RGB"):
+    if colors not in ("YCbCr", "Gray", "RGB"):
         return None
     _check_pixels(width, height)
     _check_scans(data, width, height)

@@ -1,6 +1,6 @@
 """The one way from bytes to what the model sees; training, evaluation, bulk and online all take it.
 
-bytes -> decode() -> uint8 RGB square -> normalise() on the device -> float tensor
+bytes -> decode() -> uint8 RGB square -> normalize() on the device -> float tensor
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Preprocess(BaseModel):
     resize: Resize = Field(
         "squash",
         description="squash: both sides to `size`, as in the paper; crop: the middle square; "
-        "pad: the whole picture in its shape, between bars of the mean colour",
+        "pad: the whole picture in its shape, between bars of the mean color",
     )
     mean: Triple = Field((0.5, 0.5, 0.5), description="subtracted after scaling to 0..1")
     std: Triple = Field((0.5, 0.5, 0.5), description="divided by after that; 0.5/0.5 gives -1..1")

@@ -22,7 +22,7 @@ STATISTICS = (
     "coarse_std",  # log of the deviation of green between blocks of 16x16 pixels
     "dark_share",  # of pixels below 16
     "bright_share",  # of pixels above 239
-    "flat_share",  # of pixels whose neighbours differ by no more than one level: drawn, not photographed
+    "flat_share",  # of pixels whose neighbors differ by no more than one level: drawn, not photographed
     "sharpness_1",  # log of the mean absolute Laplacian of green, at full size,
     "sharpness_2",  # halved,
     "sharpness_4",  # and quartered
@@ -39,7 +39,7 @@ STATISTICS = (
 """What `measure` returns, in this order."""
 
 _DARK, _BRIGHT = 16, 239
-_SAMPLE = 45  # pixels a side, about, tell light and colours as well as all of them
+_SAMPLE = 45  # pixels a side, about, tell light and colors as well as all of them
 _SCALES = (1, 4, 16)  # pixels that are added up at full, half and quarter size
 _LEVELS = np.arange(256.0)
 _OF_LEVELS = np.stack([_LEVELS, _LEVELS**2, _LEVELS**3, _LEVELS < _DARK, _LEVELS > _BRIGHT])
@@ -80,7 +80,7 @@ class Gates(BaseModel):
     min_luma: float = Field(description="of `luma_mean`; below it a photograph is too dark")
     max_luma: float = Field(description="of `luma_mean`; above it a photograph is too bright")
     limit: float = Field(gt=0, description="Mahalanobis distance above which it is unlike the training part")
-    centre: tuple[float, ...] = Field(description="median of each statistic")
+    center: tuple[float, ...] = Field(description="median of each statistic")
     scale: tuple[float, ...] = Field(description="robust standard deviation of each statistic")
     precision: tuple[tuple[float, ...], ...] = Field(
         description="inverse covariance of the scaled statistics"
@@ -94,15 +94,15 @@ class Gates(BaseModel):
         if tuple(self.profile) != STATISTICS:
             raise ValueError("fitted on other statistics than this version of scalp measures")
         count = len(STATISTICS)
-        if {len(self.centre), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
-            raise ValueError(f"centre, scale and precision must have {count} entries a side")
+        if {len(self.center), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
+            raise ValueError(f"center, scale and precision must have {count} entries a side")
         return self
 
 
 def measure(pixels: np.ndarray) -> np.ndarray:
     """The statistics of one decoded photograph.
 
-    Light and colours are of a grid of pixels, edges of the green, in which sensors see finest. A step of
+    Light and colors are of a grid of pixels, edges of the green, in which sensors see finest. A step of
     NumPy costs more than its arithmetic, and threads hardly share them: so there are few, on arrays in one
     piece. Sums are of integers, so that equal bytes give equal statistics whatever adds them up.
 
@@ -132,7 +132,7 @@ def measure(pixels: np.ndarray) -> np.ndarray:
             *[_sharpness(edge, scale) for edge, scale in zip(edges, _SCALES, strict=True)],
             *[_peakedness(edge, scale) for edge, scale in zip(edges[1:], _SCALES[1:], strict=True)],
             *_directions(quarter),
-            *_colours(sample),
+            *_colors(sample),
         ],
         np.float32,
     )
@@ -158,13 +158,13 @@ def fit(train: np.ndarray, val: np.ndarray) -> Gates:
     if not len(train) or not len(val):
         raise ValueError("gates need photographs of the training and of the validation part")
     train, val = (part[np.lexsort(part.T)].astype(np.float64) for part in (train, val))  # in one order always
-    low, centre, high = np.quantile(train, (0.25, 0.5, 0.75), axis=0)
+    low, center, high = np.quantile(train, (0.25, 0.5, 0.75), axis=0)
     # The quartiles of a normal distribution are 1.349 deviations apart.
     scale = np.maximum(np.maximum((high - low) / 1.349, train.std(axis=0) / 2), _MIN_SCALE)
-    covariance = LedoitWolf(assume_centered=True).fit((train - centre) / scale).covariance_
+    covariance = LedoitWolf(assume_centered=True).fit((train - center) / scale).covariance_
     precision = np.linalg.inv(covariance + _MORE_VARIANCE * np.eye(len(scale)))
     usual = max(
-        np.quantile(_distance(part, centre, scale, precision), _SHARE, method="higher")
+        np.quantile(_distance(part, center, scale, precision), _SHARE, method="higher")
         for part in (train, val)
     )
     luma = train[:, STATISTICS.index("luma_mean")]
@@ -176,7 +176,7 @@ def fit(train: np.ndarray, val: np.ndarray) -> Gates:
         min_luma=_beyond(luma, _LAST, _MIN_LUMA_MARGIN),
         max_luma=_beyond(luma, 1 - _LAST, _MIN_LUMA_MARGIN),
         limit=_MARGIN * float(usual),
-        centre=tuple(centre.tolist()),
+        center=tuple(center.tolist()),
         scale=tuple(scale.tolist()),
         precision=tuple(map(tuple, precision.tolist())),
         profile={name: _profile(train[:, index]) for index, name in enumerate(STATISTICS)},
@@ -190,7 +190,7 @@ def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
         statistics: float (N, K).
         gates: of the bundle.
     """
-    distance = _distance(statistics, *map(np.array, (gates.centre, gates.scale, gates.precision)))
+    distance = _distance(statistics, *map(np.array, (gates.center, gates.scale, gates.precision)))
     # Rounded: a product of matrices may differ in its last bits from one number of rows to another.
     return np.round(distance / gates.limit, 6)
 
@@ -212,9 +212,9 @@ def flags(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
 
 
 def _distance(
-    statistics: np.ndarray, centre: np.ndarray, scale: np.ndarray, precision: np.ndarray
+    statistics: np.ndarray, center: np.ndarray, scale: np.ndarray, precision: np.ndarray
 ) -> np.ndarray:
-    scaled = (statistics.astype(np.float64) - centre) / scale
+    scaled = (statistics.astype(np.float64) - center) / scale
     return np.sqrt(np.maximum(((scaled @ precision) * scaled).sum(axis=1), 0))
 
 
@@ -245,7 +245,7 @@ def _light(sample: np.ndarray) -> tuple[float, float, float, float, float]:
     return mean / 255, math.log(variance**0.5 + 1), skew, dark, bright
 
 
-def _colours(sample: np.ndarray) -> list[float]:
+def _colors(sample: np.ndarray) -> list[float]:
     red, green, blue = sample
     count = red.size
     reds, greens, blues = np.add.reduce(sample, axis=1, dtype=np.int32).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that minimises log loss on validation data (Guo et al. 2017).
+    """The temperature that minimizes log loss on validation data (Guo et al. 2017).
 
     Args:
         logits: float (N, 4).

@@ -19,7 +19,7 @@ from torch import nn
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device, resolve_device
-from scalp_core.models.architecture import build_model, normalise, to_channels_last
+from scalp_core.models.architecture import build_model, normalize, to_channels_last
 
 # Captum keeps the activations of all layers, so that memory grows with this.
 _PIECE = 8
@@ -97,7 +97,7 @@ class Explainer:
 
     def _input(self, images: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return normalise(pixels, self.spec.preprocess)
+        return normalize(pixels, self.spec.preprocess)
 
     def _find_cells(self) -> tuple[int, int]:
         """Rows and columns of the map, found by running a blank picture."""

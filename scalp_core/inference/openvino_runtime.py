@@ -58,35 +58,35 @@ def version() -> str:
 def convert(
     architecture: str, state: dict[str, torch.Tensor], spec: Preprocess, head: Head = "softmax"
 ) -> Graph:
-    """The trained model with its normalisation as a graph; weights stay fp32.
+    """The trained model with its normalization as a graph; weights stay fp32.
 
     Args:
         architecture: timm name.
         state: weights by name.
-        spec: the preprocessing whose `normalise` goes into the graph.
+        spec: the preprocessing whose `normalize` goes into the graph.
         head: as in the bundle.
     """
     import torch
 
-    from scalp_core.models.architecture import build_model, normalise
+    from scalp_core.models.architecture import build_model, normalize
 
-    class WithNormalise(torch.nn.Module):
+    class WithNormalize(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = build_model(architecture, head, spec.size)
             self.model.load_state_dict(state)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.model(normalise(images, spec))
+            return self.model(normalize(images, spec))
 
     example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
-    normalise(example, spec)  # keeps its constants, so that they are no operations of the trace
+    normalize(example, spec)  # keeps its constants, so that they are no operations of the trace
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing warns of constants, which the normalisation's numbers are
+        warnings.simplefilter("ignore")  # tracing warns of constants, which the normalization's numbers are
         model = openvino.convert_model(
-            WithNormalise().eval(), example_input=example, input=[-1, *example.shape[1:]]
+            WithNormalize().eval(), example_input=example, input=[-1, *example.shape[1:]]
         )
-    return _serialise(model)
+    return _serialize(model)
 
 
 def load_graph(bundle: Bundle, kind: GraphKind) -> Graph:
@@ -101,8 +101,8 @@ def load_graph(bundle: Bundle, kind: GraphKind) -> Graph:
     return bundle.graph(kind)
 
 
-def quantise(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Graph:
-    """The graph in int8, with ranges from photographs (post-training quantisation by NNCF).
+def quantize(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Graph:
+    """The graph in int8, with ranges from photographs (post-training quantization by NNCF).
 
     Args:
         graph: from `convert`.
@@ -118,7 +118,7 @@ def quantise(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Grap
         model = nncf.quantize(
             _read(graph), dataset, subset_size=len(images), fast_bias_correction=not careful
         )
-    return _serialise(model)
+    return _serialize(model)
 
 
 class OpenVinoRuntime:
@@ -126,7 +126,7 @@ class OpenVinoRuntime:
 
     Args:
         graph: float, or int8 with `precision` int8.
-        precision: bf16 and fp32 run the float graph, int8 the quantised one.
+        precision: bf16 and fp32 run the float graph, int8 the quantized one.
         threads: of all forward passes together; None takes the cores of this process or container.
         streams: forward passes that run beside each other and divide the threads.
     """
@@ -182,7 +182,7 @@ def _read(graph: Graph) -> openvino.Model:
     return openvino.Core().read_model(graph.xml, graph.weights)
 
 
-def _serialise(model: openvino.Model) -> Graph:
+def _serialize(model: openvino.Model) -> Graph:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
         openvino.save_model(model, path, compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: their colours, a photograph under its heat. Without PyTorch, which takes seconds."""
+"""Heatmaps as pictures: their colors, a photograph under its heat. Without PyTorch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEANING = "where the model looked, not where the lesion is"
 
 
 @cache
-def heat_colours() -> np.ndarray:
+def heat_colors() -> np.ndarray:
     """matplotlib's viridis: uint8 (256, 3), from no heat to the most.
 
     Its steps look equal, and it has greens, which skin has not: over skin, inferno's reds look like redness.
@@ -28,14 +28,14 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.
     Args:
         image: uint8 (S, S, 3).
         heatmap: (S, S) in 0..1.
-        opacity: of the colour where the heat is 1; 0..1.
+        opacity: of the color where the heat is 1; 0..1.
 
     Returns:
         uint8 (S, S, 3).
     """
-    colours = heat_colours()[np.rint(heatmap * 255).astype(np.uint8)]
+    colors = heat_colors()[np.rint(heatmap * 255).astype(np.uint8)]
     share = (opacity * heatmap)[..., None]
-    return np.rint(image * (1 - share) + colours * share).astype(np.uint8)
+    return np.rint(image * (1 - share) + colors * share).astype(np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from torch.fx.experimental.optimization import fuse
 from scalp_core.bundles.bundle import Head
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.architecture import build_model, first_line, head_names, normalise, to_channels_last
+from scalp_core.models.architecture import build_model, first_line, head_names, normalize, to_channels_last
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _MEMORY_SHARE = 0.5
 
 
 class TorchRuntime:
-    """Runs the weights, channels last, batch normalisation folded into the convolutions.
+    """Runs the weights, channels last, batch normalization folded into the convolutions.
 
     Args:
         architecture: timm name.
@@ -93,7 +93,7 @@ class TorchRuntime:
         return self._forward(torch.from_numpy(padded)).numpy()[: len(images)]
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self._model(normalise(images, self._spec).to(self._dtype)).float()
+        return self._model(normalize(images, self._spec).to(self._dtype)).float()
 
 
 @dataclass

@@ -136,7 +136,7 @@ def preprocess_for(model: nn.Module, size: int, resize: Resize = "squash") -> Pr
     return Preprocess(size=size, resize=resize, mean=config["mean"], std=config["std"])
 
 
-def normalise(images: torch.Tensor, spec: Preprocess) -> torch.Tensor:
+def normalize(images: torch.Tensor, spec: Preprocess) -> torch.Tensor:
     """uint8 (N, size, size, 3) to float32 (N, 3, size, size) in channels_last memory, on the same device."""
     mean, scale = _constants(spec, images.device)
     # Permuting an NHWC tensor is channels_last already: no copy is made for the layout.

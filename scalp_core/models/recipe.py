@@ -84,7 +84,7 @@ class Recipe(BaseModel):
         "cosine", description="after the warm-up; trapezoid: constant, then in a line to zero"
     )
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
-    weight_decay: float = Field(0.05, ge=0, description="of all weights but biases and normalisation")
+    weight_decay: float = Field(0.05, ge=0, description="of all weights but biases and normalization")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="each layer learns at this times the rate of the one above it"
     )
@@ -108,7 +108,7 @@ class Recipe(BaseModel):
         "is squash, for a quarter turn would stretch what was squashed, else dihedral",
     )
     colour_jitter: float = Field(
-        0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each colour; 0 is off"
+        0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each color; 0 is off"
     )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="of the moving average of the weights that is kept; 0 is off"

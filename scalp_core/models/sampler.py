@@ -44,12 +44,12 @@ class EpochPlan(NamedTuple):
     Args:
         rows: int64 (M,), into the training part.
         symmetry: int8 (M,), for `augment.dihedral`.
-        colour: float32 (M, 5) in -1..1, for `augment.jitter_colour`.
+        color: float32 (M, 5) in -1..1, for `augment.jitter_color`.
     """
 
     rows: np.ndarray
     symmetry: np.ndarray
-    colour: np.ndarray
+    color: np.ndarray
 
 
 def resolve_augment(augment: Augment, resize: Resize) -> ResolvedAugment:
@@ -95,8 +95,8 @@ def _drawn_plan(
     else:
         symmetry = np.zeros(len(rows), np.int8)
     places = draw.permutation(len(rows))
-    colour = draw.uniform(-1, 1, (len(rows), 5)).astype(np.float32)
-    plan = EpochPlan(rows[places], symmetry[places], colour)
+    color = draw.uniform(-1, 1, (len(rows), 5)).astype(np.float32)
+    plan = EpochPlan(rows[places], symmetry[places], color)
     for values in plan:
         values.flags.writeable = False  # shared by all who ask for it
     return plan

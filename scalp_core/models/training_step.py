@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models import batch_norm
-from scalp_core.models.architecture import head_names, normalise
+from scalp_core.models.architecture import head_names, normalize
 from scalp_core.models.losses import Loss
 from scalp_core.models.recipe import BatchNorm, Recipe
 
@@ -105,7 +105,7 @@ class TrainingStep:
         for number, (pixels, truth) in enumerate(micro_batches, 1):
             with self._reducing(number == len(micro_batches)):
                 with self.autocast(), self._synced():
-                    logits = self._parallel(normalise(pixels, self._spec))
+                    logits = self._parallel(normalize(pixels, self._spec))
                 loss = self._loss.total(logits.float(), truth) / weight
                 (loss * self.world).backward()  # workers take the mean of their gradients
             sums += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])

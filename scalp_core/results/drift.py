@@ -77,7 +77,7 @@ class StatisticDrift(BaseModel):
 
 
 class GradeDrift(BaseModel):
-    """Shares of the grades, by name, as they were answered now and labelled at training."""
+    """Shares of the grades, by name, as they were answered now and labeled at training."""
 
     shares: dict[str, float]
     shares_at_training: dict[str, float]

@@ -33,7 +33,7 @@ from scalp_core.synthetic.layouts import (
     as_json,
     label_file,
     meta_file,
-    normalised,
+    normalized,
     pack,
     paths,
 )
@@ -86,7 +86,7 @@ def write_photo(
     Returns:
         Path of the photograph.
     """
-    files = [(kind, out / normalised(path, layout)) for kind, path in paths(plan, layout, every_symptom)]
+    files = [(kind, out / normalized(path, layout)) for kind, path in paths(plan, layout, every_symptom)]
     photograph = files[-1][1]
     if photograph.exists():
         return photograph
@@ -138,7 +138,7 @@ def write_dataset(
         UserError: `out` is a file, or holds something else than these options began.
     """
     plans = plan_dataset(options)
-    summary = _summarise(plans, options)
+    summary = _summarize(plans, options)
     if _claim(out, summary):
         return summary
     write = partial(write_photo, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
@@ -165,7 +165,7 @@ def _render_all(plans: list[PhotoPlan], write: Callable[[PhotoPlan], Path], work
             raise
 
 
-def _summarise(plans: list[PhotoPlan], options: SynthOptions) -> SynthSummary:
+def _summarize(plans: list[PhotoPlan], options: SynthOptions) -> SynthSummary:
     def count(chosen: list[PhotoPlan]) -> dict[str, int]:
         counts = Counter(plan.grade for plan in chosen)
         return {str(grade): counts[grade] for grade in range(NUM_GRADES)}

@@ -133,5 +133,5 @@ class _KoreanWindowsInfo(zipfile.ZipInfo):
         return self.filename.encode("cp949"), self.flag_bits
 
 
-def normalised(path: str, layout: Layout) -> str:
+def normalized(path: str, layout: Layout) -> str:
     return unicodedata.normalize(layout.form, path)

@@ -52,7 +52,7 @@ class SynthOptions(BaseModel):
         "quadratic weighted kappa of 0.94",
     )
     colour_cast: float = Field(
-        1.0, ge=0, le=3, description="how far the microscopes' colours differ; 0: not at all"
+        1.0, ge=0, le=3, description="how far the microscopes' colors differ; 0: not at all"
     )
     lighting: float = Field(
         1.0, ge=0, le=3, description="how far exposure, vignette and glare differ; 0: not at all"
@@ -278,7 +278,7 @@ def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Genera
         exposure=float(np.clip(rng.normal(0.56, 0.05 * light), 0.35, 0.7)),
         contrast=float(np.clip(rng.normal(1.0, 0.09 * light), 0.7, 1.3)),
         vignette=float(np.clip(rng.normal(0.4, 0.15 * light), 0.05, 0.9)),
-        light_centre=(float(rng.normal(0.5, 0.06 * light)), float(rng.normal(0.5, 0.06 * light))),
+        light_center=(float(rng.normal(0.5, 0.06 * light)), float(rng.normal(0.5, 0.06 * light))),
         light_angle=float(rng.uniform(0, 2 * np.pi)),
         lighting=light,
         specular=float(rng.uniform(0.4, 1.3)),
@@ -302,7 +302,7 @@ def _scalp(options: SynthOptions, rng: np.random.Generator) -> Scalp:
         hair_width=float(np.clip(rng.normal(8.5, 1.4), 5, 14)),
         hair_shade=float(np.clip(0.09 + 0.16 * brown + rng.normal(0, 0.02), 0.05, 0.35)),
         hair_tint=(1.0, 0.93 - 0.2 * brown, 0.88 - 0.38 * brown),
-        grey_share=float(rng.choice((0.0, 0.03, 0.15, 0.4), p=(0.45, 0.3, 0.18, 0.07))),
+        gray_share=float(rng.choice((0.0, 0.03, 0.15, 0.4), p=(0.45, 0.3, 0.18, 0.07))),
     )
 
 

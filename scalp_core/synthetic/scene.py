@@ -26,7 +26,7 @@ from scalp_core.synthetic.textures import (
 )
 
 _MARGIN = 140  # hairs rooted outside the frame cross it too
-_BALANCE = np.array((1.13, 0.97, 0.90))  # mean R, G, B that white balance leaves a scalp with, against grey
+_BALANCE = np.array((1.13, 0.97, 0.90))  # mean R, G, B that white balance leaves a scalp with, against gray
 _SPREAD = 0.34  # sd of a channel, against its mean, that auto-levels aim at
 # Where along a hair its outline is drawn: closer at the root, which narrows as it leaves the skin.
 _ALONG = np.array((0, 0.006, 0.014, 0.03, 0.07, 0.15, 0.25, 0.36, 0.48, 0.6, 0.73, 0.86, 1.0))
@@ -51,11 +51,11 @@ class DeviceProfile:
 
     site: str = "0013"
     serial: str = "A2LEBJJDE00060O"
-    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # colour cast: R, G, B against neutral
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # color cast: R, G, B against neutral
     exposure: float = 0.55  # mean of the photograph that auto-exposure aims at, 0..1
     contrast: float = 1.0  # spread that auto-levels aim at, against the usual
     vignette: float = 0.35  # loss of light in the corners, 0..1
-    light_centre: tuple[float, float] = (0.5, 0.5)  # of the ring of lamps, shares of width and height
+    light_center: tuple[float, float] = (0.5, 0.5)  # of the ring of lamps, shares of width and height
     light_angle: float = 0.8  # where shadows fall, radians
     lighting: float = 1.0  # how much light, glare and exposure differ from photograph to photograph
     specular: float = 1.0  # brightness of reflected lamps
@@ -77,7 +77,7 @@ class Scalp:
     hair_width: float = 8.5  # pixels
     hair_shade: float = 0.13  # 0 black .. 1 white
     hair_tint: tuple[float, float, float] = (1.0, 0.86, 0.76)
-    grey_share: float = 0.03
+    gray_share: float = 0.03
 
 
 def flake_coverage(severity: float) -> float:
@@ -194,8 +194,8 @@ def _hair(
     taper = np.minimum(1, 0.3 + 1.2 * np.sqrt(t * length / thick / 3)) * (
         np.minimum(1, (1.04 - t) * 2) if fine or rng.random() < 0.6 else 1
     )
-    grey = rng.random() < scalp.grey_share
-    shade = rng.uniform(0.5, 0.72) if grey else scalp.hair_shade * rng.uniform(0.75, 1.3)
+    gray = rng.random() < scalp.gray_share
+    shade = rng.uniform(0.5, 0.72) if gray else scalp.hair_shade * rng.uniform(0.75, 1.3)
     return _Hair(line, np.maximum(thick * taper, 1.2), shade)
 
 
@@ -283,7 +283,7 @@ class _Layer:
         return cls(*np.zeros((2, HEIGHT, WIDTH), np.float32))
 
     def add(self, stamp: Stamp, x: float, y: float, opacity: float, turn: int) -> float:
-        """Lays one stamp, centre at x, y; returns by how many whole pixels the cover grew."""
+        """Lays one stamp, center at x, y; returns by how many whole pixels the cover grew."""
         alpha, light = stamp.alpha, stamp.light
         if turn & 1:
             alpha, light = alpha[::-1], light[::-1]
@@ -312,11 +312,11 @@ def _scatter(
     wanted = flake_coverage(severity) * rng.lognormal(0, 0.08) * WIDTH * HEIGHT
     growth = float(np.clip(severity, 0, 3.5))
     inside = follicles[np.all((follicles > 0) & (follicles < (WIDTH, HEIGHT)), axis=1)]
-    centres, spread = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 6), 2)), rng.uniform(35, 80)
+    centers, spread = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 6), 2)), rng.uniform(35, 80)
     thin = rng.uniform(0.82, 1.0)  # some people's scale is more see-through than others'
     on_skin, on_hair = _Layer.empty(), _Layer.empty()
     while wanted > 0:
-        places, clings = _places(growth, inside, hairs, centres, spread, rng)
+        places, clings = _places(growth, inside, hairs, centers, spread, rng)
         opacities = thin * rng.uniform(0.7, 1.0, _BATCH)
         turns = rng.integers(4, size=_BATCH).tolist()
         stamps = _pick(growth, scale, rng)
@@ -347,7 +347,7 @@ def _places(
     growth: float,
     follicles: Array,
     hairs: list[_Hair],
-    centres: Array,
+    centers: Array,
     spread: float,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
@@ -365,7 +365,7 @@ def _places(
         places[clings] = points[rng.integers(len(points), size=clings.sum())]
     if len(follicles):
         places[around] = follicles[rng.integers(len(follicles), size=around.sum())]
-    places[clustered] = centres[rng.integers(len(centres), size=clustered.sum())]
+    places[clustered] = centers[rng.integers(len(centers), size=clustered.sum())]
     reach = np.select([clings, around, clustered], [5, 15, spread], 0)[:, None]
     return places + reach * rng.standard_normal((_BATCH, 2)), clings
 
@@ -378,10 +378,10 @@ def _lay_flakes(planes: list[Array], layer: _Layer, scalp: Scalp, light_angle: f
     shadow[2:-2, 2:-2] = layer.alpha[2 - dy : HEIGHT - 2 - dy, 2 - dx : WIDTH - 2 - dx]
     shadow *= (1 - layer.alpha) * np.float32(0.28)
     horn = 0.8 * np.array((0.97, 0.955, 0.93)) + 0.2 * np.array(scalp.skin)
-    for plane, colour in zip(planes, horn, strict=True):
+    for plane, color in zip(planes, horn, strict=True):
         plane *= 1 - shadow
         plane *= 1 - layer.alpha
-        plane += layer.light * np.float32(colour)
+        plane += layer.light * np.float32(color)
 
 
 # --- light and camera --------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def _grid() -> tuple[Array, Array]:
 
 def _shine(planes: list[Array], scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) -> None:
     rows, columns = _grid()
-    x, y = np.array(device.light_centre) + rng.normal(0, 0.06 * device.lighting, 2)
+    x, y = np.array(device.light_center) + rng.normal(0, 0.06 * device.lighting, 2)
     far = (columns - np.float32(x)) ** 2 + (rows - np.float32(y)) ** 2
     light = 1 - np.float32(device.vignette * rng.uniform(0.7, 1.3)) * far * 1.6
     lean = rng.normal(0, 0.07 * device.lighting, 2).astype(np.float32)
@@ -434,7 +434,7 @@ def _reflections(scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) 
 def _photograph(planes: list[Array], device: DeviceProfile, rng: np.random.Generator) -> Array:
     """Auto-exposure, white balance and auto-levels, the device's cast, its lens and its sensor.
 
-    Evening out mean and spread of each channel is what cheap microscopes do; here it also keeps colour from
+    Evening out mean and spread of each channel is what cheap microscopes do; here it also keeps color from
     telling how much white there is.
     """
     target = device.exposure * (1 + rng.normal(0, 0.07 * device.lighting)) * np.array(device.gains) * _BALANCE

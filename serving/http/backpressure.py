@@ -42,10 +42,10 @@ async def _put(self: Any, message: Any) -> None:
 
 def _give_length(receiver: Any, source: str) -> None:
     """Makes what fetches the messages of a request for a replica wait until the application took some."""
-    initialise = receiver.__init__
+    initialize = receiver.__init__
 
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
-        initialise(self, *arguments, **options)
+        initialize(self, *arguments, **options)
         fetch = getattr(self, source)
 
         async def fetch_when_there_is_room(*arguments: Any) -> Any:

@@ -92,7 +92,7 @@ def _load(bundle: str) -> gradcam.Explainer:
 def layer(heatmap: np.ndarray) -> bytes:
     """float (S, S) in 0..1 as an RGBA PNG file, whose opacity is the heat."""
     levels = np.rint(heatmap * 255).astype(np.uint8)
-    pixels = np.concatenate([overlay.heat_colours()[levels], levels[..., None]], axis=-1)
+    pixels = np.concatenate([overlay.heat_colors()[levels], levels[..., None]], axis=-1)
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
     return buffer.getvalue()

@@ -42,7 +42,7 @@ class GradeResponse(BaseModel):
     probabilities: list[float] = Field(min_length=4, max_length=4, description="calibrated, by grade; sum 1")
     expected_severity: float = Field(description="mean grade under the probabilities, 0 to 3")
     grade_set: list[int] = Field(
-        description="neighbouring grades; they hold the true one with the promised share"
+        description="neighboring grades; they hold the true one with the promised share"
     )
     unlikeness: float | None = Field(
         description="distance from the training photographs; above 1 is flagged, null without gates"
@@ -84,7 +84,7 @@ class Heatmap(BaseModel):
 
     grade: int = Field(ge=0, le=3, description="that is explained")
     png: str = Field(
-        description="base64 of an RGBA PNG file of the model's input: viridis colours, opaque where the heat "
+        description="base64 of an RGBA PNG file of the model's input: viridis colors, opaque where the heat "
         "is most. By `preprocess.resize` of /v1/model the square is the whole upright photograph (squash), "
         "its middle (crop), or the photograph between bars (pad)"
     )

@@ -68,13 +68,13 @@ function drop(photograph) {
   const tile = tiles.get(photograph);
   const hadFocus = document.activeElement === tile;
   const item = tile.parentElement;
-  const neighbour = (item.nextElementSibling ?? item.previousElementSibling)?.firstElementChild;
+  const neighbor = (item.nextElementSibling ?? item.previousElementSibling)?.firstElementChild;
   item.remove();
   tiles.delete(photograph);
   gallery.hidden = !tiles.size;
   if (photograph !== selected) return;
-  select(photographs.find((each) => tiles.get(each) === neighbour) ?? null);
-  if (hadFocus) neighbour?.focus();
+  select(photographs.find((each) => tiles.get(each) === neighbor) ?? null);
+  if (hadFocus) neighbor?.focus();
 }
 
 function move(event) {

@@ -42,7 +42,7 @@ ELSEWHERE = {
 SMALL = "--device cpu --workers 2 --set weights=none --set size=64 --set epochs=2 --set frozen_epochs=0"
 CHANGES = [
     (r"^(scalp train .*)", rf"\1 {SMALL} --set batch_size=16"),
-    (r"^(scalp quantise \S+ \S+)", r"\1 --max-drop 1"),  # a few dozen images show no smaller bound
+    (r"^(scalp quantize \S+ \S+)", r"\1 --max-drop 1"),  # a few dozen images show no smaller bound
     (r"^(scalp models promote \S+)", r"\1 --untested --why 'the same model'"),  # over the registry's own
     (r"--images 4000", "--images 200"),
     (r"/data/aihub216", "aihub216"),
@@ -92,9 +92,9 @@ def clinic(s3, way, delivered) -> None:
             if file.is_file():
                 storage.write(f"s3://clinic/{place}/{file.relative_to(folder)}", file.read_bytes())
     for number, picture in enumerate(pictures):
-        storage.write(f"s3://clinic/labelled/{number}.jpg", picture.read_bytes())
+        storage.write(f"s3://clinic/labeled/{number}.jpg", picture.read_bytes())
     lines = [
-        f"s3://clinic/labelled/{number}.jpg,{number % 4},{number // 4}" for number in range(len(pictures))
+        f"s3://clinic/labeled/{number}.jpg,{number % 4},{number // 4}" for number in range(len(pictures))
     ]
     storage.write("s3://clinic/labels.csv", "\n".join(["uri,label,group", *lines]).encode())
 

@@ -26,14 +26,14 @@ def text(rng: np.random.Generator) -> Image.Image:
 
 
 def screenshot(rng: np.random.Generator) -> Image.Image:
-    """Windows, buttons and lines of text on plain colours."""
+    """Windows, buttons and lines of text on plain colors."""
     picture = Image.new("RGB", SIZE, tuple(int(value) for value in rng.integers(0, 256, 3)))
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(4, 16))):
         left, top = int(rng.integers(0, 560)), int(rng.integers(0, 420))
         right, bottom = left + int(rng.integers(40, 400)), top + int(rng.integers(20, 250))
         draw.rectangle(
-            (left, top, right, bottom), tuple(int(value) for value in rng.integers(0, 256, 3)), "grey"
+            (left, top, right, bottom), tuple(int(value) for value in rng.integers(0, 256, 3)), "gray"
         )
         draw.text((left + 5, top + 5), " ".join(rng.choice(_WORDS, 6)), "black", ImageFont.load_default(14))
     return picture
@@ -44,8 +44,8 @@ def uniform_noise(rng: np.random.Generator) -> Image.Image:
 
 
 def gaussian_noise(rng: np.random.Generator) -> Image.Image:
-    """Around the colour of skin, as a sensor without light that is turned up."""
-    noise = rng.normal(_skin_colour(rng), rng.uniform(15, 60), (SIZE[1], SIZE[0], 3))
+    """Around the color of skin, as a sensor without light that is turned up."""
+    noise = rng.normal(_skin_color(rng), rng.uniform(15, 60), (SIZE[1], SIZE[0], 3))
     return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
 
 
@@ -59,11 +59,11 @@ def plain_skin(rng: np.random.Generator) -> Image.Image:
         coarse = Image.fromarray(rng.normal(size=(height // grain, width // grain)).astype(np.float32))
         blotch = np.array(coarse.resize(SIZE, Image.Resampling.BICUBIC))
         light += rng.uniform(0.3, 1) * depth * blotch / blotch.std()
-    pixels = light[..., None] * _skin_colour(rng) + rng.normal(0, 2, (height, width, 1))
+    pixels = light[..., None] * _skin_color(rng) + rng.normal(0, 2, (height, width, 1))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _skin_colour(rng: np.random.Generator) -> np.ndarray:
+def _skin_color(rng: np.random.Generator) -> np.ndarray:
     return np.array([200, 150, 125]) * rng.uniform(0.7, 1.15) + rng.normal(0, 8, 3)
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, grade
-from jobs.models import quantize as quantise_module
+from jobs.models import quantize as quantize_module
 from jobs.models.export import export
-from jobs.models.quantize import quantise
+from jobs.models.quantize import quantize
 from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
@@ -28,13 +28,13 @@ from scalp_core.results.schema import RESULTS_FOLDER, read_results
 
 
 @pytest.fixture(scope="module")
-def quantised(way, tmp_path_factory):
-    """A copy of the trained bundle with an int8 graph, and what `quantise` said of it.
+def quantized(way, tmp_path_factory):
+    """A copy of the trained bundle with an int8 graph, and what `quantize` said of it.
 
     After two epochs on few photographs it stands near the edges between grades, so the limit is wider here.
     """
     copy = shutil.copytree(way.run / "bundle", tmp_path_factory.mktemp("int8") / "bundle")
-    return copy, quantise(str(copy), str(way.data), max_drop=1)
+    return copy, quantize(str(copy), str(way.data), max_drop=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def photographs(way, tmp_path_factory):
     return folder
 
 
-def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantised):
-    copy, summary = quantised
+def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantized):
+    copy, summary = quantized
     val = manifest.part(manifest.read_manifest(str(way.data)), "val")
     record = load_bundle(str(copy)).spec.graphs["int8"]
     assert record.photographs == val.num_rows == summary["photographs"]
@@ -62,26 +62,26 @@ def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantis
     assert sizes["int8"] < 0.3 * sizes["float"]
 
 
-def test_a_model_card_that_somebody_has_edited_is_kept(way, quantised, tmp_path, capsys):
-    copy, _ = quantised
+def test_a_model_card_that_somebody_has_edited_is_kept(way, quantized, tmp_path, capsys):
+    copy, _ = quantized
     before, after = load_bundle(str(way.run)).spec, load_bundle(str(copy)).spec
     card = tmp_path / CARD_FILE
     card.write_bytes((way.run / "bundle" / CARD_FILE).read_bytes())
-    assert "int8 graph" in quantise_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
+    assert "int8 graph" in quantize_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
     card.write_text(card.read_text() + "\nIntended use: the clinic in Busan.\n")
-    assert quantise_module._card(str(tmp_path), before, after) == {}
+    assert quantize_module._card(str(tmp_path), before, after) == {}
     assert "stays as it is" in capsys.readouterr().out
 
 
-def test_a_finished_quantisation_ends_at_once(way, quantised):
-    copy, summary = quantised
+def test_a_finished_quantization_ends_at_once(way, quantized):
+    copy, summary = quantized
     before = {file.name: file.stat().st_mtime_ns for file in copy.iterdir()}
-    assert quantise(str(copy), str(way.data)) == summary
+    assert quantize(str(copy), str(way.data)) == summary
     assert {file.name: file.stat().st_mtime_ns for file in copy.iterdir()} == before
 
 
-def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path):
-    copy, _ = quantised
+def test_int8_grades_and_signs_its_answers(way, quantized, photographs, tmp_path):
+    copy, _ = quantized
     out = str(tmp_path / "out")
     summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8")))
     assert (summary["graded"], summary["rows_unaccounted"]) == (40, 0)
@@ -93,7 +93,7 @@ def test_int8_grades_and_signs_its_answers(way, quantised, photographs, tmp_path
         grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
 
 
-def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantised, tmp_path, monkeypatch):
+def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantized, tmp_path, monkeypatch):
     """Of so few images chance alone can hide a loss of 0.01; both ranges are tried."""
     copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
@@ -101,29 +101,29 @@ def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantised, tmp
 
     def quick(graph, images, careful):
         tries.append(careful)
-        return load_bundle(str(quantised[0])).graph("int8")
+        return load_bundle(str(quantized[0])).graph("int8")
 
-    monkeypatch.setattr("scalp_core.inference.openvino_runtime.quantise", quick)
+    monkeypatch.setattr("scalp_core.inference.openvino_runtime.quantize", quick)
     with pytest.raises(UserError, match=r"may be as large as .*97.5% confidence.*keeps bf16 and fp32 alone"):
-        quantise(str(copy), str(way.data))
+        quantize(str(copy), str(way.data))
     assert tries == [False, True]
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 
 @pytest.mark.parametrize("change", [{"max_drop": -1}, {"qwk_drop_bound": None}, None])
-def test_a_graph_without_a_comparison_that_it_passed_is_not_run(quantised, change):
-    loaded = load_bundle(str(quantised[0]))
+def test_a_graph_without_a_comparison_that_it_passed_is_not_run(quantized, change):
+    loaded = load_bundle(str(quantized[0]))
     record = loaded.spec.graphs["int8"]
     comparison = record.comparison.model_copy(update=change) if change else None
     graphs = {"int8": record.model_copy(update={"comparison": comparison})}
     changed = Bundle(loaded.spec.model_copy(update={"graphs": graphs}), loaded.uri)
-    with pytest.raises(UserError, match="scalp quantise"):
+    with pytest.raises(UserError, match="scalp quantize"):
         changed.fetch("int8")
 
 
-def test_other_data_proves_nothing(quantised, bundle, way):
+def test_other_data_proves_nothing(quantized, bundle, way):
     with pytest.raises(UserError, match="is not the data"):
-        quantise(str(bundle), str(way.data))
+        quantize(str(bundle), str(way.data))
 
 
 def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp_path):

@@ -77,7 +77,7 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundl
     data = PromoteOptions(data=str(way.data))
 
     assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
-    with pytest.raises(UserError, match="scalp@1 is promoted: name labelled images .*--data"):
+    with pytest.raises(UserError, match="scalp@1 is promoted: name labeled images .*--data"):
         models.promote("scalp@2", registry=root)
     with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
         models.promote("scalp@3", data, registry=root)
@@ -108,5 +108,5 @@ def test_mistakes_with_models_are_one_line(bundle, tmp_path):
     assert_one_line(scalp("models", "add", bundle, "a/b", **named), "'a/b' cannot name a model")
     assert_one_line(scalp("models", "add", tmp_path, "scalp", **named), "is no bundle")
     assert_one_line(scalp("serve", "models://scapl", **named), "did you mean 'scalp'")
-    refused = scalp("quantise", "models://scalp@1", tmp_path, **named)
+    refused = scalp("quantize", "models://scalp@1", tmp_path, **named)
     assert_one_line(refused, "do not change", "scalp models add RUN NAME")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs.data.prepare import prepare
-from jobs.data.pseudonymize import pseudonymise
+from jobs.data.pseudonymize import pseudonymize
 from scalp_core import storage
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
@@ -30,7 +30,7 @@ def data(cluster, tmp_path_factory):
 
 
 def test_an_export_can_be_moved_and_names_nobody(data, tmp_path):
-    pseudonymise(str(data), str(tmp_path / "made"))
+    pseudonymize(str(data), str(tmp_path / "made"))
     (tmp_path / "made").rename(tmp_path / "moved")
     before, after = manifest.read_manifest(str(data)), manifest.read_manifest(str(tmp_path / "moved"))
     assert after.num_rows == before.num_rows
@@ -52,7 +52,7 @@ def test_an_export_can_be_moved_and_names_nobody(data, tmp_path):
 def test_codes_are_the_same_again_only_with_the_key(data, tmp_path):
     key = str(tmp_path / "secret" / "key")
     for name, key_file in (("a", key), ("b", key), ("c", None)):
-        pseudonymise(str(data), str(tmp_path / name), key_file)
+        pseudonymize(str(data), str(tmp_path / name), key_file)
     names = [{path.name for path in (tmp_path / name).rglob("*.jpg")} for name in "abc"]
     assert names[0] == names[1]
     assert not names[0] & names[2]
@@ -62,23 +62,23 @@ def test_codes_are_the_same_again_only_with_the_key(data, tmp_path):
 def test_what_makes_no_sense_is_refused(data, tmp_path):
     (tmp_path / "key").write_text("short")
     with pytest.raises(UserError, match="does not hold 64 hexadecimal digits"):
-        pseudonymise(str(data), str(tmp_path / "out"), str(tmp_path / "key"))
+        pseudonymize(str(data), str(tmp_path / "out"), str(tmp_path / "key"))
     with pytest.raises(UserError, match="is in OUT, and would be handed on with the photographs"):
-        pseudonymise(str(data), str(tmp_path / "out"), str(tmp_path / "out" / "key"))
+        pseudonymize(str(data), str(tmp_path / "out"), str(tmp_path / "out" / "key"))
     assert not (tmp_path / "out").exists()
-    outputs.claim(str(tmp_path / "stopped"), "pseudonymise")
+    outputs.claim(str(tmp_path / "stopped"), "pseudonymize")
     with pytest.raises(UserError, match="of a stopped run, which cannot resume.*; name a new directory"):
-        pseudonymise(str(data), str(tmp_path / "stopped"))
-    made = pseudonymise(str(data), str(tmp_path / "made"))
-    assert pseudonymise(str(data), str(tmp_path / "made")) == made
+        pseudonymize(str(data), str(tmp_path / "stopped"))
+    made = pseudonymize(str(data), str(tmp_path / "made"))
+    assert pseudonymize(str(data), str(tmp_path / "made")) == made
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("x")
     with pytest.raises(UserError, match="is not empty"):
-        pseudonymise(str(data), str(tmp_path / "full"))
+        pseudonymize(str(data), str(tmp_path / "full"))
 
 
 def test_from_and_to_s3(data, s3):
-    summary = pseudonymise(str(data), "s3://scalp/pseudonymised")
-    table = manifest.read_manifest("s3://scalp/pseudonymised")
+    summary = pseudonymize(str(data), "s3://scalp/pseudonymized")
+    table = manifest.read_manifest("s3://scalp/pseudonymized")
     assert table.num_rows == summary["photographs"]
     assert all(storage.read(uri)[:2] == b"\xff\xd8" for uri in table["uri"].to_pylist()[:3])

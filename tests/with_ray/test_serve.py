@@ -32,7 +32,7 @@ from scalp_core.images.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.decision import Grading
 from scalp_core.inference.gradcam import Explainer
-from scalp_core.inference.overlay import heat_colours
+from scalp_core.inference.overlay import heat_colors
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA
 from serving import app
@@ -124,7 +124,7 @@ def test_a_heatmap_is_that_of_the_explainer(client, bundle, predictor, grade):
     truth = Explainer(load_bundle(str(bundle)), "cpu").heatmap(image, heatmap["grade"])
     assert truth.max() == 1
     np.testing.assert_allclose(pixels[..., 3] / 255, truth, atol=0.01)
-    assert (pixels[..., :3] == heat_colours()[pixels[..., 3]]).all()
+    assert (pixels[..., :3] == heat_colors()[pixels[..., 3]]).all()
 
 
 def post_until_admitted(client: httpx.Client, data: bytes) -> httpx.Response:

@@ -144,9 +144,9 @@ def _picture(samples: list[tuple[float, int, int]], ended: float, options: GrowO
     bottom.step(marks[:-1], np.diff(graded) / wide, where="post", color="#0f766e")
     bottom.set(ylabel="photographs/s", xlabel="seconds", ylim=(0, None))
     for axis in (top, bottom):
-        axis.axvline(ended, color="grey", linestyle="--", linewidth=1)
+        axis.axvline(ended, color="gray", linestyle="--", linewidth=1)
         axis.grid(alpha=0.3)
-    top.annotate("the job ends", (ended, options.nodes + 0.3), color="grey", xytext=(4, 0),
+    top.annotate("the job ends", (ended, options.nodes + 0.3), color="gray", xytext=(4, 0),
                  textcoords="offset points", va="top")  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

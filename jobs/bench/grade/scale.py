@@ -177,7 +177,7 @@ def _draw_share(source: str, number: int, share: int) -> int:
 
 
 def _picture(seed: int) -> bytes:
-    """A JPEG of 640x480 of smooth colours, unlike that of any other seed."""
+    """A JPEG of 640x480 of smooth colors, unlike that of any other seed."""
     coarse = np.random.default_rng(seed).integers(60, 220, (12, 16, 3), dtype=np.uint8)
     options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom))
     result = ImageData(640, 480, PixelType.U8x3)

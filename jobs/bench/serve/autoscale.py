@@ -140,7 +140,7 @@ def _picture(options: AutoscaleOptions, found: list[Load], replicas: list[tuple[
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
     starts = np.cumsum([0.0, *(seconds for _, seconds in options.phases)])
     clients = [count for count, _ in options.phases]
-    top.step(starts, [*clients, clients[-1]], where="post", color="grey", label="clients")
+    top.step(starts, [*clients, clients[-1]], where="post", color="gray", label="clients")
     for start, each in zip(starts, found, strict=False):
         edges = np.arange(0, each.seconds + 1)
         counts, _ = np.histogram(each.moments, edges)

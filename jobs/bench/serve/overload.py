@@ -168,17 +168,17 @@ def _picture(storm: Load, memory: list[float], settings: dict[str, Any]) -> byte
 
     seconds = np.arange(int(storm.seconds) + 1)
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
-    for moments, name, colour in (
+    for moments, name, color in (
         (storm.moments, "accepted", "#0f766e"),
         (storm.refusals, "refused", "#c8541f"),
     ):
         counts, _ = np.histogram(moments, [*seconds, seconds[-1] + 1])
-        top.step(seconds, counts, where="post", label=name, color=colour)
-    top.axhline(settings["offered"], color="grey", linestyle=":", label="offered")
+        top.step(seconds, counts, where="post", label=name, color=color)
+    top.axhline(settings["offered"], color="gray", linestyle=":", label="offered")
     top.set(ylabel="photographs/s", ylim=(0, 1.3 * settings["offered"]))
     top.legend(loc="upper right", ncols=3)
     middle.plot(storm.moments, np.array(storm.latencies), ".", markersize=2, color="#1f5fa8")
-    middle.axhline(settings["queue_bound_seconds"], color="grey", linestyle=":", label="bound of the queue")
+    middle.axhline(settings["queue_bound_seconds"], color="gray", linestyle=":", label="bound of the queue")
     middle.set(ylabel="seconds to an answer", ylim=(0, None))
     middle.legend(loc="lower right")
     bottom.plot(np.arange(1, len(memory) + 1) * _SAMPLE_S, memory, color="#1f5fa8")

@@ -32,7 +32,7 @@ WRITES = {
     "evaluate": ("evaluate BUNDLE SOURCE OUT", "evaluate"),
     "explain": ("explain BUNDLE SOURCE OUT", "explain"),
     "export": ("export BUNDLE SOURCE OUT", "export"),
-    "pseudonymise": ("pseudonymise SOURCE OUT", "pseudonymise"),
+    "pseudonymize": ("pseudonymize SOURCE OUT", "pseudonymize"),
     "grade": ("grade BUNDLE SOURCE OUT", "grade"),
     "demo": ("demo --out OUT", "demo"),
     **{
@@ -45,7 +45,7 @@ WRITES = {
 WRITE_NO_DIRECTORY = {
     "serve": "an audit folder of its own, which others may not look into (test_audit_log)",
     "submit": "runs a verb of this table; its log: test_job_entry",
-    "quantise": "adds to a bundle: test_quantise, test_graphs",
+    "quantize": "adds to a bundle: test_quantize, test_graphs",
     "results": "one file, with --to: test_results",
     "compare": "reads",
     "audit verify": "reads",

@@ -1,4 +1,4 @@
-"""`scalp quantise` and the bundle that it changes: files of others, and other runs."""
+"""`scalp quantize` and the bundle that it changes: files of others, and other runs."""
 
 import shutil
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.common.console import SUMMARY_FILE
-from jobs.models.quantize import quantise
+from jobs.models.quantize import quantize
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.storage import lease, outputs
@@ -16,8 +16,8 @@ from scalp_core.storage import lease, outputs
 def test_a_summary_of_somebody_else_is_refused_and_kept(bundle, tmp_path, text):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     (copy / SUMMARY_FILE).write_text(text)
-    with pytest.raises(UserError, match=f"{copy}/{SUMMARY_FILE} was not written by scalp quantise; move it"):
-        quantise(str(copy), str(tmp_path / "data"))
+    with pytest.raises(UserError, match=f"{copy}/{SUMMARY_FILE} was not written by scalp quantize; move it"):
+        quantize(str(copy), str(tmp_path / "data"))
     assert (copy / SUMMARY_FILE).read_text() == text
 
 
@@ -31,9 +31,9 @@ def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     monkeypatch.setattr(manifest, "read_spec", lambda _: SimpleNamespace(sha256="0" * 64))
     with (
-        lease.held(str(run if verb else copy), verb or "quantise"),
-        pytest.raises(UserError, match=f"is in use by scalp {verb or 'quantise'}"),
+        lease.held(str(run if verb else copy), verb or "quantize"),
+        pytest.raises(UserError, match=f"is in use by scalp {verb or 'quantize'}"),
     ):
-        quantise(str(copy), str(tmp_path / "data"))
+        quantize(str(copy), str(tmp_path / "data"))
     kept = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert {path: data for path, data in kept.items() if lease.FOLDER not in path.parts} == before

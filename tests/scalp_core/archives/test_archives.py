@@ -55,7 +55,7 @@ def content(begin, end):
     return bytes(place // 1000 % 251 for place in range(begin, end))
 
 
-def test_neighbours_come_by_one_request():
+def test_neighbors_come_by_one_request():
     file = Counted(10**6)
     ranges = [(begin, begin + 1000) for begin in range(0, 64_000, 1000)]
     ranges += [(70_000, 70_010)]  # a small gap

@@ -102,9 +102,9 @@ def test_masks_and_frames_make_no_two_images_alike_and_hide_no_copy(view):
 
 
 def test_an_image_of_one_color_has_no_hash_and_is_like_no_other():
-    grey, black = (saved(Image.new("RGB", (640, 480), color)) for color in ("grey", "black"))
-    assert find([grey, black, picture(0)]) == []
-    assert signature(grey).hash is signature(grey).turned_hash is None
+    gray, black = (saved(Image.new("RGB", (640, 480), color)) for color in ("gray", "black"))
+    assert find([gray, black, picture(0)]) == []
+    assert signature(gray).hash is signature(gray).turned_hash is None
 
 
 # --- search ------------------------------------------------------------------------------------------------

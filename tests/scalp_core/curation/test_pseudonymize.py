@@ -86,7 +86,7 @@ def test_other_formats_become_png_with_the_same_pixels(kind):
     assert (pixels(stripped) == pixels(data)).all()
 
 
-def test_colours_that_only_metadata_tells_are_kept():
+def test_colors_that_only_metadata_tells_are_kept():
     cmyk = Image.open(io.BytesIO(jpeg())).convert("CMYK")
     data = encoded(cmyk, "JPEG")
     stripped, _ = without_metadata(data)

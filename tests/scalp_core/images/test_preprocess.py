@@ -29,19 +29,19 @@ def test_a_photograph_becomes_a_square_of_bytes():
 
 @pytest.mark.parametrize("name", sorted(sound_files()))
 def test_every_kind_shows_the_same_picture(name):
-    """JPEG of every colour space, all colour modes and depths."""
+    """JPEG of every color space, all color modes and depths."""
     square = decode(sound_files()[name], SPEC).pixels
     expected = pillow(picture())
     if name.startswith("jpeg_exif"):
         exif_turned = ImageOps.exif_transpose(Image.open(io.BytesIO(sound_files()[name])))
         expected = pillow(exif_turned)
-    elif ("16bit" in name and "rgb" not in name) or name in ("jpeg_grey", "png_L", "png_LA", "png_1"):
+    elif ("16bit" in name and "rgb" not in name) or name in ("jpeg_gray", "png_L", "png_LA", "png_1"):
         expected = pillow(picture().convert("L"))
     elif name in ("webp_alpha", "png_clear"):
         clear = picture().convert("RGBA")
         clear.putalpha(Image.linear_gradient("L").resize(clear.size))
         expected = pillow(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear))
-    elif name == "jpeg_ycck":  # the same bytes under another reading: only Pillow knows the colours
+    elif name == "jpeg_ycck":  # the same bytes under another reading: only Pillow knows the colors
         expected = pillow(Image.open(io.BytesIO(sound_files()[name])))
     tolerance = 12 if name in ("png_1", "png_P", "png_palette_alpha", "tiff_jpeg", "tiff_lab") else 2.5
     assert np.abs(square - expected).mean() < tolerance
@@ -93,7 +93,7 @@ def test_a_large_jpeg_gives_what_its_pixels_give(resize):
     image, spec = picture(1600, 900), Preprocess(size=96, resize=resize)
     scaled = decode(encoded(image, "JPEG", quality=95), spec).pixels
     full = decode(encoded(image, "PNG"), spec).pixels
-    assert np.abs(scaled.astype(int) - full).mean() < 2.5  # colours as steep as no photograph's
+    assert np.abs(scaled.astype(int) - full).mean() < 2.5  # colors as steep as no photograph's
 
 
 def test_a_jpeg_is_decoded_no_larger_than_needed():

@@ -110,26 +110,26 @@ def test_the_reason_is_named(fitted, kind, flag):
 
 
 def test_statistics_mean_what_their_names_say():
-    grey = np.full((64, 64, 3), 128, np.uint8)  # small enough that every pixel is in the grid
-    stripes, half_red = grey.copy(), grey.copy()
+    gray = np.full((64, 64, 3), 128, np.uint8)  # small enough that every pixel is in the grid
+    stripes, half_red = gray.copy(), gray.copy()
     stripes[:, ::4] = 0
     half_red[:, :32, 1:] = 0
     found = {
         name: dict(zip(STATISTICS, image_statistics.measure(picture).tolist(), strict=True))
-        for name, picture in {"grey": grey, "stripes": stripes, "red": half_red, "black": grey * 0}.items()
+        for name, picture in {"gray": gray, "stripes": stripes, "red": half_red, "black": gray * 0}.items()
     }
-    assert found["grey"]["luma_mean"] == pytest.approx(128 / 255)
-    assert (found["grey"]["flat_share"], found["grey"]["dark_share"]) == (1, 0)
+    assert found["gray"]["luma_mean"] == pytest.approx(128 / 255)
+    assert (found["gray"]["flat_share"], found["gray"]["dark_share"]) == (1, 0)
     assert found["black"]["dark_share"] == 1
     assert found["stripes"]["dark_share"] == 0.25
-    assert found["stripes"]["sharpness_1"] > found["grey"]["sharpness_1"] + 3
+    assert found["stripes"]["sharpness_1"] > found["gray"]["sharpness_1"] + 3
     assert found["red"]["red_green"] == pytest.approx(np.log(129 / 65))
     assert found["red"]["red_green_std"] == pytest.approx(np.log(65))
     assert found["red"]["saturation"] > 0.4
 
 
 @pytest.mark.parametrize("size", [96, 128, 224, 225, 512])
-def test_the_grid_of_pixels_is_as_light_and_coloured_as_the_whole(files, size):
+def test_the_grid_of_pixels_is_as_light_and_colored_as_the_whole(files, size):
     for data in files["unseen"][:10]:
         pixels = decode(data, Preprocess(size=size)).pixels
         found = dict(zip(STATISTICS, image_statistics.measure(pixels).tolist(), strict=True))

@@ -13,15 +13,15 @@ from scalp_core.bundles.bundle import (
     Conformal,
     InitialWeights,
     Training,
-    serialise_weights,
+    serialize_weights,
     sha256,
 )
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.gradcam import Explainer
-from scalp_core.inference.overlay import heat_colours, overlay, png
-from scalp_core.models.architecture import build_model, normalise, preprocess_for
+from scalp_core.inference.overlay import heat_colors, overlay, png
+from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from tests.conftest import SMALL, jpeg
 
 _TOY, _PATCH = 192, 64  # pixels; a cell of the map is 32
@@ -29,7 +29,7 @@ _TOY, _PATCH = 192, 64  # pixels; a cell of the map is 32
 
 def bundle_of(model: torch.nn.Module, architecture: str, size: int) -> Bundle:
     """A bundle in memory."""
-    weights = serialise_weights(model.state_dict())
+    weights = serialize_weights(model.state_dict())
     training = Training(
         recipe={},
         initial_weights=InitialWeights(source="none"),
@@ -61,7 +61,7 @@ def random_bundle(architecture: str, size: int, seed: int = 0) -> Bundle:
 
 def with_state(bundle: Bundle, state: dict[str, torch.Tensor]) -> Bundle:
     """The bundle with other weights."""
-    weights = serialise_weights(state)
+    weights = serialize_weights(state)
     spec = bundle.spec.model_copy(update={"weights_sha256": sha256(weights)})
     return Bundle(spec, files={WEIGHTS_FILE: weights})
 
@@ -91,7 +91,7 @@ def patch_bundle() -> Bundle:
         places = [tuple(rng.integers(0, _TOY - _PATCH, 2)) if index % 2 else None for index in range(16)]
         images = np.stack([with_patch(place, 1000 * step + index) for index, place in enumerate(places)])
         labels = torch.tensor([0 if place is None else 3 for place in places])
-        loss = torch.nn.functional.cross_entropy(model(normalise(torch.from_numpy(images), spec)), labels)
+        loss = torch.nn.functional.cross_entropy(model(normalize(torch.from_numpy(images), spec)), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -215,16 +215,16 @@ def test_a_grade_that_there_is_not_is_refused(patch_finder):
             patch_finder.heatmap(with_patch(None, 0), grade)
 
 
-def test_the_photograph_stays_where_there_is_no_heat_and_takes_its_colour_where_there_is():
+def test_the_photograph_stays_where_there_is_no_heat_and_takes_its_color_where_there_is():
     image = photographs(1, SMALL)[0]
     heat = np.zeros((SMALL, SMALL), np.float32)
     np.testing.assert_array_equal(overlay(image, heat), image)
     heat[10:20, 10:20] = 1
     shown = overlay(image, heat)
     np.testing.assert_array_equal(shown[30:], image[30:])
-    half = (image[10:20, 10:20].astype(float) + heat_colours()[255]) / 2
+    half = (image[10:20, 10:20].astype(float) + heat_colors()[255]) / 2
     assert np.abs(shown[10:20, 10:20] - half).max() <= 1
-    assert (overlay(image, heat, opacity=1.0)[10:20, 10:20] == heat_colours()[255]).all()
+    assert (overlay(image, heat, opacity=1.0)[10:20, 10:20] == heat_colors()[255]).all()
 
 
 def test_a_png_holds_the_pixels_and_no_metadata():

@@ -182,7 +182,7 @@ assert not model.get_property("ENABLE_CPU_PINNING") or len(os.sched_getaffinity(
 
 
 def test_what_does_not_go_together_is_refused_with_a_way_out(loaded):
-    with pytest.raises(UserError, match="scalp quantise"):
+    with pytest.raises(UserError, match="scalp quantize"):
         Predictor(loaded, "cpu", "int8")
     with pytest.raises(UserError, match="use --device cpu"):
         Predictor(loaded, "cpu", "int8", runtime="torch")

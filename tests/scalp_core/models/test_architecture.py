@@ -3,7 +3,7 @@ import timm
 import torch
 
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.architecture import normalise, preprocess_for
+from scalp_core.models.architecture import normalize, preprocess_for
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
 
@@ -19,9 +19,9 @@ def test_preprocessing_follows_the_weights(imagenet_like):
     assert preprocess_for(timm.create_model("resnet18"), 64).mean == (0.485, 0.456, 0.406)
 
 
-def test_normalising_maps_bytes_to_the_papers_range_in_channels_last():
+def test_normalizing_maps_bytes_to_the_papers_range_in_channels_last():
     images = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(4 * 4 * 3).reshape(2, 4, 4, 3)
-    out = normalise(images, Preprocess(size=32))
+    out = normalize(images, Preprocess(size=32))
     assert out.shape == (2, 3, 4, 4)
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out[0], torch.full((3, 4, 4), -1.0))

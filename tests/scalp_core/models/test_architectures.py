@@ -109,12 +109,12 @@ def test_the_head_stays_exact_in_bf16(architecture):
     assert torch.bfloat16 in {value.dtype for value in inside.values()}
 
 
-def test_weights_that_share_a_tensor_are_serialised():
-    from scalp_core.bundles.bundle import load_weights, serialise_weights
+def test_weights_that_share_a_tensor_are_serialized():
+    from scalp_core.bundles.bundle import load_weights, serialize_weights
 
     layer = nn.Linear(2, 2)
     state = nn.Sequential(layer, layer).state_dict()
-    assert load_weights(serialise_weights(state)).keys() == state.keys()
+    assert load_weights(serialize_weights(state)).keys() == state.keys()
 
 
 def test_a_setting_of_batch_normalization_needs_batch_normalization():

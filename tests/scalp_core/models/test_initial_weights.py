@@ -8,7 +8,7 @@ import torch
 from jobs.train.start import Start, save_start, saved_start
 from jobs.tune import driver as tune
 from scalp_core import storage
-from scalp_core.bundles.bundle import InitialWeights, serialise_weights
+from scalp_core.bundles.bundle import InitialWeights, serialize_weights
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models import initial_weights
@@ -29,7 +29,7 @@ def imagenet_like():
 @pytest.fixture
 def file(tmp_path):
     def write(state):
-        (tmp_path / "weights.safetensors").write_bytes(serialise_weights(state))
+        (tmp_path / "weights.safetensors").write_bytes(serialize_weights(state))
         return str(tmp_path / "weights.safetensors")
 
     return write
@@ -54,7 +54,7 @@ def test_local_weights_are_taken_and_the_head_is_new(imagenet_like, tmp_path, su
 
 def test_weights_in_object_storage_are_taken(imagenet_like, s3):
     uri = "s3://scalp/weights/resnet.safetensors"
-    storage.write(uri, serialise_weights(imagenet_like))
+    storage.write(uri, serialize_weights(imagenet_like))
     assert same_body(initial_model(SMALL, uri, seed=0)[0], imagenet_like)
 
 

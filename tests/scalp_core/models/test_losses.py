@@ -50,7 +50,7 @@ def test_corn_stays_finite_for_extreme_logits():
     assert torch.isfinite(make_loss("corn", 0.0, COUNTS).mean(logits, torch.tensor([2])))
 
 
-def test_weights_favour_rare_grades_and_leave_the_mean_at_one():
+def test_weights_favor_rare_grades_and_leave_the_mean_at_one():
     loss = make_loss("weighted_cross_entropy", 0.0, COUNTS)
     labels = torch.tensor(np.repeat(range(4), COUNTS))
     logits = LOGITS[torch.arange(len(labels)) % 64]

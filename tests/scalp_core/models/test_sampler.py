@@ -12,7 +12,7 @@ from scalp_core.models.sampler import X4, Order, Share, epoch_plan, photographs_
 from scalp_core.seeds import Purpose, seed_sequence, torch_seed
 
 LABELS = np.repeat([0, 1, 2, 3], [3, 40, 50, 12]).astype(np.int8)
-# Of rows, symmetry and colour of two plans, since seeds come from `scalp_core.seeds`.
+# Of rows, symmetry and color of two plans, since seeds come from `scalp_core.seeds`.
 PINNED = [
     "8eb407b6be41b982", "8a7dda0be00b0bd3", "57c759d787394867",
     "5f2563e648722a99", "f6ac32469a9d0db0", "8107509e23bfeb75",
@@ -79,14 +79,14 @@ def test_any_number_of_workers_sees_the_same_global_batches(workers):
         assert (together == np.stack(alone)[:, step * batch : (step + 1) * batch]).all()
 
 
-def test_colours_change_mildly_and_nothing_changes_at_zero():
+def test_colors_change_mildly_and_nothing_changes_at_zero():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-    change = plan().colour[:4]
-    assert (augment.jitter_colour(images, 0.0, change) == images).all()
-    moved = augment.jitter_colour(images, 0.1, change).astype(int) - images
+    change = plan().color[:4]
+    assert (augment.jitter_color(images, 0.0, change) == images).all()
+    moved = augment.jitter_color(images, 0.1, change).astype(int) - images
     assert 0 < np.abs(moved).mean() < 0.2 * 255
     brighter = np.array([[1.0, 0, 0, 0, 0]] * 4)
-    assert (augment.jitter_colour(images, 0.1, brighter) >= images).all()
+    assert (augment.jitter_color(images, 0.1, brighter) >= images).all()
 
 
 def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):

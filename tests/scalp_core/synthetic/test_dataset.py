@@ -254,17 +254,17 @@ def test_archives_are_the_same_again_and_left_as_they_are(tmp_path, layout):
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two") == before
 
 
-def test_grade_cannot_be_read_from_colour_spread_or_file_size(dataset):
+def test_grade_cannot_be_read_from_color_spread_or_file_size(dataset):
     """A shallow model across devices: near chance on these, yet able to find a signal where there is one."""
     out, _ = dataset
     plans = plan_dataset(OPTIONS)
     grades = np.array([plan.grade for plan in plans])
     groups = [plan.device.serial for plan in plans]
-    colour, spread, size = [], [], []
+    color, spread, size = [], [], []
     for plan in plans:
         path = write_photo(plan, out)  # there already: gives its path
         pixels = np.asarray(Image.open(path), dtype=np.float32).reshape(-1, 3)
-        colour.append(pixels.mean(0))
+        color.append(pixels.mean(0))
         spread.append(pixels.std(0))
         size.append([path.stat().st_size])
 
@@ -280,10 +280,10 @@ def test_grade_cannot_be_read_from_colour_spread_or_file_size(dataset):
             for model in models
         )
 
-    assert shallow(np.hstack([colour, size])) < 0.35
-    assert shallow(np.hstack([colour, spread, size])) < 0.45
+    assert shallow(np.hstack([color, size])) < 0.35
+    assert shallow(np.hstack([color, spread, size])) < 0.45
     flakes = [[plan.severity] for plan in plans]
-    assert shallow(np.hstack([colour, spread, size, flakes])) > 0.7
+    assert shallow(np.hstack([color, spread, size, flakes])) > 0.7
 
 
 # --- again, elsewhere, interrupted -------------------------------------------------------------------------

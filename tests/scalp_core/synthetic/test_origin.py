@@ -20,7 +20,7 @@ from serving.schemas.grading import ModelResponse
 from tests.support.small_grade import write_bundle, zipped
 from tests.support.sources import PLANS, audited, write_set
 
-MARK = synthetic._summarise(PLANS, SynthOptions(images=48, seed=5, devices=8)).model_dump_json().encode()
+MARK = synthetic._summarize(PLANS, SynthOptions(images=48, seed=5, devices=8)).model_dump_json().encode()
 
 
 @pytest.fixture(scope="module")
