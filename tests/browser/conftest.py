@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from cluster.local import Cluster
 from serving import app
 from serving.settings import Settings
-from tests.conftest import free_port
+from tests.support.ports import free_port
 
 DESKTOP = {"width": 1200, "height": 860}
 PHONE = {"width": 390, "height": 844}

@@ -15,7 +15,7 @@ from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inference.decision import REASONS
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.browser.steps import answer_of, choose, drop, photograph, refuse, scrolls_sideways
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 
 def check_result(page: Page, answer: dict, names: tuple[str, ...] = GRADE_NAMES) -> None:

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, Response, Route, expect
 from scalp_core.grades import GRADE_NAMES
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.browser.steps import answer_of, changed, choose, photograph, refuse, scrolls_sideways
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 
 def boxes(page: Page) -> tuple[dict[str, float], dict[str, float]]:

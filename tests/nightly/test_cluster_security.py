@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.nodes import BIN, nodes
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,8 @@ from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from scalp_core.synthetic.plan import SynthOptions
 from serving import app
 from serving.settings import Settings
-from tests.conftest import SMALL, free_port
+from tests.support.ports import free_port
+from tests.support.sizes import SMALL
 
 pytestmark = pytest.mark.gpu
 

@@ -18,8 +18,10 @@ from scalp_core import storage
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from serving import app
 from serving.client import Client
-from tests.conftest import SMALL, free_port, jpeg
+from tests.support.images import jpeg
 from tests.support.nodes import BIN, nodes
+from tests.support.ports import free_port
+from tests.support.sizes import SMALL
 from tests.support.submitting import SOON, TOKEN, environment, scalp, start
 
 PHOTOGRAPHS = 24

@@ -16,8 +16,8 @@ import ray
 
 from cluster.jobs_api import Jobs
 from cluster.local import ClusterError
-from tests.conftest import free_port
 from tests.support.nodes import nodes
+from tests.support.ports import free_port
 from tests.support.submitting import SOON, TOKEN, refused, scalp
 
 pytestmark = pytest.mark.slow

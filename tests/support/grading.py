@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from scalp_core import storage
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from scalp_core.storage import outputs
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 MARK = "SCALP_TEST_RUN"  # in the environment of every process of a run, to find them by
 SHARD = 16

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.conftest import free_ports
+from tests.support.ports import free_ports
 
 BIN = Path(sys.executable).parent
 MEMORY = str(200 * 2**20)

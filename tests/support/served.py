@@ -13,7 +13,8 @@ import psutil
 
 from serving.http import connections
 from serving.settings import Settings
-from tests.conftest import CONNECTION_SECONDS, free_port
+from tests.support.ports import free_port
+from tests.support.sizes import CONNECTION_SECONDS
 
 
 @contextmanager

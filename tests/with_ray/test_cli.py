@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from jobs.cli.main import app, main
 from scalp_core import storage
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 
 def scalp(

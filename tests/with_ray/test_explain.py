@@ -16,7 +16,7 @@ from scalp_core.images.preprocess import decode
 from scalp_core.inference.gradcam import Explainer
 from scalp_core.inference.overlay import MEANING, overlay
 from scalp_core.inference.predictor import Predictor
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 GOOD = {f"{index}/photo {index}.jpg": jpeg(index) for index in range(20)}
 BAD = {"4/empty.jpg": b"", "7/text.png": b"hello", "9/cut.jpg": jpeg(1)[:9000]}

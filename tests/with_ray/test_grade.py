@@ -23,8 +23,8 @@ from scalp_core.errors import UserError
 from scalp_core.inference.predictor import resolve_precision
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA, read_results
 from scalp_core.storage import outputs
-from tests.conftest import jpeg
 from tests.support import sockets
+from tests.support.images import jpeg
 
 GOOD = {f"session {index % 3}/photo_{index}.jpg": jpeg(index) for index in range(9)}
 BAD = {

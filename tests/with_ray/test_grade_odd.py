@@ -4,7 +4,7 @@ from jobs.bench.odd_files import GRADED, corpus
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.with_ray.test_grade import tarred, zipped
 
 

@@ -13,7 +13,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.with_ray.test_cli import assert_one_line, scalp
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.metrics import (
     Sample,
     alert_questions,

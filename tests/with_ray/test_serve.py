@@ -39,7 +39,8 @@ from serving import app
 from serving.api.middleware import Envelope
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
-from tests.conftest import free_port, free_ports, jpeg
+from tests.support.images import jpeg
+from tests.support.ports import free_port, free_ports
 
 # The same arithmetic on every machine, whether or not it has bf16.
 PRECISION = "fp32"

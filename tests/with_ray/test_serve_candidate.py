@@ -16,7 +16,8 @@ from serving import app
 from serving.observability.audit import AuditSettings
 from serving.replicas.rollout import is_chosen
 from serving.settings import CandidateSettings, Scaling, Settings
-from tests.conftest import free_port, jpeg
+from tests.support.images import jpeg
+from tests.support.ports import free_port
 
 PHOTOGRAPHS = [jpeg(seed) for seed in range(24)]
 SHARE = 0.5

@@ -14,7 +14,8 @@ import yaml
 
 from scalp_core.bundles.registry import ENVIRONMENT, Registry
 from serving import app
-from tests.conftest import free_port, jpeg
+from tests.support.images import jpeg
+from tests.support.ports import free_port
 
 CONFIG = Path(app.__file__).with_name("config.yaml")
 # A Ray that is started here takes this token; `serve` sends it only in this mode.

@@ -19,8 +19,9 @@ from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings, new_key
 from serving.observability.audit import AuditSettings
 from serving.settings import Settings
-from tests.conftest import CONNECTION_SECONDS, jpeg
+from tests.support.images import jpeg
 from tests.support.served import scalp_serve
+from tests.support.sizes import CONNECTION_SECONDS
 
 PATIENCE = 1.0  # seconds that a body may keep the endpoint waiting
 LATE = 10  # seconds after which something was not closed in time, on a busy machine

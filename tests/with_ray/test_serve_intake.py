@@ -24,8 +24,9 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA, read_results
 from serving.http.streaming import BATCH_PATH
 from serving.schemas.bulk import BulkRow
-from tests.conftest import free_port, jpeg
 from tests.support import odd_archives as odd
+from tests.support.images import jpeg
+from tests.support.ports import free_port
 
 PRECISION = "fp32"
 PHOTOGRAPHS = [jpeg(seed) for seed in range(12)]

@@ -22,9 +22,10 @@ from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import decode
 from serving import app
 from serving.settings import Scaling, Settings
-from tests.conftest import free_port, jpeg
 from tests.support import sockets
+from tests.support.images import jpeg
 from tests.support.metrics import Sample, alert_questions, dashboard_questions, scrape, total, unanswered
+from tests.support.ports import free_port
 from tests.with_ray.test_serve import PRECISION, post
 
 CONFIG = Path(app.__file__).parent / "config.yaml"

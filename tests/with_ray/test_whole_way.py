@@ -27,8 +27,8 @@ from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from serving import app
 from serving.replicas.handles import read_photograph
 from serving.settings import Settings
-from tests.conftest import free_port
 from tests.support import sockets
+from tests.support.ports import free_port
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 
 @pytest.fixture

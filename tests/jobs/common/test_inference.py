@@ -12,8 +12,9 @@ from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions, resolve, with_logits
 from scalp_core.errors import UserError
 from scalp_core.inference import predictor
-from tests.conftest import SMALL, jpeg
 from tests.scalp_core.inference.test_gradcam import random_bundle
+from tests.support.images import jpeg
+from tests.support.sizes import SMALL
 
 TWO_NODES = Cluster(cpus=4, gpus=0, nodes=2, cores_per_node=1)
 

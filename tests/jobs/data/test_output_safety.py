@@ -20,7 +20,7 @@ from jobs.data.synth import synth
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs
 from scalp_core.synthetic.plan import SynthOptions
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 # Arguments of every verb that makes an output directory, and the marker of that directory. OUT is where it is
 # made, SOURCE what is read. There is neither a bundle nor data: a wrong place is told before they are opened.

@@ -15,7 +15,7 @@ from scalp_core.datasets import scan
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.storage import parquet
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.small_grade import picture, rows, run, tarred, write_bundle
 
 

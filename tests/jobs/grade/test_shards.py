@@ -12,7 +12,7 @@ from scalp_core.errors import UserError
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.results.schema import Signature
 from scalp_core.storage import parquet
-from tests.conftest import SMALL
+from tests.support.sizes import SMALL
 
 
 class Model:

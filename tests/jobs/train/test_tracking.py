@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from jobs.train import tracking_mlflow
 from jobs.train.tracking import lenient, tracked
 from scalp_core.errors import UserError
-from tests.conftest import free_port
 from tests.support.mlflow_api import mlflow_server
+from tests.support.ports import free_port
 
 IDENTITY = {
     "recipe": {"epochs": 3, "learning_rate": 0.001, "weights": "none"},

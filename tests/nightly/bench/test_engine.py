@@ -11,7 +11,7 @@ import pytest
 from jobs.bench.engine import EngineOptions, bench_engine
 from jobs.bench.measure import Candidate, repeat, time_in_turns
 from scalp_core.errors import UserError
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 FILES = 20
 

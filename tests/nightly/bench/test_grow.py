@@ -14,7 +14,7 @@ from PIL import Image
 from cluster.testing.simulated import simulated_cluster, working_nodes
 from jobs.bench import inputs
 from jobs.bench.grade.grow import PICTURE_FILE, GrowOptions, bench_grow
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.nodes import BIN
 
 pytestmark = pytest.mark.slow

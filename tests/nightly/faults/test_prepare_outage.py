@@ -13,7 +13,7 @@ from cluster.testing.local_s3 import s3_server
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.storage.outputs import SCRATCH_FOLDER
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 pytestmark = pytest.mark.slow
 

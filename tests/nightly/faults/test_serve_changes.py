@@ -28,7 +28,8 @@ from serving.admission.limits import Limits
 from serving.client import AsyncClient, GradeError
 from serving.client.retries import Counts
 from serving.settings import ModelSettings, Scaling, Settings
-from tests.conftest import free_port, jpeg
+from tests.support.images import jpeg
+from tests.support.ports import free_port
 
 CALLERS = 4
 PHOTOGRAPHS = [jpeg(seed, (160, 120)) for seed in range(8)]

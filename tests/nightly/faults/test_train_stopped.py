@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from scalp_core.bundles.loading import load_bundle
-from tests.conftest import free_port
 from tests.support.mlflow_api import mlflow_server
+from tests.support.ports import free_port
 
 EPOCHS = 5
 

@@ -19,7 +19,7 @@ from scalp_core.datasets import manifest, scan
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.synthetic.layouts import LAYOUTS
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.sources import PLANS, audited, audited_rows, picture, write_set
 
 RATIO = "2:1:1"

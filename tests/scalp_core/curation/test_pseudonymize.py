@@ -12,7 +12,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import read_picture
 from scalp_core.images.preprocess import Preprocess, decode
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 from tests.support.sources import picture
 
 SECRETS = (

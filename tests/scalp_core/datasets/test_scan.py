@@ -20,7 +20,7 @@ from scalp_core.datasets.group_by import GroupBy
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 from scalp_core.images import codecs
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 
 def examined(source, **how):

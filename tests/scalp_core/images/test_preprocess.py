@@ -9,7 +9,7 @@ from jobs.bench.odd_files import encoded, picture, sound_files
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import FIRST_FRAME_ONLY, picture_size, read_picture
 from scalp_core.images.preprocess import Preprocess, decode
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 SPEC = Preprocess(size=96)
 

@@ -22,8 +22,8 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.synthetic.dataset import jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
 from serving.schemas.grading import ModelResponse
-from tests.conftest import SMALL
 from tests.support import negatives
+from tests.support.sizes import SMALL
 
 ROOT = Path(__file__).parents[3]
 SIZES = (224, 128)

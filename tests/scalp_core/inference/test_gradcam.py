@@ -22,7 +22,8 @@ from scalp_core.images.preprocess import decode
 from scalp_core.inference.gradcam import Explainer
 from scalp_core.inference.overlay import heat_colors, overlay, png
 from scalp_core.models.architecture import build_model, normalize, preprocess_for
-from tests.conftest import SMALL, jpeg
+from tests.support.images import jpeg
+from tests.support.sizes import SMALL
 
 _TOY, _PATCH = 192, 64  # pixels; a cell of the map is 32
 

@@ -21,8 +21,8 @@ from scalp_core.results import drift
 from scalp_core.results.report import warnings
 from scalp_core.results.schema import Signature, result_table
 from serving.schemas.grading import GradeResponse
-from tests.conftest import SMALL
 from tests.scalp_core.inference.test_gradcam import random_bundle, with_state
+from tests.support.sizes import SMALL
 
 SIGNATURE = Signature("m", "cpu")
 

@@ -16,7 +16,8 @@ from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import gradings
 from scalp_core.inference.predictor import Predictor, needed_part, resolve_runtime
 from scalp_core.models.architecture import build_model
-from tests.conftest import SMALL, jpeg
+from tests.support.images import jpeg
+from tests.support.sizes import SMALL
 
 NO_STATISTICS = np.zeros((2, len(STATISTICS)), np.float32)  # the bundle has no gates
 

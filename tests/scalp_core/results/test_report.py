@@ -23,8 +23,8 @@ from scalp_core.images import statistics as image_statistics
 from scalp_core.inference import gradcam, overlay
 from scalp_core.results.drift import count
 from scalp_core.results.report import rates
-from tests.conftest import jpeg
 from tests.scalp_core.results.test_drift import LUMA, draw
+from tests.support.images import jpeg
 from tests.support.result_rows import failed, referred, row, write
 
 DEVICE = "0013_A2LEBJJDE00060O_160257830377{}_3_TH.jpg"

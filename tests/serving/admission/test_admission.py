@@ -31,7 +31,7 @@ from serving.replicas.handles import read_photograph
 from serving.replicas.ingress import replica
 from serving.replicas.readiness import Readiness
 from serving.settings import Scaling, Settings
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 SETTINGS = Settings(
     device="cpu",

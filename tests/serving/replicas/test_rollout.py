@@ -21,7 +21,7 @@ from serving.replicas.handles import Graders
 from serving.replicas.rollout import Rollout
 from serving.schemas.messages import Graded
 from serving.settings import CandidateSettings, Settings
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 GRADED = Graded(None, None, "bundle", 1, 0.0, 0.0)
 

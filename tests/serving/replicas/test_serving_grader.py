@@ -19,7 +19,7 @@ from scalp_core.inference.predictor import Predictor
 from serving.replicas.grader import Grader
 from serving.schemas.messages import Graded
 from serving.settings import Scaling, Settings
-from tests.conftest import jpeg
+from tests.support.images import jpeg
 
 SETTINGS = Settings(
     device="cpu",

@@ -1,0 +1,75 @@
+"""Bundles of untrained models."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jobs.common import provenance
+from jobs.common.graphs import with_float_graph
+from scalp_core.bundles.bundle import (
+    WEIGHTS_FILE,
+    Bundle,
+    BundleSpec,
+    Conformal,
+    InitialWeights,
+    Training,
+    save_bundle,
+    serialize_weights,
+    sha256,
+)
+from scalp_core.images.preprocess import decode
+from scalp_core.models.architecture import build_model, normalize, preprocess_for
+from tests.support.images import jpeg
+from tests.support.sizes import SMALL
+
+
+def _settle_statistics(model: torch.nn.Module) -> None:
+    """Gives batch normalization the statistics of photographs; without them all answers are alike."""
+    spec = preprocess_for(model, SMALL)
+    images = torch.from_numpy(np.stack([decode(jpeg(seed), spec).pixels for seed in range(16)]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain average
+    with torch.no_grad():
+        model.train()(normalize(images, spec))
+
+
+def _with_graph(bundle: Bundle) -> Bundle:
+    images = np.stack([decode(jpeg(seed), bundle.spec.preprocess).pixels for seed in range(4)])
+    return with_float_graph(bundle, iter([(images, np.arange(4))]))
+
+
+def make_bundle(folder: Path, seed: int = 7) -> Path:
+    """Write an untrained bundle whose answers differ from image to image."""
+    torch.manual_seed(seed)
+    model = build_model("legacy_xception")
+    torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
+    _settle_statistics(model)
+    weights = serialize_weights(model.state_dict())
+    spec = BundleSpec(
+        name="untrained",
+        created_at=datetime.now(UTC),
+        architecture="legacy_xception",
+        preprocess=preprocess_for(model, SMALL),
+        temperature=1.5,
+        conformal=Conformal(coverage=0.9, quantile=0.8),
+        training=Training(
+            recipe={"epochs": 1},
+            initial_weights=InitialWeights(source="none"),
+            workers=1,
+            best_epoch=1,
+            data_sha256="0" * 64,
+            grade_counts=[1, 5, 7, 3],
+        ),
+        metrics={},
+        versions=provenance.versions(),
+        git_revision=None,
+        weights_sha256=sha256(weights),
+    )
+    bundle = _with_graph(Bundle(spec, files={WEIGHTS_FILE: weights}))
+    save_bundle(str(folder), bundle.spec, bundle.files)
+    return folder

@@ -1,0 +1,65 @@
+"""One run of synth, prepare, train and evaluate that many tests read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.data.prepare import prepare
+from jobs.data.synth import synth
+from jobs.evaluate.driver import evaluate
+from jobs.train.driver import RECIPES, train
+from scalp_core.models.recipe import Recipe, load_recipe
+from scalp_core.synthetic.plan import SynthOptions
+from tests.support import sockets
+from tests.support.metrics import Sample, await_total, watched
+from tests.support.sizes import SMALL
+
+
+@dataclass(frozen=True)
+class WholeWay:
+    """Folders and summaries of synth, prepare, train and evaluate, and the metrics of the training."""
+
+    photographs: Path
+    data: Path
+    run: Path
+    evaluation: Path
+    recipe: Recipe
+    prepared: dict[str, Any]
+    trained: dict[str, Any]
+    evaluated: dict[str, Any]
+    metrics: list[Sample]
+    listening: set[sockets.Listening]  # while `train` ran
+
+
+def run_whole_way(root: Path) -> WholeWay:
+    """Run it below `root`; takes two minutes."""
+    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
+    folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
+    photographs, data, run, evaluation = map(str, folders)
+    synth(photographs, SynthOptions(images=160, seed=3))
+    prepared = prepare(photographs, data)
+    with watched() as metrics, sockets.watched() as listening:
+        trained = train(data, run, recipe, workers=2, device="cpu")
+        await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
+        evaluated = evaluate(run, data, evaluation)
+    return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics, listening)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A run of one worker that nothing disturbed, of a model that any number of workers train alike."""
+
+    recipe: Recipe
+    settings: list[str]
+    trained: dict[str, Any]
+
+
+def train_alone(data: Path, run: str, epochs: int) -> Alone:
+    """Train `epochs` epochs with one worker."""
+    # Without batch normalization, whose statistics are of each worker's own images.
+    settings = [f"size={SMALL}", f"epochs={epochs}", "architecture=convnext_atto", "learning_rate=1e-3"]
+    settings.append("weight_decay=0.05")
+    recipe = load_recipe("smoke", RECIPES, settings)
+    return Alone(recipe, settings, train(str(data), run, recipe, workers=1, device="cpu"))
