@@ -1,25 +1,24 @@
-# make demo   the whole way on this machine: photographs, training, S3, bulk and online grading
-# make test   formatting, types, import rules, and the tests
-# make quick  the same without the tests that kill workers, nodes, drivers and graders
-# make slow   what takes minutes each: whole clusters, outages, searches, benchmarks, the commands of README and docs
-#
-# All of them set up what they need in .venv from requirements.lock.
+# Each target sets up what it needs in .venv from requirements.lock. `make help` lists them.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Many tests wait: for processes that start, for Ray to notice a loss. Two files at a time fill two cores.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Many tests wait for processes. Two files at a time fill two cores.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick slow lint browser lock clean
+.PHONY: help setup demo fast test nightly lint browser lock clean
 
-help:
-	@sed -n 's/^# \(make\)/\1/p' Makefile
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
+	@echo
+	@echo "one test:       .venv/bin/pytest tests/scalp_core/test_grades.py -k lowercase"
+	@echo "the last fails: .venv/bin/pytest --lf;  options of pytest: make fast ARGS=-x"
 
-setup: $(READY)
+setup: $(READY)  ## install the locked packages into .venv
 
 $(READY): requirements.lock pyproject.toml
 	@echo "installing into $(VENV) (two minutes the first time)"
@@ -29,26 +28,26 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: setup
+demo: setup  ## the whole way on this machine: synthetic images, training, S3, bulk and online grading
 	@$(BIN)/scalp demo --out runs/demo
 
-test: setup lint browser
-	@$(BIN)/pytest $(TWO)
+fast: setup lint  ## lint, and tests without Ray
+	@$(PYTEST) $(FAST)
 
-quick: setup lint browser
-	@$(BIN)/pytest $(TWO) --ignore tests/faults
+test: setup lint  ## all that a change must pass; without Chromium the browser tests are skipped
+	@$(PYTEST)
 
-slow: setup
-	@$(BIN)/pytest -m slow
+nightly: setup browser  ## what takes minutes each: kills, outages, clusters, benchmarks, commands of the docs
+	@$(PYTEST) -m "slow or nightly"
 
-lint: setup
+lint: setup  ## formatting, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 # The page is tested in Debian's Chromium; the font shows Korean in the screenshots.
-browser:
+browser:  ## install Debian's Chromium, for the tests of the page
 	@command -v chromium >/dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-nanum; }
 
@@ -57,10 +56,10 @@ browser:
 UV_COMPILE := uv pip compile pyproject.toml --generate-hashes --python-version 3.11 --no-emit-index-url --no-header \
 	--no-annotate --quiet
 
-lock: setup
+lock: setup  ## update requirements.lock
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/$(UV_COMPILE) --all-extras --upgrade --output-file requirements.lock
 	@$(BIN)/$(UV_COMPILE) --extra mlflow --constraint requirements.lock --upgrade --output-file requirements-run.lock
 
-clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,25 @@ if TYPE_CHECKING:
     from cluster.testing.local_s3 import S3Server
     from tests.support.whole_way import Alone, WholeWay
 
+_NIGHTLY = Path(__file__).parent / "nightly"
 # Set by session fixtures, whose servers live as long as this process.
 _session_environment: dict[str, str] = {}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` on a machine without one."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--order", type=int, metavar="SEED", help="run files, and the tests of each, in random order"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of tests/nightly; skip those marked `gpu` on a machine without one."""
+    for item in items:
+        if _NIGHTLY in item.path.parents:
+            item.add_marker(pytest.mark.nightly)
+    if (seed := config.getoption("--order")) is not None:
+        _shuffle(items, random.Random(seed))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -33,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none"))
+
+
+def _shuffle(items: list[pytest.Item], rng: random.Random) -> None:
+    """Shuffle the files, and the tests of each file."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    shuffled = rng.sample(list(files.values()), len(files))
+    items[:] = [item for tests in shuffled for item in rng.sample(tests, len(tests))]
 
 
 @contextmanager
