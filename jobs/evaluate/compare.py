@@ -104,7 +104,7 @@ def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in met:
             matrix[row["first_grade"], row["candidate_grade"]] = row["photographs"]
         total = int(matrix.sum())
-        values = {name: value[0] for name, value in metrics.from_confusion(matrix[None]).items()}
+        values = {name: value[0] for name, value in metrics.score_confusion(matrix[None]).items()}
         found.append(
             {
                 "first": names[0],
@@ -113,7 +113,7 @@ def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "same_grade": float(values["top1"]),
                 "within_one": float(values["within1"]),
                 "kappa": None if np.isnan(values["qwk"]) else float(values["qwk"]),
-                "kappa_95": _ends(bootstrap.of_confusion(matrix)["qwk"]),
+                "kappa_95": _ends(bootstrap.bootstrap_confusion(matrix)["qwk"]),
                 "severity_change": sum(row["severity"] for row in met) / total,
                 "referred_otherwise": sum(row["referred_otherwise"] for row in met) / total,
             }

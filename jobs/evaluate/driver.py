@@ -23,7 +23,7 @@ from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.inference import calibration
-from scalp_core.inference.decision import Grading, gradings
+from scalp_core.inference.decision import Grading, make_gradings
 from scalp_core.storage import outputs, parquet
 
 KIND = "evaluate"
@@ -139,7 +139,7 @@ def _scored(
 ) -> tuple[dict[str, Any], str]:
     """Grades the rows and writes what came out; the summary and its title."""
     found, computation = collect(loaded, rows, options)
-    answers = gradings(found["logits"], found["statistics"], loaded.spec)
+    answers = make_gradings(found["logits"], found["statistics"], loaded.spec)
     version = loaded.spec.version_in(computation.precision)
     summary = {
         "kind": "evaluate",
@@ -202,23 +202,25 @@ def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
 def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: BundleSpec) -> dict[str, Any]:
     labels = np.array(rows["label"].to_pylist())
     finite = calibration.finite_rows(found["logits"])
-    probs = subgroups.scored(labels, np.array([answer.probabilities for answer in answers]), finite)
+    probs = subgroups.penalize_not_finite(
+        labels, np.array([answer.probabilities for answer in answers]), finite
+    )
     grades = probs.argmax(axis=1)
     refer = np.array([answer.refer for answer in answers])
     sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
-    told_sets = subgroups.conformal(labels, sets, spec.conformal.coverage)
+    told_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage)
     extra = {
-        "coverage": subgroups.in_set(labels, sets).astype(float),
+        "coverage": subgroups.is_in_set(labels, sets).astype(float),
         "referred": refer.astype(float),
         "mean_set_size": np.array([float(len(each)) for each in sets]),
     }
     tta = "plain_logits" in found
     uncalibrated = calibration.probabilities(found["logits"], 1.0)
-    before = None if tta else subgroups.scored(labels, uncalibrated, finite)
+    before = None if tta else subgroups.penalize_not_finite(labels, uncalibrated, finite)
     columns = {name: rows[name].to_pylist() for name in subgroups.SLICED_BY}
     return {
         "metrics": metrics.score(labels, grades) | metrics.score_probabilities(labels, probs),
-        "intervals": bootstrap.of_all(labels, probs, groups, extra),
+        "intervals": bootstrap.bootstrap_metrics(labels, probs, groups, extra),
         "majority": metrics.majority_baseline(labels, spec.majority_grade),
         "prior": metrics.prior_baseline(labels, spec.training.grade_counts),
         "paper": {
@@ -229,9 +231,9 @@ def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: Bund
         "conformal": told_sets,
         "referred": float(refer.mean()),
         "not_finite": int((~finite).sum()),
-        "risk_coverage": subgroups.risk_coverage(labels, probs, refer),
-        "calibration": subgroups.calibration(labels, probs, before),
-        "slices": subgroups.slices(labels, grades, groups, columns),
+        "risk_coverage": subgroups.measure_risk_coverage(labels, probs, refer),
+        "calibration": subgroups.measure_calibration(labels, probs, before),
+        "slices": subgroups.score_slices(labels, grades, groups, columns),
         "tta": _tta(labels, found, spec) if tta else None,
     }
 
@@ -240,7 +242,7 @@ def _tta(labels: np.ndarray, found: Columns, spec: BundleSpec) -> dict[str, Any]
     """What averaging costs and changes: rates are of the forward passes of one model, not of reading."""
     finite = calibration.finite_rows(found["plain_logits"])
     plain = calibration.probabilities(found["plain_logits"], spec.temperature)
-    plain = subgroups.scored(labels, plain, finite)
+    plain = subgroups.penalize_not_finite(labels, plain, finite)
     return {
         "passes": len(tta_symmetries(spec.preprocess)),
         "photographs_per_second": round(len(labels) / float(found["seconds"].sum()), 1),
@@ -257,10 +259,10 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
         f"top-1 {scored['top1']:.3f}; the paper's binary accuracy {summary['paper']['binary_accuracy']:.3f}"
     )
     pictures = {
-        "confusion.png": figures.confusion_matrix(scored["confusion"], title, note),
-        "reliability.png": figures.reliability(told, title),
-        "risk_coverage.png": figures.risk_coverage(summary["risk_coverage"], title),
-        "slices.png": figures.slices(summary["slices"], scored, bounds, title),
+        "confusion.png": figures.plot_confusion_matrix(scored["confusion"], title, note),
+        "reliability.png": figures.plot_reliability(told, title),
+        "risk_coverage.png": figures.plot_risk_coverage(summary["risk_coverage"], title),
+        "slices.png": figures.plot_slices(summary["slices"], scored, bounds, title),
     }
     for name, picture in pictures.items():
         storage.write(storage.join(out, name), picture)

@@ -21,7 +21,7 @@ from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference import overlay
 from scalp_core.results import report
 from scalp_core.results.progress import REPORT_FILE
-from scalp_core.results.query import Graded
+from scalp_core.results.query import ResultRows
 from scalp_core.results.report import Card, Pictures, data_uri
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
             more the report says so.
     """
     out = storage.absolute(out)
-    with Graded(out) as graded:
+    with ResultRows(out) as graded:
         names = bundle.spec.grade_names
         devices = graded.slices("device", names, _GROUPS)
         tables = {
@@ -64,7 +64,7 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
         shown = {row["location_id"] for row in unlike}
         unsure = [row for row in graded.least_sure(QUEUE) if row["location_id"] not in shown]
     pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, heatmaps)
-    page = report.html(bundle.spec, summary, tables, pictures, provenance.versions())
+    page = report.render_report(bundle.spec, summary, tables, pictures, provenance.versions())
     storage.write(storage.join(out, REPORT_FILE), page)
 
 

@@ -18,7 +18,7 @@ from jobs.common.console import console, printable, show
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines
-from scalp_core.results.query import ALL, WORK_FOLDER, By, Graded, Selection
+from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
 
 _SHOWN = 50
@@ -57,21 +57,21 @@ def results(out: str, question: Question = Question()) -> int:
     """
     _check(question, storage.absolute(out))
     selection = question.selection
-    with Graded(out) as graded:
+    with ResultRows(out) as graded:
         if not graded.finished:
             _say(f"{out} is not finished: these are its rows so far; the same scalp grade command goes on")
         if question in (Question(), Question(limit=question.limit)):
             return _overview(graded)
         if question.sql is not None:
-            answer = graded.asked(question.sql)
+            answer = graded.run_select(question.sql)
         elif not graded.totals(selection)["photographs"]:
             raise UserError(
                 f"{out} has no row with {_conditions(selection)}; scalp results {out} shows what it has"
             )
         elif question.by:
-            answer = graded.by(question.by, selection)
+            answer = graded.totals_by(question.by, selection)
         else:
-            answer = graded.selected(selection) if question.to else graded.listed(selection)
+            answer = graded.select_rows(selection) if question.to else graded.describe_rows(selection)
         if question.to:
             return _export(answer, storage.absolute(question.to), question.limit)
         return _show(answer, question.limit or _SHOWN)
@@ -104,10 +104,12 @@ def _conditions(selection: Selection) -> str:
 # --- shown -------------------------------------------------------------------------------------------------
 
 
-def _overview(graded: Graded) -> int:
+def _overview(graded: ResultRows) -> int:
     totals = graded.totals()
     counts = {
-        name: {row[name]: row["photographs"] for row in graded.by(name, selection).read_all().to_pylist()}
+        name: {
+            row[name]: row["photographs"] for row in graded.totals_by(name, selection).read_all().to_pylist()
+        }
         for name, selection in _OVERVIEW.items()
     }
     severity = totals["mean_severity"]

@@ -116,7 +116,7 @@ class GradeShard:
         table = result_table(rows, logits, self._spec, self._signature)
         if self._spec.gates is None:
             return table
-        inputs = drift.count(rows["statistics"][good], self._spec.gates)
+        inputs = drift.count_statistics(rows["statistics"][good], self._spec.gates)
         return table.replace_schema_metadata({INPUTS_KEY: inputs.model_dump_json()})
 
     def _logits(self, images: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.inference.decision import NOT_FINITE
-from scalp_core.results.drift import compare
+from scalp_core.results.drift import measure_drift
 from scalp_core.results.progress import REPORT_FILE, SESSIONS
 from scalp_core.results.schema import RESULTS_FOLDER
 
@@ -97,7 +97,7 @@ def make_summary(
         "sessions": sessions,
         "throughput": _throughput(sessions),
         "inputs": found.inputs and found.inputs.model_dump(mode="json"),
-        "drift": compare(found.inputs, found.by_grade, run.spec).model_dump(
+        "drift": measure_drift(found.inputs, found.by_grade, run.spec).model_dump(
             include={"level", "flag", "sentence"}
         ),
     }

@@ -14,7 +14,7 @@ from scalp_core.datasets import manifest
 from scalp_core.evaluation import noninferiority, subgroups
 from scalp_core.evaluation.noninferiority import Answers
 from scalp_core.inference import calibration
-from scalp_core.inference.decision import gradings
+from scalp_core.inference.decision import make_gradings
 
 _SPLIT = "test"  # of the data that a bundle was made with, the only one that decided nothing of it
 
@@ -60,8 +60,8 @@ def compare_versions(
 
 def _answers(bundle: Bundle, rows: pa.Table, labels: np.ndarray, options: ModelOptions) -> Answers:
     found, _ = collect(bundle, rows, options)
-    answers = gradings(found["logits"], found["statistics"], bundle.spec)
+    answers = make_gradings(found["logits"], found["statistics"], bundle.spec)
     probs = np.array([answer.probabilities for answer in answers])
     finite = calibration.finite_rows(found["logits"])
-    grades = subgroups.scored(labels, probs, finite).argmax(axis=1)
-    return Answers(grades, subgroups.in_set(labels, [answer.grade_set for answer in answers]))
+    grades = subgroups.penalize_not_finite(labels, probs, finite).argmax(axis=1)
+    return Answers(grades, subgroups.is_in_set(labels, [answer.grade_set for answer in answers]))

@@ -32,7 +32,7 @@ from scalp_core.bundles.bundle import (
     save_bundle,
 )
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import noninferiority, subgroups
@@ -171,12 +171,12 @@ def _earlier_summary(uri: str) -> dict[str, Any] | None:
 def _card(uri: str, before: BundleSpec, after: BundleSpec) -> dict[str, bytes]:
     """The model card of the bundle with its int8 graph, unless somebody has edited the present one."""
     place = storage.join(uri, CARD_FILE)
-    if storage.exists(place) and storage.read(place) != model_card(before).encode():
+    if storage.exists(place) and storage.read(place) != render_model_card(before).encode():
         console.print(
             f"{place} is not as scalp wrote it, and stays as it is: it does not name the int8 graph"
         )
         return {}
-    return {CARD_FILE: model_card(after).encode()}
+    return {CARD_FILE: render_model_card(after).encode()}
 
 
 def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
@@ -208,7 +208,7 @@ def _measure(
 def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answers:
     probs = calibration.probabilities(logits, spec.temperature)
     sets = [calibration.grade_set(row, spec.conformal.quantile) for row in probs]
-    return Answers(probs.argmax(axis=1), subgroups.in_set(labels, sets))
+    return Answers(probs.argmax(axis=1), subgroups.is_in_set(labels, sets))
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
-from scalp_core.models.sampler import photographs_an_epoch
+from scalp_core.models.sampler import images_per_epoch
 from scalp_core.storage import outputs
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -138,7 +138,7 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     return (
         f"training {recipe.architecture} on {rows} photographs: {workers} "
         f"workers x {' to '.join(map(str, shares))} photographs a step = {recipe.batch_size}, "
-        f"{photographs_an_epoch(rows, recipe.augment) // recipe.batch_size} steps an epoch; learning rate "
+        f"{images_per_epoch(rows, recipe.augment) // recipe.batch_size} steps an epoch; learning rate "
         f"{recipe.learning_rate:g}, for any number of workers"
     )
 
@@ -146,7 +146,7 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
 def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
     """Over which images batch normalization takes its statistics, and why."""
     fewest, most = fewest_and_most(scaling)
-    norm = recipe.batch_norm_for(most)
+    norm = recipe.resolve_batch_norm(most)
     if norm == "frozen":
         return "batch normalization: frozen at the statistics of the first weights"
     together = recipe.batch_size // recipe.accumulate
@@ -181,7 +181,7 @@ def _train_workers(
             "val": val,
             "grade_counts": np.bincount(train.labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": initial,
-            "batch_norm": recipe.batch_norm_for(fewest_and_most(scaling)[1]),
+            "batch_norm": recipe.resolve_batch_norm(fewest_and_most(scaling)[1]),
             "notes": notes,
         }
         result = _fit(config, run, scaling, notes)

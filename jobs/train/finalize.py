@@ -30,7 +30,7 @@ from scalp_core.bundles.bundle import (
     save_bundle,
     sha256,
 )  # fmt: skip
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures, subgroups
 from scalp_core.grades import NUM_GRADES
@@ -85,9 +85,11 @@ def make_bundle(
     )
     bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
     bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(parts, spec)})
-    figure = figures.curves(history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky)
+    figure = figures.plot_curves(
+        history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky
+    )
     storage.write(storage.join(run, "curves.png"), figure)
-    files = {CARD_FILE: model_card(bundle_spec).encode(), "curves.png": figure}
+    files = {CARD_FILE: render_model_card(bundle_spec).encode(), "curves.png": figure}
     save_bundle(storage.join(run, "bundle"), bundle_spec, bundle.files | files)
     return {
         "kind": "train",
@@ -128,7 +130,7 @@ def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleS
             "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
             "metrics": {
                 "val": {"computed_by": computation.computed_by}
-                | subgroups.validation(
+                | subgroups.validation_metrics(
                     labels,
                     calibration.probabilities(logits, 1.0),
                     probs,

@@ -20,7 +20,7 @@ from cluster.local import Cluster
 from jobs.common.images import Columns, LoadForTraining, locating, photographs, without_nulls
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.sampler import Order, Share, epoch_plan, photographs_an_epoch
+from scalp_core.models.sampler import EpochSettings, RankBatch, images_per_epoch, plan_epoch
 
 _ROWS_A_BLOCK = 64
 _MAX_BLOCKS = 10_000
@@ -105,12 +105,12 @@ def cache_room() -> int:
 class _LoadShare:
     """Positions in a worker's stream to its photographs, turned as the epoch's plan says."""
 
-    def __init__(self, source: Photographs, order: Order, share: Share, first_epoch: int) -> None:
+    def __init__(self, source: Photographs, order: EpochSettings, share: RankBatch, first_epoch: int) -> None:
         self._source = source
         self._order = order
         self._share = share
         self._first_epoch = first_epoch
-        self._steps = photographs_an_epoch(len(source), order.augment) // share.batch_size
+        self._steps = images_per_epoch(len(source), order.augment) // share.batch_size
 
     def __call__(self, batch: Columns) -> Columns:
         epochs, places = self._share.places(batch["id"], self._steps)
@@ -118,7 +118,7 @@ class _LoadShare:
         color = np.empty((len(places), 5), np.float32)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            plan = epoch_plan(self._source.labels, self._order, self._first_epoch + int(epoch))
+            plan = plan_epoch(self._source.labels, self._order, self._first_epoch + int(epoch))
             rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
             color[here] = plan.color[places[here]]
         images = augment.dihedral(self._source.load(rows), symmetry)
@@ -138,24 +138,24 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: Photographs, order: Order, share: Share, first_epoch: int, trainings: int = 1
+    source: Photographs, order: EpochSettings, share: RankBatch, first_epoch: int, trainings: int = 1
 ) -> Iterator[dict[str, Any]]:
     """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
 
     `trainings` like this one run at once on the cluster, and each takes its part of what there is.
     """
-    steps = photographs_an_epoch(len(source), order.augment) // share.batch_size
+    steps = images_per_epoch(len(source), order.augment) // share.batch_size
     count = (order.epochs - first_epoch + 1) * steps * share.size
     return _stream(_LoadShare(source, order, share, first_epoch), count, share, trainings)
 
 
-def validation_batches(source: Photographs, share: Share, trainings: int = 1) -> Iterator[dict[str, Any]]:
+def validation_batches(source: Photographs, share: RankBatch, trainings: int = 1) -> Iterator[dict[str, Any]]:
     """This worker's part of the validation photographs, each of which one worker has."""
     start, stop = (len(source) * edge // share.workers for edge in (share.rank, share.rank + 1))
     return _stream(_LoadSlice(source, start), stop - start, share, trainings)
 
 
-def _stream(load: Any, count: int, share: Share, trainings: int) -> Iterator[dict[str, Any]]:
+def _stream(load: Any, count: int, share: RankBatch, trainings: int) -> Iterator[dict[str, Any]]:
     if not count:
         return iter(())
     blocks = min(_MAX_BLOCKS, -(-count // _ROWS_A_BLOCK))

@@ -30,7 +30,7 @@ from scalp_core.inference.predictor import has_bf16
 from scalp_core.models.architecture import build_model, normalize, to_channels_last
 from scalp_core.models.losses import make_loss
 from scalp_core.models.recipe import Recipe
-from scalp_core.models.sampler import Share, photographs_an_epoch
+from scalp_core.models.sampler import RankBatch, images_per_epoch
 from scalp_core.models.training_step import TrainingStep
 from scalp_core.seeds import Purpose, torch_seed
 
@@ -57,7 +57,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     Args:
         config: `recipe` (as a dict), `train` and `val` (`Photographs`), `grade_counts` of the training part,
-            `initial_weights` (uri of safetensors), `batch_norm` (of `Recipe.batch_norm_for` the most
+            `initial_weights` (uri of safetensors), `batch_norm` (of `Recipe.resolve_batch_norm` the most
             workers), `notes` (queue to the driver), and `trainings` where
             more than one run at once.
     """
@@ -80,8 +80,8 @@ class _Worker:
         self.trainings: int = config.get("trainings", 1)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.share = Share(self.rank, self.world, recipe.batch_size)
-        self.steps = photographs_an_epoch(len(self.train), recipe.augment) // recipe.batch_size
+        self.share = RankBatch(self.rank, self.world, recipe.batch_size)
+        self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
         model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
         self.step = TrainingStep(
@@ -99,7 +99,7 @@ class _Worker:
     def run(self) -> None:
         first = len(self.history) + 1
         self._note({"workers": self.world, "after": first - 1})
-        batches = training_batches(self.train, self.recipe.order, self.share, first, self.trainings)
+        batches = training_batches(self.train, self.recipe.epoch_settings, self.share, first, self.trainings)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
             # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.
@@ -162,7 +162,7 @@ class _Worker:
     def _validate(self) -> dict[str, float]:
         """Every validation photograph exactly once over all workers; metrics of the whole part."""
         # The running statistics of batch normalization differ between workers; those of rank 0 are kept.
-        kept = self.step.kept
+        kept = self.step.evaluated_model
         if self.world > 1:
             for buffer in kept.buffers():
                 dist.broadcast(buffer, 0)
@@ -208,7 +208,7 @@ class _Worker:
             ray.train.report(entry, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
         folder = tempfile.mkdtemp(prefix="scalp-checkpoint-")
-        Path(folder, WEIGHTS_FILE).write_bytes(serialize_weights(self.step.kept.state_dict()))
+        Path(folder, WEIGHTS_FILE).write_bytes(serialize_weights(self.step.evaluated_model.state_dict()))
         state = {
             "optimiser": self.step.optimiser.state_dict(),
             "schedule": self.step.schedule.state_dict(),

@@ -32,7 +32,7 @@ from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
-from scalp_core.models.search_space import Space, changed, draw
+from scalp_core.models.search_space import Space, sample_trials, with_settings
 from scalp_core.storage import outputs
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def tune(
     check_identity(out, identity, "OUT")
     if summary := _finished(data, out):
         return summary
-    drawn = draw(space, recipe, trials, seed, workers)
+    drawn = sample_trials(space, recipe, trials, seed, workers)
     recipes = {
-        number: changed(recipe, settings, f"trial {number}") for number, settings in enumerate(drawn, 1)
+        number: with_settings(recipe, settings, f"trial {number}") for number, settings in enumerate(drawn, 1)
     }
     cluster = room_for(connect(), (workers, workers), device)
     scaling = scaling_for(cluster, (workers, workers), device)
@@ -279,7 +279,7 @@ def _plans(
             "recipe": recipe.model_dump(),
             "grade_counts": np.bincount(own["train"].labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": weights[_start_key(recipe)],
-            "batch_norm": recipe.batch_norm_for(fewest_and_most(scaling)[1]),
+            "batch_norm": recipe.resolve_batch_norm(fewest_and_most(scaling)[1]),
             "trainings": at_once,
         }
         folder = work_folder(work, trials[number])

@@ -313,10 +313,10 @@ def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
     """
     for name, data in files.items():
         storage.write(storage.join(uri, name), data)
-    storage.write(storage.join(uri, SPEC_FILE), spec_file(spec))
+    storage.write(storage.join(uri, SPEC_FILE), serialize_spec(spec))
 
 
-def spec_file(spec: BundleSpec) -> bytes:
+def serialize_spec(spec: BundleSpec) -> bytes:
     """The content of `bundle.json`."""
     content = spec.model_dump(mode="json")
     text = json.dumps({**content, "spec_sha256": _spec_hash(content)}, indent=2, ensure_ascii=False)

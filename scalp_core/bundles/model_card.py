@@ -65,7 +65,7 @@ _METRICS = {
 }
 
 
-def model_card(spec: BundleSpec) -> str:
+def render_model_card(spec: BundleSpec) -> str:
     """The card as Markdown; every figure in it comes from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
     counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]

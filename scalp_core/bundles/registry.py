@@ -33,7 +33,7 @@ from scalp_core.bundles.bundle import (
     open_bundle,
     read_file,
     read_spec,
-    spec_file,
+    serialize_spec,
 )
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
@@ -363,7 +363,7 @@ def _copy(bundle: Bundle, to: str) -> bool:
             storage.write(storage.join(to, name), read_file(uri, name, hashes[name]))
         else:  # the contract has no hash of it, so the first copy stays
             storage.create(storage.join(to, name), storage.read(storage.join(uri, name)))
-    return storage.create(storage.join(to, SPEC_FILE), spec_file(bundle.spec))
+    return storage.create(storage.join(to, SPEC_FILE), serialize_spec(bundle.spec))
 
 
 def _numbers(listing: Callable[[], Iterable[int]]) -> list[int]:

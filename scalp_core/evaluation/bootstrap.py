@@ -23,20 +23,20 @@ _CHUNK_CELLS = 2_000_000  # weights held at once: resamples times photographs
 Values = dict[str, np.ndarray]
 
 
-def of_grades(
+def bootstrap_grades(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], seed: int = SEED
 ) -> dict[str, Any]:
-    """Intervals of the metrics of `metrics.score`; see `of_all`."""
+    """Intervals of the metrics of `metrics.score`; see `bootstrap_metrics`."""
     index = group_indices(groups)
     sums = sums_by_group(confusion_cells(labels, grades), index)
 
     def values(weights: np.ndarray) -> Values:
-        return metrics.from_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES))
+        return metrics.score_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES))
 
     return _intervals(values, index, len(labels), seed)
 
 
-def of_all(
+def bootstrap_metrics(
     labels: np.ndarray,
     probs: np.ndarray,
     groups: Sequence[Any],
@@ -75,7 +75,7 @@ def of_all(
         totals = weights @ mean_sums
         by_row = weights[:, index]
         return {
-            **metrics.from_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES)),
+            **metrics.score_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES)),
             **dict(zip(means, (totals[:, 1:] / totals[:, :1]).T, strict=True)),
             # A bin's share times its distance is the distance of its sums over all photographs.
             "ece": np.abs(weights @ gaps).sum(axis=1) / totals[:, 0],
@@ -85,11 +85,11 @@ def of_all(
     return _intervals(values, index, len(labels), seed)
 
 
-def of_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
-    """Intervals as `of_grades`, where each image is its own group and only the counts (4, 4) are known."""
+def bootstrap_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
+    """Intervals as `bootstrap_grades`, from counts (4, 4) alone: each image is its own group."""
     total = int(matrix.sum())
     drawn = np.random.default_rng(seed).multinomial(total, matrix.ravel() / total, size=RESAMPLES)
-    values = metrics.from_confusion(drawn.reshape(-1, NUM_GRADES, NUM_GRADES))
+    values = metrics.score_confusion(drawn.reshape(-1, NUM_GRADES, NUM_GRADES))
     if total == 1:
         values = {name: np.full_like(value, np.nan, dtype=float) for name, value in values.items()}
     return _summaries(values)

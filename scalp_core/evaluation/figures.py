@@ -32,7 +32,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> bytes:
+def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> bytes:
     """Loss and accuracy by epoch, training and validation.
 
     Args:
@@ -64,7 +64,7 @@ def curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> b
     return _png(figure)
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = "") -> bytes:
+def plot_confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = "") -> bytes:
     """Counts, shaded by the share of each true grade.
 
     Args:
@@ -91,7 +91,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = ""
     return _png(figure)
 
 
-def reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
+def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     """How often the likeliest grade is right where it is given so much probability.
 
     Args:
@@ -128,7 +128,7 @@ def reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     return _png(figure)
 
 
-def risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
+def plot_risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
     """What remains wrong among the most confident share, and where the referral rule operates.
 
     Args:
@@ -157,7 +157,7 @@ def risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
     return _png(figure)
 
 
-def slices(
+def plot_slices(
     by_column: Mapping[str, Sequence[Mapping[str, Any]]],
     overall: Mapping[str, Any],
     bounds: Mapping[str, Any],
@@ -202,7 +202,7 @@ def slices(
     return _png(figure)
 
 
-def search(
+def plot_search(
     trials: Sequence[Mapping[str, Any]],
     axes: Mapping[str, Sequence[Any] | str],
     epochs: int,

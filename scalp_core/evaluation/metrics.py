@@ -207,12 +207,12 @@ def prior_baseline(labels: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
     """
     shares = np.asarray(counts) / np.sum(counts)
     support = np.bincount(labels, minlength=NUM_GRADES)
-    values = from_confusion(np.outer(support, shares)[None])
+    values = score_confusion(np.outer(support, shares)[None])
     named = {name: _plain(value[0]) for name, value in values.items()}
     return {"n": len(labels), **named, **score_probabilities(labels, np.tile(shares, (len(labels), 1)))}
 
 
-def from_confusion(matrices: np.ndarray) -> dict[str, np.ndarray]:
+def score_confusion(matrices: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of `score` for many matrices at once: by name (B,), or (B, 4) by grade; NaN is undefined.
 
     Args:

@@ -158,7 +158,7 @@ def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
 
     def kappa(start: int) -> np.ndarray:
         confusion = totals[:, start : start + cells].reshape(-1, NUM_GRADES, NUM_GRADES)
-        return metrics.from_confusion(confusion)["qwk"]
+        return metrics.score_confusion(confusion)["qwk"]
 
     return {
         "qwk": kappa(3) - kappa(3 + cells),

@@ -19,7 +19,7 @@ _CURVE_POINTS = 100
 _MANY = 8  # small values that are taken together; fewer are shown, and marked
 
 
-def scored(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndarray:
+def penalize_not_finite(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """Probabilities (N, 4) whose likeliest grade is the one to score.
 
     An image without finite scores counts as the largest error that its label allows: its probabilities stay
@@ -34,7 +34,7 @@ def scored(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndar
     return probs + 1e-9 * (~finite[:, None] & (np.arange(NUM_GRADES) == farthest[:, None]))
 
 
-def slices(
+def score_slices(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], columns: Mapping[str, Sequence[str | None]]
 ) -> dict[str, list[dict[str, Any]]]:
     """The metrics by each value of each column, in the order of the values.
@@ -71,7 +71,10 @@ def _sliced(
 
 
 def _slice(labels: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    scored, bounds = metrics.score(labels, grades), bootstrap.of_grades(labels, grades, groups.tolist())
+    scored, bounds = (
+        metrics.score(labels, grades),
+        bootstrap.bootstrap_grades(labels, grades, groups.tolist()),
+    )
     names = ("qwk", "top1", "mae")
     return {
         "n": len(labels),
@@ -82,7 +85,7 @@ def _slice(labels: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[s
     }
 
 
-def conformal(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float) -> dict[str, Any]:
+def measure_grade_sets(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float) -> dict[str, Any]:
     """How often grade sets hold the true grade, and how large they are; overall and by true grade.
 
     Args:
@@ -90,7 +93,7 @@ def conformal(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float
         sets: (N,), the grades in each.
         promised: the share that was promised.
     """
-    holds, sizes = in_set(labels, sets), np.array([len(grades) for grades in sets])
+    holds, sizes = is_in_set(labels, sets), np.array([len(grades) for grades in sets])
     return {
         "promised": promised,
         "coverage": float(holds.mean()),
@@ -106,12 +109,12 @@ def conformal(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float
     }
 
 
-def in_set(labels: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
+def is_in_set(labels: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
     """bool (N,): whether each set holds its label."""
     return np.array([label in grades for label, grades in zip(labels, sets, strict=True)])
 
 
-def risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> dict[str, Any]:
+def measure_risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> dict[str, Any]:
     """What remains wrong when only the most confident share is answered and the rest is left to a person.
 
     Photographs of equal confidence share their mean risk, so that their order does not matter.
@@ -152,7 +155,7 @@ def risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> d
     }
 
 
-def calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> dict[str, Any]:
+def measure_calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> dict[str, Any]:
     """ECE, what chance makes of it and reliability bins, with and without the temperature.
 
     Args:
@@ -179,7 +182,7 @@ def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) ->
     """An ECE, and what chance alone gives a perfectly calibrated model of as many images.
 
     Args:
-        calibrated: from `calibration`.
+        calibrated: from `measure_calibration`.
         when: before or after the temperature.
     """
     ece, chance = calibrated[f"ece_{when}"], calibrated[f"if_calibrated_{when}"]
@@ -191,7 +194,7 @@ def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) ->
     )
 
 
-def validation(
+def validation_metrics(
     labels: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
@@ -200,11 +203,11 @@ def validation(
 ) -> dict[str, Any]:
     """What a bundle keeps of its validation part: every metric, `intervals`, `calibration`, `slices`."""
     grades = after.argmax(axis=1)
-    told = calibration(labels, after, before)
+    told = measure_calibration(labels, after, before)
     return {
         **metrics.score(labels, grades),
         **metrics.score_probabilities(labels, after),
-        "intervals": bootstrap.of_all(labels, after, groups),
+        "intervals": bootstrap.bootstrap_metrics(labels, after, groups),
         "calibration": {name: value for name, value in told.items() if not name.startswith("reliability")},
-        "slices": slices(labels, grades, groups, columns),
+        "slices": score_slices(labels, grades, groups, columns),
     }

@@ -44,7 +44,7 @@ class Grading:
     refer_reasons: list[str]
 
 
-def gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) -> list[Grading]:
+def make_gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) -> list[Grading]:
     """The answers for photographs.
 
     Args:

@@ -19,7 +19,7 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import decode
 from scalp_core.inference import openvino_runtime
-from scalp_core.inference.decision import Grading, gradings
+from scalp_core.inference.decision import Grading, make_gradings
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32", "int8"]
@@ -247,7 +247,7 @@ class Predictor:
 
     def grade(self, images: np.ndarray) -> list[Grading]:
         """Grades uint8 (N, size, size, 3); one answer a row, in order."""
-        return gradings(self.logits(images), image_statistics.measure_all(images), self.spec)
+        return make_gradings(self.logits(images), image_statistics.measure_all(images), self.spec)
 
     def grade_bytes(
         self, files: Iterable[bytes], decode_threads: int | None = None
@@ -287,6 +287,6 @@ class Predictor:
         graded: Iterator[Grading] = iter([])
         if good := [each for each in decoded if not isinstance(each, ImageError)]:
             images, statistics = (np.stack(side) for side in zip(*good, strict=True))
-            graded = iter(gradings(self.logits(images), statistics, self.spec))
+            graded = iter(make_gradings(self.logits(images), statistics, self.spec))
         for each in decoded:
             yield each if isinstance(each, ImageError) else next(graded)

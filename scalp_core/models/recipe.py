@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.bundles.bundle import Head
 from scalp_core.images.preprocess import Resize
-from scalp_core.models.sampler import Augment, Order, Sampling, resolve_augment
+from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
 from scalp_core.settings import load_yaml, parse_overrides, parse_settings
 
 BatchNorm = Literal["worker", "sync", "frozen"]
@@ -141,12 +141,12 @@ class Recipe(BaseModel):
                 )
         return self
 
-    def effect(self, workers: int) -> dict[str, Any]:
+    def effective_settings(self, workers: int) -> dict[str, Any]:
         """What the training depends on: recipes of one effect train alike on so many workers."""
-        resolved = {"augment": self.order.augment, "batch_norm": self.batch_norm_for(workers)}
+        resolved = {"augment": self.epoch_settings.augment, "batch_norm": self.resolve_batch_norm(workers)}
         return self.model_dump(exclude={"coverage"}) | resolved
 
-    def batch_norm_for(self, workers: int) -> BatchNorm:
+    def resolve_batch_norm(self, workers: int) -> BatchNorm:
         """What `batch_norm` is for so many workers; one has nobody to synchronize with."""
         if self.batch_norm == "frozen":
             return "frozen"
@@ -154,7 +154,7 @@ class Recipe(BaseModel):
         wanted = self.batch_norm == "sync" or (self.batch_norm == "auto" and few)
         return "sync" if workers > 1 and wanted else "worker"
 
-    def rate_at(self, step: int, steps: int) -> float:
+    def learning_rate_factor(self, step: int, steps: int) -> float:
         """The factor of `learning_rate` at a step, the first is 0, of so many in the run."""
         warm = int(steps * self.warmup_share)
         if step < warm:
@@ -169,10 +169,10 @@ class Recipe(BaseModel):
                 return 0.5 * (1 - math.cos(math.pi * left))
 
     @property
-    def order(self) -> Order:
+    def epoch_settings(self) -> EpochSettings:
         """What of it decides on the epochs."""
-        values = {name: getattr(self, name) for name in Order._fields}
-        return Order(**values | {"augment": resolve_augment(self.augment, self.resize)})
+        values = {name: getattr(self, name) for name in EpochSettings._fields}
+        return EpochSettings(**values | {"augment": resolve_augment(self.augment, self.resize)})
 
     @property
     def head(self) -> Head:

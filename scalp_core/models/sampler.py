@@ -27,7 +27,7 @@ X4 = (0, 6, 4, 1)
 _PLANS_KEPT = 4
 
 
-class Order(NamedTuple):
+class EpochSettings(NamedTuple):
     """What of a recipe decides on its epochs; its fields are the recipe's."""
 
     augment: ResolvedAugment
@@ -59,12 +59,12 @@ def resolve_augment(augment: Augment, resize: Resize) -> ResolvedAugment:
     return "flips" if resize == "squash" else "dihedral"
 
 
-def photographs_an_epoch(rows: int, augment: Augment) -> int:
+def images_per_epoch(rows: int, augment: Augment) -> int:
     """How many the model sees in an epoch; `x4` counts each four times, as the paper (8,919 are 35,676)."""
     return rows * len(X4) if augment == "x4" else rows
 
 
-def epoch_plan(labels: np.ndarray, order: Order, epoch: int) -> EpochPlan:
+def plan_epoch(labels: np.ndarray, order: EpochSettings, epoch: int) -> EpochPlan:
     """The order of an epoch and how each photograph is turned in it; read-only arrays.
 
     A process draws the plan of an epoch once. Every block of 64 images asks for it, and drawing it takes
@@ -113,7 +113,7 @@ def _balanced(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return np.concatenate(picked)
 
 
-class Share(NamedTuple):
+class RankBatch(NamedTuple):
     """The part of every global batch that is one worker's; equal, or one row apart."""
 
     rank: int

@@ -122,7 +122,7 @@ def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any,
     # Checked where it has an effect.
     effective = {each.other: each.values[0] for each in CONDITIONS if each.setting == key}
     if isinstance(value, list) and value:
-        checked = tuple(getattr(changed(base, effective | {key: each}, origin), key) for each in value)
+        checked = tuple(getattr(with_settings(base, effective | {key: each}, origin), key) for each in value)
         if len(set(checked)) < len(checked):
             raise UserError(f"{origin}: {key}: a value is there twice; leave each once")
         return checked
@@ -134,11 +134,11 @@ def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any,
         raise UserError(f"{origin}: {key} is no number, so it has no range; write a list to choose from")
     found = parse_settings(Range, value, f"{origin}: {key}")
     for end in (found.low, found.high):
-        changed(base, effective | {key: end}, origin)
+        with_settings(base, effective | {key: end}, origin)
     return found
 
 
-def changed(base: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
+def with_settings(base: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
     """A recipe with other settings. What has no effect with them is neutral; defaults follow them.
 
     Raises:
@@ -149,7 +149,9 @@ def changed(base: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
     return parse_settings(Recipe, {key: value for key, value in values.items() if key not in idle}, origin)
 
 
-def draw(space: Space, base: Recipe, trials: int, seed: int, workers: int = 1) -> list[dict[str, Any]]:
+def sample_trials(
+    space: Space, base: Recipe, trials: int, seed: int, workers: int = 1
+) -> list[dict[str, Any]]:
     """The settings of each trial, no two of which train alike; the same arguments draw the same.
 
     The first are those of the recipe as it is, to see what the search gains over it. A trial has no setting
@@ -170,14 +172,14 @@ def draw(space: Space, base: Recipe, trials: int, seed: int, workers: int = 1) -
             f"--trials {trials}: the space has only {combinations} combinations; use --trials "
             f"{combinations}, or give it more values"
         )
-    drawn, effects = [_effective(space, base)], [base.effect(workers)]
+    drawn, effects = [_effective(space, base)], [base.effective_settings(workers)]
     for attempt in range(trials * _DRAWS_A_TRIAL):
         if len(drawn) == trials:
             break
         dice = np.random.default_rng([seed, attempt])
         settings = {key: _draw(key, values, dice) for key, values in space.items()}
-        recipe = changed(base, settings, f"trial {len(drawn) + 1} of the space")
-        if (effect := recipe.effect(workers)) not in effects:
+        recipe = with_settings(base, settings, f"trial {len(drawn) + 1} of the space")
+        if (effect := recipe.effective_settings(workers)) not in effects:
             drawn.append(_effective(space, recipe))
             effects.append(effect)
     if len(drawn) < trials:
@@ -198,11 +200,13 @@ def _count(space: Space, base: Recipe, workers: int, enough: int) -> int:
         for key, values in space.items()
     ):
         return enough
-    effects = [base.effect(workers)]
+    effects = [base.effective_settings(workers)]
     for values in itertools.product(*(_choices(space, key) for key in space)):
         if len(effects) == enough:
             break
-        effect = changed(base, dict(zip(space, values, strict=True)), "a trial of the space").effect(workers)
+        effect = with_settings(
+            base, dict(zip(space, values, strict=True)), "a trial of the space"
+        ).effective_settings(workers)
         if effect not in effects:
             effects.append(effect)
     return len(effects)

@@ -29,7 +29,7 @@ class TrainingStep:
         loss: of `losses.make_loss`.
         spec: preprocessing.
         steps: of the whole run.
-        norm: `recipe.batch_norm_for` the workers.
+        norm: `recipe.resolve_batch_norm` the workers.
         bf16: compute in bf16 where that is safe.
     """
 
@@ -48,14 +48,14 @@ class TrainingStep:
         self._sync = norm == "sync" and self.world > 1
         self.model = batch_norm.synchronize(model) if self._sync and self.device.type == "cuda" else model
         self.optimiser = _optimiser(self.model, recipe)
-        self.schedule = LambdaLR(self.optimiser, lambda step: recipe.rate_at(step, steps))
+        self.schedule = LambdaLR(self.optimiser, lambda step: recipe.learning_rate_factor(step, steps))
         self.ema: ModelEmaV3 | None = None
         self._recipe, self._loss, self._spec, self._norm, self._bf16 = recipe, loss, spec, norm, bf16
         self._parallel: nn.Module = self.model
         self._frozen = False
 
     @property
-    def kept(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The model that is validated and kept: the moving average where there is one."""
         return self.ema.module if self.ema else self.model
 

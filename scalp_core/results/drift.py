@@ -34,7 +34,7 @@ _SHARES = np.array(QUANTILES)
 
 
 class Counts(BaseModel):
-    """What `compare` needs of any number of photographs; those of several shards are added by `+`.
+    """What `measure_drift` needs of any number of photographs; those of several shards are added by `+`.
 
     For each statistic, in the order of `STATISTICS`, against the seven quantiles that `Profile` keeps.
     """
@@ -86,7 +86,7 @@ class GradeDrift(BaseModel):
 
 
 class Drift(BaseModel):
-    """What `compare` found."""
+    """What `measure_drift` found."""
 
     photographs: int
     statistics: list[StatisticDrift] | None = Field(description="None where there are no gates or no counts")
@@ -96,7 +96,7 @@ class Drift(BaseModel):
     sentence: str = Field(description="one line that says so, and of what")
 
 
-def count(statistics: np.ndarray, gates: Gates) -> Counts:
+def count_statistics(statistics: np.ndarray, gates: Gates) -> Counts:
     """Counts photographs between the quantiles of training.
 
     Args:
@@ -115,7 +115,7 @@ def count(statistics: np.ndarray, gates: Gates) -> Counts:
     )
 
 
-def compare(counts: Counts | None, by_grade: Mapping[str, int], spec: BundleSpec) -> Drift:
+def measure_drift(counts: Counts | None, by_grade: Mapping[str, int], spec: BundleSpec) -> Drift:
     """How far photographs are from those a bundle was trained on.
 
     Args:

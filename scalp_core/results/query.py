@@ -106,7 +106,7 @@ class Selection:
 ALL = Selection()
 
 
-class Graded:
+class ResultRows:
     """The rows of one OUT as the view `results`, which has some columns more than `SCHEMA`.
 
     Raises:
@@ -124,7 +124,7 @@ class Graded:
         self._sql.execute("set enable_external_access = false")
         self._sql.execute("set lock_configuration = true")
 
-    def __enter__(self) -> Graded:
+    def __enter__(self) -> ResultRows:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,7 +138,7 @@ class Graded:
         """The rows of an answer of any length, in the order of the files where the query asks for none."""
         return self._reader(f"cannot read {self._folder}", query, parameters)
 
-    def asked(self, query: str) -> pa.RecordBatchReader:
+    def run_select(self, query: str) -> pa.RecordBatchReader:
         """The answer to somebody's own query.
 
         Raises:
@@ -162,17 +162,17 @@ class Graded:
         query = f"select {_TOTALS} from results where {selection.sql}"
         return self.rows(query, **selection.parameters)[0]
 
-    def selected(self, selection: Selection = ALL) -> pa.RecordBatchReader:
+    def select_rows(self, selection: Selection = ALL) -> pa.RecordBatchReader:
         """Rows of `SCHEMA`."""
         query = f"select {', '.join(SCHEMA.names)} from results where {selection.sql}"
         return self.stream(query, **selection.parameters).cast(SCHEMA)
 
-    def listed(self, selection: Selection = ALL) -> pa.RecordBatchReader:
+    def describe_rows(self, selection: Selection = ALL) -> pa.RecordBatchReader:
         """What a person wants to see of each row."""
         query = f"select {_LISTED} from results where {selection.sql}"
         return self.stream(query, **selection.parameters)
 
-    def by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
+    def totals_by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
         """Totals by the first column, which has the name `by`, the most photographs first.
 
         By reason a photograph counts for each that it has. Null is what has none: no device in its name, …
@@ -185,9 +185,10 @@ class Graded:
         return self.stream(query, **selection.parameters)
 
     def slices(self, value: str, names: tuple[str, ...], limit: int) -> dict[str, Any]:
-        """As `by`, of a column or `top`, with the photographs of each grade, and how many `values` there are.
+        """Totals as in `totals_by`, by a column or by `top`, with the number of images of each grade.
 
-        `top` is the first folder or archive below what all photographs share, which is the `prefix`.
+        `top` is the first folder or archive below the `prefix`, which all images share. `values` is the number
+        of different values, also of those above `limit`.
         """
         mix = ", ".join(f"count(*) filter (grade = {grade})" for grade in range(len(names)))
         prefix = self._common_folder() if value == "top" else ""

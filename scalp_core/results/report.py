@@ -20,7 +20,7 @@ from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inference.decision import NOT_FINITE, REASONS
-from scalp_core.results.drift import Counts, Drift, compare
+from scalp_core.results.drift import Counts, Drift, measure_drift
 
 # From here failures are no odd file but a fault of the source or of the way to it.
 _MANY_FAILED = 0.05
@@ -68,7 +68,7 @@ class Pictures:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def html(
+def render_report(
     spec: BundleSpec,
     summary: dict[str, Any],
     tables: dict[str, Any],
@@ -80,8 +80,8 @@ def html(
     Args:
         spec: the bundle's contract.
         summary: that of `scalp grade`.
-        tables: from `Graded` its `failures`, the slices `folders` and `devices` (None where no name has one),
-            and `mean_severity`.
+        tables: `failures`, `mean_severity`, and the slices `folders` and `devices` (None where no name has a
+            device) of `ResultRows`.
         pictures: the queue.
         versions: of the libraries.
     """
@@ -89,15 +89,15 @@ def html(
     text = resources.files("scalp_core.results").joinpath("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["csp_hash"] = _csp_hash
-    drift = drift_of(summary, spec)
+    drift = summary_drift(summary, spec)
     page = environment.from_string(text).render(
         summary=summary,
-        warnings=warnings(spec, summary, drift),
+        warnings=list_warnings(spec, summary, drift),
         grades=_grades(spec, summary, drift),
         drift=drift,
         statistics=sorted(drift.statistics or (), key=lambda each: -each.psi),
         levels=_LEVELS,
-        rates=rates(summary["throughput"]),
+        rates=chart_rates(summary["throughput"]),
         pictures=pictures,
         least_sure=pictures.least_sure,
         most_unlike=pictures.most_unlike,
@@ -114,13 +114,13 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def drift_of(summary: dict[str, Any], spec: BundleSpec) -> Drift:
+def summary_drift(summary: dict[str, Any], spec: BundleSpec) -> Drift:
     """What the counts in a summary say."""
     inputs = summary.get("inputs")
-    return compare(Counts.model_validate(inputs) if inputs else None, summary["by_grade"], spec)
+    return measure_drift(Counts.model_validate(inputs) if inputs else None, summary["by_grade"], spec)
 
 
-def warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[str]:
+def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[str]:
     """What a reader of the results must know, one line each."""
     found = [f"the model was {spec.warning}"] if spec.warning else []
     if missing := summary["rows_unaccounted"]:
@@ -164,7 +164,7 @@ def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dic
     ]
 
 
-def rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
     """Steps of the chart: photographs and failed ones a second, from cumulated counts over time.
 
     Args:

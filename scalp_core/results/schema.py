@@ -11,7 +11,7 @@ import pyarrow as pa
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.datasets.manifest import image_id
-from scalp_core.inference.decision import gradings
+from scalp_core.inference.decision import make_gradings
 from scalp_core.storage import parquet
 
 RESULTS_FOLDER = "results"
@@ -69,7 +69,7 @@ def result_table(
     """
     at, computed = datetime.now(UTC), {"computed_by": signature.computed_by}
     found = []
-    for index, grading in enumerate(gradings(logits, rows["statistics"], spec)):
+    for index, grading in enumerate(make_gradings(logits, rows["statistics"], spec)):
         code, sha256 = rows["error_code"][index], rows["sha256"][index] or None
         row = {
             "image_id": sha256 and image_id(sha256),

@@ -9,7 +9,7 @@ import numpy as np
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import Grading
-from scalp_core.results.drift import Drift, compare, count
+from scalp_core.results.drift import Drift, count_statistics, measure_drift
 
 PHOTOGRAPHS = 2000
 """In a window: several times what `drift.MIN_PHOTOGRAPHS` asks for, compared in 1.3 ms of one core."""
@@ -46,6 +46,6 @@ class DriftWindow:
     def drift(self) -> Drift:
         """What is different now."""
         held = min(self._seen, len(self._grades))
-        counts = count(self._statistics[:held], self._spec.gates) if self._spec.gates else None
+        counts = count_statistics(self._statistics[:held], self._spec.gates) if self._spec.gates else None
         names = Counter(self._spec.grade_names[grade] for grade in self._grades[:held].tolist())
-        return compare(counts, names, self._spec)
+        return measure_drift(counts, names, self._spec)

@@ -19,7 +19,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.inference.decision import Grading, gradings
+from scalp_core.inference.decision import Grading, make_gradings
 from scalp_core.inference.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.results.schema import Signature
 from serving.admission.fairness import NOBODY_ELSE, Active, FairQueue
@@ -318,7 +318,7 @@ class Grader:
 def _grade(predictor: Predictor, spec: BundleSpec, batch: list[_Waiting]) -> list[Grading]:
     """On a thread of the model."""
     logits = predictor.logits(np.stack([each.image for each in batch]))
-    return gradings(logits, np.stack([each.statistics for each in batch]), spec)
+    return make_gradings(logits, np.stack([each.statistics for each in batch]), spec)
 
 
 def _with_thresholds(spec: BundleSpec, settings: ModelSettings) -> BundleSpec:

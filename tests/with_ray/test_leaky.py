@@ -7,7 +7,7 @@ import pytest
 from jobs.evaluate.driver import evaluate
 from jobs.train.driver import RECIPES, train
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import load_recipe
@@ -42,7 +42,7 @@ def test_a_bundle_and_all_it_answers_say_it(bundle, data):
         trained = spec.model_copy(update={"training": training, "metrics": metrics})
         assert trained.version_in("bf16").endswith("-leaky") == leaky
         assert "-leaky" in trained.version_in("int8") or not leaky
-        card = model_card(trained)
+        card = render_model_card(trained)
         assert ("LEAKY SPLIT" in card) == leaky
         assert ("devices that training did not see" in card) != leaky
 

@@ -5,7 +5,7 @@ import pytest
 
 from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_a_directory_without_a_bundle_is_refused(tmp_path):
 def test_the_card_says_what_it_is_not_for_and_what_it_reached(bundle):
     spec = load_bundle(str(bundle)).spec
     reached = {"n": 80, "qwk": 0.876, "top1": 0.75, "macro_f1": 0.7, "mae": 0.3}
-    card = model_card(spec.model_copy(update={"metrics": {"val": reached}}))
+    card = render_model_card(spec.model_copy(update={"metrics": {"val": reached}}))
     assert "Not a diagnosis" in card
     assert "| quadratic weighted kappa | 0.876 |" in card
     assert spec.weights_sha256 in card

@@ -18,8 +18,8 @@ def test_groups_that_are_alike_inside_make_intervals_wider_than_photographs_do()
     right = (rng.random(20) < 0.6)[groups]  # whole microscopes are right or wrong
     probs = np.full((500, 4), 0.1)
     probs[np.arange(500), np.where(right, labels, 3 - labels)] = 0.7
-    by_group = bootstrap.of_all(labels, probs, groups)
-    by_row = bootstrap.of_all(labels, probs, np.arange(500))
+    by_group = bootstrap.bootstrap_metrics(labels, probs, groups)
+    by_row = bootstrap.bootstrap_metrics(labels, probs, np.arange(500))
     for name in ("qwk", "top1", "mae", "rps", "log_loss", "ece", "auroc", "balanced_accuracy"):
         assert width(by_group[name]) > 2 * width(by_row[name]), name
     # Each microscope counts once, so that this is the standard error of a share of 20.
@@ -30,11 +30,11 @@ def test_groups_that_are_alike_inside_make_intervals_wider_than_photographs_do()
 def test_the_seed_decides():
     labels, probs = drawn()
     groups = np.arange(500) % 30
-    first = bootstrap.of_all(labels, probs, groups)
-    assert json.dumps(first) == json.dumps(bootstrap.of_all(labels, probs, groups))
-    assert first != bootstrap.of_all(labels, probs, groups, seed=1)
+    first = bootstrap.bootstrap_metrics(labels, probs, groups)
+    assert json.dumps(first) == json.dumps(bootstrap.bootstrap_metrics(labels, probs, groups))
+    assert first != bootstrap.bootstrap_metrics(labels, probs, groups, seed=1)
     shuffled = np.random.default_rng(0).permutation(500)
-    again = bootstrap.of_all(labels[shuffled], probs[shuffled], groups[shuffled])
+    again = bootstrap.bootstrap_metrics(labels[shuffled], probs[shuffled], groups[shuffled])
     for name in ("qwk", "auroc", "ece", "log_loss"):
         assert again[name]["low"] == pytest.approx(first[name]["low"]), name
 
@@ -48,7 +48,7 @@ def test_a_resample_is_scored_as_its_photographs_would_be(monkeypatch):
     rows = np.repeat(np.arange(200), weights[0].astype(int)[groups])
     expected = metrics.score(labels[rows], probs[rows].argmax(axis=1))
     expected |= metrics.score_probabilities(labels[rows], probs[rows])
-    found = bootstrap.of_all(labels, probs, groups)
+    found = bootstrap.bootstrap_metrics(labels, probs, groups)
     for name in set(expected) - {"n", "support", "confusion", "ece_if_calibrated", "ece_if_calibrated_95"}:
         bounds = found[name] if isinstance(found[name], list) else [found[name]]
         values = expected[name] if isinstance(expected[name], list) else [expected[name]]
@@ -60,7 +60,7 @@ def test_resamples_without_a_grade_are_left_out_and_counted():
     labels = np.array([1, 2] * 10 + [3])
     probs = np.full((21, 4), 0.1)
     probs[np.arange(21), labels] = 0.7
-    found = bootstrap.of_all(labels, probs, np.arange(21))
+    found = bootstrap.bootstrap_metrics(labels, probs, np.arange(21))
     assert found["recall"][0] is None
     assert found["recall"][3]["undefined"] == pytest.approx(1000 / np.e, abs=60)
     assert found["recall"][3]["low"] == found["recall"][3]["high"] == 1
@@ -69,11 +69,11 @@ def test_resamples_without_a_grade_are_left_out_and_counted():
 
 def test_a_single_group_has_no_intervals():
     labels, probs = drawn(50)
-    found = bootstrap.of_all(labels, probs, ["M01"] * 50)
+    found = bootstrap.bootstrap_metrics(labels, probs, ["M01"] * 50)
     assert found["groups"] == 1
     assert found["qwk"] is None
     assert found["recall"] == [None] * 4
-    assert bootstrap.of_grades(labels, labels, ["M01"] * 50)["mae"] is None
+    assert bootstrap.bootstrap_grades(labels, labels, ["M01"] * 50)["mae"] is None
 
 
 def test_exactly_95_percent_is_enough_for_the_sensitivity():

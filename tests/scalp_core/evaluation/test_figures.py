@@ -9,9 +9,9 @@ HISTORY = [
 
 
 def test_the_warning_of_a_leaky_split_is_on_the_curves():
-    plain, again = figures.curves(HISTORY, 2), figures.curves(HISTORY, 2)
+    plain, again = figures.plot_curves(HISTORY, 2), figures.plot_curves(HISTORY, 2)
     assert plain == again
-    assert figures.curves(HISTORY, 2, "LEAKY SPLIT: the figures flatter") != plain
+    assert figures.plot_curves(HISTORY, 2, "LEAKY SPLIT: the figures flatter") != plain
 
 
 def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best():
@@ -21,7 +21,9 @@ def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best()
              "status": "finished", "history": HISTORY[:number]}
             for number in order
         ]  # fmt: skip
-        return figures.search(trials, {"learning_rate": "log", "loss": ("corn", "cross_entropy")}, 2, title)
+        return figures.plot_search(
+            trials, {"learning_rate": "log", "loss": ("corn", "cross_entropy")}, 2, title
+        )
 
     assert drawn([1, 2]) == drawn([1, 2])
     assert len({drawn([1]), drawn([1, 2]), drawn([2, 1]), drawn([1, 2], "LEAKY")}) == 4
@@ -33,7 +35,7 @@ def test_the_picture_of_a_search_leaves_out_settings_that_a_trial_does_not_have(
             {"number": number, "settings": settings, "status": "finished", "history": HISTORY}
             for number, settings in enumerate(smoothing, 1)
         ]
-        return figures.search(trials, {"label_smoothing": "log"}, 2, "kappa on validation")
+        return figures.plot_search(trials, {"label_smoothing": "log"}, 2, "kappa on validation")
 
     some, none = drawn({"label_smoothing": 0.1}, {}), drawn({}, {})
     assert len({some, none, drawn({"label_smoothing": 0.1}, {"label_smoothing": 0.1})}) == 3

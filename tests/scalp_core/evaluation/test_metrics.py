@@ -64,7 +64,7 @@ def test_many_matrices_at_once_give_what_each_gives_alone():
     cases = [drawn(count, seed) for seed, count in enumerate([400, 30, 6, 1])]
     cases.append((np.full(5, 2), np.eye(4)[[2] * 5]))
     cases = [(labels, probs.argmax(axis=1)) for labels, probs in cases]
-    together = metrics.from_confusion(np.stack([metrics.confusion(*case) for case in cases]).astype(float))
+    together = metrics.score_confusion(np.stack([metrics.confusion(*case) for case in cases]).astype(float))
     for index, (labels, grades) in enumerate(cases):
         alone = metrics.score(labels, grades)
         for name, values in together.items():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.evaluation import figures, metrics, subgroups
 from scalp_core.inference import calibration
 from tests.scalp_core.evaluation.test_metrics import drawn
@@ -16,12 +16,16 @@ def test_slices_hold_every_photograph_once_and_small_values_together():
     labels, probs = drawn(200)
     device = [f"M{index % 4}" for index in range(150)] + [f"X{index % 10}" for index in range(50)]
     position = [None if index < 30 else "TH" for index in range(190)] + ["LH"] * 10
-    found = subgroups.slices(labels, probs.argmax(axis=1), device, {"device": device, "position": position})
+    found = subgroups.score_slices(
+        labels, probs.argmax(axis=1), device, {"device": device, "position": position}
+    )
     assert [row["value"] for row in found["device"]] == ["M0", "M1", "M2", "M3", "10 values of under 20"]
     assert found["device"][-1]["pooled"] == found["device"][-1]["groups"] == 10
     assert [row["value"] for row in found["position"]] == ["LH", "TH", "unknown"]
     assert [row["small"] for row in found["position"]] == [True, False, False]
-    few = subgroups.slices(labels[:20], labels[:20], device[:20], {"sex": ["male", "female"] * 10})["sex"]
+    few = subgroups.score_slices(labels[:20], labels[:20], device[:20], {"sex": ["male", "female"] * 10})[
+        "sex"
+    ]
     assert [(row["value"], row["n"], row["small"]) for row in few] == [
         ("female", 10, True),
         ("male", 10, True),
@@ -34,7 +38,7 @@ def test_slices_hold_every_photograph_once_and_small_values_together():
 
 
 def test_conformal_coverage_by_hand():
-    told = subgroups.conformal(np.array([0, 0, 2]), [[0], [1, 2], [1, 2, 3]], 0.9)
+    told = subgroups.measure_grade_sets(np.array([0, 0, 2]), [[0], [1, 2], [1, 2, 3]], 0.9)
     assert told["coverage"] == pytest.approx(2 / 3)
     assert told["mean_set_size"] == 2
     assert told["sizes"] == [1, 1, 1, 0]
@@ -46,19 +50,19 @@ def test_risk_and_coverage_by_hand():
     # Right, right, one off, two off; in the order of confidence.
     probs = np.array([[0.9, 0.1, 0, 0], [0, 0.8, 0.2, 0], [0, 0.7, 0.3, 0], [0.6, 0.4, 0, 0]])
     labels, refer = np.array([0, 1, 2, 2]), np.array([False, False, False, True])
-    told = subgroups.risk_coverage(labels, probs, refer)
+    told = subgroups.measure_risk_coverage(labels, probs, refer)
     assert told["curve"]["coverage"] == [0.25, 0.5, 0.75, 1]
     assert told["curve"]["error"] == pytest.approx([0, 0, 1 / 3, 1 / 2])
     assert told["curve"]["mae"] == pytest.approx([0, 0, 1 / 3, 3 / 4])
     assert told["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     assert told["referral"] == pytest.approx({"coverage": 0.75, "error": 1 / 3, "mae": 1 / 3})
-    assert subgroups.risk_coverage(labels, probs, ~refer | refer)["referral"]["error"] is None
+    assert subgroups.measure_risk_coverage(labels, probs, ~refer | refer)["referral"]["error"] is None
 
 
 def test_equal_confidence_makes_the_order_of_photographs_irrelevant():
     probs = np.tile([0.7, 0.3, 0.0, 0.0], (10, 1))
     labels = np.array([0] * 5 + [1] * 5)
-    told = subgroups.risk_coverage(labels, probs, np.zeros(10, bool))
+    told = subgroups.measure_risk_coverage(labels, probs, np.zeros(10, bool))
     assert told["curve"]["error"] == pytest.approx([0.5] * 10)
 
 
@@ -71,7 +75,9 @@ def test_the_mean_of_passes_is_of_calibrated_probabilities():
 
 def test_an_ece_is_told_beside_that_of_chance(tmp_path):
     labels, probs = drawn(200)
-    found = subgroups.validation(labels, probs**2 / (probs**2).sum(axis=1)[:, None], probs, range(200), {})
+    found = subgroups.validation_metrics(
+        labels, probs**2 / (probs**2).sum(axis=1)[:, None], probs, range(200), {}
+    )
     told, chance = found["calibration"], metrics.ece_if_calibrated(probs)
     assert told["if_calibrated_after"] == chance
     assert (found["ece_if_calibrated"], found["ece_if_calibrated_95"]) == (chance["mean"], chance["high"])
@@ -81,27 +87,27 @@ def test_an_ece_is_told_beside_that_of_chance(tmp_path):
     )
     assert f"up to {chance['high']:.3f}" in line
     assert told["if_calibrated_before"] != chance
-    assert subgroups.ece_line(subgroups.calibration(labels, probs, None), "before") == "-"
+    assert subgroups.ece_line(subgroups.measure_calibration(labels, probs, None), "before") == "-"
     spec = load_bundle(write_bundle(str(tmp_path))).spec
     training = spec.training.model_copy(update={"recipe": {"epochs": 1}})
     spec = spec.model_copy(update={"training": training})
-    card = model_card(spec.model_copy(update={"metrics": {"val": found}}))
+    card = render_model_card(spec.model_copy(update={"metrics": {"val": found}}))
     assert (
         f"{found['ece']:.3f} with it).\nA perfectly calibrated model has an ECE of {chance['mean']:.3f}"
         in card
     )
     del told["if_calibrated_after"]  # as in an older bundle
-    assert "ECE" not in model_card(spec.model_copy(update={"metrics": {"val": found}}))
+    assert "ECE" not in render_model_card(spec.model_copy(update={"metrics": {"val": found}}))
 
 
 def test_pictures_are_drawn_also_of_what_is_undefined():
     labels, probs = np.full(30, 2), np.tile([0.0, 0.0, 1.0, 0.0], (30, 1))
-    validation = subgroups.validation(labels, probs, probs, ["a"] * 30, {"sex": [None] * 30})
-    told = subgroups.calibration(labels, probs, None)
+    validation = subgroups.validation_metrics(labels, probs, probs, ["a"] * 30, {"sex": [None] * 30})
+    told = subgroups.measure_calibration(labels, probs, None)
     refer = np.ones(30, bool)
     for picture in (
-        figures.reliability(told, "one grade"),
-        figures.risk_coverage(subgroups.risk_coverage(labels, probs, refer), "one grade"),
-        figures.slices(validation["slices"], validation, validation["intervals"], "one grade"),
+        figures.plot_reliability(told, "one grade"),
+        figures.plot_risk_coverage(subgroups.measure_risk_coverage(labels, probs, refer), "one grade"),
+        figures.plot_slices(validation["slices"], validation, validation["intervals"], "one grade"),
     ):
         assert Image.open(io.BytesIO(picture)).size[0] > 400

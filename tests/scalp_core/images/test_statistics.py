@@ -12,12 +12,12 @@ from sklearn.metrics import roc_auc_score
 from jobs.common.images import LoadImages
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.images.statistics import STATISTICS
-from scalp_core.inference.decision import REASONS, gradings
+from scalp_core.inference.decision import REASONS, make_gradings
 from scalp_core.inference.predictor import Predictor
 from scalp_core.synthetic.dataset import jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
@@ -233,7 +233,7 @@ def test_files_are_judged_like_pictures(gated, files):
 
 def test_a_sure_grade_of_something_else_is_referred_all_the_same(gated):
     sure = np.array([[0, 20, 0, 0]], np.float32)
-    (answer,) = gradings(
+    (answer,) = make_gradings(
         sure, image_statistics.measure_all(np.zeros((1, SMALL, SMALL, 3), np.uint8)), gated.spec
     )
     assert (answer.grade_set, answer.refer) == ([1], True)
@@ -243,10 +243,10 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
     old = json.loads((bundle / "bundle.json").read_text())
     del old["gates"], old["spec_sha256"]
     spec = type(gated.spec).model_validate(old)
-    (answer,) = gradings(np.array([[0, 20, 0, 0]], np.float32), np.zeros((1, len(STATISTICS))), spec)
+    (answer,) = make_gradings(np.array([[0, 20, 0, 0]], np.float32), np.zeros((1, len(STATISTICS))), spec)
     assert (answer.unlikeness, answer.refer) == (None, False)
     reached = {"val": {"n": 80, "qwk": 0.876, "top1": 0.75, "macro_f1": 0.7, "mae": 0.3}}
-    cards = [model_card(each.model_copy(update={"metrics": reached})) for each in (spec, gated.spec)]
+    cards = [render_model_card(each.model_copy(update={"metrics": reached})) for each in (spec, gated.spec)]
     assert "It has no gates" in cards[0]
     assert f"unlike the {gated.spec.gates.photographs} training photographs" in cards[1]
     predictor = Predictor(load_bundle(str(bundle)), "cpu", "fp32")

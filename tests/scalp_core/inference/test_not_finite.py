@@ -15,10 +15,10 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference import calibration
-from scalp_core.inference.decision import gradings
+from scalp_core.inference.decision import make_gradings
 from scalp_core.inference.gradcam import Explainer
 from scalp_core.results import drift
-from scalp_core.results.report import warnings
+from scalp_core.results.report import list_warnings
 from scalp_core.results.schema import Signature, result_table
 from serving.schemas.grading import GradeResponse
 from tests.scalp_core.inference.test_gradcam import random_bundle, with_state
@@ -41,7 +41,7 @@ def statistics(count: int) -> np.ndarray:
 
 
 def test_they_are_referred_with_their_reason_and_all_grades(spec):
-    *odd, sure = gradings(LOGITS, statistics(5), spec)
+    *odd, sure = make_gradings(LOGITS, statistics(5), spec)
     for answer in odd:
         assert (answer.refer, answer.refer_reasons) == (True, ["not_finite"])
         assert (answer.grade, answer.grade_name, answer.grade_set) == (3, "severe", [0, 1, 2, 3])
@@ -50,7 +50,7 @@ def test_they_are_referred_with_their_reason_and_all_grades(spec):
 
 
 def test_online_answers_and_bulk_rows_hold_no_nan(spec):
-    for answer in gradings(LOGITS, statistics(5), spec):
+    for answer in make_gradings(LOGITS, statistics(5), spec):
         json.dumps(asdict(answer), allow_nan=False)
         sent = GradeResponse.of("0" * 64, [], answer, SIGNATURE, 1).model_dump_json()
         assert json.loads(sent)["refer_reasons"] == answer.refer_reasons
@@ -69,7 +69,7 @@ def test_an_evaluation_counts_each_as_the_largest_error(spec):
         | {name: pa.nulls(5, pa.string()) for name in ("device", "position", "sex", "age")}
     )
     found = {"logits": LOGITS, "plain_logits": LOGITS, "seconds": np.ones(5), "plain_seconds": np.ones(5)}
-    answers = gradings(LOGITS, statistics(5), spec)
+    answers = make_gradings(LOGITS, statistics(5), spec)
     for columns in (found, {"logits": LOGITS}):
         summary = _assessed(rows, columns, answers, spec)
         assert summary["not_finite"] == 4
@@ -105,5 +105,5 @@ def test_a_bulk_report_warns_of_them(spec):
         "rows": 9, "failed": 0, "rows_unaccounted": 0, "graded_again": 0, "by_reason": {"not_finite": 4},
         "by_grade": {"severe": 9},
     }  # fmt: skip
-    (line,) = warnings(spec, summary, drift.compare(None, summary["by_grade"], spec))
+    (line,) = list_warnings(spec, summary, drift.measure_drift(None, summary["by_grade"], spec))
     assert line.startswith("the scores of 4 photographs are not finite numbers")

@@ -13,7 +13,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import ImageError, UserError
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.images.statistics import STATISTICS
-from scalp_core.inference.decision import gradings
+from scalp_core.inference.decision import make_gradings
 from scalp_core.inference.predictor import Predictor, needed_part, resolve_runtime
 from scalp_core.models.architecture import build_model
 from tests.support.images import jpeg
@@ -64,13 +64,13 @@ def test_an_answer_is_consistent_with_itself(loaded, images):
 
 def test_the_temperature_of_the_bundle_is_applied(loaded):
     logits = np.array([[0.0, 3.0, 0.0, 0.0]], np.float32)
-    (answer,) = gradings(logits, NO_STATISTICS[:1], loaded.spec)  # temperature 1.5
+    (answer,) = make_gradings(logits, NO_STATISTICS[:1], loaded.spec)  # temperature 1.5
     assert answer.probabilities[1] == pytest.approx(np.exp(2) / (np.exp(2) + 3))
 
 
 def test_doubtful_photographs_are_referred_with_the_reason(loaded):
     logits = np.array([[0, 20, 0, 0], [0, 6, 5.95, 4]], np.float32)
-    sure, torn = gradings(logits, NO_STATISTICS, loaded.spec)
+    sure, torn = make_gradings(logits, NO_STATISTICS, loaded.spec)
     assert (sure.refer, sure.refer_reasons, sure.grade_set) == (False, [], [1])
     assert (torn.refer, torn.refer_reasons) == (True, ["ambiguous_grade", "low_confidence"])
     assert torn.grade_set == [1, 2]

@@ -97,7 +97,7 @@ def test_label_smoothing_is_on_unless_set_where_it_has_an_effect():
 def test_the_learning_rate_warms_up_and_then_follows_the_schedule():
     def rates(schedule, warmup_share=0.1):
         recipe = Recipe(schedule=schedule, warmup_share=warmup_share)
-        return [recipe.rate_at(step, 100) for step in range(101)]
+        return [recipe.learning_rate_factor(step, 100) for step in range(101)]
 
     for schedule in ("cosine", "trapezoid", "constant"):
         assert rates(schedule)[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])

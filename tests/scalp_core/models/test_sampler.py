@@ -8,7 +8,7 @@ import pytest
 from jobs.train.ingest import _LoadShare
 from scalp_core.images import augment
 from scalp_core.models.recipe import Recipe
-from scalp_core.models.sampler import X4, Order, Share, epoch_plan, photographs_an_epoch
+from scalp_core.models.sampler import X4, EpochSettings, RankBatch, images_per_epoch, plan_epoch
 from scalp_core.seeds import Purpose, seed_sequence, torch_seed
 
 LABELS = np.repeat([0, 1, 2, 3], [3, 40, 50, 12]).astype(np.int8)
@@ -20,7 +20,7 @@ PINNED = [
 
 
 def plan(epoch=1, augment="dihedral", sampling="natural", seed=0):
-    return epoch_plan(LABELS, Order(augment, sampling, 0.0, 16, 1, seed), epoch)
+    return plan_epoch(LABELS, EpochSettings(augment, sampling, 0.0, 16, 1, seed), epoch)
 
 
 def test_an_epoch_shows_every_photograph_once_in_an_order_of_its_own():
@@ -38,7 +38,7 @@ def test_the_same_seed_and_epoch_give_the_same_again():
 
 
 def test_x4_counts_as_the_paper_counts():
-    assert photographs_an_epoch(8919, "x4") == 35_676
+    assert images_per_epoch(8919, "x4") == 35_676
     shown = plan(augment="x4")
     assert len(shown.rows) == 4 * len(LABELS)
     seen = {(int(row), int(turn)) for row, turn in zip(shown.rows, shown.symmetry, strict=True)}
@@ -65,9 +65,9 @@ def test_balanced_shows_every_grade_equally_often_and_no_photograph_much_more_th
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_any_number_of_workers_sees_the_same_global_batches(workers):
     batch, steps = 16, 6
-    shares = [Share(rank, workers, batch) for rank in range(workers)]
+    shares = [RankBatch(rank, workers, batch) for rank in range(workers)]
     assert sum(share.size for share in shares) == batch
-    alone = Share(0, 1, batch).places(np.arange(3 * steps * batch), steps)
+    alone = RankBatch(0, 1, batch).places(np.arange(3 * steps * batch), steps)
     for step in range(3 * steps):
         together = np.concatenate(
             [
@@ -93,7 +93,7 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
     """Each block of 64 drew the whole epoch anew: 1,700 core-seconds an epoch at a million images."""
     size, blocks = 2, 30
     labels = np.random.default_rng(3).integers(0, 4, blocks * 64).astype(np.int8)
-    order = Order("dihedral", "natural", 0.1, 32, 3, seed=11)
+    order = EpochSettings("dihedral", "natural", 0.1, 32, 3, seed=11)
 
     class Source:
         """As each task gets it: with labels that it unpickled itself."""
@@ -111,16 +111,16 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", lambda seed: draws.append(seed.spawn_key) or draw(seed))
     seen = []
     for block in range(2 * blocks):
-        load = _LoadShare(Source(), order, Share(0, 1, 32), first_epoch=1)
+        load = _LoadShare(Source(), order, RankBatch(0, 1, 32), first_epoch=1)
         seen.append(load({"id": np.arange(block * 64, (block + 1) * 64)})["label"])
     assert draws == [(Purpose.ORDER, 1), (Purpose.ORDER, 2)]
-    plans = np.concatenate([epoch_plan(labels, order, epoch).rows for epoch in (1, 2)])
+    plans = np.concatenate([plan_epoch(labels, order, epoch).rows for epoch in (1, 2)])
     assert (np.concatenate(seen) == labels[plans]).all()
 
 
 def test_orders_that_differ_are_not_taken_for_each_other():
     natural, others = plan(), [plan(2), plan(seed=1), plan(sampling="balanced"), plan(augment="none")]
-    fewer = epoch_plan(LABELS[:-1], Order("dihedral", "natural", 0.0, 16, 1, 0), 1)
+    fewer = plan_epoch(LABELS[:-1], EpochSettings("dihedral", "natural", 0.0, 16, 1, 0), 1)
     for other in (*others, fewer):
         assert any(
             len(one) != len(two) or (one != two).any() for one, two in zip(natural, other, strict=True)
@@ -139,15 +139,15 @@ def test_the_order_is_that_of_earlier_versions():
 def test_by_default_no_quarter_turn_of_a_squashed_image():
     """A round flake of 640 x 480 pixels is upright after squashing; a quarter turn lays it down."""
     for resize, drawn in (("squash", {0, 2, 4, 6}), ("crop", set(range(8))), ("pad", set(range(8)))):
-        plans = [epoch_plan(LABELS, Recipe(resize=resize).order, epoch) for epoch in (1, 2)]
+        plans = [plan_epoch(LABELS, Recipe(resize=resize).epoch_settings, epoch) for epoch in (1, 2)]
         assert {int(turn) for each in plans for turn in each.symmetry} == drawn
     flake = np.zeros((1, 32, 32, 3), np.uint8)
     flake[:, 8:24, 10:22] = 255  # taller than wide
     for symmetry in (0, 2, 4, 6):
         seen = augment.dihedral(flake, np.array([symmetry]))[0, :, :, 0] > 0
         assert (seen.any(axis=1).sum(), seen.any(axis=0).sum()) == (16, 12)
-    asked = Recipe(resize="squash", augment="dihedral").order
-    assert len(set(epoch_plan(LABELS, asked, 1).symmetry.tolist())) == 8
+    asked = Recipe(resize="squash", augment="dihedral").epoch_settings
+    assert len(set(plan_epoch(LABELS, asked, 1).symmetry.tolist())) == 8
 
 
 def test_seeds_of_purposes_epochs_and_ranks_do_not_meet():

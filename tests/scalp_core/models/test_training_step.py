@@ -40,7 +40,7 @@ def recipe_of(loss: str, model: str, **changes: object) -> Recipe:
 def stepper(recipe: Recipe, workers: int = 1, norm: str | None = None) -> TrainingStep:
     model, _ = initial_model(recipe.architecture, "none", recipe.seed, recipe.head)
     loss = make_loss(recipe.loss, recipe.label_smoothing, COUNTS, recipe.softness)
-    norm = norm or recipe.batch_norm_for(workers)
+    norm = norm or recipe.resolve_batch_norm(workers)
     step = TrainingStep(model, recipe, loss, Preprocess(size=SIZE), STEPS, norm, bf16=False)
     step.start_average()
     step.wrap(frozen=False)
@@ -62,7 +62,7 @@ def trained(case: tuple[str, str], rank: int, workers: int) -> tuple[list[float]
         if workers > 1:
             dist.all_reduce(sums)
         losses.append(float(sums[0]))
-    return losses, {name: value.clone() for name, value in step.kept.state_dict().items()}
+    return losses, {name: value.clone() for name, value in step.evaluated_model.state_dict().items()}
 
 
 def work(rank: int, workers: int, folder: Path) -> None:
@@ -171,10 +171,15 @@ def test_frozen_batch_norm_learns_weights_and_keeps_statistics():
 
 def test_batch_norm_follows_one_rule():
     few = Recipe(batch_size=32)
-    assert [few.batch_norm_for(workers) for workers in (1, 2, 3, 8)] == ["worker", "worker", "sync", "sync"]
-    assert Recipe(batch_size=32, accumulate=2).batch_norm_for(2) == "sync"
-    assert Recipe(batch_size=32, accumulate=8).batch_norm_for(1) == "worker"
-    assert Recipe(batch_norm="frozen").batch_norm_for(8) == "frozen"
+    assert [few.resolve_batch_norm(workers) for workers in (1, 2, 3, 8)] == [
+        "worker",
+        "worker",
+        "sync",
+        "sync",
+    ]
+    assert Recipe(batch_size=32, accumulate=2).resolve_batch_norm(2) == "sync"
+    assert Recipe(batch_size=32, accumulate=8).resolve_batch_norm(1) == "worker"
+    assert Recipe(batch_norm="frozen").resolve_batch_norm(8) == "frozen"
     with pytest.raises(ValueError, match="frozen needs pretrained weights"):
         Recipe(batch_norm="frozen", weights="none")
     assert has_batch_norm(build_model("test_resnet")) and not has_batch_norm(build_model("test_convnext"))

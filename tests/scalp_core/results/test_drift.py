@@ -13,7 +13,7 @@ from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Tra
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import STATISTICS
-from scalp_core.results.drift import MIN_PHOTOGRAPHS, Counts, compare, count, psi
+from scalp_core.results.drift import MIN_PHOTOGRAPHS, Counts, count_statistics, measure_drift, psi
 
 EVEN = {"good": 500, "mild": 500, "moderate": 500, "severe": 500}
 LUMA, DARK, BRIGHT = (STATISTICS.index(name) for name in ("luma_mean", "dark_share", "bright_share"))
@@ -60,7 +60,7 @@ def spec(gates, grade_counts=(1000, 1000, 1000, 1000)):
 
 @pytest.mark.parametrize("seed", range(2, 22))
 def test_photographs_like_those_of_training_have_not_drifted(gates, seed):
-    found = compare(count(draw(2000, seed), gates), EVEN, spec(gates))
+    found = measure_drift(count_statistics(draw(2000, seed), gates), EVEN, spec(gates))
     assert {each.level for each in found.statistics} == {"none"}
     assert (found.level, found.flag) == ("none", False)
     assert found.sentence.startswith("no drift")
@@ -70,7 +70,7 @@ def test_photographs_like_those_of_training_have_not_drifted(gates, seed):
 def test_darkened_photographs_have_drifted_in_luma_and_in_nothing_else(gates):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7
-    found = compare(count(dark, gates), EVEN, spec(gates))
+    found = measure_drift(count_statistics(dark, gates), EVEN, spec(gates))
     levels = {each.name: each.level for each in found.statistics}
     assert levels.pop("luma_mean") == "strong"
     assert set(levels.values()) == {"none"}
@@ -86,7 +86,10 @@ def test_a_value_that_many_share_is_no_drift_and_its_loss_is(gates):
     assert gates.profile["dark_share"].quantiles[:5] == (0, 0, 0, 0, 0)
     changed = draw(2000, 3)
     changed[:, DARK] += 1 / 2025
-    levels = {each.name: each.level for each in compare(count(changed, gates), EVEN, spec(gates)).statistics}
+    levels = {
+        each.name: each.level
+        for each in measure_drift(count_statistics(changed, gates), EVEN, spec(gates)).statistics
+    }
     assert levels["dark_share"] == "strong"
     assert levels["bright_share"] == "none"
 
@@ -95,7 +98,10 @@ def test_an_empty_tail_alone_is_no_drift(gates):
     few = draw(500_000, 4)
     quantiles = gates.profile["luma_mean"].quantiles
     few[:, LUMA] = few[:, LUMA].clip(quantiles[0] + 1e-3, quantiles[-1] - 1e-3)
-    levels = {each.name: each.level for each in compare(count(few, gates), EVEN, spec(gates)).statistics}
+    levels = {
+        each.name: each.level
+        for each in measure_drift(count_statistics(few, gates), EVEN, spec(gates)).statistics
+    }
     assert levels["luma_mean"] == "none"
 
 
@@ -103,8 +109,10 @@ def test_an_empty_tail_alone_is_no_drift(gates):
 @given(cuts=st.lists(st.integers(0, 700), max_size=6))
 def test_counts_of_shards_add_up_to_those_of_all_at_once(gates, cuts):
     photographs = draw(700, 5)
-    whole = count(photographs, gates)
-    added = sum((count(shard, gates) for shard in np.split(photographs, sorted(cuts))), Counts.empty())
+    whole = count_statistics(photographs, gates)
+    added = sum(
+        (count_statistics(shard, gates) for shard in np.split(photographs, sorted(cuts))), Counts.empty()
+    )
     for name in ("photographs", "below", "up_to"):
         assert getattr(added, name) == getattr(whole, name)
     for name in ("sums", "squares"):
@@ -114,7 +122,7 @@ def test_counts_of_shards_add_up_to_those_of_all_at_once(gates, cuts):
 
 def test_bins_are_those_between_the_quantiles(gates):
     photographs = draw(3000, 6)
-    counts = count(photographs, gates)
+    counts = count_statistics(photographs, gates)
     for index, name in enumerate(STATISTICS):
         edges = [-np.inf, *gates.profile[name].quantiles, np.inf]
         expected = [
@@ -126,31 +134,31 @@ def test_bins_are_those_between_the_quantiles(gates):
 
 def test_too_few_photographs_are_said_and_never_flagged(gates):
     black = np.zeros((MIN_PHOTOGRAPHS // 2, 19), np.float32)
-    found = compare(count(black, gates), {"severe": 150}, spec(gates))
+    found = measure_drift(count_statistics(black, gates), {"severe": 150}, spec(gates))
     assert {each.level for each in found.statistics} == {"too_few"}
     assert (found.level, found.flag) == ("too_few", False)
     assert found.sentence.startswith("too few photographs")
-    nothing = compare(Counts.empty(), {}, spec(gates))
+    nothing = measure_drift(Counts.empty(), {}, spec(gates))
     assert (nothing.level, nothing.photographs) == ("too_few", 0)
 
 
 def test_few_photographs_at_training_are_too_few_as_well(gates):
     few = gates.model_copy(update={"photographs": 200})
-    found = compare(count(draw(5000, 7), few), EVEN, spec(few))
+    found = measure_drift(count_statistics(draw(5000, 7), few), EVEN, spec(few))
     assert {each.level for each in found.statistics} == {"too_few"}
 
 
 def test_another_grade_mix_is_flagged_by_that_name(gates):
     mix = {"good": 1900, "mild": 50, "moderate": 30, "severe": 20}
-    found = compare(count(draw(2000, 8), gates), mix, spec(gates))
+    found = measure_drift(count_statistics(draw(2000, 8), gates), mix, spec(gates))
     assert found.grades.level == "strong"
     assert found.grades.shares["good"] == pytest.approx(0.95)
     assert found.sentence.startswith("DRIFT: the grade mix is strongly unlike")
-    assert compare(None, {"good": 800, "mild": 900}, spec(gates, (800, 900, 0, 0))).level == "none"
+    assert measure_drift(None, {"good": 800, "mild": 900}, spec(gates, (800, 900, 0, 0))).level == "none"
 
 
 def test_without_gates_only_the_grade_mix_is_compared():
-    found = compare(None, EVEN, spec(None))
+    found = measure_drift(None, EVEN, spec(None))
     assert found.statistics is None
     assert found.level == "none"
     assert found.sentence.endswith("(only the grade mix was compared: the bundle has no gates)")
@@ -166,6 +174,6 @@ def test_counting_is_cheap(gates):
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
-        count(batch, gates)
+        count_statistics(batch, gates)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.001

@@ -7,7 +7,7 @@ import pytest
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
-from scalp_core.results.query import ALL, Graded, Selection
+from scalp_core.results.query import ALL, ResultRows, Selection
 from scalp_core.results.schema import SCHEMA
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 from tests.support.result_rows import failed, referred, row, write
@@ -31,12 +31,12 @@ def graded(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     write(str(out / "results"), ROWS, files=3)
     (out / "summary.json").write_text("{}")
-    with Graded(str(out)) as found:
+    with ResultRows(str(out)) as found:
         yield found
 
 
 def by(graded, *arguments):
-    rows = graded.by(*arguments).read_all().to_pylist()
+    rows = graded.totals_by(*arguments).read_all().to_pylist()
     return {
         each[arguments[0]]: tuple(each[name] for name in ("photographs", "graded", "failed", "referred"))
         for each in rows
@@ -117,8 +117,8 @@ def test_the_doubtful_come_in_their_order(graded):
 
 
 def test_rows_come_as_they_were_written(graded):
-    assert graded.selected(ALL).schema == SCHEMA
-    assert [each["location_id"] for each in graded.selected(ALL).read_all().to_pylist()] == [
+    assert graded.select_rows(ALL).schema == SCHEMA
+    assert [each["location_id"] for each in graded.select_rows(ALL).read_all().to_pylist()] == [
         each["location_id"] for each in ROWS
     ]
 
@@ -141,13 +141,13 @@ def test_rows_come_as_they_were_written(graded):
 )
 def test_a_query_has_the_rows_and_nothing_else(graded, query):
     with pytest.raises(UserError, match="^--sql") as refusal:
-        graded.asked(query).read_all()
+        graded.run_select(query).read_all()
     assert "\n" not in str(refusal.value)
     assert graded.totals()["photographs"] == 8
 
 
 def test_a_query_is_answered(graded):
-    asked = graded.asked(
+    asked = graded.run_select(
         "select device, count(*) as n from results where device is not null group by 1 order by 1"
     )
     assert [tuple(each.values()) for each in asked.read_all().to_pylist()] == [
@@ -159,14 +159,14 @@ def test_a_query_is_answered(graded):
 def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
     out = str(tmp_path)
     with pytest.raises(UserError, match=f"scalp grade BUNDLE SOURCE {out}"):
-        Graded(out)
+        ResultRows(out)
     (tmp_path / "run.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="has no row yet; run the same scalp grade command"):
-        Graded(out)
+        ResultRows(out)
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), ROWS[:5])
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000001"), ROWS[5:])
     write(f"{out}/results", ROWS[:2], files=1)  # was stopped while it wrote them
-    with Graded(out) as found:
+    with ResultRows(out) as found:
         assert not found.finished
         assert found.totals()["photographs"] == 8
 
@@ -174,7 +174,7 @@ def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     write(str(tmp_path / "results"), ROWS)
     (tmp_path / "results" / "part-00001.parquet").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(UserError, match="cannot read .*results"), Graded(str(tmp_path)) as found:
+    with pytest.raises(UserError, match="cannot read .*results"), ResultRows(str(tmp_path)) as found:
         found.totals()
 
 
@@ -182,7 +182,7 @@ def test_rows_in_s3(s3, tmp_path):
     out = f"s3://scalp/{tmp_path.name}/out"
     write(f"{out}/results", [row(f"s3://clinic/a/{A}"), failed("s3://clinic/b/c.jpg", "corrupt")])
     storage.write(f"{out}/summary.json", b"{}")
-    with Graded(out) as found:
+    with ResultRows(out) as found:
         assert found.finished
         assert found.totals()["failed"] == 1
         assert set(by(found, "folder")) == {"s3://clinic/a", "s3://clinic/b"}

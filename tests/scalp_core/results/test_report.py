@@ -21,8 +21,8 @@ from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.images import statistics as image_statistics
 from scalp_core.inference import gradcam, overlay
-from scalp_core.results.drift import count
-from scalp_core.results.report import rates
+from scalp_core.results.drift import count_statistics
+from scalp_core.results.report import chart_rates
 from tests.scalp_core.results.test_drift import LUMA, draw
 from tests.support.images import jpeg
 from tests.support.result_rows import failed, referred, row, write
@@ -163,7 +163,7 @@ def even(number=2000):
 
 
 def counted(statistics, bundle):
-    return json.loads(count(statistics, bundle.spec.gates).model_dump_json())
+    return json.loads(count_statistics(statistics, bundle.spec.gates).model_dump_json())
 
 
 def classes(page):
@@ -335,13 +335,13 @@ def test_speed(report):
 
 
 def test_rates_are_of_steps_long_enough_to_mean_something():
-    assert rates([]) is None
-    assert rates([[0.0, 0, 0]]) is None
-    found = rates([[0, 0, 0], [10, 100, 0], [20, 300, 10], [20.01, 400, 10]])
+    assert chart_rates([]) is None
+    assert chart_rates([[0.0, 0, 0]]) is None
+    found = chart_rates([[0, 0, 0], [10, 100, 0], [20, 300, 10], [20.01, 400, 10]])
     assert [(step["start"], step["width"]) for step in found["steps"]] == [(0, 10), (10, 10.01)]
     assert found["most"] == pytest.approx(300 / 10.01, abs=0.01)
     assert found["any_failed"]
-    many = rates([[second, 5 * second, 0] for second in range(1, 1001)])
+    many = chart_rates([[second, 5 * second, 0] for second in range(1, 1001)])
     assert len(many["steps"]) <= 80
     assert {step["done"] for step in many["steps"]} == {5.0}
     assert (many["half"], many["end"]) == ("8 min", "17 min")

@@ -8,7 +8,7 @@ import pytest
 from jobs.evaluate.driver import _warnings as evaluation_warnings
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.model_card import model_card
+from scalp_core.bundles.model_card import render_model_card
 from scalp_core.curation import report
 from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import Location
@@ -97,8 +97,8 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     metrics = {"val": {"n": 1, "qwk": 0.5}}
     drawn = spec.model_copy(update={"training": training, "metrics": metrics})
     told = "rained on synthetic images; not for clinical use"
-    assert f"**T{told}.**" in model_card(drawn)
-    assert told not in model_card(spec.model_copy(update={"metrics": metrics}))
+    assert f"**T{told}.**" in render_model_card(drawn)
+    assert told not in render_model_card(spec.model_copy(update={"metrics": metrics}))
     uri = write_bundle(str(tmp_path / "bundle"), training=training)
     assert load_bundle(uri).spec.warning == f"t{told}"
 
@@ -108,8 +108,8 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     assert ModelResponse.of(drawn, Runs, None).synthetic and not ModelResponse.of(spec, Runs, None).synthetic
     summary = {"rows_unaccounted": 0, "rows": 1, "failed": 0, "by_reason": {}, "graded_again": 0}
     calm = type("Drift", (), {"flag": False})
-    assert results_report.warnings(drawn, summary, calm) == [f"the model was t{told}"]
-    assert results_report.warnings(spec, summary, calm) == []
+    assert results_report.list_warnings(drawn, summary, calm) == [f"the model was t{told}"]
+    assert results_report.list_warnings(spec, summary, calm) == []
 
 
 def test_an_evaluation_of_such_a_model_or_on_such_data_says_so(drawn, tmp_path, bundle):

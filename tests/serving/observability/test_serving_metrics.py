@@ -58,9 +58,9 @@ def test_the_window_holds_the_last_photographs_wherever_batches_end(contract):
     window = DriftWindow(contract, 500)
     answers, statistics = like_training(1237, 5)
     add_in_batches(window, answers, statistics)
-    counts = drift.count(statistics[-500:], contract.gates)
+    counts = drift.count_statistics(statistics[-500:], contract.gates)
     by_grade = dict.fromkeys(contract.grade_names, 125)
-    assert window.drift() == drift.compare(counts, by_grade, contract)
+    assert window.drift() == drift.measure_drift(counts, by_grade, contract)
 
 
 def test_a_bundle_without_gates_is_compared_by_its_grades(contract):
