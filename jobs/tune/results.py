@@ -18,7 +18,7 @@ from jobs.common.console import console, now
 from jobs.tune.trials import METRIC, Trial, in_words
 from scalp_core import storage
 from scalp_core.datasets.manifest import DataSpec
-from scalp_core.evaluation import figures as evaluation_figures
+from scalp_core.evaluation import figures
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.search_space import Space
 
@@ -46,9 +46,8 @@ def write_results(
         for key, values in space.items()
     }
     rows = [dataclasses.asdict(trial) for trial in ranked]
-    storage.write(
-        storage.join(out, "tune.png"), evaluation_figures.search(rows, axes, recipes[1].epochs, title)
-    )
+    picture = figures.plot_search(rows, axes, recipes[1].epochs, title)
+    storage.write(storage.join(out, "tune.png"), picture)
     heading = (
         f"# The best of {len(trials)} trials by validation kappa: trial {best.number}, QWK "
         f"{epoch[METRIC]:.4f} in epoch {epoch['epoch']}.\n"
@@ -113,8 +112,15 @@ def show_trials(trials: dict[int, Trial]) -> None:
     table.add_column("settings", overflow="fold")
     for place, trial in enumerate(_ranked(trials)):
         row = _row(trial)
-        figures = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
-        told = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
-        cells = (str(trial.number), *figures, str(row["epochs"]), f"{row['seconds']:.0f}", trial.status, told)
+        metrics = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
+        remarks = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
+        cells = (
+            str(trial.number),
+            *metrics,
+            str(row["epochs"]),
+            f"{row['seconds']:.0f}",
+            trial.status,
+            remarks,
+        )
         table.add_row(*cells, style="" if place else "bold")
     console.print(table)

@@ -187,8 +187,8 @@ class ResultRows:
     def slices(self, value: str, names: tuple[str, ...], limit: int) -> dict[str, Any]:
         """Totals as in `totals_by`, by a column or by `top`, with the number of images of each grade.
 
-        `top` is the first folder or archive below the `prefix`, which all images share. `values` is the number
-        of different values, also of those above `limit`.
+        `top` is the first folder or archive below the `prefix` that all images share. `values` counts the
+        different values, including those above `limit`.
         """
         mix = ", ".join(f"count(*) filter (grade = {grade})" for grade in range(len(names)))
         prefix = self._common_folder() if value == "top" else ""
