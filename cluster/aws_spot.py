@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
+from cluster.ray_internals import aws_node_provider
+
 _LOG = logging.getLogger(__name__)
+_AWSNodeProvider: Any = aws_node_provider()
 
 
-class SpotWithFallback(AWSNodeProvider):
+class SpotWithFallback(_AWSNodeProvider):
     """Start a node type of spot instances on demand when no zone starts one.
 
     Ray's autoscaler v2 does not: a launch that AWS refuses is repeated with the same node type (Ray 2.60; its

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cluster.local import Cluster, ClusterError, autoscaling_state, connect
+from cluster import ray_internals
+from cluster.local import Cluster, ClusterError, connect
 
 Bundle = dict[str, float]
 # A cloud may take minutes for a node, and starting from an image of gigabytes minutes more.
@@ -86,7 +87,8 @@ def make_room(bundles: list[Bundle], what: str, tell: Callable[[str], None]) -> 
 
 
 def _is_infeasible(group: str) -> bool:
-    return any(group in gang.details for gang in autoscaling_state().infeasible_gang_resource_requests)
+    state = ray_internals.autoscaling_state(ray.get_runtime_context().gcs_address)
+    return any(group in gang.details for gang in state.infeasible_gang_resource_requests)
 
 
 def _words(bundles: list[Bundle]) -> str:

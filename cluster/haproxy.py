@@ -34,6 +34,8 @@ EVERYWHERE = {
     # One datagram per request that a Ray process parses; the endpoint has its own metrics of requests.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
+# Ray still sends requests for so long to a replica that ends, until every HAProxy has dropped it.
+DRAINING_VARIABLE, DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"
 _MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
 _TABLE_ENTRIES = 100_000  # some 10 MB
@@ -115,8 +117,7 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
         # next endpoint of the machine, without a word: each would be asked what is meant for the other.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
-        # Ray lets a replica that ends wait for HAProxies of other nodes to hear of it.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        DRAINING_VARIABLE: "1",  # there is one HAProxy, on this machine
         POLICY_VARIABLE: (policy or Policy()).model_dump_json(),
     }
 

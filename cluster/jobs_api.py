@@ -15,13 +15,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import ray
-from ray._private import ray_constants
-from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as Unreachable
 from requests.exceptions import RequestException, SSLError
 
+from cluster import ray_internals
 from cluster.local import TO_BE_LET_IN, ClusterError
 
 # They tell of every connection that ends and every package that is sent.
@@ -91,7 +90,7 @@ class Jobs:
     """
 
     def __init__(self, address: str | None) -> None:
-        named = address or os.environ.get(ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE)
+        named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
         if not named:
             raise ClusterError(
                 "name the cluster: --address http://HOST:8265, its dashboard, or RAY_API_SERVER_ADDRESS"
@@ -114,7 +113,7 @@ class Jobs:
         """Those of the Ray that this process is part of, wherever its dashboard is now."""
         own = ray.get_runtime_context().gcs_address
         with _one_line(own), _named_by_argument_alone():
-            return cls(get_address_for_submission_client(own))
+            return cls(ray_internals.dashboard_address(own))
 
     def all(self) -> list[Job]:
         """That were submitted, the oldest first."""
@@ -228,10 +227,7 @@ def _check_answers(address: str) -> None:
 @contextmanager
 def _named_by_argument_alone() -> Iterator[None]:
     """Ray would take what the environment names before the argument."""
-    names = (
-        ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE,
-        ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE,
-    )
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

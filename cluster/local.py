@@ -11,22 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import ray
 from joblib import cpu_count
-from ray._common.utils import get_system_memory  # of the container, if it has a limit
-from ray._private import parameter, ray_constants, services
-from ray._raylet import (  # type: ignore[attr-defined]
-    AuthenticationMode,
-    AuthenticationTokenLoader,
-    Config,
-    GcsClient,
-    get_authentication_mode,
-)
-from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.exceptions import AuthenticationError
+
+from cluster import ray_internals
 
 # Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
 # or they wait for each other without an error.
@@ -38,25 +30,10 @@ TO_BE_LET_IN = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
 )
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-# Of Ray Serve, also on a cluster, where cluster/Containerfile sets them.
-SERVE_ENVIRONMENT = {
-    # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the photographs a second.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Which would also keep log lines back until there are a thousand; a replica that dies takes them along.
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    # What listens waits for no client for ever; serving/http/connections.py says how.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
-}
-_LOG_LEVELS = {
-    "ray.data": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, as asked
-    # What they log is raised as well, and said in one line.
-    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
-    "ray.data.exceptions": logging.CRITICAL,
-    "ray.data.dataset": logging.ERROR,  # warns while a pipeline before it lets go of its CPUs
+_LOG_LEVELS = ray_internals.DATA_LOG_LEVELS | {
     "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
-    "ray.tune": logging.CRITICAL,  # a trial that fails is told by `scalp tune`
+    "ray.tune": logging.CRITICAL,  # `scalp tune` reports failed trials
 }
 # PyTorch's threads sleep while they wait for each other. They would spin, on cores that others need: of two
 # models on two cores, each took 13 times as long. Alone, a batch of one pays for it, one of four does not.
@@ -64,9 +41,7 @@ SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
 # Gloo, PyTorch's messages between workers on CPUs, would listen on the address of the machine's name.
 _GLOO_ON_LOOPBACK = ("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 _OBJECT_STORE_SHARE = 0.25
-_IDLE_FOR_MS = 5000
 _CONNECT_TIMEOUT_S = 5
-_STATUS_TIMEOUT_S = 10
 _ANSWER_TIMEOUT_S = 8
 # A process that dies while it loads a model is started again; Ray's default gives the whole run up.
 _MOST_DEATHS_WHILE_LOADING = 3
@@ -165,13 +140,9 @@ def require_token() -> None:
             f"unset {_AUTH_MODE}, or set {_AUTH_MODE}=token"
         )
     os.environ[_AUTH_MODE] = "token"
-    Config.initialize("")  # reads the mode again
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    if not loader.has_token(ignore_auth_mode=True):
+    if not ray_internals.has_token():
         os.environ[_AUTH_TOKEN] = _random_token()
-        loader.reset_cache()
-    if get_authentication_mode() != AuthenticationMode.TOKEN or not loader.has_token():
+    if not ray_internals.is_token_required():
         raise ClusterError(
             f"this Ray {ray.__version__} does not turn token authentication on; install the version that "
             "scalp's requirements name"
@@ -186,19 +157,8 @@ def _random_token() -> str:
 
 def has_autoscaler() -> bool:
     """Whether the connected Ray may start nodes (by Ray's second autoscaler; the first is not seen)."""
-    return autoscaling_state().autoscaler_state_version > 0
-
-
-def autoscaling_state() -> AutoscalingState:
-    """What the autoscaler said last."""
-    return cluster_status(ray.get_runtime_context().gcs_address).autoscaling_state
-
-
-def cluster_status(address: str) -> GetClusterStatusReply:
-    """Nodes, demands and what the autoscaler does, of the Ray at this address, without joining it."""
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_STATUS_TIMEOUT_S))
-    return reply
+    address = ray.get_runtime_context().gcs_address
+    return bool(ray_internals.autoscaling_state(address).autoscaler_state_version > 0)
 
 
 def metrics_uris() -> list[str]:
@@ -212,34 +172,15 @@ def metrics_uris() -> list[str]:
 
 def _start(jobs: bool) -> None:
     verbose = bool(os.environ.get("SCALP_RAY_LOGS"))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports leave the machine
-    # A pipeline starts a process for each logical CPU at once, which Ray's own bound warns of.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(_logical_cpus(jobs)))
-    # Workers start when there is work: a process for each CPU at once costs two seconds of all cores.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # Every idle process wakes a hundred times a second. One a core is kept, for the next task.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpu_count()))
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_FOR_MS))
-    # Ray's default of 15 gives way to whatever else runs: a model would lose its core to anything.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    for name, value in SERVE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # Which RAY_SERVE_THROUGHPUT_OPTIMIZED would turn on as well, and only HAProxy makes use of.
-    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"))
-    # Serve's controller looks around ten times a second, on one core of a laptop's two.
-    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-    if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")
-    # What the workers print stays in Ray's own logs: the verbs show what matters through the driver.
+    ray_internals.set_local_defaults(cpu_count(), _logical_cpus(jobs), verbose, joins=bool(address))
+    # Output of the workers stays in Ray's logs: the commands print what matters through the driver.
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": verbose}
     if not address:
         require_token()
-        # A process that asks every few seconds whether this machine will be taken away; nobody would say so.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         settings |= {
             "num_cpus": _logical_cpus(jobs),
-            "object_store_memory": int(get_system_memory() * _OBJECT_STORE_SHARE),
+            "object_store_memory": int(ray_internals.system_memory() * _OBJECT_STORE_SHARE),
             "include_dashboard": jobs,
             "dashboard_host": "127.0.0.1",
         }
@@ -251,11 +192,12 @@ def _start(jobs: bool) -> None:
             if not verbose:
                 stack.enter_context(_silent_stderr())
             if not address or _is_on_loopback(address):
-                stack.enter_context(_on_loopback(include_log_monitor=verbose))
+                stack.enter_context(ray_internals.listening_on_loopback(include_log_monitor=verbose))
             if not address:
-                stack.enter_context(_known_to_its_workers())
+                stack.enter_context(ray_internals.own_address_in_environment())
                 for variable, value in (SLEEPING_THREADS, _GLOO_ON_LOOPBACK):
-                    stack.enter_context(_environment(variable, os.environ.get(variable, value)))
+                    value = os.environ.get(variable, value)
+                    stack.enter_context(ray_internals.environment_variable(variable, value))
             # `local` starts one even where another runs that nobody named, which Ray would join.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
@@ -277,7 +219,7 @@ def _check_reachable(address: str) -> None:
 
     def ask() -> None:
         try:
-            cluster_status(f"{host}:{port}")
+            ray_internals.autoscaling_state(f"{host}:{port}")
             found.append(None)
         except Exception as error:
             found.append(error)
@@ -297,7 +239,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _is_on_loopback(address: str) -> bool:
-    """Whether a Ray is one that was started by `_on_loopback`, as a local one is.
+    """Whether a Ray is one that was started by `listening_on_loopback`, as a local one is.
 
     Ray takes 127.0.0.1 for the machine's own address, at which nothing listens there, and waits for ever.
     """
@@ -305,7 +247,7 @@ def _is_on_loopback(address: str) -> bool:
     if host not in ("127.0.0.1", "localhost") or not port.isdigit():
         return False
     try:
-        own = services.node_ip_address_from_perspective()
+        own = ray_internals.node_address()
         socket.create_connection((own, int(port)), _CONNECT_TIMEOUT_S).close()
     except OSError:
         return True
@@ -316,57 +258,6 @@ def _unreachable(where: str, reason: str) -> ClusterError:
     return ClusterError(
         f"cannot reach {where} ({reason}); check the address, or unset RAY_ADDRESS to use this machine"
     )
-
-
-@contextmanager
-def _on_loopback(include_log_monitor: bool) -> Iterator[None]:
-    """Makes a Ray that starts listen on loopback only, as on macOS; its workers and jobs inherit that.
-
-    On Linux it would listen on every interface. Ray Serve's gRPC and PyTorch's store do so even here
-    (docs/protection.md). And its agent takes a free port instead of a fixed one, without which a second Ray
-    here would take no jobs. The log monitor is a process that passes on what workers print.
-    """
-    kept = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    parameter.RayParams = partial(
-        parameter.RayParams, dashboard_agent_listen_port=0, include_log_monitor=include_log_monitor
-    )
-    try:
-        with _environment(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
-            yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams = kept
-
-
-@contextmanager
-def _known_to_its_workers() -> Iterator[None]:
-    """Gives a Ray that starts an address that its processes find in their environment.
-
-    Without it they look for any Ray of the machine. Ray Train's helper takes a run that another Ray does not
-    know for dead, and ends it.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    with (
-        _environment(ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE, port),
-        _environment(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE, f"127.0.0.1:{port}"),
-    ):
-        yield
-
-
-@contextmanager
-def _environment(variable: str, value: str) -> Iterator[None]:
-    """With a variable of the environment as it should be while the block runs."""
-    before = os.environ.get(variable)
-    os.environ[variable] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
 
 
 @contextmanager

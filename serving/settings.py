@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.haproxy import POLICY_VARIABLE, Policy
+from cluster.haproxy import DRAINING_SECONDS, DRAINING_VARIABLE, POLICY_VARIABLE, Policy
 from scalp_core.inference.predictor import Device, Precision, Runtime
 from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings
@@ -15,8 +15,6 @@ from serving.batch.window import BatchSettings
 from serving.observability.audit import AuditSettings
 from serving.schemas.bulk import BulkSettings
 
-# Of Ray: a replica that is to end still takes requests in for so long, until all HAProxies know.
-_DRAINING_VARIABLE, _DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"
 _MARGIN_SECONDS = 10
 
 
@@ -149,7 +147,7 @@ class Settings(_Typed):
             raise ValueError(
                 f"graceful_shutdown_seconds ({graceful:g}) must be {least:g} or more: the "
                 f"{_draining_seconds():g} s in which a replica that ends still takes requests in "
-                f"({_DRAINING_VARIABLE}), and answer_seconds ({self.answer_seconds:g}); or leave it out"
+                f"({DRAINING_VARIABLE}), and answer_seconds ({self.answer_seconds:g}); or leave it out"
             )
         if self.wedged_seconds >= self.answer_seconds:
             raise ValueError(
@@ -168,7 +166,7 @@ class Settings(_Typed):
 
 
 def _draining_seconds() -> float:
-    return float(os.environ.get(_DRAINING_VARIABLE, _DRAINING_SECONDS))
+    return float(os.environ.get(DRAINING_VARIABLE, DRAINING_SECONDS))
 
 
 def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:

@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from ray._private import ray_constants
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
-from ray.core.generated.autoscaler_pb2 import NodeStatus
 
-from cluster.local import cluster_status, require_token
+from cluster import ray_internals
+from cluster.local import require_token
 
 _READY_S = 60
 _END_S = 10
@@ -29,6 +27,7 @@ _NO_COMMANDS = (
 )  # fmt: skip
 _NODE = "worker"
 _OBJECT_STORE = 200 * 2**20
+_PROVIDER, _HEAD_ID, _HEAD_TYPE = ray_internals.simulated_provider()
 
 
 @contextmanager
@@ -58,12 +57,13 @@ def simulated_cluster(
     with tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as folder:
         config = Path(folder, "cluster.json")
         config.write_text(json.dumps(_config(address, node, most, idle_seconds)))
+        simulated = ray_internals.simulated_environment(_HEAD_ID)
         with Path(folder, "log").open("wb") as log:
             head = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
                  f"--port={port}", f"--object-store-memory={_OBJECT_STORE}", f"--temp-dir={folder}/ray",
                  "--include-dashboard=false", f"--autoscaling-config={config}"],
-                stdout=log, stderr=subprocess.STDOUT, env=_environment() | (environment or {}),
+                stdout=log, stderr=subprocess.STDOUT, env=os.environ | simulated | (environment or {}),
             )  # fmt: skip
         try:
             _wait(address, head, Path(folder, "log"))
@@ -74,11 +74,8 @@ def simulated_cluster(
 
 
 def working_nodes(address: str) -> int:
-    """Nodes beside the head that the cluster has now."""
-    return sum(
-        each.status != NodeStatus.DEAD and each.ray_node_type_name == _NODE
-        for each in cluster_status(address).cluster_resource_state.node_states
-    )
+    """Number of living nodes without the head."""
+    return ray_internals.living_nodes(address, _NODE)
 
 
 def _config(address: str, node: dict[str, float], most: int, idle_seconds: float) -> dict[str, object]:
@@ -90,13 +87,13 @@ def _config(address: str, node: dict[str, float], most: int, idle_seconds: float
             "provider": {
                 # By its name: the wheel has not the file of defaults that its own type would read.
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": _PROVIDER,
                 "gcs_address": address,
-                "head_node_id": FAKE_HEAD_NODE_ID,
+                "head_node_id": _HEAD_ID,
                 "launch_multiple": True,
             },
             "available_node_types": {
-                FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                _HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
                 _NODE: {
                     "resources": node | {"object_store_memory": _OBJECT_STORE},
                     "node_config": {},
@@ -104,24 +101,11 @@ def _config(address: str, node: dict[str, float], most: int, idle_seconds: float
                     "max_workers": most,
                 },
             },
-            "head_node_type": FAKE_HEAD_NODE_TYPE,
+            "head_node_type": _HEAD_TYPE,
         }
         | {name: [] for name in _NO_COMMANDS}
         | {name: {} for name in ("auth", "docker", "file_mounts")}
     )
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback only, as in cluster.local
-        ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE: "",
-    }
 
 
 def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
@@ -133,7 +117,7 @@ def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
             socket.create_connection((host, int(port)), 1).close()
         except OSError:
             continue
-        if cluster_status(address).autoscaling_state.autoscaler_state_version:
+        if ray_internals.autoscaling_state(address).autoscaler_state_version:
             return
     raise RuntimeError(f"the simulated cluster does not start: {log.read_text(errors='replace')[-2000:]}")
 

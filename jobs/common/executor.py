@@ -16,6 +16,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
+from cluster import ray_internals
 from cluster.local import Cluster, connect
 from jobs.common.isolate import MOST_TRIES, counted_try
 from jobs.common.preflight import check_nodes
@@ -221,11 +222,7 @@ class InProcessExecutor:
 
 def attempt() -> int:
     """How many times this task of Ray began before, and its process died; 0 outside of Ray's workers."""
-    worker = ray._private.worker.global_worker
-    if not (worker.connected and worker.mode == ray._private.worker.WORKER_MODE):
-        return 0
-    # Ray has no public way to it (2.60): `RuntimeContext` knows the task's id alone.
-    return int(worker.core_worker.get_current_task_attempt_number())
+    return ray_internals.task_attempt()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import ray
 
+from cluster import ray_internals
 from cluster.local import is_joined
 from cluster.nodes import ask_every_node
 from scalp_core import storage
@@ -72,7 +72,7 @@ def _wrong(reads: list[str], mark: str) -> list[str]:
                 storage.remove_file(own)
         except (OSError, UserError) as error:
             lines.append(str(error))
-    disk = shutil.disk_usage(ray._private.worker._global_node.get_session_dir_path())
+    disk = shutil.disk_usage(ray_internals.session_directory())
     if disk.used / disk.total > _FULL_SHARE:
         lines.append(
             f"the disk of Ray's folder is {disk.used / disk.total:.0%} full, and Ray stores nothing above "

@@ -6,10 +6,9 @@ from typing import Any
 
 from ray.train import Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cluster.local import is_joined
+from cluster.ray_internals import train_helpers
 from scalp_core import storage
 
 # Workers train in a thread, which glibc would give an arena of its own; in the main one, what
@@ -32,7 +31,8 @@ class _Trainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        idle = (DatasetsCallback,) if is_joined() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        datasets, cleaner = train_helpers()
+        idle = (datasets,) if is_joined() else (datasets, cleaner)
         return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
 

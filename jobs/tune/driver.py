@@ -15,7 +15,7 @@ from ray.data import Dataset
 from ray.train import ScalingConfig
 from ray.tune.schedulers import ASHAScheduler
 
-from cluster import reservations
+from cluster import ray_internals, reservations
 from cluster.local import Cluster, connect
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, write_json
 from jobs.common.preflight import check_nodes, examples
@@ -296,7 +296,7 @@ def _run(
 ) -> None:
     """Ray Tune over the trials, without a word of its own."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has a banner that verbose=0 does not silence
+    os.environ.update(ray_internals.TUNE_ENVIRONMENT)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
     storage.remove_folder(storage.join(work, "ray"))
     filesystem, path = storage.filesystem(work)
@@ -314,4 +314,4 @@ def _run(
             name="ray", storage_path=path, storage_filesystem=filesystem, callbacks=[records], verbose=0
         ),
     ).fit()
-    reservations.free_those_of_the_dead()
+    reservations.remove_orphaned_placement_groups()

@@ -228,7 +228,7 @@ class Records(Callback):
 
     def on_step_end(self, **_: Any) -> None:
         if time.monotonic() - self._freed > _FREE_EVERY_S:
-            reservations.free_those_of_the_dead()
+            reservations.remove_orphaned_placement_groups()
             self._freed = time.monotonic()
 
     def _keep(self, trial: Trial) -> None:

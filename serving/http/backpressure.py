@@ -11,18 +11,19 @@ import asyncio
 from collections.abc import Callable, Sized
 from typing import Any
 
-from ray.serve._private import direct_ingress_http_util, http_util
+from cluster.ray_internals import serve_queues
 
 _MOST_MESSAGES = 16  # of up to 256 KiB, in one queue
 _LOOK_AGAIN_S = 0.005
+_MessageQueue, _ASGIReceiveProxy, _ASGIDIReceiveProxy = serve_queues()
 
 
 def hold_back() -> None:
     """Gives the queues of this process lengths; again, it does nothing."""
-    if http_util.MessageQueue.__call__ is not _put:
-        http_util.MessageQueue.__call__ = _put
-        _give_length(http_util.ASGIReceiveProxy, "_receive_asgi_messages")
-        _give_length(direct_ingress_http_util.ASGIDIReceiveProxy, "_receive")
+    if _MessageQueue.__call__ is not _put:
+        _MessageQueue.__call__ = _put
+        _give_length(_ASGIReceiveProxy, "_receive_asgi_messages")
+        _give_length(_ASGIDIReceiveProxy, "_receive")
 
 
 async def _room(messages: Callable[[], Sized]) -> None:
@@ -30,7 +31,7 @@ async def _room(messages: Callable[[], Sized]) -> None:
         await asyncio.sleep(_LOOK_AGAIN_S)
 
 
-_put_at_once = http_util.MessageQueue.__call__
+_put_at_once = _MessageQueue.__call__
 
 
 async def _put(self: Any, message: Any) -> None:

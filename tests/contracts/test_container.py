@@ -19,7 +19,8 @@ from ray._private import ray_constants
 
 from cluster.haproxy import EVERYWHERE
 from cluster.image import IMAGE, UID
-from cluster.local import SERVE_ENVIRONMENT, SLEEPING_THREADS
+from cluster.local import SLEEPING_THREADS
+from cluster.ray_internals import SERVE_ENVIRONMENT
 from serving.http.connections import CALLBACK
 
 TMP = "/tmp"  # noqa: S108

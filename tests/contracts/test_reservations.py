@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.util import placement_group, placement_group_table
 
-from cluster.reservations import free_those_of_the_dead
+from cluster.reservations import remove_orphaned_placement_groups
 
 
 @ray.remote(num_cpus=0)
@@ -27,16 +27,16 @@ def test_only_those_whose_maker_is_dead_are_removed():
     ray.get(ours.ready())
     living, dead = Maker.remote(), Maker.remote()
     groups = [ours.id.hex(), *ray.get([living.reserve.remote(), dead.reserve.remote()])]
-    free_those_of_the_dead()
+    remove_orphaned_placement_groups()
     assert states(*groups) == ["CREATED"] * 3
     ray.kill(dead)
     deadline = time.monotonic() + 20
     while states(*groups)[-1] != "REMOVED" and time.monotonic() < deadline:
-        free_those_of_the_dead()
+        remove_orphaned_placement_groups()
         time.sleep(0.1)
     assert states(*groups) == ["CREATED", "CREATED", "REMOVED"]
     ray.util.remove_placement_group(ours)
     ray.kill(living)
     while states(groups[1]) != ["REMOVED"] and time.monotonic() < deadline:
-        free_those_of_the_dead()
+        remove_orphaned_placement_groups()
         time.sleep(0.1)

@@ -1,0 +1,358 @@
+"""Private parts of Ray that scalp depends on: imports, patched constants, undocumented variables.
+
+Checked with Ray 2.60. tests/contracts/test_ray_internals.py fails with the name of a part that another
+release of Ray changes, and keeps other modules from importing private parts. HAProxy's configuration and
+variables are in `cluster/haproxy.py`.
+
+Parts that `import ray` does not load are imported by the function that returns them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import ray
+import ray._private.worker
+from ray._common.utils import get_system_memory
+from ray._private import parameter, ray_constants, services
+from ray._private.state import state
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    Config,
+    GcsClient,
+    get_authentication_mode,
+)
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply, NodeStatus
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+_PB2 = "ray.core.generated.autoscaler_pb2"
+# `module:attribute`, with the reason and the public way that is missing. An attribute may also be one that
+# the class assigns to `self`; a field of a protobuf message is named by its FIELD_NUMBER.
+DEPENDENCIES = {
+    # A Ray on this machine.
+    "ray._common.utils:get_system_memory": "memory of the container; ray.init uses it and exports nothing",
+    "ray._private.parameter:RayParams": "ray.init has no argument for the agent's port and the log monitor",
+    "ray._private.parameter:RayParams.dashboard_agent_listen_port": "0 takes a free port",
+    "ray._private.parameter:RayParams.include_log_monitor": "one process less where output is off",
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": "False listens on loopback; no option of ray.init does",
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": "the same for Ray's child processes",
+    "ray._private.ray_constants:GCS_PORT_ENVIRONMENT_VARIABLE": "ray.init has no argument for the GCS port",
+    "ray._private.services:node_ip_address_from_perspective": "address that Ray uses instead of 127.0.0.1",
+    "ray._raylet:Config.initialize": "rereads RAY_AUTH_MODE; Ray reads it once, at import",
+    "ray._raylet:AuthenticationMode.TOKEN": "value of the mode that require_token verifies",
+    "ray._raylet:get_authentication_mode": "Ray has no public query for the mode",
+    "ray._raylet:AuthenticationTokenLoader.instance": "Ray has no public query for a token",
+    "ray._raylet:AuthenticationTokenLoader.has_token": "the same",
+    "ray._raylet:AuthenticationTokenLoader.reset_cache": "a token that was set after the import",
+    # The state of a cluster.
+    "ray._raylet:GcsClient": "state of the autoscaler; `ray status` prints text alone",
+    "ray._raylet:InnerGcsClient.get_cluster_status": "the method of GcsClient for that",
+    f"{_PB2}:GetClusterStatusReply": "the message with that state",
+    f"{_PB2}:GetClusterStatusReply.AUTOSCALING_STATE_FIELD_NUMBER": "the same",
+    f"{_PB2}:GetClusterStatusReply.CLUSTER_RESOURCE_STATE_FIELD_NUMBER": "nodes",
+    f"{_PB2}:AutoscalingState.AUTOSCALER_STATE_VERSION_FIELD_NUMBER": "above 0 with an autoscaler",
+    f"{_PB2}:AutoscalingState.INFEASIBLE_GANG_RESOURCE_REQUESTS_FIELD_NUMBER": "groups that no node can hold",
+    f"{_PB2}:NodeStatus.DEAD": "nodes of a simulated cluster that have ended",
+    "ray._private.state:state._connect_and_get_accessor": "placement_group_table leaves out the creator",
+    "ray._raylet:GlobalStateAccessor.get_placement_group_table": "the same",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_ID_FIELD_NUMBER": "the same",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_DEAD_FIELD_NUMBER": "the same",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED": "the same",
+    # Workers.
+    "ray._private.worker:global_worker": "the worker whose task runs",
+    "ray._private.worker:Worker.connected": "whether this process is part of a Ray",
+    "ray._private.worker:Worker.mode": "whether it is a worker",
+    "ray._private.worker:WORKER_MODE": "the same",
+    "ray._raylet:CoreWorker.get_current_task_attempt_number": "RuntimeContext has the task's id alone",
+    "ray._private.worker:_global_node": "the node of this process; RuntimeContext has no session directory",
+    "ray._private.node:Node.get_session_dir_path": "the same",
+    # The Job API.
+    "ray.dashboard.utils:get_address_for_submission_client": "dashboard of the connected Ray",
+    "ray.job_submission:JobSubmissionClient._do_request": "the client has no timeout",
+    "ray.job_submission:JobSubmissionClient._server_ray_version": "Ray version; get_version is the API's",
+    # Ray Data's loggers: what they log is also raised.
+    "ray.data._internal.progress": "its progress bars are off, which it warns of",
+    "ray.data._internal.execution.streaming_executor_state": "logs exceptions with their traceback",
+    # Ray Train's helper processes.
+    "ray.train.torch:TorchTrainer._create_default_callbacks": "RunConfig adds callbacks and removes none",
+    "ray.train.v2._internal.callbacks.datasets:DatasetsCallback": "a callback to remove",
+    "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback": "the same",
+    # Ray Serve's queues, which have no setting for their length.
+    "ray.serve._private.http_util:MessageQueue.__call__": "queues a body in the proxy",
+    "ray.serve._private.http_util:MessageQueue._message_queue": "its length is read",
+    "ray.serve._private.http_util:ASGIReceiveProxy._receive_asgi_messages": "fetches a body for a replica",
+    "ray.serve._private.http_util:ASGIReceiveProxy.queue": "its length is read",
+    "ray.serve._private.direct_ingress_http_util:ASGIDIReceiveProxy._receive": "the same behind HAProxy",
+    "ray.serve._private.direct_ingress_http_util:ASGIDIReceiveProxy.queue": "its length is read",
+    # Node providers of the autoscaler.
+    "ray.autoscaler._private.aws.node_provider:AWSNodeProvider.create_node": "extended with on-demand nodes",
+    "ray.autoscaler._private.fake_multi_node.node_provider:FakeMultiNodeProvider": "cloud of the tests; "
+    "ray.cluster_utils.AutoscalingCluster ends every other Ray of the user",
+    "ray.autoscaler._private.fake_multi_node.node_provider:FAKE_HEAD_NODE_ID": "the same",
+    "ray.autoscaler._private.fake_multi_node.node_provider:FAKE_HEAD_NODE_TYPE": "the same",
+}
+
+# Undocumented environment variables, by the file of the package `ray` that must contain the name. The
+# binaries hold the names of `RAY_lowercase` without the prefix.
+VARIABLES = {
+    "RAY_worker_maximum_startup_concurrency": "core/src/ray/raylet/raylet",
+    "RAY_prestart_worker_first_driver": "core/src/ray/raylet/raylet",
+    "RAY_num_workers_soft_limit": "core/src/ray/raylet/raylet",
+    "RAY_idle_worker_killing_time_threshold_ms": "core/src/ray/raylet/raylet",
+    "RAY_worker_niceness": "core/src/ray/raylet/raylet",
+    "RAY_enable_autoscaler_v2": "core/src/ray/gcs/gcs_server",
+    "RAY_BACKEND_LOG_LEVEL": "_raylet.so",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "serve/_private/constants.py",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "serve/_private/constants.py",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve/_private/constants.py",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "serve/_private/constants.py",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "serve/_private/constants.py",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "train/v2/_internal/constants.py",
+    "RAY_AIR_NEW_OUTPUT": "air/constants.py",
+    "RAY_FAKE_CLUSTER": "autoscaler/_private/fake_multi_node/node_provider.py",
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "_private/ray_constants.py",
+    "RAY_CLOUD_INSTANCE_ID": "_private/services.py",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "autoscaler/_private/constants.py",
+}
+
+# For Ray Serve, also on a cluster, where cluster/Containerfile sets them.
+SERVE_ENVIRONMENT = {
+    # Serve calls replicas by value over gRPC, in their own event loop: 1.2 times the images per second.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # That mode buffers 1,000 log lines, which are lost when the replica dies.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # Adds time limits to HTTP connections; see serving/http/connections.py.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
+}
+# Ray Tune's new output has a banner that verbose=0 does not silence.
+TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0"}
+DATA_LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data.dataset": logging.ERROR,  # warns while an earlier pipeline still holds its CPUs
+}
+_IDLE_WORKER_MS = 5000
+_STATUS_TIMEOUT_S = 10
+
+
+def set_local_defaults(cores: int, logical_cpus: int, verbose: bool, joins: bool) -> None:
+    """Set the environment variables of a Ray that starts, where the user has not set them.
+
+    Args:
+        cores: Cores of this machine.
+        logical_cpus: CPUs that Ray is started with.
+        verbose: Keep the log of Ray's C++ core.
+        joins: The process joins a cluster instead of starting a Ray.
+    """
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",  # no reports leave the machine
+        # A pipeline starts one process per logical CPU, above the limit at which Ray warns.
+        "RAY_worker_maximum_startup_concurrency": str(logical_cpus),
+        # One process per CPU at the start costs two seconds of all cores.
+        "RAY_prestart_worker_first_driver": "0",
+        # Every idle process wakes a hundred times per second. One per core is kept for the next task.
+        "RAY_num_workers_soft_limit": str(cores),
+        "RAY_idle_worker_killing_time_threshold_ms": str(_IDLE_WORKER_MS),
+        # With Ray's default of 15 a model loses its core to any other process.
+        "RAY_worker_niceness": "0",
+        **SERVE_ENVIRONMENT,
+        # RAY_SERVE_THROUGHPUT_OPTIMIZED turns this on too; it is useful behind HAProxy alone.
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0"),
+        # Serve's controller wakes ten times per second, on one of a laptop's two cores.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    }
+    if not verbose:
+        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    if not joins:
+        # A process that polls every few seconds for the preemption of this machine.
+        defaults["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def has_token() -> bool:
+    """Reread the authentication mode and return whether Ray finds a token."""
+    Config.initialize("")
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    return bool(loader.has_token(ignore_auth_mode=True))
+
+
+def is_token_required() -> bool:
+    """Whether token authentication is on and Ray has a token."""
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    return get_authentication_mode() == AuthenticationMode.TOKEN and bool(loader.has_token())
+
+
+@contextmanager
+def listening_on_loopback(include_log_monitor: bool) -> Iterator[None]:
+    """Make a Ray that starts listen on loopback alone, as on macOS; its workers and jobs inherit that.
+
+    On Linux it would listen on every interface. Ray Serve's gRPC and PyTorch's store still do
+    (docs/protection.md). Ray's agent takes a free port instead of a fixed one: with the fixed port, a second
+    Ray on this machine takes no jobs. The log monitor is a process that forwards what workers print.
+    """
+    original = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    parameter.RayParams = partial(
+        parameter.RayParams, dashboard_agent_listen_port=0, include_log_monitor=include_log_monitor
+    )
+    try:
+        with environment_variable(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams = original
+
+
+@contextmanager
+def own_address_in_environment() -> Iterator[None]:
+    """Put the address of a Ray that starts into the environment of its processes.
+
+    Without it they join any Ray of the machine. Ray Train's helper takes a run that another Ray does not
+    list for dead, and ends it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with (
+        environment_variable(ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE, port),
+        environment_variable("RAY_ADDRESS", f"127.0.0.1:{port}"),
+    ):
+        yield
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable while the block runs."""
+    original = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if original is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = original
+
+
+def system_memory() -> int:
+    """Memory of this machine in bytes, or the limit of the container."""
+    return int(get_system_memory())
+
+
+def node_address() -> str:
+    """Address of this machine that Ray uses in place of 127.0.0.1."""
+    return str(services.node_ip_address_from_perspective())
+
+
+def autoscaling_state(address: str) -> AutoscalingState:
+    """Last report of the autoscaler of the Ray at `address`, without joining it."""
+    return _cluster_status(address).autoscaling_state
+
+
+def living_nodes(address: str, node_type: str) -> int:
+    """Number of living nodes of a type, of the Ray at `address`, without joining it."""
+    nodes = _cluster_status(address).cluster_resource_state.node_states
+    return sum(node.status != NodeStatus.DEAD and node.ray_node_type_name == node_type for node in nodes)
+
+
+def _cluster_status(address: str) -> GetClusterStatusReply:
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_STATUS_TIMEOUT_S))
+    return reply
+
+
+def orphaned_placement_groups() -> list[ray.PlacementGroupID]:
+    """Placement groups whose creating actor is dead. Those that a driver created are not among them."""
+    accessor = state._connect_and_get_accessor()
+    orphans = []
+    for data in accessor.get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        by_driver = not group.creator_actor_id or ray.ActorID(group.creator_actor_id).is_nil()
+        is_orphaned = group.creator_actor_dead and not by_driver
+        if is_orphaned and group.state != PlacementGroupTableData.REMOVED:
+            orphans.append(ray.PlacementGroupID(group.placement_group_id))
+    return orphans
+
+
+def task_attempt() -> int:
+    """Number of earlier attempts of the current task whose process died; 0 outside Ray's workers."""
+    worker = ray._private.worker.global_worker
+    if not (worker.connected and worker.mode == ray._private.worker.WORKER_MODE):
+        return 0
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
+def session_directory() -> str:
+    """Directory of this node for Ray's logs and spilled objects."""
+    return str(ray._private.worker._global_node.get_session_dir_path())
+
+
+def dashboard_address(gcs_address: str) -> str:
+    """URL of the dashboard of the Ray at `gcs_address`."""
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    return str(get_address_for_submission_client(gcs_address))
+
+
+def train_helpers() -> tuple[type, type]:
+    """Callbacks of Ray Train that start a process each: for datasets, and for cleaning up after a driver."""
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    return DatasetsCallback, PlacementGroupCleanerCallback
+
+
+def serve_queues() -> tuple[Any, Any, Any]:
+    """Queues of request bodies in Ray Serve: of the proxy, of replicas, of replicas with direct ingress."""
+    from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
+    from ray.serve._private.http_util import ASGIReceiveProxy, MessageQueue
+
+    return MessageQueue, ASGIReceiveProxy, ASGIDIReceiveProxy
+
+
+def aws_node_provider() -> Any:
+    """Ray's node provider for AWS."""
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    return AWSNodeProvider
+
+
+def simulated_provider() -> tuple[str, str, str]:
+    """Ray's provider of simulated nodes: its class as `module.Class`, id and type of the head node."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import (
+        FAKE_HEAD_NODE_ID,
+        FAKE_HEAD_NODE_TYPE,
+        FakeMultiNodeProvider,
+    )
+
+    name = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
+    return name, FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+
+
+def simulated_environment(head: str) -> dict[str, str]:
+    """Environment variables of the head of a simulated cluster.
+
+    Args:
+        head: Id of the head node, as `simulated_provider` returns it.
+    """
+    return {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": head,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback, as a local Ray does
+        "RAY_ADDRESS": "",
+    }
