@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fast test nightly lint browser lock clean
+.PHONY: help setup demo fast test nightly lint docs browser lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -45,6 +45,9 @@ lint: setup  ## formatting, types, import layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs:  ## generate the module tables and layer diagrams of docs/architecture.md
+	@$(PYTHON) tests/docs/module_tables.py
 
 # The page is tested in Debian's Chromium; the font shows Korean in the screenshots.
 browser:  ## install Debian's Chromium, for the tests of the page
