@@ -1,6 +1,6 @@
 """Generate the module tables and layer diagrams of docs/architecture.md: `make docs`.
 
-A generated part of the page is between `<!-- generated: KIND PACKAGE -->` and `<!-- end -->`. Its sources are
+A generated part of the page is between `<!-- generated: … -->` and `<!-- end -->`. Its sources are
 the first line of each module's docstring, and the layer contracts of import-linter in pyproject.toml.
 No module is imported: any Python 3.11 runs it, without the project's libraries.
 """
@@ -12,15 +12,18 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/architecture.md"
 PACKAGES = ("scalp_core", "jobs", "serving", "cluster")
+LAYERED = ("jobs", "serving", "scalp_core")  # cluster has no layers
 COMMAND = "make docs"
 
 _PART = re.compile(
-    r"(?P<start><!-- generated: (?P<kind>\w+) (?P<package>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+    r"(?P<start><!-- generated: (?:layers|modules of (?P<package>\w+)) -->\n).*?(?P<end><!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -60,20 +63,28 @@ def module_tables(package: str) -> str:
     return "\n".join(parts)
 
 
-def layer_diagram(package: str) -> str:
-    """Mermaid: the layers of `package` as import-linter checks them, from top to bottom."""
-    (layers,) = [
-        contract["layers"] for contract in _contracts("layers") if contract.get("containers") == [package]
-    ]
-    lines = [f'    {package}_{number}["{_box(layer)}"]' for number, layer in enumerate(layers, 1)]
-    chain = " --> ".join(f"{package}_{number}" for number in range(1, len(layers) + 1))
-    return "\n".join(["```mermaid", "flowchart TB", *lines, f"    {chain}", "```"]) + "\n"
+def layer_diagram() -> str:
+    """Mermaid: the layers of each package as import-linter checks them, from top to bottom."""
+    lines = ["```mermaid", "flowchart TB"]
+    for package in LAYERED:
+        (layers,) = [
+            contract["layers"] for contract in _contracts("layers") if contract.get("containers") == [package]
+        ]
+        names = [f"{package}_{number}" for number in range(1, len(layers) + 1)]
+        boxes = [f'        {name}["{_box(layer)}"]' for name, layer in zip(names, layers, strict=True)]
+        arrows = [f"        {above} --> {below}" for above, below in pairwise(names)]
+        lines += [f"    subgraph {package}", "        direction TB", *boxes, *arrows, "    end"]
+    return "\n".join([*lines, "```"]) + "\n"
 
 
 def render(text: str) -> str:
     """Replace each generated part of the page `text` by its present content."""
-    kinds = {"modules": module_tables, "layers": layer_diagram}
-    return _PART.sub(lambda part: part["start"] + kinds[part["kind"]](part["package"]) + part["end"], text)
+
+    def generated(part: re.Match[str]) -> str:
+        content = module_tables(part["package"]) if part["package"] else layer_diagram()
+        return part["start"] + content + part["end"]
+
+    return _PART.sub(generated, text)
 
 
 def _contracts(kind: str) -> list[dict[str, list[str]]]:
