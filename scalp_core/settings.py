@@ -1,4 +1,4 @@
-"""Typed settings from `key=value` words and YAML; what is unknown is refused with the nearest known key."""
+"""Parse settings from `key=value` words and YAML; an unknown key is refused with the nearest known one."""
 
 from __future__ import annotations
 
@@ -14,33 +14,47 @@ from scalp_core.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
+OLD_SPELLINGS = {"colour_cast": "color_cast"}
+"""Present name of each renamed key; users' commands, files and earlier results keep their old spelling."""
+
+
+def rename_old_keys(values: Any) -> Any:
+    """Replace the old spellings of keys in a dictionary; return anything else as it is.
+
+    `parse_overrides` and `load_yaml` call it. A model that is also read from stored JSON adds it:
+    `_old_keys = model_validator(mode="before")(rename_old_keys)`.
+    """
+    if not isinstance(values, dict):
+        return values
+    return {OLD_SPELLINGS.get(key, key): value for key, value in values.items()}
+
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """`["epochs=3", "augment=false"]` as values of their YAML types.
+    """Parse words such as `["epochs=3", "augment=false"]` into values of their YAML types.
 
     Raises:
-        UserError: a word has no equals sign.
+        UserError: a word without an equals sign.
     """
     values: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--set {word}: write --set key=value, for example --set epochs=5")
-        # YAML 1.1 reads 2e-4 as a word; pydantic makes numbers of words where numbers are wanted.
+        # YAML 1.1 reads 2e-4 as a string; pydantic converts it where the field is a number.
         values[key.strip()] = yaml.safe_load(value)
-    return values
+    return rename_old_keys(values)
 
 
 def load_yaml(kind: str, name_or_path: str, folder: Path) -> tuple[dict[str, Any], str]:
-    """The keys and values of a YAML file, and where they come from.
+    """Read a YAML file; return its values by key, and its path or uri for messages.
 
     Args:
-        kind: what it is called in messages.
-        name_or_path: of one in `folder`, or a `.yaml` file, local or `s3://`.
-        folder: of those that are shipped.
+        kind: Word for such a file in messages, such as "recipe".
+        name_or_path: Name of a file in `folder`, or a `.yaml` file, local or `s3://`.
+        folder: Folder of the files that ship with scalp.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: a missing file, invalid YAML, or YAML other than `key: value` lines.
     """
     if storage.is_s3(name_or_path):
         text, origin = storage.read(name_or_path).decode(), name_or_path
@@ -55,22 +69,22 @@ def load_yaml(kind: str, name_or_path: str, folder: Path) -> tuple[dict[str, Any
     try:
         values: Any = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{origin} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{origin} must hold lines of the form key: value")
-    return values, origin
+    return rename_old_keys(values), origin
 
 
 def parse_settings(kind: type[Settings], values: dict[str, Any], origin: str) -> Settings:
-    """Checks values against their declaration.
+    """Validate values with their pydantic model.
 
     Args:
-        kind: the pydantic model.
-        values: by field name.
-        origin: where they come from, for the message.
+        kind: Pydantic model of the settings.
+        values: Values by field name.
+        origin: Their file or option, for the message.
 
     Raises:
-        UserError: names the first thing wrong, and `origin`.
+        UserError: the first invalid key or value; the message starts with `origin`.
     """
     known = list(kind.model_fields)
     for key in values:
@@ -83,6 +97,6 @@ def parse_settings(kind: type[Settings], values: dict[str, Any], origin: str) ->
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        # What a check of ours says stands for itself; pydantic puts the kind of error before it.
+        # pydantic prefixes the messages of scalp's own validators.
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(": ".join(filter(None, (origin, where, message)))) from None

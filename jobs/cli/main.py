@@ -64,7 +64,7 @@ def synth(
 ) -> None:
     """Makes synthetic scalp photographs in a layout of AI Hub set 216.
 
-    --set takes label_noise, colour_cast, lighting, hair_density, hair_density_spread, blur, devices and
+    --set takes label_noise, color_cast, lighting, hair_density, hair_density_spread, blur, devices and
     every_symptom (copies under each symptom, as in the real set).
     """
     from jobs.data.synth import synth as verb

@@ -8,10 +8,11 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES_KO, NUM_GRADES, SYMPTOMS
+from scalp_core.settings import rename_old_keys
 from scalp_core.synthetic.scene import DeviceProfile, Scalp
 
 PARTS = ("Training", "Validation")
@@ -41,6 +42,7 @@ class SynthOptions(BaseModel):
     """What to draw. The same options give the same bytes on any number of processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _old_keys = model_validator(mode="before")(rename_old_keys)
 
     images: int = Field(1000, ge=1, le=1_000_000, description="number of photographs")
     seed: int = Field(0, ge=0, description="of everything random")
@@ -51,7 +53,7 @@ class SynthOptions(BaseModel):
         description="sd of the grader's error in grades; at 0.1 a grader who knew the truth would reach a "
         "quadratic weighted kappa of 0.94",
     )
-    colour_cast: float = Field(
+    color_cast: float = Field(
         1.0, ge=0, le=3, description="how far the microscopes' colors differ; 0: not at all"
     )
     lighting: float = Field(
@@ -268,7 +270,7 @@ def _devices(options: SynthOptions, people: int, rng: np.random.Generator) -> li
 
 
 def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Generator) -> DeviceProfile:
-    cast, light = options.colour_cast, options.lighting
+    cast, light = options.color_cast, options.lighting
     # Red, yellow, apricot, green and blue pictures all occur; purple ones do not.
     warm, green = np.clip(rng.normal(0, (0.11, 0.055)) * cast, (-0.35, -0.03), 0.35)
     return DeviceProfile(

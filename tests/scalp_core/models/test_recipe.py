@@ -41,7 +41,7 @@ def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
     with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'wieghts'; did you mean 'weights'"):
         load_recipe(str(path), RECIPES, [])
     path.write_text("a: [")
-    with pytest.raises(UserError, match="is no YAML"):
+    with pytest.raises(UserError, match="is not valid YAML"):
         load_recipe(str(path), RECIPES, [])
 
 

@@ -124,7 +124,7 @@ def test_more_devices_than_people_are_refused():
 
 
 def test_options_at_zero_switch_a_variation_off():
-    plans = plan_dataset(SynthOptions(images=100, colour_cast=0, hair_density_spread=0))
+    plans = plan_dataset(SynthOptions(images=100, color_cast=0, hair_density_spread=0))
     assert {plan.device.gains for plan in plans} == {(1.0, 1.0, 1.0)}
     assert len({plan.scalp.hairs for plan in plans}) == 1
     assert len({plan.device.gains for plan in plan_dataset(SynthOptions(images=100))}) > 5
