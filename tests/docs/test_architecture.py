@@ -37,7 +37,7 @@ def test_tables_follow_docstrings():
 
 def test_the_modules_in_the_diagrams_exist():
     diagrams = "".join(PAGE.read_text(encoding="utf-8").split("```mermaid")[1:])
-    named = set(re.findall(r"[\w/]+\.py", "".join(re.findall(r"<b>(.*?)</b>", diagrams))))
+    named = set(re.findall(r"[\w/]+\.py", " ".join(re.findall(r"<b>(.*?)</b>", diagrams))))
     files = [
         f"/{path.relative_to(ROOT).as_posix()}" for name in PACKAGES for path in (ROOT / name).rglob("*.py")
     ]
