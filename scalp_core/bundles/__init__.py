@@ -1,1 +1,1 @@
-"""Bundles: a trained classifier as a directory, its model card, the model registry, provenance."""
+"""Bundles: a trained classifier as a directory, its model card, the model registry."""

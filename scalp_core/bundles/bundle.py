@@ -1,13 +1,13 @@
-"""A trained classifier as a directory, local or in S3: weights, and everything needed to use them right.
+"""The bundle: a trained classifier as a directory, local or in S3, with all that inference needs.
 
-    model.safetensors   the weights; what GPUs run
-    model.xml, .bin     the same model as an OpenVINO graph; what CPUs run
-    model-int8.xml, …   the graph in int8, once `scalp quantize` has made and measured it
-    bundle.json         the contract below, with the sha256 of every file and of itself
-    MODEL_CARD.md       what it is for, what it reached, on what data
-    *.png               figures of its training and evaluation
+    model.safetensors   weights; GPUs run them
+    model.xml, .bin     the same model as an OpenVINO graph; CPUs run it
+    model-int8.xml, …   the graph in int8, after `scalp quantize` has made and measured it
+    bundle.json         the contract `BundleSpec`, with the sha256 of every file and of itself
+    MODEL_CARD.md       intended use, metrics and training data
+    *.png               plots of training and evaluation
 
-Loading checks the schema version and the hash of each file that is used, and never unpickles.
+Loading checks the schema version and the hash of each file that is used. It never unpickles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import STATISTICS_VERSION, Gates
 
 if TYPE_CHECKING:
-    import torch  # takes seconds: at run time only where weights are touched
+    import torch  # takes seconds to import: at run time only where weights are read or written
 
 SCHEMA_VERSION: Literal[1] = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -39,7 +39,7 @@ CARD_FILE = "MODEL_CARD.md"
 GraphKind = Literal["float", "int8"]
 Head = Literal["softmax", "corn"]
 Part = Literal["weights", "float", "int8"]
-"""What of a bundle is run: by PyTorch the weights, by OpenVINO a graph."""
+"""The part of a bundle that a runtime executes: weights for PyTorch, a graph for OpenVINO."""
 
 GRAPH_FILES: dict[GraphKind, tuple[str, str]] = {
     "float": ("model.xml", "model.bin"),
@@ -48,50 +48,52 @@ GRAPH_FILES: dict[GraphKind, tuple[str, str]] = {
 
 
 class Conformal(BaseModel):
-    """Grade sets that hold the true grade with a promised share (scalp_core.calibration)."""
+    """Conformal grade sets with a promised coverage (`inference.calibration`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    coverage: float = Field(description="promised share of sets that hold the true grade")
-    quantile: float = Field(description="score within which a set grows, fitted on validation")
+    coverage: float = Field(description="promised share of grade sets that contain the true grade")
+    quantile: float = Field(description="largest score that a set includes, fitted on validation")
 
 
 class Referral(BaseModel):
-    """When a person should look at the photograph."""
+    """The referral rule: when a person should look at the image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_set_size: int = Field(1, description="refer when the grade set is larger than this")
-    min_confidence: float = Field(0.5, description="refer when the likeliest grade has less probability")
+    min_confidence: float = Field(0.5, description="refer below this probability of the likeliest grade")
 
 
 class GraphRecord(BaseModel):
-    """A graph in the bundle, and how it was found to compare with the weights in fp32."""
+    """An OpenVINO graph of the bundle, and its measured difference from the weights in fp32."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     xml_sha256: str
     weights_sha256: str
-    photographs: int = Field(description="of the validation part, graded both ways")
+    photographs: int = Field(description="validation images, graded both ways")
     max_logit_difference: float
-    grade_agreement: float = Field(description="share of photographs that get the same grade")
-    qwk_drop: float = Field(description="kappa of the weights less that of the graph; negative is better")
-    openvino: str = Field(description="version that made it")
-    comparison: Comparison | None = Field(None, description="of int8: why it is not worse than the weights")
+    grade_agreement: float = Field(description="share of images that get the same grade")
+    qwk_drop: float = Field(description="kappa of the weights minus kappa of the graph")
+    openvino: str = Field(description="OpenVINO version that converted the model")
+    comparison: Comparison | None = Field(None, description="non-inferiority to the weights; of int8 only")
 
 
 class InitialWeights(BaseModel):
-    """Origin of the weights that training started from."""
+    """Origin of the initial weights of a training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field(description="imagenet, none, or the file, as given")
+    source: str = Field(description="imagenet, none, or the file, as the user wrote it")
     tensors: int = Field(0, description="weight tensors of the model")
-    taken: int = Field(0, description="of them, tensors that came from the file; the others were random")
-    head_kept: bool = Field(False, description="whether the file's head fitted; else a new one was drawn")
-    tag: str | None = Field(None, description="timm name with the tag of its weights, of imagenet")
-    url: str | None = Field(None, description="address of the file, of imagenet")
-    sha256: str | None = Field(None, description="hash of the file; None of none")
+    taken: int = Field(0, description="weight tensors loaded from the file; the others were random")
+    head_kept: bool = Field(
+        False, description="whether the file's head fitted; otherwise the head was random"
+    )
+    tag: str | None = Field(None, description="timm name with the tag of the weights; for imagenet")
+    url: str | None = Field(None, description="address of the file; for imagenet")
+    sha256: str | None = Field(None, description="hash of the file; None without one")
 
     def __str__(self) -> str:
         if self.source == "none":
@@ -102,19 +104,19 @@ class InitialWeights(BaseModel):
 
 
 class Training(BaseModel):
-    """Where the weights come from."""
+    """Provenance of the weights: recipe, data, split and best epoch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    recipe: dict[str, Any] = Field(description="the whole recipe as it was run")
+    recipe: dict[str, Any] = Field(description="complete recipe of the run")
     initial_weights: InitialWeights
     workers: int = Field(description="data-parallel workers")
-    best_epoch: int = Field(description="the epoch kept, by validation kappa; the first is 1")
-    data_sha256: str = Field(description="hash of the manifest that was trained on")
-    grade_counts: list[int] = Field(description="photographs of each grade in the training part")
-    split: SplitSpec | None = Field(None, description="how the parts were made; None in older bundles")
-    fold: int | None = Field(None, description="of the cross-validation that was the validation part")
-    synthetic: bool = Field(False, description="some images were drawn by scalp synth")
+    best_epoch: int = Field(description="epoch with the best validation kappa, from 1")
+    data_sha256: str = Field(description="hash of the training manifest")
+    grade_counts: list[int] = Field(description="training images per grade")
+    split: SplitSpec | None = Field(None, description="how the splits were assigned; None in older bundles")
+    fold: int | None = Field(None, description="cross-validation fold that was the validation split")
+    synthetic: bool = Field(False, description="whether scalp synth rendered some of the images")
 
 
 class BundleSpec(BaseModel):
@@ -123,47 +125,49 @@ class BundleSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str = Field(description="the run's name")
+    name: str = Field(description="name of the run")
     created_at: datetime
     grade_names: tuple[str, ...] = GRADE_NAMES
     architecture: str = Field(description="timm name")
     head: Head = Field(
-        "softmax", description="what makes four logits of the last layer (scalp_core.models.architecture)"
+        "softmax", description="how the last layer's outputs become four logits (models.architecture)"
     )
     preprocess: Preprocess
-    temperature: float = Field(description="logits are divided by it; fitted on validation")
+    temperature: float = Field(description="divisor of the logits, fitted on validation")
     conformal: Conformal
     referral: Referral = Referral()
     gates: Gates | None = Field(
-        None, description="which photographs it does not know; None in older bundles, which have no gates"
+        None, description="limits for out-of-distribution images; None in older bundles"
     )
     training: Training
-    metrics: dict[str, Any] = Field(description="by data part; validation at least")
-    versions: dict[str, str] = Field(description="of the libraries it was trained with")
-    git_revision: str | None = Field(description="of this program; None outside a checkout")
+    metrics: dict[str, Any] = Field(description="metrics per split; at least those of val")
+    versions: dict[str, str] = Field(description="library versions of the training")
+    git_revision: str | None = Field(description="git revision of scalp; None outside a checkout")
     weights_sha256: str
-    graphs: dict[GraphKind, GraphRecord] = Field({}, description="for CPUs: float (bf16 or fp32), int8")
+    graphs: dict[GraphKind, GraphRecord] = Field(
+        {}, description="graphs for CPUs: float (runs in bf16 or fp32), int8"
+    )
 
     @property
     def model_version(self) -> str:
-        """Names the exact weights in every answer: the run's name and the start of their hash.
+        """Identifier of the exact weights: the run's name and the start of their hash.
 
-        What was trained on a leaky split says so here, and with it in every answer and figure of it.
+        A model trained on a leaky split has the suffix `-leaky`, so each of its answers and plots shows it.
         """
         return f"{self.name}-{self.weights_sha256[:12]}" + ("-leaky" if self.leaky else "")
 
     def version_in(self, precision: str) -> str:
-        """As `model_version`; int8 answers are those of another model, and say so."""
+        """Return `model_version`, with the suffix `-int8` for int8, whose answers differ."""
         return self.model_version + ("-int8" if precision == "int8" else "")
 
     @property
     def fingerprint(self) -> str:
-        """Of the whole contract, and by the hashes in it of the weights and graphs."""
+        """Hash of the contract, which contains the hashes of the weights and graphs."""
         return _spec_hash(self.model_dump(mode="json"))
 
     @property
     def file_hashes(self) -> dict[str, str]:
-        """sha256 by name of every file that is run."""
+        """sha256 of the weights and graph files, by file name."""
         graphs = (
             zip(GRAPH_FILES[kind], (record.xml_sha256, record.weights_sha256), strict=True)
             for kind, record in self.graphs.items()
@@ -171,7 +175,7 @@ class BundleSpec(BaseModel):
         return {WEIGHTS_FILE: self.weights_sha256, **{name: value for pair in graphs for name, value in pair}}
 
     def offers(self, kind: GraphKind) -> bool:
-        """Whether the bundle has this graph, and of int8 a comparison that it passed."""
+        """Whether the bundle has this graph; an int8 graph must also have passed its comparison."""
         record = self.graphs.get(kind)
         if record is None or kind == "float":
             return record is not None
@@ -179,28 +183,28 @@ class BundleSpec(BaseModel):
 
     @property
     def leaky(self) -> bool:
-        """Whether it was trained on a leaky split, so that its figures flatter."""
+        """Whether the model was trained on a leaky split, which makes its metrics too optimistic."""
         return self.training.split is not None and self.training.split.leaky
 
     @property
     def warning(self) -> str | None:
-        """What to say wherever a model of synthetic images answers; None of others."""
+        """Warning that accompanies each answer of a model trained on synthetic images; else None."""
         return "trained on synthetic images; not for clinical use" if self.training.synthetic else None
 
     @property
     def majority_grade(self) -> int:
-        """The commonest grade of the training part; what the majority baseline answers."""
+        """The most common grade of the training split, which the majority baseline predicts."""
         counts = self.training.grade_counts
         return counts.index(max(counts))
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A model as OpenVINO keeps it. Input uint8 (N, size, size, 3), output float32 (N, 4) logits.
+    """An OpenVINO graph. Input uint8 (N, size, size, 3), output float32 (N, 4) logits.
 
     Args:
-        xml: the operations.
-        weights: their constants.
+        xml: Operations, as OpenVINO IR.
+        weights: Constants of the operations.
     """
 
     xml: bytes
@@ -208,14 +212,14 @@ class Graph:
 
 
 class Bundle:
-    """A loaded bundle: its contract, and its files, read and checked when they are first used.
+    """A loaded bundle: the contract, and files that are read and verified at their first use.
 
-    To another process it takes the files that were read before it was sent: call `fetch` first.
+    A pickled bundle contains only the files read so far: call `fetch` before sending it to another process.
 
     Args:
-        spec: the contract.
-        uri: the directory; None when all files that will be used are given.
-        files: contents by name.
+        spec: Contract of the bundle.
+        uri: Directory of the bundle; None if `files` holds every file that will be used.
+        files: File contents by name.
     """
 
     def __init__(
@@ -227,20 +231,20 @@ class Bundle:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Contents by name of what was given or read so far."""
+        """Contents of the files given or read so far, by name."""
         return dict(self._files)
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights by name, as `nn.Module.load_state_dict` takes them."""
+        """Weights by name, for `nn.Module.load_state_dict`."""
         return load_weights(self._read(WEIGHTS_FILE, self.spec.weights_sha256))
 
     def graph(self, kind: GraphKind) -> Graph:
-        """The stored OpenVINO graph.
+        """Read the stored OpenVINO graph.
 
         Raises:
-            UserError: int8 was never made for this bundle, or has no comparison that it passed; or the bundle
-                is older than graphs, see `openvino_runtime.load_graph`.
+            UserError: The bundle has no int8 graph that passed its comparison, or it is older than graphs
+                (see `openvino_runtime.load_graph`).
         """
         if self.spec.offers(kind):
             record = self.spec.graphs[kind]
@@ -256,10 +260,10 @@ class Bundle:
         )
 
     def fetch(self, part: Part) -> Bundle:
-        """Reads and checks what is needed to run it, and returns itself.
+        """Read and verify the files that a runtime needs, and return the bundle.
 
         Raises:
-            UserError: as `graph`; a file is missing, damaged or changed.
+            UserError: A file is missing, damaged or changed, or as in `graph`.
         """
         if part == "weights" or (part == "float" and part not in self.spec.graphs):
             self._read(WEIGHTS_FILE, self.spec.weights_sha256)
@@ -276,19 +280,19 @@ class Bundle:
 
 
 def serialize_weights(state: dict[str, torch.Tensor]) -> bytes:
-    """Weights as safetensors bytes; contiguous, on the CPU."""
+    """Serialize weights as safetensors, contiguous and on the CPU."""
     import safetensors.torch
     import torch
 
-    # Cloned: safetensors refuses layers that share a tensor, which CoaT's do.
-    whole = torch.contiguous_format
+    # Cloned: safetensors refuses layers that share a tensor, as CoaT's do.
+    contiguous = torch.contiguous_format
     return safetensors.torch.save(
-        {name: value.detach().cpu().clone(memory_format=whole) for name, value in state.items()}
+        {name: value.detach().cpu().clone(memory_format=contiguous) for name, value in state.items()}
     )
 
 
 def load_weights(data: bytes) -> dict[str, torch.Tensor]:
-    """The inverse of `serialize_weights`."""
+    """Deserialize the output of `serialize_weights`."""
     import safetensors.torch
 
     return safetensors.torch.load(data)
@@ -299,17 +303,17 @@ def sha256(data: bytes) -> str:
 
 
 def graph_files(kind: GraphKind, graph: Graph) -> dict[str, bytes]:
-    """A graph's files, by their names in a bundle."""
+    """Return the files of a graph, by their names in a bundle."""
     return dict(zip(GRAPH_FILES[kind], (graph.xml, graph.weights), strict=True))
 
 
 def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
-    """Writes a bundle, or adds files to one; `bundle.json` last, so that what has one is whole.
+    """Write a bundle or add files to it; `bundle.json` is written last, so its presence means complete.
 
     Args:
-        uri: directory, local or `s3://`.
-        spec: with the hashes of the weights and graphs.
-        files: contents by name.
+        uri: Directory to write to, local or `s3://`.
+        spec: Contract with the hashes of the weights and graphs.
+        files: File contents by name.
     """
     for name, data in files.items():
         storage.write(storage.join(uri, name), data)
@@ -317,17 +321,17 @@ def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
 
 
 def serialize_spec(spec: BundleSpec) -> bytes:
-    """The content of `bundle.json`."""
+    """Serialize a contract as the content of `bundle.json`."""
     content = spec.model_dump(mode="json")
     text = json.dumps({**content, "spec_sha256": _spec_hash(content)}, indent=2, ensure_ascii=False)
     return text.encode()
 
 
 def read_file(uri: str, name: str, expected: str) -> bytes:
-    """One file of the bundle at `uri`, checked against its sha256.
+    """Read one file of the bundle at `uri`, and verify its sha256.
 
     Raises:
-        UserError: it is missing, damaged or changed.
+        UserError: The file is missing, damaged or changed.
     """
     data = storage.read(storage.join(uri, name))
     if sha256(data) != expected:
@@ -336,13 +340,13 @@ def read_file(uri: str, name: str, expected: str) -> bytes:
 
 
 def open_bundle(uri: str) -> Bundle:
-    """Open a bundle, or a run's directory that holds one; its large files are read when they are used.
+    """Open a bundle, or a run directory that holds one; large files are read at their first use.
 
     Args:
-        uri: local or `s3://`.
+        uri: Directory, local or `s3://`.
 
     Raises:
-        UserError: it is missing, damaged, changed, or of a schema this version does not know.
+        UserError: The bundle is missing, damaged, changed, or has an unsupported schema version.
     """
     uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, SPEC_FILE)) and storage.exists(
@@ -350,15 +354,17 @@ def open_bundle(uri: str) -> Bundle:
     ):
         uri = storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, SPEC_FILE)):
-        raise UserError(f"{uri} is no bundle: it has no {SPEC_FILE}; give the directory `scalp train` wrote")
+        raise UserError(
+            f"{uri} is not a bundle: it has no {SPEC_FILE}; give a directory that `scalp train` wrote"
+        )
     return Bundle(read_spec(uri), uri)
 
 
 def read_spec(uri: str) -> BundleSpec:
-    """The contract of the bundle at `uri`.
+    """Read and verify the contract of the bundle at `uri`.
 
     Raises:
-        UserError: as `open_bundle`.
+        UserError: As in `open_bundle`.
     """
     try:
         content = json.loads(storage.read(storage.join(uri, SPEC_FILE)))
@@ -376,7 +382,7 @@ def read_spec(uri: str) -> BundleSpec:
     gates = content.get("gates")
     if gates and gates.get("statistics_version", 1) != STATISTICS_VERSION:
         raise UserError(
-            f"{uri} has gates of other statistics than this scalp measures; "
+            f"{uri} has gates of image statistics that this scalp does not measure; "
             "use the scalp version that wrote it, or train again"
         )
     try:
@@ -390,5 +396,5 @@ def _spec_hash(content: dict[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
-def _damaged(uri: str, file: str, how: str) -> UserError:
-    return UserError(f"{uri}: {file} {how}; the copy is damaged or was changed: copy the bundle again")
+def _damaged(uri: str, file: str, problem: str) -> UserError:
+    return UserError(f"{uri}: {file} {problem}; the copy is damaged or was changed: copy the bundle again")

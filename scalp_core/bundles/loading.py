@@ -7,12 +7,12 @@ from scalp_core.bundles.registry import resolve
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Load a bundle, or a run's directory that holds one; its large files are read when they are used.
+    """Load a bundle, or a run directory that holds one; large files are read at their first use.
 
     Args:
-        uri: local, `s3://`, or `models://NAME[@VERSION]` of the registry.
+        uri: Directory, local or `s3://`, or `models://NAME[@VERSION]` of the registry.
 
     Raises:
-        UserError: it is missing, damaged, changed, or of a schema this version does not know.
+        UserError: The bundle is missing, damaged, changed, or has an unsupported schema version.
     """
     return open_bundle(resolve(uri))

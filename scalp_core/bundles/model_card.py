@@ -1,4 +1,4 @@
-"""`MODEL_CARD.md` of a bundle, written from its contract."""
+"""The model card: `MODEL_CARD.md` of a bundle, rendered from its contract."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ microscope: {grades}.
 **Not a diagnosis.** For research and for screening by trained staff; a person decides. Grades of photographs
 unlike the training data (other optics, wet or treated hair, no scalp) mean nothing.
 
-{warning}## What it reached
-On the validation part ({n} photographs{unseen}), which also chose the epoch and
-the calibration, so it flatters; `scalp evaluate` gives the test figures.
+{warning}## Validation metrics
+On the validation split ({n} photographs{unseen}). It also chose the epoch and the calibration, so these
+metrics are too optimistic; `scalp evaluate` gives those of the test split.
 
 | metric | value | {interval_head} |
 | --- | --- | --- |
 {metrics}
 {slices}
-## What it answers
+## Calibration and referral
 Probabilities are calibrated (temperature {temperature:.3f}{ece}
-A grade set holds the true grade in
-{coverage:.0%} of cases like the validation part's. A photograph is referred to a person when its
+A grade set contains the true grade in
+{coverage:.0%} of cases like those of the validation split. A photograph is referred to a person when its
 set has more than {max_set_size} grade, or its likeliest grade less than {min_confidence:.0%}.
 {gates}
 
 ## Limits
-- Figures hold for photographs like those it was measured on; another microscope or clinic can be worse.
-- Intervals are by group; with fewer than some ten groups they are too narrow.
+- Metrics hold for photographs like the validation split; another microscope or clinic can be worse.
+- Intervals are over groups; with fewer than about ten groups they are too narrow.
 - The temperature and the sets were fitted without test-time augmentation.
-- How far readers of such photographs agree among themselves was not measured.
+- The agreement of readers on such photographs was not measured.
 
-## What it is made of
-- architecture `{architecture}`, first weights: {initial_weights}, input {size}x{size} ({resize})
+## Training and provenance
+- architecture `{architecture}`, initial weights: {initial_weights}, input {size}x{size} ({resize})
 - {photographs} training photographs by grade: {counts}
 - {split}
 - best epoch {best_epoch} of {epochs}, {workers} workers{computed_by}
@@ -66,7 +66,7 @@ _METRICS = {
 
 
 def render_model_card(spec: BundleSpec) -> str:
-    """The card as Markdown; every figure in it comes from the bundle's contract."""
+    """Render the card as Markdown; all of its values come from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
     counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]
     warnings = (spec.warning, split and split.warning)
@@ -114,25 +114,25 @@ def _gates_line(gates: Gates | None) -> str:
 
 
 def _ece_lines(calibrated: dict[str, Any]) -> str:
-    """The rest of the sentence; a bundle from before ECE was compared with chance has none of it."""
+    """The end of the calibration sentence, with ECE unless the bundle is older than its comparison."""
     chance = calibrated.get("if_calibrated_after")
     if chance is None:
         return ")."
     return (
         "; ECE {ece_before:.3f} without it, {ece_after:.3f} with it).\n".format(**calibrated)
-        + f"A perfectly calibrated model has an ECE of {chance['mean']:.3f} on so many photographs by chance "
-        f"alone,\nand up to {chance['high']:.3f} in 95 % of cases: an ECE below that is no sign of bad "
+        + f"A perfectly calibrated model has an ECE of {chance['mean']:.3f} on as many photographs by chance "
+        f"alone,\nand up to {chance['high']:.3f} in 95 % of cases: a lower ECE does not show bad "
         "calibration."
     )
 
 
 def _computed_line(computed_by: str | None) -> str:
-    """Nothing for a bundle from before it was recorded."""
+    """The line that names the hardware and libraries; empty for bundles older than this record."""
     return f"\n- validation figures computed by {computed_by}" if computed_by else ""
 
 
 def _metric_rows(val: dict[str, Any]) -> list[str]:
-    """Rows of what was measured: a bundle from before intervals has fewer metrics, and none of them."""
+    """Rows of the measured metrics; older bundles have fewer metrics, and no intervals."""
     return [
         f"| {label} | {_number(val[name])} | {_bounds(val.get('intervals', {}).get(name))} |"
         for name, label in _METRICS.items()
@@ -144,8 +144,8 @@ def _slice_table(slices: dict[str, list[dict[str, Any]]]) -> str:
     rows = [
         f"| {column} {row['value']}{' (few)' if row['small'] else ''} | {row['n']} | {_number(row['qwk'])} | "
         f"{_bounds(row['intervals']['qwk'])} | {_number(row['top1'])} | {_number(row['mae'])} |"
-        for column, found in slices.items()
-        for row in found
+        for column, column_slices in slices.items()
+        for row in column_slices
     ]
     if not rows:
         return ""
@@ -167,12 +167,12 @@ def _keeps_devices_apart(split: SplitSpec) -> bool:
 
 def _split_line(split: SplitSpec | None, fold: int | None) -> str:
     if split is None:
-        return "how the parts were made was not recorded"
+        return "the assignment of splits was not recorded"
     pairs = ", ".join(f"{key.replace('_', '-')} {count}" for key, count in split.leaking_pairs.items())
-    part = f", fold {fold} of {split.folds} for validation" if fold is not None else ""
+    validation_fold = f", fold {fold} of {split.folds} for validation" if fold is not None else ""
     return (
-        f"parts {split.ratio} ({split.method}, seed {split.seed}){part}; "
-        f"pairs of photographs in two parts that share a: {pairs}"
+        f"splits {split.ratio} ({split.method}, seed {split.seed}){validation_fold}; "
+        f"pairs of photographs across splits that share a: {pairs}"
     )
 
 

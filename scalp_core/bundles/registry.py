@@ -1,13 +1,15 @@
-"""Models under names, in a folder or an `s3://` prefix: numbered versions, and which of them is promoted.
+"""The model registry: named models with numbered versions and a promoted version each.
 
-    ROOT/NAME/versions/N/claim.json     the bundle that number N is taken for; created first, by one writer
-    ROOT/NAME/versions/N/…              the bundle's files; bundle.json last: without it N is not there
-    ROOT/NAME/history/000001.json, …    promotions and rollbacks; the last one says what is promoted
+A folder or an `s3://` prefix:
 
-Nothing is changed or removed. Several may write at once: a number, and the next place in the history, is
-taken by creating a file that only one writer can create (`storage.create`). A number belongs to a bundle, not
-to a writer. Each `add` of that bundle writes the same bytes to it, so concurrent ones share one version, and
-a later one completes what a stopped one left.
+    ROOT/NAME/versions/N/claim.json     the bundle that owns number N; created first, by one writer
+    ROOT/NAME/versions/N/…              the bundle's files; version N exists once bundle.json does, the last
+    ROOT/NAME/history/000001.json, …    promotions and rollbacks; the last one names the promoted version
+
+Files are never changed or removed. Concurrent writers are safe: a writer takes a number, or the next place in
+the history, by creating a file that only one writer can create (`storage.create`). A number belongs to a
+bundle, not to a writer. Each `add` of that bundle writes the same bytes, so concurrent ones share one
+version, and a later one completes an interrupted one.
 """
 
 from __future__ import annotations
@@ -48,12 +50,12 @@ _ENTRY = re.compile(r"(\d{6,})\.json")
 
 
 class Claim(BaseModel):
-    """The bundle that a version's number was taken for, and by whom."""
+    """The bundle that owns a version number, and the user who added it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fingerprint: str = Field(description="of the bundle that is added")
-    source: str = Field(description="where it was added from")
+    fingerprint: str = Field(description="fingerprint of the added bundle")
+    source: str = Field(description="directory that it was added from")
     who: str
     when: datetime
 
@@ -63,12 +65,12 @@ class Evidence(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    against: int = Field(description="the version that was promoted")
-    against_model: str = Field(description="its model_version")
-    data: str = Field(description="directory of scalp prepare, whose test split was graded by both")
+    against: int = Field(description="number of the promoted version")
+    against_model: str = Field(description="model_version of the promoted version")
+    data: str = Field(description="directory of scalp prepare; both models graded its test split")
     data_sha256: str
     same_data: bool = Field(
-        description="the data that the version was trained with; else it may have seen some"
+        description="whether the version was trained with this data; if not, it may have seen images of it"
     )
     comparison: Comparison
 
@@ -79,13 +81,13 @@ class Promotion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     action: Literal["promote", "rollback"]
-    version: int = Field(description="promoted from then on")
+    version: int = Field(description="number of the version that became promoted")
     model_version: str
     who: str = Field(description="user@host")
     when: datetime
-    why: str = Field("", description="as the person gave it")
+    why: str = Field("", description="reason, as the user wrote it")
     evidence: Evidence | None = Field(
-        None, description="None of a first version, an untested one, a rollback"
+        None, description="None for a first version, an untested one or a rollback"
     )
 
 
@@ -94,43 +96,43 @@ Record = TypeVar("Record", Claim, Promotion)
 
 @dataclass(frozen=True)
 class Registry:
-    """All models below one root.
+    """A model registry: all models below one root.
 
     Args:
-        root: folder or `s3://` prefix; made by the first `add`.
+        root: Folder or `s3://` prefix; the first `add` creates it.
     """
 
     root: str
 
     def names(self) -> list[str]:
-        """Of all models that have a version."""
+        """Names of all models that have a version."""
         return sorted(name for name in storage.folders_in(self.root) if self.versions(name))
 
     def versions(self, name: str) -> list[int]:
-        """Numbers of the versions that are whole, ascending."""
+        """Numbers of the complete versions, ascending."""
         return sorted(number for number, file in self._files(name) if file == SPEC_FILE)
 
     def uri(self, name: str, version: int) -> str:
-        """Where a version's bundle is."""
+        """URI of a version's bundle."""
         return storage.join(self.root, name, "versions", str(version))
 
     def spec(self, name: str, version: int) -> BundleSpec:
-        """The contract of a version's bundle."""
+        """Read the contract of a version's bundle."""
         return read_spec(self.uri(name, version))
 
     def history(self, name: str) -> list[Promotion]:
-        """Promotions and rollbacks, oldest first."""
+        """Read the promotions and rollbacks, oldest first."""
         return list(self._entries(name).values())
 
     def current(self, name: str) -> Promotion | None:
-        """What made the promoted version so; None while none is."""
+        """The history entry of the promoted version; None if no version is promoted."""
         return next(reversed(self.history(name)), None)
 
     def find(self, reference: str) -> tuple[str, int]:
-        """The name and number that `[models://]NAME[@VERSION]` stands for.
+        """Resolve `[models://]NAME[@VERSION]` to a name and a version number.
 
         Raises:
-            UserError: there is none such; it names the nearest and all.
+            UserError: No such model or version; the message names the nearest one and all others.
         """
         name, at, wanted = reference.removeprefix(SCHEME).partition("@")
         if not _NAME.fullmatch(name) or (at and not wanted):
@@ -159,20 +161,22 @@ class Registry:
         )
 
     def add(self, source: str, name: str) -> tuple[int, bool]:
-        """Copies a bundle as the next version; the same weights and contract share one version.
+        """Copy a bundle as the next version; the same weights and contract share one version.
 
         Args:
-            source: a bundle, or a run's directory that holds one, as `loading.load_bundle` takes it.
-            name: of the model.
+            source: Bundle, or run directory that holds one, as in `loading.load_bundle`.
+            name: Name of the model.
 
         Returns:
-            the version, and whether this call made it visible; of concurrent calls for one bundle, one did.
+            The version, and whether this call made it visible. Of concurrent calls for one bundle, one did.
 
         Raises:
-            UserError: the name cannot be one, or a file of the bundle is missing or damaged.
+            UserError: The name is invalid, or a file of the bundle is missing or damaged.
         """
         if not _NAME.fullmatch(name):
-            raise UserError(f"{name!r} cannot name a model: use letters, digits and . _ - within")
+            raise UserError(
+                f"{name!r} is not a valid name of a model; use letters, digits, and . _ - after the first"
+            )
         bundle = open_bundle(resolve(source))
         version = self._claim(name, bundle)
         uri = self.uri(name, version)
@@ -188,22 +192,22 @@ class Registry:
         evidence: Evidence | None = None,
         untested: bool = False,
     ) -> tuple[Promotion, bool]:
-        """Makes a version the one that `models://NAME` stands for.
+        """Promote a version: `models://NAME` then resolves to it.
 
         Args:
-            name: of the model.
-            version: to promote.
-            why: for the history.
-            leaky_too: also one whose figures flatter.
-            evidence: that it is not inferior to the promoted version, if there is one; kept in the history.
-            untested: promote without evidence.
+            name: Name of the model.
+            version: Number of the version to promote.
+            why: Reason, for the history.
+            leaky_too: Whether a version trained on a leaky split is accepted.
+            evidence: Comparison with the promoted version, if there is one; stored in the history.
+            untested: Whether to promote without evidence.
 
         Returns:
-            the entry that promotes it, and whether it is new.
+            The entry that promotes it, and whether the entry is new.
 
         Raises:
-            UserError: its figures flatter (a leaky split) and that was not allowed, the evidence is against
-                it or of another version, or another promotion came between.
+            UserError: The version was trained on a leaky split, the evidence is missing, negative or about
+                another version, or another promotion came in between.
         """
         entries = self._entries(name)
         last = next(reversed(entries.values()), None)
@@ -212,8 +216,8 @@ class Registry:
         spec = self.spec(name, version)
         if spec.leaky and not leaky_too:
             raise UserError(
-                f"{name}@{version} was trained on a leaky split, so its figures flatter; promote another "
-                "version, or add --leaky-too"
+                f"{name}@{version} was trained on a leaky split, so its metrics are too optimistic; "
+                "promote another version, or add --leaky-too"
             )
         if evidence and (failure := evidence.comparison.failure):
             raise UserError(
@@ -233,36 +237,36 @@ class Registry:
         return self._enter(name, entries, _promotion("promote", version, spec, why, evidence)), True
 
     def rollback(self, name: str, why: str = "") -> Promotion:
-        """Makes the version promoted that was so before the present one; once more, the one before that.
+        """Promote the previously promoted version again; a second rollback goes one further back.
 
         Raises:
-            UserError: there is none before, or another promotion came between.
+            UserError: No version was promoted before, or another promotion came in between.
         """
         entries = self._entries(name)
         stack = _stack(entries.values())
         if len(stack) < 2:
             current = f"{name}@{stack[0]}" if stack else "none"
             raise UserError(
-                f"{name}: no version was promoted before the present one ({current}); choose one with "
+                f"{name}: no version was promoted before the current one ({current}); choose one with "
                 f"scalp models promote {name}@VERSION"
             )
         spec = self.spec(name, stack[-2])
         return self._enter(name, entries, _promotion("rollback", stack[-2], spec, why))
 
     def _files(self, name: str) -> list[tuple[int, str]]:
-        """Number and file name of every file in the folders of versions, without temporary ones."""
+        """List the number and file name of each file in the version folders, without temporary ones."""
         folder = storage.join(self.root, name, "versions")
         if storage.is_empty(folder):
             return []
-        parts = (uri[len(folder) + 1 :].split("/") for uri in storage.list_files(folder))
+        paths = (uri[len(folder) + 1 :].split("/") for uri in storage.list_files(folder))
         return [
-            (int(part[0]), part[1])
-            for part in parts
-            if len(part) == 2 and part[0].isdecimal() and not TEMPORARY.match(part[1])
+            (int(path[0]), path[1])
+            for path in paths
+            if len(path) == 2 and path[0].isdecimal() and not TEMPORARY.match(path[1])
         ]
 
     def _claim(self, name: str, bundle: Bundle) -> int:
-        """The number that is taken for a bundle; takes the next one if there is none."""
+        """Return the version number of a bundle; claim the next number if it has none."""
         claim = Claim(
             fingerprint=bundle.spec.fingerprint, source=str(bundle.uri), who=_who(), when=datetime.now(UTC)
         )
@@ -277,17 +281,17 @@ class Registry:
         raise AssertionError("numbers do not end")
 
     def _entries(self, name: str) -> dict[int, Promotion]:
-        """The history by number, oldest first; a copy may have lost some."""
+        """Read the history by number, oldest first; a copied registry may lack entries."""
         folder = storage.join(self.root, name, "history")
 
         def listed() -> Iterable[int]:
-            found = map(_ENTRY.fullmatch, storage.names_in(folder))
-            return (int(entry[1]) for entry in found if entry)
+            matches = map(_ENTRY.fullmatch, storage.names_in(folder))
+            return (int(match[1]) for match in matches if match)
 
         return {number: _read(Promotion, _entry(folder, number)) for number in _numbers(listed)}
 
     def _enter(self, name: str, entries: dict[int, Promotion], entry: Promotion) -> Promotion:
-        """Appends to the history, if it is still the one that the decision was made on."""
+        """Append to the history, unless it has changed since the decision."""
         place = _entry(storage.join(self.root, name, "history"), max(entries, default=0) + 1)
         if not storage.create(place, _json(entry)):
             other = _read(Promotion, place)
@@ -311,25 +315,25 @@ class Registry:
 
 
 def open_registry(root: str | None = None) -> Registry:
-    """The registry at `root`, or where `SCALP_MODELS` says.
+    """Open the registry at `root`, or at `SCALP_MODELS`.
 
     Raises:
-        UserError: neither names one.
+        UserError: Neither is set.
     """
-    named = root or os.environ.get(ENVIRONMENT)
-    if not named:
+    location = root or os.environ.get(ENVIRONMENT)
+    if not location:
         raise UserError(
             f"no model registry is named: set {ENVIRONMENT} to a folder or s3://BUCKET/PREFIX "
             "(scalp models also takes --registry)"
         )
-    return Registry(storage.absolute(named))
+    return Registry(storage.absolute(location))
 
 
 def resolve(uri: str) -> str:
-    """Where the bundle is that `models://…` stands for; any other uri as it is.
+    """Resolve `models://…` to the URI of a bundle; return any other URI unchanged.
 
     Raises:
-        UserError: as `open_registry` and `Registry.find`.
+        UserError: As in `open_registry` and `Registry.find`.
     """
     if not uri.startswith(SCHEME):
         return uri
@@ -338,10 +342,10 @@ def resolve(uri: str) -> str:
 
 
 def refuse_change(bundle: Bundle) -> None:
-    """Keeps the versions of a registry as they were added.
+    """Reject a change to a version in a registry: versions are immutable.
 
     Raises:
-        UserError: the bundle is one.
+        UserError: The bundle is a version in a registry.
     """
     if bundle.uri and storage.exists(storage.join(bundle.uri, CLAIM_FILE)):
         raise UserError(
@@ -351,26 +355,26 @@ def refuse_change(bundle: Bundle) -> None:
 
 
 def _copy(bundle: Bundle, to: str) -> bool:
-    """Copy every file of a bundle, one at a time in memory; the file that makes it visible is the last.
+    """Copy all files of a bundle, one at a time in memory; the last one makes the version visible.
 
     Returns:
-        whether this call made it visible, and not another one that copied the same bundle.
+        Whether this call made it visible, and not a concurrent one for the same bundle.
     """
     uri, hashes = str(bundle.uri), bundle.spec.file_hashes
     others = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE}
     for name in sorted(hashes.keys() | others):
         if name in hashes:
             storage.write(storage.join(to, name), read_file(uri, name, hashes[name]))
-        else:  # the contract has no hash of it, so the first copy stays
+        else:  # the contract has no hash of this file, so the first copy stays
             storage.create(storage.join(to, name), storage.read(storage.join(uri, name)))
     return storage.create(storage.join(to, SPEC_FILE), serialize_spec(bundle.spec))
 
 
 def _numbers(listing: Callable[[], Iterable[int]]) -> list[int]:
-    """Numbers that are taken, ascending. Each is taken after all lower ones; a number missing here is lost.
+    """List the taken numbers, ascending. Numbers are taken in order, so a gap is a lost file.
 
-    One listing may show a number and miss a lower one that was taken while it ran. All numbers up to the
-    highest one were taken before a second listing begins.
+    One listing may contain a number and miss a lower one that was taken during the listing. A second listing
+    contains all numbers up to the highest one of the first.
     """
     last = max(listing(), default=0)
     return sorted(number for number in set(listing()) if number <= last)
@@ -381,9 +385,9 @@ def _entry(folder: str, number: int) -> str:
 
 
 def _stack(history: Iterable[Promotion]) -> list[int]:
-    """Versions promoted and not rolled back, the present one last and no version twice in a row.
+    """Stack of the promoted versions that were not rolled back, the current one last, without repetitions.
 
-    Where entries are lost, each rollback that is there still ends at the version that it names.
+    If entries are lost, each remaining rollback still ends at the version that it names.
     """
     stack: list[int] = []
     for entry in history:
@@ -417,7 +421,7 @@ def _promotion(
 def _who() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's number without a name
+    except (KeyError, OSError):  # a user id without a name, in a container
         user = f"uid-{os.getuid()}"
     return f"{user}@{socket.gethostname()}"
 

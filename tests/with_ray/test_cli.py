@@ -64,7 +64,7 @@ def test_a_missing_folder(bundle, tmp_path):
     assert_one_line(scalp("prepare", missing, tmp_path / "data"), str(missing), "check the path")
     assert_one_line(scalp("grade", bundle, missing, tmp_path / "out"), str(missing), "check the path")
     assert_one_line(scalp("train", missing, tmp_path / "run"), str(missing), "scalp prepare SOURCE")
-    assert_one_line(scalp("evaluate", missing, missing, tmp_path / "out"), str(missing), "is no bundle")
+    assert_one_line(scalp("evaluate", missing, missing, tmp_path / "out"), str(missing), "is not a bundle")
     assert not (tmp_path / "out").exists()
 
 

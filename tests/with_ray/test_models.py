@@ -61,7 +61,7 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
 
     assert "scalp@1" in printed("models", "rollback", "scalp", **named)
     result = scalp("models", "rollback", "scalp", **named)
-    assert_one_line(result, "no version was promoted before the present one (scalp@1)")
+    assert_one_line(result, "no version was promoted before the current one (scalp@1)")
     history = storage.names_in(f"{root}/scalp/history")
     assert history == {"000001.json", "000002.json", "000003.json"}
     assert json.loads(storage.read(f"{root}/scalp/history/000002.json"))["why"] == "better"
@@ -105,8 +105,8 @@ def test_mistakes_with_models_are_one_line(bundle, tmp_path):
     printed("models", "add", bundle, "scalp", **named)
     assert_one_line(scalp("models", "promote", "scalp", **named), "scalp@VERSION")
     assert_one_line(scalp("models", "promote", "scalp@3", **named), "did you mean scalp@1", "All versions: 1")
-    assert_one_line(scalp("models", "add", bundle, "a/b", **named), "'a/b' cannot name a model")
-    assert_one_line(scalp("models", "add", tmp_path, "scalp", **named), "is no bundle")
+    assert_one_line(scalp("models", "add", bundle, "a/b", **named), "'a/b' is not a valid name of a model")
+    assert_one_line(scalp("models", "add", tmp_path, "scalp", **named), "is not a bundle")
     assert_one_line(scalp("serve", "models://scapl", **named), "did you mean 'scalp'")
     refused = scalp("quantize", "models://scalp@1", tmp_path, **named)
     assert_one_line(refused, "do not change", "scalp models add RUN NAME")

@@ -53,9 +53,9 @@ def test_a_changed_value_is_refused_although_the_json_is_sound(copy):
 
 
 def test_a_directory_without_a_bundle_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         load_bundle(str(tmp_path))
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         load_bundle(str(tmp_path / "missing"))
 
 

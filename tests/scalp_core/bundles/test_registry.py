@@ -91,7 +91,7 @@ def test_a_rollback_goes_back_step_by_step(store, run):
         store.add(run(number), "scalp")
         store.promote("scalp", number, why=f"trial {number}", untested=True)
     assert [store.rollback("scalp", "worse").version for _ in range(2)] == [2, 1]
-    with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@1\\)"):
+    with pytest.raises(UserError, match="no version was promoted before the current one \\(scalp@1\\)"):
         store.rollback("scalp")
     entry, new = store.promote("scalp", 1, untested=True)
     assert (entry.action, new) == ("rollback", False)
@@ -250,7 +250,7 @@ def test_a_lost_entry_of_the_history_does_not_hold_up_the_next(store, run):
     store.promote("scalp", 3, untested=True)
     assert [entry.version for entry in store.history("scalp")] == [2, 3]
     assert [store.rollback("scalp").version, store.current("scalp").version] == [2, 2]
-    with pytest.raises(UserError, match="no version was promoted before the present one \\(scalp@2\\)"):
+    with pytest.raises(UserError, match="no version was promoted before the current one \\(scalp@2\\)"):
         store.rollback("scalp")
     names = storage.names_in(storage.join(store.root, "scalp", "history"))
     assert names == {"000002.json", "000003.json", "000004.json"}

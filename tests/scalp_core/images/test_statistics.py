@@ -262,7 +262,7 @@ def test_gates_of_other_statistics_are_refused(gated, tmp_path):
     for values in (before, now | {"statistics_version": 1}):
         gates = image_statistics.Gates.model_construct(**values)
         save_bundle(str(tmp_path), gated.spec.model_copy(update={"gates": gates}), {})
-        with pytest.raises(UserError, match="gates of other statistics .* or train again"):
+        with pytest.raises(UserError, match="gates of image statistics .* or train again"):
             load_bundle(str(tmp_path))
 
 

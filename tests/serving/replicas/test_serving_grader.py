@@ -152,7 +152,7 @@ def test_a_bundle_that_cannot_be_loaded_ends_nothing_and_is_told(bundle, tmp_pat
         await grader.reconfigure({"bundle": str(tmp_path / "nothing"), "max_batch_size": 4})
         while not (error := (await grader.describe()).load_error):
             await asyncio.sleep(0.01)
-        assert "is no bundle" in error
+        assert "is not a bundle" in error
         assert (await grade(grader, 0)).bundle == str(bundle)
         await grader.reconfigure({"bundle": str(bundle), "max_batch_size": 4})
         while (await grader.describe()).load_error:
