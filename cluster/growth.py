@@ -21,7 +21,7 @@ _TELL_S = 30.0
 _LOOKS_BEFORE_GIVING_UP = 3
 
 
-def growing_device(cluster: Cluster, device: str) -> str:
+def planned_device(cluster: Cluster, device: str) -> str:
     """cpu or cuda, for nodes that are not there yet.
 
     Raises:
@@ -35,19 +35,19 @@ def growing_device(cluster: Cluster, device: str) -> str:
     return "cuda" if device == "cuda" or (device == "auto" and cluster.gpus) else "cpu"
 
 
-def room_to_work(cluster: Cluster, tell: Callable[[str], None]) -> Cluster:
+def wait_for_node(cluster: Cluster, tell: Callable[[str], None]) -> Cluster:
     """The cluster with a node at least, for work that takes what there is; it may have none when idle.
 
     Raises:
-        ClusterError: as `make_room`.
+        ClusterError: as `wait_for_resources`.
     """
     if not cluster.grows or cluster.cpus >= _CPUS_TO_WORK:
         return cluster
-    make_room([{"CPU": _CPUS_TO_WORK}], "a node to work on", tell)
+    wait_for_resources([{"CPU": _CPUS_TO_WORK}], "a node to work on", tell)
     return connect()
 
 
-def make_room(bundles: list[Bundle], what: str, tell: Callable[[str], None]) -> None:
+def wait_for_resources(bundles: list[Bundle], what: str, tell: Callable[[str], None]) -> None:
     """Waits until the cluster has had room for all of them at once, for which nodes may have to be started.
 
     The demand is a placement group, which ends with this process whatever becomes of it, and is taken back

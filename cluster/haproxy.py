@@ -26,7 +26,7 @@ POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with fields of `Policy`, for HAProxies
 _SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # as for the servers behind it, in serving/http/connections.py
 _HEADER_SECONDS = "15"
 # Of every HAProxy, also that of a cluster, where cluster/Containerfile sets them.
-EVERYWHERE = {
+COMMON_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # that a client may be silent for within a request
     # A replaced HAProxy has this long for its requests: a batch may take half an hour (limits.batch_seconds).
@@ -104,7 +104,7 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
     program.chmod(stat.S_IRWXU)
     statistics, metrics, fallback, fallback_grpc = _free_ports(4)
     return {
-        **EVERYWHERE,
+        **COMMON_ENVIRONMENT,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -122,7 +122,7 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
     }
 
 
-def changed(configuration: str, policy: Policy) -> str:
+def harden_configuration(configuration: str, policy: Policy) -> str:
     """Ray's configuration with its open doors closed and with the rules of `policy`; a changed one stays.
 
     Args:
@@ -272,7 +272,7 @@ def main() -> None:
     if "-f" in arguments:
         # In place: by its name Ray knows which processes are its HAProxies.
         configuration = Path(arguments[arguments.index("-f") + 1])
-        configuration.write_text(changed(configuration.read_text(), policy_of_environment()))
+        configuration.write_text(harden_configuration(configuration.read_text(), policy_of_environment()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     binary = get_haproxy_binary()

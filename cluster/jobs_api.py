@@ -21,7 +21,7 @@ from requests.exceptions import ConnectionError as Unreachable
 from requests.exceptions import RequestException, SSLError
 
 from cluster import ray_internals
-from cluster.local import TO_BE_LET_IN, ClusterError
+from cluster.local import CREDENTIALS_HINT, ClusterError
 
 # They tell of every connection that ends and every package that is sent.
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
@@ -141,7 +141,7 @@ class Jobs:
             raise ClusterError(f"{id_}: {self.address} knows no such job; scalp jobs list shows them")
         return job
 
-    def check_room(self, cpus: float, gpus: float, memory: int) -> None:
+    def check_capacity(self, cpus: float, gpus: float, memory: int) -> None:
         """Refuses a process to drive a job that no node of the cluster can hold.
 
         A cluster with an autoscaler is not refused: it starts nodes for the process, and has none when idle.
@@ -242,7 +242,7 @@ def _one_line(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         missing = "required" in error.message
         what = "wants a token" if missing else "does not take this token"
-        raise ClusterError(f"{address} {what}; {TO_BE_LET_IN}") from error
+        raise ClusterError(f"{address} {what}; {CREDENTIALS_HINT}") from error
     except SSLError as error:
         raise ClusterError(
             f"{address} has a certificate that is not trusted here; name its authority in REQUESTS_CA_BUNDLE"

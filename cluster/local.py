@@ -26,7 +26,7 @@ _SPARE_LOGICAL_CPUS = 4
 _KEPT_FOR_DATA = 2
 # A job that is submitted while others hold their CPUs has these for a model and a task that loads for it.
 _FOR_JOBS = 2
-TO_BE_LET_IN = (
+CREDENTIALS_HINT = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
 )
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
@@ -79,7 +79,7 @@ class Cluster:
         """CPUs for one model actor, so that fetching and decoding beside it still find room on its node."""
         return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
 
-    def fitting_on_a_node(self, cpus: int) -> int:
+    def models_per_node(self, cpus: int) -> int:
         """Model actors of so many CPUs that a node holds beside fetching and decoding."""
         on_a_node = self.cpus // self.nodes
         left = on_a_node - min(_KEPT_FOR_DATA, on_a_node - 1)
@@ -235,7 +235,7 @@ def _check_reachable(address: str) -> None:
             "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY), and must be as it is there"
         )
     if isinstance(found[0], AuthenticationError):
-        raise ClusterError(f"{named} wants a token, and another than this; {TO_BE_LET_IN}") from found[0]
+        raise ClusterError(f"{named} wants a token, and another than this; {CREDENTIALS_HINT}") from found[0]
 
 
 def _is_on_loopback(address: str) -> bool:

@@ -17,7 +17,7 @@ _ANSWER_SECONDS = 15.0
 _MOST_NODES = 16
 
 
-def ask_every_node(question: Callable[..., T], *arguments: object) -> dict[str, T]:
+def run_on_each_node(question: Callable[..., T], *arguments: object) -> dict[str, T]:
     """What a process answers on each node, by the node's address; of sixteen where there are more.
 
     Raises:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cluster import ray_internals
 from cluster.local import is_joined
-from cluster.nodes import ask_every_node
+from cluster.nodes import run_on_each_node
 from scalp_core import storage
 from scalp_core.errors import UserError
 
@@ -36,7 +36,7 @@ def check_nodes(reads: Sequence[str], out: str) -> None:
     mark = storage.join(out, f".preflight-{uuid.uuid4().hex[:12]}")
     storage.write(mark, b"scalp")
     try:
-        answers = ask_every_node(_wrong, list(reads), mark)
+        answers = run_on_each_node(_wrong, list(reads), mark)
     finally:
         storage.remove_file(mark)
     lines = [f"node {node}: {line}" for node, found in answers.items() for line in found]

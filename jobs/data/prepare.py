@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from cluster.growth import room_to_work
+from cluster.growth import wait_for_node
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
 from jobs.common.executor import Executor, RayExecutor
@@ -94,7 +94,7 @@ def prepare(
     roots = scan.roots(source)
     grouping = _grouping(group_by, source)
     executor = executor or RayExecutor()
-    room_to_work(executor.cluster(), console.print)
+    wait_for_node(executor.cluster(), console.print)
     executor.check([source], out)
     with outputs.opened(out, _VERB, [source]) as output, storage.patience(PATIENCE_S):
         _begin(output, identity, again=finished is not None)

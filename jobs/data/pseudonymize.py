@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.growth import room_to_work
+from cluster.growth import wait_for_node
 from cluster.local import connect
 from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.common.images import photographs, unreadable
@@ -76,7 +76,7 @@ def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, 
 
 def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
     """Writes photographs, manifest and summary."""
-    room_to_work(connect(), console.print)
+    wait_for_node(connect(), console.print)
     work = Pseudonymize(out, key)
     written = photographs(table, _ROWS_A_BATCH).map_batches(
         work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from cluster.growth import room_to_work
+from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.common.executor import RayExecutor
 from jobs.common.images import Columns, check_read, locating, photographs
@@ -60,7 +60,7 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Colu
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
     executor = RayExecutor()
-    cluster = room_to_work(executor.cluster(), console.print)
+    cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
     dataset = photographs(locating(rows, "image_id"))
     for batch in with_logits(dataset, bundle, computation, options, cluster, executor).iter_batches():

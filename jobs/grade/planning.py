@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.growth import growing_device, make_room
+from cluster.growth import planned_device, wait_for_resources
 from cluster.local import Cluster, connect
 from jobs.common.console import console
 from jobs.common.executor import Executor
@@ -86,9 +86,9 @@ def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluste
         return cluster
     low = pool.models[0] if pool.models else 1
     bundle: dict[str, float] = {"CPU": (pool.cpus_per_model or 1) + 1}  # and one to feed it
-    if growing_device(cluster, model.device) == "cuda":
+    if planned_device(cluster, model.device) == "cuda":
         bundle["GPU"] = pool.gpus_per_model or _GPU_SHARE
-    make_room([bundle] * low, f"{low} models", console.print)
+    wait_for_resources([bundle] * low, f"{low} models", console.print)
     return connect()
 
 
@@ -166,7 +166,7 @@ def _gpus(cluster: Cluster, pool: PoolOptions) -> float:
 def _fitting(cluster: Cluster, cpus: int, gpus: float) -> int:
     """Models that the cluster holds at once, with a CPU left for a task that feeds them."""
     if not gpus:
-        room = cluster.nodes * cluster.fitting_on_a_node(cpus)
+        room = cluster.nodes * cluster.models_per_node(cpus)
     elif gpus <= 1:
         room = cluster.gpus * int(1 / gpus + 1e-9)
     else:

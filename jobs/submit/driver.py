@@ -85,7 +85,7 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
     size = _check_size(files)
     environment = _environment(options.env)
     jobs = Jobs(address)
-    jobs.check_room(options.cpus, options.gpus, options.memory)
+    jobs.check_capacity(options.cpus, options.gpus, options.memory)
     work = work_id(command)
     job = jobs.last(work)
     if job and (job.is_alive or (job.status == "SUCCEEDED" and not options.again)):

@@ -20,7 +20,7 @@ from types import FrameType
 import ray
 
 from cluster.local import ClusterError, connect
-from cluster.nodes import ask_every_node
+from cluster.nodes import run_on_each_node
 from jobs.common import provenance
 from scalp_core import storage
 from scalp_core.errors import UserError
@@ -66,7 +66,7 @@ def _check_versions(expected: dict[str, str]) -> None:
     """
     connect()
     try:
-        answers = ask_every_node(provenance.versions)
+        answers = run_on_each_node(provenance.versions)
     finally:
         ray.shutdown()  # the verb is a driver; a second one would take 150 MB of the head as long as it runs
     for node, versions in answers.items():

@@ -7,7 +7,7 @@ import time
 import ray
 from ray.train import ScalingConfig
 
-from cluster.growth import growing_device, make_room
+from cluster.growth import planned_device, wait_for_resources
 from cluster.local import Cluster, connect
 from jobs.common.console import console
 from scalp_core.errors import UserError
@@ -61,10 +61,10 @@ def room_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) 
     """
     if not cluster.grows:
         return cluster
-    on_gpu = growing_device(cluster, device) == "cuda"
+    on_gpu = planned_device(cluster, device) == "cuda"
     fewest = workers[0] if workers else max(1, cluster.gpus) if on_gpu else 2
     worker: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
-    make_room([worker] * fewest + [{"CPU": 1}] * CPUS_FOR_DATA, f"--workers {fewest}", console.print)
+    wait_for_resources([worker] * fewest + [{"CPU": 1}] * CPUS_FOR_DATA, f"--workers {fewest}", console.print)
     return connect()
 
 

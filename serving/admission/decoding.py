@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from serving.admission.fairness import FairSlots
+from serving.admission.fairness import FairSemaphore
 
 SMALL_COST = 1.0
 """Megapixels, as `codecs.Header.cost` counts them, up to which an image is small: 15 to 75 ms of CPU."""
@@ -32,8 +32,8 @@ class Decoders:
         self._small = ThreadPoolExecutor(_SMALL_THREADS, "decode")
         self._large = ThreadPoolExecutor(1, "decode-large", _give_way)
         # What waits, waits here and not in the executors: in rotation by owner.
-        self._small_slots = FairSlots(_SMALL_THREADS)
-        self._large_slots = FairSlots(1)
+        self._small_slots = FairSemaphore(_SMALL_THREADS)
+        self._large_slots = FairSemaphore(1)
 
     async def run(self, owner: str, cost: float, work: Callable[..., T], *arguments: Any) -> T:
         """Calls `work` in a thread, when it is the owner's turn.

@@ -12,15 +12,15 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Container, Iterator
 from typing import Generic, TypeVar
 
-NOBODY_ELSE = ""
+LOCAL_OWNER = ""
 """The owner who shares with nobody."""
 
 T = TypeVar("T")
 
 
-def share_of(places: int, owner: str) -> int:
+def owner_limit(places: int, owner: str) -> int:
     """How many of `places` one owner may hold: half of them, and at least one."""
-    return places if owner == NOBODY_ELSE else max(1, places // 2)
+    return places if owner == LOCAL_OWNER else max(1, places // 2)
 
 
 class FairQueue(Generic[T]):
@@ -66,7 +66,7 @@ class FairQueue(Generic[T]):
         return (queue[0] for queue in self._queues.values())
 
 
-class Places:
+class OwnerQuota:
     """Counts what owners hold of a resource; one owner gets at most its share.
 
     Args:
@@ -77,16 +77,16 @@ class Places:
         self._places = places
         self._held: Counter[str] = Counter()
 
-    def has_room(self, owner: str, amount: int = 1) -> bool:
+    def can_take(self, owner: str, amount: int = 1) -> bool:
         """Whether `owner` may take so much more."""
         is_free = self._held.total() + amount <= self._places
-        return is_free and self._held[owner] + amount <= share_of(self._places, owner)
+        return is_free and self._held[owner] + amount <= owner_limit(self._places, owner)
 
     def take(self, owner: str, amount: int = 1) -> None:
         """Counts what `owner` takes."""
         self._held[owner] += amount
 
-    def give_back(self, owner: str, amount: int = 1) -> None:
+    def release(self, owner: str, amount: int = 1) -> None:
         """Counts what `owner` returns."""
         self._held[owner] -= amount
         if not self._held[owner]:
@@ -102,7 +102,7 @@ class Places:
         return self._held.total()
 
 
-class FairSlots:
+class FairSemaphore:
     """A semaphore whose waiters are served in rotation by owner.
 
     Args:
@@ -148,7 +148,7 @@ class FairSlots:
             turn.set_result(None)
 
 
-class Active:
+class ActiveOwners:
     """The owners whose requests came in during the last seconds.
 
     Args:
@@ -159,7 +159,7 @@ class Active:
         self._seconds = seconds
         self._seen: OrderedDict[str, float] = OrderedDict()
 
-    def see(self, owner: str) -> None:
+    def record(self, owner: str) -> None:
         """Remembers that a request of `owner` came in."""
         self._seen[owner] = time.monotonic()
         self._seen.move_to_end(owner)

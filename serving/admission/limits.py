@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scalp_core.images.codecs import MAX_BYTES
-from serving.admission.fairness import NOBODY_ELSE, Active, Places
+from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, OwnerQuota
 from serving.auth.network import client_network, is_here
 from serving.http import request_context
 from serving.http.problems import Refusal
@@ -99,7 +99,7 @@ class _Bounds:
 
 
 class Load:
-    """What the replica is busy with. Requests are counted by `Bodies`, photographs by who grades them.
+    """Current load of the replica: requests, counted by `BodyLimitMiddleware`, and images that are graded.
 
     No owner gets more than half of the places, and where several owners ask, each gets its part of the queue.
 
@@ -112,10 +112,10 @@ class Load:
         self._limits = limits
         self._seconds = seconds_per_photograph
         self._grading: Counter[str] = Counter()  # photographs, of requests with one and with many
-        self._active = Active(_ACTIVE_S)
-        self.uploads = Places(limits.uploads)
-        self.in_flight = Places(limits.in_flight)
-        self.held_bytes = Places(limits.held_bytes)
+        self._active = ActiveOwners(_ACTIVE_S)
+        self.uploads = OwnerQuota(limits.uploads)
+        self.in_flight = OwnerQuota(limits.in_flight)
+        self.held_bytes = OwnerQuota(limits.held_bytes)
 
     @contextmanager
     def grading(self) -> Iterator[None]:
@@ -142,14 +142,14 @@ class Load:
         queue = max(self.in_flight.total, self._grading.total())
         return min(_LONGEST_RETRY_S, max(1, math.ceil(queue * self._seconds)))
 
-    def check(self, owner: str = NOBODY_ELSE) -> None:
+    def check(self, owner: str = LOCAL_OWNER) -> None:
         """Refuses one more request when there are enough."""
-        self._active.see(owner)
+        self._active.record(owner)
         self.check_in_flight(owner)
-        if not self.uploads.has_room(owner):
+        if not self.uploads.can_take(owner):
             raise self.overloaded()
 
-    def check_in_flight(self, owner: str = NOBODY_ELSE) -> None:
+    def check_in_flight(self, owner: str = LOCAL_OWNER) -> None:
         """Refuses a request that has come in when there are enough."""
         owners = max(1, len(self._active))
         if owners == 1:
@@ -160,12 +160,12 @@ class Load:
             queue = owners * max(requests, self._grading[owner])
         too_long = (queue + 1) * self._seconds > _SURE * self._limits.queue_seconds
         is_some = requests >= max(1, _ALWAYS // owners)
-        if not self.in_flight.has_room(owner) or (is_some and too_long):
+        if not self.in_flight.can_take(owner) or (is_some and too_long):
             raise self.overloaded()
 
     def hold(self, owner: str, size: int) -> None:
         """Counts bytes that came in, and refuses them when there are enough."""
-        has_room = self.held_bytes.has_room(owner, size)
+        has_room = self.held_bytes.can_take(owner, size)
         self.held_bytes.take(owner, size)
         if not has_room:
             raise self.overloaded()
@@ -181,7 +181,7 @@ class Load:
         )
 
 
-class Bodies:
+class BodyLimitMiddleware:
     """ASGI middleware: refuses requests when there are enough, and bodies that are too large or too slow.
 
     Requests without a body of their own pass: they cost nothing.
@@ -238,11 +238,11 @@ class _Body:
     def close(self) -> None:
         """The request is over."""
         if self._whole:
-            self._load.in_flight.give_back(self._owner)
+            self._load.in_flight.release(self._owner)
         else:
-            self._load.uploads.give_back(self._owner)
+            self._load.uploads.release(self._owner)
         if self._bounds.held:
-            self._load.held_bytes.give_back(self._owner, self._taken)
+            self._load.held_bytes.release(self._owner, self._taken)
 
     async def receive(self) -> Message:
         """The next piece of it."""
@@ -261,7 +261,7 @@ class _Body:
                     self._owner
                 )  # who began to send at the same time may have filled it up
             self._whole = True
-            self._load.uploads.give_back(self._owner)
+            self._load.uploads.release(self._owner)
             self._load.in_flight.take(self._owner)
         return message
 
@@ -286,7 +286,7 @@ def _network(scope: Scope) -> str:
     """Of a client without a key: empty where it is of this machine."""
     client = scope.get("client")
     address = client[0] if client else ""
-    return NOBODY_ELSE if is_here(address) else client_network(address)
+    return LOCAL_OWNER if is_here(address) else client_network(address)
 
 
 def _too_large(bounds: _Bounds) -> Refusal:

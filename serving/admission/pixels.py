@@ -13,7 +13,7 @@ from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_PIXELS, Header, read_header
 from serving.admission.decoding import Decoders
 from serving.admission.limits import Limits
-from serving.admission.rate_limit import Buckets
+from serving.admission.rate_limit import TokenBuckets
 from serving.http.problems import Refusal
 
 _JPEG = b"\xff\xd8\xff"
@@ -31,7 +31,7 @@ class Admission:
     def __init__(self, limits: Limits, decoders: Decoders) -> None:
         self._limits = limits
         self._decoders = decoders
-        self._budgets = Buckets(limits.megapixels_per_minute, limits.megapixels_burst)
+        self._budgets = TokenBuckets(limits.megapixels_per_minute, limits.megapixels_burst)
 
     async def measure(self, owner: str, data: bytes) -> float:
         """The cost of decoding a file, in megapixels of PNG, from its header; nothing is decompressed.

@@ -8,7 +8,7 @@ from collections import OrderedDict
 _MOST_BUCKETS = 10_000
 
 
-class Buckets:
+class TokenBuckets:
     """A bucket of tokens for each name; a request takes some, and they come back evenly.
 
     Args:

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.auth.keys import Key, Keys, KeySettings
 from serving.auth.network import host_name, is_here, is_loopback
-from serving.auth.scopes import BULK, EVERYTHING, GRADE, Need
+from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, Need
 from serving.http import request_context
 from serving.http.problems import Refusal, forbidden
 
@@ -15,7 +15,7 @@ CLOSED = "/v1/"  # a path with it, at whatever prefix, asks for a key; the page 
 BULK_PATH = "/v1/bulk"
 
 
-class Gate:
+class AuthorizationMiddleware:
     """ASGI middleware: requests below `/v1/` need a key with the scope, when there are keys.
 
     Args:
@@ -35,7 +35,7 @@ class Gate:
             if key := self._admit(scope):
                 request.key, request.rights = key.id, key.rights
             else:
-                request.rights = EVERYTHING
+                request.rights = ALL_RIGHTS
             # Routes that show images mark their reads; an attempt without the scope is evidence too.
             need = _needed_scope(scope)
             is_allowed = request.rights.allow(need)

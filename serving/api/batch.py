@@ -93,7 +93,7 @@ class BatchAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
         try:
-            with self._batches.requests.place(request_context.current().owner):
+            with self._batches.requests.reserve(request_context.current().owner):
                 # A client that goes away ends the group, and the group all that is in flight for it.
                 async with asyncio.TaskGroup() as group:
                     reading = group.create_task(self._read(group, scope, receive, send))
@@ -162,7 +162,7 @@ class BatchAnswer(Response):
                     yield photograph
 
     async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
-        with self._batches.archives.place(request_context.current().owner):
+        with self._batches.archives.reserve(request_context.current().owner):
             limits, pool = self._batches.limits, self._batches.pool
             async with aclosing(unpack(data, limits, pool)) as photographs:
                 async for photograph in photographs:

@@ -8,8 +8,8 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission.limits import Bodies, Load
-from serving.api.authorization import Gate
+from serving.admission.limits import BodyLimitMiddleware, Load
+from serving.api.authorization import AuthorizationMiddleware
 from serving.auth.keys import Keys
 from serving.http import request_context
 from serving.http.problems import Refusal, problem, refusal_response
@@ -42,7 +42,7 @@ access_log = logging.getLogger("ray.serve.access")
 access_log.setLevel(logging.INFO)
 
 
-class Envelope:
+class RequestMiddleware:
     """ASGI middleware around the whole application.
 
     Args:
@@ -67,12 +67,12 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(_REQUEST_ID, b"")
-        request = request_context.Visit(request_context.request_id(given), scope["method"])
+        request = request_context.RequestContext(request_context.request_id(given), scope["method"])
         is_head = scope["method"] == "HEAD"
         # HEAD is GET without its body, and a path may end in a slash.
         scope = {**scope, "path": scope["path"].removesuffix("/") or "/"}
         scope["method"] = "GET" if is_head else scope["method"]
-        request_context.begin(request)
+        request_context.set_current(request)
         started = finished = False
 
         async def send_with_headers(message: Message) -> None:
@@ -119,7 +119,7 @@ def _refusal(error: Exception) -> Response:
     return problem(500, "internal", "the server failed; its log has the reason")
 
 
-def _tell(request: request_context.Visit) -> None:
+def _tell(request: request_context.RequestContext) -> None:
     ms = request.ms
     line = "%s %s %d %.1f ms"
     fields = {
@@ -152,7 +152,7 @@ def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None
     """
     keys = Keys(settings.keys)
     # The last one added is the outermost.
-    api.add_middleware(Bodies, limits=settings.limits, load=load)
-    api.add_middleware(Gate, settings=settings.keys, keys=keys)
-    api.add_middleware(Envelope, audit=audit, access_log=settings.access_log)
+    api.add_middleware(BodyLimitMiddleware, limits=settings.limits, load=load)
+    api.add_middleware(AuthorizationMiddleware, settings=settings.keys, keys=keys)
+    api.add_middleware(RequestMiddleware, audit=audit, access_log=settings.access_log)
     return keys

@@ -17,7 +17,7 @@ from serving.api.single import GradeOptions
 from serving.batch.ndjson import EndLine, FailedLine
 from serving.http import openapi, problems
 from serving.observability.audit import AuditLog
-from serving.observability.metrics import Metered
+from serving.observability.metrics import MetricsMiddleware
 from serving.replicas.ingress import Replica
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
 from serving.settings import Settings
@@ -92,11 +92,11 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        redirect_slashes=False,  # to the host that the client named; `Envelope` drops the slash
+        redirect_slashes=False,  # to the host that the client named; `RequestMiddleware` drops the slash
         generate_unique_id_function=openapi.operation_id,
     )
     keys = install(api, settings, load, audit)
-    api.add_middleware(Metered)
+    api.add_middleware(MetricsMiddleware)
     routers = (router, batch.router, bulk.router, page.router)
     for each in routers:
         api.include_router(each)

@@ -39,7 +39,7 @@ class GradeOptions(BaseModel):
     heatmap_grade: int | None = Field(None, ge=0, le=3, description="to explain; without it the likeliest")
 
 
-class Asked(NamedTuple):
+class ImageRequest(NamedTuple):
     """An image and what is asked for."""
 
     data: bytes
@@ -55,7 +55,7 @@ def documented() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read_image(request: Request, options: GradeOptions) -> Asked:
+async def read_image(request: Request, options: GradeOptions) -> ImageRequest:
     """Reads the body; in memory, for no image is written to disk.
 
     Args:
@@ -71,7 +71,7 @@ async def read_image(request: Request, options: GradeOptions) -> Asked:
     if kind == FORM:
         return await _read_form(request.stream(), Form(content_type, _MAX_PARTS), options)
     if kind in IMAGES:
-        return Asked(_image(await whole_part(request.stream())), options)
+        return ImageRequest(_image(await whole_part(request.stream())), options)
     raise Refusal(
         415,
         "unsupported_body",
@@ -80,7 +80,7 @@ async def read_image(request: Request, options: GradeOptions) -> Asked:
     )
 
 
-async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptions) -> Asked:
+async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptions) -> ImageRequest:
     data, given = None, options.model_dump(exclude_unset=True)
     events = read_form(body, form)
     async for event in events:
@@ -95,7 +95,7 @@ async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptio
     if data is None:
         raise Refusal(422, "no_file", f"send one photograph as the field `file` of {FORM}")
     try:
-        return Asked(data, GradeOptions.model_validate(given))
+        return ImageRequest(data, GradeOptions.model_validate(given))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 

@@ -64,9 +64,9 @@ class Rights(NamedTuple):
         return self.admin or any(is_below(source, prefix) for prefix in self.bulk)
 
 
-NOTHING = Rights()
+NO_RIGHTS = Rights()
 
-EVERYTHING = Rights(admin=True)
+ALL_RIGHTS = Rights(admin=True)
 """Of a request that was let in though the endpoint has no keys."""
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_BYTES
-from serving.admission.fairness import Places
+from serving.admission.fairness import OwnerQuota
 from serving.admission.pixels import Admission
 from serving.batch.unpack import Limits
 from serving.http import request_context
@@ -68,8 +68,8 @@ class Batches:
         self.model_version = model_version
         self.limits = Limits(settings.photographs, settings.archive_members, settings.zip_bytes)
         self.window = Window(settings.in_flight, settings.in_flight_bytes)
-        self.requests = Room(settings.requests, "batches")
-        self.archives = Room(settings.archives, "archives")
+        self.requests = RequestLimit(settings.requests, "batches")
+        self.archives = RequestLimit(settings.archives, "archives")
         self.pool = ThreadPoolExecutor(settings.archives, "archive")
         self._grade = grade
         self._admission = admission
@@ -130,8 +130,8 @@ class Window:
     """
 
     def __init__(self, photographs: int, max_bytes: int) -> None:
-        self._photographs = Places(photographs)
-        self._bytes = Places(max_bytes)
+        self._photographs = OwnerQuota(photographs)
+        self._bytes = OwnerQuota(max_bytes)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._left = asyncio.Event()
 
@@ -146,29 +146,29 @@ class Window:
 
     def leave(self, owner: str, size: int) -> None:
         """Makes the room again that `enter` took."""
-        self._photographs.give_back(owner)
-        self._bytes.give_back(owner, size)
+        self._photographs.release(owner)
+        self._bytes.release(owner, size)
         self._left.set()
 
     def _has_room(self, owner: str, size: int) -> bool:
-        return self._photographs.has_room(owner) and self._bytes.has_room(owner, size)
+        return self._photographs.can_take(owner) and self._bytes.can_take(owner, size)
 
 
-class Room:
-    """Places for whole requests: refuses whoever is one too many, of all or of one owner."""
+class RequestLimit:
+    """Limit of concurrent requests, of all owners together and of one owner."""
 
     def __init__(self, places: int, what: str) -> None:
-        self._places = Places(places)
+        self._places = OwnerQuota(places)
         self._what = what
 
     @contextmanager
-    def place(self, owner: str) -> Iterator[None]:
+    def reserve(self, owner: str) -> Iterator[None]:
         """Holds a place inside the block.
 
         Raises:
             Refusal: there is none.
         """
-        if not self._places.has_room(owner):
+        if not self._places.can_take(owner):
             raise Refusal(
                 503,
                 "overloaded",
@@ -179,4 +179,4 @@ class Room:
         try:
             yield
         finally:
-            self._places.give_back(owner)
+            self._places.release(owner)

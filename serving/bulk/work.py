@@ -59,7 +59,7 @@ class _UnknownError(Refusal):
         super().__init__(404, "no_such_job", "there is no bulk grading with this id")
 
 
-class Served(NamedTuple):
+class ServedModel(NamedTuple):
     """What the endpoint answers with: where its bundle is, its version pinned, and how it is run."""
 
     bundle: str
@@ -75,7 +75,7 @@ class Bulk:
         served: what the endpoint answers with now.
     """
 
-    def __init__(self, settings: BulkSettings, served: Callable[[], Awaitable[Served]]) -> None:
+    def __init__(self, settings: BulkSettings, served: Callable[[], Awaitable[ServedModel]]) -> None:
         self._settings = settings
         self._owners = Owners(settings.out)
         self._served = served
@@ -176,7 +176,7 @@ class Bulk:
             raise _UnknownError
         return question(work, *arguments)
 
-    def _start(self, caller: Caller, source: str, served: Served, root: str) -> BulkResponse:
+    def _start(self, caller: Caller, source: str, served: ServedModel, root: str) -> BulkResponse:
         work = _work_id(source, self._settings.out, served)
         jobs = self._jobs.last()
         job, progress = jobs.get(work), read_progress(self._out(work))
@@ -201,7 +201,7 @@ class Bulk:
             self._owners.add(caller, work, source)
         return self._find(work, root)
 
-    def _command(self, work: str, source: str, served: Served) -> str:
+    def _command(self, work: str, source: str, served: ServedModel) -> str:
         # -P: nothing that lies in the folder where Ray starts it is imported.
         # The real path: --no-links refuses one that has become a link since it was checked.
         real = source if storage.is_s3(source) else os.path.realpath(source)
@@ -306,7 +306,7 @@ def _pieces(file: Any, first: bytes) -> Iterator[bytes]:
             first = file.read(_PIECE)
 
 
-def _work_id(source: str, out: str, served: Served) -> str:
+def _work_id(source: str, out: str, served: ServedModel) -> str:
     what = "\n".join((source, out, served.model_version, served.precision))
     return f"bulk-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
 

@@ -18,7 +18,7 @@ _LOOK_AGAIN_S = 0.005
 _MessageQueue, _ASGIReceiveProxy, _ASGIDIReceiveProxy = serve_queues()
 
 
-def hold_back() -> None:
+def bound_request_queues() -> None:
     """Gives the queues of this process lengths; again, it does nothing."""
     if _MessageQueue.__call__ is not _put:
         _MessageQueue.__call__ = _put

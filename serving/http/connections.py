@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.http import request_context
-from serving.http.backpressure import hold_back
-from serving.http.streaming import Paced
+from serving.http.backpressure import bound_request_queues
+from serving.http.streaming import FlowControlMiddleware
 
 CALLBACK = "serving.http.connections:proxy_callback"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
 # Seconds for the head of a request, for what is still sent after an answer, and for taking in an answer.
@@ -148,7 +148,7 @@ def _raw_problem(status: int, code: str, detail: str) -> bytes:
     return head.encode() + body
 
 
-class Front:
+class HeaderFilterMiddleware:
     """ASGI middleware around Ray Serve's own: gives requests a good id, drops what steers Ray Serve."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -170,8 +170,8 @@ class Front:
 
 
 def proxy_callback() -> list[Middleware]:
-    """Makes the HTTP servers of this process use `Connection`, `Front` and `Paced`, and hold clients back."""
-    hold_back()
+    """Install `Connection` and bounded request queues in this process; return Ray Serve's middleware."""
+    bound_request_queues()
     Connection.seconds = float(os.environ.get(VARIABLE, DEFAULT_SECONDS))
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
-    return [Middleware(Front), Middleware(Paced)]
+    return [Middleware(HeaderFilterMiddleware), Middleware(FlowControlMiddleware)]

@@ -8,7 +8,7 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from serving.auth.scopes import NOTHING, Caller, Rights
+from serving.auth.scopes import NO_RIGHTS, Caller, Rights
 
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -19,7 +19,7 @@ def request_id(given: bytes = b"") -> str:
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestContext:
     """One request, from its head to the end of its answer."""
 
     request_id: str
@@ -27,7 +27,7 @@ class Visit:
     route: str | None = None  # the template, known when the answer is; None where nothing is
     key: str | None = None  # id of the key, never the key
     owner: str = ""  # that shares and budgets are counted for, see `fairness`
-    rights: Rights = NOTHING  # what the key allows: nothing until it is known
+    rights: Rights = NO_RIGHTS  # what the key allows: nothing until it is known
     work: str | None = None  # id of the bulk run that it is about
     source: str | None = None  # of a bulk run that it starts
     status: int = 499  # until it is answered: the client went away
@@ -47,14 +47,14 @@ class Visit:
         return round(1000 * (time.perf_counter() - self.began), 2)
 
 
-_VISIT: ContextVar[Visit] = ContextVar("visit")
+_CURRENT: ContextVar[RequestContext] = ContextVar("request")
 
 
-def begin(visit: Visit) -> None:
+def set_current(request: RequestContext) -> None:
     """Makes it the request of everything that is awaited from here."""
-    _VISIT.set(visit)
+    _CURRENT.set(request)
 
 
-def current() -> Visit:
+def current() -> RequestContext:
     """The request that is being answered; outside of one, an empty one."""
-    return _VISIT.get(None) or Visit("")
+    return _CURRENT.get(None) or RequestContext("")

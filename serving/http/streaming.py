@@ -1,8 +1,8 @@
 """A large body in constant memory: what is read of it follows what was used.
 
 Serve reads a body ahead as fast as the client sends, in its proxy and again in the replica, without a bound.
-So `Paced` stands in front of Serve and reads on only when the application says what it has used. It also
-keeps the answers of a client that reads none before it has sent everything, which would otherwise stop both.
+So `FlowControlMiddleware` runs before Serve and reads only as fast as the application reports used bytes. It
+also buffers the answers for a client that reads them after it has sent everything; otherwise both would stop.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Used:
         return _Used, ()
 
 
-class Paced:
+class FlowControlMiddleware:
     """ASGI middleware. It holds `AHEAD` of a body, and answers, which their sender bounds."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -108,7 +108,7 @@ class AuditLog:
         request.owes_audit = False
         self._put(request, sha256, **answer, ms=request.ms)
 
-    def _put(self, request: request_context.Visit, sha256: str | None, **answer: object) -> None:
+    def _put(self, request: request_context.RequestContext, sha256: str | None, **answer: object) -> None:
         line = {"time": timestamp(), "request_id": request.request_id, "key": request.key, "sha256": sha256}
         self._writer.put({**line, **answer})
 

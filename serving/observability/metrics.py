@@ -163,7 +163,7 @@ class GraderMetrics:
             self._psi.set(drift.grades.psi, {"statistic": "grade_mix"})
 
 
-class Metered:
+class MetricsMiddleware:
     """ASGI middleware around all others: counts each request by how it ended."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 State = Literal["closed", "open", "half_open"]
 
 
-class Breaker:
+class CircuitBreaker:
     """Counts failures among the last calls, and stops allowing calls when there are too many.
 
     Closed, it allows all calls. After `failures` failed ones of the last `of` it opens and allows none for
@@ -47,20 +47,20 @@ class Breaker:
             return True
         return self.state == "closed"
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """A call succeeded."""
         if self._opened_at is not None:
             self._failed.clear()
         self._opened_at, self._is_trying = None, False
         self._failed.append(False)
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         """A call failed."""
         self._is_trying = False
         self._failed.append(True)
         if self._opened_at is not None or self.failures >= self._most:
             self._opened_at = time.monotonic()
 
-    def given_up(self) -> None:
+    def record_cancel(self) -> None:
         """A call was canceled, which says nothing."""
         self._is_trying = False

@@ -22,7 +22,7 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.decision import Grading, make_gradings
 from scalp_core.inference.predictor import Predictor, resolve_device, resolve_runtime
 from scalp_core.results.schema import Signature
-from serving.admission.fairness import NOBODY_ELSE, Active, FairQueue
+from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, FairQueue
 from serving.observability.metrics import GraderMetrics
 from serving.schemas.grading import ModelResponse
 from serving.schemas.messages import Graded
@@ -94,7 +94,7 @@ class Grader:
         self._threads = ThreadPoolExecutor(self._most_lanes(), "model")
         self._model: _Model | None = None
         self._waiting: FairQueue[_Waiting] = FairQueue()
-        self._active = Active(_ACTIVE_S)
+        self._active = ActiveOwners(_ACTIVE_S)
         self._passes: dict[asyncio.Task[None], _Pass] = {}
         self._company: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -159,7 +159,7 @@ class Grader:
         )
 
     async def grade(
-        self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = NOBODY_ELSE
+        self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = LOCAL_OWNER
     ) -> Graded | Preprocess:
         """Grades one photograph.
 
@@ -173,7 +173,7 @@ class Grader:
             the answer; or, if the model takes photographs that are made otherwise, how.
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
-        self._active.see(owner)
+        self._active.record(owner)
         self._waiting.push(owner, _Waiting(image, statistics, preprocess, answer, time.monotonic(), owner))
         self._start_passes()
         return await answer

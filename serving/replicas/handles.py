@@ -56,7 +56,7 @@ def hash_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class Asked:
+class DeploymentClient:
     """A deployment whose dead replicas cost no request, and whose full queue is a refusal.
 
     Args:
@@ -69,7 +69,7 @@ class Asked:
         self._handle = handle.options(_by_reference=False)
         self._load = load
 
-    async def ask_soon(self, method: str, *arguments: Any) -> Any:
+    async def call_with_timeout(self, method: str, *arguments: Any) -> Any:
         """Calls a method that needs no forward pass.
 
         Raises:
@@ -77,7 +77,7 @@ class Asked:
         """
         try:
             async with asyncio.timeout(_SOON_S):
-                return await self.ask(method, *arguments)
+                return await self.call(method, *arguments)
         except TimeoutError:
             raise Refusal(
                 503,
@@ -85,7 +85,7 @@ class Asked:
                 f"the model does not answer within {_SOON_S:g} s; try again in a few seconds",
             ) from None
 
-    async def ask(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: Any) -> Any:
         """Calls a method of some replica.
 
         Raises:
@@ -93,19 +93,19 @@ class Asked:
         """
         for _ in range(_ATTEMPTS - 1):
             try:
-                return await self._ask_once(method, *arguments)
+                return await self._call_once(method, *arguments)
             except ray.exceptions.RayActorError:
                 _log.warning("a replica died with a request, which is sent again")
-        return await self._ask_once(method, *arguments)
+        return await self._call_once(method, *arguments)
 
-    async def _ask_once(self, method: str, *arguments: Any) -> Any:
+    async def _call_once(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._handle, method).remote(*arguments)
         except BackPressureError:
             raise self._load.overloaded() from None
 
 
-class Graders(Asked):
+class GraderClient(DeploymentClient):
     """A deployment of `Grader`; photographs are made as its model takes them."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Graders(Asked):
         with self._load.grading():
             return await self._grade(data, cost)
 
-    async def grade_again(self, photograph: Photograph, data: bytes, cost: float = 0.0) -> Graded:
+    async def grade_decoded(self, photograph: Photograph, data: bytes, cost: float = 0.0) -> Graded:
         """Grades a photograph that was decoded for another model; again only if this one takes others.
 
         Raises:
@@ -143,13 +143,13 @@ class Graders(Asked):
     async def _grade(
         self, data: bytes, cost: float, photograph: Photograph | None = None
     ) -> tuple[Photograph, Graded]:
-        preprocess = self._preprocess or await self.ask("preprocess")
+        preprocess = self._preprocess or await self.call("preprocess")
         owner = request_context.current().owner
         for _ in range(_REMAKES):
             if photograph is None or photograph.preprocess != preprocess:
                 photograph = await self._read(data, cost, preprocess)
             pixels, statistics = photograph.decoded.pixels, photograph.statistics
-            found = await self.ask("grade", pixels, statistics, preprocess, owner)
+            found = await self.call("grade", pixels, statistics, preprocess, owner)
             if isinstance(found, Graded):
                 self._preprocess = preprocess
                 return photograph, found

@@ -18,13 +18,13 @@ from serving.admission.decoding import Decoders
 from serving.admission.limits import Load
 from serving.admission.pixels import Admission
 from serving.batch.window import Batches
-from serving.bulk.work import Bulk, Served
+from serving.bulk.work import Bulk, ServedModel
 from serving.http import request_context
-from serving.http.backpressure import hold_back
+from serving.http.backpressure import bound_request_queues
 from serving.http.problems import Refusal
 from serving.observability.audit import AuditLog, open_log
 from serving.observability.metrics import PhotographMetrics
-from serving.replicas.handles import Asked, Graders, hash_of
+from serving.replicas.handles import DeploymentClient, GraderClient, hash_of
 from serving.replicas.readiness import Readiness
 from serving.replicas.rollout import Rollout
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
@@ -52,7 +52,7 @@ class Ingress:
         create_api: CreateApi,
         candidate: DeploymentHandle | None = None,
     ) -> None:
-        hold_back()
+        bound_request_queues()
         self._settings = settings
         self._create_api = create_api
         self.load = Load(settings.limits)
@@ -60,15 +60,15 @@ class Ingress:
         self._metrics = PhotographMetrics()
         self._decoders = Decoders()
         self._admission = Admission(settings.limits, self._decoders)
-        self._explainer = Asked(explainer, self.load)
-        self._graders = Graders(grader, self.load, self._metrics, self._decoders)
-        self._readiness = Readiness(partial(self._graders.ask, "check_ready"))
-        self._models: Graders | Rollout = self._graders
+        self._explainer = DeploymentClient(explainer, self.load)
+        self._grader = GraderClient(grader, self.load, self._metrics, self._decoders)
+        self._readiness = Readiness(partial(self._grader.call, "check_ready"))
+        self._models: GraderClient | Rollout = self._grader
         if settings.candidate and candidate:
             # Its own load: what a trial takes says nothing of the model that answers, and refuses nobody.
-            second = Graders(candidate, Load(settings.limits), self._metrics, self._decoders)
+            second = GraderClient(candidate, Load(settings.limits), self._metrics, self._decoders)
             self._models = Rollout(
-                settings.candidate, self._graders, second, self.audit, settings.answer_seconds
+                settings.candidate, self._grader, second, self.audit, settings.answer_seconds
             )
         grade_paid = partial(self.grade, is_paid=True)
         self.batches = Batches(settings.batch, grade_paid, self._model_version, self._admission)
@@ -125,7 +125,7 @@ class Ingress:
         grade = graded.grading.grade if of_grade is None else of_grade
         try:
             with self._metrics.stage("heatmap"):
-                png = await self._explainer.ask("heatmap", pixels, grade, graded.bundle)
+                png = await self._explainer.call("heatmap", pixels, grade, graded.bundle)
         except UserError as error:
             # What crossed Ray carries a traceback; its cause is the line.
             raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
@@ -134,7 +134,7 @@ class Ingress:
 
     async def describe(self) -> ModelResponse:
         """The model as it runs now."""
-        model: ModelResponse = await self._graders.ask_soon("describe")
+        model: ModelResponse = await self._grader.call_with_timeout("describe")
         if isinstance(self._models, Rollout):
             model = model.model_copy(update={"candidate": self._models.describe()})
         return model
@@ -142,9 +142,9 @@ class Ingress:
     async def _model_version(self) -> str:
         return (await self.describe()).model_version
 
-    async def _served(self) -> Served:
-        bundle, model_version = await self._graders.ask_soon("served")
-        return Served(bundle, model_version, self._settings.precision)
+    async def _served(self) -> ServedModel:
+        bundle, model_version = await self._grader.call_with_timeout("served")
+        return ServedModel(bundle, model_version, self._settings.precision)
 
     async def is_ready(self) -> bool:
         """Whether the model answers."""

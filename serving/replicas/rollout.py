@@ -12,8 +12,8 @@ from typing import Any
 
 from scalp_core.errors import ImageError
 from serving.observability.audit import AuditLog
-from serving.replicas.breaker import Breaker
-from serving.replicas.handles import Graders, Photograph, hash_of
+from serving.replicas.breaker import CircuitBreaker
+from serving.replicas.handles import GraderClient, Photograph, hash_of
 from serving.schemas.grading import CandidateState
 from serving.schemas.messages import Graded
 from serving.settings import CandidateSettings
@@ -40,8 +40,8 @@ class Rollout:
     def __init__(
         self,
         settings: CandidateSettings,
-        first: Graders,
-        candidate: Graders,
+        first: GraderClient,
+        candidate: GraderClient,
         audit: AuditLog | None,
         answer_seconds: float = 30.0,
     ) -> None:
@@ -50,11 +50,11 @@ class Rollout:
         self._candidate = candidate
         self._audit = audit
         self._answer_seconds = answer_seconds
-        self._breaker = Breaker()
+        self._breaker = CircuitBreaker()
         self._copies: set[asyncio.Task[None]] = set()
 
     async def grade(self, data: bytes, cost: float = 0.0) -> tuple[Photograph, Graded]:
-        """As `Graders.grade`."""
+        """As `GraderClient.grade`."""
         chosen = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
         if chosen and self._settings.mode == "canary" and self._breaker.allows():
             found = await self._try(data, cost)
@@ -79,20 +79,20 @@ class Rollout:
             async with asyncio.timeout(seconds):
                 found = await self._candidate.grade(data, cost)
         except ImageError:
-            self._breaker.given_up()
+            self._breaker.record_cancel()
             raise
         except asyncio.CancelledError:
-            self._breaker.given_up()
+            self._breaker.record_cancel()
             raise
         except Exception as error:
             reason = str(error) or f"no answer within {seconds:g} s"
-            self._breaker.failed()
+            self._breaker.record_failure()
             _log.warning(
                 "the candidate failed (breaker %s), the first answers: %s", self._breaker.state, reason
             )
             self._told(hash_of(data), None, reason)
             return None
-        self._breaker.succeeded()
+        self._breaker.record_success()
         return found
 
     def _start(self, copy: Coroutine[Any, Any, None]) -> None:
@@ -103,7 +103,7 @@ class Rollout:
     async def _copy(self, data: bytes, cost: float, photograph: Photograph, first: Graded) -> None:
         try:
             async with asyncio.timeout(self._answer_seconds):
-                graded = await self._candidate.grade_again(photograph, data, cost)
+                graded = await self._candidate.grade_decoded(photograph, data, cost)
         except Exception as error:
             self._told(photograph.sha256, first, str(error) or "no answer in time")
         else:

@@ -66,7 +66,7 @@ def dashboard(monkeypatch):
 
 def test_a_driver_for_a_gpu_is_not_refused_where_an_autoscaler_may_start_one(dashboard):
     dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": GROWS}}
-    Jobs(dashboard.url).check_room(cpus=0, gpus=1, memory=0)
+    Jobs(dashboard.url).check_capacity(cpus=0, gpus=1, memory=0)
 
 
 @pytest.mark.parametrize("status", [STAYS, None])
@@ -75,7 +75,7 @@ def test_a_driver_that_no_node_holds_is_refused_where_none_will_come(dashboard, 
     with pytest.raises(
         ClusterError, match="has 1 GPU for the process that drives the job, the largest has 0"
     ):
-        Jobs(dashboard.url).check_room(cpus=0, gpus=1, memory=0)
+        Jobs(dashboard.url).check_capacity(cpus=0, gpus=1, memory=0)
 
 
 def test_a_job_is_asked_for_alone_and_not_with_all_that_the_cluster_ever_ran(dashboard):

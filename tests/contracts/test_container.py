@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray._private import ray_constants
 
-from cluster.haproxy import EVERYWHERE
+from cluster.haproxy import COMMON_ENVIRONMENT
 from cluster.image import IMAGE, UID
 from cluster.local import SLEEPING_THREADS
 from cluster.ray_internals import SERVE_ENVIRONMENT
@@ -220,7 +220,7 @@ def test_what_serving_needs_is_in_the_environment_and_ray_knows_every_name():
     assert program.parent == Path("/usr/local/bin")  # where pip puts scripts in this base
     assert f'{program.name} = "cluster.haproxy:main"' in PYPROJECT
     # Among them the log that keeps no line back (B9) and a proxy that lets a batch end.
-    assert ENVIRONMENT.items() >= (SERVE_ENVIRONMENT | EVERYWHERE).items()
+    assert ENVIRONMENT.items() >= (SERVE_ENVIRONMENT | COMMON_ENVIRONMENT).items()
     assert ENVIRONMENT["RAY_USAGE_STATS_ENABLED"] == "0"
     assert ENVIRONMENT[ray_constants.RAY_WORKER_NICENESS] == "0"
     assert SLEEPING_THREADS in ENVIRONMENT.items()

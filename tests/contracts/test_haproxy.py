@@ -111,7 +111,7 @@ def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Prox
     log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     log.bind(("127.0.0.1", 0))
     log.settimeout(0.5)
-    text = haproxy.changed(theirs, policy)
+    text = haproxy.harden_configuration(theirs, policy)
     replacements = {"127.0.0.1:514": f"127.0.0.1:{log.getsockname()[1]}"}
     for address, listener in zip(
         ("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True
@@ -178,7 +178,7 @@ def test_two_endpoints_of_one_machine_share_neither_port_nor_file(tmp_path):
         made.append(haproxy.environment(tmp_path / name))
     shared = {name for name in made[0] if made[0][name] == made[1][name]}
     assert shared == {
-        *haproxy.EVERYWHERE,
+        *haproxy.COMMON_ENVIRONMENT,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
         haproxy.POLICY_VARIABLE,
     }

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from cluster.haproxy import EVERYWHERE
+from cluster.haproxy import COMMON_ENVIRONMENT
 from serving import app
 from serving.settings import Scaling, Settings, deployment_options
 
@@ -63,7 +63,7 @@ def test_a_replica_that_ends_has_time_for_what_it_took_in_last(monkeypatch, drai
     of_ingress = app._application(settings)._bound_deployment._deployment_config.graceful_shutdown_timeout_s
     assert of_ingress >= float(draining) + settings.limits.batch_seconds + settings.answer_seconds
     # HAProxy, when it is replaced, does not cut them either.
-    assert of_ingress < float(EVERYWHERE["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
+    assert of_ingress < float(COMMON_ENVIRONMENT["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
     of_grader = deployment_options(settings.grader, settings)["graceful_shutdown_timeout_s"]
     assert of_grader > settings.answer_seconds
 

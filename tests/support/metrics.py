@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     value: float
 
 
-class Asked(NamedTuple):
+class MetricQuery(NamedTuple):
     """A question of a dashboard or an alert: where it stands, PromQL, and the text that shows its labels."""
 
     where: str
@@ -88,7 +88,7 @@ def total(samples: list[Sample], name: str, **labels: str) -> float:
     return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
 
-def dashboard_questions(name: str) -> list[Asked]:
+def dashboard_questions(name: str) -> list[MetricQuery]:
     """Of `cluster/dashboards/NAME.json`."""
     found = []
     for panel in json.loads((DASHBOARDS / f"{name}.json").read_text())["panels"]:
@@ -96,7 +96,7 @@ def dashboard_questions(name: str) -> list[Asked]:
             expression = target["expr"]
             for variable, value in _VARIABLES.items():
                 expression = expression.replace(variable, value)
-            found.append(Asked(panel["title"], expression, target["legendFormat"]))
+            found.append(MetricQuery(panel["title"], expression, target["legendFormat"]))
     return found
 
 
@@ -104,13 +104,15 @@ def alerts(path: Path) -> list[dict]:
     return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
-def alert_questions(name: str) -> list[Asked]:
+def alert_questions(name: str) -> list[MetricQuery]:
     """Of `cluster/dashboards/NAME-alerts.yaml`."""
     rules = alerts(DASHBOARDS / f"{name}-alerts.yaml")
-    return [Asked(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules]
+    return [
+        MetricQuery(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules
+    ]
 
 
-def unanswered(questions: list[Asked], samples: list[Sample], exempt: Iterable[str]) -> list[str]:
+def unanswered(questions: list[MetricQuery], samples: list[Sample], exempt: Iterable[str]) -> list[str]:
     """Metrics and labels that are asked for and not exported.
 
     Args:

@@ -36,7 +36,7 @@ from scalp_core.inference.overlay import heat_colors
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA
 from serving import app
-from serving.api.middleware import Envelope
+from serving.api.middleware import RequestMiddleware
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
 from tests.support.images import jpeg
@@ -240,7 +240,7 @@ def test_page_is_closed_to_other_hosts(client):
 
 def test_a_failure_of_the_server_shows_no_traceback():
     api = FastAPI()
-    api.add_middleware(Envelope)
+    api.add_middleware(RequestMiddleware)
 
     @api.get("/fails")
     async def fails() -> None:

@@ -63,7 +63,7 @@ def test_the_driver_that_compares_versions_is_gone_before_the_verb_begins(tmp_pa
     (tmp_path / "versions.json").write_text(json.dumps({"timm": "1"}))
     monkeypatch.setattr(sys, "argv", ["entry", "--versions", str(tmp_path / "versions.json"), "grade", "a"])
     monkeypatch.setattr(entry, "connect", lambda: happened.append("connected"))
-    monkeypatch.setattr(entry, "ask_every_node", lambda _: {"127.0.0.1": {"timm": "1"}})
+    monkeypatch.setattr(entry, "run_on_each_node", lambda _: {"127.0.0.1": {"timm": "1"}})
     monkeypatch.setattr(entry.ray, "shutdown", lambda: happened.append("disconnected"))
     monkeypatch.setattr(entry, "_run", lambda words, _: happened.append(" ".join(words)) or 0)
     assert entry.main() == 0

@@ -21,9 +21,9 @@ from serving.admission.decoding import SMALL_COST, Decoders
 from serving.admission.fairness import FairQueue
 from serving.admission.limits import Limits, Load
 from serving.admission.pixels import Admission
-from serving.admission.rate_limit import Buckets
+from serving.admission.rate_limit import TokenBuckets
 from serving.api.routes import create_api
-from serving.batch.window import Batches, BatchSettings, Room, Window
+from serving.batch.window import Batches, BatchSettings, RequestLimit, Window
 from serving.http import request_context
 from serving.http.problems import Refusal
 from serving.replicas.grader import Grader
@@ -52,7 +52,7 @@ def run(scenario: Awaitable[None]) -> None:
 
 
 def as_owner(owner: str) -> None:
-    request_context.begin(request_context.Visit("id", owner=owner))
+    request_context.set_current(request_context.RequestContext("id", owner=owner))
 
 
 # --- probes
@@ -204,7 +204,7 @@ def test_a_client_that_goes_away_gives_its_turn_back():
 
 
 def test_buckets_take_as_much_as_is_asked_or_nothing():
-    buckets = Buckets(per_minute=600, burst=60)
+    buckets = TokenBuckets(per_minute=600, burst=60)
     assert buckets.take("ann", 0, 50) == 0
     assert buckets.take("ann", 0, 12) == pytest.approx(0.2)
     assert buckets.take("ann", 0, 10) == 0
@@ -254,15 +254,20 @@ def test_a_queue_is_taken_from_in_rotation():
 
 
 def test_no_owner_takes_all_the_places_of_batches_and_archives():
-    batches, archives = Room(8, "batches"), Room(2, "archives")
-    places = [batches.place("greedy") for _ in range(4)]
+    batches, archives = RequestLimit(8, "batches"), RequestLimit(2, "archives")
+    places = [batches.reserve("greedy") for _ in range(4)]
     for each in places:
         each.__enter__()
-    with pytest.raises(Refusal, match="too many batches"), batches.place("greedy"):
+    with pytest.raises(Refusal, match="too many batches"), batches.reserve("greedy"):
         pass
-    with batches.place("modest"), archives.place("greedy"), archives.place("modest"), pytest.raises(Refusal):
-        archives.place("greedy").__enter__()
-    with Room(1, "archives").place("greedy"):  # at least one
+    with (
+        batches.reserve("modest"),
+        archives.reserve("greedy"),
+        archives.reserve("modest"),
+        pytest.raises(Refusal),
+    ):
+        archives.reserve("greedy").__enter__()
+    with RequestLimit(1, "archives").reserve("greedy"):  # at least one
         pass
 
 

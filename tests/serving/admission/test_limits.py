@@ -87,7 +87,7 @@ def test_an_owner_that_fills_the_queue_leaves_the_others_their_part():
     assert alone == pytest.approx(30, abs=1)  # nobody else asks: all of it
     assert filled(load, "modest") == pytest.approx(alone / 2, abs=2)
     for _ in range(alone):
-        load.in_flight.give_back("greedy")
+        load.in_flight.release("greedy")
     assert filled(load, "greedy") == pytest.approx(alone / 2, abs=2)
 
 

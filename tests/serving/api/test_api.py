@@ -18,7 +18,7 @@ from serving.admission.limits import Load
 from serving.api import single
 from serving.api.routes import create_api
 from serving.auth.keys import KeySettings
-from serving.http.connections import Front
+from serving.http.connections import HeaderFilterMiddleware
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
@@ -206,7 +206,7 @@ def test_no_header_of_a_client_steers_ray():
     names = [b"serve_multiplexed_model_id", b"serve-multiplexed_model-id", b"X_Session-Id", b"x-session-id",
              b"x-request_timeout-seconds", b"X-Request-Disconnect_Disabled"]  # fmt: skip
     headers = [(name, b"\xff") for name in names] + [(b"x_request_id", b"mine"), (b"accept", b"*/*")]
-    asyncio.run(Front(ray)({"type": "http", "headers": headers}, None, None))
+    asyncio.run(HeaderFilterMiddleware(ray)({"type": "http", "headers": headers}, None, None))
     assert given == [[(b"accept", b"*/*"), (b"x-request-id", b"mine")]]
 
 

@@ -21,11 +21,11 @@ from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.inference.decision import Grading
 from scalp_core.results.schema import SCHEMA, Signature
 from serving.api import batch
-from serving.api.middleware import Envelope
+from serving.api.middleware import RequestMiddleware
 from serving.batch.window import Batches, BatchSettings
 from serving.http import problems
 from serving.http.problems import Refusal
-from serving.http.streaming import AHEAD, BATCH_PATH, Paced
+from serving.http.streaming import AHEAD, BATCH_PATH, FlowControlMiddleware
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from tests.support import odd_archives as odd
@@ -66,7 +66,7 @@ def app_of(model: Model, **settings) -> FastAPI:
 
     batches = Batches(BatchSettings(**settings), model.grade, version)
     api = FastAPI()
-    api.add_middleware(Envelope)
+    api.add_middleware(RequestMiddleware)
     api.include_router(batch.router)
     problems.install(api)
     api.dependency_overrides[replica] = lambda: SimpleNamespace(batches=batches)
@@ -82,7 +82,7 @@ def send(model: Model, request: dict, **settings) -> httpx.Response:
     found = []
 
     async def scenario() -> None:
-        transport = httpx.ASGITransport(Paced(app_of(model, **settings)))
+        transport = httpx.ASGITransport(FlowControlMiddleware(app_of(model, **settings)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             found.append(await client.post(BATCH_PATH, **request))
 
@@ -312,7 +312,7 @@ def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
 
         body = body_of(40, 100_000)
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        transport = httpx.ASGITransport(Paced(serve))
+        transport = httpx.ASGITransport(FlowControlMiddleware(serve))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             pieces = (body[at : at + 2**16] for at in range(0, len(body), 2**16))
 
@@ -333,7 +333,7 @@ def test_no_more_of_a_body_is_read_than_the_window_takes():
 
     async def scenario() -> None:
         model, connection = Model(3600), Connection(body_of(200, 60_000))
-        app = Paced(app_of(model, in_flight=8))
+        app = FlowControlMiddleware(app_of(model, in_flight=8))
         task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
         await asyncio.sleep(0.3)
         assert model.held == 8
@@ -363,7 +363,7 @@ def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
             await whole.wait()
             connection.sent.append(message)
 
-        await Paced(app_of(Model()))(connection.scope, receive, send)
+        await FlowControlMiddleware(app_of(Model()))(connection.scope, receive, send)
         assert len(connection.sent) == 303  # the start, 300 photographs, the end, and an empty piece
 
     run(scenario)
@@ -374,7 +374,9 @@ def test_when_the_client_goes_away_the_work_stops():
         model, connection = Model(3600), Connection(body_of(4, 100))
         connection.pieces.append(b"")
         api = app_of(model)
-        task = asyncio.create_task(Paced(api)(connection.scope, connection.receive, connection.send))
+        task = asyncio.create_task(
+            FlowControlMiddleware(api)(connection.scope, connection.receive, connection.send)
+        )
         await asyncio.sleep(0.2)
         assert model.held == 4
         connection.gone.set()

@@ -15,9 +15,9 @@ from ray.job_submission import JobStatus
 from cluster.jobs_api import Jobs
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 from serving.api import bulk
-from serving.auth.scopes import EVERYTHING, Caller
+from serving.auth.scopes import ALL_RIGHTS, Caller
 from serving.bulk import work as bulk_work
-from serving.bulk.work import Bulk, Served
+from serving.bulk.work import Bulk, ServedModel
 from serving.http import problems
 from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkSettings
@@ -68,7 +68,7 @@ class Endpoint:
     """The routes over a `Bulk` whose Ray and model are stood for."""
 
     def __init__(self, folder, monkeypatch, **settings) -> None:
-        self.client, self.served = Client(), Served("s3://models/scalp", "made-1", "bf16")
+        self.client, self.served = Client(), ServedModel("s3://models/scalp", "made-1", "bf16")
         self.loaded = "made-1"
         monkeypatch.setattr(
             bulk_work, "read_spec", lambda _: SimpleNamespace(version_in=lambda _: self.loaded)
@@ -76,7 +76,7 @@ class Endpoint:
         self.out = f"{folder}/out"
         (folder / "in").mkdir()
 
-        async def served() -> Served:
+        async def served() -> ServedModel:
             return self.served
 
         work = Bulk(BulkSettings(sources=[f"{folder}/in"], out=self.out, **settings), served)
@@ -95,7 +95,7 @@ def app_of(work: Bulk | None) -> FastAPI:
     api = FastAPI()
     api.include_router(bulk.router)
     problems.install(api)
-    api.dependency_overrides[bulk.caller] = lambda: Caller(None, EVERYTHING)
+    api.dependency_overrides[bulk.caller] = lambda: Caller(None, ALL_RIGHTS)
     api.dependency_overrides[replica] = lambda: SimpleNamespace(bulk=work)
     return api
 
@@ -140,7 +140,7 @@ def test_the_same_work_is_one_job_and_a_failed_one_is_tried_again(endpoint):
 def test_another_source_or_model_is_other_work(tmp_path, monkeypatch):
     endpoint = Endpoint(tmp_path, monkeypatch, jobs=3)
     ids = {endpoint.ask().json()["id"], endpoint.ask(source=f"{endpoint.source}/x").json()["id"]}
-    endpoint.served = Served("s3://models/scalp2", "made-2", "bf16")
+    endpoint.served = ServedModel("s3://models/scalp2", "made-2", "bf16")
     endpoint.loaded = "made-2"
     ids.add(endpoint.ask().json()["id"])
     assert len(ids) == 3

@@ -24,11 +24,11 @@ from serving.admission.limits import Load
 from serving.api import bulk
 from serving.api.middleware import install
 from serving.auth.keys import KeySettings
-from serving.auth.scopes import NOTHING, Caller
+from serving.auth.scopes import NO_RIGHTS, Caller
 from serving.bulk import rows as bulk_rows
 from serving.bulk import work as bulk_work
 from serving.bulk.owners import Owners
-from serving.bulk.work import Bulk, Served
+from serving.bulk.work import Bulk, ServedModel
 from serving.client import AsyncClient
 from serving.http import problems
 from serving.observability.audit import AuditLog, AuditSettings
@@ -68,8 +68,8 @@ class Endpoint:
         problems.install(self.api)
         self.api.dependency_overrides[replica] = lambda: SimpleNamespace(bulk=work)
 
-    async def _served(self) -> Served:
-        return Served("s3://models/scalp", "made-1", "bf16")
+    async def _served(self) -> ServedModel:
+        return ServedModel("s3://models/scalp", "made-1", "bf16")
 
     def rewrite(self, **changed: str) -> None:
         """The key file, with other scopes of some."""
@@ -233,7 +233,7 @@ def test_a_start_that_is_refused_owns_nothing(endpoint):
 
 def test_an_id_of_dots_owns_nothing_of_others(endpoint):
     owners = Owners(f"{endpoint.folder}/out")
-    owners.add(Caller("..", NOTHING), "bulk-" + "1" * 20, f"{endpoint.folder}/in/ann")
+    owners.add(Caller("..", NO_RIGHTS), "bulk-" + "1" * 20, f"{endpoint.folder}/in/ann")
     assert sorted(path.name for path in (endpoint.folder / "out").iterdir()) == ["owners"]
     assert owners.works("..") == {"bulk-" + "1" * 20} and owners.works(".") == set()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalp_core.errors import UserError
-from serving.admission.rate_limit import Buckets
+from serving.admission.rate_limit import TokenBuckets
 from serving.auth import keys as keys_module
 from serving.auth.keys import Keys, KeySettings, new_key, parse_keys
 from serving.auth.network import check_address
@@ -127,7 +127,7 @@ def test_every_key_is_compared(tmp_path, monkeypatch):
 
 
 def test_tokens_come_back_evenly():
-    buckets = Buckets(per_minute=30, burst=2)
+    buckets = TokenBuckets(per_minute=30, burst=2)
     assert [buckets.take("ann", 0.0) for _ in range(3)] == [0, 0, 2]
     assert buckets.take("ben", 0.0) == 0  # has its own
     assert buckets.take("ann", 0.5) == pytest.approx(1.5)
@@ -137,7 +137,7 @@ def test_tokens_come_back_evenly():
 
 
 def test_addresses_without_end_take_no_memory_without_end():
-    buckets = Buckets(per_minute=1, burst=1)
+    buckets = TokenBuckets(per_minute=1, burst=1)
     for number in range(20_000):
         buckets.take(str(number), 0.0)
     assert len(buckets._buckets) == 10_000

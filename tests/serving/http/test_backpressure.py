@@ -10,7 +10,7 @@ import pytest
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy, MessageQueue
 
-from serving.http.backpressure import hold_back
+from serving.http.backpressure import bound_request_queues
 
 PIECE = {"type": "http.request", "body": b"x", "more_body": True}
 LENGTH = 20  # messages; a little more than a queue holds
@@ -18,8 +18,8 @@ LENGTH = 20  # messages; a little more than a queue holds
 
 @pytest.fixture(autouse=True)
 def held_back():
-    hold_back()
-    hold_back()
+    bound_request_queues()
+    bound_request_queues()
 
 
 async def settle(task: asyncio.Task[Any]) -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 import uvicorn
 
-from serving.http.connections import Connection, Front
+from serving.http.connections import Connection, HeaderFilterMiddleware
 
 SECONDS = 0.4
 LATE = 5.0
@@ -41,7 +41,9 @@ class Quick(Connection):
 
 @pytest.fixture(scope="module")
 def port():
-    config = uvicorn.Config(Front(application), port=0, http=Quick, lifespan="off", log_level="critical")
+    config = uvicorn.Config(
+        HeaderFilterMiddleware(application), port=0, http=Quick, lifespan="off", log_level="critical"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

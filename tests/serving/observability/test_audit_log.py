@@ -41,10 +41,10 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.fixture
 def request_of_ann():
-    request = request_context.Visit("visit-7", "POST", key="ann", owes_audit=True)
-    request_context.begin(request)
+    request = request_context.RequestContext("visit-7", "POST", key="ann", owes_audit=True)
+    request_context.set_current(request)
     yield request
-    request_context.begin(request_context.Visit(""))
+    request_context.set_current(request_context.RequestContext(""))
 
 
 def test_a_line_tells_what_was_asked_and_answered(tmp_path, request_of_ann):
@@ -75,7 +75,7 @@ def test_a_request_without_a_photograph_has_one_line_and_one_that_was_kept_out_n
     request_of_ann.problem, request_of_ann.status = "no_file", 422
     log.answered()
     log.answered()
-    request_context.begin(request_context.Visit("kept-out", "POST", problem="wrong_key"))
+    request_context.set_current(request_context.RequestContext("kept-out", "POST", problem="wrong_key"))
     log.answered()
     log.close()
     (line,) = lines(tmp_path / "audit")

@@ -13,11 +13,11 @@ from scalp_core.images import statistics as image_statistics
 from scalp_core.inference.decision import Grading
 from scalp_core.results import drift
 from serving.admission.limits import MAX_BODY_BYTES, Load
-from serving.api.middleware import Envelope
+from serving.api.middleware import RequestMiddleware
 from serving.api.routes import create_api
 from serving.observability import metrics
 from serving.observability.drift import DriftWindow
-from serving.observability.metrics import Metered
+from serving.observability.metrics import MetricsMiddleware
 from serving.replicas.ingress import replica
 from serving.settings import Settings
 from tests.scalp_core.results.test_drift import LUMA, draw, spec
@@ -114,8 +114,8 @@ def test_requests_are_counted_by_route_and_by_how_they_ended(counted):
 
 def test_a_request_whose_client_goes_away_is_counted(counted):
     api = FastAPI()
-    api.add_middleware(Envelope)
-    api.add_middleware(Metered)
+    api.add_middleware(RequestMiddleware)
+    api.add_middleware(MetricsMiddleware)
 
     @api.get("/slow")
     async def slow() -> None:

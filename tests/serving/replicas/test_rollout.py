@@ -16,8 +16,8 @@ from serving.admission.decoding import Decoders
 from serving.admission.limits import Limits, Load
 from serving.http.problems import Refusal
 from serving.replicas import breaker
-from serving.replicas.breaker import Breaker
-from serving.replicas.handles import Graders
+from serving.replicas.breaker import CircuitBreaker
+from serving.replicas.handles import GraderClient
 from serving.replicas.rollout import Rollout
 from serving.schemas.messages import Graded
 from serving.settings import CandidateSettings, Settings
@@ -70,8 +70,8 @@ class Metrics:
 def made(mode: str, candidate: Handle, seconds: float = 30) -> tuple[Rollout, Handle, Load, Metrics]:
     load, first, metrics, decoders = Load(Limits(), 0.02), Handle(), Metrics(), Decoders()
     graders = [
-        Graders(first, load, metrics, decoders),
-        Graders(candidate, Load(Limits()), metrics, decoders),
+        GraderClient(first, load, metrics, decoders),
+        GraderClient(candidate, Load(Limits()), metrics, decoders),
     ]
     settings = CandidateSettings(mode=mode, share=1)
     return Rollout(settings, *graders, None, seconds), first, load, metrics
@@ -110,23 +110,29 @@ def test_a_canary_that_refuses_images_is_no_failure_of_it():
 def test_a_breaker_tries_again_after_a_while_one_call_at_a_time(monkeypatch):
     now = 0.0
     monkeypatch.setattr(breaker, "time", SimpleNamespace(monotonic=lambda: now))
-    one = Breaker(failures=2, of=4, pause_s=30)
-    for end in (one.failed, one.succeeded, one.succeeded, one.succeeded, one.failed):
+    one = CircuitBreaker(failures=2, of=4, pause_s=30)
+    for end in (
+        one.record_failure,
+        one.record_success,
+        one.record_success,
+        one.record_success,
+        one.record_failure,
+    ):
         assert one.allows()
         end()
     assert one.state == "closed"  # the first failure is not among the last four
     assert one.allows()
-    one.failed()
+    one.record_failure()
     assert (one.state, one.allows()) == ("open", False)
     now = 31
     assert (one.state, one.allows(), one.allows()) == ("half_open", True, False)
-    one.given_up()
+    one.record_cancel()
     assert one.allows()
-    one.failed()
+    one.record_failure()
     assert not one.allows()
     now = 62
     assert one.allows()
-    one.succeeded()
+    one.record_success()
     assert (one.state, one.failures, one.allows()) == ("closed", 0, True)
 
 
@@ -161,10 +167,10 @@ def test_what_needs_no_pass_is_not_waited_for_for_ever(monkeypatch):
     monkeypatch.setattr("serving.replicas.handles._SOON_S", 0.1)
 
     async def scenario() -> None:
-        graders = Graders(Handle(3600), Load(Limits()), Metrics(), Decoders())
+        graders = GraderClient(Handle(3600), Load(Limits()), Metrics(), Decoders())
         began = time.monotonic()
         with pytest.raises(Refusal) as refused:
-            await graders.ask_soon("describe")
+            await graders.call_with_timeout("describe")
         assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
         assert time.monotonic() - began < 5
 
