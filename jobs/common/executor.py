@@ -30,7 +30,7 @@ Load = Callable[[pa.Table], Batches]
 
 # Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
 _LOADER_CPUS = 0.9
-_PATIENCE_S = 180
+_RETRY_TIMEOUT_S = 180
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,10 @@ class _CountingDeaths:
             yield from self._model(batch)
             return
         (shard,) = batch["shard"].to_pylist()
-        with storage.patience(_PATIENCE_S), counted_try(storage.join(self._deaths, shard)) as is_hopeless:
+        with (
+            storage.retry_timeout(_RETRY_TIMEOUT_S),
+            counted_try(storage.join(self._deaths, shard)) as is_hopeless,
+        ):
             if is_hopeless:
                 raise UserError(
                     f"processes of models died {MOST_TRIES} times or more while they graded shard {shard}; "

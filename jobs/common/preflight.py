@@ -17,7 +17,7 @@ from scalp_core.errors import UserError
 
 # Above this Ray stores nothing more on a disk, and tasks wait for ever.
 _FULL_SHARE = 0.95
-_PATIENCE_S = 3.0
+_RETRY_TIMEOUT_S = 3.0
 
 
 def check_nodes(reads: Sequence[str], out: str) -> None:
@@ -54,7 +54,7 @@ def examples(parts: Mapping[str, pa.Table]) -> list[str]:
 def _wrong(reads: list[str], mark: str) -> list[str]:
     """What is wrong on this node, a line each."""
     lines = []
-    with storage.patience(_PATIENCE_S):
+    with storage.retry_timeout(_RETRY_TIMEOUT_S):
         for uri in reads:
             try:
                 _touch(uri)

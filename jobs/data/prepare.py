@@ -25,7 +25,15 @@ from cluster.growth import wait_for_node
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
 from jobs.common.executor import Executor, RayExecutor
-from jobs.data.tasks import EXAMINED, LISTED, OBJECTS_A_SHARD, PATIENCE_S, ExamineShard, ListRoots, shares
+from jobs.data.tasks import (
+    EXAMINED,
+    LISTED,
+    OBJECTS_A_SHARD,
+    RETRY_TIMEOUT_S,
+    ExamineShard,
+    ListRoots,
+    shares,
+)
 from scalp_core import storage
 from scalp_core.curation import audit, report
 from scalp_core.curation.audit import Options
@@ -96,7 +104,7 @@ def prepare(
     executor = executor or RayExecutor()
     wait_for_node(executor.cluster(), console.print)
     executor.check([source], out)
-    with outputs.opened(out, _VERB, [source]) as output, storage.patience(PATIENCE_S):
+    with outputs.opened(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, again=finished is not None)
         tasks = (list_task(output.scratch), examine_task(output.scratch, _above(source), grouping))
         try:
@@ -301,7 +309,7 @@ def _audit(guard: Guard, examined: str, source: str, out: str, options: Options)
     As a whole it is done again when storage was unavailable: pyarrow's datasets do not wait.
     """
     guard.check()
-    with storage.patience(PATIENCE_S):
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
         found = storage.retried(examined, audit.audit, examined, source, out, options, is_table)
         found["only_by_name"] = _only_by_name(out)

@@ -29,7 +29,7 @@ EXAMINED = "examined"
 TRIES = "tries"
 OBJECTS_A_SHARD = 512
 # A server that restarts is waited for; a job of hours must not end with it.
-PATIENCE_S = 180
+RETRY_TIMEOUT_S = 180
 
 
 LISTING_TASKS = 64
@@ -66,7 +66,7 @@ class ListRoots:
         self._work = work
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             rows = chain.from_iterable(map(scan.list_root, roots_in(row)))
             return write_listed(self._work, row["number"], rows)
 
@@ -102,7 +102,7 @@ class ExamineShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Examines the shard `name`; with `retry`, only if some of its objects could not be fetched."""
         name = row["name"]
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             listed = parquet.read(storage.join(self._work, LISTED, name)).to_pylist()
             if row.get("retry") and not self._unfetched(name):
                 return {"objects": len(listed), "unfetched": 0}

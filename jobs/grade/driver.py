@@ -20,7 +20,7 @@ from jobs.common.executor import Executor, RayExecutor
 from jobs.common.inference import ModelOptions
 from jobs.grade import identity as grade_identity
 from jobs.grade import retry as grade_retry
-from jobs.grade.files import PATIENCE_S, Listing
+from jobs.grade.files import RETRY_TIMEOUT_S, Listing
 from jobs.grade.gather import gather
 from jobs.grade.identity import Identity
 from jobs.grade.listing import glance, list_sources
@@ -124,7 +124,7 @@ def grade(
     model = resolve_model(asked, plan, executor)
     clock.lap("start")
     # Only now: a command that was refused must not bind OUT to its mistake.
-    with outputs.opened(out, "grade", named) as output, storage.patience(PATIENCE_S):
+    with outputs.opened(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         executor.check(named, out)
         # Another run may have begun since.
         identity = grade_identity.read(out)
@@ -297,7 +297,7 @@ class _Run:
 def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:
     from jobs.grade.report import write_report  # slow to import, and only needed here
 
-    with storage.patience(PATIENCE_S):
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
         write_report(out, summary, bundle, heatmaps)
 
 

@@ -29,7 +29,7 @@ STARTED, GRADED, ENDED = "started", "graded", "ended"
 GROUP_SHARDS = 4096
 INPUTS_KEY = b"scalp.inputs"
 # A job of hours outlives a server's restart.
-PATIENCE_S = 180
+RETRY_TIMEOUT_S = 180
 _SCHEMA_VERSION = 2
 
 

@@ -23,7 +23,7 @@ from jobs.common.console import progress_bar
 from jobs.common.executor import Executor
 from jobs.grade.files import (
     INPUTS_KEY,
-    PATIENCE_S,
+    RETRY_TIMEOUT_S,
     Ended,
     Listed,
     Listing,
@@ -196,7 +196,7 @@ class GatherGroups:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         found, part, waiting = Found(), 0, 0
         tables: list[pa.Table] = []
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             states = [_State.read(self._work, Listed(**group)) for group in json.loads(row["groups"])]
             missing = sum(self._missing(state, found) for state in states)
             for table in chain.from_iterable(self._tables(state, found) for state in states):
@@ -288,7 +288,7 @@ def write_part(uri: str, table: pa.Table) -> None:
 
 def count_repeated(results: str) -> int:
     """Rows beyond the first of each location, over all files; DuckDB spills to disk."""
-    with storage.patience(PATIENCE_S):
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
         if not storage.names_in(results):
             return 0
         with spilling() as connection:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from jobs.common.console import console, progress_bar, read_json, write_json
 from jobs.common.executor import Executor
 from jobs.data.tasks import roots_in, shares
-from jobs.grade.files import GROUP_SHARDS, PATIENCE_S, Listed, Listing, listed_file, shard_names
+from jobs.grade.files import GROUP_SHARDS, RETRY_TIMEOUT_S, Listed, Listing, listed_file, shard_names
 from scalp_core import archives, storage
 from scalp_core.datasets import locations, manifest, scan
 from scalp_core.datasets.scan import Root
@@ -163,7 +163,7 @@ class ListPhotographs:
         self._size = shard_size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             objects = chain.from_iterable(map(scan.list_root, roots_in(row)))
             groups = write_groups(self._folder, self._size, row["number"], objects)
             return {"groups": json.dumps([asdict(group) for group in groups])}
@@ -281,7 +281,7 @@ def _write_unique(folder: str, groups: list[dict[str, Any]], shard_size: int) ->
     """
     shards = [shard for group in groups for shard in shard_names(Listed(**group), shard_size)]
     files = [listed_file(folder, shard) for shard in shards]
-    with storage.patience(PATIENCE_S):
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
         again = _repeated(files)
         rows = (row for uri in files for row in parquet.read(uri).to_pylist())
         unique = list(_write_groups(folder, "unique", shard_size, _first_of(rows, again))) if again else []

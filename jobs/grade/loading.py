@@ -22,7 +22,15 @@ from jobs.common.executor import attempt
 from jobs.common.images import Columns, LoadImages, fetch
 from jobs.common.isolate import MOST_TRIES, Isolation
 from jobs.common.prometheus import timed
-from jobs.grade.files import PATIENCE_S, Ended, ended_file, ids_digest, listed_file, piece_name, version_tag
+from jobs.grade.files import (
+    RETRY_TIMEOUT_S,
+    Ended,
+    ended_file,
+    ids_digest,
+    listed_file,
+    piece_name,
+    version_tag,
+)
 from jobs.grade.listing import batched
 from jobs.grade.shards import Seconds, packed
 from scalp_core import archives, storage
@@ -79,7 +87,7 @@ class LoadShard:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         tries = attempt()
         for row in batch.to_pylist():
-            with storage.patience(PATIENCE_S), ExitStack() as stack:
+            with storage.retry_timeout(RETRY_TIMEOUT_S), ExitStack() as stack:
                 child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None
                 if child:
                     logger.warning(
@@ -276,6 +284,6 @@ def _one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
     if data is None:
         data = _changed_archives([row]).get(row["uri"])
     if data is None:
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             (data,) = fetch([location_of(row)])
     return LoadImages(spec).decoded(_columns([row]), [data])

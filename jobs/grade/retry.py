@@ -22,7 +22,7 @@ from jobs.common.console import progress_bar, read_json, write_json
 from jobs.common.executor import Executor
 from jobs.grade.files import (
     GROUP_SHARDS,
-    PATIENCE_S,
+    RETRY_TIMEOUT_S,
     Listed,
     Listing,
     begun,
@@ -122,7 +122,7 @@ class ListFailed:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         group = row["part"].removesuffix(".parquet")
         columns = ["uri", "member", "error_code"]
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             table = parquet.read(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
             failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
             rows = [
@@ -184,7 +184,7 @@ class MergePart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         found, group = Found(), json.loads(row["group"])
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
             table = parquet.read(uri)
             if group:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.common.images import Columns
 from jobs.common.prometheus import timed
-from jobs.grade.files import INPUTS_KEY, PATIENCE_S, STARTED, graded_file
+from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, STARTED, graded_file
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import UserError
@@ -93,7 +93,7 @@ class GradeShard:
         self._free = time.monotonic()
 
     def _committed(self, shard: str, rows: Columns, images: np.ndarray, seconds: Seconds) -> pa.Table:
-        with storage.patience(PATIENCE_S):
+        with storage.retry_timeout(RETRY_TIMEOUT_S):
             marked = self._marks.submit(self._mark, shard)
             with timed(seconds, "model"):
                 table = self._graded(rows, images)

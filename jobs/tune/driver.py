@@ -19,7 +19,7 @@ from cluster import ray_internals, reservations
 from cluster.local import Cluster, connect
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, write_json
 from jobs.common.preflight import check_nodes, examples
-from jobs.data.tasks import PATIENCE_S
+from jobs.data.tasks import RETRY_TIMEOUT_S
 from jobs.train.driver import IDENTITY_FILE, check_batch_norm, check_batches, check_identity
 from jobs.train.ingest import Photographs, cache_line, cache_room, cached
 from jobs.train.scaling import CPUS_FOR_DATA, fewest_and_most, room_for, scaling_for
@@ -215,7 +215,7 @@ def _search(
         photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
         work = output.scratch
         plans = _plans(work, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
-        with progress_bar("epochs", epochs * len(trials)) as bar, storage.patience(PATIENCE_S):
+        with progress_bar("epochs", epochs * len(trials)) as bar, storage.retry_timeout(RETRY_TIMEOUT_S):
             records = Records(output.uri, work, trials, epochs, bar)
             _run(work, plans, records, asha(epochs, grace, over), at_once)
         del kept

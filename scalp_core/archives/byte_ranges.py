@@ -62,7 +62,7 @@ def read_ranges(uri: str, ranges: Sequence[Range], read: Read | None = None) -> 
         read: returns `length` bytes of the file from `start`; `storage.read_range` unless given.
 
     Raises:
-        OSError: storage refused, or did not answer for as long as its patience.
+        OSError: storage refused, or did not answer before the retry timeout.
     """
     read = read or partial(storage.read_range, uri)
     coming: deque[tuple[list[Range], Future[bytes]]] = deque()

@@ -1,7 +1,7 @@
 """Files by uri: a local path or `s3://bucket/key`.
 
 Writes are atomic and durable: a file is there whole, with its bytes on the disk, or not at all. Requests that
-meet a transient error are retried for as long as `patience` says. A failure that a user can fix (a wrong key,
+meet a transient error are retried until `retry_timeout`. A failure that a user can fix (a wrong key,
 a missing folder, a full disk) is a `UserError` of one line.
 """
 
@@ -33,14 +33,14 @@ from scalp_core.storage.listing import (
     pages,
     walk,
 )
-from scalp_core.storage.retry import patience, retried
+from scalp_core.storage.retry import retried, retry_timeout
 from scalp_core.storage.uris import absolute, bucket_and_key, bucket_and_prefix, check_scheme, is_s3, join
 
 __all__ = [
     "StoredFile", "absolute", "advice", "children", "create", "exists", "explained", "filesystem",
     "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within", "join",
-    "list_files", "mutation", "names_in", "new_file", "open_file", "patience", "read", "read_range",
-    "remove_file", "remove_folder", "remove_temporary", "retried", "walk", "write",
+    "list_files", "mutation", "names_in", "new_file", "open_file", "read", "read_range",
+    "remove_file", "remove_folder", "remove_temporary", "retried", "retry_timeout", "walk", "write",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

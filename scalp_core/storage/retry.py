@@ -1,4 +1,4 @@
-"""Retries of requests to storage: for how long, and what is logged meanwhile."""
+"""Retries of storage requests: their timeout, and what they log."""
 
 from __future__ import annotations
 
@@ -20,59 +20,59 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _DEFAULT_S = 3.0
-# Clients give up an unavailable server sooner (3 attempts of 30 s): a later failure means it answered.
+# S3 clients fail sooner on an unavailable server (3 attempts of 30 s): a later failure follows real work.
 _WORKED_S = 120.0
 _MAX_STREAKS = 5
 _LONG_S = 30.0
 _LOG_EVERY_S = 30.0
 
-_own: ContextVar[float | None] = ContextVar("retry_timeout", default=None)
+_timeout_of_thread: ContextVar[float | None] = ContextVar("retry_timeout", default=None)
 _lock = threading.Lock()
-_of_process: list[float] = []
+_timeouts_in_process: list[float] = []
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Set the retry timeout for requests inside this block, in seconds, and for threads it starts.
+def retry_timeout(seconds: float) -> Iterator[None]:
+    """Set the retry timeout, in seconds, of storage requests inside this block and of threads it starts.
 
-    A person who mistyped an address waits seconds; a job of hours outlives a server's restart. Threads that
-    set none of their own take the longest of those in force in this process.
+    The default is short, for a mistyped address; a job of hours should survive a restart of the server.
+    A thread without a retry timeout uses the longest one in force in its process.
     """
     with _lock:
-        _of_process.append(seconds)
-    token = _own.set(seconds)
+        _timeouts_in_process.append(seconds)
+    token = _timeout_of_thread.set(seconds)
     try:
         yield
     finally:
-        _own.reset(token)
+        _timeout_of_thread.reset(token)
         with _lock:
-            _of_process.remove(seconds)
+            _timeouts_in_process.remove(seconds)
 
 
-def timeout() -> float:
-    """The retry timeout in force in this thread, in seconds."""
-    own = _own.get()
+def current_retry_timeout() -> float:
+    """Return the retry timeout in force in this thread, in seconds."""
+    timeout = _timeout_of_thread.get()
     with _lock:
-        return own if own is not None else max(_of_process, default=_DEFAULT_S)
+        return timeout if timeout is not None else max(_timeouts_in_process, default=_DEFAULT_S)
 
 
 def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """Call `request`, again while it fails with a transient storage error.
+    """Call `request` and retry it after transient storage errors, until the retry timeout.
 
-    The clock starts at the first failure of a streak, so that a request that worked for long and then met an
-    outage is retried as long as one that met it at once.
+    The timeout counts from the first failure of a streak. A request that fails after long work is therefore
+    retried as long as one that fails immediately.
 
     Args:
-        name: the uri, for the log; one of a local file is requested once.
-        request: what to call with the arguments.
+        name: Uri for the log; a request for a local file is not retried.
+        request: Function to call with the arguments.
 
     Raises:
-        OSError: the last one, after the retry timeout; permanent errors immediately.
+        OSError: the last error after the retry timeout; a permanent error immediately.
     """
     if not is_s3(name):  # errors of a local disk are permanent
         return request(*arguments, **keywords)
     retrying = tenacity.Retrying(
-        stop=_StopAfterOutage(name, timeout()),
+        stop=_StopAfterOutage(name, current_retry_timeout()),
         wait=tenacity.wait_random_exponential(0.2, max=5),
         retry=tenacity.retry_if_exception(is_transient),
         reraise=True,
@@ -81,7 +81,7 @@ def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: A
 
 
 class _StopAfterOutage:
-    """Ends the retries of one request, and logs that it waits: once a streak, then every half minute."""
+    """End the retries of one request at its timeout; log once per streak, then every half minute."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self._name = name
@@ -103,7 +103,7 @@ class _StopAfterOutage:
         if left > 0 and now - self._logged >= _LOG_EVERY_S:
             self._logged = now
             error = state.outcome.exception() if state.outcome else None
-            # A person who mistyped an address gets the error seconds later: one line is enough.
+            # With a short timeout the error itself follows within seconds.
             level = logging.WARNING if self._seconds >= _LONG_S else logging.INFO
             logger.log(level, "%s: %s; retrying for %.0f s", self._name, error and label(error), left)
         return left <= 0

@@ -104,13 +104,13 @@ class Request:
 
 def test_an_outage_after_long_work_is_retried():
     request = Request(failures=1, seconds=0.6)
-    with storage.patience(0.5):
+    with storage.retry_timeout(0.5):
         assert storage.retried("s3://b/k", request) == "done"
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(60, "WARNING"), (3, "INFO")])
 def test_a_job_that_waits_says_so_once(caplog, seconds, level):
-    with storage.patience(seconds), caplog.at_level(logging.INFO):
+    with storage.retry_timeout(seconds), caplog.at_level(logging.INFO):
         assert storage.retried("s3://b/k", Request(failures=3)) == "done"
     ((name, levelno, text),) = caplog.record_tuples
     assert (name, logging.getLevelName(levelno)) == ("scalp_core.storage.retry", level)
@@ -120,13 +120,13 @@ def test_a_job_that_waits_says_so_once(caplog, seconds, level):
 def test_work_between_two_outages_starts_the_clock_again(monkeypatch):
     monkeypatch.setattr(retry, "_WORKED_S", 0.3)
     request = Request(failures=3, seconds=0.6)
-    with storage.patience(0.5):
+    with storage.retry_timeout(0.5):
         assert storage.retried("s3://b/k", request) == "done"
 
 
 def test_a_retry_ends_and_a_permanent_error_is_not_retried():
     request = Request(failures=10**9)
-    with storage.patience(0.5), pytest.raises(StorageError):
+    with storage.retry_timeout(0.5), pytest.raises(StorageError):
         storage.retried("s3://b/k", request)
     assert 1 < request.calls < 50
 
@@ -135,7 +135,7 @@ def test_a_retry_ends_and_a_permanent_error_is_not_retried():
         raise StorageError("no", "AccessDenied", 403)
 
     calls: list[int] = []
-    with storage.patience(60), pytest.raises(StorageError):
+    with storage.retry_timeout(60), pytest.raises(StorageError):
         storage.retried("s3://b/k", denied)
     assert len(calls) == 1
 
@@ -144,25 +144,25 @@ def test_overlapping_blocks_of_threads_leave_nothing_behind():
     inside, leave = threading.Event(), threading.Event()
 
     def first():
-        with storage.patience(180):
+        with storage.retry_timeout(180):
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait(10)
-    with storage.patience(5):
-        assert retry.timeout() == 5
+    with storage.retry_timeout(5):
+        assert retry.current_retry_timeout() == 5
         leave.set()
         thread.join()
-        assert retry.timeout() == 5
-    assert retry.timeout() == retry._DEFAULT_S
+        assert retry.current_retry_timeout() == 5
+    assert retry.current_retry_timeout() == retry._DEFAULT_S
 
 
 def test_threads_that_a_block_starts_wait_as_long_as_it():
     seen = []
-    with storage.patience(180):
-        thread = threading.Thread(target=lambda: seen.append(retry.timeout()))
+    with storage.retry_timeout(180):
+        thread = threading.Thread(target=lambda: seen.append(retry.current_retry_timeout()))
         thread.start()
         thread.join()
     assert seen == [180]
