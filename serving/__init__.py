@@ -1,1 +1,1 @@
-"""The Ray Serve application that answers one photograph online."""
+"""The Ray Serve application that answers one image online."""

@@ -134,7 +134,7 @@ def stop() -> None:
 
 
 def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str | None = None) -> None:
-    """`scalp serve`: answers photographs until it is interrupted.
+    """`scalp serve`: answers images until it is interrupted.
 
     Raises:
         UserError: as `start`.

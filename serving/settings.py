@@ -26,7 +26,7 @@ class ModelSettings(_Typed):
     """The `user_config` of the grader: changed in place, without a restart and without a dropped request."""
 
     bundle: str = Field(description="directory, `s3://`, or `models://NAME@VERSION` of the bundle")
-    max_batch_size: int = Field(16, ge=1, le=512, description="photographs in one forward pass")
+    max_batch_size: int = Field(16, ge=1, le=512, description="images in one forward pass")
     batch_wait_ms: float = Field(
         0,
         ge=0,
@@ -89,7 +89,7 @@ class CandidateSettings(_Typed):
         description="shadow: it gets copies, and the first answers; canary: it answers a share"
     )
     share: float = Field(
-        0.1, gt=0, le=1, description="of the photographs; by their bytes, so that one is always treated alike"
+        0.1, gt=0, le=1, description="of the images; by their bytes, so that one is always treated alike"
     )
 
 

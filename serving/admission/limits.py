@@ -19,13 +19,13 @@ from serving.auth.network import client_network, is_here
 from serving.http import request_context
 from serving.http.problems import Refusal
 
-# The form around a photograph: boundaries and part headers.
+# The form around an image: boundaries and part headers.
 FORM_BYTES = 64 * 1024
 MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
 
 _MIB = 2**20
 _LONGEST_RETRY_S = 60
-_REMEMBERED = 0.95  # of the measured seconds per photograph, when a new measurement comes
+_REMEMBERED = 0.95  # of the measured seconds per image, when a new measurement comes
 _FIRST_GUESS_S = 0.02
 # Of `queue_seconds`, up to which more are taken in: no measurement foretells the next second to the tenth.
 _SURE = 0.9
@@ -40,12 +40,10 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    grade_bytes: int = Field(
-        MAX_BODY_BYTES, ge=1, description="of a request with one photograph, in its form"
-    )
-    batch_bytes: int = Field(1024 * _MIB, ge=1, description="of a request with many photographs")
+    grade_bytes: int = Field(MAX_BODY_BYTES, ge=1, description="of a request with one image, in its form")
+    batch_bytes: int = Field(1024 * _MIB, ge=1, description="of a request with many images")
     other_bytes: int = Field(64 * 1024, ge=1, description="of any other request")
-    grade_seconds: float = Field(60, gt=0, description="that the body of one photograph may keep us waiting")
+    grade_seconds: float = Field(60, gt=0, description="that the body of one image may keep us waiting")
     batch_seconds: float = Field(1800, gt=0, description="that the body of many may keep us waiting")
     grace_seconds: float = Field(
         10, gt=0, description="that any body may keep us waiting; each `min_bytes_per_s` bytes give one more"
@@ -63,7 +61,7 @@ class Limits(BaseModel):
         description="in which what is here will be answered, as fast as the model is at present; what would "
         "make it more is refused unread",
     )
-    held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one photograph that are here")
+    held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one image that are here")
     max_megapixels: float = Field(
         12.5,
         gt=0,
@@ -105,13 +103,13 @@ class Load:
 
     Args:
         limits: that it is held against.
-        seconds_per_photograph: a first guess.
+        seconds_per_image: a first guess.
     """
 
-    def __init__(self, limits: Limits, seconds_per_photograph: float = _FIRST_GUESS_S) -> None:
+    def __init__(self, limits: Limits, seconds_per_image: float = _FIRST_GUESS_S) -> None:
         self._limits = limits
-        self._seconds = seconds_per_photograph
-        self._grading: Counter[str] = Counter()  # photographs, of requests with one and with many
+        self._seconds = seconds_per_image
+        self._grading: Counter[str] = Counter()  # images, of requests with one and with many
         self._active = ActiveOwners(_ACTIVE_S)
         self.uploads = OwnerQuota(limits.uploads)
         self.in_flight = OwnerQuota(limits.in_flight)
@@ -119,7 +117,7 @@ class Load:
 
     @contextmanager
     def grading(self) -> Iterator[None]:
-        """Counts a photograph while the block grades it, and measures how fast the queue moves."""
+        """Counts an image while the block grades it, and measures how fast the queue moves."""
         owner = request_context.current().owner
         self._grading[owner] += 1
         # The grader serves owners in rotation: before this one come as many of each other as of its own.
@@ -133,9 +131,9 @@ class Load:
                 del self._grading[owner]
         self.observe((time.monotonic() - since) / place)
 
-    def observe(self, seconds_per_photograph: float) -> None:
-        """Takes in a measurement: seconds that a photograph took, for each that was here when it came."""
-        self._seconds = _REMEMBERED * self._seconds + (1 - _REMEMBERED) * seconds_per_photograph
+    def observe(self, seconds_per_image: float) -> None:
+        """Takes in a measurement: seconds that an image took, for each that was here when it came."""
+        self._seconds = _REMEMBERED * self._seconds + (1 - _REMEMBERED) * seconds_per_image
 
     def retry_after(self) -> int:
         """Whole seconds until what is here will be done."""
@@ -292,7 +290,7 @@ def _network(scope: Scope) -> str:
 def _too_large(bounds: _Bounds) -> Refusal:
     limit = f"the limit is {bounds.bytes:,} bytes"
     if bounds.bytes == MAX_BODY_BYTES:
-        limit = f"the limit of a photograph is {MAX_BYTES:,} bytes"
+        limit = f"the limit of an image is {MAX_BYTES:,} bytes"
     elif not bounds.held:
         limit += "; divide the batch"
     return Refusal(413, "too_many_bytes", f"the request is too large; {limit}")

@@ -1,4 +1,4 @@
-"""`POST /v1/grade/batch`: a line for each photograph, in order, each graded as soon as it has come in."""
+"""`POST /v1/grade/batch`: a line for each image, in order, each graded as soon as it has come in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from scalp_core.errors import ImageError
 from serving.batch.ndjson import EndLine, FailedLine
-from serving.batch.unpack import Photograph, unpack
+from serving.batch.unpack import NamedImage, unpack
 from serving.batch.window import Batches
 from serving.http import openapi, request_context
 from serving.http.multipart import MEDIA_TYPE as FORM
@@ -30,7 +30,7 @@ from serving.schemas.grading import GradeResponse
 MEDIA_TYPE = "application/x-ndjson"
 ARCHIVES = ("application/zip", "application/x-tar", "application/gzip")
 
-_WHAT_TO_SEND = "send photographs as fields `file`, or one zip or tar as `archive`"
+_WHAT_TO_SEND = "send images as fields `file`, or one zip or tar as `archive`"
 
 _log = logging.getLogger("ray.serve")
 
@@ -65,9 +65,9 @@ def _lines() -> dict[str, Any]:
     response_class=Response,
 )
 async def grade_batch(request: Request, replica: Replica) -> Response:
-    """Grades photographs, or those in a zip or tar; an NDJSON line each, in their order. None is kept.
+    """Grades images, or those in a zip or tar; an NDJSON line each, in their order. None is kept.
 
-    `member` is the number of the `file` part, from 0, or the name in the archive. A photograph that cannot be
+    `member` is the number of the `file` part, from 0, or the name in the archive. An image that cannot be
     graded has a line with the status `failed`. The last line has the status `done`, or `aborted` where the
     rest could not be read; an answer without either was cut off.
     """
@@ -111,8 +111,8 @@ class BatchAnswer(Response):
         owner, megapixels = request_context.current().owner, 0.0
         end = None
         try:
-            async with aclosing(body), aclosing(self._photographs(body)) as photographs:
-                async for member, data in photographs:
+            async with aclosing(body), aclosing(self._images(body)) as images:
+                async for member, data in images:
                     size = 0
                     if not isinstance(data, ImageError):
                         size = len(data)
@@ -132,20 +132,20 @@ class BatchAnswer(Response):
     def _leave(self, owner: str, size: int, _: asyncio.Task[_Line | Exception]) -> None:
         self._batches.window.leave(owner, size)
 
-    async def _photographs(self, body: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
+    async def _images(self, body: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         kind = self._content_type.partition(";")[0].strip().lower()
         if kind in ARCHIVES:
-            photographs = self._archive(body)
+            images = self._archive(body)
         elif kind == FORM:
             form = Form(self._content_type, self._batches.settings.photographs)
-            photographs = self._form(read_form(body, form))
+            images = self._form(read_form(body, form))
         else:
             raise Refusal(415, "unsupported_body", f"{_WHAT_TO_SEND} of {FORM}; or {', '.join(ARCHIVES)}")
-        async with aclosing(photographs):
-            async for photograph in photographs:
-                yield photograph
+        async with aclosing(images):
+            async for image in images:
+                yield image
 
-    async def _form(self, events: AsyncIterator[Event]) -> AsyncGenerator[Photograph, None]:
+    async def _form(self, events: AsyncIterator[Event]) -> AsyncGenerator[NamedImage, None]:
         number, archive = 0, False
         async for event in events:
             if not isinstance(event, Begin) or event.field not in ("file", "archive"):
@@ -157,16 +157,16 @@ class BatchAnswer(Response):
                 number += 1
                 continue
             archive = True
-            async with aclosing(self._archive(rest_of_part(events))) as photographs:
-                async for photograph in photographs:
-                    yield photograph
+            async with aclosing(self._archive(rest_of_part(events))) as images:
+                async for image in images:
+                    yield image
 
-    async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[Photograph, None]:
+    async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         with self._batches.archives.reserve(request_context.current().owner):
             limits, pool = self._batches.limits, self._batches.pool
-            async with aclosing(unpack(data, limits, pool)) as photographs:
-                async for photograph in photographs:
-                    yield photograph
+            async with aclosing(unpack(data, limits, pool)) as images:
+                async for image in images:
+                    yield image
 
     async def _line(self, member: str, data: bytes | ImageError) -> _Line | Exception:
         """Status and text; or what ends the batch: raised, it would end the group."""

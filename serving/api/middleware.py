@@ -107,9 +107,9 @@ class RequestMiddleware:
                 request.problem = "broken_off"  # its status was sent before it failed
             request.route = getattr(scope.get("route"), "path", None) or _BEFORE_ROUTING.get(scope["path"])
             if self._audit is not None:
-                self._audit.answered()
+                self._audit.log_request()
             if self._access_log:
-                _tell(request)
+                _log_access(request)
 
 
 def _refusal(error: Exception) -> Response:
@@ -119,7 +119,7 @@ def _refusal(error: Exception) -> Response:
     return problem(500, "internal", "the server failed; its log has the reason")
 
 
-def _tell(request: request_context.RequestContext) -> None:
+def _log_access(request: request_context.RequestContext) -> None:
     ms = request.ms
     line = "%s %s %d %.1f ms"
     fields = {

@@ -17,7 +17,7 @@ _FILES = {path.name: path for path in _WEB.iterdir() if path.suffix in _TYPES}
 
 @router.get("/")
 async def page() -> FileResponse:
-    """Choose, drop or take photographs, see their grades, compare two."""
+    """Choose, drop or take images, see their grades, compare two."""
     return FileResponse(_WEB / "page.html")
 
 

@@ -93,7 +93,7 @@ async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptio
                 raise Refusal(422, "several_files", "send one image; /v1/grade/batch takes many")
             data = _image(await whole_part(rest_of_part(events)))
     if data is None:
-        raise Refusal(422, "no_file", f"send one photograph as the field `file` of {FORM}")
+        raise Refusal(422, "no_file", f"send one image as the field `file` of {FORM}")
     try:
         return ImageRequest(data, GradeOptions.model_validate(given))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The lines of a batch's answer beside those of graded photographs: failed ones, and the end."""
+"""The lines of a batch's answer beside those of graded images: failed ones, and the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.http.problems import Refusal
 
 
 class FailedLine(BaseModel):
-    """A photograph that cannot be graded: the fields of a failed row of bulk grading."""
+    """An image that cannot be graded: the fields of a failed row of bulk grading."""
 
     image_id: str | None = Field(description="start of the sha256; null where the bytes could not be had")
     location_id: None = None
@@ -38,7 +38,7 @@ class FailedLine(BaseModel):
 
     @classmethod
     def of(cls, member: str, sha256: str | None, error: ImageError, model_version: str) -> FailedLine:
-        """The line of the photograph with this name, looked at now."""
+        """The line of the image with this name, looked at now."""
         return cls(
             image_id=sha256 and image_id(sha256),
             member=member,

@@ -1,4 +1,4 @@
-"""The photographs of a zip or a tar that comes as a request's body: in memory, in order, one at a time.
+"""The images of a zip or a tar that comes as a request's body: in memory, in order, one at a time.
 
 A tar is read as it comes in. A zip has its table of contents at its end, so its bytes are held, up to a
 limit. Which of them it is say its first bytes. Members' names are labels and nothing else.
@@ -23,7 +23,7 @@ from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from serving.http.problems import Refusal
 
-Photograph = tuple[str, "bytes | ImageError"]
+NamedImage = tuple[str, "bytes | ImageError"]
 """The name that its answer gets, and its bytes or why they cannot be had."""
 
 MAX_NAME = 1024
@@ -41,20 +41,20 @@ class Limits:
     """Of one archive.
 
     Args:
-        photographs: in it.
+        images: in it.
         members: of any kind; an archive of a few MiB may hold a million empty ones.
         zip_bytes: of a zip, which is held in memory.
     """
 
-    photographs: int
+    images: int
     members: int
     zip_bytes: int
 
 
 async def unpack(
     data: AsyncIterator[bytes], limits: Limits, pool: ThreadPoolExecutor
-) -> AsyncGenerator[Photograph, None]:
-    """Members that are photographs by their names, and archives, which are not opened.
+) -> AsyncGenerator[NamedImage, None]:
+    """Members that are images by their names, and archives, which are not opened.
 
     Args:
         data: the archive's bytes.
@@ -95,7 +95,7 @@ async def _held(start: bytes, data: AsyncIterator[bytes], limit: int) -> bytearr
 
 async def _tar(
     start: bytes, data: AsyncIterator[bytes], limits: Limits, pool: ThreadPoolExecutor
-) -> AsyncGenerator[Photograph, None]:
+) -> AsyncGenerator[NamedImage, None]:
     pipe = _Pipe()
     feeding = asyncio.create_task(pipe.feed(start, data))
     try:
@@ -115,8 +115,8 @@ async def _tar(
 
 
 async def _pulled(
-    members: Iterator[Photograph], pool: ThreadPoolExecutor
-) -> AsyncGenerator[Photograph, None]:
+    members: Iterator[NamedImage], pool: ThreadPoolExecutor
+) -> AsyncGenerator[NamedImage, None]:
     """Each is read when it is asked for, in a thread."""
     loop = asyncio.get_running_loop()
     while True:
@@ -130,20 +130,20 @@ async def _pulled(
         yield (name[:MAX_NAME], _LONG_NAME) if len(name) > MAX_NAME else (name, data)
 
 
-def _zip_members(held: bytearray, limits: Limits) -> Iterator[Photograph]:
+def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
     archive = archives.open_held(pa.py_buffer(held), limits.members)
     # Of members that share a name only the last can be read.
     names = list(dict.fromkeys(member.name for member in archive.members() if _counts(member.name)))
-    if len(names) > limits.photographs:
-        raise _too_many(limits.photographs)
+    if len(names) > limits.images:
+        raise _too_many(limits.images)
     read = archive.read([name for name in names if locations.is_photograph(name)], MAX_BYTES)
     data = (member.data for member in read)
     for name in names:
         yield name, next(data) if locations.is_photograph(name) else _NESTED
 
 
-def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[Photograph]:
-    photographs = 0
+def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
+    images = 0
     for number, (member, data) in enumerate(
         archives.stream_raw(pipe, MAX_BYTES, wanted=locations.is_photograph), start=1
     ):
@@ -151,9 +151,9 @@ def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[Photograph]:
             raise ArchiveError(f"it holds more than {limits.members:,} members; divide it")
         if not _counts(member.name):
             continue
-        photographs += 1
-        if photographs > limits.photographs:
-            raise _too_many(limits.photographs)
+        images += 1
+        if images > limits.images:
+            raise _too_many(limits.images)
         yield member.name, _NESTED if data is None else data
 
 
@@ -165,7 +165,7 @@ def _too_many(limit: int) -> Refusal:
     return Refusal(
         413,
         "too_many_photographs",
-        f"the limit is {limit:,} photographs; divide the archive, or have POST /v1/bulk grade it",
+        f"the limit is {limit:,} images; divide the archive, or have POST /v1/bulk grade it",
     )
 
 

@@ -33,17 +33,17 @@ class BatchSettings(BaseModel):
     photographs: int = Field(1000, ge=1, description="of one request")
     requests: int = Field(8, ge=1, description="at once; one more is refused as overload")
     in_flight: int = Field(
-        32, ge=1, description="photographs of all batches that are graded at once: two forward passes' worth"
+        32, ge=1, description="images of all batches that are graded at once: two forward passes' worth"
     )
-    in_flight_bytes: int = Field(2**27, ge=MAX_BYTES, description="of these photographs")
+    in_flight_bytes: int = Field(2**27, ge=MAX_BYTES, description="of these images")
     megapixels: float = Field(
-        1500, gt=0, description="of one request, as limits.max_megapixels counts those of a photograph"
+        1500, gt=0, description="of one request, as limits.max_megapixels counts those of an image"
     )
     archives: int = Field(2, ge=1, description="zips and tars at once; one more is refused as overload")
-    archive_members: int = Field(10_000, ge=1, description="of one archive, photographs or not")
+    archive_members: int = Field(10_000, ge=1, description="of one archive, images or not")
     zip_bytes: int = Field(2**26, ge=1, description="of a zip, which is held in memory")
     patience_s: float = Field(
-        60.0, gt=0, description="how long a photograph waits for a full queue before its batch is given up"
+        60.0, gt=0, description="how long an image waits for a full queue before its batch is given up"
     )
 
 
@@ -52,9 +52,9 @@ class Batches:
 
     Args:
         settings: their bounds.
-        grade: grades one photograph; raises `ImageError`, or a `Refusal` of 503 or 504 when it is too busy.
-        model_version: what signs the photographs that failed.
-        admission: measures photographs and paces owners; without it, neither.
+        grade: grades one image; raises `ImageError`, or a `Refusal` of 503 or 504 when it is too busy.
+        model_version: what signs the images that failed.
+        admission: measures images and paces owners; without it, neither.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Batches:
         self._admission = admission
 
     async def admit(self, data: bytes) -> float:
-        """Waits until the owner's budget allows to decode a photograph; its megapixels.
+        """Waits until the owner's budget allows to decode an image; its megapixels.
 
         One that will be refused costs nothing: `grade` says why.
         """
@@ -90,7 +90,7 @@ class Batches:
         return megapixels
 
     def check_megapixels(self, megapixels: float) -> None:
-        """Refuses a request whose photographs so far are too many pixels.
+        """Refuses a request whose images so far are too many pixels.
 
         Raises:
             Refusal: with the limit.
@@ -105,7 +105,7 @@ class Batches:
             )
 
     async def grade(self, data: bytes) -> GradeResponse:
-        """Grades a photograph, again and again while the grader is too busy: the window bounds who waits.
+        """Grades an image, again and again while the grader is too busy: the window bounds who waits.
 
         Raises:
             ImageError: it cannot be graded.
@@ -124,34 +124,34 @@ class Batches:
 
 
 class Window:
-    """What is in flight: so many photographs, and so many bytes of them; of one owner, its share of both.
+    """What is in flight: so many images, and so many bytes of them; of one owner, its share of both.
 
     Of an owner, whoever comes first enters first, so that small ones do not overtake a large one for ever.
     """
 
-    def __init__(self, photographs: int, max_bytes: int) -> None:
-        self._photographs = OwnerQuota(photographs)
+    def __init__(self, images: int, max_bytes: int) -> None:
+        self._images = OwnerQuota(images)
         self._bytes = OwnerQuota(max_bytes)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._left = asyncio.Event()
 
     async def enter(self, owner: str, size: int) -> None:
-        """Waits for room; a photograph alone always has it."""
+        """Waits for room; an image alone always has it."""
         async with self._turns.setdefault(owner, asyncio.Lock()):
-            while self._photographs.held(owner) and not self._has_room(owner, size):
+            while self._images.held(owner) and not self._has_room(owner, size):
                 self._left.clear()
                 await self._left.wait()
-            self._photographs.take(owner)
+            self._images.take(owner)
             self._bytes.take(owner, size)
 
     def leave(self, owner: str, size: int) -> None:
         """Makes the room again that `enter` took."""
-        self._photographs.release(owner)
+        self._images.release(owner)
         self._bytes.release(owner, size)
         self._left.set()
 
     def _has_room(self, owner: str, size: int) -> bool:
-        return self._photographs.can_take(owner) and self._bytes.can_take(owner, size)
+        return self._images.can_take(owner) and self._bytes.can_take(owner, size)
 
 
 class RequestLimit:

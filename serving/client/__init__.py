@@ -23,17 +23,17 @@ from serving.schemas.bulk import BulkRow, BulkRows
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 
 T = TypeVar("T")
-Photograph = bytes | str | Path
+ImageInput = bytes | str | Path
 """The bytes of a file, or where it is. Its name is not sent."""
 
 # One request of `grade_batch`: what a lost connection costs at most, and what is held in memory.
-_BATCH_PHOTOGRAPHS = 32
+_BATCH_IMAGES = 32
 _BATCH_BYTES = 32 * 2**20
 _PAGE_ROWS = 1_000
 
 
-class FailedPhotograph(BaseModel):
-    """A photograph of a batch that could not be graded: the fields of a failed bulk row."""
+class FailedImage(BaseModel):
+    """An image of a batch that could not be graded: the fields of a failed bulk row."""
 
     member: str
     status: Literal["failed"]
@@ -58,7 +58,7 @@ class _BulkPage(BaseModel):
     next: str | None
 
 
-Row = GradeResponse | FailedPhotograph
+Row = GradeResponse | FailedImage
 _row: TypeAdapter[Row] = TypeAdapter(Row)
 
 
@@ -86,20 +86,20 @@ class Client:
         self.counts = Counts()
 
     @overload
-    def grade(self, photograph: Photograph, heatmap: Literal[False] = False) -> GradeResponse: ...
+    def grade(self, image: ImageInput, heatmap: Literal[False] = False) -> GradeResponse: ...
     @overload
     def grade(
-        self, photograph: Photograph, heatmap: Literal[True], heatmap_grade: int | None = None
+        self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
     def grade(
-        self, photograph: Photograph, heatmap: bool = False, heatmap_grade: int | None = None
+        self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
-        """Grades one photograph; `heatmap_grade` is what the heatmap explains, the likeliest unless given."""
-        return self._run(_grade(_bytes(photograph), heatmap, heatmap_grade))
+        """Grades one image; `heatmap_grade` is what the heatmap explains, the likeliest unless given."""
+        return self._run(_grade(_bytes(image), heatmap, heatmap_grade))
 
-    def grade_batch(self, photographs: Iterable[Photograph]) -> Iterator[Row]:
+    def grade_batch(self, images: Iterable[ImageInput]) -> Iterator[Row]:
         """Grades many, a few in each request; a row for each, in order, its `member` the place in them."""
-        for start, part in _parts(photographs):
+        for start, part in _parts(images):
             yield from self._run(_batch(start, part))
 
     def model(self) -> ModelResponse:
@@ -182,21 +182,21 @@ class AsyncClient:
         self.counts = Counts()
 
     @overload
-    async def grade(self, photograph: Photograph, heatmap: Literal[False] = False) -> GradeResponse: ...
+    async def grade(self, image: ImageInput, heatmap: Literal[False] = False) -> GradeResponse: ...
     @overload
     async def grade(
-        self, photograph: Photograph, heatmap: Literal[True], heatmap_grade: int | None = None
+        self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
     async def grade(
-        self, photograph: Photograph, heatmap: bool = False, heatmap_grade: int | None = None
+        self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
         """As `Client.grade`."""
-        data = await asyncio.to_thread(_bytes, photograph)
+        data = await asyncio.to_thread(_bytes, image)
         return await self._run(_grade(data, heatmap, heatmap_grade))
 
-    async def grade_batch(self, photographs: Iterable[Photograph]) -> AsyncIterator[Row]:
+    async def grade_batch(self, images: Iterable[ImageInput]) -> AsyncIterator[Row]:
         """As `Client.grade_batch`."""
-        parts = _parts(photographs)
+        parts = _parts(images)
         while part := await asyncio.to_thread(next, parts, None):
             for row in await self._run(_batch(*part)):
                 yield row
@@ -287,7 +287,7 @@ def _batch(start: int, part: list[bytes]) -> Call[list[Row]]:
         rows = [_row.validate_python(line) for line in lines]
         placed = {int(row.member or ""): row for row in rows}
         if len(rows) != len(part) or placed.keys() != set(range(len(part))):
-            raise ValueError("a row for each photograph is missing")
+            raise ValueError("a row for each image is missing")
         members = ({"member": str(start + place)} for place in range(len(part)))
         return [placed[place].model_copy(update=member) for place, member in enumerate(members)]
 
@@ -327,15 +327,15 @@ def _file(data: bytes) -> tuple[str, tuple[str, bytes]]:
     return "file", ("photograph", data)
 
 
-def _bytes(photograph: Photograph) -> bytes:
-    return photograph if isinstance(photograph, bytes) else Path(photograph).read_bytes()
+def _bytes(image: ImageInput) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
-def _parts(photographs: Iterable[Photograph]) -> Iterator[tuple[int, list[bytes]]]:
-    """Photographs in pieces of one request each, with the place of the first one of each."""
+def _parts(images: Iterable[ImageInput]) -> Iterator[tuple[int, list[bytes]]]:
+    """Images in pieces of one request each, with the place of the first one of each."""
     start, part, size = 0, list[bytes](), 0
-    for data in map(_bytes, photographs):
-        if part and (len(part) == _BATCH_PHOTOGRAPHS or size + len(data) > _BATCH_BYTES):
+    for data in map(_bytes, images):
+        if part and (len(part) == _BATCH_IMAGES or size + len(data) > _BATCH_BYTES):
             yield start, part
             start, part, size = start + len(part), [], 0
         part.append(data)

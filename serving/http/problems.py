@@ -45,7 +45,7 @@ def forbidden(scope: str) -> Refusal:
 
 
 def refuse_image(error: ImageError) -> Refusal:
-    """The refusal of a photograph that cannot be graded."""
+    """The refusal of an image that cannot be graded."""
     return Refusal(_STATUS_OF_IMAGE_CODE.get(error.code, _UNPROCESSABLE), error.code, error.message)
 
 
@@ -97,7 +97,7 @@ def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
         # Names the field only: FastAPI's own words would echo what was sent.
         names = {str(each["loc"][-1]) for each in error.errors()}
         if "file" in names:
-            code, detail = "no_file", "send one photograph as the field `file` of multipart/form-data"
+            code, detail = "no_file", "send one image as the field `file` of multipart/form-data"
         else:
             said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
             code, detail = "bad_field", f"{said}; /openapi.json describes the fields"

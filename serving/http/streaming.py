@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BATCH_PATH = "/v1/grade/batch"
-"""The one path whose body is not bounded by the size of a photograph."""
+"""The one path whose body is not bounded by the size of an image."""
 
 AHEAD = 2**20
 """Bytes that are read and not used yet, at most; one message of the server (64 KiB) may come to it."""

@@ -1,4 +1,4 @@
-"""The audit log: a line for each photograph that was graded or refused, and nothing of what is in it."""
+"""The audit log: a line for each image that was graded or refused, and nothing of what is in it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class AuditLog:
             keep_days=settings.keep_days,
         )
 
-    def graded(self, answer: GradeResponse) -> None:
-        """A photograph was graded in the current request."""
+    def log_grade(self, answer: GradeResponse) -> None:
+        """An image was graded in the current request."""
         self._write(
             answer.sha256,
             model_version=answer.model_version,
@@ -64,8 +64,8 @@ class AuditLog:
             refer_reasons=answer.refer_reasons,
         )
 
-    def tried(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
-        """A candidate graded a photograph that `first` answered, or failed, and `candidate` is why."""
+    def log_candidate(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
+        """A candidate graded an image that `first` answered, or failed, and `candidate` is why."""
         request = request_context.current()
         line: dict[str, object] = {"candidate_error": candidate} if isinstance(candidate, str) else {}
         for name, graded in (("first", first), ("candidate", candidate)):
@@ -79,12 +79,12 @@ class AuditLog:
                 }
         self._put(request, sha256, **line)
 
-    def refused(self, sha256: str, code: str) -> None:
-        """A photograph was refused in the current request."""
+    def log_refusal(self, sha256: str, code: str) -> None:
+        """An image was refused in the current request."""
         self._write(sha256, problem=code)
 
-    def answered(self) -> None:
-        """The current request is over. It gets a line of its own unless its photographs have theirs.
+    def log_request(self) -> None:
+        """The current request is over. It gets a line of its own unless its images have theirs.
 
         Requests that were not let in get none, or anybody could fill the disk.
         """

@@ -1,4 +1,4 @@
-"""How the photographs of the last hours differ from those of training, at an endpoint."""
+"""How the images of the last hours differ from those of training, at an endpoint."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import Grading
 from scalp_core.results.drift import Drift, count_statistics, measure_drift
 
-PHOTOGRAPHS = 2000
+WINDOW_IMAGES = 2000
 """In a window: several times what `drift.MIN_PHOTOGRAPHS` asks for, compared in 1.3 ms of one core."""
 
 
 class DriftWindow:
-    """The last photographs that one replica graded, against the training part of its bundle.
+    """The last images that one replica graded, against the training part of its bundle.
 
-    A number of photographs, not of hours: the comparison needs some hundred however quiet the endpoint is.
+    A number of images, not of hours: the comparison needs some hundred however quiet the endpoint is.
 
     Args:
         spec: of the bundle.
-        photographs: that the window holds.
+        images: that the window holds.
     """
 
-    def __init__(self, spec: BundleSpec, photographs: int = PHOTOGRAPHS) -> None:
+    def __init__(self, spec: BundleSpec, images: int = WINDOW_IMAGES) -> None:
         self._spec = spec
-        self._statistics = np.empty((photographs, len(STATISTICS)), np.float32)
-        self._grades = np.empty(photographs, np.int8)
+        self._statistics = np.empty((images, len(STATISTICS)), np.float32)
+        self._grades = np.empty(images, np.int8)
         self._seen = 0
 
     def add(self, gradings: list[Grading], statistics: np.ndarray) -> None:
-        """Takes in photographs, the last one last; the oldest make room.
+        """Takes in images, the last one last; the oldest make room.
 
         Args:
             gradings: their answers.

@@ -32,17 +32,17 @@ _UNLIKENESS = [0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5]
 _LEVELS: dict[Level, int] = {"too_few": -1, "none": 0, "some": 1, "strong": 2}
 
 
-class PhotographMetrics:
-    """The way of photographs through a replica."""
+class ImageMetrics:
+    """The way of images through a replica."""
 
     def __init__(self) -> None:
         self._seconds = Histogram(
-            "scalp_stage_seconds", "a photograph's time in a stage", boundaries=_SECONDS, tag_keys=("stage",)
+            "scalp_stage_seconds", "an image's time in a stage", boundaries=_SECONDS, tag_keys=("stage",)
         )
-        self._unreadable = Counter("scalp_unreadable", "photographs that no one can read", ("code",))
+        self._unreadable = Counter("scalp_unreadable", "images that no one can read", ("code",))
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
-        """Counts one photograph, or for `forward` one pass."""
+        """Counts one image, or for `forward` one pass."""
         self._seconds.observe(seconds, {"stage": stage})
 
     @contextmanager
@@ -53,7 +53,7 @@ class PhotographMetrics:
         self.observe_stage(stage, time.perf_counter() - started)
 
     def observe_unreadable(self, code: str) -> None:
-        """Counts a photograph that was refused.
+        """Counts an image that was refused.
 
         Args:
             code: of its `ImageError`.
@@ -89,16 +89,16 @@ class GraderMetrics:
     """Passes, grades and drift of one grader replica."""
 
     def __init__(self) -> None:
-        self._stages = PhotographMetrics()
-        self._size = Histogram("scalp_batch_size", "photographs in a pass", _SIZES)
-        self._photographs = Counter("scalp_batch_photographs", "photographs in all passes")
-        self._room = Counter("scalp_batch_room", "photographs that the passes had room for")
-        self._waiting = Gauge("scalp_waiting_photographs", "photographs that wait for the model")
-        self._graded = Counter("scalp_graded", "photographs by grade and referral", ("grade", "refer"))
+        self._stages = ImageMetrics()
+        self._size = Histogram("scalp_batch_size", "images in a pass", _SIZES)
+        self._photographs = Counter("scalp_batch_photographs", "images in all passes")
+        self._room = Counter("scalp_batch_room", "images that the passes had room for")
+        self._waiting = Gauge("scalp_waiting_photographs", "images that wait for the model")
+        self._graded = Counter("scalp_graded", "images by grade and referral", ("grade", "refer"))
         self._reasons = Counter("scalp_refer_reasons", "reasons of referrals", ("reason",))
         self._unlikeness = Histogram("scalp_unlikeness", "from training; above 1 flagged", _UNLIKENESS)
         self._drift_level = Gauge("scalp_drift_level", "-1 too few, 0 none, 1 some, 2 strong")
-        self._drift_photographs = Gauge("scalp_drift_photographs", "photographs in the window of drift")
+        self._drift_photographs = Gauge("scalp_drift_photographs", "images in the window of drift")
         self._psi = Gauge("scalp_drift_psi", "stability index of what was compared", ("statistic",))
         self._info = Gauge("scalp_model_info", "1", ("model_version", "device", "precision"))
         self._predictor: Predictor | None = None
@@ -113,8 +113,8 @@ class GraderMetrics:
         """Counts one pass.
 
         Args:
-            waits: seconds that each of its photographs waited for it.
-            room: photographs that it could have held.
+            waits: seconds that each of its images waited for it.
+            room: images that it could have held.
             forward_seconds: it took.
         """
         for wait in waits:
@@ -128,7 +128,7 @@ class GraderMetrics:
         """Counts the answers of one pass.
 
         Args:
-            gradings: of its photographs.
+            gradings: of its images.
             statistics: float (K,) of each from `quality.measure`.
         """
         for grading in gradings:
@@ -144,7 +144,7 @@ class GraderMetrics:
         """Sets what is a state and not a count. To be called every few seconds: Ray forgets states.
 
         Args:
-            waiting: photographs that wait for the model.
+            waiting: images that wait for the model.
         """
         self._waiting.set(waiting)
         if self._predictor is None or self._window is None:
@@ -169,7 +169,7 @@ class MetricsMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._requests = RequestMetrics()
-        self._stages = PhotographMetrics()
+        self._stages = ImageMetrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         gradcam,  # PyTorch: only in the replica, not where the deployment is described
     )
 
-# While a new bundle comes in, photographs graded by the one before it are still explained by that one.
+# While a new bundle comes in, images graded by the one before it are still explained by that one.
 _KEPT = 2
 
 

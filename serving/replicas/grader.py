@@ -38,7 +38,7 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass
 class _Waiting:
-    """A photograph that waits for the model."""
+    """An image that waits for the model."""
 
     image: np.ndarray
     statistics: np.ndarray
@@ -70,17 +70,17 @@ class _Model:
 
 
 class Grader:
-    """Grades decoded photographs, as many in one forward pass as are waiting when the model is free.
+    """Grades decoded images, as many in one forward pass as are waiting when the model is free.
 
     Nobody waits for company: a lone request runs at once, and what comes in meanwhile is the next batch.
     `ray.serve.batch` is not used: it closes a batch after a fixed wait, whether the model is free or not, so
-    that under load the batches that queue for the model hold one or two photographs each.
+    that under load the batches that queue for the model hold one or two images each.
 
-    On CPUs a lone photograph gets all threads; when there are as many as threads, each thread is a lane with
+    On CPUs a lone image gets all threads; when there are as many as threads, each thread is a lane with
     passes of its own. Threads of one pass wait for each other whenever the ingress takes a core from one.
 
     Owners (see `fairness`) are served in rotation. While several ask, none has passes in all lanes, so that a
-    photograph of another need not wait for a full pass.
+    image of another need not wait for a full pass.
 
     Ray calls `reconfigure` with the `user_config` before the replica is ready, and again when it changes.
 
@@ -161,7 +161,7 @@ class Grader:
     async def grade(
         self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = LOCAL_OWNER
     ) -> Graded | Preprocess:
-        """Grades one photograph.
+        """Grades one image.
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
@@ -170,7 +170,7 @@ class Grader:
             owner: whose turn it takes.
 
         Returns:
-            the answer; or, if the model takes photographs that are made otherwise, how.
+            the answer; or, if the model takes images that are made otherwise, how.
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
         self._active.record(owner)
@@ -179,7 +179,7 @@ class Grader:
         return await answer
 
     def _start_passes(self) -> None:
-        """Called whenever a photograph comes or a pass ends."""
+        """Called whenever an image comes or a pass ends."""
         model = self._current()
         # Of each lane, also of those that are busy: if the first one took all, the next would find nobody.
         share = math.ceil(len(self._waiting) / model.lanes)
@@ -275,11 +275,11 @@ class Grader:
         return model.bundle, model.predictor.model_version
 
     async def preprocess(self) -> Preprocess:
-        """How photographs are made for the model."""
+        """How images are made for the model."""
         return self._current().spec.preprocess
 
     async def check_health(self) -> None:
-        """Runs the model on a blank photograph if it graded none lately; Ray replaces a replica that fails.
+        """Runs the model on a blank image if it graded none lately; Ray replaces a replica that fails.
 
         Raises:
             RuntimeError: a forward pass does not end, or fails.
@@ -293,7 +293,7 @@ class Grader:
         try:
             await asyncio.wait_for(loop.run_in_executor(self._threads, model.predictor.warm_up, 1), allowed)
         except Exception as error:
-            self._failed = f"the model did not grade a blank photograph: {error or type(error).__name__}"
+            self._failed = f"the model did not grade a blank image: {error or type(error).__name__}"
             raise RuntimeError(self._failed) from error
         self._failed = None
 

@@ -18,10 +18,10 @@ from serving.admission.decoding import Decoders
 from serving.admission.limits import Load
 from serving.http import request_context
 from serving.http.problems import Refusal
-from serving.observability.metrics import PhotographMetrics
+from serving.observability.metrics import ImageMetrics
 from serving.schemas.messages import Graded
 
-# A replica that died took its requests with it. The same photograph has the same grade, so it is sent again.
+# A replica that died took its requests with it. The same image has the same grade, so it is sent again.
 _ATTEMPTS = 3
 # The model may change its way in between two attempts, but not for ever.
 _REMAKES = 3
@@ -32,8 +32,8 @@ _SOON_S = 5.0
 _log = logging.getLogger("ray.serve")
 
 
-class Photograph(NamedTuple):
-    """A photograph on its way to the model; `statistics` are float (K,) from `quality.measure`."""
+class DecodedImage(NamedTuple):
+    """An image on its way to the model; `statistics` are float (K,) from `quality.measure`."""
 
     sha256: str
     decoded: Decoded
@@ -41,14 +41,14 @@ class Photograph(NamedTuple):
     preprocess: Preprocess
 
 
-def read_photograph(data: bytes, preprocess: Preprocess) -> Photograph:
-    """Decodes, hashes and measures the bytes of one photograph.
+def decode_image(data: bytes, preprocess: Preprocess) -> DecodedImage:
+    """Decodes, hashes and measures the bytes of one image.
 
     Raises:
         ImageError: they cannot be decoded.
     """
     decoded = decode(data, preprocess)
-    return Photograph(hash_of(data), decoded, image_statistics.measure(decoded.pixels), preprocess)
+    return DecodedImage(hash_of(data), decoded, image_statistics.measure(decoded.pixels), preprocess)
 
 
 def hash_of(data: bytes) -> str:
@@ -65,7 +65,7 @@ class DeploymentClient:
     """
 
     def __init__(self, handle: DeploymentHandle, load: Load) -> None:
-        # By value over gRPC: by reference each photograph, above Ray's 100 KB, would pass through the store.
+        # By value over gRPC: by reference each image, above Ray's 100 KB, would pass through the store.
         self._handle = handle.options(_by_reference=False)
         self._load = load
 
@@ -106,18 +106,18 @@ class DeploymentClient:
 
 
 class GraderClient(DeploymentClient):
-    """A deployment of `Grader`; photographs are made as its model takes them."""
+    """A deployment of `Grader`; images are made as its model takes them."""
 
     def __init__(
-        self, handle: DeploymentHandle, load: Load, metrics: PhotographMetrics, decoders: Decoders
+        self, handle: DeploymentHandle, load: Load, metrics: ImageMetrics, decoders: Decoders
     ) -> None:
         super().__init__(handle, load)
         self._metrics = metrics
         self._decoders = decoders
         self._preprocess: Preprocess | None = None
 
-    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[Photograph, Graded]:
-        """Grades the bytes of one photograph.
+    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
+        """Grades the bytes of one image.
 
         Args:
             data: of the file.
@@ -130,33 +130,33 @@ class GraderClient(DeploymentClient):
         with self._load.grading():
             return await self._grade(data, cost)
 
-    async def grade_decoded(self, photograph: Photograph, data: bytes, cost: float = 0.0) -> Graded:
-        """Grades a photograph that was decoded for another model; again only if this one takes others.
+    async def grade_decoded(self, image: DecodedImage, data: bytes, cost: float = 0.0) -> Graded:
+        """Grades an image that was decoded for another model; again only if this one takes others.
 
         Raises:
             Refusal: as `grade`.
         """
         with self._load.grading():
-            _, graded = await self._grade(data, cost, photograph)
+            _, graded = await self._grade(data, cost, image)
         return graded
 
     async def _grade(
-        self, data: bytes, cost: float, photograph: Photograph | None = None
-    ) -> tuple[Photograph, Graded]:
+        self, data: bytes, cost: float, image: DecodedImage | None = None
+    ) -> tuple[DecodedImage, Graded]:
         preprocess = self._preprocess or await self.call("preprocess")
         owner = request_context.current().owner
         for _ in range(_REMAKES):
-            if photograph is None or photograph.preprocess != preprocess:
-                photograph = await self._read(data, cost, preprocess)
-            pixels, statistics = photograph.decoded.pixels, photograph.statistics
+            if image is None or image.preprocess != preprocess:
+                image = await self._read(data, cost, preprocess)
+            pixels, statistics = image.decoded.pixels, image.statistics
             found = await self.call("grade", pixels, statistics, preprocess, owner)
             if isinstance(found, Graded):
                 self._preprocess = preprocess
-                return photograph, found
+                return image, found
             preprocess = found
         raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
 
-    async def _read(self, data: bytes, cost: float, preprocess: Preprocess) -> Photograph:
+    async def _read(self, data: bytes, cost: float, preprocess: Preprocess) -> DecodedImage:
         with self._metrics.stage("decode"):
             owner = request_context.current().owner
-            return await self._decoders.run(owner, cost, read_photograph, data, preprocess)
+            return await self._decoders.run(owner, cost, decode_image, data, preprocess)

@@ -23,7 +23,7 @@ from serving.http import request_context
 from serving.http.backpressure import bound_request_queues
 from serving.http.problems import Refusal
 from serving.observability.audit import AuditLog, open_log
-from serving.observability.metrics import PhotographMetrics
+from serving.observability.metrics import ImageMetrics
 from serving.replicas.handles import DeploymentClient, GraderClient, hash_of
 from serving.replicas.readiness import Readiness
 from serving.replicas.rollout import Rollout
@@ -34,7 +34,7 @@ CreateApi = Callable[[Settings, Load, AuditLog | None], FastAPI]
 
 
 class Ingress:
-    """Grades photographs one at a time.
+    """Grades images one at a time.
 
     Args:
         settings: of the endpoint.
@@ -57,7 +57,7 @@ class Ingress:
         self._create_api = create_api
         self.load = Load(settings.limits)
         self.audit = open_log(settings.audit, ray_serve.get_replica_context().replica_id.unique_id)
-        self._metrics = PhotographMetrics()
+        self._metrics = ImageMetrics()
         self._decoders = Decoders()
         self._admission = Admission(settings.limits, self._decoders)
         self._explainer = DeploymentClient(explainer, self.load)
@@ -81,7 +81,7 @@ class Ingress:
     async def grade(
         self, data: bytes, heatmap: bool = False, of_grade: int | None = None, is_paid: bool = False
     ) -> GradeResponse:
-        """Grades the bytes of one photograph.
+        """Grades the bytes of one image.
 
         Args:
             data: of the file.
@@ -108,18 +108,16 @@ class Ingress:
         except ImageError as error:
             self._metrics.observe_unreadable(error.code)
             if self.audit is not None:
-                self.audit.refused(await asyncio.to_thread(hash_of, data), error.code)
+                self.audit.log_refusal(await asyncio.to_thread(hash_of, data), error.code)
             raise
         if self.audit is not None:
-            self.audit.graded(answer)
+            self.audit.log_grade(answer)
         return answer
 
     async def _answer(self, data: bytes, cost: float, heatmap: bool, of_grade: int | None) -> GradeResponse:
-        photograph, graded = await self._models.grade(data, cost)
-        pixels, notes = photograph.decoded
-        answer = GradeResponse.of(
-            photograph.sha256, notes, graded.grading, graded.signature, graded.batch_size
-        )
+        image, graded = await self._models.grade(data, cost)
+        pixels, notes = image.decoded
+        answer = GradeResponse.of(image.sha256, notes, graded.grading, graded.signature, graded.batch_size)
         if not heatmap:
             return answer
         grade = graded.grading.grade if of_grade is None else of_grade

@@ -13,7 +13,7 @@ from typing import Any
 from scalp_core.errors import ImageError
 from serving.observability.audit import AuditLog
 from serving.replicas.breaker import CircuitBreaker
-from serving.replicas.handles import GraderClient, Photograph, hash_of
+from serving.replicas.handles import DecodedImage, GraderClient, hash_of
 from serving.schemas.grading import CandidateState
 from serving.schemas.messages import Graded
 from serving.settings import CandidateSettings
@@ -27,7 +27,7 @@ _log = logging.getLogger("ray.serve")
 
 
 class Rollout:
-    """Divides photographs between two bundles.
+    """Divides images between two bundles.
 
     Args:
         settings: how.
@@ -53,17 +53,17 @@ class Rollout:
         self._breaker = CircuitBreaker()
         self._copies: set[asyncio.Task[None]] = set()
 
-    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[Photograph, Graded]:
+    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
         """As `GraderClient.grade`."""
         chosen = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
         if chosen and self._settings.mode == "canary" and self._breaker.allows():
             found = await self._try(data, cost)
             if found is not None:
                 return found
-        photograph, graded = await self._first.grade(data, cost)
+        image, graded = await self._first.grade(data, cost)
         if chosen and self._settings.mode == "shadow" and len(self._copies) < _MOST_COPIES:
-            self._start(self._copy(data, cost, photograph, graded))
-        return photograph, graded
+            self._start(self._copy(data, cost, image, graded))
+        return image, graded
 
     def describe(self) -> CandidateState:
         """How the candidate fares."""
@@ -72,7 +72,7 @@ class Rollout:
             mode=own.mode, share=own.share, breaker=self._breaker.state, failures=self._breaker.failures
         )
 
-    async def _try(self, data: bytes, cost: float) -> tuple[Photograph, Graded] | None:
+    async def _try(self, data: bytes, cost: float) -> tuple[DecodedImage, Graded] | None:
         """The candidate's answer; None where it failed or was too slow: then the first answers."""
         seconds = self._answer_seconds * _CANARY_SHARE
         try:
@@ -90,7 +90,7 @@ class Rollout:
             _log.warning(
                 "the candidate failed (breaker %s), the first answers: %s", self._breaker.state, reason
             )
-            self._told(hash_of(data), None, reason)
+            self._log_candidate(hash_of(data), None, reason)
             return None
         self._breaker.record_success()
         return found
@@ -100,20 +100,20 @@ class Rollout:
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
 
-    async def _copy(self, data: bytes, cost: float, photograph: Photograph, first: Graded) -> None:
+    async def _copy(self, data: bytes, cost: float, image: DecodedImage, first: Graded) -> None:
         try:
             async with asyncio.timeout(self._answer_seconds):
-                graded = await self._candidate.grade_decoded(photograph, data, cost)
+                graded = await self._candidate.grade_decoded(image, data, cost)
         except Exception as error:
-            self._told(photograph.sha256, first, str(error) or "no answer in time")
+            self._log_candidate(image.sha256, first, str(error) or "no answer in time")
         else:
-            self._told(photograph.sha256, first, graded)
+            self._log_candidate(image.sha256, first, graded)
 
-    def _told(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
+    def _log_candidate(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
         if self._audit is not None:
-            self._audit.tried(sha256, first, candidate)
+            self._audit.log_candidate(sha256, first, candidate)
 
 
 def is_chosen(sha256: str, share: float) -> bool:
-    """Whether a photograph is of the share that the candidate gets."""
+    """Whether an image is of the share that the candidate gets."""
     return int(sha256[:8], 16) < share * 16**8

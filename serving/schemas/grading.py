@@ -1,4 +1,4 @@
-"""What the endpoint answers: one graded photograph, the model behind it, and refusals."""
+"""What the endpoint answers: one graded image, the model behind it, and refusals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks
 
 
 class GradeResponse(BaseModel):
-    """One graded photograph: the fields of a bulk result row, with `status` always `graded`."""
+    """One graded image: the fields of a bulk result row, with `status` always `graded`."""
 
     image_id: str = Field(
         description="start of `sha256`, as in bulk rows and manifests: the same bytes have the same id"
     )
     location_id: str | None = Field(None, description="bulk only: identifies `uri` and `member`")
-    uri: str | None = Field(None, description="bulk only: where the photograph is")
+    uri: str | None = Field(None, description="bulk only: where the image is")
     member: str | None = Field(
         None,
         description="the entry of the archive; of a batch the name in it, or the number of the `file` part",
@@ -45,9 +45,9 @@ class GradeResponse(BaseModel):
         description="neighboring grades; they hold the true one with the promised share"
     )
     unlikeness: float | None = Field(
-        description="distance from the training photographs; above 1 is flagged, null without gates"
+        description="distance from the training images; above 1 is flagged, null without gates"
     )
-    refer: bool = Field(description="a person should look at the photograph")
+    refer: bool = Field(description="a person should look at the image")
     refer_reasons: list[str] = Field(
         description="; ".join(f"`{name}`: {meaning}" for name, meaning in REASONS.items())
     )
@@ -61,7 +61,7 @@ class GradeResponse(BaseModel):
     def of(
         cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature, batch_size: int
     ) -> GradeResponse:
-        """The answer for the photograph with this hash, graded now together with others."""
+        """The answer for the image with this hash, graded now together with others."""
         answer = cls(
             image_id=image_id(sha256),
             sha256=sha256,
@@ -75,7 +75,7 @@ class GradeResponse(BaseModel):
 
     @property
     def batch_size(self) -> int:
-        """Photographs in its forward pass; told in a header, for it says nothing of the photograph."""
+        """Images in its forward pass; told in a header, for it says nothing of the image."""
         return self._batch_size
 
 
@@ -85,14 +85,14 @@ class Heatmap(BaseModel):
     grade: int = Field(ge=0, le=3, description="that is explained")
     png: str = Field(
         description="base64 of an RGBA PNG file of the model's input: viridis colors, opaque where the heat "
-        "is most. By `preprocess.resize` of /v1/model the square is the whole upright photograph (squash), "
-        "its middle (crop), or the photograph between bars (pad)"
+        "is most. By `preprocess.resize` of /v1/model the square is the whole upright image (squash), "
+        "its middle (crop), or the image between bars (pad)"
     )
     meaning: str
 
 
 class ExplainedResponse(GradeResponse):
-    """One graded photograph with its heatmap."""
+    """One graded image with its heatmap."""
 
     heatmap: Heatmap
 
@@ -133,7 +133,7 @@ class ModelResponse(BaseModel):
     preprocess: Preprocess
     conformal: Conformal
     referral: Referral
-    gates: bool = Field(description="whether blurred photographs and such that are no scalps are noticed")
+    gates: bool = Field(description="whether blurred images and such that are no scalps are noticed")
     metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
     synthetic: bool = Field(description="trained on synthetic images; not for clinical use")
     device: str
@@ -180,5 +180,5 @@ class Problem(BaseModel):
     title: str = Field(description="the status in words")
     status: int
     detail: str = Field(description="one line for a person")
-    code: str = Field(description="stable identifier; for photographs, the bulk rows' `error_code`")
+    code: str = Field(description="stable identifier; for images, the bulk rows' `error_code`")
     request_id: str = Field(description="as in the `X-Request-ID` header")

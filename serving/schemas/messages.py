@@ -9,7 +9,7 @@ from scalp_core.results.schema import Signature
 
 
 class Graded(NamedTuple):
-    """The answer for one photograph, and how it came about."""
+    """The answer for one image, and how it came about."""
 
     grading: Grading
     signature: Signature

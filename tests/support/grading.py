@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def put_photographs(folder: str) -> None:
-    """Photographs, local or in S3."""
+    """Images, local or in S3."""
 
     def put(index: int) -> None:
         storage.write(f"{folder}/{index % 4}/{index:05d}.jpg", pool_of[index % len(pool_of)])
@@ -77,7 +77,7 @@ def start(bundle: Path, source: str, out: str, log: Path, shard: int = SHARD, **
 
 
 def check(run: Run, graded_again: int) -> dict[str, Any]:
-    """Nothing lost, nothing twice; the summary, whose work done again is at most so many photographs."""
+    """Nothing lost, nothing twice; the summary, whose work done again is at most so many images."""
     summary = json.loads(storage.read(storage.join(run.out, "summary.json")))
     ids = read_results(storage.join(run.out, RESULTS_FOLDER))["location_id"].to_pylist()
     assert len(ids) == len(set(ids)) == PHOTOGRAPHS

@@ -83,7 +83,7 @@ def _scenes() -> list[Image.Image]:
 
 
 def natural(rng: np.random.Generator) -> Image.Image:
-    """A piece of an ordinary photograph."""
+    """A piece of an ordinary image."""
     scene = _scenes()[int(rng.integers(2))]
     width = int(rng.integers(200, 640))
     height = width * 2 // 3
@@ -99,9 +99,9 @@ KINDS = {
     "plain skin": plain_skin,
     "black": black,
     "white": white,
-    "natural photograph": natural,
+    "natural image": natural,
 }
-"""How to make one of each kind; `blurred` ones are made of photographs."""
+"""How to make one of each kind; `blurred` ones are made of images."""
 
 
 def blurred(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Sources of photographs for the tests of the data's way, and that way without Ray."""
+"""Sources of images for the tests of the data's way, and that way without Ray."""
 
 from __future__ import annotations
 

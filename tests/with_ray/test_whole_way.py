@@ -25,7 +25,7 @@ from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from serving import app
-from serving.replicas.handles import read_photograph
+from serving.replicas.handles import decode_image
 from serving.settings import Settings
 from tests.support import sockets
 from tests.support.ports import free_port
@@ -135,7 +135,7 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     assert {uri: image.tobytes() for uri, image in found.items()} == expected
     measured = dict(zip(for_grading["uri"], for_grading["statistics"], strict=True))
     for uri in uris:
-        online = read_photograph(Path(uri).read_bytes(), spec)
+        online = decode_image(Path(uri).read_bytes(), spec)
         assert online.decoded.pixels.tobytes() == expected[uri]
         assert online.statistics.tobytes() == measured[uri].tobytes()
 

@@ -27,7 +27,7 @@ from serving.batch.window import Batches, BatchSettings, RequestLimit, Window
 from serving.http import request_context
 from serving.http.problems import Refusal
 from serving.replicas.grader import Grader
-from serving.replicas.handles import read_photograph
+from serving.replicas.handles import decode_image
 from serving.replicas.ingress import replica
 from serving.replicas.readiness import Readiness
 from serving.settings import Scaling, Settings
@@ -164,7 +164,7 @@ def test_large_images_do_not_keep_small_ones_waiting():
             asyncio.create_task(decoders.run("greedy", 2 * SMALL_COST, release.wait, 20)) for _ in range(8)
         ]
         await asyncio.sleep(0.05)
-        small = decoders.run("modest", 0.1, read_photograph, jpeg(0), Preprocess(size=64))
+        small = decoders.run("modest", 0.1, decode_image, jpeg(0), Preprocess(size=64))
         assert (await asyncio.wait_for(small, 10)).decoded.pixels.shape == (64, 64, 3)
         release.set()
         await asyncio.gather(*large)
@@ -302,7 +302,7 @@ def test_a_lone_photograph_does_not_wait_for_a_full_queue_of_another_owner(bundl
         await grader.reconfigure({"bundle": str(bundle), "max_batch_size": 4})
         preprocess = await grader.preprocess()
         black = np.zeros((preprocess.size, preprocess.size, 3), np.uint8)
-        statistics = np.zeros(len(read_photograph(jpeg(0), preprocess).statistics))
+        statistics = np.zeros(len(decode_image(jpeg(0), preprocess).statistics))
         await grader.grade(black + 1, statistics, preprocess, "modest")
         monkeypatch.setattr(Predictor, "logits", slow)
         many = [asyncio.create_task(grader.grade(black, statistics, preprocess, "greedy")) for _ in range(40)]

@@ -15,7 +15,7 @@ from serving.settings import Settings
 
 
 def test_retry_after_follows_what_is_measured():
-    load = Load(Limits(), seconds_per_photograph=0.1)
+    load = Load(Limits(), seconds_per_image=0.1)
     load.in_flight.take("", 40)
     assert load.retry_after() == 4
     for _ in range(200):
@@ -29,7 +29,7 @@ def test_retry_after_follows_what_is_measured():
     ("seconds", "most"), [(0.01, 90), (0.1, 9), (2.0, 8)], ids=["by time", "by time, slow", "some always"]
 )
 def test_the_queue_is_as_long_as_it_takes_a_second_to_answer(seconds, most):
-    load = Load(Limits(in_flight=128), seconds_per_photograph=seconds)
+    load = Load(Limits(in_flight=128), seconds_per_image=seconds)
     for _ in range(200):
         try:
             load.check()
@@ -41,7 +41,7 @@ def test_the_queue_is_as_long_as_it_takes_a_second_to_answer(seconds, most):
 
 
 def test_how_fast_the_queue_moves_is_measured_by_those_in_it():
-    load = Load(Limits(), seconds_per_photograph=0.1)
+    load = Load(Limits(), seconds_per_image=0.1)
 
     def pass_of(photographs: int, seconds: float) -> None:
         with ExitStack() as stack:
@@ -82,7 +82,7 @@ def filled(load: Load, owner: str) -> int:
 
 
 def test_an_owner_that_fills_the_queue_leaves_the_others_their_part():
-    load = Load(Limits(in_flight=128), seconds_per_photograph=0.03)
+    load = Load(Limits(in_flight=128), seconds_per_image=0.03)
     alone = filled(load, "greedy")
     assert alone == pytest.approx(30, abs=1)  # nobody else asks: all of it
     assert filled(load, "modest") == pytest.approx(alone / 2, abs=2)
@@ -92,7 +92,7 @@ def test_an_owner_that_fills_the_queue_leaves_the_others_their_part():
 
 
 def test_no_owner_holds_more_than_half_of_the_places():
-    load = Load(Limits(in_flight=10, uploads=6), seconds_per_photograph=0.0001)
+    load = Load(Limits(in_flight=10, uploads=6), seconds_per_image=0.0001)
     assert filled(load, "greedy") == 5
     for _ in range(3):
         load.uploads.take("slow")

@@ -364,7 +364,7 @@ def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
             connection.sent.append(message)
 
         await FlowControlMiddleware(app_of(Model()))(connection.scope, receive, send)
-        assert len(connection.sent) == 303  # the start, 300 photographs, the end, and an empty piece
+        assert len(connection.sent) == 303  # the start, 300 images, the end, and an empty piece
 
     run(scenario)
 

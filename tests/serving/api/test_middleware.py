@@ -301,7 +301,7 @@ def test_the_bodies_that_are_held_are_bounded_together():
         assert load.held_bytes.total == 600
         assert problem(await session.post("/v1/grade", content=bytes(600))) == (503, "overloaded")
         assert (await session.post("/v1/grade", content=bytes(400))).status_code == 200
-        # Of a batch one photograph at a time is held, which is not counted here.
+        # Of a batch one image at a time is held, which is not counted here.
         assert (await session.post("/v1/grade/batch", content=bytes(5000))).status_code == 200
 
     during(api, inside, "/v1/wait", content=bytes(600))

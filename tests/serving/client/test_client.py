@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 
 from serving import client as module
-from serving.client import AsyncClient, BulkRun, Client, FailedPhotograph, GradeError, Retries
+from serving.client import AsyncClient, BulkRun, Client, FailedImage, GradeError, Retries
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Heatmap
 
 GRADED = GradeResponse(
@@ -263,18 +263,18 @@ def rows(*members, failed=(), end="done"):
 
 
 def test_batch_has_a_row_for_each_photograph_in_order(run, server, monkeypatch):
-    monkeypatch.setattr(module, "_BATCH_PHOTOGRAPHS", 3)
+    monkeypatch.setattr(module, "_BATCH_IMAGES", 3)
     taken = []
 
-    def photographs():
+    def images():
         for index in range(7):
             taken.append(index)
             yield b"%d" % index
 
     script = [rows(2, 0, failed=[1]), half, rows(0, 1), rows(0, 1, 2, end="aborted"), rows(0, 1, 2), rows(0)]
-    found, counts = run("grade_batch", photographs(), script=script)
+    found, counts = run("grade_batch", images(), script=script)
     assert [row.member for row in found] == [str(index) for index in range(7)]
-    assert [isinstance(row, FailedPhotograph) for row in found] == [index == 1 for index in range(7)]
+    assert [isinstance(row, FailedImage) for row in found] == [index == 1 for index in range(7)]
     assert found[1].error_code == "truncated" and found[0].grade == 2
     # Answers that broke off, lacked a row or were aborted were asked for again, whole.
     sent = [[int(data) for _, data in fields(body, headers)] for _, _, headers, body in server.asked]
@@ -287,13 +287,13 @@ def test_batch_takes_photographs_as_it_goes(server, monkeypatch):
     server.script[:] = [rows(0, 1), rows(0)]
     taken = []
 
-    def photographs():
+    def images():
         while True:
             taken.append(len(taken))
             yield bytes(5)
 
     with Client(server.url, retries=QUICK) as client:
-        found = client.grade_batch(photographs())
+        found = client.grade_batch(images())
         assert next(found).member == "0"
     assert len(taken) == 3
 

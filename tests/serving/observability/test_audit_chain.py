@@ -23,7 +23,7 @@ def write(folder: Path, count: int, replica: str = "r", **settings: object) -> N
     """A replica that comes, writes so many lines, and ends."""
     log = AuditLog(AuditSettings(folder=str(folder), **settings), replica)
     for number in range(count):
-        log.refused(str(number), "empty")
+        log.log_refusal(str(number), "empty")
     log.close()
 
 
@@ -50,7 +50,7 @@ def test_replicas_at_the_same_time_have_a_chain_each(tmp_path):
     logs = [AuditLog(AuditSettings(folder=str(tmp_path)), name) for name in ("one", "two")]
     tmp_path.chmod(0o700)
     for log in logs:
-        log.refused("a", "empty")
+        log.log_refusal("a", "empty")
         wait_for(lambda: len(files(tmp_path)) >= 1)
     for log in logs:
         log.close()
@@ -114,7 +114,7 @@ def test_a_killed_writer_leaves_a_log_that_the_next_one_continues(tmp_path):
     program = (
         "import sys, time; from serving.observability.audit import AuditLog, AuditSettings\n"
         "log = AuditLog(AuditSettings(folder=sys.argv[1]), 'killed')\n"
-        "for number in range(50): log.refused(str(number), 'empty')\n"
+        "for number in range(50): log.log_refusal(str(number), 'empty')\n"
         "time.sleep(60)"
     )
     killed = subprocess.Popen([sys.executable, "-c", program, str(folder)])
@@ -159,14 +159,14 @@ def test_a_disk_that_was_full_leaves_a_gap_that_is_counted(tmp_path, monkeypatch
     monkeypatch.setattr(audit_writer, "_RETRY_S", 0)
     monkeypatch.setattr(audit_writer.os, "write", cut)
     log = AuditLog(AuditSettings(folder=str(folder)), "r")
-    log.refused("before", "empty")
+    log.log_refusal("before", "empty")
     wait_for(lambda: files(folder) and files(folder)[0].read_text().count("\n") == 2)
     full = True
     for _ in range(5):
-        log.refused("lost", "empty")
+        log.log_refusal("lost", "empty")
     wait_for(lambda: log._writer._lost == 5)
     full = False
-    log.refused("after", "empty")
+    log.log_refusal("after", "empty")
     log.close()
     found = verify(folder)
     assert (found.files, found.torn, found.lost, found.chains) == (2, 1, 5, 1)

@@ -49,9 +49,9 @@ def request_of_ann():
 
 def test_a_line_tells_what_was_asked_and_answered(tmp_path, request_of_ann):
     log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "Ingress#x/1")
-    log.graded(ANSWER)
-    log.refused("cd" * 32, "truncated")
-    log.answered()  # its photographs have their lines
+    log.log_grade(ANSWER)
+    log.log_refusal("cd" * 32, "truncated")
+    log.log_request()  # its images have their lines
     log.close()
     graded, refused = lines(tmp_path / "audit")
     assert abs(datetime.fromisoformat(graded.pop("time")).timestamp() - time.time()) < 60
@@ -73,10 +73,10 @@ def test_a_line_tells_what_was_asked_and_answered(tmp_path, request_of_ann):
 def test_a_request_without_a_photograph_has_one_line_and_one_that_was_kept_out_none(tmp_path, request_of_ann):
     log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
     request_of_ann.problem, request_of_ann.status = "no_file", 422
-    log.answered()
-    log.answered()
+    log.log_request()
+    log.log_request()
     request_context.set_current(request_context.RequestContext("kept-out", "POST", problem="wrong_key"))
-    log.answered()
+    log.log_request()
     log.close()
     (line,) = lines(tmp_path / "audit")
     assert (line["request_id"], line["status"], line["problem"], line["sha256"]) == (
@@ -90,7 +90,7 @@ def test_a_request_without_a_photograph_has_one_line_and_one_that_was_kept_out_n
 def test_nobody_else_may_look(tmp_path, request_of_ann):
     folder = tmp_path / "made" / "audit"
     log = AuditLog(AuditSettings(folder=str(folder)), "r")
-    log.graded(ANSWER)
+    log.log_grade(ANSWER)
     log.close()
     (file,) = folder.glob("audit-*")
     assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
@@ -104,7 +104,7 @@ def test_nobody_else_may_look(tmp_path, request_of_ann):
 def test_files_follow_each_other_by_size_and_no_line_is_lost(tmp_path, request_of_ann):
     log = AuditLog(AuditSettings(folder=str(tmp_path / "audit"), max_bytes=1500), "r")
     for number in range(40):
-        log.refused(str(number), "empty")
+        log.log_refusal(str(number), "empty")
     log.close()
     assert [line["sha256"] for line in lines(tmp_path / "audit")] == [str(number) for number in range(40)]
     sizes = [file.stat().st_size for file in sorted((tmp_path / "audit").glob("audit-*"))]
@@ -114,7 +114,7 @@ def test_files_follow_each_other_by_size_and_no_line_is_lost(tmp_path, request_o
 def test_replicas_do_not_share_a_file(tmp_path, request_of_ann):
     logs = [AuditLog(AuditSettings(folder=str(tmp_path / "audit")), name) for name in ("one", "two")]
     for log in logs:
-        log.refused("x", "empty")
+        log.log_refusal("x", "empty")
         log.close()
     assert len(list((tmp_path / "audit").glob("audit-*"))) == 2
 
@@ -126,7 +126,7 @@ def test_a_full_disk_is_logged_and_refuses_nobody(tmp_path, request_of_ann, monk
     log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
     monkeypatch.setattr(audit_writer.os, "write", full)
     for _ in range(50):
-        log.graded(ANSWER)
+        log.log_grade(ANSWER)
     log.close()
     record, last = caplog.records  # once in a while, not for each line
     assert "lines of the audit log were lost" in record.message and "No space left" in record.message

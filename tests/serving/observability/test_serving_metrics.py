@@ -1,4 +1,4 @@
-"""What the endpoint counts: every request once by its end, and drift of the last photographs only."""
+"""What the endpoint counts: every request once by its end, and drift of the last images only."""
 
 from __future__ import annotations
 
