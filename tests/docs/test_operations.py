@@ -1,4 +1,4 @@
-"""Whoever is called at night finds a heading: for each alert, and for each failure that the tests make."""
+"""docs/operations.md has a runbook for each alert, and for each failure that the nightly tests cause."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from tests.support.metrics import ALERTS, DASHBOARDS, alerts
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/operations.md").read_text()
+PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 SCRAPES = sorted(DASHBOARDS.glob("prometheus*.yaml"))
 
 
 def anchor(heading: str) -> str:
-    """As GitHub makes it."""
+    """Name of a heading in links, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -26,35 +24,30 @@ def test_every_failure_that_the_tests_make_has_a_runbook():
     tests = {
         name
         for file in ROOT.glob("tests/nightly/faults/test_*.py")
-        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.M)
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(encoding="utf-8"), re.M)
     }
     sections = PAGE.split("\n## ")
-    runbooks = {name: part for part in sections for name in re.findall(r"<!-- (test_\w+) -->", part)}
+    runbooks = {name: section for section in sections for name in re.findall(r"<!-- (test_\w+) -->", section)}
     assert set(runbooks) == tests, (
         "docs/operations.md names the tests of a runbook in a comment below its heading"
     )
-    assert all("- seen: " in part and "- do: " in part for part in runbooks.values())
+    assert all("- seen: " in section and "- do: " in section for section in runbooks.values())
 
 
 @pytest.mark.parametrize("path", ALERTS, ids=lambda path: path.stem)
-def test_every_alert_says_what_to_do_and_where_that_is_explained(path):
+def test_every_alert_links_a_heading_of_the_page(path):
     anchors = {anchor(heading) for heading in re.findall(r"^##+ (.*)$", PAGE, re.M)}
     for rule in alerts(path):
-        told = rule["annotations"]
-        assert told["summary"] and told["runbook"] and "\n" not in told["runbook"], rule["alert"]
-        page, _, heading = told["page"].partition("#")
-        assert page == "docs/operations.md" and heading in anchors, told["page"]
+        annotations = rule["annotations"]
+        assert annotations["summary"], rule["alert"]
+        assert annotations["runbook"] and "\n" not in annotations["runbook"], rule["alert"]
+        page, _, heading = annotations["page"].partition("#")
+        assert page == "docs/operations.md" and heading in anchors, annotations["page"]
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 
 @pytest.mark.parametrize("path", SCRAPES, ids=lambda path: path.stem)
-def test_prometheus_loads_every_file_of_alerts_and_asks_before_ray_forgets(path):
-    settings = yaml.safe_load(path.read_text())
-    assert sorted(settings["rule_files"]) == [each.name for each in ALERTS]
+def test_prometheus_loads_every_file_of_alerts_and_scrapes_before_ray_forgets(path):
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert sorted(settings["rule_files"]) == [file.name for file in ALERTS]
     assert int(settings["global"]["scrape_interval"].removesuffix("s")) < 20
-
-
-def test_prometheus_finds_the_nodes_where_ray_lists_them():
-    (job,) = yaml.safe_load((DASHBOARDS / "prometheus.yaml").read_text())["scrape_configs"]
-    (found,) = job["file_sd_configs"]
-    assert found["files"] == [f"{get_default_ray_temp_dir()}/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]

@@ -39,7 +39,7 @@ def has_name(dotted: str) -> bool:
 
 def problem(token: str) -> str | None:
     """Why a piece of inline code leads nowhere; None where it exists or is not a name of this repository."""
-    name = token.split("::")[0].split(":")[0].rstrip("/")  # also FILE::test and FILE:LINE
+    name = token.split("::")[0].split(":")[0].rstrip("/()")  # FILE::test, FILE:LINE, call()
     if re.search(r"[\s*<>…{}$]", name):
         return None
     if token.startswith(FOLDERS):

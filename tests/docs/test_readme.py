@@ -1,4 +1,4 @@
-"""What README and docs say can be typed exists: every make target, verb and option in them."""
+"""Make targets, commands, options and links in README and docs exist; the pages list each code and column."""
 
 import re
 import shlex
@@ -22,18 +22,20 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOT_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
-DOCS = {page.name: page.read_text() for page in PAGES[1:]}
+# Without the module tables of architecture.md: docstrings name commands without their arguments.
+GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
+DOCS = {page.name: GENERATED.sub("", page.read_text()) for page in PAGES[1:]}
 COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
 COMMANDS += [
     shlex.split(command, comments=True)
     for text in DOCS.values()
-    for command in re.findall(r"^    (?:\$ )?(scalp [^…\n]+)$", text, re.MULTILINE)
+    for command in re.findall(r"^(?:    |\$ |    \$ )(scalp [^…\n]+)$", text, re.MULTILINE)
 ]
 VERBS = typer.main.get_command(app).commands
 
 
 def leaves(verbs):
-    """The verbs themselves, those of groups too."""
+    """Commands without subcommands, those of groups included."""
     for verb in verbs:
         yield from leaves(verb.commands.values()) if hasattr(verb, "commands") else [verb]
 
@@ -82,7 +84,7 @@ def test_every_option_named_in_the_text_exists():
 
 
 def anchors(page):
-    """What GitHub names the headings of a page."""
+    """Names of a page's headings in links, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -95,9 +97,9 @@ def test_every_make_target_and_link_leads_somewhere(page):
     assert set(re.findall(r"(?:`|^    |^)make ([a-z]+)", present, re.MULTILINE)) <= targets
     for link in re.findall(r"\]\((?!https://)([^)]+)\)", text):
         path, _, anchor = link.partition("#")
-        there = (page.parent / path).resolve() if path else page
-        assert there.exists(), link
-        assert not anchor or anchor in anchors(there.read_text()), link
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
 
 
 def test_the_index_names_every_page():
