@@ -1,4 +1,4 @@
-"""The classifier: a timm architecture with a four-unit head, in timm's own names."""
+"""The classifier: a timm architecture with a head for four grades, with timm's parameter names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OUTPUTS: dict[Head, int] = {"softmax": NUM_GRADES, "corn": NUM_GRADES - 1}
 
 
 class CornToLogits(nn.Module):
-    """Conditional logits of P(grade > k | grade >= k), (N, 3), to log-probabilities of the grades, (N, 4)."""
+    """Convert conditional logits of P(grade > k | grade >= k), (N, 3), to log-probabilities (N, 4)."""
 
     def forward(self, conditional: torch.Tensor) -> torch.Tensor:
         above = nn.functional.logsigmoid(conditional).cumsum(1)  # log P(grade > k)
@@ -29,37 +29,37 @@ class CornToLogits(nn.Module):
 
 
 def build_model(architecture: str, head: Head = "softmax", size: int | None = None) -> nn.Module:
-    """The architecture with random weights, to four logits.
+    """Build the architecture with random weights and four output logits.
 
     Args:
         architecture: timm name, with or without the tag of its weights.
-        head: `corn` has three units, and makes of them the logarithms of four probabilities.
-        size: side of its square input, pixels, for architectures that are built for one; None is timm's.
+        head: Head of the model; `corn` has three units, converted to four log-probabilities.
+        size: Side of the square input in pixels, for architectures with a fixed input size; None: timm's.
 
     Raises:
-        UserError: timm knows no such architecture, or it does not exist at this size or with this head.
+        UserError: timm lacks the architecture, or it does not support this size or head.
     """
     return with_head(timm_model(architecture, head, size), head)
 
 
 def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool = False) -> nn.Module:
-    """timm's model with as many units as `head` needs; `with_head` completes it."""
+    """Create timm's model with the number of units that `head` needs; `with_head` completes it."""
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.0)[0]
         raise UserError(
             f"timm has no architecture {architecture!r}; did you mean {near!r}? Try {DEFAULT_ARCHITECTURE}"
         )
     try:
-        # None for a former name, which timm resolves when it builds the model.
+        # None for a deprecated name, which timm resolves when it builds the model.
         config: Any = timm.get_pretrained_cfg(architecture)
-        config = config or timm.get_pretrained_cfg(_present_name(architecture))
+        config = config or timm.get_pretrained_cfg(_current_name(architecture))
     except RuntimeError:
         name, _, tag = architecture.partition(".")
         known = ", ".join(timm.list_pretrained(f"{name}.*"))
         raise UserError(
             f"timm has no weights tagged {tag!r} of {name}; choose one of {known or name}"
         ) from None
-    # timm's mark of the architectures that take `img_size`: the others accept any input.
+    # `fixed_input_size` marks the architectures that take `img_size`; the others accept any input.
     built_for_size: dict[str, Any] = {"img_size": size} if size and config.fixed_input_size else {}
     try:
         return timm.create_model(
@@ -69,33 +69,34 @@ def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool
         if not built_for_size:
             raise
         raise UserError(
-            f"{architecture} does not exist at {size} px ({first_line(error)}); "
+            f"{architecture} does not support {size} px ({first_line(error)}); "
             f"use --set size={config.input_size[-1]}, or an architecture for any size, such as "
             f"{DEFAULT_ARCHITECTURE}"
         ) from error
 
 
-def _present_name(architecture: str) -> str:
+def _current_name(architecture: str) -> str:
     config: Any = timm.create_model(architecture).pretrained_cfg
     return f"{config['architecture']}.{config['tag']}" if config["tag"] else config["architecture"]
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the last layers with weights: one, or two in distilled architectures."""
+    """Return the names of the classifier layers: one, or two in distilled architectures."""
     configuration: Any = model.pretrained_cfg
-    named = configuration["classifier"]
-    if not named:
+    classifier = configuration["classifier"]
+    if not classifier:
         raise UserError(
             f"timm does not name the last layer of {configuration['architecture']}; "
             f"choose another architecture, such as {DEFAULT_ARCHITECTURE}"
         )
-    return [_without_corn(model, name) for name in ([named] if isinstance(named, str) else named)]
+    names = [classifier] if isinstance(classifier, str) else classifier
+    return [_without_corn(model, name) for name in names]
 
 
 def _without_corn(model: nn.Module, name: str) -> str:
@@ -104,10 +105,10 @@ def _without_corn(model: nn.Module, name: str) -> str:
 
 
 def with_head(model: nn.Module, head: Head) -> nn.Module:
-    """Complete a model of `timm_model` in place, so that it answers four logits.
+    """Complete a model from `timm_model` in place, so that it returns four logits.
 
     Raises:
-        UserError: `corn` on an architecture with two heads, whose conditional logits timm averages.
+        UserError: `corn` with an architecture of two heads, whose conditional logits timm would average.
     """
     names = head_names(model)
     if head == "corn":
@@ -117,13 +118,13 @@ def with_head(model: nn.Module, head: Head) -> nn.Module:
                 f"loss corn needs one head, {architecture['architecture']} has {len(names)}; "
                 "use --set loss=soft_ordinal, or another architecture"
             )
-        # Beside the layer and not inside the model, so that every architecture has it in the same place.
+        # In the place of the layer, so that it has the same position in all architectures.
         model.set_submodule(names[0], nn.Sequential(model.get_submodule(names[0]), CornToLogits()))
     return model
 
 
 def to_channels_last(model: nn.Module) -> nn.Module:
-    """Reorder all four-dimensional weights in place; `nn.Module.to` fails on those of five dimensions."""
+    """Convert all four-dimensional weights in place; `nn.Module.to` fails on those of five dimensions."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
@@ -131,21 +132,21 @@ def to_channels_last(model: nn.Module) -> nn.Module:
 
 
 def preprocess_for(model: nn.Module, size: int, resize: Resize = "squash") -> Preprocess:
-    """The preprocessing that belongs to the architecture's weights (timm), at the chosen size and fit."""
+    """Return timm's preprocessing for the architecture's weights, at the given size and resize mode."""
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)
     return Preprocess(size=size, resize=resize, mean=config["mean"], std=config["std"])
 
 
 def normalize(images: torch.Tensor, spec: Preprocess) -> torch.Tensor:
-    """uint8 (N, size, size, 3) to float32 (N, 3, size, size) in channels_last memory, on the same device."""
+    """Normalize uint8 (N, size, size, 3) to float32 (N, 3, size, size), channels_last, on the same device."""
     mean, scale = _constants(spec, images.device)
-    # Permuting an NHWC tensor is channels_last already: no copy is made for the layout.
+    # A permuted NHWC tensor is already channels_last, so the layout needs no copy.
     return ((images.float() - mean) * scale).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)
 def _constants(spec: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    # Kept: a copy to the GPU at each call would be slow, and is not allowed while a CUDA graph is captured.
+    # Cached: a copy to the GPU per call would be slow, and is forbidden during the capture of a CUDA graph.
     with torch.inference_mode(False):
         mean = torch.tensor(spec.mean, device=device) * 255
         return mean, 1 / (torch.tensor(spec.std, device=device) * 255)

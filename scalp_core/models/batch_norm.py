@@ -15,30 +15,29 @@ from torch.overrides import TorchFunctionMode
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a layer of the model depends on the other images of a batch."""
+    """Whether the model has batch normalization, so that an output depends on the rest of its batch."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def synchronize(model: nn.Module) -> nn.Module:
-    """The model with batch statistics over all workers, on GPUs; to be called once per model.
+    """Convert a model on GPUs to batch statistics over all workers; call it once per model.
 
-    By timm: PyTorch's own converter drops the activations that timm's layers hold. A second call would drop
-    them too.
+    By timm: PyTorch's converter drops the activations inside timm's layers, and so would a second call.
     """
     return convert_sync_batchnorm(model)
 
 
 def freeze(model: nn.Module) -> None:
-    """Normalizes by the running statistics from now on, until the next `model.train()`."""
+    """Freeze batch normalization at its running statistics, until the next `model.train()`."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
 
 
 class SyncOnCpu(TorchFunctionMode):
-    """Within it, `batch_norm` in training takes its statistics over all workers.
+    """Context in which `batch_norm` takes its training statistics over all workers.
 
-    The counterpart of `synchronize` on CPUs, which PyTorch's SyncBatchNorm refuses.
+    It is the counterpart of `synchronize` on CPUs, which PyTorch's SyncBatchNorm does not support.
     """
 
     def __torch_function__(
@@ -63,14 +62,14 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """As `functional.batch_norm`."""
+    """Replace `functional.batch_norm`, with the same arguments."""
     if not training:
         return functional.batch_norm(images, running_mean, running_var, weight, bias, False, momentum, eps)
     return _OverAllWorkers.apply(images, running_mean, running_var, weight, bias, momentum, eps)
 
 
 class _OverAllWorkers(torch.autograd.Function):
-    """Training-mode batch normalization by two small all-reduces, one forward and one backward."""
+    """Batch normalization over all workers in training, with one all-reduce forward and one backward."""
 
     @staticmethod
     def forward(
@@ -83,9 +82,10 @@ class _OverAllWorkers(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> torch.Tensor:
-        # The kernel that batch_norm itself uses; torch.var_mean takes 15 times as long on channels_last.
+        # The kernel of batch_norm; torch.var_mean takes 15 times as long on channels_last.
         no_statistics = torch.zeros_like(weight), torch.zeros_like(weight)
-        mean, var = (each.double() for each in torch.batch_norm_update_stats(images, *no_statistics, 0.0))
+        statistics = torch.batch_norm_update_stats(images, *no_statistics, 0.0)
+        mean, var = (values.double() for values in statistics)
         count = images.numel() // images.shape[1]
         sums = torch.cat([mean * count, (var + mean**2) * count, mean.new_tensor([count])])
         dist.all_reduce(sums)
@@ -103,7 +103,7 @@ class _OverAllWorkers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, weight, mean, var = ctx.saved_tensors
-        # As if the statistics were constants; then what flows through them, from all workers.
+        # First as if the statistics were constants; then the gradient through them, from all workers.
         direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, images, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )

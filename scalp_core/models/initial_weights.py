@@ -1,7 +1,7 @@
-"""First weights of a training: random, pretrained by timm, or a file; checked tensor by tensor.
+"""Initial weights of a training: random, pretrained by timm, or a file; checked tensor by tensor.
 
-timm's own loader ignores names that do not match whenever the head has another size, which is the case here.
-So timm only fetches the file and renames its tensors (`checkpoint_filter_fn`); this module loads them.
+timm's loader ignores mismatched names if the head has another size, which is always the case here. So timm
+only fetches the file and renames its tensors (`checkpoint_filter_fn`); this module loads them.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def initial_model(
         architecture: timm name.
         weights: `imagenet` (pretrained, fetched by timm), `none` (random), a local `.safetensors` or `.pth`
             file, or `s3://…` of one. The file's head is kept if its shape fits, else replaced by a new one.
-        seed: seed of random weights.
-        head: see `build_model`.
-        size: see `build_model`.
+        seed: Random seed of the weights.
+        head: As in `build_model`.
+        size: As in `build_model`.
 
     Raises:
         UserError: the weights are unavailable or do not fit. Training starts from scratch only with `none`.
@@ -68,7 +68,7 @@ def _model_and_filter(architecture: str, head: Head, size: int | None) -> tuple[
     def keep_filter(*_: Any, filter_fn: Filter | None = None, **__: Any) -> None:
         filters.append(filter_fn)
 
-    # timm hands the function to its loader alone; nothing is fetched with this one in its place.
+    # timm passes the function only to its loader; this replacement fetches nothing.
     with _replaced_loader(keep_filter):
         model = timm_model(architecture, head, size, pretrained=True)
     return model, (filters and filters[0]) or (lambda state, _: state)
@@ -97,7 +97,7 @@ def _load_pretrained(model: nn.Module, rename: Filter, record: InitialWeights) -
         state = load_state_dict(path, device="cpu", weights_only=True)
     except Exception as error:
         raise UserError(_unavailable(record.source, architecture, f"{place}: {first_line(error)}")) from error
-    # timm's own files may hold more than the classifier, such as the decoder of their pretraining.
+    # timm's files may contain more than the classifier, such as a decoder from pretraining.
     fit = _best_fit(model, rename, state)
     record = record.model_copy(update={"tag": tag, "url": place, "sha256": _sha256_of_file(path)})
     return _load(model, fit, record, fit.missing, place)
@@ -137,9 +137,9 @@ class _Fit:
     """Tensors of a file compared with those of the model.
 
     Args:
-        taken: tensors whose name and shape are the model's.
-        missing: the model's weights that the file lacks, its head's excepted.
-        unexpected: the file's weights that the model lacks or has in another shape, its head's excepted.
+        taken: Tensors with the name and shape of one in the model.
+        missing: Weights of the model that the file lacks, without those of the head.
+        unexpected: Weights of the file that the model lacks or has in another shape, without the head's.
     """
 
     taken: State
@@ -157,7 +157,7 @@ def _best_fit(model: nn.Module, rename: Filter, state: Any) -> _Fit:
 
 
 def _without_prefixes(state: State) -> Iterator[State]:
-    """Yield the tensors by their names, then with one prefix less each time."""
+    """Yield the tensors under their names, then repeatedly with one prefix removed."""
     yield state
     first_parts = {name.partition(".")[0] + "." for name in state}
     shared = tuple(first_parts) if len(first_parts) == 1 else ()
@@ -171,7 +171,7 @@ def _without_prefixes(state: State) -> Iterator[State]:
 def _fit(model: nn.Module, rename: Filter, state: State) -> _Fit:
     try:
         state = dict(rename(dict(state), model))
-    except Exception:  # the function expects names of its architecture, and this file has others
+    except Exception:  # the function expects names of its architecture; this file has others
         state = dict(state)
     heads = head_names(model)
     for head in heads:  # a bundle with the head `corn` has its layer one level below
@@ -192,20 +192,23 @@ def _moved(name: str, old: str, new: str) -> str:
 
 
 def _weights_of(state: State) -> list[str]:
-    """Names of the weights; counters and tables of indexes are integers, and models make their own."""
+    """Names of the weights, without integer tensors (counters, index tables), which models create."""
     return [name for name, value in state.items() if value.is_floating_point()]
 
 
 def _load(
-    model: nn.Module, fit: _Fit, record: InitialWeights, refused: list[str], place: str
+    model: nn.Module, fit: _Fit, record: InitialWeights, mismatches: list[str], place: str
 ) -> InitialWeights:
     taken = len(_weights_of(fit.taken))
-    if refused:
+    if mismatches:
         architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
-        parts = {"missing": fit.missing, "unexpected": [name for name in fit.unexpected if name in refused]}
-        odd = "; ".join(f"{kind}: {_names(names)}" for kind, names in parts.items() if names)
+        parts = {
+            "missing": fit.missing,
+            "unexpected": [name for name in fit.unexpected if name in mismatches],
+        }
+        problems = "; ".join(f"{kind}: {_names(names)}" for kind, names in parts.items() if names)
         raise UserError(
-            f"{place} does not fit {architecture}: {taken} of {record.tensors} tensors fit, {odd}; give "
+            f"{place} does not fit {architecture}: {taken} of {record.tensors} tensors fit, {problems}; give "
             f"weights of {architecture} by timm's names, set the file's architecture, or use --weights none"
         )
     of_heads = tuple(f"{head}." for head in head_names(model))

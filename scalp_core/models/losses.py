@@ -1,4 +1,4 @@
-"""Training losses. Every loss takes logits (N, 4), of which softmax makes the probabilities."""
+"""Training losses of logits (N, 4), whose softmax gives the probabilities."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from scalp_core.models.recipe import LossName
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as a sum over images and the weight that the sum is divided by.
+    """A loss as a sum over images, and the weight that divides the sum.
 
-    Both add up over micro-batches and workers. The loss of a global batch is the sum of all sums by the sum
-    of all weights, however the batch is cut.
+    Both are added over micro-batches and workers. The loss of a global batch is the sum of the sums divided
+    by the sum of the weights, for any division of the batch.
 
     Args:
-        total: logits (N, 4) and labels int64 (N,) to a scalar.
-        weight: labels int64 (N,) to a scalar.
+        total: Function of logits (N, 4) and labels int64 (N,) to the scalar sum.
+        weight: Function of labels int64 (N,) to the scalar weight.
     """
 
     total: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weight: Callable[[torch.Tensor], torch.Tensor]
 
     def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a whole batch."""
+        """Compute the loss of a whole batch."""
         return self.total(logits, labels) / self.weight(labels)
 
 
 def make_loss(
     name: LossName, label_smoothing: float, grade_counts: Sequence[int], softness: float = 1.0
 ) -> Loss:
-    """The loss of a recipe.
+    """Make the loss of a recipe.
 
     Args:
-        name: `cross_entropy`; `weighted_cross_entropy`, with weights of one over the root of a grade's
-            count; `corn` (Shi et al. 2023), whose model has the head `corn`; `soft_ordinal` (Diaz and Marathe
-            2019), cross-entropy with labels that fall off with the squared distance in grades.
-        label_smoothing: of the first two.
-        grade_counts: images of each grade in the training split.
-        softness: of `soft_ordinal`; the label's odds fall by exp(-distance² / softness).
+        name: `cross_entropy`; `weighted_cross_entropy`, with the weight 1 / sqrt(count of the grade); `corn`
+            (Shi et al. 2023), for a model with the head `corn`; `soft_ordinal` (Diaz and Marathe 2019),
+            cross-entropy with labels that decrease with the squared distance in grades.
+        label_smoothing: Label smoothing of the two cross-entropies.
+        grade_counts: Training images per grade.
+        softness: Width of the labels of `soft_ordinal`, which are proportional to exp(-distance² / softness).
     """
     if name == "corn":
         return Loss(_corn_total, _corn_weight)
@@ -73,27 +73,27 @@ def _count(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(grade_counts: Sequence[int]) -> torch.Tensor:
-    """Weights whose mean over the training images is 1; a grade that does not occur has none."""
+    """Compute weights with the mean 1 over the training images; 0 for a grade that does not occur."""
     counts = torch.tensor(grade_counts, dtype=torch.float32)
     weights = torch.where(counts > 0, counts.clamp(min=1).rsqrt(), 0.0)
     return weights * counts.sum() / (weights * counts).sum()
 
 
 def _soft_labels(softness: float) -> torch.Tensor:
-    """(4, 4): row by true grade, a distribution over grades."""
+    """Return labels (4, 4): per true grade, a distribution over grades."""
     grades = torch.arange(NUM_GRADES, dtype=torch.float32)
     return functional.softmax(-((grades[:, None] - grades[None, :]) ** 2) / softness, dim=1)
 
 
 def _corn_total(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The sum of the conditional binary cross-entropies.
+    """Sum the conditional binary cross-entropies.
 
-    The head `corn` gives log P(grade) as the product of the conditional probabilities P(y > k | y >= k), so
+    The head `corn` computes P(grade) as the product of the conditional probabilities P(y > k | y >= k), so
     the negative log-likelihood of an image is the sum of its binary cross-entropies.
     """
     return functional.nll_loss(logits, labels, reduction="sum")
 
 
 def _corn_weight(labels: torch.Tensor) -> torch.Tensor:
-    """The number of binary cross-entropies: an image has one per threshold up to its grade."""
+    """Count the binary cross-entropies: an image has one per threshold up to its grade."""
     return (labels + 1).clamp(max=NUM_GRADES - 1).sum().float()

@@ -1,4 +1,4 @@
-"""How to train: typed, each field described here, read from YAML with overrides from the command line."""
+"""The training recipe: typed settings, read from YAML with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordi
 
 DEFAULT_ARCHITECTURE = "legacy_xception"
 FEW_IMAGES = 16
-"""Images per worker and step below which `batch_norm: auto` takes the statistics over all workers: Wu and He
-(2018) find batch normalization to get worse from there."""
+"""Images per worker and step below which `batch_norm: auto` takes the statistics over all workers. Below it
+batch normalization gets worse (Wu and He 2018)."""
 
-_TRAPEZOID_DECAY_SHARE = 0.3  # of the steps after the warm-up
+_TRAPEZOID_DECAY_SHARE = 0.3  # fraction of the steps after the warm-up
 
 
 class Condition(NamedTuple):
-    """A setting that has an effect for some values of another setting.
+    """A setting that has an effect only for some values of another setting.
 
     Args:
-        setting: its key.
-        other: key of the other setting, declared before it.
-        values: of the other setting, for which `setting` has an effect.
-        neutral: what `setting` is for its other values.
+        setting: Key of the setting.
+        other: Key of the other setting, declared before it.
+        values: Values of the other setting for which `setting` has an effect.
+        neutral: Value of `setting` when it has no effect.
     """
 
     setting: str
@@ -52,12 +52,12 @@ CONDITIONS = (
 
 
 def without_effect(values: Mapping[str, Any]) -> dict[str, float]:
-    """The settings that have no effect in a recipe with these values, each with its neutral value."""
-    return {each.setting: each.neutral for each in CONDITIONS if not each.is_met(values)}
+    """Find the settings without an effect in a recipe with these values, with their neutral values."""
+    return {condition.setting: condition.neutral for condition in CONDITIONS if not condition.is_met(values)}
 
 
 def _default_smoothing(earlier: Mapping[str, Any]) -> float:
-    """From the values of the fields declared before."""
+    """Default of `label_smoothing`, from the values of the fields declared before it."""
     return without_effect(earlier).get("label_smoothing", 0.05)
 
 
@@ -68,25 +68,28 @@ class Recipe(BaseModel):
 
     architecture: str = Field(DEFAULT_ARCHITECTURE, description="timm name of the classifier")
     weights: str = Field(
-        "imagenet", description="first weights: imagenet, none, a .safetensors or .pth file, or s3:// of one"
+        "imagenet",
+        description="initial weights: imagenet, none, or a .safetensors or .pth file, local or s3://",
     )
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
-    resize: Resize = Field("squash", description="how a picture becomes a square: squash, crop or pad")
-    epochs: int = Field(12, ge=1, description="passes over the training part")
-    frozen_epochs: int = Field(0, ge=0, description="the first of them, in which the last layer alone learns")
-    batch_size: int = Field(32, ge=2, description="photographs a step over all workers together")
-    accumulate: int = Field(1, ge=1, description="pieces of a worker's share of the batch, one after another")
+    resize: Resize = Field("squash", description="how an image becomes a square: squash, crop or pad")
+    epochs: int = Field(12, ge=1, description="passes over the training split")
+    frozen_epochs: int = Field(0, ge=0, description="first epochs, in which only the last layer learns")
+    batch_size: int = Field(32, ge=2, description="images per step, over all workers")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and worker (gradient accumulation)")
     optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam is the paper's")
     learning_rate: float = Field(
-        1e-3, gt=0, description="peak of the schedule for this batch_size; more workers do not change either"
+        1e-3, gt=0, description="peak learning rate for this batch_size, for any number of workers"
     )
     schedule: Literal["cosine", "trapezoid", "constant"] = Field(
-        "cosine", description="after the warm-up; trapezoid: constant, then in a line to zero"
+        "cosine", description="schedule after the warm-up; trapezoid: constant, then linearly to zero"
     )
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
-    weight_decay: float = Field(0.05, ge=0, description="of all weights but biases and normalization")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="fraction of the steps with linear warm-up")
+    weight_decay: float = Field(
+        0.05, ge=0, description="weight decay of all weights except biases and normalization"
+    )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="each layer learns at this times the rate of the one above it"
+        1.0, gt=0, le=1, description="learning rate of a layer relative to that of the layer above it"
     )
     loss: LossName = Field(
         "cross_entropy", description="cross_entropy, weighted_cross_entropy, corn or soft_ordinal"
@@ -95,34 +98,34 @@ class Recipe(BaseModel):
         default_factory=_default_smoothing,
         ge=0,
         lt=1,
-        description="of the two cross-entropies: 0.05 unless set",
+        description="label smoothing of the two cross-entropies; 0.05 unless set",
     )
-    softness: float = Field(1.0, gt=0, description="of soft_ordinal: how far labels spread over the grades")
+    softness: float = Field(1.0, gt=0, description="spread of the labels of soft_ordinal over the grades")
     sampling: Sampling = Field(
-        "natural", description="balanced: every grade is shown equally often, rare ones again and again"
+        "natural", description="balanced: shows each grade equally often, and repeats rare ones"
     )
     augment: Augment = Field(
         "auto",
-        description="flips: one of four flips per image and epoch; dihedral: one of eight flips and quarter "
-        "turns; x4: the paper's, every image and three flips of it per epoch; none; auto: flips where resize "
-        "is squash, for a quarter turn would stretch what was squashed, else dihedral",
+        description="flips: one of four flips per image and epoch; dihedral: one of eight flips and "
+        "rotations; x4: each image in four of them per epoch, like the paper; none; auto: flips if resize is "
+        "squash, because rotation changes squashed shapes, else dihedral",
     )
     colour_jitter: float = Field(
-        0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each color; 0 is off"
+        0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each color; 0: none"
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="of the moving average of the weights that is kept; 0 is off"
+        0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average"
     )
     batch_norm: Literal["auto", BatchNorm] = Field(
         "auto",
-        description="statistics over each worker's images, over all workers (sync), or those of the first "
-        f"weights (frozen); auto: sync where a worker has fewer than {FEW_IMAGES} at a time, else worker",
+        description="statistics over each worker's images, over all workers (sync), or those of the initial "
+        f"weights (frozen); auto: sync if a worker has fewer than {FEW_IMAGES} per micro-batch, else worker",
     )
     gradient_clip: float = Field(
-        1.0, ge=0, description="largest norm of a step's gradient, over all weights; 0 is off"
+        1.0, ge=0, description="largest norm of a step's gradient, over all weights; 0: no clipping"
     )
-    coverage: float = Field(0.9, gt=0, lt=1, description="promised by the grade sets (conformal)")
-    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    coverage: float = Field(0.9, gt=0, lt=1, description="coverage that the grade sets promise (conformal)")
+    seed: int = Field(0, ge=0, description="random seed of weights, order and augmentation")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -133,21 +136,21 @@ class Recipe(BaseModel):
         if self.batch_norm == "frozen" and self.weights == "none":
             raise ValueError("batch_norm: frozen needs pretrained weights, and weights is none")
         for setting, other, values, neutral in CONDITIONS:
-            value, of_other = getattr(self, setting), getattr(self, other)
-            if of_other not in values and value != neutral:
+            current, of_other = getattr(self, setting), getattr(self, other)
+            if of_other not in values and current != neutral:
                 raise ValueError(
-                    f"{setting} ({value:g}) has no effect with {other}: {of_other}; use "
-                    f"{setting}={neutral:g}, or {' or '.join(f'{other}={each}' for each in values)}"
+                    f"{setting} ({current:g}) has no effect with {other}: {of_other}; use "
+                    f"{setting}={neutral:g}, or {' or '.join(f'{other}={value}' for value in values)}"
                 )
         return self
 
     def effective_settings(self, workers: int) -> dict[str, Any]:
-        """What the training depends on: recipes of one effect train alike on so many workers."""
+        """Settings that determine the training: recipes that are equal here train identically."""
         resolved = {"augment": self.epoch_settings.augment, "batch_norm": self.resolve_batch_norm(workers)}
         return self.model_dump(exclude={"coverage"}) | resolved
 
     def resolve_batch_norm(self, workers: int) -> BatchNorm:
-        """What `batch_norm` is for so many workers; one has nobody to synchronize with."""
+        """Resolve `batch_norm` for a number of workers; a single worker never synchronizes."""
         if self.batch_norm == "frozen":
             return "frozen"
         few = self.batch_size // workers // self.accumulate < FEW_IMAGES
@@ -155,7 +158,7 @@ class Recipe(BaseModel):
         return "sync" if workers > 1 and wanted else "worker"
 
     def learning_rate_factor(self, step: int, steps: int) -> float:
-        """The factor of `learning_rate` at a step, the first is 0, of so many in the run."""
+        """Compute the factor of `learning_rate` at a step, from 0, of the run's `steps`."""
         warm = int(steps * self.warmup_share)
         if step < warm:
             return (step + 1) / warm
@@ -170,21 +173,21 @@ class Recipe(BaseModel):
 
     @property
     def epoch_settings(self) -> EpochSettings:
-        """What of it decides on the epochs."""
+        """The settings that determine the order and augmentation of the epochs."""
         values = {name: getattr(self, name) for name in EpochSettings._fields}
         return EpochSettings(**values | {"augment": resolve_augment(self.augment, self.resize)})
 
     @property
     def head(self) -> Head:
-        """What the model's last layer is for this loss."""
+        """The head that the loss needs."""
         return "corn" if self.loss == "corn" else "softmax"
 
 
 def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe:
-    """Reads a recipe by name (from `folder`) or by path or uri, then applies `key=value` overrides.
+    """Read a recipe by name (from `folder`), path or URI, then apply `key=value` overrides.
 
     Raises:
-        UserError: no such recipe, an unknown key (the nearest known one is named), or a bad value.
+        UserError: No such recipe, an unknown key (the message names the nearest one), or an invalid value.
     """
     values, origin = load_yaml("recipe", name_or_path, folder)
     return parse_settings(Recipe, values | parse_overrides(overrides), origin)

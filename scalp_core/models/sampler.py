@@ -1,7 +1,7 @@
-"""What each epoch shows to the model, in which order: a function of recipe, epoch and labels.
+"""The sampler: the order and augmentation of the images per epoch, as a function of recipe, epoch and labels.
 
-Nothing is drawn while training runs, so one worker or eight see the same batches, and a run that was stopped
-goes on with the photographs that it would have seen.
+Training itself draws no random numbers for them. So any number of workers sees the same global batches, and a
+resumed run continues with the same images.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Augment = Literal["auto", "flips", "dihedral", "x4", "none"]
 ResolvedAugment = Literal["flips", "dihedral", "x4", "none"]
 Sampling = Literal["natural", "balanced"]
 
-# The paper's: as it is, upside down, mirrored, by a quarter turn; numbered as in `augment.dihedral`.
+# The paper's: unchanged, upside down, mirrored, quarter turn; numbered as in `augment.dihedral`.
 X4 = (0, 6, 4, 1)
 
-# Plans that a process keeps: blocks of two epochs are loaded at the same time, in a search those of several
-# trials. One plan of a million images takes 29 MB.
-_PLANS_KEPT = 4
+# Plans cached per process: blocks of two epochs are loaded concurrently, in a search those of several trials.
+# One plan of a million images takes 29 MB.
+_CACHED_PLANS = 4
 
 
 class EpochSettings(NamedTuple):
-    """What of a recipe decides on its epochs; its fields are the recipe's."""
+    """The fields of a recipe that determine its epochs."""
 
     augment: ResolvedAugment
     sampling: Sampling
@@ -39,12 +39,12 @@ class EpochSettings(NamedTuple):
 
 
 class EpochPlan(NamedTuple):
-    """One epoch, in order.
+    """The images of one epoch, in order.
 
     Args:
-        rows: int64 (M,), into the training part.
-        symmetry: int8 (M,), for `augment.dihedral`.
-        color: float32 (M, 5) in -1..1, for `augment.jitter_color`.
+        rows: int64 (M,), row numbers of the training split.
+        symmetry: int8 (M,), symmetry of each image for `augment.dihedral`.
+        color: float32 (M, 5) in -1..1, color change of each image for `augment.jitter_color`.
     """
 
     rows: np.ndarray
@@ -53,36 +53,36 @@ class EpochPlan(NamedTuple):
 
 
 def resolve_augment(augment: Augment, resize: Resize) -> ResolvedAugment:
-    """`auto` takes the symmetries that keep the shapes of the resized images."""
+    """Resolve `auto` to the symmetries that preserve shapes after this resize mode."""
     if augment != "auto":
         return augment
     return "flips" if resize == "squash" else "dihedral"
 
 
 def images_per_epoch(rows: int, augment: Augment) -> int:
-    """How many the model sees in an epoch; `x4` counts each four times, as the paper (8,919 are 35,676)."""
+    """Count the images per epoch; `x4` counts each four times, like the paper (8,919 are 35,676)."""
     return rows * len(X4) if augment == "x4" else rows
 
 
-def plan_epoch(labels: np.ndarray, order: EpochSettings, epoch: int) -> EpochPlan:
-    """The order of an epoch and how each photograph is turned in it; read-only arrays.
+def plan_epoch(labels: np.ndarray, settings: EpochSettings, epoch: int) -> EpochPlan:
+    """Plan the order and the augmentation of an epoch, as read-only arrays.
 
-    A process draws the plan of an epoch once. Every block of 64 images asks for it, and drawing it takes
-    0.1 s for a million images.
+    The plan is cached per process: each block of 64 images needs it, and drawing it takes 0.1 s for a million
+    images.
 
     Args:
         labels: int (N,), 0..3.
-        order: its `augment` `flips` draws one of four symmetries for each photograph, `dihedral` one of
-            eight, and `x4` shows it in four; its `sampling` `balanced` shows every grade that occurs equally
-            often, rare ones again.
-        epoch: the first is 1.
+        settings: Settings of the epochs. `augment`: `flips` draws one of four symmetries per image,
+            `dihedral` one of eight, `x4` shows each image in four. `sampling`: `balanced` shows all grades
+            that occur equally often, and repeats rare images.
+        epoch: Number of the epoch, from 1.
     """
     content = np.ascontiguousarray(labels, np.int8).tobytes()
-    return _drawn_plan(content, order.augment, order.sampling, order.seed, epoch)
+    return _draw_plan(content, settings.augment, settings.sampling, settings.seed, epoch)
 
 
-@lru_cache(_PLANS_KEPT)
-def _drawn_plan(
+@lru_cache(_CACHED_PLANS)
+def _draw_plan(
     content: bytes, augment: ResolvedAugment, sampling: Sampling, seed: int, epoch: int
 ) -> EpochPlan:
     labels = np.frombuffer(content, np.int8)
@@ -98,23 +98,23 @@ def _drawn_plan(
     color = draw.uniform(-1, 1, (len(rows), 5)).astype(np.float32)
     plan = EpochPlan(rows[places], symmetry[places], color)
     for values in plan:
-        values.flags.writeable = False  # shared by all who ask for it
+        values.flags.writeable = False  # the cache shares them
     return plan
 
 
 def _balanced(labels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """As many rows as there are labels, every grade alike, a grade's photographs in turn."""
+    """Draw as many rows as there are labels, equally many per grade, cycling through its images."""
     grades = np.unique(labels)
-    shares = [len(part) for part in np.array_split(np.arange(len(labels)), len(grades))]
-    picked = [
-        np.resize(draw.permutation(np.flatnonzero(labels == grade)), share)
-        for grade, share in zip(grades, shares, strict=True)
+    counts = [len(part) for part in np.array_split(np.arange(len(labels)), len(grades))]
+    rows = [
+        np.resize(draw.permutation(np.flatnonzero(labels == grade)), count)
+        for grade, count in zip(grades, counts, strict=True)
     ]
-    return np.concatenate(picked)
+    return np.concatenate(rows)
 
 
 class RankBatch(NamedTuple):
-    """The part of every global batch that is one worker's; equal, or one row apart."""
+    """The slice of each global batch that one rank processes; sizes of ranks differ by at most one row."""
 
     rank: int
     workers: int
@@ -122,19 +122,20 @@ class RankBatch(NamedTuple):
 
     @property
     def start(self) -> int:
+        """First row of the slice in the global batch."""
         return self.rank * self.batch_size // self.workers
 
     @property
     def size(self) -> int:
-        """Photographs a step of this worker."""
+        """Images per step of this rank."""
         return (self.rank + 1) * self.batch_size // self.workers - self.start
 
     def places(self, rows: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where rows of this worker's stream lie: (epochs after the first, place in that epoch's order).
+        """Locate rows of this rank's stream: (epochs after the first one, position in that epoch).
 
         Args:
-            rows: int (N,), of the stream that begins with an epoch.
-            steps: global batches an epoch.
+            rows: int (N,), positions in the stream, which begins with an epoch.
+            steps: Global batches per epoch.
         """
         step, offset = np.divmod(rows, self.size)
         epoch, within = np.divmod(step, steps)

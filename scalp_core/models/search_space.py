@@ -1,7 +1,7 @@
-"""What `scalp tune` varies: a flat YAML of the recipe's keys, each with a list to choose from or a range.
+"""The search space of `scalp tune`: a flat YAML of recipe keys, each with a list of values or a range.
 
-Every draw is a whole recipe and is checked as one before anything starts. A key that has no effect for the
-drawn values of the others (`recipe.CONDITIONS`) is not drawn.
+Each trial is validated as a complete recipe before the search starts. A key without an effect for the drawn
+values of the others (`recipe.CONDITIONS`) is not drawn.
 """
 
 from __future__ import annotations
@@ -19,69 +19,66 @@ from scalp_core.errors import UserError
 from scalp_core.models.recipe import CONDITIONS, Condition, Recipe, without_effect
 from scalp_core.settings import load_yaml, parse_settings
 
-_DIGITS = 4  # of a drawn number: what is shown is what is trained with
-_DRAWS_A_TRIAL = 1000  # before a space is given up in which hardly any two draws differ
+_DIGITS = 4  # significant digits of a drawn number, so that the shown value is the one in use
+_DRAWS_PER_TRIAL = 1000  # limit of attempts in a space where few draws differ
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`, both included."""
+    """A range of numbers from `low` to `high`, both included."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    low: float = Field(description="the smallest")
-    high: float = Field(description="the largest")
-    scale: Literal["linear", "log"] = Field("linear", description="log: each power of ten is as likely")
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    scale: Literal["linear", "log"] = Field("linear", description="log: each power of ten is equally likely")
 
     @model_validator(mode="after")
-    def _is_one(self) -> Range:
+    def _check_bounds(self) -> Range:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(
-                f"low ({self.low:g}) must be less than high ({self.high:g}), and both be numbers"
-            )
+            raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g}), and both finite")
         if self.scale == "log" and self.low <= 0:
-            raise ValueError(f"low ({self.low:g}) must be more than 0 where the scale is log")
+            raise ValueError(f"low ({self.low:g}) must be more than 0 if the scale is log")
         return self
 
 
 Space = dict[str, tuple[Any, ...] | Range]
 
 _FIXED = {
-    "epochs": "trials are compared after equally many",
-    "coverage": "it comes after training, and trials are compared by their kappa",
+    "epochs": "trials are compared after equally many epochs",
+    "coverage": "it has no effect on kappa, by which trials are compared",
 }
 
-# Only for its keys, which are the recipe's.
+# Only to validate the keys, which are those of the recipe.
 _Keys = create_model("_Keys", **dict.fromkeys(Recipe.model_fields, (Any, None)))  # type: ignore[call-overload]
 
 
 def load_space(name_or_path: str, folder: Path, base: Recipe, fixed: Collection[str] = ()) -> Space:
-    """Reads a space by name (from `folder`) or by path, and checks each value as one of the recipe's.
+    """Read a search space by name (from `folder`) or path, and validate its values as those of the recipe.
 
     Args:
-        name_or_path: a bundled one's name, or a `.yaml` file, local or `s3://`.
-        folder: of the bundled ones.
-        base: the recipe whose values are replaced.
-        fixed: keys that were set by hand, which are not varied.
+        name_or_path: Name of a space in `folder`, or a `.yaml` file, local or `s3://`.
+        folder: Folder of the spaces that are part of scalp.
+        base: Recipe whose values the trials replace.
+        fixed: Keys that the user set, which do not vary.
 
     Raises:
-        UserError: no such space, an unknown key (the nearest known one is named), or a value that the recipe
-            refuses.
+        UserError: No such space, an unknown key (the message names the nearest one), or an invalid value.
     """
     values, origin = load_yaml("space", name_or_path, folder)
     space = parse_space(values, origin, base)
     space = {key: value for key, value in space.items() if key not in fixed}
-    for condition in _never_met(space, base):  # by what was set by hand: else parse_space refuses it
+    for condition in _never_met(space, base):  # because of `fixed`: parse_space rejects other cases
         del space[condition.setting]
     if not space:
-        raise UserError(f"{origin}: nothing is left to vary; leave out a --set, or add keys to the space")
+        raise UserError(f"{origin}: no key is left to vary; omit a --set, or add keys to the space")
     return space
 
 
 def parse_space(values: Mapping[str, Any], origin: str, base: Recipe) -> Space:
-    """Checks a space's values against the recipe's declaration; `origin` is named in the message.
+    """Validate the values of a space against the recipe's fields.
 
     Raises:
-        UserError: names the first thing wrong.
+        UserError: A key or value is invalid; the message begins with `origin`.
     """
     parse_settings(_Keys, dict(values), origin)
     for key, reason in _FIXED.items():
@@ -91,14 +88,14 @@ def parse_space(values: Mapping[str, Any], origin: str, base: Recipe) -> Space:
     for condition in _never_met(space, base):
         setting, other, needed, _ = condition
         raise UserError(
-            f"{origin}: {setting} has no effect, for {other} is never {' or '.join(needed)}; leave it out, "
+            f"{origin}: {setting} has no effect, because {other} is never {' or '.join(needed)}; omit it, "
             f"or add such a value to {other}"
         )
     return space
 
 
 def _never_met(space: Space, base: Recipe) -> list[Condition]:
-    """Conditions of the space's keys that no draw can meet."""
+    """Find the conditions of the space's keys that no trial can meet."""
     return [
         condition
         for condition in CONDITIONS
@@ -111,7 +108,7 @@ def _never_met(space: Space, base: Recipe) -> list[Condition]:
 
 
 def _choices(space: Space, key: str) -> Iterable[Any]:
-    """The values of a key that can be listed."""
+    """List the values of a key; a range counts as one of integers."""
     values = space.get(key, ())
     if isinstance(values, tuple):
         return values
@@ -119,30 +116,30 @@ def _choices(space: Space, key: str) -> Iterable[Any]:
 
 
 def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any, ...] | Range:
-    # Checked where it has an effect.
-    effective = {each.other: each.values[0] for each in CONDITIONS if each.setting == key}
+    # Validated in a recipe in which the key has an effect.
+    effective = {condition.other: condition.values[0] for condition in CONDITIONS if condition.setting == key}
     if isinstance(value, list) and value:
         checked = tuple(getattr(with_settings(base, effective | {key: each}, origin), key) for each in value)
         if len(set(checked)) < len(checked):
-            raise UserError(f"{origin}: {key}: a value is there twice; leave each once")
+            raise UserError(f"{origin}: {key}: a value occurs twice; keep one of each")
         return checked
     if not isinstance(value, dict):
         raise UserError(
             f"{origin}: {key}: write a list such as [1, 2], or a range such as {{low: 1, high: 2}}"
         )
     if Recipe.model_fields[key].annotation not in (int, float):
-        raise UserError(f"{origin}: {key} is no number, so it has no range; write a list to choose from")
-    found = parse_settings(Range, value, f"{origin}: {key}")
-    for end in (found.low, found.high):
+        raise UserError(f"{origin}: {key} is not a number, so it cannot have a range; write a list of values")
+    bounds = parse_settings(Range, value, f"{origin}: {key}")
+    for end in (bounds.low, bounds.high):
         with_settings(base, effective | {key: end}, origin)
-    return found
+    return bounds
 
 
 def with_settings(base: Recipe, settings: Mapping[str, Any], origin: str) -> Recipe:
-    """A recipe with other settings. What has no effect with them is neutral; defaults follow them.
+    """Return the recipe with other settings; settings without an effect then become neutral.
 
     Raises:
-        UserError: they are no recipe; the message names `origin`.
+        UserError: The settings are invalid; the message begins with `origin`.
     """
     idle = without_effect(base.model_dump() | dict(settings))
     values = base.model_dump(exclude_unset=True) | dict(settings)
@@ -152,28 +149,27 @@ def with_settings(base: Recipe, settings: Mapping[str, Any], origin: str) -> Rec
 def sample_trials(
     space: Space, base: Recipe, trials: int, seed: int, workers: int = 1
 ) -> list[dict[str, Any]]:
-    """The settings of each trial, no two of which train alike; the same arguments draw the same.
+    """Sample the settings of each trial, deterministically; no two trials train identically.
 
-    The first are those of the recipe as it is, to see what the search gains over it. A trial has no setting
-    without an effect.
+    The first trial is the base recipe, as the baseline of the search. Settings without an effect are omitted.
 
     Args:
-        space: from `load_space`.
-        base: the recipe whose values they replace.
-        trials: how many.
-        seed: of the draws.
-        workers: of each trial.
+        space: Search space from `load_space`.
+        base: Recipe whose values the trials replace.
+        trials: Number of trials.
+        seed: Random seed for sampling trials.
+        workers: Workers per trial.
 
     Raises:
-        UserError: the space has fewer combinations, or a draw is no recipe.
+        UserError: The space has fewer combinations, or a sampled recipe is invalid.
     """
     if (combinations := _count(space, base, workers, trials)) < trials:
         raise UserError(
             f"--trials {trials}: the space has only {combinations} combinations; use --trials "
-            f"{combinations}, or give it more values"
+            f"{combinations}, or add values to the space"
         )
     drawn, effects = [_effective(space, base)], [base.effective_settings(workers)]
-    for attempt in range(trials * _DRAWS_A_TRIAL):
+    for attempt in range(trials * _DRAWS_PER_TRIAL):
         if len(drawn) == trials:
             break
         dice = np.random.default_rng([seed, attempt])
@@ -183,18 +179,18 @@ def sample_trials(
             drawn.append(_effective(space, recipe))
             effects.append(effect)
     if len(drawn) < trials:
-        raise UserError(f"--trials {trials}: the space has hardly as many combinations; use fewer trials")
+        raise UserError(f"--trials {trials}: the space has too few combinations; use fewer trials")
     return drawn
 
 
 def _effective(space: Space, recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe that the space varies and that have an effect."""
+    """Select the settings of a recipe that the space varies and that have an effect."""
     idle = without_effect(recipe.model_dump())
     return {key: getattr(recipe, key) for key in space if key not in idle}
 
 
 def _count(space: Space, base: Recipe, workers: int, enough: int) -> int:
-    """How many recipes that train differently the space has, with `base`; counted up to `enough`."""
+    """Count the recipes of the space that train differently, with `base`, up to `enough`."""
     if any(
         isinstance(values, Range) and Recipe.model_fields[key].annotation is float
         for key, values in space.items()

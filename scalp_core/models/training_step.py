@@ -1,4 +1,4 @@
-"""One optimizer step of data-parallel training, the same for any number of workers and micro-batches."""
+"""The training step: one optimizer step, equal for any number of workers and micro-batches."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from scalp_core.models.recipe import BatchNorm, Recipe
 
 
 class TrainingStep:
-    """A model with its optimizer, schedule and moving average, on the processes of the default group.
+    """A model with optimizer, schedule and moving average, on the processes of the default group.
 
     Args:
-        model: on its device, with the same weights on every worker.
-        recipe: how to train.
-        loss: of `losses.make_loss`.
-        spec: preprocessing.
-        steps: of the whole run.
-        norm: `recipe.resolve_batch_norm` the workers.
-        bf16: compute in bf16 where that is safe.
+        model: Model on its device, with the same weights on all workers.
+        recipe: Training recipe.
+        loss: Loss from `losses.make_loss`.
+        spec: Preprocessing of the model.
+        steps: Number of steps in the whole run.
+        norm: Batch normalization from `Recipe.resolve_batch_norm`.
+        bf16: Whether to use autocast to bf16.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class TrainingStep:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The model that is validated and kept: the moving average where there is one."""
+        """The model to validate and save: the moving average, if the recipe has one."""
         return self.ema.module if self.ema else self.model
 
     def start_average(self) -> None:
-        """Begins the moving average, if the recipe has one, at the present weights."""
+        """Start the moving average at the current weights, if the recipe has one."""
         if self._recipe.ema_decay:
-            # Warmed up, or the first weights would be remembered for longer than a short run lasts.
+            # Without warm-up, the initial weights would dominate the average of a short run.
             self.ema = ModelEmaV3(self.model, decay=self._recipe.ema_decay, use_warmup=True)
 
     def wrap(self, frozen: bool) -> None:
-        """Chooses what learns, the last layer alone if `frozen`; rank 0 sends its weights to all workers."""
+        """Freeze all but the last layer, or nothing, and distribute the weights of rank 0 to all workers."""
         self._frozen = frozen
         self.model.requires_grad_(not frozen)
         if frozen:
@@ -78,8 +78,8 @@ class TrainingStep:
             self._parallel = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
     def train_mode(self) -> None:
-        """Ends what a validation changed; to be called before each epoch."""
-        self.model.train(not self._frozen)  # what is frozen keeps its statistics too, as in Keras
+        """Switch from validation to training; call it before each epoch."""
+        self.model.train(not self._frozen)  # frozen layers keep their statistics too, as in Keras
         if self._frozen:
             for name in head_names(self.model):
                 self.model.get_submodule(name).train()
@@ -87,14 +87,14 @@ class TrainingStep:
             batch_norm.freeze(self.model)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Takes one step.
+        """Run one optimizer step.
 
         Args:
             images: uint8 (N, size, size, 3), this worker's slice of the global batch.
-            labels: int64 (N,).
+            labels: int64 (N,), grades of the images.
 
         Returns:
-            float64 (2,), to be added up over workers: the loss of the global batch, and right answers.
+            float64 (2,), to be summed over workers: the loss of the global batch, and correct predictions.
         """
         weight = self._loss.weight(labels)
         if self.world > 1:
@@ -119,10 +119,11 @@ class TrainingStep:
         return sums
 
     def autocast(self) -> torch.autocast:
+        """Context of the forward pass, in bf16 or fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
     def _reducing(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Workers exchange their gradients once per step, at its last micro-batch."""
+        """Context of a micro-batch: workers exchange gradients once per step, at the last one."""
         if is_last or self.world == 1:
             return contextlib.nullcontext()
         return cast(DistributedDataParallel, self._parallel).no_sync()
@@ -133,15 +134,15 @@ class TrainingStep:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """By timm: biases and normalization do not decay, and each layer may have a rate of its own."""
+    """Create the optimizer by timm: no decay of biases and normalization, and a learning rate per layer."""
     optimiser = create_optimizer_v2(
         model,
         opt=recipe.optimiser,
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
-        fused=True,  # one pass over the weights instead of one for each operation
+        fused=True,  # one pass over the weights instead of one per operation
     )
-    for group in optimiser.param_groups:  # timm leaves this to schedulers of its own
+    for group in optimiser.param_groups:  # which otherwise only timm's schedulers do
         group["lr"] *= group.get("lr_scale", 1.0)
     return optimiser

@@ -66,7 +66,7 @@ def test_two_heads_with_corn_are_refused_in_one_line(architecture):
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("nest_tiny_jx", "does not exist at 33 px.*--set size=224"),
+        ("nest_tiny_jx", "does not support 33 px.*--set size=224"),
         ("test_vit", "at 33 px cannot become a bundle.*divisible"),
     ],
 )

@@ -32,23 +32,23 @@ def test_every_space_that_is_shipped_draws_recipes(path):
         ({"learning_rate": {"low": 1, "hihg": 2}}, "learning_rate: unknown key 'hihg'; did you mean 'high'"),
         ({"learning_rate": {"low": 1}}, "mine: learning_rate: high: Field required"),
         ({"learning_rate": {"low": 2, "high": 1}}, r"low \(2\) must be less than high \(1\)"),
-        ({"learning_rate": {"low": 1, "high": float("inf")}}, "both be numbers"),
+        ({"learning_rate": {"low": 1, "high": float("inf")}}, "both finite"),
         ({"weight_decay": {"low": 0, "high": 1, "scale": "log"}}, r"low \(0\) must be more than 0"),
         ({"weight_decay": {"low": 0, "high": 1, "scale": "exp"}}, "weight_decay: scale: Input should be"),
         ({"label_smoothing": {"low": 0, "high": 2}}, "mine: label_smoothing: Input should be less than 1"),
         ({"loss": ["corn", "focal"]}, "mine: loss: Input should be 'cross_entropy'"),
-        ({"loss": {"low": 0, "high": 1}}, "mine: loss is no number"),
-        ({"batch_norm": {"low": 0, "high": 1}}, "mine: batch_norm is no number"),
+        ({"loss": {"low": 0, "high": 1}}, "mine: loss is not a number"),
+        ({"batch_norm": {"low": 0, "high": 1}}, "mine: batch_norm is not a number"),
         ({"batch_size": {"low": 8.5, "high": 16}}, "mine: batch_size: Input should be a valid integer"),
         ({"learning_rate": 0.1}, "mine: learning_rate: write a list such as"),
         ({"learning_rate": []}, "mine: learning_rate: write a list such as"),
-        ({"ema_decay": [0, 0.0]}, "mine: ema_decay: a value is there twice"),
+        ({"ema_decay": [0, 0.0]}, "mine: ema_decay: a value occurs twice"),
         ({"epochs": [1, 2]}, "mine: epochs cannot vary"),
         ({"coverage": [0.8, 0.9]}, "mine: coverage cannot vary"),
-        ({"softness": [1, 2]}, "mine: softness has no effect, for loss is never soft_ordinal; leave it out"),
+        ({"softness": [1, 2]}, "mine: softness has no effect, because loss is never soft_ordinal; omit it"),
         (
             {"loss": ["corn", "soft_ordinal"], "label_smoothing": {"low": 0, "high": 0.1}},
-            "label_smoothing has no effect, for loss is never cross_entropy or weighted_cross_entropy",
+            "label_smoothing has no effect, because loss is never cross_entropy or weighted_cross_entropy",
         ),
         ({"frozen_epochs": [0, 6]}, r"mine: frozen_epochs \(6\) must be fewer than epochs \(6\)"),
     ],
@@ -66,7 +66,7 @@ def test_files_and_names_of_spaces(tmp_path):
     path.write_text("loss: [corn, cross_entropy]\nlearning_rate: {low: 1e-4, high: 3e-3, scale: log}\n")
     assert list(load_space(str(path), SPACES, BASE)) == ["loss", "learning_rate"]
     assert list(load_space(str(path), SPACES, BASE, fixed={"loss"})) == ["learning_rate"]
-    with pytest.raises(UserError, match="nothing is left to vary"):
+    with pytest.raises(UserError, match="no key is left to vary"):
         load_space(str(path), SPACES, BASE, fixed={"loss", "learning_rate"})
     path.write_text("- loss\n")
     with pytest.raises(UserError, match="must hold lines"):
