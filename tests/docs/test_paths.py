@@ -55,9 +55,10 @@ def problem(token: str) -> str | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_modules_that_a_page_names_exist(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    tokens = sorted(set(re.findall(r"`([^`\n]+)`", text)))
-    problems = {token: reason for token in tokens if (reason := problem(token))}
+    text = page.read_text(encoding="utf-8")
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    in_commands = re.findall(rf"(?<![\w./:-])(?:{'|'.join(FOLDERS)})[\w./-]+\w", text)
+    problems = {token: reason for token in sorted({*inline, *in_commands}) if (reason := problem(token))}
     assert problems == {}
 
 
