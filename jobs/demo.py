@@ -79,7 +79,7 @@ def demo(out: str, images: int) -> dict[str, Any]:
             row is not accounted for.
     """
     root = Path(out).expanduser().resolve()
-    with outputs.opened(str(root), KIND):
+    with outputs.open_output(str(root), KIND):
         return _demo(root, images)
 
 
@@ -130,7 +130,7 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
 
 def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
     """Puts test photographs and bad files into S3, one by one and as a zip; returns them by name."""
-    rows = manifest.part(manifest.read_manifest(data), "test").slice(0, _GRADED_PHOTOGRAPHS)
+    rows = manifest.select_split(manifest.read_manifest(data), "test").slice(0, _GRADED_PHOTOGRAPHS)
     files = {Path(uri).name: Path(uri).read_bytes() for uri in rows["uri"].to_pylist()}
     good = next(iter(files.values()))
     files |= {name: spoil(good) for name, spoil in _BAD_FILES.items()}

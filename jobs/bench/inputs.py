@@ -51,8 +51,8 @@ def read_photographs(source: str | None) -> list[bytes]:
             drawn = Path(folder, "photographs")
             write_dataset(drawn, SynthOptions(images=_PHOTOGRAPHS))
             return read_photographs(str(drawn))
-    locations = datasets_locations.list_photographs(source).photographs[:_PHOTOGRAPHS]
-    read = datasets_locations.read_photographs(locations, MAX_BYTES)
+    locations = datasets_locations.list_images(source).images[:_PHOTOGRAPHS]
+    read = datasets_locations.read_images(locations, MAX_BYTES)
     files = [data for data in read if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff")]
     if len(files) < MIN_PHOTOGRAPHS:
         raise UserError(f"{source} holds {len(files)} JPEG files; give one that holds {MIN_PHOTOGRAPHS}")

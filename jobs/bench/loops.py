@@ -104,7 +104,7 @@ class _Files(Dataset[tuple[torch.Tensor, int]]):
     """Decoded by Pillow whenever one is asked for, and flipped by a coin."""
 
     def __init__(self, data: str, spec: Preprocess) -> None:
-        rows = manifest.part(manifest.read_manifest(data), "train")
+        rows = manifest.select_split(manifest.read_manifest(data), "train")
         self.paths: list[str] = rows["uri"].to_pylist()
         self.labels: list[int] = rows["label"].to_pylist()
         self._size = spec.size
@@ -137,8 +137,8 @@ def _decoded_once(
 
     A loop's fastest way: nothing is read, decoded or copied while it trains.
     """
-    rows = manifest.part(manifest.read_manifest(data), "train")
-    read = locations.read_photographs([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
+    rows = manifest.select_split(manifest.read_manifest(data), "train")
+    read = locations.read_images([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
     pixels = np.stack([decode(cast(bytes, file), spec).pixels for file in read])
     images = torch.from_numpy(pixels).to(device)
     labels = torch.tensor(rows["label"].to_pylist(), device=device)

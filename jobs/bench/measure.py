@@ -119,7 +119,7 @@ def write_result(
     Raises:
         UserError: `out` is not empty, and of something else.
     """
-    outputs.claim(out, marker(kind))
+    outputs.claim_output(out, marker(kind))
     result = {
         "kind": kind,
         "date": now(),

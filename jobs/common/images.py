@@ -166,7 +166,7 @@ def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | Im
     found: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:
-        data = datasets_locations.read_photographs([locations[index] for index in chunk], MAX_BYTES)
+        data = datasets_locations.read_images([locations[index] for index in chunk], MAX_BYTES)
         for index, value in zip(chunk, data, strict=True):
             found[index] = value
 

@@ -173,7 +173,7 @@ class AddLogits:
     def _turned(self, images: np.ndarray) -> Columns:
         passes, seconds = [], []
         for symmetry in tta_symmetries(self._predictor.spec.preprocess):
-            turned = augment.dihedral(images, np.full(len(images), symmetry))
+            turned = augment.apply_dihedral(images, np.full(len(images), symmetry))
             started = time.perf_counter()
             passes.append(self._predictor.logits(turned))
             seconds.append(time.perf_counter() - started)

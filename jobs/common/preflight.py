@@ -88,7 +88,7 @@ def _touch(uri: str) -> None:
         OSError: or UserError, if it cannot.
     """
     if storage.is_file(uri):
-        with storage.explained(uri), storage.open_file(uri) as file:
+        with storage.explain_errors(uri), storage.open_file(uri) as file:
             file.read(1)
     elif next(storage.walk(uri), None) is None:
         raise UserError(f"{uri} is not there, or empty; put it where every node sees it, such as S3")

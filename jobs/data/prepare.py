@@ -40,7 +40,7 @@ from scalp_core.curation.audit import Options
 from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
-from scalp_core.datasets.manifest import PARTS, DataSpec
+from scalp_core.datasets.manifest import SPLITS, DataSpec
 from scalp_core.datasets.scan import Root
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
@@ -94,17 +94,17 @@ def prepare(
     clock = Clock()
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
-    outputs.check(out, _VERB, [source])
+    outputs.check_output(out, _VERB, [source])
     identity = {"source": source, **_as_json(options), "group_by": group_by}
     finished = _finished(out, identity)
     if finished and not (retry_failed and finished["could_not_be_fetched"]):
         return _as_before(finished, out, source)
-    roots = scan.roots(source)
+    roots = scan.divide_source(source)
     grouping = _grouping(group_by, source)
     executor = executor or RayExecutor()
     wait_for_node(executor.cluster(), console.print)
     executor.check([source], out)
-    with outputs.opened(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
+    with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, again=finished is not None)
         tasks = (list_task(output.scratch), examine_task(output.scratch, _above(source), grouping))
         try:
@@ -159,7 +159,7 @@ def _prepare(
     }
     _check_accounts(summary, out)
     output.check()
-    storage.write(storage.join(out, REPORT_FILE), report.html(spec, summary, examples))
+    storage.write(storage.join(out, REPORT_FILE), report.render_html(spec, summary, examples))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     manifest.write_spec(out, spec)  # last: what has one is whole
     if not summary["could_not_be_fetched"]:  # else --retry-failed goes on from it
@@ -182,7 +182,7 @@ def _as_json(options: Options) -> dict[str, Any]:
 def _grouping(group_by: str | None, source: str) -> GroupBy | None:
     if group_by is None:
         return None
-    if scan.is_table(source) and "group" in tables.columns(source):
+    if scan.is_table(source) and "group" in tables.find_columns(source):
         raise UserError(
             f"--group-by {group_by}: the table {source} has a column group of its own; leave one of both out"
         )
@@ -209,7 +209,7 @@ def _as_before(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]
     if unfetched := summary["could_not_be_fetched"]:
         console.print(f"{unfetched:,} objects could not be fetched; --retry-failed reads them again")
     elif outputs.has_scratch(out):  # a run that was killed after its last write
-        with outputs.opened(out, _VERB) as output:
+        with outputs.open_output(out, _VERB) as output:
             output.remove_scratch()
     return summary
 
@@ -311,7 +311,7 @@ def _audit(guard: Guard, examined: str, source: str, out: str, options: Options)
     guard.check()
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
-        found = storage.retried(examined, audit.audit, examined, source, out, options, is_table)
+        found = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
         found["only_by_name"] = _only_by_name(out)
         return found, provenance.peak_mib()
 
@@ -347,7 +347,7 @@ def _show(summary: dict[str, Any], out: str) -> None:
         "left out": summary["dropped"],
         "found": {word: count for word, count in summary["findings"].items() if count},
     }
-    for name in PARTS:
+    for name in SPLITS:
         part = summary["parts"][name]
         if part["photographs"]:
             rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(

@@ -47,7 +47,7 @@ def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, 
         UserError: bad input, a photograph cannot be read any more, `out` overlaps with `data` or is full.
     """
     out = storage.absolute(out)
-    outputs.check(out, KIND, [data])
+    outputs.check_output(out, KIND, [data])
     spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     made = read_json(storage.join(out, SUMMARY_FILE))
     if made and made.get("of") == spec.sha256:
@@ -59,7 +59,7 @@ def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, 
             "codes of two keys; name a new directory"
         )
     key = _key(key_file, out)
-    with outputs.opened(out, KIND, [data]):
+    with outputs.open_output(out, KIND, [data]):
         summary = _written(out, spec, table, key, kept=bool(key_file))
     # A lease names this machine, and the directory is to be handed on.
     storage.remove_folder(storage.join(out, lease.FOLDER))
@@ -173,7 +173,7 @@ class Pseudonymize:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         locations = [location_of(row) for row in rows]
-        found = datasets_locations.read_photographs(locations, codecs.MAX_BYTES)
+        found = datasets_locations.read_images(locations, codecs.MAX_BYTES)
         made = [self._write(row, data) for row, data in zip(rows, found, strict=True)]
         return pa.Table.from_pylist(made, schema=manifest.SCHEMA)
 

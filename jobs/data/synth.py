@@ -25,7 +25,7 @@ def synth(out: str, options: SynthOptions) -> dict[str, Any]:
     if storage.is_s3(out):
         raise UserError(f"OUT {out} is not a local folder; draw into one and copy it")
     with (
-        outputs.opened(out, KIND) as output,
+        outputs.open_output(out, KIND) as output,
         progress_bar("rendering", options.images) as (progress, task),
     ):
         summary = write_dataset(

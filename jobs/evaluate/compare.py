@@ -13,7 +13,7 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, metrics
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
-from scalp_core.storage.duckdb_sql import spilling
+from scalp_core.storage.duckdb_sql import open_duckdb
 
 # Columns that a log without such lines would lack.
 _COLUMNS = (
@@ -70,7 +70,7 @@ def compare(audit: str) -> dict[str, Any]:
     """
     files = storage.join(storage.absolute(audit), "audit-*.jsonl")
     grades = ", ".join(f"avg((grade = {grade})::int) as {name}" for grade, name in enumerate(GRADE_NAMES))
-    with spilling() as database:
+    with open_duckdb() as database:
         try:
             database.execute(_READ, [files])
         except duckdb.Error as error:

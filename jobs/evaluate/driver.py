@@ -114,13 +114,13 @@ def evaluate(
         UserError: bad input, or `out` overlaps with `data`, holds something else, or is in use.
     """
     out = storage.absolute(out)
-    outputs.check(out, KIND, [data])
+    outputs.check_output(out, KIND, [data])
     loaded = load_bundle(bundle)
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
-        table = manifest.with_fold(table, loaded.spec.training.fold)
-    rows = manifest.part(table, split)
-    with outputs.opened(out, KIND, [data]):
+        table = manifest.apply_fold(table, loaded.spec.training.fold)
+    rows = manifest.select_split(table, split)
+    with outputs.open_output(out, KIND, [data]):
         summary, title = _scored(loaded, data_spec, rows, split, options, out)
     _show(summary, title.replace("\n", " on ", 1).replace("\n", ", "))
     for warning in summary["warnings"]:

@@ -58,7 +58,7 @@ def explain(
             holds something else, or is in use.
     """
     out = storage.absolute(out)
-    outputs.check(out, KIND, [source])
+    outputs.check_output(out, KIND, [source])
     loaded = load_bundle(bundle)
     predictor = Predictor(loaded, device)
     identity = {
@@ -69,7 +69,7 @@ def explain(
     }
     if summary := _finished(out, identity):
         return summary
-    listed = datasets_locations.list_photographs(source).photographs
+    listed = datasets_locations.list_images(source).images
     # PyTorch takes seconds: the mistakes above are told before.
     from scalp_core.inference.gradcam import Explainer
 
@@ -77,7 +77,10 @@ def explain(
     count = min(limit, len(listed))
     chosen = [listed[index * len(listed) // count] for index in range(count)]
     rows: list[dict[str, Any]] = []
-    with outputs.opened(out, KIND, [source]), progress_bar("explaining", len(chosen)) as (progress, task):
+    with (
+        outputs.open_output(out, KIND, [source]),
+        progress_bar("explaining", len(chosen)) as (progress, task),
+    ):
         write_json(storage.join(out, _IDENTITY_FILE), identity)
         for start in range(0, len(chosen), _PIECE):
             rows += _explained(chosen[start : start + _PIECE], predictor, explainer, grade, out)
@@ -106,7 +109,7 @@ def _explained(
     locations: list[Location], predictor: Predictor, explainer: Explainer, grade: int | None, out: str
 ) -> list[dict[str, Any]]:
     """Writes the pictures of some photographs; a row each, with the picture's name or why there is none."""
-    data = list(datasets_locations.read_photographs(locations, MAX_BYTES))
+    data = list(datasets_locations.read_images(locations, MAX_BYTES))
     decoded = [_pixels(each, predictor) for each in data]
     images = [each for each in decoded if not isinstance(each, ImageError)]
     size = predictor.spec.preprocess.size

@@ -124,7 +124,7 @@ def grade(
     model = resolve_model(asked, plan, executor)
     clock.lap("start")
     # Only now: a command that was refused must not bind OUT to its mistake.
-    with outputs.opened(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
+    with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         executor.check(named, out)
         # Another run may have begun since.
         identity = grade_identity.read(out)

@@ -43,7 +43,7 @@ from scalp_core.datasets.manifest import location_id
 from scalp_core.results import drift
 from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import spilling
+from scalp_core.storage.duckdb_sql import open_duckdb
 from scalp_core.storage.lease import Guard
 
 ROWS_A_PART = 250_000
@@ -291,7 +291,7 @@ def count_repeated(results: str) -> int:
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         if not storage.names_in(results):
             return 0
-        with spilling() as connection:
+        with open_duckdb() as connection:
             connection.register("results", parquet.dataset(results))
             query = "select count(*) - count(distinct location_id) from results"
             ((more,),) = connection.execute(query).fetchall()

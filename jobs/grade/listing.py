@@ -27,7 +27,7 @@ from scalp_core.datasets.scan import Root
 from scalp_core.errors import SourceError, UserError
 from scalp_core.results.progress import LISTING_FILE
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import spilling
+from scalp_core.storage.duckdb_sql import open_duckdb
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def roots_of(source: str, tables: bool = True, links: bool = True) -> list[Root]
     if not tables and (prepared or scan.is_table(source)):
         raise UserError(f"{source} names photographs that lie elsewhere, which --no-tables refuses")
     if not prepared:
-        return scan.roots(source, links)
+        return scan.divide_source(source, links)
     manifest.read_spec(source)  # refuses what is of another version
     return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
 
@@ -217,7 +217,7 @@ def _images(
             counts.shadowed += 1
         elif code == "outside_link":
             yield row  # a folder, or any file: it hides what is behind it
-        elif row.get("kind") or locations.is_photograph(name):
+        elif row.get("kind") or locations.is_image_name(name):
             # A table's label is of no concern here.
             yield row | ({"code": None, "error": None} if code == "bad_label" else {})
         elif archives.is_archive(name) and code:
@@ -294,7 +294,7 @@ def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
     """Uri and member of the images that more than one row of listed shards names."""
     if not files:
         return set()
-    with spilling() as connection:
+    with open_duckdb() as connection:
         connection.register("listed", parquet.dataset(files))
         query = "select uri, member from listed group by uri, member having count(*) > 1"
         return set(connection.execute(query).fetchall())

@@ -212,7 +212,9 @@ class TarRows:
     def _rows(self) -> Iterator[TarRow]:
         places: dict[int, int] = {}
         try:
-            for member, data in archives.stream(self._uri, codecs.MAX_BYTES, wanted=locations.is_photograph):
+            for member, data in archives.stream_members(
+                self._uri, codecs.MAX_BYTES, wanted=locations.is_image_name
+            ):
                 if data is None and not archives.is_archive(member.name):
                     self.other_files += 1
                     continue

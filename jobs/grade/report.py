@@ -96,7 +96,7 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
     cards, pixels = [Card(row) for row in rows], {}
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["uri"], rows[index]["member"] or ""))
     locations = [Location(rows[index]["uri"], rows[index]["member"]) for index in order]
-    for index, data in zip(order, datasets_locations.read_photographs(locations, MAX_BYTES), strict=True):
+    for index, data in zip(order, datasets_locations.read_images(locations, MAX_BYTES), strict=True):
         try:
             if isinstance(data, ImageError):
                 raise data

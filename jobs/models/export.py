@@ -49,10 +49,10 @@ def export(
             overlaps with the photographs, holds something else, or is in use.
     """
     out = storage.absolute(out)
-    outputs.check(out, KIND, [photographs])
+    outputs.check_output(out, KIND, [photographs])
     loaded = load_bundle(bundle)
     files = graph_files(kind, load_graph(loaded, kind))
-    with outputs.opened(out, KIND, [photographs]):
+    with outputs.open_output(out, KIND, [photographs]):
         summary = _write(loaded, files, kind, format_, photographs, out)
     show("export", summary | {"files": ", ".join([*files, _CONTRACT_FILE]), "folder": out})
     return summary
@@ -101,13 +101,13 @@ def _contract(bundle: Bundle, kind: GraphKind) -> str:
 
 def _grade(bundle: Bundle, graph: Graph, kind: GraphKind, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the graph and of the weights, of all photographs that can be decoded."""
-    locations = datasets_locations.list_photographs(source).photographs
+    locations = datasets_locations.list_images(source).images
     runtime = OpenVinoRuntime(graph, "int8" if kind == "int8" else "fp32")
     weights = Predictor(bundle, "cpu", "fp32", runtime="torch")
     pairs = []
     with progress_bar("comparing", len(locations)) as (progress, task):
         for start in range(0, len(locations), _PIECE):
-            part = list(datasets_locations.read_photographs(locations[start : start + _PIECE], MAX_BYTES))
+            part = list(datasets_locations.read_images(locations[start : start + _PIECE], MAX_BYTES))
             images = [image for data in part if (image := _pixels(data, bundle)) is not None]
             if images:
                 pairs.append((runtime.logits(np.stack(images)), weights.logits(np.stack(images))))

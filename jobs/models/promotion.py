@@ -37,7 +37,7 @@ def compare_versions(
         UserError: the data or a bundle cannot be read.
     """
     data_sha256 = manifest.read_spec(data).sha256
-    rows = manifest.part(manifest.read_manifest(data), _SPLIT)
+    rows = manifest.select_split(manifest.read_manifest(data), _SPLIT)
     labels = np.array(rows["label"].to_pylist())
     before, after = (load_bundle(store.uri(name, number)) for number in (promoted, version))
     comparison = noninferiority.compare(

@@ -102,11 +102,11 @@ def _held(uri: str) -> Iterator[Output]:
     """Hold the lease of a bundle."""
     output: Output | None = None
     try:
-        with outputs.held(_output_of(uri), KIND) as output:
+        with outputs.hold_output(_output_of(uri), KIND) as output:
             yield output
     finally:
         if output and output.uri == uri:  # a lease names this machine, and a bundle is handed on
-            lease.forget(output.guard)
+            lease.remove(output.guard)
 
 
 def _output_of(uri: str) -> str:
@@ -127,12 +127,12 @@ def _added(
     stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in before.graphs else ())}
     table = manifest.read_manifest(data)
     if before.training.fold is not None:
-        table = manifest.with_fold(table, before.training.fold)
-    val = manifest.part(table, "val")
+        table = manifest.apply_fold(table, before.training.fold)
+    val = manifest.select_split(table, "val")
     if "float" not in before.graphs:  # from before bundles held graphs
         loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, before.preprocess))
     graph = openvino_runtime.load_graph(loaded, "float")
-    images = _ranges(loaded, manifest.part(table, "train"), seed)
+    images = _ranges(loaded, manifest.select_split(table, "train"), seed)
     reference = OpenVinoRuntime(graph, "fp32").logits
     for careful in (False, True):
         with console.status(f"finding int8 ranges on {len(images)} training photographs"):

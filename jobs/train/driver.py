@@ -74,11 +74,11 @@ def train(
             MLflow does not answer.
     """
     run, started = storage.absolute(run), time.monotonic()
-    outputs.check(run, KIND, [data])
+    outputs.check_output(run, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
-        table = manifest.with_fold(table, fold)
-    parts = {name: manifest.part(table, name) for name in ("train", "val")}
+        table = manifest.apply_fold(table, fold)
+    parts = {name: manifest.select_split(table, name) for name in ("train", "val")}
     identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
     check_identity(run, identity)
     if summary := _finished(run):
@@ -94,7 +94,7 @@ def train(
     scaling = scaling_for(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
     tracked_as = identity | {"synthetic": data_spec.synthetic}
-    with outputs.opened(run, KIND, [data]) as output, tracked(tracking, run, tracked_as) as tracker:
+    with outputs.open_output(run, KIND, [data]) as output, tracked(tracking, run, tracked_as) as tracker:
         if summary := _finished(run):  # by another process, since the first look
             return summary
         check_nodes(examples(parts), run)

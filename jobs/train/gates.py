@@ -30,7 +30,7 @@ def fit_gates(parts: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Ga
     if train.num_rows > _MAX_TRAIN:
         chosen = np.random.default_rng(seed).choice(train.num_rows, _MAX_TRAIN, replace=False)
         train = train.take(np.sort(chosen))
-    return image_statistics.fit(_statistics(train, spec), _statistics(parts["val"], spec))
+    return image_statistics.fit_gates(_statistics(train, spec), _statistics(parts["val"], spec))
 
 
 def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:

@@ -121,7 +121,7 @@ class _LoadShare:
             plan = plan_epoch(self._source.labels, self._order, self._first_epoch + int(epoch))
             rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
             color[here] = plan.color[places[here]]
-        images = augment.dihedral(self._source.load(rows), symmetry)
+        images = augment.apply_dihedral(self._source.load(rows), symmetry)
         if self._order.colour_jitter:
             images = augment.jitter_color(images, self._order.colour_jitter, color)
         return {"image": images, "label": self._source.labels[rows]}

@@ -76,9 +76,9 @@ def tune(
             every trial failed.
     """
     out, started = storage.absolute(out), time.monotonic()
-    outputs.check(out, KIND, [data])
+    outputs.check_output(out, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    parts = {name: manifest.part(table, name) for name in ("train", "val")}
+    parts = {name: manifest.select_split(table, name) for name in ("train", "val")}
     # The recipe has a seed of its own.
     identity = {
         "recipe": recipe.model_dump(), "space": _plain(space), "trials": trials, "draw_seed": seed,
@@ -98,7 +98,7 @@ def tune(
     starts = _starts(list(recipes.values()), storage.join(out, outputs.SCRATCH_FOLDER))
     for each in recipes.values():
         check_batch_norm(each, starts[_start_key(each)].batch_norm)
-    with outputs.opened(out, KIND, [data]) as output:
+    with outputs.open_output(out, KIND, [data]) as output:
         if summary := _finished(data, out):  # by another process, since the first look
             return summary
         check_nodes(examples(parts), out)

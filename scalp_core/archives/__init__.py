@@ -31,12 +31,12 @@ __all__ = [
     "is_archive",
     "is_stream",
     "list_members",
-    "open_held",
+    "open_zip_in_memory",
     "read_members",
     "read_placed",
     "read_places",
-    "stream",
-    "stream_raw",
+    "stream_members",
+    "stream_members_of_file",
     "too_many_bytes",
 ]
 
@@ -64,11 +64,11 @@ def list_members(uri: str) -> list[Member]:
     Raises:
         UserError: it is missing, damaged, hostile or no archive.
     """
-    with storage.explained(uri):
-        return storage.retried(uri, _opened, uri).members()
+    with storage.explain_errors(uri):
+        return storage.call_with_retries(uri, _opened, uri).members()
 
 
-def stream(
+def stream_members(
     uri: str, max_bytes: int, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[Member, bytes | ImageError | None]]:
     """All members of a tar in one pass, in its order, each with its bytes or why they cannot be had.
@@ -84,14 +84,14 @@ def stream(
         UserError: the archive cannot be opened, or not be read on from here. Whether it may be later says
             `storage.is_transient`.
     """
-    with storage.explained(uri):
+    with storage.explain_errors(uri):
         yield from _entries(tars.stream(uri), max_bytes, wanted)
 
 
-def stream_raw(
+def stream_members_of_file(
     raw: io.RawIOBase, max_bytes: int, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[Member, bytes | ImageError | None]]:
-    """As `stream`, of a tar that is still coming; `tars.stream_raw` says what is asked of the file.
+    """As `stream_members`, of a tar that is still coming; `tars.stream_raw` says what is asked of the file.
 
     Raises:
         ArchiveError: it is no tar, or cannot be read on.
@@ -108,7 +108,7 @@ def _entries(
         yield Member(name, entry.size, tars.place_of(entry, file)), data
 
 
-def open_held(data: pa.Buffer, max_members: int) -> Zip:
+def open_zip_in_memory(data: pa.Buffer, max_members: int) -> Zip:
     """A zip whose bytes are in memory.
 
     Raises:
@@ -130,7 +130,7 @@ def read_placed(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[Plac
     Raises:
         OSError: the archive itself cannot be read; `ArchiveError` when it is damaged, hostile or none.
     """
-    yield from storage.retried(uri, _opened, uri).read(names, max_bytes)
+    yield from storage.call_with_retries(uri, _opened, uri).read(names, max_bytes)
 
 
 def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[bytes | ImageError]:

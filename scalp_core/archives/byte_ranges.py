@@ -133,7 +133,7 @@ class Ranged(io.RawIOBase):
             self._file.seek(start)
             return self._file.read(len(buffer))
 
-        data = storage.retried(self._uri, attempt)
+        data = storage.call_with_retries(self._uri, attempt)
         buffer[: len(data)] = data
         return len(data)
 
@@ -188,7 +188,7 @@ class Ahead(io.RawIOBase):
     def _fetch(self, number: int) -> Future[bytes]:
         begin = number * _PIECE
         size = min(_PIECE, self._size - begin)
-        return self._pool.submit(storage.retried, self._uri, self._file.read_at, size, begin)
+        return self._pool.submit(storage.call_with_retries, self._uri, self._file.read_at, size, begin)
 
     def close(self) -> None:
         # The file is left to what is still on its way, for which nobody waits.

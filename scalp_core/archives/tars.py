@@ -197,7 +197,7 @@ def _damaged(archive: tarfile.TarFile, error: object) -> ArchiveError:
 def open_tar(uri: str) -> PlainTar | PackedTar:
     """A tar for members by name; packed or not by its first bytes, whatever its name says."""
     with storage.open_file(uri) as file:
-        start = storage.retried(uri, file.read_at, 6, 0)
+        start = storage.call_with_retries(uri, file.read_at, 6, 0)
     return PackedTar(uri) if is_packed(start) else PlainTar(uri)
 
 

@@ -160,7 +160,7 @@ def _divide(
         if options.folds and method != "none":
             pool = (parts == "train") | (parts == "val")
             units = np.arange(len(ids)) if method == "random" else groups.of_row
-            folds[pool] = splits.k_folds(labels[pool], units[pool], options.folds, options.seed)
+            folds[pool] = splits.assign_folds(labels[pool], units[pool], options.folds, options.seed)
     except splits.TooFewGroupsError as error:
         raise UserError(f"{error}{_joined_by(relations, groups, ids)}") from error
     assigned = {
@@ -183,7 +183,7 @@ def _divide(
         keys=("content", *chosen),
         folds=options.folds,
         leaking_pairs={
-            key: splits.leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
+            key: splits.count_leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
         } if method != "none" else {},
     )  # fmt: skip
     return spec, joints
@@ -208,12 +208,12 @@ def _split_rows(
     parts = np.full(len(labels), None, dtype=object)
     ratio = splits.parse_ratio(options.ratio)
     if method == "group":
-        parts[kept] = splits.by_group(labels[kept], groups[kept], ratio, options.seed)
+        parts[kept] = splits.split_by_group(labels[kept], groups[kept], ratio, options.seed)
     elif method == "random":
-        parts[kept] = splits.at_random(labels[kept], ratio, options.seed)
+        parts[kept] = splits.split_at_random(labels[kept], ratio, options.seed)
     elif method == "official":
         names = np.array(["", "Training", "Validation"], dtype=object)[delivered[kept]]
-        found = splits.official(labels[kept], groups[kept], names, ratio, options.seed)
+        found = splits.split_as_delivered(labels[kept], groups[kept], names, ratio, options.seed)
         parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
     return parts
 

@@ -35,7 +35,7 @@ def count_all(relations: Relations) -> dict[str, Any]:
         f"select split, count(*) from (select distinct split, site, device {placed} "
         "and site || device is not null) group by split"
     )
-    grades = {name: _grades(relations, f"where split = '{name}'") for name in manifest.PARTS}
+    grades = {name: _grades(relations, f"where split = '{name}'") for name in manifest.SPLITS}
     return {
         "objects": relations.count("select kind, count(*) from object group by kind"),
         "dropped": relations.count(
@@ -50,7 +50,7 @@ def count_all(relations: Relations) -> dict[str, Any]:
                 "devices": devices.get(name, 0),
                 "by_grade": grades[name],
             }
-            for name in manifest.PARTS
+            for name in manifest.SPLITS
         },
         "largest_groups": relations.rows(f"""
             select any_value("group") as "group", count(*) as photographs

@@ -51,7 +51,7 @@ def without_metadata(data: bytes) -> tuple[bytes, str]:
     Raises:
         ImageError: the picture cannot be decoded, or would not be the same.
     """
-    kind = codecs.sniff(data)
+    kind = codecs.detect_format(data)
     if kind != "JPEG":
         return _as_png(_whole(data)), ".png"
     before = _whole(data)

@@ -24,7 +24,7 @@ from scalp_core.datasets.scan import EXAMINED
 from scalp_core.grades import SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, spilling
+from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, open_duckdb
 
 DROPPED_FILE = "dropped.parquet"
 FINDINGS_FILE = "findings.parquet"
@@ -41,7 +41,7 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 def open_relations(examined: str) -> Iterator[Relations]:
     """Read a folder of Parquet files of `inventory.EXAMINED` into a database and a file of this node."""
     with (
-        spilling(node_memory_mib(), node_threads()) as sql,
+        open_duckdb(node_memory_mib(), node_threads()) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
     ):
         yield Relations(examined, sql, thumbnails)

@@ -20,7 +20,7 @@ from scalp_core.curation.findings import FINDINGS, REASONS
 from scalp_core.curation.splits import MIN_GROUPS, parse_ratio
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets.locations import Location
-from scalp_core.datasets.manifest import PARTS, DataSpec, SplitSpec
+from scalp_core.datasets.manifest import SPLITS, DataSpec, SplitSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
@@ -33,7 +33,7 @@ _LONG = 16  # a table of more rows is folded
 _SHARE_POINTS, _SHARE_PART = 0.05, 0.25
 
 
-def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
+def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
     """The report.
 
     Args:
@@ -49,7 +49,7 @@ def html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> b
         warnings=warnings(summary),
         grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
         placed=sum(part["photographs"] for part in summary["parts"].values()),
-        parts=[(name, summary["parts"][name]) for name in PARTS if summary["parts"][name]["photographs"]],
+        parts=[(name, summary["parts"][name]) for name in SPLITS if summary["parts"][name]["photographs"]],
         sheets=[_sheet(int(grade), rows, summary) for grade, rows in examples["sheets"].items()],
         near_pairs=[
             {"pictures": _thumbnails(pair), "labels": [row["label"] for row in pair]}
@@ -93,7 +93,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
             f"{crowded:,} images look like so many others that not all were compared: near-duplicates of "
             "them may be in two splits; see crowded_hash in findings.parquet"
         )
-    for name in PARTS:
+    for name in SPLITS:
         part = summary["parts"][name]
         empty = [grade for grade, count in part["by_grade"].items() if not count]
         if part["photographs"] and empty:
@@ -108,7 +108,7 @@ def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
     total = sum(part["photographs"] for part in parts.values())
     if not total or spec.method == "none":
         return []
-    ratio = dict(zip(PARTS, parse_ratio(spec.ratio), strict=True))
+    ratio = dict(zip(SPLITS, parse_ratio(spec.ratio), strict=True))
     for name, part in parts.items():
         asked, is_share = ratio[name] / sum(ratio.values()), part["photographs"] / total
         if spec.method != "official" and abs(is_share - asked) > max(_SHARE_POINTS, asked * _SHARE_PART):
@@ -156,7 +156,7 @@ def _sheet(grade: int, rows: list[dict[str, Any]], summary: dict[str, Any]) -> d
 def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Small pictures as data URIs, without metadata; gray where one cannot be read any more."""
     locations = [Location(row["uri"], row["member"]) for row in rows]
-    return [_thumbnail(data) for data in datasets_locations.read_photographs(locations, codecs.MAX_BYTES)]
+    return [_thumbnail(data) for data in datasets_locations.read_images(locations, codecs.MAX_BYTES)]
 
 
 def _thumbnail(data: bytes | ImageError) -> str:

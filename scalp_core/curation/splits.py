@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from scalp_core.datasets.manifest import PARTS
+from scalp_core.datasets.manifest import SPLITS
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 
@@ -55,7 +55,7 @@ def parse_ratio(text: str) -> Ratio:
     return train // common, val // common, test // common
 
 
-def by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
+def split_by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
     """Assigns whole groups to parts so that each part has about its share of every grade.
 
     Args:
@@ -70,10 +70,10 @@ def by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: int) ->
     Raises:
         UserError: there are fewer groups than the ratio has folds.
     """
-    return _assign(labels, groups, dict(zip(PARTS, ratio, strict=True)), seed)
+    return _assign(labels, groups, dict(zip(SPLITS, ratio, strict=True)), seed)
 
 
-def official(
+def split_as_delivered(
     labels: np.ndarray, groups: np.ndarray, delivered: np.ndarray, ratio: Ratio, seed: int
 ) -> np.ndarray:
     """The delivered parts less their overlap: Validation is the test part, Training is divided by group.
@@ -83,7 +83,7 @@ def official(
         groups: (N,).
         delivered: str (N,), Training or Validation.
         ratio: of train and validation; its third number is not used.
-        seed: as for `by_group`.
+        seed: as for `split_by_group`.
 
     Returns:
         object (N,): train, val, test; None for a Training row whose group is in Validation too.
@@ -104,12 +104,12 @@ def official(
     return parts
 
 
-def at_random(labels: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
+def split_at_random(labels: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
     """By photograph, stratified by grade, as the paper did: people and microscopes are in every part."""
-    return _assign(labels, np.arange(len(labels)), dict(zip(PARTS, ratio, strict=True)), seed)
+    return _assign(labels, np.arange(len(labels)), dict(zip(SPLITS, ratio, strict=True)), seed)
 
 
-def k_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Folds for cross-validation, 0 to `folds` - 1, no group in two, stratified by grade; int (N,).
 
     Raises:
@@ -131,7 +131,7 @@ def k_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np
     return fold_of_item[of_group][of_row]
 
 
-def leaking_pairs(key: np.ndarray, parts: np.ndarray) -> int:
+def count_leaking_pairs(key: np.ndarray, parts: np.ndarray) -> int:
     """Pairs of rows in different splits that share a key.
 
     Args:
@@ -140,7 +140,7 @@ def leaking_pairs(key: np.ndarray, parts: np.ndarray) -> int:
     """
     known = key != 0
     code = np.unique(key[known], return_inverse=True)[1]
-    counts = [np.bincount(code[parts[known] == name], minlength=1 + code.max(initial=-1)) for name in PARTS]
+    counts = [np.bincount(code[parts[known] == name], minlength=1 + code.max(initial=-1)) for name in SPLITS]
     table = np.stack(counts, axis=1)
     return int((table.sum(axis=1) ** 2 - (table**2).sum(axis=1)).sum() // 2)
 

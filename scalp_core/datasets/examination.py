@@ -112,8 +112,8 @@ def _is_missing(placed: Placed) -> bool:
 def _otherwise_spelled(row: dict[str, Any], missing: Placed, base: str) -> tuple[dict[str, Any], Placed]:
     """A table's row whose file or member has its name in another Unicode form, and what it holds."""
     below = row["uri"].removeprefix(base)
-    uris = [row["uri"], *(row["uri"].removesuffix(below) + other for other in tables.spellings(below))]
-    members = [row["member"], *(tables.spellings(row["member"]) if row["member"] else ())]
+    uris = [row["uri"], *(row["uri"].removesuffix(below) + other for other in tables.unicode_forms(below))]
+    members = [row["member"], *(tables.unicode_forms(row["member"]) if row["member"] else ())]
     for uri in uris:
         for member in members:
             (found,) = datasets_locations.read_placed([Location(uri, member)], codecs.MAX_BYTES)
@@ -143,7 +143,7 @@ def _examine_stream(row: dict[str, Any], how: Examination) -> Iterator[pa.Table]
 
 
 def _stream_rows(row: dict[str, Any], how: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
-    members = archives.stream(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT)
+    members = archives.stream_members(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT)
     is_empty = True
     try:
         for member, data in members:
@@ -181,7 +181,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
 
 def _kind(name: str) -> str:
     base = name.rsplit("/", 1)[-1]
-    if datasets_locations.is_photograph(name):
+    if datasets_locations.is_image_name(name):
         return "photograph"
     if archives.is_archive(name):
         return "archive"
@@ -251,7 +251,7 @@ def _photograph(data: bytes) -> dict[str, Any]:
         "sha256": sha256(data).hexdigest(),
         "width": width,
         "height": height,
-        **signature.signature(data)._asdict(),
+        **signature.compute_signature(data)._asdict(),
     }
 
 

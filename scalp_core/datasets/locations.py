@@ -42,11 +42,11 @@ class Location:
 class Listing:
     """What a source holds: the photographs in it, and how many files were no photograph by their name."""
 
-    photographs: list[Location]
+    images: list[Location]
     other_files: int = 0
 
 
-def is_photograph(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file's name is one of a photograph.
 
     Files that the operating system leaves behind (`._a.jpg`) are none.
@@ -54,7 +54,7 @@ def is_photograph(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
-def list_photographs(source: str) -> Listing:
+def list_images(source: str) -> Listing:
     """Photographs in a folder, a prefix or an archive (archives inside a folder too), by their file suffix.
 
     Raises:
@@ -69,10 +69,10 @@ def list_photographs(source: str) -> Listing:
             found = [Location(uri, name) for name in names]
         else:
             found = [Location(uri)]
-        kept = [location for location in found if is_photograph(location.member or location.uri)]
-        listing.photographs += kept
+        kept = [location for location in found if is_image_name(location.member or location.uri)]
+        listing.images += kept
         listing.other_files += len(found) - len(kept)
-    if not listing.photographs:
+    if not listing.images:
         raise UserError(f"{source} holds no photograph ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return listing
 
@@ -90,7 +90,7 @@ def location_of(row: Mapping[str, Any]) -> Location:
     return Location(row["uri"], row.get("member") or None, place, row.get("sha256") or None)
 
 
-def read_photographs(locations: Sequence[Location], max_bytes: int) -> Iterator[bytes | ImageError]:
+def read_images(locations: Sequence[Location], max_bytes: int) -> Iterator[bytes | ImageError]:
     """The bytes of each image, in order, or why they are unavailable. One bad one stops nothing.
 
     Members of one archive are read fastest beside each other and in the archive's order.
@@ -99,7 +99,7 @@ def read_photographs(locations: Sequence[Location], max_bytes: int) -> Iterator[
 
 
 def read_placed(locations: Sequence[Location], max_bytes: int) -> Iterator[Placed]:
-    """As `read_photographs`, with the places of members inside their archives."""
+    """As `read_images`, with the places of members inside their archives."""
     for (uri, read), group in groupby(locations, key=lambda each: (each.uri, _reader(each))):
         chunk = list(group)
         given = 0
@@ -141,7 +141,7 @@ def _read_file(uri: str, max_bytes: int) -> bytes | ImageError:
             size = file.size()
             return archives.too_many_bytes(size, max_bytes) if size > max_bytes else file.read()
 
-    return storage.retried(uri, read)
+    return storage.call_with_retries(uri, read)
 
 
 def _failure(error: Exception, where: str = "") -> ImageError:

@@ -27,7 +27,7 @@ from scalp_core.storage import parquet
 
 MANIFEST_FOLDER = "manifest"
 SPEC_FILE = "data.json"
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 SCHEMA = pa.schema(
     {
@@ -270,7 +270,7 @@ def read_manifest(data: str) -> pa.Table:
     """
     spec = read_spec(data)
     uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
-    with storage.explained(uri):
+    with storage.explain_errors(uri):
         table = parquet.dataset(uri, partitioning=_PARTITIONS).to_table()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
@@ -278,7 +278,7 @@ def read_manifest(data: str) -> pa.Table:
     table = table.select(SCHEMA.names).cast(SCHEMA)
     if table.num_rows != spec.photographs:
         raise UserError(f"{uri} has {table.num_rows} rows, not {spec.photographs}; run scalp prepare again")
-    check_parts(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
+    check_splits(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
     if fingerprint(table) != spec.sha256:
         raise UserError(
             f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
@@ -306,7 +306,7 @@ def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
     return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
 
 
-def part(table: pa.Table, name: str) -> pa.Table:
+def select_split(table: pa.Table, name: str) -> pa.Table:
     """The labeled rows of one part.
 
     Raises:
@@ -319,7 +319,7 @@ def part(table: pa.Table, name: str) -> pa.Table:
     return rows
 
 
-def with_fold(table: pa.Table, fold: int) -> pa.Table:
+def apply_fold(table: pa.Table, fold: int) -> pa.Table:
     """The manifest with fold `fold` of the cross-validation for validation and all others for training.
 
     Raises:
@@ -334,7 +334,7 @@ def with_fold(table: pa.Table, fold: int) -> pa.Table:
     return table.set_column(table.column_names.index("split"), "split", split)
 
 
-def check_parts(table: pa.Table, columns: Iterable[str] = ("group", "sha256")) -> None:
+def check_splits(table: pa.Table, columns: Iterable[str] = ("group", "sha256")) -> None:
     """Refuses parts that share a group or a content: what is learned there would be tested here.
 
     Raises:

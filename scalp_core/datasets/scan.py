@@ -107,7 +107,7 @@ class Root:
     within: str = ""
 
 
-def roots(source: str, links: bool = True) -> list[Root]:
+def divide_source(source: str, links: bool = True) -> list[Root]:
     """Divides a source for tasks that list beside each other: its folders, or those in them if they are few.
 
     Args:
@@ -120,7 +120,7 @@ def roots(source: str, links: bool = True) -> list[Root]:
     source = storage.absolute(source)
     within = "" if links or storage.is_s3(source) else source  # resolved above
     if storage.is_file(source):
-        if not (is_table(source) or archives.is_archive(source) or locations.is_photograph(source)):
+        if not (is_table(source) or archives.is_archive(source) or locations.is_image_name(source)):
             raise UserError(
                 f"{source} is no folder, archive ({', '.join(archives.SUFFIXES)}), table "
                 f"({', '.join(TABLE_SUFFIXES)}) or photograph; name one of these"
@@ -146,7 +146,7 @@ def roots(source: str, links: bool = True) -> list[Root]:
 def _look(folder: str, most: int, within: str) -> tuple[bool, list[str] | None]:
     """Whether files are directly in a folder, and the folders in it; None for too many of either."""
     files, folders = 0, []
-    for some_files, some_folders in storage.children(folder, within or None):
+    for some_files, some_folders in storage.list_children(folder, within or None):
         files += len(some_files)
         folders += some_folders
         if files > _FILES_TO_LOOK_AT or len(folders) > most:
@@ -163,10 +163,10 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
         UserError: storage refused, or a table lacks its columns.
     """
     if is_table(root.uri) and storage.is_file(root.uri):
-        yield from tables.rows(root.uri)
+        yield from tables.read_rows(root.uri)
         return
     within = root.within or None
-    direct = (file for files, _ in storage.children(root.uri, within) for file in files)
+    direct = (file for files, _ in storage.list_children(root.uri, within) for file in files)
     files = storage.walk(root.uri, within) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
         for some in batched(files, _LISTING_THREADS):  # all their members are held

@@ -34,7 +34,7 @@ def is_table(source: str) -> bool:
     return source.lower().endswith(TABLE_SUFFIXES)
 
 
-def columns(table: str) -> dict[str, str]:
+def find_columns(table: str) -> dict[str, str]:
     """The columns among `COLUMNS` that a table has, and how it spells them.
 
     Raises:
@@ -49,7 +49,7 @@ def columns(table: str) -> dict[str, str]:
         batches.close()
 
 
-def rows(table: str) -> Iterator[dict[str, Any]]:
+def read_rows(table: str) -> Iterator[dict[str, Any]]:
     """Rows of `inventory.LISTED`.
 
     Raises:
@@ -64,7 +64,7 @@ def rows(table: str) -> Iterator[dict[str, Any]]:
             yield _row({key: row[name] for key, name in wanted.items()}, folder)
 
 
-def spellings(text: str) -> list[str]:
+def unicode_forms(text: str) -> list[str]:
     """The other Unicode forms of a name: Macs decompose Korean (NFD), other systems compose it (NFC)."""
     forms = (unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
     return [form for form in dict.fromkeys(forms) if form != text]
@@ -105,7 +105,7 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
 def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
     is_csv = not table.lower().endswith(".parquet")
     encoding = _encoding(table) if is_csv else ""
-    with storage.explained(table), _open(table) as file:
+    with storage.explain_errors(table), _open(table) as file:
         try:
             if is_csv:
                 read = pyarrow.csv.ReadOptions(encoding=encoding)
@@ -135,7 +135,7 @@ def _encoding(table: str) -> str:
     Raises:
         UserError: neither.
     """
-    with storage.explained(table):
+    with storage.explain_errors(table):
         for encoding in _ENCODINGS:
             with _open(table) as file:
                 if _decodes(file, encoding):

@@ -10,7 +10,7 @@ _FLIPS = (0, 2, 4, 6)
 
 
 def symmetries(turns: bool) -> np.ndarray:
-    """int8, for `dihedral`: all eight, or without `turns` the four that do not swap height and width.
+    """int8, for `apply_dihedral`: all eight, or without `turns` the four that do not swap height and width.
 
     An image that was squashed to a square has its shapes stretched along one side. After a quarter turn they
     are stretched along the other, which no image of that camera shows.
@@ -18,7 +18,7 @@ def symmetries(turns: bool) -> np.ndarray:
     return np.arange(NUM_SYMMETRIES, dtype=np.int8) if turns else np.array(_FLIPS, np.int8)
 
 
-def dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+def apply_dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
     """Turns and flips each square by its own symmetry.
 
     Args:

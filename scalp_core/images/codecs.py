@@ -109,7 +109,7 @@ def read_picture(data: bytes, target: Target) -> Picture:
         ImageError: `empty`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `unsupported_mode`,
             `too_many_pixels`, `too_many_scans`, `truncated` or `corrupt`. A half-read file is refused.
     """
-    kind = sniff(data)
+    kind = detect_format(data)
     if kind == "JPEG":
         picture = _read_jpeg(data, target)
         if picture is not None:
@@ -124,7 +124,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
         ImageError: `empty`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `too_many_pixels`,
             `truncated` or `corrupt`.
     """
-    with _opened(data, sniff(data)) as image:
+    with _opened(data, detect_format(data)) as image:
         return image.size
 
 
@@ -134,7 +134,7 @@ def read_header(data: bytes) -> Header:
     Raises:
         ImageError: as `picture_size`.
     """
-    kind = sniff(data)
+    kind = detect_format(data)
     width, height = _jpeg_size(data) if kind == "JPEG" else (0, 0)
     if not width:
         width, height = picture_size(data)
@@ -152,7 +152,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def sniff(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """Pillow's name of the format, from the first bytes: a file's name proves nothing.
 
     Raises:

@@ -47,7 +47,7 @@ class Signature(NamedTuple):
     thumbnail: bytes
 
 
-def signature(data: bytes) -> Signature:
+def compute_signature(data: bytes) -> Signature:
     """Hash the field of view of an encoded image, upright by its EXIF orientation.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Is this a photograph like those the model knows? Statistics of a decoded square, and limits for them.
+"""Image statistics for quality and out-of-distribution gates: sharpness, light, color, texture.
 
-`measure` runs wherever a photograph is decoded to be graded. `fit` runs once, at the end of training; what it
-returns lives in the bundle, and `flags` and `unlikeness` apply it.
+`measure` runs on every decoded image before grading. `fit_gates` runs once, at the end of training, and the
+bundle stores its result; `flag_images` and `unlikeness` apply it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def measure_all(images: np.ndarray) -> np.ndarray:
     return np.array([measure(image) for image in images], np.float32).reshape(len(images), len(STATISTICS))
 
 
-def fit(train: np.ndarray, val: np.ndarray) -> Gates:
+def fit_gates(train: np.ndarray, val: np.ndarray) -> Gates:
     """The gates of a model, from the photographs it was trained and validated on.
 
     Args:
@@ -195,7 +195,7 @@ def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
     return np.round(distance / gates.limit, 6)
 
 
-def flags(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
+def flag_images(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
     """Which of the photographs, bool (N,), are blurred, too dark, too bright and unlike the training part.
 
     Args:

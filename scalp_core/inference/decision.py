@@ -58,7 +58,7 @@ def make_gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) 
     flags: dict[str, np.ndarray] = {}
     if spec.gates is not None:
         distances = image_statistics.unlikeness(statistics, spec.gates).tolist()
-        flags = image_statistics.flags(statistics, spec.gates)
+        flags = image_statistics.flag_images(statistics, spec.gates)
     return [
         _grading(row, finite[index], distances[index], [name for name in flags if flags[name][index]], spec)
         for index, row in enumerate(probs)

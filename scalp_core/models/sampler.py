@@ -19,7 +19,7 @@ Augment = Literal["auto", "flips", "dihedral", "x4", "none"]
 ResolvedAugment = Literal["flips", "dihedral", "x4", "none"]
 Sampling = Literal["natural", "balanced"]
 
-# The paper's: unchanged, upside down, mirrored, quarter turn; numbered as in `augment.dihedral`.
+# The paper's: unchanged, upside down, mirrored, quarter turn; numbered as in `augment.apply_dihedral`.
 X4 = (0, 6, 4, 1)
 
 # Plans cached per process: blocks of two epochs are loaded concurrently, in a search those of several trials.
@@ -43,7 +43,7 @@ class EpochPlan(NamedTuple):
 
     Args:
         rows: int64 (M,), row numbers of the training split.
-        symmetry: int8 (M,), symmetry of each image for `augment.dihedral`.
+        symmetry: int8 (M,), symmetry of each image for `augment.apply_dihedral`.
         color: float32 (M, 5) in -1..1, color change of each image for `augment.jitter_color`.
     """
 

@@ -21,7 +21,7 @@ from scalp_core.datasets import aihub
 from scalp_core.errors import UserError
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import spilling
+from scalp_core.storage.duckdb_sql import open_duckdb
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 
 WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
@@ -118,7 +118,7 @@ class ResultRows:
         self.finished, self._folder, files = _find(self.out)
         stored = parquet.dataset(files, schema=SCHEMA)
         self._open = ExitStack()
-        self._sql = self._open.enter_context(spilling(python_enable_replacements=False))
+        self._sql = self._open.enter_context(open_duckdb(python_enable_replacements=False))
         self._sql.register("stored", stored)
         self._sql.execute(_VIEW)
         self._sql.execute("set enable_external_access = false")

@@ -19,28 +19,28 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from scalp_core.storage.errors import advice, explained, is_missing, is_transient
+from scalp_core.storage.errors import advice, explain_errors, is_missing, is_transient
 from scalp_core.storage.listing import (
     TEMPORARY,
     StoredFile,
-    children,
     folders_in,
     has_keys,
     is_empty,
     is_within,
+    list_children,
     list_files,
     names_in,
     pages,
     walk,
 )
-from scalp_core.storage.retry import retried, retry_timeout
+from scalp_core.storage.retry import call_with_retries, retry_timeout
 from scalp_core.storage.uris import absolute, bucket_and_key, bucket_and_prefix, check_scheme, is_s3, join
 
 __all__ = [
-    "StoredFile", "absolute", "advice", "children", "create", "exists", "explained", "filesystem",
-    "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within", "join",
-    "list_files", "mutation", "names_in", "new_file", "open_file", "read", "read_range",
-    "remove_file", "remove_folder", "remove_temporary", "retried", "retry_timeout", "walk", "write",
+    "StoredFile", "absolute", "advice", "call_with_retries", "create", "exists", "explain_errors",
+    "filesystem", "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within",
+    "join", "list_children", "list_files", "mutation", "names_in", "new_file", "open_file", "read",
+    "read_range", "remove_file", "remove_folder", "remove_temporary", "retry_timeout", "walk", "write",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -72,13 +72,13 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str) -> bool:
     """Whether there is a file, a folder, or an object below a prefix."""
     check_scheme(uri)
-    with explained(uri):
+    with explain_errors(uri):
         if not is_s3(uri):
             return Path(uri).exists()
         from scalp_core.storage import s3
 
         bucket, key = bucket_and_key(uri)
-        return retried(uri, s3.head, bucket, key) is not None or has_keys(uri)
+        return call_with_retries(uri, s3.head, bucket, key) is not None or has_keys(uri)
 
 
 def is_file(uri: str) -> bool:
@@ -88,13 +88,13 @@ def is_file(uri: str) -> bool:
         UserError: nothing is there, or storage refused.
     """
     check_scheme(uri)
-    with explained(uri):
+    with explain_errors(uri):
         if not is_s3(uri):
             return not Path(uri).is_dir() and bool(Path(uri).stat())
         from scalp_core.storage import s3
 
         bucket, key = bucket_and_key(uri)
-        if key and retried(uri, s3.head, bucket, key) is not None:
+        if key and call_with_retries(uri, s3.head, bucket, key) is not None:
             return True
         if not has_keys(uri):
             raise FileNotFoundError(uri)
@@ -108,8 +108,8 @@ def read(uri: str) -> bytes:
         UserError: it is missing, or storage refused.
     """
     check_scheme(uri)
-    with explained(uri):
-        return retried(uri, _read, uri)
+    with explain_errors(uri):
+        return call_with_retries(uri, _read, uri)
 
 
 def _read(uri: str, byte_range: tuple[int, int] | None = None) -> bytes:
@@ -131,7 +131,7 @@ def read_range(uri: str, start: int, length: int) -> bytes:
         OSError: it is missing, or storage refused.
     """
     check_scheme(uri)
-    return retried(uri, _read, uri, (start, start + length)) if length else b""
+    return call_with_retries(uri, _read, uri, (start, start + length)) if length else b""
 
 
 def open_file(uri: str) -> pa.NativeFile:
@@ -141,7 +141,7 @@ def open_file(uri: str) -> pa.NativeFile:
         OSError: it is missing, or storage refused.
     """
     fs, path = filesystem(uri)
-    return fs.open_input_file(path) if not is_s3(uri) else retried(uri, _open_s3, fs, path)
+    return fs.open_input_file(path) if not is_s3(uri) else call_with_retries(uri, _open_s3, fs, path)
 
 
 def _open_s3(fs: pafs.FileSystem, path: str) -> pa.NativeFile:
@@ -167,12 +167,12 @@ def write(uri: str, data: bytes, durable: bool = True) -> None:
         durable: wait until the bytes are on the disk; a file that may be lost in a power cut need not.
     """
     check_scheme(uri)
-    with explained(uri, "write"):
+    with explain_errors(uri, "write"):
         if is_s3(uri):
             from scalp_core.storage import s3
 
             with mutation("upload", uri):
-                retried(uri, s3.put, *bucket_and_key(uri), data)
+                call_with_retries(uri, s3.put, *bucket_and_key(uri), data)
             return
         with _temporary(uri) as temporary:
             _fill(temporary, data, durable)
@@ -188,7 +188,7 @@ def create(uri: str, data: bytes) -> bool:
         UserError: storage refused, or the S3 server does not know the condition.
     """
     check_scheme(uri)
-    with explained(uri, "write"):
+    with explain_errors(uri, "write"):
         if is_s3(uri):
             from scalp_core.storage import s3
 
@@ -212,14 +212,14 @@ def new_file(uri: str) -> Iterator[IO[bytes]]:
     For S3 it is kept on the local disk and uploaded in one atomic step.
     """
     check_scheme(uri)
-    with explained(uri, "write"):
+    with explain_errors(uri, "write"):
         if is_s3(uri):
             from scalp_core.storage import s3
 
             with tempfile.TemporaryFile() as spool:
                 yield spool
                 with mutation("upload", uri):
-                    retried(uri, s3.upload, *bucket_and_key(uri), spool)
+                    call_with_retries(uri, s3.upload, *bucket_and_key(uri), spool)
             return
         with _temporary(uri) as temporary:
             with mutation("write", uri), temporary.open("wb") as file:
@@ -272,12 +272,12 @@ def _sync_folder(uri: str) -> None:
 def remove_file(uri: str) -> None:
     """Remove one file; no error if there is none."""
     check_scheme(uri)
-    with explained(uri, "remove"), mutation("remove", uri):
+    with explain_errors(uri, "remove"), mutation("remove", uri):
         if is_s3(uri):
             from scalp_core.storage import s3
 
             bucket, key = bucket_and_key(uri)
-            retried(uri, s3.answer, "delete_object", Bucket=bucket, Key=key)
+            call_with_retries(uri, s3.answer, "delete_object", Bucket=bucket, Key=key)
         else:
             Path(uri).unlink(missing_ok=True)
 
@@ -294,7 +294,7 @@ def remove_folder(uri: str, last: str | None = None) -> None:
     """
     check_scheme(uri)
     kept = join(uri, last) if last else None
-    with explained(uri, "remove"):
+    with explain_errors(uri, "remove"):
         if is_s3(uri):
             _remove_prefix(uri, kept)
         elif Path(uri).is_dir():
@@ -309,7 +309,7 @@ def remove_folder(uri: str, last: str | None = None) -> None:
     if kept:
         remove_file(kept)
     if not is_s3(uri) and Path(uri).is_dir():
-        with explained(uri, "remove"):
+        with explain_errors(uri, "remove"):
             Path(uri).rmdir()
 
 
@@ -327,7 +327,7 @@ def _remove_prefix(uri: str, kept: str | None) -> None:
         keys = [key for key in keys if f"s3://{bucket}/{key}" != kept]
         if keys:
             with mutation("remove", uri):
-                retried(uri, s3.delete, bucket, keys)
+                call_with_retries(uri, s3.delete, bucket, keys)
 
 
 def remove_temporary(folder: str) -> None:

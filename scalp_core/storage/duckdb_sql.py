@@ -21,7 +21,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 @contextmanager
-def spilling(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
+def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
     """Open a DuckDB of its own that spills to the node's temporary folder beyond a limit of memory.
 
     Args:

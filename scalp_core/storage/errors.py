@@ -114,7 +114,7 @@ class _Code(NamedTuple):
 
 
 @contextmanager
-def explained(uri: str, doing: str = "read") -> Iterator[None]:
+def explain_errors(uri: str, doing: str = "read") -> Iterator[None]:
     """Turn the storage errors inside the block into one line that names `uri` and the way out."""
     try:
         yield

@@ -62,7 +62,7 @@ class Guard:
 
 
 @contextmanager
-def held(out: str, verb: str) -> Iterator[Guard]:
+def hold(out: str, verb: str) -> Iterator[Guard]:
     """Hold the lease on an output directory while the block runs.
 
     Args:
@@ -86,7 +86,7 @@ def held(out: str, verb: str) -> Iterator[Guard]:
                 storage.write(_file(guard), _json(state | {"released": True}))
 
 
-def forget(guard: Guard) -> None:
+def remove(guard: Guard) -> None:
     """Remove a lease that this process has released, and the folder of leases if it is empty then."""
     storage.remove_file(_file(guard))
     if not storage.is_s3(guard.out):

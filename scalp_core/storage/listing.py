@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scalp_core.storage.errors import explained
-from scalp_core.storage.retry import retried
+from scalp_core.storage.errors import explain_errors
+from scalp_core.storage.retry import call_with_retries
 from scalp_core.storage.uris import bucket_and_key, bucket_and_prefix, check_scheme, is_s3
 
 TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.scalp-tmp$")
@@ -55,7 +55,7 @@ def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
         yield from _walk_s3(uri)
         return
     check_scheme(uri)
-    with explained(uri):
+    with explain_errors(uri):
         path = Path(uri)
         if not path.is_dir():
             status = path.stat()
@@ -82,7 +82,7 @@ def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
 def is_empty(uri: str) -> bool:
     """Whether nothing but leftover temporary files is in a folder or prefix, or there is none."""
     check_scheme(uri)
-    with explained(uri):
+    with explain_errors(uri):
         if is_s3(uri):
             _, prefix = bucket_and_prefix(uri)
             page = next(pages(uri, Prefix=prefix, MaxKeys=2))
@@ -95,7 +95,7 @@ def names_in(uri: str) -> set[str]:
     """Names of the files directly in a folder or prefix, without leftover temporary files."""
     if not is_s3(uri) and not Path(uri).is_dir():
         return set()
-    names = {file.uri.rsplit("/", 1)[-1] for files, _ in children(uri) for file in files}
+    names = {file.uri.rsplit("/", 1)[-1] for files, _ in list_children(uri) for file in files}
     return {name for name in names if not TEMPORARY.match(name)}
 
 
@@ -103,7 +103,7 @@ def folders_in(uri: str) -> set[str]:
     """Names of the folders directly in a folder or prefix; none where there is no such folder yet."""
     if not is_s3(uri) and not Path(uri).is_dir():
         return set()
-    return {folder.rsplit("/", 1)[-1] for _, folders in children(uri) for folder in folders}
+    return {folder.rsplit("/", 1)[-1] for _, folders in list_children(uri) for folder in folders}
 
 
 def is_within(path: str, within: str | None) -> bool:
@@ -116,7 +116,7 @@ def _leads_out(entry: os.DirEntry[str], within: str | None) -> bool:
     return entry.is_symlink() and not is_within(entry.path, within)
 
 
-def children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredFile], list[str]]]:
+def list_children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredFile], list[str]]]:
     """Files directly in a folder or prefix, and the folders in it, a thousand at a time.
 
     Args:
@@ -130,7 +130,7 @@ def children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredF
             prefixes = (item["Prefix"].removesuffix("/") for item in page.get("CommonPrefixes", ()))
             yield _stored(bucket, page), [f"s3://{bucket}/{name}" for name in prefixes]
         return
-    with explained(uri), os.scandir(uri) as entries:
+    with explain_errors(uri), os.scandir(uri) as entries:
         while chunk := list(islice(entries, 1000)):
             outside = [entry for entry in chunk if _leads_out(entry, within)]
             inside = [entry for entry in chunk if entry not in outside] if outside else chunk
@@ -179,8 +179,8 @@ def _walk_s3(uri: str) -> Iterator[StoredFile]:
     from scalp_core.storage import s3
 
     bucket, prefix = bucket_and_prefix(uri)
-    with explained(uri):
-        head = retried(uri, s3.head, *bucket_and_key(uri)) if prefix else None
+    with explain_errors(uri):
+        head = call_with_retries(uri, s3.head, *bucket_and_key(uri)) if prefix else None
     if head:
         yield StoredFile(uri, head["ContentLength"], head["ETag"])
         return
@@ -189,7 +189,7 @@ def _walk_s3(uri: str) -> Iterator[StoredFile]:
         empty = empty and not page.get("KeyCount")
         yield from _stored(bucket, page)
     if empty:
-        with explained(uri):
+        with explain_errors(uri):
             raise FileNotFoundError(uri)
 
 
@@ -211,8 +211,8 @@ def pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
     bucket, _ = bucket_and_prefix(uri)
     token: dict[str, str] = {}
     while True:
-        with explained(uri):
-            page = retried(uri, s3.answer, "list_objects_v2", Bucket=bucket, **query, **token)
+        with explain_errors(uri):
+            page = call_with_retries(uri, s3.answer, "list_objects_v2", Bucket=bucket, **query, **token)
         yield page
         following = page.get("NextContinuationToken")
         if not following or "MaxKeys" in query:

@@ -53,7 +53,7 @@ class Output:
 
 
 @contextmanager
-def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
+def open_output(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
     """Claim an output directory and hold its lease while the block runs.
 
     Args:
@@ -65,27 +65,27 @@ def opened(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Output]:
         UserError: it holds something else, another run uses it, or it overlaps with a source.
     """
     out = storage.absolute(out)
-    check(out, kind, inputs)
-    claim(out, kind)
-    with held(out, kind) as output:
+    check_output(out, kind, inputs)
+    claim_output(out, kind)
+    with hold_output(out, kind) as output:
         yield output
 
 
 @contextmanager
-def held(out: str, verb: str) -> Iterator[Output]:
+def hold_output(out: str, verb: str) -> Iterator[Output]:
     """Hold the lease of a directory, also of another verb's, while the block changes something in it.
 
     Raises:
         UserError: another run uses it.
     """
-    with lease.held(out, verb) as guard:
+    with lease.hold(out, verb) as guard:
         for folder in (out, storage.join(out, lease.FOLDER)):
             storage.remove_temporary(folder)
         yield Output(out, guard)
 
 
-def check(out: str, kind: str, inputs: Sequence[str] = ()) -> None:
-    """Refuse what `opened` would refuse before it writes; a command that begins with it fails in a second.
+def check_output(out: str, kind: str, inputs: Sequence[str] = ()) -> None:
+    """Refuse what `open_output` would refuse before it writes; a command that begins with it fails early.
 
     Raises:
         UserError: the directory holds something else, or overlaps with a source.
@@ -113,7 +113,7 @@ def check_places(inputs: Sequence[str], out: str) -> None:
 
 
 def check_claim(out: str, kind: str) -> None:
-    """Refuse an output directory that `claim` would refuse; writes nothing.
+    """Refuse an output directory that `claim_output` would refuse; writes nothing.
 
     Raises:
         UserError: it is a file, not empty, or another verb's.
@@ -133,7 +133,7 @@ def check_claim(out: str, kind: str) -> None:
         )
 
 
-def claim(out: str, kind: str) -> None:
+def claim_output(out: str, kind: str) -> None:
     """Make an output directory that of a verb; no change if it is already.
 
     Raises:
@@ -198,7 +198,7 @@ def _is_inside(inner: str, outer: str) -> bool:
 def _some_names(out: str) -> str:
     names = (
         name
-        for files, folders in storage.children(out)
+        for files, folders in storage.list_children(out)
         for name in (
             *(file.uri.rsplit("/", 1)[-1] for file in files),
             *(f"{folder.rsplit('/', 1)[-1]}/" for folder in folders),

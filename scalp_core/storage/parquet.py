@@ -43,7 +43,7 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
 
         fs = s3.filesystem(patient=True)
     paths = [storage.filesystem(uri)[1] for uri in uris]
-    with storage.explained(uris[0]):
+    with storage.explain_errors(uris[0]):
         return pads.dataset(
             paths[0] if isinstance(place, str) else paths, filesystem=fs, format="parquet", **options
         )

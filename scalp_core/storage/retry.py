@@ -56,7 +56,7 @@ def current_retry_timeout() -> float:
         return timeout if timeout is not None else max(_timeouts_in_process, default=_DEFAULT_S)
 
 
-def retried(name: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+def call_with_retries(name: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     """Call `request` and retry it after transient storage errors, until the retry timeout.
 
     The timeout counts from the first failure of a streak. A request that fails after long work is therefore

@@ -30,7 +30,7 @@ from botocore.session import get_session
 
 from scalp_core.errors import UserError
 from scalp_core.storage.errors import StorageError
-from scalp_core.storage.retry import retried
+from scalp_core.storage.retry import call_with_retries
 
 _CONNECT_TIMEOUT_S = 5
 _REQUEST_TIMEOUT_S = 30
@@ -126,7 +126,7 @@ def create(bucket: str, key: str, data: bytes) -> bool:
 
     def put_new() -> bool:
         try:
-            retried(uri, answer, "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*",
+            call_with_retries(uri, answer, "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*",
                     Metadata={"created-by": mark})  # fmt: skip
         except StorageError as error:
             if error.code != "PreconditionFailed":
@@ -136,7 +136,7 @@ def create(bucket: str, key: str, data: bytes) -> bool:
 
     if not put_new():
         # Perhaps it is this caller's: a lost answer, and the same request sent again.
-        found = retried(uri, answer, "head_object", Bucket=bucket, Key=key)
+        found = call_with_retries(uri, answer, "head_object", Bucket=bucket, Key=key)
         return bool(found["Metadata"].get("created-by") == mark)
     place = (_access().endpoint, bucket)
     if place not in _conditional:

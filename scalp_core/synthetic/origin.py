@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from scalp_core import storage
-from scalp_core.datasets.locations import Location, read_photographs
+from scalp_core.datasets.locations import Location, read_images
 from scalp_core.errors import ImageError, UserError
 
 MARKS = ("synth.json", "synth.started.json")
@@ -31,7 +31,7 @@ def is_synthetic(folders: Iterable[str], marks: Iterable[Location]) -> bool:
     places = dict.fromkeys(place for folder in folders for place in islice(_upwards(folder), _LEVELS))
     named = [storage.join(place, name) for place in places for name in (*MARKS, _PREPARED)]
     locations = [*marks, *map(Location, filter(_exists, named))]
-    return any(map(_says_so, read_photographs(locations, _MAX_BYTES)))
+    return any(map(_says_so, read_images(locations, _MAX_BYTES)))
 
 
 def _upwards(folder: str) -> Iterator[str]:

@@ -131,21 +131,21 @@ async def _pulled(
 
 
 def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
-    archive = archives.open_held(pa.py_buffer(held), limits.members)
+    archive = archives.open_zip_in_memory(pa.py_buffer(held), limits.members)
     # Of members that share a name only the last can be read.
     names = list(dict.fromkeys(member.name for member in archive.members() if _counts(member.name)))
     if len(names) > limits.images:
         raise _too_many(limits.images)
-    read = archive.read([name for name in names if locations.is_photograph(name)], MAX_BYTES)
+    read = archive.read([name for name in names if locations.is_image_name(name)], MAX_BYTES)
     data = (member.data for member in read)
     for name in names:
-        yield name, next(data) if locations.is_photograph(name) else _NESTED
+        yield name, next(data) if locations.is_image_name(name) else _NESTED
 
 
 def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
     images = 0
     for number, (member, data) in enumerate(
-        archives.stream_raw(pipe, MAX_BYTES, wanted=locations.is_photograph), start=1
+        archives.stream_members_of_file(pipe, MAX_BYTES, wanted=locations.is_image_name), start=1
     ):
         if number > limits.members:
             raise ArchiveError(f"it holds more than {limits.members:,} members; divide it")
@@ -158,7 +158,7 @@ def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
 
 
 def _counts(name: str) -> bool:
-    return locations.is_photograph(name) or archives.is_archive(name)
+    return locations.is_image_name(name) or archives.is_archive(name)
 
 
 def _too_many(limit: int) -> Refusal:

@@ -93,7 +93,7 @@ class StoredRows:
 
 @contextmanager
 def _opened(uri: str) -> Iterator[pq.ParquetFile]:
-    with storage.explained(uri), storage.open_file(uri) as data, pq.ParquetFile(data) as file:
+    with storage.explain_errors(uri), storage.open_file(uri) as data, pq.ParquetFile(data) as file:
         yield file
 
 

@@ -59,7 +59,7 @@ class Audited:
 def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     """Lists, examines and audits in this process, as `scalp prepare` does in Ray's workers."""
     source = storage.absolute(source)
-    listed = [row for root in scan.roots(source) for row in scan.list_root(root)]
+    listed = [row for root in scan.divide_source(source) for row in scan.list_root(root)]
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
     examined = examination.examine(table.to_pylist(), source.rpartition("/")[0])
     return audited_rows(pa.concat_tables(examined), out, source, **options)

@@ -107,9 +107,9 @@ def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told
     assert 0 < turned["tta"]["photographs_per_second"] < turned["tta"]["photographs_per_second_without"]
     assert "fitted without" in turned["tta"]["note"]
     bundle = load_bundle(str(way.run))
-    row = manifest.part(manifest.read_manifest(str(way.data)), "test").slice(0, 1).to_pylist()[0]
+    row = manifest.select_split(manifest.read_manifest(str(way.data)), "test").slice(0, 1).to_pylist()[0]
     pixels = decode(read(row["uri"]), bundle.spec.preprocess).pixels
-    views = augment.dihedral(np.stack([pixels] * 4), augment.symmetries(turns=False))
+    views = augment.apply_dihedral(np.stack([pixels] * 4), augment.symmetries(turns=False))
     expected = np.mean([each.probabilities for each in Predictor(bundle, "cpu", "fp32").grade(views)], axis=0)
     rows = pq.read_table(tmp_path / "turned" / "predictions.parquet").to_pylist()
     found = next(each for each in rows if each["image_id"] == row["image_id"])

@@ -47,7 +47,7 @@ def photographs(way, tmp_path_factory):
 
 def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantized):
     copy, summary = quantized
-    val = manifest.part(manifest.read_manifest(str(way.data)), "val")
+    val = manifest.select_split(manifest.read_manifest(str(way.data)), "val")
     record = load_bundle(str(copy)).spec.graphs["int8"]
     assert record.photographs == val.num_rows == summary["photographs"]
     assert record.qwk_drop == summary["qwk_drop"] == record.comparison.qwk_drop

@@ -88,7 +88,7 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundl
     assert "compared with the promoted version" in capsys.readouterr().out
     assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
     assert entry.evidence.against_model == trained.spec.model_version
-    tested = manifest.part(manifest.read_manifest(str(way.data)), "test")
+    tested = manifest.select_split(manifest.read_manifest(str(way.data)), "test")
     assert entry.evidence.comparison.images == tested.num_rows
     assert Registry(root).history("scalp")[-1] == entry
 

@@ -10,7 +10,7 @@ from jobs.data.pseudonymize import pseudonymize
 from scalp_core import storage
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
-from scalp_core.datasets.locations import Location, read_photographs
+from scalp_core.datasets.locations import Location, read_images
 from scalp_core.errors import UserError
 from scalp_core.storage import lease, outputs
 from tests.support.sources import PLANS, write_set
@@ -39,7 +39,7 @@ def test_an_export_can_be_moved_and_names_nobody(data, tmp_path):
     assert len(set(after["device"].to_pylist())) == len(set(before["device"].to_pylist()))
     uris = after["uri"].to_pylist()
     assert all(uri.startswith(str(tmp_path / "moved")) for uri in uris)
-    files = list(read_photographs([Location(uri) for uri in uris], 2**25))
+    files = list(read_images([Location(uri) for uri in uris], 2**25))
     assert all(isinstance(file, bytes) for file in files)
     secrets = {b"Kim Haneul", b"set/Training", str(data.parent).encode()}
     secrets |= {value.encode() for plan in PLANS for value in (plan.stem, plan.device.serial)}
@@ -66,7 +66,7 @@ def test_what_makes_no_sense_is_refused(data, tmp_path):
     with pytest.raises(UserError, match="is in OUT, and would be handed on with the photographs"):
         pseudonymize(str(data), str(tmp_path / "out"), str(tmp_path / "out" / "key"))
     assert not (tmp_path / "out").exists()
-    outputs.claim(str(tmp_path / "stopped"), "pseudonymize")
+    outputs.claim_output(str(tmp_path / "stopped"), "pseudonymize")
     with pytest.raises(UserError, match="of a stopped run, which cannot resume.*; name a new directory"):
         pseudonymize(str(data), str(tmp_path / "stopped"))
     made = pseudonymize(str(data), str(tmp_path / "made"))

@@ -83,6 +83,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(way, tmp_path, 
 def test_a_run_that_another_process_holds_is_refused(way, tmp_path):
     run = str(tmp_path / "run")
     recipe = way.recipe.model_copy(update={"architecture": "test_resnet"})
-    with outputs.opened(run, "train"), pytest.raises(UserError, match="run is in use by scalp train on"):
+    with outputs.open_output(run, "train"), pytest.raises(UserError, match="run is in use by scalp train on"):
         train(str(way.data), run, recipe, 1, "cpu")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -125,7 +125,7 @@ def test_a_cluster_that_cannot_hold_a_trial_says_so_before_anything_is_written(w
 
 def test_a_search_that_another_process_holds_is_refused(way, base, tmp_path):
     out, space = str(tmp_path / "out"), parse_space({"learning_rate": [0.001, 0.002]}, "mine", base)
-    with outputs.opened(out, "tune"), pytest.raises(UserError, match="out is in use by scalp tune on"):
+    with outputs.open_output(out, "tune"), pytest.raises(UserError, match="out is in use by scalp tune on"):
         tune(str(way.data), out, base, space, trials=2, device="cpu")
     assert not (tmp_path / "out" / "run.json").exists()
 

@@ -33,13 +33,13 @@ from tests.support.ports import free_port
 
 @pytest.fixture(scope="module")
 def test_rows(way):
-    return manifest.part(manifest.read_manifest(str(way.data)), "test")
+    return manifest.select_split(manifest.read_manifest(str(way.data)), "test")
 
 
 def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
     table = manifest.read_manifest(str(way.data))
     assert table.num_rows + sum(way.prepared["dropped"].values()) == 160
-    devices = {part: set(manifest.part(table, part)["group"].to_pylist()) for part in manifest.PARTS}
+    devices = {part: set(manifest.select_split(table, part)["group"].to_pylist()) for part in manifest.SPLITS}
     assert devices["train"] and devices["val"] and devices["test"]
     assert not devices["train"] & devices["val"]
     assert not (devices["train"] | devices["val"]) & devices["test"]
@@ -48,7 +48,10 @@ def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
 def test_training_leaves_a_bundle_a_card_and_curves(way):
     spec = load_bundle(str(way.run)).spec
     assert spec.training.workers == 2
-    assert spec.gates.photographs == manifest.part(manifest.read_manifest(str(way.data)), "train").num_rows
+    assert (
+        spec.gates.photographs
+        == manifest.select_split(manifest.read_manifest(str(way.data)), "train").num_rows
+    )
     assert spec.training.data_sha256 == manifest.read_spec(str(way.data)).sha256
     assert [entry["epoch"] for entry in way.trained["history"]] == [1, 2, 3, 4]
     assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
@@ -78,7 +81,7 @@ def test_without_a_server_to_follow_it_no_training_starts(way, tmp_path, monkeyp
 
 
 def test_validation_counts_every_photograph_once_over_both_workers(way):
-    rows = manifest.part(manifest.read_manifest(str(way.data)), "val").num_rows
+    rows = manifest.select_split(manifest.read_manifest(str(way.data)), "val").num_rows
     assert {entry["val_n"] for entry in way.trained["history"]} == {rows}
     assert way.trained["validation"]["n"] == rows
 

@@ -25,7 +25,7 @@ from jobs.data.tasks import EXAMINED, LISTED, ExamineShard, ListRoots, write_lis
 from scalp_core import storage
 from scalp_core.datasets import aihub, scan
 from scalp_core.datasets.group_by import GroupBy
-from scalp_core.images.signature import THUMBNAIL_BYTES, signature
+from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
 from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
@@ -66,7 +66,7 @@ def fit_hashes() -> HashModel:
         pixels = np.asarray(Image.open(io.BytesIO(jpeg(plan)))) * is_inside[..., None]
         buffer = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=85)
-        found = signature(buffer.getvalue())
+        found = compute_signature(buffer.getvalue())
         if found.hash is not None and found.turned_hash is not None:
             hashes.append((found.hash, found.turned_hash))
     return fit_bits(np.array(hashes, np.uint64))

@@ -135,7 +135,7 @@ def test_a_folder_of_somebody_else_is_refused_and_kept(verb, mine, tmp_path, mon
 @each_verb
 def test_the_results_of_another_verb_are_refused_and_kept(verb, tmp_path, monkeypatch, capsys):
     made = tmp_path / "made"
-    outputs.claim(str(made), "another")
+    outputs.claim_output(str(made), "another")
     before = content(made)
     assert "holds results of scalp another" in refused(verb, made, tmp_path / "source", monkeypatch, capsys)
     assert content(made) == before
@@ -173,7 +173,7 @@ def test_a_forgotten_out_after_two_sources_keeps_the_second(mine, tmp_path, monk
 def test_a_set_is_drawn_by_one_run_at_a_time_and_on_a_disk(tmp_path):
     options = SynthOptions(images=3, devices=1)
     with (
-        outputs.opened(str(tmp_path / "set"), "synth"),
+        outputs.open_output(str(tmp_path / "set"), "synth"),
         pytest.raises(UserError, match="in use by scalp synth"),
     ):
         synth(str(tmp_path / "set"), options)

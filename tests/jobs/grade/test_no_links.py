@@ -67,7 +67,7 @@ def test_tasks_and_a_source_that_is_one_link_refuse_as_well(visit, monkeypatch):
     monkeypatch.setattr(scan, "_MANY_ROOTS", 0)
     for many in (0, 64):  # as one piece, and divided by folders
         monkeypatch.setattr(scan, "_MANY_ROOTS", many)
-        items = shares(scan.roots(str(visit), links=False))
+        items = shares(scan.divide_source(str(visit), links=False))
         rows = [row for item in items for root in roots_in(item) for row in scan.list_root(root)]
         assert {name for name, code in codes(rows, visit).items() if code == "outside_link"} == REFUSED
     assert [file.is_outside for file in storage.walk(str(visit / "b.jpg"), str(visit))] == [True]

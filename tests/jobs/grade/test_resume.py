@@ -95,7 +95,7 @@ def test_an_output_that_holds_something_else_is_refused_and_kept(bundle, tmp_pat
 
 def test_a_second_run_is_refused_while_one_runs(bundle, tmp_path):
     named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
-    with outputs.opened(out, "grade"), pytest.raises(UserError, match="is in use by scalp grade"):
+    with outputs.open_output(out, "grade"), pytest.raises(UserError, match="is in use by scalp grade"):
         run(bundle, named, out, report=False)
     assert run(bundle, named, out, report=False)["rows_unaccounted"] == 0
 
@@ -107,7 +107,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
     listing = grade_listing.read_listing(work)
     group = next(group for group in listing.groups if not group.tars)
     item = {"number": 0, "groups": json.dumps([vars(group)])}
-    with lease.held(out, "grade") as guard:
+    with lease.hold(out, "grade") as guard:
         task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
         task(item)
         (part,) = (tmp_path / "out" / "results").iterdir()

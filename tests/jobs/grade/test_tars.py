@@ -42,7 +42,7 @@ def test_a_tar_whose_server_goes_away_is_not_taken_to_end_there(monkeypatch):
         yield archives.Member("1.jpg", 3), b"one"
         raise UserError("the S3 server did not answer") from StorageError("away", code="SlowDown")
 
-    monkeypatch.setattr(archives, "stream", stream)
+    monkeypatch.setattr(archives, "stream_members", stream)
     rows = iter(TarRows("s3://b/a.tar", ""))
     assert next(rows)[1] == b"one"
     with pytest.raises(UserError, match="did not answer"):
@@ -57,5 +57,5 @@ def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_n
     listed = [{"uri": uri, "member": None, "bytes": 0, "code": None, "error": None}]
     (examined,) = examination.examine(listed, str(tmp_path))
     taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
-    (by_name,) = locations.read_photographs([Location(uri, "x/1.jpg")], 10**7)
+    (by_name,) = locations.read_images([Location(uri, "x/1.jpg")], 10**7)
     assert {row["sha256"], *taken, sha256(by_name).hexdigest()} == {sha256(new).hexdigest()}

@@ -26,12 +26,12 @@ def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
     """Of a run, `scalp train` writes the bundle too."""
     run = tmp_path / "run"
     if verb:
-        outputs.claim(str(run), verb)
+        outputs.claim_output(str(run), verb)
     copy = shutil.copytree(bundle, run / "bundle")
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     monkeypatch.setattr(manifest, "read_spec", lambda _: SimpleNamespace(sha256="0" * 64))
     with (
-        lease.held(str(run if verb else copy), verb or "quantize"),
+        lease.hold(str(run if verb else copy), verb or "quantize"),
         pytest.raises(UserError, match=f"is in use by scalp {verb or 'quantize'}"),
     ):
         quantize(str(copy), str(tmp_path / "data"))

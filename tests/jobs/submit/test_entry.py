@@ -19,7 +19,7 @@ MINUTE = b"grading: 1,000 of 9,000\n" * 40
 def out(tmp_path):
     """A directory that a verb has made."""
     (tmp_path / "out").mkdir()
-    outputs.claim(str(tmp_path / "out"), "grade")
+    outputs.claim_output(str(tmp_path / "out"), "grade")
     return tmp_path / "out"
 
 

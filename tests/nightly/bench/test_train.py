@@ -16,7 +16,7 @@ def test_a_loop_trains_every_epoch_on_the_same_photographs(way, tmp_path, kind, 
     loop = Loop(
         kind=kind, device="cpu", architecture="legacy_xception", size=32, batch_size=32, epochs=3, threads=1
     )
-    rows = manifest.part(manifest.read_manifest(str(way.data)), "train").num_rows
+    rows = manifest.select_split(manifest.read_manifest(str(way.data)), "train").num_rows
     epochs = run_loop(tmp_path, str(way.data), loop, processes, rows // 32 * 32)
     assert len(epochs) == 2  # the first is warm-up
     seconds = json.loads((tmp_path / "seconds.json").read_text())

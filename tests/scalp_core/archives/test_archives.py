@@ -102,7 +102,7 @@ def test_members_are_the_same_from_anywhere_in_any_order_and_in_threads(tmp_path
         read = pool.map(lambda piece: list(archives.read_members(uri, piece, LIMIT)), pieces)
     assert [data for piece in read for data in piece] == list(FILES.values())
     if suffix != ".zip":
-        assert [data for _, data in archives.stream(uri, LIMIT)] == list(FILES.values())
+        assert [data for _, data in archives.stream_members(uri, LIMIT)] == list(FILES.values())
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -111,7 +111,7 @@ def test_one_who_stops_half_way_leaves_no_thread(tmp_path, suffix):
     storage.write(uri, PACK[suffix](FILES.items()))
     before = threading.active_count()
     half_way = [archives.read_members(uri, list(FILES), LIMIT)]
-    half_way += [] if suffix == ".zip" else [archives.stream(uri, LIMIT)]
+    half_way += [] if suffix == ".zip" else [archives.stream_members(uri, LIMIT)]
     for each in half_way:
         next(each)
         each.close()
@@ -132,7 +132,7 @@ def test_the_pieces_of_a_tar_that_nobody_wants_are_not_read(tmp_path, monkeypatc
     monkeypatch.setattr(
         byte_ranges.Ahead, "_fetch", lambda self, number: asked.append(number) or fetch(self, number)
     )
-    given = list(archives.stream(uri, 2**30, wanted=lambda name: name.endswith(".jpg")))
+    given = list(archives.stream_members(uri, 2**30, wanted=lambda name: name.endswith(".jpg")))
     assert [data for _, data in given] == [b"x", None, b"y"]
     assert len(asked) < 300  # of 3,145; a buffer is filled at a time
 
@@ -173,7 +173,7 @@ def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
     with pytest.raises(UserError, match="throttles requests"):
         rows = [row | {"kind": None} for row in scan.list_root(scan.Root(uri))]
         list(examination.examine(rows, ""))
-    (data,) = datasets_locations.read_photographs([Location(uri, "000.jpg")], LIMIT)
+    (data,) = datasets_locations.read_images([Location(uri, "000.jpg")], LIMIT)
     assert data.code == "fetch_failed"
 
 
@@ -209,7 +209,7 @@ def test_of_members_that_share_a_name_the_last_is_read_and_only_it_has_a_place(t
             b"two",
         ]
     seen = SeenNames()
-    for member, _ in archives.stream(uri, LIMIT):
+    for member, _ in archives.stream_members(uri, LIMIT):
         seen.add(member.name)
     assert seen.shadowed().tolist() == [0, 2]
     (placed,) = archives.read_placed(uri, ["1.jpg"], LIMIT)
@@ -231,18 +231,18 @@ def test_members_by_place_are_one_request_each_and_changes_are_noticed(tmp_path,
     ]
     requests.clear()
     monkeypatch.setattr(archives, "_opened", None)
-    assert list(datasets_locations.read_photographs(locations[:1], LIMIT)) == [FILES["007.jpg"]]
+    assert list(datasets_locations.read_images(locations[:1], LIMIT)) == [FILES["007.jpg"]]
     assert len(requests) == 1
     assert requests[0][1:] == (locations[0].place.offset, locations[0].place.length)
     for other in (odd.zip_of([(name, data[::-1] + b"x") for name, data in FILES.items()]), b"short"):
         storage.write(uri, other)
-        found = list(datasets_locations.read_photographs(locations, LIMIT))
+        found = list(datasets_locations.read_images(locations, LIMIT))
         assert [data.code for data in found] == ["changed", "changed"]
     (tmp_path / "a.zip").unlink()
-    assert [data.code for data in datasets_locations.read_photographs(locations, LIMIT)] == ["not_found"] * 2
+    assert [data.code for data in datasets_locations.read_images(locations, LIMIT)] == ["not_found"] * 2
     loose = Location(str(tmp_path / "b.jpg"), sha256=sha256(b"before").hexdigest())
     storage.write(loose.uri, b"after")
-    (data,) = datasets_locations.read_photographs([loose], LIMIT)
+    (data,) = datasets_locations.read_images([loose], LIMIT)
     assert data.code == "changed"
 
 
@@ -267,7 +267,7 @@ def test_whatever_storage_raises_for_one_file_is_an_error_of_that_file(tmp_path,
     monkeypatch.setattr(storage, "open_file", odd)
     locations = [Location(f"{tmp_path}/{name}.jpg") for name in ("a", "b", "none")]
     locations += [Location("gs://bucket/c.jpg"), Location(f"{tmp_path}/c.jpg")]
-    first, second, *missing, last = datasets_locations.read_photographs(locations, LIMIT)
+    first, second, *missing, last = datasets_locations.read_images(locations, LIMIT)
     assert (first.code, first.message) == ("internal_error", "ValueError: a key that the client refuses")
     assert (second, last) == (b"b", b"c")
     assert [error.code for error in missing] == ["not_found", "not_found"]

@@ -47,7 +47,7 @@ def streamed(uri):
     """What a tar gives in one pass, and the line that it ends with."""
     found = []
     try:
-        for member, data in archives.stream(uri, LIMIT):
+        for member, data in archives.stream_members(uri, LIMIT):
             found.append((member.name, data))
     except UserError as error:
         return found, one_line(error, uri)
@@ -326,7 +326,7 @@ def test_a_packed_bomb_is_not_read_on(put, monkeypatch, suffix):
 def test_what_is_large_and_not_wanted_is_unpacked_in_little_memory(put):
     files = [("large.jpg", bytes(2**25)), *FILES, ("notes.txt", b"x")]
     uri = put("a.tar.gz", gzip.compress(odd.tar_of(files)))
-    stream = archives.stream(uri, LIMIT, wanted=lambda name: name.endswith(".jpg"))
+    stream = archives.stream_members(uri, LIMIT, wanted=lambda name: name.endswith(".jpg"))
     found, mib = measured(list, stream)
     assert mib < 2
     (large, first), *rest, (_, last) = found

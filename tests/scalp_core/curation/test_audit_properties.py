@@ -120,7 +120,7 @@ def test_every_part_is_like_the_whole_where_groups_allow_it(seed):
         found = audited_rows(examined, Path(folder), keys=("session",), ratio="7:2:1")
         table = found.table
     whole = np.bincount(table["label"].to_pylist(), minlength=4) / table.num_rows
-    for name, share in zip(manifest.PARTS, (0.7, 0.2, 0.1), strict=True):
-        labels = manifest.part(table, name)["label"].to_pylist()
+    for name, share in zip(manifest.SPLITS, (0.7, 0.2, 0.1), strict=True):
+        labels = manifest.select_split(table, name)["label"].to_pylist()
         assert abs(len(labels) / table.num_rows - share) < 0.03
         assert np.abs(np.bincount(labels, minlength=4) / len(labels) - whole).max() < 0.05

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 
 from scalp_core.curation import near_duplicates
 from scalp_core.curation.near_duplicates import MAX_BITS, find_pairs
-from scalp_core.images.signature import THUMBNAIL_BYTES, signature
+from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
 from tests.support.sources import PLANS, picture
 
 
@@ -39,7 +39,7 @@ CHANGES = {
 
 
 def find(files):
-    signatures = [signature(data) for data in files]
+    signatures = [compute_signature(data) for data in files]
     known = np.array([index for index, one in enumerate(signatures) if one.hash is not None])
     thumbnails = np.stack([np.frombuffer(signatures[index].thumbnail, np.uint8) for index in known])
     hashes, turned = (
@@ -104,7 +104,7 @@ def test_masks_and_frames_make_no_two_images_alike_and_hide_no_copy(view):
 def test_an_image_of_one_color_has_no_hash_and_is_like_no_other():
     gray, black = (saved(Image.new("RGB", (640, 480), color)) for color in ("gray", "black"))
     assert find([gray, black, picture(0)]) == []
-    assert signature(gray).hash is signature(gray).turned_hash is None
+    assert compute_signature(gray).hash is compute_signature(gray).turned_hash is None
 
 
 # --- search ------------------------------------------------------------------------------------------------

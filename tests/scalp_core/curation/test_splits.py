@@ -31,10 +31,10 @@ def assert_no_group_in_two(parts, groups):
 @given(groups=st.integers(10, 40), rows=st.integers(60, 300), seed=st.integers(0, 1000))
 def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     labels, of_row = random_rows(groups, rows, seed)
-    parts = splits.by_group(labels, of_row, (7, 2, 1), seed)
+    parts = splits.split_by_group(labels, of_row, (7, 2, 1), seed)
     assert set(parts) == {"train", "val", "test"}
     assert_no_group_in_two(parts, of_row)
-    folds = splits.k_folds(labels, of_row, 5, seed)
+    folds = splits.assign_folds(labels, of_row, 5, seed)
     assert set(folds) == set(range(5))
     assert_no_group_in_two(folds, of_row)
 
@@ -49,7 +49,7 @@ def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     delivered = np.where(home[of_row] ^ (rng.random(len(of_row)) < 0.05), "Validation", "Training")
     if len(np.unique(of_row[~np.isin(of_row, of_row[delivered == "Validation"])])) < 9:
         return  # too little of Training is left to divide
-    parts = splits.official(labels, of_row, delivered, (7, 2, 1), seed)
+    parts = splits.split_as_delivered(labels, of_row, delivered, (7, 2, 1), seed)
     assert_no_group_in_two(parts, of_row)
     assert ((parts == "test") == (delivered == "Validation")).all()
     overlap = np.isin(of_row, of_row[delivered == "Validation"]) & (delivered == "Training")
@@ -61,9 +61,9 @@ def test_parts_have_their_shares_of_rows_and_of_every_grade():
     groups = rng.integers(0, 60, 6000)
     labels = rng.choice(4, 6000, p=[0.042, 0.348, 0.431, 0.179])
     for ratio in ((7, 2, 1), (7, 1, 2)):  # as the paper writes it, and as its notebook did
-        parts = splits.by_group(labels, groups, ratio, 0)
+        parts = splits.split_by_group(labels, groups, ratio, 0)
         counts = Counter(parts)
-        for name, share in zip(manifest.PARTS, ratio, strict=True):
+        for name, share in zip(manifest.SPLITS, ratio, strict=True):
             assert counts[name] / 6000 == pytest.approx(share / 10, abs=0.02)
             for grade in range(4):
                 expected = np.mean(labels == grade)
@@ -72,10 +72,10 @@ def test_parts_have_their_shares_of_rows_and_of_every_grade():
 
 def split_table(labels, groups, seed=0):
     """Share, groups and grades of each split."""
-    parts = splits.by_group(labels, groups, (7, 2, 1), seed)
+    parts = splits.split_by_group(labels, groups, (7, 2, 1), seed)
     return {
         name: (np.mean(parts == name), len(set(groups[parts == name])), set(labels[parts == name]))
-        for name in manifest.PARTS
+        for name in manifest.SPLITS
     }
 
 
@@ -98,7 +98,7 @@ def test_shares_are_met_where_the_groups_allow_it(seed):
     sizes = np.maximum(3, rng.lognormal(3, 1, 30).astype(int))
     groups = np.repeat(np.arange(30), sizes)
     found = split_table(rng.choice(4, len(groups), p=[0.1, 0.3, 0.4, 0.2]), groups)
-    for name, share in zip(manifest.PARTS, (0.7, 0.2, 0.1), strict=True):
+    for name, share in zip(manifest.SPLITS, (0.7, 0.2, 0.1), strict=True):
         assert found[name][0] == pytest.approx(share, abs=0.03)
         assert found[name][2] == {0, 1, 2, 3}
 
@@ -106,11 +106,11 @@ def test_shares_are_met_where_the_groups_allow_it(seed):
 def test_small_sources_are_divided():
     labels = np.repeat(np.arange(4), 9)  # class folders with 9 images each
     for parts in (
-        splits.by_group(labels, np.arange(36), (7, 2, 1), 0),
-        splits.at_random(labels, (7, 2, 1), 0),
+        splits.split_by_group(labels, np.arange(36), (7, 2, 1), 0),
+        splits.split_at_random(labels, (7, 2, 1), 0),
     ):
-        assert all(set(labels[parts == name]) == {0, 1, 2, 3} for name in manifest.PARTS)
-    folds = splits.k_folds(labels, np.arange(36), 10, 0)
+        assert all(set(labels[parts == name]) == {0, 1, 2, 3} for name in manifest.SPLITS)
+    folds = splits.assign_folds(labels, np.arange(36), 10, 0)
     assert set(np.bincount(folds)) == {3, 4}
     found = split_table(labels, np.arange(36) % 12)
     assert [groups for _, groups, _ in found.values()] == [8, 2, 2]
@@ -121,8 +121,8 @@ def test_small_sources_are_divided():
 def test_a_rare_grade_reaches_every_split_of_a_large_source():
     labels = np.zeros(20_000, int)
     labels[:30] = 3
-    parts = splits.by_group(labels, np.arange(20_000), (7, 2, 1), 0)
-    for name, share in zip(manifest.PARTS, (0.7, 0.2, 0.1), strict=True):
+    parts = splits.split_by_group(labels, np.arange(20_000), (7, 2, 1), 0)
+    for name, share in zip(manifest.SPLITS, (0.7, 0.2, 0.1), strict=True):
         assert np.sum(labels[parts == name] == 3) == pytest.approx(30 * share, abs=3)
 
 
@@ -130,40 +130,40 @@ def test_few_groups_are_divided_as_well_as_they_go():
     rng = np.random.default_rng(4)
     groups = np.repeat(np.arange(12), rng.integers(5, 60, 12))
     labels = np.clip(rng.normal(rng.normal(1.6, 0.5, 12)[groups], 0.7).round(), 0, 3).astype(int)
-    parts = splits.by_group(labels, groups, (7, 2, 1), 0)
-    for name in manifest.PARTS:  # every part has every grade
+    parts = splits.split_by_group(labels, groups, (7, 2, 1), 0)
+    for name in manifest.SPLITS:  # every part has every grade
         assert set(labels[parts == name]) == {0, 1, 2, 3}
 
 
 def test_the_same_seed_gives_the_same_split_and_another_another():
     rng = np.random.default_rng(0)
     groups, labels = np.arange(500), rng.integers(0, 4, 500)
-    first = splits.by_group(labels, groups, (7, 2, 1), 1)
-    assert (first == splits.by_group(labels, groups, (7, 2, 1), 1)).all()
-    assert (first != splits.by_group(labels, groups, (7, 2, 1), 2)).any()
+    first = splits.split_by_group(labels, groups, (7, 2, 1), 1)
+    assert (first == splits.split_by_group(labels, groups, (7, 2, 1), 1)).all()
+    assert (first != splits.split_by_group(labels, groups, (7, 2, 1), 2)).any()
 
 
 def test_leaking_pairs_are_counted():
     key = np.array([5, 5, 5, 1, 1, 0, 0], np.uint64)
     parts = np.array(["train", "train", "test", "val", "val", "train", "test"], dtype=object)
-    assert splits.leaking_pairs(key, parts) == 2
+    assert splits.count_leaking_pairs(key, parts) == 2
 
 
 def test_a_hundred_thousand_photographs_without_groups_take_no_minutes():
     labels = np.random.default_rng(0).integers(0, 4, 100_000)
-    parts = splits.by_group(labels, np.arange(100_000), (7, 2, 1), 0)
+    parts = splits.split_by_group(labels, np.arange(100_000), (7, 2, 1), 0)
     assert Counter(parts)["test"] == pytest.approx(10_000, abs=300)
 
 
 def test_too_few_groups_are_refused_with_a_way_out():
     with pytest.raises(UserError, match="--split 7:2:1: 2 groups cannot be divided into 3; use more micro"):
-        splits.by_group(np.zeros(9, int), np.arange(9) % 2, (7, 2, 1), 0)
+        splits.split_by_group(np.zeros(9, int), np.arange(9) % 2, (7, 2, 1), 0)
     with pytest.raises(UserError, match="--folds 10: 9 groups cannot be divided into 10"):
-        splits.k_folds(np.zeros(9, int), np.arange(9), 10, 0)
+        splits.assign_folds(np.zeros(9, int), np.arange(9), 10, 0)
     with pytest.raises(UserError, match="--folds 129: give 128 or fewer"):
-        splits.k_folds(np.zeros(999, int), np.arange(999), 129, 0)
+        splits.assign_folds(np.zeros(999, int), np.arange(999), 129, 0)
     with pytest.raises(UserError, match="--split-by group"):
-        splits.official(np.zeros(3, int), np.arange(3), np.array(["Training"] * 3), (7, 2, 1), 0)
+        splits.split_as_delivered(np.zeros(3, int), np.arange(3), np.array(["Training"] * 3), (7, 2, 1), 0)
 
 
 @pytest.mark.parametrize("text", ["7:2", "a:b:c", "7:0:1", "70:20:11"])
@@ -210,7 +210,7 @@ def test_the_official_split_keeps_sessions_apart_and_says_what_it_cannot(source,
     assert record.leaking_pairs["session"] == record.leaking_pairs["near_duplicate"] == 0
     assert record.leaking_pairs["device"] > 0
     assert not record.leaky
-    test = {row["uri"].rsplit("/", 1)[-1] for row in manifest.part(found.table, "test").to_pylist()}
+    test = {row["uri"].rsplit("/", 1)[-1] for row in manifest.select_split(found.table, "test").to_pylist()}
     assert test == {f"{plan.stem}.jpg" for plan in PLANS if plan.part == "Validation"}
     held_out = {plan.stem[:-5] for plan in PLANS if plan.part == "Validation"}
     overlap = [plan for plan in PLANS if plan.part == "Training" and plan.stem[:-5] in held_out]
@@ -222,17 +222,17 @@ def test_folds_are_for_training_and_validation_and_keep_devices_apart(source, tm
     table = found.table
     for row in table.to_pylist():
         assert (row["fold"] is None) == (row["split"] == "test")
-    test = manifest.part(table, "test")
+    test = manifest.select_split(table, "test")
     for fold in range(3):
-        again = manifest.with_fold(table, fold)
-        manifest.check_parts(again)
-        assert manifest.part(again, "test").equals(test)
+        again = manifest.apply_fold(table, fold)
+        manifest.check_splits(again)
+        assert manifest.select_split(again, "test").equals(test)
         assert (
-            manifest.part(again, "val")["fold"].to_pylist().count(fold)
-            == manifest.part(again, "val").num_rows
+            manifest.select_split(again, "val")["fold"].to_pylist().count(fold)
+            == manifest.select_split(again, "val").num_rows
         )
     with pytest.raises(UserError, match="no such fold; it has 0 to 2"):
-        manifest.with_fold(table, 3)
+        manifest.apply_fold(table, 3)
 
 
 def rows(**changes):
@@ -246,7 +246,7 @@ def rows(**changes):
         }
         for index in range(3)
     ]
-    for row, part in zip(base, manifest.PARTS, strict=True):
+    for row, part in zip(base, manifest.SPLITS, strict=True):
         row["split"] = part
     base[1] |= changes
     return base
@@ -316,7 +316,7 @@ def test_rows_are_read_in_the_order_of_their_files_whatever_the_pieces(tmp_path,
     """In pieces, because 2 GiB of text do not fit into one array of Arrow."""
     base = [
         {"image_id": str(index), "uri": f"/{index % 3}.zip", "member": f"{index % 5}-{index:02d}.jpg",
-         "sha256": str(index), "group": str(index), "label": 1, "split": manifest.PARTS[index % 3]}
+         "sha256": str(index), "group": str(index), "label": 1, "split": manifest.SPLITS[index % 3]}
         for index in range(20)
     ]  # fmt: skip
     monkeypatch.setattr(manifest, "_ROWS_A_PIECE", 7)

@@ -26,7 +26,7 @@ from tests.support.images import jpeg
 def examined(source, **how):
     """Rows of all objects of a source."""
     source = storage.absolute(source)
-    listed = [row for root in scan.roots(source) for row in scan.list_root(root)]
+    listed = [row for root in scan.divide_source(source) for row in scan.list_root(root)]
     rows = pa.Table.from_pylist(listed, schema=scan.LISTED).to_pylist()
     tables = examination.examine(rows, examination.Examination(source.rpartition("/")[0], **how))
     return pa.concat_tables(tables).to_pylist()
@@ -187,7 +187,7 @@ def test_a_folder_whose_name_is_not_utf8_is_listed_by_the_task_of_the_one_above(
     os.mkdir(folder)  # noqa: PTH102 -- bytes
     with open(folder + b"/a.jpg", "wb") as file:  # noqa: PTH123
         file.write(jpeg())
-    pa.array([root.uri for root in scan.roots(str(tmp_path))])  # can be handed to a worker
+    pa.array([root.uri for root in scan.divide_source(str(tmp_path))])  # can be handed to a worker
     (row,) = examined(tmp_path)
     assert (row["kind"], row["code"]) == ("photograph", "bad_name")
 
@@ -309,13 +309,13 @@ def test_a_zip_whose_names_have_backslashes_has_folders(tmp_path):
 def test_thousands_of_folders_are_listed_by_many_tasks_and_thousands_of_files_by_one(tmp_path, monkeypatch):
     pages = [([], [f"/set/{page}-{number}" for number in range(1000)]) for page in range(7)]
     monkeypatch.setattr(storage, "is_file", lambda _: False)
-    monkeypatch.setattr(storage, "children", lambda *_: iter(pages))
-    assert len(scan.roots("/set")) == 7000
+    monkeypatch.setattr(storage, "list_children", lambda *_: iter(pages))
+    assert len(scan.divide_source("/set")) == 7000
     monkeypatch.setattr(scan, "_MOST_ROOTS", 6999)
-    assert scan.roots("/set") == [scan.Root("/set")]  # what a driver holds is bounded
+    assert scan.divide_source("/set") == [scan.Root("/set")]  # what a driver holds is bounded
     file = storage.StoredFile("/set/a.jpg", 1)
-    monkeypatch.setattr(storage, "children", lambda *_: iter([([file] * 1000, [])] * 7))
-    assert scan.roots("/set") == [scan.Root("/set")]
+    monkeypatch.setattr(storage, "list_children", lambda *_: iter([([file] * 1000, [])] * 7))
+    assert scan.divide_source("/set") == [scan.Root("/set")]
 
 
 # Where the bytes of members are
@@ -330,7 +330,7 @@ def test_the_places_of_members_give_the_same_bytes_without_the_archive(kind, tmp
     if kind in ("zip", "tar"):
         monkeypatch.setattr(archives, "_opened", None)
         for row in rows:
-            (data,) = locations.read_photographs([locations.location_of(row)], codecs.MAX_BYTES)
+            (data,) = locations.read_images([locations.location_of(row)], codecs.MAX_BYTES)
             assert sha256(data).hexdigest() == row["sha256"]
 
 

@@ -62,7 +62,7 @@ def fitted(request, files):
         name: np.stack([image_statistics.measure(decode(data, spec).pixels) for data in contents])
         for name, contents in files.items()
     }
-    return image_statistics.fit(statistics["train"], statistics["val"]), statistics
+    return image_statistics.fit_gates(statistics["train"], statistics["val"]), statistics
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,9 @@ def gated(bundle, files, tmp_path_factory):
         for part in ("train", "val")
     )
     folder = shutil.copytree(bundle, tmp_path_factory.mktemp("gated") / "bundle")
-    save_bundle(str(folder), loaded.spec.model_copy(update={"gates": image_statistics.fit(train, val)}), {})
+    save_bundle(
+        str(folder), loaded.spec.model_copy(update={"gates": image_statistics.fit_gates(train, val)}), {}
+    )
     return load_bundle(str(folder))
 
 
@@ -94,7 +96,7 @@ def test_what_is_no_sharp_scalp_is_told_from_microscopes_never_seen(fitted, kind
 def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
     gates, statistics = fitted
     assert len(statistics["unseen"]) >= 150
-    flagged = np.any(list(image_statistics.flags(statistics["unseen"], gates).values()), axis=0)
+    flagged = np.any(list(image_statistics.flag_images(statistics["unseen"], gates).values()), axis=0)
     assert flagged.mean() <= 0.03
 
 
@@ -103,7 +105,7 @@ def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
 )
 def test_the_reason_is_named(fitted, kind, flag):
     gates, statistics = fitted
-    assert image_statistics.flags(statistics[kind], gates)[flag].mean() >= 0.9
+    assert image_statistics.flag_images(statistics[kind], gates)[flag].mean() >= 0.9
 
 
 # --- measuring ---------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def test_a_bundle_with_gates_comes_back_as_it_was_saved(gated, files):
         image_statistics.measure_all(np.stack([decode(data, spec).pixels for data in reversed(files[part])]))
         for part in ("train", "val")
     )
-    assert gated.spec.gates == image_statistics.fit(train, val)  # whatever the order of the photographs
+    assert gated.spec.gates == image_statistics.fit_gates(train, val)  # whatever the order of the photographs
     luma = gated.spec.gates.profile["luma_mean"]
     assert luma.mean == pytest.approx(train[:, 0].mean(), abs=1e-6)
     assert luma.quantiles[3] == pytest.approx(np.median(train[:, 0]), abs=1e-6)

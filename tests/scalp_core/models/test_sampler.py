@@ -47,7 +47,7 @@ def test_x4_counts_as_the_paper_counts():
 
 def test_the_paper_s_four_are_as_is_upside_down_mirrored_and_a_quarter_turn():
     square = np.arange(12).reshape(1, 2, 2, 3)
-    turned = [augment.dihedral(square, np.array([turn]))[0] for turn in X4]
+    turned = [augment.apply_dihedral(square, np.array([turn]))[0] for turn in X4]
     expected = [square[0], square[0, ::-1], square[0, :, ::-1], np.rot90(square[0])]
     for got, wanted in zip(turned, expected, strict=True):
         assert (got == wanted).all()
@@ -144,7 +144,7 @@ def test_by_default_no_quarter_turn_of_a_squashed_image():
     flake = np.zeros((1, 32, 32, 3), np.uint8)
     flake[:, 8:24, 10:22] = 255  # taller than wide
     for symmetry in (0, 2, 4, 6):
-        seen = augment.dihedral(flake, np.array([symmetry]))[0, :, :, 0] > 0
+        seen = augment.apply_dihedral(flake, np.array([symmetry]))[0, :, :, 0] > 0
         assert (seen.any(axis=1).sum(), seen.any(axis=0).sum()) == (16, 12)
     asked = Recipe(resize="squash", augment="dihedral").epoch_settings
     assert len(set(plan_epoch(LABELS, asked, 1).symmetry.tolist())) == 8

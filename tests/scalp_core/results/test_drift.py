@@ -31,7 +31,7 @@ def draw(photographs: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def gates():
-    return image_statistics.fit(draw(4000, 0), draw(1000, 1))
+    return image_statistics.fit_gates(draw(4000, 0), draw(1000, 1))
 
 
 def spec(gates, grade_counts=(1000, 1000, 1000, 1000)):

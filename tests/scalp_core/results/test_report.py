@@ -86,7 +86,7 @@ def ungated(bundle):
 @pytest.fixture(scope="module")
 def gated(ungated):
     """The same with gates, and as many photographs of each grade at training."""
-    gates = image_statistics.fit(draw(4000, 0), draw(1000, 1))
+    gates = image_statistics.fit_gates(draw(4000, 0), draw(1000, 1))
     training = ungated.spec.training.model_copy(update={"grade_counts": [1000] * 4})
     return Bundle(ungated.spec.model_copy(update={"gates": gates, "training": training}), ungated.uri)
 

@@ -105,13 +105,13 @@ class Request:
 def test_an_outage_after_long_work_is_retried():
     request = Request(failures=1, seconds=0.6)
     with storage.retry_timeout(0.5):
-        assert storage.retried("s3://b/k", request) == "done"
+        assert storage.call_with_retries("s3://b/k", request) == "done"
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(60, "WARNING"), (3, "INFO")])
 def test_a_job_that_waits_says_so_once(caplog, seconds, level):
     with storage.retry_timeout(seconds), caplog.at_level(logging.INFO):
-        assert storage.retried("s3://b/k", Request(failures=3)) == "done"
+        assert storage.call_with_retries("s3://b/k", Request(failures=3)) == "done"
     ((name, levelno, text),) = caplog.record_tuples
     assert (name, logging.getLevelName(levelno)) == ("scalp_core.storage.retry", level)
     assert text == f"s3://b/k: EndpointConnectionError; retrying for {seconds} s"
@@ -121,13 +121,13 @@ def test_work_between_two_outages_starts_the_clock_again(monkeypatch):
     monkeypatch.setattr(retry, "_WORKED_S", 0.3)
     request = Request(failures=3, seconds=0.6)
     with storage.retry_timeout(0.5):
-        assert storage.retried("s3://b/k", request) == "done"
+        assert storage.call_with_retries("s3://b/k", request) == "done"
 
 
 def test_a_retry_ends_and_a_permanent_error_is_not_retried():
     request = Request(failures=10**9)
     with storage.retry_timeout(0.5), pytest.raises(StorageError):
-        storage.retried("s3://b/k", request)
+        storage.call_with_retries("s3://b/k", request)
     assert 1 < request.calls < 50
 
     def denied():
@@ -136,7 +136,7 @@ def test_a_retry_ends_and_a_permanent_error_is_not_retried():
 
     calls: list[int] = []
     with storage.retry_timeout(60), pytest.raises(StorageError):
-        storage.retried("s3://b/k", denied)
+        storage.call_with_retries("s3://b/k", denied)
     assert len(calls) == 1
 
 
@@ -191,7 +191,7 @@ def test_keys_with_empty_segments_are_listed_once(monkeypatch):
     assert storage.list_files("s3://bucket") == listed
     by_folder, level = [], ["s3://bucket"]
     while level:
-        pages = [page for folder in level for page in storage.children(folder)]
+        pages = [page for folder in level for page in storage.list_children(folder)]
         by_folder += [file.uri for files, _ in pages for file in files]
         level = [folder for _, folders in pages for folder in folders]
     assert sorted(by_folder) == listed
@@ -201,11 +201,11 @@ def test_keys_with_empty_segments_are_listed_once(monkeypatch):
 def test_a_key_that_pyarrow_refuses_is_read(s3, tmp_path):
     uri = f"s3://scalp/odd/{tmp_path.name}//y.jpg"
     storage.write(uri, b"content")
-    (data,) = locations.read_photographs([Location(uri)], 1000)
+    (data,) = locations.read_images([Location(uri)], 1000)
     assert data == storage.read(uri) == b"content"
     assert storage.read_range(uri, 2, 3) == b"nte"
     assert storage.read_range(uri, 100, 3) == b""
-    (missing,) = locations.read_photographs([Location(f"{uri}.none")], 1000)
+    (missing,) = locations.read_images([Location(f"{uri}.none")], 1000)
     assert missing.code == "not_found"
 
 
@@ -213,7 +213,7 @@ def test_a_dangling_link_is_listed(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "annex.jpg").symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s1")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    for files in (list(storage.walk(str(tmp_path))), next(iter(storage.children(str(tmp_path))))[0]):
+    for files in (list(storage.walk(str(tmp_path))), next(iter(storage.list_children(str(tmp_path))))[0]):
         sizes = {file.uri.rsplit("/", 1)[-1]: file.size for file in files}
         assert sizes == {"a.jpg": 1, "annex.jpg": None, "loop.jpg": None}
 

@@ -21,10 +21,10 @@ def out(request, tmp_path, s3):
 
 
 def test_a_new_directory_is_claimed_by_one_verb(out):
-    outputs.claim(out, "grade")
-    outputs.claim(out, "grade")
+    outputs.claim_output(out, "grade")
+    outputs.claim_output(out, "grade")
     with pytest.raises(UserError, match="holds results of scalp grade, not prepare"):
-        outputs.claim(out, "prepare")
+        outputs.claim_output(out, "prepare")
     assert outputs.kind_of(out) == "grade"
 
 
@@ -32,7 +32,7 @@ def test_a_new_directory_is_claimed_by_one_verb(out):
 def test_a_directory_with_files_of_the_user_is_refused_and_kept(out, name):
     storage.write(storage.join(out, name), b"the user's")
     with pytest.raises(UserError, match=f"is not empty.*{name.split('/')[0]}.*was not made by scalp grade"):
-        outputs.claim(out, "grade")
+        outputs.claim_output(out, "grade")
     assert storage.list_files(out) == [storage.join(out, name)]
 
 
@@ -40,13 +40,13 @@ def test_a_folder_that_a_console_made_in_s3_is_empty(s3, tmp_path):
     from scalp_core.storage import s3 as client
 
     client.put("scalp", f"outputs/{tmp_path.name}/", b"")
-    outputs.claim(f"s3://scalp/outputs/{tmp_path.name}", "grade")
+    outputs.claim_output(f"s3://scalp/outputs/{tmp_path.name}", "grade")
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "out").write_bytes(b"x")
     with pytest.raises(UserError, match="is a file"):
-        outputs.claim(str(tmp_path / "out"), "grade")
+        outputs.claim_output(str(tmp_path / "out"), "grade")
 
 
 @pytest.mark.parametrize(
@@ -108,25 +108,25 @@ def test_leftover_temporary_files_are_no_contents_and_are_removed(tmp_path):
     leftover.write_bytes(b"half")
     assert storage.is_empty(str(tmp_path))
     assert storage.names_in(str(tmp_path)) == set()
-    with outputs.opened(str(tmp_path), "grade"):
+    with outputs.open_output(str(tmp_path), "grade"):
         assert not leftover.exists()
 
 
 def test_a_second_run_is_refused_in_one_line_and_the_next_one_is_not(out):
-    with outputs.opened(out, "grade"):
+    with outputs.open_output(out, "grade"):
         with (
             pytest.raises(UserError, match=r"is in use by scalp grade on .* \(process \d+") as refused,
-            outputs.opened(out, "grade"),
+            outputs.open_output(out, "grade"),
         ):
             pass
         assert "\n" not in str(refused.value)
-    with outputs.opened(out, "grade") as again:
+    with outputs.open_output(out, "grade") as again:
         assert again.guard.epoch == 2
 
 
 def _hold(out: str, environment: dict[str, str], ready) -> None:
     os.environ.update(environment)
-    with outputs.opened(out, "grade"):
+    with outputs.open_output(out, "grade"):
         ready.set()
         signal.pause()
 
@@ -144,13 +144,13 @@ def holder(out, s3):
 
 
 def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_one_would_notice(out, holder):
-    with pytest.raises(UserError, match="in use"), outputs.opened(out, "grade"):
+    with pytest.raises(UserError, match="in use"), outputs.open_output(out, "grade"):
         pass
     first = lease.Guard(out, 1)
     first.check()
     holder.kill()
     holder.join()
-    with outputs.opened(out, "grade") as output:
+    with outputs.open_output(out, "grade") as output:
         assert output.guard.epoch == 2
         output.check()
         with pytest.raises(UserError, match="was taken over by another run"):
@@ -160,12 +160,12 @@ def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_one_would_notice
 def test_a_run_on_another_machine_is_dead_once_its_heartbeat_stands_still(out, holder, monkeypatch):
     monkeypatch.setattr(lease, "_machine", lambda: "another")
     monkeypatch.setattr(lease, "DEAD_S", 2 * lease.BEAT_S)
-    with pytest.raises(UserError, match="in use"), outputs.opened(out, "grade"):
+    with pytest.raises(UserError, match="in use"), outputs.open_output(out, "grade"):
         pass
     holder.kill()
     holder.join()
     monkeypatch.setattr(lease, "DEAD_S", 1)
-    with outputs.opened(out, "grade") as output:
+    with outputs.open_output(out, "grade") as output:
         assert output.guard.epoch == 2
 
 
@@ -184,9 +184,9 @@ def test_of_two_that_take_over_at_once_one_wins(out, monkeypatch):
     theirs = {"verb": "grade", "host": "h", "machine": lease._machine(), "pid": os.getpid(),
               "process_started": lease.psutil.Process().create_time(), "started_at": "now", "beat": 0,
               "released": False}  # fmt: skip
-    outputs.claim(out, "grade")
+    outputs.claim_output(out, "grade")
     monkeypatch.setattr(lease, "_newest", slow)
-    with pytest.raises(UserError, match="in use"), lease.held(out, "grade"):
+    with pytest.raises(UserError, match="in use"), lease.hold(out, "grade"):
         pass
 
 

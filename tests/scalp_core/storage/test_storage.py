@@ -18,7 +18,7 @@ LIMIT = 1000
 
 
 def read_one(location: Location) -> bytes | ImageError:
-    (data,) = datasets_locations.read_photographs([location], LIMIT)
+    (data,) = datasets_locations.read_images([location], LIMIT)
     return data
 
 
@@ -29,8 +29,8 @@ def test_a_folder_lists_its_photographs_and_those_in_its_zips(tmp_path):
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
         archive.writestr("c/d.jpeg", b"y")
         archive.writestr("__MACOSX/._d.jpeg", b"z")
-    listing = datasets_locations.list_photographs(str(tmp_path))
-    names = {str(location).removeprefix(f"{tmp_path}/") for location in listing.photographs}
+    listing = datasets_locations.list_images(str(tmp_path))
+    names = {str(location).removeprefix(f"{tmp_path}/") for location in listing.images}
     assert names == {"a.jpg", "sub/b.PNG", "more.zip!c/d.jpeg"}
     assert listing.other_files == 3
 
@@ -44,11 +44,11 @@ def test_members_of_a_tar_are_listed_and_read_in_any_order(tmp_path, suffix, mod
             info = tarfile.TarInfo(name)
             info.size = 10 + index
             archive.addfile(info, io.BytesIO(bytes([index]) * info.size))
-    listing = datasets_locations.list_photographs(str(path))
-    assert [location.member for location in listing.photographs] == names
+    listing = datasets_locations.list_images(str(path))
+    assert [location.member for location in listing.images] == names
     assert listing.other_files == 1
     for order in (names, names[::-1], [names[3], "none.jpg", names[0]]):
-        read = list(datasets_locations.read_photographs([Location(str(path), name) for name in order], LIMIT))
+        read = list(datasets_locations.read_images([Location(str(path), name) for name in order], LIMIT))
         for name, data in zip(order, read, strict=True):
             if name in names:
                 index = names.index(name)
@@ -72,7 +72,7 @@ def test_members_of_a_korean_windows_zip_keep_their_names(tmp_path):
         archive.writestr("X" * len(name.encode("cp949")), b"photograph")
     # What Korean Windows writes: cp949 bytes and no UTF-8 flag.
     path.write_bytes(path.read_bytes().replace(b"X" * len(name.encode("cp949")), name.encode("cp949")))
-    (location,) = datasets_locations.list_photographs(str(path)).photographs
+    (location,) = datasets_locations.list_images(str(path)).images
     assert location.member == name
     assert read_one(location) == b"photograph"
 
@@ -96,7 +96,7 @@ def test_names_that_do_not_say_their_encoding_are_understood(tmp_path, encoding,
             info = tarfile.TarInfo(name)
             info.size = 6
             archive.addfile(info, io.BytesIO(b"tarred"))
-    locations = datasets_locations.list_photographs(str(tmp_path)).photographs
+    locations = datasets_locations.list_images(str(tmp_path)).images
     assert [location.member for location in locations] == [name] * 3
     assert [read_one(location)[:3] for location in locations] == [b"tar", b"tar", b"zip"]
 
@@ -128,7 +128,7 @@ def test_what_is_gone_or_was_never_there_says_so(tmp_path):
     (tmp_path / "broken.zip").write_bytes(b"no archive")
     assert read_one(Location(str(tmp_path / "broken.zip"), "a.jpg")).code == "fetch_failed"
     with pytest.raises(UserError, match="is not an archive of its kind or it is damaged"):
-        datasets_locations.list_photographs(str(tmp_path / "broken.zip"))
+        datasets_locations.list_images(str(tmp_path / "broken.zip"))
 
 
 @pytest.mark.parametrize(

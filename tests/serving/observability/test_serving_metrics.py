@@ -25,7 +25,7 @@ from tests.scalp_core.results.test_drift import LUMA, draw, spec
 
 @pytest.fixture(scope="module")
 def contract():
-    return spec(image_statistics.fit(draw(4000, 0), draw(1000, 1)))
+    return spec(image_statistics.fit_gates(draw(4000, 0), draw(1000, 1)))
 
 
 def gradings(grades) -> list[Grading]:
