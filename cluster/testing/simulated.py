@@ -1,4 +1,4 @@
-"""A cluster on this machine whose nodes an autoscaler starts and ends: Ray's own simulation of a cloud."""
+"""Simulated cluster on this machine with an autoscaler: Ray's fake cloud provider."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.local import require_token
 
 _READY_S = 60
 _END_S = 10
-# Which the schema wants, and which no machine is here to run.
+# Required by the schema; a simulated node runs no commands.
 _NO_COMMANDS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
@@ -34,20 +34,20 @@ _PROVIDER, _HEAD_ID, _HEAD_TYPE = ray_internals.simulated_provider()
 def simulated_cluster(
     node: dict[str, float], most: int, idle_seconds: float, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
-    """A head without work, and nodes that come when there is work and go when there is none.
+    """Run a head node without CPUs, and an autoscaler that adds nodes under load and removes idle ones.
 
     Args:
-        node: resources of each, by Ray's names.
-        most: nodes at once.
-        idle_seconds: after which a node without work goes.
-        environment: of all of it, beside this process's.
+        node: Resources of each node, by Ray's names.
+        most: Maximum number of nodes.
+        idle_seconds: Seconds until an idle node is removed.
+        environment: Environment variables of the cluster, in addition to those of this process.
 
     Returns:
-        the address for RAY_ADDRESS.
+        Address for RAY_ADDRESS.
 
     Raises:
-        ClusterError: the environment turns the token off.
-        RuntimeError: it does not start.
+        ClusterError: The environment turns off the token.
+        RuntimeError: The cluster does not start.
     """
     require_token()
     with socket.socket() as probe:
@@ -85,7 +85,7 @@ def _config(address: str, node: dict[str, float], most: int, idle_seconds: float
             "max_workers": most,
             "idle_timeout_minutes": idle_seconds / 60,
             "provider": {
-                # By its name: the wheel has not the file of defaults that its own type would read.
+                # By its class name: the provider type reads a file of defaults that the wheel lacks.
                 "type": "external",
                 "module": _PROVIDER,
                 "gcs_address": address,
@@ -123,14 +123,14 @@ def _wait(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(pid: int) -> None:
-    """Also the nodes that its autoscaler started."""
+    """End the head node and the nodes that its autoscaler started."""
     head = psutil.Process(pid)
-    everything = [*head.children(recursive=True), head]
-    for process in everything:
+    processes = [*head.children(recursive=True), head]
+    for process in processes:
         try:
             process.terminate()
         except psutil.NoSuchProcess:
             continue
-    _, alive = psutil.wait_procs(everything, timeout=_END_S)
+    _, alive = psutil.wait_procs(processes, timeout=_END_S)
     for process in alive:
         process.kill()

@@ -92,7 +92,7 @@ def test_what_nobody_submitted_is_no_job(dashboard):
     dashboard.jobs["01000000"] = details(None)
     jobs = Jobs(dashboard.url)
     for name in ("01000000", "scalp-grade-0123456789ab.7"):
-        with pytest.raises(ClusterError, match=f"{name}: .* knows no such job"):
+        with pytest.raises(ClusterError, match=f"{name}: .* has no such job"):
             jobs.get(name)
 
 

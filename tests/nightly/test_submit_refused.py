@@ -53,7 +53,7 @@ def test_a_cluster_that_cannot_be_had_is_told(far):
         "submit", "--address", far.url, *words, RAY_AUTH_TOKEN="c" * 40
     )
     assert "wants a token" in refused("submit", "--address", far.url, *words, RAY_AUTH_MODE="disabled")
-    assert "name the cluster: --address" in refused("submit", *words)
+    assert "no cluster is named; give its dashboard, --address" in refused("submit", *words)
     assert "write http://HOST:8265" in refused("submit", "--address", "ray://127.0.0.1:10001", *words)
 
 
