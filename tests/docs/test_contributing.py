@@ -33,6 +33,12 @@ def test_an_answer_of_the_map_exists_and_has_the_word_of_its_question(question, 
     assert word.lower() in text or re.sub(r"\W", "_", word.lower()) in file
 
 
+def test_the_example_of_one_test_selects_one():
+    (example,) = re.findall(r"pytest (\S+\.py) -k (\w+)", PAGE)
+    file, word = example
+    assert re.search(rf"^def test_\w*{word}", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_each_folder_of_tests_is_named():
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
     named = set(re.findall(r"`tests/(\w+)/`", section("Where a test goes")))
