@@ -1,1 +1,1 @@
-"""From pixels to an answer: runtimes, predictor, calibration, decision, Grad-CAM."""
+"""Inference from pixels to answers: runtimes, predictor, calibration, decision, Grad-CAM."""

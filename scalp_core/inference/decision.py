@@ -1,4 +1,4 @@
-"""From logits and statistics to the answer for a photograph, under a bundle's contract."""
+"""The decision: grade, grade set and referral of an image, from logits and image statistics."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ NOT_FINITE = "not_finite"
 
 REASONS = {
     NOT_FINITE: "the model's scores are not finite numbers, so grade and probabilities mean nothing",
-    "ambiguous_grade": "the grade set holds more grades than the bundle allows",
-    "low_confidence": "the likeliest grade is less probable than the bundle asks for",
-    image_statistics.BLURRED: "fewer edges than any photograph of the training part comes near",
-    image_statistics.TOO_DARK: "darker than any photograph of the training part comes near",
-    image_statistics.TOO_BRIGHT: "brighter than any photograph of the training part comes near",
+    "ambiguous_grade": "the grade set contains more grades than the bundle allows",
+    "low_confidence": "the likeliest grade is less probable than the bundle requires",
+    image_statistics.BLURRED: "far fewer edges than any photograph of the training split",
+    image_statistics.TOO_DARK: "far darker than any photograph of the training split",
+    image_statistics.TOO_BRIGHT: "far brighter than any photograph of the training split",
     image_statistics.UNLIKE_TRAINING: (
-        "it is no picture of the kind in the training part; its grade means nothing"
+        "not like the photographs of the training split; its grade means nothing"
     ),
 }
-"""Why a photograph is referred to a person; answers name the reasons in this order."""
+"""Reasons to refer an image to a person, in the order of answers."""
 
 
 @dataclass(frozen=True)
 class Grading:
-    """The answer for one photograph; field for field as in result rows and over HTTP.
+    """The answer for one image, with the same fields as result rows and HTTP responses.
 
-    Scores that are not finite give the reason `not_finite`, equal probabilities, all grades as the set and
-    the worst grade: a program that reads the grade alone then errs towards a person.
+    Logits that are not finite give the reason `not_finite`, uniform probabilities, the set of all grades and
+    the worst grade, so that a program that reads only the grade errs on the safe side.
     """
 
     grade: int
@@ -39,18 +39,18 @@ class Grading:
     probabilities: list[float]
     expected_severity: float
     grade_set: list[int]
-    unlikeness: float | None  # above 1 it is flagged; None where the bundle has no gates
+    unlikeness: float | None  # flagged above 1; None if the bundle has no gates
     refer: bool
     refer_reasons: list[str]
 
 
 def make_gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) -> list[Grading]:
-    """The answers for photographs.
+    """Make the answers for images from their logits and statistics.
 
     Args:
         logits: float (N, 4).
-        statistics: float (N, K) from `quality.measure`; not used by bundles without gates.
-        spec: the bundle's contract.
+        statistics: float (N, K) from `images.statistics.measure`; bundles without gates ignore them.
+        spec: Contract of the bundle.
     """
     probs = calibration.probabilities(logits, spec.temperature)
     finite = calibration.finite_rows(logits)
@@ -71,7 +71,7 @@ def _grading(
     if finite:
         grade = int(np.argmax(probs))
         grades = calibration.grade_set(probs, spec.conformal.quantile)
-        reasons = _doubts(probs[grade], grades, spec)
+        reasons = _referral_reasons(probs[grade], grades, spec)
     else:
         grade, grades, reasons = len(probs) - 1, list(range(len(probs))), [NOT_FINITE]
     reasons += flagged
@@ -87,10 +87,10 @@ def _grading(
     )
 
 
-def _doubts(confidence: float, grades: list[int], spec: BundleSpec) -> list[str]:
-    """Reasons to refer that follow from the probabilities."""
-    doubts = {
+def _referral_reasons(confidence: float, grades: list[int], spec: BundleSpec) -> list[str]:
+    """Find the reasons to refer that follow from the probabilities."""
+    reasons = {
         "ambiguous_grade": len(grades) > spec.referral.max_set_size,
         "low_confidence": confidence < spec.referral.min_confidence,
     }
-    return [name for name, holds in doubts.items() if holds]
+    return [name for name, applies in reasons.items() if applies]

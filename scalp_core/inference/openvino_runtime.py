@@ -1,7 +1,7 @@
-"""The model on a CPU, by OpenVINO: from weights to a graph, to int8, and the forward pass.
+"""The OpenVINO runtime for CPUs: conversion of weights to a graph, int8 quantization, forward passes.
 
-Measured beside PyTorch, Inductor and ONNX Runtime in docs/architecture.md. A graph is data, two files without
-code, and runs without importing PyTorch, which takes seconds and half a gigabyte in each process.
+A graph is two files without code. It runs without PyTorch, whose import takes seconds and half a gigabyte per
+process. docs/architecture.md compares it with PyTorch, Inductor and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from scalp_core.images.preprocess import Preprocess
 if TYPE_CHECKING:
     import torch
 
-# OpenVINO and NNCF report their use to their maker, unless the module that does it cannot be imported.
+# OpenVINO and NNCF send usage data to Intel, unless the import of this module fails.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
 CpuPrecision = Literal["bf16", "fp32", "int8"]
 
-# A batch is cut into these: larger ones leave the caches (docs/architecture.md), four shapes are compiled,
-# all by `warm_up`, and nothing is computed that nobody asked for.
+# Sizes into which a batch is cut. Larger ones exceed the caches (docs/architecture.md). `warm_up` compiles
+# all four shapes, and no size needs padding.
 _BATCHES = (8, 4, 2, 1)
 
 
 def _visible_cores() -> int:
-    """Cores on which this process may be scheduled, whatever its container's limit of CPU time."""
+    """Count the cores on which this process may run, regardless of a container's CPU quota."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpu_count()
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 itself, as the runtime that would use it says."""
+    """Whether this CPU has bf16 instructions, according to OpenVINO."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def version() -> str:
-    """Of OpenVINO."""
+    """Return the version of OpenVINO."""
     return openvino.get_version()
 
 
 def convert(
     architecture: str, state: dict[str, torch.Tensor], spec: Preprocess, head: Head = "softmax"
 ) -> Graph:
-    """The trained model with its normalization as a graph; weights stay fp32.
+    """Convert a trained model with its normalization to a graph; weights stay fp32.
 
     Args:
         architecture: timm name.
-        state: weights by name.
-        spec: the preprocessing whose `normalize` goes into the graph.
-        head: as in the bundle.
+        state: Weights by name.
+        spec: Preprocessing whose normalization becomes part of the graph.
+        head: Head of the model, as in the bundle.
     """
     import torch
 
@@ -80,9 +80,9 @@ def convert(
             return self.model(normalize(images, spec))
 
     example = torch.zeros(2, spec.size, spec.size, 3, dtype=torch.uint8)
-    normalize(example, spec)  # keeps its constants, so that they are no operations of the trace
+    normalize(example, spec)  # caches its constants, so that the trace has no operations for them
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # tracing warns of constants, which the normalization's numbers are
+        warnings.simplefilter("ignore")  # tracing warns of constants, here those of the normalization
         model = openvino.convert_model(
             WithNormalize().eval(), example_input=example, input=[-1, *example.shape[1:]]
         )
@@ -90,10 +90,10 @@ def convert(
 
 
 def load_graph(bundle: Bundle, kind: GraphKind) -> Graph:
-    """Load the graph of a bundle; one from before graphs has its weights converted, which takes seconds.
+    """Load the graph of a bundle; a bundle older than graphs has its weights converted, which takes seconds.
 
     Raises:
-        UserError: int8 was never made for this bundle, or has no comparison that it passed.
+        UserError: The bundle has no int8 graph that passed its comparison.
     """
     spec = bundle.spec
     if kind == "float" and not spec.offers("float"):
@@ -102,19 +102,19 @@ def load_graph(bundle: Bundle, kind: GraphKind) -> Graph:
 
 
 def quantize(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Graph:
-    """The graph in int8, with ranges from photographs (post-training quantization by NNCF).
+    """Quantize a graph to int8, with ranges from images (post-training quantization by NNCF).
 
     Args:
-        graph: from `convert`.
-        images: uint8 (N, size, size, 3), a few hundred of the training part.
-        careful: corrects biases layer by layer; twice as slow, sometimes closer.
+        graph: Float graph from `convert`.
+        images: uint8 (N, size, size, 3), a few hundred of the training split.
+        careful: Whether to correct biases layer by layer; twice as slow, sometimes more accurate.
     """
-    # Says on import that there is no CUDA compiler.
+    # On import it warns of a missing CUDA compiler.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf
 
     dataset = nncf.Dataset([images[index : index + 1] for index in range(len(images))])
-    with contextlib.redirect_stdout(io.StringIO()), _quiet_nncf():
+    with contextlib.redirect_stdout(io.StringIO()), _quiet_nncf():  # NNCF draws progress bars on stdout
         model = nncf.quantize(
             _read(graph), dataset, subset_size=len(images), fast_bias_correction=not careful
         )
@@ -122,13 +122,13 @@ def quantize(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Grap
 
 
 class OpenVinoRuntime:
-    """Runs a graph on this machine's CPU. May be shared by threads: as many as there are streams run at once.
+    """Run a graph on the CPU. Thread-safe: `streams` threads run in parallel, others wait.
 
     Args:
-        graph: float, or int8 with `precision` int8.
+        graph: Float graph, or the int8 one for `precision` int8.
         precision: bf16 and fp32 run the float graph, int8 the quantized one.
-        threads: of all forward passes together; None takes the cores of this process or container.
-        streams: forward passes that run beside each other and divide the threads.
+        threads: CPU threads of all streams together; None: the cores of this process or container.
+        streams: Forward passes that run in parallel and divide the threads.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class OpenVinoRuntime:
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            # Pinning helps a model that has all cores. Two models, or two containers with limits of CPU time,
-            # would be pinned to the same ones.
+            # Pinning helps a model that has all cores. Two models, or two containers with CPU quotas, would
+            # be pinned to the same cores.
             "ENABLE_CPU_PINNING": streams == 1 and threads >= _visible_cores(),
         }
         compiled = openvino.Core().compile_model(_read(graph), "CPU", settings)
@@ -151,13 +151,13 @@ class OpenVinoRuntime:
             self._free.put(request)
 
     def warm_up(self, batch_size: int, size: int) -> None:
-        """Runs each shape that batches up to `batch_size` are cut into once, in each stream that is free."""
+        """Run each shape into which batches up to `batch_size` are cut, once per stream."""
         for batch in _BATCHES:
             for _ in self.requests if batch <= batch_size else ():
                 self.logits(np.zeros((batch, size, size, 3), np.uint8))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, size, size, 3) to float32 (N, 4). A row's result does not depend on its batch."""
+        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3), independent of the batch."""
         images = np.ascontiguousarray(images)
         result = np.empty((len(images), NUM_GRADES), np.float32)
         request = self._free.get()
@@ -191,7 +191,7 @@ def _serialize(model: openvino.Model) -> Graph:
 
 @contextlib.contextmanager
 def _quiet_nncf() -> Iterator[None]:
-    """NNCF draws bars of its own, straight to the terminal, and logs each step."""
+    """Silence the log of NNCF, which has a line per step."""
     logger = logging.getLogger("nncf")
     level = logger.level
     logger.setLevel(logging.ERROR)

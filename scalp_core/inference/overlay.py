@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: their colors, a photograph under its heat. Without PyTorch, which takes seconds."""
+"""Heatmap overlays: colors, and the blend with the image. Does not import PyTorch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ MEANING = "where the model looked, not where the lesion is"
 
 @cache
 def heat_colors() -> np.ndarray:
-    """matplotlib's viridis: uint8 (256, 3), from no heat to the most.
+    """Return the colors of matplotlib's viridis: uint8 (256, 3), from no heat to the most.
 
-    Its steps look equal, and it has greens, which skin has not: over skin, inferno's reds look like redness.
+    Its steps look equal, and its greens do not occur in skin; over skin, inferno's reds look like redness.
     """
-    import matplotlib  # takes a second: only where pictures are made
+    import matplotlib  # takes a second to import: only if heatmaps are drawn
 
     return (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """The photograph under its heat. Where there is no heat it stays as it is.
+    """Blend a heatmap over an image; pixels without heat stay unchanged.
 
     Args:
         image: uint8 (S, S, 3).
-        heatmap: (S, S) in 0..1.
-        opacity: of the color where the heat is 1; 0..1.
+        heatmap: float (S, S) in 0..1.
+        opacity: Opacity of the color at heat 1, 0..1.
 
     Returns:
         uint8 (S, S, 3).
     """
     colors = heat_colors()[np.rint(heatmap * 255).astype(np.uint8)]
-    share = (opacity * heatmap)[..., None]
-    return np.rint(image * (1 - share) + colors * share).astype(np.uint8)
+    alpha = (opacity * heatmap)[..., None]
+    return np.rint(image * (1 - alpha) + colors * alpha).astype(np.uint8)
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG file, without any metadata."""
+    """Encode pixels, uint8 (H, W, 3), as a PNG file without metadata."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The one predictor: evaluation, bulk grading and the endpoint all answer through it."""
+"""The predictor: evaluation, bulk grading and the endpoint all grade through it."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ Runtime = Literal["auto", "openvino", "torch", "torch-compile"]
 Hardware = Literal["cpu", "cuda"]
 ResolvedRuntime = Literal["openvino", "torch", "torch-compile"]
 
-# Photographs above which Inductor pays for itself on a GPU: it takes about 40 s and saves about 0.13 ms each
-# (timm's published rates of this model on an RTX 4090, 2,268 and 3,196/s).
+# Images from which Inductor pays off on a GPU: compiling takes about 40 s and saves about 0.13 ms per image
+# (timm's published rates of this model on an RTX 4090: 2,268 and 3,196 images/s).
 COMPILE_FROM = 300_000
 
-# Photographs that are decoded, then computed, together, and such pieces decoded ahead.
-_PIECES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
-_AHEAD = 2
+# Images per batch, and batches decoded ahead.
+_BATCH_SIZES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
+_BATCHES_AHEAD = 2
 
-# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver API; Ampere and later multiply bf16.
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver API; bf16 needs Ampere or later.
 _MAJOR_ATTRIBUTE, _BF16_CAPABILITY = 75, 8
 
-# Packages that make pixels of files.
+# Packages that decode and resize images.
 _DECODERS = ("simplejpeg", "cykooz-resizer", "pillow")
 
 _Measured = tuple[np.ndarray, np.ndarray]
-"""Pixels of a photograph and their statistics, both made by the threads that decode."""
+"""Pixels of an image and their statistics, both computed by the decoding threads."""
 
 
 class _Forward(Protocol):
@@ -53,10 +53,10 @@ class _Forward(Protocol):
 
 
 def resolve_device(device: Device) -> Hardware:
-    """`auto` takes a GPU when there is one.
+    """Resolve `auto` to a GPU if there is one, else to the CPU.
 
     Raises:
-        UserError: cuda was asked for and is not there.
+        UserError: cuda is requested and unavailable.
     """
     if device == "cpu" or not _cuda_devices():
         if device == "cuda":
@@ -66,18 +66,18 @@ def resolve_device(device: Device) -> Hardware:
 
 
 def _cuda_devices() -> int:
-    """GPUs that this process may use, from the driver: importing PyTorch to ask it would take seconds."""
+    """Count the usable GPUs through the driver, because importing PyTorch takes seconds."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0
     count = ctypes.c_int(0)
-    found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return count.value if found else 0
+    succeeded = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if succeeded else 0
 
 
 def _compute_capability() -> int:
-    """Major compute capability of the first GPU that this process may use; 0 without one."""
+    """Return the major compute capability of the first usable GPU; 0 without one."""
     if not _cuda_devices():
         return 0
     driver = ctypes.CDLL("libcuda.so.1")
@@ -89,73 +89,75 @@ def _compute_capability() -> int:
 
 
 def has_bf16(device: Hardware) -> bool:
-    """Whether the hardware multiplies bf16 itself; emulated bf16 is slower than fp32."""
+    """Whether the hardware has bf16 instructions; emulated bf16 is slower than fp32."""
     return openvino_runtime.cpu_has_bf16() if device == "cpu" else _compute_capability() >= _BF16_CAPABILITY
 
 
 def resolve_precision(precision: Precision, device: Hardware) -> Literal["bf16", "fp32", "int8"]:
-    """`auto` takes bf16 where the hardware has it. int8 is never taken unasked: it moves some grades."""
+    """Resolve `auto` to bf16 if the hardware has it, else to fp32. int8 changes some grades: opt-in only."""
     if precision == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     return precision
 
 
-def resolve_runtime(runtime: Runtime, device: Hardware, photographs: float = 0) -> ResolvedRuntime:
-    """`auto` takes OpenVINO on CPUs and PyTorch on GPUs, compiled when the run is long.
+def resolve_runtime(runtime: Runtime, device: Hardware, images: float = 0) -> ResolvedRuntime:
+    """Resolve `auto` to OpenVINO on CPUs and PyTorch on GPUs, compiled for long runs.
 
     Args:
-        runtime: as asked for.
-        device: where the model runs.
-        photographs: that one model will grade; 0 where nobody waits for the compiler, as at an endpoint.
+        runtime: Requested runtime.
+        device: Device of the model.
+        images: Images that one model will grade; 0 if start-up time matters more, as in an endpoint.
     """
     if runtime != "auto":
         return runtime
     if device == "cpu":
-        return "openvino"  # faster than what Inductor compiles, and there at once
-    return "torch-compile" if photographs >= COMPILE_FROM else "torch"
+        return "openvino"  # faster than Inductor, and without compile time
+    return "torch-compile" if images >= COMPILE_FROM else "torch"
 
 
 def check_machine(device: Hardware, precision: Precision, versions: Mapping[str, str] | None = None) -> None:
-    """Refuse a machine that would answer by other hardware, numbers or libraries than those of a run.
+    """Check that this machine has the hardware, precision and library versions of a run.
 
     Args:
-        device: that the run computes on.
-        precision: that it computes in.
-        versions: of the packages that decide its answers; None where they are not known yet.
+        device: Device of the run.
+        precision: Precision of the run.
+        versions: Versions of the packages that affect answers; None if not known yet.
 
     Raises:
-        UserError: names the machine and what it lacks.
+        UserError: The machine lacks one of them; the message names both.
     """
     here = f"{platform.node()} cannot compute as this run does"
     if device == "cuda" and not _cuda_devices():
         raise UserError(f"{here}: it has no usable NVIDIA GPU; keep it out of the run, or repair its driver")
     if precision == "bf16" and not has_bf16(device):
         raise UserError(
-            f"{here}: its {'CPU' if device == 'cpu' else 'GPU'} does not multiply bf16; use machines "
-            "that do, or another OUT with --precision fp32"
+            f"{here}: its {'CPU' if device == 'cpu' else 'GPU'} has no bf16; use machines with bf16, or "
+            "another OUT with --precision fp32"
         )
     for name, version in (versions or {}).items():
-        if (found := metadata.version(name)) != version:
-            raise UserError(f"{here}: it has {name} {found}, not {version}; install {name} {version} on it")
+        if (installed := metadata.version(name)) != version:
+            raise UserError(
+                f"{here}: it has {name} {installed}, not {version}; install {name} {version} on it"
+            )
 
 
 def deciding_versions(runtime: Runtime, device: Hardware) -> dict[str, str]:
-    """Versions of what decides answers: scalp, what runs the model, what decodes and resizes images."""
+    """Versions of the packages that affect answers: scalp, the runtime, image decoders and resizers."""
     library = "openvino" if resolve_runtime(runtime, device) == "openvino" else "torch"
     return {name: metadata.version(name) for name in ("scalp", library, *_DECODERS)}
 
 
 def computed_by(device: Hardware, precision: Precision, runtime: Runtime, versions: Mapping[str, str]) -> str:
-    """Name what computed an answer, as in `cpu bf16 openvino 2026.3.0, scalp 0.1.0`."""
+    """Describe the computation of an answer, as in `cpu bf16 openvino 2026.3.0, scalp 0.1.0`."""
     library = "openvino" if "openvino" in versions else "torch"
     return f"{device} {precision} {runtime} {versions[library]}, scalp {versions['scalp']}"
 
 
 def needed_part(device: Hardware, precision: Precision, runtime: Runtime) -> Part:
-    """What of a bundle such a predictor runs; `Bundle.fetch` takes it.
+    """Determine the part of a bundle that a predictor runs, for `Bundle.fetch`.
 
     Raises:
-        UserError: these do not go together.
+        UserError: The arguments are incompatible.
     """
     resolved = resolve_runtime(runtime, device)
     if resolved == "openvino" and device == "cuda":
@@ -168,20 +170,20 @@ def needed_part(device: Hardware, precision: Precision, runtime: Runtime) -> Par
 
 
 class Predictor:
-    """Grades decoded photographs with a bundle. May be shared by threads: they take turns.
+    """Grade decoded images with a bundle. Thread-safe.
 
-    A row's result does not depend on the rest of its batch, so online and bulk answers are equal.
+    The result for an image does not depend on the rest of its batch, so online and bulk answers are equal.
 
     Args:
-        bundle: the loaded bundle.
-        device: where the model runs.
-        precision: of the forward pass.
-        threads: CPU threads of the forward pass; None takes all cores.
-        runtime: what runs it.
-        streams: forward passes at once, which divide the threads; more than one only by OpenVINO.
+        bundle: Loaded bundle.
+        device: Device of the model: auto, cpu or cuda.
+        precision: Precision of the forward pass.
+        threads: CPU threads of the forward pass; None: all cores.
+        runtime: Runtime of the forward pass.
+        streams: Parallel forward passes, which divide the threads; more than one only with OpenVINO.
 
     Raises:
-        UserError: the device is not there, the arguments do not go together, or the bundle has no int8 graph.
+        UserError: The device is unavailable, the arguments are incompatible, or the bundle has no int8 graph.
     """
 
     def __init__(
@@ -219,21 +221,21 @@ class Predictor:
 
     @property
     def model_version(self) -> str:
-        """Names what answers exactly."""
+        """Identifier of the model and precision, as in result rows."""
         return self.spec.version_in(self.precision)
 
     @property
     def computed_by(self) -> str:
-        """Names the hardware, numbers and libraries that answer."""
+        """Description of device, precision, runtime and versions, as in result rows."""
         versions = deciding_versions(self.runtime, self.device)
         return computed_by(self.device, self.precision, self.runtime, versions)
 
     def warm_up(self, batch_size: int) -> None:
-        """Runs blank batches up to this size, so that no photograph pays for a first call."""
+        """Run blank batches up to this size, so that no image pays for compilation."""
         self.forward.warm_up(batch_size, self.spec.preprocess.size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Raw scores.
+        """Compute logits.
 
         Args:
             images: uint8 (N, size, size, 3) from `preprocess.decode`.
@@ -246,47 +248,47 @@ class Predictor:
         return self.forward.logits(images)
 
     def grade(self, images: np.ndarray) -> list[Grading]:
-        """Grades uint8 (N, size, size, 3); one answer a row, in order."""
+        """Grade images, uint8 (N, size, size, 3); one answer per image, in order."""
         return make_gradings(self.logits(images), image_statistics.measure_all(images), self.spec)
 
     def grade_bytes(
         self, files: Iterable[bytes], decode_threads: int | None = None
     ) -> Iterator[Grading | ImageError]:
-        """Grades files, decoding the next ones while the model runs; one answer a file, in order.
+        """Grade files, and decode the next ones in parallel; one answer per file, in order.
 
         Args:
-            files: contents; taken in as the work goes on, so that an archive need not fit into memory.
-            decode_threads: that decode; None takes one for each core.
+            files: File contents, consumed lazily, so that an archive need not fit into memory.
+            decode_threads: Threads for decoding; None: one per core.
 
         Yields:
-            the grading, or why the file cannot be graded.
+            The grading, or the reason why the file cannot be graded.
         """
         threads = decode_threads or cpu_count()
-        piece = _PIECES[self.device]
+        batch_size = _BATCH_SIZES[self.device]
         with ThreadPoolExecutor(threads, "decode") as pool:
-            rest = iter(files)
-            waiting = deque(self._start(pool, rest, piece) for _ in range(_AHEAD))
-            while running := waiting.popleft():
+            remaining = iter(files)
+            queue = deque(self._start_decoding(pool, remaining, batch_size) for _ in range(_BATCHES_AHEAD))
+            while running := queue.popleft():
                 decoded = [future.result() for future in running]
-                waiting.append(self._start(pool, rest, piece))
-                yield from self._answers(decoded)
+                queue.append(self._start_decoding(pool, remaining, batch_size))
+                yield from self._grade_decoded(decoded)
 
-    def _start(
+    def _start_decoding(
         self, pool: ThreadPoolExecutor, files: Iterator[bytes], count: int
     ) -> list[Future[_Measured | ImageError]]:
-        return [pool.submit(self._measured, data) for data in islice(files, count)]
+        return [pool.submit(self._decode, data) for data in islice(files, count)]
 
-    def _measured(self, data: bytes) -> _Measured | ImageError:
+    def _decode(self, data: bytes) -> _Measured | ImageError:
         try:
             pixels = decode(data, self.spec.preprocess).pixels
         except ImageError as error:
             return error
         return pixels, image_statistics.measure(pixels)
 
-    def _answers(self, decoded: list[_Measured | ImageError]) -> Iterator[Grading | ImageError]:
+    def _grade_decoded(self, decoded: list[_Measured | ImageError]) -> Iterator[Grading | ImageError]:
         graded: Iterator[Grading] = iter([])
-        if good := [each for each in decoded if not isinstance(each, ImageError)]:
-            images, statistics = (np.stack(side) for side in zip(*good, strict=True))
+        if good := [result for result in decoded if not isinstance(result, ImageError)]:
+            images, statistics = (np.stack(values) for values in zip(*good, strict=True))
             graded = iter(make_gradings(self.logits(images), statistics, self.spec))
-        for each in decoded:
-            yield each if isinstance(each, ImageError) else next(graded)
+        for result in decoded:
+            yield result if isinstance(result, ImageError) else next(graded)

@@ -1,4 +1,4 @@
-"""The model by PyTorch: on GPUs, and on CPUs when it is asked for."""
+"""The PyTorch runtime: for GPUs with CUDA graphs, and for CPUs with `--runtime torch`."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from scalp_core.models.architecture import build_model, first_line, head_names, 
 
 _logger = logging.getLogger(__name__)
 
-# Batches are padded to one of these, so that four CUDA graphs serve all sizes. Larger batches are cut: while
-# one piece is computed the next one is copied.
+# Batch sizes. Batches are padded to one of them, so that four CUDA graphs are enough. Larger batches are cut,
+# and the next chunk is copied during the computation of the current one.
 _BUCKETS = (1, 8, 32, 128)
-# Of the free memory of a GPU, for the largest of these: several models may share it.
-_MEMORY_SHARE = 0.5
+# Fraction of the free GPU memory for the largest bucket: several models may share a GPU.
+_MEMORY_FRACTION = 0.5
 
 
 class TorchRuntime:
-    """Runs the weights, channels last, batch normalization folded into the convolutions.
+    """Run the weights, channels last, with batch normalization folded into the convolutions.
 
     Args:
         architecture: timm name.
-        state: weights by name.
-        spec: preprocessing.
+        state: Weights by name.
+        spec: Preprocessing of the bundle.
         device: `cpu` or `cuda`.
-        precision: of the forward pass.
-        compiled: by Inductor, frozen. Takes half a minute a shape; for long runs.
-        threads: CPU threads; None leaves PyTorch's own choice. The setting is per thread, and Ray makes its
-            own, so it is made on the thread that computes.
-        head: as in the bundle.
+        precision: Precision of the forward pass.
+        compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long runs.
+        threads: CPU threads; None: PyTorch's default. PyTorch stores the setting per thread, so it is set on
+            the thread that computes.
+        head: Head of the model, as in the bundle.
     """
 
     def __init__(
@@ -60,36 +60,36 @@ class TorchRuntime:
         self._device = torch.device(device)
         self._spec = spec
         self._threads = threads
-        folded = to_channels_last(_folded(model, self._dtype).to(self._device))
+        folded = to_channels_last(_fold(model, self._dtype).to(self._device))
         self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
         self._pads = compiled or device == "cuda"
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._graphs: _CudaGraphs | None = None
         if device == "cuda":
-            torch.backends.cudnn.benchmark = True  # few shapes, each for long
-            torch.backends.cudnn.allow_tf32 = precision == "bf16"  # fp32 means fp32
+            torch.backends.cudnn.benchmark = True  # few shapes, each used for long
+            torch.backends.cudnn.allow_tf32 = precision == "bf16"  # fp32 must be true fp32
             self._graphs = _CudaGraphs(self._forward, spec.size)
 
     def warm_up(self, batch_size: int, size: int) -> None:
-        """Compiles, and captures, each shape that batches up to `batch_size` are padded to."""
+        """Compile or capture each shape to which batches up to `batch_size` are padded."""
         for bucket in _BUCKETS if self._pads else (batch_size,):
-            # What is above the largest that fits is cut into such.
+            # Batches above the largest bucket that fits are cut into chunks of it.
             self.logits(np.zeros((bucket, size, size, 3), np.uint8))
             if bucket >= batch_size:
                 break
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, size, size, 3) to float32 (N, 4)."""
-        with self._turn:
+        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3)."""
+        with self._lock:
             if self._threads is not None and torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
             if self._graphs:
                 return self._graphs.run(images)
-            return np.concatenate([self._on_cpu(piece) for piece in _pieces(images, _BUCKETS[-1])])
+            return np.concatenate([self._run_on_cpu(chunk) for chunk in _chunks(images, _BUCKETS[-1])])
 
-    def _on_cpu(self, images: np.ndarray) -> np.ndarray:
-        padded = _padded(images, _bucket(len(images))) if self._pads else np.ascontiguousarray(images)
+    def _run_on_cpu(self, images: np.ndarray) -> np.ndarray:
+        padded = _pad(images, _bucket(len(images))) if self._pads else np.ascontiguousarray(images)
         return self._forward(torch.from_numpy(padded)).numpy()[: len(images)]
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ class TorchRuntime:
 
 @dataclass
 class _Slot:
-    """Where one piece waits on its way to the GPU."""
+    """Buffers of one chunk on its way to the GPU."""
 
     pinned: torch.Tensor
     staged: torch.Tensor
@@ -107,17 +107,17 @@ class _Slot:
 
 
 class _CudaGraphs:
-    """A captured graph a bucket, fed through two pinned slots: one is copied while the other is computed.
+    """One captured CUDA graph per bucket, fed through two pinned slots that overlap copy and computation.
 
-    The largest bucket is the largest that the GPU's memory takes.
+    The free memory of the GPU limits the largest bucket.
     """
 
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
         self._forward = forward
         self._shape = (size, size, 3)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
-        self._most = largest_bucket(self._bytes_a_photograph(), torch.cuda.mem_get_info()[0])
-        largest = (self._most, *self._shape)
+        self._largest_bucket = largest_bucket(self._bytes_per_image(), torch.cuda.mem_get_info()[0])
+        largest = (self._largest_bucket, *self._shape)
         self._slots = [
             _Slot(
                 torch.empty(largest, dtype=torch.uint8, pin_memory=True),
@@ -128,13 +128,14 @@ class _CudaGraphs:
         self._copies = torch.cuda.Stream()
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        answers = torch.empty((len(images), NUM_GRADES), dtype=torch.float32, pin_memory=True)
+        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3)."""
+        logits = torch.empty((len(images), NUM_GRADES), dtype=torch.float32, pin_memory=True)
         start = 0
-        for number, piece in enumerate(_pieces(images, self._most)):
-            slot, count = self._slots[number % 2], len(piece)
+        for number, chunk in enumerate(_chunks(images, self._largest_bucket)):
+            slot, count = self._slots[number % 2], len(chunk)
             graph, placed, result = self._graph(_bucket(count))
             slot.copied.synchronize()  # the pinned memory is free again
-            slot.pinned.numpy()[:count] = piece
+            slot.pinned.numpy()[:count] = chunk
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(slot.taken)
                 slot.staged[:count].copy_(slot.pinned[:count], non_blocking=True)
@@ -143,14 +144,14 @@ class _CudaGraphs:
             placed[:count].copy_(slot.staged[:count])
             slot.taken.record()
             graph.replay()
-            answers[start : start + count].copy_(result[:count], non_blocking=True)
+            logits[start : start + count].copy_(result[:count], non_blocking=True)
             start += count
         torch.cuda.current_stream().synchronize()
-        return answers.numpy().copy()
+        return logits.numpy().copy()
 
     @torch.inference_mode()
-    def _bytes_a_photograph(self) -> float:
-        """Of memory, that a forward pass takes beside the weights."""
+    def _bytes_per_image(self) -> float:
+        """Measure the GPU memory per image of a forward pass, in addition to the weights."""
         images = torch.zeros((_BUCKETS[1], *self._shape), dtype=torch.uint8, device="cuda")
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -160,14 +161,14 @@ class _CudaGraphs:
     def _graph(self, bucket: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         if bucket not in self._graphs:
             placed = torch.zeros((bucket, *self._shape), dtype=torch.uint8, device="cuda")
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries choose their kernels before the capture
+            warm_up_stream = torch.cuda.Stream()
+            warm_up_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm_up_stream):  # libraries choose their kernels before the capture
                 for _ in range(3):
                     self._forward(placed)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(warm_up_stream)
             graph = torch.cuda.CUDAGraph()
-            # Another thread may be replaying the graphs of the model that this one will replace.
+            # Another thread may replay the graphs of the previous model.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = self._forward(placed)
             self._graphs[bucket] = graph, placed, result
@@ -183,16 +184,18 @@ class _InFloat32(nn.Module):
         return self.layer(values.float())
 
 
-def _folded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Fold batch normalization, and convert all but the heads: logits of 8 bits would tie."""
+def _fold(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Fold batch normalization, and convert all but the heads: bf16 logits of 8 bits would tie."""
     heads = head_names(model)
-    # Before folding: it inlines timm's own layers, and the heads may be such.
+    # Before folding, which inlines timm's layers, possibly including the heads.
     for name in heads:
         model.set_submodule(name, _InFloat32(model.get_submodule(name)))
     exact = {name: value.clone() for name, value in model.state_dict().items() if _is_in(name, heads)}
     try:
         model = fuse(model)
-    except Exception as error:  # such as a model that decides by its input; right as it is, only slower
+    except (
+        Exception
+    ) as error:  # for example control flow that depends on the input; correct without folding, only slower
         _logger.warning("batch normalization is not folded, which is slower: %s", first_line(error))
     model.to(dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -205,12 +208,13 @@ def _is_in(name: str, modules: list[str]) -> bool:
     return name.startswith(tuple(f"{module}." for module in modules))
 
 
-def largest_bucket(bytes_a_photograph: float, free: int) -> int:
-    """The largest batch whose forward pass takes no more than its share of the free bytes; 1 at least."""
-    return max(each for each in _BUCKETS if each == 1 or each * bytes_a_photograph <= _MEMORY_SHARE * free)
+def largest_bucket(bytes_per_image: float, free: int) -> int:
+    """Return the largest bucket whose forward pass fits into its fraction of the free bytes; at least 1."""
+    limit = _MEMORY_FRACTION * free
+    return max(bucket for bucket in _BUCKETS if bucket == 1 or bucket * bytes_per_image <= limit)
 
 
-def _pieces(images: np.ndarray, most: int) -> list[np.ndarray]:
+def _chunks(images: np.ndarray, most: int) -> list[np.ndarray]:
     return [images[start : start + most] for start in range(0, len(images), most)]
 
 
@@ -218,7 +222,7 @@ def _bucket(count: int) -> int:
     return next(bucket for bucket in _BUCKETS if bucket >= count)
 
 
-def _padded(images: np.ndarray, count: int) -> np.ndarray:
+def _pad(images: np.ndarray, count: int) -> np.ndarray:
     padded = np.zeros((count, *images.shape[1:]), np.uint8)
     padded[: len(images)] = images
     return padded

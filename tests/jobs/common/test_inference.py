@@ -59,7 +59,7 @@ def test_all_nodes_compute_in_the_precision_that_was_resolved_first(evaluated, m
 
 def test_a_node_that_would_answer_otherwise_is_refused_in_one_line(evaluated, monkeypatch):
     monkeypatch.setattr(predictor, "has_bf16", lambda _: True)
-    with pytest.raises(UserError, match="cannot compute as this run does: its CPU does not multiply bf16"):
+    with pytest.raises(UserError, match="cannot compute as this run does: its CPU has no bf16"):
         evaluated(lambda: monkeypatch.setattr(predictor, "has_bf16", lambda _: False))
     version = metadata.version
 

@@ -274,13 +274,11 @@ def test_a_machine_that_cannot_compute_as_the_run_does_ends_it_in_one_line(bundl
     named, out = sources(str(tmp_path / "data")), str(tmp_path / "out")
     looks = iter([True, True, False])  # resolved and checked where the run begins; the actor's CPU is older
     monkeypatch.setattr(predictor, "has_bf16", lambda _: next(looks))
-    with pytest.raises(
-        UserError, match="cannot compute as this run does: its CPU does not multiply bf16; use"
-    ):
+    with pytest.raises(UserError, match="cannot compute as this run does: its CPU has no bf16; use"):
         run(bundle, named, out, report=False, model=ModelOptions())
     assert not list((tmp_path / "out" / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
     monkeypatch.setattr(predictor, "has_bf16", lambda _: False)
-    with pytest.raises(UserError, match="does not multiply bf16; use machines that do, or another OUT"):
+    with pytest.raises(UserError, match="has no bf16; use machines with bf16, or another OUT"):
         run(bundle, named, out, report=False, model=ModelOptions())
     monkeypatch.setattr(predictor, "has_bf16", lambda _: True)
     assert run(bundle, named, out, report=False, model=ModelOptions())["rows_unaccounted"] == 0

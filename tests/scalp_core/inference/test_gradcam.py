@@ -178,10 +178,10 @@ def test_convolutional_architectures_have_heatmaps(architecture, size):
 @pytest.mark.parametrize(
     ("architecture", "size", "reason"),
     [
-        ("vit_tiny_patch16_224", 224, "no convolutional map"),
-        ("mixer_s32_224", 224, "no convolutional map"),
-        ("swin_tiny_patch4_window7_224", 224, "no convolutional map"),
-        ("resnet18", 32, "at 32 px ends in one cell"),
+        ("vit_tiny_patch16_224", 224, "no convolutional feature map"),
+        ("mixer_s32_224", 224, "no convolutional feature map"),
+        ("swin_tiny_patch4_window7_224", 224, "no convolutional feature map"),
+        ("resnet18", 32, "at 32 px has a feature map of one cell"),
     ],
 )
 def test_what_has_no_map_of_the_picture_is_refused_with_the_reason(architecture, size, reason):
