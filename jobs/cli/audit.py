@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-audit = typer.Typer(help="The audit log of `scalp serve`.", no_args_is_help=True)
+audit = typer.Typer(help="Verify the audit log of `scalp serve`.", no_args_is_help=True)
 
 
 @audit.callback()
@@ -15,9 +15,11 @@ def _group() -> None:
     """Keeps `verify` a subcommand while it is the only one."""
 
 
-@audit.command("verify")
+@audit.command("verify", epilog="Example: scalp audit verify /var/log/scalp")
 def audit_verify(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of scalp serve --audit, or a copy of it")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="folder of `scalp serve --audit`, or a copy of it")
+    ],
     head: Annotated[
         list[str],
         typer.Option(
@@ -28,8 +30,6 @@ def audit_verify(
     """Verify the hash chains of an audit log; exits with code 0 if they are whole, 1 if any is damaged.
 
     Keep the printed heads elsewhere: with --head, a later verify detects a log that was cut or rewritten.
-
-    Example: scalp audit verify /var/log/scalp
     """
     from jobs.common.console import console, printable, show
     from serving.observability.audit_chain import verify

@@ -9,7 +9,7 @@ import typer
 from jobs.common.options import BatchOption, BundleArg, DeviceOption, PrecisionOption, RuntimeOption
 from scalp_core.errors import UserError
 
-# The verbs' own modules are imported when they are called: Ray takes seconds.
+# Each command imports its module when it is called: Ray takes seconds to import.
 
 
 def grade(
@@ -18,8 +18,8 @@ def grade(
         list[str],
         typer.Argument(
             metavar="SOURCE... OUT",
-            help="folders, prefixes, .zip, .tar or .tar.gz, .csv or .parquet with a column uri, directories "
-            "that `scalp prepare` wrote; local or s3://. Last, the directory for what is made",
+            help="images to grade: folders, prefixes, .zip, .tar or .tar.gz, .csv or .parquet with a column "
+            "uri, or output of `scalp prepare`; local or s3://. The last argument is the output directory",
         ),
     ],
     device: DeviceOption = "auto",
@@ -28,33 +28,43 @@ def grade(
     runtime: RuntimeOption = "auto",
     models: Annotated[
         str | None,
-        typer.Option(metavar="N|MIN:MAX", help="model actors; without it as many as the cluster holds"),
+        typer.Option(metavar="N|MIN:MAX", help="model actors; default: as many as fit the cluster"),
     ] = None,
-    cpus_per_model: Annotated[int | None, typer.Option(min=1, help="cores of each model")] = None,
+    cpus_per_model: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU cores per model; default: 1 on GPUs, else an eighth of a node"),
+    ] = None,
     gpus_per_model: Annotated[
-        float | None, typer.Option(min=0.05, help="share of a GPU; 0.5 puts two models on one")
+        float | None,
+        typer.Option(min=0.05, help="GPUs per model; default: 0.5, or 1 if --models is at most the GPUs"),
     ] = None,
-    loaders: Annotated[int | None, typer.Option(min=1, help="tasks that fetch and decode at once")] = None,
-    fetches: Annotated[int, typer.Option(min=1, help="files that each of them fetches at once")] = 16,
+    loaders: Annotated[
+        int | None, typer.Option(min=1, help="parallel tasks that fetch and decode; default: by free CPUs")
+    ] = None,
+    fetches: Annotated[int, typer.Option(min=1, help="parallel requests per loading task")] = 16,
     shard_size: Annotated[
-        int | None, typer.Option(min=1, help="photographs that are committed together")
+        int | None,
+        typer.Option(min=1, help="images per commit; default: 128 on CPUs, 512 on GPUs, fewer if large"),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="grade the failed rows of OUT again")
+        bool, typer.Option("--retry-failed", help="grade the failed images of OUT again")
     ] = False,
     max_failed_share: Annotated[
-        float, typer.Option(min=0, max=1, help="stop early when more than this share fails; 1 never stops")
+        float,
+        typer.Option(
+            min=0, max=1, help="largest fraction of failed images before the run stops; 1: no limit"
+        ),
     ] = 0.5,
     heatmaps: Annotated[
-        int, typer.Option(min=0, help="referred photographs with a heatmap in the report")
+        int, typer.Option(min=0, help="maximum number of heatmaps of referred images in the report")
     ] = 12,
     no_links: Annotated[
         bool,
-        typer.Option("--no-links", help="refuse links that lead out of a local source, as failed rows"),
+        typer.Option("--no-links", help="report links that lead out of a local source as failed rows"),
     ] = False,
     no_tables: Annotated[
         bool,
-        typer.Option("--no-tables", help="refuse tables and prepared data, which name photographs anywhere"),
+        typer.Option("--no-tables", help="refuse tables and prepared data, which can name images anywhere"),
     ] = False,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
@@ -67,13 +77,13 @@ def grade(
 
     *sources, out = sources_and_out
     if not sources:
-        raise UserError(f"scalp grade {bundle} {out}: name OUT, the directory for what is made, last")
+        raise UserError(f"scalp grade {bundle} {out}: name OUT, the output directory, last")
     try:
         outputs.check_claim(out, "grade")
     except UserError as error:
         if error.__cause__:  # storage could not be read
             raise
-        # As where OUT was forgotten, and the last SOURCE is taken for it.
+        # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
         raise UserError(f"{error}; if {out} is a source, write OUT after it") from None
     pool = PoolOptions(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
@@ -86,28 +96,31 @@ def grade(
 
 
 def results(
-    out: Annotated[str, typer.Argument(help="directory that `scalp grade` wrote, local or s3://")],
+    out: Annotated[str, typer.Argument(help="output directory of `scalp grade`, local or s3://")],
     by: Annotated[
         Literal["grade", "folder", "archive", "device", "error", "reason", "day"] | None,
-        typer.Option(help="counts by it; device and day as AI Hub's names say"),
+        typer.Option(help="count rows per value; device and day are read from AI Hub's file names"),
     ] = None,
-    only: Annotated[Literal["graded", "failed", "referred"] | None, typer.Option(help="these rows")] = None,
-    grade: Annotated[int | None, typer.Option(min=0, max=3, help="rows that got it")] = None,
+    only: Annotated[
+        Literal["graded", "failed", "referred"] | None, typer.Option(help="rows to select")
+    ] = None,
+    grade: Annotated[int | None, typer.Option(min=0, max=3, help="rows with this grade")] = None,
     under: Annotated[
         str | None, typer.Option(help="rows below a folder, prefix, ARCHIVE or ARCHIVE!FOLDER")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="lines; without it 50 are shown, all written")
+        int | None,
+        typer.Option(
+            min=1, help="maximum number of rows; default: 50 on the terminal, all in the file of --to"
+        ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help=".csv, .jsonl or .parquet file for them, local or s3://")
+        str | None, typer.Option(help="output file: .csv, .jsonl or .parquet, local or s3://")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace the file that --to names, if there is one")
-    ] = False,
-    sql: Annotated[str | None, typer.Option(help="a select of your own from the table results")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file of --to")] = False,
+    sql: Annotated[str | None, typer.Option(help="your own SQL select from the table `results`")] = None,
 ) -> None:
-    """Shows or exports what `scalp grade` found: an overview, counts by something, or chosen rows."""
+    """Print or export results of `scalp grade`: an overview, counts per value, or selected rows."""
     from jobs.grade.results import Question, parse_under
     from jobs.grade.results import results as verb
     from scalp_core.results.query import Selection

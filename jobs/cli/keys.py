@@ -9,12 +9,14 @@ import typer
 
 from scalp_core.errors import UserError
 
-keys = typer.Typer(help="Keys that clients of `scalp serve` send.", no_args_is_help=True)
+keys = typer.Typer(help="Make, list and revoke the keys of clients of `scalp serve`.", no_args_is_help=True)
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="key file of `scalp serve --keys`")]
 
 
-@keys.command("new")
+@keys.command(
+    "new", epilog="Example: scalp keys new clinic-7 --scope grade --scope bulk:s3://clinic-7 --days 365"
+)
 def keys_new(
     id_: Annotated[str, typer.Argument(metavar="ID", help="name of the client in logs and in the audit log")],
     scope: Annotated[
@@ -29,10 +31,7 @@ def keys_new(
     ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="days until it expires, in place of a date")] = None,
 ) -> None:
-    """Make a key and print it once, with the line for the file that `scalp serve --keys` reads.
-
-    Example: scalp keys new clinic-7 --scope grade --scope bulk:s3://clinic-7 --days 365
-    """
+    """Make a key and print it once, with the line for the file that `scalp serve --keys` reads."""
     from serving.auth.keys import new_key, parse_date
     from serving.auth.scopes import Rights
 
@@ -58,7 +57,7 @@ def keys_new(
     print(f"line, to append to the file:         {line}")  # noqa: T201
 
 
-@keys.command("list")
+@keys.command("list", epilog="Example: scalp keys list keys.txt")
 def keys_list(file: FileArg) -> None:
     """List ids, scopes, expiry and the start of the hash of the keys in a file; never a key."""
     from rich.table import Table
@@ -75,18 +74,18 @@ def keys_list(file: FileArg) -> None:
     console.print(table)
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog="Example: scalp keys revoke keys.txt clinic-7 --hash 3f9a")
 def keys_revoke(
     file: FileArg,
-    id_: Annotated[str, typer.Argument(metavar="ID", help="whose keys are removed")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="name of the client whose keys are removed")],
     hash_: Annotated[
-        str | None, typer.Option("--hash", metavar="HEX", help="start of the hash of one of its keys")
+        str | None,
+        typer.Option(
+            "--hash", metavar="HEX", help="start of the hash of the one key to remove; default: all its keys"
+        ),
     ] = None,
 ) -> None:
-    """Atomically remove the keys of an ID from a file; `scalp serve` refuses them within five seconds.
-
-    Example: scalp keys revoke keys.txt clinic-7 --hash 3f9a
-    """
+    """Atomically remove the keys of an ID from a file; `scalp serve` refuses them within five seconds."""
     from serving.auth.key_file import revoke
 
     for key in revoke(file, id_, hash_):

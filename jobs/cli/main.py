@@ -1,4 +1,4 @@
-"""The table of verbs: `scalp VERB --help` explains each. A verb's work is in the file of its name."""
+"""The `scalp` command: its subcommands, their arguments and options."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from jobs.common.options import (
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
 
-# The verbs' own modules are imported when they are called: Ray and PyTorch take seconds.
+# Each command imports its module when it is called: Ray and PyTorch take seconds to import.
 
 app = typer.Typer(
-    help="Grades micro-keratin (미세각질, fine flaking) on scalp photographs: "
+    help="Grade micro-keratin (미세각질, fine flaking) on scalp images: "
     "0 good, 1 mild, 2 moderate, 3 severe.",
+    epilog="Example: scalp demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,28 +45,34 @@ app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(audit, name="audit")
 app.add_typer(jobs, name="jobs")
-app.command()(serve)
-app.command(context_settings={"allow_interspersed_args": False})(submit)
+app.command(
+    epilog="Examples:\n\nscalp serve runs/first\n\n"
+    "scalp serve models://scalp --host 0.0.0.0 --keys keys.txt --audit audit/"
+)(serve)
+app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog="Example: scalp submit --address http://127.0.0.1:8265 train s3://clinic/data s3://clinic/run",
+)(submit)
 
 
-@app.command()
+@app.command(epilog="Example: scalp synth photographs --images 2000 --layout zipped --set devices=40")
 def synth(
-    out: Annotated[str, typer.Argument(help="folder to write, local")],
-    images: Annotated[int, typer.Option(min=1, help="photographs in all")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same bytes")] = 0,
+    out: Annotated[str, typer.Argument(help="output folder, local")],
+    images: Annotated[int, typer.Option(min=1, help="number of images")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="random seed; the same seed gives the same bytes")] = 0,
     layout: Annotated[
         str,
         typer.Option(
-            help="delivered, zipped, zipped-cp949, unmarked, nested, spaced, numbered, parents or nfd: "
-            "the layouts in which the real set is found"
+            help="folder layout, as copies of the real set have it: delivered, zipped, zipped-cp949, "
+            "unmarked, nested, spaced, numbered, parents or nfd"
         ),
     ] = "delivered",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Makes synthetic scalp photographs in a layout of AI Hub set 216.
+    """Generate synthetic scalp images in a layout of AI Hub set 216.
 
-    --set takes label_noise, color_cast, lighting, hair_density, hair_density_spread, blur, devices and
-    every_symptom (copies under each symptom, as in the real set).
+    Keys of --set: label_noise, color_cast, lighting, hair_density, hair_density_spread, blur, devices,
+    every_symptom (copies of each image under each symptom, as in the real set).
     """
     from jobs.data.synth import synth as verb
     from scalp_core.settings import parse_overrides, parse_settings
@@ -75,45 +82,61 @@ def synth(
     verb(out, parse_settings(SynthOptions, values, "--set"))
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\nscalp prepare /data/aihub216 data/\n\n"
+    "scalp prepare s3://clinic/labels.csv s3://clinic/data --split 8:1:1"
+)
 def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="AI Hub set 216, class folders, or a .csv or .parquet of uri,label[,group]; a folder, .zip, "
-            ".tar or s3:// prefix"
+            help="folder, .zip, .tar or s3:// prefix with AI Hub set 216 or one folder per class; or a .csv "
+            "or .parquet table with columns uri, label and optionally group"
         ),
     ],
     out: OutArg,
     task: Annotated[
         Literal["folder", "json", "unlabelled"] | None,
-        typer.Option(help="folder: the folder's grade, as in the paper; json: the label file's value"),
+        typer.Option(
+            help="source of labels: folder (name of the folder, as in the paper), json (value in AI Hub's "
+            "label file) or unlabelled; default: folder, or the column label of a table"
+        ),
     ] = None,
-    symptom: Annotated[str, typer.Option(help=f"of AI Hub: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
+    symptom: Annotated[str, typer.Option(help=f"symptom to read: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
     split: Annotated[
-        str, typer.Option(help="TRAIN:VAL:TEST; 7:2:1 as the paper says, 7:1:2 as its notebook did")
+        str, typer.Option(help="ratio TRAIN:VAL:TEST; the paper states 7:2:1, its notebook uses 7:1:2")
     ] = "7:2:1",
     split_by: Annotated[
         Literal["group", "official", "random"],
-        typer.Option(help="official: as delivered, less the overlap; random: as the paper, which leaks"),
+        typer.Option(
+            help="split method: group (no group is in two splits), official (as delivered, without the "
+            "overlap) or random (as in the paper; it leaks)"
+        ),
     ] = "group",
     group: Annotated[
-        str, typer.Option(help="what makes one group, beside equal bytes: device, session, near_duplicate")
+        str,
+        typer.Option(
+            help="keys that join images into one group, comma-separated, in addition to equal bytes: device, "
+            "session, near_duplicate"
+        ),
     ] = "device,session,near_duplicate",
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="folder, exif (camera's serial number, or the day), or regex:PATTERN of the path, such as "
-            "'regex:(patient\\d+)_': what shares it is one group too"
+            help="further key of groups: folder, exif (serial number of the camera, else the day) or "
+            "regex:PATTERN of the path, such as 'regex:(patient\\d+)_'"
         ),
     ] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="also folds for cross-validation")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the split")] = 0,
+    folds: Annotated[int | None, typer.Option(min=2, help="cross-validation folds; default: none")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the split")] = 0,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="read again what a finished run could not fetch")
+        bool, typer.Option("--retry-failed", help="retry the files that a finished run could not fetch")
     ] = False,
 ) -> None:
-    """Reads photographs into a manifest, deduplicated and split by device, with a report on the data."""
+    """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
+
+    The same command resumes a stopped run.
+    """
     from jobs.data.prepare import prepare as verb
     from scalp_core.curation.audit import Options
 
@@ -122,56 +145,66 @@ def prepare(
     verb(source, out, options, group_by=group_by, retry_failed=retry_failed)
 
 
-@app.command()
+@app.command(epilog="Example: scalp pseudonymize data/ export/ --key-file key.txt")
 def pseudonymize(
     data: DataArg,
     out: OutArg,
     key_file: Annotated[
-        str | None, typer.Option(help="keep the key of the codes here; without it, it is thrown away")
+        str | None, typer.Option(help="file for the key of the codes; default: the key is discarded")
     ] = None,
 ) -> None:
-    """Writes prepared photographs without names, metadata, times, sex and age, to be handed on."""
+    """Pseudonymize a prepared data set for sharing: remove names, metadata, times, sex and age."""
     from jobs.data.pseudonymize import pseudonymize as verb
 
     verb(data, out, key_file)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\nscalp train data/ runs/first\n\n"
+    "scalp train s3://clinic/data s3://clinic/run --workers 2:8 --set epochs=5"
+)
 def train(
     data: DataArg,
-    run: Annotated[str, typer.Argument(help="directory for checkpoints, curves and the bundle")],
+    run: Annotated[
+        str, typer.Argument(help="run directory for checkpoints, curves and bundle, local or s3://")
+    ],
     recipe: Annotated[
-        str, typer.Option(help="default, paper, smoke, or the path of a .yaml file")
+        str, typer.Option(help="training settings: default, paper, smoke, or the path of a .yaml file")
     ] = "default",
     workers: Annotated[
         str | None,
         typer.Option(
             metavar="N|MIN:MAX",
-            help="data-parallel; MIN:MAX follows the cluster; without it one for each GPU, else 2",
+            help="data-parallel workers; MIN:MAX scales with the cluster; default: one per GPU, or 2 without",
         ),
     ] = None,
     device: DeviceOption = "auto",
     weights: Annotated[
         str | None,
-        typer.Option(help="first weights: imagenet, none, a .safetensors or .pth file, or s3:// of one"),
+        typer.Option(
+            help="initial weights: imagenet, none, or a .safetensors or .pth file, local or s3://; "
+            "default: as in the recipe"
+        ),
     ] = None,
     fold: Annotated[
         int | None,
-        typer.Option(min=0, help="of `scalp prepare --folds`, to validate on"),
+        typer.Option(
+            min=0, help="fold of `scalp prepare --folds` to validate on, from 0; default: the val split"
+        ),
     ] = None,
     tracking: Annotated[
         Literal["tensorboard", "mlflow", "none"],
         typer.Option(
-            help="tensorboard --logdir RUN/tensorboard shows the curves while it trains; mlflow needs "
-            "MLFLOW_TRACKING_URI"
+            help="log of the training curves: tensorboard (in RUN/tensorboard), mlflow (needs "
+            "MLFLOW_TRACKING_URI) or none"
         ),
     ] = "tensorboard",
-    set_: Annotated[list[str], typer.Option("--set", help="key=value over the recipe; may be repeated")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="override one value of the recipe; may be repeated"),
+    ] = [],  # noqa: B006
 ) -> None:
-    """Fine-tunes the classifier on Ray; run it again to go on where it was stopped.
-
-    --set changes a value of the recipe, for example --set epochs=5.
-    """
+    """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
     from jobs.train.driver import RECIPES
     from jobs.train.driver import train as verb
     from jobs.train.scaling import parse_range
@@ -189,27 +222,34 @@ def train(
     )
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\nscalp tune data/ runs/tune --trials 32 --set epochs=5\n\n"
+    "scalp train data/ runs/best --recipe runs/tune/best.yaml"
+)
 def tune(
     data: DataArg,
     out: OutArg,
     recipe: Annotated[
-        str, typer.Option(help="what is not varied: default, paper, smoke, or the path of a .yaml file")
+        str,
+        typer.Option(help="settings held constant: default, paper, smoke, or the path of a .yaml file"),
     ] = "default",
     space: Annotated[
-        str, typer.Option(help="what is varied: default, or the path of a .yaml file of lists and ranges")
+        str, typer.Option(help="search space: default, or the path of a .yaml file of lists and ranges")
     ] = "default",
-    trials: Annotated[int, typer.Option(min=1, help="recipes to draw")] = 16,
-    workers: Annotated[int, typer.Option(min=1, help="of each trial, data-parallel")] = 1,
+    trials: Annotated[int, typer.Option(min=1, help="number of trials")] = 16,
+    workers: Annotated[int, typer.Option(min=1, help="data-parallel workers per trial")] = 1,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="of the draws; the recipe has its own")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed for sampling the trials")] = 0,
     set_: Annotated[
-        list[str], typer.Option("--set", help="key=value over the recipe, then not varied; may be repeated")
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="hold one setting constant at this value; may be repeated"
+        ),
     ] = [],  # noqa: B006
 ) -> None:
-    """Searches a recipe's settings on the validation part; run it again to go on where it was stopped.
+    """Tune hyperparameters on the validation split, and write the best recipe to OUT/best.yaml.
 
-    Ray Tune draws the recipes, ASHA stops the worse early, and OUT/best.yaml is for `scalp train --recipe`.
+    Ray Tune samples the trials, and ASHA stops the worst ones early. The same command resumes a stopped run.
     """
     from jobs.train.driver import RECIPES
     from jobs.tune.driver import SPACES
@@ -224,12 +264,12 @@ def tune(
     )
 
 
-@app.command()
+@app.command(epilog="Example: scalp evaluate runs/first data/ runs/first/test")
 def evaluate(
     bundle: BundleArg,
     data: DataArg,
     out: OutArg,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="which part")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="split to evaluate")] = "test",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 16,
@@ -238,101 +278,120 @@ def evaluate(
         bool,
         typer.Option(
             "--tta",
-            help="average four flips (eight flips and turns with crop or pad); as many times the work",
+            help="test-time augmentation: average over 4 flips, or over 8 flips and rotations if the model "
+            "crops or pads; takes 4 or 8 times as long",
         ),
     ] = False,
 ) -> None:
-    """Scores a bundle on a part of the data, with intervals, beside baselines and by slice."""
+    """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups."""
     from jobs.common.inference import ModelOptions
     from jobs.evaluate.driver import evaluate as verb
 
     verb(bundle, data, out, split, ModelOptions(device, precision, batch_size, runtime, tta))
 
 
-@app.command()
+@app.command(epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")
 def quantize(
-    bundle: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
+    bundle: Annotated[str, typer.Argument(help="run directory of `scalp train`, local or s3://")],
     data: DataArg,
     max_drop: MaxDropOption = 0.01,
 ) -> None:
-    """Adds an int8 graph to a bundle, for CPUs, unless validation images cannot show that it loses little."""
+    """Add an int8 graph to a bundle, for faster inference on CPUs.
+
+    It is refused unless the loss of kappa and coverage on the validation split is at most --max-drop.
+    """
     from jobs.models.quantize import quantize as verb
 
     verb(bundle, data, max_drop=max_drop)
 
 
-@app.command()
+@app.command(epilog="Example: scalp export runs/first images/ exported/")
 def export(
     bundle: BundleArg,
-    photographs: Annotated[
-        str, typer.Argument(help="folder, prefix or archive to compare on, local or s3://")
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="images for the comparison with the bundle: folder, prefix or archive, local or s3://"
+        ),
     ],
     out: OutArg,
     precision: Annotated[
-        Literal["float", "int8"], typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantize`")
+        Literal["float", "int8"],
+        typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantize` first"),
     ] = "float",
-    format_: Annotated[
-        Literal["openvino"], typer.Option("--format", help="the fastest of those measured on CPUs")
-    ] = "openvino",
+    format_: Annotated[Literal["openvino"], typer.Option("--format", help="file format")] = "openvino",
 ) -> None:
-    """Writes the model for other programs, checked against the bundle's weights on photographs."""
+    """Export the model for other programs, and compare its answers with the bundle's on your images."""
     from jobs.models.export import export as verb
 
-    verb(bundle, photographs, out, precision, format_)
+    verb(bundle, images, out, precision, format_)
 
 
-app.command()(grade)
-app.command()(results)
+app.command(
+    epilog="Examples:\n\nscalp grade runs/first monday.zip s3://clinic/2024/ graded/\n\n"
+    "scalp grade models://scalp cases.csv s3://clinic/graded/ --models 2:16"
+)(grade)
+app.command(
+    epilog="Examples:\n\nscalp results graded/ --by folder\n\n"
+    "scalp results graded/ --only failed --to failed.csv\n\n"
+    "scalp results graded/ --sql 'select grade, count(*) from results group by grade'"
+)(results)
 # Spellings of earlier versions.
 app.command("quantise", hidden=True)(quantize)
 app.command("pseudonymise", hidden=True)(pseudonymize)
 
 
-@app.command()
+@app.command(epilog="Example: scalp explain runs/first s3://clinic/2024/ explained/ --grade 3 --limit 20")
 def explain(
     bundle: BundleArg,
-    source: Annotated[str, typer.Argument(help="folder, prefix, .zip, .tar or .tar.gz; local or s3://")],
+    source: Annotated[
+        str, typer.Argument(help="images: folder, prefix, .zip, .tar or .tar.gz; local or s3://")
+    ],
     out: OutArg,
     grade: Annotated[
         int | None,
-        typer.Option(min=0, max=3, help="to explain; without it the one that each photograph gets"),
+        typer.Option(min=0, max=3, help="grade to explain; default: the predicted grade of each image"),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="photographs at most, spread over the source")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, help="maximum number of images, evenly spread over the source")
+    ] = 50,
     device: DeviceOption = "auto",
 ) -> None:
-    """Pictures of what spoke for a grade (Grad-CAM): where the model looked, not where the lesion is."""
+    """Draw Grad-CAM heatmaps: they show where the model looked, not where the lesion is."""
     from jobs.evaluate.explain import explain as verb
 
     verb(bundle, source, out, grade, limit, device)
 
 
-@app.command()
+@app.command(epilog="Example: scalp compare audit/")
 def compare(
-    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="folder of the audit log of scalp serve")],
+    audit: Annotated[
+        str, typer.Argument(metavar="AUDIT", help="audit log: the folder of `scalp serve --audit`")
+    ],
 ) -> None:
-    """Shows what a bundle that was tried said beside the one that answered."""
+    """Compare the grades of a shadow or canary bundle with those of the serving bundle, from an audit log."""
     from jobs.evaluate.compare import compare as verb
 
     verb(audit)
 
 
-@app.command()
+@app.command(epilog="Example: scalp demo --out runs/demo --images 1000")
 def demo(
-    out: Annotated[str, typer.Option(help="folder for all that is made")] = "runs/demo",
-    images: Annotated[int, typer.Option(min=200, help="synthetic photographs")] = 2000,
+    out: Annotated[str, typer.Option(help="output folder, local")] = "runs/demo",
+    images: Annotated[int, typer.Option(min=200, help="number of synthetic images")] = 2000,
 ) -> None:
-    """Goes the whole way on this machine: photographs, training, evaluation, S3, bulk, online."""
+    """Demonstrate the pipeline on this machine: synthetic images, training, evaluation, S3, bulk, serving."""
     from jobs.demo import demo as verb
 
     verb(out, images)
 
 
 def main() -> None:
-    """The `scalp` command. A user's mistake is one line on standard error and exit code 2."""
+    """Run the `scalp` command; print a user's mistake as one line on standard error, and exit with code 2."""
     try:
         app()
     except (UserError, ClusterError) as error:
-        # An error that crossed Ray carries a traceback and advice on Ray; the line is the first of its cause.
+        # An error from a Ray worker contains a traceback; the first line of its cause is the message.
         from jobs.common.console import printable
 
         line = str(getattr(error, "cause", error)).splitlines()[0]
@@ -340,5 +399,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED and not isinstance(ended, Detached):
-            print("scalp: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+            print("scalp: stopped; run the same command again to resume", file=sys.stderr)  # noqa: T201
         raise

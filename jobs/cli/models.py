@@ -1,4 +1,4 @@
-"""`scalp models`: the verbs of the registry; their work is in `models`."""
+"""`scalp models`: commands of the model registry; `jobs.models.driver` does the work."""
 
 from __future__ import annotations
 
@@ -9,45 +9,52 @@ import typer
 from jobs.common.options import DeviceOption, MaxDropOption
 
 models = typer.Typer(
-    help="Numbered versions of models, and which is promoted: models://NAME for every other verb.",
+    help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
     no_args_is_help=True,
 )
 
 RegistryOption = Annotated[
-    str | None, typer.Option(help="folder or s3:// prefix; without it what SCALP_MODELS names")
+    str | None,
+    typer.Option(help="registry, a folder or s3:// prefix; default: SCALP_MODELS in the environment"),
 ]
-WhyOption = Annotated[str, typer.Option(help="for the history")]
+WhyOption = Annotated[str, typer.Option(help="reason to record in the history")]
 
 
-@models.command("list")
+@models.command("list", epilog="Example: scalp models list --registry s3://clinic/models")
 def models_list(
-    name: Annotated[str | None, typer.Argument(help="of one model; without it all")] = None,
+    name: Annotated[str | None, typer.Argument(help="model to list; default: all")] = None,
     registry: RegistryOption = None,
 ) -> None:
-    """Shows every version, its figures, and which is promoted."""
+    """List versions, their metrics, and the promoted version of each model."""
     from jobs.models.driver import list_models as verb
 
     verb(name, registry)
 
 
-@models.command("add")
+@models.command("add", epilog="Example: scalp models add runs/first scalp")
 def models_add(
-    run: Annotated[str, typer.Argument(help="directory that `scalp train` wrote, local or s3://")],
-    name: Annotated[str, typer.Argument(help="of the model; a new one is made")],
+    run: Annotated[str, typer.Argument(help="run directory of `scalp train`, local or s3://")],
+    name: Annotated[str, typer.Argument(help="name of the model; a new name creates a model")],
     registry: RegistryOption = None,
 ) -> None:
-    """Copies a run's bundle as the next version; the same again is the version that it is already."""
+    """Add a run's bundle as the next version; a bundle that is a version already adds nothing."""
     from jobs.models.driver import add as verb
 
     verb(run, name, registry)
 
 
-@models.command("promote")
+@models.command(
+    "promote",
+    epilog="Examples:\n\nscalp models promote scalp@1\n\n"
+    "scalp models promote scalp@latest --data data/ --why retrained",
+)
 def models_promote(
     model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME@latest")],
     data: Annotated[
         str | None,
-        typer.Option(help="directory that `scalp prepare` wrote; both versions grade its test split"),
+        typer.Option(
+            help="output directory of `scalp prepare`; both versions are compared on its test split"
+        ),
     ] = None,
     max_drop: MaxDropOption = 0.01,
     untested: Annotated[
@@ -55,14 +62,17 @@ def models_promote(
     ] = False,
     why: WhyOption = "",
     leaky_too: Annotated[
-        bool, typer.Option("--leaky-too", help="also one whose figures flatter, of a leaky split")
+        bool,
+        typer.Option(
+            "--leaky-too", help="accept a version whose metrics are too high, from a split that leaks"
+        ),
     ] = False,
     device: DeviceOption = "auto",
     registry: RegistryOption = None,
 ) -> None:
-    """Makes a version the one that models://NAME stands for, unless it may be worse than the present one.
+    """Promote a version to models://NAME, unless it may be worse than the promoted one.
 
-    The first version of a model is promoted without a comparison.
+    The first version of a model is promoted without a comparison; a later one needs --data or --untested.
     """
     from jobs.models.driver import PromoteOptions
     from jobs.models.driver import promote as verb
@@ -71,13 +81,13 @@ def models_promote(
     verb(model, options, registry)
 
 
-@models.command("rollback")
+@models.command("rollback", epilog="Example: scalp models rollback scalp --why 'too many referrals'")
 def models_rollback(
-    name: Annotated[str, typer.Argument(help="of the model")],
+    name: Annotated[str, typer.Argument(help="name of the model")],
     why: WhyOption = "",
     registry: RegistryOption = None,
 ) -> None:
-    """Goes back to the version promoted before; once more, to the one before that."""
+    """Roll back to the version promoted before; repeat to go back further."""
     from jobs.models.driver import rollback as verb
 
     verb(name, why, registry)

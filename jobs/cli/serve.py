@@ -1,4 +1,4 @@
-"""`scalp serve`: its options, which are settings of the endpoint that are asked for most."""
+"""`scalp serve`: its options, the most used settings of the endpoint."""
 
 from __future__ import annotations
 
@@ -13,44 +13,57 @@ from scalp_core.errors import UserError
 
 def serve(
     bundle: BundleArg,
-    host: Annotated[str, typer.Option(help="address to listen on; beyond loopback with keys")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; other than loopback needs --keys")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     runtime: RuntimeOption = "auto",
     keys: Annotated[
-        str | None, typer.Option(help="file of `scalp keys new`; or SCALP_KEYS in the environment")
+        str | None,
+        typer.Option(help="key file, with lines of `scalp keys new`; default: SCALP_KEYS in the environment"),
     ] = None,
     open_to_network: Annotated[
-        bool, typer.Option("--open-to-network-without-keys", help="answer everybody who reaches --host")
+        bool, typer.Option("--open-to-network-without-keys", help="answer any client that reaches --host")
     ] = False,
     tls_cert: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="PEM file with certificate chain and private key; answers https only"
+            metavar="FILE", help="PEM file with certificate chain and private key; serves https only"
         ),
     ] = None,
-    audit: Annotated[
-        str | None, typer.Option(help="folder for the audit log; without it there is none")
-    ] = None,
+    audit: Annotated[str | None, typer.Option(help="folder for the audit log; default: no audit log")] = None,
     shadow: Annotated[
-        str | None, typer.Option(metavar="BUNDLE", help="another one that grades copies; with --audit")
+        str | None,
+        typer.Option(metavar="BUNDLE", help="second bundle, which grades copies of requests; needs --audit"),
     ] = None,
     canary: Annotated[
-        str | None, typer.Option(metavar="BUNDLE", help="another one that answers a share; with --audit")
+        str | None,
+        typer.Option(
+            metavar="BUNDLE", help="second bundle, which answers some of the requests; needs --audit"
+        ),
     ] = None,
-    share: Annotated[float, typer.Option(min=0.001, max=1, help="of --shadow or --canary")] = 0.1,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="fraction of requests for --shadow or --canary")
+    ] = 0.1,
     bulk_source: Annotated[
         list[str] | None,
-        typer.Option(metavar="PREFIX", help="s3:// or folder that POST /v1/bulk may grade; may be repeated"),
+        typer.Option(
+            metavar="PREFIX", help="folder or s3:// prefix that POST /v1/bulk may grade; may be repeated"
+        ),
     ] = None,
-    bulk_out: Annotated[str | None, typer.Option(metavar="PREFIX", help="where bulk grading writes")] = None,
+    bulk_out: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="folder or s3:// prefix for the output of bulk runs")
+    ] = None,
     settings: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="YAML with all settings of serving/settings.py; options go first"),
+        typer.Option(
+            metavar="FILE", help="YAML file with settings of serving/settings.py; options override it"
+        ),
     ] = None,
 ) -> None:
-    """Answers photographs over HTTP, with a page at /."""
+    """Serve grades of images over HTTP, with a web page at /."""
     from scalp_core.settings import load_yaml, parse_settings
     from serving.app import serve as verb
     from serving.settings import Settings
@@ -58,7 +71,7 @@ def serve(
     if shadow and canary:
         raise UserError("--shadow and --canary: try one bundle at a time")
     values, origin = load_yaml("settings", settings, Path()) if settings else ({}, "scalp serve")
-    asked: dict[str, Any] = {
+    given: dict[str, Any] = {
         "device": device if device != "auto" else None,
         "precision": precision if precision != "auto" else None,
         "runtime": runtime if runtime != "auto" else None,
@@ -70,7 +83,7 @@ def serve(
         "candidate": {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None,
         "bulk": {"sources": bulk_source or [], "out": bulk_out or ""} if bulk_source or bulk_out else None,
     }
-    for name, value in asked.items():
+    for name, value in given.items():
         if isinstance(value, dict):
             values[name] = (values.get(name) or {}) | value
         elif value is not None:

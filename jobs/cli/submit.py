@@ -1,4 +1,4 @@
-"""`scalp submit` and `scalp jobs`: their options; their work is in `submit` and `job_logs`."""
+"""`scalp submit` and `scalp jobs`: their options; `jobs.submit` does the work."""
 
 from __future__ import annotations
 
@@ -10,48 +10,55 @@ import typer
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="of the cluster's dashboard, http://HOST:8265; or RAY_API_SERVER_ADDRESS"
+        metavar="URL",
+        help="dashboard of the cluster, http://HOST:8265; default: RAY_API_SERVER_ADDRESS in the environment",
     ),
 ]
 
-jobs = typer.Typer(help="The jobs of a cluster that `scalp submit` started.", no_args_is_help=True)
+jobs = typer.Typer(help="List, follow and stop jobs of `scalp submit` on a cluster.", no_args_is_help=True)
 
 
 def submit(
     context: typer.Context,
     command: Annotated[
-        list[str], typer.Argument(metavar="VERB ARGUMENTS...", help="as without submit; data in s3://")
+        list[str],
+        typer.Argument(metavar="VERB ARGUMENTS...", help="scalp command to run, with data in s3://"),
     ],
     address: AddressOption = None,
     include: Annotated[
         list[str],
-        typer.Option(metavar="PATH", help="file or folder below this one that the job gets; may be repeated"),
+        typer.Option(
+            metavar="PATH",
+            help="file or folder to copy to the job, below the current folder; may be repeated",
+        ),
     ] = [],  # noqa: B006
     env: Annotated[
         list[str],
         typer.Option(
             metavar="NAME[=VALUE]",
-            help="in the job's environment, with its value here or this one; may be repeated; all who may "
-            "see the cluster's dashboard see it",
+            help="environment variable of the job; default value: as on this machine; may be repeated; "
+            "visible in the cluster's dashboard",
         ),
     ] = [],  # noqa: B006
     cpus: Annotated[
-        float, typer.Option(min=0, help="for the process that drives the verb; 0 is the head's")
+        float, typer.Option(min=0, help="CPUs to reserve for the driver process; 0 runs it on the head node")
     ] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="for the same, such as `explain` on a GPU")] = 0,
-    memory: Annotated[float, typer.Option(min=0, help="GiB for the same")] = 0,
-    again: Annotated[bool, typer.Option("--again", help="run work that is finished once more")] = False,
-    no_follow: Annotated[bool, typer.Option("--no-follow", help="do not wait for its end")] = False,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs to reserve for the driver process, which `explain` uses")
+    ] = 0,
+    memory: Annotated[float, typer.Option(min=0, help="memory to reserve for the driver process, GiB")] = 0,
+    again: Annotated[bool, typer.Option("--again", help="run a finished command again")] = False,
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="exit after submitting, without the log")
+    ] = False,
     any_versions: Annotated[
-        bool, typer.Option("--any-versions", help="run although the cluster's packages are others")
+        bool, typer.Option("--any-versions", help="run even if package versions of the cluster differ")
     ] = False,
 ) -> None:
-    """Runs a verb as a job on a cluster, with this checkout's code; the same again attaches to it.
+    """Submit a command as a job to a cluster, with this checkout's code; the same again attaches to the job.
 
-    scalp submit --address http://HOST:8265 train s3://clinic/data s3://clinic/run --workers 4
-
-    Options of submit come before VERB. The log is shown until the job ends, whose exit code is this
-    command's; Ctrl-C lets it go on alone. A job that failed or was stopped is submitted anew and goes on.
+    Options of submit come before VERB. The log is printed until the job ends, and its exit code returned.
+    Ctrl-C detaches, and the job continues. A job that failed or was stopped resumes when submitted again.
     """
     from jobs.submit.driver import SubmitOptions
     from jobs.submit.driver import submit as verb
@@ -62,9 +69,9 @@ def submit(
     sys.exit(verb(address, command, context.find_root().command, options))
 
 
-@jobs.command("list")
+@jobs.command("list", epilog="Example: scalp jobs list --address http://127.0.0.1:8265")
 def jobs_list(address: AddressOption = None) -> None:
-    """Shows the jobs of a cluster, the last one at the bottom."""
+    """List the jobs of a cluster, the latest at the bottom."""
     from rich.table import Table
 
     from cluster.jobs_api import Jobs
@@ -78,12 +85,12 @@ def jobs_list(address: AddressOption = None) -> None:
     console.print(table)
 
 
-@jobs.command("logs")
+@jobs.command("logs", epilog="Example: scalp jobs logs scalp-train-0123456789ab")
 def jobs_logs(
-    job: Annotated[str, typer.Argument(help="its id; without .ATTEMPT the last attempt")],
+    job: Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")],
     address: AddressOption = None,
 ) -> None:
-    """Shows the log of a job, until it ends; exits as the job did."""
+    """Print the log of a job until it ends, and exit with its exit code."""
     from cluster.jobs_api import Jobs
     from jobs.submit.logs import follow
 
@@ -91,12 +98,12 @@ def jobs_logs(
     sys.exit(follow(cluster, cluster.get(job).id))
 
 
-@jobs.command("stop")
+@jobs.command("stop", epilog="Example: scalp jobs stop scalp-train-0123456789ab")
 def jobs_stop(
-    job: Annotated[str, typer.Argument(help="its id; without .ATTEMPT the last attempt")],
+    job: Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")],
     address: AddressOption = None,
 ) -> None:
-    """Ends a job; submitted again, it goes on where it was."""
+    """Stop a job; submitted again, it resumes."""
     from cluster.jobs_api import Jobs
     from jobs.submit.logs import stop
 

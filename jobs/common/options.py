@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,28 +8,38 @@ import typer
 
 BundleArg = Annotated[
     str,
-    typer.Argument(help="directory that `scalp train` wrote, local or s3://; or models://NAME[@VERSION]"),
+    typer.Argument(
+        help="run directory of `scalp train`, local or s3://; or models://NAME, models://NAME@VERSION"
+    ),
 ]
-DataArg = Annotated[str, typer.Argument(help="directory that `scalp prepare` wrote, local or s3://")]
-OutArg = Annotated[str, typer.Argument(help="directory for what is made, local or s3://")]
+DataArg = Annotated[str, typer.Argument(help="output directory of `scalp prepare`, local or s3://")]
+OutArg = Annotated[str, typer.Argument(help="output directory, local or s3://")]
 MaxDropOption = Annotated[
     float,
     typer.Option(
         min=0,
         max=1,
-        help="largest acceptable loss of kappa and of coverage: its upper bound, with 95 % confidence",
+        help="largest accepted loss of kappa and of coverage, 0 to 1: upper bound at 95 % confidence",
     ),
 ]
 DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one")
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="auto selects cuda if a GPU is available, else cpu"),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "bf16", "fp32", "int8"],
-    typer.Option(help="auto takes bf16 where the hardware has it; int8 needs `scalp quantize` before"),
+    typer.Option(
+        help="number format; auto selects bf16 if the hardware supports it, else fp32; int8 needs "
+        "`scalp quantize` first"
+    ),
 ]
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],
-    typer.Option(help="auto takes openvino on CPUs, torch on GPUs, compiled when the run is long"),
+    typer.Option(
+        help="inference engine; auto selects openvino on CPUs, torch on GPUs, torch-compile for long runs"
+    ),
 ]
-SetOption = Annotated[list[str], typer.Option("--set", help="KEY=VALUE; may be repeated")]
-BatchOption = Annotated[int, typer.Option(min=1, help="photographs in one forward pass")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="one setting; may be repeated")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="maximum number of images per forward pass")]

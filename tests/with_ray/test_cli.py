@@ -128,7 +128,7 @@ def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_command_that_is_stopped_says_how_to_go_on(monkeypatch, capsys):
+def test_a_stopped_command_prints_how_to_resume(monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
@@ -137,7 +137,7 @@ def test_a_command_that_is_stopped_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "scalp: stopped; run the same command again to go on\n"
+    assert capsys.readouterr().err == "scalp: stopped; run the same command again to resume\n"
 
 
 def test_the_command_itself_is_installed():

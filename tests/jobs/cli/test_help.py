@@ -1,0 +1,51 @@
+"""`scalp COMMAND --help`: each command has examples that parse, each option has a description."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from jobs.cli.main import app
+
+SCALP = typer.main.get_command(app)
+
+
+def find_commands(group: Any, path: str = "scalp") -> Iterator[tuple[str, Any]]:
+    """Path and command of each command below `group`, without hidden aliases."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from find_commands(command, f"{path} {name}")
+        elif not command.hidden:
+            yield f"{path} {name}", command
+
+
+COMMANDS = dict(find_commands(SCALP))
+
+
+def examples(command: Any) -> list[str]:
+    """Example lines below the help of `command`."""
+    paragraphs = (command.epilog or "").removeprefix("Examples:").removeprefix("Example: ").split("\n\n")
+    return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_ends_with_examples_that_parse(path):
+    lines = examples(COMMANDS[path])
+    assert lines
+    assert any(line == path or line.startswith(f"{path} ") for line in lines)
+    for line in lines:
+        _, *words = shlex.split(line)
+        group: Any = SCALP
+        while hasattr(group, "commands"):
+            group, words = group.commands[words[0]], words[1:]
+        group.make_context(line, words)  # raises for a missing argument or an unknown option
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_each_argument_and_option_has_a_description(path):
+    parameters = [parameter for parameter in COMMANDS[path].params if parameter.name != "help"]
+    assert [parameter.name for parameter in parameters if not getattr(parameter, "help", None)] == []
