@@ -14,7 +14,11 @@ from scalp_core.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-OLD_SPELLINGS = {"colour_cast": "color_cast"}
+OLD_SPELLINGS = {
+    "colour_cast": "color_cast",
+    "colour_jitter": "color_jitter",
+    "optimiser": "optimizer",
+}
 """Present name of each renamed key; users' commands, files and earlier results keep their old spelling."""
 
 

@@ -33,6 +33,7 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import images_per_epoch
+from scalp_core.settings import rename_old_keys
 from scalp_core.storage import outputs
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -190,8 +191,18 @@ def _train_workers(
 
 
 def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:
-    """Refuses to go on with a run of other settings or data; `argument` is what the caller names it."""
-    known = read_json(storage.join(run, IDENTITY_FILE)) or identity
+    """Check that a run directory belongs to a run with the same settings and data.
+
+    Args:
+        run: Run directory, local or `s3://`.
+        identity: Settings and data of the run to start.
+        argument: Name of the command's argument, for the message.
+
+    Raises:
+        UserError: The directory holds a run with other settings or data.
+    """
+    stored = read_json(storage.join(run, IDENTITY_FILE)) or identity
+    known = {name: rename_old_keys(value) for name, value in stored.items()}
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
         changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]

@@ -122,8 +122,8 @@ class _LoadShare:
             rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
             color[here] = plan.color[places[here]]
         images = augment.apply_dihedral(self._source.load(rows), symmetry)
-        if self._order.colour_jitter:
-            images = augment.jitter_color(images, self._order.colour_jitter, color)
+        if self._order.color_jitter:
+            images = augment.jitter_color(images, self._order.color_jitter, color)
         return {"image": images, "label": self._source.labels[rows]}
 
 

@@ -200,7 +200,7 @@ class _Worker:
             self.notes.put_nowait(note)
 
     def _report(self, entry: dict[str, Any]) -> None:
-        """Model, optimiser, schedule, moving average and the epochs so far, from rank 0 alone.
+        """Model, optimizer, schedule, moving average and the epochs so far, from rank 0 alone.
 
         Ray writes them to the run's storage while the next epoch runs, and removes the folder.
         """
@@ -210,7 +210,8 @@ class _Worker:
         folder = tempfile.mkdtemp(prefix="scalp-checkpoint-")
         Path(folder, WEIGHTS_FILE).write_bytes(serialize_weights(self.step.evaluated_model.state_dict()))
         state = {
-            "optimiser": self.step.optimiser.state_dict(),
+            # The keys of checkpoints keep their old spelling, so that older runs can resume.
+            "optimiser": self.step.optimizer.state_dict(),
             "schedule": self.step.schedule.state_dict(),
         }
         if self.step.ema:
@@ -238,7 +239,7 @@ class _Worker:
         self.step.start_average()
         if state:
             self.step.model.load_state_dict(state.get("model", weights))
-            self.step.optimiser.load_state_dict(state["optimiser"])
+            self.step.optimizer.load_state_dict(state["optimiser"])
             self.step.schedule.load_state_dict(state["schedule"])
 
 

@@ -25,6 +25,7 @@ from cluster import reservations
 from jobs.common.console import console, read_json, write_json
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.settings import rename_old_keys
 
 METRIC = "val_qwk"
 # Each rung lets the best third go on.
@@ -158,7 +159,7 @@ def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
     for number, settings in enumerate(drawn, 1):
         trial = Trial(number, settings)
         if known := read_json(_record(out, trial)):
-            trial = Trial(**known)
+            trial = Trial(**known | {"settings": rename_old_keys(known["settings"])})
             if trial.settings != settings:
                 raise UserError(f"{_record(out, trial)} is of another trial; choose another OUT")
             if not trial.over:

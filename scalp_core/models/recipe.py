@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scalp_core.bundles.bundle import Head
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
-from scalp_core.settings import load_yaml, parse_overrides, parse_settings
+from scalp_core.settings import load_yaml, parse_overrides, parse_settings, rename_old_keys
 
 BatchNorm = Literal["worker", "sync", "frozen"]
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"]
@@ -65,6 +65,7 @@ class Recipe(BaseModel):
     """A training recipe. Batch size and learning rate are those of the whole run, however many workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _old_keys = model_validator(mode="before")(rename_old_keys)
 
     architecture: str = Field(DEFAULT_ARCHITECTURE, description="timm name of the classifier")
     weights: str = Field(
@@ -77,7 +78,7 @@ class Recipe(BaseModel):
     frozen_epochs: int = Field(0, ge=0, description="first epochs, in which only the last layer learns")
     batch_size: int = Field(32, ge=2, description="images per step, over all workers")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and worker (gradient accumulation)")
-    optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam is the paper's")
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="adam is the paper's")
     learning_rate: float = Field(
         1e-3, gt=0, description="peak learning rate for this batch_size, for any number of workers"
     )
@@ -110,7 +111,7 @@ class Recipe(BaseModel):
         "rotations; x4: each image in four of them per epoch, like the paper; none; auto: flips if resize is "
         "squash, because rotation changes squashed shapes, else dihedral",
     )
-    colour_jitter: float = Field(
+    color_jitter: float = Field(
         0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each color; 0: none"
     )
     ema_decay: float = Field(

@@ -32,7 +32,7 @@ class EpochSettings(NamedTuple):
 
     augment: ResolvedAugment
     sampling: Sampling
-    colour_jitter: float
+    color_jitter: float
     batch_size: int
     epochs: int
     seed: int

@@ -47,8 +47,8 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self._sync = norm == "sync" and self.world > 1
         self.model = batch_norm.synchronize(model) if self._sync and self.device.type == "cuda" else model
-        self.optimiser = _optimiser(self.model, recipe)
-        self.schedule = LambdaLR(self.optimiser, lambda step: recipe.learning_rate_factor(step, steps))
+        self.optimizer = _make_optimizer(self.model, recipe)
+        self.schedule = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps))
         self.ema: ModelEmaV3 | None = None
         self._recipe, self._loss, self._spec, self._norm, self._bf16 = recipe, loss, spec, norm, bf16
         self._parallel: nn.Module = self.model
@@ -111,8 +111,8 @@ class TrainingStep:
             sums += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])
         if self._recipe.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.gradient_clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.ema:
             self.ema.update(self.model, step=self.schedule.last_epoch)
@@ -133,16 +133,16 @@ class TrainingStep:
         return batch_norm.SyncOnCpu() if on_cpu else contextlib.nullcontext()
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Create the optimizer by timm: no decay of biases and normalization, and a learning rate per layer."""
-    optimiser = create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         model,
-        opt=recipe.optimiser,
+        opt=recipe.optimizer,
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
         fused=True,  # one pass over the weights instead of one per operation
     )
-    for group in optimiser.param_groups:  # which otherwise only timm's schedulers do
+    for group in optimizer.param_groups:  # which otherwise only timm's schedulers do
         group["lr"] *= group.get("lr_scale", 1.0)
-    return optimiser
+    return optimizer

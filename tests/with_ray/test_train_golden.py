@@ -33,7 +33,7 @@ def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way,
     run = "s3://scalp/golden/run"
     changes = {
         "epochs": 2, "frozen_epochs": 1, "loss": "corn", "sampling": "balanced", "augment": "x4",
-        "ema_decay": 0.9, "colour_jitter": 0.1, "layer_decay": 0.8, "batch_size": 32,
+        "ema_decay": 0.9, "color_jitter": 0.1, "layer_decay": 0.8, "batch_size": 32,
     }  # fmt: skip
     recipe = alone.recipe.model_copy(update={"architecture": "resnet18"} | changes)
     summary = train(str(way.data), run, recipe, 1, "cpu")

@@ -1,11 +1,16 @@
 """What a search does with its trials, without training any."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from jobs.tune.trials import Trial, _reason, asha
+from jobs.common.console import write_json
+from jobs.train.driver import IDENTITY_FILE, check_identity
+from jobs.tune.trials import Trial, _reason, asha, load_trials
+from scalp_core.errors import UserError
+from scalp_core.models.recipe import Recipe
 
 
 def entry(epoch, qwk, seconds=1.0):
@@ -26,6 +31,21 @@ def test_trials_that_are_over_count_for_those_to_come():
     assert decision(asha(6, 2, over), 1, 0.1) == TrialScheduler.CONTINUE  # every trial gets the first epochs
     assert decision(asha(6, 2, over), 2, 0.7) == TrialScheduler.CONTINUE
     assert decision(asha(6, 2, over), 6, 0.7) == TrialScheduler.STOP  # it is through
+
+
+def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):
+    recipe = Recipe(optimizer="adam", color_jitter=0.1)
+    old = {**recipe.model_dump(), "optimiser": "adam", "colour_jitter": 0.1}
+    del old["optimizer"], old["color_jitter"]
+    space = {"color_jitter": [0.0, 0.1]}
+    write_json(f"{tmp_path}/{IDENTITY_FILE}", {"recipe": old, "space": {"colour_jitter": [0.0, 0.1]}})
+    check_identity(str(tmp_path), {"recipe": recipe.model_dump(), "space": space})
+    with pytest.raises(UserError, match="holds a run with another optimizer; choose another RUN"):
+        check_identity(str(tmp_path), {"recipe": Recipe(color_jitter=0.1).model_dump(), "space": space})
+    record = asdict(Trial(1, {"colour_jitter": 0.1}, "finished", "", [entry(1, 0.5)]))
+    write_json(f"{tmp_path}/trials/001.json", record)
+    (trial,) = load_trials(str(tmp_path), [{"color_jitter": 0.1}])
+    assert (trial.settings, trial.status) == ({"color_jitter": 0.1}, "finished")
 
 
 def test_an_epoch_that_is_done_twice_counts_once_and_the_first_of_equals_is_the_best():

@@ -87,15 +87,15 @@ def patch_bundle() -> Bundle:
     rng = np.random.default_rng(0)
     model = build_model("test_resnet")
     spec = preprocess_for(model, _TOY)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(40):
         places = [tuple(rng.integers(0, _TOY - _PATCH, 2)) if index % 2 else None for index in range(16)]
         images = np.stack([with_patch(place, 1000 * step + index) for index, place in enumerate(places)])
         labels = torch.tensor([0 if place is None else 3 for place in places])
         loss = torch.nn.functional.cross_entropy(model(normalize(torch.from_numpy(images), spec)), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.1  # it learned it, or its heatmaps mean nothing
     return bundle_of(model, "test_resnet", _TOY)
 

@@ -45,6 +45,18 @@ def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
         load_recipe(str(path), RECIPES, [])
 
 
+def test_old_spellings_of_keys_are_accepted(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("optimiser: adam\ncolour_jitter: 0.2\n")
+    expected = Recipe(optimizer="adam", color_jitter=0.2)
+    assert load_recipe(str(path), RECIPES, []) == expected
+    path.write_text("optimizer: adamw\n")
+    assert load_recipe(str(path), RECIPES, ["optimiser=adam", "colour_jitter=0.2"]) == expected
+    old = {**expected.model_dump(), "optimiser": "adam", "colour_jitter": 0.2}
+    del old["optimizer"], old["color_jitter"]
+    assert Recipe(**old) == expected  # the recipe of an older bundle
+
+
 def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(UserError, match="give one of default, paper, smoke"):
         load_recipe("fast", RECIPES, [])
@@ -53,8 +65,8 @@ def test_an_unknown_recipe_lists_the_known_ones():
 def test_the_paper_s_recipe_is_the_paper_s():
     recipe = load_recipe("paper", RECIPES, [])
     assert (recipe.architecture, recipe.size, recipe.resize) == ("legacy_xception", 224, "squash")
-    assert (recipe.optimiser, recipe.learning_rate, recipe.schedule) == ("adam", 1e-3, "constant")
-    assert (recipe.loss, recipe.batch_size, recipe.colour_jitter) == ("cross_entropy", 16, 0)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == ("adam", 1e-3, "constant")
+    assert (recipe.loss, recipe.batch_size, recipe.color_jitter) == ("cross_entropy", 16, 0)
     assert (recipe.frozen_epochs, recipe.epochs, recipe.augment) == (10, 30, "dihedral")
 
 

@@ -7,6 +7,7 @@ from jobs.tune.driver import SPACES
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import CONDITIONS, load_recipe
 from scalp_core.models.search_space import load_space, parse_space, sample_trials, with_settings
+from scalp_core.settings import parse_overrides
 
 BASE = load_recipe("smoke", RECIPES, [])
 
@@ -57,6 +58,14 @@ def test_a_wrong_space_is_refused_in_a_line_that_names_the_key(values, words):
     with pytest.raises(UserError, match=words) as refused:
         parse_space(values, "mine", BASE)
     assert "\n" not in str(refused.value)
+
+
+def test_old_spellings_of_keys_are_accepted(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("colour_jitter: [0.0, 0.1]\noptimiser: [adam, adamw]\nweight_decay: [0.1]\n")
+    assert list(load_space(str(path), SPACES, BASE)) == ["color_jitter", "optimizer", "weight_decay"]
+    fixed = parse_overrides(["colour_jitter=0.1"])
+    assert list(load_space(str(path), SPACES, BASE, fixed)) == ["optimizer", "weight_decay"]
 
 
 def test_files_and_names_of_spaces(tmp_path):

@@ -191,7 +191,7 @@ def test_gradients_are_clipped_to_the_norm_of_the_recipe():
     for clip in (0.0, 1e-3):
         recipe = recipe_of("cross_entropy", "test_convnext", gradient_clip=clip, ema_decay=0.0)
         step = stepper(recipe)
-        step.optimiser.zero_grad = lambda **_: None  # keeps the gradients for a look
+        step.optimizer.zero_grad = lambda **_: None  # keeps the gradients for a look
         step(images, torch.arange(BATCH) % 4)
         parameters = [each for each in step.model.parameters() if each.grad is not None]
         norms[clip] = float(torch.stack([each.grad.norm() for each in parameters]).norm())
