@@ -56,7 +56,7 @@ def without_nulls(table: pa.Table) -> pa.Table:
 class LoadImages:
     """Adds decoded pixels to rows of `LOCATION_COLUMNS`; a row that cannot be decoded says why.
 
-    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `quality.measure`, both
+    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `statistics.measure`, both
     zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
     and `error`, the last two empty where it did not fail.
 

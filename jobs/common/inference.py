@@ -1,6 +1,6 @@
 """Logits of rows that fit into memory, by Ray Data: fetch and decode in tasks, the model in actors.
 
-Validation, evaluation and the checks of graphs run it. Bulk grading commits shards instead: `grade_run`.
+Validation, evaluation and the checks of graphs run it. Bulk grading commits shards instead: `grade.run`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Three steps, each in workers and each leaving its files in the scratch folder of OUT, so that the driver's
 memory does not grow with the source and a run that was stopped resumes:
 
-    list      what the source holds, into shards of `inventory.LISTED`
-    examine   each shard read, hashed and decoded, into shards of `inventory.EXAMINED`
+    list      what the source holds, into shards of `scan.LISTED`
+    examine   each shard read, hashed and decoded, into shards of `scan.EXAMINED`
     audit     what is kept, dropped and odd; groups, splits; the manifest
 
 `data.json` is written last and is what readers look for: without it, OUT is not finished.

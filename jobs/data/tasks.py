@@ -72,7 +72,7 @@ class ListRoots:
 
 
 def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Writes rows of `inventory.LISTED` as shards; their names, and how many rows are in each."""
+    """Writes rows of `scan.LISTED` as shards; their names, and how many rows are in each."""
     names: list[str] = []
     counts: list[int] = []
     while some := list(islice(rows, OBJECTS_A_SHARD)):

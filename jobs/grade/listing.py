@@ -176,7 +176,7 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
         folder: of the listing.
         size: images per shard.
         number: distinguishes these groups from those of other tasks.
-        objects: rows of `inventory.LISTED`.
+        objects: rows of `scan.LISTED`.
 
     Yields:
         each group, and last one that counts what is not an image.

@@ -12,7 +12,7 @@ from cluster.ray_internals import train_helpers
 from scalp_core import storage
 
 # Workers train in a thread, which glibc would give an arena of its own; in the main one, what
-# `train_loop._keep_freed_memory` asks for holds.
+# `worker._keep_freed_memory` asks for holds.
 _WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 

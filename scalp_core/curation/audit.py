@@ -47,7 +47,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
     """Decides what is kept, groups and splits it, and writes the manifest, the dropped and the findings.
 
     Args:
-        examined: folder of Parquet files of `inventory.EXAMINED`.
+        examined: folder of Parquet files of `scan.EXAMINED`.
         source: for the contract.
         out: data directory to write.
         options: what is asked.

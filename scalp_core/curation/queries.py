@@ -39,7 +39,7 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 
 @contextmanager
 def open_relations(examined: str) -> Iterator[Relations]:
-    """Read a folder of Parquet files of `inventory.EXAMINED` into a database and a file of this node."""
+    """Read a folder of Parquet files of `scan.EXAMINED` into a database and a file of this node."""
     with (
         open_duckdb(node_memory_mib(), node_threads()) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,

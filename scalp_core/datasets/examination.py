@@ -1,4 +1,4 @@
-"""What the objects of a source are: each read, hashed and decoded, into rows of `inventory.EXAMINED`.
+"""What the objects of a source are: each read, hashed and decoded, into rows of `scan.EXAMINED`.
 
 An object that does something unexpected fails alone: its row has a code and the error.
 """

@@ -50,7 +50,7 @@ def find_columns(table: str) -> dict[str, str]:
 
 
 def read_rows(table: str) -> Iterator[dict[str, Any]]:
-    """Rows of `inventory.LISTED`.
+    """Rows of `scan.LISTED`.
 
     Raises:
         UserError: it is not a table, or lacks `uri`.

@@ -95,7 +95,7 @@ def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     """How often the likeliest grade is right where it is given so much probability.
 
     Args:
-        calibrated: from `assessment.calibration`.
+        calibrated: from `subgroups.measure_calibration`.
         title: above it.
     """
     figure, (axis, counts) = plt.subplots(
@@ -132,7 +132,7 @@ def plot_risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
     """What remains wrong among the most confident share, and where the referral rule operates.
 
     Args:
-        curve: from `assessment.risk_coverage`.
+        curve: from `subgroups.measure_risk_coverage`.
         title: above it.
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
@@ -166,7 +166,7 @@ def plot_slices(
     """Kappa and mean absolute error by slice, each with its interval.
 
     Args:
-        by_column: from `assessment.slices`; of a column with many values the largest are shown.
+        by_column: from `subgroups.score_slices`; of a column with many values the largest are shown.
         overall: the metrics of all photographs.
         bounds: their intervals.
         title: above it.

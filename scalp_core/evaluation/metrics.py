@@ -2,7 +2,7 @@
 
 What is undefined (the recall of a grade without a photograph, the AUROC of one class) is None and never a
 made-up number. Averages over grades are over those that occur among the labels. docs/evaluation.md has every
-definition in a line; `intervals` resamples the same numbers.
+definition in a line; `bootstrap` resamples the same numbers.
 """
 
 from __future__ import annotations

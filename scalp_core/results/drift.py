@@ -66,7 +66,7 @@ class Counts(BaseModel):
 
 
 class StatisticDrift(BaseModel):
-    """One statistic of `quality.STATISTICS`, now and at training."""
+    """One statistic of `statistics.STATISTICS`, now and at training."""
 
     name: str
     mean: float
@@ -100,7 +100,7 @@ def count_statistics(statistics: np.ndarray, gates: Gates) -> Counts:
     """Counts photographs between the quantiles of training.
 
     Args:
-        statistics: float (N, K) from `quality.measure`, only of photographs that could be decoded.
+        statistics: float (N, K) from `statistics.measure`, only of photographs that could be decoded.
         gates: of the bundle.
     """
     values = statistics.astype(np.float64)

@@ -2,7 +2,7 @@
 
 A stopped or failed one goes on where it was when the same is asked for again. The id of a piece of work is a
 hash of what it is: asking twice makes one job, and its output is found when Ray has forgotten the job.
-A caller sees what it owns (`bulk_owners`); all else is answered as what does not exist.
+A caller sees what it owns (`owners`); all else is answered as what does not exist.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class DriftWindow:
 
         Args:
             gradings: their answers.
-            statistics: float (N, K) of them from `quality.measure`.
+            statistics: float (N, K) of them from `statistics.measure`.
         """
         places = (self._seen + np.arange(len(gradings))) % len(self._grades)
         self._statistics[places] = statistics

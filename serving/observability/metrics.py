@@ -129,7 +129,7 @@ class GraderMetrics:
 
         Args:
             gradings: of its images.
-            statistics: float (K,) of each from `quality.measure`.
+            statistics: float (K,) of each from `statistics.measure`.
         """
         for grading in gradings:
             self._graded.inc(1, {"grade": grading.grade_name, "refer": str(grading.refer).lower()})

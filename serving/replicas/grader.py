@@ -165,7 +165,7 @@ class Grader:
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
-            statistics: float (K,) of it from `quality.measure`.
+            statistics: float (K,) of it from `statistics.measure`.
             preprocess: that made it.
             owner: whose turn it takes.
 

@@ -33,7 +33,7 @@ _log = logging.getLogger("ray.serve")
 
 
 class DecodedImage(NamedTuple):
-    """An image on its way to the model; `statistics` are float (K,) from `quality.measure`."""
+    """An image on its way to the model; `statistics` are float (K,) from `statistics.measure`."""
 
     sha256: str
     decoded: Decoded
