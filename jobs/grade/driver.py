@@ -1,7 +1,7 @@
 """`scalp grade`: images wherever they are stored to Parquet result rows, each accounted for exactly once.
 
-Three steps leave files: `listing`, then `run` (with `loading` and `shards`), then `gather`. A run that is stopped
-anywhere is resumed by the same command.
+Three steps leave files: `listing`, then `run` (with `loading` and `shards`), then `gather`. A stopped run is
+resumed by the same command.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ Only = Literal["graded", "failed", "referred"]
 
 _ROWS_A_BATCH = 25_000
 
-# Beside the columns of `SCHEMA`: where a photograph lies, as `locations.Location` writes it, and what AI Hub's
-# names say. A view computes only the columns that a query asks for.
+# Columns in addition to those of `SCHEMA`: the place of an image, as `locations.Location` writes it, and what
+# AI Hub's names say. A view computes only the columns that a query asks for.
 _VIEW = f"""
     create view results as
     with named as (

@@ -21,7 +21,7 @@ _FILE_NAME = re.compile(
     r"\.(?:bin|css|csv|gz|html|jpg|js|json|lock|log|md|npy|parquet|png|pt|pth|py|safetensors|sh|tar|toml|txt|xml"
     r"|ya?ml|zip)$"
 )
-# First words of names that are not modules of scalp: libraries by their usual short name, Ray's, and examples.
+# First words of names outside scalp: libraries by their usual short name, Ray's, and examples.
 _ELSEWHERE = ("nn", "np", "pa", "serve", "execute", "module", "provider")
 
 
