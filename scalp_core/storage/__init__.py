@@ -1,8 +1,7 @@
-"""Files by uri: a local path or `s3://bucket/key`.
+"""Read, write, list and remove files by uri: a local path or `s3://bucket/key`.
 
-Writes are atomic and durable: a file is there whole, with its bytes on the disk, or not at all. Requests that
-meet a transient error are retried until `retry_timeout`. A failure that a user can fix (a wrong key,
-a missing folder, a full disk) is a `UserError` of one line.
+Writes are atomic and durable. Requests are retried after transient errors, until `retry_timeout`. A failure
+that a user can fix (a wrong key, a missing folder, a full disk) raises a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -57,10 +56,10 @@ def mutation(kind: str, uri: str) -> Iterator[None]:
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a uri and the path inside it."""
+    """Return the pyarrow filesystem of a uri and the path inside it."""
     check_scheme(uri)
     if is_s3(uri):
-        from scalp_core.storage import s3  # boto3 takes a moment: only who uses S3 waits for it
+        from scalp_core.storage import s3  # importing boto3 is slow
 
         return s3.filesystem(), uri[len("s3://") :]
     return pafs.LocalFileSystem(), uri
@@ -70,7 +69,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file, a folder, or an object below a prefix."""
+    """Whether a uri is an existing file or folder, or a prefix of objects."""
     check_scheme(uri)
     with explain_errors(uri):
         if not is_s3(uri):
@@ -82,10 +81,10 @@ def exists(uri: str) -> bool:
 
 
 def is_file(uri: str) -> bool:
-    """Whether it is one file; False for a folder or prefix.
+    """Whether a uri is a file; False for a folder or prefix.
 
     Raises:
-        UserError: nothing is there, or storage refused.
+        UserError: the uri does not exist, or storage failed.
     """
     check_scheme(uri)
     with explain_errors(uri):
@@ -102,10 +101,10 @@ def is_file(uri: str) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """All bytes of one file.
+    """Read all bytes of a file.
 
     Raises:
-        UserError: it is missing, or storage refused.
+        UserError: the file is missing, or storage failed.
     """
     check_scheme(uri)
     with explain_errors(uri):
@@ -125,27 +124,27 @@ def _read(uri: str, byte_range: tuple[int, int] | None = None) -> bytes:
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start` on, by one request; fewer where the file ends.
+    """Read `length` bytes of a file from `start` by one request; fewer where the file ends.
 
     Raises:
-        OSError: it is missing, or storage refused.
+        OSError: the file is missing, or storage failed.
     """
     check_scheme(uri)
     return call_with_retries(uri, _read, uri, (start, start + length)) if length else b""
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """A file to read from any place; in S3 by range.
+    """Open a file for random access; S3 objects are read by range.
 
     Raises:
-        OSError: it is missing, or storage refused.
+        OSError: the file is missing, or storage failed.
     """
     fs, path = filesystem(uri)
     return fs.open_input_file(path) if not is_s3(uri) else call_with_retries(uri, _open_s3, fs, path)
 
 
 def _open_s3(fs: pafs.FileSystem, path: str) -> pa.NativeFile:
-    """By pyarrow's client; boto3 takes keys that it refuses (`a//b`), and names the code of a failure."""
+    """Open by pyarrow's client, else by boto3, which accepts keys such as `a//b` and returns error codes."""
     try:
         return fs.open_input_file(path)
     except (OSError, pa.ArrowInvalid):
@@ -162,9 +161,9 @@ def write(uri: str, data: bytes, durable: bool = True) -> None:
     """Atomically write `data` to `uri`.
 
     Args:
-        uri: file to write; folders are made.
-        data: its bytes.
-        durable: wait until the bytes are on the disk; a file that may be lost in a power cut need not.
+        uri: File to write; missing folders are created.
+        data: Content of the file.
+        durable: Wait until the bytes are on the disk, so that they survive a power cut.
     """
     check_scheme(uri)
     with explain_errors(uri, "write"):
@@ -180,12 +179,12 @@ def write(uri: str, data: bytes, durable: bool = True) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Atomically write `data` unless there is a file: of concurrent callers exactly one gets True.
+    """Atomically write `data` unless the file exists; of concurrent callers exactly one gets True.
 
-    In S3 by `If-None-Match: *`, on a disk by a hard link.
+    Uses `If-None-Match: *` in S3 and a hard link on a disk.
 
     Raises:
-        UserError: storage refused, or the S3 server does not know the condition.
+        UserError: storage failed, or the S3 server ignores the condition.
     """
     check_scheme(uri)
     with explain_errors(uri, "write"):
@@ -207,9 +206,9 @@ def create(uri: str, data: bytes) -> bool:
 
 @contextmanager
 def new_file(uri: str) -> Iterator[IO[bytes]]:
-    """A file to write piece by piece, atomic: it replaces an older one only if the block succeeds.
+    """Open a file to write piece by piece; it atomically replaces an older one if the block succeeds.
 
-    For S3 it is kept on the local disk and uploaded in one atomic step.
+    For S3 the pieces are collected on the local disk and uploaded in one atomic step.
     """
     check_scheme(uri)
     with explain_errors(uri, "write"):
@@ -231,7 +230,7 @@ def new_file(uri: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _temporary(uri: str) -> Iterator[Path]:
-    """A temporary path in the folder of a local file, removed at the end."""
+    """Temporary path in the folder of a local file, removed at the end."""
     path = Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.scalp-tmp")
@@ -257,7 +256,7 @@ def _rename(temporary: Path, uri: str, durable: bool) -> None:
 
 
 def _sync_folder(uri: str) -> None:
-    """A rename is on the disk once its folder is; some network disks know no such request."""
+    """Flush a folder, which makes a rename durable; some network disks do not support it."""
     with suppress(OSError):
         folder = os.open(Path(uri).parent, os.O_RDONLY)
         try:
@@ -270,7 +269,7 @@ def _sync_folder(uri: str) -> None:
 
 
 def remove_file(uri: str) -> None:
-    """Remove one file; no error if there is none."""
+    """Remove a file; no error if it is missing."""
     check_scheme(uri)
     with explain_errors(uri, "remove"), mutation("remove", uri):
         if is_s3(uri):
@@ -283,11 +282,11 @@ def remove_file(uri: str) -> None:
 
 
 def remove_folder(uri: str, last: str | None = None) -> None:
-    """Remove a folder or prefix with all that is in it; no error if there is none.
+    """Remove a folder or prefix with its content; no error if it is missing.
 
     Args:
-        uri: of a folder that scalp made: `outputs.remove_scratch` checks that.
-        last: name of a file directly in it that is removed after all others.
+        uri: Folder that scalp made; `outputs.remove_scratch` checks that.
+        last: Name of a file directly in it that is removed after all others.
 
     Raises:
         UserError: a file could not be removed.
@@ -314,7 +313,7 @@ def remove_folder(uri: str, last: str | None = None) -> None:
 
 
 def _links_in(folder: str) -> list[str]:
-    """Links to folders, which are removed and not followed."""
+    """Names of links to folders, which are removed without following them."""
     return [entry.name for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
 
 
@@ -331,9 +330,9 @@ def _remove_prefix(uri: str, kept: str | None) -> None:
 
 
 def remove_temporary(folder: str) -> None:
-    """Remove what writers that were killed left directly in a local folder.
+    """Remove temporary files that killed writers left directly in a local folder.
 
-    Only for a folder that nobody else writes to now: `lease` says so.
+    The caller holds the `lease` on the folder, so that no other writer's file is removed.
     """
     if is_s3(folder) or not Path(folder).is_dir():
         return

@@ -1,4 +1,4 @@
-"""DuckDB for questions to more rows than fit into memory."""
+"""DuckDB for queries over more rows than fit into memory."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 @contextmanager
 def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
-    """Open a DuckDB of its own that spills to the node's temporary folder beyond a limit of memory.
+    """Open a separate in-memory DuckDB that spills to the temporary folder beyond a memory limit.
 
     Args:
         memory_mib: Memory for DuckDB's buffers.
-        threads: Threads of a query.
-        settings: More of DuckDB's.
+        threads: Threads per query.
+        settings: Further settings of DuckDB.
 
     Yields:
-        the connection.
+        The connection.
 
     Raises:
-        UserError: memory or disk for a query inside the block were not enough.
+        UserError: a query inside the block needed more memory or disk.
     """
     with TemporaryDirectory(prefix="scalp-sql-") as folder:
         bounds: dict[str, Any] = {
@@ -50,17 +50,17 @@ def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **setting
             free_mib = psutil.disk_usage(folder).free // _MIB
             raise UserError(
                 f"a query needs more than {memory_mib:,} MiB of memory and {free_mib:,} MiB in {place} "
-                f"({_first_line(error)}); use a node with more memory, or let TMPDIR name a larger disk"
+                f"({_first_line(error)}); use a node with more memory, or set TMPDIR to a larger disk"
             ) from error
         except duckdb.IOException as error:
             raise UserError(
                 f"a query cannot use its temporary files in {place} ({_first_line(error)}); "
-                "free disk space there, or let TMPDIR name a larger disk"
+                "free disk space there, or set TMPDIR to a larger disk"
             ) from error
 
 
 def node_memory_mib() -> int:
-    """A quarter of the memory that this node or container has left, between 512 and 1,024 MiB."""
+    """A quarter of the free memory of this node or container, between 512 and 1,024 MiB."""
     available = psutil.virtual_memory().available
     for place in _CGROUP_LIMITS:
         limit = Path(place).read_text().strip() if Path(place).exists() else "max"
@@ -70,7 +70,7 @@ def node_memory_mib() -> int:
 
 
 def node_threads() -> int:
-    """The cores of this process or container, 8 at most: each thread takes memory of its own."""
+    """Cores of this process or container, at most 8, because each thread needs memory."""
     return min(8, cpu_count())
 
 

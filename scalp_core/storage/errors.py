@@ -1,6 +1,6 @@
-"""Storage errors by code: which are transient, and what a person can do about each, in one line.
+"""Storage errors by code: which are transient, and one line of advice for each.
 
-Nothing here looks for words in a message, because messages contain the names of a user's files.
+Codes are compared and not words of a message, because messages contain the names of a user's files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from scalp_core.errors import UserError
 
-# S3's error codes and botocore's exceptions after which the same request may succeed later. The codes in
-# capitals are those of the AWS SDK inside pyarrow.
+# S3's error codes and botocore's exceptions after which the same request may succeed later. Codes in capitals
+# come from the AWS SDK inside pyarrow.
 _TRANSIENT_CODES = frozenset({
     "SlowDown", "SLOW_DOWN", "Throttling", "ThrottlingException", "THROTTLING", "RequestLimitExceeded",
     "TooManyRequests", "InternalError", "INTERNAL_FAILURE", "ServiceUnavailable", "SERVICE_UNAVAILABLE",
@@ -55,11 +55,11 @@ _ADVICE = {
                      "ProxyConnectionError", "ResponseStreamingError", "IncompleteReadError"), _UNREACHABLE),
     **dict.fromkeys(("SSLError", "CERTIFICATE"), _CERTIFICATE),
     **dict.fromkeys(("NoSuchBucket", "NO_SUCH_BUCKET", "InvalidBucketName"),
-                    "there is no such bucket; check the name after s3://"),
+                    "the bucket does not exist; check the name after s3://"),
     **dict.fromkeys(("NoSuchKey", "NO_SUCH_KEY", "RESOURCE_NOT_FOUND"), _MISSING),
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed"),
                     "the bucket is in another region; set AWS_REGION to it"),
-    "RequestTimeTooSkewed": "the clock of this machine differs from the S3 server's; set it right",
+    "RequestTimeTooSkewed": "the clock of this machine differs from the S3 server's; correct it",
 }  # fmt: skip
 _ADVICE_BY_STATUS = {401: _BAD_KEY, 403: _DENIED, 404: _MISSING, 429: _THROTTLED, 503: _UNREACHABLE}
 
@@ -73,7 +73,7 @@ _ADVICE_BY_ERRNO = {
     errno.EPERM: "permission denied for the user who runs this; change its permissions or the user",
     errno.EROFS: "the disk is read-only; choose another place",
     errno.ENAMETOOLONG: "the name is too long for this disk; rename it",
-    errno.ELOOP: "its links lead round in a circle; remove one of them",
+    errno.ELOOP: "its links form a loop; remove one of them",
     errno.EIO: "the disk reports an input/output error; check it",
     errno.ESTALE: "the network disk was mounted again; run the same command again",
 }  # fmt: skip
@@ -85,16 +85,16 @@ _CURL_CERTIFICATE = {35, 51, 58, 60, 77, 83, 91}  # TLS: a handshake, a certific
 
 
 class ArchiveError(OSError):
-    """An archive that cannot be read, or not further: damaged, hostile or none. Its text is the reason."""
+    """An archive that cannot be read further: damaged, hostile or not an archive. Its text is the reason."""
 
 
 class StorageError(OSError):
     """A refused or failed S3 request.
 
     Args:
-        message: of the server, or of botocore.
+        message: Message of the server, or of botocore.
         code: S3's error code such as `SlowDown`, or the name of botocore's exception.
-        status: of HTTP; None where no response arrived.
+        status: HTTP status; None where no response arrived.
     """
 
     def __init__(self, message: str, code: str, status: int | None = None) -> None:
@@ -115,7 +115,7 @@ class _Code(NamedTuple):
 
 @contextmanager
 def explain_errors(uri: str, doing: str = "read") -> Iterator[None]:
-    """Turn the storage errors inside the block into one line that names `uri` and the way out."""
+    """Turn storage errors inside the block into a `UserError`: one line with `uri` and the fix."""
     try:
         yield
     except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowInvalid) as error:
@@ -123,7 +123,7 @@ def explain_errors(uri: str, doing: str = "read") -> Iterator[None]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later; of a `UserError`, whether its cause is such an error."""
+    """Whether the same request may succeed later; the cause of a `UserError` is examined."""
     if isinstance(error, UserError) and error.__cause__ is not None:
         return is_transient(error.__cause__)
     if not isinstance(error, OSError) or isinstance(error, ArchiveError):
@@ -133,14 +133,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether an error means that there is no such object or file."""
+    """Whether an error means that the object or file is missing."""
     return isinstance(error, FileNotFoundError) or (
         isinstance(error, OSError) and _code_of(error).code in ("NoSuchKey", "NO_SUCH_KEY", "404")
     )
 
 
 def label(error: BaseException) -> str:
-    """Code and HTTP status of a storage error, or its text, for a log."""
+    """Code and HTTP status of a storage error, or its text, for a log message."""
     code, status = _code_of(error) if isinstance(error, OSError) else _Code()
     if not code:
         return str(error)
@@ -148,7 +148,7 @@ def label(error: BaseException) -> str:
 
 
 def advice(error: BaseException) -> str:
-    """The meaning of a storage error and the way out, in one line."""
+    """Explain a storage error and its fix in one line."""
     if isinstance(error, ArchiveError):
         return str(error)
     if isinstance(error, OSError):
@@ -163,14 +163,14 @@ def advice(error: BaseException) -> str:
     if isinstance(error, OSError):
         return text
     if isinstance(error, pa.ArrowInvalid):
-        return f"it is damaged or not of its kind ({text[:200]}); make it or fetch it again"
+        return f"it is damaged or of another format ({text[:200]}); create it or fetch it again"
     return "it is not an archive of its kind or it is damaged; fetch it again"
 
 
 def _code_of(error: OSError) -> _Code:
     if isinstance(error, StorageError):
         return _Code(error.code, error.status)
-    if error.errno is not None:  # of this machine
+    if error.errno is not None:  # an error of this machine
         return _Code()
     text = str(error)
     matches = list(_ARROW.finditer(text))

@@ -1,9 +1,9 @@
-"""A lease on an output directory: one run at a time, and a dead one is taken over.
+"""Lease on an output directory: one run at a time; the lease of a dead run is taken over.
 
-`OUT/.scalp-lease/NNNNNN.json` is made by a conditional create; the highest number, the epoch, holds it. Its
-owner rewrites the file every few seconds. A run on this machine is alive while its process is. A run on
-another machine is dead once its heartbeat has stood still for `DEAD_S` by this machine's clock: the clocks of
-two machines are not compared.
+`OUT/.scalp-lease/NNNNNN.json` is made by a conditional create; the highest number, the epoch, is the lease.
+Its owner rewrites the file every few seconds. A run on this machine is alive while its process is. A run on
+another machine is dead when its heartbeat has not changed for `DEAD_S` seconds by this machine's clock; the
+clocks of two machines are not compared.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Guard:
-    """A small object for workers: whether the run that sent it still holds the lease.
+    """Check in workers that the run which started them still holds the lease.
 
     Args:
-        out: output directory.
-        epoch: number of the lease.
+        out: Output directory.
+        epoch: Number of the lease.
     """
 
     out: str
@@ -51,7 +51,7 @@ class Guard:
         """Raise if another run took over.
 
         Raises:
-            UserError: it did.
+            UserError: another run took over.
         """
         newest = _newest(self.out)
         if newest != self.epoch:
@@ -66,11 +66,11 @@ def hold(out: str, verb: str) -> Iterator[Guard]:
     """Hold the lease on an output directory while the block runs.
 
     Args:
-        out: directory, local or `s3://`.
-        verb: of the command, for the message that another run gets.
+        out: Output directory, local or `s3://`.
+        verb: Command name, for the error of another run.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the lease.
     """
     guard, state = _acquire(out, verb)
     stop = threading.Event()
@@ -81,16 +81,16 @@ def hold(out: str, verb: str) -> Iterator[Guard]:
     finally:
         stop.set()
         thread.join()
-        with suppress(UserError):  # unreachable storage: the heartbeat stands still, which says the same
+        with suppress(UserError):  # storage is unavailable: the stopped heartbeat releases it later
             if _newest(out) == guard.epoch:
                 storage.write(_file(guard), _json(state | {"released": True}))
 
 
 def remove(guard: Guard) -> None:
-    """Remove a lease that this process has released, and the folder of leases if it is empty then."""
+    """Remove a lease that this process has released, and the folder of leases if it is then empty."""
     storage.remove_file(_file(guard))
     if not storage.is_s3(guard.out):
-        with suppress(OSError):  # another run's lease is there
+        with suppress(OSError):  # it holds another run's lease
             Path(guard.out, FOLDER).rmdir()
 
 
@@ -113,7 +113,7 @@ def _acquire(out: str, verb: str) -> tuple[Guard, dict[str, Any]]:
         guard = Guard(out, newest + 1)
         if not storage.create(_file(guard), _json(state)):
             continue  # another run was faster
-        if _newest(out) != guard.epoch:  # of an old listing: a later run has come and gone
+        if _newest(out) != guard.epoch:  # `newest` was outdated: a later run came and ended
             storage.remove_file(_file(guard))
             continue
         for epoch in _epochs(out):
@@ -123,10 +123,10 @@ def _acquire(out: str, verb: str) -> tuple[Guard, dict[str, Any]]:
 
 
 def _refuse_if_alive(guard: Guard) -> None:
-    """Return if the run of a lease is released or dead.
+    """Return if the run that held a lease has released it or is dead.
 
     Raises:
-        UserError: it is alive.
+        UserError: the run is alive.
     """
     state = _state(guard)
     if state is None or state["released"]:
@@ -137,18 +137,18 @@ def _refuse_if_alive(guard: Guard) -> None:
         logger.warning("%s: process %d of the last run is gone; taking over", guard.out, state["pid"])
         return
     logger.warning(
-        "%s: a run on %s holds the lease; waiting up to %.0f s for a sign of it",
+        "%s: a run on %s holds the lease; waiting up to %.0f s for its heartbeat",
         guard.out, state["host"], DEAD_S,
     )  # fmt: skip
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
         time.sleep(_POLL_S)
-        now = _state(guard)
-        if now is None or now["released"]:
+        current = _state(guard)
+        if current is None or current["released"]:
             return
-        if now["beat"] != state["beat"]:
+        if current["beat"] != state["beat"]:
             raise _in_use(guard.out, state)
-    logger.warning("%s: the run on %s gave no sign; taking over", guard.out, state["host"])
+    logger.warning("%s: the run on %s sent no heartbeat; taking over", guard.out, state["host"])
 
 
 def _in_use(out: str, state: dict[str, Any]) -> UserError:
@@ -180,10 +180,10 @@ def _is_running(pid: int, started: float) -> bool:
 
 
 def _machine() -> str:
-    """A name for all processes that this one can look up by their number: of one boot and one namespace."""
+    """Identify the boot and process namespace in which this process can look up others by pid."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  (it is no path)
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  (not a path)
     except OSError:  # not Linux
         return platform.node()
 
@@ -202,7 +202,7 @@ def _file(guard: Guard) -> str:
 
 
 def _state(guard: Guard) -> dict[str, Any] | None:
-    """What a lease says; None if it is gone."""
+    """Read the state of a lease; None if the lease is gone."""
     try:
         return dict(json.loads(storage.read(_file(guard))))
     except UserError as error:

@@ -20,10 +20,10 @@ class StoredFile(NamedTuple):
     """One file of a listing.
 
     Args:
-        uri: of the file.
-        size: in bytes; None for a name without a readable file, such as a dangling link.
-        version: changes with the content: the etag in S3, time and size on a disk.
-        is_outside: a link to a file or folder that leads out of the folder that the listing is kept in.
+        uri: Uri of the file.
+        size: Size in bytes; None for a name without a readable file, such as a dangling link.
+        version: Text that changes with the content: the etag in S3, time and size on a disk.
+        is_outside: Whether it is a link out of the folder that bounds the listing.
     """
 
     uri: str
@@ -33,23 +33,23 @@ class StoredFile(NamedTuple):
 
 
 def list_files(uri: str) -> list[str]:
-    """All files below a folder or prefix, sorted; the uri itself when it is one file.
+    """List all files below a folder or prefix, sorted; the uri itself when it is one file.
 
     Raises:
-        UserError: nothing is there, or storage refused.
+        UserError: the uri does not exist, or storage failed.
     """
     return sorted(file.uri for file in walk(uri))
 
 
 def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
-    """All files below a folder or prefix, as they are found, in constant memory; one file as itself.
+    """Yield all files below a folder or prefix, unsorted, in constant memory; a file yields itself.
 
     Args:
-        uri: of the folder, prefix or file.
-        within: real path of a local folder; a link out of it is yielded as `is_outside`, and not followed.
+        uri: Folder, prefix or file.
+        within: Real path of a local folder; a link out of it is yielded as `is_outside`, and not followed.
 
     Raises:
-        UserError: nothing is there, or storage refused.
+        UserError: the uri does not exist, or storage failed.
     """
     if is_s3(uri):
         yield from _walk_s3(uri)
@@ -62,7 +62,7 @@ def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
             yield StoredFile(uri, status.st_size, _version(status), not is_within(uri, within))
             return
         folders = [os.fspath(uri)]
-        seen = set()  # links may lead round in a circle
+        seen = set()  # links may form a loop
         while folders:
             folder = folders.pop()
             status = Path(folder).stat()
@@ -80,13 +80,13 @@ def walk(uri: str, within: str | None = None) -> Iterator[StoredFile]:
 
 
 def is_empty(uri: str) -> bool:
-    """Whether nothing but leftover temporary files is in a folder or prefix, or there is none."""
+    """Whether a folder or prefix is missing, or holds nothing but leftover temporary files."""
     check_scheme(uri)
     with explain_errors(uri):
         if is_s3(uri):
             _, prefix = bucket_and_prefix(uri)
             page = next(pages(uri, Prefix=prefix, MaxKeys=2))
-            # A console makes a folder by an empty object of its name.
+            # S3 consoles create a folder as an empty object of its name.
             return all(item["Key"] == prefix for item in page.get("Contents", ()))
         return not Path(uri).exists() or all(TEMPORARY.match(entry.name) for entry in os.scandir(uri))
 
@@ -100,15 +100,15 @@ def names_in(uri: str) -> set[str]:
 
 
 def folders_in(uri: str) -> set[str]:
-    """Names of the folders directly in a folder or prefix; none where there is no such folder yet."""
+    """Names of the folders directly in a folder or prefix; empty for a missing folder."""
     if not is_s3(uri) and not Path(uri).is_dir():
         return set()
     return {folder.rsplit("/", 1)[-1] for _, folders in list_children(uri) for folder in folders}
 
 
 def is_within(path: str, within: str | None) -> bool:
-    """Whether a local path, its links resolved, is in the folder `within`; of None everything is."""
-    # Path.resolve raises where a link leads to itself.
+    """Whether a local path, with links resolved, is in the folder `within`; True for None."""
+    # Path.resolve raises on a link to itself.
     return within is None or Path(os.path.realpath(path)).is_relative_to(within)
 
 
@@ -117,11 +117,11 @@ def _leads_out(entry: os.DirEntry[str], within: str | None) -> bool:
 
 
 def list_children(uri: str, within: str | None = None) -> Iterator[tuple[list[StoredFile], list[str]]]:
-    """Files directly in a folder or prefix, and the folders in it, a thousand at a time.
+    """Yield the files and folders directly in a folder or prefix, a thousand at a time.
 
     Args:
-        uri: of the folder or prefix.
-        within: as for `walk`.
+        uri: Folder or prefix.
+        within: Bound for links, as for `walk`.
     """
     if is_s3(uri):
         bucket, prefix = bucket_and_prefix(uri)
@@ -145,7 +145,7 @@ def _stored_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[StoredFile]:
 
 
 def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
-    """A file of a local folder; one without a size for a dangling link or a pipe; None for a folder."""
+    """A file of a local folder, without a size for a dangling link or a pipe; None for a folder."""
     try:
         if entry.is_dir():
             return None
@@ -154,7 +154,7 @@ def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:
         status = entry.stat()
     except FileNotFoundError:  # removed or renamed since the folder was read
         return None
-    except OSError:  # a link that leads to itself, or to where this user may not look
+    except OSError:  # a link to itself, or to a place that this user may not read
         return StoredFile(entry.path, None)
     return StoredFile(entry.path, status.st_size, _version(status))
 
@@ -164,7 +164,7 @@ def _version(status: os.stat_result) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A folder, or a link to one that does not lead back to where it is stored or above."""
+    """Whether an entry is a folder, or a link to one that does not contain the link."""
     if not entry.is_symlink():
         return entry.is_dir()
     try:
@@ -194,7 +194,7 @@ def _walk_s3(uri: str) -> Iterator[StoredFile]:
 
 
 def _stored(bucket: str, page: dict[str, Any]) -> list[StoredFile]:
-    # A key that ends in a slash is how some tools write a folder.
+    # Some tools write a folder as a key that ends in a slash.
     items = (item for item in page.get("Contents", ()) if not item["Key"].endswith("/"))
     return [StoredFile(f"s3://{bucket}/{item['Key']}", item["Size"], item.get("ETag", "")) for item in items]
 
@@ -205,7 +205,7 @@ def has_keys(uri: str) -> bool:
 
 
 def pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
-    """Pages of a listing, each requested again while the server does not answer."""
+    """Yield the pages of an S3 listing, with retries of each request."""
     from scalp_core.storage import s3
 
     bucket, _ = bucket_and_prefix(uri)

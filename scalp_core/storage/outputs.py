@@ -1,7 +1,7 @@
-"""Output directories: which verb made one, which run may write to it, and its scratch folder.
+"""Output directories: the command that made one, the run that may write to it, and its scratch folder.
 
-A command writes into a directory that was empty or that the same verb made before, and removes only a folder
-that carries scalp's marker.
+A command writes only into a directory that was empty or that the same command made before. It removes only a
+folder that carries scalp's marker.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Output:
     """An output directory that this run holds.
 
     Args:
-        uri: of the directory.
-        guard: for workers: whether this run still holds it.
+        uri: Uri of the directory.
+        guard: Check for workers whether this run still holds the lease.
     """
 
     uri: str
@@ -39,7 +39,7 @@ class Output:
 
     @property
     def scratch(self) -> str:
-        """The scratch folder, which is made if there is none."""
+        """The scratch folder, created if it is missing."""
         return scratch(self.uri)
 
     def check(self) -> None:
@@ -57,12 +57,12 @@ def open_output(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Out
     """Claim an output directory and hold its lease while the block runs.
 
     Args:
-        out: directory, local or `s3://`; made if it is not there.
-        kind: verb that makes it.
-        inputs: sources that are read, which `check_places` holds against it.
+        out: Directory, local or `s3://`; created if it is missing.
+        kind: Command that makes it.
+        inputs: Sources of the command, which must not overlap with it (`check_places`).
 
     Raises:
-        UserError: it holds something else, another run uses it, or it overlaps with a source.
+        UserError: it holds other files, another run uses it, or it overlaps with a source.
     """
     out = storage.absolute(out)
     check_output(out, kind, inputs)
@@ -73,7 +73,7 @@ def open_output(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Out
 
 @contextmanager
 def hold_output(out: str, verb: str) -> Iterator[Output]:
-    """Hold the lease of a directory, also of another verb's, while the block changes something in it.
+    """Hold the lease of a directory while the block changes its files; any command may have made it.
 
     Raises:
         UserError: another run uses it.
@@ -85,10 +85,10 @@ def hold_output(out: str, verb: str) -> Iterator[Output]:
 
 
 def check_output(out: str, kind: str, inputs: Sequence[str] = ()) -> None:
-    """Refuse what `open_output` would refuse before it writes; a command that begins with it fails early.
+    """Check, without writing, that `open_output` would succeed; a command that begins with it fails early.
 
     Raises:
-        UserError: the directory holds something else, or overlaps with a source.
+        UserError: the directory holds other files, or overlaps with a source.
     """
     check_places(inputs, out)
     check_claim(out, kind)
@@ -98,7 +98,7 @@ def check_places(inputs: Sequence[str], out: str) -> None:
     """Refuse sources that overlap with each other or with the output directory, in either direction.
 
     Raises:
-        UserError: names both.
+        UserError: two places overlap; the message names both.
     """
     out = storage.absolute(out)
     check_disjoint(inputs)
@@ -109,14 +109,14 @@ def check_places(inputs: Sequence[str], out: str) -> None:
         if _is_inside(out, source):
             raise UserError(f"OUT {out} is in the source {given}; choose an output directory outside of it")
         if _is_inside(source, out):
-            raise UserError(f"the source {given} is in OUT {out}; choose an output directory beside it")
+            raise UserError(f"the source {given} is in OUT {out}; choose another output directory")
 
 
 def check_claim(out: str, kind: str) -> None:
-    """Refuse an output directory that `claim_output` would refuse; writes nothing.
+    """Check, without writing, that `claim_output` would succeed.
 
     Raises:
-        UserError: it is a file, not empty, or another verb's.
+        UserError: it is a file, not empty, or made by another command.
     """
     out = storage.absolute(out)
     if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
@@ -129,30 +129,30 @@ def check_claim(out: str, kind: str) -> None:
     if not storage.is_empty(out):
         raise UserError(
             f"OUT {out} is not empty (it holds {_some_names(out)}) and was not made by scalp {kind}; "
-            "name a new or an empty output directory"
+            "choose a new or an empty output directory"
         )
 
 
 def claim_output(out: str, kind: str) -> None:
-    """Make an output directory that of a verb; no change if it is already.
+    """Mark an output directory as made by a command; no change if it is already.
 
     Raises:
-        UserError: as `check_claim`.
+        UserError: as for `check_claim`.
     """
     out = storage.absolute(out)
     check_claim(out, kind)
     if kind_of(out) is None:
-        made = {
+        marker = {
             "made_by": f"scalp {kind}",
             "kind": kind,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if not storage.create(storage.join(out, MARKER_FILE), json.dumps(made, indent=2).encode()):
+        if not storage.create(storage.join(out, MARKER_FILE), json.dumps(marker, indent=2).encode()):
             check_claim(out, kind)  # another run made it at the same time
 
 
 def kind_of(out: str) -> str | None:
-    """The verb that made a directory; None where no marker says so."""
+    """Return the command that made a directory; None without a marker."""
     uri = storage.join(storage.absolute(out), MARKER_FILE)
     if not storage.exists(uri):
         return None
@@ -163,22 +163,22 @@ def kind_of(out: str) -> str | None:
 
 
 def scratch(out: str) -> str:
-    """The uri of the scratch folder of an output directory, made with its marker if there is none.
+    """Return the scratch folder of an output directory; create it with its marker if it is missing.
 
     Raises:
-        UserError: there is a folder of this name without the marker.
+        UserError: a folder of this name exists without the marker.
     """
     folder = storage.join(storage.absolute(out), SCRATCH_FOLDER)
     marker = storage.join(folder, SCRATCH_MARKER)
     if not storage.exists(marker):
         if not storage.is_empty(folder):
-            raise UserError(f"{folder} is not scalp's: it has no {SCRATCH_MARKER}; move it away")
+            raise UserError(f"{folder} was not made by scalp: it has no {SCRATCH_MARKER}; move it away")
         storage.write(marker, b"A folder of scalp for its run in progress; removed at the end.\n")
     return folder
 
 
 def has_scratch(out: str) -> bool:
-    """Whether there is a scratch folder, of a run that did not end."""
+    """Whether a run that did not end left its scratch folder."""
     return storage.exists(storage.join(storage.absolute(out), SCRATCH_FOLDER))
 
 

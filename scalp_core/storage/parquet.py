@@ -1,4 +1,4 @@
-"""Parquet files by uri, local or `s3://`: whole tables, streams that nobody holds, and what queries read."""
+"""Parquet files by uri, local or `s3://`: read and write tables, streams and datasets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 
 def write(uri: str, table: pa.Table) -> None:
-    """Writes a table as one Parquet file, whole or not at all."""
+    """Atomically write a table as one Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     storage.write(uri, buffer.getvalue())
 
 
 def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
-    """Writes a stream of record batches as one Parquet file, whole or not at all, without holding it."""
+    """Atomically write a stream of record batches as one Parquet file, in constant memory."""
     with storage.new_file(uri) as file, pq.ParquetWriter(file, batches.schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
 def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
-    """Parquet files, of a folder or listed, that a query reads as it goes on.
+    """Open a dataset of Parquet files, in a folder or listed, that queries read as they run.
 
-    In S3 by a client that itself waits for a server that is away: nobody can ask again in the middle.
+    A query cannot be resumed, so the S3 client itself retries while the server is unavailable.
     """
     import pyarrow.dataset as pads
 
@@ -41,7 +41,7 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
     if storage.is_s3(uris[0]):
         from scalp_core.storage import s3
 
-        fs = s3.filesystem(patient=True)
+        fs = s3.filesystem(long_retries=True)
     paths = [storage.filesystem(uri)[1] for uri in uris]
     with storage.explain_errors(uris[0]):
         return pads.dataset(
@@ -50,12 +50,12 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table.
+    """Read one Parquet file as a table.
 
     Raises:
-        UserError: it is missing or no Parquet file.
+        UserError: the file is missing, or not a valid Parquet file.
     """
     try:
         return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{uri} is no Parquet file or damaged ({error}); make it again") from error
+        raise UserError(f"{uri} is not a valid Parquet file ({error}); create it again") from error

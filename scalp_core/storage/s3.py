@@ -1,10 +1,10 @@
-"""S3 clients and requests: keys, region and address by the usual AWS chain, one for pyarrow and boto3 alike.
+"""S3 clients and requests: keys, region and endpoint from the AWS chain, the same for pyarrow and boto3.
 
-`AWS_ENDPOINT_URL`, or `endpoint_url` of a profile, names another server than Amazon's.
+`AWS_ENDPOINT_URL`, or `endpoint_url` of a profile, selects another server than Amazon's.
 
 Objects are read, written, listed and removed by boto3, whose errors carry codes. pyarrow's client reads
 images and data sets: an object of 60 KB takes it 1.2 ms of a core, boto3 2.1 ms (SeaweedFS on loopback, 2
-cores, 2026-11-28). A key that it refuses and every failure are left to boto3.
+cores, 2026-11-28). boto3 handles the keys that pyarrow refuses, and all failures.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from scalp_core.storage.retry import call_with_retries
 _CONNECT_TIMEOUT_S = 5
 _REQUEST_TIMEOUT_S = 30
 _MAX_ATTEMPTS = 3  # by the S3 client itself, within seconds
-_PATIENT_ATTEMPTS = 12  # within a minute or two
-_POOL = 32  # connections of one process: as many as its threads ask at once
+_LONG_ATTEMPTS = 12  # within a minute or two
+_POOL = 32  # connections per process, for requests of its threads in parallel
 
-_making = threading.Lock()  # boto3's default session is not safe where two threads make clients
+_client_lock = threading.Lock()  # boto3's default session is not thread-safe for making clients
 
 
-def filesystem(patient: bool = False) -> pafs.S3FileSystem:
-    """For bytes: reads by range, writes in parts. A patient one itself waits for a server that is away."""
-    return _filesystem(_access(), _PATIENT_ATTEMPTS if patient else _MAX_ATTEMPTS)
+def filesystem(long_retries: bool = False) -> pafs.S3FileSystem:
+    """Return pyarrow's S3 filesystem; with `long_retries` it retries an unavailable server for minutes."""
+    return _filesystem(_access(), _LONG_ATTEMPTS if long_retries else _MAX_ATTEMPTS)
 
 
 def answer(operation: str, **query: Any) -> dict[str, Any]:
     """Call an operation of boto3's client.
 
     Raises:
-        StorageError: with S3's code and the HTTP status.
+        StorageError: the request failed; has S3's code and the HTTP status.
     """
     with coded():
         return getattr(client(), operation)(**query)
@@ -58,7 +58,7 @@ def answer(operation: str, **query: Any) -> dict[str, Any]:
 
 @contextmanager
 def coded() -> Iterator[None]:
-    """Turn boto3's errors inside the block into `StorageError`, so that all storage fails in one way."""
+    """Turn boto3's errors inside the block into `StorageError`."""
     try:
         yield
     except ClientError as error:
@@ -76,28 +76,28 @@ def coded() -> Iterator[None]:
 
 
 def client() -> Any:
-    """The boto3 client for the credentials in force."""
+    """Return the boto3 client for the current credentials."""
     access = _access()
-    with _making:
+    with _client_lock:
         return _client(access)
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
-    """Size, etag and metadata of one object; None if there is none."""
-    if not key or key.endswith("/"):  # how some tools write a folder
+    """Read size, etag and metadata of one object; None if it is missing."""
+    if not key or key.endswith("/"):  # some tools write a folder so
         return None
     try:
         return answer("head_object", Bucket=bucket, Key=key)
     except StorageError as error:
         if error.status == HTTPStatus.NOT_FOUND:
             return None
-        # The answer to HEAD has no body, so no code: the same server names it where there is one.
+        # A response to HEAD has no body, hence no error code; a listing request returns the code.
         answer("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
         raise
 
 
 def get(bucket: str, key: str, byte_range: tuple[int, int] | None = None) -> bytes:
-    """The bytes of one object, or those in [start, end) of it."""
+    """Read the bytes of one object, or its range [start, end)."""
     query = {"Range": f"bytes={byte_range[0]}-{byte_range[1] - 1}"} if byte_range else {}
     with coded():
         try:
@@ -115,13 +115,13 @@ def put(bucket: str, key: str, data: bytes) -> None:
 def upload(bucket: str, key: str, file: IO[bytes]) -> None:
     """Upload a file from its start, atomically; a large one in parts."""
     file.seek(0)
-    # s3transfer closes what it is given.
+    # s3transfer closes the file object that it gets.
     with coded(), open(file.fileno(), "rb", closefd=False) as unclosed:
         client().upload_fileobj(unclosed, bucket, key)
 
 
 def create(bucket: str, key: str, data: bytes) -> bool:
-    """Write an object unless there is one; True for exactly one of concurrent callers."""
+    """Write an object unless it exists; True for exactly one of concurrent callers."""
     uri, mark = f"s3://{bucket}/{key}", uuid.uuid4().hex
 
     def put_new() -> bool:
@@ -135,21 +135,21 @@ def create(bucket: str, key: str, data: bytes) -> bool:
         return True
 
     if not put_new():
-        # Perhaps it is this caller's: a lost answer, and the same request sent again.
-        found = call_with_retries(uri, answer, "head_object", Bucket=bucket, Key=key)
-        return bool(found["Metadata"].get("created-by") == mark)
+        # It may be this caller's object: the first response was lost, and the request was retried.
+        head_of_object = call_with_retries(uri, answer, "head_object", Bucket=bucket, Key=key)
+        return bool(head_of_object["Metadata"].get("created-by") == mark)
     place = (_access().endpoint, bucket)
     if place not in _conditional:
-        if put_new():  # the same bytes, so nothing is lost
+        if put_new():  # the same bytes, so no data are lost
             raise UserError(
-                f"cannot write {uri} safely: the S3 server overwrites what `If-None-Match: *` protects; "
-                "use a folder, or a server that knows it, as Amazon's and SeaweedFS do"
+                f"cannot write {uri} safely: the S3 server ignores `If-None-Match: *` and overwrites; "
+                "use a local folder, or a server that supports it, such as Amazon S3 or SeaweedFS"
             )
         _conditional.add(place)
     return True
 
 
-# Servers and buckets that were seen to honor `If-None-Match`: once a process is enough.
+# Servers and buckets that honored `If-None-Match`, tested once per process.
 _conditional: set[tuple[str | None, str]] = set()
 
 
@@ -157,27 +157,28 @@ def delete(bucket: str, keys: list[str]) -> None:
     """Remove up to 1,000 objects by one request.
 
     Raises:
-        StorageError: some were not removed: S3 answers 200 all the same.
+        StorageError: some objects were not removed, although S3 answered 200.
     """
-    found = answer(
+    response = answer(
         "delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
     )
-    for error in found.get("Errors", ()):
+    for error in response.get("Errors", ()):
         raise StorageError(f"{error.get('Key')}: {error.get('Message')}", error.get("Code", ""))
 
 
 class Reader(io.RawIOBase):
-    """An object to read from any place, one request for each read.
+    """A random-access file over an S3 object; each read is one request.
 
     Raises:
-        StorageError: there is none, or storage refused.
+        FileNotFoundError: the object is missing.
+        StorageError: the request failed.
     """
 
     def __init__(self, bucket: str, key: str) -> None:
-        found = head(bucket, key)
-        if found is None:
+        metadata = head(bucket, key)
+        if metadata is None:
             raise FileNotFoundError(f"s3://{bucket}/{key}")
-        self._bucket, self._key, self._size, self._place = bucket, key, int(found["ContentLength"]), 0
+        self._bucket, self._key, self._size, self._place = bucket, key, int(metadata["ContentLength"]), 0
 
     def seekable(self) -> bool:
         return True
@@ -204,7 +205,7 @@ class Reader(io.RawIOBase):
 
 
 class _Access(NamedTuple):
-    """How S3 is reached. A changed key makes another filesystem, so that none answers with old ones."""
+    """Endpoint, region and keys of S3; the cache key of clients, so that changed credentials take effect."""
 
     endpoint: str | None
     region: str
@@ -214,9 +215,9 @@ class _Access(NamedTuple):
 
 
 def _access() -> _Access:
-    """What the usual AWS chain says now: environment, profile, role; short-lived keys are renewed."""
+    """Resolve the AWS chain now: environment, profile, role; short-lived keys are renewed."""
     try:
-        with _making:
+        with _client_lock:
             chain = _chain(os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"))
         keys = chain.credentials.get_frozen_credentials() if chain.credentials else None
     except BotoCoreError as error:
@@ -232,12 +233,12 @@ def _access() -> _Access:
 
 
 class _Chain(NamedTuple):
-    credentials: Any  # botocore's, which renew themselves; None where there are none
+    credentials: Any  # botocore's, which renew themselves; None without any
     endpoint: str | None
     region: str | None
 
 
-# Looked up once: asking a cloud's own service for keys takes seconds where there is none.
+# Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
 @lru_cache(maxsize=4)
 def _chain(profile: str | None, _key_id: str | None) -> _Chain:
     session = get_session()
@@ -256,7 +257,7 @@ def _filesystem(access: _Access, attempts: int) -> pafs.S3FileSystem:
         "anonymous": access.key_id is None,  # a public bucket needs none
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
-        "allow_delayed_open": True,  # a small file is one request, and not three
+        "allow_delayed_open": True,  # one request per small file instead of three
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     }
     if access.endpoint:

@@ -20,7 +20,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """`s3://` uris as they are; local paths made absolute, so that workers elsewhere find the same file."""
+    """Make a local path absolute, for workers with another working directory; keep an `s3://` uri."""
     text = os.fspath(uri)
     return text.rstrip("/") if is_s3(text) else str(Path(text).expanduser().resolve())
 
@@ -28,9 +28,9 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 def check_scheme(uri: str) -> None:
     if is_s3(uri):
         if not urlsplit(uri).netloc:
-            raise UserError(f"{uri} names no bucket: write s3://BUCKET/PREFIX")
+            raise UserError(f"{uri} has no bucket; write s3://BUCKET/PREFIX")
     elif "://" in uri:
-        raise UserError(f"{uri}: only local paths and s3:// are read; copy the data to one of them")
+        raise UserError(f"{uri} is neither a local path nor s3://; copy the data to one of them")
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -45,18 +45,18 @@ def bucket_and_prefix(uri: str) -> tuple[str, str]:
 
 
 def check_disjoint(uris: Sequence[str]) -> None:
-    """Refuses sources of which one lies inside another: its photographs would be counted twice.
+    """Refuse a source inside another: its images would be counted twice.
 
     Raises:
-        UserError: names both.
+        UserError: two sources overlap; the message names both.
     """
     given: dict[str, str] = {}
     for uri in uris:
         place = absolute(uri).rstrip("/")
         if place in given:
-            raise UserError(f"{given[place]} and {uri} are the same source; name it once")
+            raise UserError(f"{given[place]} and {uri} are the same source; give it once")
         given[place] = uri
     for place, uri in given.items():
         for slash in re.finditer("/", place):
             if outer := given.get(place[: slash.start()]):
-                raise UserError(f"{uri} lies in {outer}; name {outer} alone, or sources beside each other")
+                raise UserError(f"{uri} is inside {outer}; give {outer} alone, or disjoint sources")

@@ -157,7 +157,7 @@ def test_prepared_data_and_other_sources_are_graded_together(bundle, way, cluste
 
 def test_one_source_inside_another_is_refused(bundle, tmp_path):
     source = put_source("folder", tmp_path)
-    with pytest.raises(UserError, match="lies in"):
+    with pytest.raises(UserError, match="is inside"):
         grade(str(bundle), [source, f"{source}/session 1"], str(tmp_path / "out"))
     with pytest.raises(UserError, match="is in the source"):
         grade(str(bundle), source, f"{source}/out")

@@ -330,7 +330,7 @@ def test_a_server_that_ignores_the_condition_is_refused(s3, tmp_path, run, monke
     monkeypatch.setattr(client, "answer", careless)
     monkeypatch.setattr(client, "_conditional", set())  # as in a new process
     store = open_registry(f"s3://scalp/careless/{tmp_path.name}")
-    with pytest.raises(UserError, match="overwrites what `If-None-Match: \\*` protects"):
+    with pytest.raises(UserError, match="ignores `If-None-Match: \\*` and overwrites"):
         store.add(run(1), "scalp")
     assert store.names() == []
 

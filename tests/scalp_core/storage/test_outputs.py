@@ -88,7 +88,7 @@ def test_only_a_scratch_folder_with_the_marker_is_removed(out):
     foreign = storage.join(out, outputs.SCRATCH_FOLDER, "thesis.tex")
     storage.write(foreign, b"the user's")
     outputs.remove_scratch(out)
-    with pytest.raises(UserError, match="is not scalp's"):
+    with pytest.raises(UserError, match="was not made by scalp"):
         outputs.scratch(out)
     assert storage.read(foreign) == b"the user's"
 

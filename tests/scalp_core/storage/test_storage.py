@@ -134,8 +134,8 @@ def test_what_is_gone_or_was_never_there_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("s3://", "names no bucket"),
-        ("gs://bucket/a", "only local paths and s3://"),
+        ("s3://", "has no bucket"),
+        ("gs://bucket/a", "is neither a local path nor s3://"),
         ("s3://no-such-bucket/a", "no such bucket"),
         ("s3://scalp/no/such/prefix", "check the path"),
     ],

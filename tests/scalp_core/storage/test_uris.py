@@ -29,14 +29,14 @@ def test_a_source_that_lies_in_another_is_refused_with_both_names(outer, inner):
     for given in ([outer, inner], [inner, "s3://other/a", outer]):
         with pytest.raises(UserError) as told:
             uris.check_disjoint(given)
-        assert str(told.value).startswith(f"{inner} lies in {outer}; ")
+        assert str(told.value).startswith(f"{inner} is inside {outer}; ")
 
 
 def test_the_same_source_twice_is_refused_however_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for again in ("a", "./a", "b/../a", "a/", "link"):
-        with pytest.raises(UserError, match="are the same source; name it once"):
+        with pytest.raises(UserError, match="are the same source; give it once"):
             uris.check_disjoint([str(tmp_path / "a"), again])
     with pytest.raises(UserError, match="the same source"):
         uris.check_disjoint(["s3://x/a", "s3://x/a/"])
