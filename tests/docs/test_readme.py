@@ -74,6 +74,19 @@ def test_the_grading_page_explains_every_code_column_and_table():
         assert f"`{word}`" in DOCS["grading.md"], word
 
 
+def test_the_change_log_lists_every_hidden_alias():
+    hidden = {f"scalp {name}" for name, verb in VERBS.items() if verb.hidden}
+    hidden |= {
+        name
+        for verb in leaves(VERBS.values())
+        for parameter in verb.params
+        if getattr(parameter, "hidden", False)
+        for name in parameter.opts
+    }
+    deprecated = (ROOT / "CHANGELOG.md").read_text().split("### Deprecated")[1].split("###")[0]
+    assert {alias for alias in hidden if f"`{alias}`" not in deprecated} == set()
+
+
 def test_every_option_named_in_the_text_exists():
     options = {"--help"} | {
         name for verb in leaves(VERBS.values()) for parameter in verb.params for name in parameter.opts
