@@ -1,1 +1,1 @@
-"""Metrics of predictions, their confidence intervals, subgroups, figures."""
+"""Evaluation of predictions: metrics, bootstrap intervals, non-inferiority, subgroups, plots."""

@@ -1,7 +1,8 @@
-"""Intervals of metrics by resampling groups: photographs of one microscope or session are not independent.
+"""Bootstrap intervals of metrics, resampled by group.
 
-A resample draws as many groups as there are, with replacement, and takes all photographs of each. Everything
-is computed from sums by group, or from ranks, for many resamples at once.
+Images of one microscope or session are not independent, so a resample draws as many groups as exist, with
+replacement, and takes all images of each. Metrics are computed
+from sums per group, or from ranks, for many resamples at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from scalp_core.grades import NUM_GRADES
 RESAMPLES = 1000
 SEED = 0
 LEVEL = 0.95
-FEW_GROUPS = 10  # below it, percentiles of resamples are too narrow
-_CHUNK_CELLS = 2_000_000  # weights held at once: resamples times photographs
+FEW_GROUPS = 10  # below it, percentile intervals are too narrow
+_CHUNK_CELLS = 2_000_000  # weights in memory: resamples times images
 
 Values = dict[str, np.ndarray]
 
@@ -26,7 +27,7 @@ Values = dict[str, np.ndarray]
 def bootstrap_grades(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], seed: int = SEED
 ) -> dict[str, Any]:
-    """Intervals of the metrics of `metrics.score`; see `bootstrap_metrics`."""
+    """Compute intervals of the metrics of `metrics.score`, as in `bootstrap_metrics`."""
     index = group_indices(groups)
     sums = sums_by_group(confusion_cells(labels, grades), index)
 
@@ -43,25 +44,25 @@ def bootstrap_metrics(
     extra: dict[str, np.ndarray] | None = None,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """Intervals of the metrics of `metrics.score` and `metrics.score_probabilities`.
+    """Compute intervals of the metrics of `metrics.score` and `metrics.score_probabilities`.
 
     Args:
         labels: int (N,), 0..3.
         probs: float (N, 4).
-        groups: (N,), what each photograph is drawn with.
-        extra: more values by photograph, float (N,), whose means are wanted.
-        seed: the same gives the same intervals.
+        groups: (N,), group of each image; the images of a group are drawn together.
+        extra: Additional values per image, float (N,) by name, whose means get intervals.
+        seed: Random seed of the resamples.
 
     Returns:
-        `groups, resamples, seed, level`, and by metric `low, high, undefined` (resamples left out because the
-        metric is not defined in them), a list of such by grade for recall and precision. None where there is
-        one group, or no resample in which it is defined.
+        `groups, resamples, seed, level`, and per metric `low, high, undefined` (resamples omitted because the
+        metric is undefined in them); recall and precision have a list of these per grade. None with a single
+        group, or if the metric is undefined in all resamples.
     """
     index, extra = group_indices(groups), extra or {}
-    own = probs[np.arange(len(labels)), labels]
+    of_label = probs[np.arange(len(labels)), labels]
     means = {
         "rps": metrics.ranked_probability_scores(labels, probs),
-        "log_loss": -np.log(np.maximum(own, np.finfo(probs.dtype).eps)),
+        "log_loss": -np.log(np.maximum(of_label, np.finfo(probs.dtype).eps)),
         **extra,
     }
     right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
@@ -77,7 +78,7 @@ def bootstrap_metrics(
         return {
             **metrics.score_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES)),
             **dict(zip(means, (totals[:, 1:] / totals[:, :1]).T, strict=True)),
-            # A bin's share times its distance is the distance of its sums over all photographs.
+            # The fraction of a bin times its gap is the gap of its sums divided by the number of images.
             "ece": np.abs(weights @ gaps).sum(axis=1) / totals[:, 0],
             **ranks.values(by_row),
         }
@@ -86,7 +87,7 @@ def bootstrap_metrics(
 
 
 def bootstrap_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
-    """Intervals as `bootstrap_grades`, from counts (4, 4) alone: each image is its own group."""
+    """Compute intervals as `bootstrap_grades`, from counts (4, 4) alone: each image is its own group."""
     total = int(matrix.sum())
     drawn = np.random.default_rng(seed).multinomial(total, matrix.ravel() / total, size=RESAMPLES)
     values = metrics.score_confusion(drawn.reshape(-1, NUM_GRADES, NUM_GRADES))
@@ -96,7 +97,7 @@ def bootstrap_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
 
 
 class _Ranks:
-    """AUROC and sensitivity at a specificity of weighted photographs, from one sorting."""
+    """AUROC and sensitivity at fixed specificity for many weightings of the images, from one sort."""
 
     def __init__(self, positive: np.ndarray, severity: np.ndarray) -> None:
         self._order = np.argsort(severity, kind="stable")
@@ -105,7 +106,7 @@ class _Ranks:
         self._positive = positive[self._order]
 
     def values(self, weights: np.ndarray) -> Values:
-        """By name (B,), from weights (B, N); NaN where one class is absent."""
+        """Compute the metrics (B,) by name from weights (B, N); NaN if one class is absent."""
         ranked = weights[:, self._order]
         positive = np.add.reduceat(ranked * self._positive, self._starts, axis=1)
         negative = np.add.reduceat(ranked * ~self._positive, self._starts, axis=1)
@@ -113,7 +114,7 @@ class _Ranks:
         below = np.cumsum(negative, axis=1) - negative
         with np.errstate(invalid="ignore", divide="ignore"):
             auroc = (positive * (below + negative / 2)).sum(axis=1) / (positives * negatives)
-            # From the lowest threshold that leaves enough negatives below it.
+            # At the lowest threshold with enough negatives below it.
             specific = below >= metrics.SPECIFICITY * negatives[:, None] - 1e-9
             sensitivity = (positive * specific).sum(axis=1) / positives
         one_class = (positives == 0) | (negatives == 0)
@@ -124,29 +125,29 @@ class _Ranks:
 
 
 def group_indices(groups: Sequence[Any]) -> np.ndarray:
-    """Number of each image's group, int (N,), 0 to the number of groups less one."""
+    """Number the groups: return the group index of each image, int (N,), from 0."""
     return np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
 
 
 def confusion_cells(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """float (N, 16): each photograph's own confusion matrix."""
+    """Return the confusion matrix of each image alone, float (N, 16)."""
     return np.eye(NUM_GRADES**2)[labels * NUM_GRADES + grades]
 
 
 def sums_by_group(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Sums over the images of each group, float (groups, K), of values (N, K)."""
+    """Sum values (N, K) over the images of each group: float (groups, K)."""
     sums = np.zeros((index.max() + 1, values.shape[1]))
     np.add.at(sums, index, values)
     return sums
 
 
 def resamples(groups: int, cells: int, seed: int = SEED) -> Iterator[np.ndarray]:
-    """Draw groups with replacement: how often each is drawn, float (B, groups), some resamples at a time.
+    """Draw groups with replacement, and yield chunks of the counts per group, float (B, groups).
 
     Args:
-        groups: their number.
-        cells: values that the caller holds for each resample, which bounds how many come at a time.
-        seed: the same gives the same draws.
+        groups: Number of groups.
+        cells: Values that the caller holds per resample, which limit the size of a chunk.
+        seed: Random seed of the draws.
     """
     rng = np.random.default_rng(seed)
     chunk = max(1, min(RESAMPLES, _CHUNK_CELLS // cells))
@@ -156,7 +157,7 @@ def resamples(groups: int, cells: int, seed: int = SEED) -> Iterator[np.ndarray]
         yield np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(float)
 
 
-def _intervals(values: Any, index: np.ndarray, photographs: int, seed: int) -> dict[str, Any]:
+def _intervals(values: Any, index: np.ndarray, images: int, seed: int) -> dict[str, Any]:
     groups = int(index.max()) + 1
     record = {"groups": groups, "resamples": RESAMPLES, "seed": seed, "level": LEVEL}
     if groups == 1:
@@ -164,7 +165,7 @@ def _intervals(values: Any, index: np.ndarray, photographs: int, seed: int) -> d
         return record | {
             name: None if value.ndim == 1 else [None] * NUM_GRADES for name, value in names.items()
         }
-    parts = [values(weights) for weights in resamples(groups, photographs, seed)]
+    parts = [values(weights) for weights in resamples(groups, images, seed)]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return record | _summaries(drawn)
 

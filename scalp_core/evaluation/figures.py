@@ -1,4 +1,4 @@
-"""Pictures: training curves, confusion matrix, reliability, risk and coverage, slices; each as PNG bytes."""
+"""Plots as PNG bytes: training curves, confusion matrix, reliability, risk and coverage, slices, search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen
+matplotlib.use("Agg")  # works without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
-_SLICES_SHOWN = 12  # of one column
-_PANELS_A_ROW = 3
+_SLICES_SHOWN = 12  # per column
+_PANELS_PER_ROW = 3
 _LOG_TICKS = 4
 _LABEL_WIDTH = 9  # characters
 
@@ -33,20 +33,20 @@ def _png(figure: Figure) -> bytes:
 
 
 def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "") -> bytes:
-    """Loss and accuracy by epoch, training and validation.
+    """Plot loss and accuracy per epoch, for training and validation.
 
     Args:
-        history: for each epoch `epoch, train_loss, val_loss, train_top1, val_top1, val_qwk`.
-        best_epoch: the one that was kept.
-        title: above both; what a reader of the curves must know.
+        history: Per epoch `epoch, train_loss, val_loss, train_top1, val_top1, val_qwk`.
+        best_epoch: Epoch whose weights were saved.
+        title: Title, such as a warning about the split.
     """
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, metric, heading in ((left, "loss", "log loss"), (right, "top1", "top-1 accuracy, kappa")):
-        for part, color in (("train", _TRAIN), ("val", _VAL)):
-            values = [entry[f"{part}_{metric}"] for entry in history]
+        for split, color in (("train", _TRAIN), ("val", _VAL)):
+            values = [entry[f"{split}_{metric}"] for entry in history]
             axis.plot(
-                epochs, values, "o-", color=color, label="training" if part == "train" else "validation"
+                epochs, values, "o-", color=color, label="training" if split == "train" else "validation"
             )
         axis.set(xlabel="epoch", title=heading)
         axis.axvline(best_epoch, color="gray", linestyle=":", label=f"kept: epoch {best_epoch}")
@@ -56,7 +56,7 @@ def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "")
     right.plot(
         epochs, [entry["val_qwk"] for entry in history], "s--", color="#3a8a3a", label="validation QWK"
     )
-    # An untrained model's kappa can be below zero; everything above is a share.
+    # The kappa of an untrained model can be negative.
     right.set_ylim(min(0.0, *(entry["val_qwk"] for entry in history)), 1)
     left.legend()
     right.legend()
@@ -65,12 +65,12 @@ def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "")
 
 
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = "") -> bytes:
-    """Counts, shaded by the share of each true grade.
+    """Plot a confusion matrix of counts, shaded by the share of each true grade.
 
     Args:
         matrix: (4, 4), rows are the labels, columns the predicted grades.
-        title: above it.
-        note: a line below it.
+        title: Title above the plot.
+        note: Line below the plot.
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -92,16 +92,16 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str
 
 
 def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
-    """How often the likeliest grade is right where it is given so much probability.
+    """Plot a reliability diagram: accuracy of the likeliest grade per bin of its probability.
 
     Args:
-        calibrated: from `subgroups.measure_calibration`.
-        title: above it.
+        calibrated: Output of `subgroups.measure_calibration`.
+        title: Title above the plot.
     """
     figure, (axis, counts) = plt.subplots(
         2, 1, figsize=(5.6, 6), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
-    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="as it should be")
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="perfect calibration")
     for when, name, color, style in (
         ("before", "without temperature", _VAL, "s--"),
         ("after", "calibrated", _TRAIN, "o-"),
@@ -118,10 +118,10 @@ def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
     counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)
-    for each in (axis, counts):
-        each.grid(alpha=0.3)
+    for panel in (axis, counts):
+        panel.grid(alpha=0.3)
     figure.supxlabel(
-        "expected: of a perfectly calibrated model on as many images, "
+        "expected: ECE of a perfectly calibrated model on as many images, "
         f"95 % up to {calibrated['if_calibrated_after']['high']:.3f}",
         fontsize=8, color="#444444",
     )  # fmt: skip
@@ -129,11 +129,11 @@ def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
 
 
 def plot_risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
-    """What remains wrong among the most confident share, and where the referral rule operates.
+    """Plot error against coverage of the most confident images, with the point of the referral rule.
 
     Args:
-        curve: from `subgroups.measure_risk_coverage`.
-        title: above it.
+        curve: Output of `subgroups.measure_risk_coverage`.
+        title: Title above the plot.
     """
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     lines, point = curve["curve"], curve["referral"]
@@ -163,18 +163,18 @@ def plot_slices(
     bounds: Mapping[str, Any],
     title: str,
 ) -> bytes:
-    """Kappa and mean absolute error by slice, each with its interval.
+    """Plot kappa and mean absolute error per slice with intervals.
 
     Args:
-        by_column: from `subgroups.score_slices`; of a column with many values the largest are shown.
-        overall: the metrics of all photographs.
-        bounds: their intervals.
-        title: above it.
+        by_column: Output of `subgroups.score_slices`; the plot shows the largest slices of each column.
+        overall: Metrics of all images.
+        bounds: Intervals of these metrics.
+        title: Title above the plot.
     """
     rows: list[tuple[str, Mapping[str, Any]]] = [("all", {**overall, "intervals": bounds, "small": False})]
-    for column, found in by_column.items():
-        largest = sorted(found, key=lambda row: -row["n"])[:_SLICES_SHOWN]
-        rows += [(f"{column} {row['value']}", row) for row in found if row in largest]
+    for column, column_slices in by_column.items():
+        largest = sorted(column_slices, key=lambda row: -row["n"])[:_SLICES_SHOWN]
+        rows += [(f"{column} {row['value']}", row) for row in column_slices if row in largest]
     figure, axes = plt.subplots(
         1, 2, figsize=(9.6, 1.4 + 0.27 * len(rows)), layout="constrained", sharey=True
     )
@@ -196,7 +196,7 @@ def plot_slices(
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(
-        "dotted: all photographs; bars: 95 % by group, none where a slice is one group; gray: too few to say",
+        "dotted: all images; bars: 95 % over groups, absent for a single group; gray: too few images",
         fontsize=8, color="#444444",
     )  # fmt: skip
     return _png(figure)
@@ -208,20 +208,20 @@ def plot_search(
     epochs: int,
     title: str,
 ) -> bytes:
-    """Validation kappa of all trials by epoch, and the best of each against every setting that was varied.
+    """Plot validation kappa of all trials per epoch, and each trial's best against each varied setting.
 
     Args:
-        trials: `number, settings, status, history` of each, the best first.
-        axes: for each setting the values to choose from, or `linear` or `log` of a range.
-        epochs: of a trial that was not stopped.
-        title: above it.
+        trials: `number, settings, status, history` of each trial, the best first.
+        axes: Per setting the values of its list, or `linear` or `log` for a range.
+        epochs: Epochs of a trial that ran to the end.
+        title: Title above the plot.
     """
     shown = [trial for trial in trials if trial["history"]]
-    rows = -(-len(axes) // _PANELS_A_ROW)
+    rows = -(-len(axes) // _PANELS_PER_ROW)
     figure = plt.figure(figsize=(11, 4.2 + 2.9 * rows), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, _PANELS_A_ROW, height_ratios=[1.4, *[1] * rows])
+    grid = figure.add_gridspec(rows + 1, _PANELS_PER_ROW, height_ratios=[1.4, *[1] * rows])
     top = figure.add_subplot(grid[0, :])
-    for trial in reversed(shown):  # the best is drawn last, above the others
+    for trial in reversed(shown):  # draws the best last, above the others
         best = trial is shown[0]
         top.plot(
             [entry["epoch"] for entry in trial["history"]], [entry["val_qwk"] for entry in trial["history"]],
@@ -235,15 +235,15 @@ def plot_search(
     top.grid(alpha=0.3)
     first: Any = None
     for place, (name, values) in enumerate(axes.items()):
-        panel = figure.add_subplot(grid[1 + place // _PANELS_A_ROW, place % _PANELS_A_ROW], sharey=first)
+        panel = figure.add_subplot(grid[1 + place // _PANELS_PER_ROW, place % _PANELS_PER_ROW], sharey=first)
         first = first or panel
         _against(panel, name, values, shown)
-        if place % _PANELS_A_ROW == 0:
+        if place % _PANELS_PER_ROW == 0:
             panel.set_ylabel("best kappa (QWK)")
     best_label = f"trial {shown[0]['number']}, the best, in its best epoch"
     handles = [
         top.plot([], [], "*", color=_VAL, markersize=14, markeredgecolor="black", label=best_label)[0],
-        top.plot([], [], "s", color="black", label="trial 1, the recipe as it is")[0],
+        top.plot([], [], "s", color="black", label="trial 1, the unchanged recipe")[0],
         top.plot([], [], "o", color=_TRAIN, label="all epochs")[0],
         top.plot([], [], "o", color=_TRAIN, markerfacecolor="white", label="stopped early, or failed")[0],
     ]
@@ -261,8 +261,8 @@ def _mark(axis: Any, x: float, y: float, trial: Mapping[str, Any], best: bool) -
 
 
 def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequence[Mapping[str, Any]]) -> None:
-    """Each trial's best kappa against one setting."""
-    trials_with = [trial for trial in trials if name in trial["settings"]]  # the others: without an effect
+    """Plot each trial's best kappa against one setting."""
+    trials_with = [trial for trial in trials if name in trial["settings"]]  # others have no such setting
     for trial in reversed(trials_with):
         value = trial["settings"][name]
         x = value if isinstance(values, str) else values.index(value)
@@ -274,7 +274,7 @@ def _against(panel: Any, name: str, values: Sequence[Any] | str, trials: Sequenc
     if isinstance(values, str):
         panel.set_xscale(values)
         drawn = [value for trial in trials_with if (value := trial["settings"][name]) > 0]
-        if values == "log" and drawn:  # matplotlib's own labels overlap, or none lies between powers of ten
+        if values == "log" and drawn:  # matplotlib's labels overlap, or exist only at powers of ten
             labels = [f"{tick:.2g}" for tick in np.geomspace(min(drawn), max(drawn), _LOG_TICKS)]
             panel.set_xticks([float(label) for label in labels], labels)
             panel.xaxis.set_minor_locator(NullLocator())

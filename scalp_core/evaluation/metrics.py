@@ -1,8 +1,7 @@
-"""How well grades and probabilities are predicted: one number each, by scikit-learn where it has it.
+"""Metrics of predicted grades and probabilities, by scikit-learn where it has them.
 
-What is undefined (the recall of a grade without a photograph, the AUROC of one class) is None and never a
-made-up number. Averages over grades are over those that occur among the labels. docs/evaluation.md has every
-definition in a line; `bootstrap` resamples the same numbers.
+An undefined metric (recall of a grade without images, AUROC of one class) is None. Averages over grades are
+over those among the labels. docs/evaluation.md defines each metric; `bootstrap` computes the intervals.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ _DISTANCE = np.abs(np.subtract.outer(_LABELS, _LABELS))
 
 ECE_BINS = 15
 _ECE_DRAWS = 1000
-_ECE_CHUNK_CELLS = 2_000_000  # held at once: draws times images
+_ECE_CHUNK_CELLS = 2_000_000  # values in memory: draws times images
 SPECIFICITY = 0.95
-REFERABLE = Grade.MODERATE  # AUROC and sensitivity tell this grade and above from those below
+REFERABLE = Grade.MODERATE  # positive class of AUROC and sensitivity: this grade and above
 
 PAPER_NOTE = (
     "The paper's 95.48 % is BinaryAccuracy over four one-hot outputs cut at 0.5, 1-(FP+FN)/(4N), where "
@@ -40,18 +39,18 @@ PAPER_NOTE = (
 
 
 def confusion(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """int (4, 4): rows are the labels, columns the predicted grades."""
+    """Count the confusion matrix, int (4, 4): rows are the labels, columns the predicted grades."""
     return confusion_matrix(labels, grades, labels=_LABELS)
 
 
 def quadratic_weighted_kappa(matrix: np.ndarray) -> float:
-    """Agreement beyond chance with squared distances; 1 is perfect, 0 is chance.
+    """Compute quadratic weighted kappa: agreement beyond chance; 1 is perfect, 0 is chance.
 
-    A constant prediction is chance, also where the labels are constant too: for choosing an epoch. `score`
-    calls that undefined, as scikit-learn does.
+    A constant prediction gives 0 even if the labels are constant, so that epochs can be compared. `score`
+    gives None there, because kappa is undefined.
 
     Args:
-        matrix: int (4, 4) from `confusion`, of the whole set: kappas of batches do not average to it.
+        matrix: int (4, 4) from `confusion`, of the whole set; kappas of batches cannot be averaged.
     """
     if np.count_nonzero(matrix) < 2:
         return 0.0
@@ -60,7 +59,7 @@ def quadratic_weighted_kappa(matrix: np.ndarray) -> float:
 
 
 def score(labels: np.ndarray, grades: np.ndarray) -> dict[str, Any]:
-    """The metrics of one set of predicted grades.
+    """Compute the metrics of predicted grades.
 
     Args:
         labels: int (N,), 0..3.
@@ -90,7 +89,7 @@ def score(labels: np.ndarray, grades: np.ndarray) -> dict[str, Any]:
 
 
 def score_probabilities(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
-    """The metrics of one set of probabilities.
+    """Compute the metrics of predicted probabilities.
 
     Args:
         labels: int (N,), 0..3.
@@ -112,7 +111,7 @@ def _referable(positive: np.ndarray, severity: np.ndarray) -> dict[str, float | 
     if positive.all() or not positive.any():
         return {"auroc": None, "sensitivity_at_95_specificity": None}
     false_positive, true_positive, _ = roc_curve(positive, severity, drop_intermediate=False)
-    # The tolerance keeps 19 of 20 inside, whatever the last bit of 1 - 0.95 says.
+    # The tolerance includes 19 of 20 despite the rounding of 1 - 0.95.
     allowed = false_positive <= 1 - SPECIFICITY + 1e-9
     return {
         "auroc": float(roc_auc_score(positive, severity)),
@@ -121,18 +120,21 @@ def _referable(positive: np.ndarray, severity: np.ndarray) -> dict[str, float | 
 
 
 def ranked_probability_scores(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """float (N,): squared distance of cumulative probabilities from the label's, over three steps; 0..1."""
+    """Compute the ranked probability score per image, float (N,) in 0..1.
+
+    It is the mean squared distance of the cumulative probabilities from those of the label, over three steps.
+    """
     steps = np.cumsum(probs, axis=1)[:, :-1] - (labels[:, None] <= np.arange(NUM_GRADES - 1))
     return (steps**2).sum(axis=1) / (NUM_GRADES - 1)
 
 
 def confidence_bins(probs: np.ndarray) -> np.ndarray:
-    """int (N,): the bin of the likeliest grade's probability among `ECE_BINS` of equal width from 0 to 1."""
+    """Assign the likeliest grade's probability to one of `ECE_BINS` bins of equal width: int (N,)."""
     return np.minimum((probs.max(axis=1) * ECE_BINS).astype(int), ECE_BINS - 1)
 
 
 def reliability(labels: np.ndarray, probs: np.ndarray) -> list[dict[str, Any]]:
-    """For each confidence bin `low, high, n, confidence, top1`; the last two None where the bin is empty."""
+    """Compute `low, high, n, confidence, top1` per confidence bin; the last two are None in empty bins."""
     bins, confidence = confidence_bins(probs), probs.max(axis=1)
     right = probs.argmax(axis=1) == labels
     rows: list[dict[str, Any]] = []
@@ -151,24 +153,24 @@ def reliability(labels: np.ndarray, probs: np.ndarray) -> list[dict[str, Any]]:
 
 
 def expected_calibration_error(labels: np.ndarray, probs: np.ndarray) -> float:
-    """Mean distance of confidence from accuracy over the confidence bins, weighed by their photographs."""
+    """Compute the expected calibration error: mean gap of confidence and accuracy, weighted by bin size."""
     filled = [row for row in reliability(labels, probs) if row["n"]]
     return sum(row["n"] * abs(row["confidence"] - row["top1"]) for row in filled) / len(labels)
 
 
 def ece_if_calibrated(probs: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """ECE that a perfectly calibrated model with these probabilities has, by chance alone.
+    """Compute the ECE that a perfectly calibrated model with these probabilities has by chance.
 
-    Each draw decides whether an image is right by its confidence (consistency resampling: Bröcker and Smith
-    2007, doi:10.1175/WAF993.1). The draws are independent, so images that err together, as those of one
-    microscope may, make the ECE of chance larger than this.
+    Each draw decides from its confidence whether an image is right (consistency resampling: Bröcker and Smith
+    2007, doi:10.1175/WAF993.1). The draws are independent. If images err together, for example those of one
+    microscope, the ECE by chance is larger than this.
 
     Args:
         probs: float (N, 4), each row sums to 1; the order of the rows does not matter.
-        seed: of the draws.
+        seed: Random seed of the draws.
 
     Returns:
-        `mean` of the draws, and `high`, which 95 % of them do not exceed.
+        `mean` of the draws, and `high`, their 95th percentile.
     """
     confidence = np.sort(probs.max(axis=1).astype(float))
     bins = confidence_bins(confidence[:, None])
@@ -185,25 +187,25 @@ def ece_if_calibrated(probs: np.ndarray, seed: int = 0) -> dict[str, float]:
 
 
 def binary_accuracy(labels: np.ndarray, probs: np.ndarray) -> float:
-    """The paper's measure (`PAPER_NOTE`): the share of the 4 N outputs on the right side of 0.5."""
+    """Compute the paper's binary accuracy (`PAPER_NOTE`): share of outputs on the right side of 0.5."""
     return float(np.mean((probs > 0.5) == np.eye(NUM_GRADES, dtype=bool)[labels]))
 
 
 def majority_baseline(labels: np.ndarray, majority: int) -> dict[str, Any]:
-    """The metrics of always answering `majority`, the commonest grade of the training data."""
+    """Compute the metrics of always predicting `majority`, the most common grade of the training split."""
     return score(labels, np.full_like(labels, majority))
 
 
 def prior_baseline(labels: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
-    """The metrics of knowing only how often each grade is in training.
+    """Compute the metrics of a predictor that knows only the grade frequencies of the training split.
 
-    Its probabilities are those shares, for every photograph. Its grade is drawn from them; instead of a draw
-    the matrix of expected counts is scored, so that the figures are the same every time: top-1, within-1,
-    recall and errors are expectations of drawing, kappa, F1 and precision those of the expected matrix.
+    It assigns these frequencies as probabilities to each image, and draws the grade from them. The matrix of
+    expected counts replaces the draw, so the result is deterministic: top-1, within-1, recall and errors are
+    expectations over draws; kappa, F1 and precision are those of the expected matrix.
 
     Args:
         labels: int (N,), 0..3.
-        counts: photographs of each grade in the training part.
+        counts: Training images per grade.
     """
     shares = np.asarray(counts) / np.sum(counts)
     support = np.bincount(labels, minlength=NUM_GRADES)
@@ -213,7 +215,7 @@ def prior_baseline(labels: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def score_confusion(matrices: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of `score` for many matrices at once: by name (B,), or (B, 4) by grade; NaN is undefined.
+    """Compute the metrics of `score` for many confusion matrices: (B,), or (B, 4) per grade; NaN: undefined.
 
     Args:
         matrices: (B, 4, 4), counts or expected counts; rows are the labels.

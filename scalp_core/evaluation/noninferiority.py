@@ -1,10 +1,10 @@
 """Non-inferiority of a candidate model to a reference model, on the same labeled images.
 
-A point estimate of what the candidate loses lets chance decide: at 458 images, a model that truly loses 0.01
-of kappa shows less than half of that in a third of all draws. So the upper bound of the loss decides here:
-the paired difference, resampled over groups (microscopes or sessions), because images of one group are not
-independent. Few images that are answered alike prove little: a bound is at least the loss that so many
-images would show with the given confidence (rule of three).
+A point estimate of the loss leaves the decision to chance: with 458 images, a model with a true loss of 0.01
+of kappa shows less than half of it in a third of all draws. So the upper bound of the loss decides: that of
+the paired difference, resampled over groups (microscopes or sessions): images of a group are dependent.
+Few images with equal answers prove little: a bound is at least the loss that as many images would reveal with
+the given confidence (rule of three).
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ class Comparison(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: int
-    groups: int = Field(description="microscopes or sessions that were resampled")
-    confidence: float = Field(description="one-sided, of each bound")
-    max_drop: float = Field(description="largest bound that is accepted")
-    qwk_drop: float | None = Field(description="kappa of the reference less that of the candidate")
-    qwk_drop_bound: float | None = Field(description="None where there is one group, or kappa is not defined")
-    coverage: float = Field(description="share of the candidate's grade sets that hold the true grade")
+    groups: int = Field(description="resampled groups: microscopes or sessions")
+    confidence: float = Field(description="one-sided confidence of each bound")
+    max_drop: float = Field(description="largest acceptable bound")
+    qwk_drop: float | None = Field(description="kappa of the reference minus that of the candidate")
+    qwk_drop_bound: float | None = Field(description="None for a single group or if kappa is undefined")
+    coverage: float = Field(description="share of the candidate's grade sets that contain the true grade")
     promised_coverage: float
-    coverage_drop: float = Field(description="coverage of the reference less that of the candidate")
+    coverage_drop: float = Field(description="coverage of the reference minus that of the candidate")
     coverage_drop_bound: float | None = Field(
-        description="of the loss against the reference or against the promise, whichever is smaller"
+        description="smaller bound of the losses against the reference and against the promise"
     )
 
     @property
     def losses(self) -> dict[str, str]:
-        """The losses and their bounds in words, of a comparison that has bounds."""
+        """Describe the losses and their bounds, for a comparison that has bounds."""
         limit = f"at most, with {self.confidence:.1%} confidence (limit {self.max_drop:g})"
         return {
             "kappa lost": f"{self.qwk_drop:.4f}; {self.qwk_drop_bound:.4f} {limit}",
@@ -64,7 +64,7 @@ class Comparison(BaseModel):
 
     @property
     def failure(self) -> str | None:
-        """The reason that the candidate may be worse than is accepted; None if it is not inferior."""
+        """The reason why the candidate may be worse than acceptable; None if it is not inferior."""
         limit = f"accepted is {self.max_drop:g}; n {self.images:,} in {self.groups} groups"
         for name, drop, bound in (
             ("kappa", self.qwk_drop, self.qwk_drop_bound),
@@ -93,15 +93,15 @@ def compare(
 
     Args:
         labels: int (N,), 0..3.
-        reference: answers of the model in use.
-        candidate: answers of the other model to the same images.
+        reference: Answers of the current model.
+        candidate: Answers of the other model to the same images.
         groups: (N,), the microscope or session of each image.
-        promised_coverage: share of the candidate's grade sets that are promised to hold the true grade.
-        max_drop: as in `Comparison`.
-        confidence: one-sided, of each bound.
+        promised_coverage: Promised share of the candidate's grade sets that contain the true grade.
+        max_drop: Largest acceptable bound of a loss.
+        confidence: One-sided confidence of each bound.
     """
     from scalp_core.evaluation import (
-        bootstrap,  # scikit-learn takes a second to import, and bundles import this module
+        bootstrap,  # imports scikit-learn, which takes a second; bundles import this module
     )
 
     index = bootstrap.group_indices(groups)
@@ -126,7 +126,7 @@ def compare(
             for weights in bootstrap.resamples(count, count + sums.shape[1])
         ]
         bounds = {name: _bound([part[name] for part in parts], count, confidence) for name in drops}
-    unseen = -np.log(1 - confidence)  # images that may be worse although none of them was drawn
+    unseen = -np.log(1 - confidence)  # worse images that a sample may miss (rule of three)
     chance = len(labels) * _squared_distance(labels, reference.grades)
     if bounds["qwk"] is not None and chance:
         bounds["qwk"] = max(bounds["qwk"], float(unseen / chance))
@@ -150,7 +150,7 @@ def compare(
 
 
 def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
-    """Losses (B,) of B resamples, from sums (B, 3 + 2 x 16)."""
+    """Compute the losses (B,) of B resamples from sums (B, 3 + 2 x 16)."""
     from scalp_core.evaluation import metrics
 
     images, of_reference, of_candidate = totals[:, :3].T
@@ -168,13 +168,13 @@ def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
 
 
 def _squared_distance(labels: np.ndarray, grades: np.ndarray) -> float:
-    """Mean squared distance of a label and a grade that are drawn independently: what kappa divides by."""
+    """Compute the mean squared distance of independent labels and grades, the denominator of kappa."""
     return float(labels.var() + grades.var() + (labels.mean() - grades.mean()) ** 2)
 
 
 def _bound(parts: list[np.ndarray], groups: int, confidence: float) -> float | None:
-    """Upper bound by the expanded percentile, which few groups need (Hesterberg 2015, Am. Stat. 69:371)."""
-    from scipy.stats import norm, t  # half a second to import, and not where models answer
+    """Compute the upper bound by the expanded percentile for few groups (Hesterberg 2015, Am. Stat. 69)."""
+    from scipy.stats import norm, t  # takes 0.5 s to import, and grading does not need it
 
     drawn = np.concatenate(parts)
     defined = drawn[~np.isnan(drawn)]

@@ -1,4 +1,4 @@
-"""What is told of a model beside its metrics: who it is worse for, what its sets hold, what referral buys."""
+"""Evaluation by subgroup (slice), of grade sets, of calibration and of the referral rule."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from scalp_core.evaluation import bootstrap, metrics
 from scalp_core.grades import NUM_GRADES
 
 SLICED_BY = ("device", "position", "sex", "age")
-SMALL = 20  # photographs below which a slice says little
+SMALL = 20  # images; below it a slice is marked as small
 UNKNOWN = "unknown"
 
 _CURVE_POINTS = 100
-_MANY = 8  # small values that are taken together; fewer are shown, and marked
+_MANY = 8  # small slices of a column from which they are pooled into one
 
 
 def penalize_not_finite(labels: np.ndarray, probs: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 4) whose likeliest grade is the one to score.
+    """Return probabilities (N, 4) in which images without finite logits count as the largest possible error.
 
-    An image without finite scores counts as the largest error that its label allows: its probabilities stay
-    equal, but for a hair more at the grade farthest from the label.
+    Such an image keeps uniform probabilities, with 1e-9 added to the grade farthest from its label.
 
     Args:
         labels: int (N,), 0..3.
@@ -37,24 +36,26 @@ def penalize_not_finite(labels: np.ndarray, probs: np.ndarray, finite: np.ndarra
 def score_slices(
     labels: np.ndarray, grades: np.ndarray, groups: Sequence[Any], columns: Mapping[str, Sequence[str | None]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The metrics by each value of each column, in the order of the values.
+    """Compute metrics per slice: per value of each column, in the order of the values.
 
-    Where many values have fewer than `SMALL` photographs, these become one slice, so that hundreds of
-    microscopes of three photographs each say something together. A slice that is small says so.
+    If many values have fewer than `SMALL` images, they are pooled into one slice, so that hundreds of
+    microscopes with three images each give one usable number. Small slices are marked.
 
     Args:
         labels: int (N,), 0..3.
         grades: int (N,), predicted.
-        groups: (N,), what each photograph is drawn with for the intervals.
-        columns: (N,) values by name; None is the slice `unknown`.
+        groups: (N,), group of each image for the intervals.
+        columns: Values (N,) by column name; None is the slice `unknown`.
 
     Returns:
-        by column, slices of `value, n, groups, qwk, top1, mae, intervals, small, pooled` (values in it).
+        Per column, slices of `value, n, groups, qwk, top1, mae, intervals, small, pooled` (count of values).
     """
-    return {name: _sliced(labels, grades, np.asarray(groups), values) for name, values in columns.items()}
+    return {
+        name: _score_column(labels, grades, np.asarray(groups), values) for name, values in columns.items()
+    }
 
 
-def _sliced(
+def _score_column(
     labels: np.ndarray, grades: np.ndarray, groups: np.ndarray, values: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     named = [UNKNOWN if value is None else str(value) for value in values]
@@ -86,22 +87,22 @@ def _slice(labels: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[s
 
 
 def measure_grade_sets(labels: np.ndarray, sets: Sequence[Sequence[int]], promised: float) -> dict[str, Any]:
-    """How often grade sets hold the true grade, and how large they are; overall and by true grade.
+    """Measure coverage and size of grade sets, overall and per true grade.
 
     Args:
         labels: int (N,), 0..3.
-        sets: (N,), the grades in each.
-        promised: the share that was promised.
+        sets: (N,), grades of each set.
+        promised: Promised coverage.
     """
-    holds, sizes = is_in_set(labels, sets), np.array([len(grades) for grades in sets])
+    covered, sizes = is_in_set(labels, sets), np.array([len(grades) for grades in sets])
     return {
         "promised": promised,
-        "coverage": float(holds.mean()),
+        "coverage": float(covered.mean()),
         "mean_set_size": float(sizes.mean()),
         "sizes": np.bincount(sizes, minlength=NUM_GRADES + 1)[1:].tolist(),
         "by_grade": [
             {
-                "coverage": float(holds[labels == grade].mean()) if (labels == grade).any() else None,
+                "coverage": float(covered[labels == grade].mean()) if (labels == grade).any() else None,
                 "mean_set_size": float(sizes[labels == grade].mean()) if (labels == grade).any() else None,
             }
             for grade in range(NUM_GRADES)
@@ -110,23 +111,23 @@ def measure_grade_sets(labels: np.ndarray, sets: Sequence[Sequence[int]], promis
 
 
 def is_in_set(labels: np.ndarray, sets: Sequence[Sequence[int]]) -> np.ndarray:
-    """bool (N,): whether each set holds its label."""
+    """Check whether each set contains its label: bool (N,)."""
     return np.array([label in grades for label, grades in zip(labels, sets, strict=True)])
 
 
 def measure_risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarray) -> dict[str, Any]:
-    """What remains wrong when only the most confident share is answered and the rest is left to a person.
+    """Measure error against coverage, when only the most confident images are answered and others referred.
 
-    Photographs of equal confidence share their mean risk, so that their order does not matter.
+    Images of equal confidence share their mean risk, so their order does not matter.
 
     Args:
         labels: int (N,), 0..3.
         probs: float (N, 4).
-        refer: bool (N,), by the bundle's referral rule, which may weigh more than confidence.
+        refer: bool (N,), decision of the bundle's referral rule, which may use more than confidence.
 
     Returns:
         `aurc` (mean error over all coverages) and `aurc_mae`; `curve` with up to 100 points of
-        `coverage, error, mae`; `referral`, where the rule operates (risks None where it refers all).
+        `coverage, error, mae`; `referral`, the point of the referral rule (risks None if it refers all).
     """
     confidence = probs.max(axis=1)
     distance = np.abs(labels - probs.argmax(axis=1)).astype(float)
@@ -156,12 +157,12 @@ def measure_risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarr
 
 
 def measure_calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> dict[str, Any]:
-    """ECE, what chance makes of it and reliability bins, with and without the temperature.
+    """Measure ECE, ECE by chance and reliability bins, with and without the temperature.
 
     Args:
         labels: int (N,), 0..3.
-        after: float (N, 4), calibrated.
-        before: float (N, 4), without the temperature; None where there is no such thing.
+        after: float (N, 4), calibrated probabilities.
+        before: float (N, 4), probabilities without the temperature; None if unavailable.
     """
     measures = {
         "ece": metrics.expected_calibration_error,
@@ -179,11 +180,11 @@ def measure_calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarra
 
 
 def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) -> str:
-    """An ECE, and what chance alone gives a perfectly calibrated model of as many images.
+    """Describe an ECE next to the ECE by chance of a perfectly calibrated model.
 
     Args:
-        calibrated: from `measure_calibration`.
-        when: before or after the temperature.
+        calibrated: Output of `measure_calibration`.
+        when: Before or after the temperature.
     """
     ece, chance = calibrated[f"ece_{when}"], calibrated[f"if_calibrated_{when}"]
     return (
@@ -201,13 +202,15 @@ def validation_metrics(
     groups: Sequence[Any],
     columns: Mapping[str, Sequence[str | None]],
 ) -> dict[str, Any]:
-    """What a bundle keeps of its validation part: every metric, `intervals`, `calibration`, `slices`."""
+    """Compute the validation metrics of a bundle: all metrics, `intervals`, `calibration`, `slices`."""
     grades = after.argmax(axis=1)
-    told = measure_calibration(labels, after, before)
+    calibrated = measure_calibration(labels, after, before)
     return {
         **metrics.score(labels, grades),
         **metrics.score_probabilities(labels, after),
         "intervals": bootstrap.bootstrap_metrics(labels, after, groups),
-        "calibration": {name: value for name, value in told.items() if not name.startswith("reliability")},
+        "calibration": {
+            name: value for name, value in calibrated.items() if not name.startswith("reliability")
+        },
         "slices": score_slices(labels, grades, groups, columns),
     }
