@@ -1,1 +1,1 @@
-"""What several jobs share: console, executors, image loading, inference, metrics, preflight."""
+"""Shared by several commands: console, executors, image loading, inference, metrics, preflight checks."""

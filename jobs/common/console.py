@@ -1,4 +1,4 @@
-"""What the verbs show and leave behind: progress, a short table, `summary.json`."""
+"""Console output of the commands: progress bars, short tables; and `summary.json`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from rich.table import Table
 
 from scalp_core import storage
 
-# Names of files are anybody's: what stands in brackets in them is no markup.
+# File names are untrusted: brackets in them must not be read as markup.
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
-_CALM_S = 30.0
+_REPORT_INTERVAL_S = 30.0
 SUMMARY_FILE = "summary.json"
 
 
 @contextmanager
 def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[Progress, Any]]:
-    """A bar with count, time taken and time left; in a log, a line every half minute.
+    """Progress bar with count, elapsed and remaining time; without a terminal, one line per 30 seconds.
 
     Args:
-        what: is done.
-        total: of it; None where nobody knows.
-        done: of it before, which says nothing of the speed.
+        what: Activity, for example "grading".
+        total: Items in total; None if unknown.
+        done: Items of earlier runs, left out of the speed.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -53,18 +53,18 @@ def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[
 
 
 class _Progress(Progress):
-    """Where there is no terminal to draw on, it says now and then how far it is."""
+    """Progress bar that prints one line per `_REPORT_INTERVAL_S` where there is no terminal."""
 
-    _said = float("inf")
+    _reported = float("inf")
 
     def start(self) -> None:
         super().start()
-        self._said = time.monotonic()
+        self._reported = time.monotonic()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        if self.disable and time.monotonic() - self._said > _CALM_S:
-            self._said = time.monotonic()
+        if self.disable and time.monotonic() - self._reported > _REPORT_INTERVAL_S:
+            self._reported = time.monotonic()
             task = self.tasks[task_id]
             total = f" of {task.total:,.0f}" if task.total else ""
             left = task.time_remaining
@@ -75,24 +75,24 @@ class _Progress(Progress):
 
 
 class Clock:
-    """Seconds of each stage; the first begins now, with the command, and holds the start of Ray."""
+    """Measure the seconds of each stage; the first stage begins now, and includes the start of Ray."""
 
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()
         self.laps: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
-        """A stage ends."""
+        """End a stage, and begin the next one."""
         moment = time.monotonic()
         self.laps[stage], self._last = round(moment - self._last, 1), moment
 
     def total(self) -> float:
-        """Seconds so far."""
+        """Seconds since the clock was made."""
         return round(time.monotonic() - self._started, 1)
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:
-    """Prints a two-column table."""
+    """Print a two-column table."""
     table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
     for name, value in rows.items():
         table.add_row(name, _text(value))
@@ -108,24 +108,25 @@ def _text(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """One line for a terminal, which may obey what stands in the name of a file."""
+    """Replace control characters, which a terminal would obey, in text such as a file name."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Current time in UTC, ISO 8601, to the second."""
     return moment(datetime.now(UTC))
 
 
 def moment(at: datetime | None) -> str:
-    """ISO 8601, to the second; nothing for what has not been."""
+    """Format a time as ISO 8601, to the second; empty for None."""
     return at.isoformat(timespec="seconds") if at else ""
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:
+    """Atomically write `content` to a JSON file."""
     storage.write(uri, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """The content of a JSON file of ours; None when it is not there."""
+    """Content of a JSON file that scalp wrote; None if there is no such file."""
     return json.loads(storage.read(uri)) if storage.exists(uri) else None

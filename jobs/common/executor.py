@@ -1,4 +1,4 @@
-"""Where the steps of a job run: in Ray's workers, or one after the other in this process.
+"""Executors run the steps of a job: in Ray's workers, or one after the other in this process.
 
 A step is a picklable callable from one item, a dict, to its result, a dict. It must be idempotent: Ray runs
 it again when its worker dies, also after its last write.
@@ -35,14 +35,14 @@ _RETRY_TIMEOUT_S = 180
 
 @dataclass(frozen=True)
 class PipelineSize:
-    """How many workers a pipeline has.
+    """Number of workers of a pipeline, and what each reserves.
 
     Args:
-        loaders: concurrent loading tasks.
-        models: fewest and most model actors.
+        loaders: Concurrent loading tasks.
+        models: Fewest and most model actors.
         cpus_per_model: CPUs reserved for each model actor.
-        gpus_per_model: share of a GPU reserved for each model actor.
-        store_bytes: bytes of loaded batches that may wait for a model.
+        gpus_per_model: Fraction of a GPU reserved for each model actor.
+        store_bytes: Bytes of loaded batches that may wait for a model.
     """
 
     loaders: int
@@ -56,10 +56,10 @@ class Executor(Protocol):
     """Runs the steps of a job."""
 
     def cluster(self) -> Cluster:
-        """Start or join what runs the steps; its size.
+        """Start or join the cluster that runs the steps, and return its size.
 
         Raises:
-            ClusterError: the cluster does not answer.
+            ClusterError: The cluster does not answer.
         """
         ...
 
@@ -67,32 +67,32 @@ class Executor(Protocol):
         """Refuse sources or an output that the workers cannot reach.
 
         Raises:
-            UserError: names the first of them.
+            UserError: A worker cannot reach it.
         """
         ...
 
     def nodes(self) -> int:
-        """Nodes that are alive now."""
+        """Number of nodes that are alive."""
         ...
 
     def share(self, value: T) -> Callable[[], T]:
-        """Keep a large value once for all workers; a picklable callable that returns it."""
+        """Store a large value once for all workers; return a picklable callable that returns it."""
         ...
 
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
         """Run `function` once in a worker, so that its memory is not the driver's.
 
         Args:
-            function: what to run, with the arguments.
-            gpus: share of a GPU that the worker needs.
+            function: Function to call with `arguments`.
+            gpus: Fraction of a GPU that the worker needs.
 
         Raises:
-            UserError: as the function raised it.
+            UserError: The function raised it.
         """
         ...
 
     def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
-        """One result per item, in any order, each item a task of its own."""
+        """Run `task` for each item, in parallel; yield the results in any order."""
         ...
 
     def pipeline(
@@ -107,22 +107,22 @@ class Executor(Protocol):
         """Pass each item through `load`, in tasks, and its batches through a model, in actors.
 
         Args:
-            items: what is loaded, one row per batch.
-            load: makes batches of one row from an item, each named in its column `shard`; a batch is passed
+            items: Items to load.
+            load: Makes batches of one row from an item, each named in its column `shard`; a batch is passed
                 on as soon as it is made.
-            model: class whose instances turn such a batch into result rows.
-            arguments: of its constructor.
-            size: how many of both.
-            deaths: folder for notes on batches in which the process of a model died.
+            model: Class whose instances turn such a batch into result rows.
+            arguments: Arguments of the constructor of `model`.
+            size: Numbers of loading tasks and models.
+            deaths: Folder for notes on batches in which the process of a model died.
 
         Raises:
-            UserError: the processes of models die again and again in one batch.
+            UserError: Processes of models died repeatedly in one batch.
         """
         ...
 
 
 class RayExecutor:
-    """Runs steps as tasks and actors of Ray, by Ray Data."""
+    """Run steps as tasks and actors of Ray, by Ray Data."""
 
     def cluster(self) -> Cluster:
         return connect()
@@ -155,7 +155,7 @@ class RayExecutor:
         deaths: str,
     ) -> Iterator[Item]:
         dataset = _dataset(items)
-        # Every batch is a block of its own, passed on as soon as it is loaded.
+        # Each batch is a separate block, passed on as soon as it is loaded.
         dataset.context.target_max_block_size = 1
         dataset.context.execution_options.resource_limits = (
             dataset.context.execution_options.resource_limits.copy(object_store_memory=size.store_bytes)
@@ -181,7 +181,7 @@ class RayExecutor:
 
 
 class InProcessExecutor:
-    """Runs the same steps in this process, one after the other, without Ray."""
+    """Run the same steps in this process, one after the other, without Ray."""
 
     def __init__(self) -> None:
         self._cluster = Cluster(cpus=2, gpus=0, nodes=1, cores_per_node=1)
@@ -190,7 +190,7 @@ class InProcessExecutor:
         return self._cluster
 
     def check(self, reads: Sequence[str], out: str) -> None:
-        """Nothing: the driver reaches what it has reached."""
+        """Check nothing: the driver has reached it already."""
 
     def nodes(self) -> int:
         return 1
@@ -221,7 +221,7 @@ class InProcessExecutor:
 
 
 def attempt() -> int:
-    """How many times this task of Ray began before, and its process died; 0 outside of Ray's workers."""
+    """Number of earlier attempts of this Ray task, whose process died; 0 outside of Ray's workers."""
     return ray_internals.task_attempt()
 
 
@@ -234,15 +234,15 @@ class _Shared:
 
 
 class _CountingDeaths:
-    """A model of a pipeline; it refuses a batch in which `MOST_TRIES` restarted processes died.
+    """Model of a pipeline that refuses a batch in which `MOST_TRIES` restarted processes died.
 
     Ray restarts a model without limit, so that lost nodes are survived, and runs its batches again: also
     those that only waited, which its own limit (`max_task_retries`) would count and not name. A process that
     was not restarted counts nothing: a note per batch is two requests to storage.
 
     Args:
-        deaths: folder for the notes of this pipeline.
-        arguments: of the model.
+        deaths: Folder for the notes of this pipeline.
+        arguments: Arguments of the constructor of the model.
     """
 
     model: type
@@ -272,7 +272,7 @@ class _CountingDeaths:
 
 
 def _counting_deaths(model: type) -> type:
-    """The class of `_CountingDeaths` for a model, whose name Ray shows as the step's."""
+    """Subclass of `_CountingDeaths` for a model, with the name of the model, which Ray shows."""
     return type(model.__name__, (_CountingDeaths,), {"model": model})
 
 
@@ -282,5 +282,5 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def _dataset(items: list[Item]) -> Dataset:
-    """A dataset of one block per item, so that each is a task of its own."""
+    """Dataset of one block per item, so that each item is a separate task."""
     return ray.data.from_items(items, override_num_blocks=max(1, len(items)))

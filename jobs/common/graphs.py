@@ -1,4 +1,4 @@
-"""A bundle's graphs for CPUs: made from its weights, and compared with them on real photographs."""
+"""Graphs of a bundle for CPUs: converted from its weights, and compared with them on images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 
 def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Bundle:
-    """The bundle with the graph that CPUs run in bf16 or fp32.
+    """Add the graph that CPUs run in bf16 or fp32 to a bundle.
 
     Args:
-        bundle: its weights at hand.
-        batches: images uint8 (N, size, size, 3) and labels, which are graded by the weights and by the graph.
+        bundle: Bundle with its weights.
+        batches: Images uint8 (N, size, size, 3) and labels, on which weights and graph are compared.
 
     Raises:
-        RuntimeError: the graph does not answer as the weights do.
+        RuntimeError: Logits of the graph differ from those of the weights.
     """
     from scalp_core.inference.torch_runtime import TorchRuntime
 
@@ -42,12 +42,14 @@ def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndar
         graph, *logits_of_both(OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
     )
     if not record.max_logit_difference < _MAX_DIFFERENCE:
-        raise RuntimeError(f"the graph's logits are {record.max_logit_difference} off those of the weights")
+        raise RuntimeError(
+            f"logits of the graph differ by {record.max_logit_difference} from those of the weights"
+        )
     return with_graph(bundle, "float", graph, record)
 
 
 def with_graph(bundle: Bundle, kind: GraphKind, graph: Graph, record: GraphRecord) -> Bundle:
-    """The bundle with a graph added or replaced; saved with `save_bundle(uri, bundle.spec, bundle.files)`."""
+    """Add or replace a graph of a bundle; save it with `save_bundle(uri, bundle.spec, bundle.files)`."""
     spec = bundle.spec.model_copy(update={"graphs": {**bundle.spec.graphs, kind: record}})
     return Bundle(spec, files=bundle.files | graph_files(kind, graph))
 
@@ -58,15 +60,15 @@ def logits_of_both(
     """Run two models on the same images.
 
     Args:
-        candidate: uint8 images to logits.
-        reference: the same by the weights in fp32, or by what is known to equal them.
-        batches: images uint8 (N, size, size, 3) and labels.
+        candidate: Computes logits of uint8 images.
+        reference: The same with the weights in fp32, or with a graph that was compared with them.
+        batches: Images uint8 (N, size, size, 3) and labels.
 
     Returns:
-        labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).
+        Labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).
 
     Raises:
-        UserError: a score is not finite.
+        UserError: A logit is not finite.
     """
     pairs, labels = [], []
     for images, truth in batches:
@@ -88,7 +90,7 @@ def make_record(
     other: np.ndarray,
     comparison: Comparison | None = None,
 ) -> GraphRecord:
-    """Record of a graph, from what `logits_of_both` returned for it."""
+    """Record of a graph for the bundle, from the results of `logits_of_both`."""
     counts = [metrics.confusion(labels, logits.argmax(axis=1)) for logits in (own, other)]
     qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]
     return GraphRecord(
@@ -104,18 +106,18 @@ def make_record(
 
 
 def few_batches(val: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some of the validation part: a wrong conversion is far off for every photograph."""
+    """Batches of a few validation images: a wrong conversion is far off for any image."""
     return labeled_batches(val.slice(0, _COMPARED), spec)
 
 
 def labeled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Decoded photographs and labels of manifest rows, in their order, a batch at a time.
+    """Batches of decoded images and labels of manifest rows, in their order.
 
     Raises:
-        UserError: a photograph cannot be read any more.
+        UserError: An image cannot be read any more.
     """
     load = LoadForTraining(spec)
     for start in range(0, rows.num_rows, _BATCH):
-        part = locating(rows.slice(start, _BATCH), "label")
-        batch = load({name: np.array(part[name].to_pylist(), dtype=object) for name in part.column_names})
+        chunk = locating(rows.slice(start, _BATCH), "label")
+        batch = load({name: np.array(chunk[name].to_pylist(), dtype=object) for name in chunk.column_names})
         yield batch["image"], batch["label"].astype(int)

@@ -1,4 +1,4 @@
-"""What the tasks of Ray Data do to photographs: fetch and decode. Imports nothing that is slow to load."""
+"""Load images in tasks of Ray Data: fetch and decode. Imports no module that is slow to load."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _ROWS_A_BLOCK = 256
 
 
 def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
-    """A dataset of manifest rows, in blocks that spread over the workers."""
+    """Ray dataset of manifest rows, in blocks that spread over the workers."""
     table = without_nulls(table)
     starts = range(0, table.num_rows, rows_a_block)
     return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
 
 
 def locating(table: pa.Table, *others: str) -> pa.Table:
-    """The columns of a manifest that say where its images are, and others."""
+    """Select the columns of a manifest that locate its images, and `others`."""
     return table.select([name for name in table.column_names if name in (*LOCATION_COLUMNS, *others)])
 
 
 def without_nulls(table: pa.Table) -> pa.Table:
-    """Rows whose unknown members and places are empty or -1: NumPy would change the type of nulls."""
+    """Replace null members and places by "" or -1: NumPy would change the type of columns with nulls."""
     for name in set(table.column_names) & set(LOCATION_COLUMNS):
         column = table[name]
         if pa.types.is_integer(column.type):
@@ -54,15 +54,15 @@ def without_nulls(table: pa.Table) -> pa.Table:
 
 
 class LoadImages:
-    """Adds decoded pixels to rows of `LOCATION_COLUMNS`; a row that cannot be decoded says why.
+    """Add decoded pixels to rows of `LOCATION_COLUMNS`, or the error of an image that cannot be decoded.
 
-    Adds `image` uint8 (size, size, 3) and its `statistics` float32 (K,) by `statistics.measure`, both
-    zeros where it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
-    and `error`, the last two empty where it did not fail.
+    Adds `image` uint8 (size, size, 3) and `statistics` float32 (K,) of `images.statistics.measure`, both
+    zeros if it failed, and the strings `sha256` (of the file), `notes` (separated by spaces), `error_code`
+    and `error`, the last two empty if it did not fail.
 
     Args:
-        spec: how to decode.
-        measured: whether to add `statistics`.
+        spec: Preprocessing of the images.
+        measured: Whether to add `statistics`.
     """
 
     def __init__(self, spec: Preprocess, measured: bool = True) -> None:
@@ -81,20 +81,20 @@ class LoadImages:
     def decoded(
         self, batch: Columns, files: list[bytes | ImageError], hashes: Sequence[str | None] | None = None
     ) -> Columns:
-        """The rows with what is made of their files, which were fetched before.
+        """Add the columns to rows whose files were fetched before.
 
         Args:
-            batch: rows.
-            files: bytes of each, or why they are unavailable.
-            hashes: SHA-256 of the files, where fetching has checked it.
+            batch: Rows.
+            files: Bytes of each file, or the error of fetching it.
+            hashes: SHA-256 of each file, if fetching has checked it.
         """
         rows = list(map(self._decode, files, hashes or [None] * len(files)))
         decoded, statistics, digests, errors = zip(*rows, strict=True)
         if self._measured:
             batch = batch | {"statistics": np.stack(statistics)}
         return batch | {
-            "image": np.stack([each.pixels for each in decoded]),
-            "notes": np.array([" ".join(each.notes) for each in decoded], dtype=object),
+            "image": np.stack([image.pixels for image in decoded]),
+            "notes": np.array([" ".join(image.notes) for image in decoded], dtype=object),
             "sha256": np.array(digests, dtype=object),
             "error_code": np.array([error.code if error else "" for error in errors], dtype=object),
             "error": np.array([error.message if error else "" for error in errors], dtype=object),
@@ -103,7 +103,7 @@ class LoadImages:
     def _decode(
         self, data: bytes | ImageError, known: str | None
     ) -> tuple[Decoded, np.ndarray | None, str, ImageError | None]:
-        """Pixels, statistics and hash of one file, blank where it failed; any error is that of this image."""
+        """Pixels, statistics and hash of one file, blank if it failed. Any exception is an image error."""
         blank = np.zeros(len(image_statistics.STATISTICS), np.float32) if self._measured else None
         if isinstance(data, ImageError):
             return self._blank, blank, "", data
@@ -120,7 +120,7 @@ class LoadImages:
 
 
 class LoadForTraining:
-    """`image` and `label` alone; a photograph that was there when the data was prepared must be there now."""
+    """Load `image` and `label` alone; an image that cannot be read any more is a `UserError`."""
 
     def __init__(self, spec: Preprocess) -> None:
         self._load = LoadImages(spec, measured=False)
@@ -132,10 +132,10 @@ class LoadForTraining:
 
 
 def check_read(loaded: Columns) -> None:
-    """Refuses a batch of `LoadImages` in which a photograph failed.
+    """Refuse a batch of `LoadImages` in which an image failed.
 
     Raises:
-        UserError: names the first of them.
+        UserError: An image failed; names the first one.
     """
     columns = (loaded[name] for name in ("error_code", "error", "uri", "member"))
     for code, error, uri, member in zip(*columns, strict=True):
@@ -144,32 +144,31 @@ def check_read(loaded: Columns) -> None:
 
 
 def unreadable(location: Location, error: ImageError) -> UserError:
-    """The refusal of an image that could be read when the data was prepared."""
+    """Error of an image that could be read when the data was prepared."""
     what = "has changed since it was prepared" if error.code == "changed" else "cannot be read any more"
     return UserError(
         f"{location} {what} ({error}); restore it, or prepare the source again into another directory"
     )
 
 
-def fetch(locations: list[Location], at_once: int = _FETCHES) -> list[bytes | ImageError]:
-    """Reads all locations, several at a time; members of one archive stay together, to open it once."""
-    files = [index for index, location in enumerate(locations) if location.member is None]
-    chunks = [[index] for index in files]
+def fetch(locations: list[Location], parallel: int = _FETCHES) -> list[bytes | ImageError]:
+    """Read the files of `locations` in parallel; members of one archive together, to open it once."""
+    chunks = [[index] for index, location in enumerate(locations) if location.member is None]
     by_archive: dict[str, list[int]] = {}
     for index, location in enumerate(locations):
         if location.member is not None:
             by_archive.setdefault(location.uri, []).append(index)
-    # Neighbors come by one request.
+    # Adjacent members are read by one request.
     chunks += [
         sorted(members, key=lambda index: locations[index].place or ()) for members in by_archive.values()
     ]
-    found: list[bytes | ImageError] = [b""] * len(locations)
+    files: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:
         data = datasets_locations.read_images([locations[index] for index in chunk], MAX_BYTES)
         for index, value in zip(chunk, data, strict=True):
-            found[index] = value
+            files[index] = value
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(read, chunks))
-    return found
+    return files

@@ -1,6 +1,6 @@
-"""Logits of rows that fit into memory, by Ray Data: fetch and decode in tasks, the model in actors.
+"""Batch inference on rows that fit into memory, by Ray Data: tasks fetch and decode, actors run the model.
 
-Validation, evaluation and the checks of graphs run it. Bulk grading commits shards instead: `grade.run`.
+Validation and evaluation use it. Bulk grading commits shards instead: `jobs.grade.run`.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ _LOAD_BATCH = 32
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the model runs in a pipeline."""
+    """Options of inference: device, precision, batch size, runtime, test-time augmentation."""
 
     device: Device = "auto"
     precision: Precision = "auto"
     batch_size: int = 16
     runtime: Runtime = "auto"
     tta: bool = False
-    """Average the calibrated probabilities of several flips and turns: `tta_symmetries`."""
+    """Average the calibrated probabilities of several flips and rotations: `tta_symmetries`."""
 
 
 @dataclass(frozen=True)
 class Computation:
-    """What computes all answers of a job, resolved once: machines that differ do not mix theirs.
+    """Device, precision, runtime and versions of all models of a job, resolved once, the same on each node.
 
     Args:
-        device: of all models.
-        precision: of all forward passes.
-        runtime: of all models.
-        versions: of the packages that decide answers.
+        device: Device of all models.
+        precision: Precision of all forward passes.
+        runtime: Runtime of all models.
+        versions: Versions of the packages that affect answers.
     """
 
     device: Hardware
@@ -69,15 +69,15 @@ class Computation:
 
     @property
     def computed_by(self) -> str:
-        """All of it in one line, as in result rows."""
+        """One line of text for result rows."""
         return computed_by(self.device, self.precision, self.runtime, self.versions)
 
 
 def resolve(options: ModelOptions, cluster: Cluster, images: int, executor: Executor) -> Computation:
-    """What computes the answers for so many images on this cluster.
+    """Resolve device, precision and runtime for `images` images on this cluster.
 
     Raises:
-        UserError: the device is not there, or the node that was asked cannot compute as asked for.
+        UserError: The device is missing, or a node does not support the precision.
     """
     device = resolve_hardware(options.device, cluster)
     runtime = resolve_runtime(options.runtime, device, images / _models(device, cluster))
@@ -86,15 +86,15 @@ def resolve(options: ModelOptions, cluster: Cluster, images: int, executor: Exec
 
 
 def resolve_hardware(device: Device, cluster: Cluster) -> Hardware:
-    """`auto` takes GPUs where the cluster has some.
+    """Resolve `auto` to cuda if the cluster has GPUs, else to cpu.
 
     Raises:
-        UserError: cuda was asked for, and no node has a GPU.
+        UserError: cuda was requested, and no node has a GPU.
     """
     if cluster.gpus and device != "cpu":
         return "cuda"
     if device == "cuda":
-        resolve_device(device)  # says so of this machine, where it is the only one
+        resolve_device(device)  # raises a more specific error on a single machine
         raise UserError(
             "--device cuda: no node of the cluster has a GPU; add one, or use another OUT with cpu"
         )
@@ -102,16 +102,16 @@ def resolve_hardware(device: Device, cluster: Cluster) -> Hardware:
 
 
 def common_precision(precision: Precision, device: Hardware, executor: Executor, gpus: float) -> Precision:
-    """That of all models of a job; a node that computes resolves `auto`.
+    """Resolve the precision of all models of a job; `auto` is resolved on a worker node.
 
     Args:
-        precision: as asked for.
-        device: of all models.
-        executor: asks the node.
-        gpus: share of a GPU that a model takes.
+        precision: Requested precision.
+        device: Device of all models.
+        executor: Runs the check on a node.
+        gpus: Fraction of a GPU per model.
 
     Raises:
-        UserError: that node cannot compute as asked for.
+        UserError: That node does not support the precision.
     """
     if is_joined():
         return executor.call(_precision_here, precision, device, gpus=gpus)
@@ -119,7 +119,7 @@ def common_precision(precision: Precision, device: Hardware, executor: Executor,
 
 
 def _precision_here(precision: Precision, device: Hardware) -> Precision:
-    """That of a model on this machine."""
+    """Precision of a model on this machine."""
     resolved = resolve_precision(precision, device)
     check_machine(device, resolved)
     return resolved
@@ -130,15 +130,15 @@ def _models(device: Hardware, cluster: Cluster) -> int:
 
 
 def tta_symmetries(spec: Preprocess) -> np.ndarray:
-    """Four flips of images that were squashed to squares, else also the quarter turns; the first is none."""
+    """Symmetries of test-time augmentation: 4 flips if squashed, else also rotations; identity first."""
     return augment.symmetries(turns=spec.resize != "squash")
 
 
 class AddLogits:
-    """Actor: replaces `image` by `logits` float32 (4,); rows that failed to load get zeros.
+    """Actor that replaces `image` by `logits` float32 (4,); rows that failed to load get zeros.
 
-    With `tta` the logits are those of the mean, `plain_logits` those of the photograph as it is,
-    `seconds` and `plain_seconds` each photograph's share of the forward passes.
+    With `tta`, `logits` are of the mean probabilities, `plain_logits` of the image without augmentation.
+    `seconds` and `plain_seconds` are the time of the forward passes per image.
     """
 
     def __init__(
@@ -146,12 +146,13 @@ class AddLogits:
     ) -> None:
         self._tta = options.tta
         self._refused: UserError | None = None
-        how = computation
         try:
-            check_machine(how.device, how.precision, how.versions)
-            self._predictor = Predictor(bundle(), how.device, how.precision, threads, how.runtime)
+            check_machine(computation.device, computation.precision, computation.versions)
+            self._predictor = Predictor(
+                bundle(), computation.device, computation.precision, threads, computation.runtime
+            )
             self._predictor.warm_up(options.batch_size)
-        except UserError as error:  # of a call it ends the job in one line; of a constructor Ray tries again
+        except UserError as error:  # raised by the first call: Ray would retry a constructor
             self._refused = error
 
     def __call__(self, batch: Columns) -> Columns:
@@ -179,7 +180,7 @@ class AddLogits:
             seconds.append(time.perf_counter() - started)
         return {
             "logits": calibration.mean_logits(np.stack(passes), self._predictor.spec.temperature),
-            "plain_logits": passes[0],  # symmetry 0 turns nothing
+            "plain_logits": passes[0],  # symmetry 0 is the identity
             "seconds": np.array(sum(seconds) / len(images)),
             "plain_seconds": np.array(seconds[0] / len(images)),
         }
@@ -193,23 +194,23 @@ def with_logits(
     cluster: Cluster,
     executor: Executor,
 ) -> Dataset:
-    """Grades the photographs that the rows name.
+    """Compute logits of the images of `rows`.
 
     Args:
-        rows: `uri, member` and whatever else is to be carried through.
-        bundle: loaded and checked here, on the driver; every actor gets these weights and no others.
-        computation: resolved here; an actor on a machine that would answer otherwise refuses.
-        options: batch size and test-time augmentation.
-        cluster: that it runs on.
-        executor: shares the bundle.
+        rows: Columns `uri, member`; others are passed through.
+        bundle: Bundle, loaded and checked on the driver; each actor gets these weights.
+        computation: Resolved device, precision and runtime; an actor on a machine that differs refuses.
+        options: Batch size and test-time augmentation.
+        cluster: Cluster to run on.
+        executor: Shares the bundle.
 
     Returns:
-        the rows with `sha256, error_code, error, statistics, logits`, each exactly once, in any order.
+        The rows with `sha256, error_code, error, statistics, logits`, each exactly once, in any order.
     """
     device = computation.device
     bundle.fetch(needed_part(device, computation.precision, computation.runtime))
-    # The model's own request differs from that of the tasks before it, or Ray would fuse them and the
-    # decoding would wait for the model.
+    # CPUs of the model differ from those of the tasks before it: Ray would fuse equal ones, and decoding
+    # would wait for the model.
     cpus = 1 if device == "cuda" else cluster.model_cpus
     return rows.map_batches(LoadImages(bundle.spec.preprocess), batch_size=_LOAD_BATCH).map_batches(
         AddLogits,

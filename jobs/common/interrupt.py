@@ -4,7 +4,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 class Detached(SystemExit):
-    """Ctrl-C: the job goes on without us."""
+    """Ctrl-C on a followed job: the command ends, and the job continues."""
 
     def __init__(self) -> None:
         super().__init__(INTERRUPTED)

@@ -1,7 +1,7 @@
-"""Native crashes: a child process for calls that may kill it, and a count of the tries that ended so.
+"""Isolate native crashes: run a call in a child process, and count tries that ended their process.
 
-A decoder that ends its process is an error of one image and not of its shard: the third try of a shard
-decodes image by image in a child process.
+A decoder that crashes its process costs one image, not its shard: after `MOST_TRIES` such tries, the images
+of a shard are decoded in a child process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Isolation:
-    """One spawned child process for calls that may crash it; started by the first call, and after a crash.
+    """Spawned child process for calls that may crash; started by the first call, and again after a crash.
 
     Functions, arguments and results are pickled. Threads may share it; calls run one at a time.
     """
@@ -45,11 +45,11 @@ class Isolation:
             self._pool = None
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Returns `function(*arguments)`, computed in the child.
+        """Return `function(*arguments)`, computed in the child process.
 
         Raises:
-            ImageError: `crashed`, the child process ended.
-            Exception: any that the function raises.
+            ImageError: The child process crashed; code `crashed`.
+            Exception: The function raised it.
         """
         with self._lock:
             if self._pool is None:
@@ -63,17 +63,17 @@ class Isolation:
 
 
 def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
-    """Returns `function(*arguments)`, computed in a child process of its own; see `Isolation.call`."""
+    """Return `function(*arguments)`, computed in a new child process; see `Isolation.call`."""
     with Isolation() as child:
         return child.call(function, *arguments)
 
 
 @contextmanager
 def counted_try(folder: str) -> Iterator[bool]:
-    """Marks a try in `folder` while the block runs; only a process that ends inside it leaves its mark.
+    """Keep a mark in `folder` while the block runs; a process that dies inside it leaves its mark.
 
     Yields:
-        whether `MOST_TRIES` or more tries ended their process before: this one should be isolated.
+        Whether `MOST_TRIES` or more earlier tries ended their process: this one should be isolated.
     """
     ended = len(storage.names_in(folder))
     mark = storage.join(folder, uuid.uuid4().hex)

@@ -1,4 +1,4 @@
-"""Before long work on a cluster: what its workers cannot read or write is told now, not in an hour."""
+"""Preflight checks of a cluster: whether each node can read the sources and write the output."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from cluster.nodes import run_on_each_node
 from scalp_core import storage
 from scalp_core.errors import UserError
 
-# Above this Ray stores nothing more on a disk, and tasks wait for ever.
+# Above this, Ray stops storing on a disk, and tasks wait without end.
 _FULL_SHARE = 0.95
 _RETRY_TIMEOUT_S = 3.0
 
 
 def check_nodes(reads: Sequence[str], out: str) -> None:
-    """Asks every node of a joined cluster for what the work will need of it; nothing on a Ray of our own.
+    """Check access to sources and output on each node of a joined cluster; does nothing on a local Ray.
 
     Args:
-        reads: files, folders or prefixes that the workers read.
-        out: directory that they write.
+        reads: Files, folders or prefixes that the workers read.
+        out: Output directory that the workers write.
 
     Raises:
-        UserError: the first thing that is wrong; the others have been printed, a line each.
-        ClusterError: a node cannot run a task of this project.
+        UserError: A node failed a check: the first problem; the others are printed, one per line.
+        ClusterError: A node cannot run a task of scalp.
     """
     if not is_joined():
         return
     mark = storage.join(out, f".preflight-{uuid.uuid4().hex[:12]}")
     storage.write(mark, b"scalp")
     try:
-        answers = run_on_each_node(_wrong, list(reads), mark)
+        problems = run_on_each_node(_find_problems, list(reads), mark)
     finally:
         storage.remove_file(mark)
-    lines = [f"node {node}: {line}" for node, found in answers.items() for line in found]
+    lines = [f"node {node}: {line}" for node, found in problems.items() for line in found]
     for line in lines[1:]:
         print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
     if lines:
@@ -47,12 +47,12 @@ def check_nodes(reads: Sequence[str], out: str) -> None:
 
 
 def examples(parts: Mapping[str, pa.Table]) -> list[str]:
-    """The first photograph of each part of a manifest, which stands for all."""
+    """URI of the first image of each split of a manifest, as samples for `check_nodes`."""
     return sorted({part["uri"][0].as_py() for part in parts.values() if part.num_rows})
 
 
-def _wrong(reads: list[str], mark: str) -> list[str]:
-    """What is wrong on this node, a line each."""
+def _find_problems(reads: list[str], mark: str) -> list[str]:
+    """Problems of this node, one line each."""
     lines = []
     with storage.retry_timeout(_RETRY_TIMEOUT_S):
         for uri in reads:
@@ -64,7 +64,7 @@ def _wrong(reads: list[str], mark: str) -> list[str]:
             if not storage.exists(mark):
                 out = mark.rpartition("/")[0]
                 lines.append(
-                    f"{out} is a folder of its own here; choose an OUT in S3, or on a disk that all share"
+                    f"{out} is not shared with the driver's machine; choose an OUT in S3 or on a shared disk"
                 )
             else:
                 own = f"{mark}-{uuid.uuid4().hex[:12]}"
@@ -75,20 +75,23 @@ def _wrong(reads: list[str], mark: str) -> list[str]:
     disk = shutil.disk_usage(ray_internals.session_directory())
     if disk.used / disk.total > _FULL_SHARE:
         lines.append(
-            f"the disk of Ray's folder is {disk.used / disk.total:.0%} full, and Ray stores nothing above "
-            f"{_FULL_SHARE:.0%}; free some of it"
+            f"the disk of Ray's folder is {disk.used / disk.total:.0%} full, and Ray stops storing above "
+            f"{_FULL_SHARE:.0%}; free some space"
         )
     return lines
 
 
 def _touch(uri: str) -> None:
-    """Reads the first byte of a file, or finds the first file of a folder.
+    """Read the first byte of a file, or list the first file of a folder.
 
     Raises:
-        OSError: or UserError, if it cannot.
+        OSError: It cannot be read.
+        UserError: It cannot be read, or does not exist.
     """
     if storage.is_file(uri):
         with storage.explain_errors(uri), storage.open_file(uri) as file:
             file.read(1)
     elif next(storage.walk(uri), None) is None:
-        raise UserError(f"{uri} is not there, or empty; put it where every node sees it, such as S3")
+        raise UserError(
+            f"{uri} does not exist, or is empty; copy it to where every node can read it, such as S3"
+        )

@@ -1,8 +1,8 @@
-"""What `scalp train` and `scalp grade` count, in Prometheus form: Ray's agent exports it as `ray_scalp_…`.
+"""Prometheus metrics of `scalp train` and `scalp grade`, which Ray's agent exports as `ray_scalp_…`.
 
-The driver alone counts, once a shard or twice a second, from what the workers tell it anyway. So what is
-counted is work that is kept, nothing is lost with a worker, and no photograph waits for it. Where nobody
-asks, or Ray runs no agent, nothing fails. cluster/dashboards shows it; docs/operations.md says what to do.
+The driver alone counts, per shard or twice per second, from the messages of the workers. So the counts
+include committed work only, survive a lost worker, and delay no image. Without Ray's agent they are dropped.
+cluster/dashboards plots them; docs/operations.md explains them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-# Ray forgets a gauge that was not set for ten seconds.
-_AGAIN_S = 5.0
+# Ray drops a gauge that was not set for ten seconds.
+_REPEAT_INTERVAL_S = 5.0
 
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to those of a stage."""
+    """Add the duration of the block to `seconds[stage]`."""
     started = time.monotonic()
     try:
         yield
@@ -31,28 +31,28 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 class _RunMetrics:
-    """Counters and gauges of one run, which carry its name; the gauges are there while the block runs.
+    """Counters and gauges of one run, labeled with its name; gauges are exported while the block runs.
 
     Args:
-        folder: of the run; the last part of its name is the label `run`.
+        folder: Output or run directory; its last path component is the label `run`.
     """
 
     def __init__(self, folder: str) -> None:
         self._labels = {"run": folder.rstrip("/").rsplit("/", 1)[-1]}
         self._values: dict[Gauge, float] = {}
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._say_again, daemon=True)
+        self._thread = threading.Thread(target=self._repeat_gauges, daemon=True)
 
     def _set(self, gauge: Gauge, value: float) -> None:
         self._values[gauge] = value
         gauge.set(value, self._labels)
 
     def _add(self, counter: Counter, value: float, **labels: str) -> None:
-        if value > 0:  # which Ray insists on
+        if value > 0:  # Ray refuses an increment of 0
             counter.inc(value, self._labels | labels)
 
-    def _say_again(self) -> None:
-        while not self._over.wait(_AGAIN_S):
+    def _repeat_gauges(self) -> None:
+        while not self._over.wait(_REPEAT_INTERVAL_S):
             for gauge, value in self._values.copy().items():
                 gauge.set(value, self._labels)
 
@@ -67,12 +67,12 @@ class _RunMetrics:
 
 
 class TrainMetrics(_RunMetrics):
-    """A training, from the notes of its workers.
+    """Metrics of a training run, from the notes of its workers.
 
     Args:
-        run: folder of the run.
-        epochs: of the whole run.
-        batch_size: photographs of a step, over all workers.
+        run: Run directory.
+        epochs: Epochs of the whole run.
+        batch_size: Images per step, summed over the workers.
     """
 
     def __init__(self, run: str, epochs: int, batch_size: int) -> None:
@@ -81,22 +81,24 @@ class TrainMetrics(_RunMetrics):
         self._last: dict[str, Any] = {}
         self._lost = False
         self._restarts = 0
-        self._steps = Counter("scalp_train_steps", "steps of the optimiser", ("run",))
-        self._photographs = Counter("scalp_train_photographs", "photographs trained on", ("run",))
+        self._steps = Counter("scalp_train_steps", "optimizer steps", ("run",))
+        self._photographs = Counter("scalp_train_photographs", "images trained on", ("run",))
         self._seconds = Counter("scalp_train_seconds", "seconds of the first worker", ("run", "stage"))
-        self._checkpoints = Counter("scalp_train_checkpoints", "checkpoints that are in storage", ("run",))
+        self._checkpoints = Counter("scalp_train_checkpoints", "checkpoints stored", ("run",))
         self._workers = Gauge("scalp_train_workers", "workers that train", ("run",))
         self._started_again = Gauge("scalp_train_restarts", "starts after workers were lost", ("run",))
-        self._epoch = Gauge("scalp_train_epoch", "epochs done, with the part of the running one", ("run",))
+        self._epoch = Gauge(
+            "scalp_train_epoch", "epochs done, with the fraction of the current one", ("run",)
+        )
         self._loss = Gauge("scalp_train_loss", "mean loss of the epoch so far", ("run",))
-        self._rate = Gauge("scalp_train_learning_rate", "of the last step", ("run",))
+        self._rate = Gauge("scalp_train_learning_rate", "learning rate of the last step", ("run",))
         self._kappa = Gauge("scalp_train_val_qwk", "validation kappa of the last epoch", ("run",))
         self._set(Gauge("scalp_train_epochs", "epochs of the whole run", ("run",)), epochs)
         self._set(self._workers, 0)
         self._set(self._started_again, 0)
 
     def note(self, note: Mapping[str, Any]) -> None:
-        """Takes a note, as `jobs.train.progress.Follower` describes them."""
+        """Update the metrics from a note of `jobs.train.progress.Follower`."""
         if "step" in note:
             self._step(note)
         elif "epoch_done" in note:
@@ -117,7 +119,7 @@ class TrainMetrics(_RunMetrics):
             self._add(self._checkpoints, 1)
 
     def _step(self, note: Mapping[str, Any]) -> None:
-        """Counts what came since the note before it, of the same epoch."""
+        """Add the difference to the previous note of the same epoch."""
         before = self._last if self._last.get("epoch") == note["epoch"] else {}
         steps, seconds, waited = (
             note[name] - before.get(name, 0) for name in ("step", "seconds", "waited_seconds")
@@ -133,39 +135,39 @@ class TrainMetrics(_RunMetrics):
 
 
 class GradeMetrics(_RunMetrics):
-    """A bulk run, from its shards as they are committed.
+    """Metrics of a bulk run, from its shards as they are committed.
 
     Args:
-        out: folder of the run.
-        photographs: in all; None while that is not known, as of tars.
-        done: of these, by sessions before.
+        out: Output directory.
+        images: Images in total; None if unknown, as in tars.
+        done: Images graded by earlier sessions.
     """
 
-    def __init__(self, out: str, photographs: int | None, done: int) -> None:
+    def __init__(self, out: str, images: int | None, done: int) -> None:
         super().__init__(out)
         self._number = done
-        self._photographs = Counter("scalp_grade_photographs", "photographs with a row", ("run",))
-        self._failed = Counter("scalp_grade_failed", "of these, failed", ("run", "code"))
+        self._photographs = Counter("scalp_grade_photographs", "images with a row", ("run",))
+        self._failed = Counter("scalp_grade_failed", "images that failed, by error code", ("run", "code"))
         self._shards = Counter("scalp_grade_shards", "shards committed", ("run",))
         self._seconds = Counter("scalp_grade_seconds", "seconds of loaders and models", ("run", "stage"))
-        self._done = Gauge("scalp_grade_done", "photographs with a row, of all sessions", ("run",))
+        self._done = Gauge("scalp_grade_done", "images with a row, of all sessions", ("run",))
         self._set(self._done, done)
-        if photographs is not None:
-            self._set(Gauge("scalp_grade_size", "photographs in all", ("run",)), photographs)
+        if images is not None:
+            self._set(Gauge("scalp_grade_size", "images in total", ("run",)), images)
 
     def add(self, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-        """Counts a shard that was committed.
+        """Count a committed shard.
 
         Args:
-            rows: its photographs.
-            errors: how many failed with which code.
-            seconds: by stage, of the tasks that had it.
+            rows: Images of the shard.
+            errors: Number of failed images by error code.
+            seconds: Seconds of the shard's tasks by stage.
         """
         self._number += rows
         self._set(self._done, self._number)
         self._add(self._photographs, rows)
         self._add(self._shards, 1)
-        for code, times in errors.items():
-            self._add(self._failed, times, code=code)
-        for stage, some in seconds.items():
-            self._add(self._seconds, some, stage=stage)
+        for code, count in errors.items():
+            self._add(self._failed, count, code=code)
+        for stage, spent in seconds.items():
+            self._add(self._seconds, spent, stage=stage)

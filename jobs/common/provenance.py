@@ -1,4 +1,4 @@
-"""On what machine, with which versions, from which revision: written beside every figure."""
+"""Provenance of measurements: machine, library versions and git revision."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LIBRARIES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
+    """Versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _LIBRARIES}
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with `-dirty` when it has changes; None outside a checkout."""
+    """Commit of the checkout, with `-dirty` if it has changes; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held so far, MiB, as the kernel counted."""
+    """Peak resident memory of this process, MiB (VmHWM of the kernel)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
 

@@ -1,4 +1,4 @@
-"""Steps of a job in this process: the same callables that Ray's workers get, in order."""
+"""`InProcessExecutor` runs the steps of a job in this process, in order."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""How training and evaluation load images: by place, and not other bytes than those that were prepared."""
+"""Training and evaluation load images by place, and refuse files that changed since they were prepared."""
 
 import zipfile
 from hashlib import sha256
@@ -24,13 +24,13 @@ def rows(tmp_path):
     with zipfile.ZipFile(uri, "w", zipfile.ZIP_DEFLATED) as archive:
         for index in (1, 2):
             archive.writestr(f"{index}.jpg", jpeg(index))
-    found = [{"uri": str(tmp_path / "a.jpg"), "sha256": sha256(jpeg(0)).hexdigest(), "label": 0}]
+    rows = [{"uri": str(tmp_path / "a.jpg"), "sha256": sha256(jpeg(0)).hexdigest(), "label": 0}]
     placed = archives.read_placed(uri, ["1.jpg", "2.jpg"], MAX_BYTES)
     for index, (data, place) in enumerate(placed, start=1):
         row = {"uri": uri, "member": f"{index}.jpg", "sha256": sha256(data).hexdigest(), "label": index}
         row |= {"byte_offset": place.offset, "byte_length": place.length, "compression": place.compression}
-        found.append(row)
-    return pa.Table.from_pylist(found, schema=manifest.SCHEMA)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
 
 
 def batch(table):
@@ -49,7 +49,7 @@ def test_images_are_the_same_by_place_and_by_name(rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changed", "name"), [("a.jpg", "a.jpg"), ("b.zip", "b.zip!1.jpg")])
-def test_what_has_changed_since_it_was_prepared_is_not_trained_on(rows, tmp_path, changed, name):
+def test_a_file_that_changed_since_it_was_prepared_is_refused(rows, tmp_path, changed, name):
     data = (tmp_path / changed).read_bytes()
     (tmp_path / changed).write_bytes(data[:-9] + data[-5:] if changed == "a.jpg" else b"x" + data)
     with pytest.raises(UserError, match=rf"{name} has changed since it was prepared .*; restore it"):

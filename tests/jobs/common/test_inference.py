@@ -57,7 +57,7 @@ def test_all_nodes_compute_in_the_precision_that_was_resolved_first(evaluated, m
     assert computation.computed_by == f"cpu fp32 openvino {version('openvino')}, scalp {version('scalp')}"
 
 
-def test_a_node_that_would_answer_otherwise_is_refused_in_one_line(evaluated, monkeypatch):
+def test_a_node_with_other_precision_or_versions_is_refused(evaluated, monkeypatch):
     monkeypatch.setattr(predictor, "has_bf16", lambda _: True)
     with pytest.raises(UserError, match="cannot compute as this run does: its CPU has no bf16"):
         evaluated(lambda: monkeypatch.setattr(predictor, "has_bf16", lambda _: False))

@@ -1,4 +1,4 @@
-"""What a training counts of its workers' notes when some are lost: work done twice counts twice."""
+"""Training metrics when workers are lost: work that is done twice counts twice."""
 
 from collections import Counter as Counts
 
