@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from jobs.common.images import LoadForTraining, locating
+from jobs.common.images import LoadForTraining, select_locations
 from scalp_core.bundles.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
 from scalp_core.errors import UserError
 from scalp_core.evaluation import metrics
@@ -118,6 +118,6 @@ def labeled_batches(rows: pa.Table, spec: Preprocess) -> Iterator[tuple[np.ndarr
     """
     load = LoadForTraining(spec)
     for start in range(0, rows.num_rows, _BATCH):
-        chunk = locating(rows.slice(start, _BATCH), "label")
+        chunk = select_locations(rows.slice(start, _BATCH), "label")
         batch = load({name: np.array(chunk[name].to_pylist(), dtype=object) for name in chunk.column_names})
         yield batch["image"], batch["label"].astype(int)

@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 _ROWS_A_BLOCK = 256
 
 
-def photographs(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
+def make_dataset(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
     """Ray dataset of manifest rows, in blocks that spread over the workers."""
     table = without_nulls(table)
     starts = range(0, table.num_rows, rows_a_block)
     return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
 
 
-def locating(table: pa.Table, *others: str) -> pa.Table:
+def select_locations(table: pa.Table, *others: str) -> pa.Table:
     """Select the columns of a manifest that locate its images, and `others`."""
     return table.select([name for name in table.column_names if name in (*LOCATION_COLUMNS, *others)])
 

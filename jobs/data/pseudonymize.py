@@ -15,7 +15,7 @@ import pyarrow as pa
 from cluster.growth import wait_for_node
 from cluster.local import connect
 from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.common.images import photographs, unreadable
+from jobs.common.images import make_dataset, unreadable
 from scalp_core import storage
 from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
 from scalp_core.datasets import locations as datasets_locations
@@ -78,7 +78,7 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
     """Writes photographs, manifest and summary."""
     wait_for_node(connect(), console.print)
     work = Pseudonymize(out, key)
-    written = photographs(table, _ROWS_A_BATCH).map_batches(
+    written = make_dataset(table, _ROWS_A_BATCH).map_batches(
         work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"
     )
     parts = []

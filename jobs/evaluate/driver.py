@@ -12,7 +12,7 @@ from rich.table import Table
 from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.common.executor import RayExecutor
-from jobs.common.images import Columns, check_read, locating, photographs
+from jobs.common.images import Columns, check_read, make_dataset, select_locations
 from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmetries, with_logits
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle, BundleSpec
@@ -62,7 +62,7 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Colu
     executor = RayExecutor()
     cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
-    dataset = photographs(locating(rows, "image_id"))
+    dataset = make_dataset(select_locations(rows, "image_id"))
     for batch in with_logits(dataset, bundle, computation, options, cluster, executor).iter_batches():
         check_read(batch)
         batches.append(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from jobs.common.images import Columns, LoadImages, check_read, locating, photographs
+from jobs.common.images import Columns, LoadImages, check_read, make_dataset, select_locations
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import Gates
@@ -34,7 +34,7 @@ def fit_gates(parts: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Ga
 
 
 def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:
-    dataset = photographs(locating(rows)).map_batches(_Measure(spec), batch_size=_BATCH)
+    dataset = make_dataset(select_locations(rows)).map_batches(_Measure(spec), batch_size=_BATCH)
     return np.concatenate([batch["statistics"] for batch in dataset.iter_batches(batch_size=None)])
 
 

@@ -17,7 +17,7 @@ import ray
 from ray.data import DataContext, Dataset, ExecutionResources
 
 from cluster.local import Cluster
-from jobs.common.images import Columns, LoadForTraining, locating, photographs, without_nulls
+from jobs.common.images import Columns, LoadForTraining, make_dataset, select_locations, without_nulls
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochSettings, RankBatch, images_per_epoch, plan_epoch
@@ -74,9 +74,9 @@ def cached(rows: pa.Table, spec: Preprocess, room: int) -> tuple[Photographs, Da
     Returns:
         them, and the dataset that must be kept for as long as they are used.
     """
-    rows = locating(rows, "label")
+    rows = select_locations(rows, "label")
     labels = np.array(rows["label"].to_pylist(), np.int8)
-    table = photographs(rows, _ROWS_A_BLOCK)
+    table = make_dataset(rows, _ROWS_A_BLOCK)
     reference = ray.put(_whole(rows))
     if rows.num_rows * spec.size * spec.size * 3 > room:
         return Photographs(labels, reference, spec, None), None

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.bench.odd_files import encoded
-from jobs.common.images import LoadForTraining, LoadImages, photographs
+from jobs.common.images import LoadForTraining, LoadImages, make_dataset
 from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, grade
 from jobs.train.driver import train
@@ -131,8 +131,8 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
     uris = test_rows["uri"].to_pylist()
     expected = {uri: decode(Path(uri).read_bytes(), spec).pixels.tobytes() for uri in uris}
     columns = test_rows.select(["uri", "member", "label"])
-    for_training = photographs(columns).map_batches(LoadForTraining(spec)).take_batch(len(uris))
-    for_grading = photographs(columns).map_batches(LoadImages(spec)).take_batch(len(uris))
+    for_training = make_dataset(columns).map_batches(LoadForTraining(spec)).take_batch(len(uris))
+    for_grading = make_dataset(columns).map_batches(LoadImages(spec)).take_batch(len(uris))
     assert [image.tobytes() for image in for_training["image"]] == [expected[uri] for uri in uris]
     found = dict(zip(for_grading["uri"], for_grading["image"], strict=True))
     assert {uri: image.tobytes() for uri, image in found.items()} == expected

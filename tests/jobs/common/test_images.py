@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.common.images import LoadForTraining, LoadImages, locating, without_nulls
+from jobs.common.images import LoadForTraining, LoadImages, select_locations, without_nulls
 from scalp_core import archives
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
@@ -34,7 +34,7 @@ def rows(tmp_path):
 
 
 def batch(table):
-    table = without_nulls(locating(table, "label"))
+    table = without_nulls(select_locations(table, "label"))
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
