@@ -1,8 +1,8 @@
-"""Members of `.zip`, `.tar` and `.tar.gz` archives, read where they lie, local or in S3; never extracted.
+"""Read members of `.zip`, `.tar` and `.tar.gz` archives in place, local or in S3, without extracting them.
 
-A zip and a plain tar are read by range: one member costs its own bytes. A compressed tar can only be read
-from its beginning, so it is read once, onwards, as long as members are asked for in its order. Members' names
-are labels and are never used as paths; links and devices are no members.
+A zip and a plain tar are read by range: a member costs only its own bytes. A compressed tar is sequential: it
+is read once if members are requested in its order. Names of members are labels and not used as paths. Links
+and devices are skipped.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ __all__ = [
 ZIP_SUFFIX = ".zip"
 SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-# What a process keeps open, as more is asked of the same one; the last may hold more members than this. A
-# compressed tar holds 24 MiB, and there are few of them.
+# Archives that a process keeps open for later reads; the last one may have more members than this. An open
+# compressed tar takes 24 MiB.
 _OPEN_ARCHIVES = 512
 _OPEN_MEMBERS = 500_000
 
@@ -54,15 +54,15 @@ def is_archive(name: str) -> bool:
 
 
 def is_stream(uri: str) -> bool:
-    """Whether an archive has no table of contents, so that listing it means reading it."""
+    """Whether an archive has no table of contents, so that listing it reads all of it."""
     return is_archive(uri) and not uri.lower().endswith(ZIP_SUFFIX)
 
 
 def list_members(uri: str) -> list[Member]:
-    """All members in the order of the archive; of those that share a name only the last can be read.
+    """List all members in the order of the archive; of those that share a name only the last can be read.
 
     Raises:
-        UserError: it is missing, damaged, hostile or no archive.
+        UserError: the archive is missing, damaged or hostile, or not an archive.
     """
     with storage.explain_errors(uri):
         return storage.call_with_retries(uri, _opened, uri).members()
@@ -71,32 +71,37 @@ def list_members(uri: str) -> list[Member]:
 def stream_members(
     uri: str, max_bytes: int, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[Member, bytes | ImageError | None]]:
-    """All members of a tar in one pass, in its order, each with its bytes or why they cannot be had.
+    """Read all members of a tar in one pass, in its order, each with its bytes or an error.
 
-    It is read ahead in pieces of 8 MiB; 24 MiB are held, and one member.
+    Reads ahead in pieces of 8 MiB; memory is bounded by 24 MiB and one member.
 
     Args:
-        uri: of a tar, plain or compressed.
-        max_bytes: of a member; what is larger is refused unread.
-        wanted: whether a member of this name is read; of the others the bytes are None.
+        uri: Tar archive to read, plain or compressed.
+        max_bytes: Limit per member; a larger one is refused without reading it.
+        wanted: Returns whether to read a member of this name; the bytes of others are None.
 
     Raises:
-        UserError: the archive cannot be opened, or not be read on from here. Whether it may be later says
-            `storage.is_transient`.
+        UserError: the archive cannot be opened or read further; `storage.is_transient` separates an
+            unavailable server from damage.
     """
     with storage.explain_errors(uri):
-        yield from _entries(tars.stream(uri), max_bytes, wanted)
+        yield from _entries(tars.stream_entries(uri), max_bytes, wanted)
 
 
 def stream_members_of_file(
     raw: io.RawIOBase, max_bytes: int, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[Member, bytes | ImageError | None]]:
-    """As `stream_members`, of a tar that is still coming; `tars.stream_raw` says what is asked of the file.
+    """Read all members as `stream_members` does, from a tar that is still being received.
+
+    Args:
+        raw: File of the tar; `tars.stream_file_entries` documents what it must support.
+        max_bytes: Limit per member.
+        wanted: Returns whether to read a member of this name.
 
     Raises:
-        ArchiveError: it is no tar, or cannot be read on.
+        ArchiveError: the file is not a tar, or cannot be read further.
     """
-    return _entries(tars.stream_raw(raw), max_bytes, wanted)
+    return _entries(tars.stream_file_entries(raw), max_bytes, wanted)
 
 
 def _entries(
@@ -109,35 +114,35 @@ def _entries(
 
 
 def open_zip_in_memory(data: pa.Buffer, max_members: int) -> Zip:
-    """A zip whose bytes are in memory.
+    """Open a zip whose bytes are in memory.
 
     Raises:
-        ArchiveError: it is no zip, damaged, hostile, or holds more members.
+        ArchiveError: the data are not a zip, damaged or hostile, or have more members.
     """
     return Zip("archive.zip", data, max_members)
 
 
 def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """The bytes of each member, in order, or why they are unavailable; see `read_placed`."""
+    """Read the bytes of each member, in order, or an error for it; see `read_placed`."""
     return (placed.data for placed in read_placed(uri, names, max_bytes))
 
 
 def read_placed(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
-    """Each member by its name, in order, and where its bytes are. Fastest in the archive's order.
+    """Read members by name, in order, with the places of their bytes. Fastest in the archive's order.
 
-    Of a zip or a plain tar 16 MiB are held, and one member; of a compressed tar all that are requested.
+    Memory is bounded by 16 MiB and one member; for a compressed tar by all requested members.
 
     Raises:
-        OSError: the archive itself cannot be read; `ArchiveError` when it is damaged, hostile or none.
+        OSError: the archive cannot be read; `ArchiveError` if it is damaged, hostile or not an archive.
     """
     yield from storage.call_with_retries(uri, _opened, uri).read(names, max_bytes)
 
 
 def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """The bytes of members by their places, in order, without opening the archive.
+    """Read members by their places, in order, without opening the archive.
 
     Raises:
-        OSError: storage refused.
+        OSError: storage failed.
     """
     sized = [place for place in places if place.length <= max_bytes]
     data = read_ranges(uri, [(place.offset, place.offset + place.length) for place in sized])
@@ -149,7 +154,7 @@ def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[b
 
 
 class _OpenArchives:
-    """The archives that this process read last, by uri, size and time of change."""
+    """Cache of the archives that this process read last, by uri and version of the file."""
 
     def __init__(self) -> None:
         self._archives: OrderedDict[tuple[str, str], Future[Archive]] = OrderedDict()
@@ -166,7 +171,7 @@ class _OpenArchives:
             if opened is None:
                 opened = self._archives[key] = Future()
             self._archives.move_to_end(key)
-        if is_first:  # the others wait for it
+        if is_first:  # other threads wait for it
             self._open(key, opened)
         return opened.result()
 

@@ -1,4 +1,4 @@
-"""What zips and tars have in common: members, their names and places, and why one is unavailable."""
+"""Common parts of zip and tar readers: members, their names and places, and errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
 
-# An archive that is kept open takes 0.8 KiB of memory for each.
+# An open archive takes 0.8 KiB of memory per member.
 MAX_MEMBERS = 2_000_000
 
 Compression = Literal["stored", "deflate"]
 
 
 class Place(NamedTuple):
-    """Bytes of a member inside its archive: one range request reads them, without the archive's table.
+    """Byte range of a member in its archive: one range request reads it, without the table of contents.
 
     Args:
-        offset: of the first byte in the archive's file.
-        length: in bytes, as they are stored.
-        compression: how they are stored; `deflate` is a raw stream, as in zips.
+        offset: Position of the first byte in the archive's file.
+        length: Stored length in bytes.
+        compression: Compression of the stored bytes; `deflate` is a raw stream, as in zips.
     """
 
     offset: int
@@ -36,9 +36,9 @@ class Member(NamedTuple):
     """One entry of an archive.
 
     Args:
-        name: label, never used as a path.
-        size: in bytes, as the archive claims.
-        place: where its bytes are; None where only reading it tells, or where the archive is compressed.
+        name: Label, never used as a path.
+        size: Size in bytes according to the archive.
+        place: Place of its bytes; None in a compressed tar, and in a zip before the member is read.
     """
 
     name: str
@@ -47,36 +47,36 @@ class Member(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """The bytes of a member, or why they are unavailable, and where they are."""
+    """The bytes of a member or its error, and their place in the archive."""
 
     data: bytes | ImageError
     place: Place | None = None
 
 
 class Archive(Protocol):
-    """An archive that is kept open, because opening means reading its table of contents.
+    """An archive that is kept open, because opening it reads its table of contents.
 
     Args:
-        held: members that it keeps in memory, or that would take as much.
+        held: Number of members in memory, or that would take as much.
     """
 
     held: int
 
     def members(self) -> list[Member]:
-        """All members in the order of the archive.
+        """List all members in the order of the archive.
 
         Raises:
-            ArchiveError: it cannot be read to its end.
+            ArchiveError: the archive cannot be read to its end.
         """
         ...
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
-        """Each member of these names, in order. Of members that share a name it is the last."""
+        """Read members by name, in order. Of members that share a name it is the last."""
         ...
 
 
 class SeenNames:
-    """The names of an archive's members in 8 bytes each, to find those that a later member replaces."""
+    """Names of an archive's members in 8 bytes each, to find members that a later one replaces."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -85,39 +85,39 @@ class SeenNames:
         self._hashes.append(hash(name))
 
     def shadowed(self) -> np.ndarray:
-        """Positions of the members whose name a later one has, ascending; int64."""
+        """Positions of members whose name a later member has, ascending; int64."""
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.zeros(0, np.int64)
         order = np.argsort(hashes, kind="stable")
         return np.sort(order[:-1][hashes[order[:-1]] == hashes[order[1:]]])
 
 
 def unpack(stored: bytes, place: Place, max_bytes: int) -> bytes | ImageError:
-    """The bytes of a member from those that are stored at its place.
+    """Decompress the stored bytes of a member.
 
-    They may be others than when the place was noted: `changed`.
+    The archive may have changed after its place was recorded: error `changed`.
     """
     if len(stored) < place.length:
-        return ImageError("changed", "the archive ends before the place where the member was")
+        return ImageError("changed", "the archive ends before the member's place")
     if place.compression == "stored":
         return stored
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = unpacker.decompress(stored, max_bytes + 1)
     except zlib.error as error:
-        return ImageError("changed", f"the archive holds other bytes where the member was ({error})")
+        return ImageError("changed", f"the archive has other bytes at the member's place ({error})")
     if len(data) > max_bytes:
         return too_many_bytes(len(data), max_bytes)
-    return data if unpacker.eof else ImageError("changed", "the member does not end where it did")
+    return data if unpacker.eof else ImageError("changed", "the member has another length than before")
 
 
-def decoded(name: bytes) -> str:
-    """A name that does not say its encoding: macOS writes UTF-8, Korean Windows cp949."""
+def decode_name(name: bytes) -> str:
+    """Decode a name without a declared encoding: macOS writes UTF-8, Korean Windows cp949."""
     for encoding in ("utf-8", "cp949"):
         try:
             return name.decode(encoding)
         except UnicodeDecodeError:
             continue
-    return name.decode("cp437")  # a sign for every byte
+    return name.decode("cp437")  # has a character for every byte
 
 
 def too_many_bytes(size: int, max_bytes: int) -> ImageError:

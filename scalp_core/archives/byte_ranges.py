@@ -1,4 +1,4 @@
-"""An archive's bytes as Python's own readers take them: by range, in one pass, and unpacked."""
+"""Byte ranges and file objects for archive readers: by range, in one pass with read-ahead, decompressed."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ import pyarrow as pa
 from scalp_core import storage
 from scalp_core.storage.errors import ArchiveError
 
-# Read by range: neighbors come by one request, with what lies between them if it is small against the time
-# that S3 takes to answer; several requests run beside each other.
+# Read by range: neighbors are fetched by one request, with the gap between them if reading it takes less time
+# than another request to S3; several requests run in parallel.
 _REQUEST = 2**20
 _GAP = 2**16
 _REQUESTS = 16
 _ON_THEIR_WAY = 2**24
 
-# In one pass: pieces that are large against the time that S3 takes to answer, and two on their way while one
-# is used. A stream holds 24 MiB.
+# In one pass: pieces whose transfer takes longer than the latency of S3. Two are fetched while one is used:
+# a stream takes 24 MiB.
 _PIECE = 2**23
 _AHEAD = 2
 
-# Photographs do not shrink: a GiB that comes out of less than a hundredth of it is a bomb. Raw BMP and TIFF,
-# and label files, shrink by ten or twenty.
+# Images hardly compress: a GiB from less than a hundredth of it is a decompression bomb. Raw BMP, TIFF and
+# label files compress by a factor of ten or twenty.
 MAX_RATIO = 100
 _RATIO_WINDOW = 2**30
-# `xz -9` needs 65 MiB to unpack; a header can ask for 4 GiB.
+# `xz -9` needs 65 MiB to decompress; a header can request 4 GiB.
 MAX_XZ_BYTES = 2**28
 _PACKED_PIECE = 2**16
 
@@ -46,29 +46,29 @@ _START_OF_PACKED: dict[bytes, Callable[[], Any]] = {
 
 
 Range = tuple[int, int]
-"""Where bytes of a file begin and end."""
+"""Begin and end of a byte range in a file."""
 
 Read = Callable[[int, int], bytes]
 
 
 def read_ranges(uri: str, ranges: Sequence[Range], read: Read | None = None) -> Iterator[bytes]:
-    """The bytes of each range, in order; fewer where the file ends. Fastest in the file's order.
+    """Read byte ranges of a file, in order; fewer bytes where the file ends. Fastest in the file's order.
 
-    At most 16 MiB are held, and the longest range.
+    Memory is bounded by 16 MiB and the longest range.
 
     Args:
-        uri: file to read.
-        ranges: begin and end of each.
-        read: returns `length` bytes of the file from `start`; `storage.read_range` unless given.
+        uri: File to read.
+        ranges: Begin and end of each range.
+        read: Returns `length` bytes of the file from `start`; default `storage.read_range`.
 
     Raises:
-        OSError: storage refused, or did not answer before the retry timeout.
+        OSError: storage failed, or did not answer before the retry timeout.
     """
     read = read or partial(storage.read_range, uri)
     coming: deque[tuple[list[Range], Future[bytes]]] = deque()
     on_their_way = 0
     groups = list(_neighbors(ranges))
-    if len(groups) == 1 or not storage.is_s3(uri):  # a disk answers sooner than a thread starts
+    if len(groups) == 1 or not storage.is_s3(uri):  # a disk is faster than starting threads
         for group in groups:
             yield from _parts(group, read(group[0][0], group[-1][1] - group[0][0]))
         return
@@ -104,8 +104,8 @@ def _parts(group: list[Range], data: bytes) -> Iterator[bytes]:
     return (data[begin - start : end - start] for begin, end in group)
 
 
-class Ranged(io.RawIOBase):
-    """A file by range; a read waits for a server that is away."""
+class RangedFile(io.RawIOBase):
+    """Random-access file, read by range; reads are retried while the server is unavailable."""
 
     def __init__(self, uri: str, file: pa.NativeFile) -> None:
         self._uri = uri
@@ -142,8 +142,8 @@ class Ranged(io.RawIOBase):
         super().close()
 
 
-class Ahead(io.RawIOBase):
-    """A file in one pass, in large pieces, the next ones on their way; it may leave pieces out."""
+class ReadAheadFile(io.RawIOBase):
+    """File for one pass, in large pieces with read-ahead; pieces that the reader skips are not fetched."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -178,11 +178,11 @@ class Ahead(io.RawIOBase):
     def _piece(self, number: int) -> bytes:
         last = (self._size - 1) // _PIECE
         numbers = range(number, min(number + _AHEAD, last) + 1)
-        for left_out in self._pieces.keys() - numbers:
-            self._pieces.pop(left_out).cancel()
-        for each in numbers:
-            if each not in self._pieces:
-                self._pieces[each] = self._fetch(each)
+        for outdated in self._pieces.keys() - numbers:
+            self._pieces.pop(outdated).cancel()
+        for following in numbers:
+            if following not in self._pieces:
+                self._pieces[following] = self._fetch(following)
         return self._pieces[number].result()
 
     def _fetch(self, number: int) -> Future[bytes]:
@@ -191,22 +191,22 @@ class Ahead(io.RawIOBase):
         return self._pool.submit(storage.call_with_retries, self._uri, self._file.read_at, size, begin)
 
     def close(self) -> None:
-        # The file is left to what is still on its way, for which nobody waits.
+        # Requests in progress still use the file; they are not awaited.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pieces.clear()
         super().close()
 
 
-def is_packed(start: bytes) -> bool:
-    """Whether a file's first bytes are those of gzip, bzip2 or xz."""
+def is_compressed(start: bytes) -> bool:
+    """Whether a file is gzip, bzip2 or xz by its first bytes."""
     return start.startswith(tuple(_START_OF_PACKED))
 
 
-def unpacked(raw: io.RawIOBase) -> io.RawIOBase:
-    """The file itself, from its beginning, or what is packed in it; whatever its name says.
+def open_decompressed(raw: io.RawIOBase) -> io.RawIOBase:
+    """Return a decompressing reader for gzip, bzip2 or xz content, else the file from its beginning.
 
     Raises:
-        ArchiveError: it is a zip.
+        ArchiveError: the file is a zip.
     """
     start = raw.read(6) or b""
     raw.seek(0)
@@ -214,15 +214,15 @@ def unpacked(raw: io.RawIOBase) -> io.RawIOBase:
         raise ArchiveError("it is a zip by its content; rename it to end in .zip")
     for magic, begin in _START_OF_PACKED.items():
         if start.startswith(magic):
-            return Unpacked(io.BufferedReader(raw, _PACKED_PIECE), magic, begin)
+            return DecompressedFile(io.BufferedReader(raw, _PACKED_PIECE), magic, begin)
     return raw
 
 
-class Unpacked(io.RawIOBase):
-    """What a gzip, bzip2 or xz file holds, or several in one; onwards only, in bounded memory.
+class DecompressedFile(io.RawIOBase):
+    """Sequential reader of one or several concatenated gzip, bzip2 or xz streams, in bounded memory.
 
     Raises:
-        ArchiveError: damaged, cut, or a bomb.
+        ArchiveError: the file is damaged, truncated, or a decompression bomb.
     """
 
     def __init__(self, file: io.BufferedReader, magic: bytes, begin: Callable[[], Any]) -> None:
@@ -232,7 +232,7 @@ class Unpacked(io.RawIOBase):
         self._packed = begin()
         self._input = b""
         self._at = 0
-        self._taken = self._given = 0  # bytes, in and out, since the ratio was looked at
+        self._taken = self._given = 0  # bytes, in and out, since the last check of the ratio
 
     def readable(self) -> bool:
         return True
@@ -245,7 +245,7 @@ class Unpacked(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_SET or offset < self._at:
-            raise io.UnsupportedOperation("what is packed is read onwards only")
+            raise io.UnsupportedOperation("compressed data are read forwards only")
         while self._at < offset and self.read(min(offset - self._at, _PACKED_PIECE)):
             pass
         return self._at
@@ -258,8 +258,8 @@ class Unpacked(io.RawIOBase):
         if self._given >= _RATIO_WINDOW:
             if self._given > MAX_RATIO * self._taken:
                 raise ArchiveError(
-                    f"it unpacks to more than {MAX_RATIO} times its size, as no photographs do; it is taken "
-                    "for a bomb and not read on"
+                    f"it unpacks to more than {MAX_RATIO} times its size, which images do not; it is refused "
+                    "as a decompression bomb"
                 )
             self._taken = self._given = 0
         return len(data)
@@ -276,7 +276,7 @@ class Unpacked(io.RawIOBase):
             if data:
                 return data
             if ended and not self._packed.eof:
-                raise ArchiveError("it was cut: it ends before what is packed in it does; fetch it again")
+                raise ArchiveError("it is truncated: its compressed data are incomplete; fetch it again")
 
     def _unpack(self, size: int) -> bytes:
         try:
@@ -284,10 +284,13 @@ class Unpacked(io.RawIOBase):
         except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
             if "Memory usage limit" in str(error):
                 raise ArchiveError(
-                    f"it takes more than {MAX_XZ_BYTES // 2**20} MiB to unpack; pack it anew by xz -9 or less"
+                    f"it needs more than {MAX_XZ_BYTES // 2**20} MiB to unpack; pack it again with "
+                    "xz -9 or less"
                 ) from None
             raise ArchiveError(f"it is damaged ({error}); fetch it again") from error
-        self._input = getattr(self._packed, "unconsumed_tail", b"")  # zlib's; the others keep it themselves
+        self._input = getattr(
+            self._packed, "unconsumed_tail", b""
+        )  # of zlib; the others buffer it themselves
         return data
 
     def _more(self) -> bytes:
@@ -296,7 +299,7 @@ class Unpacked(io.RawIOBase):
         return data
 
     def _has_another(self) -> bool:
-        """Whether another packed file follows, as pigz and `cat` write them; zeros between are padding."""
+        """Whether another compressed stream follows, as `cat` and pigz write them; zeros are padding."""
         rest = self._packed.unused_data.lstrip(b"\0")
         while not rest and (data := self._more()):
             rest = data.lstrip(b"\0")
@@ -304,7 +307,7 @@ class Unpacked(io.RawIOBase):
             return False
         rest += self._more() if len(rest) < len(self._magic) else b""
         if not rest.startswith(self._magic):
-            raise ArchiveError("something else follows what is packed in it; fetch it again, or pack it anew")
+            raise ArchiveError("other data follow its compressed data; fetch it again, or pack it again")
         self._packed, self._input = self._begin(), rest
         return True
 

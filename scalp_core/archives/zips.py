@@ -1,4 +1,4 @@
-"""Zips from people who are not trusted: a table of contents that is read once, then each member by range."""
+"""Zip archives from untrusted sources: the table of contents is read once, then members by range."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from scalp_core.archives.base import (
     Member,
     Place,
     Placed,
-    decoded,
+    decode_name,
     no_member,
     too_many_bytes,
     too_many_members,
     unreadable,
 )
-from scalp_core.archives.byte_ranges import Range, Ranged, is_packed, read_ranges
+from scalp_core.archives.byte_ranges import Range, RangedFile, is_compressed, read_ranges
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
 
-# Room for MAX_MEMBERS with names and extra fields of 100 bytes.
+# Fits MAX_MEMBERS with names and extra fields of 100 bytes.
 MAX_TABLE_BYTES = 2**28
 
-# A table of contents is one request to S3 where it fits into this, and not three.
+# A table of contents that fits into this takes one request to S3 instead of three.
 _BUFFER = 2**17
 _ENTRY = b"PK\1\2"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of name and of extra fields
 _LOCAL_HEADER_BYTES = 30
-_MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # that the table of contents says nothing of
+_MAX_LOCAL_EXTRA_BYTES = 2 * 2**16  # not in the table of contents
 _MAX_SIZE = 2**63 - 1
 _UTF8_FLAG = 0x800
 _ENCRYPTED_FLAGS = 0x41
@@ -49,17 +49,17 @@ class Zip:
     """An open zip.
 
     Args:
-        uri: where it is; only a name when `held` is given.
-        held: its bytes, when they are in memory already.
-        max_members: above which it is refused; `MAX_MEMBERS` unless given.
+        uri: Zip archive to read; only a name if `held` is given.
+        held: Content of the archive, if it is in memory already.
+        max_members: Limit on members; default `MAX_MEMBERS`.
 
     Raises:
-        ArchiveError: it is no zip, damaged, or its table of contents is larger than an honest one.
+        ArchiveError: the file is not a zip or damaged, or its table of contents is too large.
     """
 
     def __init__(self, uri: str, held: pa.Buffer | None = None, max_members: int = 0) -> None:
         file = storage.open_file(uri) if held is None else pa.BufferReader(held)
-        table = _table(Ranged(uri, file), max_members or MAX_MEMBERS)
+        table = _table(RangedFile(uri, file), max_members or MAX_MEMBERS)
         self._uri = uri
         self._read = None if held is None else partial(_read_held, held)
         self._end = table.start_dir
@@ -74,7 +74,7 @@ class Zip:
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
         ranges = [self._range(name, max_bytes) for name in names]
-        data = read_ranges(self._uri, [each for each in ranges if isinstance(each, tuple)], self._read)
+        data = read_ranges(self._uri, [range_ for range_ in ranges if isinstance(range_, tuple)], self._read)
         for name, wanted in zip(names, ranges, strict=True):
             if isinstance(wanted, ImageError):
                 yield Placed(wanted)
@@ -82,7 +82,7 @@ class Zip:
                 yield _unpacked(self._infos[name], wanted[0], next(data))
 
     def _range(self, name: str, max_bytes: int) -> Range | ImageError:
-        """Bytes of a member, from its local header up to the next one."""
+        """Byte range of a member, from its local header up to the next one."""
         info = self._infos.get(name)
         if info is None:
             return no_member()
@@ -96,10 +96,10 @@ class Zip:
             return too_many_bytes(size, max_bytes)
         begin, least = info.header_offset, _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size
         if not 0 <= begin < self._end:
-            return unreadable("it lies outside of the archive; fetch it again")
+            return unreadable("its place is outside of the archive; fetch it again")
         following = self._begins[bisect_left(self._begins, begin) + 1]
-        if begin + least > following:  # bombs pack the same bytes many times
-            return unreadable("it overlaps another member; pack it anew")
+        if begin + least > following:  # decompression bombs reuse the same bytes
+            return unreadable("it overlaps another member; pack it again")
         return begin, min(following, begin + least + _MAX_LOCAL_EXTRA_BYTES)
 
 
@@ -107,18 +107,18 @@ def _table(raw: io.RawIOBase, max_members: int) -> zipfile.ZipFile:
     with _Source(raw, max_members) as file:
         try:
             return zipfile.ZipFile(file)
-        except OSError:  # ours, or storage's
+        except OSError:  # an ArchiveError, or from storage
             raise
         except zipfile.BadZipFile as error:
-            if isinstance(error.__context__, OSError):  # zipfile takes a server that is away for no zip
+            if isinstance(error.__context__, OSError):  # zipfile turns a failed read into BadZipFile
                 raise error.__context__ from None
             raise _not_a_zip(file) from None
-        except Exception as error:  # versions, names and numbers that zipfile does not take
-            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it anew") from error
+        except Exception as error:  # versions, names and numbers that zipfile refuses
+            raise ArchiveError(f"its table of contents cannot be read ({error}); pack it again") from error
 
 
 class _Source(io.BufferedReader):
-    """What zipfile reads from; refuses a table of contents that would fill the memory, before it does."""
+    """File for zipfile, which refuses a table of contents that is too large before reading it."""
 
     def __init__(self, raw: io.RawIOBase, max_members: int) -> None:
         super().__init__(raw, _BUFFER)
@@ -126,9 +126,7 @@ class _Source(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size and size > MAX_TABLE_BYTES:
-            raise ArchiveError(
-                f"its table of contents claims {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}"
-            )
+            raise ArchiveError(f"its table of contents has {size:,} bytes; the limit is {MAX_TABLE_BYTES:,}")
         data = super().read(size)
         if data.startswith(_ENTRY) and data.count(_ENTRY) > self._max_members:
             raise too_many_members(self._max_members)
@@ -140,7 +138,7 @@ def _read_held(held: pa.Buffer, start: int, length: int) -> bytes:
 
 
 def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:
-    """A member from its local header and what follows, no larger than its size in the table of contents."""
+    """Read a member from its local header on, up to its size in the table of contents."""
     unpacked, start = _unpacked_from(info, data)
     if isinstance(unpacked, ImageError) or info.compress_type not in _COMPRESSIONS:
         return Placed(unpacked)
@@ -148,7 +146,7 @@ def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:
 
 
 def _unpacked_from(info: zipfile.ZipInfo, data: bytes) -> tuple[bytes | ImageError, int]:
-    """The bytes of a member, and where they begin behind its local header's begin."""
+    """The bytes of a member, and their offset from the begin of its local header."""
     start = 0
     try:
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
@@ -160,17 +158,17 @@ def _unpacked_from(info: zipfile.ZipInfo, data: bytes) -> tuple[bytes | ImageErr
         file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
         if info.compress_type in _COMPRESSIONS:
             return file.read(info.file_size), start
-        # bzip2 and lzma unpack all that they are given at once: a step of 4 KiB comes to 100 MiB at most.
+        # bzip2 and lzma decompress a whole step: 4 KiB reach 100 MiB at most.
         return b"".join(iter(partial(file.read, _STEP), b"")), start
     except (EOFError, struct.error):
         return unreadable("the archive ends before it does; fetch it again"), start
-    except Exception as error:  # a damaged member raises many kinds
+    except Exception as error:  # a damaged member raises many types
         return unreadable(f"{error}; fetch it again"), start
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """Without its flag for UTF-8, a name is what its packer writes; old .NET writes backslashes."""
-    name = info.filename if info.flag_bits & _UTF8_FLAG else decoded(info.filename.encode("cp437"))
+    """Decode a member's name; without the UTF-8 flag its encoding is guessed. Old .NET writes backslashes."""
+    name = info.filename if info.flag_bits & _UTF8_FLAG else decode_name(info.filename.encode("cp437"))
     return name if "/" in name else name.replace("\\", "/")
 
 
@@ -179,8 +177,8 @@ def _not_a_zip(file: io.BufferedReader) -> ArchiveError:
     start = file.read(512)
     if start.startswith(b"PK\3\4"):
         return ArchiveError(
-            "its table of contents is missing or damaged, so it was probably cut; fetch it again"
+            "its table of contents is missing or damaged, so it is probably truncated; fetch it again"
         )
-    if is_packed(start) or start[257:262] == b"ustar":
-        return ArchiveError("it is a tar or another packed file by its content; rename it to .tar or .tar.gz")
+    if is_compressed(start) or start[257:262] == b"ustar":
+        return ArchiveError("its content is a tar or another compressed file; rename it to .tar or .tar.gz")
     return ArchiveError("it is not an archive of its kind or it is damaged; fetch it again")

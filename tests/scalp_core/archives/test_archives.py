@@ -128,9 +128,9 @@ def test_the_pieces_of_a_tar_that_nobody_wants_are_not_read(tmp_path, monkeypatc
     uri = str(tmp_path / "a.tar")
     storage.write(uri, odd.tar_of([("1.jpg", b"x"), ("video.mp4", bytes(3 * 2**20)), ("2.jpg", b"y")]))
     asked = []
-    fetch = byte_ranges.Ahead._fetch
+    fetch = byte_ranges.ReadAheadFile._fetch
     monkeypatch.setattr(
-        byte_ranges.Ahead, "_fetch", lambda self, number: asked.append(number) or fetch(self, number)
+        byte_ranges.ReadAheadFile, "_fetch", lambda self, number: asked.append(number) or fetch(self, number)
     )
     given = list(archives.stream_members(uri, 2**30, wanted=lambda name: name.endswith(".jpg")))
     assert [data for _, data in given] == [b"x", None, b"y"]
