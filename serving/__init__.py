@@ -1,1 +1,1 @@
-"""The Ray Serve application that answers one image online."""
+"""Ray Serve application that grades images over HTTP."""

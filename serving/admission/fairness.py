@@ -1,7 +1,7 @@
-"""Fair shares: queues and places that no owner of requests can fill alone.
+"""Fairness between owners of requests: queues, quotas and semaphores that one owner cannot fill alone.
 
-An owner is a key, or where there are no keys a client's network. Clients of this machine without a key are
-one owner with the empty name: nobody else is there, so it may hold everything.
+An owner is a key, or without keys a client's network. Clients of this machine without a key are one owner
+with the empty name. It is the only owner then, so it has no limit.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Container, Iterator
 from typing import Generic, TypeVar
 
 LOCAL_OWNER = ""
-"""The owner who shares with nobody."""
+"""Owner of requests from this machine without a key; has no limit."""
 
 T = TypeVar("T")
 
 
 def owner_limit(places: int, owner: str) -> int:
-    """How many of `places` one owner may hold: half of them, and at least one."""
+    """Limit of one owner: half of `places`, at least one."""
     return places if owner == LOCAL_OWNER else max(1, places // 2)
 
 
 class FairQueue(Generic[T]):
-    """A queue for each owner, taken from in rotation: one with a hundred items delays another by one."""
+    """Queue with round-robin between owners: an owner with a hundred items delays another by one item."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[str, deque[T]] = OrderedDict()
@@ -34,22 +34,22 @@ class FairQueue(Generic[T]):
         return self._length
 
     def push(self, owner: str, item: T) -> None:
-        """Adds an item at the end of its owner's queue."""
+        """Append an item to its owner's queue."""
         self._queues.setdefault(owner, deque()).append(item)
         self._length += 1
 
     def pop(self, without: Container[str] = ()) -> T:
-        """Takes the next item.
+        """Remove and return the next item.
 
         Args:
-            without: owners whose items stay.
+            without: Owners to skip.
 
         Raises:
-            LookupError: the others have none.
+            LookupError: The other owners have no items.
         """
-        owner = next((each for each in self._queues if each not in without), None)
+        owner = next((name for name in self._queues if name not in without), None)
         if owner is None:
-            raise LookupError("no item of another owner waits")
+            raise LookupError("the queues of the other owners are empty")
         queue = self._queues.pop(owner)
         item = queue.popleft()
         if queue:
@@ -58,7 +58,7 @@ class FairQueue(Generic[T]):
         return item
 
     def count(self, without: Container[str] = ()) -> int:
-        """Items that `pop` would find."""
+        """Number of items of the owners that are not in `without`."""
         return sum(len(queue) for owner, queue in self._queues.items() if owner not in without)
 
     def heads(self) -> Iterator[T]:
@@ -67,10 +67,10 @@ class FairQueue(Generic[T]):
 
 
 class OwnerQuota:
-    """Counts what owners hold of a resource; one owner gets at most its share.
+    """Quota of a resource, such as bytes or requests, with a limit per owner (`owner_limit`).
 
     Args:
-        places: of all owners together.
+        places: Limit of all owners together.
     """
 
     def __init__(self, places: int) -> None:
@@ -78,35 +78,35 @@ class OwnerQuota:
         self._held: Counter[str] = Counter()
 
     def can_take(self, owner: str, amount: int = 1) -> bool:
-        """Whether `owner` may take so much more."""
+        """Whether `owner` may take `amount` more."""
         is_free = self._held.total() + amount <= self._places
         return is_free and self._held[owner] + amount <= owner_limit(self._places, owner)
 
     def take(self, owner: str, amount: int = 1) -> None:
-        """Counts what `owner` takes."""
+        """Add `amount` to what `owner` holds, also beyond the limit."""
         self._held[owner] += amount
 
     def release(self, owner: str, amount: int = 1) -> None:
-        """Counts what `owner` returns."""
+        """Subtract `amount` from what `owner` holds."""
         self._held[owner] -= amount
         if not self._held[owner]:
             del self._held[owner]
 
     def held(self, owner: str) -> int:
-        """What `owner` holds."""
+        """Amount that `owner` holds."""
         return self._held.get(owner, 0)
 
     @property
     def total(self) -> int:
-        """What all owners hold."""
+        """Amount that all owners hold."""
         return self._held.total()
 
 
 class FairSemaphore:
-    """A semaphore whose waiters are served in rotation by owner.
+    """Semaphore with round-robin between owners.
 
     Args:
-        slots: that may be held at once. One owner gets all but one, so that another need not wait for it.
+        slots: Number of slots. One owner gets all but one, so that another owner does not wait for it.
     """
 
     def __init__(self, slots: int) -> None:
@@ -116,7 +116,7 @@ class FairSemaphore:
         self._waiting: FairQueue[tuple[str, asyncio.Future[None]]] = FairQueue()
 
     async def acquire(self, owner: str) -> None:
-        """Waits for a slot."""
+        """Wait for a slot."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.push(owner, (owner, turn))
         self._hand_out()
@@ -128,10 +128,10 @@ class FairSemaphore:
             raise
 
     def release(self, owner: str) -> None:
-        """Gives a slot back."""
+        """Release a slot."""
         self._free += 1
         self._held[owner] -= 1
-        self._held += Counter()  # without those that hold none
+        self._held += Counter()  # drops owners with zero slots
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -141,7 +141,7 @@ class FairSemaphore:
                 owner, turn = self._waiting.pop(without=full)
             except LookupError:
                 return
-            if turn.done():  # its waiter is gone
+            if turn.done():  # cancelled
                 continue
             self._free -= 1
             self._held[owner] += 1
@@ -149,10 +149,10 @@ class FairSemaphore:
 
 
 class ActiveOwners:
-    """The owners whose requests came in during the last seconds.
+    """Owners with a recent request; `len` is their number.
 
     Args:
-        seconds: after which a silent owner is forgotten.
+        seconds: Time after its last request until an owner is dropped.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -160,7 +160,7 @@ class ActiveOwners:
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def record(self, owner: str) -> None:
-        """Remembers that a request of `owner` came in."""
+        """Record a request of `owner`."""
         self._seen[owner] = time.monotonic()
         self._seen.move_to_end(owner)
 

@@ -1,4 +1,4 @@
-"""How much a replica takes in at once: bodies that are bounded in bytes and time, requests in number."""
+"""Limits of a replica: bytes and duration of request bodies, number of requests, overload."""
 
 from __future__ import annotations
 
@@ -19,61 +19,71 @@ from serving.auth.network import client_network, is_here
 from serving.http import request_context
 from serving.http.problems import Refusal
 
-# The form around an image: boundaries and part headers.
+# Boundaries and part headers of the form around an image.
 FORM_BYTES = 64 * 1024
 MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
 
 _MIB = 2**20
 _LONGEST_RETRY_S = 60
-_REMEMBERED = 0.95  # of the measured seconds per image, when a new measurement comes
+_REMEMBERED = 0.95  # weight of the old mean in the moving mean of seconds per image
 _FIRST_GUESS_S = 0.02
-# Of `queue_seconds`, up to which more are taken in: no measurement foretells the next second to the tenth.
+# Part of `queue_seconds` up to which requests are accepted: the estimate is not exact.
 _SURE = 0.9
-# However slow it is: the passes that run are full, and there is something to measure.
+# Requests that are accepted at any speed, so that passes are full and the speed can be measured.
 _ALWAYS = 8
-# Owners whose last request is older want no share of the queue.
+# Owners with an older last request get no part of the queue.
 _ACTIVE_S = 10.0
 
 
 class Limits(BaseModel):
-    """What a replica of the ingress takes in."""
+    """Limits of one ingress replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    grade_bytes: int = Field(MAX_BODY_BYTES, ge=1, description="of a request with one image, in its form")
-    batch_bytes: int = Field(1024 * _MIB, ge=1, description="of a request with many images")
-    other_bytes: int = Field(64 * 1024, ge=1, description="of any other request")
-    grade_seconds: float = Field(60, gt=0, description="that the body of one image may keep us waiting")
-    batch_seconds: float = Field(1800, gt=0, description="that the body of many may keep us waiting")
-    grace_seconds: float = Field(
-        10, gt=0, description="that any body may keep us waiting; each `min_bytes_per_s` bytes give one more"
+    grade_bytes: int = Field(
+        MAX_BODY_BYTES, ge=1, description="bytes of a request with one image, with its form"
     )
-    min_bytes_per_s: int = Field(4096, ge=1, description="slowest body that is waited for, after the grace")
-    uploads: int = Field(256, ge=1, description="requests whose body is coming in; more are refused unread")
+    batch_bytes: int = Field(1024 * _MIB, ge=1, description="bytes of a request with many images")
+    other_bytes: int = Field(64 * 1024, ge=1, description="bytes of any other request")
+    grade_seconds: float = Field(
+        60, gt=0, description="seconds that the replica waits for the body of one image"
+    )
+    batch_seconds: float = Field(
+        1800, gt=0, description="seconds that the replica waits for the body of a batch"
+    )
+    grace_seconds: float = Field(
+        10,
+        gt=0,
+        description="seconds that the replica waits for any body; each `min_bytes_per_s` bytes add one",
+    )
+    min_bytes_per_s: int = Field(4096, ge=1, description="minimum upload rate after grace_seconds")
+    uploads: int = Field(256, ge=1, description="concurrent uploads; more are refused unread")
     in_flight: int = Field(
         128,
         ge=1,
-        description="requests whose body is here, before they are answered; more are refused unread",
+        description="requests with a complete body and no answer yet; more are refused unread",
     )
     queue_seconds: float = Field(
         1.0,
         gt=0,
-        description="in which what is here will be answered, as fast as the model is at present; what would "
-        "make it more is refused unread",
+        description="longest queue, in seconds at the present speed of the model; requests beyond it are "
+        "refused unread",
     )
-    held_bytes: int = Field(512 * _MIB, ge=1, description="of all bodies of one image that are here")
+    held_bytes: int = Field(
+        512 * _MIB, ge=1, description="bytes of all bodies with one image that are held in memory"
+    )
     max_megapixels: float = Field(
         12.5,
         gt=0,
-        description="of one image, as decoding weighs them: those of a JPEG count an eighth, those of a "
-        "progressive one 0.03 per scan",
+        description="cost of decoding one image: megapixels of a JPEG count an eighth, those of a "
+        "progressive JPEG 0.03 per scan",
     )
     megapixels_per_minute: float = Field(
         600,
         gt=0,
-        description="of all images of one key, weighed in the same way; each replica counts for itself",
+        description="decoding cost per minute of all images of one key; each replica counts separately",
     )
-    megapixels_burst: float = Field(60, gt=0, description="of one key at once, when it was quiet before")
+    megapixels_burst: float = Field(60, gt=0, description="decoding cost of one key in a row, after a pause")
 
     @model_validator(mode="after")
     def _one_fits(self) -> Limits:
@@ -82,28 +92,28 @@ class Limits(BaseModel):
         if self.megapixels_burst < self.max_megapixels:
             raise ValueError(
                 f"megapixels_burst ({self.megapixels_burst:g}) is below max_megapixels "
-                f"({self.max_megapixels:g}): the largest image would wait for ever"
+                f"({self.max_megapixels:g}): the largest image would wait forever"
             )
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Of the body of one path."""
+    """Limits of the request body of one path."""
 
     bytes: int
     seconds: float
-    held: bool  # in memory, whole; else it is read in passing
+    held: bool  # in memory as a whole; otherwise it is streamed
 
 
 class Load:
     """Current load of the replica: requests, counted by `BodyLimitMiddleware`, and images that are graded.
 
-    No owner gets more than half of the places, and where several owners ask, each gets its part of the queue.
+    One owner gets at most half of the places. When several owners are active, they share the queue equally.
 
     Args:
-        limits: that it is held against.
-        seconds_per_image: a first guess.
+        limits: Limits that `check` enforces.
+        seconds_per_image: Initial estimate of the model's speed.
     """
 
     def __init__(self, limits: Limits, seconds_per_image: float = _FIRST_GUESS_S) -> None:
@@ -117,10 +127,10 @@ class Load:
 
     @contextmanager
     def grading(self) -> Iterator[None]:
-        """Counts an image while the block grades it, and measures how fast the queue moves."""
+        """Count an image while the block grades it, and measure the seconds per image."""
         owner = request_context.current().owner
         self._grading[owner] += 1
-        # The grader serves owners in rotation: before this one come as many of each other as of its own.
+        # The grader serves owners in turn: each other owner gets as many images ahead of this one.
         place = min(self._grading.total(), self._grading[owner] * len(self._grading))
         since = time.monotonic()
         try:
@@ -132,23 +142,23 @@ class Load:
         self.observe((time.monotonic() - since) / place)
 
     def observe(self, seconds_per_image: float) -> None:
-        """Takes in a measurement: seconds that an image took, for each that was here when it came."""
+        """Update the moving mean of seconds per image: duration of one image / its place in the queue."""
         self._seconds = _REMEMBERED * self._seconds + (1 - _REMEMBERED) * seconds_per_image
 
     def retry_after(self) -> int:
-        """Whole seconds until what is here will be done."""
+        """Estimate of the seconds until the queue is empty, for the Retry-After header."""
         queue = max(self.in_flight.total, self._grading.total())
         return min(_LONGEST_RETRY_S, max(1, math.ceil(queue * self._seconds)))
 
     def check(self, owner: str = LOCAL_OWNER) -> None:
-        """Refuses one more request when there are enough."""
+        """Raise a `Refusal` (503) if the replica cannot accept another request."""
         self._active.record(owner)
         self.check_in_flight(owner)
         if not self.uploads.can_take(owner):
             raise self.overloaded()
 
     def check_in_flight(self, owner: str = LOCAL_OWNER) -> None:
-        """Refuses a request that has come in when there are enough."""
+        """Raise a `Refusal` (503) if the replica cannot hold another complete request."""
         owners = max(1, len(self._active))
         if owners == 1:
             requests = self.in_flight.total
@@ -157,19 +167,19 @@ class Load:
             requests = self.in_flight.held(owner)
             queue = owners * max(requests, self._grading[owner])
         too_long = (queue + 1) * self._seconds > _SURE * self._limits.queue_seconds
-        is_some = requests >= max(1, _ALWAYS // owners)
-        if not self.in_flight.can_take(owner) or (is_some and too_long):
+        has_minimum = requests >= max(1, _ALWAYS // owners)
+        if not self.in_flight.can_take(owner) or (has_minimum and too_long):
             raise self.overloaded()
 
     def hold(self, owner: str, size: int) -> None:
-        """Counts bytes that came in, and refuses them when there are enough."""
-        has_room = self.held_bytes.can_take(owner, size)
+        """Count received bytes; raise a `Refusal` (503) if they exceed the limit."""
+        is_allowed = self.held_bytes.can_take(owner, size)
         self.held_bytes.take(owner, size)
-        if not has_room:
+        if not is_allowed:
             raise self.overloaded()
 
     def overloaded(self) -> Refusal:
-        """What whoever is one too many is told."""
+        """The refusal of a request that exceeds a limit, with Retry-After."""
         wait = self.retry_after()
         return Refusal(
             503,
@@ -180,14 +190,14 @@ class Load:
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware: refuses requests when there are enough, and bodies that are too large or too slow.
+    """ASGI middleware that refuses requests under overload, and bodies that are too large or too slow.
 
-    Requests without a body of their own pass: they cost nothing.
+    Requests without a body (GET, HEAD, OPTIONS) pass.
 
     Args:
-        app: what it protects.
-        limits: what is taken in.
-        load: where it is counted.
+        app: Application to protect.
+        limits: Limits to enforce.
+        load: Load of the replica.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, load: Load) -> None:
@@ -220,7 +230,7 @@ class BodyLimitMiddleware:
 
 
 class _Body:
-    """The body of one request, as it comes in."""
+    """The body of one request while it is received."""
 
     def __init__(self, receive: Receive, bounds: _Bounds, limits: Limits, load: Load, owner: str) -> None:
         self._receive = receive
@@ -229,12 +239,12 @@ class _Body:
         self._load = load
         self._owner = owner
         self._taken = 0  # bytes
-        self._waited = 0.0  # seconds in which the client was awaited; not those in which we were busy
+        self._waited = 0.0  # seconds of waiting for the client, without those of the application
         self._whole = False
         load.uploads.take(owner)
 
     def close(self) -> None:
-        """The request is over."""
+        """Release the quotas of the request."""
         if self._whole:
             self._load.in_flight.release(self._owner)
         else:
@@ -243,9 +253,13 @@ class _Body:
             self._load.held_bytes.release(self._owner, self._taken)
 
     async def receive(self) -> Message:
-        """The next piece of it."""
+        """Receive the next ASGI message of the body.
+
+        Raises:
+            Refusal: The body is too large or too slow, or the replica is overloaded.
+        """
         if self._whole:
-            return await self._receive()  # which tells when the client goes away
+            return await self._receive()  # the disconnect of the client
         message = await self._next()
         size = len(message.get("body", b""))
         self._taken += size
@@ -255,9 +269,7 @@ class _Body:
             raise _too_large(self._bounds)
         if not message.get("more_body", False):
             if self._bounds.held:
-                self._load.check_in_flight(
-                    self._owner
-                )  # who began to send at the same time may have filled it up
+                self._load.check_in_flight(self._owner)  # uploads that ended first may have filled it
             self._whole = True
             self._load.uploads.release(self._owner)
             self._load.in_flight.take(self._owner)
@@ -281,7 +293,7 @@ class _Body:
 
 
 def _network(scope: Scope) -> str:
-    """Of a client without a key: empty where it is of this machine."""
+    """Network of a client without a key; empty for this machine."""
     client = scope.get("client")
     address = client[0] if client else ""
     return LOCAL_OWNER if is_here(address) else client_network(address)

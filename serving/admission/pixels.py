@@ -1,6 +1,6 @@
-"""Admission by pixels: what one image may cost to decode, and what one owner's images may per minute.
+"""Limits of the decoding cost, in megapixels: of one image, and of one owner per minute.
 
-Bytes say little of that: a PNG of 49 million pixels is 142,765 bytes, 541 of them in a zip.
+The number of bytes is not enough: a PNG with 49 million pixels has 142,765 bytes, and 541 bytes in a zip.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _READ_AT_ONCE = 2**21  # bytes
 
 
 class Admission:
-    """Which images a replica decodes.
+    """Check of the decoding cost of images before a replica decodes them.
 
     Args:
-        limits: of one image and of one owner.
-        decoders: where headers that need parsing are read.
+        limits: Limits of one image and of one owner.
+        decoders: Threads that parse headers.
     """
 
     def __init__(self, limits: Limits, decoders: Decoders) -> None:
@@ -34,10 +34,10 @@ class Admission:
         self._budgets = TokenBuckets(limits.megapixels_per_minute, limits.megapixels_burst)
 
     async def measure(self, owner: str, data: bytes) -> float:
-        """The cost of decoding a file, in megapixels of PNG, from its header; nothing is decompressed.
+        """Decoding cost of a file, in megapixels of PNG, from its header; nothing is decompressed.
 
         Raises:
-            ImageError: the header is damaged, or the image is above the limit.
+            ImageError: The header is damaged, or the image exceeds the limit.
         """
         if len(data) < _READ_AT_ONCE and data.startswith(_JPEG):
             header = read_header(data)  # 0.02 ms
@@ -48,10 +48,10 @@ class Admission:
         return header.cost
 
     def take(self, owner: str, megapixels: float) -> None:
-        """Takes from the budget of an owner.
+        """Take megapixels from the budget of an owner.
 
         Raises:
-            Refusal: it is used up.
+            Refusal: The budget is used up (429).
         """
         seconds = self._budgets.take(owner, time.monotonic(), megapixels)
         if seconds:
@@ -65,7 +65,7 @@ class Admission:
             )
 
     async def wait(self, owner: str, megapixels: float) -> None:
-        """Takes from the budget of an owner as soon as there is enough."""
+        """Wait until the budget of an owner suffices, and take from it."""
         while seconds := self._budgets.take(owner, time.monotonic(), megapixels):
             await asyncio.sleep(seconds)
 

@@ -1,19 +1,19 @@
-"""How often, or how much, somebody may ask: token buckets, in the memory of one replica."""
+"""Rate limits: token buckets in the memory of one replica."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-# Beyond so many, the one that was longest without a request starts anew: addresses are cheap to come by.
+# Beyond this number the least recently used bucket is dropped, since clients can use many addresses.
 _MOST_BUCKETS = 10_000
 
 
 class TokenBuckets:
-    """A bucket of tokens for each name; a request takes some, and they come back evenly.
+    """A token bucket per name, refilled at a constant rate.
 
     Args:
-        per_minute: tokens that come back in a minute.
-        burst: tokens of a full bucket.
+        per_minute: Tokens refilled per minute.
+        burst: Tokens of a full bucket.
     """
 
     def __init__(self, per_minute: float, burst: float) -> None:
@@ -22,15 +22,15 @@ class TokenBuckets:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str, now: float, cost: float = 1.0) -> float:
-        """Takes tokens, all or none.
+        """Take tokens, all or none.
 
         Args:
-            name: whose.
-            now: seconds of a clock that never goes back.
-            cost: tokens to take, at most the burst.
+            name: Name of the bucket.
+            now: Seconds of a monotonic clock.
+            cost: Tokens to take, at most the burst.
 
         Returns:
-            0 when there were enough, else the seconds until there are.
+            0 if the tokens were taken, otherwise the seconds until the bucket has enough.
         """
         tokens, since = self._buckets.pop(name, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) * self._per_second)

@@ -1,4 +1,4 @@
-"""Authentication and authorization: the key of a request and its scopes. HAProxy limits the rates."""
+"""Authentication and authorization of requests by keys and their scopes. HAProxy limits the rates."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, Need
 from serving.http import request_context
 from serving.http.problems import Refusal, forbidden
 
-CLOSED = "/v1/"  # a path with it, at whatever prefix, asks for a key; the page and the probes do not
+CLOSED = "/v1/"  # paths that contain it need a key, below any prefix; the page and the probes need none
 
 BULK_PATH = "/v1/bulk"
 
 
 class AuthorizationMiddleware:
-    """ASGI middleware: requests below `/v1/` need a key with the scope, when there are keys.
+    """ASGI middleware: if there are keys, requests below `/v1/` need one with the scope of the path.
 
     Args:
-        app: what it protects.
-        settings: who may ask.
-        keys: of `settings`.
+        app: Application to protect.
+        settings: Settings of the keys.
+        keys: Keys of `settings`.
     """
 
     def __init__(self, app: ASGIApp, settings: KeySettings, keys: Keys) -> None:
@@ -32,23 +32,23 @@ class AuthorizationMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and CLOSED in scope["path"]:
             request = request_context.current()
-            if key := self._admit(scope):
+            if key := self._authenticate(scope):
                 request.key, request.rights = key.id, key.rights
             else:
                 request.rights = ALL_RIGHTS
-            # Routes that show images mark their reads; an attempt without the scope is evidence too.
+            # Routes that show images add their reads to the audit; attempts without the scope are added too.
             need = _needed_scope(scope)
-            is_allowed = request.rights.allow(need)
+            is_allowed = request.rights.allows(need)
             request.owes_audit = not is_allowed or scope["method"] not in ("GET", "HEAD")
             if not is_allowed:
                 raise forbidden(GRADE if need == GRADE else f"{BULK}:PREFIX")
         await self._app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> Key | None:
-        """The key; None where there are no keys.
+    def _authenticate(self, scope: Scope) -> Key | None:
+        """Return the valid key of a request; None if the endpoint has no keys.
 
         Raises:
-            Refusal: it is missing, wrong or expired; without keys as `_check_origin`.
+            Refusal: The key is missing, wrong or expired; without keys as `_check_origin`.
         """
         if self._keys:
             given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
@@ -60,29 +60,33 @@ class AuthorizationMiddleware:
         return None
 
     def _check_origin(self, scope: Scope) -> None:
-        """Without keys: answers this machine, and no other site's page in a browser on it.
+        """Without keys: accept requests of this machine, but not from pages of other sites in its browser.
 
-        A page whose host name is made to lead here (DNS rebinding) sends that name as Host.
+        After DNS rebinding, such a page sends the name of its own site as Host.
 
         Raises:
-            Refusal: the client is another machine, the Host is not this machine's, or the Origin differs.
+            Refusal: The client is another machine, the Host is not this machine's, or the Origin differs.
         """
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self._settings.open_to_network_without_keys:
             if not is_here(_address(scope)):
                 raise Refusal(
-                    403, "not_open", "this endpoint has no keys, and so it answers its own machine alone"
+                    403,
+                    "not_open",
+                    "this endpoint has no keys and accepts requests from its own machine only",
                 )
             if not is_loopback(host_name(host)):
                 raise Refusal(
                     403,
                     "wrong_host",
-                    "this endpoint has no keys, and so it answers to localhost, 127.0.0.1 and [::1] alone; "
-                    "behind a proxy that authenticates start with --open-to-network-without-keys",
+                    "this endpoint has no keys and accepts localhost, 127.0.0.1 and [::1] as Host only; "
+                    "with a proxy that authenticates, start it with --open-to-network-without-keys",
                 )
         if origin is not None and scope["method"] != "GET" and origin.partition("://")[2] != host:
-            raise Refusal(403, "cross_origin", "a page of another site may not send requests here")
+            raise Refusal(
+                403, "cross_origin", "the page of another site may not send requests to this endpoint"
+            )
 
 
 def _needed_scope(scope: Scope) -> Need:
@@ -94,16 +98,16 @@ def _unauthorized(key: Key | None, given: str) -> Refusal:
     if key is not None:
         code, detail = "expired_key", f"the key was valid until {key.expires}; ask the operator for a new one"
     elif given:
-        code, detail = "wrong_key", "no such key; the header is Authorization: Bearer KEY"
+        code, detail = "wrong_key", "the key is unknown; send the header Authorization: Bearer KEY"
     else:
-        code, detail = "no_key", "send a key; the header is Authorization: Bearer KEY"
+        code, detail = "no_key", "the key is missing; send the header Authorization: Bearer KEY"
     return Refusal(401, code, detail, {"WWW-Authenticate": "Bearer"})
 
 
 def _address(scope: Scope) -> str:
-    """Of the client, as uvicorn knows it; "" on a socket of this machine's.
+    """Address of the client; empty on a Unix socket.
 
-    uvicorn believes the header X-Forwarded-For of 127.0.0.1, and of what FORWARDED_ALLOW_IPS names.
+    uvicorn replaces it by the header X-Forwarded-For of proxies at 127.0.0.1 and in FORWARDED_ALLOW_IPS.
     """
     client = scope.get("client")
     return client[0] if client else ""

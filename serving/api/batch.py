@@ -1,4 +1,4 @@
-"""`POST /v1/grade/batch`: a line for each image, in order, each graded as soon as it has come in."""
+"""`POST /v1/grade/batch`: stream one NDJSON line per image, in order, while the body is uploaded."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _WHAT_TO_SEND = "send images as fields `file`, or one zip or tar as `archive`"
 _log = logging.getLogger("ray.serve")
 
 _Line = tuple[str, str]
-_Coming = asyncio.Task["_Line | Exception"] | Exception | None
+_Item = asyncio.Task["_Line | Exception"] | Exception | None
 
 router = APIRouter()
 
 
-def _documented() -> dict[str, Any]:
+def _request_body() -> dict[str, Any]:
     file = {"type": "string", "format": "binary"}
     files = {"type": "array", "items": file, "minItems": 1}
     form = {
@@ -52,7 +52,7 @@ def _documented() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _lines() -> dict[str, Any]:
+def _response_lines() -> dict[str, Any]:
     kinds = [openapi.reference(model) for model in (GradeResponse, FailedLine, EndLine)]
     return {"description": "one JSON object per line", "content": {MEDIA_TYPE: {"schema": {"oneOf": kinds}}}}
 
@@ -60,26 +60,26 @@ def _lines() -> dict[str, Any]:
 @router.post(
     BATCH_PATH,
     tags=["grade"],
-    openapi_extra=_documented(),
-    responses={200: _lines(), **responses(415, 422)},
+    openapi_extra=_request_body(),
+    responses={200: _response_lines(), **responses(415, 422)},
     response_class=Response,
 )
 async def grade_batch(request: Request, replica: Replica) -> Response:
-    """Grades images, or those in a zip or tar; an NDJSON line each, in their order. None is kept.
+    """Grade many images, or those in a zip or tar; the response has one NDJSON line per image, in order.
 
     `member` is the number of the `file` part, from 0, or the name in the archive. An image that cannot be
-    graded has a line with the status `failed`. The last line has the status `done`, or `aborted` where the
-    rest could not be read; an answer without either was cut off.
+    graded has a line with the status `failed`. The last line has the status `done`, or `aborted` if the rest
+    could not be read; a response without either was cut off. Images are not stored.
     """
-    return BatchAnswer(replica.batches, request.headers.get("content-type", ""))
+    return BatchResponse(replica.batches, request.headers.get("content-type", ""))
 
 
-class BatchAnswer(Response):
-    """The lines. It reads the request's body itself: answers begin before that has ended.
+class BatchResponse(Response):
+    """Streaming response that reads the request's body itself, to begin before the body has ended.
 
     Args:
-        batches: of the replica.
-        content_type: of the request.
+        batches: Limits and grading of the replica.
+        content_type: Content-Type of the request.
     """
 
     def __init__(self, batches: Batches, content_type: str) -> None:
@@ -88,25 +88,25 @@ class BatchAnswer(Response):
         self._batches = batches
         self._content_type = content_type
         self._model_version = ""
-        self._coming: asyncio.Queue[_Coming] = asyncio.Queue()
+        self._items: asyncio.Queue[_Item] = asyncio.Queue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
         try:
             with self._batches.requests.reserve(request_context.current().owner):
-                # A client that goes away ends the group, and the group all that is in flight for it.
+                # A disconnect of the client ends the group, which cancels its images in flight.
                 async with asyncio.TaskGroup() as group:
                     reading = group.create_task(self._read(group, scope, receive, send))
                     refusal = await self._send(send)
                     reading.cancel()
-                    self._give_up()
+                    self._cancel_rest()
         except* ClientGoneError:
             pass
         if refusal:
             raise refusal
 
     async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive, send: Send) -> None:
-        """Begins to grade what comes in, as far as the window lets it; then watches for the client."""
+        """Start to grade the images of the body, within the window; then wait for a disconnect."""
         body = read_body(scope, receive, send)
         owner, megapixels = request_context.current().owner, 0.0
         end = None
@@ -120,12 +120,12 @@ class BatchAnswer(Response):
                         self._batches.check_megapixels(megapixels)
                     await self._batches.window.enter(owner, size)
                     task = group.create_task(self._line(member, data))
-                    # Not in the task, which is perhaps cancelled before it begins.
+                    # Not inside the task, which may be cancelled before it starts.
                     task.add_done_callback(partial(self._leave, owner, size))
-                    self._coming.put_nowait(task)
+                    self._items.put_nowait(task)
         except Refusal as refusal:
             end = refusal
-        self._coming.put_nowait(end)
+        self._items.put_nowait(end)
         await wait_until_gone(receive)
         raise ClientGoneError
 
@@ -151,7 +151,7 @@ class BatchAnswer(Response):
             if not isinstance(event, Begin) or event.field not in ("file", "archive"):
                 continue
             if archive or (event.field == "archive" and number):
-                raise Refusal(422, "mixed_batch", f"{_WHAT_TO_SEND}, and not both")
+                raise Refusal(422, "mixed_batch", f"{_WHAT_TO_SEND}, not both")
             if event.field == "file":
                 yield str(number), await whole_part(rest_of_part(events))
                 number += 1
@@ -169,7 +169,7 @@ class BatchAnswer(Response):
                     yield image
 
     async def _line(self, member: str, data: bytes | ImageError) -> _Line | Exception:
-        """Status and text; or what ends the batch: raised, it would end the group."""
+        """Status and text of a line, or the error that aborts the batch: raised, it would end the group."""
         try:
             if isinstance(data, ImageError):
                 return await self._failed(member, None, data)
@@ -186,9 +186,9 @@ class BatchAnswer(Response):
         return "failed", FailedLine.of(member, sha256, error, self._model_version).model_dump_json()
 
     async def _send(self, send: Send) -> Refusal | None:
-        """Lines in their order, as they are ready; returns the refusal if there is none to send."""
+        """Send the lines in order; return the refusal of a batch without any line."""
         counts: Counter[str] = Counter()
-        while isinstance(item := await self._coming.get(), asyncio.Task):
+        while isinstance(item := await self._items.get(), asyncio.Task):
             line = await item
             if isinstance(line, Exception):
                 item = line
@@ -209,10 +209,10 @@ class BatchAnswer(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
 
-    def _give_up(self) -> None:
-        """What is still in flight when the end has been sent, for nobody."""
-        while not self._coming.empty():
-            if isinstance(item := self._coming.get_nowait(), asyncio.Task):
+    def _cancel_rest(self) -> None:
+        """Cancel the images that are still in flight after the last line."""
+        while not self._items.empty():
+            if isinstance(item := self._items.get_nowait(), asyncio.Task):
                 item.cancel()
 
 

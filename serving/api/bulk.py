@@ -1,4 +1,4 @@
-"""`/v1/bulk`: an archive or prefix in storage, graded as a job beside the endpoint."""
+"""Routes of `/v1/bulk`: grade an archive or prefix in storage as a Ray job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.http.problems import Refusal, responses
 from serving.replicas.ingress import Replica
 from serving.schemas.bulk import BulkFiles, BulkList, BulkRequest, BulkResponse, BulkRows
 
-# report.html brings its own policy, which allows its one style by a hash; both hold.
+# report.html has a stricter policy, which allows its style by hash; browsers enforce both.
 _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; sandbox"
@@ -26,8 +26,12 @@ _REPORT_POLICY = (
 router = APIRouter(tags=["bulk"])
 
 
-def offered(replica: Replica) -> Bulk:
-    """Bulk grading, where the operator has turned it on."""
+def require_bulk(replica: Replica) -> Bulk:
+    """Dependency: bulk grading, if the operator has turned it on.
+
+    Raises:
+        Refusal: Bulk grading is off (404).
+    """
     if replica.bulk is None:
         raise Refusal(
             404,
@@ -38,20 +42,20 @@ def offered(replica: Replica) -> Bulk:
     return replica.bulk
 
 
-Offered = Annotated[Bulk, Depends(offered)]
+RequiredBulk = Annotated[Bulk, Depends(require_bulk)]
 
 
 async def caller() -> Caller:
-    """Who sent the request, as the gate found."""
+    """Dependency: the caller, as the authorization identified it."""
     return request_context.current().caller
 
 
-Asking = Annotated[Caller, Depends(caller)]
-Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
+RequestCaller = Annotated[Caller, Depends(caller)]
+Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the previous page")]
 
 
-def _audited(id: str) -> None:  # noqa: A002
-    """The request gets a line in the audit log, also when it is refused; of other texts than ids nothing."""
+def _mark_for_audit(id: str) -> None:  # noqa: A002
+    """Log the request in the audit log, also if it is refused; invalid ids are not logged."""
     request_context.current().owes_audit = True
     request_context.current().work = id if is_id(id) else None
 
@@ -64,49 +68,49 @@ def _root(request: Request) -> str:
     PATH,
     status_code=202,
     responses={
-        200: {"model": BulkResponse, "description": "it has been graded"},
+        200: {"model": BulkResponse, "description": "it has been graded already"},
         202: {"headers": {"Location": {"description": "path of the run", "schema": {"type": "string"}}}},
         **responses(404, 409, 422),
     },
 )
 async def start(
-    request: Request, response: Response, bulk: Offered, asking: Asking, what: BulkRequest
+    request: Request, response: Response, bulk: RequiredBulk, requester: RequestCaller, body: BulkRequest
 ) -> BulkResponse:
-    """Starts to grade an archive or prefix in storage; 200 if it has been graded already.
+    """Start to grade an archive or prefix in storage; 200 if it has been graded already.
 
-    The same source and model come to the same id, and to one job; the caller becomes one of its owners.
+    The same source and model give the same id and one job; the caller becomes one of its owners.
     """
-    found = await bulk.start(asking, what.source, _root(request))
-    request_context.current().work, request_context.current().source = found.id, found.source
-    response.headers["Location"] = found.links.work
-    if found.status == "succeeded":
+    run = await bulk.start(requester, body.source, _root(request))
+    request_context.current().work, request_context.current().source = run.id, run.source
+    response.headers["Location"] = run.links.work
+    if run.status == "succeeded":
         response.status_code = 200
-    return found
+    return run
 
 
 @router.get(PATH, responses=responses(404, 422))
 async def listing(
     request: Request,
-    bulk: Offered,
-    asking: Asking,
-    limit: Annotated[int, Query(ge=1, le=50, description="runs of a page")] = 20,
+    bulk: RequiredBulk,
+    requester: RequestCaller,
+    limit: Annotated[int, Query(ge=1, le=50, description="runs per page")] = 20,
     cursor: Cursor = None,
 ) -> BulkList:
-    """The bulk runs that the caller owns, in the order of their ids; with the scope admin those of all."""
-    return await bulk.list(asking, _root(request), limit, cursor)
+    """List the bulk runs of the caller in the order of ids; with the scope admin, of all owners."""
+    return await bulk.list(requester, _root(request), limit, cursor)
 
 
 @router.get(f"{PATH}/{{id}}", responses=responses(404))
-async def progress(request: Request, bulk: Offered, asking: Asking, id: str) -> BulkResponse:  # noqa: A002
-    """How far it is."""
-    return await bulk.find(asking, id, _root(request))
+async def progress(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
+    """Show the status and progress of a bulk run."""
+    return await bulk.find(requester, id, _root(request))
 
 
 @router.delete(f"{PATH}/{{id}}", status_code=202, responses=responses(404))
-async def stop(request: Request, bulk: Offered, asking: Asking, id: str) -> BulkResponse:  # noqa: A002
-    """Stops it, for all owners; what is graded stays, and the same POST goes on from there."""
-    _audited(id)
-    return await bulk.stop(asking, id, _root(request))
+async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
+    """Stop a bulk run for all its owners. Its results stay; the same POST resumes it."""
+    _mark_for_audit(id)
+    return await bulk.stop(requester, id, _root(request))
 
 
 @router.get(
@@ -114,11 +118,11 @@ async def stop(request: Request, bulk: Offered, asking: Asking, id: str) -> Bulk
     response_class=StreamingResponse,
     responses={200: {"content": {"text/html": {}}}, **responses(404)},
 )
-async def report(bulk: Offered, asking: Asking, id: str) -> StreamingResponse:  # noqa: A002
-    """The report of one that has ended, as `scalp grade` wrote it: one HTML page that asks no host."""
-    _audited(id)
+async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> StreamingResponse:  # noqa: A002
+    """Get the report of a finished bulk run: a self-contained HTML page, written by `scalp grade`."""
+    _mark_for_audit(id)
     return StreamingResponse(
-        await bulk.report(asking, id),
+        await bulk.report(requester, id),
         media_type="text/html; charset=utf-8",
         headers={"Content-Security-Policy": _REPORT_POLICY},
     )
@@ -130,39 +134,40 @@ async def report(bulk: Offered, asking: Asking, id: str) -> StreamingResponse:  
     responses={
         200: {
             "content": {NDJSON: {"schema": {"type": "string"}}, CSV: {"schema": {"type": "string"}}},
-            "description": "a page of rows as JSON, or all rows where Accept asks for NDJSON or CSV",
+            "description": "a page of rows as JSON, or all rows if Accept names NDJSON or CSV",
         },
         **responses(404, 422),
     },
 )
 async def results(
-    bulk: Offered,
-    asking: Asking,
+    bulk: RequiredBulk,
+    requester: RequestCaller,
     id: str,  # noqa: A002
-    limit: Annotated[int, Query(ge=1, le=1000, description="rows of a page")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="rows per page")] = 100,
     cursor: Cursor = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
-    """The rows of one that has ended: a page of JSON; by Accept all, as `application/x-ndjson` or `text/csv`.
+    """Get the rows of a finished bulk run: a page of JSON, or by Accept all rows as NDJSON or CSV.
 
-    In CSV lists are `a;b;c`, and a quote is put before a text that a spreadsheet would take for a formula.
+    The types are `application/x-ndjson` and `text/csv`. In CSV, lists are `a;b;c`, and a quote precedes texts
+    that a spreadsheet would evaluate as a formula.
     """
-    _audited(id)
-    if kind := _stream_of(accept):
-        batches = await bulk.rows(asking, id)
+    _mark_for_audit(id)
+    if kind := _stream_type(accept):
+        batches = await bulk.rows(requester, id)
         return StreamingResponse(streamed(batches, kind), media_type=f"{kind}; charset=utf-8")
-    page = await bulk.page(asking, id, limit, cursor)
+    page = await bulk.page(requester, id, limit, cursor)
     text = json_text({"id": id, "rows": page.rows, "next": page.next})
     return Response(text, media_type="application/json")
 
 
 @router.get(f"{PATH}/{{id}}/files", responses=responses(404))
-async def files(bulk: Offered, asking: Asking, id: str) -> BulkFiles:  # noqa: A002
-    """The names of the Parquet files with the rows, for a reader that reaches the storage itself."""
-    return await bulk.files(asking, id)
+async def files(bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkFiles:  # noqa: A002
+    """List the Parquet files with the rows, for a reader with access to the storage."""
+    return await bulk.files(requester, id)
 
 
-def _stream_of(accept: str) -> str | None:
-    """The stream that an Accept header asks for by name, the first of both."""
+def _stream_type(accept: str) -> str | None:
+    """First of NDJSON and CSV that an Accept header names; None if it names neither."""
     named = (part.partition(";")[0].strip().lower() for part in accept.split(","))
     return next((kind for kind in named if kind in (NDJSON, CSV)), None)

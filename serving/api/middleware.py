@@ -1,4 +1,4 @@
-"""What holds for every request: an id, safe headers, no traceback in an answer, a line in the access log."""
+"""Middleware of all requests: request id, security headers, error responses, access log and audit log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.observability.audit import AuditLog
 from serving.settings import Settings
 
 HEADERS = {
-    "Cache-Control": "no-store",  # answers are about people
+    "Cache-Control": "no-store",  # responses are about people
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,11 +33,11 @@ HEADERS = {
 }
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _REQUEST_ID = b"x-request-id"
-# Requests that are refused before a route is looked for, as under load, are told by these.
+# Routes in the log for requests that are refused before routing, for example under overload.
 _BEFORE_ROUTING = {path: path for path in ("/v1/grade", BATCH_PATH, "/v1/bulk")}
 
 _log = logging.getLogger("ray.serve")
-# Its lines go where Ray Serve's go, whatever the level there.
+# A child of Ray Serve's logger with its own level.
 access_log = logging.getLogger("ray.serve.access")
 access_log.setLevel(logging.INFO)
 
@@ -46,9 +46,9 @@ class RequestMiddleware:
     """ASGI middleware around the whole application.
 
     Args:
-        app: the application.
-        audit: where requests are told; without one, nowhere.
-        access_log: whether there is a line for each.
+        app: ASGI application.
+        audit: Audit log for requests; None logs nothing there.
+        access_log: Whether to log one line per request.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 request.status = message["status"]
-                own = list(message.get("headers", ()))
-                named = {name.lower() for name, _ in own}  # a route knows better what its answer needs
-                message["headers"] = own + [pair for pair in self._headers if pair[0] not in named]
-                if scope.get("scheme") == "https":  # here, or at a proxy that uvicorn believes
+                route_headers = list(message.get("headers", ()))
+                named = {name.lower() for name, _ in route_headers}  # the route's headers take precedence
+                message["headers"] = route_headers + [pair for pair in self._headers if pair[0] not in named]
+                if scope.get("scheme") == "https":  # here, or at a trusted proxy
                     message["headers"].append(_HSTS)
             elif message["type"] == "http.response.body":
                 if is_head:
@@ -113,7 +113,7 @@ class RequestMiddleware:
 
 
 def _refusal(error: Exception) -> Response:
-    if isinstance(error, Refusal):  # of a middleware; those of routes were answered by FastAPI
+    if isinstance(error, Refusal):  # from a middleware; FastAPI handles those of routes
         return refusal_response(error)
     _log.error("request failed", exc_info=error)
     return problem(500, "internal", "the server failed; its log has the reason")
@@ -136,19 +136,19 @@ def _log_access(request: request_context.RequestContext) -> None:
 
 
 def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None = None) -> Keys:
-    """Puts all middleware around `api`.
+    """Add all middleware to `api`.
 
     Args:
-        api: the application of one replica.
-        settings: of the endpoint.
-        load: where it is counted what the replica is busy with.
-        audit: the log of `settings.audit`.
+        api: Application of one replica.
+        settings: Settings of the endpoint.
+        load: Load of the replica.
+        audit: Audit log of `settings.audit`.
 
     Returns:
-        The keys of `settings.keys`, to which requests are held.
+        The keys of `settings.keys` that requests need.
 
     Raises:
-        UserError: the keys cannot be read.
+        UserError: The keys cannot be read.
     """
     keys = Keys(settings.keys)
     # The last one added is the outermost.

@@ -1,4 +1,4 @@
-"""The page at `/` and its files below `/page/`; there is no build step, and it asks no other host."""
+"""Routes of the web page: `/` and its files below `/page/`; no build step, no other hosts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ router = APIRouter(include_in_schema=False)
 
 _WEB = Path(__file__).parents[1] / "web"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
-# Listed once: what is asked for is looked up here and never becomes a path.
+# A fixed list, so that a requested name never becomes a path.
 _FILES = {path.name: path for path in _WEB.iterdir() if path.suffix in _TYPES}
 
 
 @router.get("/")
 async def page() -> FileResponse:
-    """Choose, drop or take images, see their grades, compare two."""
+    """The web page to choose, drop or take photos, see their grades and compare two."""
     return FileResponse(_WEB / "page.html")
 
 

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/grade`: an image as it is, or as the field `file` of a form."""
+"""Read the body of `POST /v1/grade`: an image as it is, or the field `file` of a form."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serving.http.multipart import MEDIA_TYPE as FORM
 from serving.http.multipart import Begin, Form, read_form, rest_of_part, whole_part
 from serving.http.problems import Refusal, refuse_image
 
-# Named for clients that must send one: the bytes decide which format it is.
+# Content types that clients may send; the bytes decide the format.
 IMAGES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 _MAX_PARTS = 16
 _MAX_OPTION_BYTES = 64
 
 
 def _true_or_false(text: Any) -> bool:
-    """As the schema says: pydantic would take `0`, `off` or `y` too."""
+    """Accept true and false only, as the schema says; pydantic also accepts `0`, `off` or `y`."""
     words = {"true": True, "false": False}
     if isinstance(text, str) and text.lower() in words:
         return words[text.lower()]
@@ -31,23 +31,25 @@ def _true_or_false(text: Any) -> bool:
 
 
 class GradeOptions(BaseModel):
-    """What is asked for with an image, in the query or as fields of the form."""
+    """Options of a request, in the query or as fields of the form."""
 
     heatmap: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
-        False, description="also what spoke for the grade"
+        False, description="also return a heatmap of the regions that support the grade"
     )
-    heatmap_grade: int | None = Field(None, ge=0, le=3, description="to explain; without it the likeliest")
+    heatmap_grade: int | None = Field(
+        None, ge=0, le=3, description="grade that the heatmap explains; default: the likeliest"
+    )
 
 
 class ImageRequest(NamedTuple):
-    """An image and what is asked for."""
+    """An image and its options."""
 
     data: bytes
     options: GradeOptions
 
 
-def documented() -> dict[str, Any]:
-    """The `requestBody` of the route."""
+def request_body() -> dict[str, Any]:
+    """OpenAPI `requestBody` of the route."""
     file = {"type": "string", "format": "binary"}
     options = GradeOptions.model_json_schema()["properties"]
     form = {"type": "object", "properties": {"file": file, **options}, "required": ["file"]}
@@ -56,15 +58,15 @@ def documented() -> dict[str, Any]:
 
 
 async def read_image(request: Request, options: GradeOptions) -> ImageRequest:
-    """Reads the body; in memory, for no image is written to disk.
+    """Read the body of a request into memory; images are not written to disk.
 
     Args:
-        request: whose body has not been read.
-        options: those of the query; fields of the form go first.
+        request: Request with an unread body.
+        options: Options of the query; fields of the form take precedence.
 
     Raises:
         Refusal: 415 for another Content-Type, 400 or 422 for a form without one image.
-        RequestValidationError: an option is out of range.
+        RequestValidationError: An option is out of range.
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()

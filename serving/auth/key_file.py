@@ -1,4 +1,4 @@
-"""Changes of the key file that `scalp serve --keys` reads."""
+"""List and revoke keys in the key file of `scalp serve --keys`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from serving.auth.keys import Key, parse_keys, parse_line, read_file
 
 
 def listed_keys(path: str) -> list[Key]:
-    """The keys of a file, in its order.
+    """List the keys of a file, in its order.
 
     Raises:
-        UserError: as `parse_keys` and `read_file`.
+        UserError: As `parse_keys` and `read_file`.
     """
     return parse_keys(read_file(path), path)
 
@@ -23,15 +23,15 @@ def revoke(path: str, id_: str, hash_prefix: str | None = None) -> list[Key]:
     """Atomically remove the lines of an id; comments, mode and owner of the file stay as they are.
 
     Args:
-        path: of the file; a link is followed.
-        id_: whose keys are removed.
-        hash_prefix: first hexadecimal digits of the hash, which choose one of several keys.
+        path: Path of the key file; a link is followed.
+        id_: Id whose keys are removed.
+        hash_prefix: First hexadecimal digits of the hash, to choose one of several keys.
 
     Returns:
-        the removed keys.
+        The removed keys.
 
     Raises:
-        UserError: there is no such key, the prefix fits several, or the file cannot be written.
+        UserError: There is no such key, the prefix is ambiguous, or the file is not writable.
     """
     lines = read_file(path)
     keys = [parse_line(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
@@ -50,7 +50,7 @@ def revoke(path: str, id_: str, hash_prefix: str | None = None) -> list[Key]:
 
 
 def _replace(path: str, text: str) -> None:
-    """Atomic and durable: a reader sees the old file or the new one."""
+    """Atomically and durably replace the file: a reader sees the old file or the new one."""
     target = Path(path).resolve()
     try:
         status = target.stat()

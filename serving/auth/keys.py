@@ -1,4 +1,4 @@
-"""Who may ask: bearer keys, from a file or the environment."""
+"""Bearer keys of the endpoint, from a file or the environment."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ VARIABLE = "SCALP_KEYS"
 _LINE = re.compile(r"(?P<id>[\w.@-]{1,64})(?:\s*:\s*|\s+)(?P<key>\S+)(?P<attributes>(?:\s+\S+)*)")
 _ID = re.compile(r"[\w.@-]{1,64}", re.ASCII)
 _HASHED = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII | re.IGNORECASE)
-_SHORTEST = 20  # characters of a key: hashes of short ones are guessed
-_LOOK_AGAIN_S = 5
+_SHORTEST = 20  # characters of a key: short keys can be guessed from their hashes
+_RELOAD_S = 5
 
 DEFAULT_RIGHTS = Rights(grade=True)
-"""Of a line without scopes. Bulk runs show images of others and cost hours: they are granted by name."""
+"""Rights of a key without scopes. Bulk runs show images of others and take hours, so they need a scope."""
 
 _log = logging.getLogger("ray.serve")
 
 
 class KeySettings(BaseModel):
-    """Who may ask. Keys themselves stay in the file or the environment of the replicas."""
+    """Where the keys are. The keys themselves stay in the file or the environment of the replicas."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str | None = Field(
         None,
         description="one line `ID: sha256:HEX [scope=SCOPE]... [expires=YYYY-MM-DD]` per key, `#` for "
-        f"comments; read again when it changes. Keys in the environment variable {VARIABLE} count too",
+        f"comments; reloaded when it changes. The environment variable {VARIABLE} adds keys",
     )
     open_to_network_without_keys: bool = Field(
-        False, description="answer everybody who reaches the endpoint, though there are no keys"
+        False, description="accept requests from the network without keys"
     )
 
 
@@ -53,10 +53,10 @@ class Key(NamedTuple):
     """One key.
 
     Args:
-        id: of the client that it was given to.
-        digest: sha256 of the key.
-        rights: what it allows; of a line without scopes `grade` alone.
-        expires: last day, in UTC, on which it is accepted; None for no end.
+        id: Name of the client that has the key.
+        digest: SHA-256 of the key.
+        rights: Rights of the key; `grade` alone for a line without scopes.
+        expires: Last valid day, in UTC; None for no expiry.
     """
 
     id: str
@@ -73,14 +73,14 @@ def new_key(id_: str, rights: Rights = DEFAULT_RIGHTS, expires: date | None = No
     """Make a key.
 
     Returns:
-        The key, to give away, and the line for the file, from which the key cannot be computed.
+        The key for the client, and the line for the key file, which contains its hash only.
 
     Raises:
-        UserError: the id is invalid.
+        UserError: The id is invalid.
     """
     if not _ID.fullmatch(id_):
         raise UserError(
-            f"{id_!r} cannot be the id of a key; take up to 64 letters, digits and any of . _ @ -"
+            f"{id_!r} is not a valid id of a key; use up to 64 letters, digits and any of . _ @ -"
         )
     key = f"scalp_{secrets.token_urlsafe(32)}"
     words = [f"{id_}:", f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"]
@@ -90,10 +90,10 @@ def new_key(id_: str, rights: Rights = DEFAULT_RIGHTS, expires: date | None = No
 
 
 def parse_keys(lines: Iterable[str], origin: str) -> list[Key]:
-    """Read lines of keys. An id may have several keys, so that a new one can replace an old one.
+    """Parse lines of keys. An id may have several keys, so that a new key can replace an old one.
 
     Raises:
-        UserError: with the number of the line, and without its content.
+        UserError: A line is invalid; the message has its number, not its content.
     """
     keys: dict[bytes, Key] = {}
     for number, line in enumerate(lines, 1):
@@ -101,32 +101,32 @@ def parse_keys(lines: Iterable[str], origin: str) -> list[Key]:
         if key is None:
             continue
         if (known := keys.setdefault(key.digest, key)) != key:
-            advice = "each needs its own" if known.id != key.id else "remove one of the two lines"
+            advice = "give each id its own key" if known.id != key.id else "remove one of the two lines"
             raise UserError(f"line {number} of {origin} has the key of {known.id}; {advice}")
     return list(keys.values())
 
 
 def parse_line(line: str, origin: str) -> Key | None:
-    """The key of one line; None for an empty line or a comment.
+    """Parse one line; None for an empty line or a comment.
 
     Raises:
-        UserError: with `origin`, and without the content.
+        UserError: The line is invalid; the message has `origin`, not the content.
     """
     text = line.strip()
     if not text or text.startswith("#"):
         return None
     match = _LINE.fullmatch(text)
     if match is None or not _ID.fullmatch(match["id"]):
-        raise UserError(f"{origin} is no `ID: KEY`; `scalp keys new ID` makes one")
+        raise UserError(f"{origin} is not `ID: KEY`; `scalp keys new ID` makes a valid line")
     word = match["key"]
     if word.lower().startswith("sha256:"):
         if not _HASHED.fullmatch(word):
-            raise UserError(f"{origin} has no 64 hexadecimal digits after sha256:")
+            raise UserError(f"{origin} does not have 64 hexadecimal digits after sha256:")
         digest = bytes.fromhex(word[7:])
     elif len(word) < _SHORTEST:
         raise UserError(
             f"the key in {origin} is shorter than {_SHORTEST} characters; "
-            "`scalp keys new ID` makes one that nobody guesses"
+            "`scalp keys new ID` makes a strong one"
         )
     else:
         digest = hashlib.sha256(word.encode()).digest()
@@ -137,10 +137,10 @@ def parse_line(line: str, origin: str) -> Key | None:
 
 
 def _attributes(words: list[str]) -> tuple[Rights, date | None]:
-    """Rights and expiry of a line.
+    """Parse the rights and expiry of a line.
 
     Raises:
-        ValueError: one is invalid; the text is not repeated, as it may be a part of a key.
+        ValueError: An attribute is invalid; the message omits it, as it may be part of a key.
     """
     scopes, dates = [], []
     for word in words:
@@ -150,17 +150,19 @@ def _attributes(words: list[str]) -> tuple[Rights, date | None]:
         elif name == "expires":
             dates.append(parse_date(value))
         else:
-            raise ValueError("after the key come scope=SCOPE, any number of times, and expires=YYYY-MM-DD")
+            raise ValueError(
+                "an attribute of the key is unknown; use scope=SCOPE, repeatable, and expires=YYYY-MM-DD"
+            )
     if len(dates) > 1:
         raise ValueError("expires= is given twice; keep one")
     return Rights.parse(scopes) if scopes else DEFAULT_RIGHTS, dates[0] if dates else None
 
 
 def parse_date(text: str) -> date:
-    """A day as `YYYY-MM-DD`.
+    """Parse a day as `YYYY-MM-DD`.
 
     Raises:
-        ValueError: it is written in another way; the text is not repeated.
+        ValueError: The format is wrong; the message omits the text.
     """
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
         raise ValueError("a day is written YYYY-MM-DD")
@@ -171,62 +173,62 @@ def parse_date(text: str) -> date:
 
 
 def read_file(path: str) -> list[str]:
-    """The lines of the key file.
+    """Read the lines of a key file.
 
     Raises:
-        UserError: it cannot be read, or others can.
+        UserError: The file is not readable, or other users can read it.
     """
     try:
         with Path(path).open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
-            # Kubernetes mounts a secret as root's, for the group of the one who runs.
+            # Kubernetes mounts a secret as owned by root, with the group of the process.
             forbidden = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else stat.S_IWGRP)
             if status.st_mode & forbidden:
-                raise UserError(f"{path} holds keys and others may read it; run: chmod 600 {path}")
+                raise UserError(f"{path} holds keys and other users can read it; run: chmod 600 {path}")
             return file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"the keys in {path} cannot be read: {reason}") from error
 
 
 class Keys:
-    """The keys of `settings.file` and of the environment.
+    """The keys of `settings.file` and of the environment; reloads the file when it changes.
 
     Raises:
-        UserError: as `parse_keys`, and when the file cannot be read or can be read by others.
+        UserError: As `parse_keys` and `read_file`.
     """
 
     def __init__(self, settings: KeySettings) -> None:
         self._path = settings.file
         self._from_environment = parse_keys(os.environ.get(VARIABLE, "").splitlines(), VARIABLE)
-        self._signature = self._look()
+        self._signature = self._stat()
         self._from_file = self._read()
         self._looked = time.monotonic()
 
     def __bool__(self) -> bool:
-        # A file without a key is a file whose keys were all taken back: nobody is let in.
+        # A file without keys had all its keys revoked: every request is refused.
         return bool(self._from_environment) or self._path is not None
 
     def identify(self, authorization: str | None) -> Key | None:
-        """The key in an `Authorization` header, expired or not; None when it is unknown.
+        """Find the key of an `Authorization` header, expired or not; None if it is unknown.
 
-        All keys are compared, each in constant time: how long it takes says nothing of any key.
+        All keys are compared in constant time, so that the duration reveals nothing about them.
         """
         self._refresh()
         scheme, _, word = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return None
         digest = hashlib.sha256(word.strip().encode()).digest()
-        found = None
+        match = None
         for key in (*self._from_environment, *self._from_file):
             if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
+                match = key
+        return match
 
     def _read(self) -> list[Key]:
         return [] if self._path is None else parse_keys(read_file(self._path), self._path)
 
-    def _look(self) -> tuple[int, ...]:
+    def _stat(self) -> tuple[int, ...]:
         if self._path is None:
             return ()
         try:
@@ -236,12 +238,12 @@ class Keys:
         return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
     def _refresh(self) -> None:
-        """Reads the file again when it changed: a key that was taken back stops within seconds."""
+        """Reload the file if it changed: a revoked key stops working within seconds."""
         now = time.monotonic()
-        if self._path is None or now - self._looked < _LOOK_AGAIN_S:
+        if self._path is None or now - self._looked < _RELOAD_S:
             return
         self._looked = now
-        signature = self._look()
+        signature = self._stat()
         if signature == self._signature:
             return
         self._signature = signature
@@ -250,6 +252,6 @@ class Keys:
         except UserError as error:
             if not Path(self._path).exists():
                 self._from_file = []
-                _log.error("all keys of the file are refused until it exists again: %s", error)
+                _log.error("the key file is missing, its keys are refused until it exists again: %s", error)
                 return
-            _log.error("the keys stay as they were: %s", error)
+            _log.error("the key file is invalid, the keys stay as they were: %s", error)

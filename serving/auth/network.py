@@ -1,4 +1,4 @@
-"""Who reaches an address, whether to listen there, and with what certificate."""
+"""Checks of network addresses, of the address to listen on, and of the TLS certificate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.auth.keys import Keys
 
 @functools.lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def client_network(address: str) -> str:
-    """The address, or of IPv6 the network of it that one client has to itself."""
+    """The IPv4 address of a client, or its IPv6 /64 network, which one client usually has to itself."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -32,47 +32,47 @@ def client_network(address: str) -> str:
 
 
 def host_name(host: str) -> str:
-    """The name or address in a Host header, without its port and brackets."""
+    """Name or address of a Host header, without port and brackets."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdigit() else host).removeprefix("[").removesuffix("]")
 
 
 def is_here(address: str) -> bool:
-    """Whether a client's address is of this machine; it has none on a Unix socket."""
+    """Whether a client's address is loopback, or empty as on a Unix socket."""
     return not address or is_loopback(address)
 
 
 def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
-    """Refuses to listen where others could ask without a key, unless that is wanted.
+    """Refuse to listen on the network without keys.
 
     Args:
-        host: to listen on.
-        keys: that there are.
-        open_to_network: it is wanted.
+        host: Address to listen on.
+        keys: Keys of the endpoint.
+        open_to_network: Allow it anyway.
 
     Raises:
-        UserError: with the ways out.
+        UserError: The address is open to the network, and there are no keys.
     """
     if is_loopback(host) or keys or open_to_network:
         return
     raise UserError(
         f"--host {host} is open to the network and there are no keys: make one with `scalp keys new ID` and "
-        "give --keys FILE, or say --open-to-network-without-keys"
+        "give --keys FILE, or add --open-to-network-without-keys"
     )
 
 
 def check_certificate(file: str | None) -> None:
-    """Refuses a PEM file that HAProxy could not use, or that others can read.
+    """Check that HAProxy can use a PEM file, and that other users cannot read it.
 
     Raises:
-        UserError: it is missing or unreadable, holds no certificate with its key, or has open permissions.
+        UserError: It is missing or unreadable, lacks the certificate or its key, or has open permissions.
     """
     if file is None:
         return
     try:
         mode = Path(file).stat().st_mode
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise UserError(f"{file} holds a private key and others may read it; run: chmod 600 {file}")
+            raise UserError(f"{file} holds a private key and other users can read it; run: chmod 600 {file}")
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, password=_no_password)
     except UserError:
         raise

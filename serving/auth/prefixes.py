@@ -1,7 +1,7 @@
-"""Prefixes of sources, `s3://BUCKET[/KEY]` or absolute folders, in one plain way and compared by part.
+"""Canonical form and comparison of source prefixes: `s3://BUCKET[/KEY]` or absolute folders.
 
-A source is refused unless it is written in the plain way: a program that reads it later, and decodes or
-resolves it once more, must not reach another place.
+Sources in another form are refused: a program that decodes or resolves one again must not reach another
+place.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from scalp_core.storage.uris import is_s3
 
 _MAX_LENGTH = 1024  # of a key in S3
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_ODD = re.compile(r"[?#@%\\]")  # queries, fragments, users, escapes, another system's slashes
+_FORBIDDEN = re.compile(r"[?#@%\\]")  # queries, fragments, users, escapes, another system's slashes
 
 
-def plain_uri(uri: str) -> str:
-    """A prefix or source as it is compared: without a slash at its end.
+def canonical_uri(uri: str) -> str:
+    """Canonical form of a prefix or source, without a trailing slash.
 
     Raises:
-        ValueError: it is not `s3://BUCKET[/KEY]` or an absolute path, in the plain way.
+        ValueError: It is not `s3://BUCKET[/KEY]` or an absolute path in canonical form.
     """
-    if len(uri) > _MAX_LENGTH or _ODD.search(uri) or not uri.isprintable():
-        raise ValueError("it is too long, or has one of ? # @ % \\ or a sign that is not printed")
+    if len(uri) > _MAX_LENGTH or _FORBIDDEN.search(uri) or not uri.isprintable():
+        raise ValueError("it is too long, or contains one of ? # @ % \\ or a character that is not printable")
     if is_s3(uri):
         bucket, _, path = uri[len("s3://") :].partition("/")
         if not _BUCKET.fullmatch(bucket) or ".." in bucket:
-            raise ValueError("it names no bucket")
+            raise ValueError("the name of the bucket is invalid")
     elif uri.startswith("/") and len(uri) > 1:
         path = uri[1:]
     else:
@@ -38,5 +38,5 @@ def plain_uri(uri: str) -> str:
 
 
 def is_below(uri: str, prefix: str) -> bool:
-    """Whether one plain uri is another, or is below it; `s3://b/scalp-other` is not below `s3://b/scalp`."""
+    """Whether `uri` is `prefix` or below it, both canonical; `s3://b/x-y` is not below `s3://b/x`."""
     return uri == prefix or uri.startswith(f"{prefix}/")

@@ -1,4 +1,4 @@
-"""The lines of a batch's answer beside those of graded images: failed ones, and the end."""
+"""NDJSON lines of a batch response for failed images and for the end."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from serving.http.problems import Refusal
 
 
 class FailedLine(BaseModel):
-    """An image that cannot be graded: the fields of a failed row of bulk grading."""
+    """An image that cannot be graded, with the fields of a failed row of bulk grading."""
 
-    image_id: str | None = Field(description="start of the sha256; null where the bytes could not be had")
+    image_id: str | None = Field(description="start of the sha256; null if the bytes were unavailable")
     location_id: None = None
     uri: None = None
     member: str = Field(description="number of the `file` part, from 0, or the name in the archive")
-    sha256: str | None = Field(description="of the bytes that were sent; null where they could not be had")
+    sha256: str | None = Field(
+        description="SHA-256 of the bytes that were sent; null if they were unavailable"
+    )
     status: Literal["failed"] = "failed"
-    error_code: str = Field(description="stable identifier: `code` of the problem that it would be alone")
+    error_code: str = Field(
+        description="stable identifier: `code` of the problem that /v1/grade would return"
+    )
     error: str = Field(description="one line for a person")
     grade: None = None
     grade_name: None = None
@@ -34,11 +38,11 @@ class FailedLine(BaseModel):
     notes: list[str] = []
     model_version: str
     computed_by: None = None
-    graded_at: datetime = Field(description="when it was looked at")
+    graded_at: datetime = Field(description="time of the failure")
 
     @classmethod
     def of(cls, member: str, sha256: str | None, error: ImageError, model_version: str) -> FailedLine:
-        """The line of the image with this name, looked at now."""
+        """Make the line of an image that failed now."""
         return cls(
             image_id=sha256 and image_id(sha256),
             member=member,
@@ -51,17 +55,17 @@ class FailedLine(BaseModel):
 
 
 class EndLine(BaseModel):
-    """The last line. An answer without one was cut off."""
+    """The last line. A response without it was cut off."""
 
-    status: Literal["done", "aborted"] = Field(description="aborted: not all that was sent is answered")
+    status: Literal["done", "aborted"] = Field(description="aborted: some images have no line")
     error_code: str | None = Field(None, description="why it was aborted, as the `code` of a problem")
     error: str | None = Field(None, description="the same for a person")
-    graded: int = Field(description="lines before this one")
-    failed: int = Field(description="lines before this one")
+    graded: int = Field(description="number of such lines before")
+    failed: int = Field(description="number of such lines before")
 
     @classmethod
     def of(cls, refusal: Refusal | None, graded: int, failed: int) -> EndLine:
-        """The end of a good answer, or of one that was refused after its first line."""
+        """Make the last line of a complete response, or of one that was refused after its first line."""
         if refusal is None:
             return cls(status="done", graded=graded, failed=failed)
         return cls(

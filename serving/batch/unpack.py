@@ -1,7 +1,7 @@
-"""The images of a zip or a tar that comes as a request's body: in memory, in order, one at a time.
+"""Unpack the images of a zip or tar in a request body: in memory, in order, one at a time.
 
-A tar is read as it comes in. A zip has its table of contents at its end, so its bytes are held, up to a
-limit. Which of them it is say its first bytes. Members' names are labels and nothing else.
+A tar is streamed. A zip has its table of contents at its end, so its bytes are held in memory, up to a limit.
+The first bytes decide which of the two it is. Names of members are labels and never paths.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scalp_core.images.codecs import MAX_BYTES
 from serving.http.problems import Refusal
 
 NamedImage = tuple[str, "bytes | ImageError"]
-"""The name that its answer gets, and its bytes or why they cannot be had."""
+"""Name of an image for its line, and its bytes or the error that replaces them."""
 
 MAX_NAME = 1024
-"""Characters of a member's name; a tar may have names of a MiB, and answers repeat them."""
+"""Longest name of a member, in characters: a tar may have names of a MiB, and responses repeat them."""
 
-_SIGNATURE = 6  # bytes that tell the kind of a file
+_SIGNATURE = 6  # bytes that identify the kind of a file
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _PIECES = 16
 _NESTED = ImageError("nested_archive", IMAGE_CODES["nested_archive"])
@@ -38,12 +38,12 @@ _LONG_NAME = ImageError("bad_name", f"the name has more than {MAX_NAME:,} charac
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one archive.
+    """Limits of one archive.
 
     Args:
-        images: in it.
-        members: of any kind; an archive of a few MiB may hold a million empty ones.
-        zip_bytes: of a zip, which is held in memory.
+        images: Number of images.
+        members: Number of members of any kind; an archive of a few MiB may hold a million empty ones.
+        zip_bytes: Bytes of a zip, which is held in memory.
     """
 
     images: int
@@ -54,15 +54,15 @@ class Limits:
 async def unpack(
     data: AsyncIterator[bytes], limits: Limits, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[NamedImage, None]:
-    """Members that are images by their names, and archives, which are not opened.
+    """Yield the members that are images by their names, and nested archives as errors.
 
     Args:
-        data: the archive's bytes.
-        limits: of this archive.
-        pool: with a free thread for it. It may wait for the body there, so it must not be one that decodes.
+        data: Bytes of the archive.
+        limits: Limits of this archive.
+        pool: Executor with a free thread. The thread waits for the body, so it must not be a decoding thread.
 
     Raises:
-        Refusal: it is too large, damaged, hostile or no archive; of a tar, after what came before.
+        Refusal: The body is too large, damaged, hostile or not an archive; of a tar, after the images before.
     """
     start = b""
     async for piece in data:
@@ -70,8 +70,8 @@ async def unpack(
         if len(start) >= _SIGNATURE:
             break
     if start.startswith(_ZIP):
-        held = await _held(start, data, limits.zip_bytes)
-        members = _pulled(_zip_members(held, limits), pool)
+        held = await _hold(start, data, limits.zip_bytes)
+        members = _read_on_demand(_zip_members(held, limits), pool)
     else:
         members = _tar(start, data, limits, pool)
     async with aclosing(members):
@@ -79,7 +79,7 @@ async def unpack(
             yield member
 
 
-async def _held(start: bytes, data: AsyncIterator[bytes], limit: int) -> bytearray:
+async def _hold(start: bytes, data: AsyncIterator[bytes], limit: int) -> bytearray:
     held = bytearray(start)
     while len(held) <= limit:
         if not (piece := await anext(data, b"")):
@@ -99,14 +99,14 @@ async def _tar(
     pipe = _Pipe()
     feeding = asyncio.create_task(pipe.feed(start, data))
     try:
-        members = _pulled(_tar_members(pipe, limits), pool)
+        members = _read_on_demand(_tar_members(pipe, limits), pool)
         async with aclosing(members):
             async for member in members:
                 yield member
         pipe.stop()
-        await feeding  # what is left is padding
+        await feeding  # the rest is padding
     except Refusal:
-        if feeding.done() and (cause := feeding.exception()):  # why the tar has ended before its end
+        if feeding.done() and (cause := feeding.exception()):  # the reason of the early end of the tar
             raise cause from None
         raise
     finally:
@@ -114,10 +114,10 @@ async def _tar(
         feeding.cancel()
 
 
-async def _pulled(
+async def _read_on_demand(
     members: Iterator[NamedImage], pool: ThreadPoolExecutor
 ) -> AsyncGenerator[NamedImage, None]:
-    """Each is read when it is asked for, in a thread."""
+    """Read each member on demand, in a thread."""
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -132,8 +132,8 @@ async def _pulled(
 
 def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
     archive = archives.open_zip_in_memory(pa.py_buffer(held), limits.members)
-    # Of members that share a name only the last can be read.
-    names = list(dict.fromkeys(member.name for member in archive.members() if _counts(member.name)))
+    # Of members with the same name only the last can be read.
+    names = list(dict.fromkeys(member.name for member in archive.members() if _is_listed(member.name)))
     if len(names) > limits.images:
         raise _too_many(limits.images)
     read = archive.read([name for name in names if locations.is_image_name(name)], MAX_BYTES)
@@ -149,7 +149,7 @@ def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
     ):
         if number > limits.members:
             raise ArchiveError(f"it holds more than {limits.members:,} members; divide it")
-        if not _counts(member.name):
+        if not _is_listed(member.name):
             continue
         images += 1
         if images > limits.images:
@@ -157,7 +157,7 @@ def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
         yield member.name, _NESTED if data is None else data
 
 
-def _counts(name: str) -> bool:
+def _is_listed(name: str) -> bool:
     return locations.is_image_name(name) or archives.is_archive(name)
 
 
@@ -170,32 +170,32 @@ def _too_many(limit: int) -> Refusal:
 
 
 class _Pipe(io.RawIOBase):
-    """What an event loop feeds and a thread reads, onwards only. It holds few pieces."""
+    """Bounded pipe from the event loop to a thread that reads it as a file, forward only."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(_PIECES)
-        self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty one is the end
+        self._free_pieces = asyncio.Semaphore(_PIECES)
+        self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty piece is the end
         self._stopped = self._ended = False
         self._piece = b""
         self._inside = self._at = 0
 
     async def feed(self, start: bytes, data: AsyncIterator[bytes]) -> None:
-        """Passes the bytes on as there is room."""
+        """Write the bytes to the pipe; wait while it is full."""
         try:
             self._pieces.put(start)
             async for piece in data:
                 if not self._stopped:
-                    await self._room.acquire()
+                    await self._free_pieces.acquire()
                     self._pieces.put(piece)
         finally:
             self._pieces.put(b"")
 
     def stop(self) -> None:
-        """Nobody reads any more: a thread that waits gets the end, and what comes is thrown away."""
+        """End the pipe for its reader and drop further bytes."""
         self._stopped = True
         self._pieces.put(b"")
-        self._room.release()
+        self._free_pieces.release()
 
     def readable(self) -> bool:
         return True
@@ -207,10 +207,10 @@ class _Pipe(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Onwards, or back within the piece: the signature is read twice."""
+        """Seek forward, or back within the current piece: the signature is read twice."""
         back = self._at - offset
         if whence != io.SEEK_SET or back > self._inside:
-            raise io.UnsupportedOperation("what comes in is read onwards only")
+            raise io.UnsupportedOperation("the body is read forward only")
         if back > 0:
             self._move(-back)
         while self._at < offset and (size := self._available()):
@@ -224,13 +224,13 @@ class _Pipe(io.RawIOBase):
         return size
 
     def _available(self) -> int:
-        """Bytes of the piece that are left; of the next one when it is used up; 0 at the end."""
+        """Unread bytes of the current piece, or of the next piece; 0 at the end."""
         if self._inside == len(self._piece) and not self._ended:
             piece = self._pieces.get()
             self._ended = not piece
             if piece:
                 self._piece, self._inside = piece, 0
-                self._loop.call_soon_threadsafe(self._room.release)
+                self._loop.call_soon_threadsafe(self._free_pieces.release)
         return len(self._piece) - self._inside
 
     def _move(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What a replica takes in for batches: bounds that all of them share, and patience with a busy grader."""
+"""Batches of a replica: shared limits of the images in flight, and retries while the grader is busy."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ _BUSY = (503, 504)
 
 
 class BatchSettings(BaseModel):
-    """Bounds of batches, for each replica."""
+    """Limits of batch requests, per replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    photographs: int = Field(1000, ge=1, description="of one request")
-    requests: int = Field(8, ge=1, description="at once; one more is refused as overload")
+    photographs: int = Field(1000, ge=1, description="images of one request")
+    requests: int = Field(8, ge=1, description="concurrent requests; more are refused as overload")
     in_flight: int = Field(
-        32, ge=1, description="images of all batches that are graded at once: two forward passes' worth"
+        32, ge=1, description="images in flight of all batches: enough for two forward passes"
     )
-    in_flight_bytes: int = Field(2**27, ge=MAX_BYTES, description="of these images")
+    in_flight_bytes: int = Field(2**27, ge=MAX_BYTES, description="bytes of the images in flight")
     megapixels: float = Field(
-        1500, gt=0, description="of one request, as limits.max_megapixels counts those of an image"
+        1500, gt=0, description="decoding cost of one request, counted as for limits.max_megapixels"
     )
-    archives: int = Field(2, ge=1, description="zips and tars at once; one more is refused as overload")
-    archive_members: int = Field(10_000, ge=1, description="of one archive, images or not")
-    zip_bytes: int = Field(2**26, ge=1, description="of a zip, which is held in memory")
+    archives: int = Field(2, ge=1, description="concurrent zips and tars; more are refused as overload")
+    archive_members: int = Field(10_000, ge=1, description="members of one archive, images or not")
+    zip_bytes: int = Field(2**26, ge=1, description="bytes of a zip, which is held in memory")
     patience_s: float = Field(
-        60.0, gt=0, description="how long an image waits for a full queue before its batch is given up"
+        60.0, gt=0, description="seconds that an image retries a full queue before its batch is aborted"
     )
 
 
 class Batches:
-    """All batches of a replica.
+    """All batch requests of a replica.
 
     Args:
-        settings: their bounds.
-        grade: grades one image; raises `ImageError`, or a `Refusal` of 503 or 504 when it is too busy.
-        model_version: what signs the images that failed.
-        admission: measures images and paces owners; without it, neither.
+        settings: Limits of batches.
+        grade: Function that grades one image; raises `ImageError`, or a `Refusal` of 503 or 504 when busy.
+        model_version: Function that returns the model version, for the lines of failed images.
+        admission: Check of the decoding cost; None skips it.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Batches:
         self._admission = admission
 
     async def admit(self, data: bytes) -> float:
-        """Waits until the owner's budget allows to decode an image; its megapixels.
+        """Wait until the owner's budget allows to decode an image; return its megapixels.
 
-        One that will be refused costs nothing: `grade` says why.
+        An image that `grade` will refuse costs 0.
         """
         if self._admission is None:
             return 0.0
@@ -90,10 +90,10 @@ class Batches:
         return megapixels
 
     def check_megapixels(self, megapixels: float) -> None:
-        """Refuses a request whose images so far are too many pixels.
+        """Check the decoding cost of a request so far.
 
         Raises:
-            Refusal: with the limit.
+            Refusal: The cost exceeds the limit.
         """
         limit = self.settings.megapixels
         if megapixels > limit:
@@ -105,11 +105,11 @@ class Batches:
             )
 
     async def grade(self, data: bytes) -> GradeResponse:
-        """Grades an image, again and again while the grader is too busy: the window bounds who waits.
+        """Grade an image, with retries while the grader is busy; the window bounds the number that waits.
 
         Raises:
-            ImageError: it cannot be graded.
-            Refusal: the grader was too busy for longer than the settings allow.
+            ImageError: The image cannot be graded.
+            Refusal: The grader was busy for longer than `patience_s`.
         """
         clock = asyncio.get_running_loop().time
         until, pause = clock() + self.settings.patience_s, _FIRST_PAUSE_S
@@ -124,9 +124,9 @@ class Batches:
 
 
 class Window:
-    """What is in flight: so many images, and so many bytes of them; of one owner, its share of both.
+    """Window of the images in flight: limits of their number and bytes, in total and per owner.
 
-    Of an owner, whoever comes first enters first, so that small ones do not overtake a large one for ever.
+    Images of an owner enter in order, so that small images do not starve a large one.
     """
 
     def __init__(self, images: int, max_bytes: int) -> None:
@@ -136,7 +136,7 @@ class Window:
         self._left = asyncio.Event()
 
     async def enter(self, owner: str, size: int) -> None:
-        """Waits for room; an image alone always has it."""
+        """Wait for space in the window; an owner's only image always enters."""
         async with self._turns.setdefault(owner, asyncio.Lock()):
             while self._images.held(owner) and not self._has_room(owner, size):
                 self._left.clear()
@@ -145,7 +145,7 @@ class Window:
             self._bytes.take(owner, size)
 
     def leave(self, owner: str, size: int) -> None:
-        """Makes the room again that `enter` took."""
+        """Free the space that `enter` took."""
         self._images.release(owner)
         self._bytes.release(owner, size)
         self._left.set()
@@ -163,10 +163,10 @@ class RequestLimit:
 
     @contextmanager
     def reserve(self, owner: str) -> Iterator[None]:
-        """Holds a place inside the block.
+        """Count a request while the block runs.
 
         Raises:
-            Refusal: there is none.
+            Refusal: There are too many requests (503).
         """
         if not self._places.can_take(owner):
             raise Refusal(

@@ -45,7 +45,7 @@ class Owners:
         if caller.rights.admin:
             return True
         source = self._source(caller.key, work) if caller.key else None
-        return source is not None and caller.rights.cover(source)
+        return source is not None and caller.rights.covers(source)
 
     def works(self, key: str) -> set[str]:
         """All that a key started."""

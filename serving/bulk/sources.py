@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalp_core import storage
 from scalp_core.datasets import scan
-from serving.auth.prefixes import is_below, plain_uri
+from serving.auth.prefixes import canonical_uri, is_below
 from serving.auth.scopes import BULK, Rights
 from serving.http.problems import Refusal, forbidden
 
@@ -26,7 +26,7 @@ def allowed_source(source: str, prefixes: Sequence[str], rights: Rights) -> str:
         Refusal: it is elsewhere, a link leads elsewhere, or it names images that may be anywhere.
     """
     try:
-        plain = plain_uri(source)
+        plain = canonical_uri(source)
     except ValueError as error:
         raise _refused(str(error)) from None
     if not rights.admin and not _is_within(plain, rights.bulk):

@@ -1,8 +1,8 @@
-"""What holds for every connection to Ray Serve's HTTP servers: time limits, and headers no client may set.
+"""Timeouts and size limits of HTTP connections to Ray Serve, and a filter of its internal headers.
 
-Ray Serve's servers are uvicorn's, which waits for ever for the head of a request and takes one of any size.
-An ASGI application cannot help, as it is called when the head is complete. Ray Serve calls `proxy_callback`
-in each process that listens when the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
+Ray Serve uses uvicorn, which waits forever for the head of a request and accepts a head of any size. An ASGI
+application cannot prevent that, since it is called after the head. Ray Serve calls `proxy_callback` in each
+HTTP process when the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from serving.http.backpressure import bound_request_queues
 from serving.http.streaming import FlowControlMiddleware
 
 CALLBACK = "serving.http.connections:proxy_callback"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
-# Seconds for the head of a request, for what is still sent after an answer, and for taking in an answer.
+# Seconds for the head of a request, for the rest of a body after the response, and for a stalled response.
 VARIABLE = "SCALP_CONNECTION_SECONDS"
 DEFAULT_SECONDS = 15.0
-MOST_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 
 _REQUEST_ID = b"x-request-id"
-# They steer Ray Serve: how long a request may take, whether it ends when its client goes, and where it runs.
-# Ray takes some with - and with _ for the same.
-_STEERING = {
+# Headers that control Ray Serve: timeout of a request, cancel on disconnect, and choice of the replica. Ray
+# accepts some with - or with _.
+_CONTROL_HEADERS = {
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"serve-multiplexed-model-id",
@@ -40,51 +40,51 @@ _STEERING = {
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. A body has its limits in the application, which knows what is sent."""
+    """HTTP connection with timeouts. `BodyLimitMiddleware` limits the bodies."""
 
     seconds = DEFAULT_SECONDS
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.ws_protocol_class = None  # there is no WebSocket here
-        self._deadline: asyncio.TimerHandle | None = None  # for what the client sends
-        self._write_deadline: asyncio.TimerHandle | None = None  # for what it takes in
-        self._loose = 0  # bytes that came in and are neither a complete head nor a body
+        self.ws_protocol_class = None  # no WebSocket
+        self._deadline: asyncio.TimerHandle | None = None  # for data from the client
+        self._write_deadline: asyncio.TimerHandle | None = None  # for data to the client
+        self._head_bytes = 0  # received bytes outside of complete heads and bodies
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect()
+        self._start_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._relax()
+        self._cancel_deadline()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None and self._between_requests:
-            self._expect()
-        self._loose += len(data)
+            self._start_deadline()
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._loose > MOST_HEAD_BYTES:
-            self._refuse(431, "large_head", f"the head of a request has at most {MOST_HEAD_BYTES:,} bytes")
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "large_head", f"the head of a request is limited to {MAX_HEAD_BYTES:,} bytes")
 
     def on_headers_complete(self) -> None:
-        self._loose = 0
-        self._relax()
+        self._head_bytes = 0
+        self._cancel_deadline()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._loose = 0
+        self._head_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.cycle.more_body = False  # also of a request that was answered before its body was here
+        self.cycle.more_body = False  # also if the response came before the body
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body:
-            self._expect()
+            self._start_deadline()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -103,19 +103,19 @@ class Connection(HttpToolsProtocol):
     def _between_requests(self) -> bool:
         return self.cycle is None or (self.cycle.response_complete and not self.cycle.more_body)
 
-    def _expect(self) -> None:
-        self._relax()
+    def _start_deadline(self) -> None:
+        self._cancel_deadline()
         self._deadline = self.loop.call_later(self.seconds, self._too_slow)
 
-    def _relax(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if self._between_requests and self._loose:
-            self._refuse(408, "slow_head", f"the head of a request must come in within {self.seconds:g} s")
+        if self._between_requests and self._head_bytes:
+            self._refuse(408, "slow_head", f"the head of a request must arrive within {self.seconds:g} s")
         else:
             self.transport.close()
 
@@ -128,7 +128,7 @@ class Connection(HttpToolsProtocol):
 
 
 def _raw_problem(status: int, code: str, detail: str) -> bytes:
-    """As `problems.problem`, which imports more than a process that only passes requests on should load."""
+    """As `problems.problem`, without its imports, which a proxy process should not load."""
     phrase, id_ = HTTPStatus(status).phrase, request_context.request_id()
     body = json.dumps(
         {
@@ -149,22 +149,22 @@ def _raw_problem(status: int, code: str, detail: str) -> bytes:
 
 
 class HeaderFilterMiddleware:
-    """ASGI middleware around Ray Serve's own: gives requests a good id, drops what steers Ray Serve."""
+    """ASGI middleware around Ray Serve: set a valid request id, drop headers that control Ray Serve."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            given = b""
+            given_id = b""
             headers = []
             for name, value in scope["headers"]:
                 plain = name.lower().replace(b"_", b"-")
                 if plain == _REQUEST_ID:
-                    given = value
-                elif plain not in _STEERING:
+                    given_id = value
+                elif plain not in _CONTROL_HEADERS:
                     headers.append((name, value))
-            headers.append((_REQUEST_ID, request_context.request_id(given).encode()))
+            headers.append((_REQUEST_ID, request_context.request_id(given_id).encode()))
             scope["headers"] = headers
         await self._app(scope, receive, send)
 

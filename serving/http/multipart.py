@@ -1,7 +1,6 @@
-"""`multipart/form-data` as it comes in: parts are passed on piece by piece, none is kept and none named.
+"""Streaming parser of `multipart/form-data`: yields the parts piece by piece, without temporary files.
 
-python-multipart finds the boundaries; here is what it is asked for. The names that clients give to files are
-not even read.
+python-multipart finds the boundaries. File names of clients are not read.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from serving.http.problems import Refusal
 
 MEDIA_TYPE = "multipart/form-data"
 
-# Headers of a part: a field's and a file's name, a content type. Eight of 4 KiB are python-multipart's bound.
+# python-multipart limits the headers of a part to eight of 4 KiB.
 _DISPOSITION = b"content-disposition"
 
 
 class Begin(NamedTuple):
-    """A part begins; its bytes follow."""
+    """Event: a part begins; its bytes follow."""
 
     field: str
 
 
 class End(Enum):
-    """A part has ended."""
+    """Event: a part has ended."""
 
     END = 0
 
@@ -40,14 +39,14 @@ Event = Begin | bytes | End
 
 
 class Form:
-    """Takes a form in pieces of any size.
+    """Incremental parser of a form, fed with pieces of any size.
 
     Args:
-        content_type: of the request; it holds the boundary.
-        max_parts: fields and files together.
+        content_type: Content-Type of the request, with the boundary.
+        max_parts: Maximum number of fields and files together.
 
     Raises:
-        Refusal: it is no form, or has no boundary.
+        Refusal: The content type is not a form, or has no boundary.
     """
 
     def __init__(self, content_type: str, max_parts: int) -> None:
@@ -78,18 +77,18 @@ class Form:
         self.ended = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """What a piece of the body brings.
+        """Parse a piece of the body and yield its events.
 
         Raises:
-            Refusal: it is no such form, or has too many parts; after what came before.
+            Refusal: The form is malformed or has too many parts; raised after the events before.
         """
         self._events = []
         refusal = None
         try:
             self._parser.write(data)
         except FormParserError:
-            refusal = bad_form("its parts or their headers are not as RFC 7578 has them")
-        except Refusal as error:  # ours, from within the parser
+            refusal = bad_form("its parts or their headers do not follow RFC 7578")
+        except Refusal as error:  # raised by a callback of the parser
             refusal = error
         yield from self._events
         if refusal:
@@ -98,7 +97,9 @@ class Form:
     def _on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > self._max_parts:
-            raise Refusal(413, "too_many_photographs", f"the limit is {self._max_parts:,} parts; divide it")
+            raise Refusal(
+                413, "too_many_photographs", f"the limit is {self._max_parts:,} parts; divide the form"
+            )
         self._disposition = b""
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -129,10 +130,10 @@ class Form:
 
 
 async def read_form(body: AsyncIterator[bytes], form: Form) -> AsyncGenerator[Event, None]:
-    """The events of a whole form.
+    """Yield the events of a whole form.
 
     Raises:
-        Refusal: as `Form.feed`, or it ends before its last boundary.
+        Refusal: As `Form.feed`, or the body ends before the last boundary.
     """
     async for data in body:
         for event in form.feed(data):
@@ -142,7 +143,7 @@ async def read_form(body: AsyncIterator[bytes], form: Form) -> AsyncGenerator[Ev
 
 
 async def rest_of_part(events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
-    """The bytes of the part that has begun."""
+    """Yield the remaining bytes of the current part."""
     async for event in events:
         if event is End.END:
             return
@@ -151,7 +152,7 @@ async def rest_of_part(events: AsyncIterator[Event]) -> AsyncGenerator[bytes, No
 
 
 async def whole_part(data: AsyncIterator[bytes]) -> bytes | ImageError:
-    """The bytes of a part; beyond the limit of an image they are counted and not kept."""
+    """Read a part; bytes beyond the limit of an image are counted and dropped."""
     pieces, size = [], 0
     async for piece in data:
         size += len(piece)
@@ -163,5 +164,5 @@ async def whole_part(data: AsyncIterator[bytes]) -> bytes | ImageError:
 
 
 def bad_form(why: str) -> Refusal:
-    """The refusal of a body that is no such form."""
+    """The refusal of a malformed form."""
     return Refusal(400, "bad_form", f"the form cannot be read: {why}")

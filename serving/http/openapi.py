@@ -1,4 +1,4 @@
-"""`/openapi.json`: what FastAPI cannot know of the routes, such as keys, problems and headers."""
+"""Complete FastAPI's `/openapi.json` with security, problems and headers."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from pydantic.json_schema import models_json_schema
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 TAGS = [
-    {"name": "grade", "description": "Images of the request, graded while it waits."},
+    {"name": "grade", "description": "Images of the request, graded online."},
     {"name": "bulk", "description": "Prefixes and archives in storage, graded as jobs."},
-    {"name": "probes", "description": "For load balancers and Kubernetes; they need no key."},
+    {"name": "probes", "description": "Probes for load balancers and Kubernetes, without a key."},
 ]
 _TEMPLATE = "#/components/schemas/{model}"
 _SECURITY = "key"
-# Statuses that routes do not declare: those of HAProxy, the connection, the gate and the limits.
+# Statuses that routes do not declare: of HAProxy, the connection, the authorization and the limits.
 _OF_ALL = (400, 429, 431, 500, 503)
-_BEHIND_A_KEY = (401, 403, 504)
+_WITH_A_KEY = (401, 403, 504)
 _WITH_A_BODY = (408, 413)
 _TEXT = {"schema": {"type": "string"}}
 _HEADERS = {
-    "X-Request-ID": {"description": "of the request, or a new one", **_TEXT},
-    "Retry-After": {"description": "seconds to wait for", "schema": {"type": "integer", "minimum": 1}},
+    "X-Request-ID": {"description": "id of the request, or a new id", **_TEXT},
+    "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "`Bearer`", **_TEXT},
 }
 _OF_STATUS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """The schema of a model as a `$ref`; `install` must know the model."""
+    """`$ref` to the schema of a model; pass the model to `install`."""
     return {"$ref": _TEMPLATE.format(model=model.__name__)}
 
 
 def operation_id(route: APIRoute) -> str:
-    """The name of the function; those of a group begin with it: `bulk_start`."""
+    """Operation id of a route: the name of its function, after the group bulk: `bulk_start`."""
     group = str(route.tags[0]) if route.tags else ""
     return f"bulk_{route.name}" if group == "bulk" else route.name
 
 
 def install(api: FastAPI, problem: type[BaseModel], models: Sequence[type[BaseModel]], keys: bool) -> None:
-    """Makes `api` describe itself completely.
+    """Install a complete OpenAPI description in `api`.
 
     Args:
-        api: the application, with all routes.
-        problem: schema of a refusal.
-        models: further schemas that routes name by `reference`.
-        keys: whether requests below `/v1/` need one.
+        api: Application with all its routes.
+        problem: Schema of refusals.
+        models: Further schemas that routes use by `reference`.
+        keys: Whether requests below `/v1/` need a key.
     """
 
     def document() -> dict[str, Any]:
@@ -90,15 +90,15 @@ def _complete_operation(
 ) -> None:
     if keys and is_closed:
         operation["security"] = [{_SECURITY: []}]
-    found = operation["responses"]
-    if "HTTPValidationError" in str(found.get("422")):
-        del found["422"]
-    statuses = _OF_ALL + (_BEHIND_A_KEY if is_closed else ())
+    responses = operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]
+    statuses = _OF_ALL + (_WITH_A_KEY if is_closed else ())
     statuses += _WITH_A_BODY if "requestBody" in operation else ()
     for status in statuses:
         content = {PROBLEM_MEDIA_TYPE: {"schema": problem}}
-        found.setdefault(str(status), {"description": HTTPStatus(status).phrase, "content": content})
-    for status, response in found.items():
+        responses.setdefault(str(status), {"description": HTTPStatus(status).phrase, "content": content})
+    for status, response in responses.items():
         names = ["X-Request-ID", *([_OF_STATUS[int(status)]] if int(status) in _OF_STATUS else [])]
         response["headers"] = {name: _HEADERS[name] for name in names} | response.get("headers", {})
-    operation["responses"] = dict(sorted(found.items()))
+    operation["responses"] = dict(sorted(responses.items()))

@@ -1,4 +1,4 @@
-"""Refusals and failures over HTTP, all of them `application/problem+json` with a stable `code`."""
+"""Error responses as `application/problem+json` (RFC 9457) with a stable `code`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _STATUS_OF_IMAGE_CODE = {
     "unsupported_format": 415,
     "unsupported_mode": 415,
 }
-# What the router refuses by itself, in words that help.
+# Codes and details of the router's refusals.
 _ROUTER = {
-    404: ("not_found", "there is nothing at this path; /openapi.json lists what there is"),
-    405: ("method_not_allowed", "this path takes another method; the Allow header names it"),
+    404: ("not_found", "the path does not exist; /openapi.json lists the paths"),
+    405: ("method_not_allowed", "the path does not allow this method; see the Allow header"),
 }
 
 
 class Refusal(HTTPException):
-    """Ends a request with a problem. FastAPI lets it pass even from inside the reading of a body."""
+    """Exception that ends a request with a problem, also from inside the reading of a body."""
 
     def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)
@@ -40,7 +40,7 @@ class Refusal(HTTPException):
 
 
 def forbidden(scope: str) -> Refusal:
-    """The refusal of a key without a scope, which it names and nothing else."""
+    """The refusal of a key without a scope; the message names the scope alone."""
     return Refusal(403, "forbidden", f"the key lacks the scope {scope}; ask the operator for it")
 
 
@@ -64,7 +64,7 @@ def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | No
 
 
 def refusal_response(error: HTTPException) -> Response:
-    """The problem that a refusal, or what the router and the form parser raise, is."""
+    """Convert a refusal, or an exception of the router or the form parser, to a problem."""
     if isinstance(error, Refusal):
         code, detail = error.code, error.detail
     else:
@@ -73,17 +73,17 @@ def refusal_response(error: HTTPException) -> Response:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problems with these statuses, for the documentation of a route."""
+    """OpenAPI responses of a route for problems with these statuses."""
     content = {MEDIA_TYPE: {"schema": openapi.reference(Problem)}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
-    """Makes every refusal of `api` a problem: its own, the router's and the form parser's.
+    """Install exception handlers, so that each refusal of `api`, the router and the form parser is a problem.
 
     Args:
-        api: the application.
-        routes: those whose methods a refused one is told.
+        api: Application.
+        routes: Routes for the Allow header of a refused method.
     """
 
     @api.exception_handler(HTTPException)
@@ -94,18 +94,18 @@ def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> Response:
-        # Names the field only: FastAPI's own words would echo what was sent.
-        names = {str(each["loc"][-1]) for each in error.errors()}
+        # Without FastAPI's message, which echoes the request.
+        names = {str(detail["loc"][-1]) for detail in error.errors()}
         if "file" in names:
             code, detail = "no_file", "send one image as the field `file` of multipart/form-data"
         else:
-            said = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-            code, detail = "bad_field", f"{said}; /openapi.json describes the fields"
+            messages = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+            code, detail = "bad_field", f"{messages}; /openapi.json describes the fields"
         return problem(_UNPROCESSABLE, code, detail)
 
 
 def _methods(request: Request, routes: Sequence[Route]) -> str:
-    """That the path takes. Starlette names those of the first route that has it, and each has its own."""
-    methods = [each.methods or () for each in routes if each.matches(request.scope)[0] is not Match.NONE]
-    allowed = {method for some in methods for method in some}
+    """Methods that the path allows, of all its routes; Starlette reports those of the first route only."""
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = {method for route in matching for method in route.methods or ()}
     return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))

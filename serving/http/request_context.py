@@ -1,4 +1,4 @@
-"""What is known of the request that is being answered; the middleware fills it, refusals and logs read it."""
+"""Context of the current request: filled by the middleware, read by refusals, logs and metrics."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
 
 def request_id(given: bytes = b"") -> str:
-    """The id that a request came with when it is short and printable, else a new one."""
+    """The id that a request was sent with if it is short and printable, otherwise a new id."""
     return given.decode("ascii") if _GOOD_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request, from its head to the end of its answer."""
+    """One request, from its head to the end of its response."""
 
     request_id: str
     method: str = ""
-    route: str | None = None  # the template, known when the answer is; None where nothing is
-    key: str | None = None  # id of the key, never the key
-    owner: str = ""  # that shares and budgets are counted for, see `fairness`
-    rights: Rights = NO_RIGHTS  # what the key allows: nothing until it is known
-    work: str | None = None  # id of the bulk run that it is about
-    source: str | None = None  # of a bulk run that it starts
-    status: int = 499  # until it is answered: the client went away
-    problem: str | None = None  # code of the refusal
-    sent: int = 0  # bytes of the answer's body
-    owes_audit: bool = False  # it was let in, and no line of the audit log tells of it yet
+    route: str | None = None  # path template, known after routing; None for an unknown path
+    key: str | None = None  # id of the key, not the key itself
+    owner: str = ""  # for quotas and budgets, see `admission.fairness`
+    rights: Rights = NO_RIGHTS  # of the key; none until the authorization
+    work: str | None = None  # id of the bulk run in the path
+    source: str | None = None  # source of the bulk run that it starts
+    status: int = 499  # until the response starts: the client disconnected
+    problem: str | None = None  # code of the problem
+    sent: int = 0  # bytes of the response body
+    owes_audit: bool = False  # it passed the authorization and has no line in the audit log yet
     began: float = field(default_factory=time.perf_counter)
 
     @property
     def caller(self) -> Caller:
-        """Who sent it."""
+        """Sender of the request."""
         return Caller(self.key, self.rights)
 
     @property
     def ms(self) -> float:
-        """Milliseconds since its head came in."""
+        """Milliseconds since the head arrived."""
         return round(1000 * (time.perf_counter() - self.began), 2)
 
 
@@ -51,10 +51,10 @@ _CURRENT: ContextVar[RequestContext] = ContextVar("request")
 
 
 def set_current(request: RequestContext) -> None:
-    """Makes it the request of everything that is awaited from here."""
+    """Set the current request of this task and its children."""
     _CURRENT.set(request)
 
 
 def current() -> RequestContext:
-    """The request that is being answered; outside of one, an empty one."""
+    """The current request; an empty context outside of requests."""
     return _CURRENT.get(None) or RequestContext("")

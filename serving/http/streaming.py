@@ -1,6 +1,6 @@
-"""A large body in constant memory: what is read of it follows what was used.
+"""Flow control of batch uploads: read a large body in constant memory, as fast as the application uses it.
 
-Serve reads a body ahead as fast as the client sends, in its proxy and again in the replica, without a bound.
+Serve reads a body as fast as the client sends, in its proxy and again in the replica, without a limit.
 So `FlowControlMiddleware` runs before Serve and reads only as fast as the application reports used bytes. It
 also buffers the answers for a client that reads them after it has sent everything; otherwise both would stop.
 """
@@ -13,25 +13,25 @@ from collections.abc import AsyncGenerator, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BATCH_PATH = "/v1/grade/batch"
-"""The one path whose body is not bounded by the size of an image."""
+"""The only path with bodies larger than an image."""
 
 AHEAD = 2**20
-"""Bytes that are read and not used yet, at most; one message of the server (64 KiB) may come to it."""
+"""Maximum of bytes that are read and not used yet, plus one message of the server (64 KiB)."""
 
 _STEP = AHEAD // 4
-_EXTENSION = "scalp.paced"  # of the scope: how to report what was used
+_EXTENSION = "scalp.paced"  # extension of the ASGI scope to report used bytes
 _USED = "scalp.used"
 _TIMEOUT_HEADER = b"x-request-timeout-seconds"
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection: nobody waits for an answer."""
+    """The client closed the connection before the response."""
 
 
 class _Used:
-    """Takes reports of used bytes. Where the application runs in another process, it sends messages instead.
+    """Callback for reports of used bytes; an application in another process sends messages instead.
 
-    Ray takes the first message for the begin of the answer: after such a message its metrics have no status.
+    Ray takes the first message for the start of the response, so that its metrics then have no status.
     """
 
     def __init__(self, report: Callable[[int], None] | None = None) -> None:
@@ -42,7 +42,7 @@ class _Used:
 
 
 class FlowControlMiddleware:
-    """ASGI middleware. It holds `AHEAD` of a body, and answers, which their sender bounds."""
+    """ASGI middleware that buffers at most `AHEAD` bytes of a body, and the response, whose size is small."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -72,7 +72,7 @@ class FlowControlMiddleware:
         loop = asyncio.get_running_loop()
 
         def report(size: int) -> None:
-            loop.call_soon_threadsafe(set_used, size)  # the application may have a loop of its own
+            loop.call_soon_threadsafe(set_used, size)  # the application may run in another event loop
 
         async def take(message: Message) -> None:
             if message["type"] == _USED:
@@ -94,7 +94,7 @@ class FlowControlMiddleware:
 
 
 def _paced(scope: Scope, used: _Used) -> Scope:
-    """Marked for `read_body`, and without Serve's limit on the time that a request may take."""
+    """The scope with the extension for `read_body`, and without Serve's request timeout."""
     headers = [header for header in scope["headers"] if header[0] != _TIMEOUT_HEADER]
     return {
         **scope,
@@ -104,13 +104,13 @@ def _paced(scope: Scope, used: _Used) -> Scope:
 
 
 async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece; a piece counts as used when the next one is asked for.
+    """Yield the body piece by piece; a piece counts as used when the next one is requested.
 
     Raises:
-        ClientGoneError: before its end.
+        ClientGoneError: The client disconnected before the end of the body.
     """
     used: _Used | None = (scope.get("extensions") or {}).get(_EXTENSION)
-    taken = told = 0
+    taken = reported = 0
     more = True
     while more:
         message = await receive()
@@ -120,8 +120,8 @@ async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerato
         if data := message.get("body", b""):
             taken += len(data)
             yield data
-        if used and taken - told >= _STEP:
-            told = taken
+        if used and taken - reported >= _STEP:
+            reported = taken
             if used.report:
                 used.report(taken)
             else:
@@ -129,6 +129,6 @@ async def read_body(scope: Scope, receive: Receive, send: Send) -> AsyncGenerato
 
 
 async def wait_until_gone(receive: Receive) -> None:
-    """Returns when the client has closed the connection; for after the body."""
+    """Wait until the client closes the connection, after the body."""
     while (await receive())["type"] != "http.disconnect":
         pass

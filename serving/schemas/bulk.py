@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from serving.auth.prefixes import is_below, plain_uri
+from serving.auth.prefixes import canonical_uri, is_below
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
@@ -31,7 +31,7 @@ class BulkSettings(BaseModel):
     @field_validator("sources", "out")
     @classmethod
     def _plain(cls, value: Any) -> Any:
-        return plain_uri(value) if isinstance(value, str) else tuple(map(plain_uri, value))
+        return canonical_uri(value) if isinstance(value, str) else tuple(map(canonical_uri, value))
 
     @model_validator(mode="after")
     def _apart(self) -> BulkSettings:

@@ -254,7 +254,7 @@ def test_whole_requests_that_are_refused():
     assert lines(send(Model(), {"files": both}))[-1]["error_code"] == "mixed_batch"
     assert lines(send(Model(), files(*[b"ok"] * 4), photographs=3))[-1] == {
         "status": "aborted", "error_code": "too_many_photographs",
-        "error": "the limit is 3 parts; divide it", "graded": 3, "failed": 0,
+        "error": "the limit is 3 parts; divide the form", "graded": 3, "failed": 0,
     }  # fmt: skip
 
 

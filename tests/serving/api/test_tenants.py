@@ -57,7 +57,7 @@ class Endpoint:
         monkeypatch.setattr(work._jobs, "_jobs", lambda: jobs)
         without_ray(monkeypatch)
         monkeypatch.setattr(bulk_work, "read_spec", lambda _: SimpleNamespace(version_in=lambda _: "made-1"))
-        monkeypatch.setattr("serving.auth.keys._LOOK_AGAIN_S", 0)
+        monkeypatch.setattr("serving.auth.keys._RELOAD_S", 0)
         self.log = AuditLog(AuditSettings(folder=f"{folder}/audit"), "r")
         settings = Settings(keys=KeySettings(file=f"{folder}/keys.txt"))
         self.api = FastAPI()

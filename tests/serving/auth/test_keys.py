@@ -93,7 +93,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_a_key_that_is_taken_back_stops_without_a_restart(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys_module, "_LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(keys_module, "_RELOAD_S", 0)
     path = tmp_path / "keys"
     keys = Keys(write(path, f"ann: {ANN}\nben: {BEN}"))
     assert who(keys, bearer(ANN)) == "ann"
@@ -106,7 +106,7 @@ def test_a_key_that_is_taken_back_stops_without_a_restart(tmp_path, monkeypatch)
 
 
 def test_a_deleted_file_lets_nobody_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys_module, "_LOOK_AGAIN_S", 0)
+    monkeypatch.setattr(keys_module, "_RELOAD_S", 0)
     path = tmp_path / "keys"
     keys = Keys(write(path, f"ann: {ANN}"))
     path.unlink()

@@ -128,7 +128,7 @@ def test_a_key_reaches_its_own_prefixes_and_learns_of_no_other(tmp_path):
     ("sources", "out", "said"),
     [
         ([], "s3://bkt/out", "at least 1 item"),
-        (["s3://"], "s3://bkt/out", "names no bucket"),
+        (["s3://"], "s3://bkt/out", "name of the bucket"),
         (["/"], "s3://bkt/out", "absolute path"),
         (["photographs"], "s3://bkt/out", "absolute path"),
         (["https://b/c"], "s3://bkt/out", "absolute path"),
