@@ -82,7 +82,7 @@ def _pictures(
 
             heats = _heats(Explainer(bundle, "cpu"), [(pixels[each], cards[each].row) for each in chosen])
             for index, picture in zip(chosen, heats, strict=True):
-                cards[index] = replace(cards[index], heat=picture)
+                cards[index] = replace(cards[index], heatmap=picture)
             scale, meaning = _scale(), overlay.MEANING
         except Exception as error:  # of many kinds, and none is worth a finished run without a report
             notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
@@ -101,9 +101,11 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
             if isinstance(data, ImageError):
                 raise data
             pixels[index] = decode(data, spec).pixels
-            cards[index] = replace(cards[index], photograph=_jpeg(pixels[index]))
+            cards[index] = replace(cards[index], image=_jpeg(pixels[index]))
         except ImageError as error:
-            cards[index] = replace(cards[index], lost=f"it cannot be read any more: {error.message}")
+            cards[index] = replace(
+                cards[index], missing_reason=f"it cannot be read any more: {error.message}"
+            )
     return cards, pixels
 
 

@@ -1,1 +1,1 @@
-"""Result rows of bulk grading: schema, formats, queries, drift, report, progress."""
+"""Results of bulk grading: schema of the rows, export formats, queries, drift, report, progress."""

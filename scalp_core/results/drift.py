@@ -1,7 +1,8 @@
-"""How later photographs differ from those of training: counted as they pass, compared when someone asks.
+"""Drift: difference of new images from the training split, by image statistics and the grade mix.
 
-A flag asks a person to look, it is no verdict: another clinic may have another grade mix, or another
-microscope, for honest reasons. And no flag is no proof: what the statistics do not measure does not show.
+Statistics are counted during grading and compared on request. A flag is a request to look at images, not a
+verdict: another clinic may have another grade mix or microscope for good reasons. Without a flag there may
+still be drift that the statistics do not measure.
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ from scalp_core.images.statistics import QUANTILES, STATISTICS, STATISTICS_VERSI
 Level = Literal["none", "some", "strong", "too_few"]
 
 SOME, STRONG = 0.1, 0.25
-"""Population stability index from which there is some, and strong, drift: the bounds of credit scoring, where
-it comes from. They are a habit, not a test."""
+"""Thresholds of the population stability index for some and strong drift. They are conventions of credit
+scoring, not a statistical test."""
 
-# Of n photographs like the m of training, the index over 8 bins is 7 (1/n + 1/m) on average, by noise alone:
-# at most 7 / 300 here. Of 100,000 simulated draws 0.02 % came above 0.1: one of 19 statistics does in 0.4 %.
+# By noise alone, n images like the m of training have a mean index over 8 bins of 7 (1/n + 1/m), here at most
+# 7 / 300. Of 100,000 simulated draws 0.02 % exceeded 0.1; for any of 19 statistics it is 0.4 %.
 MIN_PHOTOGRAPHS = 300
-"""The least n m / (n + m), of n photographs now and m at training, at which drift is told from noise."""
+"""Smallest n m / (n + m), for n new images and m training images, that distinguishes drift from noise."""
 
-# What an empty bin is taken to hold: half a photograph, but no less than this, or one rare tail that nobody
-# fell into would flag a million photographs.
+# Share assumed for an empty bin: half an image, but at least this. Otherwise one empty rare tail would flag a
+# million images.
 _MIN_SHARE = 1e-4
-_NAMED = 4
+_NAMED = 4  # statistics named in the sentence
 _SHARES = np.array(QUANTILES)
 
 
 class Counts(BaseModel):
-    """What `measure_drift` needs of any number of photographs; those of several shards are added by `+`.
+    """Counts of images against the training quantiles, for `measure_drift`; shards are added with `+`.
 
-    For each statistic, in the order of `STATISTICS`, against the seven quantiles that `Profile` keeps.
+    Values are per statistic, in the order of `STATISTICS`, against the seven quantiles of `Profile`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     statistics_version: Literal[2] = STATISTICS_VERSION
-    photographs: int = Field(description="that could be decoded")
-    below: tuple[tuple[int, ...], ...] = Field(description="photographs below each quantile")
-    up_to: tuple[tuple[int, ...], ...] = Field(description="photographs below it or exactly there")
+    photographs: int = Field(description="images that could be decoded")
+    below: tuple[tuple[int, ...], ...] = Field(description="images below each quantile")
+    up_to: tuple[tuple[int, ...], ...] = Field(description="images below or at each quantile")
     sums: tuple[float, ...]
     squares: tuple[float, ...] = Field(description="sums of squares")
 
     @classmethod
     def empty(cls) -> Counts:
-        """Of no photograph: the start of a sum."""
+        """Return counts of zero images, the start of a sum."""
         count = len(STATISTICS)
-        none = ((0,) * len(QUANTILES),) * count
-        return cls(photographs=0, below=none, up_to=none, sums=(0.0,) * count, squares=(0.0,) * count)
+        zeros = ((0,) * len(QUANTILES),) * count
+        return cls(photographs=0, below=zeros, up_to=zeros, sums=(0.0,) * count, squares=(0.0,) * count)
 
     def __add__(self, other: Counts) -> Counts:
         return _counts(
@@ -71,13 +72,15 @@ class StatisticDrift(BaseModel):
     name: str
     mean: float
     mean_at_training: float
-    shift: float | None = Field(description="of the mean, in deviations of training; None if it never varied")
+    shift: float | None = Field(
+        description="shift of the mean, in standard deviations of training; None if constant there"
+    )
     psi: float
     level: Level
 
 
 class GradeDrift(BaseModel):
-    """Shares of the grades, by name, as they were answered now and labeled at training."""
+    """Shares of the grades by name: predicted now, and labeled in the training split."""
 
     shares: dict[str, float]
     shares_at_training: dict[str, float]
@@ -86,22 +89,22 @@ class GradeDrift(BaseModel):
 
 
 class Drift(BaseModel):
-    """What `measure_drift` found."""
+    """Drift of images from the training split, by `measure_drift`."""
 
     photographs: int
-    statistics: list[StatisticDrift] | None = Field(description="None where there are no gates or no counts")
+    statistics: list[StatisticDrift] | None = Field(description="None without gates or counts")
     grades: GradeDrift
-    level: Level = Field(description="the strongest of all")
-    flag: bool = Field(description="whether a person should look")
-    sentence: str = Field(description="one line that says so, and of what")
+    level: Level = Field(description="strongest level of all")
+    flag: bool = Field(description="whether a person should look at images")
+    sentence: str = Field(description="summary in one line, with the names of the statistics")
 
 
 def count_statistics(statistics: np.ndarray, gates: Gates) -> Counts:
-    """Counts photographs between the quantiles of training.
+    """Count images between the quantiles of the training split.
 
     Args:
         statistics: float (N, K) from `statistics.measure`, only of photographs that could be decoded.
-        gates: of the bundle.
+        gates: Gates of the bundle.
     """
     values = statistics.astype(np.float64)
     quantiles = np.array([gates.profile[name].quantiles for name in STATISTICS])
@@ -116,12 +119,12 @@ def count_statistics(statistics: np.ndarray, gates: Gates) -> Counts:
 
 
 def measure_drift(counts: Counts | None, by_grade: Mapping[str, int], spec: BundleSpec) -> Drift:
-    """How far photographs are from those a bundle was trained on.
+    """Measure the drift of images from the training split of a bundle.
 
     Args:
-        counts: of the photographs; None if nobody counted.
-        by_grade: photographs by the name of the grade they got.
-        spec: the bundle's contract; without gates only the grade mix is compared.
+        counts: Counts of the images; None if unavailable.
+        by_grade: Number of images per name of the predicted grade.
+        spec: Contract of the bundle; without gates only the grade mix is compared.
     """
     grades = _grade_drift(by_grade, spec)
     statistics = None
@@ -130,8 +133,8 @@ def measure_drift(counts: Counts | None, by_grade: Mapping[str, int], spec: Bund
             _statistic_drift(index, name, profile, counts, spec.gates.photographs)
             for index, (name, profile) in enumerate(spec.gates.profile.items())
         ]
-    levels = {grades.level, *(each.level for each in statistics or ())}
-    level = next(each for each in ("strong", "some", "none", "too_few") if each in levels)
+    levels = {grades.level, *(statistic.level for statistic in statistics or ())}
+    level = next(name for name in ("strong", "some", "none", "too_few") if name in levels)
     return Drift(
         photographs=counts.photographs if counts else sum(by_grade.values()),
         statistics=statistics,
@@ -143,7 +146,7 @@ def measure_drift(counts: Counts | None, by_grade: Mapping[str, int], spec: Bund
 
 
 def psi(now: np.ndarray, expected: np.ndarray, photographs: int) -> float:
-    """Population stability index of two rows of shares, empty ones lifted to half a photograph."""
+    """Compute the population stability index of two rows of shares; empty bins count as half an image."""
     least = max(_MIN_SHARE, 0.5 / max(photographs, 1))
     now, expected = np.maximum(now, least), np.maximum(expected, _MIN_SHARE)
     return float(((now - expected) * np.log(now / expected)).sum())
@@ -165,65 +168,64 @@ def _statistic_drift(
     index: int, name: str, profile: Profile, counts: Counts, at_training: int
 ) -> StatisticDrift:
     n = max(counts.photographs, 1)
-    # Many photographs may share one value, such as no dark pixel at all, and quantiles then fall inside of
-    # them. Those of training lay on both sides; so do these, as nearly in training's shares as they can.
+    # Many images may share one value, such as no dark pixels, and then quantiles fall inside this group. In
+    # training the group was on both sides of the quantile; divide it here as closely to that as possible.
     cumulative = np.clip(_SHARES, np.divide(counts.below[index], n), np.divide(counts.up_to[index], n))
-    found = psi(_steps(cumulative), _steps(_SHARES), counts.photographs)
+    index_value = psi(_bin_shares(cumulative), _bin_shares(_SHARES), counts.photographs)
     mean = counts.sums[index] / n
     return StatisticDrift(
         name=name,
         mean=mean,
         mean_at_training=profile.mean,
         shift=(mean - profile.mean) / profile.std if profile.std else None,
-        psi=found,
-        level=_level(found, counts.photographs, at_training),
+        psi=index_value,
+        level=_level(index_value, counts.photographs, at_training),
     )
 
 
-def _steps(cumulative: np.ndarray) -> np.ndarray:
-    """Shares of the bins between quantiles: (7,) to (8,)."""
+def _bin_shares(cumulative: np.ndarray) -> np.ndarray:
+    """Convert cumulative shares (7,) to shares of the bins between quantiles (8,)."""
     return np.diff(cumulative, prepend=0.0, append=1.0)
 
 
 def _grade_drift(by_grade: Mapping[str, int], spec: BundleSpec) -> GradeDrift:
     now = np.array([by_grade.get(name, 0) for name in spec.grade_names])
-    then = np.array(spec.training.grade_counts)
-    shares, expected = now / max(now.sum(), 1), then / max(then.sum(), 1)
-    found = psi(shares, expected, int(now.sum()))
+    trained = np.array(spec.training.grade_counts)
+    shares, expected = now / max(now.sum(), 1), trained / max(trained.sum(), 1)
+    index_value = psi(shares, expected, int(now.sum()))
     return GradeDrift(
         shares=dict(zip(spec.grade_names, shares.tolist(), strict=True)),
         shares_at_training=dict(zip(spec.grade_names, expected.tolist(), strict=True)),
-        psi=found,
-        level=_level(found, int(now.sum()), int(then.sum())),
+        psi=index_value,
+        level=_level(index_value, int(now.sum()), int(trained.sum())),
     )
 
 
-def _level(found: float, now: int, at_training: int) -> Level:
+def _level(index_value: float, now: int, at_training: int) -> Level:
     if now * at_training < MIN_PHOTOGRAPHS * (now + at_training) or not now:
         return "too_few"
-    if found < SOME:
+    if index_value < SOME:
         return "none"
-    return "some" if found < STRONG else "strong"
+    return "some" if index_value < STRONG else "strong"
 
 
 def _sentence(level: Level, statistics: list[StatisticDrift] | None, grades: GradeDrift, gates: bool) -> str:
-    names = [
-        each.name for each in sorted(statistics or (), key=lambda each: -each.psi) if each.level == level
-    ]
+    by_psi = sorted(statistics or (), key=lambda statistic: -statistic.psi)
+    names = [statistic.name for statistic in by_psi if statistic.level == level]
     if len(names) > _NAMED:
         names[_NAMED:] = [f"{len(names) - _NAMED} more"]
     if grades.level == level:
         names.append("the grade mix")
     listed = " and ".join([part for part in (", ".join(names[:-1]), *names[-1:]) if part])
-    be = "is" if len(names) == 1 else "are"
-    said = {
-        "strong": f"DRIFT: {listed} {be} strongly unlike the training part; look at some photographs before "
+    verb = "differs" if len(names) == 1 else "differ"
+    sentence = {
+        "strong": f"DRIFT: {listed} {verb} strongly from the training split; look at some photographs before "
         "trusting the grades",
-        "some": f"some drift: {listed} {be} somewhat unlike the training part",
-        "none": "no drift: what could be compared is like the training part",
-        "too_few": f"too few photographs, here or at training, to tell drift: it takes {MIN_PHOTOGRAPHS}",
+        "some": f"some drift: {listed} {verb} somewhat from the training split",
+        "none": "no drift: all compared values are like the training split",
+        "too_few": f"too few photographs, here or in training, to detect drift; {MIN_PHOTOGRAPHS} are needed",
     }[level]
     if statistics is None:
         why = "nothing else was counted" if gates else "the bundle has no gates"
-        said += f" (only the grade mix was compared: {why})"
-    return said
+        sentence += f" (only the grade mix was compared: {why})"
+    return sentence

@@ -1,4 +1,4 @@
-"""Result rows as lines of JSON, and as CSV for spreadsheets."""
+"""Export formats of result rows: JSON lines, and CSV for spreadsheets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# A member of an archive may be called =HYPERLINK(...), which a spreadsheet would run; a quote hides it.
+# An archive member may be named =HYPERLINK(...), which a spreadsheet would execute; a quote prevents it.
 _FORMULA = r"\A([=+\-@＝＋－＠\t\r\n])"
 
 
 def json_lines(batch: pa.RecordBatch) -> bytes:
-    """One line of JSON per row; times in ISO 8601."""
+    """Serialize one line of JSON per row; times in ISO 8601."""
     return "".join(f"{json_text(row)}\n" for row in batch.to_pylist()).encode()
 
 
 def json_text(value: Any) -> str:
-    """JSON; times in ISO 8601, other types that JSON lacks as text."""
+    """Serialize a value as JSON; times in ISO 8601, other unsupported types as text."""
     return json.dumps(value, ensure_ascii=False, default=_plain)
 
 
@@ -28,12 +28,12 @@ def _plain(value: Any) -> str:
 
 
 def flat_schema(schema: pa.Schema) -> pa.Schema:
-    """Columns of a CSV: lists become text."""
+    """Convert a schema for CSV: lists become text."""
     return pa.schema([(field.name, pa.string() if _is_text(field.type) else field.type) for field in schema])
 
 
 def flat_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows of a CSV for spreadsheets: lists become `a;b;c`, and no text is a formula."""
+    """Convert rows for CSV: lists become `a;b;c`, and text that looks like a formula is quoted."""
     columns = [_flat(column) for column in batch.columns]
     return pa.record_batch(columns, schema=flat_schema(batch.schema))
 

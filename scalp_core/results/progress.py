@@ -1,9 +1,9 @@
-"""How far a run of `scalp grade` is, read from what it leaves in OUT by whoever has no part in it.
+"""Progress of a run of `scalp grade`, read from the files in its output directory.
 
-run.json                     what all rows have in common; written when the run begins
-.scalp-work: listing.json    what there is to grade
-             sessions        one file per time that it ran, written again every few seconds
-summary.json                 it has ended
+run.json                     identity of the run; written at its start
+.scalp-work: listing.json    images to grade
+             sessions        one file per start of the run, updated every few seconds
+summary.json                 written at the end
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of a run.
+    """Progress of a run.
 
     Args:
-        sources: that it grades.
-        model_version: that signs its rows.
-        done: photographs that have a row, graded or failed.
-        failed: of these.
-        total: photographs in all; None while it is not known, as of tars.
-        photographs_per_second: at work; None before the first ones.
-        finished: every photograph has its one row.
+        sources: Sources that the run grades.
+        model_version: Model version in its rows.
+        done: Images with a row, graded or failed.
+        failed: Images that failed.
+        total: All images; None while unknown, as for tars.
+        photographs_per_second: Rate of the current session; None before its first images.
+        finished: Whether each image has exactly one row.
     """
 
     sources: list[str]
@@ -47,10 +47,10 @@ class Progress:
 
 
 def read_progress(out: str) -> Progress | None:
-    """The progress of the run with this output; None where none has begun.
+    """Read the progress of the run in an output directory; None if no run has started.
 
     Raises:
-        UserError: storage refused.
+        UserError: A file cannot be read.
     """
     identity = read_json_file(storage.join(out, IDENTITY_FILE))
     if identity is None:
@@ -88,7 +88,7 @@ def _total(listing: dict[str, Any] | None) -> int | None:
 
 
 def read_json_file(uri: str) -> dict[str, Any] | None:
-    """A file of JSON; None if there is none, or if it was removed since it was listed."""
+    """Read a JSON file; None if it does not exist, for example because it was removed after a listing."""
     try:
         return dict(json.loads(storage.read(uri)))
     except UserError as error:

@@ -1,7 +1,7 @@
-"""What `scalp grade` left in a folder, asked by SQL in bounded memory: ten million rows are never loaded.
+"""SQL queries of result rows by DuckDB, in bounded memory.
 
-DuckDB gets the Parquet files from pyarrow, which reaches S3 as everything else here does. It may itself touch
-no file but its own spill, so that a query cannot read or write anything beyond the rows.
+DuckDB reads the Parquet files through pyarrow, which accesses S3 like the rest of scalp. DuckDB itself may
+access only its spill files, so a query cannot read or write anything else.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from scalp_core.storage.duckdb_sql import open_duckdb
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 
 WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
-"""Below OUT: the rows of a run that is not finished."""
+"""Folder below the output directory with the rows of an unfinished run."""
 
 _SUMMARY_FILE = "summary.json"
 
 By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
 Only = Literal["graded", "failed", "referred"]
 
-_ROWS_A_BATCH = 25_000
+_ROWS_PER_BATCH = 25_000
 
-# Columns in addition to those of `SCHEMA`: the place of an image, as `locations.Location` writes it, and what
-# AI Hub's names say. A view computes only the columns that a query asks for.
+# Columns in addition to those of `SCHEMA`: the location of an image, in the format of `locations.Location`,
+# and fields of AI Hub's file names. A view computes only the columns that a query uses.
 _VIEW = f"""
     create view results as
     with named as (
         select *, if(member is null, uri, uri || '!' || member) as location,
             regexp_extract(
                 coalesce(member, uri), '(?:^|/){aihub.STEM}\\.[^./]+$', ['site', 'device', 'epoch']
-            ) as said
+            ) as parsed_name
         from stored
     )
-    select * exclude (said),
+    select * exclude (parsed_name),
         case
             when member is null then regexp_replace(uri, '/[^/]*$', '')
             when contains(member, '/') then uri || '!' || regexp_replace(member, '/[^/]*$', '')
             else uri
         end as folder,
         if(member is null, null, uri) as archive,
-        nullif(said.device, '') as device,
-        cast(epoch_ms(try_cast(nullif(said.epoch, '') as bigint)) as date) as day
+        nullif(parsed_name.device, '') as device,
+        cast(epoch_ms(try_cast(nullif(parsed_name.epoch, '') as bigint)) as date) as day
     from named
 """
 
@@ -77,7 +77,7 @@ _BY: dict[By, str] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows: all conditions hold. `under` is a photograph, a folder, an archive, or `ARCHIVE!FOLDER`."""
+    """A selection of rows by all conditions; `under` is an image, folder, archive or `ARCHIVE!FOLDER`."""
 
     only: Only | None = None
     grade: int | None = None
@@ -85,6 +85,7 @@ class Selection:
 
     @property
     def sql(self) -> str:
+        """SQL condition with placeholders for `parameters`."""
         conditions = ["true"]
         if self.only:
             conditions.append("refer" if self.only == "referred" else f"status = '{self.only}'")
@@ -99,6 +100,7 @@ class Selection:
 
     @property
     def parameters(self) -> dict[str, Any]:
+        """Values of the placeholders in `sql`."""
         known = {"grade": self.grade, "under": self.under and self.under.rstrip("/")}
         return {name: value for name, value in known.items() if value is not None}
 
@@ -107,10 +109,10 @@ ALL = Selection()
 
 
 class ResultRows:
-    """The rows of one OUT as the view `results`, which has some columns more than `SCHEMA`.
+    """The result rows of an output directory, as the view `results`: `SCHEMA` and additional columns.
 
     Raises:
-        UserError: nothing is there that `scalp grade` wrote.
+        UserError: The directory has no results of `scalp grade`.
     """
 
     def __init__(self, out: str) -> None:
@@ -131,51 +133,51 @@ class ResultRows:
         self._open.close()
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
-        """All rows of a short answer."""
+        """Run a query and return all rows; for short results."""
         return [row for batch in self.stream(query, **parameters) for row in batch.to_pylist()]
 
     def stream(self, query: str, **parameters: Any) -> pa.RecordBatchReader:
-        """The rows of an answer of any length, in the order of the files where the query asks for none."""
+        """Run a query and stream its rows, in the order of the files unless the query sorts them."""
         return self._reader(f"cannot read {self._folder}", query, parameters)
 
     def run_select(self, query: str) -> pa.RecordBatchReader:
-        """The answer to somebody's own query.
+        """Run a user's query.
 
         Raises:
-            UserError: it is not one `select`, DuckDB refuses it, or it asks for something else than rows.
+            UserError: It is not a single `select`, or DuckDB rejects it.
         """
-        with _explained("--sql"):
+        with _as_user_error("--sql"):
             statements = self._sql.extract_statements(query)
-        if [each.type for each in statements] != [duckdb.StatementType.SELECT]:
+        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
             raise UserError("--sql takes one select, for example: select count(*) from results")
         return self._reader("--sql", query, {})
 
-    def _reader(self, doing: str, query: str, parameters: dict[str, Any]) -> pa.RecordBatchReader:
-        with _explained(doing):
-            reader = self._sql.sql(query, params=parameters).to_arrow_reader(_ROWS_A_BATCH)
-        return pa.RecordBatchReader.from_batches(reader.schema, _batches(doing, reader))
+    def _reader(self, action: str, query: str, parameters: dict[str, Any]) -> pa.RecordBatchReader:
+        with _as_user_error(action):
+            reader = self._sql.sql(query, params=parameters).to_arrow_reader(_ROWS_PER_BATCH)
+        return pa.RecordBatchReader.from_batches(reader.schema, _batches(action, reader))
 
-    # --- what is commonly asked -----------------------------------------------------------------------------
+    # --- common queries -------------------------------------------------------------------------------------
 
     def totals(self, selection: Selection = ALL) -> dict[str, Any]:
-        """`photographs, graded, failed, referred, mean_severity` of a selection."""
+        """Compute `photographs, graded, failed, referred, mean_severity` of a selection."""
         query = f"select {_TOTALS} from results where {selection.sql}"
         return self.rows(query, **selection.parameters)[0]
 
     def select_rows(self, selection: Selection = ALL) -> pa.RecordBatchReader:
-        """Rows of `SCHEMA`."""
+        """Stream the rows of a selection with the columns of `SCHEMA`."""
         query = f"select {', '.join(SCHEMA.names)} from results where {selection.sql}"
         return self.stream(query, **selection.parameters).cast(SCHEMA)
 
     def describe_rows(self, selection: Selection = ALL) -> pa.RecordBatchReader:
-        """What a person wants to see of each row."""
+        """Stream the rows of a selection with the columns for display."""
         query = f"select {_LISTED} from results where {selection.sql}"
         return self.stream(query, **selection.parameters)
 
     def totals_by(self, by: By, selection: Selection = ALL) -> pa.RecordBatchReader:
-        """Totals by the first column, which has the name `by`, the most photographs first.
+        """Compute totals grouped by the column `by`, the largest group first.
 
-        By reason a photograph counts for each that it has. Null is what has none: no device in its name, …
+        With `reason`, an image counts once per reason. Null stands for images without a value.
         """
         order = "value nulls last" if by in ("grade", "day") else "photographs desc, value nulls last"
         query = f"""
@@ -203,14 +205,14 @@ class ResultRows:
         return {"prefix": prefix, "rows": rows, "values": rows[0]["values"] if rows else 0}
 
     def _common_folder(self) -> str:
-        """The folder, or archive, that all photographs share, with a slash."""
+        """Find the deepest folder or archive that contains all images, with a trailing slash."""
         (ends,) = self.rows(f"select min({_PATH}) as first, max({_PATH}) as last from results")
-        # Not commonpath, which makes one slash of the two in s3://; a part that is cut short goes.
+        # Not commonpath, which merges the two slashes of s3://; the incomplete last component is removed.
         shared = os.path.commonprefix([ends["first"] or "", ends["last"] or ""])  # noqa: RUF071
         return shared.rpartition("/")[0] + "/"
 
     def failures(self, examples: int) -> list[dict[str, Any]]:
-        """`code, photographs, examples` of each error code, the commonest first."""
+        """List `code, photographs, examples` per error code, the most frequent first."""
         return self.rows(
             f"""
             select error_code as code, count(*) as photographs,
@@ -220,7 +222,7 @@ class ResultRows:
         )
 
     def least_sure(self, limit: int) -> list[dict[str, Any]]:
-        """Referred photographs, the likeliest grade's probability rising."""
+        """List referred images by the probability of their likeliest grade, ascending."""
         return self.rows(
             f"""
             select {_CARD} from results where refer
@@ -230,7 +232,7 @@ class ResultRows:
         )
 
     def most_unlike(self, limit: int) -> list[dict[str, Any]]:
-        """Photographs above 1 in `unlikeness`, which falls."""
+        """List images with an `unlikeness` above 1, descending."""
         return self.rows(
             f"select {_CARD} from results where unlikeness > 1 order by unlikeness desc, location_id"
             + _limited(limit)
@@ -246,45 +248,45 @@ _PATH = "concat_ws('/', uri, member)"
 _CARD = """
     location_id, uri, member, location, grade, probabilities, expected_severity, unlikeness, refer_reasons
 """
-# The first folder below the one that all share; what lies beside such folders has none.
+# First folder below the shared prefix; null for files directly in the prefix.
 _TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/', 1), '')"
 
 
 def _find(out: str) -> tuple[bool, str, list[str]]:
-    """Whether the run is finished, the folder of its rows, and the files in it."""
+    """Find the rows of a run: whether it is finished, the folder of the rows, and the files in it."""
     results, work = storage.join(out, RESULTS_FOLDER), storage.join(out, WORK_FOLDER)
     summary = storage.join(out, _SUMMARY_FILE)
     finished = storage.exists(summary) and not json.loads(storage.read(summary)).get("rows_unaccounted")
-    # Until the summary is there, the results may be half of what the work is.
+    # Without a summary, the results folder may be less complete than the work folder.
     for folder in (results, work) if finished else (work, results):
         if files := _parquet_below(folder):
             return finished and folder == results, folder, files
     if storage.exists(storage.join(out, "run.json")):
-        raise UserError(f"{out} has no row yet; run the same scalp grade command to go on, and ask again")
+        raise UserError(f"{out} has no rows yet; run the same scalp grade command to resume, then try again")
     raise UserError(
-        f"{out} has no {RESULTS_FOLDER}/*.parquet; give the OUT of scalp grade, or make it with: "
+        f"{out} has no {RESULTS_FOLDER}/*.parquet; give the OUT of scalp grade, or create it with: "
         f"scalp grade BUNDLE SOURCE {out}"
     )
 
 
 def _parquet_below(folder: str) -> list[str]:
-    """The rows of a run that is not finished lie in groups; before its first one there is no folder."""
+    """List the Parquet files in all subfolders; none if the folder does not exist."""
     if storage.is_empty(folder):
         return []
     return [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
 
 
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
+def _as_user_error(action: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        # As an error of storage, so that whoever waits for storage can tell.
-        raise UserError(f"{doing}: {_line(error)}") from OSError(str(error))
+        # With an OSError as its cause, so that callers recognize an error of storage.
+        raise UserError(f"{action}: {_first_line(error)}") from OSError(str(error))
 
 
-def _batches(doing: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    with _explained(doing):
+def _batches(action: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    with _as_user_error(action):
         yield from reader
 
 
@@ -292,5 +294,5 @@ def _limited(limit: int) -> str:
     return f" limit {int(limit)}"
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]

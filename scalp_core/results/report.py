@@ -1,7 +1,7 @@
-"""`report.html` of `scalp grade`: what came of a run, and what a person should look at first.
+"""The report of `scalp grade`, `report.html`: counts, drift, failures and the images to look at first.
 
-One file that asks no other for anything, and forbids itself to: names of files are anybody's, and a policy in
-the page stops what escaping should miss. It shows photographs: it is for those who may see them.
+The file is self-contained. Names of files are untrusted, so the page escapes them, and its content security
+policy blocks scripts and requests as a second defense. It shows images: restrict access to it like theirs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inference.decision import NOT_FINITE, REASONS
 from scalp_core.results.drift import Counts, Drift, measure_drift
 
-# From here failures are no odd file but a fault of the source or of the way to it.
+# Share of failures that suggests a fault of the source or of the access to it.
 _MANY_FAILED = 0.05
-_STEPS = 80  # of the chart
+_CHART_STEPS = 80
 _LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
 _OPTIONAL: dict[str, Any] = {
     "computed_by": "",
@@ -42,24 +42,24 @@ _OPTIONAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Card:
-    """One photograph of the queue; pictures are data URIs.
+    """An image of the review queue; pictures are data URIs.
 
     Args:
-        row: `location, grade, probabilities, unlikeness, refer_reasons` of its result row.
-        photograph: as the model saw it; None where it cannot be read any more.
-        lost: why.
-        heat: the same under its heatmap; None where there is none.
+        row: `location, grade, probabilities, unlikeness, refer_reasons` of the result row.
+        image: Image as the model saw it; None if it is no longer readable.
+        missing_reason: Reason why the image is not readable.
+        heatmap: Image with its heatmap overlay; None without a heatmap.
     """
 
     row: dict[str, Any]
-    photograph: str | None = None
-    lost: str = ""
-    heat: str | None = None
+    image: str | None = None
+    missing_reason: str = ""
+    heatmap: str | None = None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The queue: `least_sure` and `most_unlike`, what the heatmaps mean, and what to say of missing ones."""
+    """The review queue: `least_sure` and `most_unlike` images, the meaning of heatmaps, and notes on gaps."""
 
     least_sure: Sequence[Card] = ()
     most_unlike: Sequence[Card] = ()
@@ -75,15 +75,15 @@ def render_report(
     pictures: Pictures,
     versions: dict[str, str],
 ) -> bytes:
-    """The report.
+    """Render the report as HTML.
 
     Args:
-        spec: the bundle's contract.
-        summary: that of `scalp grade`.
+        spec: Contract of the bundle.
+        summary: Summary of `scalp grade`.
         tables: `failures`, `mean_severity`, and the slices `folders` and `devices` (None where no name has a
             device) of `ResultRows`.
-        pictures: the queue.
-        versions: of the libraries.
+        pictures: Review queue.
+        versions: Versions of the libraries.
     """
     summary = _OPTIONAL | summary
     text = resources.files("scalp_core.results").joinpath("report.html").read_text("utf-8")
@@ -95,7 +95,7 @@ def render_report(
         warnings=list_warnings(spec, summary, drift),
         grades=_grades(spec, summary, drift),
         drift=drift,
-        statistics=sorted(drift.statistics or (), key=lambda each: -each.psi),
+        statistics=sorted(drift.statistics or (), key=lambda statistic: -statistic.psi),
         levels=_LEVELS,
         rates=chart_rates(summary["throughput"]),
         pictures=pictures,
@@ -110,44 +110,42 @@ def render_report(
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """A picture's bytes as they stand in `src`; `kind` is jpeg or png."""
+    """Encode a picture as a data URI for `src`; `kind` is jpeg or png."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def summary_drift(summary: dict[str, Any], spec: BundleSpec) -> Drift:
-    """What the counts in a summary say."""
+    """Measure the drift from the counts in a summary."""
     inputs = summary.get("inputs")
     return measure_drift(Counts.model_validate(inputs) if inputs else None, summary["by_grade"], spec)
 
 
 def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[str]:
-    """What a reader of the results must know, one line each."""
-    found = [f"the model was {spec.warning}"] if spec.warning else []
+    """List the warnings about the results, one line each."""
+    lines = [f"the model was {spec.warning}"] if spec.warning else []
     if missing := summary["rows_unaccounted"]:
-        found.append(
+        lines.append(
             f"{missing:,} of {summary['rows']:,} photographs are not accounted for exactly once; "
             "run the same command again"
         )
     if summary["failed"] > _MANY_FAILED * summary["rows"]:
-        code, count = max(summary["by_error"].items(), key=lambda each: each[1])
-        found.append(
+        code, count = max(summary["by_error"].items(), key=lambda item: item[1])
+        lines.append(
             f"{summary['failed'] / summary['rows']:.0%} of the photographs failed, most of them "
             f"({count:,}) because {IMAGE_CODES.get(code, code)}"
         )
     if count := summary["by_reason"].get(NOT_FINITE):
-        found.append(
-            f"the scores of {count:,} photographs are not finite numbers: their grades mean nothing; grade "
-            "these again with --precision fp32, or on another machine"
+        lines.append(
+            f"the scores of {count:,} photographs are not finite numbers, so their grades mean nothing; "
+            "grade them again with --precision fp32, or on another machine"
         )
     if drift.flag:
-        found.append(drift.sentence)
+        lines.append(drift.sentence)
     if spec.training.split is not None and spec.training.split.warning:
-        found.append(f"the model was trained on a {spec.training.split.warning}")
+        lines.append(f"the model was trained on a {spec.training.split.warning}")
     if again := summary["graded_again"]:
-        found.append(
-            f"{again:,} photographs were graded a second time after something was lost; each counts once"
-        )
-    return found
+        lines.append(f"{again:,} photographs were graded again because results were lost; each counts once")
+    return lines
 
 
 def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dict[str, Any]]:
@@ -165,13 +163,13 @@ def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dic
 
 
 def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
-    """Steps of the chart: photographs and failed ones a second, from cumulated counts over time.
+    """Compute the steps of the throughput chart: images and failures per second.
 
     Args:
-        throughput: `[seconds since the start, photographs done, failed]`, as they were noted.
+        throughput: Cumulative `[seconds since the start, images done, images failed]`.
 
     Returns:
-        None where nothing was noted.
+        None if there are no points.
     """
     points = [(0.0, 0.0, 0.0), *(tuple(map(float, point)) for point in throughput)]
     seconds = points[-1][0]
@@ -179,8 +177,8 @@ def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
         return None
     kept = points[:1]
     for point in points[1:]:
-        # Two shards that end in the same moment are no burst of thousands a second.
-        if point[0] - kept[-1][0] >= seconds / _STEPS:
+        # Merges points that are close: two shards that end together are not a burst.
+        if point[0] - kept[-1][0] >= seconds / _CHART_STEPS:
             kept.append(point)
     kept[-1] = points[-1]
     steps = [

@@ -1,4 +1,4 @@
-"""Result rows: one for each photograph put in, graded or failed with a reason."""
+"""Schema of result rows: one row per image, graded or failed with a reason."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RESULTS_FOLDER = "results"
 
 SCHEMA = pa.schema(
     {
-        "image_id": pa.string(),  # `manifest.image_id`; null where the bytes were unavailable
-        "location_id": pa.string(),  # `manifest.location_id`: each row has its own
+        "image_id": pa.string(),  # `manifest.image_id`; null if the bytes were unavailable
+        "location_id": pa.string(),  # `manifest.location_id`: unique per row
         "uri": pa.string(),
         "member": pa.string(),
         "sha256": pa.string(),
@@ -28,15 +28,17 @@ SCHEMA = pa.schema(
         "error": pa.string(),
         "grade": pa.int8(),
         "grade_name": pa.string(),
-        "probabilities": pa.list_(pa.float64()),  # four; Parquet cannot read nulls of a fixed size back
+        "probabilities": pa.list_(
+            pa.float64()
+        ),  # four; not of fixed size, because Parquet cannot read nulls of it
         "expected_severity": pa.float64(),
         "grade_set": pa.list_(pa.int8()),
-        "unlikeness": pa.float64(),  # above 1 is flagged; null of bundles without gates
+        "unlikeness": pa.float64(),  # flagged above 1; null for bundles without gates
         "refer": pa.bool_(),
         "refer_reasons": pa.list_(pa.string()),
         "notes": pa.list_(pa.string()),
         "model_version": pa.string(),
-        "computed_by": pa.string(),  # device, precision, runtime, versions; null of a failed row
+        "computed_by": pa.string(),  # device, precision, runtime, versions; null in failed rows
         "graded_at": pa.timestamp("ms", tz="UTC"),
     }
 )
@@ -44,11 +46,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Signature:
-    """What the rows of one run have in common.
+    """Columns with the same value in all rows of a run.
 
     Args:
-        model_version: names the exact weights.
-        computed_by: names the device, precision, runtime and versions.
+        model_version: Identifier of the exact weights.
+        computed_by: Device, precision, runtime and versions.
     """
 
     model_version: str
@@ -58,17 +60,17 @@ class Signature:
 def result_table(
     rows: dict[str, np.ndarray], logits: np.ndarray, spec: BundleSpec, signature: Signature
 ) -> pa.Table:
-    """Rows of `SCHEMA` from what loading left of photographs, and the model's answers.
+    """Build rows of `SCHEMA` from the columns of loaded images and the logits of the model.
 
     Args:
-        rows: `location_id, uri, member, sha256, notes, error_code, error` strings and `statistics` float
-            (N, K); `error_code` is empty where a photograph could be read.
-        logits: float (N, 4); of no meaning where it could not.
-        spec: the bundle's contract.
-        signature: of the rows.
+        rows: Strings `location_id, uri, member, sha256, notes, error_code, error`, and `statistics` float
+            (N, K); `error_code` is empty if the image could be read.
+        logits: float (N, 4), meaningless for rows with an `error_code`.
+        spec: Contract of the bundle.
+        signature: Columns with the same value in all rows.
     """
-    at, computed = datetime.now(UTC), {"computed_by": signature.computed_by}
-    found = []
+    graded_at, computed = datetime.now(UTC), {"computed_by": signature.computed_by}
+    result_rows = []
     for index, grading in enumerate(make_gradings(logits, rows["statistics"], spec)):
         code, sha256 = rows["error_code"][index], rows["sha256"][index] or None
         row = {
@@ -80,15 +82,15 @@ def result_table(
             "status": "failed" if code else "graded",
             "notes": rows["notes"][index].split(),
             "model_version": signature.model_version,
-            "graded_at": at,
+            "graded_at": graded_at,
         }
         row |= {"error_code": code, "error": rows["error"][index]} if code else computed | vars(grading)
-        found.append(row)
-    return pa.Table.from_pylist(found, schema=SCHEMA)
+        result_rows.append(row)
+    return pa.Table.from_pylist(result_rows, schema=SCHEMA)
 
 
 def read_results(folder: str, columns: list[str] | None = None) -> pa.Table:
-    """All result rows of a `results` folder; an empty table when there are none."""
+    """Read all result rows of a `results` folder; an empty table if it has no files."""
     files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
     tables = [parquet.read(uri, columns) for uri in files]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns or SCHEMA.names)

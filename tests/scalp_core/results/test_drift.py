@@ -75,7 +75,7 @@ def test_darkened_photographs_have_drifted_in_luma_and_in_nothing_else(gates):
     assert levels.pop("luma_mean") == "strong"
     assert set(levels.values()) == {"none"}
     assert found.flag
-    assert found.sentence.startswith("DRIFT: luma_mean is strongly unlike the training part")
+    assert found.sentence.startswith("DRIFT: luma_mean differs strongly from the training split")
     (luma,) = [each for each in found.statistics if each.name == "luma_mean"]
     assert luma.mean == pytest.approx(dark[:, LUMA].mean(), rel=1e-6)
     assert luma.shift == pytest.approx(-0.165 / 0.06, rel=0.1)
@@ -153,7 +153,7 @@ def test_another_grade_mix_is_flagged_by_that_name(gates):
     found = measure_drift(count_statistics(draw(2000, 8), gates), mix, spec(gates))
     assert found.grades.level == "strong"
     assert found.grades.shares["good"] == pytest.approx(0.95)
-    assert found.sentence.startswith("DRIFT: the grade mix is strongly unlike")
+    assert found.sentence.startswith("DRIFT: the grade mix differs strongly")
     assert measure_drift(None, {"good": 800, "mild": 900}, spec(gates, (800, 900, 0, 0))).level == "none"
 
 

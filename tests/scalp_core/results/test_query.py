@@ -161,7 +161,7 @@ def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
     with pytest.raises(UserError, match=f"scalp grade BUNDLE SOURCE {out}"):
         ResultRows(out)
     (tmp_path / "run.json").write_text(json.dumps({}))
-    with pytest.raises(UserError, match="has no row yet; run the same scalp grade command"):
+    with pytest.raises(UserError, match="has no rows yet; run the same scalp grade command"):
         ResultRows(out)
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), ROWS[:5])
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000001"), ROWS[5:])

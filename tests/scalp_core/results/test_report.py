@@ -139,7 +139,7 @@ def test_the_first_lines_say_what_came_of_it(report):
         ({"rows_unaccounted": 3}, "3 of 40 photographs are not accounted for exactly once; run"),
         ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
          "25% of the photographs failed, most of them (6) because the file was listed and is not there"),
-        ({"graded_again": 2}, "2 photographs were graded a second time after something was lost; each"),
+        ({"graded_again": 2}, "2 photographs were graded again because results were lost; each"),
     ],
 )  # fmt: skip
 def test_what_a_reader_must_know_stands_first(report, changes, told):
@@ -155,7 +155,7 @@ def test_a_leaky_model_is_told(report, ungated):
     assert f"the model was trained on a {split.warning}" in report([row("/a/b.jpg")], leaky).text
 
 
-# --- unlike the training part -------------------------------------------------------------------------------
+# --- unlike the training split ------------------------------------------------------------------------------
 
 
 def even(number=2000):
@@ -172,10 +172,8 @@ def classes(page):
 
 def test_photographs_like_those_of_training_leave_the_flag_calm(report, gated):
     page = report(even(), gated, inputs=counted(draw(2000, 2), gated))
-    assert (
-        "✓ no drift against the training part: the grade mix and 19 statistics of the pictures" in page.text
-    )
-    assert "no drift: what could be compared is like the training part." in page.text
+    assert "✓ no drift against the training split: the grade mix and 19 image statistics" in page.text
+    assert "no drift: all compared values are like the training split." in page.text
     assert not {"warn", "tile bad", "level strong", "level some"} & set(classes(page))
     assert classes(page).count("level none") == 20
 
@@ -184,7 +182,7 @@ def test_darker_photographs_raise_it(report, gated):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7
     page = report(even(), gated, inputs=counted(dark, gated))
-    assert "DRIFT: luma_mean is strongly unlike the training part; look at some photographs" in page.text
+    assert "DRIFT: luma_mean differs strongly from the training split; look at some photographs" in page.text
     assert "▲▲ STRONG drift" in page.text
     assert {"warn", "tile bad"} <= set(classes(page))
     assert classes(page).count("level strong") == 1
@@ -192,7 +190,7 @@ def test_darker_photographs_raise_it(report, gated):
 
 def test_so_does_another_grade_mix_also_without_gates(report, ungated, gated):
     rows = [row(f"/data/{index}.jpg", grade=0) for index in range(2000)]
-    assert "DRIFT: the grade mix is strongly unlike" in report(rows, gated).text
+    assert "DRIFT: the grade mix differs strongly" in report(rows, gated).text
     training = ungated.spec.training.model_copy(update={"grade_counts": [10, 500, 700, 300]})
     plain = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
     text = report(rows, plain).text
@@ -202,7 +200,7 @@ def test_so_does_another_grade_mix_also_without_gates(report, ungated, gated):
 
 def test_few_photographs_tell_nothing(report, gated):
     page = report([row("/data/a.jpg")], gated, inputs=counted(draw(1, 2), gated))
-    assert "too few to tell drift" in page.text
+    assert "too few to detect drift" in page.text
     assert "tile bad" not in classes(page)
 
 
@@ -229,7 +227,7 @@ def test_those_unlike_the_training_part_come_by_themselves(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 3)
     rows[0] |= {"unlikeness": 3.5, "refer_reasons": ["unlike_training"]}
     text = report(rows).text
-    least_like = text.index("Least like the training part")
+    least_like = text.index("Least like the training split")
     assert text.count(rows[0]["uri"]) == 1
     assert text.index(rows[0]["uri"]) > least_like > text.index(rows[2]["uri"])
     assert "unlikeness 3.50" in text
@@ -327,7 +325,7 @@ def test_speed(report):
         "throughput": [[10, 500, 0], [30, 3500, 60]],
     }
     page = report(rows, sessions=sessions, **told)
-    assert "116.7 photographs a second, 0.008 machine hours." in page.text
+    assert "116.7 photographs per second, 0.008 machine hours." in page.text
     assert "photographs/s, at most 150.0" in page.text
     assert "2026-11-25 19:30:00 UTC 20.0 3,000 150.0" in page.text
     assert "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **told).text  # it says nothing more
@@ -351,7 +349,7 @@ def test_a_run_of_which_nothing_was_graded_has_a_report(report, gated):
     rows = [failed(f"/data/{index}.jpg", "empty") for index in range(400)]
     page = report(rows, gated, heatmaps=3, inputs=counted(draw(0, 2), gated))
     assert "400 failed 100.0 %: empty 400" in page.text
-    assert "too few to tell drift" in page.text
+    assert "too few to detect drift" in page.text
     assert "No photograph is referred." in page.text
     assert "mean expected severity" not in page.text
 
