@@ -1,49 +1,48 @@
-"""The two kinds of refusal that users see.
+"""Errors that users see, and the error codes of images.
 
-`UserError` ends a command with one line; `ImageError` marks one photograph as failed and never
-ends anything.
+`UserError` ends a command with one line; `ImageError` marks one image as failed, and the run continues.
 """
 
 from __future__ import annotations
 
-# Why a photograph cannot be graded: `error_code` of a result row, `code` of an HTTP problem (which knows no
-# archives and no names). Programs read them, so none is renamed or dropped.
+# Reasons why an image cannot be graded: `error_code` of a result row and `code` of an HTTP problem. Other
+# programs read the codes, so they stay as they are.
 IMAGE_CODES = {
     "empty": "the file has no bytes",
     "too_many_bytes": "the file is above the limit on bytes",
-    "not_an_image": "the bytes begin like no picture",
-    "unsupported_format": "a picture of a format that is not read, such as GIF or HEIC",
-    "unsupported_mode": "pixels that have no defined way to 8 bits a channel",
-    "too_many_pixels": "above the limit on pixels; nothing was decompressed",
-    "too_many_scans": "a progressive JPEG that asks for more passes than any camera writes",
-    "truncated": "the file ends before the picture does",
-    "corrupt": "the picture's data is damaged",
-    "not_found": "the file was listed and is not there any more",
-    "outside_link": "a link that leads out of the source, which --no-links refuses",
-    "fetch_failed": "the file could not be read from where it is",
+    "not_an_image": "the first bytes are not those of an image",
+    "unsupported_format": "an image of an unsupported format, such as GIF or HEIC",
+    "unsupported_mode": "pixels without a defined conversion to 8 bits per channel",
+    "too_many_pixels": "the image is above the limit on pixels; it was not decoded",
+    "too_many_scans": "a progressive JPEG with more scans than any camera writes",
+    "truncated": "the file ends before the image does",
+    "corrupt": "the image data are damaged",
+    "not_found": "the file was listed but no longer exists",
+    "outside_link": "a link out of the source, which --no-links refuses",
+    "fetch_failed": "the file could not be read from storage",
     "bad_archive": "the archive cannot be read, or not to its end",
-    "nested_archive": "an archive inside an archive is not opened; take it out",
-    "bad_name": "the file's name is not UTF-8, so no other program will find it",
-    "changed": "the file's bytes are not those that were listed or prepared",
-    "crashed": "decoding it ended the process, also when it was alone in one",
-    "internal_error": "reading it raised an unexpected error, which is a bug of scalp; please report it",
+    "nested_archive": "an archive inside an archive is not read; extract it",
+    "bad_name": "the file's name is not UTF-8; rename it",
+    "changed": "the file has changed since it was listed or prepared",
+    "crashed": "decoding the image ended its process, also in a process without other images",
+    "internal_error": "reading the image raised an unexpected error, a bug of scalp; please report it",
 }
 
 
 class UserError(Exception):
-    """A mistake of the caller's: the message is one line that names the input and the way out."""
+    """A mistake of the caller: one line with the wrong input and the fix."""
 
 
 class SourceError(UserError):
-    """A source that does not hold what was asked for: whoever mends it wants it read anew."""
+    """A source without the requested images or labels; it is read again after the user has fixed it."""
 
 
 class ImageError(Exception):
-    """A photograph that cannot be graded, or an archive of them.
+    """An image, or an archive of images, that cannot be graded.
 
     Args:
-        code: one of `IMAGE_CODES`.
-        message: one line for a person.
+        code: One of `IMAGE_CODES`.
+        message: One line for a person.
     """
 
     def __init__(self, code: str, message: str) -> None:

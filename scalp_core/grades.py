@@ -1,4 +1,4 @@
-"""The four ordered grades and the six symptoms of AI Hub set 216, by all the names they go by."""
+"""The four ordered grades and the six symptoms of AI Hub set 216, with their names and spellings."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _ALIASES = {"중증도": Grade.MODERATE}
 
 
 def parse_grade(text: str) -> Grade | None:
-    """Grade named by a folder or a label: `2`, `moderate`, `중등도`, `중증도` or `2.중등도`; else None."""
+    """Parse a grade in a folder or label: `2`, `moderate`, `중등도`, `중증도`, `2.중등도`; or None."""
     text = unicodedata.normalize("NFC", text).strip().lower()
     head, dot, tail = text.partition(".")
     if dot and head in _DIGITS:
-        named = parse_grade(tail)
-        return named if named == parse_grade(head) else None
-    if text in _DIGITS:  # `isdigit` is true of "①" as well
+        grade = parse_grade(tail)
+        return grade if grade == parse_grade(head) else None
+    if text in _DIGITS:  # `isdigit` also accepts "①"
         return Grade(_DIGITS.index(text))
     if text in GRADE_NAMES:
         return Grade(GRADE_NAMES.index(text))

@@ -1,1 +1,1 @@
-"""From a file's bytes to the pixels and statistics that the model takes."""
+"""Decode, preprocess, augment and measure images."""

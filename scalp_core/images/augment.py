@@ -1,32 +1,32 @@
-"""Label-safe augmentation: the eight flips and quarter turns of a square (a microscope has no up)."""
+"""Augmentation that keeps the label: flips and quarter turns of a square, and color jitter."""
 
 from __future__ import annotations
 
 import numpy as np
 
 NUM_SYMMETRIES = 8
-# As it is, a half turn, mirrored, upside down: height stays height.
+# Unchanged, half turn, mirrored, upside down: these do not swap height and width.
 _FLIPS = (0, 2, 4, 6)
 
 
 def symmetries(turns: bool) -> np.ndarray:
-    """int8, for `apply_dihedral`: all eight, or without `turns` the four that do not swap height and width.
+    """List symmetries for `apply_dihedral`, int8: all eight, or without `turns` the four flips.
 
-    An image that was squashed to a square has its shapes stretched along one side. After a quarter turn they
-    are stretched along the other, which no image of that camera shows.
+    An image that was squashed to a square is stretched along one side. A quarter turn would stretch it along
+    the other side, unlike any image of that camera.
     """
     return np.arange(NUM_SYMMETRIES, dtype=np.int8) if turns else np.array(_FLIPS, np.int8)
 
 
 def apply_dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    """Turns and flips each square by its own symmetry.
+    """Rotate and flip each square image by its symmetry in the dihedral group.
 
     Args:
         images: (N, S, S, C), any dtype.
-        symmetry: int (N,) in 0..7: quarter turns are `symmetry % 4`, a left-right flip follows from 4 on.
+        symmetry: int (N,) in 0..7: `symmetry % 4` quarter turns, then a left-right flip from 4 on.
 
     Returns:
-        a new array of the shape and dtype of `images`.
+        New array of the shape and dtype of `images`.
     """
     out = np.empty_like(images)
     for index in range(NUM_SYMMETRIES):
@@ -38,24 +38,24 @@ def apply_dihedral(images: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
 
 
 def jitter_color(images: np.ndarray, strength: float, change: np.ndarray) -> np.ndarray:
-    """Mild changes of light and white balance, as between microscopes.
+    """Jitter light and white balance mildly, as they differ between microscopes.
 
     Args:
         images: uint8 (N, S, S, 3).
-        strength: largest relative change of brightness, of contrast and, by half of it, of each color.
-        change: float (N, 5) in -1..1: of brightness, contrast, red, green and blue.
+        strength: Largest relative change of brightness and of contrast; of each color, half of it.
+        change: float (N, 5) in -1..1: change of brightness, contrast, red, green and blue.
 
     Returns:
-        uint8 of the same shape, new.
+        New uint8 array of the same shape.
     """
     contrast = 1 + strength * change[:, 1]
     gain = (1 + strength * change[:, :1]) * (1 + strength / 2 * change[:, 2:])
-    middle = images.mean(axis=(1, 2))
+    means = images.mean(axis=(1, 2))
     levels = np.arange(256, dtype=np.float32)
     out = np.empty_like(images)
     for row in range(len(images)):
-        for channel in range(3):  # a table of 256 levels instead of arithmetic on every pixel
-            center = middle[row, channel]
+        for channel in range(3):  # a lookup table is faster than arithmetic per pixel
+            center = means[row, channel]
             changed = ((levels - center) * contrast[row] + center) * gain[row, channel]
             table = np.clip(changed + 0.5, 0, 255).astype(np.uint8)
             out[row, :, :, channel] = table[images[row, :, :, channel]]

@@ -1,8 +1,8 @@
-"""From a file's bytes to RGB pixels no larger than needed: formats, color modes, limits and refusals.
+"""Decode image files to RGB pixels at the size needed: formats, color modes, limits and errors.
 
-JPEG goes through libjpeg-turbo by simplejpeg, at the smallest eighth that is large enough and with every
-warning of the decoder heard; all else, and the rare kinds of JPEG, through Pillow. Both leave Python's lock
-while they work. docs/architecture.md has the measurements behind the choice.
+JPEG is decoded by libjpeg-turbo (simplejpeg), at the smallest scale that is large enough; a warning of the
+decoder is an error. Other formats, and rare kinds of JPEG, are decoded by Pillow. Both release Python's GIL.
+docs/architecture.md has the measurements behind the choice.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ _FOREIGN = re.compile(
     re.S,
 )
 
-# A progressive JPEG goes over all its pixels once a scan. Cameras write about ten scans; a file of a few
-# megabytes can ask for a million.
+# A progressive JPEG decodes all its pixels once per scan. Cameras write about ten scans; a file of a few
+# megabytes can hold a million.
 _MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
 _SCAN = b"\xff\xda"
-# A photograph above this waits for the one before it: threads beside each other would multiply its memory.
+# Images above this are decoded one at a time, because parallel threads would multiply their memory.
 _LARGE_PIXELS = 12_000_000
-_large = threading.Lock()
+_large_image_lock = threading.Lock()
 
-# What decoding costs, relative to a pixel of the other formats (15 to 75 ms of CPU per megapixel): a JPEG is
-# decoded at a reduced scale (6 ms), a progressive one pays for each scan (18 ms at 10; EPYC, 2026-11-29).
+# Cost of decoding, relative to a pixel of the other formats (15 to 75 ms of CPU per megapixel): a JPEG is
+# decoded at a reduced scale (6 ms), a progressive one once per scan (18 ms at 10; EPYC, 2026-11-29).
 _JPEG_COST = 1 / 8
 _SCAN_COST = 0.03
 
-# Said of files that are whole: unusual headers, which many cameras write.
+# Warnings about complete files: unusual headers, which many cameras write.
 _HARMLESS = re.compile(r"JFIF revision|Invalid SOS parameters|Adobe color transform")
 
-# Pillow warns of odd metadata, file by file. What matters of it is refused.
+# Pillow warns of odd metadata per file. Metadata that affect the pixels raise an ImageError here.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 Target = Callable[[int, int], tuple[int, int]]
-"""Width and height of the file to the smallest width and height that the caller has a use for."""
+"""Maps width and height of the file to the smallest width and height that the caller needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded file.
+    """A decoded image file.
 
     Args:
-        pixels: uint8 (height, width, 3), RGB, as stored: not yet turned upright.
-        orientation: 1 to 8, as EXIF counts.
-        notes: what the caller should know of a picture that could be read, such as `first_frame_only`.
+        pixels: uint8 (height, width, 3), RGB, as stored, before rotation to upright.
+        orientation: EXIF orientation, 1 to 8.
+        notes: Remarks on an image that was decoded, such as `first_frame_only`.
     """
 
     pixels: np.ndarray
@@ -83,13 +83,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the header of a file says.
+    """Format, size and decoding cost of an image file, from its header.
 
     Args:
         kind: Pillow's name of the format.
-        width: pixels, as stored.
-        height: pixels, as stored.
-        cost: of decoding, in megapixels of PNG.
+        width: Stored width in pixels.
+        height: Stored height in pixels.
+        cost: Cost of decoding, in megapixels of PNG.
     """
 
     kind: str
@@ -99,15 +99,15 @@ class Header:
 
 
 def read_picture(data: bytes, target: Target) -> Picture:
-    """Decodes a file.
+    """Decode an image file.
 
     Args:
-        data: the file's bytes.
-        target: what size is needed; a JPEG is decoded at the smallest half, quarter or eighth above it.
+        data: Bytes of the file.
+        target: Required size; a JPEG is decoded at the smallest half, quarter or eighth above it.
 
     Raises:
         ImageError: `empty`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `unsupported_mode`,
-            `too_many_pixels`, `too_many_scans`, `truncated` or `corrupt`. A half-read file is refused.
+            `too_many_pixels`, `too_many_scans`, `truncated` or `corrupt`. Partial images are rejected.
     """
     kind = detect_format(data)
     if kind == "JPEG":
@@ -118,7 +118,7 @@ def read_picture(data: bytes, target: Target) -> Picture:
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, as stored, from the header alone.
+    """Read stored width and height in pixels from the header.
 
     Raises:
         ImageError: `empty`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `too_many_pixels`,
@@ -129,10 +129,10 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
 
 def read_header(data: bytes) -> Header:
-    """Format, size and cost of decoding, from the header and the number of scans.
+    """Read format, size and decoding cost from the header and the number of scans.
 
     Raises:
-        ImageError: as `picture_size`.
+        ImageError: as for `picture_size`.
     """
     kind = detect_format(data)
     width, height = _jpeg_size(data) if kind == "JPEG" else (0, 0)
@@ -143,7 +143,7 @@ def read_header(data: bytes) -> Header:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """As `picture_size`, 20 times as fast; 0, 0 where only Pillow can tell."""
+    """Read the size of a JPEG, 20 times as fast as `picture_size`; 0, 0 where only Pillow can."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -153,7 +153,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def detect_format(data: bytes) -> str:
-    """Pillow's name of the format, from the first bytes: a file's name proves nothing.
+    """Detect the format from the first bytes; returns Pillow's name of it.
 
     Raises:
         ImageError: `empty`, `too_many_bytes`, `not_an_image` or `unsupported_format`.
@@ -162,47 +162,47 @@ def detect_format(data: bytes) -> str:
         raise ImageError("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise ImageError("too_many_bytes", f"{len(data):,} bytes; the limit is {MAX_BYTES:,}")
-    found = _KNOWN.match(data)
-    if found and found.lastgroup:
-        return found.lastgroup
+    known = _KNOWN.match(data)
+    if known and known.lastgroup:
+        return known.lastgroup
     readable = ", ".join(FORMATS)
     foreign = _FOREIGN.match(data)
     if foreign and foreign.lastgroup:
         name = foreign.lastgroup.replace("_", " ")
         raise ImageError("unsupported_format", f"a {name} file; save it as one of {readable}")
-    raise ImageError("not_an_image", f"the bytes are none of {readable}")
+    raise ImageError("not_an_image", f"the bytes are not one of {readable}; check the file")
 
 
 def _read_jpeg(data: bytes, target: Target) -> Picture | None:
-    """None for the kinds that libjpeg-turbo's simple interface leaves to others, such as CMYK."""
+    """Decode by libjpeg-turbo; None for kinds that only Pillow decodes, such as CMYK."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return None  # Pillow says what is wrong with it, or reads it after all
+        return None  # Pillow reports the error, or decodes it
     if colors not in ("YCbCr", "Gray", "RGB"):
         return None
     _check_pixels(width, height)
     _check_scans(data, width, height)
     min_width, min_height = target(width, height)
     try:
-        with _turn_of(width, height):
+        with _decoding_slot(width, height):
             pixels = simplejpeg.decode_jpeg(
                 data,
                 "RGB",
                 min_width=min_width,
                 min_height=min_height,
-                min_factor=2,  # other factors than 1, 1/2, 1/4, 1/8 are slower than no scaling at all
+                min_factor=2,  # factors other than 1, 1/2, 1/4, 1/8 are slower than no scaling
             )
     except ValueError as error:
-        _judge(str(error))
+        _raise_if_damaged(str(error))
         return None
     return Picture(pixels, _jpeg_orientation(data))
 
 
-def _judge(warning: str) -> None:
-    """Refuses what the decoder calls damage; returns for what only Pillow can say."""
+def _raise_if_damaged(warning: str) -> None:
+    """Raise on a warning of damage; return on one that needs a second opinion from Pillow."""
     if warning.startswith("Premature end"):
-        raise ImageError("truncated", "the JPEG ends before the picture does")
+        raise ImageError("truncated", "the JPEG ends before the image does")
     if warning.startswith("Corrupt JPEG data"):
         raise ImageError("corrupt", f"the JPEG is damaged: {warning.removeprefix('Corrupt JPEG data: ')}")
     if not _HARMLESS.search(warning):
@@ -210,13 +210,13 @@ def _judge(warning: str) -> None:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    # Most photographs of microscopes carry neither; looking is a hundred times cheaper than parsing.
+    # Most microscope images have neither; this search is a hundred times cheaper than parsing.
     if b"Exif\0\0" not in data and b":Orientation" not in data:
         return 1
     try:
         with _opened(data, "JPEG") as image:
             return _orientation(image)
-    except ImageError:  # the pixels are read already, and were sound
+    except ImageError:  # the pixels are already decoded
         return 1
 
 
@@ -226,14 +226,14 @@ def _read_with_pillow(data: bytes, kind: str, target: Target) -> Picture:
             _check_scans(data, *image.size)
             image.draft(image.mode, target(*image.size))
         notes = (FIRST_FRAME_ONLY,) if _has_more_frames(image) else ()
-        with _turn_of(*image.size):
+        with _decoding_slot(*image.size):
             image.load()
             return Picture(np.asarray(_to_rgb(image)), _orientation(image), notes)
 
 
 @contextmanager
 def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
-    """The file with its header read and its size checked; nothing is decompressed yet."""
+    """Open an image: read its header and check its size, without decoding."""
     with _refusals(kind):
         image = Image.open(io.BytesIO(data), formats=(kind,))
     with image:
@@ -243,7 +243,7 @@ def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _refusals(kind: str) -> Iterator[None]:
-    """Makes refusals of what Pillow raises; the formats' parsers raise many kinds for damaged bytes."""
+    """Turn Pillow's exceptions into `ImageError`; its parsers raise many types for damaged bytes."""
     try:
         yield
     except ImageError:
@@ -251,9 +251,9 @@ def _refusals(kind: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("too_many_pixels", f"the limit is {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise ImageError("corrupt", f"it begins like a {kind} file, but its header cannot be read") from None
+        raise ImageError("corrupt", f"the header of the {kind} file cannot be read") from None
     except MemoryError:
-        raise ImageError("corrupt", f"the {kind} file asks for more memory than its pixels need") from None
+        raise ImageError("corrupt", f"the {kind} file requests more memory than its pixels need") from None
     except Exception as error:
         text = str(error) or type(error).__name__
         ends = isinstance(error, EOFError) or re.search("truncated|end of file|unexpected end", text, re.I)
@@ -273,12 +273,12 @@ def _check_scans(data: bytes, width: int, height: int) -> None:
         raise ImageError("too_many_scans", f"a progressive JPEG of {width}x{height} pixels in {scans} scans")
 
 
-def _turn_of(width: int, height: int) -> threading.Lock | nullcontext[None]:
-    return _large if width * height > _LARGE_PIXELS else nullcontext()
+def _decoding_slot(width: int, height: int) -> threading.Lock | nullcontext[None]:
+    return _large_image_lock if width * height > _LARGE_PIXELS else nullcontext()
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    if image.format == "TIFF":  # counting its frames would read the whole chain of them
+    if image.format == "TIFF":  # counting its frames would read all their headers
         return bool(image.tag_v2.next)  # type: ignore[attr-defined]
     return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
@@ -286,17 +286,17 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged metadata is no reason to refuse sound pixels
+    except Exception:  # damaged metadata do not affect the pixels
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16 bits a pixel: keep the high byte
+    if image.mode.startswith("I;16"):  # 16 bits per pixel: keep the high byte
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ImageError("unsupported_mode", f"pixels of mode {image.mode}; save it with 8 bits a channel")
-    if image.has_transparency_data:  # as a viewer shows it: what shines through is white
+        raise ImageError("unsupported_mode", f"pixels of mode {image.mode}; save it with 8 bits per channel")
+    if image.has_transparency_data:  # on white, as viewers show it
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

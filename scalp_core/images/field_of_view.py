@@ -1,4 +1,4 @@
-"""The field of view of an image: the skin without the microscope's black mask and without a screen's frame.
+"""Find the field of view of an image: the skin without a microscope's mask or a screen's frame.
 
 Masks and frames are regions of one color. They look alike in all images of one microscope, so a perceptual
 hash over the whole image compares the masks and not the skin.
@@ -101,7 +101,7 @@ def _extent(counts: np.ndarray) -> tuple[float, float]:
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
-    """Pixels with nothing unset within 2 pixels; what is outside of the image counts as set."""
+    """Binary erosion by 2 pixels; pixels outside of the image count as set."""
     wide = np.pad(mask, 2, constant_values=True)
     rows = wide[:-4] & wide[1:-3] & wide[2:-2] & wide[3:-1] & wide[4:]
     return rows[:, :-4] & rows[:, 1:-3] & rows[:, 2:-2] & rows[:, 3:-1] & rows[:, 4:]

@@ -1,4 +1,4 @@
-"""The one way from bytes to what the model sees; training, evaluation, bulk and online all take it.
+"""Preprocess images from bytes to model input, the same in training, evaluation, bulk and online grading.
 
 bytes -> decode() -> uint8 RGB square -> normalize() on the device -> float tensor
 """
@@ -18,21 +18,21 @@ Triple = Annotated[tuple[float, float, float], "one number for each of R, G, B"]
 
 
 class Preprocess(BaseModel):
-    """How a photograph becomes a tensor. It belongs to the weights and travels in the bundle."""
+    """Settings from image to tensor; they belong to the weights and are stored in the bundle."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
     resize: Resize = Field(
         "squash",
-        description="squash: both sides to `size`, as in the paper; crop: the middle square; "
-        "pad: the whole picture in its shape, between bars of the mean color",
+        description="squash: both sides to `size`, as in the paper; crop: the center square; "
+        "pad: the whole image in its aspect ratio, between bars of the mean color",
     )
     mean: Triple = Field((0.5, 0.5, 0.5), description="subtracted after scaling to 0..1")
     std: Triple = Field((0.5, 0.5, 0.5), description="divided by after that; 0.5/0.5 gives -1..1")
 
     def content_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that the picture takes in the square; of `crop`, those of the middle square."""
+        """Width and height of the image in the square; for `crop`, those of the center square."""
         if self.resize != "pad":
             return self.size, self.size
         scale = self.size / max(width, height)
@@ -40,11 +40,11 @@ class Preprocess(BaseModel):
 
 
 class Decoded(NamedTuple):
-    """What `decode` makes of a file.
+    """A preprocessed image.
 
     Args:
         pixels: uint8 (size, size, 3), RGB, upright.
-        notes: what to know of a picture that could be read; `first_frame_only` of an animated one.
+        notes: Remarks on an image that was decoded; `first_frame_only` for an animated one.
     """
 
     pixels: np.ndarray
@@ -52,10 +52,10 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes, spec: Preprocess) -> Decoded:
-    """Decodes one photograph: JPEG, PNG, WebP, BMP or TIFF, upright by its EXIF orientation.
+    """Decode and resize one JPEG, PNG, WebP, BMP or TIFF image, upright by its EXIF orientation.
 
     Raises:
-        ImageError: see `codecs.read_picture`. A half-read file is refused, never graded.
+        ImageError: see `codecs.read_picture`. Partial images are rejected.
     """
     picture = read_picture(data, spec.content_size)
     return Decoded(upright(_fit(picture.pixels, spec), picture.orientation), picture.notes)
@@ -79,9 +79,9 @@ def _fit(pixels: np.ndarray, spec: Preprocess) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, width: int, height: int, box: CropBox | None = None) -> np.ndarray:
-    """Bilinear with support scaled to the reduction, as Pillow's and within one level of it, in SIMD.
+    """Resize with an antialiased bilinear filter, within one level of Pillow's, in SIMD.
 
-    In integers, so that every processor gives the same bytes.
+    Integer arithmetic gives the same bytes on each processor.
     """
     options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
     if box:
@@ -92,7 +92,7 @@ def _resize(pixels: np.ndarray, width: int, height: int, box: CropBox | None = N
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-# By EXIF orientation. The square is turned after the resize: it is smaller than the picture.
+# By EXIF orientation. The square is rotated after the resize, because it is smaller than the image.
 _TURNS = {
     1: lambda square: square,
     2: lambda square: square[:, ::-1],
@@ -106,5 +106,5 @@ _TURNS = {
 
 
 def upright(square: np.ndarray, orientation: int) -> np.ndarray:
-    """The picture turned as EXIF orientation 1 to 8 says; any (H, W, 3), a copy."""
-    return np.array(_TURNS[orientation](square), order="C")  # a copy: PyTorch wants writable arrays
+    """Rotate an image (H, W, 3) upright by its EXIF orientation, 1 to 8; returns a copy."""
+    return np.array(_TURNS[orientation](square), order="C")  # PyTorch needs writable arrays

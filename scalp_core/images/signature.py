@@ -1,4 +1,4 @@
-"""Perceptual signature of an image, by which near-duplicates are found.
+"""Perceptual hash and thumbnail of an image, for finding near-duplicates.
 
 A 64-bit perceptual hash of the field of view, and a thumbnail of the texture inside it. docs/data.md has the
 measurements.
@@ -21,12 +21,12 @@ THUMBNAIL_BYTES = SIDE * SIDE
 
 _READ = 96  # a JPEG is decoded at the smallest eighth that has so many pixels on each side
 _FLAT = 1.0  # standard deviation of the gray values of an image of one color
-_TEXTURE_WINDOW = 9  # texture is what is left after subtracting the mean over a window of this side
+_TEXTURE_WINDOW = 9  # side of the window whose mean is subtracted to get the texture
 _TEXTURE_LEVELS = 40.0  # levels of a stored thumbnail per standard deviation of the texture
 MIDDLE = 128  # gray level of a thumbnail's mean
 
-# 63 low frequencies of the cosine transform, without the mean and the two whose signs decide how
-# an image is turned. Mirroring and transposing map this set to itself.
+# 63 low frequencies of the cosine transform, without the mean and the two whose signs decide the
+# rotation of an image. Mirroring and transposing map this set to itself.
 _FREQUENCIES = 11
 _COSINES = np.cos(np.pi * np.outer(np.arange(_FREQUENCIES), 2 * np.arange(SIDE) + 1) / (2 * SIDE))
 _DIAGONALS = np.add.outer(np.arange(_FREQUENCIES), np.arange(_FREQUENCIES))
@@ -34,7 +34,7 @@ _IS_HASHED = (_DIAGONALS >= 2) & (_DIAGONALS < _FREQUENCIES)
 
 
 class Signature(NamedTuple):
-    """What is kept of an image to find its near-duplicates.
+    """Perceptual hashes and thumbnail of an image.
 
     Args:
         hash: Perceptual hash of the field of view; None for an image of one color.
@@ -79,7 +79,7 @@ def _sign_bits(spectrum: np.ndarray) -> int:
 
 
 def _turned(spectrum: np.ndarray) -> np.ndarray:
-    """The spectrum of that mirroring or rotation whose first two coefficients are positive and in order."""
+    """Spectrum of the mirroring or rotation whose first two coefficients are positive and in order."""
     signs = np.ones(len(spectrum))
     signs[1::2] = -1  # mirroring changes the sign of every second coefficient
     if spectrum[0, 1] < 0:

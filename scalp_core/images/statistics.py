@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STATISTICS_VERSION: Literal[2] = 2
-"""Goes up whenever `measure` returns other numbers under the same names: old gates do not fit them."""
+"""Incremented when `measure` changes, because gates fit only the version that they were fitted on."""
 
 STATISTICS = (
     "luma_mean",  # 0..1
     "luma_std",  # log
     "luma_skew",
-    "coarse_std",  # log of the deviation of green between blocks of 16x16 pixels
+    "coarse_std",  # log of the standard deviation of green between blocks of 16x16 pixels
     "dark_share",  # of pixels below 16
     "bright_share",  # of pixels above 239
     "flat_share",  # of pixels whose neighbors differ by no more than one level: drawn, not photographed
@@ -29,38 +29,38 @@ STATISTICS = (
     "peakedness_2",  # log of the Laplacian's mean square by the square of its mean: few edges or many
     "peakedness_4",
     "coherence",  # how far edges share one direction
-    "axis_share",  # how far edges lie along the sides of the picture, as letters and windows do
+    "axis_share",  # how far edges are parallel to the sides of the image, as in text and windows
     "red_green",  # log of the ratio of the means
     "blue_green",
     "red_green_std",  # log
     "blue_yellow_std",  # log
     "saturation",  # 1 less the mean of the weakest channel by that of the strongest
 )
-"""What `measure` returns, in this order."""
+"""Names of the statistics that `measure` returns, in this order."""
 
 _DARK, _BRIGHT = 16, 239
-_SAMPLE = 45  # pixels a side, about, tell light and colors as well as all of them
-_SCALES = (1, 4, 16)  # pixels that are added up at full, half and quarter size
+_SAMPLE = 45  # pixels per side of the sample for light and colors; more do not change them
+_SCALES = (1, 4, 16)  # pixels per sum at full, half and quarter size
 _LEVELS = np.arange(256.0)
 _OF_LEVELS = np.stack([_LEVELS, _LEVELS**2, _LEVELS**3, _LEVELS < _DARK, _LEVELS > _BRIGHT])
 
-# Of the training part; `Profile.quantiles` holds the values at these shares.
+# Quantiles of the training split in `Profile.quantiles`.
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
-# The limit is this much beyond what all but one in a hundred known photographs keep: microscopes that nobody
-# has seen yet differ more than those that were.
+# The limit is this factor above the 99 % quantile of known images, because unseen microscopes differ more
+# than known ones.
 _SHARE, _MARGIN = 0.99, 1.25
-# What never varied in training may vary a little elsewhere: the least scale of a statistic, in its own unit,
-# and what is added to the variance of every combination of them, whose usual size is 1.
+# A statistic that was constant in training may vary elsewhere: the least scale of a statistic, in its unit,
+# and a term added to the variance of each combination of statistics, which is about 1.
 _MIN_SCALE, _MORE_VARIANCE = 0.02, 0.05
-# Quality limits lie beyond the last of the training part by as much as that from its middle, or by this.
+# Quality limits are beyond the extremes of the training split by their distance to the median, at least this.
 _LAST, _MIN_LUMA_MARGIN, _MIN_SHARPNESS_MARGIN = 0.005, 0.1, 0.5
 
 BLURRED, TOO_DARK, TOO_BRIGHT, UNLIKE_TRAINING = "blurred", "too_dark", "too_bright", "unlike_training"
 
 
 class Profile(BaseModel):
-    """How one statistic was distributed over the training part: what later photographs drift from."""
+    """Distribution of one statistic over the training split, the reference for drift."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,7 +70,7 @@ class Profile(BaseModel):
 
 
 class Gates(BaseModel):
-    """When a photograph is no photograph of the kind the model knows."""
+    """Limits on the statistics of an image: quality and out-of-distribution gates."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,22 +95,22 @@ class Gates(BaseModel):
             raise ValueError("fitted on other statistics than this version of scalp measures")
         count = len(STATISTICS)
         if {len(self.center), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
-            raise ValueError(f"center, scale and precision must have {count} entries a side")
+            raise ValueError(f"center, scale and precision must have {count} entries per side")
         return self
 
 
 def measure(pixels: np.ndarray) -> np.ndarray:
-    """The statistics of one decoded photograph.
+    """Measure the statistics of one decoded image.
 
-    Light and colors are of a grid of pixels, edges of the green, in which sensors see finest. A step of
-    NumPy costs more than its arithmetic, and threads hardly share them: so there are few, on arrays in one
-    piece. Sums are of integers, so that equal bytes give equal statistics whatever adds them up.
+    Light and colors are measured on a grid of pixels, edges on the green channel, which has the finest
+    detail. The overhead of a NumPy call exceeds its arithmetic and limits threads, hence few calls on
+    contiguous arrays. Sums are integers, so that equal bytes give equal statistics on each processor.
 
     Args:
         pixels: uint8 (size, size, 3), RGB, from `preprocess.decode`.
 
     Returns:
-        float32 (K,), as `STATISTICS` names them.
+        float32 (K,), in the order of `STATISTICS`.
     """
     sample = _sampled(pixels)
     mean, spread, skew, dark, bright = _light(sample)
@@ -139,27 +139,27 @@ def measure(pixels: np.ndarray) -> np.ndarray:
 
 
 def measure_all(images: np.ndarray) -> np.ndarray:
-    """`measure` of uint8 (N, size, size, 3): float32 (N, K)."""
+    """Measure images uint8 (N, size, size, 3); returns float32 (N, K)."""
     return np.array([measure(image) for image in images], np.float32).reshape(len(images), len(STATISTICS))
 
 
 def fit_gates(train: np.ndarray, val: np.ndarray) -> Gates:
-    """The gates of a model, from the photographs it was trained and validated on.
+    """Fit the gates of a model on its training and validation images.
 
     Args:
-        train: statistics float (N, K) of training photographs.
-        val: statistics float (M, K) of validation photographs, of other microscopes if they are kept apart.
+        train: Statistics of training images, float (N, K).
+        val: Statistics of validation images, float (M, K), of other microscopes if split by microscope.
 
     Raises:
         ValueError: one of them is empty.
     """
-    from sklearn.covariance import LedoitWolf  # a second to import, and not for whoever only grades
+    from sklearn.covariance import LedoitWolf  # takes a second to import, and grading does not need it
 
     if not len(train) or not len(val):
-        raise ValueError("gates need photographs of the training and of the validation part")
-    train, val = (part[np.lexsort(part.T)].astype(np.float64) for part in (train, val))  # in one order always
+        raise ValueError("gates need images of the training and of the validation split")
+    train, val = (part[np.lexsort(part.T)].astype(np.float64) for part in (train, val))  # in a fixed order
     low, center, high = np.quantile(train, (0.25, 0.5, 0.75), axis=0)
-    # The quartiles of a normal distribution are 1.349 deviations apart.
+    # The quartiles of a normal distribution are 1.349 standard deviations apart.
     scale = np.maximum(np.maximum((high - low) / 1.349, train.std(axis=0) / 2), _MIN_SCALE)
     covariance = LedoitWolf(assume_centered=True).fit((train - center) / scale).covariance_
     precision = np.linalg.inv(covariance + _MORE_VARIANCE * np.eye(len(scale)))
@@ -184,23 +184,25 @@ def fit_gates(train: np.ndarray, val: np.ndarray) -> Gates:
 
 
 def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
-    """Distance from the training part by the limit, float64 (N,); above 1 is unlike it.
+    """Mahalanobis distance from the training split, relative to the limit, float64 (N,).
+
+    Above 1 an image is out-of-distribution.
 
     Args:
-        statistics: float (N, K).
-        gates: of the bundle.
+        statistics: Statistics of images, float (N, K).
+        gates: Gates of the bundle.
     """
     distance = _distance(statistics, *map(np.array, (gates.center, gates.scale, gates.precision)))
-    # Rounded: a product of matrices may differ in its last bits from one number of rows to another.
+    # Rounded, because the last bits of a matrix product depend on its number of rows.
     return np.round(distance / gates.limit, 6)
 
 
 def flag_images(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
-    """Which of the photographs, bool (N,), are blurred, too dark, too bright and unlike the training part.
+    """Flag images that are blurred, too dark, too bright or unlike the training split; bool (N,) by flag.
 
     Args:
-        statistics: float (N, K).
-        gates: of the bundle.
+        statistics: Statistics of images, float (N, K).
+        gates: Gates of the bundle.
     """
     luma = statistics[:, STATISTICS.index("luma_mean")]
     return {
@@ -219,9 +221,9 @@ def _distance(
 
 
 def _beyond(values: np.ndarray, share: float, margin: float) -> float:
-    middle, last = np.quantile(values, (0.5, share))
-    away = max(abs(last - middle), margin)
-    return float(last + away if share > 0.5 else last - away)
+    median, extreme = np.quantile(values, (0.5, share))
+    distance = max(abs(extreme - median), margin)
+    return float(extreme + distance if share > 0.5 else extreme - distance)
 
 
 def _profile(values: np.ndarray) -> Profile:
@@ -230,13 +232,13 @@ def _profile(values: np.ndarray) -> Profile:
 
 
 def _sampled(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of a grid over the square, int32 (3, n); at an odd step, which few patterns repeat at."""
+    """Pixels of a grid over the square, int32 (3, n), with an odd step, against periodic patterns."""
     step = len(pixels) // _SAMPLE | 1
     return pixels[::step, ::step].transpose(2, 0, 1).astype(np.int32, order="C").reshape(3, -1)
 
 
 def _light(sample: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Mean, log of the deviation, skew, dark share and bright share of the luminance."""
+    """Mean, log of the standard deviation, skew, dark share and bright share of the luminance."""
     red, green, blue = sample
     counts = np.bincount((2 * red + 5 * green + blue) >> 3, minlength=256)
     mean, second, third, dark, bright = (np.dot(_OF_LEVELS, counts) / red.size).tolist()
@@ -260,21 +262,21 @@ def _colors(sample: np.ndarray) -> list[float]:
 
 
 def _blocks(plane: np.ndarray) -> np.ndarray:
-    """The four pixels of every 2x2, int16 (4, H // 2, W // 2); an odd last row or column is left out."""
+    """The four pixels of each 2x2 block, int16 (4, H // 2, W // 2), without an odd last row or column."""
     height, width = plane.shape[0] // 2, plane.shape[1] // 2
     blocks = plane[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
     return blocks.transpose(1, 3, 0, 2).astype(np.int16, order="C").reshape(4, height, width)
 
 
 def _added(blocks: np.ndarray) -> np.ndarray:
-    """Their sums, the next plane; int16 holds them up to blocks of 8x8."""
+    """Sums of blocks, the next plane; int16 is sufficient up to blocks of 8x8."""
     return np.add.reduce(blocks, axis=0, dtype=np.int16)
 
 
 def _laplacian(blocks: np.ndarray) -> np.ndarray:
-    """Its absolute value at the last pixel of every block, which is enough, but not at the margin."""
+    """Absolute Laplacian at the last pixel of each block, without the margin."""
     width = blocks.shape[2]
-    _, above, left, here = blocks.reshape(4, -1)  # each as one line: long steps are faster than many
+    _, above, left, here = blocks.reshape(4, -1)  # flat arrays: fewer and longer steps are faster
     line = 4 * here
     line -= above
     line -= left
@@ -293,12 +295,12 @@ def _peakedness(edge: np.ndarray, scale: int) -> float:
 
 
 def _flat_share(blocks: np.ndarray) -> float:
-    steps = np.abs(blocks[1:3] - blocks[0])  # of one pixel of every block, which is enough
+    steps = np.abs(blocks[1:3] - blocks[0])  # one pixel per block is sufficient
     return np.count_nonzero(steps[0] + steps[1] <= 1) / steps[0].size
 
 
 def _coarse(blocks: np.ndarray) -> float:
-    """Log of the deviation between blocks of 16 pixels, from sums of 8x8."""
+    """Log of the standard deviation between blocks of 16 pixels, from sums of 8x8."""
     sums = np.add.reduce(blocks, axis=0, dtype=np.int32)
     return math.log(_spread(sums, _sum(sums)) / 256 + 1)
 
@@ -308,7 +310,7 @@ def _directions(plane: np.ndarray) -> tuple[float, float]:
     down = (plane[1:, :-1] - plane[:-1, :-1]).astype(np.float64).ravel()
     xx, yy = _product(across, across), _product(down, down)
     xy, both = _product(across, down), _product(np.abs(across), np.abs(down))
-    # As if every pixel had some noise, so that a blank square has no direction.
+    # A noise term per pixel, so that a blank square has no direction.
     total = xx + yy + _SCALES[2] ** 2 * across.size
     return ((xx - yy) ** 2 + 4 * xy**2) ** 0.5 / total, 1 - 2 * both / total
 
@@ -327,8 +329,8 @@ def _squares(values: np.ndarray) -> float:
     return _product(exact, exact)
 
 
-def _product(some: np.ndarray, other: np.ndarray) -> float:
-    """Inner product of integers in float64: whole numbers below 2**53 are exact in any order of adding."""
-    if some.size > 8192:
-        return float(np.einsum("i,i->", some, other))  # BLAS would start threads, beside those that decode
-    return float(np.dot(some, other))
+def _product(left: np.ndarray, right: np.ndarray) -> float:
+    """Inner product of integers in float64: sums below 2**53 are exact in any order."""
+    if left.size > 8192:
+        return float(np.einsum("i,i->", left, right))  # BLAS would start threads next to those that decode
+    return float(np.dot(left, right))
