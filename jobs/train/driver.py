@@ -21,10 +21,10 @@ from ray.util.queue import Queue
 from cluster.local import Cluster, connect
 from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.common.preflight import check_nodes, examples
-from jobs.train.ingest import cache_line, cache_room, cached
-from jobs.train.progress import FromController, followed
-from jobs.train.scaling import ElasticScaling, fewest_and_most, room_for, scaling_for
-from jobs.train.tracking import Tracker, Tracking, lenient, tracked
+from jobs.train.ingest import cache_budget, cache_images, describe_cache
+from jobs.train.progress import ControllerCallback, follow_progress
+from jobs.train.scaling import ElasticScaling, plan_scaling, wait_for_workers, worker_range
+from jobs.train.tracking import Tracker, Tracking, open_tracker, tolerate_errors
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
@@ -85,24 +85,29 @@ def train(
     if summary := _finished(run):
         return summary
     # PyTorch and timm take seconds: the mistakes above are told before.
-    from jobs.train.start import first_start, initial_uri, save_start, saved_start
+    from jobs.train.initial_state import (
+        initial_uri,
+        load_initial_state,
+        make_initial_state,
+        save_initial_state,
+    )
 
-    saved = saved_start(run)
-    start = saved or first_start(recipe)
+    saved = load_initial_state(run)
+    start = saved or make_initial_state(recipe)
     check_batch_norm(recipe, start.batch_norm)
     asked = (workers, workers) if isinstance(workers, int) else workers
-    cluster = room_for(connect(), asked, device)
-    scaling = scaling_for(cluster, asked, device)
+    cluster = wait_for_workers(connect(), asked, device)
+    scaling = plan_scaling(cluster, asked, device)
     check_batches(recipe, parts["train"].num_rows, scaling)
     tracked_as = identity | {"synthetic": data_spec.synthetic}
-    with outputs.open_output(run, KIND, [data]) as output, tracked(tracking, run, tracked_as) as tracker:
+    with outputs.open_output(run, KIND, [data]) as output, open_tracker(tracking, run, tracked_as) as tracker:
         if summary := _finished(run):  # by another process, since the first look
             return summary
         check_nodes(examples(parts), run)
         # All that a user could have to fix was checked: from here on the directory is this run's.
         write_json(storage.join(run, IDENTITY_FILE), identity)
         if not saved:
-            save_start(run, start)
+            save_initial_state(run, start)
         console.print(_opening(recipe, parts["train"].num_rows, scaling))
         if start.batch_norm:
             console.print(batch_norm_line(recipe, scaling))
@@ -116,7 +121,7 @@ def train(
         summary = make_bundle(run, data_spec, recipe, start, parts, result, device, fold)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
-        with lenient():
+        with tolerate_errors():
             tracker.finish(summary)
     _show(summary, run)
     for warning in (data_spec.split.warning, data_spec.warning):
@@ -133,7 +138,7 @@ def _finished(run: str) -> dict[str, Any] | None:
 
 
 def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
-    fewest, most = fewest_and_most(scaling)
+    fewest, most = worker_range(scaling)
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     shares = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
     return (
@@ -146,7 +151,7 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
 
 def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
     """Over which images batch normalization takes its statistics, and why."""
-    fewest, most = fewest_and_most(scaling)
+    fewest, most = worker_range(scaling)
     norm = recipe.resolve_batch_norm(most)
     if norm == "frozen":
         return "batch normalization: frozen at the statistics of the first weights"
@@ -171,18 +176,18 @@ def _train_workers(
     tracker: Tracker,
 ) -> Result:
     """Decodes, trains, and lets go of the decoded photographs."""
-    room = cache_room()
-    val, kept_val = cached(parts["val"], spec, room // 4)
-    train, kept_train = cached(parts["train"], spec, room * 3 // 4)
-    console.print(cache_line(train, cluster))
-    with followed(run, recipe, tracker, scaling.min_workers) as notes:
+    room = cache_budget()
+    val, kept_val = cache_images(parts["val"], spec, room // 4)
+    train, kept_train = cache_images(parts["train"], spec, room * 3 // 4)
+    console.print(describe_cache(train, cluster))
+    with follow_progress(run, recipe, tracker, scaling.min_workers) as notes:
         config = {
             "recipe": recipe.model_dump(),
             "train": train,
             "val": val,
             "grade_counts": np.bincount(train.labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": initial,
-            "batch_norm": recipe.resolve_batch_norm(fewest_and_most(scaling)[1]),
+            "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
             "notes": notes,
         }
         result = _fit(config, run, scaling, notes)
@@ -224,7 +229,7 @@ def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
 
 def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
     """Refuses batches that these workers cannot cut, or that the photographs do not fill."""
-    workers = fewest_and_most(scaling)[1]
+    workers = worker_range(scaling)[1]
     # Batch normalization needs two photographs in every piece.
     if recipe.batch_size // workers // recipe.accumulate < 2:
         raise UserError(
@@ -239,7 +244,7 @@ def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
 
 
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
-    from jobs.train.trainer import diverged, trainer
+    from jobs.train.trainer import divergence_message, make_trainer
 
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
@@ -248,11 +253,11 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
     )
     failures = FailureConfig(max_failures=_MAX_WORKER_FAILURES)
     try:
-        result = trainer(
+        result = make_trainer(
             config,
             run,
             scaling,
-            callbacks=[FromController(notes)],
+            callbacks=[ControllerCallback(notes)],
             checkpoint_config=checkpoints,
             failure_config=failures,
         ).fit()
@@ -262,7 +267,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
             "SCALP_RAY_LOGS=1 shows the workers' output, and the same command goes on after the last epoch"
         ) from error
-    if stopped := diverged(result):
+    if stopped := divergence_message(result):
         raise UserError(f"training in {run} stopped: {stopped}; choose another RUN")
     return result
 

@@ -17,7 +17,7 @@ from jobs.common.graphs import few_batches, with_float_graph
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_logits
 from jobs.train.gates import fit_gates
-from jobs.train.start import Start
+from jobs.train.initial_state import InitialState
 from jobs.train.worker import HISTORY_FILE
 from scalp_core import storage
 from scalp_core.bundles.bundle import (
@@ -43,7 +43,7 @@ def make_bundle(
     run: str,
     data: DataSpec,
     recipe: Recipe,
-    start: Start,
+    start: InitialState,
     parts: dict[str, pa.Table],
     result: Result,
     device: Device,

@@ -30,7 +30,7 @@ _CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Photographs:
+class ImageSource:
     """The photographs of one part, as tasks on any node read them by their row.
 
     Args:
@@ -68,7 +68,7 @@ def _pixels(block: pa.Table) -> np.ndarray:
     return block["image"].chunk(0).to_numpy(zero_copy_only=True)
 
 
-def cached(rows: pa.Table, spec: Preprocess, room: int) -> tuple[Photographs, Dataset | None]:
+def cache_images(rows: pa.Table, spec: Preprocess, room: int) -> tuple[ImageSource, Dataset | None]:
     """The photographs of manifest rows, decoded into the object store if they fit into `room` bytes.
 
     Returns:
@@ -77,17 +77,17 @@ def cached(rows: pa.Table, spec: Preprocess, room: int) -> tuple[Photographs, Da
     rows = select_locations(rows, "label")
     labels = np.array(rows["label"].to_pylist(), np.int8)
     table = make_dataset(rows, _ROWS_A_BLOCK)
-    reference = ray.put(_whole(rows))
+    reference = ray.put(_combine_chunks(rows))
     if rows.num_rows * spec.size * spec.size * 3 > room:
-        return Photographs(labels, reference, spec, None), None
+        return ImageSource(labels, reference, spec, None), None
     decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_A_BLOCK)
     decoded.context.execution_options.preserve_order = True
     decoded = decoded.materialize()
     blocks = [block for bundle in decoded.iter_internal_ref_bundles() for block in bundle.block_refs]
-    return Photographs(labels, reference, spec, blocks), decoded
+    return ImageSource(labels, reference, spec, blocks), decoded
 
 
-def _whole(rows: pa.Table) -> pa.Table:
+def _combine_chunks(rows: pa.Table) -> pa.Table:
     """Rows in one chunk, whose strings may be more than 2 GiB."""
     rows = without_nulls(rows)
     for place, field in enumerate(rows.schema):
@@ -96,16 +96,16 @@ def _whole(rows: pa.Table) -> pa.Table:
     return rows.combine_chunks()
 
 
-def cache_room() -> int:
+def cache_budget() -> int:
     """Bytes of decoded photographs that any node's object store may be asked to keep."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min(stores) * _CACHE_SHARE)
 
 
-class _LoadShare:
+class _LoadRankBatch:
     """Positions in a worker's stream to its photographs, turned as the epoch's plan says."""
 
-    def __init__(self, source: Photographs, order: EpochSettings, share: RankBatch, first_epoch: int) -> None:
+    def __init__(self, source: ImageSource, order: EpochSettings, share: RankBatch, first_epoch: int) -> None:
         self._source = source
         self._order = order
         self._share = share
@@ -128,7 +128,7 @@ class _LoadShare:
 
 
 class _LoadSlice:
-    def __init__(self, source: Photographs, start: int) -> None:
+    def __init__(self, source: ImageSource, start: int) -> None:
         self._source = source
         self._start = start
 
@@ -138,7 +138,7 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: Photographs, order: EpochSettings, share: RankBatch, first_epoch: int, trainings: int = 1
+    source: ImageSource, order: EpochSettings, share: RankBatch, first_epoch: int, trainings: int = 1
 ) -> Iterator[dict[str, Any]]:
     """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
 
@@ -146,10 +146,10 @@ def training_batches(
     """
     steps = images_per_epoch(len(source), order.augment) // share.batch_size
     count = (order.epochs - first_epoch + 1) * steps * share.size
-    return _stream(_LoadShare(source, order, share, first_epoch), count, share, trainings)
+    return _stream(_LoadRankBatch(source, order, share, first_epoch), count, share, trainings)
 
 
-def validation_batches(source: Photographs, share: RankBatch, trainings: int = 1) -> Iterator[dict[str, Any]]:
+def validation_batches(source: ImageSource, share: RankBatch, trainings: int = 1) -> Iterator[dict[str, Any]]:
     """This worker's part of the validation photographs, each of which one worker has."""
     start, stop = (len(source) * edge // share.workers for edge in (share.rank, share.rank + 1))
     return _stream(_LoadSlice(source, start), stop - start, share, trainings)
@@ -162,13 +162,13 @@ def _stream(load: Any, count: int, share: RankBatch, trainings: int) -> Iterator
     dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_A_BLOCK)
     options = dataset.context.execution_options
     options.preserve_order = True
-    options.resource_limits = _fair_part(share.workers * trainings)
+    options.resource_limits = _resource_limits(share.workers * trainings)
     return iter(
         dataset.iterator().iter_torch_batches(batch_size=share.size, prefetch_batches=_PREFETCH_BATCHES)
     )
 
 
-def _fair_part(workers: int) -> ExecutionResources:
+def _resource_limits(workers: int) -> ExecutionResources:
     """What one worker's stream may use: its part of what all workers of the cluster leave."""
     have = ray.cluster_resources()
     return ExecutionResources(
@@ -177,14 +177,14 @@ def _fair_part(workers: int) -> ExecutionResources:
     )
 
 
-def quiet_data() -> None:
+def silence_ray_data() -> None:
     """No bars of Ray's from inside a worker."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
 
 
-def cache_line(train: Photographs, cluster: Cluster) -> str:
+def describe_cache(train: ImageSource, cluster: Cluster) -> str:
     """What is said of where the decoded photographs are."""
     size = len(train) * train.spec.size**2 * 3 / 2**20
     if train.blocks is not None:

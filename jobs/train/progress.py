@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.common.console import console, progress_bar
 from jobs.common.prometheus import TrainMetrics
 from jobs.train.scaling import CPUS_FOR_DATA
-from jobs.train.tracking import Tracker, lenient
+from jobs.train.tracking import Tracker, tolerate_errors
 from scalp_core.models.recipe import Recipe
 
 _PATIENCE_S = 60.0
@@ -34,7 +34,7 @@ class Notes(Protocol):
     def empty(self) -> bool: ...
 
 
-class FromController(UserCallback):
+class ControllerCallback(UserCallback):
     """Passes on, from Ray's controller, that workers were lost, and that a checkpoint is in storage."""
 
     def __init__(self, notes: Queue) -> None:
@@ -80,7 +80,7 @@ class Follower:
                 except Empty:
                     self._say_if_waiting()
                     continue
-                if not note:  # from `followed`, which is done
+                if not note:  # from `follow_progress`, which is done
                     continue
                 self._since = time.monotonic()
                 self._metrics.note(note)
@@ -100,7 +100,7 @@ class Follower:
             console.print(f"{where}, workers: {note['workers']}")
         elif "epoch_done" in note:
             console.print(_epoch_line(note["epoch_done"], self._epochs))
-            with lenient():
+            with tolerate_errors():
                 self._tracker.epoch(note["epoch_done"])
 
     def _say_if_waiting(self) -> None:
@@ -120,7 +120,7 @@ class Follower:
 
 
 @contextmanager
-def followed(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
+def follow_progress(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
     """A queue for the workers' notes, shown by a `Follower` while the block runs."""
     # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

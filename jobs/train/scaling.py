@@ -53,7 +53,7 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
     return fewest, most
 
 
-def room_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> Cluster:
+def wait_for_workers(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> Cluster:
     """The cluster when it has room for the fewest workers, for which one that grows may have to start nodes.
 
     Raises:
@@ -68,7 +68,7 @@ def room_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) 
     return connect()
 
 
-def scaling_for(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
+def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
     """Workers that this cluster can hold beside the data pipeline.
 
     Args:
@@ -99,7 +99,7 @@ def scaling_for(cluster: Cluster, workers: tuple[int, int] | None, device: Devic
     )
 
 
-def fewest_and_most(scaling: ScalingConfig) -> tuple[int, int]:
+def worker_range(scaling: ScalingConfig) -> tuple[int, int]:
     """What was asked for, whatever the cluster holds at this moment."""
     workers = scaling.num_workers
     return (workers, workers) if isinstance(workers, int) else workers

@@ -1,4 +1,4 @@
-"""The interface of trackers that follow a training run, and the scalars that they take."""
+"""The interface of experiment trackers, and the scalars that they receive."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _SCALARS = {
 
 
 class Tracker:
-    """Follows a run; this one writes nothing. What the others raise is `UserError`."""
+    """A tracker of a run; this base class writes nothing. Subclasses raise `UserError` on failure."""
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        """Takes the figures of one epoch, an entry of the history."""
+        """Record the metrics of one epoch, an entry of the history."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Takes the summary of a run that reached its end."""
+        """Record the summary of a finished run."""
 
     def close(self) -> None:
-        """Lets go of what is held, after `finish` or instead of it."""
+        """Release resources, after `finish` or without it."""
 
 
-def points(entry: dict[str, Any]) -> list[tuple[str, float, int]]:
-    """Name, value and step of all that one epoch's entry says: loss by step, then the figures by epoch."""
+def scalar_points(entry: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """List the name, value and step of an epoch's scalars: the loss per step, then the metrics."""
     losses, steps = entry["step_losses"], entry["steps"]
     first = (entry["epoch"] - 1) * steps
     by_step = [

@@ -1,4 +1,4 @@
-"""Where a training run is followed: in TensorBoard (`tensorboard --logdir RUN/tensorboard`) or in MLflow."""
+"""Experiment tracking of training runs: TensorBoard (`tensorboard --logdir RUN/tensorboard`) or MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from jobs.common.console import console
-from jobs.train.tracker import Tracker, points
+from jobs.train.tracker import Tracker, scalar_points
 from scalp_core import storage
 from scalp_core.errors import UserError
 
@@ -21,16 +21,16 @@ FOLDER = "tensorboard"
 
 
 @contextmanager
-def tracked(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[Tracker]:
-    """The tracker of a run, closed however the block ends.
+def open_tracker(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[Tracker]:
+    """Open the tracker of a run, and close it at the end of the block.
 
     Args:
-        tracking: which one.
-        run: the run's directory, local or `s3://`.
+        tracking: Kind of tracker.
+        run: Run directory, local or `s3://`.
         identity: `recipe`, `data_sha256` and `fold`, as in `run/run.json`, and `synthetic`.
 
     Raises:
-        UserError: MLflow is not installed, not named, or does not answer.
+        UserError: MLflow is not installed, its server is not set, or the server does not answer.
     """
     tracker = Tracker()
     if tracking == "tensorboard":
@@ -40,13 +40,13 @@ def tracked(tracking: Tracking, run: str, identity: dict[str, Any]) -> Iterator[
     try:
         yield tracker
     finally:
-        with lenient():
+        with tolerate_errors():
             tracker.close()
 
 
 @contextmanager
-def lenient() -> Iterator[None]:
-    """Says what a tracker cannot do, and goes on: the curves are no reason to stop a training."""
+def tolerate_errors() -> Iterator[None]:
+    """Print errors of a tracker instead of raising them: they must not stop a training."""
     try:
         yield
     except UserError as error:
@@ -64,25 +64,25 @@ def _mlflow(run: str, identity: dict[str, Any]) -> Tracker:
 
 
 class TensorBoard(Tracker):
-    """Writes each epoch's figures; a run that goes on adds a file to those before it.
+    """Write the metrics of each epoch for TensorBoard; a resumed run adds a file.
 
     Args:
-        run: the run's directory, local or `s3://`.
-        recipe: shown as text beside the curves.
+        run: Run directory, local or `s3://`.
+        recipe: Recipe, shown as text.
     """
 
     def __init__(self, run: str, recipe: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self._uri = storage.join(run, FOLDER)
-        # Written here and copied whole after each epoch: object storage has no files that grow.
+        # Written to a local folder and copied after each epoch: object storage cannot append to files.
         self._folder = tempfile.TemporaryDirectory(prefix="scalp-tracking-")
         self._writer: Any = SummaryWriter(self._folder.name)
         text = yaml.safe_dump(recipe, sort_keys=False)
         self._writer.add_text("recipe", f"    {text.replace(chr(10), chr(10) + '    ')}")
 
     def epoch(self, entry: dict[str, Any]) -> None:
-        for name, value, step in points(entry):
+        for name, value, step in scalar_points(entry):
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         for file in Path(self._folder.name).iterdir():

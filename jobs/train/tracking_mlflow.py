@@ -1,4 +1,4 @@
-"""Follows a training run in MLflow: its own variables name the server, the keys and the experiment."""
+"""Experiment tracking with MLflow, configured by MLflow's own environment variables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# MLflow reads these: it reports its use to its maker unless told not to, and asks a server that does not
-# answer again for minutes. Here what a server missed is sent later. Who sets the last two is heard.
+# MLflow reads these. By default it sends usage data to its maker, and retries an unavailable server for
+# minutes; this tracker sends missed epochs later instead. Users may override the last two.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from jobs.common.console import console, read_json, write_json
-from jobs.train.tracker import Tracker, points
+from jobs.train.tracker import Tracker, scalar_points
 from scalp_core import storage
 from scalp_core.bundles.bundle import CARD_FILE
 from scalp_core.errors import UserError
@@ -38,15 +38,15 @@ _SECONDS_BETWEEN_TRIES = 60.0
 
 
 class MLflow(Tracker):
-    """Sends each epoch's figures to one MLflow run; the same RUN again goes on with it.
+    """Send the metrics of each epoch to an MLflow run, which a resumed training continues.
 
     Args:
-        run: the run's directory, local or `s3://`; `mlflow.json` in it holds the id of the MLflow run.
-        identity: `recipe` and `fold`, logged as parameters; `data_sha256` and `synthetic` (the data hold
-            images of `scalp synth`), logged as tags.
+        run: Run directory, local or `s3://`; its `mlflow.json` has the id of the MLflow run.
+        identity: `recipe` and `fold`, logged as parameters; `data_sha256` and `synthetic` (whether the data
+            contain images of `scalp synth`), logged as tags.
 
     Raises:
-        UserError: no server is named, or it does not answer, or it does not take the run.
+        UserError: The server is not set, does not answer, or rejects the run.
     """
 
     def __init__(self, run: str, identity: dict[str, Any]) -> None:
@@ -56,19 +56,19 @@ class MLflow(Tracker):
             )
         self._run = run
         self._entries: list[dict[str, Any]] = []
-        self._there: set[int] | None = None  # epochs that MLflow has; None when that must be asked
+        self._sent: set[int] | None = None  # epochs that MLflow has; None: request them
         self._next_try = 0.0
         self._ended = False
-        with _explained():
+        with _as_user_error():
             self._client = MlflowClient()
-            begun = self._open().info
-            self._id = begun.run_id
+            info = self._open().info
+            self._id = info.run_id
             self._describe(identity)
-        # Beside the other files of this run, so that nothing of it is lost when the driver is.
+        # In the run directory, so that it outlives the driver.
         write_json(storage.join(run, RUN_FILE), {"run_id": self._id})
         server = _without_password(os.environ[_SERVER]).rstrip("/")
         if server.startswith("http"):
-            console.print(f"MLflow: {server}/#/experiments/{begun.experiment_id}/runs/{self._id}")
+            console.print(f"MLflow: {server}/#/experiments/{info.experiment_id}/runs/{self._id}")
 
     def epoch(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)
@@ -77,14 +77,14 @@ class MLflow(Tracker):
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._ended = True
-        # The whole history: epochs that MLflow missed while it was away, or that a killed driver never sent.
+        # The whole history: MLflow may have missed epochs while it was unavailable or after a killed driver.
         self._send(summary["history"])
         scores = {"best_epoch": summary["best_epoch"], "temperature": summary["temperature"]}
         scores |= {
             name: score for name, score in summary["validation"].items() if isinstance(score, int | float)
         }
         tag = RunTag("scalp.model_version", summary["model_version"])
-        with _explained():
+        with _as_user_error():
             metrics = _metrics((f"bundle/{name}", score, 0) for name, score in scores.items())
             self._client.log_batch(self._id, metrics, tags=[tag])
             self._client.set_terminated(self._id, "FINISHED")
@@ -92,14 +92,14 @@ class MLflow(Tracker):
 
     def close(self) -> None:
         if not self._ended:
-            with _explained():
+            with _as_user_error():
                 self._client.set_terminated(self._id, "FAILED")
 
     def _open(self) -> Run:
-        """A new MLflow run, or the one that this run began."""
+        """Open the MLflow run of this training, or create one."""
         file = storage.join(self._run, RUN_FILE)
         if known := read_json(file):
-            with _explained(f"; restore this MLflow run, or remove {file} to begin another"):
+            with _as_user_error(f"; restore this MLflow run, or move {file} away to create another"):
                 self._client.update_run(known["run_id"], status="RUNNING")
                 return self._client.get_run(known["run_id"])
         experiment = mlflow.set_experiment(os.environ.get(_EXPERIMENT) or "scalp")
@@ -120,19 +120,19 @@ class MLflow(Tracker):
         )
 
     def _send(self, entries: list[dict[str, Any]]) -> None:
-        """Sends the epochs that MLflow does not have, each in one request."""
-        there, self._there = self._there, None  # an answer that got lost leaves open what arrived
+        """Send the epochs that MLflow lacks, one request per epoch."""
+        sent, self._sent = self._sent, None  # after a failure it is unknown what arrived
         self._next_try = time.monotonic() + _SECONDS_BETWEEN_TRIES
-        with _explained():
-            if there is None:
-                # The last point of an epoch: where it is, all are.
-                last = points(entries[-1])[-1][0]
-                there = {metric.step for metric in self._client.get_metric_history(self._id, last)}
+        with _as_user_error():
+            if sent is None:
+                # If MLflow has the last point of an epoch, it has all of them.
+                last = scalar_points(entries[-1])[-1][0]
+                sent = {metric.step for metric in self._client.get_metric_history(self._id, last)}
             for entry in entries:
-                if entry["epoch"] not in there:
-                    self._client.log_batch(self._id, _metrics(points(entry)))
-                    there.add(entry["epoch"])
-        self._there, self._next_try = there, 0.0
+                if entry["epoch"] not in sent:
+                    self._client.log_batch(self._id, _metrics(scalar_points(entry)))
+                    sent.add(entry["epoch"])
+        self._sent, self._next_try = sent, 0.0
 
     def _send_files(self) -> None:
         with tempfile.TemporaryDirectory(prefix="scalp-tracking-") as folder:
@@ -141,33 +141,33 @@ class MLflow(Tracker):
             self._client.log_artifacts(self._id, folder)
 
 
-def _metrics(figures: Iterable[tuple[str, float, int]]) -> list[Metric]:
+def _metrics(scalars: Iterable[tuple[str, float, int]]) -> list[Metric]:
     now = time.time_ns() // 1_000_000
-    return [Metric(name, value, now, step) for name, value, step in figures]
+    return [Metric(name, value, now, step) for name, value, step in scalars]
 
 
 def _without_password(text: str) -> str:
-    """An address may have one before its host."""
+    """Remove credentials from URLs in a text."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 @contextmanager
-def _explained(way_out: str = "") -> Iterator[None]:
-    """Turns what MLflow raises inside the block into one line with the way out."""
+def _as_user_error(hint: str = "") -> Iterator[None]:
+    """Convert MLflow's exceptions in the block to `UserError` with advice."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # MLflow's own kind, or whatever the store behind it raises
-        message = f"MLflow at {os.environ[_SERVER]}: {_advice(error, way_out)}"
+    except Exception as error:  # of MLflow, or of any store that it uses
+        message = f"MLflow at {os.environ[_SERVER]}: {_advice(error, hint)}"
         raise UserError(_without_password(message)) from error
 
 
-def _advice(error: Exception, way_out: str) -> str:
+def _advice(error: Exception, hint: str) -> str:
     text = str(error)
     if re.search(r"error code 40[13]", text):
         keys = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        return f"it refused the key; set {keys}"
+        return f"it rejected the credentials; set {keys}"
     if text.startswith("API request"):
-        return f"it does not answer; check {_SERVER}, the server and the network, or take another --tracking"
-    return textwrap.shorten(text, 700, placeholder=" …") + way_out
+        return f"it does not answer; check {_SERVER}, the server and the network, or use another --tracking"
+    return textwrap.shorten(text, 700, placeholder=" …") + hint

@@ -36,7 +36,7 @@ class _Trainer(TorchTrainer):
         return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
 
 
-def diverged(result: Result) -> str | None:
+def divergence_message(result: Result) -> str | None:
     """The line for a user if the loss was not finite, which ended the training; None if it went well."""
     if result.return_value is None:
         return None
@@ -46,7 +46,7 @@ def diverged(result: Result) -> str | None:
     )
 
 
-def trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
+def make_trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
     """The trainer, which goes on from the checkpoints that `run` holds.
 
     Args:

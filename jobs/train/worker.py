@@ -21,7 +21,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.queue import Queue
 from torch import nn
 
-from jobs.train.ingest import Photographs, quiet_data, training_batches, validation_batches
+from jobs.train.ingest import ImageSource, silence_ray_data, training_batches, validation_batches
 from scalp_core import storage
 from scalp_core.bundles.bundle import WEIGHTS_FILE, serialize_weights
 from scalp_core.evaluation import metrics
@@ -56,7 +56,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
         Ray try again what ends in the same way.
 
     Args:
-        config: `recipe` (as a dict), `train` and `val` (`Photographs`), `grade_counts` of the training part,
+        config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training part,
             `initial_weights` (uri of safetensors), `batch_norm` (of `Recipe.resolve_batch_norm` the most
             workers), `notes` (queue to the driver), and `trainings` where
             more than one run at once.
@@ -70,11 +70,11 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
 class _Worker:
     def __init__(self, config: dict[str, Any]) -> None:
-        quiet_data()
+        silence_ray_data()
         _keep_freed_memory()
         self.recipe = recipe = Recipe(**config["recipe"])
-        self.train: Photographs = config["train"]
-        self.val: Photographs = config["val"]
+        self.train: ImageSource = config["train"]
+        self.val: ImageSource = config["val"]
         self.spec = self.train.spec
         self.notes: Queue = config["notes"]
         self.trainings: int = config.get("trainings", 1)

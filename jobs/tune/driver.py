@@ -21,10 +21,10 @@ from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, 
 from jobs.common.preflight import check_nodes, examples
 from jobs.data.tasks import RETRY_TIMEOUT_S
 from jobs.train.driver import IDENTITY_FILE, check_batch_norm, check_batches, check_identity
-from jobs.train.ingest import Photographs, cache_line, cache_room, cached
-from jobs.train.scaling import CPUS_FOR_DATA, fewest_and_most, room_for, scaling_for
+from jobs.train.ingest import ImageSource, cache_budget, cache_images, describe_cache
+from jobs.train.scaling import CPUS_FOR_DATA, plan_scaling, wait_for_workers, worker_range
 from jobs.tune.results import BEST_FILE, show_trials, write_results
-from jobs.tune.trials import Plan, Records, Trial, asha, load_trials, run_trial, work_folder
+from jobs.tune.trials import Plan, Trial, TrialRecorder, load_trials, make_asha, run_trial, work_folder
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
@@ -36,7 +36,7 @@ from scalp_core.models.search_space import Space, sample_trials, with_settings
 from scalp_core.storage import outputs
 
 if TYPE_CHECKING:
-    from jobs.train.start import Start
+    from jobs.train.initial_state import InitialState
 
 KIND = "tune"
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -91,8 +91,8 @@ def tune(
     recipes = {
         number: with_settings(recipe, settings, f"trial {number}") for number, settings in enumerate(drawn, 1)
     }
-    cluster = room_for(connect(), (workers, workers), device)
-    scaling = scaling_for(cluster, (workers, workers), device)
+    cluster = wait_for_workers(connect(), (workers, workers), device)
+    scaling = plan_scaling(cluster, (workers, workers), device)
     for each in recipes.values():
         check_batches(each, parts["train"].num_rows, scaling)
     starts = _starts(list(recipes.values()), storage.join(out, outputs.SCRATCH_FOLDER))
@@ -146,14 +146,14 @@ def _start_key(recipe: Recipe) -> tuple[Any, ...]:
     return recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.resize
 
 
-def _starts(recipes: list[Recipe], work: str) -> dict[tuple[Any, ...], Start]:
+def _starts(recipes: list[Recipe], work: str) -> dict[tuple[Any, ...], InitialState]:
     """First weights and preprocessing, once for all trials that share them; a resumed search fetches none."""
     # PyTorch and timm take seconds: mistakes that need neither are told before.
-    from jobs.train.start import first_start, saved_start
+    from jobs.train.initial_state import load_initial_state, make_initial_state
 
     different = {_start_key(each): each for each in recipes}
     return {
-        key: saved_start(_start_folder(work, number)) or first_start(recipe)
+        key: load_initial_state(_start_folder(work, number)) or make_initial_state(recipe)
         for number, (key, recipe) in enumerate(different.items())
     }
 
@@ -188,7 +188,7 @@ def _opening(
         f"({workers} and {CPUS_FOR_DATA} CPUs for data each; Ray has {have})",
         f"varied: {', '.join(space)}; from epoch {grace} on, ASHA stops what is not among the best third",
     ]
-    if over := sum(trial.over for trial in trials.values()):
+    if over := sum(trial.is_over for trial in trials.values()):
         lines.append(f"going on: {over} of {len(trials)} trials are over already")
     return lines
 
@@ -196,7 +196,7 @@ def _opening(
 def _search(
     output: outputs.Output,
     recipes: dict[int, Recipe],
-    starts: dict[tuple[Any, ...], Start],
+    starts: dict[tuple[Any, ...], InitialState],
     parts: dict[str, pa.Table],
     trials: dict[int, Trial],
     cluster: Cluster,
@@ -209,15 +209,15 @@ def _search(
     Raises:
         UserError: every trial failed.
     """
-    over, left = [each for each in trials.values() if each.over], _left(trials)
+    over, left = [each for each in trials.values() if each.is_over], _left(trials)
     epochs = recipes[1].epochs
     if left:
         photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
         work = output.scratch
         plans = _plans(work, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
         with progress_bar("epochs", epochs * len(trials)) as bar, storage.retry_timeout(RETRY_TIMEOUT_S):
-            records = Records(output.uri, work, trials, epochs, bar)
-            _run(work, plans, records, asha(epochs, grace, over), at_once)
+            records = TrialRecorder(output.uri, work, trials, epochs, bar)
+            _run(work, plans, records, make_asha(epochs, grace, over), at_once)
         del kept
     if unfinished := sum(trial.status in ("waiting", "running") for trial in trials.values()):
         raise UserError(f"Ray Tune ended with {unfinished} trials to go; the same command goes on with them")
@@ -230,42 +230,42 @@ def _search(
 
 def _left(trials: dict[int, Trial]) -> list[int]:
     """Those to run, what was begun before first."""
-    left = [trial for trial in trials.values() if not trial.over]
+    left = [trial for trial in trials.values() if not trial.is_over]
     return [trial.number for trial in sorted(left, key=lambda trial: (not trial.history, trial.number))]
 
 
 def _photographs(
     specs: list[Preprocess], parts: dict[str, pa.Table], cluster: Cluster
-) -> tuple[dict[tuple[int, str], dict[str, Photographs]], list[Dataset | None]]:
+) -> tuple[dict[tuple[int, str], dict[str, ImageSource]], list[Dataset | None]]:
     """Decoded once for all trials of one size and fit; with the datasets to keep for as long as they run."""
     different = {(spec.size, spec.resize): spec for spec in specs}
-    room = cache_room() // len(different)
-    found: dict[tuple[int, str], dict[str, Photographs]] = {}
+    room = cache_budget() // len(different)
+    found: dict[tuple[int, str], dict[str, ImageSource]] = {}
     kept = []
     for key, spec in different.items():
-        val, kept_val = cached(parts["val"], spec, room // 4)
-        train, kept_train = cached(parts["train"], spec, room * 3 // 4)
+        val, kept_val = cache_images(parts["val"], spec, room // 4)
+        train, kept_train = cache_images(parts["train"], spec, room * 3 // 4)
         found[key] = {"train": train, "val": val}
         kept += [kept_val, kept_train]
-        console.print(f"{spec.size} px: {cache_line(train, cluster)}")
+        console.print(f"{spec.size} px: {describe_cache(train, cluster)}")
     return found, kept
 
 
 def _plans(
     work: str,
     recipes: dict[int, Recipe],
-    starts: dict[tuple[Any, ...], Start],
-    photographs: dict[tuple[int, str], dict[str, Photographs]],
+    starts: dict[tuple[Any, ...], InitialState],
+    photographs: dict[tuple[int, str], dict[str, ImageSource]],
     trials: dict[int, Trial],
     scaling: ScalingConfig,
     at_once: int,
 ) -> dict[int, Plan]:
-    from jobs.train.start import initial_uri, save_start
+    from jobs.train.initial_state import initial_uri, save_initial_state
 
     weights = {}
     for number, (key, start) in enumerate(starts.items()):
         folder = _start_folder(work, number)
-        save_start(folder, start)
+        save_initial_state(folder, start)
         weights[key] = initial_uri(folder)
     plans = {}
     for number, recipe in recipes.items():
@@ -279,7 +279,7 @@ def _plans(
             "recipe": recipe.model_dump(),
             "grade_counts": np.bincount(own["train"].labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": weights[_start_key(recipe)],
-            "batch_norm": recipe.resolve_batch_norm(fewest_and_most(scaling)[1]),
+            "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
             "trainings": at_once,
         }
         folder = work_folder(work, trials[number])
@@ -290,7 +290,7 @@ def _plans(
 def _run(
     work: str,
     plans: dict[int, Plan],
-    records: Records,
+    records: TrialRecorder,
     scheduler: ASHAScheduler,
     at_once: int,
 ) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jobs.common import provenance
 from jobs.common.console import console, now
-from jobs.tune.trials import METRIC, Trial, in_words
+from jobs.tune.trials import METRIC, Trial, format_settings
 from scalp_core import storage
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures
@@ -113,7 +113,7 @@ def show_trials(trials: dict[int, Trial]) -> None:
     for place, trial in enumerate(_ranked(trials)):
         row = _row(trial)
         metrics = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("val_qwk", "val_top1"))
-        remarks = "; ".join(filter(None, (in_words(trial.settings), trial.reason)))
+        remarks = "; ".join(filter(None, (format_settings(trial.settings), trial.reason)))
         cells = (
             str(trial.number),
             *metrics,

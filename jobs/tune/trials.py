@@ -58,7 +58,7 @@ class Trial:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether it needs no more training; a failed one is tried again by the next run."""
         return self.status in ("finished", "stopped")
 
@@ -95,7 +95,7 @@ class Plan:
     history: list[dict[str, Any]]
 
 
-class _Unheard:
+class _DiscardedNotes:
     """In place of the queue of notes: a search shows epochs, not steps."""
 
     def put_nowait(self, note: dict[str, Any]) -> None:
@@ -108,13 +108,14 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
     Raises:
         RuntimeError: training failed; the message is the reason in one line.
     """
-    from jobs.train.trainer import diverged, trainer  # PyTorch, which the process that searches does without
+    # Imports PyTorch, which the driver of the search does not need.
+    from jobs.train.trainer import divergence_message, make_trainer
 
     plan = plans[config["trial"]]
     for entry in plan.history:
         tune.report(entry)
-    training = trainer(
-        plan.config | {"notes": _Unheard()},
+    training = make_trainer(
+        plan.config | {"notes": _DiscardedNotes()},
         plan.folder,
         plan.scaling,
         checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -125,11 +126,11 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
         result = training.fit()
     except TrainingFailedError as error:
         raise RuntimeError(str(error).strip().splitlines()[-1]) from None
-    if reason := diverged(result):
+    if reason := divergence_message(result):
         raise RuntimeError(reason)
 
 
-def asha(epochs: int, grace: int, over: list[Trial]) -> ASHAScheduler:
+def make_asha(epochs: int, grace: int, over: list[Trial]) -> ASHAScheduler:
     """Stops after `grace` epochs, and after each three times as many, what is not among the best third.
 
     Args:
@@ -162,7 +163,7 @@ def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
             trial = Trial(**known | {"settings": rename_old_keys(known["settings"])})
             if trial.settings != settings:
                 raise UserError(f"{_record(out, trial)} is of another trial; choose another OUT")
-            if not trial.over:
+            if not trial.is_over:
                 trial.status, trial.reason = "waiting", ""
         trials.append(trial)
     return trials
@@ -177,7 +178,7 @@ def work_folder(work: str, trial: Trial) -> str:
     return storage.join(work, trial.label)
 
 
-class Records(Callback):
+class TrialRecorder(Callback):
     """Keeps what the trials report, and shows it: the bar, and a line for each that ends.
 
     Args:
@@ -225,7 +226,7 @@ class Records(Callback):
         own = self._trials[trial.config["trial"]]
         own.status, own.reason = "failed", _reason(Path(trial.error_file).read_text())
         self._keep(own)
-        console.print(f"trial {own.number} failed: {own.reason}  ({in_words(own.settings)})")
+        console.print(f"trial {own.number} failed: {own.reason}  ({format_settings(own.settings)})")
 
     def on_step_end(self, **_: Any) -> None:
         if time.monotonic() - self._freed > _FREE_EVERY_S:
@@ -238,7 +239,7 @@ class Records(Callback):
 
     def _show(self) -> None:
         done = sum(
-            self._epochs if trial.over or trial.status == "failed" else len(trial.history)
+            self._epochs if trial.is_over or trial.status == "failed" else len(trial.history)
             for trial in self._trials.values()
         )
         running = sum(trial.status == "running" for trial in self._trials.values())
@@ -249,11 +250,11 @@ class Records(Callback):
 
 def _told(trial: Trial) -> str:
     if trial.best is None:
-        return in_words(trial.settings)
-    return f"QWK {trial.best[METRIC]:.3f}  ({in_words(trial.settings)})"
+        return format_settings(trial.settings)
+    return f"QWK {trial.best[METRIC]:.3f}  ({format_settings(trial.settings)})"
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
+def format_settings(settings: Mapping[str, Any]) -> str:
     """`learning_rate 0.001, loss corn`."""
     shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
     return ", ".join(f"{key} {value}" for key, value in shown.items())

@@ -7,7 +7,7 @@ from cluster.local import Cluster
 from jobs.common.prometheus import TrainMetrics
 from jobs.train import progress
 from jobs.train.progress import Follower
-from jobs.train.scaling import ElasticScaling, scaling_for
+from jobs.train.scaling import ElasticScaling, plan_scaling
 from scalp_core.errors import UserError
 
 
@@ -31,7 +31,7 @@ def resources(monkeypatch, cpus: int, gpus: int = 0) -> None:
 )
 def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, most):
     resources(monkeypatch, cpus, gpus)
-    scaling = scaling_for(cluster(cpus, gpus), (1, 8), "auto")
+    scaling = plan_scaling(cluster(cpus, gpus), (1, 8), "auto")
     assert isinstance(scaling, ElasticScaling)
     assert (scaling.min_workers, scaling.max_workers) == (1, most)
     resources(monkeypatch, 128, gpus)  # nodes have joined
@@ -42,7 +42,7 @@ def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, 
 
 def test_what_the_cluster_cannot_hold_is_refused_with_what_it_can():
     with pytest.raises(UserError, match="use --workers 4"):
-        scaling_for(cluster(6), (5, 8), "cpu")
+        plan_scaling(cluster(6), (5, 8), "cpu")
 
 
 class Silence:

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.train import tracking_mlflow
-from jobs.train.tracking import lenient, tracked
+from jobs.train.tracking import open_tracker, tolerate_errors
 from scalp_core.errors import UserError
 from tests.support.mlflow_api import mlflow_server
 from tests.support.ports import free_port
@@ -85,7 +85,7 @@ def series(store, run_id, name):
 
 
 def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
-    with tracked("mlflow", run, IDENTITY) as tracker:
+    with open_tracker("mlflow", run, IDENTITY) as tracker:
         tracker.epoch(entry(1))
         tracker.epoch(entry(2))
         [running] = runs(mlflow)
@@ -108,13 +108,13 @@ def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
 
 
 def test_a_run_that_goes_on_is_one_run_and_has_each_epoch_once(mlflow, run):
-    with pytest.raises(KeyboardInterrupt), tracked("mlflow", run, IDENTITY) as tracker:
+    with pytest.raises(KeyboardInterrupt), open_tracker("mlflow", run, IDENTITY) as tracker:
         tracker.epoch(entry(1))
         tracker.epoch(entry(2))
         raise KeyboardInterrupt
     [stopped] = runs(mlflow)
     assert stopped.info.status == "FAILED"
-    with tracked("mlflow", run, IDENTITY) as tracker:
+    with open_tracker("mlflow", run, IDENTITY) as tracker:
         [again] = runs(mlflow)
         assert (again.info.run_id, again.info.status) == (stopped.info.run_id, "RUNNING")
         tracker.epoch(entry(2))  # its checkpoint was lost, so it was done again
@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_is_one_run_and_has_each_epoch_once(mlflow, run):
 def test_another_run_is_another_run_in_the_experiment_that_is_named(mlflow, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "clinic")
     for folder in (run, str(tmp_path / "other")):
-        with tracked("mlflow", folder, IDENTITY):
+        with open_tracker("mlflow", folder, IDENTITY):
             pass
     assert {each.info.run_name for each in runs(mlflow, "clinic")} == {"run", "other"}
     assert not runs(mlflow)
@@ -142,7 +142,7 @@ def test_a_server_that_goes_away_gets_all_when_it_is_back(run, port, tmp_path, m
     with mlflow_server(folder, port):
         tracker = tracking_mlflow.MLflow(run, IDENTITY)
         tracker.epoch(entry(1))
-    with lenient():
+    with tolerate_errors():
         tracker.epoch(entry(2))
     assert "not tracked: MLflow at" in capsys.readouterr().out
     with mlflow_server(folder, port) as mlflow:
@@ -154,9 +154,9 @@ def test_a_server_that_goes_away_gets_all_when_it_is_back(run, port, tmp_path, m
 def test_a_training_that_ends_while_the_server_is_away_ends_well(run, port, tmp_path, capsys):
     with mlflow_server(tmp_path / "server", port):
         tracker = tracking_mlflow.MLflow(run, IDENTITY)
-    with lenient():
+    with tolerate_errors():
         tracker.finish(summary(2))
-    with lenient():
+    with tolerate_errors():
         tracker.close()
     assert capsys.readouterr().out.count("not tracked") == 1
 
@@ -198,7 +198,7 @@ def test_a_server_that_does_not_answer_is_told_before_anything_is_written(listen
 
 def test_a_server_that_wants_a_key_is_told_it_or_said_to_want_it(run, port, tmp_path, monkeypatch):
     with mlflow_server(tmp_path / "server", port, key="me:secret") as mlflow:
-        with pytest.raises(UserError, match="it refused the key; set MLFLOW_TRACKING_USERNAME and"):
+        with pytest.raises(UserError, match="it rejected the credentials; set MLFLOW_TRACKING_USERNAME and"):
             tracking_mlflow.MLflow(run, IDENTITY)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
@@ -207,10 +207,12 @@ def test_a_server_that_wants_a_key_is_told_it_or_said_to_want_it(run, port, tmp_
 
 
 def test_a_run_that_mlflow_no_longer_has_is_refused_with_the_way_out(mlflow, run):
-    with tracked("mlflow", run, IDENTITY):
+    with open_tracker("mlflow", run, IDENTITY):
         pass
     Path(run, "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
-    with pytest.raises(UserError, match=r"not found.*; restore this MLflow run, or remove .*run/mlflow.json"):
+    with pytest.raises(
+        UserError, match=r"not found.*; restore this MLflow run, or move .*run/mlflow.json away"
+    ):
         tracking_mlflow.MLflow(run, IDENTITY)
 
 
@@ -218,12 +220,15 @@ def test_what_is_missing_is_named(run, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with (
         pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to MLflow's address"),
-        tracked("mlflow", run, IDENTITY),
+        open_tracker("mlflow", run, IDENTITY),
     ):
         pass
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.delitem(sys.modules, "jobs.train.tracking_mlflow")
-    with pytest.raises(UserError, match=r"pip install 'scalp\[mlflow\]'"), tracked("mlflow", run, IDENTITY):
+    with (
+        pytest.raises(UserError, match=r"pip install 'scalp\[mlflow\]'"),
+        open_tracker("mlflow", run, IDENTITY),
+    ):
         pass
 
 

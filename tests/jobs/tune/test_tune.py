@@ -8,7 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from jobs.common.console import write_json
 from jobs.train.driver import IDENTITY_FILE, check_identity
-from jobs.tune.trials import Trial, _reason, asha, load_trials
+from jobs.tune.trials import Trial, _reason, load_trials, make_asha
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import Recipe
 
@@ -26,11 +26,12 @@ def decision(scheduler, epoch, qwk):
 
 def test_trials_that_are_over_count_for_those_to_come():
     over = [Trial(number, {}, "finished", "", [entry(2, 0.2 * number)]) for number in (1, 2, 3)]
-    assert decision(asha(6, 2, []), 2, 0.1) == TrialScheduler.CONTINUE
-    assert decision(asha(6, 2, over), 2, 0.1) == TrialScheduler.STOP
-    assert decision(asha(6, 2, over), 1, 0.1) == TrialScheduler.CONTINUE  # every trial gets the first epochs
-    assert decision(asha(6, 2, over), 2, 0.7) == TrialScheduler.CONTINUE
-    assert decision(asha(6, 2, over), 6, 0.7) == TrialScheduler.STOP  # it is through
+    assert decision(make_asha(6, 2, []), 2, 0.1) == TrialScheduler.CONTINUE
+    assert decision(make_asha(6, 2, over), 2, 0.1) == TrialScheduler.STOP
+    # Each trial gets the first epochs.
+    assert decision(make_asha(6, 2, over), 1, 0.1) == TrialScheduler.CONTINUE
+    assert decision(make_asha(6, 2, over), 2, 0.7) == TrialScheduler.CONTINUE
+    assert decision(make_asha(6, 2, over), 6, 0.7) == TrialScheduler.STOP  # it is through
 
 
 def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):

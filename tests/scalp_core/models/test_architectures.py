@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from jobs.train.driver import check_batch_norm
-from jobs.train.start import first_start
+from jobs.train.initial_state import make_initial_state
 from scalp_core.errors import UserError
 from scalp_core.inference import torch_runtime
 from scalp_core.inference.torch_runtime import TorchRuntime
@@ -46,8 +46,8 @@ TESTED = CONVOLUTIONAL | ATTENTION
 
 @pytest.mark.parametrize(("architecture", "size"), TESTED.items())
 def test_first_weights_become_a_bundle(architecture, size):
-    start = first_start(Recipe(architecture=architecture, weights="none", size=size))
-    heat_maps = not any("no heat maps" in note for note in start.notes)
+    start = make_initial_state(Recipe(architecture=architecture, weights="none", size=size))
+    heat_maps = not any("has no heatmaps" in note for note in start.notes)
     assert heat_maps == (architecture in CONVOLUTIONAL)
 
 
@@ -60,7 +60,7 @@ def test_the_docs_list_the_tested_architectures():
 @pytest.mark.parametrize("architecture", ["deit_tiny_distilled_patch16_224", "levit_128s"])
 def test_two_heads_with_corn_are_refused_in_one_line(architecture):
     with pytest.raises(UserError, match="loss corn needs one head"):
-        first_start(Recipe(architecture=architecture, weights="none", loss="corn"))
+        make_initial_state(Recipe(architecture=architecture, weights="none", loss="corn"))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_two_heads_with_corn_are_refused_in_one_line(architecture):
 )
 def test_a_size_that_does_not_suit_an_architecture_is_refused(architecture, reason):
     with pytest.raises(UserError, match=reason):
-        first_start(Recipe(architecture=architecture, weights="none", size=33))
+        make_initial_state(Recipe(architecture=architecture, weights="none", size=33))
 
 
 def test_an_architecture_that_fails_at_the_end_is_refused_at_the_start(monkeypatch):
@@ -81,7 +81,7 @@ def test_an_architecture_that_fails_at_the_end_is_refused_at_the_start(monkeypat
 
     monkeypatch.setattr("openvino.convert_model", failing)
     with pytest.raises(UserError, match=r"test_resnet at 64 px cannot become a bundle.*an operation is unkn"):
-        first_start(Recipe(architecture="test_resnet", weights="none", size=64))
+        make_initial_state(Recipe(architecture="test_resnet", weights="none", size=64))
 
 
 def test_a_failure_to_fold_is_a_warning(monkeypatch, caplog):
@@ -119,7 +119,7 @@ def test_weights_that_share_a_tensor_are_serialized():
 
 def test_a_setting_of_batch_normalization_needs_batch_normalization():
     recipe = Recipe(architecture="test_convnext", weights="none", size=64)
-    has_batch_norm = first_start(recipe).batch_norm
+    has_batch_norm = make_initial_state(recipe).batch_norm
     check_batch_norm(recipe, has_batch_norm)
     with pytest.raises(UserError, match=r"batch_norm \(sync\) has no effect with.*test_convnext.*auto"):
         check_batch_norm(recipe.model_copy(update={"batch_norm": "sync"}), has_batch_norm)

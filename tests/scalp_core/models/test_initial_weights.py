@@ -5,7 +5,7 @@ import safetensors.torch
 import timm
 import torch
 
-from jobs.train.start import Start, save_start, saved_start
+from jobs.train.initial_state import InitialState, load_initial_state, save_initial_state
 from jobs.tune import driver as tune
 from scalp_core import storage
 from scalp_core.bundles.bundle import InitialWeights, serialize_weights
@@ -179,17 +179,17 @@ def test_from_scratch_the_seed_decides():
 
 def test_a_resumed_run_takes_the_first_weights_that_it_kept(tmp_path):
     record = InitialWeights(source="imagenet", tensors=9, taken=7, url="https://example.org/w.pth")
-    start = Start(b"weights", record, Preprocess(size=64), True, ["no heat maps"])
-    assert saved_start(str(tmp_path)) is None
-    save_start(str(tmp_path), start)
-    assert saved_start(str(tmp_path)) == start
+    start = InitialState(b"weights", record, Preprocess(size=64), True, ["has no heatmaps"])
+    assert load_initial_state(str(tmp_path)) is None
+    save_initial_state(str(tmp_path), start)
+    assert load_initial_state(str(tmp_path)) == start
     (tmp_path / "initial.safetensors").write_bytes(b"damaged")
-    assert saved_start(str(tmp_path)) is None
+    assert load_initial_state(str(tmp_path)) is None
 
 
 def test_a_resumed_search_fetches_no_first_weights_again(tmp_path, monkeypatch):
-    start = Start(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
+    start = InitialState(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
     recipe = Recipe(architecture="test_resnet", size=64)
-    save_start(tune._start_folder(str(tmp_path), 0), start)
-    monkeypatch.setattr("jobs.train.start.first_start", lambda _: pytest.fail("fetched again"))
+    save_initial_state(tune._start_folder(str(tmp_path), 0), start)
+    monkeypatch.setattr("jobs.train.initial_state.make_initial_state", lambda _: pytest.fail("fetched again"))
     assert tune._starts([recipe, recipe], str(tmp_path)) == {tune._start_key(recipe): start}

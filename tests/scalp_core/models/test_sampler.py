@@ -5,7 +5,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from jobs.train.ingest import _LoadShare
+from jobs.train.ingest import _LoadRankBatch
 from scalp_core.images import augment
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import X4, EpochSettings, RankBatch, images_per_epoch, plan_epoch
@@ -111,7 +111,7 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", lambda seed: draws.append(seed.spawn_key) or draw(seed))
     seen = []
     for block in range(2 * blocks):
-        load = _LoadShare(Source(), order, RankBatch(0, 1, 32), first_epoch=1)
+        load = _LoadRankBatch(Source(), order, RankBatch(0, 1, 32), first_epoch=1)
         seen.append(load({"id": np.arange(block * 64, (block + 1) * 64)})["label"])
     assert draws == [(Purpose.ORDER, 1), (Purpose.ORDER, 2)]
     plans = np.concatenate([plan_epoch(labels, order, epoch).rows for epoch in (1, 2)])

@@ -1,4 +1,4 @@
-"""First weights of a run, and the check before its first epoch that they can become a bundle."""
+"""The initial state of a run: initial weights, and a check that they can become a bundle."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
 
 if TYPE_CHECKING:
-    import torch  # takes seconds: mistakes that need none are reported before
+    import torch  # takes seconds to import: mistakes that do not need it are reported before
 
 _WEIGHTS_FILE, _RECORD_FILE = "initial.safetensors", "initial.json"
-_IMAGES = 2  # the fewest that batch normalization takes in training
+_IMAGES = 2  # minimum of batch normalization in training
 
 
-class Start(NamedTuple):
-    """First weights of a training.
+class InitialState(NamedTuple):
+    """Initial weights of a training, with their preprocessing.
 
     Args:
-        weights: serialized as safetensors.
-        record: their origin.
-        spec: preprocessing that belongs to them.
-        batch_norm: whether the architecture has batch normalization.
-        notes: lines about the architecture's limits, for the opening.
+        weights: Weights, serialized as safetensors.
+        record: Origin of the weights.
+        spec: Preprocessing of the weights.
+        batch_norm: Whether the architecture has batch normalization.
+        notes: Messages about limits of the architecture, printed at the start.
     """
 
     weights: bytes
@@ -53,11 +53,11 @@ class Start(NamedTuple):
     notes: list[str]
 
 
-def first_start(recipe: Recipe) -> Start:
-    """Load the first weights of a recipe, and check that they can become a bundle.
+def make_initial_state(recipe: Recipe) -> InitialState:
+    """Load the initial weights of a recipe, and check that they can become a bundle.
 
     Raises:
-        UserError: the weights are unavailable or do not fit, or the architecture cannot be served.
+        UserError: The weights are unavailable or do not fit, or the architecture cannot be served.
     """
     from scalp_core.models.architecture import preprocess_for
     from scalp_core.models.batch_norm import has_batch_norm
@@ -67,18 +67,18 @@ def first_start(recipe: Recipe) -> Start:
     spec = preprocess_for(model, recipe.size, recipe.resize)
     weights = serialize_weights(model.state_dict())
     notes = check_servable(recipe, spec, model, weights)
-    return Start(weights, record, spec, has_batch_norm(model), notes)
+    return InitialState(weights, record, spec, has_batch_norm(model), notes)
 
 
-def saved_start(run: str) -> Start | None:
-    """The first weights that an earlier attempt at this run kept, or None: a resumed run fetches nothing."""
+def load_initial_state(run: str) -> InitialState | None:
+    """Load the initial state that an earlier attempt saved, or None; a resumed run downloads nothing."""
     kept = read_json(storage.join(run, _RECORD_FILE))
     if not kept:
         return None
     weights = storage.read(initial_uri(run))
     if sha256(weights) != kept["weights_sha256"]:
         return None
-    return Start(
+    return InitialState(
         weights,
         InitialWeights(**kept["initial_weights"]),
         Preprocess(**kept["preprocess"]),
@@ -87,8 +87,8 @@ def saved_start(run: str) -> Start | None:
     )
 
 
-def save_start(run: str, start: Start) -> None:
-    """Keep the first weights in the run directory, the record last."""
+def save_initial_state(run: str, start: InitialState) -> None:
+    """Save the initial state in the run directory, the record last."""
     storage.write(initial_uri(run), start.weights)
     record = {
         "initial_weights": start.record.model_dump(),
@@ -101,24 +101,26 @@ def save_start(run: str, start: Start) -> None:
 
 
 def initial_uri(run: str) -> str:
-    """Where a run keeps its first weights, for its workers."""
+    """Return the URI of a run's initial weights, which its workers read."""
     return storage.join(run, _WEIGHTS_FILE)
 
 
 def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, weights: bytes) -> list[str]:
-    """Take first weights through all that the end of training does: seconds now instead of a lost run.
+    """Check that initial weights can become a bundle, by running the steps after training on them.
+
+    This takes seconds; without it, a run would fail at its end.
 
     Args:
-        recipe: its architecture, head and loss.
-        spec: preprocessing.
-        model: with the first weights; its running statistics change.
-        weights: those of `model`, serialized.
+        recipe: Recipe with architecture, head and loss.
+        spec: Preprocessing.
+        model: Model with the initial weights; its running statistics change.
+        weights: Weights of `model`, serialized.
 
     Returns:
-        lines about optional functions that the architecture lacks.
+        Messages about optional functions that the architecture does not support.
 
     Raises:
-        UserError: a step fails, with its reason.
+        UserError: A step fails; the message has the reason.
     """
     import torch
 
@@ -134,9 +136,9 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
         if logits.shape != (_IMAGES, NUM_GRADES):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, not {(_IMAGES, NUM_GRADES)}")
         logits.square().sum().backward()
-        # Data-parallel workers would wait for the gradients of these for ever.
+        # Data-parallel workers would wait forever for gradients of unused parameters.
         if idle := [name for name, weight in model.named_parameters() if weight.grad is None]:
-            raise ValueError(f"{', '.join(idle[:3])} do not take part in it")
+            raise ValueError(f"{', '.join(idle[:3])} have no gradient")
     with _step(recipe, "the conversion to a graph for CPUs"):
         with_float_graph(bundle, iter([(images, np.arange(_IMAGES))]))
     with _step(recipe, "the forward pass in bf16"):
@@ -144,10 +146,10 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
             recipe.architecture, load_weights(weights), spec, "cpu", "bf16", head=recipe.head
         ).logits(images)
     try:
-        with _step(recipe, "a heat map"):
+        with _step(recipe, "a heatmap"):
             Explainer(bundle, "cpu").heatmap(images[0])
     except UserError as error:
-        return [f"no heat maps by scalp explain: {error}"]
+        return [f"scalp explain has no heatmaps for this model: {error}"]
     return []
 
 
@@ -162,13 +164,13 @@ def _step(recipe: Recipe, name: str) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"{recipe.architecture} at {recipe.size} px cannot become a bundle: {name} fails with "
-            f"{type(error).__name__}: {first_line(error)}; choose an architecture of the list in "
+            f"{type(error).__name__}: {first_line(error)}; choose an architecture listed in "
             f"docs/training.md, such as --set architecture={DEFAULT_ARCHITECTURE}, or another --set size"
         ) from error
 
 
 def _draft(recipe: Recipe, spec: Preprocess, weights: bytes) -> BundleSpec:
-    """The contract of a bundle that is never saved."""
+    """Make the contract of a temporary bundle for the check."""
     return BundleSpec(
         name="first-weights",
         created_at=datetime.now(UTC),
