@@ -1,9 +1,9 @@
-"""What the paths and JSON files of AI Hub set 216 say, in all the layouts they are found in.
+"""Parse paths, label files and META files of AI Hub set 216, in all layouts in which the set is found.
 
 As delivered, `Training/[원천]미세각질_2.중등도/STEM.jpg` (or in a `.zip` of that name) has its label in
-`Training/[라벨]미세각질_2.중등도/STEM.json` and its survey in `Meta/STEM_META.json`; beside Training there is
-Validation. Other layouts that occur nest the folders by symptom, number them, leave out the brackets, or put
-them below `원천데이터` and `라벨링데이터`.
+`Training/[라벨]미세각질_2.중등도/STEM.json` and its survey in `Meta/STEM_META.json`; Validation has the same
+folders. Other layouts nest the folders by symptom, number them, omit the brackets, or put them below
+`원천데이터` and `라벨링데이터`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scalp_core.grades import NUM_GRADES, SYMPTOMS, parse_grade
 
 META_SUFFIX = "_META.json"
 
-# Spaces inside a symptom's name occur ("피지 과다"), and a symptom may be a folder of its own.
+# Spaces inside a symptom's name occur ("피지 과다"), and a symptom may be a separate folder.
 _FOLDER = re.compile(
     r"(?:^|/)(?:\[(?:원천|라벨)\])?\s*(?:\d+\.)?\s*(?P<symptom>"
     + "|".join(r"\s*".join(name) for name in SYMPTOMS)
@@ -35,13 +35,13 @@ _SEXES = {"남": "male", "여": "female"}
 
 @dataclass(frozen=True)
 class Folders:
-    """What the folders above a file say.
+    """Split, symptom and grade from the folders above a file.
 
     Args:
         part: Training or Validation, as delivered.
-        symptom: position in `grades.SYMPTOMS`.
-        grade: of that symptom, 0 to 3.
-        class_grade: grade that the nearest folder alone names, in a source of plain class folders.
+        symptom: Position in `grades.SYMPTOMS`.
+        grade: Grade of that symptom, 0 to 3.
+        class_grade: Grade in the name of the nearest folder, for a source of class folders.
     """
 
     part: str | None = None
@@ -52,7 +52,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Shot:
-    """What the name of a file says: where, with which microscope, when, and where on the head."""
+    """Site, microscope, session, time and position on the head, from the name of a file."""
 
     site: str
     device: str
@@ -62,7 +62,7 @@ class Shot:
 
 
 def read_folders(folder: str) -> Folders:
-    """Reads a folder's path, where `/` separates and an archive counts as a folder of its name."""
+    """Parse the path of a folder, separated by `/`; an archive counts as a folder of its name."""
     folder = re.sub(r"\.zip(?=/|$)", "", unicodedata.normalize("NFC", folder), flags=re.IGNORECASE)
     parts, names = _PART.findall(folder), list(_FOLDER.finditer(folder))
     symptom = grade = None
@@ -74,13 +74,13 @@ def read_folders(folder: str) -> Folders:
 
 
 def stem_of(name: str) -> str:
-    """The name that a photograph, its label and its META file share; NFC, without folders."""
+    """Return the name that an image, its label and its META file share; NFC, without folders."""
     base = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
     return base.removesuffix(META_SUFFIX) if base.endswith(META_SUFFIX) else base.rsplit(".", 1)[0]
 
 
 def read_stem(stem: str) -> Shot | None:
-    """What a name in AI Hub's form says; None for any other name."""
+    """Parse a name in AI Hub's form; None for any other name."""
     match = _STEM.match(stem)
     if not match:
         return None
@@ -94,10 +94,10 @@ def read_stem(stem: str) -> Shot | None:
 
 
 def read_label(data: bytes) -> list[int]:
-    """The six grades of a label file, in the order of `grades.SYMPTOMS`.
+    """Parse the six grades of a label file, in the order of `grades.SYMPTOMS`.
 
     Raises:
-        ValueError: names what is wrong with it.
+        ValueError: the file is invalid; the message names the first problem.
     """
     content = _json(data)
     values = []
@@ -105,7 +105,7 @@ def read_label(data: bytes) -> list[int]:
         key = f"value_{number}"
         if key not in content:
             raise ValueError(f"{key} is missing")
-        # As delivered they are strings; some copies have numbers, whole or not.
+        # The delivered values are strings; some copies have integers or floats.
         text = str(content[key]).strip().removesuffix(".0")
         if text not in {str(grade) for grade in range(NUM_GRADES)}:
             raise ValueError(f"{key} is {content[key]!r}, not 0 to {NUM_GRADES - 1}")
@@ -114,10 +114,10 @@ def read_label(data: bytes) -> list[int]:
 
 
 def read_meta(data: bytes) -> dict[str, str | None]:
-    """`sex` (male, female), `age` (`40s`) and `position` of a META file; None for what it does not say.
+    """Parse `sex` (male, female), `age` (`40s`) and `position` of a META file; None for a missing one.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the file is not a JSON object.
     """
     content = _json(data)
     decade = re.match(r"(\d+)\s*대", str(content.get("age", "")))
@@ -135,14 +135,14 @@ def _json(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is JSON nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON ({error})") from None
+        raise ValueError(f"it is not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return content
 
 
 def _text(data: bytes) -> str:
-    for encoding in ("utf-8-sig", "cp949"):  # as Korean Windows writes it
+    for encoding in ("utf-8-sig", "cp949"):  # cp949: Korean Windows
         try:
             return data.decode(encoding)
         except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""What the objects of a source are: each read, hashed and decoded, into rows of `scan.EXAMINED`.
+"""Examine the objects of a source: read, hash and decode each, into rows of `scan.EXAMINED`.
 
-An object that does something unexpected fails alone: its row has a code and the error.
+An unexpected error fails one object: its row has an error code and the message.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ _FETCH_THREADS = 8
 _PIECE = 64
 
 Content = Callable[[str, bytes], dict[str, Any]]
-"""Decodes bytes of a kind; `read_content`, or that in another process."""
+"""Decodes the bytes of an object; `read_content`, or its call in another process."""
 
 
 def read_content(kind: str, data: bytes) -> dict[str, Any]:
-    """What the bytes of an object of this kind say: columns of `EXAMINED`.
+    """Decode the bytes of an object of this kind to columns of `EXAMINED`.
 
     Raises:
         ImageError: an image cannot be decoded.
-        ValueError: a label or META file is not one.
+        ValueError: a label or META file is invalid.
     """
     return _CONTENT[kind](data)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """How objects are examined.
+    """Settings for examining objects.
 
     Args:
-        base: start of the uris that says nothing about grades; what lies above the source.
-        group_by: what gives the groups; None for what a table says.
-        content: decodes the bytes of an object.
+        base: Start of the uris above the source, which is not searched for grades.
+        group_by: Source of the groups; None for the groups of a table.
+        content: Decodes the bytes of an object.
     """
 
     base: str
@@ -69,39 +69,39 @@ class Examination:
     content: Content = read_content
 
 
-def examine(rows: list[dict[str, Any]], how: Examination | str) -> Iterator[pa.Table]:
-    """Reads, hashes and decodes listed objects: tables of `EXAMINED`, at most a few hundred rows each.
+def examine(rows: list[dict[str, Any]], settings: Examination | str) -> Iterator[pa.Table]:
+    """Read, hash and decode listed objects; yields tables of `EXAMINED` with at most 512 rows each.
 
     Args:
-        rows: of `LISTED`.
-        how: or its `base` alone.
+        rows: Rows of `LISTED`.
+        settings: Settings, or only their `base`.
     """
-    how = Examination(how) if isinstance(how, str) else how
+    settings = Examination(settings) if isinstance(settings, str) else settings
     plain = []
     for row in rows:
         if not (row["code"] or row["member"] or row.get("kind")) and archives.is_stream(row["uri"]):
-            yield from _examine_stream(row, how)
+            yield from _examine_stream(row, settings)
         else:
             plain.append(row)
-    for some in batched(plain, _PIECE * _FETCH_THREADS):
-        # Members of one archive stay together; pieces are fetched and decoded beside each other.
-        pieces = list(batched(some, _PIECE))
+    for chunk in batched(plain, _PIECE * _FETCH_THREADS):
+        # Members of one archive stay together; pieces are fetched and decoded in parallel.
+        pieces = list(batched(chunk, _PIECE))
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            examined = pool.map(lambda piece: _examine_piece(piece, how), pieces)
+            examined = pool.map(lambda piece: _examine_piece(piece, settings), pieces)
             yield _table(chain.from_iterable(examined))
 
 
-def _examine_piece(rows: Iterable[dict[str, Any]], how: Examination) -> list[dict[str, Any]]:
+def _examine_piece(rows: Iterable[dict[str, Any]], settings: Examination) -> list[dict[str, Any]]:
     rows = list(rows)
     wanted = [not row["code"] and (row.get("kind") or _kind(name_of(row))) in _CONTENT for row in rows]
     locations = [location_of(row) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted]
     placed = datasets_locations.read_placed(locations, codecs.MAX_BYTES)  # a few in memory at a time
     examined = []
     for row, is_wanted in zip(rows, wanted, strict=True):
-        found = next(placed) if is_wanted else None
-        if found and row.get("kind") and _is_missing(found):
-            row, found = _otherwise_spelled(row, found, how.base)
-        examined.append(_examined(row, found, how))
+        content = next(placed) if is_wanted else None
+        if content and row.get("kind") and _is_missing(content):
+            row, content = _find_other_spelling(row, content, settings.base)
+        examined.append(_examine_row(row, content, settings))
     return examined
 
 
@@ -109,29 +109,29 @@ def _is_missing(placed: Placed) -> bool:
     return isinstance(placed.data, ImageError) and placed.data.code == "not_found"
 
 
-def _otherwise_spelled(row: dict[str, Any], missing: Placed, base: str) -> tuple[dict[str, Any], Placed]:
-    """A table's row whose file or member has its name in another Unicode form, and what it holds."""
+def _find_other_spelling(row: dict[str, Any], missing: Placed, base: str) -> tuple[dict[str, Any], Placed]:
+    """Find the file or member of a table's row under another Unicode form of its name."""
     below = row["uri"].removeprefix(base)
     uris = [row["uri"], *(row["uri"].removesuffix(below) + other for other in tables.unicode_forms(below))]
     members = [row["member"], *(tables.unicode_forms(row["member"]) if row["member"] else ())]
     for uri in uris:
         for member in members:
-            (found,) = datasets_locations.read_placed([Location(uri, member)], codecs.MAX_BYTES)
-            if not _is_missing(found):
-                return row | {"uri": uri, "member": member}, found
+            (content,) = datasets_locations.read_placed([Location(uri, member)], codecs.MAX_BYTES)
+            if not _is_missing(content):
+                return row | {"uri": uri, "member": member}, content
     return row, missing
 
 
-def _examine_stream(row: dict[str, Any], how: Examination) -> Iterator[pa.Table]:
-    """A tar in one pass. Of members that share a name only the last can be read: the first are shadowed.
+def _examine_stream(row: dict[str, Any], settings: Examination) -> Iterator[pa.Table]:
+    """Examine a tar in one pass. Of members that share a name, all but the last are shadowed.
 
-    Which these are is known at the end; until then the tables wait in a temporary file.
+    Shadowed members are known only at the end; until then the tables are in a temporary file.
     """
     with tempfile.TemporaryFile(prefix="scalp-tar-") as spool:
         seen = SeenNames()
         with pa.ipc.new_stream(spool, EXAMINED) as writer:
-            for some in batched(_stream_rows(row, how, seen), _PIECE * _FETCH_THREADS):
-                writer.write_table(_table(some))
+            for chunk in batched(_stream_rows(row, settings, seen), _PIECE * _FETCH_THREADS):
+                writer.write_table(_table(chunk))
         spool.seek(0)
         shadowed = seen.shadowed()
         start = 0
@@ -142,7 +142,7 @@ def _examine_stream(row: dict[str, Any], how: Examination) -> Iterator[pa.Table]
             start += batch.num_rows
 
 
-def _stream_rows(row: dict[str, Any], how: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
+def _stream_rows(row: dict[str, Any], settings: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
     members = archives.stream_members(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT)
     is_empty = True
     try:
@@ -150,26 +150,28 @@ def _stream_rows(row: dict[str, Any], how: Examination, seen: SeenNames) -> Iter
             is_empty = False
             seen.add(member.name)
             listed = listed_row(row["uri"], member.name, member.size, member_code(member.name, readable=True))
-            yield _examined(listed, None if data is None else Placed(data, member.place), how)
+            yield _examine_row(listed, None if data is None else Placed(data, member.place), settings)
     except UserError as error:
         if storage.is_transient(error):
             raise
-        yield _examined(listed_row(row["uri"], None, row["bytes"], "bad_archive", str(error)), None, how)
+        yield _examine_row(
+            listed_row(row["uri"], None, row["bytes"], "bad_archive", str(error)), None, settings
+        )
     except Exception as error:
-        yield _examined(internal_error(row, error), None, how)
+        yield _examine_row(internal_error(row, error), None, settings)
     else:
         if is_empty:
-            yield _examined(row, None, how)
+            yield _examine_row(row, None, settings)
 
 
 def _with_shadowed(table: pa.Table, positions: np.ndarray) -> pa.Table:
-    """The table with nothing but name and code of some rows, which cannot be read by their name."""
+    """Clear the content of shadowed members, which cannot be read by their name, and set their code."""
     mask = np.zeros(table.num_rows, bool)
     mask[positions] = True
     kept = {"uri", "member", "kind", "bytes", "stem", "part", "symptom", "folder_grade", "class_grade"}
-    told = {"code": "shadowed_member", "error": OBJECT_CODES["shadowed_member"]}
+    code = {"code": "shadowed_member", "error": OBJECT_CODES["shadowed_member"]}
     columns = [
-        table[name] if name in kept else pc.if_else(mask, pa.scalar(told.get(name), field.type), table[name])
+        table[name] if name in kept else pc.if_else(mask, pa.scalar(code.get(name), field.type), table[name])
         for name, field in zip(EXAMINED.names, EXAMINED, strict=True)
     ]
     return pa.table(columns, schema=EXAMINED)
@@ -190,18 +192,18 @@ def _kind(name: str) -> str:
     return "other"
 
 
-def _examined(row: dict[str, Any], placed: Placed | None, how: Examination) -> dict[str, Any]:
-    """One row of `EXAMINED`, whatever the object does: it fails alone."""
+def _examine_row(row: dict[str, Any], placed: Placed | None, settings: Examination) -> dict[str, Any]:
+    """Examine one object to a row of `EXAMINED`; an unexpected error becomes the code of the row."""
     try:
-        return _examined_or_raised(row, placed, how)
+        return _examine_object(row, placed, settings)
     except Exception as error:
         known = {name: row[name] for name in ("uri", "member", "bytes")}
         return internal_error(known | {"kind": row.get("kind") or _kind(name_of(row))}, error)
 
 
-def _examined_or_raised(row: dict[str, Any], placed: Placed | None, how: Examination) -> dict[str, Any]:
+def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examination) -> dict[str, Any]:
     name = name_of(row)
-    path = row["uri"].removeprefix(how.base) + (f"/{row['member']}" if row["member"] else "")
+    path = row["uri"].removeprefix(settings.base) + (f"/{row['member']}" if row["member"] else "")
     folders, stem = aihub.read_folders(path.rpartition("/")[0]), aihub.stem_of(name)
     examined = {
         "uri": row["uri"],
@@ -226,18 +228,18 @@ def _examined_or_raised(row: dict[str, Any], placed: Placed | None, how: Examina
     if isinstance(data, ImageError):
         return examined | {"code": data.code, "error": data.message}
     examined |= {"bytes": len(data)} | (_columns_of(place) if place else {})
-    if how.group_by and examined["kind"] == "photograph":
-        # Below the source, whose own name is the first of the path.
-        examined["given_group"] = how.group_by.group_of(path.lstrip("/").partition("/")[2] or path, data)
+    if settings.group_by and examined["kind"] == "photograph":
+        # The path below the source, without the name of the source.
+        examined["given_group"] = settings.group_by.group_of(path.lstrip("/").partition("/")[2] or path, data)
     try:
-        return examined | how.content(examined["kind"], data)
+        return examined | settings.content(examined["kind"], data)
     except ImageError as error:
         return examined | {"code": error.code, "error": error.message}
     except ValueError as error:
         if examined["kind"] == "photograph":
             raise
         if examined["kind"] == "label" and folders.symptom is None and b'"value_' not in data:
-            return examined | {"kind": "other"}  # some JSON that was never meant to be a label
+            return examined | {"kind": "other"}  # a JSON file that is not a label
         return examined | {"code": f"bad_{examined['kind']}", "error": str(error)}
 
 

@@ -1,4 +1,4 @@
-"""Groups of images from their folders, their names or their EXIF, for sources without AI Hub's names."""
+"""Group images by folder, name pattern or EXIF, for sources without AI Hub's names."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _WAYS = "folder, exif, or regex:PATTERN, such as 'regex:(patient\\d+)_'"
 
 @dataclass(frozen=True)
 class GroupBy:
-    """What images of one group share.
+    """The property that images of one group share.
 
     Args:
         text: `folder`: the folders above an image that do not name a grade, a symptom or a delivered part;
-            `regex:PATTERN`: the groups of the pattern, or all that it matches, in the path below the source;
+            `regex:PATTERN`: the groups of the pattern, or its whole match, in the path below the source;
             `exif`: the camera's serial number, or else the day.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the text is not one of these.
     """
 
     text: str
@@ -52,11 +52,11 @@ class GroupBy:
         return re.compile(self.text.removeprefix("regex:"))
 
     def group_of(self, path: str, data: bytes) -> str | None:
-        """The group of one image; None if nothing tells it.
+        """Return the group of one image; None if it is unknown.
 
         Args:
-            path: below the source, where an archive counts as a folder.
-            data: bytes of the file.
+            path: Path below the source, where an archive counts as a folder.
+            data: Bytes of the file.
         """
         if self.text == "folder":
             return _folder_group(path)
@@ -81,6 +81,6 @@ def _exif_group(data: bytes) -> str | None:
         serial, day = (
             str(exif.get(tag) or "").strip(" \0") for tag in (_BODY_SERIAL_NUMBER, _DATE_TIME_ORIGINAL)
         )
-    except Exception:  # EXIF is often damaged where the image is sound
+    except Exception:  # EXIF is often damaged in intact images
         return None
     return serial or day[:10] or None

@@ -1,4 +1,4 @@
-"""Photographs wherever they lie: files, and members of archives, in a folder or an S3 prefix."""
+"""List and read images: files, and members of archives, in a folder or an S3 prefix."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of one image are.
+    """Location of the bytes of one image.
 
     Args:
-        uri: file.
-        member: name of the entry, when `uri` is an archive.
-        place: where its bytes are in the archive; None to look it up by its name.
-        sha256: hash of its bytes when it was prepared, which are compared on reading; None if unknown.
+        uri: File, or archive that holds the image.
+        member: Name of the entry, if `uri` is an archive.
+        place: Byte range in the archive; None to look the member up by its name.
+        sha256: Expected hash of the bytes, which reading checks; None if unknown.
     """
 
     uri: str
@@ -40,49 +40,46 @@ class Location:
 
 @dataclass
 class Listing:
-    """What a source holds: the photographs in it, and how many files were no photograph by their name."""
+    """Images of a source, and the number of files that are not images by their name."""
 
     images: list[Location]
     other_files: int = 0
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name is one of a photograph.
-
-    Files that the operating system leaves behind (`._a.jpg`) are none.
-    """
+    """Whether a file name is the name of an image; hidden files such as `._a.jpg` are not."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
 def list_images(source: str) -> Listing:
-    """Photographs in a folder, a prefix or an archive (archives inside a folder too), by their file suffix.
+    """List the images in a folder, prefix or archive, and in archives inside a folder, by their suffix.
 
     Raises:
-        UserError: the source is missing, unreadable, or holds no photograph.
+        UserError: the source is missing, unreadable, or has no images.
     """
     source = storage.absolute(source)
     listing = Listing([])
     for uri in storage.list_files(source):
         if archives.is_archive(uri):
-            # Members that share a name are one: only the last can be read.
+            # Of members that share a name only the last can be read.
             names = dict.fromkeys(member.name for member in archives.list_members(uri))
-            found = [Location(uri, name) for name in names]
+            files = [Location(uri, name) for name in names]
         else:
-            found = [Location(uri)]
-        kept = [location for location in found if is_image_name(location.member or location.uri)]
+            files = [Location(uri)]
+        kept = [location for location in files if is_image_name(location.member or location.uri)]
         listing.images += kept
-        listing.other_files += len(found) - len(kept)
+        listing.other_files += len(files) - len(kept)
     if not listing.images:
-        raise UserError(f"{source} holds no photograph ({', '.join(IMAGE_SUFFIXES)}); check the path")
+        raise UserError(f"{source} holds no images ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return listing
 
 
 LOCATION_COLUMNS = ("uri", "member", "byte_offset", "byte_length", "compression", "sha256")
-"""Columns of the manifest that say where an image is."""
+"""Columns of the manifest with the location of an image."""
 
 
 def location_of(row: Mapping[str, Any]) -> Location:
-    """The location that a row of `LOCATION_COLUMNS` tells; all but `uri` may be missing, null or empty."""
+    """Return the location in a row of `LOCATION_COLUMNS`; all but `uri` may be missing, null or empty."""
     length = row.get("byte_length")
     place = None
     if length is not None and length >= 0:
@@ -91,23 +88,23 @@ def location_of(row: Mapping[str, Any]) -> Location:
 
 
 def read_images(locations: Sequence[Location], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """The bytes of each image, in order, or why they are unavailable. One bad one stops nothing.
+    """Read the bytes of each image, in order; an unreadable image yields its error.
 
-    Members of one archive are read fastest beside each other and in the archive's order.
+    Members of one archive are read fastest next to each other and in the archive's order.
     """
     return (placed.data for placed in read_placed(locations, max_bytes))
 
 
 def read_placed(locations: Sequence[Location], max_bytes: int) -> Iterator[Placed]:
-    """As `read_images`, with the places of members inside their archives."""
-    for (uri, read), group in groupby(locations, key=lambda each: (each.uri, _reader(each))):
+    """Read images as `read_images` does, with the places of members in their archives."""
+    for (uri, read), group in groupby(locations, key=lambda location: (location.uri, _reader(location))):
         chunk = list(group)
         given = 0
         try:
             for location, placed in zip(chunk, read(uri, chunk, max_bytes), strict=True):
                 yield placed._replace(data=_checked(placed.data, location))
                 given += 1
-        except Exception as error:  # a damaged archive raises many kinds
+        except Exception as error:  # a damaged archive raises many types
             yield from [Placed(_failure(error, f"{uri}: " if chunk[0].member else ""))] * (len(chunk) - given)
 
 
@@ -131,7 +128,7 @@ def _read_files(uri: str, locations: Sequence[Location], max_bytes: int) -> Iter
     for _ in locations:
         try:
             yield Placed(_read_file(uri, max_bytes))
-        except Exception as error:  # of one file
+        except Exception as error:  # fails only this file
             yield Placed(_failure(error))
 
 
@@ -145,10 +142,10 @@ def _read_file(uri: str, max_bytes: int) -> bytes | ImageError:
 
 
 def _failure(error: Exception, where: str = "") -> ImageError:
-    """Why one image could not be read, as a code of its row."""
+    """Turn an exception on reading one image into an `ImageError` for its row."""
     cause = error.__cause__ if isinstance(error, UserError) else error
     if cause is not None and storage.is_missing(cause):
-        return ImageError("not_found", f"{where}it was listed but is not there")
+        return ImageError("not_found", f"{where}it was listed but no longer exists")
     if isinstance(error, UserError):
         return ImageError("fetch_failed" if isinstance(cause, OSError) else "not_found", str(error))
     if isinstance(error, OSError | EOFError):
@@ -162,4 +159,4 @@ def _checked(data: bytes | ImageError, location: Location) -> bytes | ImageError
         return data
     if location.sha256 == sha256(data).hexdigest():
         return data
-    return ImageError("changed", "its bytes are not those that were prepared")
+    return ImageError("changed", "the file has changed since it was prepared")

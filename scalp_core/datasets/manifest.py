@@ -1,7 +1,7 @@
-"""The manifest: one row a photograph, where it is and what is known of it. Data in, everything follows.
+"""The manifest of prepared data: one row per image with its location, label, group and split.
 
-data.json                      what it was made from and how it was split; `DataSpec`
-manifest/split=train/*.parquet the rows, in Hive partitions that other programs read too
+data.json                      source, task and split method; `DataSpec`
+manifest/split=train/*.parquet rows, in Hive partitions that other programs can read
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SCHEMA = pa.schema(
         "position": pa.string(),  # on the head: TH, LH, RH, BH
         "sex": pa.string(),  # male, female
         "age": pa.string(),  # 40s
-        "group": pa.string(),  # never in two parts, unless the split is a leaky one
-        "fold": pa.int8(),  # for cross-validation; null without it, and in the test part
+        "group": pa.string(),  # in one split only, unless the split method leaks
+        "fold": pa.int8(),  # for cross-validation; null without it, and in the test split
         "split": pa.string(),  # train, val, test; null if unlabelled
         "source_note": pa.string(),  # Training or Validation, as AI Hub delivered it
         "byte_offset": pa.int64(),  # of a member's stored bytes in its archive; null for files, and where
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
     }
 )
 
-# 80 bits: among a billion ids the chance of two equal ones is below one in a million.
+# 80 bits: the probability of a collision among a billion ids is below one in a million.
 ID_DIGITS = 20
 _NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
 _PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
@@ -71,7 +71,7 @@ Task = Literal["folder", "json", "table", "unlabelled"]
 
 
 class SplitSpec(BaseModel):
-    """How the parts were made, and what they share."""
+    """Split method, and the groups that splits share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,18 +89,18 @@ class SplitSpec(BaseModel):
 
     @property
     def leaky(self) -> bool:
-        """Whether figures that come from these parts flatter."""
+        """Whether metrics on these splits are too optimistic."""
         return self.method == "random"
 
     @property
     def warning(self) -> str | None:
-        """What to say beside every figure that comes from these parts; None when there is nothing to say."""
+        """Warning to print next to each metric on these splits, or None."""
         if not self.leaky:
             return None
         pairs = ", ".join(
             f"{count:,} of one {key.replace('_', '-')}" for key, count in self.leaking_pairs.items()
         )
-        return f"LEAKY SPLIT: by photograph, pairs of photographs in two parts: {pairs}; the figures flatter"
+        return f"LEAKY SPLIT: by image; pairs of images in two splits: {pairs}; metrics are too optimistic"
 
 
 class DataSpec(BaseModel):
@@ -124,7 +124,7 @@ class DataSpec(BaseModel):
 
     @property
     def warning(self) -> str | None:
-        """What to say of data that are not of real scalps; None of others."""
+        """Warning that the images are synthetic, or None."""
         if not self.synthetic:
             return None
         return (
@@ -134,12 +134,12 @@ class DataSpec(BaseModel):
 
 
 def image_id(sha256: str) -> str:
-    """Identify an image by the SHA-256 of its bytes, wherever it is stored."""
+    """Identify an image by the SHA-256 of its bytes, independent of its location."""
     return sha256[:ID_DIGITS]
 
 
 def location_id(location: Location) -> str:
-    """Identify the place of an image, whatever its bytes are: the unique key of result rows."""
+    """Identify the location of an image, independent of its bytes: the unique key of result rows."""
     # JSON, not a joined string: `a.zip!b.jpg` may be a file, or the member b.jpg of a.zip.
     place = json.dumps([location.uri, location.member or None])
     return hashlib.sha256(place.encode()).hexdigest()[:ID_DIGITS]
@@ -148,15 +148,15 @@ def location_id(location: Location) -> str:
 class Fingerprint:
     """Order-free fingerprint of contents, labels and splits, in constant memory.
 
-    The sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`: the same rows have the
-    same one, in whatever order and wherever the files are.
+    It is the sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`, independent of the
+    order of rows and the location of files.
     """
 
     def __init__(self) -> None:
         self._sum = 0
 
     def update(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Adds rows that have these four columns."""
+        """Add rows that have these four columns."""
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         for batch in table.select(_FINGERPRINTED).to_batches(_ROWS_A_DIGEST):
             columns = [pc.fill_null(column.cast(pa.string()), "") for column in batch.columns]
@@ -170,20 +170,20 @@ class Fingerprint:
 
 
 def fingerprint(table: pa.Table) -> str:
-    """That of all rows of a table."""
-    made = Fingerprint()
-    made.update(table)
-    return made.hexdigest()
+    """Fingerprint of all rows of a table."""
+    total = Fingerprint()
+    total.update(table)
+    return total.hexdigest()
 
 
 def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
-    """Writes rows of `SCHEMA` to `data/manifest`; files of scalp's names that it does not write are removed.
+    """Write rows of `SCHEMA` to `data/manifest`, and remove outdated files of an earlier run.
 
-    Nothing reads them before `write_spec`.
+    `write_spec` makes the rows valid; readers refuse a directory without `data.json`.
 
     Args:
-        data: directory.
-        rows: a table, or a stream that is sorted by split.
+        data: Data directory.
+        rows: Table, or stream that is sorted by split.
     """
     folder = storage.join(storage.absolute(data), MANIFEST_FOLDER)
     if isinstance(rows, pa.Table):
@@ -211,16 +211,16 @@ def _remove_stale(folder: str, written: set[str]) -> None:
 
 
 def _files(rows: pa.RecordBatchReader) -> Iterator[tuple[str | None, Iterator[pa.RecordBatch]]]:
-    """The batches of each file, without the column `split`; each must be read before the next."""
+    """Yield the batches of each file, without the column `split`; read each before the next."""
     runs = (run for batch in rows for run in _runs(batch))
-    for split, same in groupby(runs, key=lambda run: run["split"][0].as_py()):
-        rest = iter(same)
+    for split, runs_of_split in groupby(runs, key=lambda run: run["split"][0].as_py()):
+        rest = iter(runs_of_split)
         for first in rest:
-            yield split, _some_rows(chain([first], rest))
+            yield split, _take_file(chain([first], rest))
 
 
 def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of one split each, of a row group at most."""
+    """Slices of one split each, at most a row group long."""
     start = 0
     for end in pc.run_end_encode(batch["split"]).run_ends.to_pylist():
         for begin in range(start, end, _ROWS_A_GROUP):
@@ -228,8 +228,8 @@ def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         start = end
 
 
-def _some_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """As many batches as fill a file."""
+def _take_file(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches until a file is full."""
     rows = 0
     for batch in batches:
         yield batch.drop_columns(["split"])
@@ -239,15 +239,15 @@ def _some_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def write_spec(data: str, spec: DataSpec) -> None:
-    """Writes `data.json`; last of all, so that a directory that has one is whole."""
+    """Write `data.json`, as the last file: it marks the directory as complete."""
     storage.write(storage.join(storage.absolute(data), SPEC_FILE), spec.model_dump_json(indent=2).encode())
 
 
 def read_spec(data: str) -> DataSpec:
-    """The contract of a prepared data directory.
+    """Read `data.json` of a prepared data directory.
 
     Raises:
-        UserError: there is none, or of another version.
+        UserError: it is missing, or of another version.
     """
     uri = storage.join(storage.absolute(data), SPEC_FILE)
     if not storage.exists(uri):
@@ -255,18 +255,18 @@ def read_spec(data: str) -> DataSpec:
     try:
         return DataSpec.model_validate_json(storage.read(uri))
     except ValidationError as error:
-        what = error.errors()[0]
+        first = error.errors()[0]
         raise UserError(
-            f"{uri} is not of this version ({'.'.join(map(str, what['loc']))}: {what['msg']}); "
+            f"{uri} is not of this version ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
             "run scalp prepare again"
         ) from error
 
 
 def read_manifest(data: str) -> pa.Table:
-    """Reads and checks the rows of a prepared data directory.
+    """Read and check the rows of a prepared data directory.
 
     Raises:
-        UserError: there is no manifest, or it is not one, or its parts leak though nobody asked for that.
+        UserError: the manifest is missing, invalid or changed, or its splits share groups unexpectedly.
     """
     spec = read_spec(data)
     uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
@@ -289,9 +289,9 @@ def read_manifest(data: str) -> pa.Table:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    """Rows of `SCHEMA` with members of an archive in order: a compressed tar can only be read onwards.
+    """Sort rows of `SCHEMA` by uri and member, because a compressed tar is read sequentially.
 
-    In pieces: an array of Arrow's strings ends at 2 GiB, which 27 million uris have.
+    In pieces: an Arrow string array is limited to 2 GiB, which 27 million uris exceed.
     """
     wide = [field.with_type(pa.large_string()) if field.type == pa.string() else field for field in SCHEMA]
     whole = table.cast(pa.schema(wide)).combine_chunks()
@@ -301,52 +301,52 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
-    """Uris in full; those of a directory that brings its photographs along are relative to it."""
+    """Make uris absolute; those of a data directory with its own images are relative to it."""
     relative = pc.invert(pc.match_substring_regex(uris, "^(/|[a-z0-9]+://)"))
     return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
 
 
 def select_split(table: pa.Table, name: str) -> pa.Table:
-    """The labeled rows of one part.
+    """Select the labeled rows of one split.
 
     Raises:
-        UserError: the part is empty.
+        UserError: the split is empty.
     """
     rows = table.filter((pc.field("split") == name) & pc.field("label").is_valid())
     if not rows.num_rows:
         known = sorted(value for value in pc.unique(table["split"]).to_pylist() if value)
-        raise UserError(f"the manifest has no labeled photograph in part {name!r}; it has {known}")
+        raise UserError(f"the manifest has no labeled image in split {name!r}; it has {known}")
     return rows
 
 
 def apply_fold(table: pa.Table, fold: int) -> pa.Table:
-    """The manifest with fold `fold` of the cross-validation for validation and all others for training.
+    """Set the splits for cross-validation: fold `fold` for validation, all other folds for training.
 
     Raises:
-        UserError: there is no such fold.
+        UserError: the manifest does not have the fold.
     """
     folds = sorted(value for value in pc.unique(table["fold"]).to_pylist() if value is not None)
     if fold not in folds:
         have = f"it has {folds[0]} to {folds[-1]}" if folds else "make folds with scalp prepare --folds 5"
-        raise UserError(f"--fold {fold}: the manifest has no such fold; {have}")
+        raise UserError(f"--fold {fold}: the manifest does not have this fold; {have}")
     split = pc.if_else(pc.equal(table["fold"], fold), "val", "train")
     split = pc.if_else(pc.is_null(table["fold"]), table["split"], split)
     return table.set_column(table.column_names.index("split"), "split", split)
 
 
 def check_splits(table: pa.Table, columns: Iterable[str] = ("group", "sha256")) -> None:
-    """Refuses parts that share a group or a content: what is learned there would be tested here.
+    """Refuse splits that share a group or an image content, which would leak from training to test.
 
     Raises:
-        UserError: names the first value that is in two parts.
+        UserError: two splits share a value; the message names the first one.
     """
     placed = table.filter(pc.field("split").is_valid())
     for column in columns:
         parts = placed.group_by(column).aggregate([("split", "min"), ("split", "max")])
         shared = parts.filter(pc.field("split_min") != pc.field("split_max")).slice(0, 1).to_pylist()
         for row in shared:
-            what = "content hash" if column == "sha256" else column
+            name = "content hash" if column == "sha256" else column
             raise UserError(
-                f"the split leaks: {what} {row[column]} is in both {row['split_min']} and "
+                f"the split leaks: {name} {row[column]} is in both {row['split_min']} and "
                 f"{row['split_max']}; run scalp prepare again instead of editing the split"
             )

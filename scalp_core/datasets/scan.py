@@ -1,7 +1,7 @@
-"""Everything a source holds, object by object: listed here, in shards, and examined by `examination`.
+"""List all objects of a source: files and members of archives. `examination` reads them.
 
-An object is a file, or a member of an archive. A compressed or plain tar has no table of contents, so it is
-listed as one object and becomes its members when it is examined, in one pass.
+An object is a file, or a member of an archive. A tar has no table of contents, so it is listed as one object;
+its members are found when it is examined, in one pass.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LISTED = pa.schema(
         "uri": pa.string(),
         "member": pa.string(),
         "bytes": pa.int64(),
-        "code": pa.string(),  # why it cannot be examined; null if it can
+        "code": pa.string(),  # reason why it cannot be examined; null if it can
         "error": pa.string(),
-        "kind": pa.string(),  # photograph for a table's row, whatever its name; else the name tells
+        "kind": pa.string(),  # photograph for a table's row; null: by the name
         "label": pa.int8(),  # of a table's row
         "group": pa.string(),
         "version": pa.string(),  # of the file; it changes with the content
@@ -76,17 +76,17 @@ EXAMINED = pa.schema(
     }
 )
 
-# What can be wrong with an object beside errors.IMAGE_CODES.
+# Error codes of objects in addition to errors.IMAGE_CODES.
 OBJECT_CODES = {
-    "bad_label": "the label file does not hold six grades, or the table's label is no grade",
-    "bad_meta": "the META file is no JSON object",
+    "bad_label": "the label file does not hold six grades, or the table's label is not a grade",
+    "bad_meta": "the META file is not a JSON object",
     "shadowed_member": "a later member of the archive has the same name",
 }
 
 T = TypeVar("T")
 
-# A flat prefix of millions of files is listed by one task; of folders, a driver holds so many names.
-_FILES_TO_LOOK_AT = 5_000
+# One task lists a flat prefix of millions of files; a driver holds at most so many names of folders.
+_MAX_LISTED_FILES = 5_000
 _MANY_ROOTS = 64
 _MOST_ROOTS = 100_000
 _LISTING_THREADS = 16
@@ -97,9 +97,9 @@ class Root:
     """A piece of a source that is listed by one task.
 
     Args:
-        uri: file, folder or prefix.
-        whole: with all that lies below; else only the files directly in it.
-        within: real path of a local folder; links out of it are refused. Empty for no bound.
+        uri: File, folder or prefix.
+        whole: Whether to list it recursively; else only the files directly in it.
+        within: Real path of a local folder; links out of it are refused. Empty for no bound.
     """
 
     uri: str
@@ -108,59 +108,59 @@ class Root:
 
 
 def divide_source(source: str, links: bool = True) -> list[Root]:
-    """Divides a source for tasks that list beside each other: its folders, or those in them if they are few.
+    """Divide a source into folders for listing in parallel; few folders are divided one level deeper.
 
     Args:
-        source: file, folder or prefix.
-        links: links of a local folder may lead out of it; else each that does is a row with a code.
+        source: File, folder or prefix.
+        links: Whether links may lead out of a local folder; else such a link is a row with a code.
 
     Raises:
-        UserError: it is missing, or storage refused.
+        UserError: the source is missing, or storage failed.
     """
     source = storage.absolute(source)
     within = "" if links or storage.is_s3(source) else source  # resolved above
     if storage.is_file(source):
         if not (is_table(source) or archives.is_archive(source) or locations.is_image_name(source)):
             raise UserError(
-                f"{source} is no folder, archive ({', '.join(archives.SUFFIXES)}), table "
-                f"({', '.join(TABLE_SUFFIXES)}) or photograph; name one of these"
+                f"{source} is not a folder, archive ({', '.join(archives.SUFFIXES)}), table "
+                f"({', '.join(TABLE_SUFFIXES)}) or image; give one of these"
             )
         return [Root(source, within=within)]
-    found: list[Root] = []
+    pieces: list[Root] = []
     level = [source]
     for _ in range(2):
         if len(level) > _MANY_ROOTS:
             break
         below: list[str] = []
         for folder in level:
-            has_files, folders = _look(folder, _MOST_ROOTS - len(below), within)
+            has_files, folders = _list_folders(folder, _MOST_ROOTS - len(below), within)
             if folders is None:
-                found.append(Root(folder, within=within))
+                pieces.append(Root(folder, within=within))
                 continue
-            found += [Root(folder, whole=False, within=within)] if has_files else []
+            pieces += [Root(folder, whole=False, within=within)] if has_files else []
             below += folders
         level = below
-    return found + [Root(folder, within=within) for folder in level]
+    return pieces + [Root(folder, within=within) for folder in level]
 
 
-def _look(folder: str, most: int, within: str) -> tuple[bool, list[str] | None]:
-    """Whether files are directly in a folder, and the folders in it; None for too many of either."""
+def _list_folders(folder: str, most: int, within: str) -> tuple[bool, list[str] | None]:
+    """Whether a folder has files directly in it, and its folders; None if there are too many of either."""
     files, folders = 0, []
-    for some_files, some_folders in storage.list_children(folder, within or None):
-        files += len(some_files)
-        folders += some_folders
-        if files > _FILES_TO_LOOK_AT or len(folders) > most:
+    for page_files, page_folders in storage.list_children(folder, within or None):
+        files += len(page_files)
+        folders += page_folders
+        if files > _MAX_LISTED_FILES or len(folders) > most:
             return True, None
-        if any(_as_utf8(name) != name for name in some_folders):  # no name to hand to another process
+        if any(_as_utf8(name) != name for name in page_folders):  # cannot be sent to another process
             return True, None
     return files > 0, sorted(folders)
 
 
 def list_root(root: Root) -> Iterator[dict[str, Any]]:
-    """Rows of `LISTED`: every object of a piece of a source, as it is found, in constant memory.
+    """List the objects of a piece of a source as rows of `LISTED`, in constant memory.
 
     Raises:
-        UserError: storage refused, or a table lacks its columns.
+        UserError: storage failed, or a table lacks its columns.
     """
     if is_table(root.uri) and storage.is_file(root.uri):
         yield from tables.read_rows(root.uri)
@@ -169,15 +169,15 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     direct = (file for files, _ in storage.list_children(root.uri, within) for file in files)
     files = storage.walk(root.uri, within) if root.whole else direct
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
-        for some in batched(files, _LISTING_THREADS):  # all their members are held
-            each = pool.map if any(archives.is_archive(file.uri) for file in some) else map
-            yield from chain.from_iterable(each(_file_rows, some))
+        for chunk in batched(files, _LISTING_THREADS):  # all their members are in memory
+            run = pool.map if any(archives.is_archive(file.uri) for file in chunk) else map
+            yield from chain.from_iterable(run(_file_rows, chunk))
 
 
 def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
     try:
         return [row | {"version": file.version} for row in _rows_of_file(file)]
-    except UserError:  # storage refused, which ends the listing
+    except UserError:  # storage failed, which ends the listing
         raise
     except Exception as error:
         return [internal_error(listed_row(_as_utf8(file.uri), None, file.size), error)]
@@ -186,11 +186,12 @@ def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
 def _rows_of_file(file: storage.StoredFile) -> list[dict[str, Any]]:
     name = _as_utf8(file.uri)
     if name != file.uri:
-        return [listed_row(name, None, file.size, "bad_name", "rename it, for example with convmv -f cp949")]
+        error = "the file's name is not UTF-8; rename it, for example with convmv -f cp949"
+        return [listed_row(name, None, file.size, "bad_name", error)]
     if file.is_outside:
         return [listed_row(file.uri, None, None, "outside_link")]
     if file.size is None:
-        return [listed_row(file.uri, None, None, "not_found", "a link to a file that is not there")]
+        return [listed_row(file.uri, None, None, "not_found", "a link to a missing file")]
     if not archives.is_archive(file.uri) or archives.is_stream(file.uri):
         return [listed_row(file.uri, None, file.size)]
     try:
@@ -209,16 +210,13 @@ def _rows_of_file(file: storage.StoredFile) -> list[dict[str, Any]]:
 
 
 def internal_error(row: dict[str, Any], error: Exception) -> dict[str, Any]:
-    """A row for an object that raised what nobody expected: it must not end the run."""
+    """Return a row for an object that raised an unexpected error, so that the run continues."""
     _log.warning("%s: unexpected %r", name_of(row), error, exc_info=error)
     return row | {"code": "internal_error", "error": f"{type(error).__name__}: {error}"[:1000]}
 
 
 def _as_utf8(name: str) -> str:
-    r"""A name as it can be written down; another than `name` if its bytes are not UTF-8 (`\xb9` for each).
-
-    Different names stay different, but for one that holds such a backslash of its own.
-    """
+    r"""Return a name as valid UTF-8; other bytes are written as `\xb9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -241,5 +239,5 @@ def name_of(row: dict[str, Any]) -> str:
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
-    while some := list(islice(iterator, size)):
-        yield some
+    while batch := list(islice(iterator, size)):
+        yield batch

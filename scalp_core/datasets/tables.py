@@ -1,4 +1,4 @@
-"""A CSV or Parquet of `uri, label, member, group` as a source: its rows, whatever program wrote it."""
+"""Read a CSV or Parquet of `uri, label, member, group` as a source of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scalp_core.grades import parse_grade
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("uri", "member", "label", "group")
-# Of a manifest: where the bytes of a member are, and their hash.
+# Columns of a manifest: byte range of a member, and the hash of its bytes.
 PLACE_COLUMNS = ("byte_offset", "byte_length", "compression", "sha256")
 
 _ENCODINGS = ("utf-8-sig", "cp949")
@@ -35,10 +35,10 @@ def is_table(source: str) -> bool:
 
 
 def find_columns(table: str) -> dict[str, str]:
-    """The columns among `COLUMNS` that a table has, and how it spells them.
+    """Find the columns among `COLUMNS` in a table, by name, with their spelling in the table.
 
     Raises:
-        UserError: it is not a table, or lacks `uri`.
+        UserError: the file is not a table, or lacks `uri`.
     """
     batches = _batches(table)
     try:
@@ -50,10 +50,10 @@ def find_columns(table: str) -> dict[str, str]:
 
 
 def read_rows(table: str) -> Iterator[dict[str, Any]]:
-    """Rows of `scan.LISTED`.
+    """Read a table as rows of `scan.LISTED`.
 
     Raises:
-        UserError: it is not a table, or lacks `uri`.
+        UserError: the file is not a table, or lacks `uri`.
     """
     folder = _IN_A_MANIFEST.sub("", table.rsplit("/", 1)[0])
     for batch in _batches(table):
@@ -65,28 +65,28 @@ def read_rows(table: str) -> Iterator[dict[str, Any]]:
 
 
 def unicode_forms(text: str) -> list[str]:
-    """The other Unicode forms of a name: Macs decompose Korean (NFD), other systems compose it (NFC)."""
+    """Return the other Unicode forms of a name: macOS decomposes Korean (NFD), others compose it (NFC)."""
     forms = (unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
     return [form for form in dict.fromkeys(forms) if form != text]
 
 
 def _columns(table: str, schema: pa.Schema) -> dict[str, str]:
-    spelled = {name.lower(): name for name in schema.names}
-    if "uri" not in spelled:
+    spellings = {name.lower(): name for name in schema.names}
+    if "uri" not in spellings:
         raise UserError(
             f"{table} has no column uri, only {', '.join(schema.names)}; "
-            "give it the columns uri, label and, if you like, member and group"
+            "give it the columns uri, label and, optionally, member and group"
         )
-    return {key: spelled[key] for key in COLUMNS if key in spelled}
+    return {key: spellings[key] for key in COLUMNS if key in spellings}
 
 
 def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     uri = str(row["uri"] or "").strip()
-    # Relative uris are below the table, so that a folder can be moved with its table.
+    # Relative uris start at the table's folder, so that a folder can be moved with its table.
     full = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
-    code, error = (None, None) if uri else ("not_found", "the row names no uri")
+    code, error = (None, None) if uri else ("not_found", "the row has no uri")
     text = "" if row.get("label") is None else str(row["label"]).strip()
-    label = parse_grade(text.removesuffix(".0"))  # pandas makes floats of integers beside empty cells
+    label = parse_grade(text.removesuffix(".0"))  # pandas writes integers next to empty cells as floats
     if label is None and text.lower() not in _NO_LABEL:
         code, error = "bad_label", f"label {text!r} is not a grade: 0 to 3, or a grade's name"
     return {
@@ -113,16 +113,16 @@ def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
             else:
                 yield from pq.ParquetFile(file).iter_batches(10_000)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{table} cannot be read as a table: {error}; write it again") from error
+            raise UserError(f"{table} cannot be read as a table: {error}; export it again") from error
 
 
 def _open(table: str) -> io.BufferedReader:
-    """A file whose reads wait for a server that is unavailable."""
+    """Open a file whose reads are retried while the server is unavailable."""
     return io.BufferedReader(RangedFile(table, storage.open_file(table)), _PIECE)
 
 
 def _as_text() -> pyarrow.csv.ConvertOptions:
-    """Guessing, Arrow would take "007" for a number, "NA" for null, and "mild" below numbers for an error."""
+    """Read columns as text: Arrow's type inference turns "007" into 7 and "NA" into null."""
     names = {spelt for name in COLUMNS for spelt in (name, name.upper(), name.capitalize())}
     return pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
@@ -130,10 +130,10 @@ def _as_text() -> pyarrow.csv.ConvertOptions:
 
 
 def _encoding(table: str) -> str:
-    """UTF-8, or what Excel writes in Korea; found by reading the file once.
+    """Detect the encoding of a CSV by reading it once: UTF-8 or cp949 (Excel in Korea).
 
     Raises:
-        UserError: neither.
+        UserError: the file is in another encoding.
     """
     with storage.explain_errors(table):
         for encoding in _ENCODINGS:

@@ -48,6 +48,6 @@ def test_a_bundle_and_all_it_answers_say_it(bundle, data):
 
 
 def test_a_fold_that_is_not_there_is_refused_before_anything_starts(data, tmp_path):
-    with pytest.raises(UserError, match="--fold 7: the manifest has no such fold; it has 0 to 2"):
+    with pytest.raises(UserError, match="--fold 7: the manifest does not have this fold; it has 0 to 2"):
         train(data, str(tmp_path / "run"), load_recipe("smoke", RECIPES, []), fold=7)
     assert not (tmp_path / "run").exists()

@@ -231,7 +231,7 @@ def test_folds_are_for_training_and_validation_and_keep_devices_apart(source, tm
             manifest.select_split(again, "val")["fold"].to_pylist().count(fold)
             == manifest.select_split(again, "val").num_rows
         )
-    with pytest.raises(UserError, match="no such fold; it has 0 to 2"):
+    with pytest.raises(UserError, match="does not have this fold; it has 0 to 2"):
         manifest.apply_fold(table, 3)
 
 

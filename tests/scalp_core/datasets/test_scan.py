@@ -233,7 +233,7 @@ def test_a_table_without_uri_and_a_file_of_no_kind_are_refused(tmp_path):
     with pytest.raises(UserError, match="no column uri, only path, label"):
         examined(tmp_path / "t.csv")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match="is no folder, archive"):
+    with pytest.raises(UserError, match="is not a folder, archive"):
         examined(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="check the path"):
         examined(tmp_path / "missing")
