@@ -1,7 +1,7 @@
-"""`scalp grade`: images wherever they are stored to Parquet result rows, each accounted for exactly once.
+"""`scalp grade`: bulk grading of images in storage into Parquet result rows, exactly one row per image.
 
-Three steps leave files: `listing`, then `run` (with `loading` and `shards`), then `gather`. A stopped run is
-resumed by the same command.
+Three steps leave files: `listing`, then `run` (with `loading` and `shards`), then `gather`. The same command
+resumes a stopped run.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ MakeModel = Callable[[Shared, ModelOptions, int], Any]
 
 @dataclass(frozen=True)
 class GradeOptions:
-    """How to grade.
+    """Options of a bulk run.
 
     Args:
-        model: how the model runs.
-        pool: how the cluster is used.
-        max_failed_share: a run of which more fails is stopped.
-        retry_failed: grade the failed rows again.
-        heatmaps: referred images that the report shows with a heatmap.
-        tables: tables of uris and prepared data, which name images anywhere, may be sources.
-        links: links of local folders may lead out of the source.
+        model: Options of inference.
+        pool: Numbers and sizes of models and loading tasks.
+        max_failed_share: Largest fraction of failed images before the run is stopped.
+        retry_failed: Grade the failed images again.
+        heatmaps: Maximum number of referred images with a heatmap in the report.
+        tables: Whether tables of uris and prepared data, which can name images anywhere, may be sources.
+        links: Whether links of local folders may lead out of the source.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -67,7 +67,7 @@ class GradeOptions:
 
 
 def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
-    """The model of an actor, warm."""
+    """Load and warm up the model of an actor."""
     predictor = Predictor(bundle(), options.device, options.precision, threads, options.runtime)
     predictor.warm_up(options.batch_size)
     return predictor
@@ -81,21 +81,21 @@ def grade(
     make_model: MakeModel = make_predictor,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Grade every image that `out` does not hold yet.
+    """Grade every image of the sources that has no row in `out` yet.
 
     Args:
-        bundle: directory of the bundle, local, `s3://` or `models://`.
-        source: one or more folders, prefixes, archives, tables of uris, directories of `scalp prepare`.
-        out: directory, local or `s3://`; a run that was stopped is resumed.
-        options: how.
-        make_model: makes the model in its actor; a bench puts another in its place.
-        executor: runs the steps; Ray unless given.
+        bundle: Bundle directory, local, `s3://` or `models://`.
+        source: One or more folders, prefixes, archives, tables of uris, or outputs of `scalp prepare`.
+        out: Output directory, local or `s3://`; a stopped run is resumed.
+        options: Options of the run.
+        make_model: Makes the model in its actor; benchmarks replace it.
+        executor: Runs the steps; default: Ray.
 
     Returns:
-        the summary that is also written to `out/summary.json`.
+        The summary, also written to `out/summary.json`.
 
     Raises:
-        UserError: bad input, a hopeless source, or rows that are not accounted for at the end.
+        UserError: Bad input, too many failed images, or images without exactly one row at the end.
     """
     out, clock = storage.absolute(out), Clock()
     given = [source] if isinstance(source, str) else source
@@ -112,21 +112,21 @@ def grade(
         grade_identity.check(out, known, loaded.spec, options.model, named)
     summary = _read_summary(out)
     if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
-        console.print(f"{out} is finished: all {summary['rows']:,} photographs are accounted for")
+        console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
         return summary
-    asked = grade_identity.resumed(out, known, options.model) if known else options.model
+    requested = grade_identity.resumed(out, known, options.model) if known else options.model
     # Before Ray is started: a mistyped source is reported immediately.
     scratch = storage.join(out, outputs.SCRATCH_FOLDER)
     glanced = None if summary else glance(named, scratch, options.tables, options.links)
     executor = executor or RayExecutor()
-    cluster = room_for(executor.cluster(), asked, options.pool)
-    plan = plan_run(cluster, loaded, asked, options.pool)
-    model = resolve_model(asked, plan, executor)
+    cluster = room_for(executor.cluster(), requested, options.pool)
+    plan = plan_run(cluster, loaded, requested, options.pool)
+    model = resolve_model(requested, plan, executor)
     clock.lap("start")
-    # Only now: a command that was refused must not bind OUT to its mistake.
+    # Opened last: a refused command must not claim OUT.
     with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         executor.check(named, out)
-        # Another run may have begun since.
+        # Another run may have started since.
         identity = grade_identity.read(out)
         if identity:
             grade_identity.check(out, identity, loaded.spec, model, named)
@@ -141,14 +141,14 @@ def grade(
 
 
 def _refuse_links(sources: Sequence[str]) -> None:
-    """Refuse local sources whose own path has a link; it would be followed before anything is listed.
+    """Refuse local sources whose path has a symbolic link, which listing would follow.
 
     Raises:
-        UserError: names the real path.
+        UserError: A path has a link; names the real path.
     """
     for source in sources:
         if not storage.is_s3(source) and (real := os.path.realpath(source)) != os.path.abspath(source):  # noqa: PTH100
-            raise UserError(f"{source} is reached through a link, which --no-links refuses; name {real}")
+            raise UserError(f"{source} is reached through a link, which --no-links refuses; use {real}")
 
 
 def _read_summary(out: str) -> dict[str, Any] | None:
@@ -161,7 +161,7 @@ def _is_finished(out: str, summary: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Run:
-    """One session of a run: what its steps share."""
+    """One session of a run: the state that its steps share."""
 
     output: Output
     identity: Identity
@@ -175,14 +175,14 @@ class _Run:
     clock: Clock
 
     def resume(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """Do what is left, from wherever the sessions before stopped; the summary at the end."""
+        """Finish the run from where earlier sessions stopped; return the summary."""
         summary, scratch = _read_summary(self.output.uri), self.output.scratch
         storage.remove_temporary(storage.join(self.output.uri, RESULTS_FOLDER))
         retry = grade_retry.find(scratch, summary)
         if summary is None or (retry is None and summary["rows_unaccounted"]):
-            summary = self._first(scratch, glanced)
+            summary = self._run_all(scratch, glanced)
         elif retry is None:
-            self._close(summary)  # what a session that was killed after its summary did not reach
+            self._close(summary)  # a session may have been killed after its summary
         if (
             retry is None
             and self.options.retry_failed
@@ -197,25 +197,25 @@ class _Run:
                 self.output.guard,
                 self.executor,
             )
-        return self._again(retry) if retry else summary
+        return self._run_retry(retry) if retry else summary
 
-    def _first(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """List, run and gather what is left of it."""
+    def _run_all(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """List the sources, grade what is not graded yet, and gather the rows."""
         size, options = self.plan.shard_size, self.options
         try:
             listing = list_sources(
                 self.named, scratch, size, glanced, self.executor, options.tables, options.links
             )
         except SourceError:
-            # A source that is fixed, or named correctly, is listed again.
+            # The next command lists the sources again, after they were fixed.
             self.output.remove_scratch()
             storage.remove_file(storage.join(self.output.uri, IDENTITY_FILE))
             raise
         self.clock.lap("list")
-        return self._with_runtime(listing)._listed(scratch, listing)
+        return self._with_runtime(listing)._grade_listing(scratch, listing)
 
     def _with_runtime(self, listing: Listing) -> _Run:
-        """The run with its runtime, which on GPUs depends on how much there is; recorded before any row."""
+        """Resolve the runtime, which on GPUs depends on the number of images, before the first row."""
         if self.identity.runtime != "auto":
             return self
         count = listing.photographs / self.plan.models[1]
@@ -224,28 +224,28 @@ class _Run:
         grade_identity.write(self.output.uri, identity)
         return replace(self, identity=identity, model=replace(self.model, runtime=runtime))
 
-    def _listed(self, scratch: str, listing: Listing) -> dict[str, Any]:
-        """Grade and gather what was listed."""
+    def _grade_listing(self, scratch: str, listing: Listing) -> dict[str, Any]:
+        """Grade the listed images, and gather their rows."""
         console.print(f"grading {_size(listing)} with {self.identity.model_version}")
-        console.print(f"each by {self.identity.computed_by}")
+        console.print(f"computed by {self.identity.computed_by}")
         console.print(str(self.plan))
         self._grade(scratch, listing, self.options.max_failed_share)
         self.output.check()
-        found = gather(self.output.uri, scratch, listing, self.output.guard, self.executor)
+        totals = gather(self.output.uri, scratch, listing, self.output.guard, self.executor)
         self.clock.lap("gather")
-        return self._finish(make_summary(self._described(), found, listing, read_sessions(scratch)))
+        return self._finish(make_summary(self._describe(), totals, listing, read_sessions(scratch)))
 
-    def _again(self, retry: grade_retry.Retry) -> dict[str, Any]:
-        """Grade the failed rows again, and put the new rows in their place."""
+    def _run_retry(self, retry: grade_retry.Retry) -> dict[str, Any]:
+        """Grade the failed images again, and replace their rows."""
         listing, before = retry.listing, retry.before
         self.clock.lap("list")
         console.print(f"grading {_size(listing)} again with {self.identity.model_version}")
-        self._grade(retry.folder, listing, 1)  # what failed once may well fail again
+        self._grade(retry.folder, listing, 1)  # no limit: most may fail again
         self.output.check()
-        found = grade_retry.merge(self.output.uri, retry, self.output.guard, self.executor)
+        totals = grade_retry.merge(self.output.uri, retry, self.output.guard, self.executor)
         self.clock.lap("gather")
         sessions = before["sessions"] + read_sessions(retry.folder)
-        return self._finish(make_summary(self._described(), found, listing, sessions, before, retry.name))
+        return self._finish(make_summary(self._describe(), totals, listing, sessions, before, retry.name))
 
     def _grade(self, folder: str, listing: Listing, max_failed_share: float) -> None:
         name = f"{now()}-{uuid.uuid4().hex[:8]}.json"
@@ -262,16 +262,16 @@ class _Run:
         try:
             run_pending(work, session)
         finally:
-            with suppress(UserError):  # the error that stopped it is reported, not that it cannot be noted
+            with suppress(UserError):  # the error that stopped the run is reported instead
                 session.write()
             self.clock.lap("grade")
 
     def _within(self) -> tuple[str, ...]:
         if self.options.links:
             return ()
-        return tuple(uri for uri in self.named if not storage.is_s3(uri))  # resolved when it began
+        return tuple(uri for uri in self.named if not storage.is_s3(uri))  # without links: `_refuse_links`
 
-    def _described(self) -> Described:
+    def _describe(self) -> Described:
         settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}
         spec, laps = self.bundle.spec, self.clock.laps
         return Described(self.identity, self.named, spec, settings, laps)
@@ -284,18 +284,18 @@ class _Run:
         return summary
 
     def _close(self, summary: dict[str, Any]) -> None:
-        """Write the report and, last, remove the scratch folder: a run without one is finished."""
+        """Write the report, then remove the scratch folder: a run without one is finished."""
         if self.options.heatmaps:
             self.bundle.fetch("weights")
         logger.info("writing the report of %s", self.output.uri)
-        # In a worker: queries of many rows, and PyTorch, take memory that the driver must not.
+        # In a worker: queries of many rows, and PyTorch, would take memory of the driver.
         self.executor.call(_report, self.output.uri, summary, self.bundle, self.options.heatmaps)
         if not summary["rows_unaccounted"]:
             self.output.remove_scratch()
 
 
 def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:
-    from jobs.grade.report import write_report  # slow to import, and only needed here
+    from jobs.grade.report import write_report  # slow to import
 
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         write_report(out, summary, bundle, heatmaps)
@@ -303,5 +303,5 @@ def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) ->
 
 def _size(listing: Listing) -> str:
     if not listing.tars:
-        return f"{listing.photographs:,} photographs"
-    return f"{listing.photographs:,} photographs and those in {listing.tars:,} tar{'s' * (listing.tars > 1)}"
+        return f"{listing.photographs:,} images"
+    return f"{listing.photographs:,} images and those in {listing.tars:,} tar{'s' * (listing.tars > 1)}"

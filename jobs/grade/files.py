@@ -1,16 +1,16 @@
-"""Files of a grading run that is not finished: what is listed, begun, graded and read to its end.
+"""Files of an unfinished grading run: listed, started, committed and ended shards.
 
-Every file has a deterministic name and is written atomically, so a step that runs again writes the same file:
+Each file has a deterministic name and is written atomically, so a step that runs again writes the same file:
 
-    SCRATCH/listing.json                        what there is to grade; names the folder of its shards
+    SCRATCH/listing.json                        `Listing`; names the folder of the listed shards
     SCRATCH/listed-ID/GROUP/NNNN.parquet        images of a shard; at most `GROUP_SHARDS` shards per group
-    SCRATCH/started/GROUP/NNNN[.TAG.PPPPP].MARK a model began it; with more marks than one, again
-    SCRATCH/graded/GROUP/NNNN.parquet           its result rows: committed
-    SCRATCH/graded/GROUP/NNNN.TAG.PPPPP.parquet those of one piece of a tar, which is read in one pass
+    SCRATCH/started/GROUP/NNNN[.TAG.PPPPP].MARK a model started the shard; one mark per start
+    SCRATCH/graded/GROUP/NNNN.parquet           result rows of a committed shard
+    SCRATCH/graded/GROUP/NNNN.TAG.PPPPP.parquet result rows of one piece of a tar, which is read in one pass
     SCRATCH/ended/GROUP/NNNN.json               a tar was read to its end: `Ended`
-    SCRATCH/sessions/*.json                     one file per time that the run ran
+    SCRATCH/sessions/*.json                     one file per session of the run
 
-`TAG` stands for the version of a tar's file: pieces of another version are never mixed.
+`TAG` is a hash of the version of a tar file: pieces of different versions are not mixed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from scalp_core.errors import UserError
 STARTED, GRADED, ENDED = "started", "graded", "ended"
 GROUP_SHARDS = 4096
 INPUTS_KEY = b"scalp.inputs"
-# A job of hours outlives a server's restart.
+# Jobs of hours must survive a restart of the storage server.
 RETRY_TIMEOUT_S = 180
 _SCHEMA_VERSION = 2
 
 
 @dataclass
 class Listed:
-    """What a piece of a source holds.
+    """Group of listed shards, and counts of the files in its part of the sources.
 
     Args:
-        group: name of its group of shards; `group/NNNN` names one.
-        photographs: rows of its listed shards.
-        tars: shards that are one tar each, whose members are not counted yet.
-        other_files: files that are not images by their name.
-        shadowed: members of archives that share their name with a later one.
+        group: Name of the group; `group/NNNN` is the name of a shard.
+        photographs: Rows of its listed shards.
+        tars: Shards that are one tar each, whose members are not counted yet.
+        other_files: Files that are not images by their name.
+        shadowed: Members of archives that share their name with a later one.
     """
 
     group: str
@@ -54,15 +54,15 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a run grades.
+    """Listing of the images that a run grades.
 
     Args:
-        groups: groups of shards; one more for every few hundred thousand images.
-        shard_size: images per shard.
-        folder: name of the folder that holds the listed shards.
-        other_files: files that are not images by their name.
-        shadowed: members of archives that share their name with a later one.
-        repeated: images that the sources name again.
+        groups: Groups of shards; about one per few hundred thousand images.
+        shard_size: Images per shard.
+        folder: Name of the folder of the listed shards.
+        other_files: Files that are not images by their name.
+        shadowed: Members of archives that share their name with a later one.
+        repeated: Rows that name an image of an earlier row.
     """
 
     groups: tuple[Listed, ...]
@@ -79,6 +79,7 @@ class Listing:
 
     @property
     def tars(self) -> int:
+        """Tars, which are one shard each."""
         return sum(group.tars for group in self.groups)
 
     def to_json(self) -> dict[str, Any]:
@@ -86,14 +87,14 @@ class Listing:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], uri: str) -> Listing:
-        """The inverse of `to_json`.
+        """Parse `content`, the inverse of `to_json`.
 
         Raises:
-            UserError: another version of scalp wrote it.
+            UserError: Another version of scalp wrote it.
         """
-        if (found := content.get("schema_version")) != _SCHEMA_VERSION:
+        if (version := content.get("schema_version")) != _SCHEMA_VERSION:
             raise UserError(
-                f"{uri} was written by another version of scalp (schema {found}, not {_SCHEMA_VERSION}); "
+                f"{uri} was written by another version of scalp (schema {version}, not {_SCHEMA_VERSION}); "
                 "finish the run with that version, or choose another OUT"
             )
         known = {name: content[name] for name in cls.__dataclass_fields__}
@@ -102,14 +103,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Ended:
-    """A tar that was read to its end.
+    """Record of a tar that was read to its end.
 
     Args:
-        tag: of the version that was read; its pieces have it in their names.
-        digests: of the location ids of each piece, by `ids_digest`.
-        dropped: piece and row of members that a later member of the same name replaces.
-        photographs: result rows that the tar has, without those.
-        other_files: members that are not images by their name.
+        tag: Tag of the version that was read, as in the names of its pieces.
+        digests: Digest of the location ids of each piece, by `ids_digest`.
+        dropped: Piece and row of members that a later member of the same name replaces.
+        photographs: Result rows of the tar, without the dropped ones.
+        other_files: Members that are not images by their name.
     """
 
     tag: str
@@ -120,22 +121,24 @@ class Ended:
 
 
 def shard_names(group: Listed, shard_size: int) -> list[str]:
-    """`GROUP/NNNN` of each shard of a group."""
+    """Names `GROUP/NNNN` of the shards of a group."""
     return [
         f"{group.group}/{place:04d}" for place in range(group.tars or -(-group.photographs // shard_size))
     ]
 
 
 def listed_file(folder: str, shard: str) -> str:
-    """Listed images of a shard; `folder` is that of the listing."""
+    """URI of the listed images of a shard, in the folder of the listing."""
     return storage.join(folder, f"{shard}.parquet")
 
 
 def graded_file(work: str, shard: str) -> str:
+    """URI of the result rows of a committed shard."""
     return storage.join(work, GRADED, f"{shard}.parquet")
 
 
 def ended_file(work: str, shard: str) -> str:
+    """URI of the record of a tar that was read to its end."""
     return storage.join(work, ENDED, f"{shard}.json")
 
 
@@ -145,45 +148,45 @@ def piece_name(shard: str, tag: str, number: int) -> str:
 
 
 def version_tag(version: str) -> str:
-    """A short name for the version of a file."""
+    """Hash the version of a file to 8 hexadecimal digits."""
     return hashlib.sha256(version.encode()).hexdigest()[:8]
 
 
 def ids_digest(location_ids: Iterable[str]) -> str:
-    """Names a sequence of location ids."""
+    """Digest of a sequence of location ids."""
     return hashlib.sha256(" ".join(location_ids).encode()).hexdigest()[:16]
 
 
 def committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
-    """Shards of a group that have result rows; of a tar, which pieces of which version."""
-    found: dict[str, dict[str, set[int]]] = {}
+    """Committed shards of a group: by name, the piece numbers of each version tag ("" and 0 if not a tar)."""
+    pieces: dict[str, dict[str, set[int]]] = {}
     for name in storage.names_in(storage.join(work, GRADED, group.group)):
         shard, *piece = name.removesuffix(".parquet").split(".")
         tag, number = (piece[0], int(piece[1])) if piece else ("", 0)
-        found.setdefault(f"{group.group}/{shard}", {}).setdefault(tag, set()).add(number)
-    return found
+        pieces.setdefault(f"{group.group}/{shard}", {}).setdefault(tag, set()).add(number)
+    return pieces
 
 
 def ended(work: str, group: Listed) -> dict[str, Ended]:
-    """Tars of a group that were read to their end."""
+    """Records of the tars of a group that were read to their end, by shard."""
     names = storage.names_in(storage.join(work, ENDED, group.group)) if group.tars else set()
     shards = {f"{group.group}/{name.removesuffix('.json')}" for name in names}
     return {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in shards}
 
 
 def begun(work: str, group: Listed) -> Counter[str]:
-    """How often a model began each shard of a group, or piece of a tar, by its name."""
+    """Number of times that a model started each shard of a group, or piece of a tar, by name."""
     names = storage.names_in(storage.join(work, STARTED, group.group))
     return Counter(f"{group.group}/{name.rsplit('.', 1)[0]}" for name in names)
 
 
 def is_whole(group: Listed, pieces: dict[str, set[int]], end: Ended | None) -> bool:
-    """Whether every row of a shard is committed.
+    """Whether all rows of a shard are committed.
 
     Args:
-        group: of the shard.
-        pieces: committed ones, as `committed` gives them.
-        end: of a tar, None until it was read to its end.
+        group: Group of the shard.
+        pieces: Committed pieces of the shard, from `committed`.
+        end: Record of a tar; None until it was read to its end.
     """
     if not group.tars:
         return bool(pieces)

@@ -1,6 +1,6 @@
-"""The third step of `scalp grade`: many small files become few large ones, and all rows are counted.
+"""Third step of `scalp grade`: merge the rows of shards into few large files, and account for each image.
 
-A part's file is written atomically under a deterministic name: gathering again gives the same files again.
+Each file is written atomically under a deterministic name, so gathering again writes the same files.
 """
 
 from __future__ import annotations
@@ -46,22 +46,27 @@ from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import open_duckdb
 from scalp_core.storage.lease import Guard
 
-ROWS_A_PART = 250_000
-_ROWS_A_GROUP = 25_000
+ROWS_PER_PART = 250_000
+_ROWS_PER_GROUP = 25_000
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Found:
-    """What result rows say in sum.
+    """Totals of result rows.
 
     Args:
-        rows: that there are.
-        unaccounted: photographs without a row, with another's, or with more than one.
-        again: photographs that a model began more than once: the most that was done twice.
-        other_files: in tars.
-        shadowed: in tars.
+        rows: Result rows.
+        unaccounted: Images without a row, with the row of another image, or with several rows.
+        again: Images of shards that a model started again: an upper bound of repeated work.
+        other_files: Members of tars that are not images by their name.
+        shadowed: Members of tars that share their name with a later one.
+        referred: Rows that are referred.
+        by_grade: Rows by grade name.
+        by_error: Failed rows by error code.
+        by_reason: Referred rows by reason.
+        inputs: Image statistics, for the drift check.
     """
 
     rows: int = 0
@@ -76,6 +81,7 @@ class Found:
     inputs: drift.Counts | None = None
 
     def add(self, other: Found) -> None:
+        """Add the totals of another task."""
         for name in ("rows", "unaccounted", "again", "other_files", "shadowed", "referred"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("by_grade", "by_error", "by_reason"):
@@ -83,7 +89,7 @@ class Found:
         self.add_inputs(other.inputs)
 
     def count(self, table: pa.Table) -> None:
-        """Takes in result rows."""
+        """Count the result rows of a table."""
         self.rows += table.num_rows
         self.referred += pc.sum(table["refer"]).as_py() or 0
         self.by_grade.update(_counts(table["grade_name"]))
@@ -92,7 +98,7 @@ class Found:
         self.add_inputs(inputs_of(table))
 
     def add_inputs(self, more: drift.Counts | None) -> None:
-        """Takes in what was measured of photographs."""
+        """Add image statistics."""
         if more is not None:
             self.inputs = more if self.inputs is None else self.inputs + more
 
@@ -108,7 +114,7 @@ class Found:
 
 
 def inputs_of(table: pa.Table) -> drift.Counts | None:
-    """What `GradeShard` measured of the photographs of a committed shard; None of bundles without gates."""
+    """Image statistics that `GradeShard` stored with a committed shard; None for bundles without gates."""
     text = (table.schema.metadata or {}).get(INPUTS_KEY)
     return drift.Counts.model_validate_json(text) if text else None
 
@@ -121,35 +127,33 @@ def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Execut
     """Write `out/results` from the committed shards, and account for every image.
 
     Args:
-        out: of the run.
-        work: folder of the shards.
-        listing: what there is.
-        guard: of the run's lease.
-        executor: runs the tasks.
+        out: Output directory.
+        work: Folder of the shards.
+        listing: Listing of the run.
+        guard: Guard of the run's lease.
+        executor: Runs the tasks.
     """
     items = [
         {"number": number, "groups": json.dumps([asdict(group) for group in groups])}
-        for number, groups in enumerate(_per_task(listing))
+        for number, groups in enumerate(_divide(listing))
     ]
-    found, task = (
-        Found(),
-        GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard),
-    )
+    totals = Found()
+    task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
     logger.info("gathering %d parts", len(items))
     with progress_bar("gathering", len(items)) as (progress, bar):
         for row in executor.map(task, items):
-            found.add(Found.from_json(row["found"]))
+            totals.add(Found.from_json(row["found"]))
             progress.update(bar, advance=1)
-    found.unaccounted += executor.call(count_repeated, storage.join(out, RESULTS_FOLDER))
-    return found
+    totals.unaccounted += executor.call(count_repeated, storage.join(out, RESULTS_FOLDER))
+    return totals
 
 
-def _per_task(listing: Listing) -> Iterator[list[Listed]]:
-    """Groups that one task gathers: enough for one file, where they are small."""
+def _divide(listing: Listing) -> Iterator[list[Listed]]:
+    """Divide the groups among tasks: small groups together, up to the rows of one file."""
     groups: list[Listed] = []
     for group in listing.groups:
-        rows = sum(each.photographs for each in groups) + group.photographs
-        if groups and (group.tars or rows > ROWS_A_PART):
+        rows = sum(other.photographs for other in groups) + group.photographs
+        if groups and (group.tars or rows > ROWS_PER_PART):
             yield groups
             groups = []
         groups.append(group)
@@ -158,7 +162,7 @@ def _per_task(listing: Listing) -> Iterator[list[Listed]]:
 
 @dataclass(frozen=True)
 class _State:
-    """What is committed of a group."""
+    """Committed shards of a group."""
 
     group: Listed
     pieces: dict[str, dict[str, set[int]]]
@@ -173,17 +177,17 @@ class _State:
 
 
 class GatherGroups:
-    """Task: some groups to one file, or to several of at most `ROWS_A_PART` rows.
+    """Task: merge some groups into one file, or into several of about `ROWS_PER_PART` rows.
 
-    Groups of which a shard is missing or wrong are counted and not written: a complete part that an earlier
-    gathering wrote is never replaced by a shorter one.
+    If a shard is missing or wrong, rows are counted and not written: a shorter file must not replace a
+    complete one of an earlier attempt.
 
     Args:
-        out: of the run.
-        work: folder of the shards.
-        listed: folder of the listed shards.
-        shard_size: images per shard.
-        guard: of the run's lease.
+        out: Output directory.
+        work: Folder of the shards.
+        listed: Folder of the listed shards.
+        shard_size: Images per shard.
+        guard: Guard of the run's lease.
     """
 
     def __init__(self, out: str, work: str, listed: str, shard_size: int, guard: Guard) -> None:
@@ -194,62 +198,66 @@ class GatherGroups:
         self._guard = guard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found, part, waiting = Found(), 0, 0
+        totals, part, buffered = Found(), 0, 0
         tables: list[pa.Table] = []
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             states = [_State.read(self._work, Listed(**group)) for group in json.loads(row["groups"])]
-            missing = sum(self._missing(state, found) for state in states)
-            for table in chain.from_iterable(self._tables(state, found) for state in states):
-                found.count(table)
-                if missing or found.unaccounted:
+            missing = sum(self._count_missing(state, totals) for state in states)
+            for table in chain.from_iterable(self._read_tables(state, totals) for state in states):
+                totals.count(table)
+                if missing or totals.unaccounted:
                     continue
                 tables.append(table)
-                waiting += table.num_rows
-                if waiting >= ROWS_A_PART:
+                buffered += table.num_rows
+                if buffered >= ROWS_PER_PART:
                     self._write(row["number"], part, tables)
-                    part, waiting, tables = part + 1, 0, []
-            if tables and not found.unaccounted:
+                    part, buffered, tables = part + 1, 0, []
+            if tables and not totals.unaccounted:
                 self._write(row["number"], part, tables)
-        return {"found": found.to_json()}
+        return {"found": totals.to_json()}
 
     def _write(self, number: int, part: int, tables: list[pa.Table]) -> None:
         name = f"part-{number:05d}-{part:03d}.parquet"
         self._guard.check()
         write_part(storage.join(self._out, RESULTS_FOLDER, name), pa.concat_tables(tables))
 
-    def _missing(self, state: _State, found: Found) -> int:
-        """Shards of a group that are not committed; their images are not accounted for."""
+    def _count_missing(self, state: _State, totals: Found) -> int:
+        """Number of shards of a group that are not committed; their images count as unaccounted."""
         missing = [shard for shard in shard_names(state.group, self._size) if not state.is_whole(shard)]
         for shard in missing:
-            # Of a tar the archive itself: nobody knows how many are in it.
-            found.unaccounted += 1 if state.group.tars else len(self._wanted(shard))
+            # A tar counts as one: the number of its images is unknown.
+            totals.unaccounted += 1 if state.group.tars else len(self._listed_ids(shard))
         return len(missing)
 
-    def _tables(self, state: _State, found: Found) -> Iterator[pa.Table]:
-        """Result rows of the shards that are committed."""
-        times = begun(self._work, state.group)
+    def _read_tables(self, state: _State, totals: Found) -> Iterator[pa.Table]:
+        """Read the result rows of the committed shards."""
+        starts = begun(self._work, state.group)
         for shard in shard_names(state.group, self._size):
             if not state.is_whole(shard):
                 continue
             is_tar = bool(state.group.tars)
-            read = self._tar(shard, state.ends[shard], found) if is_tar else self._shard(shard, found)
-            for name, table in read:
-                found.again += max(0, times[name] - 1) * table.num_rows
+            tables = (
+                self._read_tar(shard, state.ends[shard], totals)
+                if is_tar
+                else self._read_shard(shard, totals)
+            )
+            for name, table in tables:
+                totals.again += max(0, starts[name] - 1) * table.num_rows
                 yield table
 
-    def _wanted(self, shard: str) -> list[str]:
-        """Location ids of the images that were listed."""
+    def _listed_ids(self, shard: str) -> list[str]:
+        """Location ids of the listed images of a shard."""
         rows = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
         return [location_id(Location(row["uri"], row["member"])) for row in rows]
 
-    def _shard(self, shard: str, found: Found) -> Iterator[tuple[str, pa.Table]]:
+    def _read_shard(self, shard: str, totals: Found) -> Iterator[tuple[str, pa.Table]]:
         table = parquet.read(graded_file(self._work, shard))
-        found.unaccounted += differing(self._wanted(shard), table["location_id"].to_pylist())
+        totals.unaccounted += differing(self._listed_ids(shard), table["location_id"].to_pylist())
         yield shard, table
 
-    def _tar(self, shard: str, end: Ended, found: Found) -> Iterator[tuple[str, pa.Table]]:
-        found.other_files += end.other_files
-        found.shadowed += len(end.dropped)
+    def _read_tar(self, shard: str, end: Ended, totals: Found) -> Iterator[tuple[str, pa.Table]]:
+        totals.other_files += end.other_files
+        totals.shadowed += len(end.dropped)
         dropped: dict[int, list[int]] = {}
         for piece, place in end.dropped:
             dropped.setdefault(piece, []).append(place)
@@ -258,20 +266,20 @@ class GatherGroups:
             name = piece_name(shard, end.tag, number)
             table = parquet.read(graded_file(self._work, name))
             if ids_digest(table["location_id"].to_pylist()) != digest:
-                found.unaccounted += table.num_rows
+                totals.unaccounted += table.num_rows
             table = _without(table, dropped.get(number, []))
             rows += table.num_rows
             yield name, table
-        found.unaccounted += abs(end.photographs - rows)
+        totals.unaccounted += abs(end.photographs - rows)
 
 
 def differing(wanted: list[str], ids: list[str]) -> int:
-    """Images that are not accounted for by the rows of a shard; 0 only if each has its one row, in order."""
+    """Count unaccounted images of a shard; 0 only if each has exactly one row, in order."""
     return 0 if ids == wanted else max(len(wanted), len(ids))
 
 
 def _without(table: pa.Table, places: list[int]) -> pa.Table:
-    """The table without the rows at these places."""
+    """Remove the rows at these places."""
     if not places:
         return table
     keep = np.ones(table.num_rows, bool)
@@ -280,19 +288,21 @@ def _without(table: pa.Table, places: list[int]) -> pa.Table:
 
 
 def write_part(uri: str, table: pa.Table) -> None:
-    """Atomically write a large file of result rows, in groups that a query can skip."""
+    """Atomically write a large file of result rows, in row groups that a query can skip."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(), buffer, compression="zstd", row_group_size=_ROWS_A_GROUP)
+    pq.write_table(
+        table.replace_schema_metadata(), buffer, compression="zstd", row_group_size=_ROWS_PER_GROUP
+    )
     storage.write(uri, buffer.getvalue())
 
 
 def count_repeated(results: str) -> int:
-    """Rows beyond the first of each location, over all files; DuckDB spills to disk."""
+    """Count repeated rows of a location over all files; DuckDB spills to disk."""
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         if not storage.names_in(results):
             return 0
         with open_duckdb() as connection:
             connection.register("results", parquet.dataset(results))
             query = "select count(*) - count(distinct location_id) from results"
-            ((more,),) = connection.execute(query).fetchall()
-    return int(more)
+            ((repeated,),) = connection.execute(query).fetchall()
+    return int(repeated)

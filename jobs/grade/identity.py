@@ -1,8 +1,8 @@
-"""What all rows of one output of `scalp grade` have in common: `run.json`.
+"""Identity of one output of `scalp grade`, in `run.json`: properties that all of its rows share.
 
-Compared is what changes answers: the weights, preprocessing, calibration, decision and graph of the bundle;
-the device, precision and runtime, resolved once; and, before more is graded, the versions of scalp, of the
-runtime's library and of the decoders. Another graph in the bundle, or another promotion, changes nothing.
+The identity covers all that affects answers: weights, preprocessing, calibration, decision and graph of the
+bundle; device, precision and runtime, resolved once; versions of scalp, of the runtime's library and of the
+decoders. Other graphs in the bundle, and a later promotion, do not affect it.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _SCHEMA_VERSION = 3
 
 @dataclass(frozen=True)
 class Identity:
-    """Of one output.
+    """Identity of one output.
 
     Args:
-        model_version: signs the rows.
-        answers: fingerprints of the parts of the bundle that change answers.
-        sources: that are graded, sorted.
-        bundle: uri, or `models://NAME@VERSION`, that is loaded again to resume.
-        device: that all models run on.
-        precision: of all forward passes, resolved.
-        runtime: of all models; `auto` on GPUs until the images are counted, before any is graded.
-        versions: of the packages that decide answers.
+        model_version: Model version in the rows.
+        answers: Fingerprints of the parts of the bundle that affect answers.
+        sources: URIs of the graded sources, sorted.
+        bundle: URI, or `models://NAME@VERSION`, that a resumed run loads.
+        device: Device of all models.
+        precision: Precision of all forward passes, resolved.
+        runtime: Runtime of all models; `auto` on GPUs until the images are counted, before the first row.
+        versions: Versions of the packages that affect answers.
     """
 
     model_version: str
@@ -62,14 +62,14 @@ class Identity:
     def of(
         cls, spec: BundleSpec, bundle: str, named: list[str], device: Hardware, model: ModelOptions
     ) -> Identity:
-        """That of a run which begins now.
+        """Make the identity of a new run.
 
         Args:
-            spec: the bundle's contract.
-            bundle: `pinned`.
-            named: the sources.
-            device: that was planned.
-            model: resolved.
+            spec: Contract of the bundle.
+            bundle: Name of the bundle from `pinned`.
+            named: URIs of the sources.
+            device: Planned device.
+            model: Resolved options of inference.
         """
         return cls(
             model_version=spec.version_in(model.precision),
@@ -84,21 +84,21 @@ class Identity:
 
     @property
     def computed_by(self) -> str:
-        """Device, precision, runtime and versions that computed its rows, in one line."""
+        """Device, precision, runtime and versions in one line, as in result rows."""
         return computed_by(self.device, self.precision, self.runtime, self.versions)
 
 
 def read(out: str) -> Identity | None:
-    """The identity of an output; None where no run has begun.
+    """Read the identity of an output; None if no run has started.
 
     Raises:
-        UserError: another version of scalp wrote it, or it is something else.
+        UserError: Another version or command of scalp wrote the output.
     """
     content = read_json(storage.join(out, IDENTITY_FILE))
     if content is None:
         outputs.check_claim(out, "grade")
         if storage.exists(storage.join(out, SUMMARY_FILE)):
-            raise UserError(f"{out} holds something else than results of scalp grade; choose another OUT")
+            raise UserError(f"{out} holds a summary.json that scalp grade did not write; choose another OUT")
         return None
     version = content.pop("schema_version", None)
     if version != _SCHEMA_VERSION:
@@ -111,34 +111,34 @@ def read(out: str) -> Identity | None:
 
 
 def write(out: str, identity: Identity) -> None:
-    """Bind an output to what it grades, and with what."""
+    """Atomically write the identity of an output."""
     content: dict[str, Any] = {"schema_version": _SCHEMA_VERSION, **asdict(identity)}
     write_json(storage.join(out, IDENTITY_FILE), content)
 
 
 def pinned(bundle: str, known: Identity | None) -> str:
-    """The bundle by a name that stays the same: of `models://NAME` the version that is promoted now.
+    """Pin the bundle: resolve `models://NAME` to the version that is promoted now.
 
-    A run that began with `models://NAME` resumes with the version it began with.
+    A run that started with `models://NAME` resumes with the version it started with.
 
     Args:
-        bundle: as the user named it.
-        known: identity of the output.
+        bundle: Bundle as the user named it.
+        known: Identity of the output, if a run has started.
 
     Raises:
-        UserError: there is no such version.
+        UserError: The version does not exist.
     """
     if not bundle.startswith(registry.SCHEME):
         return storage.absolute(bundle)
     name, _, version = bundle.removeprefix(registry.SCHEME).partition("@")
     if known and version in ("", "latest") and known.bundle.startswith(f"{registry.SCHEME}{name}@"):
         return known.bundle
-    found, number = registry.open_registry().find(bundle)
-    return f"{registry.SCHEME}{found}@{number}"
+    name, number = registry.open_registry().find(bundle)
+    return f"{registry.SCHEME}{name}@{number}"
 
 
 def answers(spec: BundleSpec, device: Hardware, precision: Precision, runtime: Runtime) -> dict[str, str]:
-    """Fingerprints, by name, of the parts of a bundle that change its answers."""
+    """Fingerprints, by name, of the parts of a bundle that affect its answers."""
     names = {
         "weights_sha256", "architecture", "head", "grade_names", "preprocess", "temperature", "conformal",
         "referral", "gates",
@@ -153,16 +153,16 @@ def answers(spec: BundleSpec, device: Hardware, precision: Precision, runtime: R
     }
 
 
-def check(out: str, known: Identity, spec: BundleSpec, asked: ModelOptions, named: list[str]) -> None:
-    """Refuse to mix: one output belongs to one bundle, device, precision, runtime, and the same sources.
+def check(out: str, known: Identity, spec: BundleSpec, requested: ModelOptions, named: list[str]) -> None:
+    """Refuse an output that holds rows of another bundle, device, precision, runtime, or other sources.
 
     Raises:
-        UserError: it holds results of others.
+        UserError: It holds rows of another.
     """
     if sorted(named) != known.sources:
         raise _other(out, "sources", ", ".join(known.sources), ", ".join(sorted(named)))
     for name in ("device", "precision", "runtime"):
-        held, wanted = getattr(known, name), getattr(asked, name)
+        held, wanted = getattr(known, name), getattr(requested, name)
         if "auto" not in (held, wanted) and wanted != held:
             raise _other(out, name, held, wanted)
     now = answers(spec, known.device, known.precision, known.runtime)
@@ -173,36 +173,36 @@ def check(out: str, known: Identity, spec: BundleSpec, asked: ModelOptions, name
         raise _other(out, "bundle", held, f"{version}, which has another {', '.join(differing)}")
 
 
-def resumed(out: str, known: Identity, asked: ModelOptions) -> ModelOptions:
-    """How to grade more of an output: on the device, in the precision and by the runtime that it began with.
+def resumed(out: str, known: Identity, requested: ModelOptions) -> ModelOptions:
+    """Options to resume a run: device, precision and runtime as in its identity.
 
     Raises:
-        UserError: the packages that decide answers are of other versions.
+        UserError: Packages that affect answers have other versions.
     """
     here = deciding_versions(known.runtime, known.device)
     if here != known.versions:
-        held, found = (
+        held, present = (
             ", ".join(
                 f"{name} {versions[name]}" for name in versions if here.get(name) != known.versions[name]
             )
             for versions in (known.versions, here)
         )
         raise UserError(
-            f"{out} holds results of {held}, not {found}, whose answers may differ; install {held} to go on, "
-            "or choose another OUT"
+            f"{out} holds results of {held}, not {present}, whose answers may differ; install {held} to "
+            "resume, or choose another OUT"
         )
-    return replace(asked, device=known.device, precision=known.precision, runtime=known.runtime)
+    return replace(requested, device=known.device, precision=known.precision, runtime=known.runtime)
 
 
 def make_checked(make_model: Callable[..., Any], identity: Identity, *arguments: Any) -> Any:
-    """The model of an actor, on a machine that computes as the run does.
+    """Make the model of an actor, on a machine that computes as the identity says.
 
     Raises:
-        UserError: this one would answer otherwise.
+        UserError: Precision or versions of this machine differ.
     """
     check_machine(identity.device, identity.precision, identity.versions)
     return make_model(*arguments)
 
 
-def _other(out: str, name: str, held: str, asked: str) -> UserError:
-    return UserError(f"{out} holds results of {name} {held}, not {asked}; choose another OUT")
+def _other(out: str, name: str, held: str, requested: str) -> UserError:
+    return UserError(f"{out} holds results of {name} {held}, not {requested}; choose another OUT")

@@ -1,7 +1,7 @@
-"""The first step of `scalp grade`: list what there is to grade into shards, before it begins.
+"""First step of `scalp grade`: list the images of the sources into shards.
 
-Each attempt writes into a folder with a new name; `listing.json` names the one that is complete. So what a
-killed attempt left is never read, and a task that runs again writes the same files again.
+Each attempt writes into a new folder; `listing.json` names the complete one. So files of a killed attempt are
+not read, and a task that runs again writes the same files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from scalp_core.storage.duckdb_sql import open_duckdb
 
 T = TypeVar("T")
 
-# A group of fewer shards is joined with others.
+# Groups of fewer shards are joined.
 _SMALL_GROUP = 4
-# Small sources are listed before Ray starts: objects and seconds at most.
-_FEW, _GLANCE_S = 10_000, 5.0
+# Limits, in objects and seconds, of small sources, which are listed before Ray starts.
+_MAX_EARLY_OBJECTS, _MAX_EARLY_S = 10_000, 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +42,37 @@ logger = logging.getLogger(__name__)
 def glance(
     named: Sequence[str], work: str, tables: bool = True, links: bool = True
 ) -> list[dict[str, Any]] | None:
-    """List small sources before Ray starts; None where there are many objects, or a run listed them.
+    """List small sources before Ray starts; None if there are many objects, or a listing exists.
 
     Args:
-        named: as for `list_sources`.
-        work: folder of the run.
-        tables: as for `roots_of`.
-        links: as for `roots_of`.
+        named: Sources, as in `list_sources`.
+        work: Folder of the run.
+        tables: As in `roots_of`.
+        links: As in `roots_of`.
+
+    Returns:
+        Rows of `scan.LISTED`.
 
     Raises:
-        UserError: a source is missing or unreadable.
+        UserError: A source is missing or unreadable.
     """
     if storage.exists(storage.join(work, LISTING_FILE)):
         return None
     roots = [root for source in named for root in roots_of(source, tables, links)]
-    until = time.monotonic() + _GLANCE_S
-    found: list[dict[str, Any]] = []
+    until = time.monotonic() + _MAX_EARLY_S
+    rows: list[dict[str, Any]] = []
     for row in chain.from_iterable(map(scan.list_root, roots)):
-        if len(found) == _FEW or time.monotonic() > until:
+        if len(rows) == _MAX_EARLY_OBJECTS or time.monotonic() > until:
             return None
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def read_listing(work: str) -> Listing | None:
-    """The listing of a run, or of a retry; None until it is complete.
+    """Read the listing of a run or a retry; None until it is complete.
 
     Raises:
-        UserError: another version of scalp wrote it.
+        UserError: Another version of scalp wrote it.
     """
     uri = storage.join(work, LISTING_FILE)
     content = read_json(uri)
@@ -85,19 +88,19 @@ def list_sources(
     tables: bool = True,
     links: bool = True,
 ) -> Listing:
-    """List images into shards below `work`; an earlier session's listing is taken as it is.
+    """List images into shards below `work`; reuse the listing of an earlier session.
 
     Args:
-        named: folders, prefixes, archives, tables, and directories that `scalp prepare` wrote.
-        work: folder of the run.
-        shard_size: images per shard.
-        glanced: what `glance` found.
-        executor: runs the tasks that list.
-        tables: as for `roots_of`.
-        links: as for `roots_of`.
+        named: Folders, prefixes, archives, tables, and outputs of `scalp prepare`.
+        work: Folder of the run.
+        shard_size: Images per shard.
+        glanced: Result of `glance`.
+        executor: Runs the listing tasks.
+        tables: As in `roots_of`.
+        links: As in `roots_of`.
 
     Raises:
-        UserError: a source is missing, unreadable, or holds nothing to grade.
+        UserError: A source is missing, unreadable, or contains no image.
     """
     if known := read_listing(work):
         return known
@@ -116,7 +119,7 @@ def list_sources(
         groups = _joined(folder, groups, shard_size)
     if not groups:
         raise SourceError(
-            f"{', '.join(named)} holds no photograph ({', '.join(locations.IMAGE_SUFFIXES)}); check the path"
+            f"{', '.join(named)} contains no image ({', '.join(locations.IMAGE_SUFFIXES)}); check the path"
         )
     listing = Listing(
         groups=tuple(groups),
@@ -131,31 +134,31 @@ def list_sources(
 
 
 def roots_of(source: str, tables: bool = True, links: bool = True) -> list[Root]:
-    """The pieces of a source that tasks list in parallel; of prepared data, the manifest's files.
+    """Divide a source into roots that tasks list in parallel; of prepared data, the files of the manifest.
 
     Args:
-        source: one of those that are graded.
-        tables: it may be one that names images outside of it: a table of uris, or prepared data.
-        links: links of a local folder may lead out of it; else each that does is a failed row.
+        source: Source to grade.
+        tables: Whether it may be a table of uris or prepared data, which name images elsewhere.
+        links: Whether links of a local folder may lead out of it; if not, each such link is a failed row.
 
     Raises:
-        UserError: it is missing, or one that may not be.
+        UserError: The source is missing, or a table that `tables` does not allow.
     """
     prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
     if not tables and (prepared or scan.is_table(source)):
-        raise UserError(f"{source} names photographs that lie elsewhere, which --no-tables refuses")
+        raise UserError(f"{source} names images stored elsewhere, which --no-tables refuses")
     if not prepared:
         return scan.divide_source(source, links)
-    manifest.read_spec(source)  # refuses what is of another version
+    manifest.read_spec(source)  # refuses another schema version
     return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
 
 
-class ListPhotographs:
-    """Task: write the shards of some roots of a source; the groups of shards come back as JSON.
+class ListImages:
+    """Task: list roots of a source, write the shards, and return their groups as JSON.
 
     Args:
-        folder: of the listing.
-        shard_size: images per shard.
+        folder: Folder of the listing.
+        shard_size: Images per shard.
     """
 
     def __init__(self, folder: str, shard_size: int) -> None:
@@ -173,13 +176,13 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
     """Write the images among listed objects as shards, in groups.
 
     Args:
-        folder: of the listing.
-        size: images per shard.
-        number: distinguishes these groups from those of other tasks.
-        objects: rows of `scan.LISTED`.
+        folder: Folder of the listing.
+        size: Images per shard.
+        number: Number of the task, which distinguishes its groups.
+        objects: Rows of `scan.LISTED`.
 
     Yields:
-        each group, and last one that counts what is not an image.
+        Each group; the last one counts the files that are not images.
     """
     counts = Listed(f"{number:04d}")
     tars: list[dict[str, Any]] = []
@@ -194,9 +197,9 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
 def _write_groups(folder: str, prefix: str, size: int, rows: Iterator[dict[str, Any]]) -> Iterator[Listed]:
     for place in count():
         group = f"{prefix}-{place:06d}"
-        if not (photographs := _write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
+        if not (images := _write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
             break
-        yield Listed(group, photographs=photographs)
+        yield Listed(group, photographs=images)
 
 
 def _write_group(folder: str, group: str, size: int, rows: Iterator[dict[str, Any]]) -> int:
@@ -216,12 +219,12 @@ def _images(
         if code == "shadowed_member":
             counts.shadowed += 1
         elif code == "outside_link":
-            yield row  # a folder, or any file: it hides what is behind it
+            yield row  # a failed row: the folder or file behind it is not read
         elif row.get("kind") or locations.is_image_name(name):
-            # A table's label is of no concern here.
+            # Labels of tables are not used here.
             yield row | ({"code": None, "error": None} if code == "bad_label" else {})
         elif archives.is_archive(name) and code:
-            yield row  # it may hide some
+            yield row  # a failed row: it may contain images
         elif archives.is_stream(row["uri"]) and not row["member"]:
             tars.append(row)
         else:
@@ -231,7 +234,7 @@ def _images(
 def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Executor) -> list[Listed]:
     groups: list[Listed] = []
     with progress_bar("listing", None) as (progress, bar):
-        for row in executor.map(ListPhotographs(folder, shard_size), shares(roots)):
+        for row in executor.map(ListImages(folder, shard_size), shares(roots)):
             listed = [Listed(**group) for group in json.loads(row["groups"])]
             groups += listed
             progress.update(bar, advance=sum(group.photographs for group in listed))
@@ -239,9 +242,9 @@ def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Ex
 
 
 def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
-    """Small groups as one: many folders of few images would make many shards of few.
+    """Join small groups: folders with few images would make small shards.
 
-    There is at most one per listing task, so these rows are few, however many images there are.
+    There is at most one small group per listing task, so these rows fit into memory.
     """
     small = [group for group in groups if 0 < group.photographs < _SMALL_GROUP * shard_size]
     if len(small) < 2:
@@ -255,43 +258,43 @@ def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
 
 
 def _may_repeat(named: Sequence[str]) -> bool:
-    """Folders and archives hold everything once; a table may name an image twice, or another source's."""
+    """Whether an image may be listed twice: a table may repeat one, or name one of another source."""
     return any(scan.is_table(source) for source in named)
 
 
 def _without_repeated(
     folder: str, groups: list[Listed], shard_size: int, executor: Executor
 ) -> tuple[list[Listed], int]:
-    """The groups without rows that name an image that an earlier row names, and how many there were."""
+    """Groups without rows that repeat the image of an earlier row, and the number of such rows."""
     listed = [group for group in groups if group.photographs]
-    found = executor.call(_write_unique, folder, [asdict(group) for group in listed], shard_size)
-    if not found["repeated"]:
+    result = executor.call(_write_unique, folder, [asdict(group) for group in listed], shard_size)
+    if not result["repeated"]:
         return groups, 0
-    console.print(
-        f"{found['repeated']:,} rows name a photograph that another row names too; each is graded once"
-    )
-    unique = [Listed(**group) for group in found["groups"]]
-    return [*unique, *(group for group in groups if group.tars)], found["repeated"]
+    console.print(f"{result['repeated']:,} rows repeat an image of another row; each image is graded once")
+    unique = [Listed(**group) for group in result["groups"]]
+    return [*unique, *(group for group in groups if group.tars)], result["repeated"]
 
 
 def _write_unique(folder: str, groups: list[dict[str, Any]], shard_size: int) -> dict[str, Any]:
-    """Write new groups without repeated rows, in a worker: the driver's memory must not grow.
+    """Write new groups without repeated rows; in a worker, to keep the driver's memory small.
 
-    The listed shards stay as they are, so that this task may run again.
+    The listed shards are not changed, so this task may run again.
     """
     shards = [shard for group in groups for shard in shard_names(Listed(**group), shard_size)]
     files = [listed_file(folder, shard) for shard in shards]
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        again = _repeated(files)
+        repeated = _repeated(files)
         rows = (row for uri in files for row in parquet.read(uri).to_pylist())
-        unique = list(_write_groups(folder, "unique", shard_size, _first_of(rows, again))) if again else []
+        unique = (
+            list(_write_groups(folder, "unique", shard_size, _first_of(rows, repeated))) if repeated else []
+        )
     kept = sum(group.photographs for group in unique)
     total = sum(group["photographs"] for group in groups)
-    return {"groups": [asdict(group) for group in unique], "repeated": total - kept if again else 0}
+    return {"groups": [asdict(group) for group in unique], "repeated": total - kept if repeated else 0}
 
 
 def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
-    """Uri and member of the images that more than one row of listed shards names."""
+    """Uri and member of the images that more than one row of the listed shards names."""
     if not files:
         return set()
     with open_duckdb() as connection:
@@ -300,12 +303,14 @@ def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
         return set(connection.execute(query).fetchall())
 
 
-def _first_of(rows: Iterable[dict[str, Any]], again: set[tuple[str, str | None]]) -> Iterator[dict[str, Any]]:
-    """The rows without the later ones of those that are named `again`."""
+def _first_of(
+    rows: Iterable[dict[str, Any]], repeated: set[tuple[str, str | None]]
+) -> Iterator[dict[str, Any]]:
+    """Rows without the later ones of each repeated image."""
     seen: set[tuple[str, str | None]] = set()
     for row in rows:
         name = (row["uri"], row["member"])
-        if name in again:
+        if name in repeated:
             if name in seen:
                 continue
             seen.add(name)
@@ -313,7 +318,7 @@ def _first_of(rows: Iterable[dict[str, Any]], again: set[tuple[str, str | None]]
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most `size` items."""
+    """Batch items into lists of at most `size`."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -1,7 +1,7 @@
-"""Tasks of `scalp grade` that fetch and decode a shard, or a tar piece by piece.
+"""Loading tasks of `scalp grade`: fetch and decode a shard, or a tar piece by piece.
 
-An image that cannot be read becomes a row with its reason. A shard whose task ended its process three times
-is read image by image in a child process, so that a decoder that crashes costs one row.
+An image that cannot be read is a row with its error. After a shard has crashed its process three times, its
+images are read in a child process, so that a crashing decoder costs one row.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from scalp_core.images import codecs
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.storage import parquet
 
-# Images that are fetched while those before them are decoded: what a loading task holds as files.
+# Images that are fetched while the previous ones are decoded; bounds the files in memory of a task.
 _PIECE = 64
-# A tar whose stream ends the process, though its images are decoded elsewhere, is given up.
+# A tar whose stream crashes the process, although its images are decoded in a child, fails after this.
 _MOST_TRIES_ISOLATED = 2 * MOST_TRIES
 _UNREAD = "crashed"
 
@@ -58,13 +58,13 @@ class LoadShard:
     """Task: fetch and decode a shard, or a tar piece by piece.
 
     Args:
-        work: folder of the run.
-        listed: folder of the listed shards.
-        spec: how to decode.
-        shard_size: images per piece of a tar.
-        fetches: concurrent requests.
-        within: real paths of local sources; a file that a link has led out of them since it was listed is
-            refused. Empty for no bound.
+        work: Folder of the run.
+        listed: Folder of the listed shards.
+        spec: Preprocessing of the images.
+        shard_size: Images per piece of a tar.
+        fetches: Concurrent requests.
+        within: Real paths of local sources; a file that a link leads out of them is refused, also if the link
+            was made after listing. Empty: no restriction.
     """
 
     def __init__(
@@ -91,49 +91,52 @@ class LoadShard:
                 child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None
                 if child:
                     logger.warning(
-                        "%s ended its process %d times; reading it image by image", row["shard"], tries
+                        "%s crashed its process %d times; reading it image by image", row["shard"], tries
                     )
-                yield from self._loaded(row, child, tries)
+                yield from self._load(row, child, tries)
 
-    def _loaded(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
+    def _load(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
         shard, seconds = row["shard"], Seconds()
         listed = parquet.read(listed_file(self._listed, shard)).to_pylist()
         if row["tar"]:
-            yield from self._tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
+            yield from self._load_tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
         elif child:
-            parts = [child_columns(child, self._spec, each, self._outside(each["uri"])) for each in listed]
-            yield packed(shard, _concatenated(parts), seconds)
+            parts = [
+                child_columns(child, self._spec, image, self._check_outside(image["uri"])) for image in listed
+            ]
+            yield packed(shard, _concatenate(parts), seconds)
         elif listed:
-            yield packed(shard, self._shard(listed, seconds), seconds)
+            yield packed(shard, self._load_shard(listed, seconds), seconds)
 
-    def _shard(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
-        """Pieces are fetched while the ones before are decoded; the time waited for them is `fetch`."""
+    def _load_shard(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
+        """Fetch each piece while the previous one is decoded; `seconds["fetch"]` is the time waited."""
         pieces = list(batched(rows, _PIECE))
         changed = _changed_archives(rows)
         with ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(self._fetched, pieces[0], changed)
+            fetched = ahead.submit(self._fetch, pieces[0], changed)
             decoded = []
             for number, piece in enumerate(pieces):
                 with timed(seconds, "fetch"):
-                    files = waiting.result()
+                    files = fetched.result()
                 if number + 1 < len(pieces):
-                    waiting = ahead.submit(self._fetched, pieces[number + 1], changed)
+                    fetched = ahead.submit(self._fetch, pieces[number + 1], changed)
                 with timed(seconds, "decode"):
                     decoded.append(self._images.decoded(_columns(piece), files))
-        return _concatenated(decoded)
+        return _concatenate(decoded)
 
-    def _fetched(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
+    def _fetch(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
         refused = [
             ImageError(row["code"], row["error"])
             if row["code"]
-            else changed.get(row["uri"]) or self._outside(row["uri"])
+            else changed.get(row["uri"]) or self._check_outside(row["uri"])
             for row in rows
         ]
         wanted = [row for row, error in zip(rows, refused, strict=True) if error is None]
         data = iter(fetch([location_of(row) for row in wanted], self._fetches))
         return [next(data) if error is None else error for error in refused]
 
-    def _outside(self, uri: str) -> ImageError | None:
+    def _check_outside(self, uri: str) -> ImageError | None:
+        """Error of a file outside of the local sources."""
         if not self._within or storage.is_s3(uri):
             return None
         if any(storage.is_within(uri, folder) for folder in self._within):
@@ -142,18 +145,18 @@ class LoadShard:
 
     # --- tars -----------------------------------------------------------------------------------------------
 
-    def _tar(
+    def _load_tar(
         self, shard: str, uri: str, done: dict[str, list[int]], child: Isolation | None, tries: int
     ) -> Iterator[pa.Table]:
-        """A tar in one pass.
+        """Load a tar in one pass.
 
-        Pieces that a session before committed are read over: a compressed tar cannot be entered. If the tar
-        changed since then, it has another tag, and those pieces are never used.
+        Pieces that an earlier session committed are read and skipped: a compressed tar has no random access.
+        If the tar changed since then, it has another tag, and those pieces are not used.
         """
         version = _version(uri)
         tag, rows = version_tag(version), TarRows(uri, version)
         stream: Iterable[TarRow] = rows
-        error = self._outside(uri)
+        error = self._check_outside(uri)
         if error is None and tries >= _MOST_TRIES_ISOLATED:
             error = ImageError("crashed", IMAGE_CODES["crashed"])
         if error:
@@ -170,9 +173,9 @@ class LoadShard:
             digests.append(ids_digest(columns["location_id"]))
             if number not in done.get(tag, ()):
                 with timed(seconds, "decode"):
-                    decoded = self._piece(piece, columns, child)
+                    decoded = self._decode_piece(piece, columns, child)
                 yield packed(piece_name(shard, tag, number), decoded, seconds)
-                del decoded  # while the next piece is read
+                del decoded  # frees memory while the next piece is read
                 seconds = Seconds()
         dropped = [list(divmod(place, self._size)) for place in sorted(rows.dropped)]
         end = Ended(tag, digests, dropped, rows.count - len(dropped), rows.other_files)
@@ -180,21 +183,21 @@ class LoadShard:
             end = Ended(tag, digests, [], 1, 0)
         storage.write(ended_file(self._work, shard), json.dumps(asdict(end)).encode())
 
-    def _piece(self, piece: list[TarRow], columns: Columns, child: Isolation | None) -> Columns:
+    def _decode_piece(self, piece: list[TarRow], columns: Columns, child: Isolation | None) -> Columns:
         if child is None:
             return self._images.decoded(columns, [data for _, data in piece])
-        return _concatenated([child_columns(child, self._spec, row, data) for row, data in piece])
+        return _concatenate([child_columns(child, self._spec, row, data) for row, data in piece])
 
 
 class TarRows:
-    """Images of a tar in one pass, and a row for what may hide some: archives in it, its own damage.
+    """Iterate over the images of a tar in one pass; nested archives and damage are rows with an error.
 
     Of members that share a name the last one counts, as for `tar x`: the places of the others are `dropped`.
-    Once all rows are read, `count` and `other_files` are those of the whole tar.
+    After all rows are read, `count` and `other_files` are those of the whole tar.
 
     Args:
-        uri: of the tar.
-        version: of its file when reading begins.
+        uri: URI of the tar.
+        version: Version of its file when reading begins.
     """
 
     def __init__(self, uri: str, version: str) -> None:
@@ -226,7 +229,7 @@ class TarRows:
             if _version(self._uri) != self._version:
                 yield _archive_row(self._uri, ImageError("changed", "it changed while it was read"))
         except UserError as error:
-            if storage.is_transient(error):  # the rest can be read another time
+            if storage.is_transient(error):  # a retry can read the rest
                 raise
             yield _archive_row(self._uri, ImageError("bad_archive", str(error)))
 
@@ -240,7 +243,7 @@ def _nested() -> ImageError:
 
 
 def _version(uri: str) -> str:
-    """Of a file, as a listing gives it; empty if there is none."""
+    """Version of a file, as in listings; empty if there is no such file."""
     try:
         return next(file.version for file in storage.walk(uri))
     except UserError as error:
@@ -250,7 +253,7 @@ def _version(uri: str) -> str:
 
 
 def _changed_archives(rows: list[dict[str, Any]]) -> dict[str, ImageError]:
-    """Archives of listed members that are not the files that were listed; one request per archive."""
+    """Errors, by uri, of archives that changed since they were listed; one request per archive."""
     listed = {row["uri"]: row["version"] for row in rows if row["member"] and row["version"]}
     changed = [uri for uri, version in listed.items() if _version(uri) not in (version, "")]
     for uri in changed:
@@ -268,19 +271,19 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
     return {name: np.array(values, object) for name, values in columns.items()}
 
 
-def _concatenated(parts: list[Columns]) -> Columns:
+def _concatenate(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def child_columns(child: Isolation, spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
-    """Columns of one image, fetched if `data` is None and decoded in a child process."""
+    """Columns of one image, decoded in a child process, and fetched there if `data` is None."""
     try:
-        return child.call(_one, spec, row, data)
+        return child.call(_load_one, spec, row, data)
     except ImageError as error:
-        return _one(spec, row, error)
+        return _load_one(spec, row, error)
 
 
-def _one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
+def _load_one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
     if data is None and row["code"]:
         data = ImageError(row["code"], row["error"])
     if data is None:

@@ -1,4 +1,4 @@
-"""How a grading run uses the cluster: how many models, how large, how many loading tasks, how much ahead."""
+"""Plan a grading run for the cluster: number and size of models, loading tasks, shards, object store."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Hardware, needed_part, resolve_runtime
 
-# Photographs that are committed together: a run that is killed does again what its models had, no more.
+# Images per commit: a killed run repeats only the shards that its models were grading.
 _SHARD: dict[Hardware, int] = {"cpu": 128, "cuda": 512}
 # Decoded pixels of a shard travel as one block of Ray's object store.
 _MAX_SHARD_BYTES = 256 * 2**20
-# Threads of one model wait for each other whenever something else runs, and models do not. But each takes
-# memory, so a large node has not one for every core.
-_MODELS_A_NODE = 8
-# Of a GPU, for each model: one computes while the other copies, words answers and commits them. On an H200
-# two graded 1.7 times what one did (docs/grading.md).
+# Several models per node: threads of one model wait for each other when another process runs. But each takes
+# memory, so a large node does not have one per core.
+_MODELS_PER_NODE = 8
+# GPUs per model: one model computes while the other copies, formats and commits. On an H200, two models
+# reached 1.7 times the throughput of one (docs/grading.md).
 _GPU_SHARE = 0.5
-# Shards decoded ahead of each model: enough that it never waits, few enough that memory is bounded.
+# Shards decoded ahead per model: enough that it does not wait; bounds memory.
 _AHEAD = 6
-# Models at most, where a cluster grows for them and nobody says how many.
-_MOST_GROWN = 64
+# Maximum number of models in a cluster that autoscales, if --models is not given.
+_MAX_AUTOSCALED = 64
 
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """What a user may set of it; None leaves the choice to the program.
+    """Options of the plan; None: chosen by `plan_run`.
 
     Args:
-        models: fewest and most model actors at once.
-        cpus_per_model: cores of each model's forward pass; of its actor beside a GPU.
-        gpus_per_model: share of a GPU.
-        loaders: tasks that fetch and decode at once.
-        fetches: requests at once of each of these.
-        shard_size: photographs that are committed together.
+        models: Minimum and maximum number of model actors.
+        cpus_per_model: CPU cores per model; with a GPU, those of its actor.
+        gpus_per_model: GPUs per model, may be a fraction.
+        loaders: Parallel tasks that fetch and decode.
+        fetches: Parallel requests per loading task.
+        shard_size: Images per shard, which is one commit.
     """
 
     models: tuple[int, int] | None = None
@@ -52,7 +52,7 @@ class PoolOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen; `PoolOptions` has the fields' meanings."""
+    """Resolved sizes of a run; see `PoolOptions`."""
 
     device: Hardware
     models: tuple[int, int]
@@ -72,20 +72,20 @@ class Plan:
         )
         return (
             f"models: {models}, each {each}, batches of {self.batch_size} at most; loading tasks: "
-            f"{self.loaders}, each {self.fetches} requests at once; shards of {self.shard_size} photographs"
+            f"{self.loaders}, each {self.fetches} requests at once; shards of {self.shard_size} images"
         )
 
 
 def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluster:
-    """The cluster when it has room for the fewest models, for which one that grows may have to start nodes.
+    """Return the cluster once the minimum number of models fits; an autoscaling one may start nodes first.
 
     Raises:
-        ClusterError: no nodes that it may start can hold them, or it is not said whether they have GPUs.
+        ClusterError: No nodes that it may start can hold them, or --device must state whether they have GPUs.
     """
     if not cluster.grows:
         return cluster
     low = pool.models[0] if pool.models else 1
-    bundle: dict[str, float] = {"CPU": (pool.cpus_per_model or 1) + 1}  # and one to feed it
+    bundle: dict[str, float] = {"CPU": (pool.cpus_per_model or 1) + 1}  # one more for a loading task
     if planned_device(cluster, model.device) == "cuda":
         bundle["GPU"] = pool.gpus_per_model or _GPU_SHARE
     wait_for_resources([bundle] * low, f"{low} models", console.print)
@@ -93,24 +93,24 @@ def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluste
 
 
 def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOptions) -> Plan:
-    """Sizes for this cluster, and fetches what the models need of the bundle.
+    """Resolve the sizes for this cluster, and fetch the files of the bundle that the models need.
 
     Raises:
-        UserError: the device is not there, or the cluster can never hold what was asked for.
+        UserError: The device is missing, or the cluster is too small for the options.
     """
     device = resolve_hardware(model.device, cluster)
     on_gpu = device == "cuda"
     bundle.fetch(needed_part(device, model.precision, model.runtime))
-    cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_A_NODE))
+    cpus = pool.cpus_per_model or (1 if on_gpu else -(-cluster.model_cpus // _MODELS_PER_NODE))
     gpus = _gpus(cluster, pool) if on_gpu else 0
     fit = _fitting(cluster, cpus, gpus)
-    # One that grows has the autoscaler's own bound.
-    most = max(1, fit, _MOST_GROWN if cluster.grows else 0)
-    low, high = pool.models or (max(1, fit), most)
+    # An autoscaling cluster is bounded by its autoscaler.
+    default_high = max(1, fit, _MAX_AUTOSCALED if cluster.grows else 0)
+    low, high = pool.models or (max(1, fit), default_high)
     if low > fit:
         size = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
         raise UserError(
-            f"the cluster has room for {fit} models of {size} beside the tasks that load for them, not for "
+            f"the cluster has room for {fit} models of {size} in addition to the loading tasks, not for "
             f"{low}: it has {cluster.cpus} CPUs and {cluster.gpus} GPUs; use --models and --cpus-per-model, "
             "or a larger cluster"
         )
@@ -139,17 +139,17 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
 
 
 def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelOptions:
-    """Device, precision and runtime that all models of a run have, resolved once, on a node that computes.
+    """Resolve device, precision and runtime of all models of a run, once, on a worker node.
 
-    On GPUs the runtime stays `auto`: it depends on how many images are listed.
+    On GPUs the runtime stays `auto`: it depends on the number of listed images.
 
     Args:
-        model: as asked for.
-        plan: of the run.
-        executor: asks one of its nodes.
+        model: Requested options.
+        plan: Plan of the run.
+        executor: Runs the check on a node.
 
     Raises:
-        UserError: that node cannot compute as asked.
+        UserError: The node does not support the precision.
     """
     precision = common_precision(model.precision, plan.device, executor, plan.gpus_per_model)
     runtime = model.runtime if plan.device == "cuda" else resolve_runtime(model.runtime, plan.device)
@@ -157,14 +157,14 @@ def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelO
 
 
 def _gpus(cluster: Cluster, pool: PoolOptions) -> float:
-    """Of each model. Fewer models than GPUs get one each: Ray would put two of a half on the same."""
+    """GPUs per model. At most one model per GPU gets a whole one: Ray would place two halves on the same."""
     if pool.gpus_per_model:
         return pool.gpus_per_model
     return 1 if pool.models and pool.models[1] <= cluster.gpus else _GPU_SHARE
 
 
 def _fitting(cluster: Cluster, cpus: int, gpus: float) -> int:
-    """Models that the cluster holds at once, with a CPU left for a task that feeds them."""
+    """Number of models that fit the cluster, with one CPU left for a loading task."""
     if not gpus:
         room = cluster.nodes * cluster.models_per_node(cpus)
     elif gpus <= 1:

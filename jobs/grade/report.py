@@ -1,4 +1,4 @@
-"""`report.html` of `scalp grade`: asks the rows, reads the most doubtful photographs, draws their heat."""
+"""Write `report.html` of `scalp grade`: query the rows, read the least certain images, draw heatmaps."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from scalp_core.results.query import ResultRows
 from scalp_core.results.report import Card, Pictures, data_uri
 
 if TYPE_CHECKING:
-    from scalp_core.inference.gradcam import Explainer  # takes seconds: only where heatmaps are made
+    from scalp_core.inference.gradcam import Explainer  # slow to import
 
 QUEUE = 24
-"""Photographs in the queue, at most."""
+"""Maximum number of images in the review queue."""
 
-_UNLIKE = 8  # of these, at most, for being unlike the training part
+_UNLIKE = 8  # of these, images least like the training split
 _GROUPS = 20
 _EXAMPLES = 3
 _QUALITY = 82
@@ -38,17 +38,18 @@ _OPACITY = 0.6
 
 
 def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int = QUEUE) -> None:
-    """Writes `out/report.html` from the rows and the summary, in memory that does not grow with them.
+    """Write `out/report.html` from the rows and the summary, in memory independent of their number.
+
+    An image that cannot be read any more, or a heatmap that fails, is a note in the report.
 
     Args:
-        out: directory of the run, local or `s3://`.
-        summary: that of the run.
-        bundle: that graded it.
-        heatmaps: photographs of the queue that get one, made on CPUs; 0 leaves PyTorch out.
+        out: Output directory of the run, local or `s3://`.
+        summary: Summary of the run.
+        bundle: Bundle of the run.
+        heatmaps: Maximum number of heatmaps, made on CPUs; 0 does not import PyTorch.
 
     Raises:
-        UserError: the rows are not there or cannot be read. Of a photograph or heatmap that cannot be had any
-            more the report says so.
+        UserError: The rows do not exist, or cannot be read.
     """
     out = storage.absolute(out)
     with ResultRows(out) as graded:
@@ -77,14 +78,16 @@ def _pictures(
     scale, meaning = None, ""
     if chosen:
         try:
-            # PyTorch is imported in here: a machine without a working one has its report all the same.
+            # Imports PyTorch: the report is written even where it does not work.
             from scalp_core.inference.gradcam import Explainer
 
-            heats = _heats(Explainer(bundle, "cpu"), [(pixels[each], cards[each].row) for each in chosen])
+            heats = _draw_heatmaps(
+                Explainer(bundle, "cpu"), [(pixels[index], cards[index].row) for index in chosen]
+            )
             for index, picture in zip(chosen, heats, strict=True):
                 cards[index] = replace(cards[index], heatmap=picture)
             scale, meaning = _scale(), overlay.MEANING
-        except Exception as error:  # of many kinds, and none is worth a finished run without a report
+        except Exception as error:  # a finished run gets its report whatever fails here
             notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
     elif not heatmaps:
         notes.append("Heatmaps were turned off.")
@@ -92,7 +95,7 @@ def _pictures(
 
 
 def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dict[int, np.ndarray]]:
-    """A card each, and the pixels of those that can still be read; archives are read in their own order."""
+    """Cards of the rows, and pixels, by index, of readable images; archives are read in their order."""
     cards, pixels = [Card(row) for row in rows], {}
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["uri"], rows[index]["member"] or ""))
     locations = [Location(rows[index]["uri"], rows[index]["member"]) for index in order]
@@ -109,20 +112,20 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
     return cards, pixels
 
 
-def _heats(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> list[str]:
+def _draw_heatmaps(explainer: Explainer, chosen: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> list[str]:
     images = np.stack([pixels for pixels, _ in chosen])
     maps = explainer.heatmaps(images, [row["grade"] for _, row in chosen])
-    return [_jpeg(overlay.overlay(image, each, _OPACITY)) for image, each in zip(images, maps, strict=True)]
+    return [_jpeg(overlay.overlay(image, heat, _OPACITY)) for image, heat in zip(images, maps, strict=True)]
 
 
 def _scale() -> str:
-    """The colors of no heat to the most, over gray as over a photograph."""
+    """Color scale of the heatmaps as a data URI, from the least to the most heat, over gray."""
     ramp = np.tile(np.linspace(0, 1, 128), (8, 1))
     return data_uri(overlay.png(overlay.overlay(np.full((8, 128, 3), 150, np.uint8), ramp, _OPACITY)), "png")
 
 
 def _jpeg(pixels: np.ndarray) -> str:
-    """A data URI without any metadata: it is made of the pixels alone."""
+    """JPEG data URI of the pixels, without metadata."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
     return data_uri(buffer.getvalue(), "jpeg")

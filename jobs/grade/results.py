@@ -1,4 +1,4 @@
-"""`scalp results`: common questions to the rows that `scalp grade` wrote, as tables or as a file."""
+"""`scalp results`: query the rows of `scalp grade`; print a table, or export a file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
 
 _SHOWN = 50
-# What is not read on a terminal has a line for each row, so that grep finds it.
+# Output to a pipe has one line per row, for grep.
 _PIPE = Console(width=10_000)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a table `by` something, the answer to `sql`, or the rows of a selection.
+    """Query: counts `by` a column, the result of `sql`, or the rows of a selection.
 
-    With `to` the answer goes into a file, whole or its first `limit` lines; else that many are shown. A file
-    that exists is kept, unless `overwrite` says otherwise.
+    With `to` the result is written to a file: all of it, or the first `limit` rows; else `limit` rows are
+    printed. An existing file is refused without `overwrite`.
     """
 
     selection: Selection = ALL
@@ -43,23 +43,23 @@ class Question:
 
 
 def results(out: str, question: Question = Question()) -> int:
-    """Answers from the rows of a run, finished or not; without a question by an overview.
+    """Query the rows of a run, finished or not; the default query is an overview.
 
     Args:
-        out: directory that `scalp grade` wrote, local or `s3://`.
-        question: what is asked.
+        out: Output directory of `scalp grade`, local or `s3://`.
+        question: Query.
 
     Returns:
-        the number of lines that were shown or written.
+        Number of lines that were printed or written.
 
     Raises:
-        UserError: nothing is there, parts of the question do not fit each other, or no row is meant.
+        UserError: There are no results, options contradict each other, or no row is selected.
     """
     _check(question, storage.absolute(out))
     selection = question.selection
     with ResultRows(out) as graded:
         if not graded.finished:
-            _say(f"{out} is not finished: these are its rows so far; the same scalp grade command goes on")
+            _say(f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it")
         if question in (Question(), Question(limit=question.limit)):
             return _overview(graded)
         if question.sql is not None:
@@ -78,20 +78,20 @@ def results(out: str, question: Question = Question()) -> int:
 
 
 def parse_under(text: str) -> str:
-    """A place as rows name it: local paths in full; `ARCHIVE!FOLDER` too."""
+    """Parse a folder, prefix, ARCHIVE or ARCHIVE!FOLDER to the form in the rows: absolute local paths."""
     return storage.absolute(text)
 
 
 def _check(question: Question, out: str) -> None:
     if question.sql is not None and (question.by or question.selection != ALL):
-        raise UserError("--sql says itself which rows it means; leave --by, --only, --grade and --under out")
+        raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
     if question.to is None:
         return
     if _suffix(question.to) not in _WRITERS:
         raise UserError(f"--to {question.to}: name a file that ends in {', '.join(_WRITERS)}")
-    kept = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
-    if any(storage.absolute(question.to).startswith(f"{folder}/") for folder in kept):
-        raise UserError(f"--to {question.to}: that folder is of the run's own rows; write somewhere else")
+    protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
+    if any(storage.absolute(question.to).startswith(f"{folder}/") for folder in protected):
+        raise UserError(f"--to {question.to} is in the folder of the run's own rows; choose another folder")
     if not question.overwrite and storage.exists(question.to):
         raise UserError(f"--to {question.to}: the file exists; name a new one, or add --overwrite")
 
@@ -101,7 +101,7 @@ def _conditions(selection: Selection) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
-# --- shown -------------------------------------------------------------------------------------------------
+# --- print -------------------------------------------------------------------------------------------------
 
 
 def _overview(graded: ResultRows) -> int:
@@ -135,10 +135,10 @@ _OVERVIEW: dict[By, Selection] = {
 
 
 def _show(answer: pa.RecordBatchReader, limit: int) -> int:
-    """The first lines, and whether there are more; names of files are anybody's, and no markup."""
+    """Print the first lines, and whether there are more; file names are not read as markup."""
     lines = [line for batch in _first(answer, limit + 1) for line in batch.to_pylist()]
     table = Table(
-        *(Column(_heading(each.name), overflow="fold", justify=_side(each)) for each in answer.schema)
+        *(Column(_heading(field.name), overflow="fold", justify=_side(field)) for field in answer.schema)
     )
     for line in lines[:limit]:
         table.add_row(*(Text(_text(value)) for value in line.values()))
@@ -170,7 +170,7 @@ def _say(line: str) -> None:
     console.print(printable(line))
 
 
-# --- written -----------------------------------------------------------------------------------------------
+# --- write -----------------------------------------------------------------------------------------------
 
 
 def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
@@ -190,7 +190,7 @@ def _first(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordB
 
 
 class _Counted:
-    """Passes batches on, and counts their rows."""
+    """Iterate over batches, and count their rows."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches

@@ -1,9 +1,9 @@
-"""`scalp grade --retry-failed`: grade the failed rows of a finished run again, each replaced by its new row.
+"""Retry the failed images of a finished `scalp grade` run, and replace their rows.
 
-Each retry has a folder with a new name, SCRATCH/retry-ID, which holds shards as those of any run, one group
-per part of the results. It begins when its `retry.json` is written, which also keeps the summary before it,
-and it is in the results when the summary names its ID. Nothing else decides, so a retry that was stopped
-anywhere, also while its folder was removed, is resumed or is over.
+Each retry has a new folder, SCRATCH/retry-ID, with shards like those of a run, one group per file of the
+results. It starts when its `retry.json` is written, which also keeps the previous summary. It has ended
+when the summary names its ID. So a retry that is stopped anywhere, also while its folder is removed,
+either resumes or has ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from scalp_core.storage.lease import Guard
 _PREFIX = "retry-"
 _STATE_FILE = "retry.json"
 _LISTED = "listed"
-# Rows of archives, whose members were never listed: a source themselves once fixed. Links stay refused.
+# Rows of archives, whose members were not listed: grade the fixed archive. Links stay refused.
 _NOT_IMAGES = ("bad_archive", "nested_archive", "bad_name", "outside_link")
 
 logger = logging.getLogger(__name__)
@@ -53,13 +53,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retry:
-    """A retry that began.
+    """A started retry.
 
     Args:
-        name: of its folder; the summary names it once its rows are in the results.
-        folder: uri of its folder.
-        listing: of the failed rows.
-        before: summary of the run before it.
+        name: Name of its folder; the summary names it once its rows are in the results.
+        folder: URI of its folder.
+        listing: Listing of the failed images.
+        before: Summary of the run before the retry.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Retry:
 
 
 def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
-    """The retry that began and is not in the results yet.
+    """Find the retry that was started and is not in the results yet.
 
     Args:
-        scratch: scratch folder of the run.
-        summary: of the run; None if it is not finished.
+        scratch: Scratch folder of the run.
+        summary: Summary of the run; None if it is not finished.
     """
     ended = summary["retries"] if summary else []
     for name in sorted(storage.folders_in(scratch)):
@@ -88,10 +88,10 @@ def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
 def begin(
     out: str, scratch: str, shard_size: int, summary: dict[str, Any], guard: Guard, executor: Executor
 ) -> Retry:
-    """List the failed rows of a finished run as the shards of a new retry.
+    """Start a retry: list the failed images of a finished run as shards.
 
     Raises:
-        UserError: none of them is of an image.
+        UserError: The failed rows are all of archives.
     """
     name = f"{_PREFIX}{uuid.uuid4().hex[:8]}"
     folder = storage.join(scratch, name)
@@ -101,7 +101,9 @@ def begin(
     groups = sorted((Listed(**row) for row in listed), key=lambda group: group.group)
     listing = Listing(tuple(group for group in groups if group.photographs), shard_size, _LISTED)
     if not listing.groups:
-        raise UserError(f"all failed rows of {out} are of archives; fix them and grade them into another OUT")
+        raise UserError(
+            f"all failed rows of {out} are of archives; fix the archives, and grade them into another OUT"
+        )
     guard.check()
     write_json(storage.join(folder, _STATE_FILE), {"listing": listing.to_json(), "before": summary})
     return Retry(name, folder, listing, summary)
@@ -112,23 +114,23 @@ def _parts(out: str) -> list[str]:
 
 
 class ListFailed:
-    """Task: the failed rows of one part as a group of shards."""
+    """Task: list the failed images of one part of the results as a group of shards."""
 
     def __init__(self, out: str, listed: str, shard_size: int) -> None:
         self._out = out
         self._listed = listed
         self._size = shard_size
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        group = row["part"].removesuffix(".parquet")
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        group = item["part"].removesuffix(".parquet")
         columns = ["uri", "member", "error_code"]
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            table = parquet.read(storage.join(self._out, RESULTS_FOLDER, row["part"]), columns)
+            table = parquet.read(storage.join(self._out, RESULTS_FOLDER, item["part"]), columns)
             failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
             rows = [
-                {"uri": each["uri"], "member": each["member"], "kind": "photograph"}
-                for each in failed
-                if _is_image(each)
+                {"uri": row["uri"], "member": row["member"], "kind": "photograph"}
+                for row in failed
+                if _is_image(row)
             ]
             for place, start in enumerate(range(0, len(rows), self._size)):
                 chunk = pa.Table.from_pylist(rows[start : start + self._size], schema=scan.LISTED)
@@ -143,13 +145,13 @@ def _is_image(row: dict[str, Any]) -> bool:
 
 
 def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
-    """Put the new rows into the parts in place of the failed ones, and count all rows again.
+    """Replace the failed rows by the new rows, and count all rows again.
 
     Args:
-        out: of the run.
-        retry: whose shards are committed.
-        guard: of the run's lease.
-        executor: runs the tasks.
+        out: Output directory.
+        retry: Retry with committed shards.
+        guard: Guard of the run's lease.
+        executor: Runs the tasks.
     """
     retried = {group.group: group for group in retry.listing.groups}
     items = []
@@ -157,22 +159,22 @@ def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
         group = retried.get(name.removesuffix(".parquet"))
         items.append({"part": name, "group": json.dumps(group and asdict(group))})
     task = MergePart(out, retry.folder, retry.listing, guard)
-    found = Found(again=retry.before["graded_again"])
+    totals = Found(again=retry.before["graded_again"])
     with progress_bar("merging", len(items)) as (progress, bar):
         for row in executor.map(task, items):
-            found.add(Found.from_json(row["found"]))
+            totals.add(Found.from_json(row["found"]))
             progress.update(bar, advance=1)
     if retry.before["inputs"] is not None:
-        found.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
-    found.unaccounted += abs(found.rows - retry.before["rows"])
-    return found
+        totals.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
+    totals.unaccounted += abs(totals.rows - retry.before["rows"])
+    return totals
 
 
 class MergePart:
-    """Task: one part with its rows that were graded again.
+    """Task: replace the retried rows of one part of the results.
 
-    A part is rewritten from itself and its group, so that a merge that was stopped can be done again; it is
-    left as it is while a shard of the group is missing.
+    A part is rewritten from itself and its group, so a stopped merge can run again. While a shard of the
+    group is missing, the part is not changed.
     """
 
     def __init__(self, out: str, folder: str, listing: Listing, guard: Guard) -> None:
@@ -183,36 +185,36 @@ class MergePart:
         self._guard = guard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        found, group = Found(), json.loads(row["group"])
+        totals, group = Found(), json.loads(row["group"])
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
             table = parquet.read(uri)
             if group:
-                table = self._merged(table, Listed(**group), found)
-                if not found.unaccounted:
+                table = self._merge_rows(table, Listed(**group), totals)
+                if not totals.unaccounted:
                     self._guard.check()
                     write_part(uri, table)
-            found.count(table.replace_schema_metadata())
-        return {"found": found.to_json()}
+            totals.count(table.replace_schema_metadata())
+        return {"found": totals.to_json()}
 
-    def _merged(self, table: pa.Table, group: Listed, found: Found) -> pa.Table:
-        again = list(self._again(group, found))
-        rows = pa.concat_tables([each.replace_schema_metadata() for each in (table, *again)])
+    def _merge_rows(self, table: pa.Table, group: Listed, totals: Found) -> pa.Table:
+        tables = [table, *self._read_shards(group, totals)]
+        rows = pa.concat_tables([part.replace_schema_metadata() for part in tables])
         # The last row of a location counts, in the place of its first.
         places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
         return rows.take([places[key] for key in table["location_id"].to_pylist()])
 
-    def _again(self, group: Listed, found: Found) -> Iterator[pa.Table]:
-        """Result rows of the group's shards; what is missing or another image's is not accounted for."""
-        known, times = committed(self._folder, group), begun(self._folder, group)
+    def _read_shards(self, group: Listed, totals: Found) -> Iterator[pa.Table]:
+        """Result rows of the group's shards; images without their own row count as unaccounted."""
+        known, starts = committed(self._folder, group), begun(self._folder, group)
         for shard in shard_names(group, self._size):
             listed = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
             wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
             if shard not in known:
-                found.unaccounted += len(wanted)
+                totals.unaccounted += len(wanted)
                 continue
             rows = parquet.read(graded_file(self._folder, shard))
-            found.unaccounted += differing(wanted, rows["location_id"].to_pylist())
-            found.add_inputs(inputs_of(rows))
-            found.again += max(0, times[shard] - 1) * rows.num_rows
+            totals.unaccounted += differing(wanted, rows["location_id"].to_pylist())
+            totals.add_inputs(inputs_of(rows))
+            totals.again += max(0, starts[shard] - 1) * rows.num_rows
             yield rows

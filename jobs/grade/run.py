@@ -1,4 +1,4 @@
-"""The second step of `scalp grade`: shards that are not committed yet, through loading tasks and models."""
+"""Second step of `scalp grade`: pass uncommitted shards through loading tasks and models."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from scalp_core.inference.predictor import Hardware
 from scalp_core.results.schema import Signature
 from scalp_core.storage.lease import Guard
 
-# Shards that one execution of Ray Data holds the names of: the driver's memory does not grow beyond it.
-# Models start again in each, which takes seconds: of an hour of a CPU's work, or half an hour of a GPU's.
+# Shards per execution of Ray Data, which bounds the driver's memory. Models restart in each, which takes
+# seconds per hour of a CPU's work, or per half hour of a GPU's.
 _WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}
-# Too few rows say nothing about a source.
-_HOPELESS_FROM = 200
-_SESSION_EVERY_S = 5.0
-_NODES_EVERY_S = 5.0
+# Images before --max-failed-share is checked.
+_CHECK_FAILED_FROM = 200
+_SESSION_INTERVAL_S = 5.0
+_NODES_INTERVAL_S = 5.0
 _POINTS = 240
-_DEATHS = "deaths"  # folder, in that of the run
+_DEATHS = "deaths"  # folder in the run's scratch folder
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Session:
-    """One time that the run ran: what it graded, how fast, on how many nodes. Kept beside the shards.
+    """One session of a run: images, failures, speed and node time, written next to the shards.
 
     Args:
-        uri: of its file.
-        nodes: counts the nodes that are alive.
+        uri: File to write.
+        nodes: Counts the nodes that are alive.
     """
 
     uri: str
@@ -57,35 +57,37 @@ class Session:
     errors: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._started = self._written = self._looked = time.monotonic()
+        self._started = self._written = self._counted = time.monotonic()
         self._alive = 1
-        self._every = 0.0
+        self._point_interval = 0.0
 
     @property
     def seconds(self) -> float:
+        """Seconds since the session started."""
         return time.monotonic() - self._started
 
     @property
     def machine_hours(self) -> float:
+        """Hours of all nodes together."""
         return self.node_seconds / 3600
 
     def add(self, rows: int, failed: int, errors: dict[str, int]) -> None:
-        """Counts a shard that was committed."""
+        """Count a committed shard."""
         self.photographs += rows
         self.failed += failed
         self.errors.update(errors)
-        self._look()
-        if not self.points or self.seconds - self.points[-1][0] >= self._every:
+        self._count_node_time()
+        if not self.points or self.seconds - self.points[-1][0] >= self._point_interval:
             self.points.append([round(self.seconds, 2), self.photographs, self.failed])
-        if len(self.points) > _POINTS:  # every second one tells as much
+        if len(self.points) > _POINTS:  # halves the resolution
             self.points = self.points[1::2]
-            self._every = 2 * self.seconds / _POINTS
-        if time.monotonic() - self._written > _SESSION_EVERY_S:
+            self._point_interval = 2 * self.seconds / _POINTS
+        if time.monotonic() - self._written > _SESSION_INTERVAL_S:
             self.write()
 
     def write(self) -> None:
-        """Keeps it, so that a run that is killed is known to have run."""
-        self._look()
+        """Write the session, which then survives a killed driver."""
+        self._count_node_time()
         self._written = time.monotonic()
         last = [[round(self.seconds, 2), self.photographs, self.failed]]
         write_json(
@@ -100,31 +102,31 @@ class Session:
             },
         )
 
-    def _look(self) -> None:
-        """Nodes come and go: each moment costs as many as there are."""
+    def _count_node_time(self) -> None:
+        """Add the time of all live nodes, whose number may change."""
         moment = time.monotonic()
-        if moment - self._looked > _NODES_EVERY_S or self._looked == self._started:
+        if moment - self._counted > _NODES_INTERVAL_S or self._counted == self._started:
             self._alive = self.nodes()
-        self.node_seconds += self._alive * (moment - self._looked)
-        self._looked = moment
+        self.node_seconds += self._alive * (moment - self._counted)
+        self._counted = moment
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is needed to run shards.
+    """Inputs of `run_pending`.
 
     Args:
-        out: of the run.
-        folder: in it, of what is being done.
-        listing: what there is.
-        plan: how the cluster is used.
-        spec: the bundle's contract.
-        signature: of the rows.
-        model: makes the model in its actor.
-        max_failed_share: above which a run is hopeless.
-        guard: of the run's lease.
-        executor: runs the steps.
-        within: as for `LoadShard`.
+        out: Output directory.
+        folder: Folder of the shards, in the scratch folder.
+        listing: Listing of the run.
+        plan: Plan of the run.
+        spec: Contract of the bundle.
+        signature: Signature of the rows.
+        model: Makes the model in its actor.
+        max_failed_share: Largest fraction of failed images before the run is stopped.
+        guard: Guard of the run's lease.
+        executor: Runs the steps.
+        within: As in `LoadShard`.
     """
 
     out: str
@@ -144,24 +146,24 @@ def run_pending(work: Work, session: Session) -> None:
     """Grade and commit every shard that is not committed yet.
 
     Raises:
-        UserError: too large a share fails, or the output cannot be written.
+        UserError: Too many images failed, or the output cannot be written.
     """
     session.write()
-    done = _done(work)
+    done = _count_committed(work)
     if done:
-        console.print(f"resuming: {done:,} photographs are done already")
+        console.print(f"resuming: {done:,} images are already graded")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
     metrics = GradeMetrics(work.out, total, done)
     with metrics, progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW[work.plan.device])):
             logger.info("grading %d shards", len(window))
-            for row in _graded(window, work):
+            for row in _run_pipeline(window, work):
                 errors = json.loads(row["errors"])
                 session.add(row["rows"], row["failed"], errors)
                 metrics.add(row["rows"], errors, json.loads(row["seconds"]))
                 progress.update(bar, advance=row["rows"], note=_note(session))
-                _check_hopeless(session, work.max_failed_share)
+                _check_failed_share(session, work.max_failed_share)
 
 
 def _note(session: Session) -> str:
@@ -169,15 +171,15 @@ def _note(session: Session) -> str:
     return f"{rate:.0f}/s, {session.failed:,} failed, {session.machine_hours:.2f} machine-hours"
 
 
-def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]]:
-    """One row per shard that was committed: `rows, failed, errors, seconds`."""
+def _run_pipeline(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]]:
+    """Grade shards; yield one row per committed shard: `rows, failed, errors, seconds`."""
     plan, listing = work.plan, work.listing
     listed = storage.join(work.folder, listing.folder)
     spec, size_of_shard = work.spec.preprocess, listing.shard_size
     load = LoadShard(work.folder, listed, spec, size_of_shard, plan.fetches, work.within)
     low, high = (min(number, len(shards)) for number in plan.models)
     if listing.tars:
-        high = plan.models[1]  # a tar is one shard here, and many pieces later
+        high = plan.models[1]  # a tar is one shard, but many pieces
     size = PipelineSize(
         loaders=min(plan.loaders, len(shards)),
         models=(low, high),
@@ -190,8 +192,8 @@ def _graded(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]
     return work.executor.pipeline(shards, load, GradeShard, arguments, size, deaths)
 
 
-def _done(work: Work) -> int:
-    """Images that are committed already; of a tar that was not read to its end, approximately."""
+def _count_committed(work: Work) -> int:
+    """Number of committed images; approximate for a tar that was not read to its end."""
     size, total = work.listing.shard_size, 0
     for group in work.listing.groups:
         for shard, tags in committed(work.folder, group).items():
@@ -202,7 +204,7 @@ def _done(work: Work) -> int:
 
 
 def _pending(work: Work) -> Iterator[dict[str, Any]]:
-    """Items of `LoadShard`, a group at a time."""
+    """Items for `LoadShard` of uncommitted shards, group by group."""
     for group in work.listing.groups:
         names = shard_names(group, work.listing.shard_size)
         known, ends = committed(work.folder, group), ended(work.folder, group)
@@ -213,12 +215,12 @@ def _pending(work: Work) -> Iterator[dict[str, Any]]:
                 yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done)}
 
 
-def _check_hopeless(session: Session, most: float) -> None:
-    if session.photographs < _HOPELESS_FROM or session.failed <= most * session.photographs:
+def _check_failed_share(session: Session, limit: float) -> None:
+    if session.photographs < _CHECK_FAILED_FROM or session.failed <= limit * session.photographs:
         return
     reasons = ", ".join(f"{code} {count:,}" for code, count in session.errors.most_common(3))
     raise UserError(
-        f"{session.failed:,} of the first {session.photographs:,} photographs failed ({reasons}), more than "
-        f"--max-failed-share {most:g}; fix the cause and run the same command again with --retry-failed, "
+        f"{session.failed:,} of the first {session.photographs:,} images failed ({reasons}), more than "
+        f"--max-failed-share {limit:g}; fix the cause and run the same command again with --retry-failed, "
         "or as it is with --max-failed-share 1"
     )

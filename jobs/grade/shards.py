@@ -1,7 +1,7 @@
-"""The actor of `scalp grade` that holds the model: it grades a loaded shard and commits its rows.
+"""Model actor of `scalp grade`: grade a loaded shard, and commit its rows.
 
-A shard travels from loading tasks to models as one row, which is never divided: its images, their pixels, and
-the seconds that it took so far, by stage.
+A shard passes from loading tasks to models as one row, so Ray does not split it: columns of its images, their
+pixels, and the seconds per stage so far.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Seconds = dict[str, float]
 
 
 class Model(Protocol):
-    """What grades pixels: `predictor.Predictor`, or what a bench puts in its place."""
+    """Model that computes logits of pixels: `predictor.Predictor`, or the replacement of a benchmark."""
 
     def logits(self, images: np.ndarray) -> np.ndarray: ...
 
@@ -41,12 +41,12 @@ class GradeShard:
     """Actor: grade a shard and atomically commit its rows before it takes the next one.
 
     Args:
-        work: folder of the run.
-        guard: of the run's lease; a run that another one took over begins nothing more.
-        spec: the bundle's contract.
-        signature: of the rows.
-        model: makes the model, here.
-        batch_size: images per forward pass.
+        work: Folder of the run.
+        guard: Guard of the run's lease; a run that lost its lease starts no more shards.
+        spec: Contract of the bundle.
+        signature: Signature of the rows.
+        model: Makes the model in this process.
+        batch_size: Maximum number of images per forward pass.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class GradeShard:
         self._spec = spec
         self._signature = signature
         self._batch_size = batch_size
-        self._marks = ThreadPoolExecutor(1)  # beside the model
+        self._marks = ThreadPoolExecutor(1)  # writes marks while the model computes
         self._refused: UserError | None = None
         try:
             self._model = model()
-        except UserError as error:  # of a call it ends the run in one line; of a constructor Ray tries again
+        except UserError as error:  # raised by the first call: Ray would retry a constructor
             self._refused = error
         self._free = time.monotonic()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        if self._refused:  # the run is ending; what is begun now would be lost with it
+        if self._refused:  # the run is ending
             raise self._refused
         waited = time.monotonic() - self._free
         for shard, rows, images, seconds in unpacked(batch, self._spec.preprocess.size):
             try:
-                table = self._committed(shard, rows, images, seconds)
+                table = self._commit(shard, rows, images, seconds)
             except UserError as error:
                 self._refused = error
                 raise
@@ -92,23 +92,23 @@ class GradeShard:
             )
         self._free = time.monotonic()
 
-    def _committed(self, shard: str, rows: Columns, images: np.ndarray, seconds: Seconds) -> pa.Table:
+    def _commit(self, shard: str, rows: Columns, images: np.ndarray, seconds: Seconds) -> pa.Table:
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             marked = self._marks.submit(self._mark, shard)
             with timed(seconds, "model"):
-                table = self._graded(rows, images)
+                table = self._grade(rows, images)
             with timed(seconds, "commit"):
                 marked.result()
                 parquet.write(graded_file(self._work, shard), table)
         return table
 
     def _mark(self, shard: str) -> None:
-        """Notes that a model began a shard."""
+        """Record that a model started a shard."""
         self._guard.check()
         mark = storage.join(self._work, STARTED, f"{shard}.{uuid.uuid4().hex[:8]}")
         storage.write(mark, b"", durable=False)
 
-    def _graded(self, rows: Columns, images: np.ndarray) -> pa.Table:
+    def _grade(self, rows: Columns, images: np.ndarray) -> pa.Table:
         good = rows["error_code"] == ""
         logits = np.zeros((len(good), len(self._spec.grade_names)), np.float32)
         if good.any():
@@ -127,7 +127,7 @@ class GradeShard:
 
 
 def packed(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
-    """A shard as one row: name, columns but the pixels, the pixels, without a copy, and seconds."""
+    """Pack a shard into one row: name, columns without pixels, pixels (not copied), seconds per stage."""
     images = np.ascontiguousarray(rows["image"])
     columns = {name: pa.array(values) for name, values in rows.items() if name not in ("image", "statistics")}
     statistics = rows["statistics"]
@@ -147,7 +147,7 @@ def packed(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
 
 
 def unpacked(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray, Seconds]]:
-    """The inverse: name, columns, uint8 (N, size, size, 3), read-only, and seconds of each row."""
+    """Inverse of `packed`, per row: name, columns, read-only uint8 (N, size, size, 3), seconds per stage."""
     for index in range(batch.num_rows):
         table = pa.ipc.open_stream(_buffer(batch["rows"], index)).read_all()
         rows = {name: table[name].to_numpy() for name in table.column_names if name != "statistics"}
@@ -159,13 +159,13 @@ def unpacked(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndar
 
 
 def _buffer(column: pa.ChunkedArray, index: int) -> pa.Buffer:
-    """One binary value, without a copy; Arrow's scalar copies (30 ms for 512 images at 224 px)."""
+    """Buffer of one binary value, not copied; Arrow's scalar copies (30 ms for 512 images at 224 px)."""
     (value,) = column.slice(index, 1).chunks
     begin, end = np.frombuffer(value.buffers()[1], np.int32)[value.offset : value.offset + 2].tolist()
     return value.buffers()[2].slice(begin, end - begin)
 
 
 def _one(data: pa.Buffer) -> pa.Array:
-    """An array of one binary value, without a copy."""
+    """Array of one binary value, not copied."""
     ends = pa.py_buffer(np.array([0, data.size], np.int32))
     return pa.Array.from_buffers(pa.binary(), 1, [None, ends, data])

@@ -21,14 +21,14 @@ from scalp_core.results.schema import RESULTS_FOLDER
 
 @dataclass(frozen=True)
 class Described:
-    """What of a run stands in its summary beside the counts.
+    """Description of a run for its summary.
 
     Args:
-        identity: of the output.
-        sources: that were graded.
-        spec: its contract.
-        settings: of the last session.
-        laps: seconds of each stage of the last session.
+        identity: Identity of the output.
+        sources: URIs of the graded sources.
+        spec: Contract of the bundle.
+        settings: Settings of the last session.
+        laps: Seconds per stage of the last session.
     """
 
     identity: Identity
@@ -39,34 +39,34 @@ class Described:
 
 
 def read_sessions(folder: str) -> list[dict[str, Any]]:
-    """The sessions of a run or a retry, in their order."""
+    """Read the sessions of a run or a retry, in their order."""
     sessions = storage.join(folder, SESSIONS)
     return [read_json(storage.join(sessions, name)) or {} for name in sorted(storage.names_in(sessions))]
 
 
 def make_summary(
     run: Described,
-    found: Found,
+    totals: Found,
     listing: Listing,
     sessions: list[dict[str, Any]],
     before: dict[str, Any] | None = None,
     retry: str | None = None,
 ) -> dict[str, Any]:
-    """The summary of a run, or of a retry.
+    """Make the summary of a run, or of a run after a retry.
 
     Args:
-        run: what was run.
-        found: what the rows say.
-        listing: what there was to grade.
-        sessions: all of them.
-        before: summary before a retry.
-        retry: its name. The summary names it only if all rows are accounted for, and with that it is over.
+        run: Description of the run.
+        totals: Totals of the rows.
+        listing: Listing of the run or retry.
+        sessions: All sessions.
+        before: Summary before the retry.
+        retry: Name of the retry. If all rows are accounted for, the summary names it, which ends the retry.
     """
     before = before or {}
     seconds = sum(session["seconds"] for session in sessions)
-    graded = sum(found.by_grade.values())
+    graded = sum(totals.by_grade.values())
     photographs = sum(session["photographs"] for session in sessions)
-    ended = [retry] if retry and not found.unaccounted else []
+    ended = [retry] if retry and not totals.unaccounted else []
     return {
         "kind": "grade",
         "date": now(),
@@ -75,17 +75,17 @@ def make_summary(
         "bundle": run.identity.bundle,
         "synthetic": run.spec.training.synthetic,
         "sources": run.sources,
-        "rows": found.rows,
+        "rows": totals.rows,
         "graded": graded,
-        "failed": found.rows - graded,
-        "rows_unaccounted": found.unaccounted,
-        "graded_again": found.again,
-        "by_grade": {name: found.by_grade[name] for name in run.spec.grade_names},
-        "by_error": dict(found.by_error.most_common()),
-        "referred": found.referred,
-        "by_reason": dict(found.by_reason.most_common()),
-        "other_files": before.get("other_files", listing.other_files + found.other_files),
-        "shadowed_members": before.get("shadowed_members", listing.shadowed + found.shadowed),
+        "failed": totals.rows - graded,
+        "rows_unaccounted": totals.unaccounted,
+        "graded_again": totals.again,
+        "by_grade": {name: totals.by_grade[name] for name in run.spec.grade_names},
+        "by_error": dict(totals.by_error.most_common()),
+        "referred": totals.referred,
+        "by_reason": dict(totals.by_reason.most_common()),
+        "other_files": before.get("other_files", listing.other_files + totals.other_files),
+        "shadowed_members": before.get("shadowed_members", listing.shadowed + totals.shadowed),
         "repeated": before.get("repeated", listing.repeated),
         "retries": before.get("retries", []) + ended,
         "seconds": round(seconds, 1),
@@ -96,15 +96,15 @@ def make_summary(
         "versions": provenance.versions(),
         "sessions": sessions,
         "throughput": _throughput(sessions),
-        "inputs": found.inputs and found.inputs.model_dump(mode="json"),
-        "drift": measure_drift(found.inputs, found.by_grade, run.spec).model_dump(
+        "inputs": totals.inputs and totals.inputs.model_dump(mode="json"),
+        "drift": measure_drift(totals.inputs, totals.by_grade, run.spec).model_dump(
             include={"level", "flag", "sentence"}
         ),
     }
 
 
 def _throughput(sessions: list[dict[str, Any]]) -> list[list[float]]:
-    """Seconds at work, images and failed, over all sessions."""
+    """Points of seconds, images and failed images, cumulated over all sessions."""
     points = [[0.0, 0, 0]]
     for session in sessions:
         before = points[-1]
@@ -113,20 +113,20 @@ def _throughput(sessions: list[dict[str, Any]]) -> list[list[float]]:
 
 
 def check_accounts(summary: dict[str, Any], out: str) -> None:
-    """Refuse to call a run a success of which an image lacks its one row.
+    """Check that each image has exactly one row.
 
     Raises:
-        UserError: so many do.
+        UserError: Some do not; states their number.
     """
     if summary["rows_unaccounted"]:
         raise UserError(
-            f"{summary['rows_unaccounted']:,} photographs are not accounted for exactly once in {out}; run "
-            "the same command again for those without a row, and with another OUT for those with several"
+            f"{summary['rows_unaccounted']:,} images are not accounted for exactly once in {out}; run the "
+            "same command again for images without a row, and use another OUT for images with several rows"
         )
 
 
 def show_summary(summary: dict[str, Any], out: str) -> None:
-    """Print what a user wants to see first."""
+    """Print the most important entries of the summary."""
     names = (
         "rows",
         "graded",
@@ -137,9 +137,7 @@ def show_summary(summary: dict[str, Any], out: str) -> None:
         "rows_unaccounted",
         "graded_again",
     )
-    rate = (
-        f"{summary['photographs_per_second']:.1f} photographs/s, {summary['machine_hours']:.3f} machine-hours"
-    )
+    rate = f"{summary['photographs_per_second']:.1f} images/s, {summary['machine_hours']:.3f} machine-hours"
     show(
         "grade",
         {name: summary[name] for name in names}

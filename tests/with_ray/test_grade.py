@@ -165,7 +165,7 @@ def test_one_source_inside_another_is_refused(bundle, tmp_path):
 
 def test_a_source_without_photographs_does_not_bind_the_output_to_it(bundle, cluster, tmp_path):
     empty, out = put_files(tmp_path / "empty", {"notes.txt": b"none"}), str(tmp_path / "out")
-    with pytest.raises(UserError, match="holds no photograph"):
+    with pytest.raises(UserError, match="contains no image"):
         grade(str(bundle), str(empty), out)
     assert grade(str(bundle), put_source("zip", tmp_path), out)["rows"] == 12
 
@@ -196,7 +196,7 @@ def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     kept = pa.concat_tables([pq.read_table(shard) for shard in shards[1:]])
     shards[0].unlink()
     summary = grade(str(bundle), source, str(out))
-    assert "resuming: 8 photographs are done already" in capsys.readouterr().out
+    assert "resuming: 8 images are already graded" in capsys.readouterr().out
     assert (summary["rows"], summary["rows_unaccounted"], summary["graded_again"]) == (12, 0, 4)
     assert [session["photographs"] for session in summary["sessions"]] == [12, 4]
     again, before = (
@@ -210,7 +210,7 @@ def test_a_row_counted_twice_is_not_called_a_success(bundle, stopped):
     source, out, shards = stopped
     pq.write_table(pq.read_table(shards[0]), shards[1])
     for _ in range(2):  # nor when it is asked again
-        with pytest.raises(UserError, match="photographs are not accounted for exactly once"):
+        with pytest.raises(UserError, match="images are not accounted for exactly once"):
             grade(str(bundle), source, str(out))
 
 
@@ -245,7 +245,7 @@ def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(executor, "connect", refuse)
     assert grade(str(bundle), source, out) == first
-    assert "is finished: all 12 photographs are accounted for" in capsys.readouterr().out
+    assert "is finished: all 12 images are accounted for" in capsys.readouterr().out
 
 
 def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(

@@ -209,7 +209,7 @@ def test_a_job_that_fails_says_why_in_one_line(client):
     work = ask(client, f"{SOURCES}/prepared").json()["id"]
     found = wait(client, work, "failed", "succeeded")
     assert found["status"] == "failed"
-    assert found["error"].endswith("names photographs that lie elsewhere, which --no-tables refuses")
+    assert found["error"].endswith("names images stored elsewhere, which --no-tables refuses")
 
 
 @pytest.mark.parametrize(

@@ -243,16 +243,18 @@ def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
     out = str(tmp_path / "begun")
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), rows("/clinic")[:2])
     output = ask(of=out)
-    assert f"{out} is not finished: these are its rows so far; the same scalp grade command goes on" in output
+    assert (
+        f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it" in output
+    )
     assert dict(cells(output))["rows"] == "2"
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--sql", "select 1", "--only", "failed"], "--sql says itself which rows it means; leave --by"),
+        (["--sql", "select 1", "--only", "failed"], "--sql selects the rows itself; omit --by"),
         (["--to", "rows.xlsx"], "--to rows.xlsx: name a file that ends in .csv, .jsonl, .parquet"),
-        (["--to", "OUT/results/more.parquet"], "that folder is of the run's own rows; write somewhere else"),
+        (["--to", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose another folder"),
         (["--only", "failed", "--grade", "3"], "has no row with --only failed, --grade 3; scalp results"),
         (["--sql", "select {'a': 1} as s", "--to", "PLACE/x.csv"],
          "a .csv cannot hold these columns .*; use .jsonl or .parquet"),
