@@ -23,10 +23,10 @@ from jobs.grade import retry as grade_retry
 from jobs.grade.files import RETRY_TIMEOUT_S, Listing
 from jobs.grade.gather import gather
 from jobs.grade.identity import Identity
-from jobs.grade.listing import glance, list_sources
+from jobs.grade.listing import list_small_sources, list_sources
 from jobs.grade.planning import Plan, PoolOptions, plan_run, resolve_model, room_for
 from jobs.grade.run import Session, Work, run_pending
-from jobs.grade.summary import Described, check_accounts, make_summary, read_sessions, show_summary
+from jobs.grade.summary import RunDescription, check_accounts, make_summary, read_sessions, show_summary
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
@@ -106,7 +106,7 @@ def grade(
         raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
     outputs.check_places(named, out)
     known = grade_identity.read(out)
-    pinned = grade_identity.pinned(bundle, known)
+    pinned = grade_identity.pin_bundle(bundle, known)
     loaded = load_bundle(pinned)
     if known:
         grade_identity.check(out, known, loaded.spec, options.model, named)
@@ -114,10 +114,10 @@ def grade(
     if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
         return summary
-    requested = grade_identity.resumed(out, known, options.model) if known else options.model
+    requested = grade_identity.resume_options(out, known, options.model) if known else options.model
     # Before Ray is started: a mistyped source is reported immediately.
     scratch = storage.join(out, outputs.SCRATCH_FOLDER)
-    glanced = None if summary else glance(named, scratch, options.tables, options.links)
+    listed_early = None if summary else list_small_sources(named, scratch, options.tables, options.links)
     executor = executor or RayExecutor()
     cluster = room_for(executor.cluster(), requested, options.pool)
     plan = plan_run(cluster, loaded, requested, options.pool)
@@ -130,12 +130,12 @@ def grade(
         identity = grade_identity.read(out)
         if identity:
             grade_identity.check(out, identity, loaded.spec, model, named)
-            model = grade_identity.resumed(out, identity, model)
+            model = grade_identity.resume_options(out, identity, model)
         else:
             identity = Identity.of(loaded.spec, pinned, named, plan.device, model)
             grade_identity.write(out, identity)
         run = _Run(output, identity, named, loaded, model, options, plan, make_model, executor, clock)
-        summary = run.resume(glanced)
+        summary = run.resume(listed_early)
     check_accounts(summary, out)
     return summary
 
@@ -174,13 +174,13 @@ class _Run:
     executor: Executor
     clock: Clock
 
-    def resume(self, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+    def resume(self, listed_early: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Finish the run from where earlier sessions stopped; return the summary."""
         summary, scratch = _read_summary(self.output.uri), self.output.scratch
         storage.remove_temporary(storage.join(self.output.uri, RESULTS_FOLDER))
         retry = grade_retry.find(scratch, summary)
         if summary is None or (retry is None and summary["rows_unaccounted"]):
-            summary = self._run_all(scratch, glanced)
+            summary = self._run_all(scratch, listed_early)
         elif retry is None:
             self._close(summary)  # a session may have been killed after its summary
         if (
@@ -199,12 +199,12 @@ class _Run:
             )
         return self._run_retry(retry) if retry else summary
 
-    def _run_all(self, scratch: str, glanced: list[dict[str, Any]] | None) -> dict[str, Any]:
+    def _run_all(self, scratch: str, listed_early: list[dict[str, Any]] | None) -> dict[str, Any]:
         """List the sources, grade what is not graded yet, and gather the rows."""
         size, options = self.plan.shard_size, self.options
         try:
             listing = list_sources(
-                self.named, scratch, size, glanced, self.executor, options.tables, options.links
+                self.named, scratch, size, listed_early, self.executor, options.tables, options.links
             )
         except SourceError:
             # The next command lists the sources again, after they were fixed.
@@ -271,10 +271,10 @@ class _Run:
             return ()
         return tuple(uri for uri in self.named if not storage.is_s3(uri))  # without links: `_refuse_links`
 
-    def _describe(self) -> Described:
+    def _describe(self) -> RunDescription:
         settings = {**vars(self.model), **vars(self.plan), "models": list(self.plan.models)}
         spec, laps = self.bundle.spec, self.clock.laps
-        return Described(self.identity, self.named, spec, settings, laps)
+        return RunDescription(self.identity, self.named, spec, settings, laps)
 
     def _finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         self.output.check()

@@ -157,7 +157,7 @@ def ids_digest(location_ids: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(location_ids).encode()).hexdigest()[:16]
 
 
-def committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
+def find_committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
     """Committed shards of a group: by name, the piece numbers of each version tag ("" and 0 if not a tar)."""
     pieces: dict[str, dict[str, set[int]]] = {}
     for name in storage.names_in(storage.join(work, GRADED, group.group)):
@@ -167,14 +167,14 @@ def committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
     return pieces
 
 
-def ended(work: str, group: Listed) -> dict[str, Ended]:
+def read_ended(work: str, group: Listed) -> dict[str, Ended]:
     """Records of the tars of a group that were read to their end, by shard."""
     names = storage.names_in(storage.join(work, ENDED, group.group)) if group.tars else set()
     shards = {f"{group.group}/{name.removesuffix('.json')}" for name in names}
     return {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in shards}
 
 
-def begun(work: str, group: Listed) -> Counter[str]:
+def count_starts(work: str, group: Listed) -> Counter[str]:
     """Number of times that a model started each shard of a group, or piece of a tar, by name."""
     names = storage.names_in(storage.join(work, STARTED, group.group))
     return Counter(f"{group.group}/{name.rsplit('.', 1)[0]}" for name in names)
@@ -185,7 +185,7 @@ def is_whole(group: Listed, pieces: dict[str, set[int]], end: Ended | None) -> b
 
     Args:
         group: Group of the shard.
-        pieces: Committed pieces of the shard, from `committed`.
+        pieces: Committed pieces of the shard, from `find_committed`.
         end: Record of a tar; None until it was read to its end.
     """
     if not group.tars:

@@ -27,14 +27,14 @@ from jobs.grade.files import (
     Ended,
     Listed,
     Listing,
-    begun,
-    committed,
-    ended,
+    count_starts,
+    find_committed,
     graded_file,
     ids_digest,
     is_whole,
     listed_file,
     piece_name,
+    read_ended,
     shard_names,
 )
 from scalp_core import storage
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Found:
+class Totals:
     """Totals of result rows.
 
     Args:
@@ -80,7 +80,7 @@ class Found:
     by_reason: Counter[str] = field(default_factory=Counter)
     inputs: drift.Counts | None = None
 
-    def add(self, other: Found) -> None:
+    def add(self, other: Totals) -> None:
         """Add the totals of another task."""
         for name in ("rows", "unaccounted", "again", "other_files", "shadowed", "referred"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -95,7 +95,7 @@ class Found:
         self.by_grade.update(_counts(table["grade_name"]))
         self.by_error.update(_counts(table["error_code"]))
         self.by_reason.update(_counts(pc.list_flatten(table["refer_reasons"])))
-        self.add_inputs(inputs_of(table))
+        self.add_inputs(read_inputs(table))
 
     def add_inputs(self, more: drift.Counts | None) -> None:
         """Add image statistics."""
@@ -106,14 +106,14 @@ class Found:
         return json.dumps(vars(self) | {"inputs": self.inputs and self.inputs.model_dump_json()})
 
     @classmethod
-    def from_json(cls, text: str) -> Found:
+    def from_json(cls, text: str) -> Totals:
         content = json.loads(text)
         counters = {name: Counter(content[name]) for name in ("by_grade", "by_error", "by_reason")}
         inputs = content["inputs"] and drift.Counts.model_validate_json(content["inputs"])
         return cls(**content | counters | {"inputs": inputs})
 
 
-def inputs_of(table: pa.Table) -> drift.Counts | None:
+def read_inputs(table: pa.Table) -> drift.Counts | None:
     """Image statistics that `GradeShard` stored with a committed shard; None for bundles without gates."""
     text = (table.schema.metadata or {}).get(INPUTS_KEY)
     return drift.Counts.model_validate_json(text) if text else None
@@ -123,7 +123,7 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in pc.value_counts(pc.drop_null(values)).to_pylist()}
 
 
-def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> Found:
+def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> Totals:
     """Write `out/results` from the committed shards, and account for every image.
 
     Args:
@@ -137,12 +137,12 @@ def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Execut
         {"number": number, "groups": json.dumps([asdict(group) for group in groups])}
         for number, groups in enumerate(_divide(listing))
     ]
-    totals = Found()
+    totals = Totals()
     task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
     logger.info("gathering %d parts", len(items))
     with progress_bar("gathering", len(items)) as (progress, bar):
         for row in executor.map(task, items):
-            totals.add(Found.from_json(row["found"]))
+            totals.add(Totals.from_json(row["found"]))
             progress.update(bar, advance=1)
     totals.unaccounted += executor.call(count_repeated, storage.join(out, RESULTS_FOLDER))
     return totals
@@ -170,7 +170,7 @@ class _State:
 
     @classmethod
     def read(cls, work: str, group: Listed) -> _State:
-        return cls(group, committed(work, group), ended(work, group))
+        return cls(group, find_committed(work, group), read_ended(work, group))
 
     def is_whole(self, shard: str) -> bool:
         return is_whole(self.group, self.pieces.get(shard, {}), self.ends.get(shard))
@@ -198,7 +198,7 @@ class GatherGroups:
         self._guard = guard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        totals, part, buffered = Found(), 0, 0
+        totals, part, buffered = Totals(), 0, 0
         tables: list[pa.Table] = []
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             states = [_State.read(self._work, Listed(**group)) for group in json.loads(row["groups"])]
@@ -221,7 +221,7 @@ class GatherGroups:
         self._guard.check()
         write_part(storage.join(self._out, RESULTS_FOLDER, name), pa.concat_tables(tables))
 
-    def _count_missing(self, state: _State, totals: Found) -> int:
+    def _count_missing(self, state: _State, totals: Totals) -> int:
         """Number of shards of a group that are not committed; their images count as unaccounted."""
         missing = [shard for shard in shard_names(state.group, self._size) if not state.is_whole(shard)]
         for shard in missing:
@@ -229,9 +229,9 @@ class GatherGroups:
             totals.unaccounted += 1 if state.group.tars else len(self._listed_ids(shard))
         return len(missing)
 
-    def _read_tables(self, state: _State, totals: Found) -> Iterator[pa.Table]:
+    def _read_tables(self, state: _State, totals: Totals) -> Iterator[pa.Table]:
         """Read the result rows of the committed shards."""
-        starts = begun(self._work, state.group)
+        starts = count_starts(self._work, state.group)
         for shard in shard_names(state.group, self._size):
             if not state.is_whole(shard):
                 continue
@@ -250,12 +250,12 @@ class GatherGroups:
         rows = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
         return [location_id(Location(row["uri"], row["member"])) for row in rows]
 
-    def _read_shard(self, shard: str, totals: Found) -> Iterator[tuple[str, pa.Table]]:
+    def _read_shard(self, shard: str, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
         table = parquet.read(graded_file(self._work, shard))
-        totals.unaccounted += differing(self._listed_ids(shard), table["location_id"].to_pylist())
+        totals.unaccounted += count_differing(self._listed_ids(shard), table["location_id"].to_pylist())
         yield shard, table
 
-    def _read_tar(self, shard: str, end: Ended, totals: Found) -> Iterator[tuple[str, pa.Table]]:
+    def _read_tar(self, shard: str, end: Ended, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
         totals.other_files += end.other_files
         totals.shadowed += len(end.dropped)
         dropped: dict[int, list[int]] = {}
@@ -273,7 +273,7 @@ class GatherGroups:
         totals.unaccounted += abs(end.photographs - rows)
 
 
-def differing(wanted: list[str], ids: list[str]) -> int:
+def count_differing(wanted: list[str], ids: list[str]) -> int:
     """Count unaccounted images of a shard; 0 only if each has exactly one row, in order."""
     return 0 if ids == wanted else max(len(wanted), len(ids))
 

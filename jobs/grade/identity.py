@@ -66,14 +66,14 @@ class Identity:
 
         Args:
             spec: Contract of the bundle.
-            bundle: Name of the bundle from `pinned`.
+            bundle: Name of the bundle from `pin_bundle`.
             named: URIs of the sources.
             device: Planned device.
             model: Resolved options of inference.
         """
         return cls(
             model_version=spec.version_in(model.precision),
-            answers=answers(spec, device, model.precision, model.runtime),
+            answers=fingerprint_answers(spec, device, model.precision, model.runtime),
             sources=sorted(named),
             bundle=bundle,
             device=device,
@@ -116,7 +116,7 @@ def write(out: str, identity: Identity) -> None:
     write_json(storage.join(out, IDENTITY_FILE), content)
 
 
-def pinned(bundle: str, known: Identity | None) -> str:
+def pin_bundle(bundle: str, known: Identity | None) -> str:
     """Pin the bundle: resolve `models://NAME` to the version that is promoted now.
 
     A run that started with `models://NAME` resumes with the version it started with.
@@ -137,7 +137,9 @@ def pinned(bundle: str, known: Identity | None) -> str:
     return f"{registry.SCHEME}{name}@{number}"
 
 
-def answers(spec: BundleSpec, device: Hardware, precision: Precision, runtime: Runtime) -> dict[str, str]:
+def fingerprint_answers(
+    spec: BundleSpec, device: Hardware, precision: Precision, runtime: Runtime
+) -> dict[str, str]:
     """Fingerprints, by name, of the parts of a bundle that affect its answers."""
     names = {
         "weights_sha256", "architecture", "head", "grade_names", "preprocess", "temperature", "conformal",
@@ -165,7 +167,7 @@ def check(out: str, known: Identity, spec: BundleSpec, requested: ModelOptions, 
         held, wanted = getattr(known, name), getattr(requested, name)
         if "auto" not in (held, wanted) and wanted != held:
             raise _other(out, name, held, wanted)
-    now = answers(spec, known.device, known.precision, known.runtime)
+    now = fingerprint_answers(spec, known.device, known.precision, known.runtime)
     differing = sorted(name for name in now | known.answers if now.get(name) != known.answers.get(name))
     if differing:
         held = f"{known.model_version} ({known.bundle})"
@@ -173,7 +175,7 @@ def check(out: str, known: Identity, spec: BundleSpec, requested: ModelOptions, 
         raise _other(out, "bundle", held, f"{version}, which has another {', '.join(differing)}")
 
 
-def resumed(out: str, known: Identity, requested: ModelOptions) -> ModelOptions:
+def resume_options(out: str, known: Identity, requested: ModelOptions) -> ModelOptions:
     """Options to resume a run: device, precision and runtime as in its identity.
 
     Raises:

@@ -39,7 +39,7 @@ _MAX_EARLY_OBJECTS, _MAX_EARLY_S = 10_000, 5.0
 logger = logging.getLogger(__name__)
 
 
-def glance(
+def list_small_sources(
     named: Sequence[str], work: str, tables: bool = True, links: bool = True
 ) -> list[dict[str, Any]] | None:
     """List small sources before Ray starts; None if there are many objects, or a listing exists.
@@ -47,8 +47,8 @@ def glance(
     Args:
         named: Sources, as in `list_sources`.
         work: Folder of the run.
-        tables: As in `roots_of`.
-        links: As in `roots_of`.
+        tables: As in `find_roots`.
+        links: As in `find_roots`.
 
     Returns:
         Rows of `scan.LISTED`.
@@ -58,7 +58,7 @@ def glance(
     """
     if storage.exists(storage.join(work, LISTING_FILE)):
         return None
-    roots = [root for source in named for root in roots_of(source, tables, links)]
+    roots = [root for source in named for root in find_roots(source, tables, links)]
     until = time.monotonic() + _MAX_EARLY_S
     rows: list[dict[str, Any]] = []
     for row in chain.from_iterable(map(scan.list_root, roots)):
@@ -83,7 +83,7 @@ def list_sources(
     named: Sequence[str],
     work: str,
     shard_size: int,
-    glanced: list[dict[str, Any]] | None,
+    listed_early: list[dict[str, Any]] | None,
     executor: Executor,
     tables: bool = True,
     links: bool = True,
@@ -94,10 +94,10 @@ def list_sources(
         named: Folders, prefixes, archives, tables, and outputs of `scalp prepare`.
         work: Folder of the run.
         shard_size: Images per shard.
-        glanced: Result of `glance`.
+        listed_early: Result of `list_small_sources`.
         executor: Runs the listing tasks.
-        tables: As in `roots_of`.
-        links: As in `roots_of`.
+        tables: As in `find_roots`.
+        links: As in `find_roots`.
 
     Raises:
         UserError: A source is missing, unreadable, or contains no image.
@@ -107,15 +107,15 @@ def list_sources(
     name = f"listed-{uuid.uuid4().hex[:8]}"
     folder = storage.join(work, name)
     logger.info("listing %s into %s", ", ".join(named), folder)
-    if glanced is None:
-        roots = [root for source in named for root in roots_of(source, tables, links)]
+    if listed_early is None:
+        roots = [root for source in named for root in find_roots(source, tables, links)]
         listed = _list_by_tasks(roots, folder, shard_size, executor)
     else:
-        listed = list(write_groups(folder, shard_size, 0, glanced))
+        listed = list(write_groups(folder, shard_size, 0, listed_early))
     groups, repeated = [group for group in listed if group.photographs or group.tars], 0
     if _may_repeat(named):
         groups, repeated = _without_repeated(folder, groups, shard_size, executor)
-    elif glanced is None:
+    elif listed_early is None:
         groups = _joined(folder, groups, shard_size)
     if not groups:
         raise SourceError(
@@ -133,7 +133,7 @@ def list_sources(
     return listing
 
 
-def roots_of(source: str, tables: bool = True, links: bool = True) -> list[Root]:
+def find_roots(source: str, tables: bool = True, links: bool = True) -> list[Root]:
     """Divide a source into roots that tasks list in parallel; of prepared data, the files of the manifest.
 
     Args:

@@ -32,7 +32,7 @@ from jobs.grade.files import (
     version_tag,
 )
 from jobs.grade.listing import batched
-from jobs.grade.shards import Seconds, packed
+from jobs.grade.shards import Seconds, pack_shard
 from scalp_core import archives, storage
 from scalp_core.datasets import locations
 from scalp_core.datasets.locations import Location, location_of
@@ -104,9 +104,9 @@ class LoadShard:
             parts = [
                 child_columns(child, self._spec, image, self._check_outside(image["uri"])) for image in listed
             ]
-            yield packed(shard, _concatenate(parts), seconds)
+            yield pack_shard(shard, _concatenate(parts), seconds)
         elif listed:
-            yield packed(shard, self._load_shard(listed, seconds), seconds)
+            yield pack_shard(shard, self._load_shard(listed, seconds), seconds)
 
     def _load_shard(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
         """Fetch each piece while the previous one is decoded; `seconds["fetch"]` is the time waited."""
@@ -174,7 +174,7 @@ class LoadShard:
             if number not in done.get(tag, ()):
                 with timed(seconds, "decode"):
                     decoded = self._decode_piece(piece, columns, child)
-                yield packed(piece_name(shard, tag, number), decoded, seconds)
+                yield pack_shard(piece_name(shard, tag, number), decoded, seconds)
                 del decoded  # frees memory while the next piece is read
                 seconds = Seconds()
         dropped = [list(divmod(place, self._size)) for place in sorted(rows.dropped)]

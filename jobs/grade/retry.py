@@ -25,13 +25,13 @@ from jobs.grade.files import (
     RETRY_TIMEOUT_S,
     Listed,
     Listing,
-    begun,
-    committed,
+    count_starts,
+    find_committed,
     graded_file,
     listed_file,
     shard_names,
 )
-from jobs.grade.gather import Found, differing, inputs_of, write_part
+from jobs.grade.gather import Totals, count_differing, read_inputs, write_part
 from scalp_core import archives, storage
 from scalp_core.datasets import scan
 from scalp_core.datasets.locations import Location
@@ -144,7 +144,7 @@ def _is_image(row: dict[str, Any]) -> bool:
     return not is_archive and row["error_code"] not in _NOT_IMAGES
 
 
-def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
+def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Totals:
     """Replace the failed rows by the new rows, and count all rows again.
 
     Args:
@@ -159,10 +159,10 @@ def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Found:
         group = retried.get(name.removesuffix(".parquet"))
         items.append({"part": name, "group": json.dumps(group and asdict(group))})
     task = MergePart(out, retry.folder, retry.listing, guard)
-    totals = Found(again=retry.before["graded_again"])
+    totals = Totals(again=retry.before["graded_again"])
     with progress_bar("merging", len(items)) as (progress, bar):
         for row in executor.map(task, items):
-            totals.add(Found.from_json(row["found"]))
+            totals.add(Totals.from_json(row["found"]))
             progress.update(bar, advance=1)
     if retry.before["inputs"] is not None:
         totals.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
@@ -185,7 +185,7 @@ class MergePart:
         self._guard = guard
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        totals, group = Found(), json.loads(row["group"])
+        totals, group = Totals(), json.loads(row["group"])
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
             table = parquet.read(uri)
@@ -197,16 +197,16 @@ class MergePart:
             totals.count(table.replace_schema_metadata())
         return {"found": totals.to_json()}
 
-    def _merge_rows(self, table: pa.Table, group: Listed, totals: Found) -> pa.Table:
+    def _merge_rows(self, table: pa.Table, group: Listed, totals: Totals) -> pa.Table:
         tables = [table, *self._read_shards(group, totals)]
         rows = pa.concat_tables([part.replace_schema_metadata() for part in tables])
         # The last row of a location counts, in the place of its first.
         places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
         return rows.take([places[key] for key in table["location_id"].to_pylist()])
 
-    def _read_shards(self, group: Listed, totals: Found) -> Iterator[pa.Table]:
+    def _read_shards(self, group: Listed, totals: Totals) -> Iterator[pa.Table]:
         """Result rows of the group's shards; images without their own row count as unaccounted."""
-        known, starts = committed(self._folder, group), begun(self._folder, group)
+        known, starts = find_committed(self._folder, group), count_starts(self._folder, group)
         for shard in shard_names(group, self._size):
             listed = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
             wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
@@ -214,7 +214,7 @@ class MergePart:
                 totals.unaccounted += len(wanted)
                 continue
             rows = parquet.read(graded_file(self._folder, shard))
-            totals.unaccounted += differing(wanted, rows["location_id"].to_pylist())
-            totals.add_inputs(inputs_of(rows))
+            totals.unaccounted += count_differing(wanted, rows["location_id"].to_pylist())
+            totals.add_inputs(read_inputs(rows))
             totals.again += max(0, starts[shard] - 1) * rows.num_rows
             yield rows

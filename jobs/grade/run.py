@@ -14,7 +14,7 @@ from typing import Any
 from jobs.common.console import console, now, progress_bar, write_json
 from jobs.common.executor import Executor, PipelineSize
 from jobs.common.prometheus import GradeMetrics
-from jobs.grade.files import Listing, committed, ended, is_whole, shard_names
+from jobs.grade.files import Listing, find_committed, is_whole, read_ended, shard_names
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
 from jobs.grade.shards import GradeShard
@@ -196,7 +196,7 @@ def _count_committed(work: Work) -> int:
     """Number of committed images; approximate for a tar that was not read to its end."""
     size, total = work.listing.shard_size, 0
     for group in work.listing.groups:
-        for shard, tags in committed(work.folder, group).items():
+        for shard, tags in find_committed(work.folder, group).items():
             place = int(shard.rsplit("/", 1)[-1])
             pieces = max(map(len, tags.values()))
             total += size * pieces if group.tars else min(size, group.photographs - place * size)
@@ -207,7 +207,7 @@ def _pending(work: Work) -> Iterator[dict[str, Any]]:
     """Items for `LoadShard` of uncommitted shards, group by group."""
     for group in work.listing.groups:
         names = shard_names(group, work.listing.shard_size)
-        known, ends = committed(work.folder, group), ended(work.folder, group)
+        known, ends = find_committed(work.folder, group), read_ended(work.folder, group)
         for shard in names:
             pieces = known.get(shard, {})
             if not is_whole(group, pieces, ends.get(shard)):

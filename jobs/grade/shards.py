@@ -75,7 +75,7 @@ class GradeShard:
         if self._refused:  # the run is ending
             raise self._refused
         waited = time.monotonic() - self._free
-        for shard, rows, images, seconds in unpacked(batch, self._spec.preprocess.size):
+        for shard, rows, images, seconds in unpack_shards(batch, self._spec.preprocess.size):
             try:
                 table = self._commit(shard, rows, images, seconds)
             except UserError as error:
@@ -126,7 +126,7 @@ class GradeShard:
         )
 
 
-def packed(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
+def pack_shard(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
     """Pack a shard into one row: name, columns without pixels, pixels (not copied), seconds per stage."""
     images = np.ascontiguousarray(rows["image"])
     columns = {name: pa.array(values) for name, values in rows.items() if name not in ("image", "statistics")}
@@ -146,8 +146,8 @@ def packed(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
     )
 
 
-def unpacked(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray, Seconds]]:
-    """Inverse of `packed`, per row: name, columns, read-only uint8 (N, size, size, 3), seconds per stage."""
+def unpack_shards(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray, Seconds]]:
+    """Inverse of `pack_shard`, per row: name, columns, read-only uint8 (N, size, size, 3), seconds."""
     for index in range(batch.num_rows):
         table = pa.ipc.open_stream(_buffer(batch["rows"], index)).read_all()
         rows = {name: table[name].to_numpy() for name in table.column_names if name != "statistics"}

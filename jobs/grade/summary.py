@@ -8,7 +8,7 @@ from typing import Any
 from jobs.common import provenance
 from jobs.common.console import now, read_json, show
 from jobs.grade.files import Listing
-from jobs.grade.gather import Found
+from jobs.grade.gather import Totals
 from jobs.grade.identity import Identity
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
@@ -20,7 +20,7 @@ from scalp_core.results.schema import RESULTS_FOLDER
 
 
 @dataclass(frozen=True)
-class Described:
+class RunDescription:
     """Description of a run for its summary.
 
     Args:
@@ -45,8 +45,8 @@ def read_sessions(folder: str) -> list[dict[str, Any]]:
 
 
 def make_summary(
-    run: Described,
-    totals: Found,
+    run: RunDescription,
+    totals: Totals,
     listing: Listing,
     sessions: list[dict[str, Any]],
     before: dict[str, Any] | None = None,

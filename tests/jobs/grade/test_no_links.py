@@ -8,7 +8,7 @@ import pytest
 
 from jobs.data.tasks import roots_in, shares
 from jobs.grade.driver import GradeOptions, grade
-from jobs.grade.listing import glance, write_groups
+from jobs.grade.listing import list_small_sources, write_groups
 from jobs.grade.loading import LoadShard
 from scalp_core import storage
 from scalp_core.datasets import scan
@@ -46,7 +46,7 @@ def codes(rows: list[dict], folder: Path) -> dict[str, str | None]:
 
 
 def test_a_link_out_of_the_source_is_a_row_with_a_code(visit, tmp_path):
-    rows = glance([str(visit)], str(tmp_path / "work"), links=False)
+    rows = list_small_sources([str(visit)], str(tmp_path / "work"), links=False)
     found = codes(rows, visit)
     assert {name for name, code in found.items() if code == "outside_link"} == REFUSED
     assert found["a.jpg"] is None and found["inside.jpg"] is None and found["gone.jpg"] == "not_found"
@@ -59,7 +59,7 @@ def test_a_link_out_of_the_source_is_a_row_with_a_code(visit, tmp_path):
 
 
 def test_without_the_option_links_are_followed_as_before(visit, tmp_path):
-    found = codes(glance([str(visit)], str(tmp_path / "work")), visit)
+    found = codes(list_small_sources([str(visit)], str(tmp_path / "work")), visit)
     assert "outside_link" not in found.values() and found["more/other.jpg"] is None
 
 
@@ -87,7 +87,7 @@ def test_a_source_that_became_a_link_is_refused(visit, tmp_path, monkeypatch):
 def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_path):
     folder, spec = str(tmp_path / "listed"), Preprocess(size=32)
     (visit / "c.jpg").write_bytes(jpeg(3))
-    rows = glance([str(visit)], str(tmp_path / "work"), links=False)
+    rows = list_small_sources([str(visit)], str(tmp_path / "work"), links=False)
     (group, *_) = write_groups(folder, 100, 0, rows)
     shard = parquet.read(f"{folder}/{group.group}/0000.parquet").to_pylist()
     (visit / "c.jpg").unlink()

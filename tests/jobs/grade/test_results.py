@@ -254,7 +254,7 @@ def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
     [
         (["--sql", "select 1", "--only", "failed"], "--sql selects the rows itself; omit --by"),
         (["--to", "rows.xlsx"], "--to rows.xlsx: name a file that ends in .csv, .jsonl, .parquet"),
-        (["--to", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose another folder"),
+        (["--to", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose"),
         (["--only", "failed", "--grade", "3"], "has no row with --only failed, --grade 3; scalp results"),
         (["--sql", "select {'a': 1} as s", "--to", "PLACE/x.csv"],
          "a .csv cannot hold these columns .*; use .jsonl or .parquet"),

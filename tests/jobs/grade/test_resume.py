@@ -20,11 +20,11 @@ from jobs.grade import driver as grade_module
 from jobs.grade import listing as grade_listing
 from jobs.grade.driver import GradeOptions, _Run
 from jobs.grade.files import Listed, Listing
-from jobs.grade.gather import GatherGroups, differing
+from jobs.grade.gather import GatherGroups, count_differing
 from jobs.grade.identity import Identity
 from jobs.grade.listing import write_groups
 from jobs.grade.planning import PoolOptions, plan_run
-from jobs.grade.shards import packed, unpacked
+from jobs.grade.shards import pack_shard, unpack_shards
 from scalp_core import storage
 from scalp_core.bundles.bundle import GraphRecord, read_spec
 from scalp_core.bundles.loading import load_bundle
@@ -162,8 +162,8 @@ def test_members_of_a_zip_that_changed_between_sessions_say_so(bundle, tmp_path,
 
 
 def test_rows_too_many_do_not_make_up_for_rows_too_few():
-    assert differing(["a", "b"], ["a"]) + differing(["c"], ["c", "d"]) == 4
-    assert differing(["a", "b"], ["a", "b"]) == 0
+    assert count_differing(["a", "b"], ["a"]) + count_differing(["c"], ["c", "d"]) == 4
+    assert count_differing(["a", "b"], ["a", "b"]) == 0
 
 
 def test_repeated_rows_are_dropped_by_a_task_that_may_run_again(tmp_path):
@@ -335,7 +335,7 @@ def test_files_of_another_version_are_refused_in_one_line(bundle, tmp_path, stop
 def test_pixels_reach_the_model_without_a_copy():
     pixels = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), dtype=np.uint8)
     columns = {"image": pixels, "uri": np.array(["a", "b"], object), "statistics": np.zeros((2, 3))}
-    ((name, columns, images, _),) = unpacked(packed("0000/0001", columns, {}), 4)
+    ((name, columns, images, _),) = unpack_shards(pack_shard("0000/0001", columns, {}), 4)
     assert name == "0000/0001" and columns["uri"].tolist() == ["a", "b"]
     assert (images == pixels).all() and np.shares_memory(images, pixels)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jobs.grade.files import STARTED
-from jobs.grade.shards import GradeShard, packed
+from jobs.grade.shards import GradeShard, pack_shard
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.statistics import STATISTICS
@@ -25,7 +25,7 @@ def shard(name: str):
     columns = ("location_id", "uri", "member", "sha256", "error", "notes")
     rows = dict.fromkeys(columns, text) | {"error_code": np.array([""], object)}
     rows |= {"image": np.zeros((1, SMALL, SMALL, 3), np.uint8), "statistics": np.zeros((1, len(STATISTICS)))}
-    return packed(name, rows, {})
+    return pack_shard(name, rows, {})
 
 
 def test_a_model_that_could_not_commit_begins_nothing_more(bundle, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from jobs.grade.listing import roots_of
+from jobs.grade.listing import find_roots
 from scalp_core.errors import UserError
 from serving.auth.scopes import Rights
 from serving.bulk.sources import allowed_source
@@ -148,4 +148,4 @@ def test_a_job_lists_nothing_that_lies_elsewhere(tmp_path):
     (tmp_path / "uris.csv").write_text("uri\n/etc/passwd\n")
     for source in (str(tmp_path), str(tmp_path / "uris.csv")):
         with pytest.raises(UserError, match="--no-tables"):
-            roots_of(source, tables=False)
+            find_roots(source, tables=False)
