@@ -109,7 +109,9 @@ def check_places(inputs: Sequence[str], out: str) -> None:
         if _is_inside(out, source):
             raise UserError(f"OUT {out} is in the source {given}; choose an output directory outside of it")
         if _is_inside(source, out):
-            raise UserError(f"the source {given} is in OUT {out}; choose another output directory")
+            raise UserError(
+                f"the source {given} is in OUT {out}; choose an output directory that does not hold it"
+            )
 
 
 def check_claim(out: str, kind: str) -> None:

@@ -128,7 +128,7 @@ def test_every_verb_says_what_it_writes():
 def test_a_folder_of_somebody_else_is_refused_and_kept(verb, mine, tmp_path, monkeypatch, capsys):
     before = content(mine)
     line = refused(verb, mine, tmp_path / "source", monkeypatch, capsys)
-    assert f"{mine} is not empty" in line and "name a new" in line, line
+    assert f"{mine} is not empty" in line and "choose a new" in line, line
     assert content(mine) == before
 
 

@@ -70,9 +70,9 @@ def test_labels_are_strings_or_numbers_with_or_without_a_mark(encoding):
         (json.dumps(label(value_3=None)), "value_3 is None"),
         (json.dumps(label(value_3="1.5")), "value_3"),
         (json.dumps({"value_1": "1"}), "value_2 is missing"),
-        ("[1]", "no JSON object"),
-        ("{", "no JSON"),
-        ("{'", "no JSON"),
+        ("[1]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        ("{'", "not valid JSON"),
     ],
 )
 def test_a_label_that_is_none_says_what_is_wrong(data, words):

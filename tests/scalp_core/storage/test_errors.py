@@ -68,7 +68,7 @@ def test_a_damaged_parquet_is_no_damaged_archive(tmp_path):
 
 
 def test_a_wrong_key_a_missing_bucket_and_a_missing_object_are_told_apart(s3, monkeypatch):
-    with pytest.raises(UserError, match="no such bucket"):
+    with pytest.raises(UserError, match="the bucket does not exist"):
         storage.read("s3://no-such-bucket/a (403)")
     with pytest.raises(UserError, match="it does not exist"):
         storage.read("s3://scalp/no such (500).jpg")

@@ -136,7 +136,7 @@ def test_what_is_gone_or_was_never_there_says_so(tmp_path):
     [
         ("s3://", "has no bucket"),
         ("gs://bucket/a", "is neither a local path nor s3://"),
-        ("s3://no-such-bucket/a", "no such bucket"),
+        ("s3://no-such-bucket/a", "the bucket does not exist"),
         ("s3://scalp/no/such/prefix", "check the path"),
     ],
 )
