@@ -1,4 +1,4 @@
-"""The Ray Serve application: `build` describes it, `start` and `stop` run it, `serve` is the verb."""
+"""Build, start and stop the Ray Serve application; `serve` is the command `scalp serve`."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from serving.replicas.ingress import Ingress
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
-# A bundle that cannot start will not start at the twentieth attempt either, which is Ray's default.
+# Ray's default of 20 attempts does not help a bundle that fails to load.
 _START_ATTEMPTS = 3
-# A core grades as many a second in passes of 4 as of 16, and whoever waits, waits less long for its pass.
+# A core grades as many images per second in passes of 4 as of 16, with a lower latency.
 _CPU_BATCH = 4
 _MOST_MINUTES_TO_END = 2
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
-    """The application: an ingress that decodes, a grader that holds the model, an explainer for heatmaps.
+    """Build the application: an ingress that decodes, a grader with the model, an explainer for heatmaps.
 
-    `serving/config.yaml` names this function. The bundle is in the `user_config` of the deployment Grader,
-    which can be changed while it runs.
+    `serving/config.yaml` names this function. The `user_config` of the deployment Grader names the bundle and
+    can be changed while the application runs.
 
     Args:
-        args: fields of `Settings`.
+        args: Fields of `Settings`.
 
     Raises:
-        UserError: one is unknown or wrong.
+        UserError: A field is unknown or invalid.
     """
     return _application(parse_settings(Settings, args, "args of the application"))
 
@@ -59,7 +59,7 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
 def _application(
     settings: Settings, model: ModelSettings | None = None, candidate: ModelSettings | None = None
 ) -> ray_serve.Application:
-    """With the models, where no config file gives them."""
+    """Build the application, with the models if no config file names them."""
     common: dict[str, Any] = {"max_constructor_retry_count": _START_ATTEMPTS}
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
@@ -75,53 +75,51 @@ def _application(
     if candidate:
         second = second.options(user_config=candidate.model_dump())
     models = (grader, second) if settings.candidate else (grader,)
-    first, *others = (each.bind(settings) for each in models)
+    first, *others = (deployment.bind(settings) for deployment in models)
     return ingress.bind(settings, first, explainer.bind(), create_api, *others)
 
 
 def start(
     bundle: str, host: str, port: int, settings: Settings | None = None, candidate: str | None = None
 ) -> None:
-    """Starts the endpoint on this machine, or on the cluster that `RAY_ADDRESS` names.
-
-    Returns when it is ready.
+    """Start the endpoint on this machine, or on the cluster of `RAY_ADDRESS`; returns when it is ready.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
-        host: address to listen on.
-        port: to listen on.
-        settings: of the endpoint; None fits the grader to the machine.
-        candidate: another bundle, for what `settings.candidate` says.
+        bundle: Directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
+        host: Address to listen on.
+        port: Port to listen on.
+        settings: Settings of the endpoint; None fits the grader to the machine.
+        candidate: Bundle of the shadow or canary of `settings.candidate`.
 
     Raises:
-        UserError: the bundle is damaged, the keys or the certificate cannot be read, the address is in use,
-            or `settings.front` is for an HAProxy that is not started here.
+        UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
+            or `settings.front` is set and no HAProxy is started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
         mode = settings.candidate.mode
         raise UserError(
-            f"the settings have a candidate ({mode}) and no bundle is named for it; add --{mode} BUNDLE, "
-            "or remove candidate from the settings"
+            f"the settings have a candidate ({mode}) without a bundle; add --{mode} BUNDLE, or remove "
+            "candidate from the settings"
         )
     check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
     _check_port(host, port)
     device = resolve_device(settings.device)
-    model = _pinned(bundle, device, settings)
-    second = _pinned(candidate, device, settings) if candidate else None
+    model = _pin_model(bundle, device, settings)
+    second = _pin_model(candidate, device, settings) if candidate else None
     if settings.haproxy and not is_joined():
-        # A cluster has its own, or has none: how it was started says so.
+        # On a cluster HAProxy is set up when the cluster starts.
         check_certificate(settings.front.tls_certificate)
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
     elif "front" in settings.model_fields_set:
         raise UserError(
-            "front sets the HAProxy that this command starts, but here it starts none; leave front out, and "
-            f"on a cluster set {haproxy.POLICY_VARIABLE} in the environment of its nodes"
+            "front is set, but this command starts no HAProxy here; remove front, and on a cluster set "
+            f"{haproxy.POLICY_VARIABLE} in the environment of its nodes"
         )
     cluster = connect(jobs=settings.bulk is not None)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
-        app = _application(_fitted(settings, cluster, device), model, second)
+        app = _application(_fit_grader(settings, cluster, device), model, second)
         ray_serve.run(app, name=_APP_NAME, logging_config=_LOGGING)
     except BaseException:
         stop()
@@ -129,18 +127,18 @@ def start(
 
 
 def stop() -> None:
-    """Ends what `start` began; requests that are being answered are finished first."""
+    """Stop the endpoint after its open requests."""
     ray_serve.shutdown()
 
 
 def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str | None = None) -> None:
-    """`scalp serve`: answers images until it is interrupted.
+    """Run the endpoint until it is interrupted; the command `scalp serve`.
 
     Raises:
-        UserError: as `start`.
+        UserError: As `start`.
     """
     start(bundle, host, port, settings, candidate)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how systemd and containers interrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by systemd and containers
     address = f"[{host}]" if ":" in host else host
     scheme = "https" if settings.front.tls_certificate else "http"
     print(f"READY {scheme}://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
@@ -149,49 +147,49 @@ def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str 
     except KeyboardInterrupt:
         print("stopping", flush=True)  # noqa: T201
     finally:
-        _finish()
+        _drain()
         if os.environ.get("RAY_ADDRESS"):
-            stop()  # a local Ray ends with this process, and Serve in it
+            stop()  # a local Ray ends with this process
 
 
-def _finish() -> None:
-    """Ends the application when its requests are answered; two minutes at most, or until another Ctrl-C.
+def _drain() -> None:
+    """Delete the application after its open requests; waits two minutes at most, or until another Ctrl-C.
 
-    Batches end sooner, with a line that says so: nothing grades their other images.
+    Open batches are aborted earlier, with a last line `aborted`, because the grader has ended.
     """
     for _ in range(_MOST_MINUTES_TO_END):
         with suppress(TimeoutError):
-            ray_serve.delete(_APP_NAME)  # waits a minute
+            ray_serve.delete(_APP_NAME)  # waits up to a minute
             return
 
 
 @cache
 def _haproxy_folder() -> tempfile.TemporaryDirectory[str]:
-    """Is there as long as this process."""
+    """Directory that exists as long as this process."""
     return tempfile.TemporaryDirectory(prefix="scalp-haproxy-")
 
 
-def _pinned(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:
-    """Looked up and checked here: replicas that start later must not find another version."""
+def _pin_model(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:
+    """Resolve and check a bundle here, so that replicas that start later load the same version."""
     batch = {"max_batch_size": _CPU_BATCH} if device == "cpu" else {}
     model = ModelSettings(bundle=storage.absolute(resolve(bundle)), **batch)
     load_bundle(model.bundle).fetch(needed_part(device, settings.precision, settings.runtime))
     return model
 
 
-def _fitted(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
-    """With a grader of the size of a node, unless it was described.
+def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
+    """Fit the grader to the nodes, unless the settings describe it.
 
-    All the cores of a machine: decoding takes few of them, and one model with all beats several. A
-    reservation that leaves the others no CPU would wait for ever.
+    It gets all cores of a node: decoding takes few of them, and one model with all cores is faster than
+    several. CPUs for the other deployments stay free, otherwise they would wait forever.
     """
     if "grader" in settings.model_fields_set:
         return settings
     others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)
     graders = 2 if settings.candidate else 1
     threads = max(1, min(cluster.cores_per_node, cluster.cpus - others) // graders)
-    own = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}
-    return settings.model_copy(update={"grader": settings.grader.model_copy(update=own)})
+    resources = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}
+    return settings.model_copy(update={"grader": settings.grader.model_copy(update=resources)})
 
 
 def _check_port(host: str, port: int) -> None:
@@ -201,5 +199,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+            reason = (
+                "is in use" if error.errno == errno.EADDRINUSE else f"is not available ({error.strerror})"
+            )
             raise UserError(f"port {port} of {host} {reason}; choose another one with --port") from error

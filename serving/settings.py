@@ -1,4 +1,4 @@
-"""Settings of the endpoint: `Settings` for its life, `ModelSettings` for what changes while it runs."""
+"""Settings of the endpoint: `Settings` at its start, `ModelSettings` for the model, changeable in place."""
 
 from __future__ import annotations
 
@@ -23,46 +23,55 @@ class _Typed(BaseModel):
 
 
 class ModelSettings(_Typed):
-    """The `user_config` of the grader: changed in place, without a restart and without a dropped request."""
+    """The `user_config` of the grader: changes apply in place, without a restart or dropped requests."""
 
-    bundle: str = Field(description="directory, `s3://`, or `models://NAME@VERSION` of the bundle")
+    bundle: str = Field(
+        description="location of the bundle: a directory, `s3://`, or `models://NAME@VERSION`"
+    )
     max_batch_size: int = Field(16, ge=1, le=512, description="images in one forward pass")
     batch_wait_ms: float = Field(
         0,
         ge=0,
         le=1000,
-        description="how long a batch that is not full waits for company; 0 suits most: what comes while the "
-        "model is busy is the next batch anyway",
+        description="milliseconds that a partial batch waits for more images; 0 suits most: images that "
+        "arrive while the model is busy form the next batch",
     )
     max_set_size: int | None = Field(
-        None, ge=1, le=4, description="grades in a set from which a person is asked; None is the bundle's"
+        None,
+        ge=1,
+        le=4,
+        description="size of the grade set from which an image is referred; None takes the bundle's",
     )
     min_confidence: float | None = Field(
-        None, ge=0, le=1, description="probability below which a person is asked; None is the bundle's"
+        None, ge=0, le=1, description="probability below which an image is referred; None takes the bundle's"
     )
 
 
 class Scaling(_Typed):
-    """How many replicas a deployment has, what each reserves, and how many requests it takes in."""
+    """Scaling of a deployment: replicas, their resources, and their queues."""
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(gt=0, description="of one replica, that the autoscaler aims at")
+    target_ongoing_requests: float = Field(
+        gt=0, description="requests per replica that the autoscaler aims at"
+    )
     max_ongoing_requests: int = Field(
         ge=1,
-        description="that a replica holds at once; those above it wait in Ray's router, which looks for room "
-        "once a second at worst, so that a full grader runs dry: keep it above what the ingresses admit",
+        description="requests that a replica holds. More wait in Ray's router, which may retry once per "
+        "second only, so that a full grader idles: keep it above the limits of all ingresses together",
     )
     max_queued_requests: int = Field(
-        ge=0, description="that wait at each caller for a replica; those above it are refused"
+        ge=0, description="requests per caller that wait for a replica; more are refused"
     )
     upscale_delay_s: float = Field(5, ge=0)
-    downscale_delay_s: float = Field(120, ge=0, description="longer than the other: models are slow to load")
+    downscale_delay_s: float = Field(
+        120, ge=0, description="seconds; above upscale_delay_s, since models load slowly"
+    )
     look_back_s: float = Field(
-        15, gt=10, description="over which the autoscaler looks at the load; replicas tell it every 10 s"
+        15, gt=10, description="seconds of load that the autoscaler averages; replicas report every 10 s"
     )
     cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
-    gpus: float = Field(0, ge=0, description="GPUs, or a share of one, that a replica reserves")
+    gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; may be a fraction")
 
     @model_validator(mode="after")
     def _consistent(self) -> Scaling:
@@ -76,29 +85,32 @@ class Scaling(_Typed):
         ):
             raise ValueError(
                 f"target_ongoing_requests ({self.target_ongoing_requests:g}) must be below "
-                f"max_ongoing_requests ({self.max_ongoing_requests}): a full replica would look like one "
-                "that is on target, and nothing would scale up"
+                f"max_ongoing_requests ({self.max_ongoing_requests}): otherwise a full replica "
+                "counts as on target, and the deployment does not scale up"
             )
         return self
 
 
 class CandidateSettings(_Typed):
-    """A second bundle beside the first. It is named in the `user_config` of the deployment Candidate."""
+    """Settings of a shadow or canary; the `user_config` of the deployment Candidate names its bundle."""
 
     mode: Literal["shadow", "canary"] = Field(
-        description="shadow: it gets copies, and the first answers; canary: it answers a share"
+        description="shadow: grades copies of images; canary: answers a part of the images"
     )
     share: float = Field(
-        0.1, gt=0, le=1, description="of the images; by their bytes, so that one is always treated alike"
+        0.1,
+        gt=0,
+        le=1,
+        description="part of the images; chosen by their hash, so that the same image is treated alike",
     )
 
 
 class Settings(_Typed):
-    """The `args` of the application: what a replica is started with."""
+    """The `args` of the application: a change restarts the replicas."""
 
-    device: Device = Field("auto", description="where the model runs")
-    precision: Precision = Field("auto", description="of the forward pass")
-    runtime: Runtime = Field("auto", description="what runs the model")
+    device: Device = Field("auto", description="device of the model")
+    precision: Precision = Field("auto", description="precision of the forward pass")
+    runtime: Runtime = Field("auto", description="runtime of the model")
     threads: int | None = Field(
         None,
         ge=1,
@@ -109,35 +121,35 @@ class Settings(_Typed):
     explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
     haproxy: bool = Field(
         True,
-        description="HAProxy before the ingress instead of Ray's proxy, where the endpoint starts its own "
-        "Ray; a cluster is started with or without it",
+        description="HAProxy in front of the ingress instead of Ray's proxy, if the endpoint starts a local "
+        "Ray; for a cluster it is set when the cluster starts",
     )
     front: Policy = Field(
         Policy(),
-        description="what HAProxy refuses, and TLS, where the endpoint starts its own Ray; on a cluster the "
+        description="limits and TLS of HAProxy, if the endpoint starts a local Ray; on a cluster the "
         f"environment variable {POLICY_VARIABLE} has the same fields",
     )
-    batch: BatchSettings = Field(BatchSettings(), description="bounds of /v1/grade/batch")
-    bulk: BulkSettings | None = Field(None, description="/v1/bulk, which is not offered without it")
-    candidate: CandidateSettings | None = Field(None, description="another bundle that is tried")
+    batch: BatchSettings = Field(BatchSettings(), description="limits of /v1/grade/batch")
+    bulk: BulkSettings | None = Field(None, description="settings of /v1/bulk; None turns it off")
+    candidate: CandidateSettings | None = Field(None, description="settings of a shadow or canary")
     answer_seconds: float = Field(
-        30, gt=0, description="after which a request that has no answer yet is given up, with a 504"
+        30, gt=0, description="seconds until a request without an answer fails with 504"
     )
     graceful_shutdown_seconds: float | None = Field(
         None,
         gt=0,
-        description="that a replica which is to end has for the requests it holds; it ends as soon as it "
-        "holds none. None is enough for each of them, also for a batch that takes limits.batch_seconds",
+        description="seconds that a stopping replica has for its open requests; it ends as soon as it has "
+        "none. None is enough for every request, also for a batch that takes limits.batch_seconds",
     )
     wedged_seconds: float = Field(
-        20, gt=0, description="that one forward pass may take; a replica that takes longer is replaced"
+        20, gt=0, description="longest forward pass in seconds; Ray replaces a replica that takes longer"
     )
 
     keys: KeySettings = KeySettings()
     limits: Limits = Limits()
     audit: AuditSettings = AuditSettings()
     access_log: bool = Field(
-        False, description="a line for each request in Ray Serve's log; no paths, names, addresses or keys"
+        False, description="one line per request in Ray Serve's log, without paths, names, addresses and keys"
     )
 
     @model_validator(mode="after")
@@ -146,21 +158,21 @@ class Settings(_Typed):
         if graceful is not None and graceful < least:
             raise ValueError(
                 f"graceful_shutdown_seconds ({graceful:g}) must be {least:g} or more: the "
-                f"{_draining_seconds():g} s in which a replica that ends still takes requests in "
+                f"{_draining_seconds():g} s in which a stopping replica still accepts requests "
                 f"({DRAINING_VARIABLE}), and answer_seconds ({self.answer_seconds:g}); or leave it out"
             )
         if self.wedged_seconds >= self.answer_seconds:
             raise ValueError(
                 f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
-                f"({self.answer_seconds:g}), or requests fail before the replica that holds them is replaced"
+                f"({self.answer_seconds:g}), or requests fail before their replica is replaced"
             )
         if self.candidate and not self.audit.folder:
-            raise ValueError("a candidate is compared by the audit log; set the folder of audit")
+            raise ValueError("a candidate is compared by the audit log; set audit.folder")
         admitted = self.limits.uploads + self.limits.in_flight
         if admitted >= self.ingress.max_ongoing_requests:
             raise ValueError(
                 f"uploads and in_flight of limits ({admitted} together) must be below max_ongoing_requests "
-                f"({self.ingress.max_ongoing_requests}) of the ingress, or Ray refuses before it can"
+                f"({self.ingress.max_ongoing_requests}) of the ingress, or Ray refuses requests first"
             )
         return self
 
@@ -170,10 +182,10 @@ def _draining_seconds() -> float:
 
 
 def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
-    """Refuses batches that could never fill.
+    """Check that batches can fill.
 
     Raises:
-        ValueError: says what to set.
+        ValueError: max_ongoing_requests is too small for max_batch_size.
     """
     if max_ongoing_requests < 2 * model.max_batch_size:
         raise ValueError(
@@ -184,16 +196,16 @@ def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
 
 
 def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool = False) -> dict[str, Any]:
-    """Options as `serve.deployment` takes them.
+    """Options of `serve.deployment`.
 
     Args:
-        scaling: of the deployment.
-        settings: of the endpoint.
-        is_ingress: the deployment takes requests in; others only answer its calls.
+        scaling: Scaling of the deployment.
+        settings: Settings of the endpoint.
+        is_ingress: Whether the deployment accepts HTTP requests.
     """
-    longest = settings.answer_seconds + _MARGIN_SECONDS
+    shutdown_seconds = settings.answer_seconds + _MARGIN_SECONDS
     if is_ingress:
-        longest += _draining_seconds() + settings.limits.batch_seconds
+        shutdown_seconds += _draining_seconds() + settings.limits.batch_seconds
     return {
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
@@ -205,6 +217,6 @@ def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool
         },
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
-        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds or longest,
+        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds or shutdown_seconds,
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
     }

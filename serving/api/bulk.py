@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from scalp_core.results.formats import json_text
 from serving.api.authorization import BULK_PATH as PATH
 from serving.auth.scopes import Caller
-from serving.bulk.rows import CSV, NDJSON, streamed
+from serving.bulk.rows import CSV, NDJSON, encode_rows
 from serving.bulk.work import Bulk, is_id
 from serving.http import request_context
 from serving.http.problems import Refusal, responses
@@ -155,7 +155,7 @@ async def results(
     _mark_for_audit(id)
     if kind := _stream_type(accept):
         batches = await bulk.rows(requester, id)
-        return StreamingResponse(streamed(batches, kind), media_type=f"{kind}; charset=utf-8")
+        return StreamingResponse(encode_rows(batches, kind), media_type=f"{kind}; charset=utf-8")
     page = await bulk.page(requester, id, limit, cursor)
     text = json_text({"id": id, "rows": page.rows, "next": page.next})
     return Response(text, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Jobs of bulk grading on the Ray that this process is part of."""
+"""Submit, list and stop the Ray jobs of bulk grading."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from serving.http.problems import Refusal
 from serving.schemas.bulk import Status
 
 _WORK = re.compile(r"bulk-[0-9a-f]{20}")
-_OUR_LINE = "scalp: "
+_ERROR_PREFIX = "scalp: "
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a piece of work.
+    """One attempt of a bulk run.
 
     Args:
-        id: of the attempt.
-        attempt: 1 for the first.
-        status: of the attempt.
-        source: what it grades.
-        error: one line if it failed.
-        started_at: when it was submitted.
-        ended_at: None while it goes on.
+        id: Id of the attempt.
+        attempt: Number of the attempt, from 1.
+        status: Status of the attempt.
+        source: Source that it grades.
+        error: One line if it failed.
+        started_at: Time of the submission.
+        ended_at: Time of the end; None while it runs.
     """
 
     id: str
@@ -50,49 +50,49 @@ class Job:
 
 
 class Jobs:
-    """All calls block.
+    """Jobs of bulk runs on the Ray of this process. All methods block.
 
     Raises:
-        Refusal: the Job API does not answer.
+        Refusal: Ray's Job API does not answer (503).
     """
 
     def __init__(self) -> None:
-        self._known: jobs_api.Jobs | None = None
+        self._client: jobs_api.Jobs | None = None
         self._lock = threading.Lock()
 
     def last(self) -> dict[str, Job]:
-        """The last attempt at each piece of work that this Ray knows."""
-        found: dict[str, jobs_api.Job] = {}
-        for job in self._ask(lambda jobs: jobs.all()):
-            if _WORK.fullmatch(job.work) and (job.work not in found or found[job.work].attempt < job.attempt):
-                found[job.work] = job
-        return {work: _bulk(job) for work, job in found.items()}
+        """The last attempt of each bulk run that this Ray lists, by the id of the run."""
+        last: dict[str, jobs_api.Job] = {}
+        for job in self._call(lambda jobs: jobs.all()):
+            if _WORK.fullmatch(job.work) and (job.work not in last or last[job.work].attempt < job.attempt):
+                last[job.work] = job
+        return {work: _bulk(job) for work, job in last.items()}
 
     def submit(self, work: str, attempt: int, command: str, source: str) -> None:
-        """Starts an attempt; no matter if somebody else just did."""
-        # Ray tells a job some Ray of the machine that it finds, which is another one where two run (2.60).
-        own = ray.get_runtime_context().gcs_address
-        entrypoint = f"RAY_ADDRESS={own} {command}"
-        self._ask(lambda jobs: jobs.submit(f"{work}.{attempt}", entrypoint, {"source": source}))
+        """Start an attempt; idempotent."""
+        # Without RAY_ADDRESS a job may join another Ray of the machine (Ray 2.60).
+        address = ray.get_runtime_context().gcs_address
+        entrypoint = f"RAY_ADDRESS={address} {command}"
+        self._call(lambda jobs: jobs.submit(f"{work}.{attempt}", entrypoint, {"source": source}))
 
     def stop(self, job: Job) -> None:
-        """Asks an attempt to end; Ray kills what has not ended after some seconds."""
-        self._ask(lambda jobs: jobs.stop(job.id))
+        """Stop an attempt; Ray kills its processes that have not ended after some seconds."""
+        self._call(lambda jobs: jobs.stop(job.id))
 
-    def _ask(self, question: Callable[[jobs_api.Jobs], T]) -> T:
+    def _call(self, function: Callable[[jobs_api.Jobs], T]) -> T:
         try:
-            return question(self._jobs())
+            return function(self._jobs())
         except ClusterError as error:
-            self._known = None  # the head may have moved
+            self._client = None  # the head may have moved
             raise Refusal(
                 503, "jobs_unavailable", "Ray's Job API does not answer; try again later"
             ) from error
 
     def _jobs(self) -> jobs_api.Jobs:
         with self._lock:
-            if self._known is None:
-                self._known = jobs_api.Jobs.of_this_ray()
-            return self._known
+            if self._client is None:
+                self._client = jobs_api.Jobs.of_this_ray()
+            return self._client
 
 
 def _bulk(job: jobs_api.Job) -> Job:
@@ -102,14 +102,14 @@ def _bulk(job: jobs_api.Job) -> Job:
         attempt=job.attempt,
         status=status,
         source=job.metadata.get("source", ""),
-        error=_line(job.message) if status == "failed" else None,
+        error=_error_line(job.message) if status == "failed" else None,
         started_at=job.started,
         ended_at=job.ended,
     )
 
 
-def _line(message: str) -> str:
-    """What `scalp grade` said last; what Ray says, if it did not come to it."""
+def _error_line(message: str) -> str:
+    """Last error line of `scalp grade`; Ray's message if there is none."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    own = [line.removeprefix(_OUR_LINE) for line in lines if line.startswith(_OUR_LINE)]
-    return (own[-1:] or lines[:1] or ["the job failed; Ray's log of it has the reason"])[0]
+    errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
+    return (errors[-1:] or lines[:1] or ["the job failed; Ray's log of it has the reason"])[0]

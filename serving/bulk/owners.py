@@ -1,9 +1,9 @@
 """Owners of bulk runs: the keys that started one, stored below the output prefix of the endpoint.
 
-OUT/owners/key-ID/WORK.json    one file per key and piece of work, written before its job is submitted
+OUT/owners/key-ID/WORK.json    one file per key and bulk run, written before its job is submitted
 
-A run has several owners when several keys start the same work. Nothing is removed when a key is revoked: its
-line in the key file decides, and a later key with the same id owns what the earlier one did.
+A run has several owners when several keys start it. Revoking a key removes nothing: the key file decides who
+has access, and a later key with the same id owns the runs of the earlier one.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _SUFFIX = ".json"
 
 
 class Owners:
-    """Reads and adds owners. All calls block.
+    """Read and add owners. All methods block.
 
     Args:
-        out: output prefix of the endpoint.
+        out: Output prefix of the endpoint.
 
     Raises:
-        UserError: storage refused.
+        UserError: The storage refused access.
     """
 
     def __init__(self, out: str) -> None:
         self._out = out
 
     def add(self, caller: Caller, work: str, source: str) -> None:
-        """Atomically make the caller an owner; nothing is stored of a caller without a key."""
+        """Atomically make the caller an owner; a caller without a key is not stored."""
         if caller.key is None or self._source(caller.key, work) == source:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -41,14 +41,14 @@ class Owners:
         storage.write(self._uri(caller.key, work), json.dumps(content, ensure_ascii=False).encode())
 
     def may_see(self, caller: Caller, work: str) -> bool:
-        """Whether the caller may know of it: an owner whose scopes still cover its source, or an admin."""
+        """Whether the caller may see a run: an owner whose scopes still cover its source, or an admin."""
         if caller.rights.admin:
             return True
         source = self._source(caller.key, work) if caller.key else None
         return source is not None and caller.rights.covers(source)
 
     def works(self, key: str) -> set[str]:
-        """All that a key started."""
+        """Ids of the runs that a key started."""
         names = storage.names_in(storage.join(self._out, _FOLDER, _folder(key)))
         return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
 

@@ -1,4 +1,4 @@
-"""Result rows of a bulk run by pages and as streams, in bounded memory: files are read a batch at a time."""
+"""Result rows of a bulk run as pages and streams, in bounded memory: files are read in batches."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _BATCH_ROWS = 1_000
 
 
 class Page(NamedTuple):
-    """Rows in the order of the files, and the cursor of those that follow; None at the end."""
+    """One page of rows in the order of the files, and the cursor of the next page; None at the end."""
 
     rows: list[dict[str, Any]]
     next: str | None
 
 
 class StoredRows:
-    """The rows in a `results` folder. All calls block.
+    """Rows in the `results` folder of a finished run. All methods block.
 
     Args:
-        folder: of a run that is gathered; its files stay as they are.
+        folder: The `results` folder, whose files no longer change.
     """
 
     def __init__(self, folder: str) -> None:
@@ -42,10 +42,10 @@ class StoredRows:
         self.files = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
 
     def page(self, limit: int, cursor: str | None) -> Page:
-        """The rows after a cursor; the first ones without one.
+        """Read the page after a cursor; the first page without one.
 
         Raises:
-            Refusal: the cursor was not given out for these rows.
+            Refusal: The cursor does not belong to these rows (422).
         """
         name, start = self._place(cursor)
         rows: list[dict[str, Any]] = []
@@ -59,7 +59,7 @@ class StoredRows:
         return Page(rows, None)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows, `_BATCH_ROWS` at a time."""
+        """Yield all rows in batches of at most `_BATCH_ROWS`."""
         for name in self.files:
             for _, batch in self._read(name):
                 yield batch
@@ -69,11 +69,11 @@ class StoredRows:
             return self.files[0], 0
         match = _CURSOR.fullmatch(cursor)
         if match is None or match["file"] not in self.files:
-            raise Refusal(422, "bad_cursor", "the cursor is not one of these rows; take `next` of a page")
+            raise Refusal(422, "bad_cursor", "the cursor does not belong to these rows; use `next` of a page")
         return match["file"], int(match["row"])
 
     def _read(self, name: str, start: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches of a file from a row on, each with the number of its first row; skips earlier groups."""
+        """Yield batches of a file from row `start`, each with its first row's number; skip earlier groups."""
         with _opened(storage.join(self._folder, name)) as file:
             groups: list[int] = []
             first = 0
@@ -97,8 +97,8 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def streamed(batches: Iterable[pa.RecordBatch], kind: str) -> Iterator[bytes]:
-    """Batches as NDJSON, or as CSV with a byte order mark, which spreadsheets need for Korean names."""
+def encode_rows(batches: Iterable[pa.RecordBatch], kind: str) -> Iterator[bytes]:
+    """Encode batches as NDJSON, or as CSV with the byte order mark that spreadsheets need for Korean."""
     if kind == NDJSON:
         yield from map(json_lines, batches)
         return

@@ -1,4 +1,4 @@
-"""Which sources `POST /v1/bulk` takes: those below the prefixes of the operator and of the caller's key."""
+"""Check that a source of `POST /v1/bulk` is below the prefixes of the operator and of the caller's key."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from serving.http.problems import Refusal, forbidden
 
 
 def allowed_source(source: str, prefixes: Sequence[str], rights: Rights) -> str:
-    """The source as it is graded.
+    """Check a source and return its canonical form.
 
-    The scope is checked first, and no refusal lists a prefix: a key learns nothing of those of others.
+    The scope is checked first and refusals list no prefixes, so that a key reveals nothing about other keys.
 
     Args:
-        source: as the client wrote it.
-        prefixes: plain ones, of the operator.
-        rights: of the caller.
+        source: Source as the client sent it.
+        prefixes: Canonical prefixes of the operator.
+        rights: Rights of the caller.
 
     Raises:
-        Refusal: it is elsewhere, a link leads elsewhere, or it names images that may be anywhere.
+        Refusal: It is outside of the prefixes, also through a link, or it is a table of images (403).
     """
     try:
-        plain = canonical_uri(source)
+        canonical = canonical_uri(source)
     except ValueError as error:
         raise _refused(str(error)) from None
-    if not rights.admin and not _is_within(plain, rights.bulk):
-        raise forbidden(f"{BULK}:{plain}")
-    if not any(is_below(plain, prefix) for prefix in prefixes):
-        raise _refused("it is below no prefix that the operator allows")
-    if scan.is_table(plain):
-        raise _refused("a table names images that may be anywhere")
-    if not _is_within(plain, prefixes):
-        raise _refused("a link in it leads elsewhere")
-    return plain
+    if not rights.admin and not _is_within(canonical, rights.bulk):
+        raise forbidden(f"{BULK}:{canonical}")
+    if not any(is_below(canonical, prefix) for prefix in prefixes):
+        raise _refused("it is outside of the prefixes that the operator allows")
+    if scan.is_table(canonical):
+        raise _refused("a table may list images anywhere")
+    if not _is_within(canonical, prefixes):
+        raise _refused("a link in its path leads outside of the prefixes")
+    return canonical
 
 
-def _is_within(plain: str, prefixes: Sequence[str]) -> bool:
-    """Whether a plain source is below one of the prefixes, also after the links of a path are resolved."""
-    allowed = [prefix for prefix in prefixes if is_below(plain, prefix)]
-    if storage.is_s3(plain):
+def _is_within(canonical: str, prefixes: Sequence[str]) -> bool:
+    """Whether a canonical source is below one of the prefixes, also after its links are resolved."""
+    allowed = [prefix for prefix in prefixes if is_below(canonical, prefix)]
+    if storage.is_s3(canonical):
         return bool(allowed)
-    real = Path(plain).resolve() if allowed else None
+    real = Path(canonical).resolve() if allowed else None
     return any(real.is_relative_to(Path(prefix).resolve()) for prefix in allowed if real)
 
 

@@ -1,8 +1,8 @@
-"""Bulk grading behind `/v1/bulk`: `scalp grade` as a Ray job, with the bundle that the endpoint serves.
+"""Bulk runs of `/v1/bulk`: `scalp grade` as a Ray job, with the bundle that the endpoint serves.
 
-A stopped or failed one goes on where it was when the same is asked for again. The id of a piece of work is a
-hash of what it is: asking twice makes one job, and its output is found when Ray has forgotten the job.
-A caller sees what it owns (`owners`); all else is answered as what does not exist.
+The id of a run is a hash of source, output and model. Therefore repeated requests start one job, a stopped or
+failed run is resumed by the same request, and its output is found after Ray has dropped the job. A caller
+sees the runs that it owns (`owners.py`); other runs are answered as unknown.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from serving.schemas.bulk import (
 
 _ID = re.compile(r"bulk-[0-9a-f]{20}")
 _THREADS = 4
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _MODEL_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 60
 _PIECE = 2**18
@@ -53,14 +53,14 @@ T = TypeVar("T")
 
 
 class _UnknownError(Refusal):
-    """The same for an id that nobody has and for one that another key owns."""
+    """The refusal of an unknown id, and of an id that another key owns."""
 
     def __init__(self) -> None:
-        super().__init__(404, "no_such_job", "there is no bulk grading with this id")
+        super().__init__(404, "no_such_job", "there is no bulk run with this id")
 
 
 class ServedModel(NamedTuple):
-    """What the endpoint answers with: where its bundle is, its version pinned, and how it is run."""
+    """Model of the endpoint: location of its bundle with a pinned version, and its precision."""
 
     bundle: str
     model_version: str
@@ -68,11 +68,11 @@ class ServedModel(NamedTuple):
 
 
 class Bulk:
-    """Bulk grading of a replica. All that blocks is done in threads of its own.
+    """Bulk runs of a replica; blocking calls run in separate threads.
 
     Args:
-        settings: what is allowed.
-        served: what the endpoint answers with now.
+        settings: Settings of bulk grading.
+        served: Function that returns the current model of the endpoint.
     """
 
     def __init__(self, settings: BulkSettings, served: Callable[[], Awaitable[ServedModel]]) -> None:
@@ -84,10 +84,10 @@ class Bulk:
         self._one_at_a_time = asyncio.Lock()
 
     async def start(self, caller: Caller, source: str, root: str) -> BulkResponse:
-        """Start the work, or find the job that does it, or did; the caller becomes an owner.
+        """Start a bulk run, or find the running or finished one; the caller becomes an owner.
 
         Raises:
-            Refusal: the source is not allowed, enough jobs run, or the model, Ray or storage do not answer.
+            Refusal: The source is not allowed, too many jobs run, or the model, Ray or storage do not answer.
         """
         source = await self._off_loop(allowed_source, source, self._settings.sources, caller.rights)
         try:
@@ -103,15 +103,15 @@ class Bulk:
             return await self._off_loop(self._start, caller, source, served, root)
 
     async def find(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """How far a piece of work is.
+        """Status and progress of a bulk run.
 
         Raises:
-            Refusal: the caller owns none with this id, or Ray or storage do not answer.
+            Refusal: The caller owns no run with this id, or Ray or storage do not answer.
         """
         return await self._off_loop(self._owned, self._find, caller, work, root)
 
     async def list(self, caller: Caller, root: str, limit: int, cursor: str | None) -> BulkList:
-        """The work of the caller, of all owners for an admin, in the order of ids.
+        """List the runs of the caller, for an admin of all owners, in the order of ids.
 
         Raises:
             Refusal: Ray or storage do not answer.
@@ -119,49 +119,49 @@ class Bulk:
         return await self._off_loop(self._list, caller, root, limit, cursor)
 
     async def stop(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """Stops its job, if one runs.
+        """Stop the job of a run, if one is running.
 
         Raises:
-            Refusal: as `find`.
+            Refusal: As `find`.
         """
         return await self._off_loop(self._owned, self._stop, caller, work, root)
 
     async def report(self, caller: Caller, work: str) -> Iterator[bytes]:
-        """The report, piece by piece.
+        """Read the HTML report, piece by piece.
 
         Raises:
-            Refusal: as `find`, or there is none yet.
+            Refusal: As `find`, or the report does not exist yet.
         """
         return await self._off_loop(self._owned, self._report, caller, work)
 
     async def files(self, caller: Caller, work: str) -> BulkFiles:
-        """The Parquet files with the rows.
+        """List the Parquet files with the rows.
 
         Raises:
-            Refusal: as `find`, or there are none yet.
+            Refusal: As `find`, or there are no results yet.
         """
         return await self._off_loop(self._owned, self._files, caller, work)
 
     async def page(self, caller: Caller, work: str, limit: int, cursor: str | None) -> Page:
-        """The rows after a cursor.
+        """Read the page of rows after a cursor.
 
         Raises:
-            Refusal: as `files`, or the cursor is of something else.
+            Refusal: As `files`, or the cursor does not belong to these rows.
         """
         return await self._off_loop(self._owned, self._page, caller, work, limit, cursor)
 
     async def rows(self, caller: Caller, work: str) -> Iterator[pa.RecordBatch]:
-        """All rows, a small batch at a time.
+        """Read all rows in small batches.
 
         Raises:
-            Refusal: as `files`.
+            Refusal: As `files`.
         """
         return await self._off_loop(self._owned, self._rows, caller, work)
 
     async def _off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(loop.run_in_executor(self._pool, call, *arguments), _PATIENCE_S)
+            return await asyncio.wait_for(loop.run_in_executor(self._pool, call, *arguments), _TIMEOUT_S)
         except TimeoutError:
             raise Refusal(
                 503, "jobs_unavailable", "Ray's Job API or the storage does not answer; try again later"
@@ -169,32 +169,32 @@ class Bulk:
         except UserError as error:
             raise Refusal(503, "storage_unavailable", str(error)) from None
 
-    def _owned(self, question: Callable[..., T], caller: Caller, work: str, *arguments: Any) -> T:
-        """The answer to an owner. Other callers get the refusal of an unknown id."""
+    def _owned(self, method: Callable[..., T], caller: Caller, work: str, *arguments: Any) -> T:
+        """Call `method` for an owner of the run; other callers get the refusal of an unknown id."""
         self._out(work)
         if not self._owners.may_see(caller, work):
             raise _UnknownError
-        return question(work, *arguments)
+        return method(work, *arguments)
 
     def _start(self, caller: Caller, source: str, served: ServedModel, root: str) -> BulkResponse:
         work = _work_id(source, self._settings.out, served)
         jobs = self._jobs.last()
         job, progress = jobs.get(work), read_progress(self._out(work))
         if not (progress and progress.finished) and not (job and job.is_alive):
-            if sum(each.is_alive for each in jobs.values()) >= self._settings.jobs:
+            if sum(other.is_alive for other in jobs.values()) >= self._settings.jobs:
                 raise Refusal(
                     429,
                     "too_many_jobs",
-                    f"{self._settings.jobs:,} jobs run already, which is the limit; try again later",
+                    f"the limit of {self._settings.jobs:,} running jobs is reached; try again later",
                     {"Retry-After": str(_RETRY_AFTER_S)},
                 )
             if read_spec(served.bundle).version_in(served.precision) != served.model_version:
                 raise Refusal(
                     409,
                     "bundle_changed",
-                    "the bundle's files are not those that the endpoint has loaded; load them again first",
+                    "the bundle's files differ from those in the endpoint; reload the bundle first",
                 )
-            self._owners.add(caller, work, source)  # first: no job is without its owner
+            self._owners.add(caller, work, source)  # before the job, so that each job has an owner
             attempt = job.attempt + 1 if job else 1
             self._jobs.submit(work, attempt, self._command(work, source, served), source)
         else:
@@ -202,8 +202,8 @@ class Bulk:
         return self._find(work, root)
 
     def _command(self, work: str, source: str, served: ServedModel) -> str:
-        # -P: nothing that lies in the folder where Ray starts it is imported.
-        # The real path: --no-links refuses one that has become a link since it was checked.
+        # -P: Python imports nothing from the working directory of the job.
+        # With the real path, --no-links refuses a link that was created after the check.
         real = source if storage.is_s3(source) else os.path.realpath(source)
         words = [sys.executable, "-P", "-m", "jobs.cli", "grade", served.bundle, real, self._out(work)]
         return shlex.join(
@@ -218,12 +218,12 @@ class Bulk:
             works = self._owners.works(caller.key) if caller.key else set()
         later = sorted(work for work in works if is_id(work) and work > (cursor or ""))
         page, rest = later[:limit], later[limit:]
-        found = []
+        runs = []
         for work in page:
             with suppress(_UnknownError):  # removed by the operator, or refused after its owner was stored
                 if self._owners.may_see(caller, work):
-                    found.append(self._find(work, root, jobs))
-        return BulkList(runs=found, next=page[-1] if rest else None)
+                    runs.append(self._find(work, root, jobs))
+        return BulkList(runs=runs, next=page[-1] if rest else None)
 
     def _find(self, work: str, root: str, jobs: dict[str, Job] | None = None) -> BulkResponse:
         out = self._out(work)
@@ -232,7 +232,7 @@ class Bulk:
         if job is None and progress is None:
             raise _UnknownError
         status = _status(job, progress)
-        own = f"{root}/v1/bulk/{work}"
+        path = f"{root}/v1/bulk/{work}"
         done = status == "succeeded"
         return BulkResponse(
             id=work,
@@ -250,10 +250,10 @@ class Bulk:
             started_at=job.started_at if job else None,
             ended_at=job.ended_at if job else None,
             links=BulkLinks(
-                work=own,
-                report=f"{own}/report" if done else None,
-                results=f"{own}/results" if done else None,
-                files=f"{own}/files" if done else None,
+                work=path,
+                report=f"{path}/report" if done else None,
+                results=f"{path}/results" if done else None,
+                files=f"{path}/files" if done else None,
             ),
         )
 
@@ -269,7 +269,9 @@ class Bulk:
             file = storage.open_file(uri)
             first = file.read(_PIECE)
         except OSError as error:
-            raise Refusal(404, "no_report_yet", "there is no report; it is made at the end") from error
+            raise Refusal(
+                404, "no_report_yet", "there is no report yet; it is written at the end of the run"
+            ) from error
         return _pieces(file, first)
 
     def _files(self, work: str) -> BulkFiles:
@@ -285,7 +287,9 @@ class Bulk:
     def _stored(self, work: str) -> StoredRows:
         stored = StoredRows(storage.join(self._out(work), RESULTS_FOLDER))
         if not stored.files:
-            raise Refusal(404, "no_results_yet", "there are no results; they are put together at the end")
+            raise Refusal(
+                404, "no_results_yet", "there are no results yet; they are written at the end of the run"
+            )
         return stored
 
     def _out(self, work: str) -> str:
@@ -295,7 +299,7 @@ class Bulk:
 
 
 def is_id(text: str) -> bool:
-    """Whether it is written as the id of a bulk run."""
+    """Whether `text` has the format of an id of a bulk run."""
     return bool(_ID.fullmatch(text))
 
 
@@ -307,8 +311,8 @@ def _pieces(file: Any, first: bytes) -> Iterator[bytes]:
 
 
 def _work_id(source: str, out: str, served: ServedModel) -> str:
-    what = "\n".join((source, out, served.model_version, served.precision))
-    return f"bulk-{hashlib.sha256(what.encode()).hexdigest()[:20]}"
+    identity = "\n".join((source, out, served.model_version, served.precision))
+    return f"bulk-{hashlib.sha256(identity.encode()).hexdigest()[:20]}"
 
 
 def _status(job: Job | None, progress: Progress | None) -> Status:
@@ -316,5 +320,5 @@ def _status(job: Job | None, progress: Progress | None) -> Status:
         return job.status
     if progress and progress.finished:
         return "succeeded"
-    # A job that Ray has forgotten was lost with its cluster.
+    # A job that Ray does not list was lost with its cluster.
     return job.status if job else "stopped"

@@ -1,4 +1,4 @@
-"""The audit log: a line for each image that was graded or refused, and nothing of what is in it."""
+"""Audit log: one line per graded or refused image, without its content."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from serving.schemas.messages import Graded
 
 
 class AuditSettings(BaseModel):
-    """Where the audit log is kept, and for how long."""
+    """Settings of the audit log."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str | None = Field(
-        None, description="on the disk of each node, closed to others; without one nothing is logged"
+        None, description="directory on each node, closed to other users; None turns the log off"
     )
-    max_bytes: int = Field(64 * 2**20, ge=1, description="of one file; then the next one begins")
-    max_hours: float = Field(24, gt=0, description="that one file is written to; then the next one begins")
-    sync_seconds: float = Field(
-        0.2, ge=0, description="after which a written line is on the disk at the latest (fsync)"
+    max_bytes: int = Field(64 * 2**20, ge=1, description="size of one file, after which the next one begins")
+    max_hours: float = Field(
+        24, gt=0, description="age of one file in hours, after which the next one begins"
     )
+    sync_seconds: float = Field(0.2, ge=0, description="longest time from a line to its fsync")
     keep_days: float | None = Field(
-        None, gt=0, description="after which a closed file is removed; without it all are kept"
+        None, gt=0, description="age in days at which closed files are removed; None keeps all"
     )
 
 
 class AuditLog:
-    """The log of one replica. Lines are written by a thread of its own.
+    """Audit log of one replica, written by a background thread.
 
     Args:
-        settings: with a folder.
-        replica: whose log it is; part of the names of its files.
+        settings: Settings with a folder.
+        replica: Id of the replica; part of the file names.
 
     Raises:
-        UserError: the folder cannot be made, or others may look into it.
+        UserError: The folder cannot be created, or other users can read it.
     """
 
     def __init__(self, settings: AuditSettings, replica: str) -> None:
@@ -54,7 +54,7 @@ class AuditLog:
         )
 
     def log_grade(self, answer: GradeResponse) -> None:
-        """An image was graded in the current request."""
+        """Log an image that was graded in the current request."""
         self._write(
             answer.sha256,
             model_version=answer.model_version,
@@ -65,7 +65,7 @@ class AuditLog:
         )
 
     def log_candidate(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
-        """A candidate graded an image that `first` answered, or failed, and `candidate` is why."""
+        """Log the gradings of an image by the first model and the candidate, or the candidate's error."""
         request = request_context.current()
         line: dict[str, object] = {"candidate_error": candidate} if isinstance(candidate, str) else {}
         for name, graded in (("first", first), ("candidate", candidate)):
@@ -80,13 +80,13 @@ class AuditLog:
         self._put(request, sha256, **line)
 
     def log_refusal(self, sha256: str, code: str) -> None:
-        """An image was refused in the current request."""
+        """Log an image that was refused in the current request."""
         self._write(sha256, problem=code)
 
     def log_request(self) -> None:
-        """The current request is over. It gets a line of its own unless its images have theirs.
+        """Log the end of the current request, unless its images have lines.
 
-        Requests that were not let in get none, or anybody could fill the disk.
+        Requests that failed the authorization are not logged, so that they cannot fill the disk.
         """
         request = request_context.current()
         if request.owes_audit:
@@ -100,7 +100,7 @@ class AuditLog:
             )
 
     def close(self) -> None:
-        """Writes and fsyncs all queued lines; logs an error when lines were lost."""
+        """Write and fsync all queued lines; log an error if lines were lost."""
         self._writer.close()
 
     def _write(self, sha256: str | None, **answer: object) -> None:
@@ -114,26 +114,26 @@ class AuditLog:
 
 
 def open_log(settings: AuditSettings, replica: str) -> AuditLog | None:
-    """The log of a replica, when there is to be one.
+    """Open the audit log of a replica; None if it is turned off.
 
     Raises:
-        UserError: as `AuditLog`.
+        UserError: As `AuditLog`.
     """
     return AuditLog(settings, replica) if settings.folder else None
 
 
 def open_folder(settings: AuditSettings) -> Path:
-    """The folder, made when it is missing.
+    """Create the folder if it is missing, and check its permissions.
 
     Raises:
-        UserError: it cannot be made, or others may look into it.
+        UserError: The folder cannot be created, or other users can read it.
     """
     folder = Path(settings.folder or "").absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = folder.stat().st_mode
     except OSError as error:
-        raise UserError(f"the audit log cannot be kept in {folder}: {error.strerror}") from error
+        raise UserError(f"the audit log cannot be written to {folder}: {error.strerror}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UserError(f"others may look into the audit log in {folder}; run: chmod 700 {folder}")
+        raise UserError(f"other users can read the audit log in {folder}; run: chmod 700 {folder}")
     return folder

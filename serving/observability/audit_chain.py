@@ -1,4 +1,4 @@
-"""The hash chain of the audit log: how a folder of segments is read and verified.
+"""Read and verify the hash chain of the audit log.
 
 Each line has `seq`, one more than the line before it, and `prev`, the SHA-256 of that line's bytes. The
 first line of a file has `head`, which names the file that the chain continues from (`after`) and, if a kill
@@ -30,33 +30,33 @@ def hash_line(line: bytes) -> str:
 
 @dataclass
 class Segment:
-    """What one file of the log says of itself and of its chain."""
+    """Content of one file of the log, and its place in the chain."""
 
     path: Path
-    after: str | None = None  # the file that its chain continues from
-    seals: dict[str, Any] | None = None  # the cut piece of `after`, as its head names it
-    begins_at: tuple[int, str | None] = (0, None)  # seq of the first line, and its prev
+    after: str | None = None  # the file before it in the chain
+    seals: dict[str, Any] | None = None  # the cut piece of `after`, according to the head
+    begins_at: tuple[int, str | None] = (0, None)  # seq and prev of the first line
     lines: int = 0
     next_seq: int = 0
     last_hash: str | None = None
-    torn: dict[str, Any] | None = None  # the cut piece at its own end
+    torn: dict[str, Any] | None = None  # the cut piece at the end of this file
     lost: int = 0
     removed: set[str] = field(default_factory=set)
-    damage: str | None = None  # the first place
+    damage: str | None = None  # first broken place
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.path.name
 
 
 def find_segments(folder: Path) -> list[Path]:
-    """The files of a log, oldest first."""
+    """Files of a log, oldest first."""
     return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
 
 
 def read_after(path: Path) -> str | None:
-    """The file that a file's chain continues from, from its first line alone; None if not readable."""
+    """Name of the file before `path` in its chain, from its first line; None if not readable."""
     try:
         with path.open("rb") as file:
             head = (_parse(file.readline()) or {}).get("head")
@@ -67,11 +67,11 @@ def read_after(path: Path) -> str | None:
 
 
 def read_segment(path: Path, wanted: set[str] | None = None) -> Segment:
-    """Reads a whole file and checks each of its lines against the one before it.
+    """Read a whole file and check each line against the line before it.
 
     Args:
-        path: of the file.
-        wanted: SHA-256 of lines to look for; those that occur are removed from the set.
+        path: File to read.
+        wanted: SHA-256 of lines to find; found hashes are removed from the set.
     """
     segment = Segment(path)
     with path.open("rb") as file:
@@ -95,7 +95,7 @@ def read_segment(path: Path, wanted: set[str] | None = None) -> Segment:
 
 @dataclass(frozen=True)
 class End:
-    """Where a file ends, as the head of the next one names it."""
+    """End of a file, as recorded in the head of the next file."""
 
     next_seq: int
     last_hash: str
@@ -103,7 +103,7 @@ class End:
 
 
 def read_end(path: Path) -> End | None:
-    """The end of a file; None where its last whole line is not a line of an audit log."""
+    """Read the end of a file; None if its last complete line is not a line of an audit log."""
     with path.open("rb") as file:
         start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
         file.seek(start)
@@ -151,7 +151,7 @@ def _take(segment: Segment, entry: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the files of a folder prove.
+    """Result of the verification of a folder.
 
     `heads` is the SHA-256 of the last line of each chain, by its last file. `torn` counts cut lines: they are
     damage only at the end of a chain; `damage` lists the first broken place of each file, oldest first.
@@ -168,14 +168,14 @@ class Verdict:
 
 
 def verify(folder: Path, heads: Iterable[str] = ()) -> Verdict:
-    """Verifies all chains in a folder.
+    """Verify all chains in a folder.
 
     Args:
-        folder: of the log, or a copy of it.
-        heads: SHA-256 of lines that the log must hold, as an earlier `Verdict` had them.
+        folder: Folder of the log, or a copy of it.
+        heads: SHA-256 of lines that the log must contain, from `heads` of an earlier `Verdict`.
 
     Raises:
-        UserError: there is no log, or it is not readable.
+        UserError: There is no log, or it is not readable.
     """
     wanted = set(heads)
     try:
@@ -216,8 +216,8 @@ def verify(folder: Path, heads: Iterable[str] = ()) -> Verdict:
     )
 
 
-def _link(segment: Segment, by_name: dict[str, Segment], removed: set[str], forked: bool) -> str | None:
-    """What is wrong between a file and the one that it continues."""
+def _link(segment: Segment, by_name: dict[str, Segment], removed: set[str], is_forked: bool) -> str | None:
+    """Damage between a file and the file before it; None if the link is intact."""
     if segment.damage and not segment.begins_at[1] and segment.after is None:
         return None  # its head is unreadable or it begins a chain
     if segment.after is None:
@@ -227,7 +227,7 @@ def _link(segment: Segment, by_name: dict[str, Segment], removed: set[str], fork
     before = by_name.get(segment.after)
     if before is None:
         return None if segment.after in removed else f"{segment.after} before it is missing"
-    if forked:
+    if is_forked:
         return f"another file continues {segment.after} too"
     if segment.begins_at != (before.next_seq, before.last_hash) or segment.seals != before.torn:
         return f"{segment.after} before it does not end where this file continues"

@@ -1,4 +1,4 @@
-"""The writer of an audit log: a thread appends to the hash chain, fsyncs in batches and removes old files."""
+"""Writer of the audit log: a thread appends to the hash chain, fsyncs in batches and removes old files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from serving.observability.audit_chain import (
     read_segment,
 )
 
-_WAITING = 10_000  # lines that wait for the disk; more are lost, and that is logged and written down
-_CLOSING_S = 20  # for the last lines to reach the disk; a replica has graceful_shutdown_seconds to end
-_RETRY_S = 1  # after a failed write, which looks through the folder again
+_WAITING = 10_000  # lines in the queue; more are lost, which is logged and recorded in the chain
+_CLOSING_S = 20  # for the last lines; a stopping replica has graceful_shutdown_seconds
+_RETRY_S = 1  # after a failed write; a retry scans the folder
 _LOCK = ".lock"
 _TIME = "%Y%m%dT%H%M%S%f"
 _HOUR = 3600
@@ -39,14 +39,14 @@ _log = logging.getLogger("ray.serve")
 
 
 class Writer:
-    """Queues lines without blocking; a thread writes them.
+    """Queue lines without blocking; a thread writes them.
 
     Args:
-        folder: of the log.
-        replica: part of the file names.
-        max_bytes, max_hours: of one file; then the next one begins.
-        sync_seconds: after which written lines are on the disk at the latest.
-        keep_days: after which closed files are removed; None keeps all.
+        folder: Folder of the log.
+        replica: Id of the replica; part of the file names.
+        max_bytes, max_hours: Limits of one file, after which the next one begins.
+        sync_seconds: Longest time from a line to its fsync.
+        keep_days: Age at which closed files are removed; None keeps all.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Writer:
         self._thread.start()
 
     def put(self, line: dict[str, Any]) -> None:
-        """Queues a line; counts it as lost when the queue is full."""
+        """Queue a line; count it as lost if the queue is full."""
         if self._is_closed:
             self._lose("it was closed")
             return
@@ -79,7 +79,7 @@ class Writer:
             self._lose("the disk does not keep up")
 
     def close(self) -> None:
-        """Writes and fsyncs all queued lines; logs an error when any line of this log was lost."""
+        """Write and fsync all queued lines; log an error if any line was lost."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -105,7 +105,7 @@ class Writer:
         _log.error("lines of the audit log were lost so far: %d; %s", lost, reason)
 
     def _run(self) -> None:
-        due: float | None = None  # when what was written must be synced
+        due: float | None = None  # deadline of the next fsync
         while True:
             try:
                 line = self._queue.get(timeout=None if due is None else max(0, due - time.monotonic()))
@@ -136,7 +136,7 @@ class Writer:
                     self._unreported -= unreported
             if line is not None:
                 self._files.append(line)
-        except Exception as error:  # the thread must outlive whatever a line or a disk does
+        except Exception as error:  # the thread must survive any error
             self._retry_at = time.monotonic() + _RETRY_S
             if line is not None:
                 self._lose(f"it cannot be written ({error})")
@@ -149,12 +149,12 @@ class Writer:
 
 
 def timestamp() -> str:
-    """Now, UTC, with milliseconds."""
+    """Current time in UTC, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class _Files:
-    """The current file of one writer. A writer continues the oldest chain that no other writer holds.
+    """Files of one writer, which continues the oldest chain that no other writer holds.
 
     A writer holds an flock on its file: the kernel releases it when the process is killed.
     """
@@ -173,14 +173,14 @@ class _Files:
         self._prev: str | None = None
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Appends a line; begins the next file before it where the current one is full, old or failed."""
+        """Append a line; begin the next file first if the current one is full, old or failed."""
         is_full = self._size >= self._max_bytes or time.time() - self._began >= self._max_seconds
         if self._fd is None or is_full:
             self._begin()
         self._append(entry)
 
     def sync(self) -> None:
-        """Fsyncs the current file; after a failure the next line begins another one."""
+        """Fsync the current file; after a failure the next line begins another file."""
         if self._fd is not None:
             try:
                 os.fsync(self._fd)
@@ -189,7 +189,7 @@ class _Files:
                 raise
 
     def close(self) -> None:
-        """Closes the current file."""
+        """Close the current file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -201,16 +201,16 @@ class _Files:
         try:
             _write_all(self._fd, line + b"\n")
         except OSError:
-            self.close()  # its cut end is named by the head of the next file
+            self.close()  # the head of the next file records its cut end
             raise
         self._seq, self._prev, self._size = self._seq + 1, hash_line(line), self._size + len(line) + 1
 
     def _begin(self) -> None:
-        with _locked(self._folder), contextlib.ExitStack() as held:
-            own = self._path if self._fd is not None and self._path and self._path.exists() else None
+        with _locked(self._folder), contextlib.ExitStack() as locks:
+            before = self._path if self._fd is not None and self._path and self._path.exists() else None
             self.sync()
             self.close()
-            self._create(own or self._adopt(held))
+            self._create(before or self._adopt(locks))
             if self._keep_seconds is not None:
                 try:
                     self._remove_old(time.time() - self._keep_seconds)
@@ -218,14 +218,14 @@ class _Files:
                     _log.warning("old files of the audit log stay: %s", error)
 
     def _create(self, before: Path | None) -> None:
-        """Begins the next file of the chain, with a head that names the file before it."""
+        """Begin the next file of the chain, with a head that names the file before it."""
         began = time.time()
         stamp = datetime.fromtimestamp(began, UTC).strftime(_TIME)
         path = self._folder / f"audit-{stamp}Z-{self._replica}.jsonl"
         end = read_end(before) if before else None
         head = {"after": before.name if end and before else None, "torn": end.torn if end else None}
         self._seq, self._prev = (end.next_seq, end.last_hash) if end else (0, None)
-        # A file has its whole head when it gets its name, so that a kill leaves no file without one.
+        # The file is renamed after its head is written, so that a kill leaves no file without a head.
         hidden = path.with_name(f".{path.name}")
         self._fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
@@ -241,20 +241,20 @@ class _Files:
         self._path, self._began = path, began
         _sync_folder(self._folder)
 
-    def _adopt(self, held: contextlib.ExitStack) -> Path | None:
-        """The last file of a chain whose writer has ended; locked until `held` ends."""
+    def _adopt(self, locks: contextlib.ExitStack) -> Path | None:
+        """Find the last file of a chain whose writer has ended; locked until `locks` closes."""
         paths = find_segments(self._folder)
         followed = {read_after(path) for path in paths}
         for path in paths:
             if path.name in followed:
                 continue
             with contextlib.suppress(OSError):  # of another user
-                if held.enter_context(_try_lock(path)) and read_end(path):
+                if locks.enter_context(_try_lock(path)) and read_end(path):
                     return path
         return None
 
     def _remove_old(self, limit: float) -> None:
-        """Removes whole files that were closed before `limit`; the chain names each of them first."""
+        """Remove files that were closed before `limit`; the chain records their names first."""
         after = {path: read_after(path) for path in find_segments(self._folder)}
         followers = {name: path for path, name in after.items() if name}
         for path in list(after):
@@ -268,7 +268,7 @@ class _Files:
                     _log.warning("the old audit file %s stays: it is in use or damaged", path.name)
                     continue
                 del after[path]
-                # What it said of removed files must outlive it while a file names them.
+                # Its records of removed files are kept while another file refers to them.
                 names = [path.name, *sorted(segment.removed & set(after.values()))]
                 self._append({"time": timestamp(), "removed": names})
                 self.sync()
@@ -282,7 +282,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other writers from beginning, adopting or removing files."""
+    """Lock the folder against other writers that begin, adopt or remove files."""
     fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -293,8 +293,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
-    """Whether no writer holds the file; it is locked meanwhile."""
-    fd = os.open(path, os.O_RDWR)  # NFS locks only what is open for writing
+    """Try to lock a file; yields whether no writer holds it."""
+    fd = os.open(path, os.O_RDWR)  # NFS locks files that are open for writing only
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How the images of the last hours differ from those of training, at an endpoint."""
+"""Drift of an endpoint: compare the last graded images with those of training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from scalp_core.inference.decision import Grading
 from scalp_core.results.drift import Drift, count_statistics, measure_drift
 
 WINDOW_IMAGES = 2000
-"""In a window: several times what `drift.MIN_PHOTOGRAPHS` asks for, compared in 1.3 ms of one core."""
+"""Images of a window: several times `drift.MIN_PHOTOGRAPHS`, compared in 1.3 ms of one core."""
 
 
 class DriftWindow:
-    """The last images that one replica graded, against the training part of its bundle.
+    """Window of the last images that one replica graded, compared with the training split of its bundle.
 
-    A number of images, not of hours: the comparison needs some hundred however quiet the endpoint is.
+    Its size is a number of images, not of hours, because the comparison needs some hundred images.
 
     Args:
-        spec: of the bundle.
-        images: that the window holds.
+        spec: Contract of the bundle.
+        images: Size of the window.
     """
 
     def __init__(self, spec: BundleSpec, images: int = WINDOW_IMAGES) -> None:
@@ -32,11 +32,11 @@ class DriftWindow:
         self._seen = 0
 
     def add(self, gradings: list[Grading], statistics: np.ndarray) -> None:
-        """Takes in images, the last one last; the oldest make room.
+        """Add images in order; the oldest are dropped.
 
         Args:
-            gradings: their answers.
-            statistics: float (N, K) of them from `statistics.measure`.
+            gradings: Gradings of the images.
+            statistics: float (N, K) from `statistics.measure`.
         """
         places = (self._seen + np.arange(len(gradings))) % len(self._grades)
         self._statistics[places] = statistics
@@ -44,8 +44,8 @@ class DriftWindow:
         self._seen += len(gradings)
 
     def drift(self) -> Drift:
-        """What is different now."""
-        held = min(self._seen, len(self._grades))
-        counts = count_statistics(self._statistics[:held], self._spec.gates) if self._spec.gates else None
-        names = Counter(self._spec.grade_names[grade] for grade in self._grades[:held].tolist())
+        """Measure the drift of the window."""
+        size = min(self._seen, len(self._grades))
+        counts = count_statistics(self._statistics[:size], self._spec.gates) if self._spec.gates else None
+        names = Counter(self._spec.grade_names[grade] for grade in self._grades[:size].tolist())
         return measure_drift(counts, names, self._spec)

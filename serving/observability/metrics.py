@@ -1,8 +1,8 @@
-"""What the endpoint counts, in Prometheus form: Ray's agent of each node exports it, named `ray_scalp_…`.
+"""Prometheus metrics of the endpoint; Ray's agent of each node exports them as `ray_scalp_…`.
 
-Counting takes a microsecond; processes hand their counts to the agent every ten seconds. Of a histogram the
-agent keeps the buckets and makes its `_sum` up from their middles, so means are asked of the counters.
-docs/serving.md lists all of them, cluster/dashboards shows them.
+An observation takes a microsecond; processes send their metrics to the agent every ten seconds. The agent
+keeps the buckets of a histogram and estimates its `_sum` from their centers, so dashboards compute means from
+counters. docs/serving.md lists the metrics, cluster/dashboards shows them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serving.observability.drift import DriftWindow
 
 Stage = Literal["read", "decode", "queue", "forward", "heatmap"]
 
-# Doubled about twice a decade: a quantile between two of them is told to a third.
+# Bucket bounds in seconds, closest between 10 ms and 1 s.
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75]
 _SECONDS += [1, 1.5, 2, 3, 5, 10, 30, 60]
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -33,36 +33,36 @@ _LEVELS: dict[Level, int] = {"too_few": -1, "none": 0, "some": 1, "strong": 2}
 
 
 class ImageMetrics:
-    """The way of images through a replica."""
+    """Durations of the stages of an image in a replica, and unreadable images."""
 
     def __init__(self) -> None:
         self._seconds = Histogram(
             "scalp_stage_seconds", "an image's time in a stage", boundaries=_SECONDS, tag_keys=("stage",)
         )
-        self._unreadable = Counter("scalp_unreadable", "images that no one can read", ("code",))
+        self._unreadable = Counter("scalp_unreadable", "images that cannot be decoded", ("code",))
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
-        """Counts one image, or for `forward` one pass."""
+        """Record the duration of a stage of one image, or for `forward` of one pass."""
         self._seconds.observe(seconds, {"stage": stage})
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Counts what is done inside, unless it fails."""
+        """Record the duration of the block, unless it fails."""
         started = time.perf_counter()
         yield
         self.observe_stage(stage, time.perf_counter() - started)
 
     def observe_unreadable(self, code: str) -> None:
-        """Counts an image that was refused.
+        """Count an image that was refused.
 
         Args:
-            code: of its `ImageError`.
+            code: Code of its `ImageError`.
         """
         self._unreadable.inc(1, {"code": code})
 
 
 class RequestMetrics:
-    """Requests of one ingress replica."""
+    """Metrics of the requests of one ingress replica."""
 
     def __init__(self) -> None:
         self._requests = Counter(
@@ -73,20 +73,20 @@ class RequestMetrics:
         )
 
     def observe(self, path: str, status: int, outcome: str, seconds: float) -> None:
-        """Counts one request.
+        """Record one request.
 
         Args:
-            path: as the route is declared, never as it was sent.
-            status: of the answer.
+            path: Path template of the route, not the path of the request.
+            status: Status of the response.
             outcome: `ok`, or the code of the problem.
-            seconds: it took.
+            seconds: Duration of the request.
         """
         self._requests.inc(1, {"path": path, "status": str(status), "outcome": outcome})
         self._seconds.observe(seconds, {"path": path})
 
 
 class GraderMetrics:
-    """Passes, grades and drift of one grader replica."""
+    """Metrics of the passes, grades and drift of one grader replica."""
 
     def __init__(self) -> None:
         self._stages = ImageMetrics()
@@ -105,17 +105,17 @@ class GraderMetrics:
         self._window: DriftWindow | None = None
 
     def set_model(self, predictor: Predictor) -> None:
-        """Says what answers from now on; with another predictor drift begins anew."""
+        """Set the current model; another predictor resets the window of drift."""
         if predictor is not self._predictor:
             self._predictor, self._window = predictor, DriftWindow(predictor.spec)
 
     def observe_batch(self, waits: Sequence[float], room: int, forward_seconds: float) -> None:
-        """Counts one pass.
+        """Record one forward pass.
 
         Args:
-            waits: seconds that each of its images waited for it.
-            room: images that it could have held.
-            forward_seconds: it took.
+            waits: Seconds that each of its images waited.
+            room: Maximum batch size.
+            forward_seconds: Duration of the pass.
         """
         for wait in waits:
             self._stages.observe_stage("queue", wait)
@@ -125,11 +125,11 @@ class GraderMetrics:
         self._room.inc(room)
 
     def observe_gradings(self, gradings: list[Grading], statistics: Sequence[np.ndarray]) -> None:
-        """Counts the answers of one pass.
+        """Record the gradings of one pass.
 
         Args:
-            gradings: of its images.
-            statistics: float (K,) of each from `statistics.measure`.
+            gradings: Gradings of its images.
+            statistics: float (K,) per image, from `statistics.measure`.
         """
         for grading in gradings:
             self._graded.inc(1, {"grade": grading.grade_name, "refer": str(grading.refer).lower()})
@@ -141,10 +141,10 @@ class GraderMetrics:
             self._window.add(gradings, np.stack(statistics))
 
     def publish(self, waiting: int) -> None:
-        """Sets what is a state and not a count. To be called every few seconds: Ray forgets states.
+        """Set the gauges; call it every few seconds, because Ray drops stale gauges.
 
         Args:
-            waiting: images that wait for the model.
+            waiting: Images in the queue of the model.
         """
         self._waiting.set(waiting)
         if self._predictor is None or self._window is None:
@@ -156,15 +156,15 @@ class GraderMetrics:
         drift = self._window.drift()
         self._drift_level.set(_LEVELS[drift.level])
         self._drift_photographs.set(drift.photographs)
-        for each in drift.statistics or ():
-            if each.level != "too_few":
-                self._psi.set(each.psi, {"statistic": each.name})
+        for statistic in drift.statistics or ():
+            if statistic.level != "too_few":
+                self._psi.set(statistic.psi, {"statistic": statistic.name})
         if drift.grades.level != "too_few":
             self._psi.set(drift.grades.psi, {"statistic": "grade_mix"})
 
 
 class MetricsMiddleware:
-    """ASGI middleware around all others: counts each request by how it ended."""
+    """Outermost ASGI middleware: record each request with its outcome."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The replica that makes heatmaps: Grad-CAM by PyTorch, beside the grader so that no batch waits for it."""
+"""Explainer deployment: Grad-CAM heatmaps by PyTorch, separate from the grader so that no batch waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         gradcam,  # PyTorch: only in the replica, not where the deployment is described
     )
 
-# While a new bundle comes in, images graded by the one before it are still explained by that one.
+# During a change of the bundle, images that the previous one graded are still explained by it.
 _KEPT = 2
 
 
@@ -59,13 +59,13 @@ class Explainer:
             bundle: Directory of the bundle that graded the image.
 
         Returns:
-            an RGBA PNG file of the same size: viridis colors, opaque where the heat is highest.
+            An RGBA PNG file of the same size: viridis colors, opaque where the heat is highest.
 
         Raises:
-            UserError: the bundle's architecture has no map of the picture.
+            UserError: The architecture of the bundle has no feature map.
         """
         explainer = await self._explainer(bundle)
-        return await asyncio.to_thread(lambda: layer(explainer.heatmap(image, grade)))
+        return await asyncio.to_thread(lambda: encode_png(explainer.heatmap(image, grade)))
 
     async def _explainer(self, bundle: str) -> gradcam.Explainer:
         loading = self._explainers.get(bundle)
@@ -89,8 +89,8 @@ def _load(bundle: str) -> gradcam.Explainer:
     return gradcam.Explainer(load_bundle(bundle), "cpu")
 
 
-def layer(heatmap: np.ndarray) -> bytes:
-    """float (S, S) in 0..1 as an RGBA PNG file, whose opacity is the heat."""
+def encode_png(heatmap: np.ndarray) -> bytes:
+    """Encode a heatmap, float (S, S) in 0..1, as an RGBA PNG file with the heat as opacity."""
     levels = np.rint(heatmap * 255).astype(np.uint8)
     pixels = np.concatenate([overlay.heat_colors()[levels], levels[..., None]], axis=-1)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The replica that holds the model, and how requests share its forward passes."""
+"""Grader deployment: holds the model and grades images in dynamic batches."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from serving.schemas.grading import ModelResponse
 from serving.schemas.messages import Graded
 from serving.settings import ModelSettings, Settings, check_batching
 
-# While one owner asked within this time, no other has passes in all lanes.
+# While several owners sent requests within this time, none gets all lanes.
 _ACTIVE_S = 30.0
-# A pass that ended within this time shows that the model works. Ray checks every 10 s.
+# A pass that ended within this time proves that the model works. Ray checks every 10 s.
 _PASS_PROVES_S = 9.0
 
 _log = logging.getLogger("ray.serve")
@@ -58,67 +58,70 @@ class _Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class _Model:
-    """What answers at present: all threads in one pass, or a pass in each of several lanes."""
+    """The current model, with all threads in one pass or one pass per lane."""
 
     predictor: Predictor
     signature: Signature
     in_lanes: Predictor | None
     lanes: int
-    spec: BundleSpec  # the bundle's, with the thresholds of the settings
+    spec: BundleSpec  # contract of the bundle with the thresholds of the settings
     bundle: str
     settings: ModelSettings
 
 
 class Grader:
-    """Grades decoded images, as many in one forward pass as are waiting when the model is free.
+    """Grade decoded images; one forward pass takes all images that wait when the model is free.
 
-    Nobody waits for company: a lone request runs at once, and what comes in meanwhile is the next batch.
-    `ray.serve.batch` is not used: it closes a batch after a fixed wait, whether the model is free or not, so
-    that under load the batches that queue for the model hold one or two images each.
+    A single request runs immediately, and images that arrive during its pass form the next batch.
+    `ray.serve.batch` is not used: it closes a batch after a fixed wait, even when the model is busy, so that
+    under load the queued batches hold one or two images each.
 
-    On CPUs a lone image gets all threads; when there are as many as threads, each thread is a lane with
-    passes of its own. Threads of one pass wait for each other whenever the ingress takes a core from one.
+    On CPUs a single image gets all threads. With as many images as threads, each thread is a lane with
+    separate passes: threads of one pass wait for each other when the ingress takes a core from one.
 
-    Owners (see `fairness`) are served in rotation. While several ask, none has passes in all lanes, so that a
-    image of another need not wait for a full pass.
+    Owners (see `admission.fairness`) take turns. While several are active, none has passes in all lanes, so
+    that images of another owner do not wait for a full pass.
 
-    Ray calls `reconfigure` with the `user_config` before the replica is ready, and again when it changes.
+    Ray calls `reconfigure` with the `user_config` before the replica is ready, and when it changes.
 
     Args:
-        settings: of the endpoint.
+        settings: Settings of the endpoint.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Threads of its own: the event loop stays free, and PyTorch's thread count is set where it counts.
-        self._threads = ThreadPoolExecutor(self._most_lanes(), "model")
+        # Separate threads keep the event loop free, and PyTorch's thread count is set per thread.
+        self._threads = ThreadPoolExecutor(self._max_lanes(), "model")
         self._model: _Model | None = None
         self._waiting: FairQueue[_Waiting] = FairQueue()
         self._active = ActiveOwners(_ACTIVE_S)
         self._passes: dict[asyncio.Task[None], _Pass] = {}
-        self._company: asyncio.TimerHandle | None = None
+        self._batch_timer: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_error: str | None = None
         self._pass_ended_at = -math.inf
-        self._failed: str | None = None  # why the last check of the model failed
+        self._failed: str | None = None  # error of the last health check
         self._metrics = GraderMetrics()
 
-    def _most_lanes(self) -> int:
-        own = self._settings
-        if resolve_device(own.device) == "cuda" or resolve_runtime(own.runtime, "cpu") != "openvino":
+    def _max_lanes(self) -> int:
+        endpoint = self._settings
+        if (
+            resolve_device(endpoint.device) == "cuda"
+            or resolve_runtime(endpoint.runtime, "cpu") != "openvino"
+        ):
             return 1
-        return own.threads or max(1, int(own.grader.cpus))
+        return endpoint.threads or max(1, int(endpoint.grader.cpus))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Applies `ModelSettings`.
+        """Apply `ModelSettings`.
 
-        The first model is loaded and warm when this returns. A later one is loaded beside the one that
-        answers, which goes on until then; if it cannot be loaded, the one that answers stays, and `describe`
-        says why: a mistyped name must not end a service that works.
+        The first model is loaded and warm when this returns. A later model is loaded in parallel, while the
+        current one grades. If it cannot be loaded, the current model stays and `describe` has the error: a
+        mistyped name must not end a working service.
 
         Raises:
-            ValueError: the settings are wrong or do not go with those of the deployment.
-            UserError: the first bundle cannot be had.
+            ValueError: The settings are invalid, or do not fit those of the deployment.
+            UserError: The first bundle cannot be loaded.
         """
         settings = ModelSettings.model_validate(user_config)
         check_batching(settings, self._settings.grader.max_ongoing_requests)
@@ -137,17 +140,17 @@ class Grader:
             self._load_error = None
         except Exception as error:
             self._load_error = str(error).splitlines()[0]
-            _log.error("%s cannot be loaded, the model before it stays: %s", settings.bundle, error)
+            _log.error("%s cannot be loaded, the current model stays: %s", settings.bundle, error)
 
     def _load(self, settings: ModelSettings) -> _Model:
-        own, now = self._settings, self._model
+        endpoint, current = self._settings, self._model
         uri = storage.absolute(resolve(settings.bundle))
-        lanes = self._most_lanes()
-        if now and now.bundle == uri:
-            predictor, in_lanes = now.predictor, now.in_lanes
+        lanes = self._max_lanes()
+        if current and current.bundle == uri:
+            predictor, in_lanes = current.predictor, current.in_lanes
         else:
-            threads = own.threads or max(1, int(own.grader.cpus))
-            arguments = load_bundle(uri), own.device, own.precision, threads, own.runtime
+            threads = endpoint.threads or max(1, int(endpoint.grader.cpus))
+            arguments = load_bundle(uri), endpoint.device, endpoint.precision, threads, endpoint.runtime
             predictor = Predictor(*arguments)
             in_lanes = Predictor(*arguments, streams=lanes) if lanes > 1 else None
         predictor.warm_up(settings.max_batch_size)
@@ -161,16 +164,16 @@ class Grader:
     async def grade(
         self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = LOCAL_OWNER
     ) -> Graded | Preprocess:
-        """Grades one image.
+        """Grade one image.
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
-            statistics: float (K,) of it from `statistics.measure`.
-            preprocess: that made it.
-            owner: whose turn it takes.
+            statistics: float (K,) of the image, from `statistics.measure`.
+            preprocess: Preprocessing of the image.
+            owner: Owner of the request.
 
         Returns:
-            the answer; or, if the model takes images that are made otherwise, how.
+            The grading; or the preprocessing of the model, if it differs from that of the image.
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
         self._active.record(owner)
@@ -179,42 +182,42 @@ class Grader:
         return await answer
 
     def _start_passes(self) -> None:
-        """Called whenever an image comes or a pass ends."""
+        """Start the passes that are due; called when an image arrives and when a pass ends."""
         model = self._current()
-        # Of each lane, also of those that are busy: if the first one took all, the next would find nobody.
+        # Share per lane, including busy ones: otherwise the first lane takes all images.
         share = math.ceil(len(self._waiting) / model.lanes)
         while True:
             full = self._owners_with_all_lanes(model)
             count, most = self._waiting.count(without=full), model.settings.max_batch_size
-            free = model.lanes - sum(each.lanes for each in self._passes.values())
+            free = model.lanes - sum(running.lanes for running in self._passes.values())
             if not free or not count:
                 return
-            oldest = min(each.since for each in self._waiting.heads())
+            oldest = min(waiting.since for waiting in self._waiting.heads())
             wait = oldest + model.settings.batch_wait_ms / 1000 - time.monotonic()
             if count < most and wait > 0:
-                if not self._company:
-                    self._company = asyncio.get_running_loop().call_later(wait, self._company_is_late)
+                if not self._batch_timer:
+                    self._batch_timer = asyncio.get_running_loop().call_later(wait, self._batch_wait_ended)
                 return
-            alone = free == model.lanes and count < free
-            size = min(count if alone else share, most, count)
+            is_alone = free == model.lanes and count < free
+            size = min(count if is_alone else share, most, count)
             batch = [self._waiting.pop(without=full) for _ in range(size)]
-            lanes = model.lanes if alone or model.in_lanes is None else 1
+            lanes = model.lanes if is_alone or model.in_lanes is None else 1
             task = asyncio.create_task(self._run_pass(model, batch, lanes))
-            owners = frozenset(each.owner for each in batch)
+            owners = frozenset(waiting.owner for waiting in batch)
             self._passes[task] = _Pass(lanes, time.monotonic(), owners)
             task.add_done_callback(self._pass_ended)
 
     def _owners_with_all_lanes(self, model: _Model) -> set[str]:
-        """Owners with passes in all the lanes that they may have: all but one where others ask too."""
+        """Owners that hold their maximum of lanes: all but one while several owners are active."""
         if model.lanes == 1 or len(self._active) < 2:
             return set()
         lanes: Counter[str] = Counter()
-        for each in self._passes.values():
-            lanes.update(dict.fromkeys(each.owners, each.lanes))
+        for running in self._passes.values():
+            lanes.update(dict.fromkeys(running.owners, running.lanes))
         return {owner for owner, held in lanes.items() if held >= model.lanes - 1}
 
-    def _company_is_late(self) -> None:
-        self._company = None
+    def _batch_wait_ended(self) -> None:
+        self._batch_timer = None
         self._start_passes()
 
     def _pass_ended(self, task: asyncio.Task[None]) -> None:
@@ -222,67 +225,65 @@ class Grader:
         self._start_passes()
 
     async def _run_pass(self, model: _Model, batch: list[_Waiting], lanes: int) -> None:
-        # Made for the model before this one: its way in changed meanwhile.
-        for each in batch:
-            if each.preprocess != model.spec.preprocess and not each.answer.done():
-                each.answer.set_result(model.spec.preprocess)
-        batch = [each for each in batch if not each.answer.done()]  # and its client may have gone
+        # Images for the previous model, whose preprocessing differs, are returned.
+        for waiting in batch:
+            if waiting.preprocess != model.spec.preprocess and not waiting.answer.done():
+                waiting.answer.set_result(model.spec.preprocess)
+        batch = [waiting for waiting in batch if not waiting.answer.done()]  # without disconnected clients
         if not batch:
             return
         predictor = model.in_lanes if model.in_lanes and lanes == 1 else model.predictor
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            found = await loop.run_in_executor(self._threads, _grade, predictor, model.spec, batch)
+            gradings = await loop.run_in_executor(self._threads, _grade, predictor, model.spec, batch)
         except Exception as error:
-            for each in batch:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
             return
         self._pass_ended_at, self._failed = time.monotonic(), None
         seconds = self._pass_ended_at - started
-        for each, grading in zip(batch, found, strict=True):
-            if not each.answer.done():
-                each.answer.set_result(
+        for waiting, grading in zip(batch, gradings, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(
                     Graded(
                         grading,
                         model.signature,
                         model.bundle,
                         len(batch),
-                        started - each.since,
+                        started - waiting.since,
                         seconds,
                     )
                 )
         self._metrics.observe_batch(
-            [started - each.since for each in batch], model.settings.max_batch_size, seconds
+            [started - waiting.since for waiting in batch], model.settings.max_batch_size, seconds
         )
-        self._metrics.observe_gradings(found, [each.statistics for each in batch])
+        self._metrics.observe_gradings(gradings, [waiting.statistics for waiting in batch])
 
     def _current(self) -> _Model:
         if self._model is None:
-            raise UserError(
-                "the grader has no model: set user_config of the deployment Grader, with the key bundle"
-            )
+            raise UserError("the grader has no model; set bundle in the user_config of the deployment Grader")
         return self._model
 
     async def describe(self) -> ModelResponse:
-        """The model as it runs here."""
+        """Describe the model and how it runs here."""
         model = self._current()
         return ModelResponse.of(model.spec, model.predictor, self._load_error)
 
     async def served(self) -> tuple[str, str]:
-        """Where the bundle that answers is, its version pinned; and what it signs with."""
+        """Location of the current bundle with a pinned version, and its model version."""
         model = self._current()
         return model.bundle, model.predictor.model_version
 
     async def preprocess(self) -> Preprocess:
-        """How images are made for the model."""
+        """Preprocessing of the current model."""
         return self._current().spec.preprocess
 
     async def check_health(self) -> None:
-        """Runs the model on a blank image if it graded none lately; Ray replaces a replica that fails.
+        """Run the model on a blank image unless it has graded recently; Ray replaces a replica that fails.
 
         Raises:
-            RuntimeError: a forward pass does not end, or fails.
+            RuntimeError: A forward pass hangs or fails.
         """
         self._metrics.publish(len(self._waiting))
         model = self._current()
@@ -298,10 +299,10 @@ class Grader:
         self._failed = None
 
     async def check_ready(self) -> None:
-        """As the last `check_health` found it; without a forward pass, as anybody may ask.
+        """Check the result of the last `check_health`, without a forward pass: the route needs no key.
 
         Raises:
-            RuntimeError: a forward pass does not end, or the last check failed.
+            RuntimeError: A forward pass hangs, or the last check failed.
         """
         self._current()
         self._check_passes()
@@ -310,17 +311,17 @@ class Grader:
 
     def _check_passes(self) -> None:
         if self._passes:
-            seconds = time.monotonic() - min(each.since for each in self._passes.values())
+            seconds = time.monotonic() - min(running.since for running in self._passes.values())
             if seconds > self._settings.wedged_seconds:
-                raise RuntimeError(f"a forward pass runs for {seconds:.0f} s and does not end")
+                raise RuntimeError(f"a forward pass hangs for {seconds:.0f} s")
 
 
 def _grade(predictor: Predictor, spec: BundleSpec, batch: list[_Waiting]) -> list[Grading]:
-    """On a thread of the model."""
-    logits = predictor.logits(np.stack([each.image for each in batch]))
-    return make_gradings(logits, np.stack([each.statistics for each in batch]), spec)
+    """Grade a batch, on a thread of the model."""
+    logits = predictor.logits(np.stack([waiting.image for waiting in batch]))
+    return make_gradings(logits, np.stack([waiting.statistics for waiting in batch]), spec)
 
 
 def _with_thresholds(spec: BundleSpec, settings: ModelSettings) -> BundleSpec:
-    chosen = settings.model_dump(include={"max_set_size", "min_confidence"}, exclude_none=True)
-    return spec.model_copy(update={"referral": spec.referral.model_copy(update=chosen)})
+    thresholds = settings.model_dump(include={"max_set_size", "min_confidence"}, exclude_none=True)
+    return spec.model_copy(update={"referral": spec.referral.model_copy(update=thresholds)})

@@ -1,4 +1,4 @@
-"""A deployment of graders, as an ingress asks it."""
+"""Clients of the grader and explainer deployments, with retries and backpressure."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from serving.http.problems import Refusal
 from serving.observability.metrics import ImageMetrics
 from serving.schemas.messages import Graded
 
-# A replica that died took its requests with it. The same image has the same grade, so it is sent again.
+# Requests of a replica that died are sent again: grading is idempotent.
 _ATTEMPTS = 3
-# The model may change its way in between two attempts, but not for ever.
-_REMAKES = 3
+# The preprocessing of the model may change between two attempts.
+_MAX_DECODES = 3
 
-# For what a grader knows without a forward pass.
-_SOON_S = 5.0
+# Timeout of calls without a forward pass.
+_TIMEOUT_S = 5.0
 
 _log = logging.getLogger("ray.serve")
 
 
 class DecodedImage(NamedTuple):
-    """An image on its way to the model; `statistics` are float (K,) from `statistics.measure`."""
+    """A decoded image for the model; `statistics` are float (K,) from `statistics.measure`."""
 
     sha256: str
     decoded: Decoded
@@ -42,60 +42,60 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image(data: bytes, preprocess: Preprocess) -> DecodedImage:
-    """Decodes, hashes and measures the bytes of one image.
+    """Decode, hash and measure one image file.
 
     Raises:
-        ImageError: they cannot be decoded.
+        ImageError: The file cannot be decoded.
     """
     decoded = decode(data, preprocess)
     return DecodedImage(hash_of(data), decoded, image_statistics.measure(decoded.pixels), preprocess)
 
 
 def hash_of(data: bytes) -> str:
-    """sha256 in hexadecimal digits."""
+    """SHA-256 of `data` in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 class DeploymentClient:
-    """A deployment whose dead replicas cost no request, and whose full queue is a refusal.
+    """Client of a deployment that retries after the death of a replica, and refuses requests on a full queue.
 
     Args:
-        handle: of the deployment.
-        load: says when whoever is refused may come again.
+        handle: Handle of the deployment.
+        load: Load of the replica, for the Retry-After of refusals.
     """
 
     def __init__(self, handle: DeploymentHandle, load: Load) -> None:
-        # By value over gRPC: by reference each image, above Ray's 100 KB, would pass through the store.
+        # By value over gRPC: by reference, images above 100 KB would pass through Ray's object store.
         self._handle = handle.options(_by_reference=False)
         self._load = load
 
     async def call_with_timeout(self, method: str, *arguments: Any) -> Any:
-        """Calls a method that needs no forward pass.
+        """Call a method that needs no forward pass.
 
         Raises:
-            Refusal: too many wait, or no replica answers within seconds.
+            Refusal: The queue is full, or no replica answers within seconds.
         """
         try:
-            async with asyncio.timeout(_SOON_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 return await self.call(method, *arguments)
         except TimeoutError:
             raise Refusal(
                 503,
                 "not_ready",
-                f"the model does not answer within {_SOON_S:g} s; try again in a few seconds",
+                f"the model does not answer within {_TIMEOUT_S:g} s; try again in a few seconds",
             ) from None
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of some replica.
+        """Call a method of a replica.
 
         Raises:
-            Refusal: too many wait.
+            Refusal: The queue is full.
         """
         for _ in range(_ATTEMPTS - 1):
             try:
                 return await self._call_once(method, *arguments)
             except ray.exceptions.RayActorError:
-                _log.warning("a replica died with a request, which is sent again")
+                _log.warning("a replica died, its request is sent again")
         return await self._call_once(method, *arguments)
 
     async def _call_once(self, method: str, *arguments: Any) -> Any:
@@ -106,7 +106,7 @@ class DeploymentClient:
 
 
 class GraderClient(DeploymentClient):
-    """A deployment of `Grader`; images are made as its model takes them."""
+    """Client of a `Grader` deployment; decodes images with the preprocessing of its model."""
 
     def __init__(
         self, handle: DeploymentHandle, load: Load, metrics: ImageMetrics, decoders: Decoders
@@ -117,24 +117,24 @@ class GraderClient(DeploymentClient):
         self._preprocess: Preprocess | None = None
 
     async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
-        """Grades the bytes of one image.
+        """Decode and grade one image.
 
         Args:
-            data: of the file.
-            cost: of decoding it, see `codecs.Header`.
+            data: Bytes of the file.
+            cost: Decoding cost, see `codecs.Header`.
 
         Raises:
-            ImageError: they cannot be decoded.
-            Refusal: too many wait, or the model changes.
+            ImageError: The file cannot be decoded.
+            Refusal: The queue is full, or the model is changing.
         """
         with self._load.grading():
             return await self._grade(data, cost)
 
     async def grade_decoded(self, image: DecodedImage, data: bytes, cost: float = 0.0) -> Graded:
-        """Grades an image that was decoded for another model; again only if this one takes others.
+        """Grade an image that was decoded for another model; decode it again if the preprocessing differs.
 
         Raises:
-            Refusal: as `grade`.
+            Refusal: As `grade`.
         """
         with self._load.grading():
             _, graded = await self._grade(data, cost, image)
@@ -145,18 +145,18 @@ class GraderClient(DeploymentClient):
     ) -> tuple[DecodedImage, Graded]:
         preprocess = self._preprocess or await self.call("preprocess")
         owner = request_context.current().owner
-        for _ in range(_REMAKES):
+        for _ in range(_MAX_DECODES):
             if image is None or image.preprocess != preprocess:
-                image = await self._read(data, cost, preprocess)
+                image = await self._decode(data, cost, preprocess)
             pixels, statistics = image.decoded.pixels, image.statistics
-            found = await self.call("grade", pixels, statistics, preprocess, owner)
-            if isinstance(found, Graded):
+            result = await self.call("grade", pixels, statistics, preprocess, owner)
+            if isinstance(result, Graded):
                 self._preprocess = preprocess
-                return image, found
-            preprocess = found
-        raise Refusal(503, "model_changes", "the model is being changed; try again in a few seconds")
+                return image, result
+            preprocess = result
+        raise Refusal(503, "model_changes", "the model is changing; try again in a few seconds")
 
-    async def _read(self, data: bytes, cost: float, preprocess: Preprocess) -> DecodedImage:
+    async def _decode(self, data: bytes, cost: float, preprocess: Preprocess) -> DecodedImage:
         with self._metrics.stage("decode"):
             owner = request_context.current().owner
             return await self._decoders.run(owner, cost, decode_image, data, preprocess)

@@ -1,4 +1,4 @@
-"""The replica that meets the network: it decodes, asks the grader, and words the answer."""
+"""Ingress deployment: serves HTTP, decodes images, calls the grader, and makes the responses."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CreateApi = Callable[[Settings, Load, AuditLog | None], FastAPI]
 
 
 class Ingress:
-    """Grades images one at a time.
+    """Serve the HTTP API and grade its images.
 
     Args:
-        settings: of the endpoint.
-        grader: handle of the `Grader` deployment.
-        explainer: handle of the `Explainer` deployment.
-        create_api: makes the ASGI application of a replica.
-        candidate: handle of the `Candidate` deployment, where there is one.
+        settings: Settings of the endpoint.
+        grader: Handle of the `Grader` deployment.
+        explainer: Handle of the `Explainer` deployment.
+        create_api: Function that creates the ASGI application of a replica.
+        candidate: Handle of the `Candidate` deployment, if there is one.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Ingress:
         self._readiness = Readiness(partial(self._grader.call, "check_ready"))
         self._models: GraderClient | Rollout = self._grader
         if settings.candidate and candidate:
-            # Its own load: what a trial takes says nothing of the model that answers, and refuses nobody.
+            # A separate load: a slow candidate must not lead to refusals of the first model.
             second = GraderClient(candidate, Load(settings.limits), self._metrics, self._decoders)
             self._models = Rollout(
                 settings.candidate, self._grader, second, self.audit, settings.answer_seconds
@@ -75,24 +75,24 @@ class Ingress:
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray Serve when the constructor is done."""
+        """Create the ASGI application; Ray Serve calls this after the constructor."""
         return self._create_api(self._settings, self.load, self.audit)
 
     async def grade(
         self, data: bytes, heatmap: bool = False, of_grade: int | None = None, is_paid: bool = False
     ) -> GradeResponse:
-        """Grades the bytes of one image.
+        """Grade one image, and log it in the audit log.
 
         Args:
-            data: of the file.
-            heatmap: whether to explain the grade as well.
-            of_grade: to explain; None takes the likeliest.
-            is_paid: whether its megapixels are taken from the owner's budget already.
+            data: Bytes of the file.
+            heatmap: Whether to return a heatmap.
+            of_grade: Grade that the heatmap explains; None takes the likeliest.
+            is_paid: Whether the owner's budget has been charged already.
 
         Raises:
-            ImageError: they cannot be decoded.
-            Refusal: too many wait, the owner's budget is used up, the answer takes too long, or there is no
-                heatmap to be had.
+            ImageError: The file cannot be decoded.
+            Refusal: The queue is full, the owner's budget is used up, the answer takes too long, or the
+                heatmap is unavailable.
         """
         try:
             async with asyncio.timeout(self._settings.answer_seconds):
@@ -125,13 +125,13 @@ class Ingress:
             with self._metrics.stage("heatmap"):
                 png = await self._explainer.call("heatmap", pixels, grade, graded.bundle)
         except UserError as error:
-            # What crossed Ray carries a traceback; its cause is the line.
+            # An error through Ray has a traceback; its cause has the one-line message.
             raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
-        picture = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=MEANING)
-        return ExplainedResponse.explained(answer, picture)
+        explanation = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=MEANING)
+        return ExplainedResponse.explained(answer, explanation)
 
     async def describe(self) -> ModelResponse:
-        """The model as it runs now."""
+        """Describe the current model."""
         model: ModelResponse = await self._grader.call_with_timeout("describe")
         if isinstance(self._models, Rollout):
             model = model.model_copy(update={"candidate": self._models.describe()})
@@ -145,12 +145,12 @@ class Ingress:
         return ServedModel(bundle, model_version, self._settings.precision)
 
     async def is_ready(self) -> bool:
-        """Whether the model answers."""
+        """Whether the model answered the last check."""
         return await self._readiness.is_ready()
 
 
 async def replica() -> Ingress:
-    """The replica that this process is; not a plain function, which FastAPI would call in a thread."""
+    """Dependency: the replica of this process; async, because FastAPI calls plain functions in a thread."""
     return ray_serve.get_replica_context().servable_object
 
 

@@ -1,4 +1,4 @@
-"""Whether the model answers, as probes ask it: known beforehand, so that a probe costs nothing."""
+"""Readiness of the model, checked in the background so that probes are cheap."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _log = logging.getLogger("ray.serve")
 
 
 class Readiness:
-    """The last result of a check that one task repeats, however many ask for it.
+    """Last result of a check that one background task repeats.
 
     Args:
-        check: raises what is wrong.
+        check: Function that raises if the model is not ready.
     """
 
     def __init__(self, check: Callable[[], Awaitable[object]]) -> None:
         self._check = check
-        self._watching: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_ready = False
         self._checked_at: float | None = None
 
     async def is_ready(self) -> bool:
-        """Whether the last check passed, and not long ago. Only those who ask first wait for its result."""
-        if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch())
+        """Whether the last check passed and is recent. Only the first calls wait for a result."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch())
         until = time.monotonic() + _ANSWER_WITHIN_S
         while self._checked_at is None and time.monotonic() < until:
             await asyncio.sleep(0.01)

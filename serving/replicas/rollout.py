@@ -1,6 +1,6 @@
-"""Another bundle beside the one that answers: as a shadow it grades copies, as a canary it answers some.
+"""Shadow and canary: a candidate bundle grades copies of images, or answers a part of them.
 
-What both said is in the audit log; `scalp compare` makes a table of it.
+The audit log has the gradings of both; `scalp compare` makes a table of them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from serving.schemas.grading import CandidateState
 from serving.schemas.messages import Graded
 from serving.settings import CandidateSettings
 
-# Copies that each ingress has graded at once. More are left out: a shadow must cost nobody time.
+# Concurrent copies per ingress. More are skipped, so that a shadow does not slow down requests.
 _MOST_COPIES = 32
-# Of the seconds that a request may take, those that a canary has.
+# Part of answer_seconds for the canary, so that the first model has the rest.
 _CANARY_SHARE = 1 / 3
 
 _log = logging.getLogger("ray.serve")
 
 
 class Rollout:
-    """Divides images between two bundles.
+    """Route images to the first model and to the candidate.
 
     Args:
-        settings: how.
-        first: that answers.
-        candidate: that might.
-        audit: where both are written down; without it there is nothing to compare.
-        answer_seconds: of a request; a canary has a third of them, so that the first has the rest.
+        settings: Mode and part of the candidate.
+        first: Client of the first model.
+        candidate: Client of the candidate.
+        audit: Audit log for both gradings; None logs nothing.
+        answer_seconds: Timeout of a request; a canary gets a third of it.
     """
 
     def __init__(
@@ -54,30 +54,33 @@ class Rollout:
         self._copies: set[asyncio.Task[None]] = set()
 
     async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
-        """As `GraderClient.grade`."""
-        chosen = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
-        if chosen and self._settings.mode == "canary" and self._breaker.allows():
-            found = await self._try(data, cost)
-            if found is not None:
-                return found
+        """Grade one image with the first model or the candidate; see `GraderClient.grade`."""
+        is_candidate = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
+        if is_candidate and self._settings.mode == "canary" and self._breaker.allows():
+            result = await self._try_candidate(data, cost)
+            if result is not None:
+                return result
         image, graded = await self._first.grade(data, cost)
-        if chosen and self._settings.mode == "shadow" and len(self._copies) < _MOST_COPIES:
-            self._start(self._copy(data, cost, image, graded))
+        if is_candidate and self._settings.mode == "shadow" and len(self._copies) < _MOST_COPIES:
+            self._start_copy(self._copy(data, cost, image, graded))
         return image, graded
 
     def describe(self) -> CandidateState:
-        """How the candidate fares."""
-        own = self._settings
+        """State of the candidate."""
+        settings = self._settings
         return CandidateState(
-            mode=own.mode, share=own.share, breaker=self._breaker.state, failures=self._breaker.failures
+            mode=settings.mode,
+            share=settings.share,
+            breaker=self._breaker.state,
+            failures=self._breaker.failures,
         )
 
-    async def _try(self, data: bytes, cost: float) -> tuple[DecodedImage, Graded] | None:
-        """The candidate's answer; None where it failed or was too slow: then the first answers."""
+    async def _try_candidate(self, data: bytes, cost: float) -> tuple[DecodedImage, Graded] | None:
+        """Grading of the candidate; None if it failed or was too slow."""
         seconds = self._answer_seconds * _CANARY_SHARE
         try:
             async with asyncio.timeout(seconds):
-                found = await self._candidate.grade(data, cost)
+                result = await self._candidate.grade(data, cost)
         except ImageError:
             self._breaker.record_cancel()
             raise
@@ -88,14 +91,14 @@ class Rollout:
             reason = str(error) or f"no answer within {seconds:g} s"
             self._breaker.record_failure()
             _log.warning(
-                "the candidate failed (breaker %s), the first answers: %s", self._breaker.state, reason
+                "the candidate failed (breaker %s), the first model answers: %s", self._breaker.state, reason
             )
             self._log_candidate(hash_of(data), None, reason)
             return None
         self._breaker.record_success()
-        return found
+        return result
 
-    def _start(self, copy: Coroutine[Any, Any, None]) -> None:
+    def _start_copy(self, copy: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(copy)
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
@@ -115,5 +118,5 @@ class Rollout:
 
 
 def is_chosen(sha256: str, share: float) -> bool:
-    """Whether an image is of the share that the candidate gets."""
+    """Whether an image belongs to the part of the candidate; depends on its hash alone."""
     return int(sha256[:8], 16) < share * 16**8

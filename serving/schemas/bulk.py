@@ -1,4 +1,4 @@
-"""Bulk grading through the endpoint: what the operator sets, what clients ask, what they are told."""
+"""Schemas of bulk grading: settings of the operator, requests and responses."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
 
 class BulkSettings(BaseModel):
-    """Bulk grading through the endpoint."""
+    """Settings of bulk grading through the endpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: tuple[str, ...] = Field(
         min_length=1,
-        description="prefixes, `s3://BUCKET[/KEY]` or folders: what lies below them may be graded",
+        description="prefixes that clients may grade below: `s3://BUCKET[/KEY]` or folders",
     )
-    out: str = Field(description="prefix, `s3://` or a folder, below which each piece of work has a folder")
-    jobs: int = Field(1, ge=1, description="that run at once; more are refused")
+    out: str = Field(description="output prefix, `s3://` or a folder; each bulk run has a folder below it")
+    jobs: int = Field(1, ge=1, description="concurrent jobs; more are refused")
     options: tuple[str, ...] = Field(
         ("--models", "1", "--cpus-per-model", "1", "--loaders", "1"),
-        description="of `scalp grade`, for every job; these leave most of a machine to the endpoint",
+        description="options of `scalp grade` per job; the default leaves most of a machine to the endpoint",
     )
 
     @field_validator("sources", "out")
     @classmethod
-    def _plain(cls, value: Any) -> Any:
+    def _canonical(cls, value: Any) -> Any:
         return canonical_uri(value) if isinstance(value, str) else tuple(map(canonical_uri, value))
 
     @model_validator(mode="after")
-    def _apart(self) -> BulkSettings:
+    def _check_disjoint(self) -> BulkSettings:
         for source in self.sources:
             if is_below(self.out, source) or is_below(source, self.out):
                 raise ValueError(f"out ({self.out}) and sources ({source}) must not lie in each other")
@@ -42,67 +42,65 @@ class BulkSettings(BaseModel):
 
 
 class BulkRequest(BaseModel):
-    """What is to be graded."""
+    """Source of a bulk run."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"source": "s3://clinic/2024"}})
 
-    source: str = Field(description="folder, prefix, zip or tar below one of the prefixes that are allowed")
+    source: str = Field(description="folder, prefix, zip or tar below an allowed prefix")
 
 
 class Photographs(BaseModel):
-    """Counts so far."""
+    """Number of images so far."""
 
-    done: int = Field(description="that have a result row")
-    failed: int = Field(description="of these")
-    total: int | None = Field(description="null while it is not known; of tars, until the end")
+    done: int = Field(description="images with a result row")
+    failed: int = Field(description="images among them that failed")
+    total: int | None = Field(description="all images; null while unknown, for tars until the end")
 
 
 class BulkLinks(BaseModel):
-    """Paths to ask next."""
+    """Paths of further requests."""
 
-    work: str = Field(description="GET tells how far it is, DELETE stops it")
-    report: str | None = Field(None, description="when it has succeeded: an HTML page, look at it first")
-    results: str | None = Field(None, description="when it has succeeded: the rows, by pages or as a stream")
-    files: str | None = Field(None, description="when it has succeeded: the names of the Parquet files")
+    work: str = Field(description="GET returns the progress, DELETE stops the run")
+    report: str | None = Field(None, description="after success: the report, an HTML page")
+    results: str | None = Field(None, description="after success: the rows, by pages or as a stream")
+    files: str | None = Field(None, description="after success: the names of the Parquet files")
 
 
 class BulkResponse(BaseModel):
-    """A piece of work and how far it is."""
+    """Status and progress of a bulk run."""
 
     id: str
-    status: Status = Field(
-        description="a failed or stopped one goes on where it was when the same is posted again"
-    )
+    status: Status = Field(description="the same POST resumes a failed or stopped run")
     source: str
-    out: str = Field(description="where the results are: what `scalp grade` writes")
-    model_version: str | None = Field(description="that signs the rows; null until it has begun")
+    out: str = Field(description="output directory of `scalp grade`")
+    model_version: str | None = Field(description="model version in the rows; null until the run has started")
     photographs: Photographs
     photographs_per_second: float | None
-    error: str | None = Field(description="one line if it failed")
+    error: str | None = Field(description="one line if the run failed")
     started_at: datetime | None
     ended_at: datetime | None
     links: BulkLinks
 
 
 class BulkList(BaseModel):
-    """Bulk runs that the caller owns; of all owners for a key with the scope admin."""
+    """Bulk runs of the caller; of all owners for a key with the scope admin."""
 
-    runs: list[BulkResponse] = Field(description="in the order of their ids")
+    runs: list[BulkResponse] = Field(description="runs in the order of their ids")
     next: str | None = Field(description="`cursor` of the next page; null on the last one")
 
 
 class BulkRow(BaseModel):
-    """One result row: an image that was graded, or failed with a reason."""
+    """One result row of a graded or failed image."""
 
     image_id: str | None = Field(description="start of `sha256`; null where the bytes were unavailable")
     location_id: str = Field(description="identifies `uri` and `member`")
-    uri: str = Field(description="of the image, or of the archive that holds it")
-    member: str | None = Field(description="name of the entry, when `uri` is an archive")
+    uri: str = Field(description="location of the image, or of its archive")
+    member: str | None = Field(description="name in the archive, if `uri` is an archive")
     sha256: str | None
     status: Literal["graded", "failed"]
-    error_code: str | None = Field(description="stable identifier of a failure; null of a graded image")
+    error_code: str | None = Field(description="stable identifier of a failure; null for a graded image")
     error: str | None = Field(description="one line for a person")
-    grade: int | None = Field(description="0 good, 1 mild, 2 moderate, 3 severe; null of a failed image")
+    grade: int | None = Field(description="0 good, 1 mild, 2 moderate, 3 severe; null for a failed image")
     grade_name: str | None
     probabilities: list[float] | None = Field(description="calibrated, by grade; sum 1")
     expected_severity: float | None

@@ -1,4 +1,4 @@
-"""What the endpoint answers: one graded image, the model behind it, and refusals."""
+"""Response schemas of grading: a graded image, the model, probes and problems."""
 
 from __future__ import annotations
 
@@ -22,27 +22,25 @@ INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks
 
 
 class GradeResponse(BaseModel):
-    """One graded image: the fields of a bulk result row, with `status` always `graded`."""
+    """One graded image, with the fields of a bulk result row."""
 
-    image_id: str = Field(
-        description="start of `sha256`, as in bulk rows and manifests: the same bytes have the same id"
-    )
+    image_id: str = Field(description="start of `sha256`, as in bulk rows and manifests")
     location_id: str | None = Field(None, description="bulk only: identifies `uri` and `member`")
-    uri: str | None = Field(None, description="bulk only: where the image is")
+    uri: str | None = Field(None, description="bulk only: location of the image")
     member: str | None = Field(
         None,
-        description="the entry of the archive; of a batch the name in it, or the number of the `file` part",
+        description="name in the archive; in a batch of a form the number of the `file` part",
     )
-    sha256: str = Field(description="of the bytes that were sent")
+    sha256: str = Field(description="SHA-256 of the bytes that were sent")
     status: Literal["graded"] = "graded"
-    error_code: str | None = Field(None, description="bulk only: online, a failure is a problem instead")
+    error_code: str | None = Field(None, description="bulk only: online, a failure is a problem")
     error: str | None = None
     grade: int = Field(ge=0, le=3, description="the likeliest grade: 0 good, 1 mild, 2 moderate, 3 severe")
     grade_name: str
     probabilities: list[float] = Field(min_length=4, max_length=4, description="calibrated, by grade; sum 1")
     expected_severity: float = Field(description="mean grade under the probabilities, 0 to 3")
     grade_set: list[int] = Field(
-        description="neighboring grades; they hold the true one with the promised share"
+        description="neighboring grades that contain the true grade with the conformal coverage"
     )
     unlikeness: float | None = Field(
         description="distance from the training images; above 1 is flagged, null without gates"
@@ -51,8 +49,10 @@ class GradeResponse(BaseModel):
     refer_reasons: list[str] = Field(
         description="; ".join(f"`{name}`: {meaning}" for name, meaning in REASONS.items())
     )
-    notes: list[str] = Field(description="what to know of the file: `first_frame_only` of an animated one")
-    model_version: str = Field(description="names the exact weights")
+    notes: list[str] = Field(
+        description="notes on the file, such as `first_frame_only` for an animated image"
+    )
+    model_version: str = Field(description="identifies the exact weights")
     computed_by: str = Field(description="device, precision, runtime and versions, as in bulk rows")
     graded_at: datetime
     _batch_size: int = PrivateAttr(0)
@@ -61,7 +61,7 @@ class GradeResponse(BaseModel):
     def of(
         cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature, batch_size: int
     ) -> GradeResponse:
-        """The answer for the image with this hash, graded now together with others."""
+        """Make the response for the image with this hash, graded now."""
         answer = cls(
             image_id=image_id(sha256),
             sha256=sha256,
@@ -75,18 +75,18 @@ class GradeResponse(BaseModel):
 
     @property
     def batch_size(self) -> int:
-        """Images in its forward pass; told in a header, for it says nothing of the image."""
+        """Number of images in the forward pass; sent as a header."""
         return self._batch_size
 
 
 class Heatmap(BaseModel):
-    """What spoke for a grade, to be laid over the square that the model saw."""
+    """Heatmap of a grade, as an overlay of the model's input."""
 
-    grade: int = Field(ge=0, le=3, description="that is explained")
+    grade: int = Field(ge=0, le=3, description="grade that the heatmap explains")
     png: str = Field(
-        description="base64 of an RGBA PNG file of the model's input: viridis colors, opaque where the heat "
-        "is most. By `preprocess.resize` of /v1/model the square is the whole upright image (squash), "
-        "its middle (crop), or the image between bars (pad)"
+        description="base64 of an RGBA PNG file of the model's input size: viridis colors, opaque where the "
+        "heat is highest. By `preprocess.resize` of /v1/model the square is the whole upright image "
+        "(squash), its center (crop), or the image between bars (pad)"
     )
     meaning: str
 
@@ -98,14 +98,14 @@ class ExplainedResponse(GradeResponse):
 
     @classmethod
     def explained(cls, answer: GradeResponse, heatmap: Heatmap) -> ExplainedResponse:
-        """The same answer with a heatmap."""
-        found = cls(**dict(answer), heatmap=heatmap)
-        found._batch_size = answer.batch_size
-        return found
+        """Add a heatmap to a response."""
+        explained = cls(**dict(answer), heatmap=heatmap)
+        explained._batch_size = answer.batch_size
+        return explained
 
 
 class GradeName(BaseModel):
-    """One grade by its number and both its names."""
+    """Number of a grade and its names in English and Korean."""
 
     grade: int
     name: str
@@ -113,18 +113,18 @@ class GradeName(BaseModel):
 
 
 class CandidateState(BaseModel):
-    """Another bundle that is tried, as this replica sees it."""
+    """State of a shadow or canary, as this replica sees it."""
 
     mode: Literal["shadow", "canary"]
-    share: float = Field(description="of the images")
+    share: float = Field(description="part of the images that it gets")
     breaker: Literal["closed", "open", "half_open"] = Field(
-        description="open: it failed too often and is not asked for a while; half_open: one image tries it"
+        description="open: it failed too often and gets no images for a while; half_open: one image tests it"
     )
-    failures: int = Field(description="of the last 20 images that it was to answer")
+    failures: int = Field(description="failures among its last 20 images")
 
 
 class ModelResponse(BaseModel):
-    """The model that answers."""
+    """The current model."""
 
     model_version: str
     created_at: datetime
@@ -133,21 +133,21 @@ class ModelResponse(BaseModel):
     preprocess: Preprocess
     conformal: Conformal
     referral: Referral
-    gates: bool = Field(description="whether blurred images and such that are no scalps are noticed")
-    metrics: dict[str, Any] = Field(description="as measured after training, by part of the data")
+    gates: bool = Field(description="whether the model detects blurred and out-of-distribution images")
+    metrics: dict[str, Any] = Field(description="metrics measured after training, by split")
     synthetic: bool = Field(description="trained on synthetic images; not for clinical use")
     device: str
-    precision: str = Field(description="of the forward pass: bf16, fp32 or int8")
-    runtime: str = Field(description="what runs the model")
+    precision: str = Field(description="precision of the forward pass: bf16, fp32 or int8")
+    runtime: str = Field(description="runtime of the model: openvino, torch or torch-compile")
     load_error: str | None = Field(
-        description="why the bundle that was asked for last does not answer and this one still does"
+        description="error of the last bundle that could not be loaded; this model stays"
     )
-    candidate: CandidateState | None = Field(None, description="a shadow or canary beside it")
+    candidate: CandidateState | None = Field(None, description="shadow or canary that runs in parallel")
     intended_use: str = INTENDED_USE
 
     @classmethod
     def of(cls, spec: BundleSpec, predictor: Predictor, load_error: str | None) -> ModelResponse:
-        """What a bundle says of itself, under the endpoint's thresholds, and how it runs here."""
+        """Make the description from the contract of a bundle and its predictor."""
         names = zip(spec.grade_names, GRADE_NAMES_KO, strict=True)
         return cls(
             model_version=predictor.model_version,
@@ -168,7 +168,7 @@ class ModelResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """Answer of the probes."""
+    """Response of the probes."""
 
     status: Literal["alive", "ready"]
 
@@ -176,9 +176,9 @@ class Health(BaseModel):
 class Problem(BaseModel):
     """A refusal or failure, as `application/problem+json` (RFC 9457)."""
 
-    type: str = Field("about:blank", description="the status says the kind; `code` says it exactly")
-    title: str = Field(description="the status in words")
+    type: str = Field("about:blank", description="not used: `code` identifies the problem")
+    title: str = Field(description="name of the status")
     status: int
     detail: str = Field(description="one line for a person")
     code: str = Field(description="stable identifier; for images, the bulk rows' `error_code`")
-    request_id: str = Field(description="as in the `X-Request-ID` header")
+    request_id: str = Field(description="id in the `X-Request-ID` header")

@@ -1,4 +1,4 @@
-"""What a grader says to an ingress."""
+"""Messages from a grader to an ingress."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scalp_core.results.schema import Signature
 
 
 class Graded(NamedTuple):
-    """The answer for one image, and how it came about."""
+    """Grading of one image, with its model and durations."""
 
     grading: Grading
     signature: Signature
-    bundle: str  # where it is, its version pinned
+    bundle: str  # location with a pinned version
     batch_size: int
     queue_seconds: float
     forward_seconds: float

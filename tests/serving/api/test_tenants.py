@@ -329,7 +329,7 @@ def test_a_stream_holds_a_batch_and_not_the_rows(finished, monkeypatch):
     batches = list(bulk_rows.StoredRows(folder).batches())
     assert max(batch.num_rows for batch in batches) <= 50
     assert sum(batch.num_rows for batch in batches) == ROWS
-    assert max(map(len, bulk_rows.streamed(iter(batches), bulk_rows.CSV))) < 50 * 1_000
+    assert max(map(len, bulk_rows.encode_rows(iter(batches), bulk_rows.CSV))) < 50 * 1_000
 
 
 def test_reads_starts_and_stops_are_audited_and_name_no_file(finished):

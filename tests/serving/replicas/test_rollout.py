@@ -164,7 +164,7 @@ def test_a_shadow_that_takes_other_pixels_gets_them():
 
 
 def test_what_needs_no_pass_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr("serving.replicas.handles._SOON_S", 0.1)
+    monkeypatch.setattr("serving.replicas.handles._TIMEOUT_S", 0.1)
 
     async def scenario() -> None:
         graders = GraderClient(Handle(3600), Load(Limits()), Metrics(), Decoders())

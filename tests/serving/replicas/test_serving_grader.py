@@ -185,7 +185,7 @@ def test_a_pass_that_does_not_end_is_noticed(bundle, monkeypatch):
         wedged = asyncio.create_task(grade(grader, 0))
         await asyncio.sleep(SETTINGS.wedged_seconds + 0.1)
         before = time.monotonic()
-        with pytest.raises(RuntimeError, match="does not end"):
+        with pytest.raises(RuntimeError, match="hangs"):
             await grader.check_health()
         assert time.monotonic() - before < 0.5  # it does not queue behind what is wedged
         release.set()
