@@ -1,4 +1,4 @@
-"""`scalp train`: data-parallel fine-tuning on Ray, to a calibrated bundle."""
+"""The driver of `scalp train`: data-parallel fine-tuning on Ray, which produces a calibrated bundle."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 KIND = "train"
 IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
-# Ray learns of a lost node up to 20 s late, and an elastic run waits this long for room on it before it
-# counts the nodes again.
+# Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
+# the nodes again.
 _START_TIMEOUT_S = 10
 
 
@@ -55,36 +55,36 @@ def train(
     fold: int | None = None,
     tracking: Tracking = "tensorboard",
 ) -> dict[str, Any]:
-    """Trains a bundle; a run that was stopped goes on from its last epoch, a finished one ends at once.
+    """Train a bundle. A stopped run resumes after its last epoch; a finished one returns immediately.
 
     Args:
-        data: directory that `scalp prepare` wrote.
-        run: directory for checkpoints, curves and the bundle, local or `s3://`.
-        recipe: what to train and how.
-        workers: data-parallel workers, or the fewest and the most of a run that grows and shrinks with the
-            cluster; None takes one for each GPU, else two.
-        device: auto, cpu or cuda.
-        fold: of `scalp prepare --folds`, to validate on; None takes the validation part.
-        tracking: where the figures of each epoch are written besides: below `run`, or to an MLflow server.
+        data: Directory that `scalp prepare` wrote.
+        run: Run directory for checkpoints, curves and the bundle, local or `s3://`.
+        recipe: Training recipe.
+        workers: Number of data-parallel workers, or minimum and maximum for an elastic run; None: one per
+            GPU, or two on CPUs.
+        device: Device of the workers: auto, cpu or cuda.
+        fold: Fold of `scalp prepare --folds` to validate on; None: the validation split.
+        tracking: Additional destination of the metrics: TensorBoard files in `run`, or an MLflow server.
 
     Returns:
-        the summary that is also written to `run/summary.json`.
+        The summary, which is also written to `run/summary.json`.
 
     Raises:
-        UserError: bad input, `run` holds something else or is in use, the machine cannot hold the workers, or
-            MLflow does not answer.
+        UserError: Invalid input, `run` holds other files or is in use, the machine lacks resources for the
+            workers, or MLflow does not answer.
     """
     run, started = storage.absolute(run), time.monotonic()
     outputs.check_output(run, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
         table = manifest.apply_fold(table, fold)
-    parts = {name: manifest.select_split(table, name) for name in ("train", "val")}
+    splits = {name: manifest.select_split(table, name) for name in ("train", "val")}
     identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
     check_identity(run, identity)
     if summary := _finished(run):
         return summary
-    # PyTorch and timm take seconds: the mistakes above are told before.
+    # PyTorch and timm take seconds to import: the mistakes above are reported before.
     from jobs.train.initial_state import (
         initial_uri,
         load_initial_state,
@@ -95,30 +95,33 @@ def train(
     saved = load_initial_state(run)
     start = saved or make_initial_state(recipe)
     check_batch_norm(recipe, start.batch_norm)
-    asked = (workers, workers) if isinstance(workers, int) else workers
-    cluster = wait_for_workers(connect(), asked, device)
-    scaling = plan_scaling(cluster, asked, device)
-    check_batches(recipe, parts["train"].num_rows, scaling)
-    tracked_as = identity | {"synthetic": data_spec.synthetic}
-    with outputs.open_output(run, KIND, [data]) as output, open_tracker(tracking, run, tracked_as) as tracker:
+    requested = (workers, workers) if isinstance(workers, int) else workers
+    cluster = wait_for_workers(connect(), requested, device)
+    scaling = plan_scaling(cluster, requested, device)
+    check_batches(recipe, splits["train"].num_rows, scaling)
+    tracked_identity = identity | {"synthetic": data_spec.synthetic}
+    with (
+        outputs.open_output(run, KIND, [data]) as output,
+        open_tracker(tracking, run, tracked_identity) as tracker,
+    ):
         if summary := _finished(run):  # by another process, since the first look
             return summary
-        check_nodes(examples(parts), run)
-        # All that a user could have to fix was checked: from here on the directory is this run's.
+        check_nodes(examples(splits), run)
+        # All mistakes of a user were checked: only now the directory becomes a run directory.
         write_json(storage.join(run, IDENTITY_FILE), identity)
         if not saved:
             save_initial_state(run, start)
-        console.print(_opening(recipe, parts["train"].num_rows, scaling))
+        console.print(_opening(recipe, splits["train"].num_rows, scaling))
         if start.batch_norm:
             console.print(batch_norm_line(recipe, scaling))
-        for line in (f"first weights: {start.record}", *start.notes):
+        for line in (f"initial weights: {start.record}", *start.notes):
             console.print(line)
-        result = _train_workers(recipe, start.spec, parts, initial_uri(run), run, cluster, scaling, tracker)
+        result = _train_workers(recipe, start.spec, splits, initial_uri(run), run, cluster, scaling, tracker)
         trained = time.monotonic() - started
         output.check()
         from jobs.train.finalize import make_bundle
 
-        summary = make_bundle(run, data_spec, recipe, start, parts, result, device, fold)
+        summary = make_bundle(run, data_spec, recipe, start, splits, result, device, fold)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
         with tolerate_errors():
@@ -140,45 +143,45 @@ def _finished(run: str) -> dict[str, Any] | None:
 def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     fewest, most = worker_range(scaling)
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    shares = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
+    rank_batches = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
     return (
-        f"training {recipe.architecture} on {rows} photographs: {workers} "
-        f"workers x {' to '.join(map(str, shares))} photographs a step = {recipe.batch_size}, "
-        f"{images_per_epoch(rows, recipe.augment) // recipe.batch_size} steps an epoch; learning rate "
+        f"training {recipe.architecture} on {rows} images: {workers} "
+        f"workers x {' to '.join(map(str, rank_batches))} images per step = {recipe.batch_size}, "
+        f"{images_per_epoch(rows, recipe.augment) // recipe.batch_size} steps per epoch; learning rate "
         f"{recipe.learning_rate:g}, for any number of workers"
     )
 
 
 def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
-    """Over which images batch normalization takes its statistics, and why."""
+    """Describe the images over which batch normalization computes its statistics."""
     fewest, most = worker_range(scaling)
     norm = recipe.resolve_batch_norm(most)
     if norm == "frozen":
-        return "batch normalization: frozen at the statistics of the first weights"
-    together = recipe.batch_size // recipe.accumulate
+        return "batch normalization: frozen at the statistics of the initial weights"
+    micro_batch = recipe.batch_size // recipe.accumulate  # of all workers
     if norm == "sync":
         return (
-            f"batch normalization: over the {together} images that all workers have at a time, about "
-            f"{together // most} each"
+            f"batch normalization: over the {micro_batch} images of all workers per micro-batch, about "
+            f"{micro_batch // most} per worker"
         )
-    images = sorted({together // most, together // fewest})
-    return f"batch normalization: over each worker's {' to '.join(map(str, images))} images at a time"
+    images = sorted({micro_batch // most, micro_batch // fewest})
+    return f"batch normalization: over each worker's {' to '.join(map(str, images))} images per micro-batch"
 
 
 def _train_workers(
     recipe: Recipe,
     spec: Preprocess,
-    parts: dict[str, pa.Table],
+    splits: dict[str, pa.Table],
     initial: str,
     run: str,
     cluster: Cluster,
     scaling: ScalingConfig,
     tracker: Tracker,
 ) -> Result:
-    """Decodes, trains, and lets go of the decoded photographs."""
-    room = cache_budget()
-    val, kept_val = cache_images(parts["val"], spec, room // 4)
-    train, kept_train = cache_images(parts["train"], spec, room * 3 // 4)
+    """Decode the images and train; the decoded images are freed at the end."""
+    budget = cache_budget()
+    val, val_dataset = cache_images(splits["val"], spec, budget // 4)
+    train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4)
     console.print(describe_cache(train, cluster))
     with follow_progress(run, recipe, tracker, scaling.min_workers) as notes:
         config = {
@@ -191,7 +194,7 @@ def _train_workers(
             "notes": notes,
         }
         result = _fit(config, run, scaling, notes)
-    del kept_train, kept_val
+    del train_dataset, val_dataset  # until here they keep the decoded images in the object store
     return result
 
 
@@ -210,15 +213,15 @@ def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") ->
     known = {name: rename_old_keys(value) for name, value in stored.items()}
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
-        changed = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
-        raise UserError(f"{run} holds a run with another {', '.join(changed)}; choose another {argument}")
+        differences = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
+        raise UserError(f"{run} holds a run with another {', '.join(differences)}; choose another {argument}")
 
 
 def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
-    """Refuses a setting of batch normalization for an architecture without it.
+    """Check that the architecture has batch normalization if the recipe configures it.
 
     Raises:
-        UserError: it would have no effect.
+        UserError: The setting would have no effect.
     """
     if recipe.batch_norm in ("sync", "frozen") and not has_batch_norm:
         raise UserError(
@@ -228,18 +231,23 @@ def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
 
 
 def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
-    """Refuses batches that these workers cannot cut, or that the photographs do not fill."""
+    """Check that the batch is large enough for the workers, and small enough for the data.
+
+    Raises:
+        UserError: The batch size does not fit.
+    """
     workers = worker_range(scaling)[1]
-    # Batch normalization needs two photographs in every piece.
+    # Batch normalization needs two images per micro-batch.
     if recipe.batch_size // workers // recipe.accumulate < 2:
         raise UserError(
-            f"batch_size {recipe.batch_size} is less than 2 for each of {workers} workers in "
-            f"{recipe.accumulate} pieces; use --set batch_size={2 * workers * recipe.accumulate} or more"
+            f"batch_size {recipe.batch_size} is less than 2 images for each of {workers} workers and "
+            f"{recipe.accumulate} micro-batches; use at least --set "
+            f"batch_size={2 * workers * recipe.accumulate}"
         )
     if rows < recipe.batch_size:
         raise UserError(
-            f"{rows} training photographs do not fill one batch of {recipe.batch_size}; "
-            "use --set batch_size=… or more photographs"
+            f"{rows} training images do not fill one batch of {recipe.batch_size}; "
+            "use a smaller --set batch_size=…, or more images"
         )
 
 
@@ -265,10 +273,10 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
-            "SCALP_RAY_LOGS=1 shows the workers' output, and the same command goes on after the last epoch"
+            "SCALP_RAY_LOGS=1 shows the workers' output, and the same command resumes after the last epoch"
         ) from error
-    if stopped := divergence_message(result):
-        raise UserError(f"training in {run} stopped: {stopped}; choose another RUN")
+    if divergence := divergence_message(result):
+        raise UserError(f"training in {run} stopped: {divergence}; choose another RUN")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The end of `scalp train`: from the best checkpoint to a calibrated bundle."""
+"""Finalize a training: make the calibrated bundle from the best checkpoint."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def make_bundle(
     data: DataSpec,
     recipe: Recipe,
     start: InitialState,
-    parts: dict[str, pa.Table],
+    splits: dict[str, pa.Table],
     result: Result,
     device: Device,
     fold: int | None,
 ) -> dict[str, Any]:
-    """The bundle of the best epoch: calibrated on validation by the predictor that will use it."""
+    """Write the bundle of the best epoch, calibrated on the validation split; return the summary."""
     spec = start.spec
     checkpoint, best = max(result.best_checkpoints, key=lambda pair: pair[1]["val_qwk"])
     with checkpoint.as_directory() as folder:
@@ -61,7 +61,7 @@ def make_bundle(
         workers=max(entry["workers"] for entry in history),
         best_epoch=best["epoch"],
         data_sha256=data.sha256,
-        grade_counts=np.bincount(parts["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+        grade_counts=np.bincount(splits["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
         split=data.split,
         fold=fold,
         synthetic=data.synthetic,
@@ -81,12 +81,12 @@ def make_bundle(
         weights_sha256=sha256(weights),
     )
     bundle = with_float_graph(
-        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(parts["val"], spec)
+        Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )
-    bundle_spec = _calibrated(bundle, parts["val"], ModelOptions(device=device))
-    bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(parts, spec)})
+    bundle_spec = _calibrate(bundle, splits["val"], ModelOptions(device=device))
+    bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(splits, spec)})
     figure = figures.plot_curves(
-        history, best["epoch"], "LEAKY SPLIT: the figures flatter" * data.split.leaky
+        history, best["epoch"], "LEAKY SPLIT: metrics are too optimistic" * data.split.leaky
     )
     storage.write(storage.join(run, "curves.png"), figure)
     files = {CARD_FILE: render_model_card(bundle_spec).encode(), "curves.png": figure}
@@ -112,12 +112,12 @@ def make_bundle(
 
 
 def _history(result: Result) -> list[dict[str, Any]]:
-    """One entry an epoch, from the last checkpoint's own record: it spans restarts."""
+    """Read the history, one entry per epoch, from the last checkpoint, which covers restarts."""
     with result.checkpoint.as_directory() as folder:
         return json.loads(Path(folder, HISTORY_FILE).read_text())
 
 
-def _calibrated(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
+def _calibrate(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
     spec = bundle.spec
     labels = np.array(val["label"].to_pylist())
     logits, computation = collect_logits(bundle, val, options)

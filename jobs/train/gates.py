@@ -1,4 +1,4 @@
-"""The gates of a bundle, fitted on the photographs that it was trained and validated on."""
+"""Fit the gates of a bundle on images of its training and validation splits."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import Gates
 
-# Enough for a covariance of twenty statistics many times over.
+# More than enough for a covariance of twenty statistics.
 _MAX_TRAIN = 20_000
 _BATCH = 32
 
 
-def fit_gates(parts: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Gates:
-    """Measures the whole validation part and at most 20,000 photographs of the training part.
+def fit_gates(splits: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Gates:
+    """Fit gates on the whole validation split and at most 20,000 images of the training split.
 
     Args:
-        parts: manifest rows of `train` and `val`.
-        spec: how the model's photographs are decoded: the statistics are of what it sees.
-        seed: chooses the training photographs.
+        splits: Manifest rows of `train` and `val`.
+        spec: Preprocessing of the model, because the statistics describe its input.
+        seed: Random seed that selects the training images.
 
     Raises:
-        UserError: a photograph cannot be read any more.
+        UserError: An image is no longer readable.
     """
-    train = parts["train"]
+    train = splits["train"]
     if train.num_rows > _MAX_TRAIN:
         chosen = np.random.default_rng(seed).choice(train.num_rows, _MAX_TRAIN, replace=False)
         train = train.take(np.sort(chosen))
-    return image_statistics.fit_gates(_statistics(train, spec), _statistics(parts["val"], spec))
+    return image_statistics.fit_gates(_statistics(train, spec), _statistics(splits["val"], spec))
 
 
 def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:
@@ -39,7 +39,7 @@ def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:
 
 
 class _Measure:
-    """Statistics alone: the pixels stay in the task."""
+    """Measure image statistics and drop the pixels, so that they stay in the task."""
 
     def __init__(self, spec: Preprocess) -> None:
         self._load = LoadImages(spec)

@@ -1,8 +1,8 @@
-"""How photographs reach the training workers: Ray Data loads each worker's share, in a settled order.
+"""Data ingest of training: Ray Data loads each rank's batches in the order of the sampler.
 
-Decoded once into Ray's object store where it holds them; otherwise decoded again in every epoch. The order
-is always that of `scalp_core.models.sampler`. Every worker runs one stream over all remaining epochs, so that
-nothing waits between them. Imports nothing that is slow to load: the tasks import it.
+Images are decoded once into Ray's object store if they fit, otherwise again in each epoch. The order is that
+of `scalp_core.models.sampler`. Each worker has one stream over all remaining epochs, without a pause between
+epochs. Tasks import this module, so its imports are fast.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochSettings, RankBatch, images_per_epoch, plan_epoch
 
-_ROWS_A_BLOCK = 64
+_ROWS_PER_BLOCK = 64
 _MAX_BLOCKS = 10_000
 _PREFETCH_BATCHES = 2
-# Of the smallest node's object store: the rest is for what flows.
+# Share of the smallest node's object store for decoded images; the rest is for batches in transit.
 _CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The photographs of one part, as tasks on any node read them by their row.
+    """The images of one split, which tasks on any node read by row number.
 
     Args:
-        labels: int8 (N,).
-        rows: reference to the manifest's `uri, member, label`.
-        spec: preprocessing.
-        blocks: references to blocks of `_ROWS_A_BLOCK` decoded photographs, in order; None decodes each time.
+        labels: int8 (N,), grades of the images.
+        rows: Reference to the manifest's `uri, member, label`.
+        spec: Preprocessing.
+        blocks: References to blocks of `_ROWS_PER_BLOCK` decoded images, in order; None: decode at each read.
     """
 
     labels: np.ndarray
@@ -49,38 +49,39 @@ class ImageSource:
         return len(self.labels)
 
     def load(self, wanted: np.ndarray) -> np.ndarray:
-        """uint8 (N, size, size, 3) of these rows, in their order."""
+        """Load the images of these rows, uint8 (N, size, size, 3), in their order."""
         if self.blocks is None:
             rows = ray.get(self.rows).take(wanted)
             columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
             return LoadForTraining(self.spec)(columns)["image"]
         images = np.empty((len(wanted), self.spec.size, self.spec.size, 3), np.uint8)
-        inside = wanted // _ROWS_A_BLOCK
-        needed = np.unique(inside)
-        for number, block in zip(needed, ray.get([self.blocks[each] for each in needed]), strict=True):
-            here = np.flatnonzero(inside == number)
-            images[here] = _pixels(block)[wanted[here] % _ROWS_A_BLOCK]
+        block_numbers = wanted // _ROWS_PER_BLOCK
+        needed = np.unique(block_numbers)
+        blocks = ray.get([self.blocks[number] for number in needed])
+        for number, block in zip(needed, blocks, strict=True):
+            places = np.flatnonzero(block_numbers == number)
+            images[places] = _pixels(block)[wanted[places] % _ROWS_PER_BLOCK]
         return images
 
 
 def _pixels(block: pa.Table) -> np.ndarray:
-    """The decoded photographs of a block, in place."""
+    """Return the decoded images of a block, without a copy."""
     return block["image"].chunk(0).to_numpy(zero_copy_only=True)
 
 
-def cache_images(rows: pa.Table, spec: Preprocess, room: int) -> tuple[ImageSource, Dataset | None]:
-    """The photographs of manifest rows, decoded into the object store if they fit into `room` bytes.
+def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSource, Dataset | None]:
+    """Decode the images of manifest rows into the object store, if they fit into `budget` bytes.
 
     Returns:
-        them, and the dataset that must be kept for as long as they are used.
+        The images, and a dataset that must stay alive as long as they are used.
     """
     rows = select_locations(rows, "label")
     labels = np.array(rows["label"].to_pylist(), np.int8)
-    table = make_dataset(rows, _ROWS_A_BLOCK)
+    table = make_dataset(rows, _ROWS_PER_BLOCK)
     reference = ray.put(_combine_chunks(rows))
-    if rows.num_rows * spec.size * spec.size * 3 > room:
+    if rows.num_rows * spec.size * spec.size * 3 > budget:
         return ImageSource(labels, reference, spec, None), None
-    decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_A_BLOCK)
+    decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_PER_BLOCK)
     decoded.context.execution_options.preserve_order = True
     decoded = decoded.materialize()
     blocks = [block for bundle in decoded.iter_internal_ref_bundles() for block in bundle.block_refs]
@@ -88,7 +89,7 @@ def cache_images(rows: pa.Table, spec: Preprocess, room: int) -> tuple[ImageSour
 
 
 def _combine_chunks(rows: pa.Table) -> pa.Table:
-    """Rows in one chunk, whose strings may be more than 2 GiB."""
+    """Combine rows into one chunk, whose strings may exceed 2 GiB."""
     rows = without_nulls(rows)
     for place, field in enumerate(rows.schema):
         if field.type == pa.string():
@@ -97,37 +98,42 @@ def _combine_chunks(rows: pa.Table) -> pa.Table:
 
 
 def cache_budget() -> int:
-    """Bytes of decoded photographs that any node's object store may be asked to keep."""
+    """Return the bytes of decoded images that the object store of each node can hold."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min(stores) * _CACHE_SHARE)
 
 
 class _LoadRankBatch:
-    """Positions in a worker's stream to its photographs, turned as the epoch's plan says."""
+    """Load the images at positions of a rank's stream, augmented according to the epoch's plan."""
 
-    def __init__(self, source: ImageSource, order: EpochSettings, share: RankBatch, first_epoch: int) -> None:
+    def __init__(
+        self, source: ImageSource, settings: EpochSettings, rank_batch: RankBatch, first_epoch: int
+    ) -> None:
         self._source = source
-        self._order = order
-        self._share = share
+        self._settings = settings
+        self._rank_batch = rank_batch
         self._first_epoch = first_epoch
-        self._steps = images_per_epoch(len(source), order.augment) // share.batch_size
+        self._steps = images_per_epoch(len(source), settings.augment) // rank_batch.batch_size
 
     def __call__(self, batch: Columns) -> Columns:
-        epochs, places = self._share.places(batch["id"], self._steps)
+        epochs, places = self._rank_batch.places(batch["id"], self._steps)
         rows, symmetry = np.empty(len(places), np.int64), np.empty(len(places), np.int8)
         color = np.empty((len(places), 5), np.float32)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            plan = plan_epoch(self._source.labels, self._order, self._first_epoch + int(epoch))
-            rows[here], symmetry[here] = plan.rows[places[here]], plan.symmetry[places[here]]
-            color[here] = plan.color[places[here]]
+            in_epoch = epochs == epoch
+            plan = plan_epoch(self._source.labels, self._settings, self._first_epoch + int(epoch))
+            rows[in_epoch] = plan.rows[places[in_epoch]]
+            symmetry[in_epoch] = plan.symmetry[places[in_epoch]]
+            color[in_epoch] = plan.color[places[in_epoch]]
         images = augment.apply_dihedral(self._source.load(rows), symmetry)
-        if self._order.color_jitter:
-            images = augment.jitter_color(images, self._order.color_jitter, color)
+        if self._settings.color_jitter:
+            images = augment.jitter_color(images, self._settings.color_jitter, color)
         return {"image": images, "label": self._source.labels[rows]}
 
 
 class _LoadSlice:
+    """Load the images of a contiguous slice of a split."""
+
     def __init__(self, source: ImageSource, start: int) -> None:
         self._source = source
         self._start = start
@@ -138,38 +144,47 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: ImageSource, order: EpochSettings, share: RankBatch, first_epoch: int, trainings: int = 1
+    source: ImageSource, settings: EpochSettings, rank_batch: RankBatch, first_epoch: int, trainings: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """This worker's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
+    """Iterate over a rank's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
 
-    `trainings` like this one run at once on the cluster, and each takes its part of what there is.
+    Args:
+        source: Training images.
+        settings: Settings of the epochs.
+        rank_batch: Slice of the global batch.
+        first_epoch: Epoch to start with, from 1.
+        trainings: Number of trainings that run on the cluster in parallel and divide its resources.
     """
-    steps = images_per_epoch(len(source), order.augment) // share.batch_size
-    count = (order.epochs - first_epoch + 1) * steps * share.size
-    return _stream(_LoadRankBatch(source, order, share, first_epoch), count, share, trainings)
+    steps = images_per_epoch(len(source), settings.augment) // rank_batch.batch_size
+    count = (settings.epochs - first_epoch + 1) * steps * rank_batch.size
+    load = _LoadRankBatch(source, settings, rank_batch, first_epoch)
+    return _stream(load, count, rank_batch, trainings)
 
 
-def validation_batches(source: ImageSource, share: RankBatch, trainings: int = 1) -> Iterator[dict[str, Any]]:
-    """This worker's part of the validation photographs, each of which one worker has."""
-    start, stop = (len(source) * edge // share.workers for edge in (share.rank, share.rank + 1))
-    return _stream(_LoadSlice(source, start), stop - start, share, trainings)
+def validation_batches(
+    source: ImageSource, rank_batch: RankBatch, trainings: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Iterate over a rank's slice of the validation images; the ranks' slices do not overlap."""
+    rank, workers = rank_batch.rank, rank_batch.workers
+    start, stop = (len(source) * edge // workers for edge in (rank, rank + 1))
+    return _stream(_LoadSlice(source, start), stop - start, rank_batch, trainings)
 
 
-def _stream(load: Any, count: int, share: RankBatch, trainings: int) -> Iterator[dict[str, Any]]:
+def _stream(load: Any, count: int, rank_batch: RankBatch, trainings: int) -> Iterator[dict[str, Any]]:
     if not count:
         return iter(())
-    blocks = min(_MAX_BLOCKS, -(-count // _ROWS_A_BLOCK))
-    dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_A_BLOCK)
+    blocks = min(_MAX_BLOCKS, -(-count // _ROWS_PER_BLOCK))
+    dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_PER_BLOCK)
     options = dataset.context.execution_options
     options.preserve_order = True
-    options.resource_limits = _resource_limits(share.workers * trainings)
+    options.resource_limits = _resource_limits(rank_batch.workers * trainings)
     return iter(
-        dataset.iterator().iter_torch_batches(batch_size=share.size, prefetch_batches=_PREFETCH_BATCHES)
+        dataset.iterator().iter_torch_batches(batch_size=rank_batch.size, prefetch_batches=_PREFETCH_BATCHES)
     )
 
 
 def _resource_limits(workers: int) -> ExecutionResources:
-    """What one worker's stream may use: its part of what all workers of the cluster leave."""
+    """Compute the resource limits of one worker's stream: an equal share of what the workers leave."""
     have = ray.cluster_resources()
     return ExecutionResources(
         cpu=max(1.0, (have["CPU"] - workers) / workers),
@@ -178,18 +193,18 @@ def _resource_limits(workers: int) -> ExecutionResources:
 
 
 def silence_ray_data() -> None:
-    """No bars of Ray's from inside a worker."""
+    """Disable Ray Data's progress bars inside a worker."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
 
 
 def describe_cache(train: ImageSource, cluster: Cluster) -> str:
-    """What is said of where the decoded photographs are."""
+    """Describe whether decoded images are in the object store."""
     size = len(train) * train.spec.size**2 * 3 / 2**20
     if train.blocks is not None:
-        return f"photographs decoded once into Ray's object store ({size:,.0f} MiB)"
+        return f"images are decoded once into Ray's object store ({size:,.0f} MiB)"
     return (
-        f"the decoded photographs ({size:,.0f} MiB) do not fit beside the rest into the object store of "
-        f"each of {cluster.nodes} nodes: they are decoded anew in every epoch"
+        f"the decoded images ({size:,.0f} MiB) do not fit into the cache in the object store of each of "
+        f"{cluster.nodes} nodes, so they are decoded again in each epoch"
     )

@@ -1,4 +1,4 @@
-"""What the driver shows while the workers of `scalp train` train: a bar, a line an epoch, losses, waiting."""
+"""Progress of `scalp train` on the console: progress bar, one line per epoch, lost workers, waiting."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from jobs.train.scaling import CPUS_FOR_DATA
 from jobs.train.tracking import Tracker, tolerate_errors
 from scalp_core.models.recipe import Recipe
 
-_PATIENCE_S = 60.0
-_LOOKS_UP_AFTER_S = 5.0
+_WAITING_MESSAGE_AFTER_S = 60.0
+_POLL_S = 5.0
 
 
 class Notes(Protocol):
-    """The end of the queue that is read."""
+    """The reading end of the queue of notes."""
 
     def get(self, *, timeout: float) -> dict[str, Any]: ...
 
@@ -35,7 +35,7 @@ class Notes(Protocol):
 
 
 class ControllerCallback(UserCallback):
-    """Passes on, from Ray's controller, that workers were lost, and that a checkpoint is in storage."""
+    """Callback in Ray's controller that notes lost workers and stored checkpoints."""
 
     def __init__(self, notes: Queue) -> None:
         self._notes = notes
@@ -49,15 +49,17 @@ class ControllerCallback(UserCallback):
 
 
 class Follower:
-    """Shows the workers' notes as they come, and says so when no worker can start.
+    """Print the workers' notes, and a message if no worker can start.
 
     Args:
-        notes: `workers` that start and the epochs `after` which they go on; `epoch, step, steps, loss,
-            learning_rate`, and the epoch's `seconds` and `waited_seconds` so far; `epoch_done`, an entry of
-            the history; `kept`, an epoch whose checkpoint is in storage; `lost`, how many workers.
-        epochs: of the whole run.
-        fewest: workers without which nothing trains.
-        metrics: that count the notes.
+        notes: Queue of notes. Keys of a note: `workers` that start and the epoch `after` which they resume;
+            `epoch, step, steps, loss, learning_rate`, with the epoch's `seconds` and `waited_seconds` so far;
+            `epoch_done`, an entry of the history; `kept`, an epoch with a stored checkpoint; `lost`, the
+            number of lost workers.
+        epochs: Epochs of the whole run.
+        tracker: Tracker that records each epoch.
+        fewest: Minimum number of workers.
+        metrics: Prometheus metrics that count the notes.
     """
 
     def __init__(
@@ -73,14 +75,15 @@ class Follower:
         self.stop = threading.Event()
 
     def run(self) -> None:
+        """Print notes until `stop` is set and the queue is empty."""
         with self._metrics, progress_bar("training", self._epochs * 100) as (progress, task):
             while not (self.stop.is_set() and self._notes.empty()):
                 try:
-                    note = self._notes.get(timeout=_LOOKS_UP_AFTER_S)
+                    note = self._notes.get(timeout=_POLL_S)
                 except Empty:
-                    self._say_if_waiting()
+                    self._print_if_waiting()
                     continue
-                if not note:  # from `follow_progress`, which is done
+                if not note:  # the end mark of `follow_progress`
                     continue
                 self._since = time.monotonic()
                 self._metrics.note(note)
@@ -88,41 +91,41 @@ class Follower:
                     done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
                     progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
                 else:
-                    self._say(note)
+                    self._print_note(note)
 
-    def _say(self, note: dict[str, Any]) -> None:
+    def _print_note(self, note: dict[str, Any]) -> None:
         if "lost" in note:
             self._training = False
             console.print(f"workers failed: {note['lost']}")
         elif "workers" in note:
             self._training = True
-            where = f"going on after epoch {note['after']}" if note["after"] else "starting"
+            where = f"resuming after epoch {note['after']}" if note["after"] else "starting"
             console.print(f"{where}, workers: {note['workers']}")
         elif "epoch_done" in note:
             console.print(_epoch_line(note["epoch_done"], self._epochs))
             with tolerate_errors():
                 self._tracker.epoch(note["epoch_done"])
 
-    def _say_if_waiting(self) -> None:
-        """Ray waits for room without a word, and for ever."""
-        if self.stop.is_set() or time.monotonic() - self._since < _PATIENCE_S:
+    def _print_if_waiting(self) -> None:
+        """Print a message while Ray waits for resources, because Ray itself waits silently and forever."""
+        if self.stop.is_set() or time.monotonic() - self._since < _WAITING_MESSAGE_AFTER_S:
             return
         have = ray.cluster_resources()
         cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
         short = cpus < self._fewest + CPUS_FOR_DATA
         if self._training and not short and not _pending():
-            return  # at work, on steps or a validation that take their time
+            return  # busy with slow steps or a validation
         self._since = time.monotonic()
         console.print(
-            f"waiting for room (workers: {self._fewest}, CPUs for their data: {CPUS_FOR_DATA}); Ray has "
-            f"{cpus} CPUs and {gpus} GPUs, of which other work may hold some"
+            f"waiting for resources (workers: {self._fewest}, CPUs for their data: {CPUS_FOR_DATA}); Ray has "
+            f"{cpus} CPUs and {gpus} GPUs, and other work may use some of them"
         )
 
 
 @contextmanager
 def follow_progress(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
-    """A queue for the workers' notes, shown by a `Follower` while the block runs."""
-    # On the driver's node: on another one it could be lost, and with it every worker that sends a note.
+    """Open a queue for the workers' notes, and print them with a `Follower` during the block."""
+    # On the driver's node: if another node with the queue is lost, all workers fail.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
@@ -133,14 +136,14 @@ def follow_progress(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> 
         yield notes
     finally:
         follower.stop.set()
-        with suppress(RayError):  # the queue may be gone with what ended the block, which is told instead
+        with suppress(RayError):  # the error that ended the block may have ended the queue too
             notes.put_nowait({})
-        thread.join(timeout=30)  # a tracker that waits for a server gives up before
+        thread.join(timeout=30)  # longer than the timeouts of trackers
         notes.shutdown()
 
 
 def _pending() -> bool:
-    """Whether something waits for room in the cluster, as a new group of workers does."""
+    """Whether a placement group waits for resources, as a new group of workers does."""
     return any(group["state"] in ("PENDING", "RESCHEDULING") for group in placement_group_table().values())
 
 

@@ -1,4 +1,4 @@
-"""How many workers a training has: what the user asks for, and what the cluster can hold beside Ray Data."""
+"""Scaling of a training: number of workers from the user's range and the resources of the cluster."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from scalp_core.inference.predictor import Device
 
 CPUS_FOR_DATA = 2
 SECONDS_BETWEEN_RESIZES = 30.0
-_SECONDS_BETWEEN_QUESTIONS = 0.5
+_RETRY_PAUSE_S = 0.5
 
 
 class ElasticScaling(ScalingConfig):
-    """Fewest to most workers, as the cluster has them, less the CPUs that Ray Data needs.
+    """Elastic scaling between a minimum and a maximum, which reserves CPUs for Ray Data.
 
-    Ray itself takes every CPU for workers up to the most: their data would wait for a CPU for ever.
+    Ray would use all CPUs for workers up to the maximum, and then their data would wait forever for a CPU.
     """
 
     @property
     def max_workers(self) -> int:
-        """The most that the cluster may hold at this moment; Ray asks again before every resize."""
+        """Current maximum of workers; Ray reads it before each resize."""
         fewest, most = self.num_workers
         have = ray.cluster_resources()
-        room, gpus = int(have.get("CPU", 0)) - CPUS_FOR_DATA, int(have.get("GPU", 0))
-        if (min(room, gpus) if self.use_gpu else room) < fewest:
-            time.sleep(_SECONDS_BETWEEN_QUESTIONS)  # Ray asks again at once, for as long as there is no room
-        # Where the GPUs are what is scarce, all that is wanted is asked for: nodes may be started for it.
-        return most if self.use_gpu and gpus <= room else min(most, room)
+        cpus, gpus = int(have.get("CPU", 0)) - CPUS_FOR_DATA, int(have.get("GPU", 0))
+        if (min(cpus, gpus) if self.use_gpu else cpus) < fewest:
+            time.sleep(_RETRY_PAUSE_S)  # Ray retries without a pause until there are resources
+        # If GPUs are the scarce resource, request the maximum: an autoscaler may start nodes for it.
+        return most if self.use_gpu and gpus <= cpus else min(most, cpus)
 
 
 def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
-    """`4` as (4, 4) and `2:8` as (2, 8), the fewest and the most; None stays None.
+    """Parse `4` to (4, 4) and `2:8` to (2, 8), minimum and maximum; None stays None.
 
     Raises:
-        UserError: neither of these.
+        UserError: The text has neither form.
     """
     if text is None:
         return None
@@ -54,10 +54,10 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
 
 
 def wait_for_workers(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> Cluster:
-    """The cluster when it has room for the fewest workers, for which one that grows may have to start nodes.
+    """Wait until an autoscaling cluster has resources for the minimum of workers, and return the cluster.
 
     Raises:
-        ClusterError: no nodes that it may start can hold them, or it is not said whether they have GPUs.
+        ClusterError: No node type can hold the workers, or it is unknown whether the nodes have GPUs.
     """
     if not cluster.grows:
         return cluster
@@ -69,27 +69,30 @@ def wait_for_workers(cluster: Cluster, workers: tuple[int, int] | None, device: 
 
 
 def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
-    """Workers that this cluster can hold beside the data pipeline.
+    """Plan the workers that the cluster can run in addition to the data pipeline.
 
     Args:
-        workers: the fewest and the most; None takes one for each GPU, else two.
+        cluster: Resources of the cluster.
+        workers: Minimum and maximum of workers; None: one per GPU, or two on CPUs.
+        device: Device of the workers: auto, cpu or cuda.
 
     Raises:
-        UserError: it cannot hold the fewest.
+        UserError: The cluster cannot run the minimum.
     """
     if device == "cuda" and not cluster.gpus:
         raise UserError(
-            "--device cuda: Ray sees no GPU; use --device cpu or auto, or join a cluster that has one"
+            "--device cuda: Ray has no GPU; use --device cpu or auto, or join a cluster with GPUs"
         )
     use_gpu = device != "cpu" and cluster.gpus > 0
     fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
-    # Each worker holds a CPU, and the data pipeline needs at least two to make progress.
-    room = min(cluster.gpus, cluster.cpus - CPUS_FOR_DATA) if use_gpu else cluster.cpus - CPUS_FOR_DATA
-    if fewest > room:
-        what = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {CPUS_FOR_DATA}"
+    # Each worker reserves a CPU, and the data pipeline needs at least two.
+    available = min(cluster.gpus, cluster.cpus - CPUS_FOR_DATA) if use_gpu else cluster.cpus - CPUS_FOR_DATA
+    if fewest > available:
+        resources = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {CPUS_FOR_DATA}"
         have = cluster.gpus if use_gpu else cluster.cpus
         raise UserError(
-            f"--workers {fewest}: Ray has {have} {what}; use --workers {max(1, room)} or a larger cluster"
+            f"--workers {fewest}: Ray has {have} {resources}; "
+            f"use --workers {max(1, available)} or a larger cluster"
         )
     settings = {"use_gpu": use_gpu, "resources_per_worker": {"CPU": 1, "GPU": int(use_gpu)}}
     if fewest == most:
@@ -100,6 +103,6 @@ def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Devi
 
 
 def worker_range(scaling: ScalingConfig) -> tuple[int, int]:
-    """What was asked for, whatever the cluster holds at this moment."""
+    """Return the requested minimum and maximum of workers."""
     workers = scaling.num_workers
     return (workers, workers) if isinstance(workers, int) else workers

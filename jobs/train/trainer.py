@@ -1,4 +1,4 @@
-"""Ray Train's trainer, of `scalp train` and of each trial of `scalp tune`; loads no model code of its own."""
+"""Ray Train's trainer for `scalp train` and each trial of `scalp tune`; imports no model code."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from cluster.local import is_joined
 from cluster.ray_internals import train_helpers
 from scalp_core import storage
 
-# Workers train in a thread, which glibc would give an arena of its own; in the main one, what
+# Workers train in a thread, for which glibc would create another arena; in the main arena, what
 # `worker._keep_freed_memory` asks for holds.
 _WORKERS = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
 def _train(config: dict[str, Any]) -> str | None:
-    # Not imported above: the process of a trial starts workers and needs neither timm nor metrics.
+    # Imported here: the process of a trial starts workers and needs neither timm nor metrics.
     from jobs.train.worker import train_worker
 
     return train_worker(config)
 
 
 class _Trainer(TorchTrainer):
-    """Without processes that have nothing to do here; on a laptop each takes from the workers' few cores.
+    """A trainer without two helper processes of Ray, which would take CPU time from workers on a laptop.
 
-    One holds datasets that a trainer is given, and ours make their own. The other clears up after a driver
-    that was killed, on a cluster that outlives it.
+    One holds datasets that are passed to a trainer; scalp's workers make theirs. The other cleans up after a
+    killed driver, which only a cluster that outlives the driver needs.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         datasets, cleaner = train_helpers()
         idle = (datasets,) if is_joined() else (datasets, cleaner)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, idle)]
 
 
 def divergence_message(result: Result) -> str | None:
-    """The line for a user if the loss was not finite, which ended the training; None if it went well."""
+    """Return the message for a training that ended with a loss that is not finite; otherwise None."""
     if result.return_value is None:
         return None
     return (
@@ -47,13 +48,13 @@ def divergence_message(result: Result) -> str | None:
 
 
 def make_trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **options: Any) -> TorchTrainer:
-    """The trainer, which goes on from the checkpoints that `run` holds.
+    """Make a trainer that resumes from the checkpoints in `run`.
 
     Args:
-        config: for `train_worker`.
-        run: directory for checkpoints, local or `s3://`.
-        scaling: the workers.
-        options: what else Ray's RunConfig takes.
+        config: Configuration of `train_worker`.
+        run: Directory for checkpoints, local or `s3://`.
+        scaling: Number and resources of the workers.
+        options: Further arguments of Ray's RunConfig.
     """
     filesystem, path = storage.filesystem(run)
     return _Trainer(
@@ -61,7 +62,7 @@ def make_trainer(config: dict[str, Any], run: str, scaling: ScalingConfig, **opt
         train_loop_config=config,
         scaling_config=scaling,
         run_config=RunConfig(
-            name="checkpoints",  # in RUN; the same name again restores
+            name="checkpoints",  # folder in RUN; the same name resumes
             storage_path=path,
             storage_filesystem=filesystem,
             worker_runtime_env=_WORKERS,

@@ -1,4 +1,4 @@
-"""What each data-parallel worker of `scalp train` does; runs inside Ray Train."""
+"""The data-parallel worker of `scalp train`, which runs inside Ray Train."""
 
 from __future__ import annotations
 
@@ -37,29 +37,28 @@ from scalp_core.seeds import Purpose, torch_seed
 STATE_FILE = "state.pt"
 HISTORY_FILE = "history.json"
 _SECONDS_BETWEEN_NOTES = 1.0
-_CHECKS_AN_EPOCH = 50  # of the loss: the question makes a GPU wait for the step
-_POINTS_AN_EPOCH = 200  # of the loss by step; each is the mean of the steps it stands for
+_CHECKS_PER_EPOCH = 50  # checks of the loss; each makes a GPU wait for the step
+_POINTS_PER_EPOCH = 200  # points of the loss per step; each is a mean over its steps
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3
 
 Batch = dict[str, torch.Tensor]
 
 
 class DivergedError(Exception):
-    """The loss is not finite; raised by all workers at the same step. The message says where."""
+    """The loss is not finite. All workers raise it at the same step; the message names the step."""
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """The entry point of one worker.
-
-    Returns:
-        where the loss was not finite, which ended the training; None if it went well. An exception would make
-        Ray try again what ends in the same way.
+    """Run the training in one worker.
 
     Args:
-        config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training part,
-            `initial_weights` (uri of safetensors), `batch_norm` (of `Recipe.resolve_batch_norm` the most
-            workers), `notes` (queue to the driver), and `trainings` where
-            more than one run at once.
+        config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training split,
+            `initial_weights` (URI of safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
+            maximum of workers), `notes` (queue to the driver), and `trainings`, the number of parallel runs.
+
+    Returns:
+        The step at which the loss was not finite, which ends the training; None for a normal end. It is not
+        an exception, because Ray would retry and fail in the same way.
     """
     try:
         _Worker(config).run()
@@ -80,7 +79,7 @@ class _Worker:
         self.trainings: int = config.get("trainings", 1)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.share = RankBatch(self.rank, self.world, recipe.batch_size)
+        self.rank_batch = RankBatch(self.rank, self.world, recipe.batch_size)
         self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
         model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
@@ -99,10 +98,11 @@ class _Worker:
     def run(self) -> None:
         first = len(self.history) + 1
         self._note({"workers": self.world, "after": first - 1})
-        batches = training_batches(self.train, self.recipe.epoch_settings, self.share, first, self.trainings)
+        settings = self.recipe.epoch_settings
+        batches = training_batches(self.train, settings, self.rank_batch, first, self.trainings)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
-            # By seed, epoch and rank, so that a run that goes on draws what it would have drawn.
+            # Derived from seed, epoch and rank, so that a resumed run draws the same numbers.
             torch.manual_seed(torch_seed(self.recipe.seed, Purpose.DROPOUT, epoch, self.rank))
             if epoch in (first, self.recipe.frozen_epochs + 1):
                 self.step.wrap(frozen=epoch <= self.recipe.frozen_epochs)
@@ -117,22 +117,22 @@ class _Worker:
 
     def _train_epoch(self, batches: Iterator[Batch], epoch: int) -> dict[str, Any]:
         self.step.train_mode()
-        # Stays where the model is: a GPU that is asked after every step waits for the next one.
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
-        check_every = max(1, self.steps // _CHECKS_AN_EPOCH)
+        # On the device of the model: reading it after each step would stall a GPU.
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, correct predictions
+        check_every = max(1, self.steps // _CHECKS_PER_EPOCH)
         losses: list[torch.Tensor] = []
         noted = waited = 0.0
-        started = asked = time.monotonic()
+        started = requested = time.monotonic()
         for step, batch in enumerate(islice(batches, self.steps), 1):
-            waited += time.monotonic() - asked
+            waited += time.monotonic() - requested
             sums = self.step(batch["image"], batch["label"].long())
             totals += sums
             losses.append(sums[0])
             if step % check_every == 0 or step == self.steps:
                 self._check_finite(totals[0], f"step {step} of {self.steps} in epoch {epoch}")
-            asked = time.monotonic()
-            if asked - noted > _SECONDS_BETWEEN_NOTES or step == self.steps:
-                noted = asked
+            requested = time.monotonic()
+            if requested - noted > _SECONDS_BETWEEN_NOTES or step == self.steps:
+                noted = requested
                 self._note(
                     {
                         "epoch": epoch,
@@ -140,18 +140,18 @@ class _Worker:
                         "steps": self.steps,
                         "loss": float(totals[0]) * self.world / step,  # of this worker's images
                         "learning_rate": max(self.step.schedule.get_last_lr()),
-                        "seconds": asked - started,
+                        "seconds": requested - started,
                         "waited_seconds": waited,
                     }
                 )
-        right = self._sum(totals[1])
+        correct = self._sum(totals[1])
         seconds = time.monotonic() - started
         step_losses = self._sum(torch.stack(losses))
-        pieces = step_losses.tensor_split(min(self.steps, _POINTS_AN_EPOCH))
+        pieces = step_losses.tensor_split(min(self.steps, _POINTS_PER_EPOCH))
         count = self.steps * self.recipe.batch_size
         return {
             "train_loss": float(step_losses.mean()),
-            "train_top1": float(right / count),
+            "train_top1": float(correct / count),
             "learning_rate": max(self.step.schedule.get_last_lr()),
             "steps": self.steps,
             "step_losses": [round(float(piece.mean()), 6) for piece in pieces],
@@ -160,19 +160,19 @@ class _Worker:
         }
 
     def _validate(self) -> dict[str, float]:
-        """Every validation photograph exactly once over all workers; metrics of the whole part."""
-        # The running statistics of batch normalization differ between workers; those of rank 0 are kept.
-        kept = self.step.evaluated_model
+        """Compute the metrics of the validation split, each image of which one worker evaluates."""
+        # The running statistics of batch normalization differ between workers; those of rank 0 count.
+        model = self.step.evaluated_model
         if self.world > 1:
-            for buffer in kept.buffers():
+            for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
-        kept.eval()
+        model.eval()
         confusion = torch.zeros(NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device)
         loss = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self.step.autocast():
-            for batch in validation_batches(self.val, self.share, self.trainings):
+            for batch in validation_batches(self.val, self.rank_batch, self.trainings):
                 labels = batch["label"].long()
-                logits = kept(normalize(batch["image"], self.spec)).float()
+                logits = model(normalize(batch["image"], self.spec)).float()
                 loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
                 confusion += (labels * NUM_GRADES + logits.argmax(1)).bincount(minlength=len(confusion))
         matrix = self._sum(confusion).reshape(NUM_GRADES, NUM_GRADES).numpy()
@@ -184,13 +184,16 @@ class _Worker:
             "val_n": count,
         }
 
-    def _check_finite(self, loss: torch.Tensor, where: str) -> None:
-        """Ends the training on all workers together: they call it at the same steps and compare one sum."""
+    def _check_finite(self, loss: torch.Tensor, position: str) -> None:
+        """End the training on all workers if the sum of their losses is not finite.
+
+        All workers call it at the same steps.
+        """
         if not self._sum(loss.clone()).isfinite():
-            raise DivergedError(where)
+            raise DivergedError(position)
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Adds up over the workers, to the CPU."""
+        """Sum a tensor over the workers, and move it to the CPU."""
         if self.world > 1:
             dist.all_reduce(values)
         return values.cpu()
@@ -200,9 +203,9 @@ class _Worker:
             self.notes.put_nowait(note)
 
     def _report(self, entry: dict[str, Any]) -> None:
-        """Model, optimizer, schedule, moving average and the epochs so far, from rank 0 alone.
+        """Report an epoch, on rank 0 with a checkpoint: model, optimizer, schedule, average and history.
 
-        Ray writes them to the run's storage while the next epoch runs, and removes the folder.
+        Ray uploads the checkpoint during the next epoch, and then removes the folder.
         """
         if self.rank != 0:
             ray.train.report(entry, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -244,12 +247,12 @@ class _Worker:
 
 
 def _keep_freed_memory() -> None:
-    """Asks glibc to keep what is freed instead of mapping every large activation anew in every step.
+    """Make glibc keep freed memory instead of mapping each large activation again in each step.
 
-    The page faults of that take up to a fifth of the time of training on CPUs. Elsewhere nothing happens, and
-    it holds for the one arena that `jobs.train.trainer` leaves to workers.
+    The page faults of mapping take up to a fifth of the training time on CPUs. It applies to the one arena
+    that `jobs.train.trainer` allows; without glibc it does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mallopt(_MALLOPT_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+        mallopt(_MALLOPT_MMAP_THRESHOLD, 32 * 2**20)  # the maximum of glibc
         mallopt(_MALLOPT_TRIM_THRESHOLD, 2**31 - 1)

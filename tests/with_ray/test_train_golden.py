@@ -59,7 +59,7 @@ def test_workers_are_a_number_or_a_range():
 
 def test_settings_that_cannot_be_are_refused_before_anything_is_written(way, tmp_path):
     for changes, message in (
-        ({"accumulate": 16}, "batch_size 16 is less than 2 for each of 2 workers"),
+        ({"accumulate": 16}, "batch_size 16 is less than 2 images for each of 2 workers"),
         ({"batch_size": 4096}, "do not fill one batch of 4096"),
     ):
         with pytest.raises(UserError, match=message):
@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(way, tmp_path, 
     ):
         train(str(way.data), run, way.recipe.model_copy(update=changes), 2, "cpu")
     out = capsys.readouterr().out
-    assert "batch normalization: over the 16 images that all workers have at a time, about 8 each" in out
+    assert "batch normalization: over the 16 images of all workers per micro-batch, about 8 per worker" in out
     assert out.count("starting, workers") == 1 and "workers failed" not in out
 
 

@@ -65,7 +65,7 @@ class Silence:
 
 def said(monkeypatch, capsys, *notes, cpus: int) -> str:
     resources(monkeypatch, cpus)
-    monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "_WAITING_MESSAGE_AFTER_S", 0.0)
     monkeypatch.setattr(progress, "placement_group_table", dict)
     queue = Silence(*notes)
     queue.reader = Follower(queue, 4, None, 2, TrainMetrics("run", 4, 16))
@@ -79,8 +79,8 @@ STARTED = {"workers": 2, "after": 0}
 def test_a_run_whose_lost_workers_find_no_room_says_so(monkeypatch, capsys):
     output = said(monkeypatch, capsys, STARTED, {"lost": 2}, cpus=6)
     assert "workers failed: 2" in output
-    assert "waiting for room (workers: 2, CPUs for their data: 2); Ray has 6 CPUs" in output
-    assert "waiting for room" in said(monkeypatch, capsys, STARTED, cpus=3)
+    assert "waiting for resources (workers: 2, CPUs for their data: 2); Ray has 6 CPUs" in output
+    assert "waiting for resources" in said(monkeypatch, capsys, STARTED, cpus=3)
 
 
 def test_a_long_step_is_not_taken_for_waiting(monkeypatch, capsys):

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     def starts(self) -> list[tuple[int, int]]:
         """The epochs kept and the workers, each time that they started."""
-        found = re.findall(r"(?:starting|going on after epoch (\d+)), workers: (\d+)", self.log.read_text())
+        found = re.findall(r"(?:starting|resuming after epoch (\d+)), workers: (\d+)", self.log.read_text())
         return [(int(epoch or 0), int(workers)) for epoch, workers in found]
 
     def end(self) -> dict:

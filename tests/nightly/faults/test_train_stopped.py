@@ -68,7 +68,7 @@ def _kill_and_go_on(way, run):
 
     again = subprocess.run(command(way, run), capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stdout
+    assert "resuming after epoch" in again.stdout
     history = json.loads((run / "summary.json").read_text())["history"]
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
     assert history[: len(before)] == before
