@@ -1,7 +1,7 @@
-"""A client of the endpoint, sync and async: `Client("http://127.0.0.1:8000").grade("photo.jpg").grade_name`.
+"""Python client of the endpoint, sync and async: `Client("http://127.0.0.1:8000").grade("photo.jpg").grade_name`.
 
-What a server that is restarted, replaced or busy answers is asked again, within bounds; grading the same
-bytes twice gives the same answer, so nothing is lost by it. Needs neither Ray nor PyTorch.
+Calls are retried while a server is restarted, replaced or busy, within bounds. Grading is idempotent, so that
+retries are safe. Needs neither Ray nor PyTorch.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from serving.client.retries import Call, Counts, GradeError, Retries, Tries
+from serving.client.retries import Attempts, Call, Counts, GradeError, Retries
 from serving.schemas.bulk import BulkRow, BulkRows
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 
 T = TypeVar("T")
 ImageInput = bytes | str | Path
-"""The bytes of a file, or where it is. Its name is not sent."""
+"""Bytes of a file, or its path. The name is not sent."""
 
-# One request of `grade_batch`: what a lost connection costs at most, and what is held in memory.
+# Limits of one request of `grade_batch`, which is held in memory and repeated after a lost connection.
 _BATCH_IMAGES = 32
 _BATCH_BYTES = 32 * 2**20
 _PAGE_ROWS = 1_000
 
 
 class FailedImage(BaseModel):
-    """An image of a batch that could not be graded: the fields of a failed bulk row."""
+    """An image of a batch that could not be graded, with fields of a failed bulk row."""
 
     member: str
     status: Literal["failed"]
@@ -42,7 +42,7 @@ class FailedImage(BaseModel):
 
 
 class BulkRun(BaseModel):
-    """A bulk run as the endpoint tells of it; what else it tells is kept in `model_extra`."""
+    """Status of a bulk run; further fields of the response are in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -63,13 +63,13 @@ _row: TypeAdapter[Row] = TypeAdapter(Row)
 
 
 class Client:
-    """Calls the endpoint. Threads may share one.
+    """Client of the endpoint; thread-safe.
 
     Args:
-        url: of the endpoint, such as `http://127.0.0.1:8000`.
-        key: bearer key, where the endpoint asks for one.
-        timeout: seconds without a byte after which a try has failed.
-        retries: bounds on the tries of a call.
+        url: URL of the endpoint, such as `http://127.0.0.1:8000`.
+        key: Bearer key, if the endpoint needs one.
+        timeout: Seconds without a byte after which an attempt fails.
+        retries: Bounds of the retries of a call.
 
     Every method raises `GradeError`.
     """
@@ -94,20 +94,20 @@ class Client:
     def grade(
         self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
-        """Grades one image; `heatmap_grade` is what the heatmap explains, the likeliest unless given."""
+        """Grade one image; the heatmap explains `heatmap_grade`, by default the likeliest grade."""
         return self._run(_grade(_bytes(image), heatmap, heatmap_grade))
 
     def grade_batch(self, images: Iterable[ImageInput]) -> Iterator[Row]:
-        """Grades many, a few in each request; a row for each, in order, its `member` the place in them."""
-        for start, part in _parts(images):
+        """Grade many images, in requests of at most 32; yields one row per image, `member` is its index."""
+        for start, part in _split_requests(images):
             yield from self._run(_batch(start, part))
 
     def model(self) -> ModelResponse:
-        """The model that answers."""
+        """Describe the current model."""
         return self._run(_MODEL)
 
     def ready(self) -> bool:
-        """Whether the model answers now; asked once."""
+        """Whether the model is ready; without retries."""
         try:
             self._run(_READY, Retries(attempts=1))
         except GradeError:
@@ -115,19 +115,19 @@ class Client:
         return True
 
     def bulk(self, source: str) -> BulkRun:
-        """Starts a bulk run on an `s3://` prefix or archive that the endpoint allows."""
+        """Start a bulk run on an `s3://` prefix or archive that the endpoint allows."""
         return self._run(_bulk(source))
 
     def bulk_status(self, run: str) -> BulkRun:
-        """How far the bulk run of this id is."""
+        """Status and progress of a bulk run, by its id."""
         return self._run(_bulk_run("GET", run))
 
     def bulk_cancel(self, run: str) -> BulkRun:
-        """Stops the bulk run of this id; what is committed stays."""
+        """Stop a bulk run; its committed results stay."""
         return self._run(_bulk_run("DELETE", run))
 
     def bulk_list(self) -> Iterator[BulkRun]:
-        """The bulk runs that the key owns, a page per request."""
+        """Yield the bulk runs of the key, one page per request."""
         cursor: str | None = ""
         while cursor is not None:
             page = self._run(_bulk_page(cursor))
@@ -135,7 +135,7 @@ class Client:
             yield from page.runs
 
     def bulk_rows(self, run: str) -> Iterator[BulkRow]:
-        """The result rows of the bulk run of this id, once it has succeeded, a page per request."""
+        """Yield the result rows of a finished bulk run, one page per request."""
         cursor: str | None = ""
         while cursor is not None:
             page = self._run(_bulk_rows(run, cursor))
@@ -154,15 +154,15 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T], retries: Retries | None = None) -> T:
-        tries = Tries(call, retries or self._retries, self._timeout, self.counts)
+        attempts = Attempts(call, retries or self._retries, self._timeout, self.counts)
 
         def once() -> T:
-            with tries.attempt():
-                return tries.answer(self._http.request(**tries.request))
+            with attempts.attempt():
+                return attempts.answer(self._http.request(**attempts.request))
             raise AssertionError  # an attempt that fails raises
 
-        with tries.call():
-            return tenacity.Retrying(**tries.plan)(once)
+        with attempts.call():
+            return tenacity.Retrying(**attempts.plan)(once)
 
 
 class AsyncClient:
@@ -175,7 +175,7 @@ class AsyncClient:
         timeout: float = 30,
         retries: Retries = Retries(),  # noqa: B008
     ) -> None:
-        # The caller bounds how many calls run at once; the pool must not queue them a second time.
+        # The caller bounds the concurrency; the connection pool must not queue calls as well.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), limits=limits)
         self._timeout, self._retries = timeout, retries
@@ -196,7 +196,7 @@ class AsyncClient:
 
     async def grade_batch(self, images: Iterable[ImageInput]) -> AsyncIterator[Row]:
         """As `Client.grade_batch`."""
-        parts = _parts(images)
+        parts = _split_requests(images)
         while part := await asyncio.to_thread(next, parts, None):
             for row in await self._run(_batch(*part)):
                 yield row
@@ -231,8 +231,8 @@ class AsyncClient:
         while cursor is not None:
             page = await self._run(_bulk_page(cursor))
             cursor = page.next
-            for found in page.runs:
-                yield found
+            for bulk_run in page.runs:
+                yield bulk_run
 
     async def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
         """As `Client.bulk_rows`."""
@@ -255,15 +255,15 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, call: Call[T], retries: Retries | None = None) -> T:
-        tries = Tries(call, retries or self._retries, self._timeout, self.counts)
+        attempts = Attempts(call, retries or self._retries, self._timeout, self.counts)
 
         async def once() -> T:
-            with tries.attempt():
-                return tries.answer(await self._http.request(**tries.request))
+            with attempts.attempt():
+                return attempts.answer(await self._http.request(**attempts.request))
             raise AssertionError  # an attempt that fails raises
 
-        with tries.call():
-            return await tenacity.AsyncRetrying(**tries.plan)(once)
+        with attempts.call():
+            return await tenacity.AsyncRetrying(**attempts.plan)(once)
 
 
 def _json(model: type[T]) -> Callable[[httpx.Response], T]:
@@ -283,13 +283,14 @@ def _batch(start: int, part: list[bytes]) -> Call[list[Row]]:
     def read(response: httpx.Response) -> list[Row]:
         *lines, end = map(json.loads, response.content.splitlines())
         if end["status"] != "done":
-            raise ValueError(f"the batch was broken off: {end.get('error')}")
+            raise ValueError(f"the batch was aborted: {end.get('error')}")
         rows = [_row.validate_python(line) for line in lines]
-        placed = {int(row.member or ""): row for row in rows}
-        if len(rows) != len(part) or placed.keys() != set(range(len(part))):
-            raise ValueError("a row for each image is missing")
-        members = ({"member": str(start + place)} for place in range(len(part)))
-        return [placed[place].model_copy(update=member) for place, member in enumerate(members)]
+        by_index = {int(row.member or ""): row for row in rows}
+        if len(rows) != len(part) or by_index.keys() != set(range(len(part))):
+            raise ValueError("rows are missing")
+        return [
+            by_index[index].model_copy(update={"member": str(start + index)}) for index in range(len(part))
+        ]
 
     return Call("POST", "/v1/grade/batch", read, body={"files": [_file(data) for data in part]})
 
@@ -331,8 +332,8 @@ def _bytes(image: ImageInput) -> bytes:
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
-def _parts(images: Iterable[ImageInput]) -> Iterator[tuple[int, list[bytes]]]:
-    """Images in pieces of one request each, with the place of the first one of each."""
+def _split_requests(images: Iterable[ImageInput]) -> Iterator[tuple[int, list[bytes]]]:
+    """Split images into requests, each with the index of its first image."""
     start, part, size = 0, list[bytes](), 0
     for data in map(_bytes, images):
         if part and (len(part) == _BATCH_IMAGES or size + len(data) > _BATCH_BYTES):

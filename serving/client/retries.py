@@ -1,4 +1,4 @@
-"""How the client tries a call: what is asked again, for how long, and what failed at last."""
+"""Retries of the client: which errors are retried, for how long, and the error that is raised at last."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ from serving.schemas.grading import Problem
 
 T = TypeVar("T")
 
-_BUSY = (429, 503)  # refused before anything was done
-_BROKEN = (500, 502, 504)  # who knows what was done
+_BUSY = (429, 503)  # refused before any work
+_BROKEN = (500, 502, 504)  # the work may have been done
 
 
 class Retries(BaseModel):
-    """For how long a call is tried."""
+    """Bounds of the retries of a call."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    attempts: int = Field(8, ge=1, description="tries of a call in all; 1 for no retries")
-    seconds: float = Field(60, gt=0, description="from the first try to the start of the last one")
+    attempts: int = Field(8, ge=1, description="maximum number of attempts; 1 turns retries off")
+    seconds: float = Field(60, gt=0, description="seconds from the first to the start of the last attempt")
     first_wait: float = Field(
-        0.1, ge=0, description="seconds between tries: drawn below this, doubled each time"
+        0.1,
+        ge=0,
+        description="seconds before the first retry, random below this bound, which doubles each time",
     )
-    longest_wait: float = Field(5, ge=0, description="bound on them; `Retry-After` of the server adds to it")
+    longest_wait: float = Field(
+        5, ge=0, description="maximum of this bound; `Retry-After` of the server is added"
+    )
 
 
 class GradeError(Exception):
     """The endpoint refused a call, failed, or could not be reached.
 
     Args:
-        code: of the problem; `unreachable`, `timed_out`, `bad_answer` or `http_STATUS` where there was none.
-        detail: one line for a person.
-        request_id: names the call in the server's log.
-        status: of HTTP; None without an answer.
-        retry_after: seconds that the server asked to wait.
-        again: whether another try may do better.
+        code: Code of the problem; otherwise `unreachable`, `timed_out`, `bad_answer` or `http_STATUS`.
+        detail: One line for a person.
+        request_id: Id of the call in the server's log.
+        status: HTTP status; None without a response.
+        retry_after: Seconds of the Retry-After header.
+        again: Whether a retry may succeed.
     """
 
     def __init__(
@@ -63,13 +67,13 @@ class GradeError(Exception):
 
 @dataclass
 class Counts:
-    """What a client's calls took so far.
+    """Number of calls, attempts and failures of a client.
 
     Args:
-        calls: that ended, well or not; of `grade_batch` one for each request.
-        attempts: requests that these and the running ones sent.
-        failed_at_first: calls whose first try failed with what is tried again: lost without retries.
-        failed: calls that raised.
+        calls: Calls that ended; of `grade_batch` one per request.
+        attempts: Requests that were sent.
+        failed_at_first: Calls whose first attempt failed with a retryable error.
+        failed: Calls that raised.
     """
 
     calls: int = 0
@@ -79,7 +83,7 @@ class Counts:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, **more: int) -> None:
-        """Adds to the counts; threads may share a client."""
+        """Add to the counts; thread-safe."""
         with self._lock:
             for name, value in more.items():
                 setattr(self, name, getattr(self, name) + value)
@@ -87,7 +91,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One call: what is sent, how the answer is read, and whether sending it twice does no harm."""
+    """One call: its request, the function that reads the response, and whether it is idempotent."""
 
     method: str
     path: str
@@ -96,12 +100,12 @@ class Call(Generic[T]):
     body: dict[str, Any] = field(default_factory=dict)
 
 
-class Tries(Generic[T]):
-    """The tries of one call, whoever sends them: when there is another one, and what comes of them."""
+class Attempts(Generic[T]):
+    """Attempts of one call, for both the sync and the async client."""
 
     def __init__(self, call: Call[T], retries: Retries, timeout: float, counts: Counts) -> None:
         self._call, self._timeout, self._counts = call, timeout, counts
-        self._id, self._tries = uuid.uuid4().hex, 0
+        self._id, self._attempts = uuid.uuid4().hex, 0
         self._until = time.monotonic() + retries.seconds
         self._backoff = tenacity.wait_random_exponential(retries.first_wait, retries.longest_wait)
         self.plan: dict[str, Any] = {
@@ -114,7 +118,7 @@ class Tries(Generic[T]):
 
     @property
     def request(self) -> dict[str, Any]:
-        """Arguments of httpx's `request`; no try waits for a byte beyond the bound on the call."""
+        """Arguments of httpx's `request`; the timeout ends with the bound of the call."""
         left = max(1.0, self._until - time.monotonic())
         headers = {"X-Request-ID": self._id}
         timeout = min(self._timeout, left)
@@ -123,7 +127,7 @@ class Tries(Generic[T]):
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Counts the call that is made inside."""
+        """Count the call of the block."""
         try:
             yield
         except BaseException:
@@ -134,8 +138,8 @@ class Tries(Generic[T]):
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Counts one try, and words its failure."""
-        self._tries += 1
+        """Count one attempt, and raise its failure as `GradeError`."""
+        self._attempts += 1
         self._counts.add(attempts=1)
         try:
             yield
@@ -145,26 +149,26 @@ class Tries(Generic[T]):
             self._fail(error, None)
 
     def answer(self, response: httpx.Response) -> T:
-        """What the call returns.
+        """Read the response of the call.
 
         Raises:
-            GradeError: it is a problem, or no answer of this endpoint.
+            GradeError: It is a problem, or not a response of this endpoint.
         """
         if not response.is_success:
             raise self._problem(response)
         try:
             return self._call.read(response)
         except ValueError as error:  # pydantic's and json's are ValueErrors
-            said = f"this is no answer of a scalp endpoint ({type(error).__name__})"
-            raise self._error("bad_answer", said, response, again=self._call.idempotent) from error
+            detail = f"this is not a response of a scalp endpoint ({type(error).__name__})"
+            raise self._error("bad_answer", detail, response, again=self._call.idempotent) from error
 
     def _fail(self, error: GradeError, cause: Exception | None) -> None:
-        self._counts.add(failed_at_first=int(self._tries == 1 and error.again))
+        self._counts.add(failed_at_first=int(self._attempts == 1 and error.again))
         raise error from cause
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        # Added, not the larger of both: clients told to wait a second must not come back together.
+        # Added, so that clients with the same Retry-After do not retry together.
         return self._backoff(state) + (error.retry_after if isinstance(error, GradeError) else 0)
 
     def _transport(self, error: httpx.TransportError) -> GradeError:
@@ -177,10 +181,10 @@ class Tries(Generic[T]):
         status = response.status_code
         again = status in _BUSY or (status in _BROKEN and self._call.idempotent)
         try:
-            said = Problem.model_validate_json(response.content)
-        except ValidationError:  # of a proxy
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError:  # from a proxy
             return self._error(f"http_{status}", response.reason_phrase or "no reason", response, again)
-        return self._error(said.code, said.detail, response, again)
+        return self._error(problem.code, problem.detail, response, again)
 
     def _error(self, code: str, detail: str, response: httpx.Response, again: bool) -> GradeError:
         after = response.headers.get("Retry-After", "")
