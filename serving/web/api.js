@@ -1,11 +1,11 @@
-/** Requests to the endpoint: with the access key where it asks for one, again later where it is busy. */
+/** Requests to the endpoint, with the access key, and with retries while it is busy. */
 
 const TRIES = 5;
 const LONGEST_WAIT_S = 60;
 const USUAL_WAIT_S = 2;
 const KEY = "scalp.key";
 
-/** Why a request has no answer; `code` and `detail` as in the server's problem. */
+/** Error of a request; `code` and `detail` are those of the server's problem. */
 export class Problem extends Error {
   constructor({ code, detail }) {
     super(detail);
@@ -15,8 +15,8 @@ export class Problem extends Error {
 }
 
 let key = remembered();
-let asked = null;
-let ask = null;
+let pendingKey = null;
+let promptForKey = null;
 
 function remembered() {
   try {
@@ -26,18 +26,18 @@ function remembered() {
   }
 }
 
-/** Names the function that asks the person for the key: it takes the server's problem and promises the key. */
-export function askWith(question) {
-  ask = question;
+/** Sets the function that prompts for the key: it takes the server's problem and returns a promise of the key. */
+export function setKeyPrompt(prompt) {
+  promptForKey = prompt;
 }
 
 /**
- * The answer to a request, as JSON.
+ * Sends a request and returns the response as JSON.
  *
- * @param path of the endpoint.
- * @param body form to post; without one it is a GET.
- * @param signal ends the request.
- * @param onWait told `{seconds, next, tries}` before each wait for a busy server, and null after it.
+ * @param path Path of the route.
+ * @param body Form to post; without one the request is a GET.
+ * @param signal AbortSignal of the request.
+ * @param onWait Called with `{seconds, next, tries}` before each wait for a busy server, and with null after it.
  * @throws Problem, or the signal's reason.
  */
 export async function call(path, { body, signal, onWait = () => {} } = {}) {
@@ -48,7 +48,7 @@ export async function call(path, { body, signal, onWait = () => {} } = {}) {
     if (response.ok && answer) return answer;
     const problem = new Problem(answer ?? { code: `http_${response.status}` });
     if (response.status === 401) {
-      await anotherKeyThan(used, problem);
+      await replaceKey(used, problem);
       signal?.throwIfAborted();
     } else if ([429, 503].includes(response.status) && attempt < TRIES) {
       const seconds = secondsToWait(response);
@@ -84,15 +84,15 @@ function sleep(seconds, signal) {
   });
 }
 
-/** Waits for a key other than the one that was refused; whoever needs one at the same time waits for the same. */
-async function anotherKeyThan(used, problem) {
+/** Prompts for a key to replace the refused one; concurrent requests share the prompt. */
+async function replaceKey(used, problem) {
   if (key !== used) return;
-  asked ??= ask(problem);
-  key = await asked;
-  asked = null;
+  pendingKey ??= promptForKey(problem);
+  key = await pendingKey;
+  pendingKey = null;
   try {
     sessionStorage.setItem(KEY, key);
   } catch {
-    // It holds until the page is left.
+    // The key is kept until the page is left.
   }
 }

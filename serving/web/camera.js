@@ -1,9 +1,9 @@
-/** Photographs from the camera: a live picture and a shutter, or the device's own camera where there is none. */
+/** Camera dialog: a live picture with a shutter, or the device's camera app without camera access. */
 
 import { element, note } from "./dom.js";
 import { say, words } from "./words.js";
 
-// Microscopes and phones give what is nearest to it.
+// The camera chooses the nearest resolution.
 const WANTED = { width: { ideal: 1920 }, height: { ideal: 1440 } };
 const JPEG_QUALITY = 0.92;
 
@@ -18,7 +18,7 @@ let generation = 0;  // raised by each start and stop; a camera that opens in an
 let taken = 0;
 let onTaken;
 
-/** `take` is given each photograph, as a list of one file. */
+/** Sets up the dialog; `take` is called with each photo, as a list of one file. */
 export function setUp(take) {
   onTaken = take;
   element("camera-open").addEventListener("click", open);

@@ -1,10 +1,10 @@
-/** Two graded photographs, before and after. */
+/** Comparison of two graded photos, before and after. */
 
 import { announce, element } from "./dom.js";
 import { events, photographs, withStatus } from "./grading.js";
 import { gradeName, say } from "./words.js";
 
-const SAME = 0.05;  // of expected severity: less is not worth a word
+const SAME = 0.05;  // smallest reported difference of the expected severity
 const SIDES = ["before", "after"];
 
 const section = element("compare");
@@ -13,7 +13,7 @@ const choices = SIDES.map(element);
 const views = section.querySelectorAll("[aria-pressed]");
 const wipe = element("wipe");
 
-let shown = [];  // the two photographs
+let shown = [];  // the two photos
 
 export function setUp() {
   for (const choice of choices) {
@@ -29,14 +29,14 @@ export function setUp() {
   for (const kind of ["idle", "removed"]) events.addEventListener(kind, refresh);
 }
 
-/** Opens the comparison; `last` is the photograph after. */
+/** Opens the comparison; `last` is the photo after. */
 export function open(last = withStatus("graded").at(-1)) {
   section.hidden = false;
   choose([withStatus("graded").find((each) => each !== last), last]);
   element("compare-title").focus();
 }
 
-/** Shows the comparison anew after a change of photographs or of the language. */
+/** Updates the comparison after a change of the photos or the language. */
 export function refresh() {
   if (section.hidden) return;
   const graded = withStatus("graded");

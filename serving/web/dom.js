@@ -1,10 +1,10 @@
-/** Small things that every part of the page does with the document. */
+/** Helpers for the document. */
 
 import { translate } from "./words.js";
 
 export const element = (id) => document.getElementById(id);
 
-/** A translated copy of a template, its slots filled with text. */
+/** Makes a translated copy of a template with filled slots. */
 export function fill(template, slots = {}) {
   const copy = element(template).content.cloneNode(true);
   translate(copy);
@@ -14,13 +14,13 @@ export function fill(template, slots = {}) {
   return copy;
 }
 
-/** Shows a note with this text; hides it where there is none. */
+/** Shows a note with this text; hides it if the text is empty. */
 export function note(id, text) {
   element(id).textContent = text;
   element(id).hidden = !text;
 }
 
-/** Tells those who listen to the page and do not see it. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   element("announcer").textContent = text;
 }

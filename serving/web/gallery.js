@@ -1,4 +1,4 @@
-/** The photographs as a grid of small pictures, one of them selected; arrow keys go from one to the next. */
+/** Gallery: a grid of thumbnails with one selected photo; arrow keys move the selection. */
 
 import { element, fill } from "./dom.js";
 import { events, photographs } from "./grading.js";
@@ -10,7 +10,7 @@ const gallery = element("gallery");
 const tiles = new Map();
 let onSelect;
 
-/** Shows the gallery; `select` is told of each photograph that becomes the selected one, and of null. */
+/** Sets up the gallery; `select` is called with each newly selected photo, or null. */
 export function setUp(select) {
   onSelect = select;
   events.addEventListener("changed", ({ detail }) => show(detail));
@@ -25,12 +25,12 @@ export function select(photograph) {
   onSelect(photograph);
 }
 
-/** Shows all photographs anew, in the language that holds now. */
+/** Updates all thumbnails in the current language. */
 export function translateAll() {
   photographs.forEach(show);
 }
 
-/** State of a photograph in a word or two: its grade, or how far it is. */
+/** Short state of a photo: its grade, or its progress. */
 export function stateOf({ status, model, answer }) {
   return status === "graded" ? gradeName(model, answer.grade) : say(`tile.${status}`);
 }
@@ -55,7 +55,7 @@ function create(photograph) {
   const copy = fill("tile", { name: photograph.name });
   const tile = copy.querySelector("button");
   const image = tile.querySelector("img");
-  image.addEventListener("error", () => image.remove());  // no picture, or TIFF, which most browsers do not show
+  image.addEventListener("error", () => image.remove());  // not an image, or a TIFF, which most browsers do not show
   image.src = photograph.url;
   tile.addEventListener("click", () => select(photograph));
   tiles.set(photograph, tile);

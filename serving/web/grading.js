@@ -1,14 +1,14 @@
-/** The photographs of this visit and their way to the server: a few at once, each graded or failed with a reason. */
+/** Photos of this page and their grading: a few concurrent requests, each graded or failed with a reason. */
 
 import { Problem, call } from "./api.js";
 
 const AT_ONCE = 3;
-const MAX_BYTES = 32 * 2 ** 20;  // the server's own limit; this spares the upload
+const MAX_BYTES = 32 * 2 ** 20;  // the server's limit; checked here to save the upload
 
-/** In order of arrival; see `photographOf` for what each is. */
+/** Photos in order of arrival; see `photographOf` for their fields. */
 export const photographs = [];
 
-/** Fires `changed` with a photograph, `removed` with one, and `idle` with those that were settled since the last. */
+/** Events: `changed` and `removed` with a photo, `idle` with the photos that were settled since the last `idle`. */
 export const events = new EventTarget();
 
 let running = 0;
@@ -34,7 +34,7 @@ function photographOf(file) {
   };
 }
 
-/** Queues files; returns their photographs. */
+/** Queues files; returns their photos. */
 export function add(files) {
   const added = Array.from(files, photographOf);
   photographs.push(...added);
@@ -43,7 +43,7 @@ export function add(files) {
   return added;
 }
 
-/** Queues photographs that failed once more. */
+/** Queues failed photos again. */
 export function retry(failed) {
   settled = settled.filter((each) => !failed.includes(each));
   for (const photograph of failed) {
@@ -54,7 +54,7 @@ export function retry(failed) {
   next();
 }
 
-/** Forgets a photograph; its request ends. */
+/** Removes a photo and aborts its request. */
 export function remove(photograph) {
   photographs.splice(photographs.indexOf(photograph), 1);
   settled = settled.filter((each) => each !== photograph);
@@ -65,16 +65,16 @@ export function remove(photograph) {
 
 export const withStatus = (...statuses) => photographs.filter(({ status }) => statuses.includes(status));
 
-/** How many of those under way are settled: {done, total}. */
+/** Progress of the queued photos: {done, total}. */
 export function progress() {
   return { done: settled.length, total: settled.length + withStatus("waiting", "sending").length };
 }
 
-/** The model that answers now, or by the version that an answer names. */
+/** The current model, or the model with a given version. */
 export async function modelOf(version) {
   const model = await (known ??= fetchModel());
   if (!version || model.model_version === version) return model;
-  return (known = fetchModel());  // the server was given another bundle
+  return (known = fetchModel());  // the server has another bundle now
 }
 
 function fetchModel() {
@@ -84,7 +84,7 @@ function fetchModel() {
   });
 }
 
-/** Asks for a photograph's grade; `fields` go into the form beside the file. */
+/** Requests the grade of a photo; `fields` are added to the form. */
 export function send(photograph, fields, signal, onWait) {
   const body = new FormData();
   body.append("file", photograph.file, "photograph");
@@ -133,7 +133,7 @@ async function check(file) {
   if (file.size > MAX_BYTES) throw new Problem({ code: "too_many_bytes", detail: `${file.size} bytes` });
   try {
     await file.slice(0, 1).arrayBuffer();
-  } catch (error) {  // a folder, or a file that has gone
+  } catch (error) {  // a folder, or a file that was removed
     throw new Problem({ code: "unreadable", detail: String(error) });
   }
 }

@@ -1,4 +1,4 @@
-/** Where the model looked, laid over the selected photograph. */
+/** Heatmap as an overlay of the selected photo. */
 
 import { element, note } from "./dom.js";
 import { send } from "./grading.js";
@@ -9,7 +9,7 @@ const choice = element("heat-grade");
 const opacity = element("heat-opacity");
 const heat = element("heat");
 
-let photograph = null;  // the graded one that is shown, or null
+let photograph = null;  // the graded photo that is shown, or null
 let pending = new AbortController();
 
 export function setUp() {
@@ -19,7 +19,7 @@ export function setUp() {
   heat.style.opacity = opacity.value / 100;
 }
 
-/** Takes the photograph whose heat may be asked for; null where the page shows none. */
+/** Sets the photo whose heatmap may be requested; null for none. */
 export function heatOf(shown) {
   photograph = shown;
   element("heat-controls").hidden = !photograph;
@@ -55,7 +55,7 @@ async function update() {
   }
 }
 
-/** The heatmap as a data URL, fetched once; undefined of a server that makes none. */
+/** Heatmap as a data URL, fetched once; undefined if the server makes no heatmaps. */
 async function heatFor(of, grade, signal) {
   if (!of.heats.has(grade)) {
     note("heat-note", say("heat.busy"));
@@ -80,7 +80,7 @@ async function lay(picture, grade, signal) {
   note("heat-note", isBlank(heat) ? say("heat.none", { grade: name }) : "");
 }
 
-/** Where the model's square lies on a photograph of this width by height, in shares of its sides. */
+/** Position of the model's square on a photo of this width and height, as fractions of its sides. */
 export function placeOf(ratio, resize) {
   const [width, height] = {
     squash: [1, 1],

@@ -1,6 +1,6 @@
-/** Puts the parts of the page together. */
+/** Entry point: connects the parts of the page. */
 
-import { askWith } from "./api.js";
+import { setKeyPrompt } from "./api.js";
 import * as camera from "./camera.js";
 import * as compare from "./compare.js";
 import { announce, element, note } from "./dom.js";
@@ -16,7 +16,7 @@ function take(files) {
   if (first) gallery.select(first);
 }
 
-// --- one language, or the other -----------------------------------------------------------------------------
+// --- language ------------------------------------------------------------------------------------------------
 
 function speak() {
   document.documentElement.lang = language;
@@ -42,7 +42,7 @@ async function showModel() {
   }
 }
 
-// --- how far it is ------------------------------------------------------------------------------------------
+// --- progress ----------------------------------------------------------------------------------------------
 
 function showState() {
   const { done, total } = progress();
@@ -65,7 +65,7 @@ function showState() {
 
 function summary() {
   const graded = withStatus("graded");
-  const counts = new Map();  // by the grades' names, in the grades' order
+  const counts = new Map();  // by grade name, in the order of grades
   for (const { model, answer } of graded.toSorted((one, other) => one.answer.grade - other.answer.grade)) {
     const name = gradeName(model, answer.grade);
     counts.set(name, (counts.get(name) ?? 0) + 1);
@@ -81,7 +81,7 @@ function summary() {
 
 let isDue = false;
 
-/** Shows the state once for all that changes together: a hundred photographs are one change. */
+/** Updates the state once per batch of changes. */
 function showStateSoon() {
   if (isDue) return;
   isDue = true;
@@ -103,7 +103,7 @@ events.addEventListener("idle", ({ detail: batch }) => {
 
 // --- the access key -----------------------------------------------------------------------------------------
 
-askWith(({ code }) => {
+setKeyPrompt(({ code }) => {
   const form = element("key");
   form.hidden = false;
   element("key-problem").hidden = code !== "wrong_key";
@@ -118,14 +118,14 @@ askWith(({ code }) => {
   });
 });
 
-// --- what a person can do -----------------------------------------------------------------------------------
+// --- controls ---------------------------------------------------------------------------------------------
 
 element("file").addEventListener("change", ({ target }) => {
   take(target.files);
   target.value = "";  // so that the same file can be chosen again
 });
 
-// The whole page takes a drop: beside the field, the browser would leave the page for the file.
+// The whole page accepts drops: outside of the field the browser would open the file instead of the page.
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();

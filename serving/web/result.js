@@ -1,4 +1,4 @@
-/** The selected photograph: its picture, and its grade in words or why it has none. */
+/** Result of the selected photo: its picture, and its grade or problem. */
 
 import { element, fill } from "./dom.js";
 import { heatOf } from "./heat.js";
@@ -11,7 +11,7 @@ const image = element("photograph");
 let shown = null;
 let picture = "loading";  // then seen, or broken
 
-/** Shows a photograph as it is now; null shows none. */
+/** Shows the current state of a photo; null shows none. */
 export function show(photograph) {
   const isOther = photograph !== shown;
   shown = photograph;
@@ -28,7 +28,7 @@ export function show(photograph) {
   offerHeat();
 }
 
-/** A photograph's result in one line, for those who listen. */
+/** Result of a photo in one line, for screen readers. */
 export function inOneLine({ status, model, answer, problem, name }) {
   if (status === "failed") return `${name}: ${say("failed")}. ${problemWords(problem)}`;
   return `${name}: ${gradeName(model, answer.grade)}. ${referral(answer).join(" ")}`;
@@ -50,7 +50,7 @@ function load(photograph) {
   image.src = photograph.url;
 }
 
-/** Heat lies over a picture that is seen; a TIFF, which most browsers do not show, has a note instead. */
+/** Offers a heatmap over a visible picture; a TIFF, which most browsers do not show, has a note instead. */
 function offerHeat() {
   const isGraded = shown.status === "graded";
   view.hidden = picture === "broken";
@@ -75,7 +75,7 @@ function graded({ answer, model }) {
     severity: say("severity", { grade: answer.grade, severity: answer.expected_severity.toFixed(2) }),
     set: gradeSet(answer.grade_set, model),
     "set-meaning": say("set.meaning", { coverage: percent(model.conformal.coverage, 0) }),
-    file: answer.notes.map((each) => words(`note.${each}`) ?? each).join(" "),
+    file: answer.notes.map((note) => words(`note.${note}`) ?? note).join(" "),
     image: say("image", { id: answer.image_id, version: answer.model_version }),
   });
   const [lead, ...reasons] = referral(answer);
@@ -98,16 +98,16 @@ function referral(answer) {
 }
 
 function paragraph(text) {
-  const made = document.createElement("p");
-  made.textContent = text;
-  return made;
+  const node = document.createElement("p");
+  node.textContent = text;
+  return node;
 }
 
 function list(texts) {
-  const made = document.createElement("ul");
-  made.hidden = !texts.length;
-  for (const text of texts) made.append(Object.assign(document.createElement("li"), { textContent: text }));
-  return made;
+  const node = document.createElement("ul");
+  node.hidden = !texts.length;
+  for (const text of texts) node.append(Object.assign(document.createElement("li"), { textContent: text }));
+  return node;
 }
 
 function bar(name, probability, isLikeliest) {

@@ -1,10 +1,10 @@
-/** The results as a table for spreadsheets, made in the browser: the columns of a bulk result, one row a photograph. */
+/** CSV export of the results: the columns of a bulk result, one row per photo. */
 
 const PROBABILITIES = [0, 1, 2, 3];
 const PLAIN = ["image_id", "sha256", "grade", "grade_name", "expected_severity", "unlikeness", "refer"];
 const LISTS = ["grade_set", "refer_reasons", "notes"];
 
-/** CSV text of settled photographs, one at least; the file names are those on the person's own device. */
+/** CSV text of one or more settled photos, with their local file names. */
 export function csv(photographs) {
   const rows = photographs.map(row);
   return [Object.keys(rows[0]), ...rows.map(Object.values)].map(line).join("");
@@ -30,13 +30,13 @@ function line(values) {
 
 function field(value) {
   let text = String(value ?? "");
-  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`;  // a file's name must not become a spreadsheet's formula
+  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`;  // a spreadsheet must not evaluate a file name as a formula
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** Hands a text to the browser as a file to save. */
+/** Offers a text as a file download. */
 export function save(text, name) {
-  // Spreadsheets take the mark at the start for UTF-8; without it, Korean names come out wrong.
+  // With a byte order mark spreadsheets detect UTF-8, which Korean names need.
   const url = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);

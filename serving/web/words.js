@@ -1,4 +1,4 @@
-/** What the page says, in English or Korean. */
+/** Texts of the page in English or Korean. */
 
 import { ENGLISH } from "./english.js";
 import { KOREAN } from "./korean.js";
@@ -13,7 +13,7 @@ function remembered() {
     const code = localStorage.getItem(REMEMBERED);
     return code in TABLES ? code : undefined;
   } catch {
-    return undefined;  // the browser keeps nothing for this page
+    return undefined;  // the browser denies storage to this page
   }
 }
 
@@ -22,26 +22,26 @@ export function setLanguage(code) {
   try {
     localStorage.setItem(REMEMBERED, code);
   } catch {
-    // It holds until the page is left.
+    // The choice is kept until the page is left.
   }
 }
 
-/** The words of a key, `{name}` replaced by its value; `key.one` for a `count` of one. Undefined where there are none. */
+/** Text of a key with its values; `key.one` for a `count` of one. Undefined for an unknown key. */
 export function words(key, values = {}) {
   const table = TABLES[language];
   const text = (values.count === 1 && table[`${key}.one`]) || table[key];
   return text?.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** As `words`, where the key is known to be there. */
+/** As `words`, for a key that exists. */
 export function say(key, values) {
   return words(key, values) ?? key;
 }
 
-/** Puts the words into the elements that name a key in `data-say`, and into labels that name one in `data-label`. */
+/** Sets the texts of elements with `data-say`, and the labels of elements with `data-label`. */
 export function translate(root) {
-  for (const each of root.querySelectorAll("[data-say]")) each.textContent = say(each.dataset.say);
-  for (const each of root.querySelectorAll("[data-label]")) each.setAttribute("aria-label", say(each.dataset.label));
+  for (const node of root.querySelectorAll("[data-say]")) node.textContent = say(node.dataset.say);
+  for (const node of root.querySelectorAll("[data-label]")) node.setAttribute("aria-label", say(node.dataset.label));
 }
 
 export function percent(share, digits) {
@@ -55,12 +55,12 @@ export function gradeName(model, grade) {
   return language === "ko" ? name_ko : name;
 }
 
-/** A problem in words: by its code; a code that this page does not know, in the server's. */
+/** Text of a problem by its code; the server's detail for an unknown code. */
 export function problemWords({ code, detail }) {
   return words(`problem.${code}`) ?? detail ?? say("problem.failed");
 }
 
-/** Everything that speaks for a person's look at a photograph, in words. */
+/** Texts of the reasons for a referral. */
 export function reasonWords(reasons) {
   return reasons.map((reason) => words(`reason.${reason}`) ?? reason);
 }
