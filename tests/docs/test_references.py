@@ -26,11 +26,12 @@ _ELSEWHERE = ("nn", "np", "pa", "serve", "execute", "module", "provider")
 
 
 def _module_texts() -> dict[str, str]:
-    """Text of the modules by their last name; the folder's name for `__init__.py`."""
+    """Text of modules by their last name; of a package the text of `__init__.py` and the names of its modules."""
     texts: dict[str, str] = {}
     for path in FILES:
         name = path.parent.name if path.name == "__init__.py" else path.stem
         texts[name] = texts.get(name, "") + path.read_text(encoding="utf-8")
+        texts[path.parent.name] = texts.get(path.parent.name, "") + f"\n{path.stem}\n"
     return texts
 
 
