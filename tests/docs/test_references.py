@@ -26,7 +26,7 @@ _ELSEWHERE = ("nn", "np", "pa", "serve", "execute", "module", "provider")
 
 
 def _module_texts() -> dict[str, str]:
-    """Text of modules by their last name; of a package the text of `__init__.py` and the names of its modules."""
+    """Text of modules by their last name; of a package its `__init__.py` and the names of its modules."""
     texts: dict[str, str] = {}
     for path in FILES:
         name = path.parent.name if path.name == "__init__.py" else path.stem
