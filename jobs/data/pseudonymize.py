@@ -17,7 +17,7 @@ from cluster.local import connect
 from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
 from jobs.common.images import make_dataset, unreadable
 from scalp_core import storage
-from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymous_row, without_metadata
+from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import LOCATION_COLUMNS, location_of
@@ -181,7 +181,7 @@ class Pseudonymize:
         try:
             if isinstance(data, ImageError):
                 raise data
-            picture, suffix = without_metadata(data)
+            picture, suffix = strip_metadata(data)
         except ImageError as error:
             raise unreadable(location_of(row), error) from None
         grade = "unlabelled" if row["label"] is None else str(row["label"])
@@ -191,4 +191,4 @@ class Pseudonymize:
         digest = hashlib.sha256(picture).hexdigest()
         here = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
         here["image_id"] = manifest.image_id(digest)
-        return pseudonymous_row(row, self._key) | here
+        return pseudonymize_row(row, self._key) | here

@@ -1,7 +1,6 @@
-"""From what the objects of a source are to a manifest: what is kept, in which group, in which part.
+"""Audit a source: decide which images to keep, group and split them, and write the manifest.
 
-Nothing is dropped silently: every photograph is in the manifest or in `dropped.parquet` with a reason, and
-what is odd is in `findings.parquet`.
+Each image is in the manifest, or in `dropped.parquet` with a reason. `findings.parquet` lists irregularities.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from scalp_core.grades import SYMPTOMS
 from scalp_core.synthetic.origin import MARKS, is_synthetic
 
 GROUP_KEYS = ("device", "session", "near_duplicate")
-"""What can make photographs one group; the same content and a table's own groups always do."""
+"""Keys that can group images; equal content and the groups of a table apply in addition."""
 
 
-_TOLD = 5  # joints in the summary; all are in findings.parquet
+_MAX_JOINTS = 5  # joints in the summary; findings.parquet has all of them
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a source."""
+    """Options of an audit: task, symptom, split and groups."""
 
-    task: Task | None = None  # None: the source's own, folder or table
+    task: Task | None = None  # None: folder or table, by the source
     symptom: str = SYMPTOMS[0]
     ratio: str = "7:2:1"
     method: SplitMethod = "group"
@@ -44,21 +43,21 @@ class Options:
 
 
 def audit(examined: str, source: str, out: str, options: Options, is_table: bool = False) -> dict[str, Any]:
-    """Decides what is kept, groups and splits it, and writes the manifest, the dropped and the findings.
+    """Audit examined objects: keep, group and split images, and write manifest, dropped and findings.
 
     Args:
-        examined: folder of Parquet files of `scan.EXAMINED`.
-        source: for the contract.
-        out: data directory to write.
-        options: what is asked.
-        is_table: the labels came from a table.
+        examined: Folder of Parquet files of `scan.EXAMINED`.
+        source: Source of the images, recorded in `data.json`.
+        out: Data directory to write.
+        options: Options of the audit.
+        is_table: Whether the labels came from a table.
 
     Returns:
-        counts, and examples for the report.
+        Counts, and examples for the report.
 
     Raises:
-        SourceError: there is no photograph with a label as asked.
-        UserError: there are too few groups.
+        SourceError: no image has a label for the task.
+        UserError: too few groups.
     """
     steps = _Steps()
     with open_relations(examined) as relations:
@@ -66,7 +65,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         layout = relations.find_layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
         _check_task(layout, task, source)
-        relations.decide(layout, task, options.symptom)
+        relations.label_images(layout, task, options.symptom)
         _check_any_kept(relations, source, layout, task, options)
         steps.end("decide")
         near = relations.find_near_duplicates()
@@ -85,7 +84,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             split=record,
             photographs=relations.number("select count(*) from kept"),
             sha256=relations.fingerprint(),
-            synthetic=is_synthetic(relations.folders(source, is_table), relations.named(MARKS)),
+            synthetic=is_synthetic(relations.find_folders(source, is_table), relations.find_by_name(MARKS)),
         )
         steps.end("write")
         counts = count_all(relations) | pick_examples(relations, near.pairs)
@@ -99,7 +98,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
 
 
 class _Steps:
-    """Seconds of each step of an audit."""
+    """Wall time of each step of an audit, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -113,7 +112,7 @@ class _Steps:
 
 def _check_task(layout: str, task: str, source: str) -> None:
     if layout == "table" and task != "table":
-        raise SourceError(f"--task {task}: the table {source} brings its own labels; leave --task out")
+        raise SourceError(f"--task {task}: the table {source} has its own labels; omit --task")
     if task == "json" and layout != "aihub":
         raise SourceError(f"--task json: {source} has no label files of AI Hub; use --task folder")
 
@@ -125,16 +124,18 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
         return
     photographs = relations.number("select count(*) from photo")
     if not photographs:
-        raise SourceError(f"{source} holds no photograph; check the path")
+        raise SourceError(f"{source} holds no images; check the path")
     reasons = relations.rows(
         "select reason, count(*) as n from photo where reason is not null group by reason order by n desc"
     )
-    why = ", ".join(f"{row['n']} {row['reason']}" for row in reasons)
-    what = f"{source} holds {photographs} photographs and no grade for any of them" + f" ({why})" * bool(why)
+    listed = ", ".join(f"{row['n']} {row['reason']}" for row in reasons)
+    problem = f"{source} holds {photographs} images and no grade for any of them" + f" ({listed})" * bool(
+        listed
+    )
     if layout == "table":
-        raise SourceError(f"{what}; check its columns uri and label, or use --task unlabelled")
+        raise SourceError(f"{problem}; check its columns uri and label, or use --task unlabelled")
     raise SourceError(
-        f"{what}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
+        f"{problem}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
         "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "
         "--symptom, or use --task unlabelled"
     )
@@ -143,10 +144,10 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
 def _divide(
     relations: Relations, near: np.ndarray, task: str, options: Options
 ) -> tuple[SplitSpec, dict[str, Any]]:
-    """Groups the candidates, and assigns splits and folds to what is kept; with the joints of groups."""
+    """Group the candidates, and assign splits and folds to the kept images; returns spec and joints."""
     rows = relations.read_candidates()
     ids, kept, labels = rows["id"], rows["kept"], rows["label"]
-    # As delivered, a microscope is in both parts: only sessions and copies can be kept apart.
+    # Delivered splits share microscopes: only sessions and copies can be separated.
     chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
     edges = np.searchsorted(ids, near)
     alike = number_components(edges, len(ids))
@@ -171,8 +172,8 @@ def _divide(
     }
     relations.assign_splits(pa.table(assigned), chosen)
     joints = {
-        "applied": relations.name_joints(groups.joints, ids),
-        "refused": relations.add_joints(groups.refused, ids)[:_TOLD],
+        "applied": relations.locate_joints(groups.joints, ids),
+        "refused": relations.add_joints(groups.refused, ids)[:_MAX_JOINTS],
     }
     placed = kept & ((parts == "train") | (parts == "val") | (parts == "test"))
     shared = {"device": rows["device"], "session": rows["session"], "near_duplicate": alike}
@@ -190,7 +191,7 @@ def _divide(
 
 
 def _number_images(contents: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """One number for all rows that show the same image, by content and by near-duplicate edges; uint64."""
+    """Number rows so that copies and near-duplicates share a number; uint64."""
     return unite([contents, number_components(edges, len(contents))], len(contents)).astype(
         np.uint64
     ) + np.uint64(1)
@@ -204,7 +205,7 @@ def _split_rows(
     delivered: np.ndarray,
     options: Options,
 ) -> np.ndarray:
-    """The split of each row; None where it has none, "overlap" where the test split has its group."""
+    """Split of each row; None without a split, "overlap" if the test split has its group."""
     parts = np.full(len(labels), None, dtype=object)
     ratio = splits.parse_ratio(options.ratio)
     if method == "group":
@@ -213,13 +214,13 @@ def _split_rows(
         parts[kept] = splits.split_at_random(labels[kept], ratio, options.seed)
     elif method == "official":
         names = np.array(["", "Training", "Validation"], dtype=object)[delivered[kept]]
-        found = splits.split_as_delivered(labels[kept], groups[kept], names, ratio, options.seed)
-        parts[kept] = np.where(found == None, "overlap", found)  # noqa: E711 -- element by element
+        official = splits.split_as_delivered(labels[kept], groups[kept], names, ratio, options.seed)
+        parts[kept] = np.where(official == None, "overlap", official)  # noqa: E711 -- element by element
     return parts
 
 
 def _joined_by(relations: Relations, groups: Groups, ids: np.ndarray) -> str:
-    """The images that joined groups, for a message about too few of them."""
-    named = relations.name_joints(groups.joints, ids)
-    places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in named)
-    return f"; images that show the same in several groups joined them: {places}" if named else ""
+    """List the images that joined groups, for the error about too few groups."""
+    joints = relations.locate_joints(groups.joints, ids)
+    places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in joints)
+    return f"; images that are the same in several groups joined them: {places}" if joints else ""

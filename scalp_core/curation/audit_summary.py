@@ -18,7 +18,7 @@ _EXAMPLES = 8
 _SHEET_COLUMNS = 8
 _LARGEST_GROUPS = 3
 
-# What is counted by name, content or pair, and not by file.
+# Findings that are counted by name, content or pair, and not by file.
 _BY_DETAIL = {
     "label_files_differ", "content_in_several_symptoms", "content_in_both_parts", "conflicting_contents",
     "same_name_other_content",
@@ -76,7 +76,7 @@ def count_all(relations: Relations) -> dict[str, Any]:
 
 
 def pick_examples(relations: Relations, near: np.ndarray) -> dict[str, Any]:
-    """A few photographs of each kind, for the report.
+    """Pick a few images of each kind for the report.
 
     Args:
         relations: An audited source.
@@ -110,7 +110,7 @@ def pick_examples(relations: Relations, near: np.ndarray) -> dict[str, Any]:
 
 
 def _findings(relations: Relations) -> dict[str, int]:
-    """By word: how many of what `FINDINGS` says, which are names, contents or pairs and not files."""
+    """Count the findings by name, in the unit that `FINDINGS` gives: files, names, contents or pairs."""
     files = relations.count("select finding, count(*) from finding group by finding")
     words = ", ".join(f"'{word}'" for word in sorted(_BY_DETAIL))
     contents = relations.count(
@@ -122,8 +122,8 @@ def _findings(relations: Relations) -> dict[str, int]:
 
 def _grades(relations: Relations, where: str) -> dict[str, int]:
     rows = relations.rows(f"select label, count(*) as n from kept {where} group by label")
-    found = {row["label"]: row["n"] for row in rows}
-    return {name: found.get(grade, 0) for grade, name in enumerate(GRADE_NAMES)}
+    counts = {row["label"]: row["n"] for row in rows}
+    return {name: counts.get(grade, 0) for grade, name in enumerate(GRADE_NAMES)}
 
 
 def _slices(relations: Relations, column: str) -> list[dict[str, Any]]:

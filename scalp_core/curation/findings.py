@@ -1,33 +1,33 @@
 """Names of the reasons and findings in dropped.parquet and findings.parquet, with their meanings."""
 
 REASONS = {
-    "not_in_a_grade_folder": "no folder above it names a grade",
-    "other_symptom": "it lies in a folder of another symptom",
-    "no_label": "no label file has its name, or its row of the table has no label",
-    "bad_label": "its label file does not hold six grades, or its label is no grade",
-    "conflicting_labels": "the same picture, or the same name, has labels that differ",
-    "duplicate_content": "another photograph with the same bytes is kept",
-    "official_overlap": "its session or a copy of it is in the delivered Validation part",
+    "not_in_a_grade_folder": "none of its folders names a grade",
+    "other_symptom": "its folder is of another symptom",
+    "no_label": "no label file has its name, or its row in the table has no label",
+    "bad_label": "its label file does not hold six grades, or its label is not a grade",
+    "conflicting_labels": "the same content, or the same name, has different labels",
+    "duplicate_content": "another image with the same bytes is kept",
+    "official_overlap": "its session or a copy of it is in the delivered Validation split",
 }
 """Reasons to drop an image, in addition to errors.IMAGE_CODES and inventory.OBJECT_CODES."""
 
 FINDINGS = {
-    "photograph_without_label": "photographs without a label file of their name",
-    "label_without_photograph": "label files without a photograph of their name",
-    "meta_without_photograph": "META files without a photograph of their name",
+    "photograph_without_label": "images without a label file of the same name",
+    "label_without_photograph": "label files without an image of the same name",
+    "meta_without_photograph": "META files without an image of the same name",
     "bad_label_file": "label files that do not hold six grades",
     "bad_meta_file": "META files that cannot be read",
     "label_files_differ": "names whose label files contradict each other",
-    "folder_and_label_file_differ": "photographs whose folder and label file name different grades",
-    "content_in_several_symptoms": "contents that lie under more than one symptom",
+    "folder_and_label_file_differ": "images whose folder and label file have different grades",
+    "content_in_several_symptoms": "contents that are in folders of more than one symptom",
     "content_in_both_parts": "contents that are in both Training and Validation",
     "conflicting_contents": "contents that have more than one label",
-    "same_name_other_content": "names that more than one content has",
-    "near_duplicate": "pairs of different files that show the same picture",
+    "same_name_other_content": "names that several contents share",
+    "near_duplicate": "pairs of different files that show the same image",
     "near_duplicate_labels_differ": "of these, pairs whose labels differ",
     "flat_image": "images of one color, which join no groups",
     "joins_many_groups": "images that are the same in more than 3 microscopes, sessions or groups of a "
     "table, and therefore join none",
     "crowded_hash": "images that look like so many others that not all were compared",
 }
-"""Findings that a person should know of, by the name that counts them."""
+"""Findings that a person should review, by name."""

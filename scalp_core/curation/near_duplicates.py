@@ -1,4 +1,4 @@
-"""Near-duplicates: the same image saved, resized, toned, mirrored or rotated again; its bytes differ.
+"""Find near-duplicates: the same image after saving, resizing, toning, mirroring or rotating.
 
 A 64-bit perceptual hash of the field of view finds candidates. The aligned correlation of the texture inside
 the field confirms them. docs/data.md has the measurements behind the limits.
@@ -18,7 +18,7 @@ MAX_BITS = 6
 MIN_CORRELATION = 0.85
 
 MAX_PARTNERS = 128
-"""Bound on the work per image: so many neighbors in a crowded bucket, and so many rejected candidates."""
+"""Bound on the work per image: neighbors in a crowded bucket, and rejected candidates."""
 
 # Hashes within MAX_BITS agree in at least 3 of 9 bands (pigeonhole). A bucket of three bands has 21 bits, so
 # ten million distinct hashes have five neighbors each instead of thousands.
@@ -30,13 +30,13 @@ _INDEX_BITS = np.uint64(40)  # three bands take 22 bits at most, which leaves 42
 _ROWS_AT_ONCE = 200_000
 
 _MAX_LEADERS = 16
-_SHIFT = 2  # pixels of a thumbnail that two fields of view may be apart
+_SHIFT = 2  # pixels of a thumbnail by which two fields of view may differ
 _ALIGNABLE = 0.2  # below this correlation no shift helps
 _MIN_OVERLAP = 0.75
 _PAIRS_AT_ONCE = 10_000
 
 
-class Found(NamedTuple):
+class NearDuplicates(NamedTuple):
     """Near-duplicates among images.
 
     Args:
@@ -50,15 +50,15 @@ class Found(NamedTuple):
 
 def find_pairs(
     hashes: np.ndarray, turned_hashes: np.ndarray, thumbnails: Callable[[np.ndarray], np.ndarray]
-) -> Found:
+) -> NearDuplicates:
     """Find images that show the same, in work that is linear in their number.
 
-    Of many images with one hash each is paired with the first that it shows, so that a thousand copies are a
-    thousand pairs and not half a million.
+    An image is paired only with the first image that shows the same, so that a thousand copies give a
+    thousand pairs instead of half a million.
 
     Args:
-        hashes: Uint64 (N,).
-        turned_hashes: Uint64 (N,).
+        hashes: Perceptual hashes, uint64 (N,).
+        turned_hashes: Hashes that mirroring and rotation keep, uint64 (N,).
         thumbnails: Returns uint8 (n, 1024) for n sorted distinct positions.
     """
     plain = _Search(thumbnails, _TURNS[:1])
@@ -66,7 +66,9 @@ def find_pairs(
     turned = _Search(thumbnails, _TURNS)
     turned.run(turned_hashes)
     pairs = np.concatenate([np.sort(pair, axis=1) for pair in (*plain.pairs, *turned.pairs)])
-    return Found(np.unique(pairs, axis=0), np.unique(np.concatenate([*plain.crowded, *turned.crowded])))
+    return NearDuplicates(
+        np.unique(pairs, axis=0), np.unique(np.concatenate([*plain.crowded, *turned.crowded]))
+    )
 
 
 class _Search:
@@ -91,7 +93,7 @@ class _Search:
                 np.add.at(rejected, failed, 1)
 
     def _pair_equal(self, hashes: np.ndarray) -> np.ndarray:
-        """Pairs images of one hash with the first that shows the same; the positions of these firsts."""
+        """Pair images of equal hash with the first that shows the same; returns positions of the first."""
         order = np.argsort(hashes, kind="stable")
         leaders = []
         for _ in range(_MAX_LEADERS):
@@ -109,11 +111,11 @@ class _Search:
     def _near_in_bands(
         self, hashes: np.ndarray, positions: np.ndarray, bands: tuple[int, ...]
     ) -> Iterator[np.ndarray]:
-        """Pairs that agree in these bands and, before them, in no other: each pair comes once.
+        """Yield pairs that agree in these bands and in no earlier one, so that each pair comes once.
 
         Args:
             hashes: Uint64 (M,).
-            positions: Int64 (M,), what is paired.
+            positions: Int64 (M,), positions of the images.
             bands: Numbers of the bands.
         """
         order = _order_by_bands(hashes, bands)
@@ -141,20 +143,20 @@ class _Search:
                 self.crowded.append(positions[order[active]])
 
     def _confirm(self, pairs: np.ndarray) -> np.ndarray:
-        """Keeps the pairs that show the same; bool (P,)."""
+        """Confirm pairs by their thumbnails, and collect them; bool (P,)."""
         is_same = np.zeros(len(pairs), bool)
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            some = pairs[start : start + _PAIRS_AT_ONCE]
-            distinct, index = np.unique(some, return_inverse=True)
+            chunk = pairs[start : start + _PAIRS_AT_ONCE]
+            distinct, index = np.unique(chunk, return_inverse=True)
             textures = self._thumbnails(distinct).reshape(-1, SIDE, SIDE)
-            left, right = index.reshape(some.shape).T
-            is_same[start : start + len(some)] = shows_same(textures[left], textures[right], self._turns)
+            left, right = index.reshape(chunk.shape).T
+            is_same[start : start + len(chunk)] = shows_same(textures[left], textures[right], self._turns)
         self.pairs.append(pairs[is_same])
         return is_same
 
 
 def _order_by_bands(hashes: np.ndarray, bands: tuple[int, ...]) -> np.ndarray:
-    """Indices that sort hashes by some bands; int64 (M,). One array is sorted in place: bits, then index."""
+    """Indices that sort hashes by some bands, int64 (M,), by sorting one array of bits and index in place."""
     keys = np.zeros(len(hashes), np.uint64)
     for band in bands:
         keys <<= np.uint64(len(_BAND_BITS[band]))

@@ -1,6 +1,6 @@
-"""Photographs and rows without what leads back to a person: names, metadata, times, surveys.
+"""Pseudonymize images and manifest rows: remove names, metadata, times and surveys.
 
-The picture itself stays, pixel for pixel: whoever holds the originals can find it again by its pixels.
+The pixels stay the same: the owner of the originals can find an image by its pixels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 
 
 def pseudonym(key: bytes, value: str, prefix: str = "") -> str:
-    """The same for the same value and key; without the key it leads nowhere."""
+    """Return a keyed hash of a value: the same for the same key and value, not reversible without the key."""
     return prefix + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:20]
 
 
-def pseudonymous_row(row: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """A row of the manifest with codes for site, microscope and group, and without time, sex and age.
+def pseudonymize_row(row: dict[str, Any], key: bytes) -> dict[str, Any]:
+    """Replace site, microscope and group of a manifest row by codes, and remove time, sex and age.
 
-    What is left: size, grades, position on the head, part and fold.
+    Size, grades, position on the head, split and fold stay.
     """
     coded = {
         name: pseudonym(key, f"{name}:{row[name]}", f"{name}-") if row[name] is not None else None
@@ -43,26 +43,26 @@ def pseudonymous_row(row: dict[str, Any], key: bytes) -> dict[str, Any]:
     return row | coded | {"captured_at": None, "sex": None, "age": None, "source_note": None}
 
 
-def without_metadata(data: bytes) -> tuple[bytes, str]:
-    """The same pixels in a file that says nothing else, and its suffix.
+def strip_metadata(data: bytes) -> tuple[bytes, str]:
+    """Remove the metadata of an image file; returns a file with the same pixels, and its suffix.
 
-    A JPEG keeps its coded picture, and of its metadata the orientation alone; every other format becomes PNG.
+    A JPEG keeps its coded pixels and its orientation; other formats become PNG.
 
     Raises:
-        ImageError: the picture cannot be decoded, or would not be the same.
+        ImageError: the image cannot be decoded.
     """
     kind = codecs.detect_format(data)
     if kind != "JPEG":
-        return _as_png(_whole(data)), ".png"
-    before = _whole(data)
+        return _as_png(_decode(data)), ".png"
+    before = _decode(data)
     stripped = _strip_jpeg(data, before.orientation)
-    after = _whole(stripped)
+    after = _decode(stripped)
     if after.orientation != before.orientation or not np.array_equal(after.pixels, before.pixels):
-        return _as_png(before), ".png"  # colors that only the metadata tells, such as Adobe's of CMYK
+        return _as_png(before), ".png"  # its colors depend on metadata, such as Adobe's for CMYK
     return stripped, ".jpg"
 
 
-def _whole(data: bytes) -> Picture:
+def _decode(data: bytes) -> Picture:
     return read_picture(data, lambda width, height: (width, height))
 
 
@@ -98,12 +98,12 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
             end = _end_of_scan(data, position)
             kept.append(data[position:end])
             position = end
-    kept.append(b"\xff\xd9")  # what some cameras put behind it, such as a second picture, goes
+    kept.append(b"\xff\xd9")  # without trailing data, such as a second image
     return b"".join(kept)
 
 
 def _end_of_scan(data: bytes, position: int) -> int:
-    """Where the coded pixels end: at the next marker that is neither an escaped byte nor a restart."""
+    """Find the end of the coded pixels: the next marker that is neither an escaped byte nor a restart."""
     while True:
         position = data.find(b"\xff", position)
         if position < 0 or position + 1 >= len(data):

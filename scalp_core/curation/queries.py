@@ -1,7 +1,7 @@
-"""The objects of a source and how they relate, as tables of a DuckDB: what is kept, dropped and odd.
+"""Audit queries in DuckDB over the objects of a source: kept images, dropped images and findings.
 
-A photograph and its label file, two copies of a picture, a name with two contents: all this is about
-relations between objects, so it is said in SQL, and DuckDB answers it in bounded memory, spilling to disk.
+An image and its label file, two copies of an image, a name with two contents: these are joins, so they are
+written in SQL. DuckDB runs them in bounded memory and spills to disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 
 @contextmanager
 def open_relations(examined: str) -> Iterator[Relations]:
-    """Read a folder of Parquet files of `scan.EXAMINED` into a database and a file of this node."""
+    """Read a folder of Parquet files of `scan.EXAMINED` into a local database."""
     with (
         open_duckdb(node_memory_mib(), node_threads()) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
@@ -50,7 +50,7 @@ def open_relations(examined: str) -> Iterator[Relations]:
 class Relations:
     """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk.
 
-    The methods are called in this order: `find_layout, decide, find_near_duplicates, collect_findings,
+    The methods are called in this order: `find_layout, label_images, find_near_duplicates, collect_findings,
     read_candidates, assign_splits, add_joints, write_outputs`.
     """
 
@@ -59,14 +59,14 @@ class Relations:
         self._thumbnails = thumbnails
         columns = [field for field in EXAMINED if field.name != "thumbnail"]
         schema = pa.schema([pa.field("row", pa.int64()), *columns])
-        # A row has a kilobyte of thumbnail: Arrow's own readahead of 16 batches would hold 2 GiB.
+        # A row has a kilobyte of thumbnail: Arrow's default readahead of 16 batches would take 2 GiB.
         batches = parquet.dataset(examined, schema=EXAMINED).to_batches(
             batch_size=_ROWS_READ, batch_readahead=2, fragment_readahead=1
         )
         batches = self._without_thumbnails(batches, schema)
         self._sql.register("examined", pa.RecordBatchReader.from_batches(schema, batches))
-        # An order that does not depend on where the files lie: of two copies the same one is kept, the
-        # delivered Validation part's first.
+        # Sorted independently of the Parquet files, so that the same one of two copies is kept; a copy in the
+        # delivered Validation split comes first.
         self._sql.execute("""
             create table object as
             select row_number() over () - 1 as id, *, md5_number(sha256) as content from (
@@ -77,7 +77,7 @@ class Relations:
     def _without_thumbnails(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema
     ) -> Iterator[pa.RecordBatch]:
-        """Moves thumbnails to a file, by row: a kilobyte per image, and only candidates are read again."""
+        """Move thumbnails to a local file, by row: a kilobyte per image, read again only for candidates."""
         rows = 0
         for batch in batches:
             empty = bytes(THUMBNAIL_BYTES)
@@ -91,7 +91,7 @@ class Relations:
         return self._sql.sql(query).to_arrow_table()
 
     def _arrays(self, query: str) -> dict[str, np.ndarray]:
-        """Columns without nulls, filled batch by batch: the whole result exists once."""
+        """Read columns without nulls into arrays batch by batch, without a second copy in memory."""
         number = self.number(f"select count(*) from ({query})")
         reader = self._sql.sql(query).to_arrow_reader(_ROWS_WRITTEN)
         arrays = {field.name: np.empty(number, field.type.to_pandas_dtype()) for field in reader.schema}
@@ -108,8 +108,8 @@ class Relations:
     def number(self, query: str) -> int:
         return int(self._sql.execute(query).fetchall()[0][0])
 
-    def named(self, names: Sequence[str]) -> list[Location]:
-        """Objects with one of these file names, a few of them."""
+    def find_by_name(self, names: Sequence[str]) -> list[Location]:
+        """Find up to 32 objects with one of these file names."""
         wanted = ", ".join(f"'{name}'" for name in names)
         query = f"""
             select distinct uri, member from object
@@ -117,8 +117,8 @@ class Relations:
         """
         return [Location(row["uri"], row["member"]) for row in self.rows(query)]
 
-    def folders(self, source: str, is_table: bool) -> list[str]:
-        """Folders of the images: the source, or of a table its own and some of those that its rows name."""
+    def find_folders(self, source: str, is_table: bool) -> list[str]:
+        """Find folders of the images: the source; for a table also up to 32 folders of its rows."""
         if not is_table:
             return [source]
         query = f"""
@@ -128,15 +128,16 @@ class Relations:
         return [source, *(row["folder"] for row in self.rows(query))]
 
     def count(self, query: str) -> dict[str, int]:
-        """Totals of a query's names, the largest first."""
+        """Sum the counts of a query by name, the largest first."""
         totals: dict[str, int] = {}
         for name, count in self._sql.sql(query).fetchall():
             totals[name] = totals.get(name, 0) + count
         return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
-    # --- what is kept ---------------------------------------------------------------------------------------
+    # --- kept images ----------------------------------------------------------------------------------------
 
     def find_layout(self, is_table: bool, task: str | None) -> str:
+        """Detect the layout of the source: table, aihub, class_folders or unlabelled."""
         if task == "unlabelled":
             return "unlabelled"
         if is_table:
@@ -148,8 +149,8 @@ class Relations:
             return "aihub"
         return "class_folders" if self.number(f"{photographs} and class_grade is not null") else "unlabelled"
 
-    def decide(self, layout: str, task: str, symptom: str) -> None:
-        """Makes `photo`: every photograph with its label, or the reason why it is dropped."""
+    def label_images(self, layout: str, task: str, symptom: str) -> None:
+        """Create table `photo`: each image with its label, or the reason to drop it."""
         number = SYMPTOMS.index(symptom)
         label, unlabelled = {
             ("aihub", "folder"): (
@@ -190,7 +191,7 @@ class Relations:
             ) as survey using (stem)
             where kind = 'photograph'
         """)
-        # Contents that more than one photograph has: few, however large the source.
+        # Contents of more than one image, which are few in any source.
         self._sql.execute("""
             create table repeated as
             select content, min(id) filter (reason is null) as keeper,
@@ -207,15 +208,15 @@ class Relations:
             and reason is null and (repeated.conflicting or photo.id <> repeated.keeper)
         """)
 
-    # --- what is odd ----------------------------------------------------------------------------------------
+    # --- findings -------------------------------------------------------------------------------------------
 
-    def find_near_duplicates(self) -> near_duplicates.Found:
-        """Ids of kept photographs that show the same image, and of those with too many alike."""
-        found = self._arrays("""
+    def find_near_duplicates(self) -> near_duplicates.NearDuplicates:
+        """Find pairs of kept images that show the same, and images with too many similar ones, by id."""
+        candidates = self._arrays("""
             select id, "row", hash, turned_hash from photo
             where reason is null and hash is not null order by id
         """)
-        ids, rows = found["id"], found["row"]
+        ids, rows = candidates["id"], candidates["row"]
         self._thumbnails.flush()
 
         def thumbnails(positions: np.ndarray) -> np.ndarray:
@@ -225,11 +226,11 @@ class Relations:
             ]
             return np.frombuffer(b"".join(read), np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
-        pairs, crowded = near_duplicates.find_pairs(found["hash"], found["turned_hash"], thumbnails)
-        return near_duplicates.Found(ids[pairs], ids[crowded])
+        pairs, crowded = near_duplicates.find_pairs(candidates["hash"], candidates["turned_hash"], thumbnails)
+        return near_duplicates.NearDuplicates(ids[pairs], ids[crowded])
 
-    def collect_findings(self, layout: str, near: near_duplicates.Found) -> None:
-        """Makes `finding`: each object that a person should know of, with the word and what it is about."""
+    def collect_findings(self, layout: str, near: near_duplicates.NearDuplicates) -> None:
+        """Create table `finding`: each object that a person should review, with finding and detail."""
         self._sql.register("near", pa.table({"a": near.pairs[:, 0], "b": near.pairs[:, 1]}))
         self._sql.register("crowded", pa.table({"id": near.crowded}))
         queries = {
@@ -269,12 +270,12 @@ class Relations:
                 f"insert into finding select id, '{word}', detail from ({query}) as q(id, detail)"
             )
 
-    # --- groups and parts -----------------------------------------------------------------------------------
+    # --- groups and splits ----------------------------------------------------------------------------------
 
     def read_candidates(self) -> dict[str, np.ndarray]:
-        """What is kept, and the copies of it that are not, which join groups; by id.
+        """Read kept images, and their dropped copies, which also join groups; sorted by id.
 
-        Keys are hashes, uint64, 0 for none.
+        Keys are hashes, uint64; 0 is a missing key.
         """
         keys = {"content": "content", **_GROUP_KEYS}
         hashes = ", ".join(
@@ -287,15 +288,15 @@ class Relations:
         """)
 
     def fingerprint(self) -> str:
-        """That of `manifest.fingerprint`, without the rows in memory."""
-        made = manifest.Fingerprint()
+        """Compute `manifest.fingerprint` of the kept images in constant memory."""
+        total = manifest.Fingerprint()
         reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(_ROWS_WRITTEN)
         for batch in reader:
-            made.update(batch)
-        return made.hexdigest()
+            total.update(batch)
+        return total.hexdigest()
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
-        """Makes `kept` of `id, component, split, fold`; a kept photograph without a split is an overlap."""
+        """Create table `kept` from `id, component, split, fold`; images with split `overlap` are dropped."""
         self._sql.register("assigned", assigned)
         self._sql.execute("""
             update photo set reason = 'official_overlap', detail = 'its group is in Validation too'
@@ -319,24 +320,24 @@ class Relations:
         """)
 
     def add_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Adds refused joints to the findings; each with its uri.
+        """Add refused joints to the findings; returns them with their uris.
 
         Args:
             joints: Joints that were not applied.
-            ids: The id of each row.
+            ids: Id of each row.
         """
-        named = self.name_joints(joints, ids)
+        located = self.locate_joints(joints, ids)
         rows = {
-            "id": [joint["id"] for joint in named],
-            "detail": [f"{joint['images']} images in {joint['joined']} groups" for joint in named],
+            "id": [joint["id"] for joint in located],
+            "detail": [f"{joint['images']} images in {joint['joined']} groups" for joint in located],
         }
         table = pa.table(rows, schema=pa.schema({"id": pa.int64(), "detail": pa.string()}))
         self._sql.register("joints", table)
         self._sql.execute("insert into finding select id, 'joins_many_groups', detail from joints")
-        return named
+        return located
 
-    def name_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Joints with the id and the uri of one of their images."""
+    def locate_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
+        """Return joints with the id and the uri of one of their images."""
         rows = [
             {"id": int(ids[joint.row]), "images": joint.images, "joined": joint.joined} for joint in joints
         ]
@@ -348,24 +349,25 @@ class Relations:
         )
         return [row | {"uri": places[row["id"]]} for row in rows]
 
-    # --- what is written ------------------------------------------------------------------------------------
+    # --- outputs --------------------------------------------------------------------------------------------
 
     def write_outputs(self, out: str) -> None:
+        """Write the manifest, `dropped.parquet` and `findings.parquet`."""
         columns = ", ".join(f'"{name}"' for name in manifest.SCHEMA.names)
         rows = self._stream(f"select {columns} from kept order by split, image_id", manifest.SCHEMA)
         manifest.write_manifest(out, rows)
-        named = {name: pa.string() for name in ("uri", "member", "reason", "detail")}
+        columns_of_dropped = {name: pa.string() for name in ("uri", "member", "reason", "detail")}
         dropped = self._stream(
             "select uri, member, reason, detail from photo where reason is not null union all "
             "select uri, member, code, error from object where kind in ('archive', 'other') "
             "and code is not null order by all",
-            pa.schema(named),
+            pa.schema(columns_of_dropped),
         )
         parquet.write_batches(storage.join(out, DROPPED_FILE), dropped)
-        named = {name: pa.string() for name in ("finding", "uri", "member", "detail")}
+        columns_of_findings = {name: pa.string() for name in ("finding", "uri", "member", "detail")}
         findings = self._stream(
             "select finding, uri, member, detail from finding join object using (id) order by all",
-            pa.schema(named),
+            pa.schema(columns_of_findings),
         )
         parquet.write_batches(storage.join(out, FINDINGS_FILE), findings)
 

@@ -1,7 +1,7 @@
-"""`report.html` of `scalp prepare`: what a source holds, what was dropped and why, how it was divided.
+"""Render `report.html` of `scalp prepare`: content of a source, dropped images, findings and splits.
 
-One file that asks no other for anything. It shows photographs and names microscopes: it is for those who may
-see the source, and is no part of a pseudonymized export.
+The page is self-contained. It shows images and names microscopes, so it is only for people who may see the
+source; a pseudonymized export does not contain it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from scalp_core.images import codecs
 _THUMBNAIL = (176, 132)
 _LONG = 16  # a table of more rows is folded
 
-# A share is far from what was asked for when it differs by more than both.
+# A share of a split is far from the ratio when it differs by more than both.
 _SHARE_POINTS, _SHARE_PART = 0.05, 0.25
 
 
 def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
-    """The report.
+    """Render the report as one HTML page.
 
     Args:
-        spec: the contract of the data.
-        summary: that of `scalp prepare`.
-        examples: `sheets` (grade to photographs), `near_pairs` and `dropped_examples`, as from `audit`.
+        spec: Content of `data.json`.
+        summary: Summary of `scalp prepare`.
+        examples: `sheets` (images by grade), `near_pairs` and `dropped_examples` from `audit`.
     """
     text = resources.files("scalp_core.curation").joinpath("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -64,32 +64,34 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """What a reader of the figures must know, one line each."""
-    spec, found = DataSpec.model_validate(_contract(summary)), []
+    """Warnings about data and splits, one line each."""
+    spec, lines = DataSpec.model_validate(_contract(summary)), []
     if spec.warning:
-        found.append(spec.warning)
+        lines.append(spec.warning)
     if spec.split.warning:
-        found.append(spec.split.warning)
+        lines.append(spec.split.warning)
     elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:
         pairs = ", ".join(f"{count:,} pairs of one {key}" for key, count in shared.items())
-        found.append(f"photographs in different parts share what --group or the delivery let them: {pairs}")
+        lines.append(
+            f"images in different splits share what --group or the delivery does not separate: {pairs}"
+        )
     alone = summary["grouped_by"].get("photograph", 0)
     if alone and spec.split.method in ("group", "official"):
-        found.append(
-            f"the names of {alone:,} photographs carry no device: pictures of one person may be in two "
-            "parts, and the test figures flatter; give their groups in a CSV of uri,label,group"
+        lines.append(
+            f"the names of {alone:,} images have no device: images of one person may be in two splits, and "
+            "test metrics are then too optimistic; give their groups in a CSV of uri,label,group"
         )
     if missing := summary["could_not_be_fetched"]:
-        found.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
-    found += _split_warnings(spec.split, summary)
+        lines.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
+    lines += _split_warnings(spec.split, summary)
     if refused := summary["joints"]["refused"]:
         count, first = summary["findings"]["joins_many_groups"], refused[0]
-        found.append(
+        lines.append(
             f"{count:,} images are the same in so many groups that they join none, for example "
             f"{first['uri']} in {first['joined']:,}; see joins_many_groups in findings.parquet"
         )
     if crowded := summary["findings"]["crowded_hash"]:
-        found.append(
+        lines.append(
             f"{crowded:,} images look like so many others that not all were compared: near-duplicates of "
             "them may be in two splits; see crowded_hash in findings.parquet"
         )
@@ -97,35 +99,34 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         part = summary["parts"][name]
         empty = [grade for grade, count in part["by_grade"].items() if not count]
         if part["photographs"] and empty:
-            found.append(f"the {name} part has no photograph of grade {', '.join(empty)}")
-    return found
+            lines.append(f"the {name} split has no image of grade {', '.join(empty)}")
+    return lines
 
 
 def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
-    """Shares that are far from what was asked for, and splits of too few groups, each with its cause."""
-    found = []
+    """Warnings about shares that are far from the ratio, and splits of too few groups, with their causes."""
+    lines = []
     parts = summary["parts"]
     total = sum(part["photographs"] for part in parts.values())
     if not total or spec.method == "none":
         return []
     ratio = dict(zip(SPLITS, parse_ratio(spec.ratio), strict=True))
     for name, part in parts.items():
-        asked, is_share = ratio[name] / sum(ratio.values()), part["photographs"] / total
-        if spec.method != "official" and abs(is_share - asked) > max(_SHARE_POINTS, asked * _SHARE_PART):
-            found.append(
-                f"the {name} split has {is_share:.1%} of the images, {asked:.0%} were asked for"
-                f"{_cause(summary)}"
+        target, share = ratio[name] / sum(ratio.values()), part["photographs"] / total
+        if spec.method != "official" and abs(share - target) > max(_SHARE_POINTS, target * _SHARE_PART):
+            lines.append(
+                f"the {name} split has {share:.1%} of the images instead of {target:.0%}{_cause(summary)}"
             )
         if spec.method != "random" and part["groups"] < MIN_GROUPS:
-            found.append(
-                f"the {name} split has {part['groups']} group: its figures are those of one microscope or "
+            lines.append(
+                f"the {name} split has {part['groups']} group: its metrics are those of one microscope or "
                 f"person{_cause(summary)}"
             )
-    return found
+    return lines
 
 
 def _cause(summary: dict[str, Any]) -> str:
-    """The largest group, and the images that joined groups."""
+    """Name the largest group, and an image that joined groups."""
     total = sum(part["photographs"] for part in summary["parts"].values())
     groups = sum(part["groups"] for part in summary["parts"].values())
     largest = summary["largest_groups"][0]
@@ -133,7 +134,7 @@ def _cause(summary: dict[str, Any]) -> str:
         f"; of {groups:,} groups, {largest['group']} has {largest['photographs'] / total:.0%} of the images"
     )
     if applied := summary["joints"]["applied"]:
-        text += f"; {applied[0]['uri']} is in {applied[0]['joined']} of those that became one group"
+        text += f"; {applied[0]['uri']} is in {applied[0]['joined']} groups and joined them"
     return text
 
 
@@ -154,7 +155,7 @@ def _sheet(grade: int, rows: list[dict[str, Any]], summary: dict[str, Any]) -> d
 
 
 def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Small pictures as data URIs, without metadata; gray where one cannot be read any more."""
+    """Thumbnails as data URIs, without metadata; gray for an image that can no longer be read."""
     locations = [Location(row["uri"], row["member"]) for row in rows]
     return [_thumbnail(data) for data in datasets_locations.read_images(locations, codecs.MAX_BYTES)]
 

@@ -1,7 +1,7 @@
-"""Groups of images that must stay in one split: of one microscope or session, or showing the same.
+"""Group images that must stay in one split: same microscope, session or group, or near-duplicates.
 
-An image that many microscopes have (a test card, a "no signal" frame) does not show that they belong
-together. It joins no groups, and is reported.
+An image that is the same in many microscopes (a test card, a "no signal" frame) is not evidence that their
+images belong together. It joins no groups, and is reported.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 MAX_JOINED = 3
-"""An image that shows the same in more microscopes, sessions or groups of a table than these joins none."""
+"""An image that is the same in more microscopes, sessions or groups than this joins none of them."""
 
 _EXAMPLES = 5
 
 
 class Joint(NamedTuple):
-    """Images that show the same in several microscopes, sessions or groups of a table.
+    """Images that are the same in several microscopes, sessions or groups, which they can join.
 
     Args:
-        row: One of the images.
-        images: How many they are.
-        joined: In how many microscopes, sessions or groups they are.
+        row: Row of one of the images.
+        images: Number of images.
+        joined: Number of microscopes, sessions or groups with such an image.
     """
 
     row: int
@@ -37,8 +37,8 @@ class Groups(NamedTuple):
     """Groups of images.
 
     Args:
-        of_row: Int (N,), the group of each image.
-        joints: Joints that were applied, those of the largest groups first; a few.
+        of_row: Int (N,), group of each image.
+        joints: Up to 5 joints that were applied, those of the largest groups first.
         refused: All joints that were not applied.
     """
 
@@ -48,11 +48,11 @@ class Groups(NamedTuple):
 
 
 def group_images(keys: Iterable[np.ndarray], same: np.ndarray, is_flat: np.ndarray) -> Groups:
-    """Group images by keys, and by what they show where that joins few groups.
+    """Group images by keys, and join groups that share the same image if these are few.
 
     Args:
-        keys: Uint64 (N,) each: microscope, session, group of a table; 0 for none.
-        same: Uint64 (N,), images with one number show the same; 0 for none.
+        keys: Uint64 (N,) each: microscope, session, group of a table; 0 is a missing key.
+        same: Uint64 (N,), equal for images that show the same; 0 for an image without copies.
         is_flat: Bool (N,), images of one color.
     """
     keys = list(keys)
@@ -67,46 +67,47 @@ def group_images(keys: Iterable[np.ndarray], same: np.ndarray, is_flat: np.ndarr
     flat = np.bincount(number, is_flat[shared], len(images)) > 0
     is_refused = (joined > MAX_JOINED) | (flat & (joined > 1))
     applied = ~is_refused[number]
-    groups = _joined(base, first[applied], shared[applied])
+    groups = _join(base, first[applied], shared[applied])
     rows = np.zeros(len(images), np.int64)
     rows[number] = first
     sizes = np.bincount(groups)
-    told = np.flatnonzero(~is_refused & (joined > 1))
-    told = told[np.argsort(-sizes[groups[rows[told]]], kind="stable")][:_EXAMPLES]
+    applied_joints = np.flatnonzero(~is_refused & (joined > 1))
+    by_size = np.argsort(-sizes[groups[rows[applied_joints]]], kind="stable")
+    applied_joints = applied_joints[by_size][:_EXAMPLES]
     refused = np.flatnonzero(is_refused)
     refused = refused[np.argsort(-joined[refused], kind="stable")]
 
     def as_joints(numbers: np.ndarray) -> list[Joint]:
-        return [Joint(int(rows[one]), int(images[one]), int(joined[one])) for one in numbers]
+        return [Joint(int(rows[image]), int(images[image]), int(joined[image])) for image in numbers]
 
-    return Groups(groups, as_joints(told), as_joints(refused))
+    return Groups(groups, as_joints(applied_joints), as_joints(refused))
 
 
 def unite(keys: Iterable[np.ndarray], rows: int) -> np.ndarray:
-    """Groups of rows that any chain of shared keys joins; int (rows,).
+    """Group rows that are connected by chains of shared keys; int (rows,).
 
     Args:
-        keys: Uint64 (rows,) each; rows with the same number share the key, 0 is no key.
+        keys: Uint64 (rows,) each; rows with the same number share the key, 0 is a missing key.
         rows: Number of rows.
     """
     groups = np.arange(rows)
     for key in keys:
         shared, first = _shared_rows(key)
-        groups = _joined(groups, first, shared)
+        groups = _join(groups, first, shared)
     return groups
 
 
 def number_components(pairs: np.ndarray, rows: int) -> np.ndarray:
-    """Numbers from 1 for rows that chains of pairs join, 0 for rows in no pair; uint64 (rows,)."""
+    """Number connected components of pairs from 1, uint64 (rows,); rows without a pair get 0."""
     numbers = np.zeros(rows, np.uint64)
     involved, index = np.unique(pairs, return_inverse=True)
-    joined = _joined(np.arange(len(involved)), *index.reshape(pairs.shape).T)
+    joined = _join(np.arange(len(involved)), *index.reshape(pairs.shape).T)
     numbers[involved] = joined.astype(np.uint64) + np.uint64(1)
     return numbers
 
 
 def _shared_rows(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose key another row has too, and the first row with that key, for each."""
+    """Find rows that share their key with another row, and the first row with each such key."""
     order = np.argsort(key, kind="stable")
     sorted_key = key[order]
     is_same = sorted_key[1:] == sorted_key[:-1]
@@ -120,8 +121,8 @@ def _shared_rows(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, rows[is_first][np.cumsum(is_first) - 1]
 
 
-def _joined(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Groups after joining those of some rows with those of others; numbered from 0."""
+def _join(groups: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Join the groups of rows `left` with those of rows `right`; groups are numbered from 0."""
     ends = groups[left], groups[right]
     differ = ends[0] != ends[1]
     if not differ.any():

@@ -1,7 +1,7 @@
-"""Train, validation and test splits, and what they share: by group, as delivered, or at random.
+"""Assign train, validation and test splits and folds: by group, as delivered, or at random.
 
 An integer program (scipy.optimize.milp, HiGHS) assigns groups to splits. Shares, groups per split and grades
-per split are bounds that it may break only at a high price, so that any source has an answer.
+per split are soft bounds with a high penalty, so that each source has a solution.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Ratio = tuple[int, int, int]
 
 
 class TooFewGroupsError(UserError):
-    """There are fewer groups than splits or folds."""
+    """Fewer groups than splits or folds."""
 
 
 MAX_FOLDS = 128  # a fold is an int8 in the manifest
 MIN_GROUPS = 2
-"""Fewer groups in a split say nothing about new groups: no interval can be drawn over one."""
+"""Least groups per split: a confidence interval needs more than one group."""
 
-# Prices of what the program should avoid, each far above all below it together.
+# Penalties of the program, each far above the sum of all lower ones.
 _NO_IMAGE, _GRADE_MISSING_IN_TRAIN, _TOO_FEW_GROUPS, _GRADE_MISSING = 1e4, 1e3, 300.0, 100.0
-_FREE_DEVIATION = 0.02  # of a share, and of a grade's share: differences that nobody needs to pay for
+_FREE_DEVIATION = 0.02  # of a share, and of a grade's share, without a penalty
 _GRADE_WEIGHT = 0.25  # of a grade's share, relative to the share of all images
 _MAX_ITEMS = 240
 _OPTIONS = {
@@ -40,10 +40,10 @@ _OPTIONS = {
 
 
 def parse_ratio(text: str) -> Ratio:
-    """`7:2:1` as train, validation and test.
+    """Parse a split ratio such as `7:2:1`: train, validation and test.
 
     Raises:
-        UserError: it is not three positive whole numbers.
+        UserError: the text is not three positive integers.
     """
     try:
         train, val, test = (int(number) for number in text.split(":"))
@@ -56,19 +56,19 @@ def parse_ratio(text: str) -> Ratio:
 
 
 def split_by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
-    """Assigns whole groups to parts so that each part has about its share of every grade.
+    """Assign complete groups to splits so that each split has about its share of each grade.
 
     Args:
         labels: int (N,), 0..3.
         groups: (N,); rows of one group stay together.
-        ratio: shares of train, validation and test.
-        seed: of the order in which equal choices are made.
+        ratio: Shares of train, validation and test.
+        seed: Random seed for the order of equal choices.
 
     Returns:
         str (N,): train, val or test.
 
     Raises:
-        UserError: there are fewer groups than the ratio has folds.
+        UserError: fewer groups than splits.
     """
     return _assign(labels, groups, dict(zip(SPLITS, ratio, strict=True)), seed)
 
@@ -76,24 +76,24 @@ def split_by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: i
 def split_as_delivered(
     labels: np.ndarray, groups: np.ndarray, delivered: np.ndarray, ratio: Ratio, seed: int
 ) -> np.ndarray:
-    """The delivered parts less their overlap: Validation is the test part, Training is divided by group.
+    """Split as delivered, without the overlap: Validation is the test split, Training is split by group.
 
     Args:
-        labels: int (N,).
-        groups: (N,).
+        labels: int (N,), 0..3.
+        groups: (N,); rows of one group stay together.
         delivered: str (N,), Training or Validation.
-        ratio: of train and validation; its third number is not used.
-        seed: as for `split_by_group`.
+        ratio: Shares of train and validation; its third number is not used.
+        seed: Random seed for the order of equal choices.
 
     Returns:
-        object (N,): train, val, test; None for a Training row whose group is in Validation too.
+        object (N,): train, val, test; None for a Training row whose group is also in Validation.
 
     Raises:
-        UserError: a row is in neither part, or Training has too few groups.
+        UserError: a row is in neither delivered split, or Training has too few groups.
     """
     if not {"Training", "Validation"} <= set(delivered) or set(delivered) - {"Training", "Validation"}:
         raise UserError(
-            "--split-by official needs every photograph below a folder Training or Validation, and both; "
+            "--split-by official needs each image below a folder Training or Validation, and both folders; "
             "use --split-by group for a source without them"
         )
     held_out = np.isin(groups, groups[delivered == "Validation"])
@@ -105,22 +105,22 @@ def split_as_delivered(
 
 
 def split_at_random(labels: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
-    """By photograph, stratified by grade, as the paper did: people and microscopes are in every part."""
+    """Split by image, stratified by grade, as the paper did; people and microscopes are in all splits."""
     return _assign(labels, np.arange(len(labels)), dict(zip(SPLITS, ratio, strict=True)), seed)
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Folds for cross-validation, 0 to `folds` - 1, no group in two, stratified by grade; int (N,).
+    """Assign folds for cross-validation by group, stratified by grade; int (N,), 0 to `folds` - 1.
 
     Raises:
-        UserError: there are fewer groups than folds, or more folds than the manifest can number.
+        UserError: fewer groups than folds, or more folds than the manifest can store.
     """
     if folds > MAX_FOLDS:
         raise UserError(f"--folds {folds}: give {MAX_FOLDS} or fewer")
     counts, of_row = _group_counts(labels, groups)
     _check_groups(len(counts), folds, f"--folds {folds}")
     items, of_group = _items(counts, seed, max(_MAX_ITEMS, 8 * folds))
-    # The largest first, each into the fold that is then most like the others.
+    # The largest first, each into the fold that has the least of its grades.
     shares = items / np.maximum(items.sum(axis=0), 1)
     filled = np.zeros((folds, NUM_GRADES))
     fold_of_item = np.empty(len(items), int)
@@ -132,10 +132,10 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) 
 
 
 def count_leaking_pairs(key: np.ndarray, parts: np.ndarray) -> int:
-    """Pairs of rows in different splits that share a key.
+    """Count pairs of rows in different splits that share a key.
 
     Args:
-        key: Uint64 (N,); 0 is no key.
+        key: Uint64 (N,); 0 is a missing key.
         parts: Object (N,), names of splits.
     """
     known = key != 0
@@ -164,22 +164,22 @@ def _check_groups(groups: int, splits: int, option: str) -> None:
 
 
 def _group_counts(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images of each grade in each group, int (G, 4), and each row's group."""
+    """Count images of each grade in each group, int (G, 4); also returns the group of each row."""
     distinct, of_row = np.unique(groups, return_inverse=True)
     cells = np.bincount(of_row * NUM_GRADES + labels, minlength=len(distinct) * NUM_GRADES)
     return cells.reshape(-1, NUM_GRADES), of_row
 
 
 def _items(counts: np.ndarray, seed: int, most: int = _MAX_ITEMS) -> tuple[np.ndarray, np.ndarray]:
-    """What the program assigns: the largest groups one by one, the others dealt into bundles that are alike.
+    """Reduce groups to items of the program: the largest one by one, the others in similar bundles.
 
     Args:
-        counts: Int (G, 4).
+        counts: Int (G, 4), images of each grade in each group.
         seed: Random seed for the order of equal choices.
-        most: Bound on the items.
+        most: Largest number of items.
 
     Returns:
-        int (items, 4), and each group's item.
+        int (items, 4), and the item of each group.
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     sizes = counts[order].sum(axis=1)
@@ -190,7 +190,7 @@ def _items(counts: np.ndarray, seed: int, most: int = _MAX_ITEMS) -> tuple[np.nd
     order = order[np.argsort(-sizes, kind="stable")]
     alone, bundles = most // 2, most - most // 2
     rest = order[alone:]
-    # Like groups after each other, so that dealing gives each bundle the same grades and sizes.
+    # Similar groups are adjacent, so that each bundle gets the same grades and sizes.
     main_grade = counts[rest].argmax(axis=1)
     rest = rest[np.lexsort((-counts[rest].sum(axis=1), main_grade))]
     of_group = np.empty(len(counts), int)
@@ -202,7 +202,7 @@ def _items(counts: np.ndarray, seed: int, most: int = _MAX_ITEMS) -> tuple[np.nd
 
 
 def _solve(items: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The split of each item, by an integer program; int (items,).
+    """Assign a split to each item by an integer program; int (items,).
 
     Its variables are one choice for each item and split, then one slack for each bound and split.
 
@@ -222,7 +222,7 @@ def _solve(items: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndar
     rows, lower, upper, signs, prices = [], [], [], [], []
 
     def bound(weights: np.ndarray, least: Any, most: Any, sign: int, price: Any) -> None:
-        """One row for each split: the weights of its items, plus or minus a slack at a price."""
+        """Add a constraint per split: the weights of its items, plus or minus a slack with a penalty."""
         rows.append(np.kron(weights, np.eye(splits)) if weights.ndim == 1 else weights)
         lower.append(np.broadcast_to(least, splits))
         upper.append(np.broadcast_to(most, splits))
@@ -232,7 +232,7 @@ def _solve(items: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndar
     for weights, least, price in at_least:
         bound(weights.astype(float), least, np.inf, 1, price)
     for column, weight in [(sizes, 1.0), *((grade, _GRADE_WEIGHT) for grade in grades.T)]:
-        # As a multiple of what the split should have, so that a small split is as exact as a large one.
+        # As a multiple of the target of the split, so that a small split is as exact as a large one.
         of_wanted = np.kron(column / column.sum(), np.diag(1 / shares))
         bound(of_wanted, 1 - _FREE_DEVIATION, np.inf, 1, weight)
         bound(of_wanted, -np.inf, 1 + _FREE_DEVIATION, -1, weight)
@@ -246,11 +246,11 @@ def _solve(items: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndar
         np.concatenate([np.ones(number), *upper]),
     )
     is_choice = np.arange(choices + slacks) < choices
-    found = milp(
+    solution = milp(
         np.concatenate([np.zeros(choices), *prices]),
         integrality=is_choice.astype(int),
         bounds=Bounds(0, np.where(is_choice, 1, np.inf)),
         constraints=constraint,
         options=_OPTIONS,
     )
-    return found.x[:choices].reshape(number, splits).argmax(axis=1)
+    return solution.x[:choices].reshape(number, splits).argmax(axis=1)

@@ -117,7 +117,7 @@ def test_a_refused_source_that_was_killed_while_it_cleaned_up_is_read_anew(sourc
         storage.write(f"{tmp_path}/new/unsorted/{index}.jpg", picture(index))
     with monkeypatch.context() as killed:
         killed.setattr(outputs, "remove_scratch", lambda _: None)
-        with pytest.raises(SourceError, match="4 photographs and no grade"):
+        with pytest.raises(SourceError, match="4 images and no grade"):
             prepare(str(tmp_path / "new"), out, OPTIONS)
     assert outputs.has_scratch(out)
     assert prepare(source, out, OPTIONS)["photographs"] == 24

@@ -267,7 +267,7 @@ def test_shares_far_from_what_was_asked_and_splits_of_one_group_are_told(tmp_pat
     examined = pa.Table.from_pylist(rows, schema=scan.EXAMINED)
     found = audited_rows(examined, tmp_path, "/s/t.csv")
     lines = warnings_of(found)
-    assert any("the train split has 97.9% of the images, 70% were asked for" in line for line in lines)
+    assert any("the train split has 97.9% of the images instead of 70%" in line for line in lines)
     assert any("busy has 98% of the images" in line for line in lines)
     assert any("the train split has 1 group" in line for line in lines)
     assert found.summary["parts"]["test"]["groups"] >= 2
@@ -334,7 +334,7 @@ def test_unlabelled_is_asked_for_and_never_fallen_back_to(tmp_path):
     (tmp_path / "set").mkdir()
     for index in range(3):
         (tmp_path / "set" / f"{index}.jpg").write_bytes(jpeg(index))
-    with pytest.raises(UserError, match="3 photographs and no grade .* --task unlabelled"):
+    with pytest.raises(UserError, match="3 images and no grade .* --task unlabelled"):
         audited(tmp_path / "set", tmp_path / "no")
     found = audited(tmp_path / "set", tmp_path / "out", task="unlabelled")
     assert found.table["label"].to_pylist() == found.table["split"].to_pylist() == [None] * 3
@@ -348,7 +348,7 @@ def test_a_task_that_the_source_cannot_have_is_refused(tmp_path):
         audited(tmp_path / "set", tmp_path / "json", task="json")
     (tmp_path / "t.csv").write_text("uri,label\nset/1/a.jpg,1\n")
     for task in ("json", "folder"):
-        with pytest.raises(UserError, match="brings its own labels; leave --task out"):
+        with pytest.raises(UserError, match="has its own labels; omit --task"):
             audited(tmp_path / "t.csv", tmp_path / task, task=task)
 
 

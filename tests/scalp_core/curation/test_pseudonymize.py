@@ -7,7 +7,7 @@ from PIL import Image
 
 from jobs.bench.odd_files import encoded
 from jobs.data.pseudonymize import _distinct, _key
-from scalp_core.curation.pseudonymize import pseudonym, pseudonymous_row, without_metadata
+from scalp_core.curation.pseudonymize import pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import read_picture
@@ -65,14 +65,14 @@ def pixels(data):
 def test_a_jpeg_keeps_its_pixels_and_tells_nothing(options, orientation):
     data = with_everything(orientation, **options)
     assert all(secret in data for secret in SECRETS)
-    stripped, suffix = without_metadata(data)
+    stripped, suffix = strip_metadata(data)
     assert suffix == ".jpg"
     assert not any(secret in stripped for secret in SECRETS)
     assert dict(Image.open(io.BytesIO(stripped)).getexif()) == ({0x0112: 6} if orientation == 6 else {})
     assert (pixels(stripped) == pixels(data)).all()
     spec = Preprocess(size=96)
     assert (decode(stripped, spec).pixels == decode(data, spec).pixels).all()
-    assert without_metadata(stripped)[0] == stripped
+    assert strip_metadata(stripped)[0] == stripped
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
@@ -80,7 +80,7 @@ def test_other_formats_become_png_with_the_same_pixels(kind):
     exif = Image.Exif()
     exif[0x013B] = "Kim Haneul"
     data = encoded(Image.open(io.BytesIO(picture(0))), kind, **({} if kind == "BMP" else {"exif": exif}))
-    stripped, suffix = without_metadata(data)
+    stripped, suffix = strip_metadata(data)
     assert suffix == ".png"
     assert b"Kim Haneul" not in stripped
     assert (pixels(stripped) == pixels(data)).all()
@@ -89,14 +89,14 @@ def test_other_formats_become_png_with_the_same_pixels(kind):
 def test_colors_that_only_metadata_tells_are_kept():
     cmyk = Image.open(io.BytesIO(jpeg())).convert("CMYK")
     data = encoded(cmyk, "JPEG")
-    stripped, _ = without_metadata(data)
+    stripped, _ = strip_metadata(data)
     assert np.array_equal(pixels(stripped), pixels(data))
 
 
 def test_what_is_no_picture_is_refused():
     for data in (b"", b"a text", jpeg()[:2000]):
         with pytest.raises(ImageError):
-            without_metadata(data)
+            strip_metadata(data)
 
 
 def test_codes_are_equal_for_equals_and_lead_nowhere():
@@ -104,11 +104,11 @@ def test_codes_are_equal_for_equals_and_lead_nowhere():
     assert pseudonym(one, "Kim") == pseudonym(one, "Kim") != pseudonym(other, "Kim")
     row = {"site": "0013", "device": "A2", "group": "0013_A2", "captured_at": 1, "sex": "male", "age": "40s"}
     row |= {"source_note": "Training", "position": "TH", "label": 2}
-    coded = pseudonymous_row(row, one)
+    coded = pseudonymize_row(row, one)
     assert (coded["position"], coded["label"]) == ("TH", 2)
     assert not {"0013", "A2", "0013_A2", "male", "40s", "Training"} & set(map(str, coded.values()))
     assert coded["captured_at"] is None
-    assert pseudonymous_row(row | {"site": None}, one)["site"] is None
+    assert pseudonymize_row(row | {"site": None}, one)["site"] is None
 
 
 def test_a_key_is_kept_on_this_machine_alone(tmp_path, monkeypatch):
