@@ -1,4 +1,4 @@
-"""`scalp demo`: the whole way on this machine, small and real, ending in one table."""
+"""`scalp demo`: run the whole pipeline on this machine, on synthetic images, and print one table."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from serving import app
 KIND = "demo"
 _RECIPE = "smoke"
 _WORKERS = 2
-_GRADED_PHOTOGRAPHS = 96
+_GRADED_IMAGES = 96
 _CLIENTS = 8
 _HOST = "127.0.0.1"
 _TOLERANCE = 1e-5
 
-# Every archive holds some of these: each must become a failed row with its reason.
+# Added to each upload: each must become a failed row with its error.
 _BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
     "empty.jpg": lambda _: b"",
     "text.jpg": lambda _: b"this is a text, not a photograph\n",
@@ -50,7 +50,7 @@ _BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
 
 
 class _Steps:
-    """Runs the steps and keeps how long each took."""
+    """Run the steps, and record the seconds of each."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -65,18 +65,18 @@ class _Steps:
 
 
 def demo(out: str, images: int) -> dict[str, Any]:
-    """Makes photographs, trains, evaluates, grades in S3, serves, and compares online with bulk.
+    """Generate images, train, evaluate, grade in S3, serve, and compare online with bulk answers.
 
     Args:
-        out: local folder; running again goes on where it was.
-        images: synthetic photographs.
+        out: Output folder, local; a stopped demo resumes.
+        images: Number of synthetic images.
 
     Returns:
-        the summary that is also written to `out/summary.json`.
+        The summary, also written to `out/summary.json`.
 
     Raises:
-        UserError: `out` holds something else or is in use, an answer differs between online and bulk, or a
-            row is not accounted for.
+        UserError: `out` holds something else or is in use, an answer differs between online and bulk, or an
+            image has no row.
     """
     root = Path(out).expanduser().resolve()
     with outputs.open_output(str(root), KIND):
@@ -87,7 +87,7 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
     steps = _Steps()
     photographs, data, run = str(root / "photographs"), str(root / "data"), str(root / "run")
     steps.run("photographs", lambda: synth(photographs, SynthOptions(images=images)))
-    # Before Ray starts: its workers take the credentials from the environment they are started in.
+    # Before Ray starts: its workers inherit the credentials from the environment.
     with s3_server(root / "s3") as server:
         os.environ.update(server.environment)
         steps.run("prepare", lambda: prepare(photographs, data))
@@ -129,15 +129,15 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
 
 
 def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
-    """Puts test photographs and bad files into S3, one by one and as a zip; returns them by name."""
-    rows = manifest.select_split(manifest.read_manifest(data), "test").slice(0, _GRADED_PHOTOGRAPHS)
+    """Upload test images and bad files to S3, one by one and as a zip; return them by name."""
+    rows = manifest.select_split(manifest.read_manifest(data), "test").slice(0, _GRADED_IMAGES)
     files = {Path(uri).name: Path(uri).read_bytes() for uri in rows["uri"].to_pylist()}
     good = next(iter(files.values()))
     files |= {name: spoil(good) for name, spoil in _BAD_FILES.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name, content in files.items():
-            # With a date that stays: the demo run again uploads the same archive.
+            # A constant date: a repeated demo uploads the same archive.
             zipped.writestr(zipfile.ZipInfo(name), content)
     storage.write(archive, buffer.getvalue())
     with ThreadPoolExecutor(_CLIENTS) as pool:
@@ -147,9 +147,9 @@ def _upload(data: str, prefix: str, archive: str) -> dict[str, bytes]:
 
 
 def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
-    """The endpoint's answers by file name: gradings, or problems for what cannot be graded."""
+    """Answers of the endpoint by file name: gradings, or problems of files that cannot be graded."""
     port = _free_port()
-    app.start(run, _HOST, port)  # it ends with this process, as the local Ray does
+    app.start(run, _HOST, port)  # ends with this process, like the local Ray
     with httpx.Client(base_url=f"http://{_HOST}:{port}", timeout=60) as client:
 
         def ask(content: bytes) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _free_port() -> int:
 
 
 def _equal(online: dict[str, dict[str, Any]], bulk: pa.Table) -> bool:
-    """Whether both gave the same grade and probabilities, or the same reason, for every file."""
+    """Whether grades and probabilities, or error codes, are equal for all files."""
     rows = bulk.to_pylist()
     if len(rows) != len(online):
         return False
@@ -194,7 +194,7 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
     ratios = summary["ratios"]
     bounds = scored["intervals"]["qwk"]
     seconds = {row["step"]: f"{row['seconds']} s" for row in summary["rows"]}
-    console.rule(Text("what came out", "bold"), align="left")
+    console.rule(Text("results", "bold"), align="left")
     show(
         "demo",
         {

@@ -1,13 +1,13 @@
-"""`scalp prepare`: a source of images to a manifest whose splits do not leak, and a report on the data.
+"""`scalp prepare`: build a manifest with splits that do not leak, and a report on the data.
 
-Three steps, each in workers and each leaving its files in the scratch folder of OUT, so that the driver's
-memory does not grow with the source and a run that was stopped resumes:
+Three steps run in workers and write to the scratch folder of OUT. So the driver's memory does not grow with
+the source, and a stopped run resumes:
 
-    list      what the source holds, into shards of `scan.LISTED`
-    examine   each shard read, hashed and decoded, into shards of `scan.EXAMINED`
-    audit     what is kept, dropped and odd; groups, splits; the manifest
+    list      objects of the source, into shards of `scan.LISTED`
+    examine   read, hash and decode the objects of each shard, into shards of `scan.EXAMINED`
+    audit     kept and dropped images, findings, groups, splits, manifest
 
-`data.json` is written last and is what readers look for: without it, OUT is not finished.
+`data.json` is written last: without it, OUT is not finished.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from jobs.common.executor import Executor, RayExecutor
 from jobs.data.tasks import (
     EXAMINED,
     LISTED,
-    OBJECTS_A_SHARD,
+    OBJECTS_PER_SHARD,
     RETRY_TIMEOUT_S,
     ExamineShard,
     ListRoots,
-    shares,
+    split_roots,
 )
 from scalp_core import storage
 from scalp_core.curation import audit, report
@@ -57,7 +57,7 @@ _VERB = "prepare"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
 _POLL_S = 1.0
-_POLL_SHARE = 20  # of the time between two looks, one part of so many is for looking
+_POLL_FACTOR = 20  # least ratio of the pause to the time of a poll, for folders that are slow to list
 
 _log = logging.getLogger(__name__)
 
@@ -73,44 +73,44 @@ def prepare(
     list_task: ListTask = ListRoots,
     examine_task: ExamineTask = ExamineShard,
 ) -> dict[str, Any]:
-    """Lists, examines and audits a source.
+    """List, examine and audit a source.
 
     Args:
-        source: folder, prefix, archive or table; local or `s3://`.
-        out: directory for the manifest, the report and the lists of what was dropped and found.
-        options: which labels, and how to split.
-        group_by: what gives the groups; see `GroupBy`.
-        retry_failed: read the objects again that a finished run could not fetch; without any, as without it.
-        executor: where the steps run; Ray's workers unless given.
-        list_task: what lists; `scalp bench scale` puts a simulated one in its place.
-        examine_task: what examines.
+        source: Folder, prefix, archive or table; local or `s3://`.
+        out: Output directory for the manifest, the report, and the tables of dropped images and findings.
+        options: Labels and splits.
+        group_by: Further key of groups; see `GroupBy`.
+        retry_failed: Read objects again that a finished run could not fetch.
+        executor: Runs the steps; default: Ray.
+        list_task: Class of the listing tasks; `scalp bench scale` replaces it.
+        examine_task: Class of the examining tasks.
 
     Returns:
-        the summary that is also written to `out/summary.json`.
+        The summary, also written to `out/summary.json`.
 
     Raises:
-        UserError: bad input; or `out` holds something else.
+        UserError: Bad input, or `out` holds something else.
     """
     clock = Clock()
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
     outputs.check_output(out, _VERB, [source])
     identity = {"source": source, **_as_json(options), "group_by": group_by}
-    finished = _finished(out, identity)
+    finished = _read_finished(out, identity)
     if finished and not (retry_failed and finished["could_not_be_fetched"]):
-        return _as_before(finished, out, source)
+        return _keep_finished(finished, out, source)
     roots = scan.divide_source(source)
-    grouping = _grouping(group_by, source)
+    grouping = _parse_group_by(group_by, source)
     executor = executor or RayExecutor()
     wait_for_node(executor.cluster(), console.print)
     executor.check([source], out)
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
-        _begin(output, identity, again=finished is not None)
-        tasks = (list_task(output.scratch), examine_task(output.scratch, _above(source), grouping))
+        _begin(output, identity, reopen=finished is not None)
+        tasks = (list_task(output.scratch), examine_task(output.scratch, _parent(source), grouping))
         try:
             summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
         except SourceError:
-            storage.remove_file(storage.join(out, _IDENTITY_FILE))  # a mended source is read anew
+            storage.remove_file(storage.join(out, _IDENTITY_FILE))  # the fixed source is read again
             output.remove_scratch()
             raise
     _show(summary, out)
@@ -119,8 +119,8 @@ def prepare(
     return summary
 
 
-def _above(source: str) -> str:
-    """What lies above the source says nothing about grades; its own name may."""
+def _parent(source: str) -> str:
+    """Parent of the source: only names below it may contain a grade."""
     return source.rpartition("/")[0]
 
 
@@ -161,8 +161,8 @@ def _prepare(
     output.check()
     storage.write(storage.join(out, REPORT_FILE), report.render_html(spec, summary, examples))
     write_json(storage.join(out, SUMMARY_FILE), summary)
-    manifest.write_spec(out, spec)  # last: what has one is whole
-    if not summary["could_not_be_fetched"]:  # else --retry-failed goes on from it
+    manifest.write_spec(out, spec)  # last: marks the output as finished
+    if not summary["could_not_be_fetched"]:  # else --retry-failed needs it
         output.remove_scratch()
     return summary
 
@@ -179,20 +179,18 @@ def _as_json(options: Options) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
 
 
-def _grouping(group_by: str | None, source: str) -> GroupBy | None:
+def _parse_group_by(group_by: str | None, source: str) -> GroupBy | None:
     if group_by is None:
         return None
     if scan.is_table(source) and "group" in tables.find_columns(source):
-        raise UserError(
-            f"--group-by {group_by}: the table {source} has a column group of its own; leave one of both out"
-        )
+        raise UserError(f"--group-by {group_by}: the table {source} has a column group; omit one of the two")
     return GroupBy(group_by)
 
 
-def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run; refuses a directory of another source or, once finished, other options.
+def _read_finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the summary of a finished run; refuse another source or, if finished, other options.
 
-    What an unfinished run has read of the source serves other options as well.
+    Examined shards of an unfinished run are reused with other options.
     """
     known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
     finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
@@ -204,8 +202,9 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     return read_json(storage.join(out, SUMMARY_FILE)) if finished else None
 
 
-def _as_before(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]:
-    console.print(f"{out} is prepared already; name another output directory to read {source} again")
+def _keep_finished(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]:
+    """Report that the data is prepared already; return the summary of the finished run."""
+    console.print(f"{out} is prepared already; choose another output directory to read {source} again")
     if unfetched := summary["could_not_be_fetched"]:
         console.print(f"{unfetched:,} objects could not be fetched; --retry-failed reads them again")
     elif outputs.has_scratch(out):  # a run that was killed after its last write
@@ -214,13 +213,13 @@ def _as_before(summary: dict[str, Any], out: str, source: str) -> dict[str, Any]
     return summary
 
 
-def _begin(output: Output, identity: dict[str, Any], *, again: bool) -> None:
-    """Notes what is asked for; what was examined for other groups is examined anew."""
+def _begin(output: Output, identity: dict[str, Any], *, reopen: bool) -> None:
+    """Write the identity of the run; remove shards that were examined with another `group_by`."""
     uri = storage.join(output.uri, _IDENTITY_FILE)
     known = read_json(uri)
-    if known is None:  # killed while it removed what it had read of a source that was refused
+    if known is None:  # an earlier run was killed while it removed the shards of a refused source
         output.remove_scratch()
-    if again:  # not finished any more
+    if reopen:  # not finished any more
         storage.remove_file(storage.join(output.uri, manifest.SPEC_FILE))
     if known and known.get("group_by") != identity["group_by"]:
         storage.remove_folder(storage.join(output.scratch, EXAMINED))
@@ -232,14 +231,14 @@ def _begin(output: Output, identity: dict[str, Any], *, again: bool) -> None:
 
 
 def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: str) -> dict[str, Any]:
-    """Names of all shards, and the number of objects; from the last run, if that came so far."""
+    """List the source: names of all shards, and number of objects; reuse the listing of an earlier run."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
     names: list[str] = []
     objects = 0
-    with progress_bar("listing", None) as (progress, bar), _following(work, progress, bar):
-        for row in executor.map(task, shares(roots)):
+    with progress_bar("listing", None) as (progress, bar), _poll_listed(work, progress, bar):
+        for row in executor.map(task, split_roots(roots)):
             names += list(row["names"])
             objects += int(sum(row["counts"]))
     if not objects:
@@ -250,19 +249,19 @@ def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: s
 
 
 @contextmanager
-def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
-    """Shows how many objects were listed so far: a flat prefix of millions is one task's."""
+def _poll_listed(work: str, progress: Any, bar: Any) -> Iterator[None]:
+    """Show how many objects were listed so far, within tasks too: a flat prefix of millions is one task."""
     stop = threading.Event()
 
-    def follow() -> None:
+    def poll() -> None:
         pause = _POLL_S
         while not stop.wait(pause):
             began = time.monotonic()
             shards = len(storage.names_in(storage.join(work, LISTED)))
-            progress.update(bar, completed=shards * OBJECTS_A_SHARD)
-            pause = max(_POLL_S, _POLL_SHARE * (time.monotonic() - began))
+            progress.update(bar, completed=shards * OBJECTS_PER_SHARD)
+            pause = max(_POLL_S, _POLL_FACTOR * (time.monotonic() - began))
 
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
@@ -275,7 +274,7 @@ def _following(work: str, progress: Any, bar: Any) -> Iterator[None]:
 
 
 def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, retry_failed: bool) -> None:
-    """Examines what the last run left."""
+    """Examine the shards that earlier runs did not; with `retry_failed`, those with failed fetches too."""
     done = storage.names_in(storage.join(work, EXAMINED))
     if retry_failed:
         pending = [{"name": name, "retry": name in done} for name in listing["shards"]]
@@ -288,7 +287,7 @@ def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, 
         console.print(f"resuming: {resumed} of {len(listing['shards'])} shards are examined already")
     unfetched = 0
     with progress_bar("examining", objects) as (progress, bar):
-        progress.update(bar, completed=min(objects, resumed * OBJECTS_A_SHARD))
+        progress.update(bar, completed=min(objects, resumed * OBJECTS_PER_SHARD))
         for row in executor.map(task, pending):
             unfetched += int(row["unfetched"])
             progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
@@ -304,39 +303,39 @@ def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, 
 
 
 def _audit(guard: Guard, examined: str, source: str, out: str, options: Options) -> tuple[Any, float]:
-    """In a worker, so that the driver's memory does not grow with the source.
+    """Audit the examined shards; runs in a worker, to keep the driver's memory small.
 
-    As a whole it is done again when storage was unavailable: pyarrow's datasets do not wait.
+    The whole audit is retried if storage was unavailable: pyarrow's datasets do not retry.
     """
     guard.check()
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
         found = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
-        found["only_by_name"] = _only_by_name(out)
+        found["only_by_name"] = _count_only_by_name(out)
         return found, provenance.peak_mib()
 
 
-def _only_by_name(out: str) -> int:
-    """Images in archives that are compressed as a whole, which only a pass over them reads."""
+def _count_only_by_name(out: str) -> int:
+    """Count images in archives without random access, such as compressed tars."""
     folder = storage.join(out, manifest.MANIFEST_FOLDER)
     rows = pads.field("member").is_valid() & pads.field("byte_length").is_null()
     return int(parquet.dataset(folder).count_rows(filter=rows))
 
 
 def _check_accounts(summary: dict[str, Any], out: str) -> None:
-    """Everything that was listed was examined, and every photograph is kept or dropped with a reason."""
+    """Check that each listed object was examined, and each image was kept or dropped with a reason."""
     listed, examined = summary["objects_listed"], sum(summary["objects"].values())
     if examined < listed:  # a tar is listed as one object, and becomes its members
         raise UserError(
             f"{listed} objects were listed in {summary['source']}, but {examined} examined; prepare it again "
             f"into another directory than {out}, and report this"
         )
-    photographs = summary["objects"].get("photograph", 0)
+    images = summary["objects"].get("photograph", 0)
     others = sum(summary["dropped_other"].values())
     kept, dropped = summary["photographs"], sum(summary["dropped"].values()) - others
-    if kept + dropped != photographs:
+    if kept + dropped != images:
         raise UserError(
-            f"{photographs} photographs were found in {summary['source']}, but {kept} kept and {dropped} "
+            f"{images} images were found in {summary['source']}, but {kept} kept and {dropped} "
             f"dropped in {out}; prepare it again into another directory, and report this"
         )
 
@@ -359,11 +358,11 @@ def _show(summary: dict[str, Any], out: str) -> None:
     if summary["only_by_name"]:
         console.print(
             f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "
-            "beginning: training whose decoded images do not fit into memory reads the whole archive for "
-            "every batch; unpack them, or repack them as .zip or plain .tar"
+            "beginning: if decoded images do not fit into memory, training reads the whole archive per "
+            "batch; unpack them, or repack them as .zip or plain .tar"
         )
 
 
 def _show_ungrouped(summary: dict[str, Any], group_by: str) -> None:
     if alone := summary["grouped_by"].get("photograph"):
-        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a group of its own")
+        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a separate group")

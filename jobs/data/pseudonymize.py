@@ -1,4 +1,4 @@
-"""`scalp pseudonymize`: prepared photographs as a data directory that can be handed on."""
+"""`scalp pseudonymize`: copy prepared data without identifying names and metadata, for sharing."""
 
 from __future__ import annotations
 
@@ -27,68 +27,65 @@ from scalp_core.images import codecs
 from scalp_core.storage import lease, outputs
 
 KIND = "pseudonymize"
-PHOTOGRAPHS = "photographs"
-_ROWS_A_BATCH = 64
+IMAGES_FOLDER = "photographs"
+_ROWS_PER_BATCH = 64
 
 
 def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, Any]:
-    """Writes the photographs without names and metadata, and their manifest without what identifies.
+    """Write the images without names and metadata, and their manifest without identifying columns.
 
     Args:
-        data: directory that `scalp prepare` wrote.
-        out: new directory, local or `s3://`; trained on, evaluated and graded like any other.
-        key_file: where the key of the codes is kept, made if missing, so that later exports use the same
-            codes; None throws it away, and nobody can lead a code back.
+        data: Output directory of `scalp prepare`.
+        out: New output directory, local or `s3://`; other commands read it like `data`.
+        key_file: File of the key of the codes, made if missing, so that later exports use the same codes;
+            None: the key is discarded, and codes cannot be traced back.
 
     Returns:
-        the summary that is also written to `out/summary.json`; a finished export is left as it is.
+        The summary, also written to `out/summary.json`; a finished export is not changed.
 
     Raises:
-        UserError: bad input, a photograph cannot be read any more, `out` overlaps with `data` or is full.
+        UserError: Bad input, an image cannot be read any more, or `out` overlaps with `data` or is not empty.
     """
     out = storage.absolute(out)
     outputs.check_output(out, KIND, [data])
     spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    made = read_json(storage.join(out, SUMMARY_FILE))
-    if made and made.get("of") == spec.sha256:
-        console.print(f"{out} is made already of {data}")
-        return made
+    finished = read_json(storage.join(out, SUMMARY_FILE))
+    if finished and finished.get("of") == spec.sha256:
+        console.print(f"{out} is finished: it holds the images of {data}")
+        return finished
     if outputs.kind_of(out) == KIND:
         raise UserError(
-            f"{out} holds photographs of other data, or of a stopped run, which cannot resume: it would mix "
-            "codes of two keys; name a new directory"
+            f"{out} holds images of other data, or of a stopped run, which cannot resume: it would mix "
+            "codes of two keys; choose a new directory"
         )
-    key = _key(key_file, out)
+    key = _load_key(key_file, out)
     with outputs.open_output(out, KIND, [data]):
-        summary = _written(out, spec, table, key, kept=bool(key_file))
-    # A lease names this machine, and the directory is to be handed on.
+        summary = _write(out, spec, table, key, kept=bool(key_file))
+    # A lease names this machine, which must not be shared.
     storage.remove_folder(storage.join(out, lease.FOLDER))
     show("pseudonymize", summary | {"folder": out})
-    console.print(
-        "the pictures are the same, pixel for pixel at 8 bits a channel: who has the originals can find them"
-    )
+    console.print("pixels are unchanged (8 bits per channel): anyone with the originals can match the images")
     if conflicting := summary["conflicting_labels"]:
         console.print(
-            f"{conflicting} images are left out: without metadata they equal another one of a different grade"
+            f"{conflicting} images are left out: without metadata they equal an image with a different grade"
         )
     return summary
 
 
-def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
-    """Writes photographs, manifest and summary."""
+def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) -> dict[str, Any]:
+    """Write images, manifest and summary."""
     wait_for_node(connect(), console.print)
-    work = Pseudonymize(out, key)
-    written = make_dataset(table, _ROWS_A_BATCH).map_batches(
-        work, batch_size=_ROWS_A_BATCH, batch_format="pyarrow"
+    written = make_dataset(table, _ROWS_PER_BATCH).map_batches(
+        Pseudonymize(out, key), batch_size=_ROWS_PER_BATCH, batch_format="pyarrow"
     )
-    parts = []
+    batches = []
     with progress_bar("pseudonymizing", table.num_rows) as (progress, task):
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts.append(batch.cast(manifest.SCHEMA))
+            batches.append(batch.cast(manifest.SCHEMA))
             progress.update(task, advance=batch.num_rows)
-    everything = pa.concat_tables(parts)
-    rows, merged, conflicting = _distinct(everything)
-    for uri in set(everything["uri"].to_pylist()) - set(rows["uri"].to_pylist()):
+    all_rows = pa.concat_tables(batches)
+    rows, merged, conflicting = _drop_duplicates(all_rows)
+    for uri in set(all_rows["uri"].to_pylist()) - set(rows["uri"].to_pylist()):
         storage.remove_file(storage.join(out, uri))  # written above
     manifest.write_manifest(out, rows)
     new_spec = spec.model_copy(
@@ -111,11 +108,12 @@ def _written(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) 
     return summary
 
 
-def _distinct(rows: pa.Table) -> tuple[pa.Table, int, int]:
-    """One row for each content; some files differ in their metadata alone.
+def _drop_duplicates(rows: pa.Table) -> tuple[pa.Table, int, int]:
+    """Keep one row per image content: some files differ only in their metadata.
 
     Returns:
-        rows, how many of equal contents and labels went, and how many of equal contents with other labels.
+        Kept rows, number of dropped rows of equal content and label, number of rows of equal content whose
+        labels conflict, which are all dropped.
     """
     rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
     first: list[int] = []
@@ -131,21 +129,21 @@ def _distinct(rows: pa.Table) -> tuple[pa.Table, int, int]:
     return rows.take(pa.array(first, pa.int64())), merged, conflicting
 
 
-def _key(key_file: str | None, out: str) -> bytes:
+def _load_key(key_file: str | None, out: str) -> bytes:
     if key_file is None:
         return secrets.token_bytes(KEY_BYTES)
     if "://" in key_file:
         raise UserError(
-            f"--key-file {key_file} is not a local file; name one on this machine: the key is a secret that "
-            "leads every code back"
+            f"--key-file {key_file} is not a local file; choose one on this machine: the key is a secret "
+            "that traces every code back"
         )
     path = Path(key_file)
     if storage.absolute(path).startswith(f"{out}/"):
         raise UserError(
-            f"--key-file {key_file} is in OUT, and would be handed on with the photographs; keep it elsewhere"
+            f"--key-file {key_file} is in OUT, and would be shared with the images; choose another folder"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Never over a file that is there, also one that another run makes at the same time.
+    # An existing file is not overwritten, nor one that another run makes at the same time.
     with suppress(FileExistsError), open(path, "x", opener=_open_private) as file:
         file.write(secrets.token_hex(KEY_BYTES) + "\n")
     try:
@@ -154,7 +152,7 @@ def _key(key_file: str | None, out: str) -> bytes:
         key = b""
     if len(key) != KEY_BYTES:
         raise UserError(
-            f"--key-file {key_file} does not hold {2 * KEY_BYTES} hexadecimal digits; name a new file"
+            f"--key-file {key_file} does not hold {2 * KEY_BYTES} hexadecimal digits; choose a new file"
         )
     return key
 
@@ -164,7 +162,7 @@ def _open_private(path: str, flags: int) -> int:
 
 
 class Pseudonymize:
-    """Writes the photographs of a batch under their codes, and returns their new rows."""
+    """Task: write the images of a batch under their codes, and return their new rows."""
 
     def __init__(self, out: str, key: bytes) -> None:
         self._out = out
@@ -173,22 +171,22 @@ class Pseudonymize:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         locations = [location_of(row) for row in rows]
-        found = datasets_locations.read_images(locations, codecs.MAX_BYTES)
-        made = [self._write(row, data) for row, data in zip(rows, found, strict=True)]
-        return pa.Table.from_pylist(made, schema=manifest.SCHEMA)
+        files = datasets_locations.read_images(locations, codecs.MAX_BYTES)
+        written = [self._write(row, data) for row, data in zip(rows, files, strict=True)]
+        return pa.Table.from_pylist(written, schema=manifest.SCHEMA)
 
     def _write(self, row: dict[str, Any], data: bytes | ImageError) -> dict[str, Any]:
         try:
             if isinstance(data, ImageError):
                 raise data
-            picture, suffix = strip_metadata(data)
+            image, suffix = strip_metadata(data)
         except ImageError as error:
             raise unreadable(location_of(row), error) from None
         grade = "unlabelled" if row["label"] is None else str(row["label"])
         name = pseudonym(self._key, f"photograph:{row['sha256']}") + suffix
-        uri = storage.join(PHOTOGRAPHS, grade, name)  # below the directory, which will be moved
-        storage.write(storage.join(self._out, uri), picture)
-        digest = hashlib.sha256(picture).hexdigest()
-        here = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
-        here["image_id"] = manifest.image_id(digest)
-        return pseudonymize_row(row, self._key) | here
+        uri = storage.join(IMAGES_FOLDER, grade, name)  # relative to OUT, which may be moved
+        storage.write(storage.join(self._out, uri), image)
+        digest = hashlib.sha256(image).hexdigest()
+        location = dict.fromkeys(LOCATION_COLUMNS) | {"uri": uri, "sha256": digest}
+        location["image_id"] = manifest.image_id(digest)
+        return pseudonymize_row(row, self._key) | location

@@ -1,4 +1,4 @@
-"""`scalp synth`: synthetic scalp photographs in the AI Hub layout."""
+"""`scalp synth`: generate synthetic scalp images in the layout of AI Hub set 216."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KIND = "synth"
 
 
 def synth(out: str, options: SynthOptions) -> dict[str, Any]:
-    """Renders the photographs; a folder that holds the same options already is left as it is.
+    """Generate the images; a finished folder of the same options is not changed.
 
     Raises:
         UserError: `out` is in object storage, holds something else, or is in use.
     """
     if storage.is_s3(out):
-        raise UserError(f"OUT {out} is not a local folder; draw into one and copy it")
+        raise UserError(f"OUT {out} is not a local folder; choose one, then copy it")
     with (
         outputs.open_output(out, KIND) as output,
         progress_bar("rendering", options.images) as (progress, task),

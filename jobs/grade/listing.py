@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from jobs.common.console import console, progress_bar, read_json, write_json
 from jobs.common.executor import Executor
-from jobs.data.tasks import roots_in, shares
+from jobs.data.tasks import parse_roots, split_roots
 from jobs.grade.files import GROUP_SHARDS, RETRY_TIMEOUT_S, Listed, Listing, listed_file, shard_names
 from scalp_core import archives, storage
 from scalp_core.datasets import locations, manifest, scan
@@ -167,7 +167,7 @@ class ListImages:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            objects = chain.from_iterable(map(scan.list_root, roots_in(row)))
+            objects = chain.from_iterable(map(scan.list_root, parse_roots(row)))
             groups = write_groups(self._folder, self._size, row["number"], objects)
             return {"groups": json.dumps([asdict(group) for group in groups])}
 
@@ -234,7 +234,7 @@ def _images(
 def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Executor) -> list[Listed]:
     groups: list[Listed] = []
     with progress_bar("listing", None) as (progress, bar):
-        for row in executor.map(ListImages(folder, shard_size), shares(roots)):
+        for row in executor.map(ListImages(folder, shard_size), split_roots(roots)):
             listed = [Listed(**group) for group in json.loads(row["groups"])]
             groups += listed
             progress.update(bar, advance=sum(group.photographs for group in listed))

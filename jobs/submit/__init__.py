@@ -1,1 +1,1 @@
-"""`scalp submit`: a command as a Ray job on a cluster."""
+"""`scalp submit`: run a command as a Ray job on a cluster."""

@@ -1,4 +1,4 @@
-"""`scalp submit`: any verb as a Ray job, once, with this checkout's code; its end is this command's end."""
+"""`scalp submit`: submit a scalp command as a Ray job, once, with this checkout's code, and follow it."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from jobs.submit.logs import follow
 from scalp_core.bundles.registry import ENVIRONMENT
 from scalp_core.errors import UserError
 
-_ROOMS = ("cluster", "jobs", "scalp_core", "serving")
-_CODE = {".py", ".yaml", ".json", ".html", ".css", ".js"}
-# What Ray's job server takes in one request.
-_MOST_BYTES = 100 * 2**20
+_PACKAGES = ("cluster", "jobs", "scalp_core", "serving")
+_CODE_SUFFIXES = {".py", ".yaml", ".json", ".html", ".css", ".js"}
+# Size limit of one request to Ray's job server.
+_MAX_BYTES = 100 * 2**20
 _LARGEST_SHOWN = 3
 _NOT_AS_JOBS = {
-    "serve": "an endpoint is no job; use `serve deploy serving/config.yaml --address URL`",
-    "submit": "name the verb to run",
-    "jobs": "it asks a cluster from here; run it without submit",
-    "demo": "it shows everything on one machine; run it without submit",
-    "keys": "keys are made where they are kept; run it without submit",
+    "serve": "an endpoint is not a job; use `serve deploy serving/config.yaml --address URL`",
+    "submit": "name the command to run",
+    "jobs": "it queries a cluster from this machine; run it without submit",
+    "demo": "it runs on one machine; run it without submit",
+    "keys": "keys are made where they are stored; run it without submit",
 }
-# Arguments that name what a verb writes, where its log belongs too.
-_WRITTEN = ("out", "run", "sources_and_out")
+# Arguments that name the output of a command; its log is stored there too.
+_OUTPUTS = ("out", "run", "sources_and_out")
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """How a verb is submitted.
+    """Options of `scalp submit`.
 
     Args:
-        include: files and folders below the current one that the job gets beside the code.
-        env: `NAME=VALUE`, or `NAME` for what it is here; in the environment of the job and its workers.
-        cpus: reserved for the process that drives the verb; 0 runs it on the head.
-        gpus: the same.
-        memory: the same, bytes.
-        again: run work that is finished once more.
-        follow: show the log until it ends.
-        any_versions: run although packages of the cluster are not those of this machine.
+        include: Files and folders below the current folder to copy to the job, in addition to the code.
+        env: `NAME=VALUE`, or `NAME` for its value here: environment of the job and its workers.
+        cpus: CPUs to reserve for the driver process; 0 runs it on the head node.
+        gpus: GPUs to reserve for the driver process.
+        memory: Memory to reserve for the driver process, bytes.
+        again: Run a finished command again.
+        follow: Print the log until the job ends.
+        any_versions: Run even if package versions of the cluster differ.
     """
 
     include: tuple[str, ...] = ()
@@ -65,23 +65,23 @@ class SubmitOptions:
 
 
 def submit(address: str | None, command: Sequence[str], app: Any, options: SubmitOptions) -> int:
-    """Submits a verb, or attaches to the job that does the same.
+    """Submit a command as a job, or attach to the job of the same command.
 
     Args:
-        address: of the cluster's dashboard, `http://HOST:8265`; None takes RAY_API_SERVER_ADDRESS.
-        command: the verb and its arguments.
-        app: the table of verbs, which check their arguments here already.
-        options: how.
+        address: Address of the cluster's dashboard, `http://HOST:8265`; None: RAY_API_SERVER_ADDRESS.
+        command: Command and its arguments.
+        app: The `scalp` command, which checks the arguments before submission.
+        options: Options of the submission.
 
     Returns:
-        the job's exit code; 0 for a job that is not followed.
+        Exit code of the job; 0 for a job that is not followed.
 
     Raises:
-        UserError: the verb or its arguments are wrong here or there, or what the job needs is too large.
-        ClusterError: the cluster does not answer, does not let us in, is another Ray, or can never hold it.
+        UserError: The command or its arguments are invalid, or the files of the job are too large.
+        ClusterError: The cluster does not answer, refuses access, runs another Ray version, or is too small.
     """
     out = _check(command, app)
-    files = _included(command, options.include)
+    files = _collect_files(command, options.include)
     size = _check_size(files)
     environment = _environment(options.env)
     jobs = Jobs(address)
@@ -90,10 +90,10 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
     job = jobs.last(work)
     if job and (job.is_alive or (job.status == "SUCCEEDED" and not options.again)):
         id_ = job.id
-        console.print(f"{id_} {_state(job)}; attached to it")
+        console.print(f"{id_} {_describe(job)}; attached to it")
     else:
         id_ = f"{work}.{job.attempt + 1 if job else 1}"
-        with _packed(files) as folder:
+        with _copy_files(files) as folder:
             jobs.submit(
                 id_,
                 _entrypoint(id_, command, out, options),
@@ -108,90 +108,90 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
 
 
 def work_id(command: Sequence[str]) -> str:
-    """The same for the same words, so that the same work is never two jobs at once."""
+    """Deterministic id of a command, so that the same command is not two jobs at the same time."""
     return f"scalp-{command[0]}-{hashlib.sha256(json.dumps(list(command)).encode()).hexdigest()[:12]}"
 
 
 def _check(command: Sequence[str], app: Any) -> str | None:
-    """Refuses here what the cluster would refuse later; where the verb writes, if it says so."""
+    """Check a command before submission; return the URI of its output, if it names one."""
     verb, *rest = command
     if verb in _NOT_AS_JOBS:
         raise UserError(f"scalp submit {verb}: {_NOT_AS_JOBS[verb]}")
     if verb not in app.commands:
-        raise UserError(f"scalp submit {verb}: no such verb; scalp --help lists them")
-    found, name = app.commands[verb], verb
-    while hasattr(found, "commands"):
-        if not rest or rest[0] not in found.commands:
-            raise UserError(f"scalp submit {name}: name one of {', '.join(found.commands)}")
-        found, name, rest = found.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
-    context = found.make_context(f"scalp submit {name}", list(rest))
-    written = None
-    for parameter in found.params:
+        raise UserError(f"scalp submit {verb}: no such command; scalp --help lists all")
+    target, name = app.commands[verb], verb
+    while hasattr(target, "commands"):
+        if not rest or rest[0] not in target.commands:
+            raise UserError(f"scalp submit {name}: name one of {', '.join(target.commands)}")
+        target, name, rest = target.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
+    context = target.make_context(f"scalp submit {name}", list(rest))
+    out = None
+    for parameter in target.params:
         value = context.params.get(str(parameter.name))
         if parameter.param_type_name == "argument" or parameter.name == "out":
-            for each in [value] if isinstance(value, str) else value or ():
-                _check_place(name, each)
-        if parameter.name in _WRITTEN and value:
-            written = value if isinstance(value, str) else value[-1]
-    return written
+            for location in [value] if isinstance(value, str) else value or ():
+                _check_location(name, location)
+        if parameter.name in _OUTPUTS and value:
+            out = value if isinstance(value, str) else value[-1]
+    return out
 
 
-def _check_place(verb: str, place: str) -> None:
-    # A name without a slash, as of a model, is no path unless there is such a file.
-    if "://" in place or place.startswith("/") or not ("/" in place or Path(place).exists()):
+def _check_location(verb: str, location: str) -> None:
+    # A name without a slash is a path only if the file exists: it may be the name of a model.
+    if "://" in location or location.startswith("/") or not ("/" in location or Path(location).exists()):
         return
     raise UserError(
-        f"scalp submit {verb}: {place} is on this machine, where the cluster does not see it; copy it to S3, "
+        f"scalp submit {verb}: {location} is on this machine, which the cluster cannot read; copy it to S3, "
         "or give an absolute path that every node has"
     )
 
 
-def _included(command: Sequence[str], include: Sequence[str]) -> dict[str, Path]:
-    """The files of the job's folder by their paths in it: code, recipes that are named, what is asked for."""
+def _collect_files(command: Sequence[str], include: Sequence[str]) -> dict[str, Path]:
+    """Collect the files of the job by their path in it: code, recipes in the command, and `include`."""
     files: dict[str, Path] = {}
-    for room in _ROOMS:
-        home = Path(str(import_module(room).__file__)).parent
+    for package in _PACKAGES:
+        home = Path(str(import_module(package).__file__)).parent
         for path in home.rglob("*"):
-            if path.is_file() and path.suffix in _CODE:
-                files[f"{room}/{path.relative_to(home)}"] = path
+            if path.is_file() and path.suffix in _CODE_SUFFIXES:
+                files[f"{package}/{path.relative_to(home)}"] = path
     recipes = [word for word in command if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
     for name in (*recipes, *include):
         path = Path(name)
         if not path.exists():
-            raise UserError(f"--include {name}: there is no such file or folder")
+            raise UserError(f"--include {name}: this file or folder does not exist")
         try:
             relative = path.resolve().relative_to(Path.cwd())
         except ValueError:
-            raise UserError(f"{name} is not below the current folder, as what a job gets must be") from None
+            raise UserError(f"{name} is not below the current folder; change to a folder above it") from None
         if Path(name).is_absolute():
-            raise UserError(f"{name}: name it from the current folder, {relative}, as the job will find it")
-        for each in [path] if path.is_file() else path.rglob("*"):
-            if each.is_file():
-                files[str(each.resolve().relative_to(Path.cwd()))] = each
+            raise UserError(f"{name} is an absolute path; use the path below the current folder, {relative}")
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                files[str(file.resolve().relative_to(Path.cwd()))] = file
     return files
 
 
 def _check_size(files: dict[str, Path]) -> int:
-    """Bytes in all.
+    """Return the total size in bytes.
 
     Raises:
-        UserError: more than the job server takes; names the largest.
+        UserError: It exceeds the limit of the job server; names the largest files.
     """
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
-    if total > _MOST_BYTES:
+    if total > _MAX_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:_LARGEST_SHOWN]
         named = ", ".join(f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest)
         raise UserError(
-            f"what the job gets has {total / 2**20:,.0f} MiB and Ray's job server takes "
-            f"{_MOST_BYTES // 2**20}; the largest are {named}: keep photographs in S3 and leave them out"
+            f"the files of the job have {total / 2**20:,.0f} MiB, and Ray's job server accepts "
+            f"{_MAX_BYTES // 2**20}; the largest are {named}: keep images in S3, and do not include them"
         )
     return total
 
 
 @contextmanager
-def _packed(files: dict[str, Path]) -> Iterator[str]:
-    """A folder with copies of them, for as long as the block runs."""
+def _copy_files(files: dict[str, Path]) -> Iterator[str]:
+    """Copy files, by path in the job, into a temporary folder, which exists while the block runs."""
     with tempfile.TemporaryDirectory(prefix="scalp-submit-") as folder:
         for name, path in files.items():
             target = Path(folder) / name
@@ -202,15 +202,16 @@ def _packed(files: dict[str, Path]) -> Iterator[str]:
 
 
 def _environment(env: Sequence[str]) -> dict[str, str]:
-    found = {}
+    """Environment variables of the job: `env`, and a registry in S3."""
+    variables = {}
     if os.environ.get(ENVIRONMENT, "").startswith("s3://"):
-        found[ENVIRONMENT] = os.environ[ENVIRONMENT]
-    for each in env:
-        name, given, value = each.partition("=")
-        if not given and name not in os.environ:
+        variables[ENVIRONMENT] = os.environ[ENVIRONMENT]
+    for assignment in env:
+        name, equals, value = assignment.partition("=")
+        if not equals and name not in os.environ:
             raise UserError(f"--env {name}: it is not set here; write --env {name}=VALUE")
-        found[name] = value if given else os.environ[name]
-    return found
+        variables[name] = value if equals else os.environ[name]
+    return variables
 
 
 def _entrypoint(id_: str, command: Sequence[str], out: str | None, options: SubmitOptions) -> str:
@@ -222,7 +223,7 @@ def _entrypoint(id_: str, command: Sequence[str], out: str | None, options: Subm
     return shlex.join([*words, *command])
 
 
-def _state(job: Job) -> str:
-    return {"SUCCEEDED": f"ended well at {moment(job.ended)}; --again runs it once more"}.get(
+def _describe(job: Job) -> str:
+    return {"SUCCEEDED": f"succeeded at {moment(job.ended)}; --again runs it again"}.get(
         job.status, f"is {job.status.lower()} since {moment(job.started)}"
     )

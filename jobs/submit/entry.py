@@ -1,4 +1,4 @@
-"""What runs on the cluster for `scalp submit`: the versions are compared, the verb runs, its log is kept.
+"""Entry point of a job of `scalp submit`: compare versions, run the command, store its log.
 
 python -m jobs.submit.entry [--log URI] [--versions FILE] VERB ARGUMENTS…
 """
@@ -26,32 +26,32 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs
 
-# The log is kept in storage now and then, so that it outlives the cluster.
-_BETWEEN_PIECES_S = 60.0
-_COPIED_AT_ONCE = 1 << 20
-VERSIONS_FILE = "versions.json"  # of who submitted, in the folder of the job
+# The log is stored at this interval, so that it outlives the cluster.
+_STORE_INTERVAL_S = 60.0
+_COPY_CHUNK_BYTES = 1 << 20
+VERSIONS_FILE = "versions.json"  # of the submitting machine, in the folder of the job
 _MISMATCHES_SHOWN = 4
 _NOT_COMPARED = ("scalp",)  # comes with the job
 
 
 def main() -> int:
-    """The exit code of the verb; 2 if it was not begun."""
+    """Run the job; return the exit code of the command, or 2 if it was not started."""
     words = sys.argv[1:]
-    log, expected = _taken(words, "--log"), _taken(words, "--versions")
-    kept = _Kept(log)
+    log_uri, expected = _pop_option(words, "--log"), _pop_option(words, "--versions")
+    log = _StoredLog(log_uri)
     try:
         if expected:
             _check_versions(json.loads(Path(expected).read_text()))
-        return _run(words, kept)
+        return _run(words, log)
     except (UserError, ClusterError) as error:
-        kept.print(f"scalp: {error}\n")
+        log.print(f"scalp: {error}\n")
         return 2
     finally:
-        kept.keep_all()
+        log.store_all()
 
 
-def _taken(words: list[str], option: str) -> str | None:
-    """Takes one of our own options away, which come before the verb."""
+def _pop_option(words: list[str], option: str) -> str | None:
+    """Remove an option of this module, which precedes the command; return its value."""
     if words[:1] != [option]:
         return None
     _, value, *words[:] = words
@@ -59,16 +59,16 @@ def _taken(words: list[str], option: str) -> str | None:
 
 
 def _check_versions(expected: dict[str, str]) -> None:
-    """Refuses a cluster whose packages decide otherwise than those of who submitted.
+    """Refuse a cluster whose package versions differ from those of the submitting machine.
 
     Raises:
-        ClusterError: names the node and the packages.
+        ClusterError: Versions differ; names the node and the packages.
     """
     connect()
     try:
         answers = run_on_each_node(provenance.versions)
     finally:
-        ray.shutdown()  # the verb is a driver; a second one would take 150 MB of the head as long as it runs
+        ray.shutdown()  # the command is a driver itself; a second one would take 150 MB of the head
     for node, versions in answers.items():
         differ = [
             f"{name} {versions.get(name, 'missing')} there and {wanted} here"
@@ -84,29 +84,31 @@ def _check_versions(expected: dict[str, str]) -> None:
 
 
 def _public(name: str, version: str) -> str:
-    """Without the build, such as +cu130, which a laptop has not; of Python without the last number."""
+    """Version without its build tag, such as +cu130; of Python without the patch number."""
     parts = version.split("+")[0].split(".")
     return ".".join(parts[:2] if name == "python" else parts)
 
 
-class _Kept:
-    """Shows all that is printed to Ray, and keeps it in storage where the verb has made its OUT.
+class _StoredLog:
+    """Print the output of the command for Ray, and store it next to OUT, if the command has made its OUT.
 
-    While the verb runs, what it printed since the last piece is a piece of its own, URI.00001 and on: object
-    storage has no files that grow. At the end the whole log takes their place.
+    While the command runs, its new output is stored as pieces, URI.00001 and so on: object storage cannot
+    append. At the end, the whole log replaces them.
     """
 
     def __init__(self, uri: str | None) -> None:
         self._uri = uri
-        # On the disk: a log of days is not held in memory. It is open for as long as the process lives.
+        # On disk: the log of days does not fit into memory. Open until the process ends.
         self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        self._printed = self._kept = self._pieces = 0
-        self._keeping = threading.Lock()
+        self._printed = self._stored = self._pieces = 0
+        self._storing = threading.Lock()
 
     def print(self, text: str) -> None:
+        """Print and record text."""
         self.add(text.encode())
 
     def add(self, text: bytes) -> None:
+        """Print and record output of the command."""
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
         if self._uri is None:
@@ -117,66 +119,66 @@ class _Kept:
             self._complain(error)
             self._uri = None
 
-    def keep_new(self) -> None:
-        """Keeps what was printed since the last time. A log that cannot be kept stops no work."""
-        with self._keeping:
+    def store_new(self) -> None:
+        """Store the output since the last call; an error is printed and does not stop the command."""
+        with self._storing:
             try:
-                if self._is_made() and (new := self._read(self._printed)):
+                if self._is_out_made() and (new := self._read(self._printed)):
                     storage.write(self._piece(self._pieces + 1), new)
                     self._pieces += 1
-                    self._kept += len(new)
+                    self._stored += len(new)
             except (OSError, UserError) as error:
                 self._complain(error)
 
-    def keep_all(self) -> None:
-        """Keeps the whole log in one file, once the verb has ended."""
-        with self._keeping:
+    def store_all(self) -> None:
+        """Store the whole log in one file, after the command has ended."""
+        with self._storing:
             try:
-                if not self._is_made():
+                if not self._is_out_made():
                     return
                 self._log.seek(0)
                 with storage.new_file(str(self._uri)) as file:
-                    shutil.copyfileobj(self._log, file, _COPIED_AT_ONCE)
+                    shutil.copyfileobj(self._log, file, _COPY_CHUNK_BYTES)
                 for number in range(1, self._pieces + 1):
                     storage.remove_file(self._piece(number))
             except (OSError, UserError) as error:
                 self._complain(error)
 
-    def _is_made(self) -> bool:
-        """Whether OUT, of OUT/jobs/ID.log, is a verb's: into a folder of somebody else nothing is written."""
+    def _is_out_made(self) -> bool:
+        """Whether scalp made OUT of OUT/jobs/ID.log; no log is written into other folders."""
         return self._uri is not None and storage.exists(
             storage.join(self._uri.rsplit("/", 2)[0], outputs.MARKER_FILE)
         )
 
     def _read(self, until: int) -> bytes:
-        """What was not kept yet; from any thread, while the verb prints on."""
-        return os.pread(self._log.fileno(), until - self._kept, self._kept)
+        """Read the output that is not stored yet; thread-safe while the command prints."""
+        return os.pread(self._log.fileno(), until - self._stored, self._stored)
 
     def _piece(self, number: int) -> str:
         return f"{self._uri}.{number:05d}"
 
     def _complain(self, error: Exception) -> None:
-        print(f"scalp: the log is not kept: {error}", file=sys.stderr)  # noqa: T201
+        print(f"scalp: the log is not stored: {error}", file=sys.stderr)  # noqa: T201
 
 
-def _run(words: list[str], kept: _Kept) -> int:
-    """The verb in a process of its own, which may die as it likes."""
+def _run(words: list[str], log: _StoredLog) -> int:
+    """Run the command in a child process; return its exit code."""
     with subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as verb:
+    ) as process:
 
         def stop(number: int, _: FrameType | None) -> None:
-            verb.send_signal(number)
+            process.send_signal(number)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         since = time.monotonic()
-        for line in verb.stdout or ():
-            kept.add(line)
-            if time.monotonic() - since > _BETWEEN_PIECES_S:
+        for line in process.stdout or ():
+            log.add(line)
+            if time.monotonic() - since > _STORE_INTERVAL_S:
                 since = time.monotonic()
-                threading.Thread(target=kept.keep_new, daemon=True).start()
-    return verb.returncode if verb.returncode >= 0 else 128 - verb.returncode
+                threading.Thread(target=log.store_new, daemon=True).start()
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ def test_a_grading_gives_the_results_of_this_machine_and_a_second_submit_the_sam
     words = ("submit", "--address", far.url, "grade", bundle, photographs, "s3://scalp/far/out")
     code, printed = scalp(*words)
     assert code == 0, printed
-    assert f"{PHOTOGRAPHS}" in printed and "ended well" in printed
+    assert f"{PHOTOGRAPHS}" in printed and " succeeded" in printed
     grade(bundle, photographs, "s3://scalp/far/here")
     assert rows("s3://scalp/far/out") == rows("s3://scalp/far/here")
 
     (log,) = storage.list_files("s3://scalp/far/out/jobs")
-    assert "photographs" in storage.read(log).decode()
+    assert "images" in storage.read(log).decode()
     started = time.monotonic()
     code, again = scalp(*words)
     assert code == 0 and "attached to it" in again and "--again" in again, again

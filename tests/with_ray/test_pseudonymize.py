@@ -63,11 +63,11 @@ def test_what_makes_no_sense_is_refused(data, tmp_path):
     (tmp_path / "key").write_text("short")
     with pytest.raises(UserError, match="does not hold 64 hexadecimal digits"):
         pseudonymize(str(data), str(tmp_path / "out"), str(tmp_path / "key"))
-    with pytest.raises(UserError, match="is in OUT, and would be handed on with the photographs"):
+    with pytest.raises(UserError, match="is in OUT, and would be shared with the images"):
         pseudonymize(str(data), str(tmp_path / "out"), str(tmp_path / "out" / "key"))
     assert not (tmp_path / "out").exists()
     outputs.claim_output(str(tmp_path / "stopped"), "pseudonymize")
-    with pytest.raises(UserError, match="of a stopped run, which cannot resume.*; name a new directory"):
+    with pytest.raises(UserError, match="of a stopped run, which cannot resume.*; choose a new directory"):
         pseudonymize(str(data), str(tmp_path / "stopped"))
     made = pseudonymize(str(data), str(tmp_path / "made"))
     assert pseudonymize(str(data), str(tmp_path / "made")) == made

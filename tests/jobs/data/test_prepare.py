@@ -1,4 +1,4 @@
-"""`scalp prepare` in this process: what it must not touch, what it resumes, and what it says."""
+"""`scalp prepare` in this process: files it must not change, resumed runs, and its messages."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def prepare_and_stop(source, out, monkeypatch):
             prepare(source, out, OPTIONS)
 
 
-def test_what_prepare_did_not_make_stays(source, tmp_path):
+def test_files_that_prepare_did_not_make_stay(source, tmp_path):
     out = tmp_path / "thesis"
     for name in ("work/thesis.tex", "report.html", "summary.json", "manifest/split=train/other.parquet"):
         storage.write(f"{out}/{name}", b"mine")
@@ -75,7 +75,7 @@ def test_splits_of_a_run_that_was_stopped_do_not_stay(source, tmp_path, monkeypa
     assert set(table["split"].to_pylist()) == {None}
 
 
-def test_what_could_not_be_fetched_is_read_again_when_asked(source, tmp_path, monkeypatch, capsys):
+def test_retry_failed_reads_unfetched_objects_again(source, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "out")
     read = datasets_locations.read_placed
 
@@ -111,7 +111,7 @@ def test_what_could_not_be_fetched_is_read_again_when_asked(source, tmp_path, mo
     assert manifest.read_manifest(out).num_rows == 24
 
 
-def test_a_refused_source_that_was_killed_while_it_cleaned_up_is_read_anew(source, tmp_path, monkeypatch):
+def test_a_source_is_read_again_after_a_refused_run_was_killed_in_its_cleanup(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     for index in range(4):
         storage.write(f"{tmp_path}/new/unsorted/{index}.jpg", picture(index))
@@ -136,24 +136,24 @@ def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_p
     prepare(source, str(tmp_path / "folders"), OPTIONS, group_by="folder")
     assert "24 images have no group by --group-by folder" in capsys.readouterr().out
     storage.write(f"{tmp_path}/t.csv", b"uri,label,group\nset/0/0.jpg,1,anna\n")
-    with pytest.raises(UserError, match="has a column group of its own"):
+    with pytest.raises(UserError, match="has a column group; omit one"):
         prepare(str(tmp_path / "t.csv"), str(tmp_path / "other"), OPTIONS, group_by="folder")
 
 
-def test_groups_of_an_unfinished_run_are_made_anew(source, tmp_path, monkeypatch):
+def test_groups_of_an_unfinished_run_are_made_again(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     prepare_and_stop(source, out, monkeypatch)
     prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
     assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
 
 
-def test_what_training_from_a_compressed_tar_costs_is_said(source, tmp_path, capsys):
+def test_the_cost_of_training_from_a_compressed_tar_is_printed(source, tmp_path, capsys):
     for pack, folder in ((bytes, "plain"), (gzip.compress, "packed")):
         (tmp_path / folder).mkdir()
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             archive.add(source, "set")
         storage.write(f"{tmp_path}/{folder}/a.tar", pack((tmp_path / "a.tar").read_bytes()))
         summary = prepare(str(tmp_path / folder), f"{tmp_path}/{folder}-out", OPTIONS)
-        said = "24 images are in compressed tars" in " ".join(capsys.readouterr().out.split())
-        assert said == (folder == "packed")
+        is_printed = "24 images are in compressed tars" in " ".join(capsys.readouterr().out.split())
+        assert is_printed == (folder == "packed")
         assert summary["only_by_name"] == (24 if folder == "packed" else 0)
