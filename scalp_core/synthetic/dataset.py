@@ -1,12 +1,12 @@
-"""Synthetic scalp photographs in the layout of AI Hub set 216, for tests, demos and benchmarks.
+"""Write synthetic scalp images in a layout of AI Hub set 216, for tests, demos and benchmarks.
 
-The real photographs may not be passed on. These stand in for them with the same names, folders, label and
-meta files, imbalance, several photographs of a person, many microscopes and imperfect graders. They say
-nothing about how well a model grades real scalps.
+The real images may not be redistributed. The synthetic ones have the same names, folders, label and META
+files, class imbalance, several images per person, many microscopes and imperfect graders. Metrics on them are
+not evidence of how well a model grades real scalps.
 
-A person has a latent severity; a photograph adds what its place on the head adds. Both the true grade and
-the label are cut from that latent, the label after the grader's error. Shares of grades are exact for any
-number of photographs, because the cut is made by rank.
+A person has a latent severity, to which the position on the head adds a deviation per image. True grade and
+label are thresholds of that severity, the label after the grader's error. Thresholds are applied by rank, so
+that shares of grades are exact for any number of images.
 """
 
 from __future__ import annotations
@@ -37,72 +37,72 @@ from scalp_core.synthetic.layouts import (
     pack,
     paths,
 )
-from scalp_core.synthetic.plan import PARTS, PhotoPlan, SynthOptions, plan_dataset
-from scalp_core.synthetic.scene import render_photo
+from scalp_core.synthetic.plan import DELIVERED_PARTS, ImagePlan, SynthOptions, plan_dataset
+from scalp_core.synthetic.scene import render_image
 
-# Changes whenever the same options would give other files, so that a half-filled folder is never mixed.
+# Incremented when the same options give other files, so that a resumed folder holds files of one version.
 RENDERER = 1
 
 _SUMMARY = "synth.json"
 _MARKER = "synth.started.json"
-# Of the output directory that the set is drawn into.
+# Files of scalp in the output directory, which are not part of the set.
 _NOT_OF_THE_SET = {outputs.MARKER_FILE, lease.FOLDER}
 
 
 class SynthSummary(BaseModel):
-    """What a folder of synthetic photographs holds; its `synth.json`."""
+    """Summary of a folder of synthetic images; its `synth.json`."""
 
     renderer: int = Field(description="version of the renderer that drew them")
     options: SynthOptions
     images: int
     people: int
     devices: int
-    grades: dict[str, int] = Field(description="photographs by label, the whole set")
-    parts: dict[str, dict[str, int]] = Field(description="photographs by part and label")
-    by_device: dict[str, int] = Field(description="photographs by site and device")
+    grades: dict[str, int] = Field(description="images by label, in the whole set")
+    parts: dict[str, dict[str, int]] = Field(description="images by part and label")
+    by_device: dict[str, int] = Field(description="images by site and device")
 
 
 # --- files -------------------------------------------------------------------------------------------------
 
 
-def write_photo(
-    plan: PhotoPlan,
+def write_image(
+    plan: ImagePlan,
     out: Path,
     layout: Layout = LAYOUTS["delivered"],
     every_symptom: bool = False,
     picture: bytes | None = None,
 ) -> Path:
-    """Writes a photograph, its label and its meta file below `out`, unless all are there.
+    """Write an image, its label and its META file below `out`, unless the image exists.
 
-    Each file appears whole or not at all. The photograph comes last, so where it is, the others are.
+    Writes are atomic. The image is written last, so that its label and META file exist if it does.
 
     Args:
-        plan: of the photograph.
-        out: folder of the set.
-        layout: of its folders.
-        every_symptom: copies under every symptom that it has, as in the real set.
-        picture: its JPEG; drawn if not given.
+        plan: Plan of the image.
+        out: Folder of the set.
+        layout: Layout of folders and label files.
+        every_symptom: Whether to copy the image under each symptom that it has, as in the real set.
+        picture: JPEG of the image; rendered if not given.
 
     Returns:
-        Path of the photograph.
+        Path of the image.
     """
     files = [(kind, out / normalized(path, layout)) for kind, path in paths(plan, layout, every_symptom)]
-    photograph = files[-1][1]
-    if photograph.exists():
-        return photograph
-    picture = picture or jpeg(plan)
+    image = files[-1][1]
+    if image.exists():
+        return image
+    picture = picture or render_jpeg(plan)
     for kind, path in files:
         if kind == "photograph":
             _write(path, picture)
         else:
             _write(path, label_file(plan, layout) if kind == "label" else meta_file(plan))
-    return photograph
+    return image
 
 
-def jpeg(plan: PhotoPlan) -> bytes:
-    """Draws a photograph; 640x480, as the microscopes save it."""
+def render_jpeg(plan: ImagePlan) -> bytes:
+    """Render a planned image as JPEG of 640x480 pixels, the size of AI Hub's microscopes."""
     rng = np.random.default_rng([plan.seed, 1, plan.index])
-    pixels = render_photo(plan.severity, plan.device, rng, plan.scalp)
+    pixels = render_image(plan.severity, plan.device, rng, plan.scalp)
     quality = int(np.clip(plan.device.quality + rng.integers(-5, 6), 50, 95))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=quality, subsampling=plan.device.subsampling)
@@ -111,13 +111,13 @@ def jpeg(plan: PhotoPlan) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One fixed name, so that what an interrupted run left is overwritten and not left behind.
+    # A deterministic name, so that the next run overwrites a leftover of an interrupted one.
     partial_file = path.with_name(f".{path.name}.part")
     partial_file.write_bytes(data)
     partial_file.replace(path)
 
 
-# --- the whole set -----------------------------------------------------------------------------------------
+# --- set ---------------------------------------------------------------------------------------------------
 
 
 def write_dataset(
@@ -126,22 +126,22 @@ def write_dataset(
     workers: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SynthSummary:
-    """Writes the whole set. Safe to run again: a finished one is left as it is, an interrupted one goes on.
+    """Write a synthetic set. Idempotent: a finished set is kept, an interrupted one is resumed.
 
     Args:
-        out: folder to fill; made if missing.
-        options: what to draw.
-        workers: processes; by default one for each CPU.
-        on_progress: called with the number of photographs written so far.
+        out: Folder of the set; created if missing.
+        options: Options of the set.
+        workers: Number of processes; default one per CPU.
+        on_progress: Called with the number of images written so far.
 
     Raises:
-        UserError: `out` is a file, or holds something else than these options began.
+        UserError: `out` is a file, or holds other files than a set of these options.
     """
     plans = plan_dataset(options)
     summary = _summarize(plans, options)
     if _claim(out, summary):
         return summary
-    write = partial(write_photo, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
+    write = partial(write_image, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
     for done, _ in enumerate(_render_all(plans, write, workers or cpu_count()), 1):
         if on_progress:
             on_progress(done)
@@ -151,12 +151,12 @@ def write_dataset(
     return summary
 
 
-def _render_all(plans: list[PhotoPlan], write: Callable[[PhotoPlan], Path], workers: int) -> Iterator[Path]:
-    workers = min(workers, 1 + len(plans) // 16)  # starting a process costs as much as 16 photographs
+def _render_all(plans: list[ImagePlan], write: Callable[[ImagePlan], Path], workers: int) -> Iterator[Path]:
+    workers = min(workers, 1 + len(plans) // 16)  # starting a process takes as long as 16 images
     if workers == 1:
         yield from map(write, plans)
         return
-    # spawn: a fork of a process that runs threads (Ray, torch) may hang.
+    # spawn: a fork of a process with threads (Ray, torch) may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(write, plans, chunksize=8)
@@ -165,8 +165,8 @@ def _render_all(plans: list[PhotoPlan], write: Callable[[PhotoPlan], Path], work
             raise
 
 
-def _summarize(plans: list[PhotoPlan], options: SynthOptions) -> SynthSummary:
-    def count(chosen: list[PhotoPlan]) -> dict[str, int]:
+def _summarize(plans: list[ImagePlan], options: SynthOptions) -> SynthSummary:
+    def count(chosen: list[ImagePlan]) -> dict[str, int]:
         counts = Counter(plan.grade for plan in chosen)
         return {str(grade): counts[grade] for grade in range(NUM_GRADES)}
 
@@ -178,22 +178,22 @@ def _summarize(plans: list[PhotoPlan], options: SynthOptions) -> SynthSummary:
         people=len({plan.stem.rsplit("_", 2)[0] for plan in plans}),
         devices=len(by_device),
         grades=count(plans),
-        parts={part: count([plan for plan in plans if plan.part == part]) for part in PARTS},
+        parts={part: count([plan for plan in plans if plan.part == part]) for part in DELIVERED_PARTS},
         by_device=dict(sorted(by_device.items())),
     )
 
 
 def _claim(out: Path, summary: SynthSummary) -> bool:
-    """Marks the folder as these options'; True if it is finished already."""
+    """Mark the folder with these options; True if the set is already finished."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder to write the photographs to")
+        raise UserError(f"{out} is a file; choose a folder for the images")
     if _begun(out / _SUMMARY, summary):
         return True
     if not _begun(out / _MARKER, summary):
         if out.exists() and any(path.name not in _NOT_OF_THE_SET for path in out.iterdir()):
             raise UserError(
-                f"{out} is not empty, and not from these options; empty it, name another folder, "
-                "or repeat the options that it was begun with"
+                f"{out} is not empty, and not a set of these options; choose another folder, or repeat the "
+                "options of the set"
             )
         _write(out / _MARKER, as_json(summary.model_dump(mode="json")))
     return False

@@ -1,4 +1,4 @@
-"""The layouts in which AI Hub set 216 is found, as `scalp synth --layout` writes them."""
+"""Layouts of AI Hub set 216 for `scalp synth --layout`: folders, archives and label files."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalp_core.grades import GRADE_NAMES_KO, SYMPTOMS
-from scalp_core.synthetic.plan import PhotoPlan
+from scalp_core.synthetic.plan import ImagePlan
 
-_EPOCH = (2020, 12, 1, 0, 0, 0)  # of every member of a zip, so that the same options give the same bytes
+_EPOCH = (2020, 12, 1, 0, 0, 0)  # time of each zip member, so that the same options give the same bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How folders, archives and label files are written.
+    """A layout of folders, archives and label files.
 
     Args:
-        photographs: folder of a symptom's grade below Training or Validation.
-        labels: folder of their label files.
-        moderate: how grade 2 is spelt.
-        zipped: folder: each in a zip of its name, as downloaded; part: Training and Validation in one each,
-            with the folders inside in cp949, as Korean Windows packs them.
+        images: Folder of a symptom's grade below Training or Validation.
+        labels: Folder of their label files.
+        moderate: Spelling of grade 2.
+        zipped: folder: a zip per folder, as downloaded; part: one zip each of Training and Validation,
+            with names in cp949, as Korean Windows packs them.
         form: Unicode form of the names; macOS writes NFD.
-        bom: label files begin with a byte order mark.
-        numbers: label files have numbers and not strings.
+        bom: Whether label files begin with a byte order mark.
+        numbers: Whether label files have numbers instead of strings.
+        spaced: Whether names of symptoms have spaces.
     """
 
-    photographs: str = "[원천]{symptom}_{grade}.{name}"
+    images: str = "[원천]{symptom}_{grade}.{name}"
     labels: str = "[라벨]{symptom}_{grade}.{name}"
     moderate: str = GRADE_NAMES_KO[2]
     zipped: Literal["folder", "part"] | None = None
@@ -59,22 +60,22 @@ LAYOUTS = {
     "nfd": Layout(form="NFD"),
 }
 
-# As they are written where they are not written together.
+# Spellings of the symptoms with spaces.
 _SPACED = ("미세 각질", "피지 과다", "모낭사이 홍반", "모낭홍반 농포", "비듬", "탈모")
 
 
-def paths(plan: PhotoPlan, layout: Layout, every_symptom: bool) -> Iterator[tuple[str, str]]:
-    """Kind (meta, label or photograph) and path of each file of a photograph; the photograph itself last."""
+def paths(plan: ImagePlan, layout: Layout, every_symptom: bool) -> Iterator[tuple[str, str]]:
+    """Yield kind (meta, label or photograph) and path of each file of an image; the image is last."""
     yield "meta", f"Meta/{plan.stem}_META.json"
     chosen = [0]
-    if every_symptom:  # as delivered: wherever it has a grade, and in every pool of 양호 if it has none
+    if every_symptom:  # as delivered: under each symptom with a grade, else under 양호 of all
         chosen = [n for n, grade in enumerate(plan.symptoms) if grade or not any(plan.symptoms)]
     for number in reversed(chosen):
         yield "label", f"{plan.part}/{_folder(layout.labels, layout, plan, number)}/{plan.stem}.json"
-        yield "photograph", f"{plan.part}/{_folder(layout.photographs, layout, plan, number)}/{plan.stem}.jpg"
+        yield "photograph", f"{plan.part}/{_folder(layout.images, layout, plan, number)}/{plan.stem}.jpg"
 
 
-def _folder(pattern: str, layout: Layout, plan: PhotoPlan, number: int) -> str:
+def _folder(pattern: str, layout: Layout, plan: ImagePlan, number: int) -> str:
     grade = plan.symptoms[number]
     return pattern.format(
         number=number + 1,
@@ -84,8 +85,8 @@ def _folder(pattern: str, layout: Layout, plan: PhotoPlan, number: int) -> str:
     )
 
 
-def label_file(plan: PhotoPlan, layout: Layout) -> bytes:
-    """The label JSON: six values, as strings or numbers."""
+def label_file(plan: ImagePlan, layout: Layout) -> bytes:
+    """Content of a label file: JSON of six values, as strings or numbers."""
     values: dict[str, Any] = {
         f"value_{number}": value if layout.numbers else str(value)
         for number, value in enumerate(plan.symptoms, 1)
@@ -94,7 +95,7 @@ def label_file(plan: PhotoPlan, layout: Layout) -> bytes:
     return as_json(content, bom=layout.bom)
 
 
-def meta_file(plan: PhotoPlan) -> bytes:
+def meta_file(plan: ImagePlan) -> bytes:
     return as_json({"image_id": plan.stem, "image_file_name": f"{plan.stem}.jpg"} | plan.meta)
 
 
@@ -104,7 +105,7 @@ def as_json(content: dict[str, Any], bom: bool = False) -> bytes:
 
 
 def pack(out: Path, layout: Layout) -> None:
-    """Makes zips of the folders that were written, where the layout has zips; the folders go."""
+    """Replace the written folders by zips, if the layout has zips."""
     if layout.zipped is None:
         return
     folders = [out / "Meta"]
@@ -127,7 +128,7 @@ def pack(out: Path, layout: Layout) -> None:
 
 
 class _KoreanWindowsInfo(zipfile.ZipInfo):
-    """A member whose name is in cp949, without the flag that says UTF-8."""
+    """Zip member with a name in cp949, without the UTF-8 flag."""
 
     def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 -- zipfile's own hook
         return self.filename.encode("cp949"), self.flag_bits

@@ -1,4 +1,4 @@
-"""What a set of synthetic photographs holds, before a pixel is drawn: people, microscopes, grades, names."""
+"""Plan a synthetic set before rendering: people, microscopes, grades and names of the images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scalp_core.grades import GRADE_NAMES_KO, NUM_GRADES, SYMPTOMS
 from scalp_core.settings import rename_old_keys
 from scalp_core.synthetic.scene import DeviceProfile, Scalp
 
-PARTS = ("Training", "Validation")
-# Photographs of each grade in the paper's training folders.
+DELIVERED_PARTS = ("Training", "Validation")
+# Images of each grade in the paper's training folders.
 PAPER_COUNTS = (534, 4435, 5486, 2284)
 _POSITIONS = ("2_TH", "3_TH", "4_LH", "5_RH", "6_BH")
-_PERSON_SHARE = 0.8  # of the variance of severity; the rest differs between places on one head
+_PERSON_SHARE = 0.8  # of the variance of severity; the rest is between positions on one head
 _FIRST_DAY = datetime(2020, 10, 13, tzinfo=UTC)
 _DAYS = 48
 _QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -39,44 +39,44 @@ LayoutName = Literal[
 
 
 class SynthOptions(BaseModel):
-    """What to draw. The same options give the same bytes on any number of processes."""
+    """Options of a synthetic set. The same options give the same bytes for any number of processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     _old_keys = model_validator(mode="before")(rename_old_keys)
 
-    images: int = Field(1000, ge=1, le=1_000_000, description="number of photographs")
-    seed: int = Field(0, ge=0, description="of everything random")
+    images: int = Field(1000, ge=1, le=1_000_000, description="number of images")
+    seed: int = Field(0, ge=0, description="random seed of the set")
     label_noise: float = Field(
         0.1,
         ge=0,
         le=2,
-        description="sd of the grader's error in grades; at 0.1 a grader who knew the truth would reach a "
-        "quadratic weighted kappa of 0.94",
+        description="standard deviation of the grader's error in grades; at 0.1 the true grades have a "
+        "quadratic weighted kappa of 0.94 with the labels",
     )
     color_cast: float = Field(
-        1.0, ge=0, le=3, description="how far the microscopes' colors differ; 0: not at all"
+        1.0, ge=0, le=3, description="spread of colors between microscopes; 0 turns it off"
     )
     lighting: float = Field(
-        1.0, ge=0, le=3, description="how far exposure, vignette and glare differ; 0: not at all"
+        1.0, ge=0, le=3, description="spread of exposure, vignette and glare; 0 turns it off"
     )
-    hair_density: float = Field(11.0, ge=1, le=80, description="hairs rooted in a frame, on average")
-    hair_density_spread: float = Field(0.35, ge=0, le=1, description="sd of the log of it between people")
-    blur: float = Field(0.9, ge=0, le=5, description="sigma of a typical lens, pixels")
-    layout: LayoutName = Field("delivered", description="of folders, archives and label files")
+    hair_density: float = Field(11.0, ge=1, le=80, description="mean number of hair roots per image")
+    hair_density_spread: float = Field(
+        0.35, ge=0, le=1, description="standard deviation of the log of hair_density between people"
+    )
+    blur: float = Field(0.9, ge=0, le=5, description="blur of a typical lens, sigma in pixels")
+    layout: LayoutName = Field("delivered", description="layout of folders, archives and label files")
     every_symptom: bool = Field(
-        False, description="a copy under each symptom that a photograph has, as in the real set"
+        False, description="copy each image under each symptom that it has, as in the real set"
     )
     devices: int | None = Field(
-        None, ge=1, le=10_000, description="microscopes; by default one for 40 photographs, from 12 to 60"
+        None, ge=1, le=10_000, description="number of microscopes; default one per 40 images, from 12 to 60"
     )
-    parts: tuple[int, int] = Field(
-        (7, 2), description="shares of Training and Validation, drawn by photograph"
-    )
+    parts: tuple[int, int] = Field((7, 2), description="ratio of Training to Validation, drawn by image")
 
 
 @dataclass(frozen=True)
-class PhotoPlan:
-    """Everything about one photograph but its pixels."""
+class ImagePlan:
+    """Plan of one image: all except its pixels."""
 
     index: int
     seed: int
@@ -99,7 +99,7 @@ class PhotoPlan:
 class _Person:
     device: DeviceProfile
     scalp: Scalp
-    severity: float  # standard normal, before the photograph's share
+    severity: float  # standard normal, before the deviation per image
     epoch: int  # ms; one session
     shots: tuple[str, ...]
     meta: dict[str, str]
@@ -108,18 +108,18 @@ class _Person:
 # --- plan --------------------------------------------------------------------------------------------------
 
 
-def plan_dataset(options: SynthOptions) -> list[PhotoPlan]:
-    """Plans every photograph: person, microscope, severity, label, name. Draws no pixels.
+def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
+    """Plan all images of a set: person, microscope, severity, label and name.
 
     Raises:
-        UserError: more devices are asked for than there are people.
+        UserError: more microscopes than people.
     """
     rng = np.random.default_rng([options.seed, 0])
     people = _people(options, rng)
     shots = [(person, shot) for person in people for shot in person.shots]
     latent = np.array([person.severity for person, _ in shots]) * np.sqrt(_PERSON_SHARE)
     latent = _normal_by_rank(latent + rng.normal(0, np.sqrt(1 - _PERSON_SHARE), len(shots)))
-    # The grader's error, scaled so that grader and truth have the same spread, hence the same shares.
+    # Scaled so that grader and truth have the same spread, hence the same shares of grades.
     error = options.label_noise * _LATENT_PER_GRADE
     seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
     training = _training(options, rng)
@@ -132,7 +132,7 @@ def plan_dataset(options: SynthOptions) -> list[PhotoPlan]:
 
 
 def _thresholds() -> np.ndarray:
-    """Where the latent crosses from grade to grade, so that the shares are the paper's; float (3,)."""
+    """Thresholds of the latent severity between grades, for the paper's shares; float (3,)."""
     shares = np.cumsum(PAPER_COUNTS)[:-1] / sum(PAPER_COUNTS)
     return np.array([NormalDist().inv_cdf(share) for share in shares])
 
@@ -142,10 +142,10 @@ _LATENT_PER_GRADE = float(np.diff(_THRESHOLDS).mean())
 
 
 def _severity(latent: float) -> float:
-    """Grade units, -0.5 to 3.5, from the standard normal latent: 0.5, 1.5, 2.5 at the thresholds.
+    """Map the standard normal latent to grade units, -0.5 to 3.5, with 0.5, 1.5, 2.5 at the thresholds.
 
-    Between them it lingers at whole grades: most photographs look like their grade and some lie between,
-    as graders who work from one reference picture a grade see them.
+    Values concentrate at integer grades: most images look like their grade, and some are in between, because
+    graders work from one reference image per grade.
     """
     low, high = latent < _THRESHOLDS[0], latent > _THRESHOLDS[-1]
     if low or high:
@@ -154,8 +154,8 @@ def _severity(latent: float) -> float:
     else:
         even = float(np.interp(latent, _THRESHOLDS, np.arange(NUM_GRADES - 1) + 0.5))
     grade = _grade(latent)
-    off = even - grade
-    return grade + off * (0.3 + 0.7 * (2 * off) ** 2)
+    deviation = even - grade
+    return grade + deviation * (0.3 + 0.7 * (2 * deviation) ** 2)
 
 
 def _grade(latent: float) -> int:
@@ -163,14 +163,14 @@ def _grade(latent: float) -> int:
 
 
 def _normal_by_rank(values: np.ndarray) -> np.ndarray:
-    """The same order, spaced as a standard normal: shares below a threshold come out exact."""
+    """Replace values by standard normal quantiles in the same order, so that shares are exact."""
     ranks = np.argsort(np.argsort(values))
     inverse = NormalDist().inv_cdf
     return np.array([inverse((rank + 0.5) / len(values)) for rank in ranks])
 
 
 def _training(options: SynthOptions, rng: np.random.Generator) -> np.ndarray:
-    """bool (N,): drawn by photograph, as the real set does, so one person is often in both parts."""
+    """Draw the Training images, bool (N,), by image as in the real set; a person is often in both parts."""
     share = options.parts[0] / max(sum(options.parts), 1)
     return rng.permutation(options.images) < round(options.images * share)
 
@@ -184,13 +184,13 @@ def _photo(
     training: bool,
     options: SynthOptions,
     rng: np.random.Generator,
-) -> PhotoPlan:
+) -> ImagePlan:
     grade = _grade(seen)
     stem = f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}"
-    return PhotoPlan(
+    return ImagePlan(
         index=index,
         seed=options.seed,
-        part=PARTS[0] if training else PARTS[1],
+        part=DELIVERED_PARTS[0] if training else DELIVERED_PARTS[1],
         stem=stem,
         grade=grade,
         true_grade=_grade(latent),
@@ -205,7 +205,7 @@ def _photo(
 def _symptoms(
     grade: int, scalp: Scalp, options: SynthOptions, rng: np.random.Generator
 ) -> tuple[int, int, int, int, int, int]:
-    """value_1 to value_6. The 0.양호 folder holds scalps that are good in all six."""
+    """Draw value_1 to value_6. The 0.양호 folder holds scalps that are good in all six."""
     if grade == 0:
         return (0, 0, 0, 0, 0, 0)
     # Dry scale and sebum near exclude each other (Cramer's V 0.45).
@@ -222,9 +222,9 @@ def _symptoms(
 
 
 def _people(options: SynthOptions, rng: np.random.Generator) -> list[_Person]:
-    sizes = _photographs_each(options.images, rng)
+    sizes = _images_per_person(options.images, rng)
     devices = _devices(options, len(sizes), rng)
-    # Every microscope has a person; the rest go to busy and quiet ones.
+    # Each microscope has a person; the others are distributed unevenly.
     busy = rng.dirichlet(np.full(len(devices), 2.0))
     extra = rng.choice(len(devices), size=len(sizes) - len(devices), p=busy)
     chosen = rng.permutation(np.concatenate([np.arange(len(devices)), extra]))
@@ -243,8 +243,8 @@ def _people(options: SynthOptions, rng: np.random.Generator) -> list[_Person]:
     ]
 
 
-def _photographs_each(images: int, rng: np.random.Generator) -> list[int]:
-    """Three to five for each person; fewer only where the whole set has fewer."""
+def _images_per_person(images: int, rng: np.random.Generator) -> list[int]:
+    """Draw the images per person: three to five, or fewer in a set of fewer images."""
     sizes, left = [], images
     while left > 5:
         sizes.append(int(rng.integers(3, min(5, left - 3) + 1)))
@@ -256,8 +256,8 @@ def _devices(options: SynthOptions, people: int, rng: np.random.Generator) -> li
     wanted = options.devices or min(60, max(12, options.images // 40), people)
     if wanted > people:
         raise UserError(
-            f"{wanted} devices cannot share the {people} people of {options.images} photographs; "
-            f"ask for {people} devices or fewer, or for more photographs"
+            f"{wanted} devices are more than the {people} people in {options.images} images; "
+            f"use {people} devices or fewer, or more images"
         )
     sites = rng.choice(np.arange(1, 400), size=min(wanted, 399), replace=False)
     serials = rng.choice(np.arange(4, 10_004), size=wanted, replace=False)
@@ -271,7 +271,7 @@ def _devices(options: SynthOptions, people: int, rng: np.random.Generator) -> li
 
 def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Generator) -> DeviceProfile:
     cast, light = options.color_cast, options.lighting
-    # Red, yellow, apricot, green and blue pictures all occur; purple ones do not.
+    # Red, yellow, apricot, green and blue casts occur in real images; purple ones do not.
     warm, green = np.clip(rng.normal(0, (0.11, 0.055)) * cast, (-0.35, -0.03), 0.35)
     return DeviceProfile(
         site=site,
@@ -309,7 +309,7 @@ def _scalp(options: SynthOptions, rng: np.random.Generator) -> Scalp:
 
 
 def _sessions(people: int, rng: np.random.Generator) -> list[int]:
-    """Epochs in ms, all different, between 10:00 and 19:00 in Korea in October and November 2020."""
+    """Draw distinct session times, epochs in ms, 10:00 to 19:00 in Korea in October and November 2020."""
     start = int(_FIRST_DAY.timestamp() * 1000)
     epochs: dict[int, None] = {}
     while len(epochs) < people:

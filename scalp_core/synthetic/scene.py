@@ -1,9 +1,8 @@
-"""Draws one scalp as a handheld microscope shows it: skin, follicles, flakes, hairs, light, camera.
+"""Render one scalp as seen by a handheld microscope: skin, follicles, flakes, hairs, light, camera.
 
-The picture is built back to front as three float planes (R, G, B in 0..1): skin with its relief and
-vessels, the flakes that lie on it, hairs with their shadow, the flakes that cling to hairs, the ring of
-lamps, and last a camera that evens out exposure and white balance as real ones do. Only the flakes know
-the severity, so nothing else in a photograph can give its grade away.
+The image is rendered back to front as three float planes (R, G, B in 0..1): skin with relief and vessels,
+flakes on the skin, hairs with their shadow, flakes on hairs, the ring of lamps, and a camera with automatic
+exposure and white balance. Only the flakes depend on the severity, so that nothing else reveals the grade.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from scalp_core.synthetic.textures import (
 )
 
 _MARGIN = 140  # hairs rooted outside the frame cross it too
-_BALANCE = np.array((1.13, 0.97, 0.90))  # mean R, G, B that white balance leaves a scalp with, against gray
-_SPREAD = 0.34  # sd of a channel, against its mean, that auto-levels aim at
-# Where along a hair its outline is drawn: closer at the root, which narrows as it leaves the skin.
+_BALANCE = np.array((1.13, 0.97, 0.90))  # mean R, G, B of a scalp after white balance, relative to gray
+_SPREAD = 0.34  # target of auto-levels: standard deviation of a channel relative to its mean
+# Positions of the outline along a hair, from root to tip; denser at the root, which is tapered.
 _ALONG = np.array((0, 0.006, 0.014, 0.03, 0.07, 0.15, 0.25, 0.36, 0.48, 0.6, 0.73, 0.86, 1.0))
 _BATCH = 128
-# Share of skin under flakes at each severity (grade units); from mild on, two to four times more a grade.
+# Share of skin under flakes at each severity (grade units); from mild on it grows by two to four per grade.
 _COVERAGE = {
     -0.5: 0.0004,
     0.0: 0.0015,
@@ -47,20 +46,20 @@ _COVERAGE = {
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """One microscope at one site: what it does to every photograph it takes."""
+    """Optical properties of one microscope at one site."""
 
     site: str = "0013"
     serial: str = "A2LEBJJDE00060O"
-    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # color cast: R, G, B against neutral
-    exposure: float = 0.55  # mean of the photograph that auto-exposure aims at, 0..1
-    contrast: float = 1.0  # spread that auto-levels aim at, against the usual
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # color cast: R, G, B relative to neutral
+    exposure: float = 0.55  # target mean of auto-exposure, 0..1
+    contrast: float = 1.0  # target spread of auto-levels, relative to the usual
     vignette: float = 0.35  # loss of light in the corners, 0..1
-    light_center: tuple[float, float] = (0.5, 0.5)  # of the ring of lamps, shares of width and height
-    light_angle: float = 0.8  # where shadows fall, radians
-    lighting: float = 1.0  # how much light, glare and exposure differ from photograph to photograph
+    light_center: tuple[float, float] = (0.5, 0.5)  # center of the ring of lamps, shares of width and height
+    light_angle: float = 0.8  # direction of shadows, radians
+    lighting: float = 1.0  # spread of light, glare and exposure between images
     specular: float = 1.0  # brightness of reflected lamps
     blur: float = 0.8  # sigma of the lens, pixels
-    noise: float = 0.008  # sd of the sensor, 0..1
+    noise: float = 0.008  # standard deviation of the sensor noise, 0..1
     quality: int = 82  # JPEG
     subsampling: int = 2  # 0: 4:4:4, 2: 4:2:0
     magnification: float = 1.0
@@ -68,12 +67,12 @@ class DeviceProfile:
 
 @dataclass(frozen=True)
 class Scalp:
-    """One person's scalp, but for its flaking."""
+    """Skin and hair of one person's scalp, without its flaking."""
 
     skin: tuple[float, float, float] = (0.70, 0.54, 0.46)
     redness: float = 0.4  # 0..1
     sebum: float = 0.4  # 0..1
-    hairs: float = 11.0  # hairs rooted in the frame, on average
+    hairs: float = 11.0  # mean number of hair roots in the frame
     hair_width: float = 8.5  # pixels
     hair_shade: float = 0.13  # 0 black .. 1 white
     hair_tint: tuple[float, float, float] = (1.0, 0.86, 0.76)
@@ -81,21 +80,21 @@ class Scalp:
 
 
 def flake_coverage(severity: float) -> float:
-    """Share of the skin that flakes cover (opacity-weighted, 0..1) at a severity in grade units."""
+    """Share of skin under flakes (opacity-weighted, 0..1) at a severity in grade units."""
     return float(np.exp(np.interp(severity, list(_COVERAGE), np.log(list(_COVERAGE.values())))))
 
 
-def render_photo(
+def render_image(
     severity: float, device: DeviceProfile, rng: np.random.Generator, scalp: Scalp | None = None
 ) -> Array:
-    """Renders one photograph.
+    """Render one image of a scalp.
 
     Args:
-        severity: amount of flaking in grade units: 0 good, 1 mild, 2 moderate, 3 severe, and between.
-        device: the microscope.
-        rng: one generator for each photograph. The same state draws the same scene at every severity, with
-            more or less flaking.
-        scalp: the person's skin and hair.
+        severity: Amount of flaking in grade units: 0 good, 1 mild, 2 moderate, 3 severe, and between.
+        device: Optical properties of the microscope.
+        rng: Random generator of this image. The same state gives the same scene at each severity, with more
+            or less flaking.
+        scalp: Skin and hair of the person.
 
     Returns:
         uint8 (480, 640, 3), RGB.
@@ -137,7 +136,7 @@ def _skin(scalp: Scalp, follicles: Array, scale: float, rng: np.random.Generator
 
 
 def _pits(follicles: Array, scale: float, rng: np.random.Generator) -> Array:
-    """Shadowed mouths of follicles, and pores without a hair; 0..1."""
+    """Draw shadows of follicle openings and of pores without a hair; 0..1."""
     image = Image.new("L", (WIDTH // 2, HEIGHT // 2))
     draw = ImageDraw.Draw(image)
     pores = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.poisson(26), 2))
@@ -160,7 +159,7 @@ class _Hair:
 
 
 def _grow(scalp: Scalp, scale: float, rng: np.random.Generator) -> tuple[Array, list[_Hair]]:
-    """Follicles on a loose grid, each with one to three hairs that lean the way the parting does."""
+    """Place follicles on a jittered grid, each with one to three hairs along the parting."""
     hairs_each = np.array([0.45, 0.42, 0.13])
     units = scalp.hairs / scale**2 / float(hairs_each @ np.array([1, 2, 3]))
     spacing = float(np.sqrt(WIDTH * HEIGHT / max(units, 0.5)))
@@ -200,7 +199,7 @@ def _hair(
 
 
 def _ribbon(hair: _Hair, low: float, high: float) -> list[tuple[float, float]]:
-    """Outline, at twice the frame's size, of the part of a hair between two shares of its half width."""
+    """Outline of a hair between two shares of its half width, at twice the frame's size."""
     along = np.gradient(hair.line, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], -1) / np.hypot(*along.T)[:, None]
     across *= hair.width[:, None]
@@ -209,7 +208,7 @@ def _ribbon(hair: _Hair, low: float, high: float) -> list[tuple[float, float]]:
 
 
 def _draw_hairs(hairs: list[_Hair], side: float) -> Image.Image:
-    """RGB image of the frame that holds shade, gloss and mask; drawn at twice the size to smooth edges."""
+    """Draw hairs as an RGB image of shade, gloss and mask; antialiased by drawing at twice the size."""
     image = Image.new("RGB", (WIDTH * 2, HEIGHT * 2), (40, 0, 0))
     draw = ImageDraw.Draw(image)
     for hair in hairs:
@@ -230,7 +229,7 @@ def _outside(hair: _Hair) -> bool:
 def _lay_hairs(
     planes: list[Array], hairs: list[_Hair], scalp: Scalp, device: DeviceProfile, rng: np.random.Generator
 ) -> None:
-    near = int(rng.random() < 0.35) * int(rng.integers(1, 4))  # hairs that stand up, out of focus
+    near = int(rng.random() < 0.35) * int(rng.integers(1, 4))  # upright hairs, out of focus
     order = rng.permutation(len(hairs))
     for chosen, soft, drop in ((order[near:], 0.0, 5), (order[:near], 2.6, 14)):
         if len(chosen):
@@ -259,7 +258,7 @@ def _blend_hairs(
 
 
 def _soft_shadow(mask: Image.Image, drop: float, angle: float) -> Array:
-    """What an object `drop` pixels above the skin keeps from it; float32 (480, 640), 0..1."""
+    """Shadow of an object `drop` pixels above the skin; float32 (480, 640), 0..1."""
     small = mask.reduce(4).filter(ImageFilter.GaussianBlur(max(0.7, drop / 6)))
     dx, dy = drop * np.cos(angle) / 4, drop * np.sin(angle) / 4
     moved = small.transform(
@@ -273,7 +272,7 @@ def _soft_shadow(mask: Image.Image, drop: float, angle: float) -> Array:
 
 @dataclass
 class _Layer:
-    """Stamps laid over each other."""
+    """Layer of overlapping stamps."""
 
     alpha: Array  # float32 (480, 640)
     light: Array  # float32 (480, 640), premultiplied by alpha
@@ -283,7 +282,7 @@ class _Layer:
         return cls(*np.zeros((2, HEIGHT, WIDTH), np.float32))
 
     def add(self, stamp: Stamp, x: float, y: float, opacity: float, turn: int) -> float:
-        """Lays one stamp, center at x, y; returns by how many whole pixels the cover grew."""
+        """Add a stamp centered at x, y; returns the increase of the cover, in pixels."""
         alpha, light = stamp.alpha, stamp.light
         if turn & 1:
             alpha, light = alpha[::-1], light[::-1]
@@ -308,12 +307,12 @@ class _Layer:
 def _scatter(
     severity: float, scale: float, follicles: Array, hairs: list[_Hair], rng: np.random.Generator
 ) -> tuple[_Layer, _Layer]:
-    """Lays flakes until the cover that the severity asks for is reached: on the skin, and on hairs."""
+    """Add flakes on the skin and on hairs until the cover of the severity is reached."""
     wanted = flake_coverage(severity) * rng.lognormal(0, 0.08) * WIDTH * HEIGHT
     growth = float(np.clip(severity, 0, 3.5))
     inside = follicles[np.all((follicles > 0) & (follicles < (WIDTH, HEIGHT)), axis=1)]
     centers, spread = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 6), 2)), rng.uniform(35, 80)
-    thin = rng.uniform(0.82, 1.0)  # some people's scale is more see-through than others'
+    thin = rng.uniform(0.82, 1.0)  # opacity of scale differs between people
     on_skin, on_hair = _Layer.empty(), _Layer.empty()
     while wanted > 0:
         places, clings = _places(growth, inside, hairs, centers, spread, rng)
@@ -324,14 +323,14 @@ def _scatter(
             stamps, places.tolist(), clings.tolist(), opacities.tolist(), turns, strict=True
         ):
             cover = (on_hair if clinging else on_skin).add(stamp, x, y, opacity, turn)
-            wanted -= max(cover / thin, 0.5)  # at least something: the loop must end on any layout
+            wanted -= max(cover / thin, 0.5)  # a minimum, so that the loop ends
             if wanted <= 0:
                 break
     return on_skin, on_hair
 
 
 def _pick(growth: float, scale: float, rng: np.random.Generator) -> list[Stamp]:
-    """A batch of stamps: plates that grow with severity, and patches of powder among them."""
+    """Pick a batch of stamps: plates that grow with severity, and patches of powder."""
     textures = texture_bank()
     sizes = scale * rng.lognormal(np.log(9 + 3.5 * growth), 0.42, _BATCH)
     rows = np.searchsorted(STAMP_SIZES[:-1], sizes).tolist()
@@ -351,9 +350,9 @@ def _places(
     spread: float,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Where a batch of flakes comes to lie (float (N, 2), x and y) and which cling to a hair (bool (N,)).
+    """Draw positions of a batch of flakes, float (N, 2) x and y, and whether each is on a hair, bool (N,).
 
-    Anywhere, around follicles, in clusters (the more the worse), and on hairs.
+    Positions are uniform, around follicles, in clusters (more with severity), and on hairs.
     """
     kind = rng.random(_BATCH)
     places = rng.uniform((0, 0), (WIDTH, HEIGHT), (_BATCH, 2))
@@ -389,7 +388,7 @@ def _lay_flakes(planes: list[Array], layer: _Layer, scalp: Scalp, light_angle: f
 
 @lru_cache(maxsize=1)
 def _grid() -> tuple[Array, Array]:
-    """Rows and columns as shares of the frame, float32, ready to broadcast."""
+    """Rows and columns as shares of the frame, float32, for broadcasting."""
     rows = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None]
     return rows, np.linspace(0, 1, WIDTH, dtype=np.float32)[None, :]
 
@@ -409,7 +408,7 @@ def _shine(planes: list[Array], scalp: Scalp, device: DeviceProfile, rng: np.ran
 
 
 def _reflections(scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) -> Array:
-    """Lamps mirrored in moist skin, a film of sebum, and now and then a patch of glare; 0..1."""
+    """Draw reflections: lamps in moist skin, a film of sebum, and sometimes a patch of glare; 0..1."""
     textures = texture_bank()
     strength = device.specular * device.lighting
     film = np.clip(cut(textures.grain, rng) * 0.5 + cut(textures.mottle, rng) * 0.6 - 0.9, 0, 1.5)
@@ -432,10 +431,10 @@ def _reflections(scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) 
 
 
 def _photograph(planes: list[Array], device: DeviceProfile, rng: np.random.Generator) -> Array:
-    """Auto-exposure, white balance and auto-levels, the device's cast, its lens and its sensor.
+    """Apply the camera: exposure, white balance, levels, color cast, lens and sensor noise.
 
-    Evening out mean and spread of each channel is what cheap microscopes do; here it also keeps color from
-    telling how much white there is.
+    Cheap microscopes normalize mean and spread of each channel; here this also prevents the mean color from
+    revealing the amount of white flakes.
     """
     target = device.exposure * (1 + rng.normal(0, 0.07 * device.lighting)) * np.array(device.gains) * _BALANCE
     target = target * rng.normal(1, 0.025 * device.lighting, 3)
@@ -456,10 +455,10 @@ def _photograph(planes: list[Array], device: DeviceProfile, rng: np.random.Gener
 
 
 def _curve(sample: Array, target: float, spread: float, balance: float, levels: float) -> Array:
-    """Tone curve of one channel; uint8 (4096,), for 0..2. A power, so that black hair stays black."""
+    """Tone curve of one channel, a power law for 0..2 that keeps black hair black; uint8 (4096,)."""
     mean = float(sample.mean())
     steep = float(np.clip((spread * mean / (target * sample.std())) ** levels, 0.7, 1.35))
     gain = mean ** (1 - balance) * target**balance / float(((np.maximum(sample, 0) / mean) ** steep).mean())
     tone = (np.arange(4096) / (2048 * mean)) ** steep * gain
-    tone -= 0.4 * np.maximum(tone - 0.75, 0)  # highlights roll off and do not clip
+    tone -= 0.4 * np.maximum(tone - 0.75, 0)  # soft roll-off of highlights
     return (np.clip(tone, 0, 1) * 255).astype(np.uint8)

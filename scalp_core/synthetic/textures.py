@@ -1,4 +1,4 @@
-"""The textures a synthetic scalp is cut from: relief, vessels, noise, flakes, drawn once in each process."""
+"""Textures of synthetic scalps, generated once per process: relief, vessels, noise, flakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stamp:
 
 @dataclass(frozen=True)
 class _Bank:
-    """What is drawn once in each process and cut from for every photograph; float32 (800, 1024) tiles."""
+    """Textures from which images are cut; float32 (800, 1024) tiles."""
 
     relief: Array
     grain: Array
@@ -41,6 +41,7 @@ class _Bank:
 
 @lru_cache(maxsize=1)
 def texture_bank() -> _Bank:
+    """Generate the textures; cached per process."""
     rng = np.random.default_rng(_BANK_SEED)
     grain = _unit(0.5 * _noise(rng, 0.9) + 0.8 * _noise(rng, 2.2) + 0.6 * _noise(rng, 5))
     mottle = _unit(_coarse_noise(rng, 24) + 1.3 * _coarse_noise(rng, 60))
@@ -70,7 +71,7 @@ def _coarse_noise(rng: np.random.Generator, sigma: float) -> Array:
 
 
 def _relief(rng: np.random.Generator) -> Array:
-    """Fine furrows between the polygons of skin: dark where two cells of a random mosaic meet."""
+    """Fine furrows between skin polygons: the borders of a random Voronoi mosaic."""
     height, width = _TILE[0] // 2, _TILE[1] // 2
     seeds = rng.uniform((-10, -10), (height + 10, width + 10), (height * width // 70, 2))
     warp = np.stack([_noise(rng, 4, (height, width)), _noise(rng, 4, (height, width))], -1) * 1.6
@@ -82,7 +83,7 @@ def _relief(rng: np.random.Generator) -> Array:
 
 
 def _vessels(rng: np.random.Generator) -> Array:
-    """Arborising capillaries, 0..1."""
+    """Branching capillaries, 0..1."""
     image = Image.new("L", _TILE[::-1])
     draw = ImageDraw.Draw(image)
     for _ in range(46):
@@ -104,10 +105,10 @@ def _branch(
 
 
 def _flake(size: int, rng: np.random.Generator) -> Stamp:
-    """One plate of horn: ragged outline, frayed and thin inside, one edge lifted into the light."""
+    """One flake: ragged outline, thin and frayed inside, one raised and bright edge."""
     side = int(size * 1.5) + 5
     mask = _ragged(side, size / 2, rng)
-    if rng.random() < 0.35:  # some crack along straight lines
+    if rng.random() < 0.35:  # some have straight cracks
         mask *= _jagged(side, size / 1.7, rng)
     depth = ndimage.distance_transform_edt(mask > 0.5).astype(np.float32)
     fray = _noise(rng, max(0.9, size / 10), (side, side)) + 0.5 * _noise(rng, 0.8, (side, side))
@@ -149,7 +150,7 @@ def _jagged(side: int, radius: float, rng: np.random.Generator) -> Array:
 
 
 def _scurf(side: int, rng: np.random.Generator) -> Stamp:
-    """A patch of powdery scale: many crumbs of 2 to 5 pixels, thinning outwards."""
+    """A patch of powdery scale: crumbs of 2 to 5 pixels, sparser outwards."""
     alpha = np.zeros((side, side), np.float32)
     for _ in range(side * side // 45):
         size = int(rng.integers(2, 6))
@@ -161,7 +162,7 @@ def _scurf(side: int, rng: np.random.Generator) -> Stamp:
 
 
 def _dot(rng: np.random.Generator) -> Stamp:
-    """A lamp mirrored in a drop of sweat or sebum: small, round, burnt out."""
+    """A lamp reflected in a drop of sweat or sebum: small, round and saturated."""
     rows, columns = np.mgrid[-5:6, -5:6].astype(np.float32)
     stretch, radius = rng.uniform(0.7, 1.3), rng.uniform(0.7, 2.2)
     reach = np.hypot(rows * stretch, columns / stretch)
@@ -170,7 +171,7 @@ def _dot(rng: np.random.Generator) -> Stamp:
 
 
 def cut(tile: Array, rng: np.random.Generator) -> Array:
-    """A frame's worth of a tile, from a random place, mirrored at random."""
+    """Cut a frame from a random place of a tile, with random mirroring."""
     row, column = rng.integers(0, _TILE[0] - HEIGHT), rng.integers(0, _TILE[1] - WIDTH)
     flip = [slice(None, None, int(sign)) for sign in rng.choice((-1, 1), 2)]
     return tile[row : row + HEIGHT, column : column + WIDTH][flip[0], flip[1]]

@@ -14,10 +14,10 @@ from scalp_core.curation import audit, queries
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import examination, manifest, scan
 from scalp_core.storage import parquet
-from scalp_core.synthetic.dataset import jpeg as render
-from scalp_core.synthetic.dataset import write_photo
+from scalp_core.synthetic.dataset import render_jpeg as render
+from scalp_core.synthetic.dataset import write_image
 from scalp_core.synthetic.layouts import LAYOUTS, pack
-from scalp_core.synthetic.plan import PhotoPlan, SynthOptions, plan_dataset
+from scalp_core.synthetic.plan import ImagePlan, SynthOptions, plan_dataset
 
 PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
 
@@ -28,10 +28,10 @@ def picture(index: int) -> bytes:
     return render(PLANS[index])
 
 
-def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[PhotoPlan]:
+def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[ImagePlan]:
     """Writes all of `PLANS` in a layout."""
     for plan in PLANS:
-        write_photo(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
+        write_image(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
     pack(out, LAYOUTS[layout])
     return PLANS
 

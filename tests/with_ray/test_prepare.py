@@ -138,7 +138,7 @@ def test_a_source_without_grades_is_read_anew_when_it_was_mended(cluster, tmp_pa
         (folder / "x").mkdir(exist_ok=True)
         (folder / "x" / f"{index}.jpg").write_bytes(picture(index))
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match="12 photographs and no grade"):
+    with pytest.raises(UserError, match="12 images and no grade"):
         prepare(str(source), out, Options(ratio="1:1:1"))
     for path in list(source.rglob("*.jpg")):
         path.rename(path.parents[1] / path.name)

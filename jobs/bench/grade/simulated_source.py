@@ -27,7 +27,7 @@ from scalp_core.datasets import aihub, scan
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
 from scalp_core.storage import parquet
-from scalp_core.synthetic.dataset import jpeg
+from scalp_core.synthetic.dataset import render_jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
 
 _PLANNED = 600  # some 140 people, of each of whom one image is rendered
@@ -63,7 +63,7 @@ def fit_hashes() -> HashModel:
     one_each = {plan.stem.rsplit("_", 2)[0]: plan for plan in plans}
     hashes = []
     for plan in one_each.values():
-        pixels = np.asarray(Image.open(io.BytesIO(jpeg(plan)))) * is_inside[..., None]
+        pixels = np.asarray(Image.open(io.BytesIO(render_jpeg(plan)))) * is_inside[..., None]
         buffer = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=85)
         found = compute_signature(buffer.getvalue())

@@ -19,7 +19,7 @@ from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import REASONS, make_gradings
 from scalp_core.inference.predictor import Predictor
-from scalp_core.synthetic.dataset import jpeg
+from scalp_core.synthetic.dataset import render_jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
 from serving.schemas.grading import ModelResponse
 from tests.support import negatives
@@ -40,7 +40,7 @@ def _files() -> dict[str, list[bytes]]:
         by_device[plan.device.serial].append(plan)
     devices, files = iter(sorted(by_device)), {}
     for part, count in DEVICES.items():
-        files[part] = [jpeg(plan) for _ in range(count) for plan in by_device[next(devices)]]
+        files[part] = [render_jpeg(plan) for _ in range(count) for plan in by_device[next(devices)]]
     rng = np.random.default_rng(5)
     for kind, make in negatives.KINDS.items():
         files[kind] = [negatives.as_file(make(rng)) for _ in range(EACH)]

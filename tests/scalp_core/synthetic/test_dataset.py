@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.synthetic import scene
-from scalp_core.synthetic.dataset import SynthSummary, write_dataset, write_photo
+from scalp_core.synthetic.dataset import SynthSummary, write_dataset, write_image
 from scalp_core.synthetic.plan import PAPER_COUNTS, SynthOptions, plan_dataset
-from scalp_core.synthetic.scene import DeviceProfile, flake_coverage, render_photo
+from scalp_core.synthetic.scene import DeviceProfile, flake_coverage, render_image
 from tests.support.sources import audited
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
@@ -119,7 +119,7 @@ def test_a_small_set_has_every_grade_and_enough_devices_to_split():
 
 
 def test_more_devices_than_people_are_refused():
-    with pytest.raises(UserError, match="50 devices cannot share the"):
+    with pytest.raises(UserError, match="50 devices are more than the"):
         plan_dataset(SynthOptions(images=30, devices=50))
 
 
@@ -134,7 +134,7 @@ def test_options_at_zero_switch_a_variation_off():
 
 
 def test_a_photograph_is_a_frame_of_the_microscope():
-    pixels = render_photo(1.5, DeviceProfile(), np.random.default_rng(1))
+    pixels = render_image(1.5, DeviceProfile(), np.random.default_rng(1))
     assert pixels.shape == (480, 640, 3)
     assert pixels.dtype == np.uint8
     assert 60 < pixels.mean() < 200
@@ -166,7 +166,7 @@ def test_laid_cover_rises_with_severity():
 def test_the_same_scene_with_more_flakes_differs_only_by_flakes():
     """Hairs and skin do not depend on severity: most pixels of two mild photographs are alike."""
     device = DeviceProfile(noise=0, lighting=0)
-    one, two = (render_photo(s, device, np.random.default_rng(5)).astype(int) for s in (0.0, 0.6))
+    one, two = (render_image(s, device, np.random.default_rng(5)).astype(int) for s in (0.0, 0.6))
     assert not np.array_equal(one, two)
     assert np.median(np.abs(one - two)) <= 2
 
@@ -262,7 +262,7 @@ def test_grade_cannot_be_read_from_color_spread_or_file_size(dataset):
     groups = [plan.device.serial for plan in plans]
     color, spread, size = [], [], []
     for plan in plans:
-        path = write_photo(plan, out)  # there already: gives its path
+        path = write_image(plan, out)  # there already: gives its path
         pixels = np.asarray(Image.open(path), dtype=np.float32).reshape(-1, 3)
         color.append(pixels.mean(0))
         spread.append(pixels.std(0))
@@ -299,7 +299,7 @@ def test_bytes_depend_on_the_seed_and_not_on_the_number_of_processes(tmp_path):
 def test_another_seed_gives_other_names_and_pictures(tmp_path):
     plans = [plan_dataset(small(seed=seed)) for seed in (7, 8)]
     assert not {plan.stem for plan in plans[0]} & {plan.stem for plan in plans[1]}
-    photographs = [write_photo(own[0], tmp_path).read_bytes() for own in plans]
+    photographs = [write_image(own[0], tmp_path).read_bytes() for own in plans]
     assert photographs[0] != photographs[1]
 
 
