@@ -1,4 +1,4 @@
-"""`scalp compare`: what two bundles answered for the images that an endpoint graded."""
+"""`scalp compare`: compare the answers of two bundles in an endpoint's audit log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scalp_core.evaluation import bootstrap, metrics
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 from scalp_core.storage.duckdb_sql import open_duckdb
 
-# Columns that a log without such lines would lack.
+# Explicit columns, because a log may lack lines of some kinds.
 _COLUMNS = (
     "{time: 'VARCHAR', sha256: 'VARCHAR', model_version: 'VARCHAR', grade: 'INTEGER', refer: 'BOOLEAN', "
     "ms: 'DOUBLE', candidate_error: 'VARCHAR', first: 'STRUCT({one})', candidate: 'STRUCT({one})'}"
@@ -23,7 +23,7 @@ _COLUMNS = (
     "{one}",
     "model_version VARCHAR, grade INTEGER, expected_severity DOUBLE, refer BOOLEAN, forward_ms DOUBLE",
 )
-# A damaged line is a row of nulls.
+# A damaged line becomes a row of nulls.
 _READ = (
     "create table lines as select *, time is null and sha256 is null as damaged "  # noqa: S608
     f"from read_json(?, format='newline_delimited', ignore_errors=true, columns={_COLUMNS})"
@@ -53,20 +53,20 @@ from once group by all order by all
 
 
 def compare(audit: str) -> dict[str, Any]:
-    """Compares the models of an audit log: what each answered, and what both answered for the same images.
+    """Compare the models of an audit log: their answers, and those of pairs for the same images.
 
-    Damaged lines are skipped and counted. An image that was sent again counts once.
+    Damaged lines are skipped and counted. An image that was sent repeatedly counts once.
 
     Args:
-        audit: folder of the endpoint's audit log; of several nodes, one that all were copied to.
+        audit: Folder of the endpoint's audit log; with several nodes, a folder with copies of all logs.
 
     Returns:
-        `models`, one row per model that answered; `pairs`, one per two models that were compared, with the
-        95 % interval of their quadratic kappa over images (both None where it is undefined); `failed`, how
-        often a candidate failed; `damaged`, lines that could not be read.
+        `models`, one row per model; `pairs`, one row per compared pair of models, with the 95 % interval of
+        their quadratic kappa over images (both None if undefined); `failed`, number of failures of
+        candidates; `damaged`, number of unreadable lines.
 
     Raises:
-        UserError: there is no audit log.
+        UserError: There is no audit log.
     """
     files = storage.join(storage.absolute(audit), "audit-*.jsonl")
     grades = ", ".join(f"avg((grade = {grade})::int) as {name}" for grade, name in enumerate(GRADE_NAMES))
@@ -75,7 +75,7 @@ def compare(audit: str) -> dict[str, Any]:
             database.execute(_READ, [files])
         except duckdb.Error as error:
             raise UserError(
-                f"{audit} holds no audit log ({str(error).splitlines()[0]}); give the folder of scalp serve "
+                f"{audit} has no audit log ({str(error).splitlines()[0]}); give the folder of scalp serve "
                 "--audit"
             ) from error
         models = _rows(database, _BY_MODEL.format(grades=grades))
@@ -84,28 +84,28 @@ def compare(audit: str) -> dict[str, Any]:
             database,
             "select count(candidate_error) as failed, count_if(damaged) as damaged from lines",
         )
-    found = {"models": models, "pairs": _pairs(pairs), **counts}
-    _show(found)
-    return found
+    comparison = {"models": models, "pairs": _compare_pairs(pairs), **counts}
+    _show(comparison)
+    return comparison
 
 
-def _rows(database: duckdb.DuckDBPyConnection, question: str) -> list[dict[str, Any]]:
-    answer = database.execute(question)
-    names = [column[0] for column in answer.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+def _rows(database: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    cursor = database.execute(query)
+    names = [column[0] for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From counts of grades that met, one row for each two models."""
-    found = []
+def _compare_pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compute one row per pair of models from the counts of their grades."""
+    pairs = []
     for names in dict.fromkeys((row["first"], row["candidate"]) for row in rows):
-        met = [row for row in rows if (row["first"], row["candidate"]) == names]
+        of_pair = [row for row in rows if (row["first"], row["candidate"]) == names]
         matrix = np.zeros((NUM_GRADES, NUM_GRADES), int)
-        for row in met:
+        for row in of_pair:
             matrix[row["first_grade"], row["candidate_grade"]] = row["photographs"]
         total = int(matrix.sum())
         values = {name: value[0] for name, value in metrics.score_confusion(matrix[None]).items()}
-        found.append(
+        pairs.append(
             {
                 "first": names[0],
                 "candidate": names[1],
@@ -114,29 +114,31 @@ def _pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "within_one": float(values["within1"]),
                 "kappa": None if np.isnan(values["qwk"]) else float(values["qwk"]),
                 "kappa_95": _ends(bootstrap.bootstrap_confusion(matrix)["qwk"]),
-                "severity_change": sum(row["severity"] for row in met) / total,
-                "referred_otherwise": sum(row["referred_otherwise"] for row in met) / total,
+                "severity_change": sum(row["severity"] for row in of_pair) / total,
+                "referred_otherwise": sum(row["referred_otherwise"] for row in of_pair) / total,
             }
         )
-    return found
+    return pairs
 
 
 def _ends(interval: dict[str, Any] | None) -> tuple[float, float] | None:
     return None if interval is None else (interval["low"], interval["high"])
 
 
-def _show(found: dict[str, Any]) -> None:
-    for title, rows in (("what each answered", found["models"]), ("of the same photographs", found["pairs"])):
+def _show(comparison: dict[str, Any]) -> None:
+    titles = {"models": "all answers", "pairs": "answers for the same images"}
+    for name, title in titles.items():
+        rows = comparison[name]
         if rows:
             table = Table(title=title, title_justify="left", title_style="bold")
-            for name in rows[0]:
-                table.add_column(name.replace("_", " "), overflow="fold")
+            for column in rows[0]:
+                table.add_column(column.replace("_", " "), overflow="fold")
             for row in rows:
-                table.add_row(*(_cell(name, value) for name, value in row.items()))
+                table.add_row(*(_cell(column, value) for column, value in row.items()))
             console.print(table)
-    show("candidate", {"failed": found["failed"]})
-    if found["damaged"]:
-        show("audit log", {"damaged lines skipped": found["damaged"]})
+    show("candidate", {"failed": comparison["failed"]})
+    if comparison["damaged"]:
+        show("audit log", {"damaged lines skipped": comparison["damaged"]})
 
 
 def _cell(name: str, value: Any) -> str:

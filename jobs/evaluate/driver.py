@@ -1,4 +1,4 @@
-"""`scalp evaluate`: a bundle on one part of the prepared data, every photograph exactly once."""
+"""The driver of `scalp evaluate`: metrics of a bundle on one split, each image exactly once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scalp_core.inference.decision import Grading, make_gradings
 from scalp_core.storage import outputs, parquet
 
 KIND = "evaluate"
-# Names in the summary, and words in the table.
+# Names in the summary and labels in the table.
 _SCALARS = {
     "qwk": "quadratic weighted kappa",
     "top1": "top-1 accuracy",
@@ -42,20 +42,20 @@ _SCALARS = {
     "log_loss": "log loss",
     "ece": "calibration error (ECE)",
     "ece_if_calibrated": "  expected if perfectly calibrated",
-    "ece_if_calibrated_95": "  95 % of such up to",
+    "ece_if_calibrated_95": "  its 95th percentile",
 }
-_TTA_NOTE = "the temperature, the sets and the referral rule were fitted without it"
+_TTA_NOTE = "temperature, grade sets and referral rule were fitted without TTA"
 
 
-def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Columns, Computation]:
-    """What the pipeline leaves for the rows of a manifest, in their order: `logits` float32 (N, 4), ….
+def collect_columns(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Columns, Computation]:
+    """Run inference for the rows of a manifest, and return its columns in their order.
 
     Returns:
-        the columns, and what computed them.
+        The columns, such as `logits` float32 (N, 4), and the computation that produced them.
 
     Raises:
-        UserError: a photograph cannot be read: a number for a part of the rows is not what was asked for; a
-            machine of the cluster would answer otherwise than the others.
+        UserError: An image is unreadable, so that a metric of all rows is impossible; or a machine of the
+            cluster would compute other answers than the rest.
     """
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
@@ -66,25 +66,25 @@ def collect(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Colu
     for batch in with_logits(dataset, bundle, computation, options, cluster, executor).iter_batches():
         check_read(batch)
         batches.append(batch)
-    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    place = {image_id: index for index, image_id in enumerate(found["image_id"])}
-    if len(found["image_id"]) != len(wanted) or set(place) != set(wanted):
-        raise RuntimeError(f"{len(found['image_id'])} answers for {len(wanted)} photographs")
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    place = {image_id: index for index, image_id in enumerate(columns["image_id"])}
+    if len(columns["image_id"]) != len(wanted) or set(place) != set(wanted):
+        raise RuntimeError(f"{len(columns['image_id'])} answers for {len(wanted)} images")
     order = [place[image_id] for image_id in wanted]
-    return {name: values[order] for name, values in found.items()}, computation
+    return {name: values[order] for name, values in columns.items()}, computation
 
 
 def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[np.ndarray, Computation]:
-    """Logits float32 (N, 4) of the rows of a manifest, in their order, and what computed them.
+    """Compute the logits, float32 (N, 4), of the rows of a manifest in their order.
 
     Raises:
-        UserError: as `collect`, or a logit is not finite: nothing can be fitted to such scores.
+        UserError: As in `collect_columns`, or a logit is not finite, so that calibration is impossible.
     """
-    found, computation = collect(bundle, rows, options)
-    logits = found["logits"]
+    columns, computation = collect_columns(bundle, rows, options)
+    logits = columns["logits"]
     if bad := int((~calibration.finite_rows(logits)).sum()):
         raise UserError(
-            f"{bad} of {len(logits)} images got scores that are not finite from {bundle.spec.name}; train "
+            f"{bundle.spec.name} gives logits that are not finite for {bad} of {len(logits)} images; train "
             "again with a smaller learning_rate, or check the machine"
         )
     return logits, computation
@@ -97,21 +97,21 @@ def evaluate(
     split: str = "test",
     options: ModelOptions = ModelOptions(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Scores a bundle.
+    """Evaluate a bundle on a split of prepared data.
 
     Args:
-        bundle: directory of the bundle.
-        data: directory that `scalp prepare` wrote.
-        out: directory for `summary.json`, `predictions.parquet` and the pictures `confusion.png`,
+        bundle: Directory of the bundle.
+        data: Directory that `scalp prepare` wrote.
+        out: Output directory for `summary.json`, `predictions.parquet` and the plots `confusion.png`,
             `reliability.png`, `risk_coverage.png` and `slices.png`.
         split: train, val or test.
-        options: how the model runs.
+        options: Device, precision and runtime of the model.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: bad input, or `out` overlaps with `data`, holds something else, or is in use.
+        UserError: Invalid input, or `out` overlaps with `data`, holds other files, or is in use.
     """
     out = storage.absolute(out)
     outputs.check_output(out, KIND, [data])
@@ -121,15 +121,15 @@ def evaluate(
         table = manifest.apply_fold(table, loaded.spec.training.fold)
     rows = manifest.select_split(table, split)
     with outputs.open_output(out, KIND, [data]):
-        summary, title = _scored(loaded, data_spec, rows, split, options, out)
+        summary, title = _evaluate_rows(loaded, data_spec, rows, split, options, out)
     _show(summary, title.replace("\n", " on ", 1).replace("\n", ", "))
     for warning in summary["warnings"]:
         console.print(warning)
-    console.print(f"pictures, predictions and {SUMMARY_FILE}: {out}")
+    console.print(f"plots, predictions and {SUMMARY_FILE}: {out}")
     return summary
 
 
-def _scored(
+def _evaluate_rows(
     loaded: Bundle,
     data_spec: DataSpec,
     rows: pa.Table,
@@ -137,9 +137,9 @@ def _scored(
     options: ModelOptions,
     out: str,
 ) -> tuple[dict[str, Any], str]:
-    """Grades the rows and writes what came out; the summary and its title."""
-    found, computation = collect(loaded, rows, options)
-    answers = make_gradings(found["logits"], found["statistics"], loaded.spec)
+    """Grade the rows and write the output files; return the summary and its title."""
+    columns, computation = collect_columns(loaded, rows, options)
+    answers = make_gradings(columns["logits"], columns["statistics"], loaded.spec)
     version = loaded.spec.version_in(computation.precision)
     summary = {
         "kind": "evaluate",
@@ -155,69 +155,74 @@ def _scored(
         "leaking_pairs": data_spec.split.leaking_pairs,
         "trained_on": _trained_on(loaded.spec, data_spec, split),
         "groups": len(set(rows["group"].to_pylist())),
-        **_assessed(rows, found, answers, loaded.spec),
+        **_compute_metrics(rows, columns, answers, loaded.spec),
     }
     summary["warnings"] = _warnings(summary, loaded.spec, data_spec)
-    shown = f"{split}: {len(answers)} photographs, {computation.device} {computation.precision}"
+    description = f"{split}: {len(answers)} images, {computation.device} {computation.precision}"
     flags = ["LEAKY SPLIT"] * data_spec.split.leaky + ["SYNTHETIC IMAGES"] * summary["synthetic"]
-    title = "\n".join(filter(None, [version, shown + ", TTA" * options.tta, ", ".join(flags)]))
+    title = "\n".join(filter(None, [version, description + ", TTA" * options.tta, ", ".join(flags)]))
     _write(out, summary, rows, answers, title)
     return summary, title
 
 
 def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[str]:
-    """Reasons to doubt the metrics, one line each."""
+    """List the reasons to doubt the metrics, one line each."""
     bad = summary["not_finite"]
-    found = [
+    lines = [
         f"the model was {spec.warning}" if spec.warning else None,
         data.warning,
         summary["trained_on"]["warning"],
         data.split.warning,
-        f"NOT FINITE: the scores of {bad} images are not finite numbers; each counts as the largest error "
+        f"NOT FINITE: the logits of {bad} images are not finite; each counts as the largest error "
         "that its label allows"
         if bad
         else None,
     ]
-    return [warning for warning in found if warning]
+    return [line for line in lines if line]
 
 
 def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
-    """What hashes can tell of whether the bundle has seen these photographs, and what they cannot."""
+    """Compare the data hashes of the bundle and the evaluation, and warn if training used the split."""
     same = spec.training.data_sha256 == data.sha256
     warning = None
     if same and split == "train":
-        warning = "SEEN IN TRAINING: the model learned from this part; the figures flatter"
+        warning = "SEEN IN TRAINING: the model was trained on this split; metrics are too optimistic"
     elif same and split == "val":
-        warning = "SEEN IN TRAINING: this part chose the epoch, temperature and sets; the figures flatter"
+        warning = (
+            "SEEN IN TRAINING: epoch, temperature and grade sets were chosen on this split; metrics are too "
+            "optimistic"
+        )
     return {
         "same_data": same,
         "warning": warning,
-        "note": "the data and the parts the bundle was trained with"
+        "note": "the data and splits of the training"
         if same
-        else "other data than the bundle was trained with; hashes cannot tell whether it saw some of these "
-        "photographs in another preparation",
+        else "other data than those of the training; hashes do not show whether the training data contained "
+        "some of these images",
     }
 
 
-def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: BundleSpec) -> dict[str, Any]:
+def _compute_metrics(
+    rows: pa.Table, columns: Columns, answers: list[Grading], spec: BundleSpec
+) -> dict[str, Any]:
     labels = np.array(rows["label"].to_pylist())
-    finite = calibration.finite_rows(found["logits"])
+    finite = calibration.finite_rows(columns["logits"])
     probs = subgroups.penalize_not_finite(
         labels, np.array([answer.probabilities for answer in answers]), finite
     )
     grades = probs.argmax(axis=1)
     refer = np.array([answer.refer for answer in answers])
     sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
-    told_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage)
+    grade_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage)
     extra = {
         "coverage": subgroups.is_in_set(labels, sets).astype(float),
         "referred": refer.astype(float),
-        "mean_set_size": np.array([float(len(each)) for each in sets]),
+        "mean_set_size": np.array([float(len(grades_in_set)) for grades_in_set in sets]),
     }
-    tta = "plain_logits" in found
-    uncalibrated = calibration.probabilities(found["logits"], 1.0)
+    tta = "plain_logits" in columns
+    uncalibrated = calibration.probabilities(columns["logits"], 1.0)
     before = None if tta else subgroups.penalize_not_finite(labels, uncalibrated, finite)
-    columns = {name: rows[name].to_pylist() for name in subgroups.SLICED_BY}
+    slice_columns = {name: rows[name].to_pylist() for name in subgroups.SLICED_BY}
     return {
         "metrics": metrics.score(labels, grades) | metrics.score_probabilities(labels, probs),
         "intervals": bootstrap.bootstrap_metrics(labels, probs, groups, extra),
@@ -227,26 +232,26 @@ def _assessed(rows: pa.Table, found: Columns, answers: list[Grading], spec: Bund
             "binary_accuracy": metrics.binary_accuracy(labels, probs),
             "note": metrics.PAPER_NOTE,
         },
-        "coverage": told_sets["coverage"],
-        "conformal": told_sets,
+        "coverage": grade_sets["coverage"],
+        "conformal": grade_sets,
         "referred": float(refer.mean()),
         "not_finite": int((~finite).sum()),
         "risk_coverage": subgroups.measure_risk_coverage(labels, probs, refer),
         "calibration": subgroups.measure_calibration(labels, probs, before),
-        "slices": subgroups.score_slices(labels, grades, groups, columns),
-        "tta": _tta(labels, found, spec) if tta else None,
+        "slices": subgroups.score_slices(labels, grades, groups, slice_columns),
+        "tta": _compare_tta(labels, columns, spec) if tta else None,
     }
 
 
-def _tta(labels: np.ndarray, found: Columns, spec: BundleSpec) -> dict[str, Any]:
-    """What averaging costs and changes: rates are of the forward passes of one model, not of reading."""
-    finite = calibration.finite_rows(found["plain_logits"])
-    plain = calibration.probabilities(found["plain_logits"], spec.temperature)
+def _compare_tta(labels: np.ndarray, columns: Columns, spec: BundleSpec) -> dict[str, Any]:
+    """Compare test-time augmentation with a single pass; rates are of forward passes, without reading."""
+    finite = calibration.finite_rows(columns["plain_logits"])
+    plain = calibration.probabilities(columns["plain_logits"], spec.temperature)
     plain = subgroups.penalize_not_finite(labels, plain, finite)
     return {
         "passes": len(tta_symmetries(spec.preprocess)),
-        "photographs_per_second": round(len(labels) / float(found["seconds"].sum()), 1),
-        "photographs_per_second_without": round(len(labels) / float(found["plain_seconds"].sum()), 1),
+        "photographs_per_second": round(len(labels) / float(columns["seconds"].sum()), 1),
+        "photographs_per_second_without": round(len(labels) / float(columns["plain_seconds"].sum()), 1),
         "metrics_without": metrics.score(labels, plain.argmax(axis=1))
         | metrics.score_probabilities(labels, plain),
         "note": _TTA_NOTE,
@@ -254,18 +259,18 @@ def _tta(labels: np.ndarray, found: Columns, spec: BundleSpec) -> dict[str, Any]
 
 
 def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grading], title: str) -> None:
-    scored, bounds, told = summary["metrics"], summary["intervals"], summary["calibration"]
+    scores, bounds, calibrated = summary["metrics"], summary["intervals"], summary["calibration"]
     note = (
-        f"top-1 {scored['top1']:.3f}; the paper's binary accuracy {summary['paper']['binary_accuracy']:.3f}"
+        f"top-1 {scores['top1']:.3f}; the paper's binary accuracy {summary['paper']['binary_accuracy']:.3f}"
     )
-    pictures = {
-        "confusion.png": figures.plot_confusion_matrix(scored["confusion"], title, note),
-        "reliability.png": figures.plot_reliability(told, title),
+    plots = {
+        "confusion.png": figures.plot_confusion_matrix(scores["confusion"], title, note),
+        "reliability.png": figures.plot_reliability(calibrated, title),
         "risk_coverage.png": figures.plot_risk_coverage(summary["risk_coverage"], title),
-        "slices.png": figures.plot_slices(summary["slices"], scored, bounds, title),
+        "slices.png": figures.plot_slices(summary["slices"], scores, bounds, title),
     }
-    for name, picture in pictures.items():
-        storage.write(storage.join(out, name), picture)
+    for name, plot in plots.items():
+        storage.write(storage.join(out, name), plot)
     columns = {
         "grade": pa.array([a.grade for a in answers], pa.int8()),
         "probabilities": pa.array([a.probabilities for a in answers]),
@@ -280,41 +285,44 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
 
 
 def _show(summary: dict[str, Any], title: str) -> None:
-    own, bounds, prior, majority = (summary[name] for name in ("metrics", "intervals", "prior", "majority"))
+    scores, bounds, prior, majority = (
+        summary[name] for name in ("metrics", "intervals", "prior", "majority")
+    )
     header = f"95 %, {bounds['groups']} groups"
     table = Table("", "this model", header, "majority grade", "prior", title=title, title_justify="left")
     for name, label in _SCALARS.items():
         table.add_row(
             label,
-            _number(own[name]),
+            _number(scores[name]),
             _bounds(bounds.get(name)),
             _number(majority.get(name)),
             _number(prior[name]),
         )
     for grade, word in enumerate(GRADE_NAMES):
         for name in ("recall", "precision"):
-            values = [_number(each[name][grade]) for each in (own, majority, prior)]
+            values = [_number(metrics_of[name][grade]) for metrics_of in (scores, majority, prior)]
             table.add_row(f"{name} {word}", values[0], _bounds(bounds[name][grade]), *values[1:])
     console.print(table)
     if bounds["groups"] < bootstrap.FEW_GROUPS:
-        console.print(f"of {bounds['groups']} groups only: the intervals are too narrow")
-    show("beside it", _beside(summary))
+        console.print(f"only {bounds['groups']} groups: the intervals are too narrow")
+    show("further metrics", _further_metrics(summary))
     _show_slices(summary["slices"])
     console.print(summary["paper"]["note"])
 
 
-def _beside(summary: dict[str, Any]) -> dict[str, str]:
-    told, bounds, curve = summary["conformal"], summary["intervals"], summary["risk_coverage"]
+def _further_metrics(summary: dict[str, Any]) -> dict[str, str]:
+    grade_sets, bounds, curve = summary["conformal"], summary["intervals"], summary["risk_coverage"]
     point, calibrated = curve["referral"], summary["calibration"]
-    by_grade = zip(GRADE_NAMES, told["by_grade"], strict=True)
+    by_grade = zip(GRADE_NAMES, grade_sets["by_grade"], strict=True)
     rows = {
-        "sets that hold the label": f"{told['coverage']:.3f} {_bounds(bounds['coverage'])}, "
-        f"promised {told['promised']:.2f}",
-        "  by grade": ", ".join(f"{name} {_number(each['coverage'])}" for name, each in by_grade),
-        "  mean size": f"{told['mean_set_size']:.2f}",
+        "grade sets with the label": f"{grade_sets['coverage']:.3f} {_bounds(bounds['coverage'])}, "
+        f"promised {grade_sets['promised']:.2f}",
+        "  by grade": ", ".join(f"{name} {_number(of_grade['coverage'])}" for name, of_grade in by_grade),
+        "  mean size": f"{grade_sets['mean_set_size']:.2f}",
         "referred to a person": f"{summary['referred']:.1%}",
-        "  wrong among the rest": f"{_number(point['error'])} (of all {1 - summary['metrics']['top1']:.3f})",
-        "area under risk and coverage": f"{curve['aurc']:.3f}, in grades {curve['aurc_mae']:.3f}",
+        "  wrong among the others": f"{_number(point['error'])} "
+        f"(of all {1 - summary['metrics']['top1']:.3f})",
+        "area under the risk-coverage curve": f"{curve['aurc']:.3f}, in grades {curve['aurc_mae']:.3f}",
         "ECE before temperature": subgroups.ece_line(calibrated, "before"),
         "ECE after temperature": subgroups.ece_line(calibrated, "after"),
         "the paper's binary accuracy": _number(summary["paper"]["binary_accuracy"]),
@@ -334,8 +342,8 @@ def _beside(summary: dict[str, Any]) -> dict[str, str]:
 def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:
     table = Table("slice", "n", "groups", "kappa", "95 %", "top-1", "mean error", title="slices",
                   title_justify="left")  # fmt: skip
-    for column, found in slices.items():
-        for row in found:
+    for column, column_slices in slices.items():
+        for row in column_slices:
             name = f"{column} {row['value']}" + " (small)" * row["small"]
             values = [_number(row[key]) for key in ("qwk", "top1", "mae")]
             bound = _bounds(row["intervals"]["qwk"])
@@ -344,7 +352,7 @@ def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _number(value: float | None) -> str:
-    # The sum makes a positive zero of a negative one.
+    # Adding 0.0 turns a negative zero into a positive one.
     return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""`scalp explain`: pictures of where the model looked, for photographs of a source."""
+"""`scalp explain`: Grad-CAM heatmaps of the images of a source."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
 
 KIND = "explain"
 _IDENTITY_FILE = "run.json"
-_PIECE = 16
+_CHUNK_SIZE = 16
 
-# Of the picture, in pixels.
-_MARGIN, _PANEL, _TEXT, _LINE, _WORDS = 12, 448, 17, 24, 84
+# Layout of the picture, in pixels.
+_MARGIN, _PANEL, _TEXT, _LINE, _LABEL_WIDTH = 12, 448, 17, 24, 84
 _OPACITY = 0.6
 
 
 def explain(
     bundle: str, source: str, out: str, grade: int | None = None, limit: int = 50, device: Device = "auto"
 ) -> dict[str, Any]:
-    """Writes a picture for each photograph: as the model saw it, under its heat, and what it was graded.
+    """Write a picture per image: the image as the model saw it, its heatmap overlay, and its grade.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`.
-        source: folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
-        out: directory for `<location id>.png` and `summary.json`, local or `s3://`.
-        grade: the one to explain; None takes the grade that each photograph gets.
-        limit: photographs at most, spread evenly over the source.
-        device: where the model runs.
+        bundle: Directory of the bundle, local or `s3://`.
+        source: Folder, prefix, `.zip`, `.tar` or `.tar.gz`, local or `s3://`.
+        out: Output directory for `<location id>.png` and `summary.json`, local or `s3://`.
+        grade: Grade to explain; None: the predicted grade of each image.
+        limit: Maximum number of images, spread evenly over the source.
+        device: Device of the model: auto, cpu or cuda.
 
     Returns:
-        the summary, which names the file of each picture and the reason of each photograph without one.
+        The summary, with the file of each picture, or the reason why an image has none.
 
     Raises:
-        UserError: bad input, an architecture without a map of the picture, or `out` overlaps with the source,
-            holds something else, or is in use.
+        UserError: Invalid input, an architecture without a feature map, or `out` overlaps with the source,
+            holds other files, or is in use.
     """
     out = storage.absolute(out)
     outputs.check_output(out, KIND, [source])
@@ -70,7 +70,7 @@ def explain(
     if summary := _finished(out, identity):
         return summary
     listed = datasets_locations.list_images(source).images
-    # PyTorch takes seconds: the mistakes above are told before.
+    # PyTorch takes seconds to import: the mistakes above are reported before.
     from scalp_core.inference.gradcam import Explainer
 
     explainer = Explainer(loaded, device)
@@ -82,8 +82,8 @@ def explain(
         progress_bar("explaining", len(chosen)) as (progress, task),
     ):
         write_json(storage.join(out, _IDENTITY_FILE), identity)
-        for start in range(0, len(chosen), _PIECE):
-            rows += _explained(chosen[start : start + _PIECE], predictor, explainer, grade, out)
+        for start in range(0, len(chosen), _CHUNK_SIZE):
+            rows += _explain_chunk(chosen[start : start + _CHUNK_SIZE], predictor, explainer, grade, out)
             progress.update(task, completed=len(rows))
         summary = _summary(rows, len(listed), loaded, explainer, identity)
         write_json(storage.join(out, SUMMARY_FILE), summary)
@@ -92,7 +92,7 @@ def explain(
 
 
 def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of the same run that is through already; one output belongs to one run."""
+    """Return the summary of an identical finished run; reject the output directory of another run."""
     known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
     for name, value in identity.items():
         if known.get(name) != value:
@@ -101,45 +101,46 @@ def _finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
             )
     summary = read_json(storage.join(out, SUMMARY_FILE))
     if summary:
-        console.print(f"{out} is finished: {summary['explained']} pictures are there")
+        console.print(f"{out} is finished and has {summary['explained']} pictures")
     return summary
 
 
-def _explained(
+def _explain_chunk(
     locations: list[Location], predictor: Predictor, explainer: Explainer, grade: int | None, out: str
 ) -> list[dict[str, Any]]:
-    """Writes the pictures of some photographs; a row each, with the picture's name or why there is none."""
+    """Write the pictures of some images; return a row per image, with the picture's name or an error."""
     data = list(datasets_locations.read_images(locations, MAX_BYTES))
-    decoded = [_pixels(each, predictor) for each in data]
-    images = [each for each in decoded if not isinstance(each, ImageError)]
+    decoded = [_decode(content, predictor) for content in data]
+    images = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
     size = predictor.spec.preprocess.size
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     answers = predictor.grade(stacked)
-    # Of the grade that was answered, which bf16 may have chosen otherwise than the weights in fp32 would.
+    # Explains the predicted grade, which in bf16 may differ from that of the weights in fp32.
     grades = [answer.grade if grade is None else grade for answer in answers]
-    made = zip(stacked, answers, explainer.heatmaps(stacked, grades), grades, strict=True)
+    explained_images = zip(stacked, answers, explainer.heatmaps(stacked, grades), grades, strict=True)
     rows = []
-    for location, file, each in zip(locations, data, decoded, strict=True):
+    for location, file, result in zip(locations, data, decoded, strict=True):
         row: dict[str, Any] = {
             "image_id": None if isinstance(file, ImageError) else image_id(sha256(file).hexdigest()),
             "location_id": location_id(location),
             "uri": location.uri,
             "member": location.member,
         }
-        if isinstance(each, ImageError):
-            rows.append(row | {"status": "failed", "error_code": each.code, "error": each.message})
+        if isinstance(result, ImageError):
+            rows.append(row | {"status": "failed", "error_code": result.code, "error": result.message})
             continue
-        pixels, answer, heat, explained = next(made)
+        pixels, answer, heat, explained = next(explained_images)
         name = f"{row['location_id']}.png"
         storage.write(
-            storage.join(out, name), png(picture(pixels, heat, answer, explained, predictor.spec.grade_names))
+            storage.join(out, name),
+            png(draw_picture(pixels, heat, answer, explained, predictor.spec.grade_names)),
         )
         row |= {"status": "explained", "picture": name, "explained_grade": explained}
         rows.append(row | {"has_heat": bool(heat.any())} | vars(answer))
     return rows
 
 
-def _pixels(data: bytes | ImageError, predictor: Predictor) -> np.ndarray | ImageError:
+def _decode(data: bytes | ImageError, predictor: Predictor) -> np.ndarray | ImageError:
     if isinstance(data, ImageError):
         return data
     try:
@@ -148,17 +149,17 @@ def _pixels(data: bytes | ImageError, predictor: Predictor) -> np.ndarray | Imag
         return error
 
 
-def picture(
+def draw_picture(
     pixels: np.ndarray, heat: np.ndarray, answer: Grading, explained: int, names: Sequence[str]
 ) -> np.ndarray:
-    """The photograph beside itself under its heat, with a caption. No file name: it may name a person.
+    """Draw an image next to its heatmap overlay, with a caption but no file name, which may name a person.
 
     Args:
         pixels: uint8 (S, S, 3).
-        heat: (S, S) in 0..1.
-        answer: what the photograph was graded.
-        explained: the grade that the heat is of.
-        names: of the grades.
+        heat: float (S, S) in 0..1.
+        answer: Grading of the image.
+        explained: Grade that the heatmap explains.
+        names: Names of the grades.
 
     Returns:
         uint8 (H, W, 3).
@@ -168,19 +169,19 @@ def picture(
     left, right, below = _MARGIN, 2 * _MARGIN + _PANEL, 2 * _MARGIN + _PANEL
     _paste(sheet, pixels, (left, _MARGIN, _PANEL, _PANEL))
     _paste(sheet, overlay(pixels, heat, _OPACITY), (right, _MARGIN, _PANEL, _PANEL))
-    shares = "   ".join(
-        f"{name} {share:.0%}" for name, share in zip(names, answer.probabilities, strict=True)
+    probabilities = "   ".join(
+        f"{name} {value:.0%}" for name, value in zip(names, answer.probabilities, strict=True)
     )
     if NOT_FINITE in answer.refer_reasons:
         _write(sheet, (left, below), "Not graded: the model's scores are not finite")
     else:
-        _write(sheet, (left, below), f"Graded {answer.grade} {answer.grade_name}", shares)
-    of = f"{explained} {names[explained]}"
+        _write(sheet, (left, below), f"Graded {answer.grade} {answer.grade_name}", probabilities)
+    grade = f"{explained} {names[explained]}"
     if heat.any():
-        _write(sheet, (right, below), f"What spoke for {of}", "", MEANING.capitalize())
+        _write(sheet, (right, below), f"Evidence for {grade}", "", MEANING.capitalize())
         _draw_scale(sheet, right, below)
     else:
-        _write(sheet, (right, below), f"Nothing spoke for {of}: no heat", "", MEANING.capitalize())
+        _write(sheet, (right, below), f"No evidence for {grade}: no heat", "", MEANING.capitalize())
     return np.asarray(sheet)
 
 
@@ -196,13 +197,13 @@ def _write(sheet: Image.Image, at: tuple[int, int], *lines: str) -> None:
 
 
 def _draw_scale(sheet: Image.Image, left: int, top: int) -> None:
-    """Between its ends named in words, as the colors look over gray."""
+    """Draw the color scale over gray, with labels at its ends."""
     ramp = np.tile(np.linspace(0, 1, 256), (_TEXT, 1))
     colors = overlay(np.full((_TEXT, 256, 3), 150, np.uint8), ramp, _OPACITY)
     top += _LINE
     _write(sheet, (left, top), "not at all")
-    _write(sheet, (left + _PANEL - _WORDS + 10, top), "most")
-    _paste(sheet, colors, (left + _WORDS, top + 3, _PANEL - 2 * _WORDS, _TEXT))
+    _write(sheet, (left + _PANEL - _LABEL_WIDTH + 10, top), "most")
+    _paste(sheet, colors, (left + _LABEL_WIDTH, top + 3, _PANEL - 2 * _LABEL_WIDTH, _TEXT))
 
 
 def _summary(

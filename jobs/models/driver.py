@@ -1,4 +1,4 @@
-"""`scalp models`: the registry's versions, listed, added, promoted and rolled back."""
+"""`scalp models`: list, add, promote and roll back versions in the model registry."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 
 
 def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
-    """Shows one row a version.
+    """Print one row per version.
 
     Args:
-        name: of one model; None for all.
-        registry: folder or `s3://` prefix; None for what `SCALP_MODELS` names.
+        name: Name of one model; None: all models.
+        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
 
     Returns:
-        the rows.
+        The rows.
 
     Raises:
-        UserError: there is no such model, or no registry is named.
+        UserError: The model does not exist, or no registry is set.
     """
     store = open_registry(registry)
     names = [store.find(f"{name}@latest")[0]] if name else store.names()
     if not names:
         console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
         return []
-    rows = [row for each in names for row in _rows(store, each)]
+    rows = [row for model in names for row in _rows(store, model)]
     _show(rows, store.root)
     return rows
 
 
 def add(run: str, name: str, registry: str | None = None) -> int:
-    """Copies a run's bundle into the registry, and returns its version.
+    """Copy the bundle of a run into the registry, and return its version.
 
     Raises:
-        UserError: as `Registry.add`.
+        UserError: As in `Registry.add`.
     """
     store = open_registry(registry)
     version, new = store.add(run, name)
     if not new:
-        console.print(f"{run} is {name}@{version} already: the same weights and contract; nothing was added")
+        console.print(f"{run} is already {name}@{version}: the same weights and contract; nothing was added")
     _show(_rows(store, name, version), store.root)
     return version
 
@@ -60,12 +60,12 @@ class PromoteOptions:
     """Conditions of a promotion.
 
     Args:
-        why: for the history.
-        data: directory that `scalp prepare` wrote, whose test split both versions grade.
-        max_drop: largest acceptable upper bound of the loss of kappa and of coverage.
-        untested: promote without a comparison; needs `why`.
-        leaky_too: also a version whose figures flatter.
-        device: that both models run on.
+        why: Reason, for the history.
+        data: Directory that `scalp prepare` wrote, whose test split both versions grade.
+        max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
+        untested: Whether to promote without a comparison; requires `why`.
+        leaky_too: Whether a version trained on a leaky split is accepted.
+        device: Device of both models.
     """
 
     why: str = ""
@@ -81,25 +81,25 @@ def promote(
     options: PromoteOptions = PromoteOptions(),
     registry: str | None = None,
 ) -> Promotion:
-    """Makes `NAME@VERSION` the one that `models://NAME` stands for, unless it may be worse than the present.
+    """Promote `NAME@VERSION`, to which `models://NAME` then resolves, unless it may be inferior.
 
-    The first version of a model has none to be compared with.
+    It is compared with the promoted version, if there is one.
 
     Raises:
-        UserError: as `Registry.find` and `Registry.promote`; the version is not named; there is a promoted
-            version and no data to compare with it.
+        UserError: No version in `model`, no data for the comparison with the promoted version, or as in
+            `Registry.find` and `Registry.promote`.
     """
     if options.untested and not options.why:
-        raise UserError("--untested needs --why: the history then says why nothing was compared")
+        raise UserError("--untested needs --why: the history must record the reason")
     store = open_registry(registry)
     if "@" not in model:
-        raise UserError(f"{model} names no version: write {model.removeprefix(SCHEME)}@VERSION or @latest")
+        raise UserError(f"{model} has no version; write {model.removeprefix(SCHEME)}@VERSION or @latest")
     name, version = store.find(model)
     evidence = _evidence(store, name, version, options)
     entry, new = store.promote(name, version, options.why, options.leaky_too, evidence, options.untested)
     if not new:
         console.print(
-            f"{name}@{version} is promoted already, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
+            f"{name}@{version} is already promoted, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
         )
     if new and evidence:
         _show_evidence(evidence)
@@ -108,14 +108,14 @@ def promote(
 
 
 def _evidence(store: Registry, name: str, version: int, options: PromoteOptions) -> Evidence | None:
-    """The comparison with the promoted version; None without one, or where none is wanted."""
+    """Compare the version with the promoted one; None if there is none, or with `untested`."""
     current = store.current(name)
     if current is None or current.version == version or options.untested:
         return None
     if options.data is None:
         raise UserError(
-            f"{name}@{current.version} is promoted: name labeled images to compare {name}@{version} with it "
-            "(--data DIRECTORY, as scalp prepare wrote it), or promote it --untested"
+            f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; add "
+            "--data DIRECTORY with labeled images (of scalp prepare), or --untested"
         )
     from jobs.common.inference import ModelOptions  # imports Ray Data
     from jobs.models.promotion import compare_versions
@@ -137,15 +137,15 @@ def _show_evidence(evidence: Evidence) -> None:
     )
     if not evidence.same_data:
         console.print(
-            "the version was trained with other data; hashes do not show whether it saw some of these images"
+            "the version was trained with other data; hashes do not show whether those contained these images"
         )
 
 
 def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion:
-    """Goes back to the version that was promoted before.
+    """Promote the previously promoted version again.
 
     Raises:
-        UserError: as `Registry.find` and `Registry.rollback`.
+        UserError: As in `Registry.find` and `Registry.rollback`.
     """
     store = open_registry(registry)
     name, _ = store.find(f"{name}@latest")
@@ -164,7 +164,7 @@ def _rows(store: Registry, name: str, only: int | None = None) -> list[dict[str,
         except UserError as error:
             if storage.is_transient(error):
                 raise
-            row["model_version"] = str(error)  # one that this scalp cannot read must not hide the others
+            row["model_version"] = str(error)  # an unreadable version must not hide the others
         if current and current.version == version:
             row["promoted"] = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
         rows.append(row)

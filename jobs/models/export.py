@@ -1,4 +1,4 @@
-"""`scalp export`: the model for programs that are not ours, checked against the bundle on photographs."""
+"""`scalp export`: export the OpenVINO model for other programs, checked against the bundle on images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scalp_core.storage import outputs
 KIND = "export"
 _CONTRACT_FILE = "contract.json"
 _MAX_DIFFERENCE = 1e-3
-_PIECE = 32
+_CHUNK_SIZE = 32
 
 
 def export(
@@ -32,21 +32,21 @@ def export(
     kind: GraphKind = "float",
     format_: Literal["openvino"] = "openvino",
 ) -> dict[str, Any]:
-    """Writes the OpenVINO graph with what is needed to use it, and grades photographs with what was written.
+    """Export the OpenVINO graph with its contract, and compare the exported files with the bundle on images.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`.
-        photographs: folder, `.zip` or prefix of photographs to compare on.
-        out: directory for the model's two files, `contract.json` and `summary.json`, local or `s3://`.
+        bundle: Directory of the bundle, local or `s3://`.
+        photographs: Folder, `.zip` or prefix of images for the comparison.
+        out: Output directory for the model's two files, `contract.json` and `summary.json`, local or `s3://`.
         kind: float, which runs in bf16 or fp32, or int8.
-        format_: of the model.
+        format_: Format of the model.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: there are no photographs to check on, the float graph differs from the weights, or `out`
-            overlaps with the photographs, holds something else, or is in use.
+        UserError: There are no images for the comparison, the float graph differs from the weights, or `out`
+            overlaps with the images, holds other files, or is in use.
     """
     out = storage.absolute(out)
     outputs.check_output(out, KIND, [photographs])
@@ -61,24 +61,26 @@ def export(
 def _write(
     loaded: Bundle, files: dict[str, bytes], kind: GraphKind, format_: str, photographs: str, out: str
 ) -> dict[str, Any]:
-    """Writes the files, grades photographs with what was written, and writes the summary."""
+    """Write the files, compare them with the bundle, and write the summary."""
     for name, data in files.items():
         storage.write(storage.join(out, name), data)
     storage.write(storage.join(out, _CONTRACT_FILE), _contract(loaded, kind).encode())
     written = Graph(*(storage.read(storage.join(out, name)) for name in files))
-    own, reference = _grade(loaded, written, kind, photographs)
-    difference = float(np.abs(own - reference).max())
+    exported, reference = _compute_logits(loaded, written, kind, photographs)
+    difference = float(np.abs(exported - reference).max())
     summary = {
         "kind": "export",
         "date": now(),
         "model_version": loaded.spec.version_in(kind),
         "format": format_,
-        "photographs": len(own),
+        "photographs": len(exported),
         "max_logit_difference": difference,
-        "grade_agreement": float(np.mean(own.argmax(axis=1) == reference.argmax(axis=1))),
+        "grade_agreement": float(np.mean(exported.argmax(axis=1) == reference.argmax(axis=1))),
     }
     if not (difference < _MAX_DIFFERENCE or (kind == "int8" and np.isfinite(difference))):
-        raise UserError(f"{out}: logits differ by {difference} from the bundle's weights; do not use it")
+        raise UserError(
+            f"{out}: logits differ by {difference} from those of the bundle's weights; do not use this export"
+        )
     write_json(storage.join(out, SUMMARY_FILE), summary)
     return summary
 
@@ -99,26 +101,28 @@ def _contract(bundle: Bundle, kind: GraphKind) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _grade(bundle: Bundle, graph: Graph, kind: GraphKind, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the graph and of the weights, of all photographs that can be decoded."""
+def _compute_logits(
+    bundle: Bundle, graph: Graph, kind: GraphKind, source: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the logits of the graph and of the weights for all images that can be decoded."""
     locations = datasets_locations.list_images(source).images
     runtime = OpenVinoRuntime(graph, "int8" if kind == "int8" else "fp32")
     weights = Predictor(bundle, "cpu", "fp32", runtime="torch")
     pairs = []
     with progress_bar("comparing", len(locations)) as (progress, task):
-        for start in range(0, len(locations), _PIECE):
-            part = list(datasets_locations.read_images(locations[start : start + _PIECE], MAX_BYTES))
-            images = [image for data in part if (image := _pixels(data, bundle)) is not None]
+        for start in range(0, len(locations), _CHUNK_SIZE):
+            chunk = list(datasets_locations.read_images(locations[start : start + _CHUNK_SIZE], MAX_BYTES))
+            images = [image for data in chunk if (image := _decode(data, bundle)) is not None]
             if images:
                 pairs.append((runtime.logits(np.stack(images)), weights.logits(np.stack(images))))
-            progress.update(task, advance=len(part))
+            progress.update(task, advance=len(chunk))
     if not pairs:
-        raise UserError(f"no photograph of {source} can be decoded; name some to compare on")
-    own, reference = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return own, reference
+        raise UserError(f"no image of {source} can be decoded; give images for the comparison")
+    exported, reference = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
+    return exported, reference
 
 
-def _pixels(data: bytes | ImageError, bundle: Bundle) -> np.ndarray | None:
+def _decode(data: bytes | ImageError, bundle: Bundle) -> np.ndarray | None:
     try:
         return None if isinstance(data, ImageError) else decode(data, bundle.spec.preprocess).pixels
     except ImageError:

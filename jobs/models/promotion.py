@@ -1,4 +1,4 @@
-"""A version compared with the promoted one before it takes its place: both on the same labeled images."""
+"""Compare a version with the promoted one before promotion, on the same labeled images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.common.inference import ModelOptions
-from jobs.evaluate.driver import collect
+from jobs.evaluate.driver import collect_columns
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Evidence, Registry
@@ -16,7 +16,7 @@ from scalp_core.evaluation.noninferiority import Answers
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import make_gradings
 
-_SPLIT = "test"  # of the data that a bundle was made with, the only one that decided nothing of it
+_SPLIT = "test"  # the only split of its data that did not influence a bundle
 
 
 def compare_versions(
@@ -25,16 +25,16 @@ def compare_versions(
     """Bound what a version loses against the promoted one, on the test split of prepared data.
 
     Args:
-        store: the registry.
-        name: of the model.
-        promoted: version in use.
-        version: to promote.
-        data: directory that `scalp prepare` wrote.
-        max_drop: largest acceptable upper bound of the loss of kappa and of coverage.
-        options: how both models run.
+        store: Model registry.
+        name: Name of the model.
+        promoted: Number of the promoted version.
+        version: Number of the version to promote.
+        data: Directory that `scalp prepare` wrote.
+        max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
+        options: Device, precision and runtime of both models.
 
     Raises:
-        UserError: the data or a bundle cannot be read.
+        UserError: The data or a bundle cannot be read.
     """
     data_sha256 = manifest.read_spec(data).sha256
     rows = manifest.select_split(manifest.read_manifest(data), _SPLIT)
@@ -59,9 +59,9 @@ def compare_versions(
 
 
 def _answers(bundle: Bundle, rows: pa.Table, labels: np.ndarray, options: ModelOptions) -> Answers:
-    found, _ = collect(bundle, rows, options)
-    answers = make_gradings(found["logits"], found["statistics"], bundle.spec)
+    columns, _ = collect_columns(bundle, rows, options)
+    answers = make_gradings(columns["logits"], columns["statistics"], bundle.spec)
     probs = np.array([answer.probabilities for answer in answers])
-    finite = calibration.finite_rows(found["logits"])
+    finite = calibration.finite_rows(columns["logits"])
     grades = subgroups.penalize_not_finite(labels, probs, finite).argmax(axis=1)
     return Answers(grades, subgroups.is_in_set(labels, [answer.grade_set for answer in answers]))

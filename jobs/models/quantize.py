@@ -1,4 +1,4 @@
-"""`scalp quantize`: adds an int8 graph to a bundle, if it grades nearly as well."""
+"""`scalp quantize`: add an int8 graph to a bundle, if it is not inferior to the weights."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ from scalp_core.storage import lease, outputs
 from scalp_core.storage.outputs import Output
 
 KIND = "quantize"
-# Photographs that set the ranges of int8; NNCF's own default.
+# Images that set the ranges of int8: the default of NNCF.
 _RANGES = 300
-# Of each of two tries (quick ranges, careful ranges), so that together they keep the promised confidence.
+# Confidence of each of two attempts (quick and careful ranges), so that both together keep the promised one.
 _CONFIDENCE = 1 - (1 - noninferiority.CONFIDENCE) / 2
 
 
 def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) -> dict[str, Any]:
-    """Makes the int8 graph with photographs of the training part and measures it on the validation part.
+    """Quantize a bundle to int8 with images of the training split, and measure it on the validation split.
 
-    int8 keeps temperature and quantile of the bundle, so coverage is measured with them.
+    int8 uses temperature and quantile of the bundle, so coverage is measured with them.
 
     Args:
-        bundle: directory of the bundle, local or `s3://`; the graph is written into it.
-        data: directory that `scalp prepare` wrote; the one that the bundle was trained on.
-        seed: chooses the training photographs.
-        max_drop: largest acceptable upper bound of the loss of kappa and of coverage (95 % confidence).
+        bundle: Directory of the bundle, local or `s3://`; the graph is written into it.
+        data: Directory of `scalp prepare` on which the bundle was trained.
+        seed: Random seed that selects the training images.
+        max_drop: Largest acceptable upper bound of the loss of kappa and of coverage (95 % confidence).
 
     Returns:
-        the summary that is also written to the bundle's `summary.json`; a bundle that has the graph already
-        is left as it is.
+        The summary, which is also written to the bundle's `summary.json`. A bundle with an int8 graph stays
+        unchanged.
 
     Raises:
-        UserError: kappa or coverage may drop by more than `max_drop`, the data is not the bundle's, or the
-            bundle is a version in a registry, is in use, or holds a `summary.json` of somebody else.
+        UserError: Kappa or coverage may drop by more than `max_drop`, the data are not those of the bundle,
+            or the bundle is a version in a registry, is in use, or holds another `summary.json`.
     """
     started = time.monotonic()
     loaded = load_bundle(bundle)
@@ -75,15 +75,15 @@ def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
     kept = _earlier_summary(uri)
     if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:
         raise UserError(
-            f"{data} is not the data that {loaded.spec.name} was trained on, so its validation part proves "
-            "nothing; give that directory"
+            f"{data} is not the data that {loaded.spec.name} was trained on, so its validation split proves "
+            "nothing; give the directory of the training"
         )
     if loaded.spec.offers("int8") and kept:
-        console.print(f"{uri} has its int8 graph already")
+        console.print(f"{uri} already has an int8 graph")
         _show(kept)
         return kept
     with _held(uri) as output:
-        spec, images, record = _added(load_bundle(uri), data, seed, max_drop, output)
+        spec, images, record = _add_graph(load_bundle(uri), data, seed, max_drop, output)
         summary = {
             "kind": KIND,
             "date": now(),
@@ -99,7 +99,7 @@ def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
 
 @contextmanager
 def _held(uri: str) -> Iterator[Output]:
-    """Hold the lease of a bundle."""
+    """Hold the lease of a bundle during the block."""
     output: Output | None = None
     try:
         with outputs.hold_output(_output_of(uri), KIND) as output:
@@ -110,18 +110,18 @@ def _held(uri: str) -> Iterator[Output]:
 
 
 def _output_of(uri: str) -> str:
-    """The directory whose lease guards a bundle: the run that `scalp train` made, or the bundle alone."""
+    """Return the directory whose lease guards a bundle: its run directory, or the bundle itself."""
     run = uri.rpartition("/")[0]
     return run if outputs.kind_of(run) == "train" else uri
 
 
-def _added(
+def _add_graph(
     loaded: Bundle, data: str, seed: int, max_drop: float, output: Output
 ) -> tuple[BundleSpec, int, GraphRecord]:
-    """Adds the graph; the spec with it, the number of images that set its ranges, and what it costs.
+    """Add the graph; return the new contract, the number of images that set the ranges, and the record.
 
     Raises:
-        UserError: it costs too much, or another run took over.
+        UserError: The graph loses too much, or another run took over.
     """
     uri, before = str(loaded.uri), loaded.spec
     stored = {WEIGHTS_FILE, *(GRAPH_FILES["float"] if "float" in before.graphs else ())}
@@ -129,20 +129,20 @@ def _added(
     if before.training.fold is not None:
         table = manifest.apply_fold(table, before.training.fold)
     val = manifest.select_split(table, "val")
-    if "float" not in before.graphs:  # from before bundles held graphs
+    if "float" not in before.graphs:  # older than graphs in bundles
         loaded = with_float_graph(loaded.fetch("weights"), few_batches(val, before.preprocess))
     graph = openvino_runtime.load_graph(loaded, "float")
-    images = _ranges(loaded, manifest.select_split(table, "train"), seed)
+    images = _calibration_images(loaded, manifest.select_split(table, "train"), seed)
     reference = OpenVinoRuntime(graph, "fp32").logits
     for careful in (False, True):
-        with console.status(f"finding int8 ranges on {len(images)} training photographs"):
+        with console.status(f"finding int8 ranges on {len(images)} training images"):
             candidate = openvino_runtime.quantize(graph, images, careful=careful)
         record, failure = _measure(loaded, candidate, reference, val, max_drop)
         if failure is None:
             break
     else:
         raise UserError(
-            f"int8 on the validation part: {failure}. {uri} keeps bf16 and fp32 alone; more validation "
+            f"int8 on the validation split: {failure}. {uri} keeps only bf16 and fp32; more validation "
             "images narrow the bound, and --max-drop accepts a larger loss"
         )
     changed = with_graph(loaded, "int8", candidate, record)
@@ -153,10 +153,10 @@ def _added(
 
 
 def _earlier_summary(uri: str) -> dict[str, Any] | None:
-    """Of the same bundle, if it was quantized before.
+    """Read the summary of an earlier quantization of the bundle.
 
     Raises:
-        UserError: the bundle holds a file of this name that is not scalp's.
+        UserError: The bundle holds a file of this name that another program wrote.
     """
     place = storage.join(uri, SUMMARY_FILE)
     try:
@@ -169,17 +169,15 @@ def _earlier_summary(uri: str) -> dict[str, Any] | None:
 
 
 def _card(uri: str, before: BundleSpec, after: BundleSpec) -> dict[str, bytes]:
-    """The model card of the bundle with its int8 graph, unless somebody has edited the present one."""
+    """Render the model card with the int8 graph, unless a user has edited the current one."""
     place = storage.join(uri, CARD_FILE)
     if storage.exists(place) and storage.read(place) != render_model_card(before).encode():
-        console.print(
-            f"{place} is not as scalp wrote it, and stays as it is: it does not name the int8 graph"
-        )
+        console.print(f"{place} was edited, so it stays unchanged and does not name the int8 graph")
         return {}
     return {CARD_FILE: render_model_card(after).encode()}
 
 
-def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
+def _calibration_images(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
     count = min(_RANGES, train.num_rows)
     chosen = np.random.default_rng(seed).choice(train.num_rows, count, replace=False)
     batches = labeled_batches(train.take(np.sort(chosen)), bundle.spec.preprocess)
@@ -189,7 +187,7 @@ def _ranges(bundle: Bundle, train: pa.Table, seed: int) -> np.ndarray:
 def _measure(
     bundle: Bundle, graph: Graph, reference: Any, val: pa.Table, max_drop: float
 ) -> tuple[GraphRecord, str | None]:
-    """The record of a graph, and the reason to refuse it."""
+    """Measure a graph; return its record, and the reason to reject it or None."""
     with progress_bar("measuring on validation", val.num_rows) as (progress, task):
 
         def counted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -198,9 +196,15 @@ def _measure(
                 progress.update(task, advance=len(labels))
 
         labels, *logits = logits_of_both(OpenVinoRuntime(graph, "int8").logits, reference, counted())
-    own, other = (_answers(of_model, labels, bundle.spec) for of_model in logits)
+    candidate, other = (_answers(of_model, labels, bundle.spec) for of_model in logits)
     comparison = noninferiority.compare(
-        labels, other, own, val["group"].to_pylist(), bundle.spec.conformal.coverage, max_drop, _CONFIDENCE
+        labels,
+        other,
+        candidate,
+        val["group"].to_pylist(),
+        bundle.spec.conformal.coverage,
+        max_drop,
+        _CONFIDENCE,
     )
     return make_record(graph, labels, logits[0], logits[1], comparison), comparison.failure
 
@@ -216,7 +220,7 @@ def _show(summary: dict[str, Any]) -> None:
         "quantize",
         {
             "model": summary["model_version"],
-            "validation photographs": summary["photographs"],
+            "validation images": summary["photographs"],
             **Comparison(**summary["comparison"]).losses,
             "same grade": f"{summary['grade_agreement']:.1%}",
             "largest difference of a logit": summary["max_logit_difference"],

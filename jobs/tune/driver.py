@@ -1,4 +1,4 @@
-"""`scalp tune`: searches a recipe's settings with Ray Tune and ASHA, on the validation part."""
+"""The driver of `scalp tune`: hyperparameter search with Ray Tune and ASHA on the validation split."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 KIND = "tune"
 SPACES = Path(__file__).parents[1] / "spaces"
 
-_GRACE_SHARE = 0.25  # of the epochs: before, nothing is stopped
+_GRACE_SHARE = 0.25  # share of the epochs before ASHA stops trials
 
 
 def tune(
@@ -54,34 +54,34 @@ def tune(
     device: Device = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Trains a recipe with drawn settings, stops the worse early, and keeps the best recipe.
+    """Train a recipe with sampled settings, stop worse trials early, and save the best recipe.
 
-    A search that was stopped goes on, a finished one ends at once. The test part is not touched.
+    A stopped search resumes, a finished one returns immediately. The test split is not used.
 
     Args:
-        data: directory that `scalp prepare` wrote.
-        out: directory for what is found, local or `s3://`.
-        recipe: what is not varied.
-        space: what is, from `load_space`.
-        trials: how many; the first is the recipe as it is.
-        workers: data-parallel workers of each trial.
-        device: auto, cpu or cuda.
-        seed: of the draws.
+        data: Directory that `scalp prepare` wrote.
+        out: Output directory, local or `s3://`.
+        recipe: Recipe with the settings that do not vary.
+        space: Search space from `load_space`.
+        trials: Number of trials; the first is the unchanged recipe.
+        workers: Data-parallel workers per trial.
+        device: Device of the workers: auto, cpu or cuda.
+        seed: Random seed for sampling trials.
 
     Returns:
-        the summary that is also written to `out/summary.json`.
+        The summary, which is also written to `out/summary.json`.
 
     Raises:
-        UserError: bad input, `out` holds something else or is in use, the machine cannot hold a trial, or
-            every trial failed.
+        UserError: Invalid input, `out` holds other files or is in use, the machine lacks resources for a
+            trial, or all trials failed.
     """
     out, started = storage.absolute(out), time.monotonic()
     outputs.check_output(out, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    parts = {name: manifest.select_split(table, name) for name in ("train", "val")}
-    # The recipe has a seed of its own.
+    splits = {name: manifest.select_split(table, name) for name in ("train", "val")}
+    # `draw_seed` samples trials; the seed of training is in the recipe.
     identity = {
-        "recipe": recipe.model_dump(), "space": _plain(space), "trials": trials, "draw_seed": seed,
+        "recipe": recipe.model_dump(), "space": _jsonable(space), "trials": trials, "draw_seed": seed,
         "data_sha256": data_spec.sha256,
     }  # fmt: skip
     check_identity(out, identity, "OUT")
@@ -93,23 +93,23 @@ def tune(
     }
     cluster = wait_for_workers(connect(), (workers, workers), device)
     scaling = plan_scaling(cluster, (workers, workers), device)
-    for each in recipes.values():
-        check_batches(each, parts["train"].num_rows, scaling)
+    for trial_recipe in recipes.values():
+        check_batches(trial_recipe, splits["train"].num_rows, scaling)
     starts = _starts(list(recipes.values()), storage.join(out, outputs.SCRATCH_FOLDER))
-    for each in recipes.values():
-        check_batch_norm(each, starts[_start_key(each)].batch_norm)
+    for trial_recipe in recipes.values():
+        check_batch_norm(trial_recipe, starts[_start_key(trial_recipe)].batch_norm)
     with outputs.open_output(out, KIND, [data]) as output:
         if summary := _finished(data, out):  # by another process, since the first look
             return summary
-        check_nodes(examples(parts), out)
-        # All that a user could have to fix was checked: from here on the directory is this search's.
+        check_nodes(examples(splits), out)
+        # All mistakes of a user were checked: only now the directory becomes that of a search.
         write_json(storage.join(out, IDENTITY_FILE), identity)
         known = {trial.number: trial for trial in load_trials(out, drawn)}
-        at_once = min(trials, _at_once(cluster, scaling))
+        at_once = min(trials, _max_parallel_trials(cluster, scaling))
         grace = max(1, round(recipe.epochs * _GRACE_SHARE))
-        for line in _opening(recipe, space, parts, known, cluster, scaling, at_once, grace):
+        for line in _opening(recipe, space, splits, known, cluster, scaling, at_once, grace):
             console.print(line)
-        _search(output, recipes, starts, parts, known, cluster, scaling, at_once, grace)
+        _search(output, recipes, starts, splits, known, cluster, scaling, at_once, grace)
         output.check()
         summary = write_results(out, data_spec, identity, recipes, space, known)
         summary |= {"workers": workers, "at_once": at_once, "seconds": round(time.monotonic() - started, 1)}
@@ -118,28 +118,28 @@ def tune(
     show_trials(known)
     if data_spec.split.warning:
         console.print(data_spec.split.warning)
-    console.print(f"trials in {storage.join(out, 'trials.csv')}, pictures in {storage.join(out, 'tune.png')}")
-    console.print(_way_on(data, out))
+    console.print(f"trials: {storage.join(out, 'trials.csv')}, plots: {storage.join(out, 'tune.png')}")
+    console.print(_next_command(data, out))
     return summary
 
 
 def _finished(data: str, out: str) -> dict[str, Any] | None:
     summary = read_json(storage.join(out, SUMMARY_FILE))
     if summary:
-        console.print(f"{out} is finished; {_way_on(data, out)}")
+        console.print(f"{out} is finished; {_next_command(data, out)}")
     return summary
 
 
-def _plain(space: Space) -> dict[str, Any]:
-    """As it is written to JSON and read again."""
+def _jsonable(space: Space) -> dict[str, Any]:
+    """Convert a space to the values that JSON preserves."""
     return {
         key: list(values) if isinstance(values, tuple) else values.model_dump()
         for key, values in space.items()
     }
 
 
-def _way_on(data: str, out: str) -> str:
-    return f"train the best with: scalp train {data} RUN --recipe {storage.join(out, BEST_FILE)}"
+def _next_command(data: str, out: str) -> str:
+    return f"train the best recipe with: scalp train {data} RUN --recipe {storage.join(out, BEST_FILE)}"
 
 
 def _start_key(recipe: Recipe) -> tuple[Any, ...]:
@@ -147,24 +147,24 @@ def _start_key(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def _starts(recipes: list[Recipe], work: str) -> dict[tuple[Any, ...], InitialState]:
-    """First weights and preprocessing, once for all trials that share them; a resumed search fetches none."""
-    # PyTorch and timm take seconds: mistakes that need neither are told before.
+    """Make or load the initial states, which trials share; a resumed search downloads nothing."""
+    # PyTorch and timm take seconds to import: mistakes that do not need them are reported before.
     from jobs.train.initial_state import load_initial_state, make_initial_state
 
-    different = {_start_key(each): each for each in recipes}
+    by_key = {_start_key(recipe): recipe for recipe in recipes}
     return {
         key: load_initial_state(_start_folder(work, number)) or make_initial_state(recipe)
-        for number, (key, recipe) in enumerate(different.items())
+        for number, (key, recipe) in enumerate(by_key.items())
     }
 
 
 def _start_folder(work: str, number: int) -> str:
-    """Where first weights are kept: the recipes of a search, and so the numbers, follow from its identity."""
+    """Return the folder of an initial state, whose number follows from the identity of the search."""
     return storage.join(work, f"start-{number:03d}")
 
 
-def _at_once(cluster: Cluster, scaling: ScalingConfig) -> int:
-    """How many trials the cluster holds side by side: each has its workers, and CPUs for its photographs."""
+def _max_parallel_trials(cluster: Cluster, scaling: ScalingConfig) -> int:
+    """Compute how many trials fit on the cluster in parallel, with workers and CPUs for data each."""
     by_cpus = cluster.cpus // (scaling.max_workers + CPUS_FOR_DATA)
     by_gpus = cluster.gpus // scaling.max_workers if scaling.use_gpu else by_cpus
     return max(1, min(by_cpus, by_gpus))
@@ -173,7 +173,7 @@ def _at_once(cluster: Cluster, scaling: ScalingConfig) -> int:
 def _opening(
     recipe: Recipe,
     space: Space,
-    parts: dict[str, pa.Table],
+    splits: dict[str, pa.Table],
     trials: dict[int, Trial],
     cluster: Cluster,
     scaling: ScalingConfig,
@@ -183,13 +183,13 @@ def _opening(
     workers = f"{scaling.max_workers} worker{'s' * (scaling.max_workers > 1)}"
     have = f"{cluster.cpus} CPUs" + f" and {cluster.gpus} GPUs" * scaling.use_gpu
     lines = [
-        f"tuning on {parts['train'].num_rows} photographs, validated on "
-        f"{parts['val'].num_rows}: {len(trials)} trials of up to {recipe.epochs} epochs, {at_once} at once "
+        f"tuning on {splits['train'].num_rows} images, validated on "
+        f"{splits['val'].num_rows}: {len(trials)} trials of up to {recipe.epochs} epochs, {at_once} parallel "
         f"({workers} and {CPUS_FOR_DATA} CPUs for data each; Ray has {have})",
-        f"varied: {', '.join(space)}; from epoch {grace} on, ASHA stops what is not among the best third",
+        f"varied: {', '.join(space)}; from epoch {grace}, ASHA stops trials that are not in the best third",
     ]
-    if over := sum(trial.is_over for trial in trials.values()):
-        lines.append(f"going on: {over} of {len(trials)} trials are over already")
+    if finished := sum(trial.is_over for trial in trials.values()):
+        lines.append(f"resuming: {finished} of {len(trials)} trials are finished")
     return lines
 
 
@@ -197,65 +197,67 @@ def _search(
     output: outputs.Output,
     recipes: dict[int, Recipe],
     starts: dict[tuple[Any, ...], InitialState],
-    parts: dict[str, pa.Table],
+    splits: dict[str, pa.Table],
     trials: dict[int, Trial],
     cluster: Cluster,
     scaling: ScalingConfig,
     at_once: int,
     grace: int,
 ) -> None:
-    """Runs what is not over; the trials' records are changed in place.
+    """Run the unfinished trials, and update their records in place.
 
     Raises:
-        UserError: every trial failed.
+        UserError: All trials failed.
     """
-    over, left = [each for each in trials.values() if each.is_over], _left(trials)
+    finished, pending = [trial for trial in trials.values() if trial.is_over], _pending_numbers(trials)
     epochs = recipes[1].epochs
-    if left:
-        photographs, kept = _photographs([starts[_start_key(recipes[n])].spec for n in left], parts, cluster)
+    if pending:
+        specs = [starts[_start_key(recipes[number])].spec for number in pending]
+        images, datasets = _cache_images(specs, splits, cluster)
         work = output.scratch
-        plans = _plans(work, {n: recipes[n] for n in left}, starts, photographs, trials, scaling, at_once)
+        pending_recipes = {number: recipes[number] for number in pending}
+        plans = _plans(work, pending_recipes, starts, images, trials, scaling, at_once)
         with progress_bar("epochs", epochs * len(trials)) as bar, storage.retry_timeout(RETRY_TIMEOUT_S):
             records = TrialRecorder(output.uri, work, trials, epochs, bar)
-            _run(work, plans, records, make_asha(epochs, grace, over), at_once)
-        del kept
+            _run(work, plans, records, make_asha(epochs, grace, finished), at_once)
+        del datasets  # until here they keep the decoded images in the object store
     if unfinished := sum(trial.status in ("waiting", "running") for trial in trials.values()):
-        raise UserError(f"Ray Tune ended with {unfinished} trials to go; the same command goes on with them")
+        raise UserError(f"Ray Tune ended with {unfinished} unfinished trials; the same command resumes them")
     if all(trial.status == "failed" for trial in trials.values()):
         raise UserError(
-            f"every trial failed, the first with: {trials[1].reason}; SCALP_RAY_LOGS=1 shows the workers' "
-            "output, and the same command tries them again"
+            f"all trials failed, the first with: {trials[1].reason}; SCALP_RAY_LOGS=1 shows the workers' "
+            "output, and the same command retries them"
         )
 
 
-def _left(trials: dict[int, Trial]) -> list[int]:
-    """Those to run, what was begun before first."""
-    left = [trial for trial in trials.values() if not trial.is_over]
-    return [trial.number for trial in sorted(left, key=lambda trial: (not trial.history, trial.number))]
+def _pending_numbers(trials: dict[int, Trial]) -> list[int]:
+    """List the numbers of unfinished trials, started ones first."""
+    pending = [trial for trial in trials.values() if not trial.is_over]
+    return [trial.number for trial in sorted(pending, key=lambda trial: (not trial.history, trial.number))]
 
 
-def _photographs(
-    specs: list[Preprocess], parts: dict[str, pa.Table], cluster: Cluster
+def _cache_images(
+    specs: list[Preprocess], splits: dict[str, pa.Table], cluster: Cluster
 ) -> tuple[dict[tuple[int, str], dict[str, ImageSource]], list[Dataset | None]]:
-    """Decoded once for all trials of one size and fit; with the datasets to keep for as long as they run."""
-    different = {(spec.size, spec.resize): spec for spec in specs}
-    room = cache_budget() // len(different)
-    found: dict[tuple[int, str], dict[str, ImageSource]] = {}
-    kept = []
-    for key, spec in different.items():
-        val, kept_val = cache_images(parts["val"], spec, room // 4)
-        train, kept_train = cache_images(parts["train"], spec, room * 3 // 4)
-        found[key] = {"train": train, "val": val}
-        kept += [kept_val, kept_train]
+    """Decode the images once per size and resize mode; the datasets must stay alive during the search."""
+    by_size = {(spec.size, spec.resize): spec for spec in specs}
+    budget = cache_budget() // len(by_size)
+    images: dict[tuple[int, str], dict[str, ImageSource]] = {}
+    datasets = []
+    for key, spec in by_size.items():
+        val, val_dataset = cache_images(splits["val"], spec, budget // 4)
+        train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4)
+        images[key] = {"train": train, "val": val}
+        datasets += [val_dataset, train_dataset]
         console.print(f"{spec.size} px: {describe_cache(train, cluster)}")
-    return found, kept
+    return images, datasets
 
 
 def _plans(
     work: str,
     recipes: dict[int, Recipe],
     starts: dict[tuple[Any, ...], InitialState],
-    photographs: dict[tuple[int, str], dict[str, ImageSource]],
+    images: dict[tuple[int, str], dict[str, ImageSource]],
     trials: dict[int, Trial],
     scaling: ScalingConfig,
     at_once: int,
@@ -270,20 +272,20 @@ def _plans(
     plans = {}
     for number, recipe in recipes.items():
         spec = starts[_start_key(recipe)].spec
-        # Mean and deviation are the architecture's own; the pixels are shared.
-        own = {
-            part: dataclasses.replace(source, spec=spec)
-            for part, source in photographs[spec.size, spec.resize].items()
+        # The trials share pixels; mean and standard deviation depend on the architecture.
+        sources = {
+            split: dataclasses.replace(source, spec=spec)
+            for split, source in images[spec.size, spec.resize].items()
         }
         config = {
             "recipe": recipe.model_dump(),
-            "grade_counts": np.bincount(own["train"].labels, minlength=NUM_GRADES).tolist(),
+            "grade_counts": np.bincount(sources["train"].labels, minlength=NUM_GRADES).tolist(),
             "initial_weights": weights[_start_key(recipe)],
             "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
             "trainings": at_once,
         }
         folder = work_folder(work, trials[number])
-        plans[number] = Plan(folder, config | own, scaling, trials[number].history)
+        plans[number] = Plan(folder, config | sources, scaling, trials[number].history)
     return plans
 
 
@@ -294,13 +296,13 @@ def _run(
     scheduler: ASHAScheduler,
     at_once: int,
 ) -> None:
-    """Ray Tune over the trials, without a word of its own."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the records are ours
+    """Run Ray Tune over the trials, without its own output."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # `TrialRecorder` writes the records
     os.environ.update(ray_internals.TUNE_ENVIRONMENT)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # who interrupts is obeyed at once
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupt must stop the search immediately
     storage.remove_folder(storage.join(work, "ray"))
     filesystem, path = storage.filesystem(work)
-    # A trial's own process holds no CPU worth the name: its workers do, which Ray Train asks for.
+    # The process of a trial needs almost no CPU; Ray Train reserves CPUs for its workers.
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, plans=plans), {"CPU": 0.01})
     ray_tune.Tuner(
         trainable,

@@ -1,4 +1,4 @@
-"""What `scalp tune` found: its table, its picture, the best recipe."""
+"""Results of `scalp tune`: the table of trials, the plot and the best recipe."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def write_results(
     space: Space,
     trials: dict[int, Trial],
 ) -> dict[str, Any]:
-    """Writes the table, the picture and the best recipe; the summary."""
+    """Write the table, the plot and the best recipe; return the summary."""
     ranked = _ranked(trials)
     best, epoch = ranked[0], ranked[0].best or {}
-    title = "kappa on validation" + " (LEAKY SPLIT: the figures flatter)" * data_spec.split.leaky
+    title = "kappa on validation" + " (LEAKY SPLIT: metrics are too optimistic)" * data_spec.split.leaky
     storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)], space))
-    unchanged = trials[1].settings  # its values may be outside of the space
+    unchanged = trials[1].settings  # its values may be outside the space
     axes = {
         key: tuple(dict.fromkeys((*values, unchanged.get(key, values[0]))))
         if isinstance(values, tuple)
@@ -70,19 +70,19 @@ def write_results(
 
 
 def _ranked(trials: dict[int, Trial]) -> list[Trial]:
-    """Best first; those that failed last, whatever they had reached."""
+    """Sort trials, the best first and failed ones last."""
 
-    def worth(trial: Trial) -> tuple[bool, float, int]:
+    def sort_key(trial: Trial) -> tuple[bool, float, int]:
         return trial.status != "failed", trial.best[METRIC] if trial.best else -np.inf, -trial.number
 
-    return sorted(trials.values(), key=worth, reverse=True)
+    return sorted(trials.values(), key=sort_key, reverse=True)
 
 
 def _row(trial: Trial, keys: Iterable[str] = ()) -> dict[str, Any]:
     best = trial.best or {}
     return {
         "trial": trial.number,
-        **{key: trial.settings.get(key) for key in keys},  # None without an effect
+        **{key: trial.settings.get(key) for key in keys},  # None for settings without an effect
         "epochs": trial.history[-1]["epoch"] if trial.history else 0,
         "best_epoch": best.get("epoch"),
         "val_qwk": best.get("val_qwk"),
@@ -103,12 +103,12 @@ def _csv(trials: list[Trial], keys: Iterable[str]) -> bytes:
 
 
 def show_trials(trials: dict[int, Trial]) -> None:
-    """Prints the table, the best first."""
+    """Print the table of trials, the best first."""
     table = Table(title="tune", title_justify="left", title_style="bold")
     for heading in ("trial", "QWK", "top-1", "epochs", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
-    # In one column: of a space of six settings, as many columns would be too narrow to read.
+    # One column for all settings: with a column per setting, they would be too narrow to read.
     table.add_column("settings", overflow="fold")
     for place, trial in enumerate(_ranked(trials)):
         row = _row(trial)

@@ -1,7 +1,7 @@
-"""The trials of `scalp tune`: each one is a training of Ray Train inside a trial of Ray Tune.
+"""The trials of `scalp tune`: each is a training by Ray Train inside a trial of Ray Tune.
 
-What is known of a trial is a file of ours, written after each of its epochs. Tune's own state is not gone on
-from: it holds pickles, and neither it nor ASHA's memory would survive another version of Ray.
+The record of a trial is a file of scalp, written after each of its epochs. A search does not resume from
+Tune's state, because it contains pickles, and another version of Ray could read neither it nor ASHA's state.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from scalp_core.errors import UserError
 from scalp_core.settings import rename_old_keys
 
 METRIC = "val_qwk"
-# Each rung lets the best third go on.
+# Each rung of ASHA continues the best third.
 REDUCTION = 3
 
-# Fewer than of a training: settings that cannot work fail again and again.
+# Fewer than in a training, because invalid settings fail repeatedly.
 _MAX_WORKER_FAILURES = 1
 _FREE_EVERY_S = 2.0
 
@@ -41,14 +41,14 @@ _TRIALS_FOLDER = "trials"
 
 @dataclass
 class Trial:
-    """One trial: what it is, how far it came and what came out.
+    """The record of a trial: settings, status and history.
 
     Args:
-        number: from 1.
-        settings: what it changes of the recipe.
+        number: Number of the trial, from 1.
+        settings: Changes to the recipe.
         status: waiting, running, finished, stopped (early, by ASHA) or failed.
-        reason: of a failure, in a line.
-        history: one entry an epoch, in order.
+        reason: Reason of a failure, in one line.
+        history: One entry per epoch, in order.
     """
 
     number: int
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
-        """Whether it needs no more training; a failed one is tried again by the next run."""
+        """Whether the trial is finished or stopped; the next run retries failed ones."""
         return self.status in ("finished", "stopped")
 
     @property
@@ -72,7 +72,7 @@ class Trial:
         return f"{self.number:03d}"
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """An epoch, in place of what is known of it: a lost worker's epoch is done twice."""
+        """Add an epoch, or replace it: after a lost worker, an epoch runs twice."""
         kept = {name: entry[name] for name in _KEPT}
         others = [known for known in self.history if known["epoch"] != kept["epoch"]]
         self.history = sorted([*others, kept], key=lambda known: known["epoch"])
@@ -80,13 +80,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial's processes need.
+    """The plan of a trial, which its process receives.
 
     Args:
-        folder: for its checkpoints.
-        config: for `train_worker`.
-        scaling: its workers.
-        history: the epochs that it has behind it, of a search that was stopped.
+        folder: Folder for checkpoints.
+        config: Configuration of `train_worker`.
+        scaling: Number and resources of the workers.
+        history: Epochs that a stopped search has completed.
     """
 
     folder: str
@@ -96,17 +96,17 @@ class Plan:
 
 
 class _DiscardedNotes:
-    """In place of the queue of notes: a search shows epochs, not steps."""
+    """A queue that discards notes: a search shows epochs, not steps."""
 
     def put_nowait(self, note: dict[str, Any]) -> None:
-        """Drops it."""
+        """Discard a note."""
 
 
 def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
-    """What Tune runs: reports the epochs already done, then trains on from the last checkpoint.
+    """Run a trial inside Tune: report the completed epochs, then resume from the last checkpoint.
 
     Raises:
-        RuntimeError: training failed; the message is the reason in one line.
+        RuntimeError: Training failed; the message is the reason in one line.
     """
     # Imports PyTorch, which the driver of the search does not need.
     from jobs.train.trainer import divergence_message, make_trainer
@@ -130,31 +130,31 @@ def run_trial(config: dict[str, Any], plans: dict[int, Plan]) -> None:
         raise RuntimeError(reason)
 
 
-def make_asha(epochs: int, grace: int, over: list[Trial]) -> ASHAScheduler:
-    """Stops after `grace` epochs, and after each three times as many, what is not among the best third.
+def make_asha(epochs: int, grace: int, finished: list[Trial]) -> ASHAScheduler:
+    """Make the scheduler that stops trials outside the best third at epochs `grace`, 3 `grace`, 9 `grace`, …
 
     Args:
-        epochs: of a trial that is never stopped.
-        grace: epochs that every trial gets.
-        over: trials of a search that goes on, which count for the others.
+        epochs: Epochs of a trial that is not stopped.
+        grace: Minimum epochs of each trial.
+        finished: Finished trials of a resumed search, which the scheduler compares with the others.
     """
     scheduler = ASHAScheduler(
         time_attr="epoch", metric=METRIC, mode="max", max_t=epochs, grace_period=grace,
         reduction_factor=REDUCTION,
     )  # fmt: skip
-    for known in over:
-        stands_for = SimpleNamespace(trial_id=f"earlier-{known.label}")
-        scheduler.on_trial_add(None, stands_for)
-        for entry in known.history:
-            scheduler.on_trial_result(None, stands_for, entry)
+    for trial in finished:
+        substitute = SimpleNamespace(trial_id=f"earlier-{trial.label}")
+        scheduler.on_trial_add(None, substitute)
+        for entry in trial.history:
+            scheduler.on_trial_result(None, substitute, entry)
     return scheduler
 
 
 def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
-    """The trials with what an earlier run of the same search knows of them.
+    """Make the trials, with the records of an earlier run of the same search.
 
     Raises:
-        UserError: a record is of other settings, as another version may draw them.
+        UserError: A record has other settings, for example because another version sampled them.
     """
     trials = []
     for number, settings in enumerate(drawn, 1):
@@ -162,7 +162,9 @@ def load_trials(out: str, drawn: list[dict[str, Any]]) -> list[Trial]:
         if known := read_json(_record(out, trial)):
             trial = Trial(**known | {"settings": rename_old_keys(known["settings"])})
             if trial.settings != settings:
-                raise UserError(f"{_record(out, trial)} is of another trial; choose another OUT")
+                raise UserError(
+                    f"{_record(out, trial)} has other settings than the trial; choose another OUT"
+                )
             if not trial.is_over:
                 trial.status, trial.reason = "waiting", ""
         trials.append(trial)
@@ -174,19 +176,19 @@ def _record(out: str, trial: Trial) -> str:
 
 
 def work_folder(work: str, trial: Trial) -> str:
-    """Where its checkpoints are while it runs, in the search's scratch folder."""
+    """Return the folder for a trial's checkpoints, in the scratch folder of the search."""
     return storage.join(work, trial.label)
 
 
 class TrialRecorder(Callback):
-    """Keeps what the trials report, and shows it: the bar, and a line for each that ends.
+    """Record and print the reports of trials: the progress bar, and one line per ended trial.
 
     Args:
-        out: the search's directory.
-        work: its scratch folder.
-        trials: by number.
-        epochs: of a trial that is never stopped.
-        bar: a progress bar over the epochs of all trials, and its task.
+        out: Output directory of the search.
+        work: Scratch folder of the search.
+        trials: Trials by number.
+        epochs: Epochs of a trial that is not stopped.
+        bar: Progress bar over the epochs of all trials, and its task.
     """
 
     def __init__(
@@ -201,39 +203,41 @@ class TrialRecorder(Callback):
         self._show()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune keeps a copy of what it was asked for, and a bar cannot be copied."""
+        """Return no state: Tune copies its configuration, and a progress bar cannot be copied."""
         return {}
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
-        own = self._trials[trial.config["trial"]]
-        own.status, own.reason = "running", ""
+        record = self._trials[trial.config["trial"]]
+        record.status, record.reason = "running", ""
         self._show()
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        own = self._trials[trial.config["trial"]]
-        own.add(result)
-        self._keep(own)
+        record = self._trials[trial.config["trial"]]
+        record.add(result)
+        self._save(record)
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
-        own = self._trials[trial.config["trial"]]
-        epochs = own.history[-1]["epoch"] if own.history else 0
-        own.status = "finished" if epochs >= self._epochs else "stopped"
-        self._keep(own)
-        storage.remove_folder(work_folder(self._work, own))
-        console.print(f"trial {own.number} {own.status} after epoch {epochs}/{self._epochs}: {_told(own)}")
+        record = self._trials[trial.config["trial"]]
+        epochs = record.history[-1]["epoch"] if record.history else 0
+        record.status = "finished" if epochs >= self._epochs else "stopped"
+        self._save(record)
+        storage.remove_folder(work_folder(self._work, record))
+        console.print(
+            f"trial {record.number} {record.status} after epoch {epochs}/{self._epochs}: {_describe(record)}"
+        )
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        own = self._trials[trial.config["trial"]]
-        own.status, own.reason = "failed", _reason(Path(trial.error_file).read_text())
-        self._keep(own)
-        console.print(f"trial {own.number} failed: {own.reason}  ({format_settings(own.settings)})")
+        record = self._trials[trial.config["trial"]]
+        record.status, record.reason = "failed", _reason(Path(trial.error_file).read_text())
+        self._save(record)
+        console.print(f"trial {record.number} failed: {record.reason}  ({format_settings(record.settings)})")
 
     def on_step_end(self, **_: Any) -> None:
         if time.monotonic() - self._freed > _FREE_EVERY_S:
             reservations.remove_orphaned_placement_groups()
             self._freed = time.monotonic()
 
-    def _keep(self, trial: Trial) -> None:
+    def _save(self, trial: Trial) -> None:
         write_json(_record(self._out, trial), asdict(trial))
         self._show()
 
@@ -243,25 +247,25 @@ class TrialRecorder(Callback):
             for trial in self._trials.values()
         )
         running = sum(trial.status == "running" for trial in self._trials.values())
-        found = [trial.best[METRIC] for trial in self._trials.values() if trial.best]
-        best = f", best QWK {max(found):.3f}" if found else ""
+        kappas = [trial.best[METRIC] for trial in self._trials.values() if trial.best]
+        best = f", best QWK {max(kappas):.3f}" if kappas else ""
         self._progress.update(self._task, completed=done, note=f"{running} running{best}")
 
 
-def _told(trial: Trial) -> str:
+def _describe(trial: Trial) -> str:
     if trial.best is None:
         return format_settings(trial.settings)
     return f"QWK {trial.best[METRIC]:.3f}  ({format_settings(trial.settings)})"
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:
-    """`learning_rate 0.001, loss corn`."""
+    """Format settings as in `learning_rate 0.001, loss corn`."""
     shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
     return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _reason(text: str) -> str:
-    """The line that names the error, of the traceback that Tune keeps."""
+    """Extract the line with the error from the traceback that Tune stores."""
     lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b[^:]*: ", line)]
-    return (named[-1] if named else lines[0]).removeprefix("RuntimeError: ")
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b[^:]*: ", line)]
+    return (errors[-1] if errors else lines[0]).removeprefix("RuntimeError: ")

@@ -42,12 +42,12 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     assert "holds no models; add one with scalp models add" in printed("models", "list", **named)
     assert "scalp@1" in printed("models", "add", bundle, "scalp", **named)
     assert "scalp@2" in printed("models", "add", second, "scalp", "--registry", root)
-    assert "is scalp@2 already" in printed("models", "add", second, "scalp", **named)
+    assert "is already scalp@2" in printed("models", "add", second, "scalp", **named)
 
     printed("models", "promote", "scalp@1", **named)
     promoted = ("models", "promote", "models://scalp@latest", "--untested", "--why", "better")
     assert " by " in printed(*promoted, **named)
-    assert "promoted already" in printed("models", "promote", "scalp@2", **named)
+    assert "already promoted" in printed("models", "promote", "scalp@2", **named)
     rows = [line for line in printed("models", "list", "scalp", **named).splitlines() if "scalp@" in line]
     assert len(rows) == 2
     assert "0.876" in rows[1] or "0.877" in rows[1]
@@ -77,7 +77,9 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundl
     data = PromoteOptions(data=str(way.data))
 
     assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
-    with pytest.raises(UserError, match="scalp@1 is promoted: name labeled images .*--data"):
+    with pytest.raises(
+        UserError, match="scalp@1 is promoted, and scalp@2 was not compared with it; add --data"
+    ):
         models.promote("scalp@2", registry=root)
     with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
         models.promote("scalp@3", data, registry=root)

@@ -109,7 +109,7 @@ def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way
     begun = missing | {"status": "running", "history": []}
     (tmp_path / "trials" / f"{missing['number']:03d}.json").write_text(json.dumps(begun))
     summary = tune(str(way.data), str(tmp_path), base, **arguments)
-    assert "going on: 2 of 3 trials are over already" in capsys.readouterr().out
+    assert "resuming: 2 of 3 trials are finished" in capsys.readouterr().out
     assert (summary["best"]["trial"], summary["best"]["val_qwk"]) == (done["number"], 0.99)
     rows = {int(row["trial"]): row for row in rows_of(tmp_path)}
     assert rows[missing["number"]]["status"] in ("finished", "stopped")

@@ -93,7 +93,7 @@ def test_kappa_has_an_interval_and_is_undefined_where_all_grades_are_equal(tmp_p
 
 
 def test_a_folder_without_a_log_is_told(tmp_path):
-    with pytest.raises(UserError, match="holds no audit log"):
+    with pytest.raises(UserError, match="has no audit log"):
         compare(str(tmp_path))
 
 
