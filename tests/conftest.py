@@ -1,4 +1,4 @@
-"""Fixtures that several tests share. Imports that take seconds are in the fixtures that need them."""
+"""Shared fixtures and options of the tests. Slow imports are inside the fixtures that need them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.sizes import CONNECTION_SECONDS
 if TYPE_CHECKING:
     from cluster.local import Cluster
     from cluster.testing.local_s3 import S3Server
-    from tests.support.whole_way import Alone, WholeWay
+    from tests.support.pipeline import PipelineRun, SingleWorkerRun
 
 _NIGHTLY = Path(__file__).parent / "nightly"
-# Set by session fixtures, whose servers live as long as this process.
+# Variables of session fixtures, whose servers live as long as this process.
 _session_environment: dict[str, str] = {}
 
 
@@ -77,14 +77,14 @@ def _environment_of_session() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _module_environment() -> Iterator[None]:
-    """Undo what the fixtures of a module put into the environment."""
+    """Restore the environment after the fixtures of a module."""
     with _restored_environment():
         yield
 
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """Undo what a test put into the environment."""
+    """Restore the environment after a test."""
     with _restored_environment():
         yield
 
@@ -104,7 +104,7 @@ def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server, named in the environment as a user would name it."""
+    """A local S3 server, set in the environment as a user sets it."""
     from cluster.testing.local_s3 import s3_server
 
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
@@ -115,7 +115,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def cluster(s3: S3Server) -> Cluster:
-    """A local Ray, started after the credentials are in the environment that its workers inherit."""
+    """A local Ray, started after the S3 credentials are set, which its workers inherit."""
     from cluster.local import connect
     from serving.http import connections
 
@@ -125,23 +125,25 @@ def cluster(s3: S3Server) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def way(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> WholeWay:
-    """One for all processes that test in parallel; no test writes into it."""
-    from tests.support.whole_way import run_whole_way
+def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
+    """Folders and summaries of one trained pipeline for all test processes; tests must not write to it."""
+    from tests.support.pipeline import run_pipeline
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    pickled = root / "way.pickle"
-    with FileLock(root / "way.lock"):
+    pickled = root / "pipeline.pickle"
+    with FileLock(root / "pipeline.lock"):
         if not pickled.exists():
-            pickled.write_bytes(pickle.dumps(run_whole_way(root / "way")))
+            pickled.write_bytes(pickle.dumps(run_pipeline(root / "way")))
     return pickle.loads(pickled.read_bytes())  # noqa: S301 (these tests wrote it)
 
 
 @pytest.fixture(scope="session")
-def train_alone(way: WholeWay, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Alone]:
-    """`train_alone(epochs)` trains with one worker that nothing disturbs."""
-    from tests.support.whole_way import train_alone
+def train_single_worker(
+    pipeline: PipelineRun, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], SingleWorkerRun]:
+    """`train_single_worker(epochs)` trains with one undisturbed worker."""
+    from tests.support.pipeline import train_single_worker
 
-    return lambda epochs: train_alone(way.data, str(tmp_path_factory.mktemp("alone")), epochs)
+    return lambda epochs: train_single_worker(pipeline.data, str(tmp_path_factory.mktemp("alone")), epochs)

@@ -77,17 +77,17 @@ def delivered(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clinic(s3, way, delivered) -> None:
+def clinic(s3, pipeline, delivered) -> None:
     """The buckets that the pages name."""
     client = boto3.client("s3", endpoint_url=s3.endpoint)
     for bucket in ("clinic", "reports"):
         client.create_bucket(Bucket=bucket)
-    pictures = sorted(way.photographs.rglob("*.jpg"))
+    pictures = sorted(pipeline.photographs.rglob("*.jpg"))
     for number, picture in enumerate(pictures[:9]):
         place = "2024" if number < 6 else "uploads"
         storage.write(f"s3://clinic/{place}/{number}.jpg", picture.read_bytes())
     storage.write("s3://clinic/2024/cut.jpg", pictures[0].read_bytes()[:9000])
-    for folder, place in ((way.run / "bundle", "runs/first/bundle"), (delivered, "aihub216")):
+    for folder, place in ((pipeline.run / "bundle", "runs/first/bundle"), (delivered, "aihub216")):
         for file in folder.rglob("*"):
             if file.is_file():
                 storage.write(f"s3://clinic/{place}/{file.relative_to(folder)}", file.read_bytes())
@@ -132,20 +132,20 @@ def serve(shell: Shell, command: str) -> None:
     assert set(shell.end()) == {0}
 
 
-def lay_out(folder: Path, commands: list[str], way, delivered: Path) -> None:
+def lay_out(folder: Path, commands: list[str], pipeline, delivered: Path) -> None:
     """What the commands name and do not make themselves."""
     made = {word.rstrip("/") for command in commands for word in command.split()[2:]}
     wanted = {word for word in made if not any(_makes(command, word) for command in commands)}
     if "photographs" in wanted or any(command.startswith("scalp serve") for command in commands):
-        shutil.copytree(way.photographs, folder / "photographs")
+        shutil.copytree(pipeline.photographs, folder / "photographs")
     if "data" in wanted:
-        shutil.copytree(way.data, folder / "data")
+        shutil.copytree(pipeline.data, folder / "data")
     if "runs/first" in wanted:
-        shutil.copytree(way.run / "bundle", folder / "runs" / "first" / "bundle")
+        shutil.copytree(pipeline.run / "bundle", folder / "runs" / "first" / "bundle")
     (folder / "aihub216").symlink_to(delivered)
     (folder / "keys.txt").write_text(f"clinic-7: {KEY}\n")
     (folder / "keys.txt").chmod(0o600)
-    pictures = sorted(way.photographs.rglob("*.jpg"))[:12]
+    pictures = sorted(pipeline.photographs.rglob("*.jpg"))[:12]
     with zipfile.ZipFile(folder / "monday.zip", "w") as archive:
         for picture in pictures[:4]:
             archive.write(picture, picture.name)
@@ -167,9 +167,9 @@ def _makes(command: str, word: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("place", BLOCKS)
-def test_the_commands_that_stand_together_can_be_run(place, way, delivered, clinic, registry, tmp_path):
+def test_the_commands_that_stand_together_can_be_run(place, pipeline, delivered, clinic, registry, tmp_path):
     commands = BLOCKS[place]
-    lay_out(tmp_path, commands, way, delivered)
+    lay_out(tmp_path, commands, pipeline, delivered)
     with shell(tmp_path, shutil.copytree(registry, tmp_path / "registry")) as own:
         for command in commands:
             for mark, instead in CHANGES:

@@ -95,17 +95,17 @@ def test_a_job_that_is_left_alone_goes_on_over_a_lost_node_and_is_found_again(fa
     assert (summary["rows"], summary["rows_unaccounted"]) == (400, 0)
 
 
-def test_a_training_comes_out_as_on_this_machine(far, way):
-    for file in way.data.rglob("*"):
+def test_a_training_comes_out_as_on_this_machine(far, pipeline):
+    for file in pipeline.data.rglob("*"):
         if file.is_file():
-            storage.write(f"s3://scalp/far/data/{file.relative_to(way.data)}", file.read_bytes())
+            storage.write(f"s3://scalp/far/data/{file.relative_to(pipeline.data)}", file.read_bytes())
     settings = [word for each in (f"size={SMALL}", "epochs=4") for word in ("--set", each)]
     # The manifest names photographs on this disk, which both nodes have.
     words = ("train", "s3://scalp/far/data", "s3://scalp/far/run", "--recipe", "smoke", *settings)
     code, printed = scalp("submit", "--address", far.url, *words, "--device", "cpu", "--workers", "2")
     assert code == 0 and "validation QWK" in printed, printed
     summary = json.loads(storage.read("s3://scalp/far/run/summary.json"))
-    assert summary["validation"]["qwk"] == pytest.approx(way.trained["validation"]["qwk"], abs=0.02)
+    assert summary["validation"]["qwk"] == pytest.approx(pipeline.trained["validation"]["qwk"], abs=0.02)
     assert "s3://scalp/far/run/bundle/bundle.json" in storage.list_files("s3://scalp/far/run/bundle")
 
 

@@ -28,7 +28,7 @@ from tests.support.sizes import SMALL
 
 
 def _settle_statistics(model: torch.nn.Module) -> None:
-    """Gives batch normalization the statistics of images; without them all answers are alike."""
+    """Set the statistics of batch normalization from images; without them all outputs are equal."""
     spec = preprocess_for(model, SMALL)
     images = torch.from_numpy(np.stack([decode(jpeg(seed), spec).pixels for seed in range(16)]))
     for module in model.modules():

@@ -26,34 +26,34 @@ _DONE, _KILLED = "done", "killed"
 
 @dataclass(frozen=True)
 class Point:
-    """A moment of a job: before or after the step of this number, from 0."""
+    """Point in a job: before or after the step with this number, from 0."""
 
     step: int
     after: bool
 
 
 def points() -> Iterator[Point]:
-    """All moments, without end."""
+    """All points, an infinite iterator."""
     return (Point(step, after) for step in count() for after in (False, True))
 
 
 def run(job: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a job in a forked process to its end."""
+    """Run a job in a forked process to its end."""
     end = _end_of(None, job, arguments)
     assert end == _DONE, f"the job ended with {end}"
 
 
 def killed_at(point: Point, job: Callable[..., Any], *arguments: Any) -> bool:
-    """Runs a job that is killed at a point; False if it ended well before it came there."""
+    """Run a job and kill it at a point; False if it succeeded before that point."""
     end = _end_of(point, job, arguments)
     assert end in (_DONE, _KILLED), f"{point}: the job ended with {end}"
     return end == _KILLED
 
 
 def _end_of(point: Point | None, job: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
-    """What the trial reported, or its exit code if its process ended without a word.
+    """Report of the trial, or the exit code if its process ended without a report.
 
-    The code alone is not reliable: threads that start processes take each other's.
+    The exit code alone is unreliable: threads that start processes receive each other's codes.
     """
     server = get_context("forkserver")
     server.set_forkserver_preload(["__main__", job.__module__, __name__])

@@ -1,4 +1,4 @@
-"""A real file system that is full soon."""
+"""Small file systems that fill up soon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mounts one of so many bytes (`256k`) while the block runs; skips the test where that is not allowed."""
+    """Mount a file system of `size` (`256k`) while the block runs; skip the test without permission."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A grading run in a process of its own, to be disturbed, and what must be true of it at the end."""
+"""Start `scalp grade` in a separate process to disturb it, and check its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from scalp_core.storage import outputs
 from tests.support.images import jpeg
 
-MARK = "SCALP_TEST_RUN"  # in the environment of every process of a run, to find them by
+MARK = "SCALP_TEST_RUN"  # environment variable that identifies the processes of a run
 SHARD = 16
 PHOTOGRAPHS = 1000
 
@@ -34,18 +34,18 @@ class Run(NamedTuple):
             time.sleep(0.05)
 
     def committed(self) -> int:
-        """Shards that are graded."""
+        """Number of graded shards."""
         graded = storage.join(self.out, outputs.SCRATCH_FOLDER, "graded")
         groups = storage.folders_in(graded)
         return sum(len(storage.names_in(storage.join(graded, group))) for group in groups)
 
     def wait_for(self, shards: int) -> None:
-        """Until so many shards are committed, and most are not."""
+        """Wait until `shards` shards are committed, but not most of them."""
         self.wait(lambda: self.committed() >= shards)
         assert self.committed() < PHOTOGRAPHS // SHARD - 2, "too late to disturb anything"
 
     def end(self, code: int = 0) -> str:
-        """What it printed, when it ends by itself."""
+        """Wait for the end of the run; return its output."""
         self.process.wait(timeout=200)
         printed = self.log.read_text()
         assert self.process.returncode == code, printed
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def put_photographs(folder: str) -> None:
-    """Images, local or in S3."""
+    """Write the images of a run, locally or to S3."""
 
     def put(index: int) -> None:
         storage.write(f"{folder}/{index % 4}/{index:05d}.jpg", pool_of[index % len(pool_of)])
@@ -77,7 +77,7 @@ def start(bundle: Path, source: str, out: str, log: Path, shard: int = SHARD, **
 
 
 def check(run: Run, graded_again: int) -> dict[str, Any]:
-    """Nothing lost, nothing twice; the summary, whose work done again is at most so many images."""
+    """Check that each image has one row and at most `graded_again` were graded twice; return the summary."""
     summary = json.loads(storage.read(storage.join(run.out, "summary.json")))
     ids = read_results(storage.join(run.out, RESULTS_FOLDER))["location_id"].to_pylist()
     assert len(ids) == len(set(ids)) == PHOTOGRAPHS
@@ -87,13 +87,13 @@ def check(run: Run, graded_again: int) -> dict[str, Any]:
 
 
 def processes(mark: str, title: str) -> list[int]:
-    """Ids of the processes of one run whose title begins so."""
-    found = []
+    """Ids of the processes of one run whose title begins with `title`."""
+    pids = []
     for folder in Path("/proc").iterdir():
         try:
             named = (folder / "cmdline").read_bytes().startswith(title.encode())
             if named and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # gone, or no process
+                pids.append(int(folder.name))
+        except OSError:  # ended, or not a process
             continue
-    return found
+    return pids

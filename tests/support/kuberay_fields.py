@@ -1,4 +1,4 @@
-"""The fields around the pods of KubeRay's resources, ray.io/v1, and a check that knows no others.
+"""Schema of KubeRay's resources (ray.io/v1) without their pods, and a check that rejects other fields.
 
 Made by hand from KubeRay's documentation of its version 1.7, and only as far as anybody here may need it: a
 field that is missing is looked up there and added. Names, types, choices and what is required were compared
@@ -123,7 +123,7 @@ REQUIRED = {
 
 
 def mistakes(value: Any, expected: Any, at: str = "") -> Iterator[str]:
-    """Every field that KubeRay does not know, lacks, or takes as something else."""
+    """Yield the unknown, missing and mistyped fields of a resource."""
     if expected is OF_KUBERNETES:
         return
     if isinstance(expected, str):
@@ -151,7 +151,7 @@ def mistakes(value: Any, expected: Any, at: str = "") -> Iterator[str]:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI schema of a CRD, refusing what it does not name: Kubernetes drops that in silence."""
+    """Close the OpenAPI schema of a CRD to unknown fields, which Kubernetes drops silently."""
     inside: dict[str, Any] = {}
     if "properties" in schema:
         inside["properties"] = {name: closed(each) for name, each in schema["properties"].items()}

@@ -1,4 +1,4 @@
-"""What Ray's agents export, and what dashboards and alerts ask for: whether the one has the other."""
+"""Compare the metrics that Ray's agents export with the queries of dashboards and alerts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 class MetricQuery(NamedTuple):
-    """A question of a dashboard or an alert: where it stands, PromQL, and the text that shows its labels."""
+    """Query of a dashboard or an alert: its title, PromQL, and the text with its labels."""
 
     where: str
     expression: str
@@ -39,13 +39,13 @@ class MetricQuery(NamedTuple):
 
 
 def scrape() -> list[Sample]:
-    """Everything that the agents of the connected Ray export at this moment."""
+    """Scrape the samples that the agents of the connected Ray export at this moment."""
     return _samples(httpx.get(uri, timeout=10).text for uri in metrics_uris())
 
 
 @contextmanager
 def watched() -> Iterator[list[Sample]]:
-    """All that is exported while the block runs, known at its end: a run's gauges are forgotten after it."""
+    """Collect all samples while the block runs: the gauges of a run disappear after it."""
     samples: list[Sample] = []
     series: dict[str, str] = {}  # the last line of each
     over = threading.Event()
@@ -72,7 +72,7 @@ def watched() -> Iterator[list[Sample]]:
 
 
 def await_total(name: str, value: float, **labels: str) -> None:
-    """Until a counter has come so far: processes hand their counts over every ten seconds."""
+    """Wait until a counter has reached `value`: processes send their counts every ten seconds."""
     until = time.monotonic() + 30
     while total(scrape(), name, **labels) < value:
         assert time.monotonic() < until, f"{name} did not come to {value}"
@@ -88,8 +88,8 @@ def total(samples: list[Sample], name: str, **labels: str) -> float:
     return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
 
-def dashboard_questions(name: str) -> list[MetricQuery]:
-    """Of `cluster/dashboards/NAME.json`."""
+def dashboard_queries(name: str) -> list[MetricQuery]:
+    """Queries of `cluster/dashboards/NAME.json`."""
     found = []
     for panel in json.loads((DASHBOARDS / f"{name}.json").read_text())["panels"]:
         for target in panel.get("targets", ()):
@@ -104,24 +104,24 @@ def alerts(path: Path) -> list[dict]:
     return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
-def alert_questions(name: str) -> list[MetricQuery]:
-    """Of `cluster/dashboards/NAME-alerts.yaml`."""
+def alert_queries(name: str) -> list[MetricQuery]:
+    """Queries of `cluster/dashboards/NAME-alerts.yaml`."""
     rules = alerts(DASHBOARDS / f"{name}-alerts.yaml")
     return [
         MetricQuery(rule["alert"], rule["expr"], " ".join(rule["annotations"].values())) for rule in rules
     ]
 
 
-def unanswered(questions: list[MetricQuery], samples: list[Sample], exempt: Iterable[str]) -> list[str]:
-    """Metrics and labels that are asked for and not exported.
+def unanswered(queries: list[MetricQuery], samples: list[Sample], exempt: Iterable[str]) -> list[str]:
+    """Metrics and labels that are queried and not exported.
 
     Args:
-        questions: of dashboards and alerts.
+        queries: of dashboards and alerts.
         samples: that are exported.
         exempt: metrics that need not be there.
     """
     missing = []
-    for where, expression, text in questions:
+    for where, expression, text in queries:
         selectors, asked, labels = _parts(expression)
         assert selectors, where
         for selector in selectors:
@@ -149,7 +149,7 @@ def _matches(sample: Sample, matcher: promql_parser.Matcher) -> bool:
 
 
 def _parts(expression: str) -> tuple[list[promql_parser.VectorSelector], set[str], set[str]]:
-    """What is selected, the labels by which it is grouped, and those that are made for it."""
+    """Selectors of a query, its grouping labels, and the labels that it creates."""
     selectors, groupings, made = [], set(), set()
 
     def visit(node: promql_parser.Expr) -> None:

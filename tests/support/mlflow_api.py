@@ -1,4 +1,4 @@
-"""MLflow's REST API, as far as a client that logs a run needs it, in front of MLflow's own file store.
+"""MLflow's REST API, as far as a client that logs a run needs it, with MLflow's file store.
 
 MLflow's server is not among what the client's package needs, so tests bring this in its place.
 """

@@ -1,4 +1,4 @@
-"""Pictures that no microscope took of a scalp, by kind, and scalps out of focus."""
+"""Out-of-distribution images by kind, and blurred images of scalps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WORDS = "the patient reports itching since march and uses a new shampoo twice a
 
 
 def text(rng: np.random.Generator) -> Image.Image:
-    """A page of letters, seen from near or far, on white or yellowed paper."""
+    """Draw a page of letters, near or far, on white or yellowed paper."""
     paper = tuple(int(value) for value in rng.integers(200, 256, 3))
     picture = Image.new("RGB", SIZE, paper)
     draw, size = ImageDraw.Draw(picture), int(rng.integers(12, 48))
@@ -83,7 +83,7 @@ def _scenes() -> list[Image.Image]:
 
 
 def natural(rng: np.random.Generator) -> Image.Image:
-    """A piece of an ordinary image."""
+    """Crop an ordinary photograph."""
     scene = _scenes()[int(rng.integers(2))]
     width = int(rng.integers(200, 640))
     height = width * 2 // 3
@@ -101,11 +101,11 @@ KINDS = {
     "white": white,
     "natural image": natural,
 }
-"""How to make one of each kind; `blurred` ones are made of images."""
+"""Functions that make an image of each kind; `blurred` takes an image."""
 
 
 def blurred(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A scalp out of focus: no hair has an edge any more."""
+    """Blur an image of a scalp, so that no hair has an edge."""
     return picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(6, 16))))
 
 
@@ -117,7 +117,7 @@ def _by_camera(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def as_file(picture: Image.Image) -> bytes:
-    """A JPEG of it."""
+    """Encode an image as JPEG."""
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=85)
     return data.getvalue()

@@ -1,4 +1,4 @@
-"""A real cluster of several nodes on this machine: by `ray start`, an address of its own for each."""
+"""Cluster of several nodes on this machine by `ray start`, with a separate loopback address per node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMORY = str(200 * 2**20)
 
 
 class Nodes:
-    """The head is at 127.0.0.2 and holds no work; workers follow at 127.0.0.3 and on."""
+    """The head at 127.0.0.2 runs no work; workers are at 127.0.0.3 and following addresses."""
 
     def __init__(self, folder: str, environment: dict[str, str]) -> None:
         self.environment = (
@@ -50,17 +50,17 @@ class Nodes:
         self._wait(lambda: httpx.get(f"{self.url}/api/version").status_code in (200, 401), "the head")
 
     def wait_for_all(self) -> None:
-        """Until every node that was started has joined."""
+        """Wait until every started node has joined."""
         self._wait(
             lambda: self._log.read_text().count("Ray runtime started.") >= len(self._processes), "a node"
         )
 
     def add(self, cpus: int = 4, **environment: str) -> subprocess.Popen[bytes]:
-        """Another node; ended by `end`."""
+        """Start another node; end it with `end`."""
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **environment)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """A node with all its processes at once, as a machine that is lost."""
+        """Kill a node with all its processes, like a lost machine."""
         if process.poll() is None:
             node = psutil.Process(process.pid)
             for each in [node, *node.children(recursive=True)]:

@@ -1,4 +1,4 @@
-"""Zips and tars as attackers, broken disks and odd packers leave them, built byte by byte."""
+"""Malformed and hostile zips and tars, built byte by byte."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def entry(
     version: int = 20,
     extra: bytes = b"",
 ) -> bytes:
-    """One entry of a zip's table of contents."""
+    """Build one entry of a zip's table of contents."""
     return (
         struct.pack(
             "<4sHHHHHHIIIHHHHHII",
@@ -49,7 +49,7 @@ def entry(
 
 
 def local(name: bytes, data: bytes, *, size: int, crc: int, method: int = 8, flags: int = 0) -> bytes:
-    """A member of a zip where it lies."""
+    """Build the local header and data of a zip member."""
     header = struct.pack(
         "<4sHHHHHIIIHH", b"PK\3\4", 20, flags, method, 0, 33, crc, len(data), size, len(name), 0
     )
@@ -57,7 +57,7 @@ def local(name: bytes, data: bytes, *, size: int, crc: int, method: int = 8, fla
 
 
 def table(entries: bytes, at: int, *, count: int = 1, claims: int | None = None) -> bytes:
-    """A zip's table of contents and its end; `claims` is the size that the end says the table has."""
+    """Build a zip's table of contents and its end; `claims` is the size of the table in the end record."""
     size = len(entries) if claims is None else claims
     return entries + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, at, 0)
 
@@ -70,14 +70,14 @@ def deflated(data: bytes) -> bytes:
 def one_member(
     name: bytes, data: bytes, packed: bytes, method: int = 8, flags: int = 0, **lies: int
 ) -> bytes:
-    """A zip of one member, whose table may lie."""
+    """Build a zip of one member, whose table may be false."""
     about = {"size": len(data), "crc": zlib.crc32(data)} | lies
     body = local(name, packed, method=method, flags=flags, size=about["size"], crc=about["crc"])
     return body + table(entry(name, packed=len(packed), method=method, flags=flags, **about), len(body))
 
 
 def overlapping_zip(members: int, kernel: bytes) -> bytes:
-    """A bomb: each member's entry names the same bytes."""
+    """Build a zip bomb: the entries of all members refer to the same bytes."""
     packed, crc = deflated(kernel), zlib.crc32(kernel)
     body = local(b"0.jpg", packed, size=len(kernel), crc=crc)
     entries = entry(b"0.jpg", size=len(kernel), packed=len(packed), crc=crc) * members
@@ -144,7 +144,7 @@ PACKERS = {
 
 
 def mutated(data: bytes, chance: Random) -> bytes:
-    """Damaged in one to eight places: bits, numbers, bytes that are missing or came in."""
+    """Damage `data` in one to eight places: bits, numbers, missing or inserted bytes."""
     damaged = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 8))):
         place = chance.randrange(len(damaged))

@@ -1,4 +1,4 @@
-"""A small source with everything that `scalp prepare` accounts for, and the job that its crash test kills."""
+"""Small source for `scalp prepare` with all kinds of dropped files, and the jobs of its crash tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def picture(seed: int) -> bytes:
 
 
 def write_source(source: str) -> None:
-    """`KEPT` images in folders, a zip and a tar, and `DROPPED` that have no grade or cannot be read."""
+    """Write `KEPT` images in folders, a zip and a tar, and `DROPPED` without a grade or unreadable."""
     for index in range(24):
         storage.write(f"{source}/{index % 4}/{index}.jpg", picture(index))
     packed = io.BytesIO()
@@ -67,7 +67,7 @@ def prepare_in_process(source: str, out: str, retry_failed: bool = False) -> dic
 
 
 def prepare_in_an_outage(source: str, out: str) -> dict[str, Any]:
-    """`UNFETCHED` cannot be fetched."""
+    """Prepare while `UNFETCHED` cannot be fetched."""
     read = datasets_locations.read_placed
     names = tuple(f"/{index}.jpg" for index in UNFETCHED)
 

@@ -1,4 +1,4 @@
-"""Result tables made by hand: what `scalp grade` leaves, without a model and without Ray."""
+"""Handmade result tables of `scalp grade`, without a model and without Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 def row(
     uri: str, member: str | None = None, grade: int = 1, sure: float = 0.7, **changes: Any
 ) -> dict[str, Any]:
-    """A graded row whose likeliest grade has the probability `sure`."""
+    """Make a graded row whose likeliest grade has the probability `sure`."""
     probabilities = np.full(4, (1 - sure) / 3)
     probabilities[grade] = sure
     found = {
@@ -58,7 +58,7 @@ def failed(uri: str, code: str, error: str = "it is broken", member: str | None 
 
 
 def write(folder: str, rows: list[dict[str, Any]], files: int = 2) -> None:
-    """Writes rows, in their order, to `folder/part-….parquet`."""
+    """Write rows in order to `folder/part-….parquet`."""
     table, size = pa.Table.from_pylist(rows, schema=SCHEMA), -(-len(rows) // files)
     for number in range(files):
         uri = storage.join(folder, f"part-{number:05d}.parquet")

@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that answers 503 SlowDown to a share of the requests, as S3 to the hasty."""
+"""Proxy of an S3 server that answers 503 SlowDown to a part of the requests, as S3 does to throttle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 
 class SlowProxy(ThreadingHTTPServer):
-    """Counts what it passed on and what it refused."""
+    """Proxy that counts forwarded and refused requests."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def slow_proxy(server: str, refused_share: float) -> Iterator[SlowProxy]:
-    """Runs the proxy while the block runs.
+    """Run the proxy while the block runs.
 
     Args:
         server: address of the S3 server, `http://HOST:PORT`.

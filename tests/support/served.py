@@ -1,4 +1,4 @@
-"""`scalp serve` in a process, with HAProxy in front of it, as users have it."""
+"""Run `scalp serve` in a process, with HAProxy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A small run of `scalp grade` in this process, with a model that answers at once: for crash tests.
+"""Small run of `scalp grade` in this process with a stub model, for crash tests.
 
-Imports neither PyTorch nor pytest, so that a process forked from one that holds it is ready at once.
+Imports neither PyTorch nor pytest, so that processes fork quickly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ IMAGES = 10
 
 
 class StubModel:
-    """Answers at once, and differently from image to image."""
+    """Model without weights whose output depends on the image."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         return images[:, 0, :4, 0].astype(np.float32) / 64
@@ -55,7 +55,7 @@ def make_stub(*_: Any) -> StubModel:
 
 
 def picture(seed: int, side: int = SIDE) -> bytes:
-    """A small JPEG."""
+    """Make a small JPEG."""
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return simplejpeg.encode_jpeg(pixels, 60)
 
@@ -64,7 +64,7 @@ NEWER = picture(6)
 
 
 def tarred(members: Sequence[tuple[str, bytes]]) -> bytes:
-    """A plain tar; names may repeat."""
+    """Make a plain tar; names may repeat."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in members:
@@ -83,7 +83,7 @@ def zipped(members: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def write_bundle(uri: str, **changes: Any) -> str:
-    """A bundle whose weights nobody can run."""
+    """Write a bundle with invalid weights."""
     weights = b"weights"
     spec = BundleSpec(
         name="stub",
@@ -107,7 +107,7 @@ def write_bundle(uri: str, **changes: Any) -> str:
 
 
 def sources(root: str) -> list[str]:
-    """A folder with a zip, a tar with two members of one name, an empty image; a table that repeats one."""
+    """Write a folder with a zip, a tar with a repeated name, an empty image, and a table with a repeat."""
     folder, table = f"{root}/source", f"{root}/table.csv"
     files = {
         f"{folder}/a.jpg": picture(0),
@@ -136,7 +136,7 @@ def run(
     model: ModelOptions | None = None,
     links: bool = True,
 ) -> dict[str, Any]:
-    """`scalp grade`, in this process and without Ray; without `report` a word stands in its place."""
+    """Run `scalp grade` in this process, without Ray; `report=False` replaces the report by a word."""
     options = GradeOptions(
         model or ModelOptions(device="cpu", precision="fp32"),
         PoolOptions(shard_size=SHARD, fetches=1),

@@ -1,4 +1,4 @@
-"""Listening sockets of this process and its descendants, and what they answer without Ray's token."""
+"""Find the listening sockets of this process and its descendants, and call them without Ray's token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _METHODS = (
 
 
 class Listening(NamedTuple):
-    """A listening socket: the kind of its process, such as `ray::ServeReplica`, and its address."""
+    """Listening socket: the kind of its process, such as `ray::ServeReplica`, and its address."""
 
     process: str
     address: str
@@ -44,7 +44,7 @@ class Listening(NamedTuple):
 
 
 def listening() -> set[Listening]:
-    """TCP sockets, IPv4 and IPv6, that listen now."""
+    """TCP sockets, IPv4 and IPv6, that are listening now."""
     found = set()
     for pid in processes.tree(os.getpid()):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -57,7 +57,7 @@ def listening() -> set[Listening]:
 
 @contextmanager
 def watched() -> Iterator[set[Listening]]:
-    """Collects the sockets that listen at any time while the block runs."""
+    """Collect the sockets that listen at any time while the block runs."""
     found: set[Listening] = set()
     over = threading.Event()
 
@@ -81,12 +81,12 @@ def exposed(sockets: set[Listening]) -> set[str]:
 
 
 def documented(command: str) -> set[str]:
-    """Kinds of processes that docs/protection.md names for a command, as listening beyond loopback."""
+    """Kinds of processes that listen beyond loopback for a command, according to docs/protection.md."""
     return set(re.findall(rf"^\| `scalp {command}` \| `([\w:]+)` \|", PROTECTION.read_text(), re.MULTILINE))
 
 
 class _Touch:
-    """A pickle that makes a file where it is loaded."""
+    """Pickle that creates a file when it is loaded."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -96,7 +96,7 @@ class _Touch:
 
 
 def unauthenticated(sockets: set[Listening], file: Path) -> dict[Listening, set[str]]:
-    """Calls each socket by gRPC without a token; the status codes of each that speaks gRPC.
+    """Call each socket by gRPC without a token; return the status codes of each gRPC server.
 
     Args:
         sockets: of Ray's processes.

@@ -1,4 +1,4 @@
-"""Sources of images for the tests of the data's way, and that way without Ray."""
+"""Sources of images for the tests of `scalp prepare`, and prepare without Ray."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
 
 @cache
 def picture(index: int) -> bytes:
-    """The JPEG of `PLANS[index]`, drawn once."""
+    """JPEG of `PLANS[index]`, drawn once."""
     return render(PLANS[index])
 
 
 def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[ImagePlan]:
-    """Writes all of `PLANS` in a layout."""
+    """Write all of `PLANS` in a layout."""
     for plan in PLANS:
         write_image(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
     pack(out, LAYOUTS[layout])
@@ -38,7 +38,7 @@ def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) 
 
 @dataclass(frozen=True)
 class Audited:
-    """What came of a source."""
+    """Result of preparing a source."""
 
     data: str
     summary: dict[str, Any]
@@ -57,7 +57,7 @@ class Audited:
 
 
 def audited(source: Path | str, out: Path, **options: Any) -> Audited:
-    """Lists, examines and audits in this process, as `scalp prepare` does in Ray's workers."""
+    """List, examine and audit a source in this process, as `scalp prepare` does in Ray's workers."""
     source = storage.absolute(source)
     listed = [row for root in scan.divide_source(source) for row in scan.list_root(root)]
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
@@ -66,7 +66,7 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
 
 
 def audited_rows(examined: pa.Table, out: Path, source: str = "/source", **options: Any) -> Audited:
-    """Audits objects that were examined, or that are only said to have been."""
+    """Audit a table of examined objects, real or handmade."""
     parquet.write(str(out / "examined" / "0.parquet"), examined)
     summary = audit.audit(str(out / "examined"), source, str(out), Options(**options), scan.is_table(source))
     manifest.write_spec(str(out), manifest.DataSpec.model_validate(summary["spec"]))

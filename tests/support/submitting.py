@@ -1,4 +1,4 @@
-"""The `scalp` command as who submits to a cluster of `tests.support.nodes` types it."""
+"""Run the `scalp` command against a cluster of `tests.support.nodes`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from tests.support.nodes import BIN
 
 TOKEN = "b" * 40
-SOON = 20.0  # seconds in which a mistake is told
+SOON = 20.0  # seconds until a mistake is reported
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def scalp(*words: str, seconds: float = 200, **changes: str) -> tuple[int, str]:
 
 
 def refused(*words: str, **changes: str) -> str:
-    """What is said to a mistake: one line, soon."""
+    """Error line of a mistake, reported soon."""
     code, printed = scalp(*words, seconds=SOON, **changes)
     assert code == 2, printed
     (line,) = printed.strip().splitlines()

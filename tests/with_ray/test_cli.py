@@ -122,8 +122,8 @@ def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(way, tmp_path):
-    result = scalp("train", way.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
+def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(pipeline, tmp_path):
+    result = scalp("train", pipeline.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
     assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
     assert not (tmp_path / "run").exists()
 

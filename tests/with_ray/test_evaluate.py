@@ -19,8 +19,8 @@ from scalp_core.storage import read
 
 
 @pytest.fixture(scope="module")
-def summary(way):
-    return json.loads((way.evaluation / "summary.json").read_text())
+def summary(pipeline):
+    return json.loads((pipeline.evaluation / "summary.json").read_text())
 
 
 def test_every_metric_has_its_interval_and_its_baselines(summary):
@@ -37,7 +37,7 @@ def test_every_metric_has_its_interval_and_its_baselines(summary):
         assert bound["low"] <= summary["metrics"][name] <= bound["high"]
 
 
-def test_it_tells_whom_it_is_worse_for_and_what_referral_buys(way, summary):
+def test_it_tells_whom_it_is_worse_for_and_what_referral_buys(pipeline, summary):
     assert set(summary["slices"]) == {"device", "position", "sex", "age"}
     for rows in summary["slices"].values():
         assert sum(row["n"] for row in rows) == summary["metrics"]["n"]
@@ -51,13 +51,13 @@ def test_it_tells_whom_it_is_worse_for_and_what_referral_buys(way, summary):
     assert 0 < summary["metrics"]["ece_if_calibrated"] == chance["mean"] < chance["high"]
     assert 0.5 < summary["paper"]["binary_accuracy"] <= 1
     for name in ("confusion", "reliability", "risk_coverage", "slices"):
-        with Image.open(way.evaluation / f"{name}.png") as picture:
+        with Image.open(pipeline.evaluation / f"{name}.png") as picture:
             assert picture.size[0] > 400
-    assert {"grade_set", "refer"} <= set(pq.read_schema(way.evaluation / "predictions.parquet").names)
+    assert {"grade_set", "refer"} <= set(pq.read_schema(pipeline.evaluation / "predictions.parquet").names)
 
 
-def test_the_bundle_and_its_card_carry_intervals_and_calibration(way):
-    bundle = way.run / "bundle"
+def test_the_bundle_and_its_card_carry_intervals_and_calibration(pipeline):
+    bundle = pipeline.run / "bundle"
     val = load_bundle(str(bundle)).spec.metrics["val"]
     assert val["intervals"]["qwk"]["low"] <= val["qwk"] <= val["intervals"]["qwk"]["high"]
     told = val["calibration"]
@@ -74,30 +74,30 @@ def test_the_bundle_and_its_card_carry_intervals_and_calibration(way):
     assert "## Limits" in card
 
 
-def test_it_records_what_computed_it_and_that_the_images_are_synthetic(way, summary):
+def test_it_records_what_computed_it_and_that_the_images_are_synthetic(pipeline, summary):
     how = summary["computation"]
     assert how["device"] == "cpu" and "auto" not in how.values()
     assert {"scalp", "openvino"} < set(how["versions"])
     assert summary["computed_by"].startswith(f"cpu {how['precision']} openvino {how['versions']['openvino']}")
-    assert load_bundle(str(way.run)).spec.metrics["val"]["computed_by"] == summary["computed_by"]
+    assert load_bundle(str(pipeline.run)).spec.metrics["val"]["computed_by"] == summary["computed_by"]
     assert summary["synthetic"]
     model, data, *_ = summary["warnings"]
     assert model == "the model was trained on synthetic images; not for clinical use"
     assert data.startswith("SYNTHETIC IMAGES")
 
 
-def test_a_part_that_training_saw_is_told(way, summary, tmp_path, capsys):
+def test_a_part_that_training_saw_is_told(pipeline, summary, tmp_path, capsys):
     assert summary["trained_on"]["same_data"]
     assert summary["trained_on"]["warning"] is None
-    seen = evaluate(str(way.run), str(way.data), str(tmp_path), "val")
+    seen = evaluate(str(pipeline.run), str(pipeline.data), str(tmp_path), "val")
     assert "chose the epoch" in seen["trained_on"]["warning"]
     said = capsys.readouterr().out
     assert "SEEN IN TRAINING" in said and "SYNTHETIC IMAGES" in said and seen["computed_by"] in said
     assert f"({seen['metrics']['ece_if_calibrated']:.3f} expected" in said  # the table folds the rest
 
 
-def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told(way, summary, tmp_path):
-    run, data, options = str(way.run), str(way.data), ModelOptions("cpu", "fp32")
+def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told(pipeline, summary, tmp_path):
+    run, data, options = str(pipeline.run), str(pipeline.data), ModelOptions("cpu", "fp32")
     plain = evaluate(run, data, str(tmp_path / "plain"), options=options)
     turned = evaluate(run, data, str(tmp_path / "turned"), options=replace(options, tta=True))
     assert summary["tta"] is None
@@ -106,8 +106,8 @@ def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told
     assert turned["tta"]["passes"] == 4
     assert 0 < turned["tta"]["photographs_per_second"] < turned["tta"]["photographs_per_second_without"]
     assert "fitted without" in turned["tta"]["note"]
-    bundle = load_bundle(str(way.run))
-    row = manifest.select_split(manifest.read_manifest(str(way.data)), "test").slice(0, 1).to_pylist()[0]
+    bundle = load_bundle(str(pipeline.run))
+    row = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "test").slice(0, 1).to_pylist()[0]
     pixels = decode(read(row["uri"]), bundle.spec.preprocess).pixels
     views = augment.apply_dihedral(np.stack([pixels] * 4), augment.symmetries(turns=False))
     expected = np.mean([each.probabilities for each in Predictor(bundle, "cpu", "fp32").grade(views)], axis=0)

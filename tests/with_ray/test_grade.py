@@ -148,10 +148,10 @@ def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, clust
     assert answers[0] == answers[1]
 
 
-def test_prepared_data_and_other_sources_are_graded_together(bundle, way, cluster, tmp_path):
+def test_prepared_data_and_other_sources_are_graded_together(bundle, pipeline, cluster, tmp_path):
     folder = put_files(tmp_path / "more", {"a.jpg": jpeg(1)})
-    summary = grade(str(bundle), [str(way.data), str(folder)], str(tmp_path / "out"))
-    assert summary["rows"] == way.prepared["photographs"] + 1
+    summary = grade(str(bundle), [str(pipeline.data), str(folder)], str(tmp_path / "out"))
+    assert summary["rows"] == pipeline.prepared["photographs"] + 1
     assert summary["graded"] == summary["rows"]
 
 

@@ -28,26 +28,26 @@ from scalp_core.results.schema import RESULTS_FOLDER, read_results
 
 
 @pytest.fixture(scope="module")
-def quantized(way, tmp_path_factory):
+def quantized(pipeline, tmp_path_factory):
     """A copy of the trained bundle with an int8 graph, and what `quantize` said of it.
 
     After two epochs on few photographs it stands near the edges between grades, so the limit is wider here.
     """
-    copy = shutil.copytree(way.run / "bundle", tmp_path_factory.mktemp("int8") / "bundle")
-    return copy, quantize(str(copy), str(way.data), max_drop=1)
+    copy = shutil.copytree(pipeline.run / "bundle", tmp_path_factory.mktemp("int8") / "bundle")
+    return copy, quantize(str(copy), str(pipeline.data), max_drop=1)
 
 
 @pytest.fixture(scope="module")
-def photographs(way, tmp_path_factory):
+def photographs(pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
-    for index, uri in enumerate(manifest.read_manifest(str(way.data))["uri"].to_pylist()[:40]):
+    for index, uri in enumerate(manifest.read_manifest(str(pipeline.data))["uri"].to_pylist()[:40]):
         shutil.copy(uri, folder / f"{index}.jpg")
     return folder
 
 
-def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantized):
+def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(pipeline, quantized):
     copy, summary = quantized
-    val = manifest.select_split(manifest.read_manifest(str(way.data)), "val")
+    val = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "val")
     record = load_bundle(str(copy)).spec.graphs["int8"]
     assert record.photographs == val.num_rows == summary["photographs"]
     assert record.qwk_drop == summary["qwk_drop"] == record.comparison.qwk_drop
@@ -62,25 +62,25 @@ def test_the_drop_is_measured_on_the_whole_validation_part_and_kept(way, quantiz
     assert sizes["int8"] < 0.3 * sizes["float"]
 
 
-def test_a_model_card_that_somebody_has_edited_is_kept(way, quantized, tmp_path, capsys):
+def test_a_model_card_that_somebody_has_edited_is_kept(pipeline, quantized, tmp_path, capsys):
     copy, _ = quantized
-    before, after = load_bundle(str(way.run)).spec, load_bundle(str(copy)).spec
+    before, after = load_bundle(str(pipeline.run)).spec, load_bundle(str(copy)).spec
     card = tmp_path / CARD_FILE
-    card.write_bytes((way.run / "bundle" / CARD_FILE).read_bytes())
+    card.write_bytes((pipeline.run / "bundle" / CARD_FILE).read_bytes())
     assert "int8 graph" in quantize_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
     card.write_text(card.read_text() + "\nIntended use: the clinic in Busan.\n")
     assert quantize_module._card(str(tmp_path), before, after) == {}
     assert "stays as it is" in capsys.readouterr().out
 
 
-def test_a_finished_quantization_ends_at_once(way, quantized):
+def test_a_finished_quantization_ends_at_once(pipeline, quantized):
     copy, summary = quantized
     before = {file.name: file.stat().st_mtime_ns for file in copy.iterdir()}
-    assert quantize(str(copy), str(way.data)) == summary
+    assert quantize(str(copy), str(pipeline.data)) == summary
     assert {file.name: file.stat().st_mtime_ns for file in copy.iterdir()} == before
 
 
-def test_int8_grades_and_signs_its_answers(way, quantized, photographs, tmp_path):
+def test_int8_grades_and_signs_its_answers(pipeline, quantized, photographs, tmp_path):
     copy, _ = quantized
     out = str(tmp_path / "out")
     summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8")))
@@ -93,9 +93,9 @@ def test_int8_grades_and_signs_its_answers(way, quantized, photographs, tmp_path
         grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
 
 
-def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantized, tmp_path, monkeypatch):
+def test_int8_whose_loss_may_be_above_the_limit_is_not_added(pipeline, quantized, tmp_path, monkeypatch):
     """Of so few images chance alone can hide a loss of 0.01; both ranges are tried."""
-    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+    copy = shutil.copytree(pipeline.run / "bundle", tmp_path / "bundle")
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
     tries = []
 
@@ -105,7 +105,7 @@ def test_int8_whose_loss_may_be_above_the_limit_is_not_added(way, quantized, tmp
 
     monkeypatch.setattr("scalp_core.inference.openvino_runtime.quantize", quick)
     with pytest.raises(UserError, match=r"may be as large as .*97.5% confidence.*keeps bf16 and fp32 alone"):
-        quantize(str(copy), str(way.data))
+        quantize(str(copy), str(pipeline.data))
     assert tries == [False, True]
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
@@ -121,17 +121,17 @@ def test_a_graph_without_a_comparison_that_it_passed_is_not_run(quantized, chang
         changed.fetch("int8")
 
 
-def test_other_data_proves_nothing(quantized, bundle, way):
+def test_other_data_proves_nothing(quantized, bundle, pipeline):
     with pytest.raises(UserError, match="is not the data"):
-        quantize(str(bundle), str(way.data))
+        quantize(str(bundle), str(pipeline.data))
 
 
-def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp_path):
-    summary = export(str(way.run), str(photographs), str(tmp_path))
+def test_what_is_exported_answers_alone_as_the_bundle_does(pipeline, photographs, tmp_path):
+    summary = export(str(pipeline.run), str(photographs), str(tmp_path))
     assert (summary["photographs"], summary["grade_agreement"]) == (40, 1.0)
     assert summary["max_logit_difference"] < 1e-4
     contract = json.loads((tmp_path / "contract.json").read_text())
-    loaded = load_bundle(str(way.run))
+    loaded = load_bundle(str(pipeline.run))
     data = (photographs / "0.jpg").read_bytes()
     # As a program would that has OpenVINO, Pillow and the contract, and nothing of ours.
     size = contract["preprocess"]["size"]
@@ -144,16 +144,16 @@ def test_what_is_exported_answers_alone_as_the_bundle_does(way, photographs, tmp
     assert contract["grade_names"][int(np.argmax(probabilities))] == expected.grade_name
 
 
-def test_an_export_needs_photographs_to_be_checked_on(way, tmp_path):
+def test_an_export_needs_photographs_to_be_checked_on(pipeline, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.jpg").write_bytes(b"no photograph")
     with pytest.raises(UserError, match="name some to compare on"):
-        export(str(way.run), str(source), str(tmp_path / "out"))
+        export(str(pipeline.run), str(source), str(tmp_path / "out"))
 
 
-def test_a_changed_graph_is_refused(way, tmp_path):
-    copy = shutil.copytree(way.run / "bundle", tmp_path / "bundle")
+def test_a_changed_graph_is_refused(pipeline, tmp_path):
+    copy = shutil.copytree(pipeline.run / "bundle", tmp_path / "bundle")
     assert json.loads((copy / SPEC_FILE).read_text())["graphs"]["float"]["grade_agreement"] == 1.0
     with (copy / "model.xml").open("ab") as file:
         file.write(b" ")
@@ -177,8 +177,8 @@ class Replica:
         return self.thread.submit(self.predictor.logits, images).result()
 
 
-def test_a_replica_computes_on_the_threads_it_was_given_and_answers_the_same(way, photographs):
-    bundle = load_bundle(str(way.run)).fetch("float")
+def test_a_replica_computes_on_the_threads_it_was_given_and_answers_the_same(pipeline, photographs):
+    bundle = load_bundle(str(pipeline.run)).fetch("float")
     images = np.stack(
         [
             decode((photographs / f"{index}.jpg").read_bytes(), bundle.spec.preprocess).pixels

@@ -67,14 +67,14 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     assert json.loads(storage.read(f"{root}/scalp/history/000002.json"))["why"] == "better"
 
 
-def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundle, tmp_path, capsys):
+def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, bundle, tmp_path, capsys):
     root = str(tmp_path / "models")
-    trained = load_bundle(str(way.run)).fetch("weights").fetch("float")
+    trained = load_bundle(str(pipeline.run)).fetch("weights").fetch("float")
     renamed = trained.spec.model_copy(update={"name": "renamed"})
     save_bundle(str(tmp_path / "renamed"), renamed, trained.files)
-    for source in (way.run, tmp_path / "renamed", bundle):  # the last one's weights are random
+    for source in (pipeline.run, tmp_path / "renamed", bundle):  # the last one's weights are random
         models.add(str(source), "scalp", root)
-    data = PromoteOptions(data=str(way.data))
+    data = PromoteOptions(data=str(pipeline.data))
 
     assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
     with pytest.raises(
@@ -90,7 +90,7 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(way, bundl
     assert "compared with the promoted version" in capsys.readouterr().out
     assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
     assert entry.evidence.against_model == trained.spec.model_version
-    tested = manifest.select_split(manifest.read_manifest(str(way.data)), "test")
+    tested = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "test")
     assert entry.evidence.comparison.images == tested.num_rows
     assert Registry(root).history("scalp")[-1] == entry
 

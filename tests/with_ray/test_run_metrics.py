@@ -12,9 +12,9 @@ from jobs.grade.planning import PoolOptions
 from tests.support.images import jpeg
 from tests.support.metrics import (
     Sample,
-    alert_questions,
+    alert_queries,
     await_total,
-    dashboard_questions,
+    dashboard_queries,
     total,
     unanswered,
     watched,
@@ -57,30 +57,30 @@ def test_a_bulk_run_counts_what_its_summary_says(graded):
         assert 0 < counted("seconds_total", stage=stage) < 60, stage
 
 
-def test_a_training_counts_what_its_history_says(way):
-    history = json.loads((way.run / "summary.json").read_text())["history"]
+def test_a_training_counts_what_its_history_says(pipeline):
+    history = json.loads((pipeline.run / "summary.json").read_text())["history"]
 
     def counted(name: str, **labels: str) -> float:
-        return total(way.metrics, f"ray_scalp_train_{name}_total", run=way.run.name, **labels)
+        return total(pipeline.metrics, f"ray_scalp_train_{name}_total", run=pipeline.run.name, **labels)
 
     steps = sum(entry["steps"] for entry in history)
     assert counted("steps") == steps
-    assert counted("photographs") == steps * way.recipe.batch_size
+    assert counted("photographs") == steps * pipeline.recipe.batch_size
     assert counted("checkpoints") == len(history)
     assert counted("seconds") == pytest.approx(sum(entry["seconds"] for entry in history), rel=0.05)
     assert 0 < counted("seconds", stage="data") < counted("seconds")
     # Gauges are those of the last time that they were handed over.
-    said = {each.name: each.value for each in way.metrics if each.labels.get("run") == way.run.name}
+    said = {each.name: each.value for each in pipeline.metrics if each.labels.get("run") == pipeline.run.name}
     assert said["ray_scalp_train_val_qwk"] in [pytest.approx(entry["val_qwk"]) for entry in history]
     assert 1 <= said["ray_scalp_train_epoch"] <= said["ray_scalp_train_epochs"] == len(history)
     assert (said["ray_scalp_train_workers"], said["ray_scalp_train_restarts"]) == (2, 0)
     assert 0 < said["ray_scalp_train_loss"] < 3
 
 
-def test_dashboards_and_alerts_ask_for_what_is_exported(graded, way):
+def test_dashboards_and_alerts_ask_for_what_is_exported(graded, pipeline):
     names = ("training", "grading")
-    questions = [each for name in names for each in dashboard_questions(name) + alert_questions(name)]
-    questions += alert_questions("nodes")
-    samples = graded[1] + way.metrics
+    questions = [each for name in names for each in dashboard_queries(name) + alert_queries(name)]
+    questions += alert_queries("nodes")
+    samples = graded[1] + pipeline.metrics
     missing = unanswered(questions, samples, OF_GPUS | OF_ACCIDENTS)
     assert not missing, "\n".join(missing)

@@ -24,7 +24,7 @@ from serving import app
 from serving.settings import Scaling, Settings
 from tests.support import sockets
 from tests.support.images import jpeg
-from tests.support.metrics import Sample, alert_questions, dashboard_questions, scrape, total, unanswered
+from tests.support.metrics import Sample, alert_queries, dashboard_queries, scrape, total, unanswered
 from tests.support.ports import free_port
 from tests.with_ray.test_serve import PRECISION, post
 
@@ -200,5 +200,5 @@ def test_log_lines_are_json_and_tell_nothing_of_photographs_and_keys(run):
 
 
 def test_dashboard_and_alerts_ask_for_what_is_exported(run):
-    questions = dashboard_questions("serving") + alert_questions("serving")
+    questions = dashboard_queries("serving") + alert_queries("serving")
     assert not (missing := unanswered(questions, run.samples, OF_GPUS)), "\n".join(missing)

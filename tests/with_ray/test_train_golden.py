@@ -10,17 +10,17 @@ from scalp_core.storage import outputs
 
 
 @pytest.fixture(scope="module")
-def alone(train_alone):
-    return train_alone(4)
+def alone(train_single_worker):
+    return train_single_worker(4)
 
 
 def curve(summary):
     return [loss for entry in summary["history"] for loss in entry["step_losses"]]
 
 
-def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, alone, tmp_path):
+def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(pipeline, alone, tmp_path):
     shared = alone.recipe.model_copy(update={"accumulate": 2})
-    elastic = train(str(way.data), str(tmp_path / "two"), shared, (1, 2), "cpu")
+    elastic = train(str(pipeline.data), str(tmp_path / "two"), shared, (1, 2), "cpu")
     one, two = curve(alone.trained), curve(elastic)
     assert {entry["workers"] for entry in elastic["history"]} == {2}
     assert len(one) == len(two) >= 20
@@ -29,18 +29,18 @@ def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(way, al
 
 
 @pytest.mark.slow
-def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(way, alone):
+def test_the_paper_s_order_of_things_with_every_option_on_in_object_storage(pipeline, alone):
     run = "s3://scalp/golden/run"
     changes = {
         "epochs": 2, "frozen_epochs": 1, "loss": "corn", "sampling": "balanced", "augment": "x4",
         "ema_decay": 0.9, "color_jitter": 0.1, "layer_decay": 0.8, "batch_size": 32,
     }  # fmt: skip
     recipe = alone.recipe.model_copy(update={"architecture": "resnet18"} | changes)
-    summary = train(str(way.data), run, recipe, 1, "cpu")
+    summary = train(str(pipeline.data), run, recipe, 1, "cpu")
     bundle = load_bundle(run).spec
     assert {entry["steps"] for entry in summary["history"]} == {4 * sum(bundle.training.grade_counts) // 32}
     assert bundle.head == "corn"
-    assert train(str(way.data), run, recipe, 1, "cpu") == summary  # finished: read, not trained again
+    assert train(str(pipeline.data), run, recipe, 1, "cpu") == summary  # finished: read, not trained again
     assert summary["validation"]["n"] == summary["history"][0]["val_n"]
 
 
@@ -57,32 +57,38 @@ def test_workers_are_a_number_or_a_range():
     assert [parse_range("--workers", words) for words in (None, "3", "1:4")] == [None, (3, 3), (1, 4)]
 
 
-def test_settings_that_cannot_be_are_refused_before_anything_is_written(way, tmp_path):
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(pipeline, tmp_path):
     for changes, message in (
         ({"accumulate": 16}, "batch_size 16 is less than 2 images for each of 2 workers"),
         ({"batch_size": 4096}, "do not fill one batch of 4096"),
     ):
         with pytest.raises(UserError, match=message):
-            train(str(way.data), str(tmp_path / "run"), way.recipe.model_copy(update=changes), 2, "cpu")
+            train(
+                str(pipeline.data),
+                str(tmp_path / "run"),
+                pipeline.recipe.model_copy(update=changes),
+                2,
+                "cpu",
+            )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(way, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(pipeline, tmp_path, capsys):
     """Without this, Ray tried again what ended in the same way, and the weights were NaN."""
     changes = {"architecture": "test_resnet", "learning_rate": 1e30, "gradient_clip": 0.0, "epochs": 2}
     run = str(tmp_path / "run")
     with pytest.raises(
         UserError, match=r"the loss is not finite at step \d+ of \d+ in epoch 1; use a smaller"
     ):
-        train(str(way.data), run, way.recipe.model_copy(update=changes), 2, "cpu")
+        train(str(pipeline.data), run, pipeline.recipe.model_copy(update=changes), 2, "cpu")
     out = capsys.readouterr().out
     assert "batch normalization: over the 16 images of all workers per micro-batch, about 8 per worker" in out
     assert out.count("starting, workers") == 1 and "workers failed" not in out
 
 
-def test_a_run_that_another_process_holds_is_refused(way, tmp_path):
+def test_a_run_that_another_process_holds_is_refused(pipeline, tmp_path):
     run = str(tmp_path / "run")
-    recipe = way.recipe.model_copy(update={"architecture": "test_resnet"})
+    recipe = pipeline.recipe.model_copy(update={"architecture": "test_resnet"})
     with outputs.open_output(run, "train"), pytest.raises(UserError, match="run is in use by scalp train on"):
-        train(str(way.data), run, recipe, 1, "cpu")
+        train(str(pipeline.data), run, recipe, 1, "cpu")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -29,11 +29,11 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def searched(way, base, tmp_path_factory):
+def searched(pipeline, base, tmp_path_factory):
     out = tmp_path_factory.mktemp("tune")
     space = parse_space(SPACE, "mine", base)
     arguments = {"space": space, "trials": 3, "device": "cpu", "seed": 5}
-    return out, arguments, tune(str(way.data), str(out), base, **arguments)
+    return out, arguments, tune(str(pipeline.data), str(out), base, **arguments)
 
 
 def rows_of(out):
@@ -78,21 +78,25 @@ def test_the_best_recipe_is_the_best_trial_s_and_can_be_trained(searched, base, 
 
 
 @pytest.mark.slow
-def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, way, base):
+def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, pipeline, base):
     out, arguments, _ = searched
     before = (out / "trials.csv").stat().st_mtime_ns
-    assert tune(str(way.data), str(out), base, **arguments) == json.loads((out / "summary.json").read_text())
+    assert tune(str(pipeline.data), str(out), base, **arguments) == json.loads(
+        (out / "summary.json").read_text()
+    )
     assert (out / "trials.csv").stat().st_mtime_ns == before
     for changes, word in (({"seed": 7}, "draw_seed"), ({"trials": 5}, "trials"), ({"space": {}}, "space")):
         with pytest.raises(UserError, match=f"another {word}; choose another OUT$"):
-            tune(str(way.data), str(out), base, **arguments | changes)
+            tune(str(pipeline.data), str(out), base, **arguments | changes)
     other = base.model_copy(update={"batch_size": 8})
     with pytest.raises(UserError, match="another batch_size; choose another OUT"):
-        tune(str(way.data), str(out), other, **arguments)
+        tune(str(pipeline.data), str(out), other, **arguments)
 
 
 @pytest.mark.slow
-def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way, base, tmp_path, capsys):
+def test_a_stopped_search_goes_on_without_the_trials_that_are_over(
+    searched, pipeline, base, tmp_path, capsys
+):
     out, arguments, _ = searched
     shutil.copytree(out / "trials", tmp_path / "trials")
     for name in ("run.json", outputs.MARKER_FILE):
@@ -108,7 +112,7 @@ def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way
     # As it is left when everything is killed before the first epoch is over.
     begun = missing | {"status": "running", "history": []}
     (tmp_path / "trials" / f"{missing['number']:03d}.json").write_text(json.dumps(begun))
-    summary = tune(str(way.data), str(tmp_path), base, **arguments)
+    summary = tune(str(pipeline.data), str(tmp_path), base, **arguments)
     assert "resuming: 2 of 3 trials are finished" in capsys.readouterr().out
     assert (summary["best"]["trial"], summary["best"]["val_qwk"]) == (done["number"], 0.99)
     rows = {int(row["trial"]): row for row in rows_of(tmp_path)}
@@ -116,17 +120,17 @@ def test_a_stopped_search_goes_on_without_the_trials_that_are_over(searched, way
     assert float(rows[missing["number"]]["val_qwk"]) < 0.99
 
 
-def test_a_cluster_that_cannot_hold_a_trial_says_so_before_anything_is_written(way, base, tmp_path):
+def test_a_cluster_that_cannot_hold_a_trial_says_so_before_anything_is_written(pipeline, base, tmp_path):
     space = parse_space(SPACE, "mine", base)
     with pytest.raises(UserError, match="--workers 64: Ray has"):
-        tune(str(way.data), str(tmp_path / "out"), base, space, trials=2, workers=64, device="cpu")
+        tune(str(pipeline.data), str(tmp_path / "out"), base, space, trials=2, workers=64, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_another_process_holds_is_refused(way, base, tmp_path):
+def test_a_search_that_another_process_holds_is_refused(pipeline, base, tmp_path):
     out, space = str(tmp_path / "out"), parse_space({"learning_rate": [0.001, 0.002]}, "mine", base)
     with outputs.open_output(out, "tune"), pytest.raises(UserError, match="out is in use by scalp tune on"):
-        tune(str(way.data), out, base, space, trials=2, device="cpu")
+        tune(str(pipeline.data), out, base, space, trials=2, device="cpu")
     assert not (tmp_path / "out" / "run.json").exists()
 
 

@@ -32,86 +32,96 @@ from tests.support.ports import free_port
 
 
 @pytest.fixture(scope="module")
-def test_rows(way):
-    return manifest.select_split(manifest.read_manifest(str(way.data)), "test")
+def test_rows(pipeline):
+    return manifest.select_split(manifest.read_manifest(str(pipeline.data)), "test")
 
 
-def test_no_device_is_in_two_parts_and_nothing_is_lost(way):
-    table = manifest.read_manifest(str(way.data))
-    assert table.num_rows + sum(way.prepared["dropped"].values()) == 160
+def test_no_device_is_in_two_parts_and_nothing_is_lost(pipeline):
+    table = manifest.read_manifest(str(pipeline.data))
+    assert table.num_rows + sum(pipeline.prepared["dropped"].values()) == 160
     devices = {part: set(manifest.select_split(table, part)["group"].to_pylist()) for part in manifest.SPLITS}
     assert devices["train"] and devices["val"] and devices["test"]
     assert not devices["train"] & devices["val"]
     assert not (devices["train"] | devices["val"]) & devices["test"]
 
 
-def test_training_leaves_a_bundle_a_card_and_curves(way):
-    spec = load_bundle(str(way.run)).spec
+def test_training_leaves_a_bundle_a_card_and_curves(pipeline):
+    spec = load_bundle(str(pipeline.run)).spec
     assert spec.training.workers == 2
     assert (
         spec.gates.photographs
-        == manifest.select_split(manifest.read_manifest(str(way.data)), "train").num_rows
+        == manifest.select_split(manifest.read_manifest(str(pipeline.data)), "train").num_rows
     )
-    assert spec.training.data_sha256 == manifest.read_spec(str(way.data)).sha256
-    assert [entry["epoch"] for entry in way.trained["history"]] == [1, 2, 3, 4]
-    assert "Not a diagnosis" in (way.run / "bundle" / "MODEL_CARD.md").read_text()
-    with Image.open(way.run / "curves.png") as curves:
+    assert spec.training.data_sha256 == manifest.read_spec(str(pipeline.data)).sha256
+    assert [entry["epoch"] for entry in pipeline.trained["history"]] == [1, 2, 3, 4]
+    assert "Not a diagnosis" in (pipeline.run / "bundle" / "MODEL_CARD.md").read_text()
+    with Image.open(pipeline.run / "curves.png") as curves:
         assert curves.size[0] > 600
 
 
-def test_training_listens_beyond_loopback_only_as_documented(way):
-    assert sockets.exposed(way.listening) == sockets.documented("train") != set()
+def test_training_listens_beyond_loopback_only_as_documented(pipeline):
+    assert sockets.exposed(pipeline.listening) == sockets.documented("train") != set()
 
 
-def test_tensorboard_reads_the_curves_of_the_run(way):
-    events = EventAccumulator(str(way.run / "tensorboard")).Reload()
+def test_tensorboard_reads_the_curves_of_the_run(pipeline):
+    events = EventAccumulator(str(pipeline.run / "tensorboard")).Reload()
     read = [(each.step, each.value) for each in events.Scalars("qwk/validation")]
-    history = way.trained["history"]
+    history = pipeline.trained["history"]
     assert read == [(entry["epoch"], pytest.approx(entry["val_qwk"])) for entry in history]
     steps = [each.step for each in events.Scalars("loss/step")]
     assert steps == sorted(set(steps)) and steps[-1] == sum(entry["steps"] for entry in history)
     assert "batch_size: 16" in events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
-def test_without_a_server_to_follow_it_no_training_starts(way, tmp_path, monkeypatch):
+def test_without_a_server_to_follow_it_no_training_starts(pipeline, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
-        train(str(way.data), str(tmp_path / "run"), way.recipe, workers=2, device="cpu", tracking="mlflow")
+        train(
+            str(pipeline.data),
+            str(tmp_path / "run"),
+            pipeline.recipe,
+            workers=2,
+            device="cpu",
+            tracking="mlflow",
+        )
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_validation_counts_every_photograph_once_over_both_workers(way):
-    rows = manifest.select_split(manifest.read_manifest(str(way.data)), "val").num_rows
-    assert {entry["val_n"] for entry in way.trained["history"]} == {rows}
-    assert way.trained["validation"]["n"] == rows
+def test_validation_counts_every_photograph_once_over_both_workers(pipeline):
+    rows = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "val").num_rows
+    assert {entry["val_n"] for entry in pipeline.trained["history"]} == {rows}
+    assert pipeline.trained["validation"]["n"] == rows
 
 
-def test_the_kept_epoch_is_the_best_by_kappa(way):
-    history = way.trained["history"]
+def test_the_kept_epoch_is_the_best_by_kappa(pipeline):
+    history = pipeline.trained["history"]
     best = max(entry["val_qwk"] for entry in history)
-    assert history[way.trained["best_epoch"] - 1]["val_qwk"] == best
+    assert history[pipeline.trained["best_epoch"] - 1]["val_qwk"] == best
 
 
-def test_a_finished_training_ends_at_once_and_another_recipe_is_refused(way):
-    before = (way.run / "bundle" / "model.safetensors").stat().st_mtime_ns
-    assert train(str(way.data), str(way.run), way.recipe)["model_version"] == way.trained["model_version"]
-    assert (way.run / "bundle" / "model.safetensors").stat().st_mtime_ns == before
-    other = way.recipe.model_copy(update={"learning_rate": 0.5})
+def test_a_finished_training_ends_at_once_and_another_recipe_is_refused(pipeline):
+    before = (pipeline.run / "bundle" / "model.safetensors").stat().st_mtime_ns
+    assert (
+        train(str(pipeline.data), str(pipeline.run), pipeline.recipe)["model_version"]
+        == pipeline.trained["model_version"]
+    )
+    assert (pipeline.run / "bundle" / "model.safetensors").stat().st_mtime_ns == before
+    other = pipeline.recipe.model_copy(update={"learning_rate": 0.5})
     with pytest.raises(UserError, match="another learning_rate; choose another RUN"):
-        train(str(way.data), str(way.run), other)
+        train(str(pipeline.data), str(pipeline.run), other)
 
 
-def test_evaluation_is_of_the_whole_test_part_exactly_once(way, test_rows):
-    predictions = pq.read_table(way.evaluation / "predictions.parquet")
+def test_evaluation_is_of_the_whole_test_part_exactly_once(pipeline, test_rows):
+    predictions = pq.read_table(pipeline.evaluation / "predictions.parquet")
     assert sorted(predictions["image_id"].to_pylist()) == sorted(test_rows["image_id"].to_pylist())
     labels, grades = (np.array(predictions[name].to_pylist()) for name in ("label", "grade"))
-    summary = json.loads((way.evaluation / "summary.json").read_text())
+    summary = json.loads((pipeline.evaluation / "summary.json").read_text())
     probs = np.array(predictions["probabilities"].to_pylist())
     assert summary["metrics"] == metrics.score(labels, grades) | metrics.score_probabilities(labels, probs)
     assert summary["metrics"]["n"] == test_rows.num_rows
-    majority = load_bundle(str(way.run)).spec.majority_grade
+    majority = load_bundle(str(pipeline.run)).spec.majority_grade
     assert summary["majority"]["top1"] == pytest.approx(np.mean(labels == majority))
-    with Image.open(way.evaluation / "confusion.png") as picture:
+    with Image.open(pipeline.evaluation / "confusion.png") as picture:
         assert picture.size[0] > 400
 
 
@@ -121,13 +131,13 @@ def at_full_size(data, spec):
     return decode(encoded(stored, "PNG"), spec).pixels
 
 
-def test_a_machine_without_room_for_the_workers_says_so(way, tmp_path):
+def test_a_machine_without_room_for_the_workers_says_so(pipeline, tmp_path):
     with pytest.raises(UserError, match="--workers 64: Ray has"):
-        train(str(way.data), str(tmp_path / "run"), way.recipe, workers=64, device="cpu")
+        train(str(pipeline.data), str(tmp_path / "run"), pipeline.recipe, workers=64, device="cpu")
 
 
-def test_all_paths_see_the_same_pixels(way, test_rows):
-    spec = load_bundle(str(way.run)).spec.preprocess
+def test_all_paths_see_the_same_pixels(pipeline, test_rows):
+    spec = load_bundle(str(pipeline.run)).spec.preprocess
     uris = test_rows["uri"].to_pylist()
     expected = {uri: decode(Path(uri).read_bytes(), spec).pixels.tobytes() for uri in uris}
     columns = test_rows.select(["uri", "member", "label"])
@@ -143,10 +153,10 @@ def test_all_paths_see_the_same_pixels(way, test_rows):
         assert online.statistics.tobytes() == measured[uri].tobytes()
 
 
-def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
-    bundle = load_bundle(str(way.run))
+def test_scaled_decoding_moves_neither_pixels_nor_grades(pipeline):
+    bundle = load_bundle(str(pipeline.run))
     spec = bundle.spec.preprocess
-    files = [Path(uri).read_bytes() for uri in manifest.read_manifest(str(way.data))["uri"].to_pylist()]
+    files = [Path(uri).read_bytes() for uri in manifest.read_manifest(str(pipeline.data))["uri"].to_pylist()]
     scaled = np.stack([decode(data, spec).pixels for data in files])
     full = np.stack([at_full_size(data, spec) for data in files])
     assert np.abs(scaled.astype(int) - full).mean() < 1.5
@@ -156,7 +166,7 @@ def test_scaled_decoding_moves_neither_pixels_nor_grades(way):
 
 
 @pytest.mark.parametrize("precision", ["auto", pytest.param("fp32", marks=pytest.mark.slow)])
-def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path, precision):
+def test_evaluation_bulk_and_online_give_equal_answers(pipeline, test_rows, tmp_path, precision):
     folder = tmp_path / "photographs"
     folder.mkdir()
     uris = test_rows["uri"].to_pylist()
@@ -165,16 +175,16 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
     black = folder / "black.png"
     black.write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG"))
     out = tmp_path / "graded"
-    grade(str(way.run), str(folder), str(out), GradeOptions(ModelOptions("cpu", precision)))
+    grade(str(pipeline.run), str(folder), str(out), GradeOptions(ModelOptions("cpu", precision)))
     bulk = {row["sha256"]: row for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
     if precision == "auto":  # as the evaluation of the fixture ran
-        evaluated = pq.read_table(way.evaluation / "predictions.parquet").to_pylist()
+        evaluated = pq.read_table(pipeline.evaluation / "predictions.parquet").to_pylist()
         assert len(evaluated) == len(bulk) - 1
         for row in evaluated:
             assert row["grade"] == bulk[row["sha256"]]["grade"]
             assert row["probabilities"] == pytest.approx(bulk[row["sha256"]]["probabilities"], abs=1e-5)
     port = free_port()
-    app.start(str(way.run), "127.0.0.1", port, Settings(device="cpu", precision=precision))
+    app.start(str(pipeline.run), "127.0.0.1", port, Settings(device="cpu", precision=precision))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             for uri in [*uris, black]:
@@ -192,7 +202,7 @@ def test_evaluation_bulk_and_online_give_equal_answers(way, test_rows, tmp_path,
         app.stop()
 
 
-def test_photographs_of_any_size_and_kind_are_graded(way, tmp_path):
+def test_photographs_of_any_size_and_kind_are_graded(pipeline, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     picture = Image.effect_noise((300, 200), 60).convert("RGB")
@@ -200,5 +210,5 @@ def test_photographs_of_any_size_and_kind_are_graded(way, tmp_path):
         buffer = io.BytesIO()
         picture.save(buffer, kind)
         (source / f"a.{kind.lower()}").write_bytes(buffer.getvalue())
-    summary = grade(str(way.run), str(source), str(tmp_path / "out"))
+    summary = grade(str(pipeline.run), str(source), str(tmp_path / "out"))
     assert (summary["graded"], summary["failed"]) == (4, 0)

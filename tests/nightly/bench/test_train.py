@@ -12,12 +12,12 @@ from scalp_core.errors import UserError
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "processes"), [("plain", 1), ("tuned", 2)])
-def test_a_loop_trains_every_epoch_on_the_same_photographs(way, tmp_path, kind, processes):
+def test_a_loop_trains_every_epoch_on_the_same_photographs(pipeline, tmp_path, kind, processes):
     loop = Loop(
         kind=kind, device="cpu", architecture="legacy_xception", size=32, batch_size=32, epochs=3, threads=1
     )
-    rows = manifest.select_split(manifest.read_manifest(str(way.data)), "train").num_rows
-    epochs = run_loop(tmp_path, str(way.data), loop, processes, rows // 32 * 32)
+    rows = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "train").num_rows
+    epochs = run_loop(tmp_path, str(pipeline.data), loop, processes, rows // 32 * 32)
     assert len(epochs) == 2  # the first is warm-up
     seconds = json.loads((tmp_path / "seconds.json").read_text())
     rates = [epoch["photographs_per_second"] for epoch in epochs]
@@ -30,9 +30,9 @@ def test_a_loop_that_fails_says_why(tmp_path):
         run_loop(tmp_path, str(tmp_path), loop, 1, 8)
 
 
-def test_a_training_tells_what_the_bench_reads(way):
-    steady = of_steady_epochs(way.trained)
-    assert len(steady) == way.recipe.epochs - 1
+def test_a_training_tells_what_the_bench_reads(pipeline):
+    steady = of_steady_epochs(pipeline.trained)
+    assert len(steady) == pipeline.recipe.epochs - 1
     assert all(epoch["photographs_per_second"] > 0 for epoch in steady)
     assert all(0 <= epoch["data_wait_share"] < 1 for epoch in steady)
 

@@ -37,8 +37,10 @@ def _runs_of(numbers: Iterable[int]) -> list[int]:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, train_alone, tmp_path, monkeypatch):
-    alone = train_alone(10)  # long enough for a node to come and another to go
+def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(
+    pipeline, train_single_worker, tmp_path, monkeypatch
+):
+    alone = train_single_worker(10)  # long enough for a node to come and another to go
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     head = {"num_cpus": 0, "include_dashboard": False, **NODE}
@@ -49,7 +51,7 @@ def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(way, train_a
         cluster.wait_for_nodes()
         # These epochs are shorter than Ray's two seconds between looks at its workers.
         looks = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-        run = start(way, tmp_path / "run", alone.settings, "1:2", RAY_ADDRESS=cluster.address, **looks)
+        run = start(pipeline, tmp_path / "run", alone.settings, "1:2", RAY_ADDRESS=cluster.address, **looks)
         run.wait(run.kept)
         before = run.kept()
         # Held until Ray has noticed the node: all epochs would be over by then.

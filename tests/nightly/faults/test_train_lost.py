@@ -54,10 +54,20 @@ class Run(NamedTuple):
         return json.loads((self.folder / "summary.json").read_text())
 
 
-def start(way, folder: Path, settings: list[str], workers: str, **environment: str) -> Run:
+def start(pipeline, folder: Path, settings: list[str], workers: str, **environment: str) -> Run:
     log = folder.with_suffix(".log")
     changes = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-c", VERB, "train", str(way.data), str(folder), "--recipe", "smoke", *changes]
+    command = [
+        sys.executable,
+        "-c",
+        VERB,
+        "train",
+        str(pipeline.data),
+        str(folder),
+        "--recipe",
+        "smoke",
+        *changes,
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--workers", workers, "--device", "cpu"],
@@ -107,7 +117,7 @@ sys.stdin.readline()
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(way, tmp_path, monkeypatch):
+def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(pipeline, tmp_path, monkeypatch):
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)  # the nodes' processes inherit it
     head = {"num_cpus": 5, "resources": {"head": 1}, "include_dashboard": False, **NODE}
@@ -122,9 +132,9 @@ def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(way, tmp_
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert holder.stdout.readline() == "held\n"
-        # As the run of the fixture `way`, which nothing disturbed.
-        settings = [f"size={way.recipe.size}", f"epochs={way.recipe.epochs}"]
-        run = start(way, tmp_path / "run", settings, "2", RAY_ADDRESS=cluster.address)
+        # As the run of the fixture `pipeline`, which nothing disturbed.
+        settings = [f"size={pipeline.recipe.size}", f"epochs={pipeline.recipe.epochs}"]
+        run = start(pipeline, tmp_path / "run", settings, "2", RAY_ADDRESS=cluster.address)
         run.wait(run.kept)
         kept = run.kept()
         workers = training_workers(mark)
@@ -141,5 +151,5 @@ def test_a_killed_worker_and_a_killed_node_cost_at_most_one_epoch_each(way, tmp_
     # At most the epoch that was running is done again, each time.
     assert [workers for _, workers in run.starts()] == [2, 2, 2]
     assert len(kept) <= run.starts()[1][0] <= run.starts()[2][0]
-    check_curve(summary, kept, way.trained)
-    assert summary["validation"]["qwk"] == pytest.approx(way.trained["validation"]["qwk"], abs=0.02)
+    check_curve(summary, kept, pipeline.trained)
+    assert summary["validation"]["qwk"] == pytest.approx(pipeline.trained["validation"]["qwk"], abs=0.02)

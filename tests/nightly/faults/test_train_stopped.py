@@ -17,10 +17,10 @@ from tests.support.ports import free_port
 EPOCHS = 5
 
 
-def command(way, run: Path) -> list[str]:
+def command(pipeline, run: Path) -> list[str]:
     recipe = ["--recipe", "smoke", "--set", "size=64", "--set", f"epochs={EPOCHS}", "--workers", "1"]
     rest = ["--device", "cpu", "--tracking", "mlflow"]
-    return [sys.executable, "-m", "jobs.cli", "train", str(way.data), str(run), *recipe, *rest]
+    return [sys.executable, "-m", "jobs.cli", "train", str(pipeline.data), str(run), *recipe, *rest]
 
 
 def committed_history(run: Path) -> list[dict]:
@@ -37,12 +37,12 @@ def committed_history(run: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_after_its_last_epoch(pipeline, tmp_path, monkeypatch):
     run, port = tmp_path / "run", free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     with mlflow_server(tmp_path / "mlflow", port) as mlflow:
-        _kill_and_go_on(way, run)
+        _kill_and_go_on(pipeline, run)
         history = json.loads((run / "summary.json").read_text())["history"]
         [logged] = mlflow.search_runs([mlflow.get_experiment_by_name("scalp").experiment_id])
         assert logged.info.status == "FINISHED"
@@ -53,9 +53,9 @@ def test_a_killed_training_goes_on_after_its_last_epoch(way, tmp_path, monkeypat
             assert sent == [(entry["epoch"], pytest.approx(entry[key], rel=0.05)) for entry in history]
 
 
-def _kill_and_go_on(way, run):
+def _kill_and_go_on(pipeline, run):
     process = subprocess.Popen(
-        command(way, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(pipeline, run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 200
     while not committed_history(run) and time.monotonic() < deadline:
@@ -66,7 +66,7 @@ def _kill_and_go_on(way, run):
     assert 1 <= len(before) < EPOCHS
     assert not (run / "summary.json").exists()
 
-    again = subprocess.run(command(way, run), capture_output=True, text=True, timeout=200)
+    again = subprocess.run(command(pipeline, run), capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr
     assert "resuming after epoch" in again.stdout
     history = json.loads((run / "summary.json").read_text())["history"]

@@ -18,7 +18,7 @@ from tests.support.sizes import SMALL
 
 
 @dataclass(frozen=True)
-class WholeWay:
+class PipelineRun:
     """Folders and summaries of synth, prepare, train and evaluate, and the metrics of the training."""
 
     photographs: Path
@@ -33,8 +33,8 @@ class WholeWay:
     listening: set[sockets.Listening]  # while `train` ran
 
 
-def run_whole_way(root: Path) -> WholeWay:
-    """Run it below `root`; takes two minutes."""
+def run_pipeline(root: Path) -> PipelineRun:
+    """Run synth, prepare, train and evaluate below `root`; takes two minutes."""
     recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
     folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
@@ -44,22 +44,22 @@ def run_whole_way(root: Path) -> WholeWay:
         trained = train(data, run, recipe, workers=2, device="cpu")
         await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
         evaluated = evaluate(run, data, evaluation)
-    return WholeWay(*folders, recipe, prepared, trained, evaluated, metrics, listening)
+    return PipelineRun(*folders, recipe, prepared, trained, evaluated, metrics, listening)
 
 
 @dataclass(frozen=True)
-class Alone:
-    """A run of one worker that nothing disturbed, of a model that any number of workers train alike."""
+class SingleWorkerRun:
+    """An undisturbed training with one worker, whose model does not depend on the number of workers."""
 
     recipe: Recipe
     settings: list[str]
     trained: dict[str, Any]
 
 
-def train_alone(data: Path, run: str, epochs: int) -> Alone:
+def train_single_worker(data: Path, run: str, epochs: int) -> SingleWorkerRun:
     """Train `epochs` epochs with one worker."""
     # Without batch normalization, whose statistics are of each worker's own images.
     settings = [f"size={SMALL}", f"epochs={epochs}", "architecture=convnext_atto", "learning_rate=1e-3"]
     settings.append("weight_decay=0.05")
     recipe = load_recipe("smoke", RECIPES, settings)
-    return Alone(recipe, settings, train(str(data), run, recipe, workers=1, device="cpu"))
+    return SingleWorkerRun(recipe, settings, train(str(data), run, recipe, workers=1, device="cpu"))
