@@ -98,8 +98,8 @@ def test_what_nobody_submitted_is_no_job(dashboard):
 
 def test_a_job_that_waits_for_its_node_is_told_once(dashboard, monkeypatch, capsys):
     states = iter(["PENDING"] * 4 + ["SUCCEEDED"])
-    monkeypatch.setattr(logs, "_WAITS_AFTER_S", 0.0)
-    monkeypatch.setattr(logs, "_BETWEEN_S", 0.0)
+    monkeypatch.setattr(logs, "_REPORT_PENDING_AFTER_S", 0.0)
+    monkeypatch.setattr(logs, "_POLL_INTERVAL_S", 0.0)
     jobs = Jobs(dashboard.url)
     look = jobs.get
     dashboard.answers["/api/jobs/a.1/logs"] = {"logs": "done\n"}

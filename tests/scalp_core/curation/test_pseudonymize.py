@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs.bench.odd_files import encoded
-from jobs.data.pseudonymize import _distinct, _key
+from jobs.data.pseudonymize import _drop_duplicates, _load_key
 from scalp_core.curation.pseudonymize import pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, UserError
@@ -114,7 +114,7 @@ def test_codes_are_equal_for_equals_and_lead_nowhere():
 def test_a_key_is_kept_on_this_machine_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--key-file s3://scalp/key is not a local file"):
-        _key("s3://scalp/key", "/out")
+        _load_key("s3://scalp/key", "/out")
     assert not list(tmp_path.iterdir())
 
 
@@ -124,6 +124,6 @@ def test_equal_contents_are_one_row_and_go_where_their_labels_differ():
         for index, (name, label) in enumerate([("a", 1), ("b", 2), ("a", 0), ("c", 3), ("b", 2), ("d", None)])
     ]
     table = pa.Table.from_pylist(rows, schema=manifest.SCHEMA)
-    kept, merged, conflicting = _distinct(table)
+    kept, merged, conflicting = _drop_duplicates(table)
     assert kept["image_id"].to_pylist() == ["b", "c", "d"]
     assert (merged, conflicting) == (1, 2)
