@@ -70,7 +70,7 @@ def test_a_model_card_that_somebody_has_edited_is_kept(pipeline, quantized, tmp_
     assert "int8 graph" in quantize_module._card(str(tmp_path), before, after)[CARD_FILE].decode()
     card.write_text(card.read_text() + "\nIntended use: the clinic in Busan.\n")
     assert quantize_module._card(str(tmp_path), before, after) == {}
-    assert "stays as it is" in capsys.readouterr().out
+    assert "stays unchanged" in capsys.readouterr().out
 
 
 def test_a_finished_quantization_ends_at_once(pipeline, quantized):
@@ -104,7 +104,7 @@ def test_int8_whose_loss_may_be_above_the_limit_is_not_added(pipeline, quantized
         return load_bundle(str(quantized[0])).graph("int8")
 
     monkeypatch.setattr("scalp_core.inference.openvino_runtime.quantize", quick)
-    with pytest.raises(UserError, match=r"may be as large as .*97.5% confidence.*keeps bf16 and fp32 alone"):
+    with pytest.raises(UserError, match=r"may be as large as .*97.5% confidence.*keeps only bf16 and fp32"):
         quantize(str(copy), str(pipeline.data))
     assert tries == [False, True]
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
@@ -148,7 +148,7 @@ def test_an_export_needs_photographs_to_be_checked_on(pipeline, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.jpg").write_bytes(b"no photograph")
-    with pytest.raises(UserError, match="name some to compare on"):
+    with pytest.raises(UserError, match="give images for the comparison"):
         export(str(pipeline.run), str(source), str(tmp_path / "out"))
 
 
