@@ -269,7 +269,7 @@ def test_a_question_that_cannot_be_answered_is_refused_with_a_way_out(ask, out, 
 
 
 def test_what_is_no_output_of_grade_is_refused(tmp_path):
-    with pytest.raises(UserError, match="make it with: scalp grade BUNDLE SOURCE"):
+    with pytest.raises(UserError, match="create it with: scalp grade BUNDLE SOURCE"):
         results(str(tmp_path))
 
 

@@ -138,7 +138,7 @@ def test_the_first_lines_say_what_came_of_it(report):
     [
         ({"rows_unaccounted": 3}, "3 of 40 photographs are not accounted for exactly once; run"),
         ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
-         "25% of the photographs failed, most of them (6) because the file was listed and is not there"),
+         "25% of the photographs failed, most of them (6) because the file was listed but no longer exists"),
         ({"graded_again": 2}, "2 photographs were graded again because results were lost; each"),
     ],
 )  # fmt: skip
