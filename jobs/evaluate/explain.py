@@ -219,7 +219,7 @@ def _summary(
         **identity,
         "meaning": MEANING,
         "method": f"Grad-CAM of the last map, {explainer.cells[0]} by {explainer.cells[1]} cells, by the "
-        "weights in fp32; each photograph's strongest place is 1",
+        "weights in fp32; 1 is the maximum of each image",
         "photographs_in_source": listed,
         "photographs": len(rows),
         "explained": len(explained),

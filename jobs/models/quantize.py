@@ -72,16 +72,16 @@ def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
     loaded = load_bundle(bundle)
     registry.refuse_change(loaded)
     uri = str(loaded.uri)
-    kept = _earlier_summary(uri)
+    earlier = _earlier_summary(uri)
     if loaded.spec.training.data_sha256 != manifest.read_spec(data).sha256:
         raise UserError(
             f"{data} is not the data that {loaded.spec.name} was trained on, so its validation split proves "
             "nothing; give the directory of the training"
         )
-    if loaded.spec.offers("int8") and kept:
+    if loaded.spec.offers("int8") and earlier:
         console.print(f"{uri} already has an int8 graph")
-        _show(kept)
-        return kept
+        _show(earlier)
+        return earlier
     with _held(uri) as output:
         spec, images, record = _add_graph(load_bundle(uri), data, seed, max_drop, output)
         summary = {
@@ -146,9 +146,9 @@ def _add_graph(
             "images narrow the bound, and --max-drop accepts a larger loss"
         )
     changed = with_graph(loaded, "int8", candidate, record)
-    made = {name: content for name, content in changed.files.items() if name not in stored}
+    new_files = {name: content for name, content in changed.files.items() if name not in stored}
     output.check()
-    save_bundle(uri, changed.spec, made | _card(uri, before, changed.spec))
+    save_bundle(uri, changed.spec, new_files | _card(uri, before, changed.spec))
     return changed.spec, len(images), record
 
 
@@ -160,12 +160,12 @@ def _earlier_summary(uri: str) -> dict[str, Any] | None:
     """
     place = storage.join(uri, SUMMARY_FILE)
     try:
-        kept = read_json(place)
+        earlier = read_json(place)
     except ValueError:
-        kept = {}
-    if kept is not None and not (isinstance(kept, dict) and kept.get("kind") == KIND):
+        earlier = {}
+    if earlier is not None and not (isinstance(earlier, dict) and earlier.get("kind") == KIND):
         raise UserError(f"{place} was not written by scalp quantize; move it to another place")
-    return kept
+    return earlier
 
 
 def _card(uri: str, before: BundleSpec, after: BundleSpec) -> dict[str, bytes]:

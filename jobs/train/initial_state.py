@@ -72,18 +72,18 @@ def make_initial_state(recipe: Recipe) -> InitialState:
 
 def load_initial_state(run: str) -> InitialState | None:
     """Load the initial state that an earlier attempt saved, or None; a resumed run downloads nothing."""
-    kept = read_json(storage.join(run, _RECORD_FILE))
-    if not kept:
+    record = read_json(storage.join(run, _RECORD_FILE))
+    if not record:
         return None
     weights = storage.read(initial_uri(run))
-    if sha256(weights) != kept["weights_sha256"]:
+    if sha256(weights) != record["weights_sha256"]:
         return None
     return InitialState(
         weights,
-        InitialWeights(**kept["initial_weights"]),
-        Preprocess(**kept["preprocess"]),
-        kept["batch_norm"],
-        kept["notes"],
+        InitialWeights(**record["initial_weights"]),
+        Preprocess(**record["preprocess"]),
+        record["batch_norm"],
+        record["notes"],
     )
 
 

@@ -126,8 +126,8 @@ class Follower:
 def follow_progress(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
     """Open a queue for the workers' notes, and print them with a `Follower` during the block."""
     # On the driver's node: if another node with the queue is lost, all workers fail.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node})
     metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
     follower = Follower(notes, recipe.epochs, tracker, fewest, metrics)
     thread = threading.Thread(target=follower.run, daemon=True)

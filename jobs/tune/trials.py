@@ -73,9 +73,9 @@ class Trial:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add an epoch, or replace it: after a lost worker, an epoch runs twice."""
-        kept = {name: entry[name] for name in _KEPT}
-        others = [known for known in self.history if known["epoch"] != kept["epoch"]]
-        self.history = sorted([*others, kept], key=lambda known: known["epoch"])
+        new_entry = {name: entry[name] for name in _KEPT}
+        others = [known for known in self.history if known["epoch"] != new_entry["epoch"]]
+        self.history = sorted([*others, new_entry], key=lambda known: known["epoch"])
 
 
 @dataclass(frozen=True)

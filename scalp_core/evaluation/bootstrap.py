@@ -165,8 +165,8 @@ def _intervals(values: Any, index: np.ndarray, images: int, seed: int) -> dict[s
         return record | {
             name: None if value.ndim == 1 else [None] * NUM_GRADES for name, value in names.items()
         }
-    parts = [values(weights) for weights in resamples(groups, images, seed)]
-    drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    chunks = [values(weights) for weights in resamples(groups, images, seed)]
+    drawn = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return record | _summaries(drawn)
 
 

@@ -121,11 +121,11 @@ def compare(
     drops = _drops(sums.sum(axis=0, keepdims=True), promised_coverage)
     bounds: dict[str, float | None] = dict.fromkeys(drops)
     if count > 1:
-        parts = [
+        chunks = [
             _drops(weights @ sums, promised_coverage)
             for weights in bootstrap.resamples(count, count + sums.shape[1])
         ]
-        bounds = {name: _bound([part[name] for part in parts], count, confidence) for name in drops}
+        bounds = {name: _bound([chunk[name] for chunk in chunks], count, confidence) for name in drops}
     unseen = -np.log(1 - confidence)  # worse images that a sample may miss (rule of three)
     chance = len(labels) * _squared_distance(labels, reference.grades)
     if bounds["qwk"] is not None and chance:
@@ -172,11 +172,11 @@ def _squared_distance(labels: np.ndarray, grades: np.ndarray) -> float:
     return float(labels.var() + grades.var() + (labels.mean() - grades.mean()) ** 2)
 
 
-def _bound(parts: list[np.ndarray], groups: int, confidence: float) -> float | None:
+def _bound(chunks: list[np.ndarray], groups: int, confidence: float) -> float | None:
     """Compute the upper bound by the expanded percentile for few groups (Hesterberg 2015, Am. Stat. 69)."""
     from scipy.stats import norm, t  # takes 0.5 s to import, and grading does not need it
 
-    drawn = np.concatenate(parts)
+    drawn = np.concatenate(chunks)
     defined = drawn[~np.isnan(drawn)]
     if not defined.size:
         return None

@@ -140,7 +140,7 @@ def measure_risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarr
         for name, loss in (("error", error), ("mae", distance))
     }
     shown = np.unique(np.linspace(0, len(labels) - 1, min(_CURVE_POINTS, len(labels))).round().astype(int))
-    kept = ~refer
+    answered = ~refer
     return {
         "aurc": float(risks["error"].mean()),
         "aurc_mae": float(risks["mae"].mean()),
@@ -149,9 +149,9 @@ def measure_risk_coverage(labels: np.ndarray, probs: np.ndarray, refer: np.ndarr
             **{name: risk[shown].tolist() for name, risk in risks.items()},
         },
         "referral": {
-            "coverage": float(kept.mean()),
-            "error": float(error[kept].mean()) if kept.any() else None,
-            "mae": float(distance[kept].mean()) if kept.any() else None,
+            "coverage": float(answered.mean()),
+            "error": float(error[answered].mean()) if answered.any() else None,
+            "mae": float(distance[answered].mean()) if answered.any() else None,
         },
     }
 

@@ -126,18 +126,18 @@ def check_machine(device: Hardware, precision: Precision, versions: Mapping[str,
     Raises:
         UserError: The machine lacks one of them; the message names both.
     """
-    here = f"{platform.node()} cannot compute as this run does"
+    start = f"{platform.node()} cannot compute as this run does"
     if device == "cuda" and not _cuda_devices():
-        raise UserError(f"{here}: it has no usable NVIDIA GPU; keep it out of the run, or repair its driver")
+        raise UserError(f"{start}: it has no usable NVIDIA GPU; exclude it from the run, or fix its driver")
     if precision == "bf16" and not has_bf16(device):
         raise UserError(
-            f"{here}: its {'CPU' if device == 'cpu' else 'GPU'} has no bf16; use machines with bf16, or "
+            f"{start}: its {'CPU' if device == 'cpu' else 'GPU'} has no bf16; use machines with bf16, or "
             "another OUT with --precision fp32"
         )
     for name, version in (versions or {}).items():
         if (installed := metadata.version(name)) != version:
             raise UserError(
-                f"{here}: it has {name} {installed}, not {version}; install {name} {version} on it"
+                f"{start}: it has {name} {installed}, not {version}; install {name} {version} on it"
             )
 
 

@@ -176,18 +176,22 @@ def _fit(model: nn.Module, rename: Filter, state: State) -> _Fit:
     heads = head_names(model)
     for head in heads:  # a bundle with the head `corn` has its layer one level below
         if not isinstance(model.get_submodule(head), nn.Sequential):
-            state = {_moved(name, f"{head}.0.", f"{head}."): value for name, value in state.items()}
-    own = model.state_dict()
-    taken = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+            state = {_replace_prefix(name, f"{head}.0.", f"{head}."): value for name, value in state.items()}
+    of_model = model.state_dict()
+    taken = {
+        name: value
+        for name, value in state.items()
+        if name in of_model and of_model[name].shape == value.shape
+    }
     of_heads = tuple(f"{head}." for head in heads)
     return _Fit(
         taken,
-        [name for name in _weights_of(own) if name not in taken and not name.startswith(of_heads)],
+        [name for name in _weights_of(of_model) if name not in taken and not name.startswith(of_heads)],
         [name for name in _weights_of(state) if name not in taken and not name.startswith(of_heads)],
     )
 
 
-def _moved(name: str, old: str, new: str) -> str:
+def _replace_prefix(name: str, old: str, new: str) -> str:
     return new + name.removeprefix(old) if name.startswith(old) else name
 
 
@@ -202,11 +206,11 @@ def _load(
     taken = len(_weights_of(fit.taken))
     if mismatches:
         architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
-        parts = {
+        by_kind = {
             "missing": fit.missing,
             "unexpected": [name for name in fit.unexpected if name in mismatches],
         }
-        problems = "; ".join(f"{kind}: {_names(names)}" for kind, names in parts.items() if names)
+        problems = "; ".join(f"{kind}: {_names(names)}" for kind, names in by_kind.items() if names)
         raise UserError(
             f"{place} does not fit {architecture}: {taken} of {record.tensors} tensors fit, {problems}; give "
             f"weights of {architecture} by timm's names, set the file's architecture, or use --weights none"

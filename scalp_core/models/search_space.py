@@ -119,7 +119,8 @@ def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any,
     # Validated in a recipe in which the key has an effect.
     effective = {condition.other: condition.values[0] for condition in CONDITIONS if condition.setting == key}
     if isinstance(value, list) and value:
-        checked = tuple(getattr(with_settings(base, effective | {key: each}, origin), key) for each in value)
+        recipes = (with_settings(base, effective | {key: choice}, origin) for choice in value)
+        checked = tuple(getattr(recipe, key) for recipe in recipes)
         if len(set(checked)) < len(checked):
             raise UserError(f"{origin}: {key}: a value occurs twice; keep one of each")
         return checked
@@ -172,8 +173,8 @@ def sample_trials(
     for attempt in range(trials * _DRAWS_PER_TRIAL):
         if len(drawn) == trials:
             break
-        dice = np.random.default_rng([seed, attempt])
-        settings = {key: _draw(key, values, dice) for key, values in space.items()}
+        rng = np.random.default_rng([seed, attempt])
+        settings = {key: _draw(key, values, rng) for key, values in space.items()}
         recipe = with_settings(base, settings, f"trial {len(drawn) + 1} of the space")
         if (effect := recipe.effective_settings(workers)) not in effects:
             drawn.append(_effective(space, recipe))
@@ -208,13 +209,13 @@ def _count(space: Space, base: Recipe, workers: int, enough: int) -> int:
     return len(effects)
 
 
-def _draw(key: str, values: tuple[Any, ...] | Range, dice: np.random.Generator) -> Any:
+def _draw(key: str, values: tuple[Any, ...] | Range, rng: np.random.Generator) -> Any:
     if isinstance(values, tuple):
-        return values[dice.integers(len(values))]
+        return values[rng.integers(len(values))]
     if values.scale == "log":
-        number = math.exp(dice.uniform(math.log(values.low), math.log(values.high)))
+        number = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
     else:
-        number = dice.uniform(values.low, values.high)
+        number = rng.uniform(values.low, values.high)
     if Recipe.model_fields[key].annotation is int:
         return int(np.clip(round(number), values.low, values.high))
     return float(np.clip(float(f"{number:.{_DIGITS}g}"), values.low, values.high))

@@ -99,8 +99,8 @@ class TrainingStep:
         weight = self._loss.weight(labels)
         if self.world > 1:
             dist.all_reduce(weight)
-        pieces = self._recipe.accumulate
-        micro_batches = list(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True))
+        count = self._recipe.accumulate
+        micro_batches = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, (pixels, truth) in enumerate(micro_batches, 1):
             with self._reducing(number == len(micro_batches)):

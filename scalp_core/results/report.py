@@ -175,12 +175,12 @@ def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
     seconds = points[-1][0]
     if not seconds:
         return None
-    kept = points[:1]
+    merged = points[:1]
     for point in points[1:]:
         # Merges points that are close: two shards that end together are not a burst.
-        if point[0] - kept[-1][0] >= seconds / _CHART_STEPS:
-            kept.append(point)
-    kept[-1] = points[-1]
+        if point[0] - merged[-1][0] >= seconds / _CHART_STEPS:
+            merged.append(point)
+    merged[-1] = points[-1]
     steps = [
         {
             "start": round(before[0], 2),
@@ -188,7 +188,7 @@ def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
             "done": round((after[1] - before[1]) / (after[0] - before[0]), 3),
             "failed": round((after[2] - before[2]) / (after[0] - before[0]), 3),
         }
-        for before, after in pairwise(kept)
+        for before, after in pairwise(merged)
     ]
     return {
         "steps": steps,
