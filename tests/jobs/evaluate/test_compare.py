@@ -1,4 +1,4 @@
-"""The table of two bundles that an endpoint tried beside each other."""
+"""`scalp compare`: answers of two bundles in an audit log."""
 
 import json
 
@@ -40,7 +40,7 @@ LINES = [
 ]
 
 
-def test_models_are_compared_by_what_they_answered_and_by_what_both_said(tmp_path):
+def test_models_are_compared_by_all_answers_and_by_pairs(tmp_path):
     for number, part in enumerate((LINES[:5], LINES[5:])):  # two replicas
         (tmp_path / f"audit-{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     found = compare(str(tmp_path))
@@ -92,12 +92,12 @@ def test_kappa_has_an_interval_and_is_undefined_where_all_grades_are_equal(tmp_p
     assert low < above < few["kappa"] < below < high
 
 
-def test_a_folder_without_a_log_is_told(tmp_path):
+def test_folder_without_a_log_is_reported(tmp_path):
     with pytest.raises(UserError, match="has no audit log"):
         compare(str(tmp_path))
 
 
-def test_a_share_is_of_the_photographs_and_the_same_ones_each_time():
+def test_canary_share_selects_the_same_images():
     hashes = [f"{number * 2654435761 % 2**32:08x}" + "0" * 56 for number in range(2000)]
     chosen = {each for each in hashes if is_chosen(each, 0.2)}
     assert 0.17 < len(chosen) / len(hashes) < 0.23

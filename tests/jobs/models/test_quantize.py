@@ -1,4 +1,4 @@
-"""`scalp quantize` and the bundle that it changes: files of others, and other runs."""
+"""`scalp quantize`: other files in the bundle, and concurrent runs."""
 
 import shutil
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from scalp_core.storage import lease, outputs
 
 
 @pytest.mark.parametrize("text", ["[]", '{"kind": "evaluate"}', "my notes"])
-def test_a_summary_of_somebody_else_is_refused_and_kept(bundle, tmp_path, text):
+def test_summary_of_another_program_is_refused_and_kept(bundle, tmp_path, text):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     (copy / SUMMARY_FILE).write_text(text)
     with pytest.raises(UserError, match=f"{copy}/{SUMMARY_FILE} was not written by scalp quantize; move it"):
@@ -23,7 +23,7 @@ def test_a_summary_of_somebody_else_is_refused_and_kept(bundle, tmp_path, text):
 
 @pytest.mark.parametrize("verb", ["train", None], ids=["in a run", "alone"])
 def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
-    """Of a run, `scalp train` writes the bundle too."""
+    """`scalp train` also writes the bundle of a run."""
     run = tmp_path / "run"
     if verb:
         outputs.claim_output(str(run), verb)

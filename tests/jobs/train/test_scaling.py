@@ -1,4 +1,4 @@
-"""How many workers a training may have, and what is said when they find no room."""
+"""Scaling of a training, and the message while workers wait for resources."""
 
 import pytest
 import ray
@@ -29,7 +29,7 @@ def resources(monkeypatch, cpus: int, gpus: int = 0) -> None:
         (4, 4, 2),
     ],  # the last: a CPU for each of its GPUs, and no more
 )
-def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, most):
+def test_elastic_run_reserves_two_cpus_for_data(monkeypatch, cpus, gpus, most):
     resources(monkeypatch, cpus, gpus)
     scaling = plan_scaling(cluster(cpus, gpus), (1, 8), "auto")
     assert isinstance(scaling, ElasticScaling)
@@ -40,13 +40,13 @@ def test_a_run_that_grows_leaves_two_cpus_for_its_data(monkeypatch, cpus, gpus, 
     assert scaling.max_workers < scaling.min_workers
 
 
-def test_what_the_cluster_cannot_hold_is_refused_with_what_it_can():
+def test_too_many_workers_are_refused_with_the_possible_number():
     with pytest.raises(UserError, match="use --workers 4"):
         plan_scaling(cluster(6), (5, 8), "cpu")
 
 
 class Silence:
-    """A queue of these notes, and then of nothing; it stops who reads it after three times of that."""
+    """A queue of these notes that stops its reader after three empty reads."""
 
     def __init__(self, *notes):
         self.notes, self.silent, self.reader = list(notes), 0, None
@@ -76,12 +76,12 @@ def said(monkeypatch, capsys, *notes, cpus: int) -> str:
 STARTED = {"workers": 2, "after": 0}
 
 
-def test_a_run_whose_lost_workers_find_no_room_says_so(monkeypatch, capsys):
+def test_waiting_for_resources_is_reported(monkeypatch, capsys):
     output = said(monkeypatch, capsys, STARTED, {"lost": 2}, cpus=6)
     assert "workers failed: 2" in output
     assert "waiting for resources (workers: 2, CPUs for their data: 2); Ray has 6 CPUs" in output
     assert "waiting for resources" in said(monkeypatch, capsys, STARTED, cpus=3)
 
 
-def test_a_long_step_is_not_taken_for_waiting(monkeypatch, capsys):
+def test_long_step_is_not_reported_as_waiting(monkeypatch, capsys):
     assert "waiting" not in said(monkeypatch, capsys, STARTED, cpus=6)

@@ -1,4 +1,4 @@
-"""MLflow shows what the training was, epoch by epoch, whatever happened on the way."""
+"""MLflow gets all epochs of a training, also after outages and restarts."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def port(monkeypatch):
-    """Where the environment says that MLflow is, and nothing is yet."""
+    """The port of MLFLOW_TRACKING_URI, on which no server listens yet."""
     port = free_port()
     for name in [name for name in os.environ if name.startswith("MLFLOW_") and "HTTP" not in name]:
         monkeypatch.delenv(name)
@@ -66,7 +66,7 @@ def port(monkeypatch):
 
 @pytest.fixture(params=["server", "files"])
 def mlflow(request, port, tmp_path, monkeypatch):
-    """A client of an empty MLflow, by HTTP or in a folder."""
+    """A client of an empty MLflow, over HTTP or in a folder."""
     if request.param == "files":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
         yield MlflowClient()
@@ -84,7 +84,7 @@ def series(store, run_id, name):
     return [(metric.step, metric.value) for metric in store.get_metric_history(run_id, name)]
 
 
-def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
+def test_mlflow_has_recipe_metrics_and_files(mlflow, run, tmp_path):
     with open_tracker("mlflow", run, IDENTITY) as tracker:
         tracker.epoch(entry(1))
         tracker.epoch(entry(2))
@@ -95,8 +95,8 @@ def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
     assert (logged.info.status, logged.info.run_name) == ("FINISHED", "run")
     assert logged.data.params == {"epochs": "3", "learning_rate": "0.001", "weights": "none", "fold": "None"}
     names = ("data_sha256", "synthetic", "run", "model_version")
-    told = {name: logged.data.tags[f"scalp.{name}"] for name in names}
-    assert told == {"data_sha256": "ab12", "synthetic": "true", "run": run, "model_version": "run-1234"}
+    tags = {name: logged.data.tags[f"scalp.{name}"] for name in names}
+    assert tags == {"data_sha256": "ab12", "synthetic": "true", "run": run, "model_version": "run-1234"}
     number = logged.info.run_id
     assert series(mlflow, number, "loss/validation") == [(1, 2.0), (2, 1.0)]
     assert series(mlflow, number, "qwk/validation") == [(1, 0.1), (2, 0.2)]
@@ -107,7 +107,7 @@ def test_mlflow_has_recipe_figures_and_files(mlflow, run, tmp_path):
     assert files == {"curves.png": b"a picture", "MODEL_CARD.md": b"a card"}
 
 
-def test_a_run_that_goes_on_is_one_run_and_has_each_epoch_once(mlflow, run):
+def test_resumed_run_is_one_mlflow_run_with_each_epoch_once(mlflow, run):
     with pytest.raises(KeyboardInterrupt), open_tracker("mlflow", run, IDENTITY) as tracker:
         tracker.epoch(entry(1))
         tracker.epoch(entry(2))
@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_is_one_run_and_has_each_epoch_once(mlflow, run):
     assert len(series(mlflow, ended.info.run_id, "loss/step")) == 8
 
 
-def test_another_run_is_another_run_in_the_experiment_that_is_named(mlflow, run, tmp_path, monkeypatch):
+def test_runs_are_separate_in_the_named_experiment(mlflow, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "clinic")
     for folder in (run, str(tmp_path / "other")):
         with open_tracker("mlflow", folder, IDENTITY):
@@ -136,7 +136,7 @@ def test_another_run_is_another_run_in_the_experiment_that_is_named(mlflow, run,
     assert not runs(mlflow)
 
 
-def test_a_server_that_goes_away_gets_all_when_it_is_back(run, port, tmp_path, monkeypatch, capsys):
+def test_server_receives_missed_epochs_after_an_outage(run, port, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tracking_mlflow, "_SECONDS_BETWEEN_TRIES", 0.0)
     folder = tmp_path / "server"
     with mlflow_server(folder, port):
@@ -151,7 +151,7 @@ def test_a_server_that_goes_away_gets_all_when_it_is_back(run, port, tmp_path, m
         assert series(mlflow, logged.info.run_id, "loss/training") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
-def test_a_training_that_ends_while_the_server_is_away_ends_well(run, port, tmp_path, capsys):
+def test_training_ends_normally_during_an_outage(run, port, tmp_path, capsys):
     with mlflow_server(tmp_path / "server", port):
         tracker = tracking_mlflow.MLflow(run, IDENTITY)
     with tolerate_errors():
@@ -161,7 +161,7 @@ def test_a_training_that_ends_while_the_server_is_away_ends_well(run, port, tmp_
     assert capsys.readouterr().out.count("not tracked") == 1
 
 
-def test_a_server_that_is_away_is_left_alone_for_a_while(run, port, tmp_path):
+def test_unavailable_server_is_retried_after_a_pause(run, port, tmp_path):
     with mlflow_server(tmp_path / "server", port):
         tracker = tracking_mlflow.MLflow(run, IDENTITY)
     with pytest.raises(UserError):
@@ -170,7 +170,7 @@ def test_a_server_that_is_away_is_left_alone_for_a_while(run, port, tmp_path):
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["refuses", "hangs"])
-def test_a_server_that_does_not_answer_is_told_before_anything_is_written(listens, tmp_path, monkeypatch):
+def test_unavailable_server_is_reported_before_any_output(listens, tmp_path, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         if listens:
@@ -196,7 +196,7 @@ def test_a_server_that_does_not_answer_is_told_before_anything_is_written(listen
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_wants_a_key_is_told_it_or_said_to_want_it(run, port, tmp_path, monkeypatch):
+def test_server_with_credentials(run, port, tmp_path, monkeypatch):
     with mlflow_server(tmp_path / "server", port, key="me:secret") as mlflow:
         with pytest.raises(UserError, match="it rejected the credentials; set MLFLOW_TRACKING_USERNAME and"):
             tracking_mlflow.MLflow(run, IDENTITY)
@@ -206,7 +206,7 @@ def test_a_server_that_wants_a_key_is_told_it_or_said_to_want_it(run, port, tmp_
         assert len(runs(mlflow)) == 1
 
 
-def test_a_run_that_mlflow_no_longer_has_is_refused_with_the_way_out(mlflow, run):
+def test_deleted_mlflow_run_is_reported_with_advice(mlflow, run):
     with open_tracker("mlflow", run, IDENTITY):
         pass
     Path(run, "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
@@ -216,7 +216,7 @@ def test_a_run_that_mlflow_no_longer_has_is_refused_with_the_way_out(mlflow, run
         tracking_mlflow.MLflow(run, IDENTITY)
 
 
-def test_what_is_missing_is_named(run, monkeypatch):
+def test_missing_package_and_variable_are_named(run, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with (
         pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to MLflow's address"),
@@ -232,8 +232,8 @@ def test_what_is_missing_is_named(run, monkeypatch):
         pass
 
 
-def test_mlflow_reports_nothing_home(tmp_path):
-    """In a process that MLflow does not take for a test, where it would not report anyway."""
+def test_mlflow_sends_no_telemetry(tmp_path):
+    """In a process without the environment of a test, in which MLflow sends nothing anyway."""
     code = "import jobs.tracking_mlflow, mlflow.telemetry as t; print(t.get_telemetry_client())"
     asked = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
     said = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What a search does with its trials, without training any."""
+"""Trials of a search: scheduling, records and failures, without training."""
 
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def decision(scheduler, epoch, qwk):
     return scheduler.on_trial_result(None, trial, entry(epoch, qwk))
 
 
-def test_trials_that_are_over_count_for_those_to_come():
+def test_finished_trials_count_for_new_ones():
     over = [Trial(number, {}, "finished", "", [entry(2, 0.2 * number)]) for number in (1, 2, 3)]
     assert decision(make_asha(6, 2, []), 2, 0.1) == TrialScheduler.CONTINUE
     assert decision(make_asha(6, 2, over), 2, 0.1) == TrialScheduler.STOP
@@ -49,7 +49,7 @@ def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):
     assert (trial.settings, trial.status) == ({"color_jitter": 0.1}, "finished")
 
 
-def test_an_epoch_that_is_done_twice_counts_once_and_the_first_of_equals_is_the_best():
+def test_repeated_epoch_counts_once_and_earliest_best_epoch_wins():
     trial = Trial(1, {})
     for epoch, qwk, seconds in ((1, 0.3, 1.0), (2, 0.5, 1.0), (3, 0.5, 1.0), (2, 0.5, 9.0)):
         trial.add(entry(epoch, qwk, seconds) | {"more": "of Tune's"})

@@ -20,7 +20,7 @@ def flip_byte(path, position):
     path.write_bytes(bytes(data))
 
 
-def test_what_was_saved_is_loaded(bundle):
+def test_load_bundle_returns_the_saved_files(bundle):
     loaded = load_bundle(str(bundle))
     assert loaded.spec.temperature == 1.5
     assert loaded.spec.majority_grade == 2
@@ -28,7 +28,7 @@ def test_what_was_saved_is_loaded(bundle):
     assert loaded.state["fc.weight"].shape == (4, 2048)
 
 
-def test_a_run_holds_its_bundle(bundle, tmp_path):
+def test_load_bundle_accepts_a_run_directory(bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "run" / "bundle")
     assert load_bundle(str(tmp_path / "run")).spec == load_bundle(str(bundle)).spec
 
@@ -59,7 +59,7 @@ def test_a_directory_without_a_bundle_is_refused(tmp_path):
         load_bundle(str(tmp_path / "missing"))
 
 
-def test_the_card_says_what_it_is_not_for_and_what_it_reached(bundle):
+def test_model_card_has_metrics_and_intended_use(bundle):
     spec = load_bundle(str(bundle)).spec
     reached = {"n": 80, "qwk": 0.876, "top1": 0.75, "macro_f1": 0.7, "mae": 0.3}
     card = render_model_card(spec.model_copy(update={"metrics": {"val": reached}}))

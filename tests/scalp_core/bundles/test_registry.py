@@ -1,4 +1,4 @@
-"""The registry: versions that are whole, a history without gaps, and names that find both."""
+"""The model registry: complete versions, history and name resolution, with concurrent writers."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from scalp_core.evaluation.noninferiority import Comparison
 
 @pytest.fixture(params=["local", "s3"])
 def store(request, tmp_path, s3, monkeypatch):
-    """An empty registry, named in the environment as a user would name it."""
+    """An empty registry, set in the environment as by a user."""
     root = str(tmp_path / "models") if request.param == "local" else f"s3://scalp/models/{tmp_path.name}"
     monkeypatch.setenv("SCALP_MODELS", root)
     return open_registry()
@@ -32,7 +32,7 @@ def store(request, tmp_path, s3, monkeypatch):
 
 @pytest.fixture
 def run(bundle, tmp_path):
-    """Makes runs that differ in their contract: the nth is calibrated to temperature n."""
+    """Make runs with different contracts: the nth has temperature n."""
 
     def make(number, **changes):
         folder = tmp_path / f"run-{number}"
@@ -51,7 +51,7 @@ def leaky(bundle):
 
 
 def at_once(count, work):
-    """What each of `count` threads gets, or the UserError it met, all begun at the same moment."""
+    """Results or UserErrors of `count` threads that start simultaneously."""
     barrier = Barrier(count)
 
     def begin(index):
@@ -95,8 +95,8 @@ def test_a_rollback_goes_back_step_by_step(store, run):
         store.rollback("scalp")
     entry, new = store.promote("scalp", 1, untested=True)
     assert (entry.action, new) == ("rollback", False)
-    told = [(entry.action, entry.version, entry.why) for entry in store.history("scalp")]
-    assert told == [
+    entries = [(entry.action, entry.version, entry.why) for entry in store.history("scalp")]
+    assert entries == [
         ("promote", 1, "trial 1"), ("promote", 2, "trial 2"), ("promote", 3, "trial 3"),
         ("rollback", 2, "worse"), ("rollback", 1, "worse"),
     ]  # fmt: skip
@@ -122,7 +122,7 @@ UNKNOWN = {
 }
 
 
-def test_an_unknown_name_says_what_there_is(tmp_path, monkeypatch, run):
+def test_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, run):
     monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
     store, sources = open_registry(), [run(1), run(2)]
     for source, name in ((sources[0], "scalp"), (sources[1], "scalp"), (sources[0], "hair")):
@@ -132,7 +132,7 @@ def test_an_unknown_name_says_what_there_is(tmp_path, monkeypatch, run):
             load_bundle(reference)
 
 
-def test_no_registry_and_an_empty_one_say_the_way_out(tmp_path, monkeypatch):
+def test_missing_and_empty_registries_are_reported_with_advice(tmp_path, monkeypatch):
     monkeypatch.delenv("SCALP_MODELS", raising=False)
     with pytest.raises(UserError, match="set SCALP_MODELS to a folder or s3://BUCKET/PREFIX"):
         load_bundle("models://scalp")
@@ -164,7 +164,7 @@ open_registry().add(sys.argv[1], "scalp")
 """
 
 
-def test_an_add_that_is_killed_leaves_nothing_to_be_seen(store, run):
+def test_killed_add_leaves_no_visible_version(store, run):
     source = run(1)
     ended = subprocess.run([sys.executable, "-c", KILLED, source], check=False)
     assert ended.returncode == -signal.SIGKILL
@@ -178,7 +178,7 @@ def test_an_add_that_is_killed_leaves_nothing_to_be_seen(store, run):
     assert load_bundle("models://scalp@1").fetch("weights").fetch("float").spec.temperature == 1
 
 
-def test_of_those_who_add_one_bundle_at_once_all_get_one_version(store, run):
+def test_concurrent_adds_of_one_bundle_share_a_version(store, run):
     sources = [run(1), run(2)]
     files, looked = Registry._files, Barrier(8)
 
@@ -206,7 +206,7 @@ print(*open_registry().add(sys.argv[1], "scalp"))
 """
 
 
-def test_processes_that_add_one_bundle_at_once_share_a_version(store, run):
+def test_processes_adding_one_bundle_share_a_version(store, run):
     command = [sys.executable, "-c", ADDED, run(1), str(time.time() + 1)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     printed = sorted(process.communicate()[0].strip() for process in started)
@@ -232,7 +232,7 @@ def test_an_add_overtaken_by_another_of_the_same_bundle_changes_nothing(store, r
     load_bundle("models://scalp@1").fetch("weights").fetch("float")
 
 
-def test_a_listing_that_misses_what_is_taken_meanwhile_hides_no_number(store, run):
+def test_numbers_taken_during_a_listing_are_found(store, run):
     sources, files = [run(number) for number in (1, 2)], Registry._files
     for source in sources:
         store.add(source, "scalp")
@@ -241,7 +241,7 @@ def test_a_listing_that_misses_what_is_taken_meanwhile_hides_no_number(store, ru
     assert store.add(sources[0], "scalp") == (1, False)
 
 
-def test_a_lost_entry_of_the_history_does_not_hold_up_the_next(store, run):
+def test_history_continues_after_a_lost_entry(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
     store.promote("scalp", 1, untested=True)
@@ -282,7 +282,7 @@ def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length,
     assert registry._stack(entries)[::-1] == stack
 
 
-def test_of_those_who_add_at_once_each_gets_a_whole_version(store, run):
+def test_concurrent_adds_of_different_bundles_get_complete_versions(store, run):
     sources = [run(number) for number in range(1, 4)]
     added = at_once(3, lambda index: store.add(sources[index], "scalp"))
     assert sorted(added) == [(1, True), (2, True), (3, True)]
@@ -291,7 +291,7 @@ def test_of_those_who_add_at_once_each_gets_a_whole_version(store, run):
         assert loaded.spec.temperature == index + 1
 
 
-def test_of_those_who_promote_at_once_one_wins_and_the_others_are_told(store, run):
+def test_one_of_concurrent_promotions_succeeds_and_others_fail(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
     history, entries = store.history, store._entries
@@ -301,17 +301,17 @@ def test_of_those_who_promote_at_once_one_wins_and_the_others_are_told(store, ru
     slow = Registry(store.root)
     object.__setattr__(slow, "_entries", lambda name: (entries(name), seen.wait())[0])
     results = at_once(3, lambda index: slow.promote("scalp", index + 1, untested=True))
-    told = [result for result in results if isinstance(result, UserError)]
+    errors = [result for result in results if isinstance(result, UserError)]
     (winner,) = (result[0] for result in results if not isinstance(result, UserError))
-    assert len(told) == 2
-    assert all(f"meanwhile {winner.who} promoted version {winner.version}" in str(error) for error in told)
+    assert len(errors) == 2
+    assert all(f"meanwhile {winner.who} promoted version {winner.version}" in str(error) for error in errors)
     assert history("scalp") == [winner]
     store.promote("scalp", winner.version % 3 + 1, untested=True)
     names = storage.names_in(storage.join(store.root, "scalp", "history"))
     assert names == {"000001.json", "000002.json"}
 
 
-def test_a_version_in_a_registry_is_not_changed(store, run):
+def test_version_in_a_registry_is_immutable(store, run):
     store.add(run(1), "scalp")
     with pytest.raises(UserError, match="those do not change.*scalp models add RUN NAME"):
         registry.refuse_change(load_bundle("models://scalp@1"))

@@ -11,7 +11,7 @@ def width(bound):
     return bound["high"] - bound["low"]
 
 
-def test_groups_that_are_alike_inside_make_intervals_wider_than_photographs_do():
+def test_correlated_groups_widen_intervals():
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(20), 25)
     labels = rng.choice(4, 500, p=[0.1, 0.3, 0.4, 0.2])
@@ -27,7 +27,7 @@ def test_groups_that_are_alike_inside_make_intervals_wider_than_photographs_do()
     assert width(by_group["top1"]) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_the_seed_decides():
+def test_intervals_depend_on_the_seed():
     labels, probs = drawn()
     groups = np.arange(500) % 30
     first = bootstrap.bootstrap_metrics(labels, probs, groups)
@@ -39,7 +39,7 @@ def test_the_seed_decides():
         assert again[name]["low"] == pytest.approx(first[name]["low"]), name
 
 
-def test_a_resample_is_scored_as_its_photographs_would_be(monkeypatch):
+def test_resample_has_the_metrics_of_its_images(monkeypatch):
     labels, probs = drawn(200)
     groups = np.arange(200) % 10  # one digit: as text they are in the order of the weights
     weights = next(bootstrap.resamples(10, 200, seed=3))[:1]

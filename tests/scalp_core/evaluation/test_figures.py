@@ -1,4 +1,4 @@
-"""Pictures say what they were told to say."""
+"""Plots show titles, warnings and markers."""
 
 from scalp_core.evaluation import figures
 
@@ -11,10 +11,10 @@ HISTORY = [
 def test_the_warning_of_a_leaky_split_is_on_the_curves():
     plain, again = figures.plot_curves(HISTORY, 2), figures.plot_curves(HISTORY, 2)
     assert plain == again
-    assert figures.plot_curves(HISTORY, 2, "LEAKY SPLIT: the figures flatter") != plain
+    assert figures.plot_curves(HISTORY, 2, "LEAKY SPLIT: metrics are too optimistic") != plain
 
 
-def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best():
+def test_search_plot_shows_warning_and_best_trial():
     def drawn(order, title="kappa on validation"):
         trials = [
             {"number": number, "settings": {"learning_rate": number / 100, "loss": "corn"},
@@ -29,7 +29,7 @@ def test_the_picture_of_a_search_shows_the_warning_and_which_trial_is_the_best()
     assert len({drawn([1]), drawn([1, 2]), drawn([2, 1]), drawn([1, 2], "LEAKY")}) == 4
 
 
-def test_the_picture_of_a_search_leaves_out_settings_that_a_trial_does_not_have():
+def test_search_plot_omits_settings_without_an_effect():
     def drawn(*smoothing):
         trials = [
             {"number": number, "settings": settings, "status": "finished", "history": HISTORY}

@@ -9,7 +9,7 @@ from scalp_core.evaluation import metrics
 
 
 def drawn(count=500, seed=0):
-    """Labels and probabilities that know something of them, some of them equal."""
+    """Labels and correlated probabilities, with ties."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(4, count, p=[0.05, 0.35, 0.43, 0.17])
     logits = -((np.arange(4) - (labels + rng.normal(0, 0.9, count))[:, None]) ** 2)
@@ -110,7 +110,7 @@ def test_ece_by_hand():
 
 
 def spread(count, sharpness=1.0, seed=0):
-    """Probabilities of a model that is as sharp as this."""
+    """Probabilities of a model with this sharpness."""
     exponentials = np.exp(np.random.default_rng(seed).normal(0, sharpness, (count, 4)))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -142,10 +142,10 @@ def test_a_perfectly_calibrated_model_has_the_ece_of_chance(count, ece):
 
 
 @pytest.mark.parametrize("factor", [0.4, 2.5])
-def test_a_model_that_is_too_sure_or_too_unsure_has_far_more_than_that(factor):
+def test_over_and_underconfident_models_have_a_larger_ece(factor):
     probs = spread(458, sharpness=1.5)
-    told = probs**factor / (probs**factor).sum(axis=1, keepdims=True)
-    result = metrics.score_probabilities(labels_from(probs), told)
+    sharpened = probs**factor / (probs**factor).sum(axis=1, keepdims=True)
+    result = metrics.score_probabilities(labels_from(probs), sharpened)
     assert result["ece"] > 1.5 * result["ece_if_calibrated_95"] > 1.5 * result["ece_if_calibrated"]
     calm = metrics.score_probabilities(labels_from(probs), probs)
     assert calm["ece"] < calm["ece_if_calibrated_95"]
@@ -173,7 +173,7 @@ def test_sensitivity_at_95_specificity_by_hand():
     assert result["auroc"] == pytest.approx((20 + 19 + 0 + 19 / 2) / 80)
 
 
-def test_what_is_undefined_is_none():
+def test_undefined_metrics_are_none():
     labels, probs = np.array([2, 3]), np.eye(4)[[2, 2]]
     result = metrics.score_probabilities(labels, probs)
     assert result["auroc"] is None
@@ -183,7 +183,7 @@ def test_what_is_undefined_is_none():
     assert metrics.score(labels, np.array([2, 2]))["precision"] == [None, None, 0.5, None]
 
 
-def test_the_prior_is_what_drawing_from_it_comes_to():
+def test_prior_baseline_equals_the_mean_of_draws():
     labels = np.repeat(np.arange(4), [40, 350, 430, 180])
     counts = [1, 3, 4, 2]
     baseline = metrics.prior_baseline(labels, counts)
@@ -195,7 +195,7 @@ def test_the_prior_is_what_drawing_from_it_comes_to():
     assert baseline["auroc"] == 0.5
 
 
-def test_the_papers_accuracy_flatters_as_its_note_says():
+def test_papers_binary_accuracy_is_too_optimistic_as_noted():
     labels = np.array([0, 1, 2, 3] * 25)
     assert metrics.binary_accuracy(labels, np.eye(4)[labels]) == 1
     assert metrics.binary_accuracy(labels, np.eye(4)[3 - labels]) == 0.5

@@ -1,4 +1,4 @@
-"""A candidate is accepted only where chance cannot hide that it is worse."""
+"""Non-inferiority: a candidate is accepted only if chance does not explain its metrics."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def answers(grades, covered=None):
 
 
 def draw(rng, images, groups, noise):
-    """Labels, groups, and what a model and its noisier copy answer."""
+    """Labels, groups, and the answers of a model and a noisier copy."""
     severity = rng.normal(size=images)
     cuts = norm.ppf(np.cumsum(SHARES)[:-1]) * np.sqrt(1 + SPREAD**2)
     labels = np.searchsorted(cuts, severity + SPREAD * rng.normal(size=images))
@@ -59,7 +59,7 @@ def test_the_same_answers_lose_nothing():
 
 
 @pytest.mark.parametrize(("images", "passes"), [(37, False), (150, False), (1000, True)])
-def test_few_images_that_are_answered_alike_prove_little(images, passes):
+def test_few_images_with_equal_answers_prove_little(images, passes):
     """The bound is about what happens to kappa if 3 images in n, the rule of three, are one grade worse."""
     labels, groups, reference, _ = draw(np.random.default_rng(7), images, 5, 0)
     comparison = compared(labels, groups, reference, reference)
@@ -72,7 +72,7 @@ def test_few_images_that_are_answered_alike_prove_little(images, passes):
 
 
 def test_groups_and_not_images_are_what_chance_draws():
-    """All of the loss in one microscope of four: another draw of microscopes may lose twice as much."""
+    """The whole loss is in one of four microscopes: another sample of microscopes may lose twice as much."""
     labels, _, reference, _ = draw(np.random.default_rng(3), 2000, 4, 0)
     worse = reference.grades + (np.arange(2000) < 500) * (reference.grades < 3)
     by_group = compared(labels, np.arange(2000) // 500, reference, answers(worse))
@@ -100,8 +100,8 @@ def test_a_loss_of_coverage_fails_unless_the_promise_is_kept():
 
 
 @pytest.mark.parametrize("grade", [None, 2])
-def test_what_bounds_nothing_is_not_accepted(grade):
-    """One microscope alone, or one grade alone, which has no kappa."""
+def test_comparison_without_bounds_is_rejected(grade):
+    """A single microscope, or a single grade, whose kappa is undefined."""
     labels, groups, reference, candidate = draw(np.random.default_rng(5), 100, 5, 0)
     if grade is None:
         groups = np.zeros(100)

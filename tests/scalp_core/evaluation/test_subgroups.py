@@ -12,7 +12,7 @@ from tests.scalp_core.evaluation.test_metrics import drawn
 from tests.support.small_grade import write_bundle
 
 
-def test_slices_hold_every_photograph_once_and_small_values_together():
+def test_slices_contain_each_image_once_and_pool_small_values():
     labels, probs = drawn(200)
     device = [f"M{index % 4}" for index in range(150)] + [f"X{index % 10}" for index in range(50)]
     position = [None if index < 30 else "TH" for index in range(190)] + ["LH"] * 10
@@ -38,32 +38,32 @@ def test_slices_hold_every_photograph_once_and_small_values_together():
 
 
 def test_conformal_coverage_by_hand():
-    told = subgroups.measure_grade_sets(np.array([0, 0, 2]), [[0], [1, 2], [1, 2, 3]], 0.9)
-    assert told["coverage"] == pytest.approx(2 / 3)
-    assert told["mean_set_size"] == 2
-    assert told["sizes"] == [1, 1, 1, 0]
-    assert told["by_grade"][0] == {"coverage": 0.5, "mean_set_size": 1.5}
-    assert told["by_grade"][1] == {"coverage": None, "mean_set_size": None}
+    grade_sets = subgroups.measure_grade_sets(np.array([0, 0, 2]), [[0], [1, 2], [1, 2, 3]], 0.9)
+    assert grade_sets["coverage"] == pytest.approx(2 / 3)
+    assert grade_sets["mean_set_size"] == 2
+    assert grade_sets["sizes"] == [1, 1, 1, 0]
+    assert grade_sets["by_grade"][0] == {"coverage": 0.5, "mean_set_size": 1.5}
+    assert grade_sets["by_grade"][1] == {"coverage": None, "mean_set_size": None}
 
 
 def test_risk_and_coverage_by_hand():
     # Right, right, one off, two off; in the order of confidence.
     probs = np.array([[0.9, 0.1, 0, 0], [0, 0.8, 0.2, 0], [0, 0.7, 0.3, 0], [0.6, 0.4, 0, 0]])
     labels, refer = np.array([0, 1, 2, 2]), np.array([False, False, False, True])
-    told = subgroups.measure_risk_coverage(labels, probs, refer)
-    assert told["curve"]["coverage"] == [0.25, 0.5, 0.75, 1]
-    assert told["curve"]["error"] == pytest.approx([0, 0, 1 / 3, 1 / 2])
-    assert told["curve"]["mae"] == pytest.approx([0, 0, 1 / 3, 3 / 4])
-    assert told["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert told["referral"] == pytest.approx({"coverage": 0.75, "error": 1 / 3, "mae": 1 / 3})
+    curve = subgroups.measure_risk_coverage(labels, probs, refer)
+    assert curve["curve"]["coverage"] == [0.25, 0.5, 0.75, 1]
+    assert curve["curve"]["error"] == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    assert curve["curve"]["mae"] == pytest.approx([0, 0, 1 / 3, 3 / 4])
+    assert curve["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert curve["referral"] == pytest.approx({"coverage": 0.75, "error": 1 / 3, "mae": 1 / 3})
     assert subgroups.measure_risk_coverage(labels, probs, ~refer | refer)["referral"]["error"] is None
 
 
-def test_equal_confidence_makes_the_order_of_photographs_irrelevant():
+def test_order_of_equally_confident_images_is_irrelevant():
     probs = np.tile([0.7, 0.3, 0.0, 0.0], (10, 1))
     labels = np.array([0] * 5 + [1] * 5)
-    told = subgroups.measure_risk_coverage(labels, probs, np.zeros(10, bool))
-    assert told["curve"]["error"] == pytest.approx([0.5] * 10)
+    curve = subgroups.measure_risk_coverage(labels, probs, np.zeros(10, bool))
+    assert curve["curve"]["error"] == pytest.approx([0.5] * 10)
 
 
 def test_the_mean_of_passes_is_of_calibrated_probabilities():
@@ -73,20 +73,20 @@ def test_the_mean_of_passes_is_of_calibrated_probabilities():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_an_ece_is_told_beside_that_of_chance(tmp_path):
+def test_ece_is_reported_next_to_ece_by_chance(tmp_path):
     labels, probs = drawn(200)
     found = subgroups.validation_metrics(
         labels, probs**2 / (probs**2).sum(axis=1)[:, None], probs, range(200), {}
     )
-    told, chance = found["calibration"], metrics.ece_if_calibrated(probs)
-    assert told["if_calibrated_after"] == chance
+    calibrated, chance = found["calibration"], metrics.ece_if_calibrated(probs)
+    assert calibrated["if_calibrated_after"] == chance
     assert (found["ece_if_calibrated"], found["ece_if_calibrated_95"]) == (chance["mean"], chance["high"])
-    line = subgroups.ece_line(told, "after")
+    line = subgroups.ece_line(calibrated, "after")
     assert line.startswith(
         f"{found['ece']:.3f} ({chance['mean']:.3f} expected of a perfectly calibrated model"
     )
     assert f"up to {chance['high']:.3f}" in line
-    assert told["if_calibrated_before"] != chance
+    assert calibrated["if_calibrated_before"] != chance
     assert subgroups.ece_line(subgroups.measure_calibration(labels, probs, None), "before") == "-"
     spec = load_bundle(write_bundle(str(tmp_path))).spec
     training = spec.training.model_copy(update={"recipe": {"epochs": 1}})
@@ -96,17 +96,17 @@ def test_an_ece_is_told_beside_that_of_chance(tmp_path):
         f"{found['ece']:.3f} with it).\nA perfectly calibrated model has an ECE of {chance['mean']:.3f}"
         in card
     )
-    del told["if_calibrated_after"]  # as in an older bundle
+    del calibrated["if_calibrated_after"]  # as in an older bundle
     assert "ECE" not in render_model_card(spec.model_copy(update={"metrics": {"val": found}}))
 
 
-def test_pictures_are_drawn_also_of_what_is_undefined():
+def test_plots_accept_undefined_metrics():
     labels, probs = np.full(30, 2), np.tile([0.0, 0.0, 1.0, 0.0], (30, 1))
     validation = subgroups.validation_metrics(labels, probs, probs, ["a"] * 30, {"sex": [None] * 30})
-    told = subgroups.measure_calibration(labels, probs, None)
+    calibrated = subgroups.measure_calibration(labels, probs, None)
     refer = np.ones(30, bool)
     for picture in (
-        figures.plot_reliability(told, "one grade"),
+        figures.plot_reliability(calibrated, "one grade"),
         figures.plot_risk_coverage(subgroups.measure_risk_coverage(labels, probs, refer), "one grade"),
         figures.plot_slices(validation["slices"], validation, validation["intervals"], "one grade"),
     ):

@@ -73,7 +73,7 @@ def photographs(count: int, size: int) -> np.ndarray:
 
 
 def with_patch(place: tuple[int, int] | None, seed: int) -> np.ndarray:
-    """Noise, and in it a bright patch with its corner at `place`."""
+    """Noise with a bright patch whose corner is at `place`."""
     image = np.random.default_rng(seed).integers(60, 140, (_TOY, _TOY, 3)).astype(np.uint8)
     if place is not None:
         image[place[0] : place[0] + _PATCH, place[1] : place[1] + _PATCH] = 250
@@ -82,7 +82,7 @@ def with_patch(place: tuple[int, int] | None, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def patch_bundle() -> Bundle:
-    """Trained for seconds: a bright patch anywhere is grade 3, none is grade 0."""
+    """A model trained for seconds: grade 3 with a bright patch, grade 0 without."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = build_model("test_resnet")
@@ -129,7 +129,7 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     images = np.stack([with_patch(place, seed) for seed, place in enumerate(places)])
 
     def found(explainer: Explainer) -> float:
-        """Share of the pictures whose heat is highest inside the patch."""
+        """Share of images whose maximum heat is inside the patch."""
         hits = []
         for heat, place in zip(explainer.heatmaps(images, [3] * len(images)), places, strict=True):
             peak = np.unravel_index(heat.argmax(), heat.shape)

@@ -1,4 +1,4 @@
-"""Scores that are NaN or infinite: referred on every path, never answered as good, never NaN in an output."""
+"""Logits that are NaN or infinite: referred on all paths, without NaN in outputs."""
 
 import json
 import math

@@ -104,7 +104,7 @@ def test_a_batch_of_any_size_is_answered_in_order(loaded, images):
     np.testing.assert_allclose(predictor.logits(many), expected, atol=1e-5)
 
 
-def test_files_are_graded_in_order_and_the_bad_ones_say_why(loaded):
+def test_files_are_graded_in_order_with_reasons_for_bad_ones(loaded):
     files = [jpeg(seed % 9) for seed in range(90)]  # three pieces
     files[4], files[40], files[89] = b"", b"no photograph", jpeg(1)[:3000]
     predictor = Predictor(loaded, "cpu", "fp32")
@@ -119,7 +119,7 @@ def test_files_are_graded_in_order_and_the_bad_ones_say_why(loaded):
     assert [answer.code for answer in predictor.grade_bytes([b""])] == ["empty"]
 
 
-def test_files_are_taken_in_as_the_work_goes_on(loaded):
+def test_files_are_consumed_lazily(loaded):
     taken = []
 
     def archive():
@@ -139,13 +139,13 @@ def test_threads_may_share_a_predictor(loaded, images):
             np.testing.assert_array_equal(answer, expected)
 
 
-def test_a_bundle_from_before_graphs_answers_the_same(loaded, images):
+def test_bundle_older_than_graphs_gives_the_same_answers(loaded, images):
     old = Bundle(loaded.spec.model_copy(update={"graphs": {}}), loaded.uri)
     expected = Predictor(loaded, "cpu", "fp32").logits(images)
     np.testing.assert_allclose(Predictor(old, "cpu", "fp32").logits(images), expected, atol=1e-5)
 
 
-def test_a_cpu_grades_without_loading_pytorch_and_reports_to_nobody(bundle, tmp_path):
+def test_cpu_grades_without_pytorch_and_telemetry(bundle, tmp_path):
     program = f"""
 import sys, numpy as np
 from scalp_core.bundles.loading import load_bundle
@@ -182,7 +182,7 @@ assert not model.get_property("ENABLE_CPU_PINNING") or len(os.sched_getaffinity(
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_does_not_go_together_is_refused_with_a_way_out(loaded):
+def test_incompatible_arguments_are_refused_with_advice(loaded):
     with pytest.raises(UserError, match="scalp quantize"):
         Predictor(loaded, "cpu", "int8")
     with pytest.raises(UserError, match="use --device cpu"):
@@ -199,7 +199,7 @@ def test_compiling_is_for_long_runs_on_gpus():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_cuda_without_a_gpu_is_refused_with_a_way_out(loaded):
+def test_cuda_without_a_gpu_is_refused_with_advice(loaded):
     with pytest.raises(UserError, match="use --device cpu or auto"):
         Predictor(loaded, "cuda")
 

@@ -9,7 +9,7 @@ from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
 @pytest.fixture(scope="module")
 def imagenet_like():
-    """A model as the hub would deliver it: a thousand classes."""
+    """A model with a thousand classes, as on the hub."""
     torch.manual_seed(1)
     return timm.create_model(DEFAULT_ARCHITECTURE, num_classes=1000)
 

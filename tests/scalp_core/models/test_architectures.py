@@ -45,7 +45,7 @@ TESTED = CONVOLUTIONAL | ATTENTION
 
 
 @pytest.mark.parametrize(("architecture", "size"), TESTED.items())
-def test_first_weights_become_a_bundle(architecture, size):
+def test_initial_weights_become_a_bundle(architecture, size):
     start = make_initial_state(Recipe(architecture=architecture, weights="none", size=size))
     heat_maps = not any("has no heatmaps" in note for note in start.notes)
     assert heat_maps == (architecture in CONVOLUTIONAL)

@@ -21,7 +21,7 @@ SMALL = "test_resnet"
 
 @pytest.fixture(scope="module")
 def imagenet_like():
-    """Weights as the hub would deliver them: a thousand classes."""
+    """Weights for a thousand classes, as on the hub."""
     torch.manual_seed(1)
     return timm.create_model(SMALL, num_classes=1000).state_dict()
 
@@ -59,12 +59,12 @@ def test_weights_in_object_storage_are_taken(imagenet_like, s3):
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "module.", "model.", "model.backbone.", "encoder.net."])
-def test_prefixes_of_other_trainers_are_understood(imagenet_like, file, prefix):
+def test_prefixes_of_other_trainers_are_removed(imagenet_like, file, prefix):
     path = file({prefix + name: value for name, value in imagenet_like.items()})
     assert same_body(initial_model(SMALL, path, seed=0)[0], imagenet_like)
 
 
-def test_a_prefix_of_the_body_alone_is_understood(imagenet_like, file):
+def test_prefix_of_all_but_the_head_is_removed(imagenet_like, file):
     body = {f"model.backbone.{name}": value for name, value in imagenet_like.items() if "fc." not in name}
     head = {f"model.{name}": value for name, value in imagenet_like.items() if "fc." in name}
     assert same_body(initial_model(SMALL, file(body | head), seed=0)[0], imagenet_like)
@@ -144,9 +144,7 @@ def test_pretrained_weights_are_recorded_with_tag_address_and_hash(monkeypatch, 
         (SMALL, "hf_hub_download", "https://huggingface.co/timm/test_resnet"),
     ],
 )
-def test_an_address_that_cannot_be_reached_is_named_with_three_ways(
-    monkeypatch, architecture, fetch, address
-):
+def test_unreachable_address_is_reported_with_three_alternatives(monkeypatch, architecture, fetch, address):
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
@@ -164,20 +162,20 @@ def test_a_missing_file_and_an_unknown_architecture_are_one_line(tmp_path):
         build_model("legacy_xception.mine")
 
 
-def test_a_former_name_of_timm_is_understood():
+def test_deprecated_timm_name_is_resolved():
     assert (
         build_model("xception", size=64).state_dict().keys()
         == build_model(DEFAULT_ARCHITECTURE).state_dict().keys()
     )
 
 
-def test_from_scratch_the_seed_decides():
+def test_random_weights_depend_on_the_seed():
     first, second, third = (initial_model(SMALL, "none", seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first.fc.weight, second.fc.weight)
     assert not torch.equal(first.fc.weight, third.fc.weight)
 
 
-def test_a_resumed_run_takes_the_first_weights_that_it_kept(tmp_path):
+def test_resumed_run_loads_its_saved_initial_state(tmp_path):
     record = InitialWeights(source="imagenet", tensors=9, taken=7, url="https://example.org/w.pth")
     start = InitialState(b"weights", record, Preprocess(size=64), True, ["has no heatmaps"])
     assert load_initial_state(str(tmp_path)) is None
@@ -187,7 +185,7 @@ def test_a_resumed_run_takes_the_first_weights_that_it_kept(tmp_path):
     assert load_initial_state(str(tmp_path)) is None
 
 
-def test_a_resumed_search_fetches_no_first_weights_again(tmp_path, monkeypatch):
+def test_resumed_search_loads_its_saved_initial_states(tmp_path, monkeypatch):
     start = InitialState(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
     recipe = Recipe(architecture="test_resnet", size=64)
     save_initial_state(tune._start_folder(str(tmp_path), 0), start)

@@ -1,4 +1,4 @@
-"""The losses, against their definitions written out."""
+"""Losses compared with explicit definitions."""
 
 import numpy as np
 import pytest

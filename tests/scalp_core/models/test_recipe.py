@@ -33,7 +33,7 @@ def test_a_wrong_override_is_named(overrides, words):
         load_recipe("smoke", RECIPES, overrides)
 
 
-def test_a_recipe_file_of_ones_own_is_checked_alike(tmp_path):
+def test_users_recipe_file_is_validated(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("weights: none\nsize: 96\n")
     assert load_recipe(str(path), RECIPES, []).size == 96
@@ -84,7 +84,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("overrides", REFUSED)
-def test_a_setting_without_an_effect_is_refused_in_a_line_that_names_the_way_out(overrides):
+def test_setting_without_an_effect_is_refused_with_advice(overrides):
     with pytest.raises(UserError, match=re.escape(REFUSED[overrides])) as refused:
         load_recipe("default", RECIPES, list(overrides))
     assert "\n" not in str(refused.value)
@@ -92,7 +92,7 @@ def test_a_setting_without_an_effect_is_refused_in_a_line_that_names_the_way_out
 
 @pytest.mark.parametrize("name", ["default", "paper", "smoke"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
-def test_a_recipe_with_any_loss_is_read_again_from_what_is_written_of_it(name, loss, tmp_path):
+def test_recipe_with_any_loss_survives_yaml(name, loss, tmp_path):
     recipe = load_recipe(name, RECIPES, [f"loss={loss}"])
     path = tmp_path / "best.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump()))
@@ -102,7 +102,7 @@ def test_a_recipe_with_any_loss_is_read_again_from_what_is_written_of_it(name, l
             assert getattr(recipe, condition.setting) == condition.neutral
 
 
-def test_label_smoothing_is_on_unless_set_where_it_has_an_effect():
+def test_default_label_smoothing_depends_on_the_loss():
     assert [Recipe(loss=loss).label_smoothing for loss in ("cross_entropy", "corn")] == [0.05, 0.0]
 
 

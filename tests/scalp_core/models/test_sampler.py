@@ -1,4 +1,4 @@
-"""The order of training: the same for any number of workers, complete, and drawn anew in every epoch."""
+"""The sampler: equal for any number of workers, complete, and different in each epoch."""
 
 from hashlib import sha256
 
@@ -23,7 +23,7 @@ def plan(epoch=1, augment="dihedral", sampling="natural", seed=0):
     return plan_epoch(LABELS, EpochSettings(augment, sampling, 0.0, 16, 1, seed), epoch)
 
 
-def test_an_epoch_shows_every_photograph_once_in_an_order_of_its_own():
+def test_each_epoch_shows_every_image_once_in_another_order():
     first, second = plan(1), plan(2)
     assert sorted(first.rows) == sorted(second.rows) == list(range(len(LABELS)))
     assert (first.rows != second.rows).any()
@@ -31,7 +31,7 @@ def test_an_epoch_shows_every_photograph_once_in_an_order_of_its_own():
     assert set(np.unique(np.concatenate([plan(epoch).symmetry for epoch in range(1, 9)]))) == set(range(8))
 
 
-def test_the_same_seed_and_epoch_give_the_same_again():
+def test_plan_is_deterministic_by_seed_and_epoch():
     for one, other in zip(plan(5), plan(5), strict=True):
         assert (one == other).all()
     assert (plan(5, seed=1).rows != plan(5).rows).any()
@@ -45,7 +45,7 @@ def test_x4_counts_as_the_paper_counts():
     assert seen == {(row, turn) for row in range(len(LABELS)) for turn in X4}
 
 
-def test_the_paper_s_four_are_as_is_upside_down_mirrored_and_a_quarter_turn():
+def test_x4_is_identity_upside_down_mirrored_and_quarter_turn():
     square = np.arange(12).reshape(1, 2, 2, 3)
     turned = [augment.apply_dihedral(square, np.array([turn]))[0] for turn in X4]
     expected = [square[0], square[0, ::-1], square[0, :, ::-1], np.rot90(square[0])]
@@ -53,7 +53,7 @@ def test_the_paper_s_four_are_as_is_upside_down_mirrored_and_a_quarter_turn():
         assert (got == wanted).all()
 
 
-def test_balanced_shows_every_grade_equally_often_and_no_photograph_much_more_than_its_like():
+def test_balanced_sampling_shows_grades_and_images_of_a_grade_equally_often():
     shown = plan(sampling="balanced").rows
     assert len(shown) == len(LABELS)
     assert np.ptp(np.bincount(LABELS[shown], minlength=4)) <= 1
@@ -90,13 +90,13 @@ def test_colors_change_mildly_and_nothing_changes_at_zero():
 
 
 def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
-    """Each block of 64 drew the whole epoch anew: 1,700 core-seconds an epoch at a million images."""
+    """Once each block of 64 drew the whole epoch: 1,700 core-seconds per epoch at a million images."""
     size, blocks = 2, 30
     labels = np.random.default_rng(3).integers(0, 4, blocks * 64).astype(np.int8)
     order = EpochSettings("dihedral", "natural", 0.1, 32, 3, seed=11)
 
     class Source:
-        """As each task gets it: with labels that it unpickled itself."""
+        """As in a task: with unpickled labels."""
 
         def __init__(self):
             self.labels = labels.copy()
@@ -130,14 +130,14 @@ def test_orders_that_differ_are_not_taken_for_each_other():
 
 
 def test_the_order_is_that_of_earlier_versions():
-    """A run that was stopped sees the photographs that it would have seen, also after an update."""
+    """A resumed run sees the same images, also after an update of scalp."""
     parts = plan(3), plan(2, augment="x4", sampling="balanced", seed=5)
     found = [sha256(values.tobytes()).hexdigest()[:16] for each in parts for values in each]
     assert found == PINNED
 
 
 def test_by_default_no_quarter_turn_of_a_squashed_image():
-    """A round flake of 640 x 480 pixels is upright after squashing; a quarter turn lays it down."""
+    """Squashing 640 x 480 pixels makes a round flake upright; a quarter turn makes it lie flat."""
     for resize, drawn in (("squash", {0, 2, 4, 6}), ("crop", set(range(8))), ("pad", set(range(8)))):
         plans = [plan_epoch(LABELS, Recipe(resize=resize).epoch_settings, epoch) for epoch in (1, 2)]
         assert {int(turn) for each in plans for turn in each.symmetry} == drawn

@@ -1,4 +1,4 @@
-"""What `scalp tune` may vary, and what it draws."""
+"""The search space of `scalp tune`, and its trials."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_every_space_that_is_shipped_draws_recipes(path):
         ({"frozen_epochs": [0, 6]}, r"mine: frozen_epochs \(6\) must be fewer than epochs \(6\)"),
     ],
 )  # fmt: skip
-def test_a_wrong_space_is_refused_in_a_line_that_names_the_key(values, words):
+def test_invalid_space_is_refused_in_one_line_with_the_key(values, words):
     with pytest.raises(UserError, match=words) as refused:
         parse_space(values, "mine", BASE)
     assert "\n" not in str(refused.value)
@@ -102,7 +102,7 @@ def test_draws_are_settled_by_the_seed_and_stay_inside():
     assert {each["loss"] for each in drawn} == {"corn", "cross_entropy"}
 
 
-def test_no_two_trials_are_alike_and_a_small_space_says_how_many_it_has():
+def test_trials_differ_and_a_small_space_reports_its_size():
     space = parse_space(
         {"loss": ["corn", "cross_entropy"], "accumulate": {"low": 1, "high": 3}}, "mine", BASE
     )
@@ -130,7 +130,7 @@ def test_a_key_without_an_effect_is_not_drawn_and_makes_no_other_trial():
         sample_trials(space, BASE, 8, seed=0)
 
 
-def test_what_resolves_to_the_same_training_is_one_trial():
+def test_settings_that_resolve_to_the_same_training_are_one_trial():
     space = parse_space(
         {"augment": ["auto", "flips", "dihedral"], "batch_norm": ["auto", "worker", "sync"]}, "mine", BASE
     )
@@ -140,7 +140,7 @@ def test_what_resolves_to_the_same_training_is_one_trial():
     assert len({(each["augment"] == "dihedral", each["batch_norm"] == "worker") for each in two_workers}) == 4
 
 
-def test_what_was_set_by_hand_may_leave_keys_without_an_effect():
+def test_fixed_settings_may_leave_keys_without_an_effect():
     base = load_recipe("default", RECIPES, ["loss=corn"])
     space = load_space("default", SPACES, base, fixed={"loss"})
     assert "learning_rate" in space and "label_smoothing" not in space

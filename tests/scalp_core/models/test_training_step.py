@@ -1,4 +1,4 @@
-"""Training is the same for any number of workers and micro-batches: real processes, gloo, tiny models."""
+"""Training is equal for any number of workers and micro-batches: real processes, gloo, tiny models."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def work(rank: int, workers: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def by_workers(tmp_path_factory):
-    """What each worker of one, two and four got, by case."""
+    """Results of each of one, two and four workers, per case."""
     folder = tmp_path_factory.mktemp("workers")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -110,7 +110,7 @@ def test_any_number_of_workers_trains_the_same_weights(by_workers, case, workers
 
 
 def _loss_and_gradient(loss, logits, labels, cuts):
-    """As micro-batches or workers compute it, each by itself."""
+    """Separate computation, as by micro-batches or workers."""
     logits = logits.clone().requires_grad_()
     weight = sum(loss.weight(labels[cut]) for cut in cuts)
     total = sum(loss.total(logits[cut], labels[cut]) / weight for cut in cuts)

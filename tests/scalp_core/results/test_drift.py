@@ -1,4 +1,4 @@
-"""Drift from the training part: none where nothing changed, strong where light did, honest where few are."""
+"""Drift from the training split: none without changes, strong for darker images, unknown for few images."""
 
 import time
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ LUMA, DARK, BRIGHT = (STATISTICS.index(name) for name in ("luma_mean", "dark_sha
 
 
 def draw(photographs: int, seed: int) -> np.ndarray:
-    """Statistics as of real photographs: most smooth, and two that are exactly 0 or a few steps above."""
+    """Statistics like those of real images: most are smooth, two are 0 or slightly above."""
     rng = np.random.default_rng(seed)
     found = rng.normal(0, 1, (photographs, 19))
     found[:, LUMA] = rng.normal(0.55, 0.06, photographs)
@@ -81,8 +81,8 @@ def test_darkened_photographs_have_drifted_in_luma_and_in_nothing_else(gates):
     assert luma.shift == pytest.approx(-0.165 / 0.06, rel=0.1)
 
 
-def test_a_value_that_many_share_is_no_drift_and_its_loss_is(gates):
-    """82 % of training have no dark pixel: five of the seven quantiles are the same number."""
+def test_value_shared_by_many_images_is_no_drift_and_its_loss_is(gates):
+    """82 % of training images have no dark pixels: five of the seven quantiles are equal."""
     assert gates.profile["dark_share"].quantiles[:5] == (0, 0, 0, 0, 0)
     changed = draw(2000, 3)
     changed[:, DARK] += 1 / 2025
@@ -132,7 +132,7 @@ def test_bins_are_those_between_the_quantiles(gates):
         assert np.diff([0, *counts.below[index], 3000]).tolist() == expected
 
 
-def test_too_few_photographs_are_said_and_never_flagged(gates):
+def test_too_few_images_are_reported_and_not_flagged(gates):
     black = np.zeros((MIN_PHOTOGRAPHS // 2, 19), np.float32)
     found = measure_drift(count_statistics(black, gates), {"severe": 150}, spec(gates))
     assert {each.level for each in found.statistics} == {"too_few"}
@@ -142,7 +142,7 @@ def test_too_few_photographs_are_said_and_never_flagged(gates):
     assert (nothing.level, nothing.photographs) == ("too_few", 0)
 
 
-def test_few_photographs_at_training_are_too_few_as_well(gates):
+def test_few_training_images_are_too_few(gates):
     few = gates.model_copy(update={"photographs": 200})
     found = measure_drift(count_statistics(draw(5000, 7), few), EVEN, spec(few))
     assert {each.level for each in found.statistics} == {"too_few"}

@@ -1,4 +1,4 @@
-"""The rows that `scalp grade` left, asked by SQL: right answers, and nothing but the rows."""
+"""SQL queries of result rows: correct answers, and no access beyond the rows."""
 
 import json
 
@@ -106,7 +106,7 @@ def test_slices_begin_below_the_folder_that_all_share(graded):
     assert (len(few["rows"]), few["values"]) == (1, 3)
 
 
-def test_the_doubtful_come_in_their_order(graded):
+def test_review_queue_is_sorted(graded):
     assert [each["uri"] for each in graded.least_sure(5)] == [ROWS[1]["uri"], ROWS[2]["uri"]]
     assert [each["uri"] for each in graded.most_unlike(5)] == [ROWS[2]["uri"]]
     failures = graded.failures(1)
@@ -116,7 +116,7 @@ def test_the_doubtful_come_in_their_order(graded):
     ]
 
 
-def test_rows_come_as_they_were_written(graded):
+def test_rows_are_selected_in_file_order(graded):
     assert graded.select_rows(ALL).schema == SCHEMA
     assert [each["location_id"] for each in graded.select_rows(ALL).read_all().to_pylist()] == [
         each["location_id"] for each in ROWS
@@ -139,7 +139,7 @@ def test_rows_come_as_they_were_written(graded):
         "select 1/0 as x, error('no') from results",
     ],
 )
-def test_a_query_has_the_rows_and_nothing_else(graded, query):
+def test_query_cannot_access_other_files(graded, query):
     with pytest.raises(UserError, match="^--sql") as refusal:
         graded.run_select(query).read_all()
     assert "\n" not in str(refusal.value)
@@ -156,7 +156,7 @@ def test_a_query_is_answered(graded):
     ]
 
 
-def test_a_run_that_is_not_finished_is_read_from_its_work(tmp_path):
+def test_unfinished_run_is_read_from_its_work_folder(tmp_path):
     out = str(tmp_path)
     with pytest.raises(UserError, match=f"scalp grade BUNDLE SOURCE {out}"):
         ResultRows(out)

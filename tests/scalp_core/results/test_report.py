@@ -1,4 +1,4 @@
-"""`report.html` of a run: complete, true, by itself, and safe with names that are anybody's."""
+"""`report.html`: complete, correct, self-contained, and safe with untrusted file names."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ ODD = "<script>alert(1)</script> \" onload='x' {{ 7 * 7 }} &lt;.jpg"
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags, attributes, text."""
+    """A parsed page: tags, attributes, text."""
 
     def __init__(self, text):
         super().__init__()
@@ -85,7 +85,7 @@ def ungated(bundle):
 
 @pytest.fixture(scope="module")
 def gated(ungated):
-    """The same with gates, and as many photographs of each grade at training."""
+    """The bundle with gates, and equally many training images per grade."""
     gates = image_statistics.fit_gates(draw(4000, 0), draw(1000, 1))
     training = ungated.spec.training.model_copy(update={"grade_counts": [1000] * 4})
     return Bundle(ungated.spec.model_copy(update={"gates": gates, "training": training}), ungated.uri)
@@ -93,7 +93,7 @@ def gated(ungated):
 
 @pytest.fixture
 def report(tmp_path, ungated):
-    """Writes the report of rows, and reads it."""
+    """Write the report of rows, and parse it."""
 
     def make(rows, bundle=ungated, heatmaps=0, **changes):
         out = str(tmp_path / "out")
@@ -106,7 +106,7 @@ def report(tmp_path, ungated):
 
 
 def photographs(folder, number, **options):
-    """Referred rows of photographs that are there, the less sure first."""
+    """Referred rows of existing images, the least sure first."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(number):
@@ -119,7 +119,7 @@ def photographs(folder, number, **options):
 # --- what one must see at once ------------------------------------------------------------------------------
 
 
-def test_the_first_lines_say_what_came_of_it(report):
+def test_report_begins_with_counts(report):
     rows = [
         *(row(f"/data/clinic/{index}.jpg", grade=index % 4) for index in range(94)),
         referred("/data/clinic/r.jpg", "low_confidence", "ambiguous_grade"),
@@ -134,7 +134,7 @@ def test_the_first_lines_say_what_came_of_it(report):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "warning"),
     [
         ({"rows_unaccounted": 3}, "3 of 40 photographs are not accounted for exactly once; run"),
         ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
@@ -142,13 +142,13 @@ def test_the_first_lines_say_what_came_of_it(report):
         ({"graded_again": 2}, "2 photographs were graded again because results were lost; each"),
     ],
 )  # fmt: skip
-def test_what_a_reader_must_know_stands_first(report, changes, told):
+def test_warnings_are_at_the_top(report, changes, warning):
     rows = [row(f"/data/clinic/{index}.jpg", grade=index % 4) for index in range(40)]
-    assert told in report(rows, **changes).text
+    assert warning in report(rows, **changes).text
     assert ("class", "warn") not in {each[1:] for each in report(rows).attributes}
 
 
-def test_a_leaky_model_is_told(report, ungated):
+def test_leaky_model_has_a_warning(report, ungated):
     split = SplitSpec(method="random", ratio="7:2:1", seed=0, keys=("content",), leaking_pairs={"device": 9})
     training = ungated.spec.training.model_copy(update={"split": split})
     leaky = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
@@ -170,7 +170,7 @@ def classes(page):
     return [value for _, name, value in page.attributes if name == "class"]
 
 
-def test_photographs_like_those_of_training_leave_the_flag_calm(report, gated):
+def test_images_like_training_raise_no_flag(report, gated):
     page = report(even(), gated, inputs=counted(draw(2000, 2), gated))
     assert "✓ no drift against the training split: the grade mix and 19 image statistics" in page.text
     assert "no drift: all compared values are like the training split." in page.text
@@ -178,7 +178,7 @@ def test_photographs_like_those_of_training_leave_the_flag_calm(report, gated):
     assert classes(page).count("level none") == 20
 
 
-def test_darker_photographs_raise_it(report, gated):
+def test_darker_images_raise_the_flag(report, gated):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7
     page = report(even(), gated, inputs=counted(dark, gated))
@@ -188,7 +188,7 @@ def test_darker_photographs_raise_it(report, gated):
     assert classes(page).count("level strong") == 1
 
 
-def test_so_does_another_grade_mix_also_without_gates(report, ungated, gated):
+def test_other_grade_mix_raises_the_flag_without_gates_too(report, ungated, gated):
     rows = [row(f"/data/{index}.jpg", grade=0) for index in range(2000)]
     assert "DRIFT: the grade mix differs strongly" in report(rows, gated).text
     training = ungated.spec.training.model_copy(update={"grade_counts": [10, 500, 700, 300]})
@@ -198,7 +198,7 @@ def test_so_does_another_grade_mix_also_without_gates(report, ungated, gated):
     assert "(only the grade mix was compared: the bundle has no gates)" in text
 
 
-def test_few_photographs_tell_nothing(report, gated):
+def test_few_images_raise_no_flag(report, gated):
     page = report([row("/data/a.jpg")], gated, inputs=counted(draw(1, 2), gated))
     assert "too few to detect drift" in page.text
     assert "tile bad" not in classes(page)
@@ -207,7 +207,7 @@ def test_few_photographs_tell_nothing(report, gated):
 # --- what a person should look at ---------------------------------------------------------------------------
 
 
-def test_the_doubtful_are_shown_with_their_heat_in_their_order(report, tmp_path):
+def test_review_queue_shows_images_and_heatmaps_in_order(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 8)
     page = report([*rows[::-1], row("/data/sure.jpg")], heatmaps=3)
     assert page.shown("the photograph as the model saw it") == 8
@@ -223,7 +223,7 @@ def test_the_doubtful_are_shown_with_their_heat_in_their_order(report, tmp_path)
     assert first.shape == (64, 64, 3)
 
 
-def test_those_unlike_the_training_part_come_by_themselves(report, tmp_path):
+def test_out_of_distribution_images_have_a_separate_queue(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 3)
     rows[0] |= {"unlikeness": 3.5, "refer_reasons": ["unlike_training"]}
     text = report(rows).text
@@ -233,13 +233,13 @@ def test_those_unlike_the_training_part_come_by_themselves(report, tmp_path):
     assert "unlikeness 3.50" in text
 
 
-def test_the_queue_has_an_end(report, tmp_path):
+def test_review_queue_is_limited(report, tmp_path):
     page = report(photographs(tmp_path / "clinic", QUEUE + 5, size=(64, 48)))
     assert page.tags["article"] == QUEUE
     assert f"{QUEUE + 5} photographs are referred." in page.text
 
 
-def test_without_heatmaps_pytorch_is_left_out(report, tmp_path, monkeypatch):
+def test_report_without_heatmaps_does_not_use_pytorch(report, tmp_path, monkeypatch):
     monkeypatch.setattr(gradcam, "Explainer", None)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=0)
     assert "Heatmaps were turned off." in page.text
@@ -247,7 +247,7 @@ def test_without_heatmaps_pytorch_is_left_out(report, tmp_path, monkeypatch):
     assert not page.pictures("png")
 
 
-def test_a_model_that_has_no_heatmaps_has_a_report(report, tmp_path, monkeypatch):
+def test_report_of_a_model_without_heatmaps(report, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise UserError("vit_tiny has no convolutional map of the picture\nmore")
 
@@ -257,7 +257,7 @@ def test_a_model_that_has_no_heatmaps_has_a_report(report, tmp_path, monkeypatch
     assert page.shown("the photograph as the model saw it") == 2
 
 
-def test_what_cannot_be_read_any_more_is_said(report, tmp_path):
+def test_unreadable_images_of_the_queue_are_reported(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 3)
     (tmp_path / "clinic" / DEVICE.format(0)).unlink()
     (tmp_path / "clinic" / DEVICE.format(1)).write_bytes(b"now a text")
@@ -267,7 +267,7 @@ def test_what_cannot_be_read_any_more_is_said(report, tmp_path):
     assert page.shown("the photograph as the model saw it") == page.shown("the same under its heatmap") == 1
 
 
-def test_nothing_but_pixels_is_embedded(report, tmp_path):
+def test_embedded_images_have_no_metadata(report, tmp_path):
     exif = Image.Exif()
     exif[0x013B], exif[0x8825] = "Kim Minji", {1: "N", 2: (37.0, 33.0, 0.0)}
     page = report(photographs(tmp_path / "clinic", 2, exif=exif, comment=b"Kim Minji"), heatmaps=2)
@@ -313,26 +313,28 @@ def test_folders_and_microscopes(report):
     assert "And 7 more; scalp results OUT --by folder shows all." in many
 
 
-def test_speed(report):
+def test_throughput(report):
     rows = [row("/data/a.jpg")]
     sessions = [
         {"started_at": "2026-11-25T19:00:00+00:00", "seconds": 10.0, "photographs": 500},
         {"started_at": "2026-11-25T19:30:00+00:00", "seconds": 20.0, "photographs": 3000},
     ]
-    told = {
+    throughput = {
         "photographs_per_second": 116.7,
         "machine_hours": 0.008,
         "throughput": [[10, 500, 0], [30, 3500, 60]],
     }
-    page = report(rows, sessions=sessions, **told)
+    page = report(rows, sessions=sessions, **throughput)
     assert "116.7 photographs per second, 0.008 machine hours." in page.text
     assert "photographs/s, at most 150.0" in page.text
     assert "2026-11-25 19:30:00 UTC 20.0 3,000 150.0" in page.text
-    assert "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **told).text  # it says nothing more
+    assert (
+        "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **throughput).text
+    )  # it says nothing more
     assert "It was not recorded." in report(rows).text
 
 
-def test_rates_are_of_steps_long_enough_to_mean_something():
+def test_throughput_chart_merges_close_points():
     assert chart_rates([]) is None
     assert chart_rates([[0.0, 0, 0]]) is None
     found = chart_rates([[0, 0, 0], [10, 100, 0], [20, 300, 10], [20.01, 400, 10]])
@@ -345,7 +347,7 @@ def test_rates_are_of_steps_long_enough_to_mean_something():
     assert (many["half"], many["end"]) == ("8 min", "17 min")
 
 
-def test_a_run_of_which_nothing_was_graded_has_a_report(report, gated):
+def test_report_of_a_run_with_only_failures(report, gated):
     rows = [failed(f"/data/{index}.jpg", "empty") for index in range(400)]
     page = report(rows, gated, heatmaps=3, inputs=counted(draw(0, 2), gated))
     assert "400 failed 100.0 %: empty 400" in page.text
@@ -357,7 +359,7 @@ def test_a_run_of_which_nothing_was_graded_has_a_report(report, gated):
 # --- by itself, and safe ------------------------------------------------------------------------------------
 
 
-def test_it_asks_no_other_and_runs_nothing(report, tmp_path):
+def test_report_has_no_scripts_and_no_requests(report, tmp_path):
     page = report(photographs(tmp_path / "clinic", 8), heatmaps=8)
     assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
     for tag, name, value in page.attributes:
@@ -372,7 +374,7 @@ def test_it_asks_no_other_and_runs_nothing(report, tmp_path):
     assert "default-src 'none'" in policy
 
 
-def test_names_of_files_are_text(report):
+def test_file_names_are_escaped(report):
     rows = [
         referred(f"/data/{ODD}", "low_confidence"),
         failed(f"/data/x{ODD}", "empty", f"<b>{ODD}"),
