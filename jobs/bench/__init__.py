@@ -1,1 +1,1 @@
-"""`scalp bench KIND`: measurements side by side in one run, as a table and as JSON."""
+"""Benchmarks: `scalp bench` compares scalp with alternatives in one run, as a table and as JSON."""

@@ -1,4 +1,4 @@
-"""JPEG bytes to the square, by several libraries."""
+"""Compare JPEG decoders: bytes to the resized square, by several libraries."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ Decoder = Callable[[bytes], np.ndarray]
 
 
 def decode_rows(files: list[bytes], spec: Preprocess, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Photographs a second on one core by each library, and ours on all cores.
+    """Measure images per second of each library on one core, and of scalp's decoder on all cores.
 
-    `difference_of_255` is the mean over all pixels against ours with every pixel of the JPEG decoded.
+    `difference_of_255` is the mean absolute difference of pixels from scalp's decoder at full resolution.
     """
     decoders = _decoders(spec)
     cores = cpu_count()
     full = [_at_full_size(data, spec) for data in files]
     with ThreadPoolExecutor(cores) as pool:
-        alone = {
-            name: Candidate(name, partial(repeat, partial(_all, decoder, files)), len(files))
+        single = {
+            name: Candidate(name, partial(repeat, partial(_decode_all, decoder, files)), len(files))
             for name, decoder in decoders.items()
         }
-        together = Candidate(OURS, partial(repeat, lambda: list(pool.map(decoders[OURS], files))), len(files))
+        parallel = Candidate(OURS, partial(repeat, lambda: list(pool.map(decoders[OURS], files))), len(files))
         with _one_torch_thread():
-            time_in_turns("decoding", [*alone.values(), together], rounds, seconds)
+            time_in_turns("decoding", [*single.values(), parallel], rounds, seconds)
     rows = []
     for name, decoder in decoders.items():
-        off = [
+        differences = [
             np.abs(decoder(data).astype(int) - best).mean() for data, best in zip(files, full, strict=True)
         ]
-        rows.append(_row(alone[name], 1, difference_of_255=round(float(np.mean(off)), 3)))
-    rows.append(_row(together, cores, threads_help=round(together.rate / alone[OURS].rate, 2)))
+        rows.append(_row(single[name], 1, difference_of_255=round(float(np.mean(differences)), 3)))
+    rows.append(_row(parallel, cores, threads_help=round(parallel.rate / single[OURS].rate, 2)))
     return rows
 
 
 def plain(data: bytes, size: int) -> np.ndarray:
-    """As one would write it down: Pillow, all pixels."""
+    """Decode in the plain way: Pillow, at full resolution."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
@@ -61,7 +61,7 @@ def _decoders(spec: Preprocess) -> dict[str, Decoder]:
         "Pillow, draft": partial(_pillow_draft, size=spec.size),
         "torchvision": partial(torchvision, size=spec.size),
     }
-    if importlib.util.find_spec("cv2"):  # not installed by us; beside the others for who has it
+    if importlib.util.find_spec("cv2"):  # optional: not a dependency
         decoders["OpenCV, halved"] = partial(_opencv, size=spec.size)
     return decoders | {OURS: lambda data: decode(data, spec).pixels}
 
@@ -73,7 +73,7 @@ def _pillow_draft(data: bytes, size: int) -> np.ndarray:
 
 
 def torchvision(data: bytes, size: int) -> np.ndarray:
-    """By PyTorch's own library, all pixels."""
+    """Decode with torchvision, at full resolution."""
     import torch
     from torchvision.io import decode_jpeg
     from torchvision.transforms.v2 import functional
@@ -99,7 +99,7 @@ def _at_full_size(data: bytes, spec: Preprocess) -> np.ndarray:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """torchvision resizes in PyTorch's threads; here all are compared on one core."""
+    """Limit PyTorch, in whose threads torchvision resizes, to one thread: all compare on one core."""
     import torch
 
     threads = torch.get_num_threads()
@@ -108,7 +108,7 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _all(decoder: Decoder, files: list[bytes]) -> None:
+def _decode_all(decoder: Decoder, files: list[bytes]) -> None:
     for data in files:
         decoder(data)
 

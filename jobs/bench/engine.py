@@ -1,4 +1,4 @@
-"""`scalp bench engine`: decoding, the bare model, and the way from bytes to grade, in one run."""
+"""`scalp bench engine`: measure decoding, forward pass, and bytes to grade, in one run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, Hardware, has_bf16, resolve_device
 
-# An estimate for the plan, not a measurement: timm publishes 4,725/s at 299 px for a card of that class, so
-# 8,400/s at 224 px. With --device cuda the plan is made for the card at hand.
+# Extrapolated for the plan, not measured: timm publishes 4,725 images/s at 299 px for a card of that class,
+# so 8,400 images/s at 224 px. With --device cuda the plan uses the measured rate.
 _H100_RATE = 8400
 
 _PLAIN = Way("PyTorch fp32", "plain", "fp32")
@@ -35,16 +35,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What to measure.
+    """Options of `scalp bench engine`.
 
     Args:
-        device: where the model runs.
-        bundle: a trained one, so that differences of grades mean something; None takes untrained weights.
-        photographs: folder or prefix of JPEG files; None draws synthetic ones.
-        size: side of the input of untrained weights, pixels.
-        rounds: turns that each candidate gets.
-        seconds: that a turn lasts at least.
-        compiled: also by Inductor, which takes a minute to compile.
+        device: Device of the model.
+        bundle: Trained bundle, for meaningful differences of grades; None: untrained weights.
+        photographs: Folder or prefix of JPEG files; None: synthetic images.
+        size: Input size of untrained weights, pixels.
+        rounds: Rounds per candidate.
+        seconds: Shortest time per candidate and round.
+        compiled: Also measure torch.compile, which takes a minute.
     """
 
     device: Device = "auto"
@@ -57,34 +57,34 @@ class EngineOptions:
 
 
 def bench_engine(out: str, options: EngineOptions) -> dict[str, Any]:
-    """Measures the engine on this machine.
+    """Benchmark the engine on this machine.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the bundle, the photographs or the device cannot be had.
+        UserError: The bundle, the images or the device is unavailable.
     """
     device = resolve_device(options.device)
     with tempfile.TemporaryDirectory() as root:
         folder = str(Path(root, "bundle"))
-        with console.status("laying out photographs and bundle"):
-            files = inputs.read_photographs(options.photographs)
-            bundle = inputs.lay_out_bundle(folder, options.bundle, options.size, files)
+        with console.status("preparing images and bundle"):
+            files = inputs.read_images(options.photographs)
+            bundle = inputs.write_bundle(folder, options.bundle, options.size, files)
             spec = bundle.spec.preprocess
             if device == "cpu" and "int8" not in bundle.spec.graphs:
-                inputs.lay_out_int8(folder, bundle, inputs.decoded(files, spec))
+                inputs.write_int8(folder, bundle, inputs.decoded(files, spec))
         rows = decode_rows(files, spec, options.rounds, options.seconds)
         ways = _ways(device, options.compiled)
         processes = {way: OwnProcess(forwards.setup, way, device, folder, files) for way in ways}
         try:
             rows += _bare_rows(processes, device, options)
             int8 = "int8" in bundle.spec.graphs
-            rows += _whole_rows(processes, _ours(ways, device, int8=int8), rows, options, len(files))
+            rows += _whole_rows(processes, _scalp_ways(ways, device, int8=int8), rows, options, len(files))
             rows += [_row("memory", way.name, peak_mib=own.peak_mib()) for way, own in processes.items()]
         finally:
             for own in processes.values():
@@ -106,7 +106,7 @@ def bench_engine(out: str, options: EngineOptions) -> dict[str, Any]:
 
 
 def _ways(device: Hardware, compiled: bool) -> list[Way]:
-    """The plain way first."""
+    """Runtimes to measure, the plain one first."""
     best: Literal["bf16", "fp32"] = "bf16" if has_bf16(device) else "fp32"
     ways = [_PLAIN, Way("PyTorch fp32, channels last", "plain", "fp32", channels_last=True)]
     if best == "bf16":
@@ -122,16 +122,18 @@ def _ways(device: Hardware, compiled: bool) -> list[Way]:
     return ways
 
 
-def _ours(ways: list[Way], device: Hardware, *, int8: bool) -> dict[str, Way]:
-    """Our ways by name: as a user gets it without asking, and int8 where the bundle offers it."""
+def _scalp_ways(ways: list[Way], device: Hardware, *, int8: bool) -> dict[str, Way]:
+    """scalp's runtimes by name: the default one, and int8 if the bundle has it."""
     best: Literal["bf16", "fp32"] = "bf16" if has_bf16(device) else "fp32"
     runtime = "openvino" if device == "cpu" else "torch"
-    found = {way.precision: way for way in ways if way.runtime == runtime}
-    return {"scalp": found[best]} | ({"scalp int8": found["int8"]} if int8 and device == "cpu" else {})
+    by_precision = {way.precision: way for way in ways if way.runtime == runtime}
+    return {"scalp": by_precision[best]} | (
+        {"scalp int8": by_precision["int8"]} if int8 and device == "cpu" else {}
+    )
 
 
 def _bare_rows(processes: dict[Way, OwnProcess], device: Hardware, options: EngineOptions) -> list[Row]:
-    """Forward passes on decoded pixels, at several batch sizes."""
+    """Measure forward passes on decoded pixels, at several batch sizes."""
     reference: np.ndarray | None = None
     candidates, rows = [], []
     for way, own in processes.items():
@@ -155,17 +157,17 @@ def _bare_rows(processes: dict[Way, OwnProcess], device: Hardware, options: Engi
 
 def _whole_rows(
     processes: dict[Way, OwnProcess],
-    ours: dict[str, Way],
+    scalp_ways: dict[str, Way],
     rows: list[Row],
     options: EngineOptions,
     count: int,
 ) -> list[Row]:
-    """From JPEG bytes in memory to gradings, in bulk and alone.
+    """Measure JPEG bytes in memory to grades, in bulk and one by one.
 
-    The bare passes run again in the same turns: a ratio of what ran minutes apart would measure the machine.
+    Forward passes run again in the same rounds: ratios of runs minutes apart would measure the machine.
     """
     candidates = [("bulk", Candidate("plain", partial(processes[_PLAIN].call, forwards.bulk), count))]
-    for name, way in ours.items():
+    for name, way in scalp_ways.items():
         call = processes[way].call
         best = max((row for row in rows if row["what"] == way.name), key=_rate)["batch"]
         candidates += [
@@ -174,7 +176,9 @@ def _whole_rows(
             ("one photograph", Candidate(f"{name}, bare", partial(call, forwards.bare, 1), 1)),
             ("one photograph", Candidate(name, partial(call, forwards.single), 1)),
         ]
-    time_in_turns("bytes to grade", [each for _, each in candidates], options.rounds, options.seconds)
+    time_in_turns(
+        "bytes to grade", [candidate for _, candidate in candidates], options.rounds, options.seconds
+    )
     return [_row(part, candidate.name) | _speed(candidate) for part, candidate in candidates]
 
 
@@ -195,9 +199,9 @@ def _rate(row: Row) -> float:
 
 def _ratios(rows: list[Row]) -> dict[str, float | None]:
     def rate(part: str, *words: str) -> float | None:
-        """Of the fastest row of a part that is named by one of the words."""
-        found = [_rate(row) for row in rows if row["part"] == part and row["what"] in words]
-        return max(found, default=None)
+        """Rate of the fastest row of a part with one of these names."""
+        rates = [_rate(row) for row in rows if row["part"] == part and row["what"] in words]
+        return max(rates, default=None)
 
     def ratio(over: float | None, under: float | None) -> float | None:
         return over / under if over and under else None
@@ -207,7 +211,7 @@ def _ratios(rows: list[Row]) -> dict[str, float | None]:
     return {
         "bare_vs_plain": ratio(rate("bare", *floating), rate("bare", _PLAIN.name)),
         "end_to_end_vs_bare": ratio(rate("bulk", "scalp"), rate("bulk", "scalp, bare")),
-        # Of latencies, hence the other way round.
+        # Ratio of latencies: the inverse of the rates.
         "batch1_latency_vs_bare": ratio(
             rate("one photograph", "scalp, bare"), rate("one photograph", "scalp")
         ),
@@ -218,7 +222,7 @@ def _ratios(rows: list[Row]) -> dict[str, float | None]:
 
 
 def _plan(rows: list[Row], device: Hardware) -> dict[str, Any]:
-    """Cores that decode as fast as a GPU grades."""
+    """Number of cores that decode as fast as a GPU grades."""
     (per_core,) = (_rate(row) for row in rows if row["what"] == OURS and row.get("threads") == 1)
     fastest = max(_rate(row) for row in rows if row["part"] == "bare")
     rate = fastest if device == "cuda" else _H100_RATE
@@ -238,7 +242,7 @@ _COLUMNS = {
     "one photograph": ("milliseconds",),
     "memory": ("peak_mib",),
 }
-_HEADINGS = {"photographs_per_second": "photographs/s", "milliseconds": "ms"}
+_HEADINGS = {"photographs_per_second": "images/s", "milliseconds": "ms"}
 
 
 def _show(result: dict[str, Any], out: str) -> None:
@@ -255,8 +259,10 @@ def _show(result: dict[str, Any], out: str) -> None:
     plan = result["plan"]
     needed, here = plan["cores_for_one_gpu"], plan["cores_here"]
     console.print(
-        f"{plan['gpu']}: {plan['gpu_photographs_per_second']:.0f} photographs/s need {needed} cores to decode"
+        f"{plan['gpu']}: {plan['gpu_photographs_per_second']:.0f} images/s need {needed} cores to decode"
     )
     if result["settings"]["device"] == "cuda" and needed > here:
-        console.print(f"{here} cores hold this GPU up, so end_to_end_vs_bare says nothing of the engine")
+        console.print(
+            f"{here} cores are too few to feed this GPU: end_to_end_vs_bare measures decoding, not the engine"
+        )
     console.print(f"written: {storage.join(storage.absolute(out), SUMMARY_FILE)}")

@@ -1,4 +1,4 @@
-"""Ways to run the model, each in a process of its own. `setup` makes the way there, the rest runs in it."""
+"""Runtimes to compare, each in a separate process: `setup` loads the model, the other functions run it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 _PLAIN_BATCH = 16
 
-# Photographs are gone through so often in one piece of bulk work, as an archive is longer than a handful.
+# Repetitions of the images per bulk measurement: an archive is longer than the sample.
 PASSES = 3
 
 
@@ -32,10 +32,10 @@ class Way:
     """One way to run the model.
 
     Args:
-        name: of its rows.
-        runtime: `plain` is PyTorch as one would write it down.
-        precision: of the forward pass.
-        channels_last: memory layout, of `plain`; all others have it.
+        name: Name in rows.
+        runtime: Runtime; `plain` is unoptimized PyTorch.
+        precision: Precision of the forward pass.
+        channels_last: Whether `plain` uses this memory layout; all others do.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Way:
 
 @dataclass
 class _Here:
-    """What this process holds."""
+    """State of this process."""
 
     files: list[bytes]
     images: np.ndarray
@@ -59,13 +59,13 @@ _here: _Here
 
 
 def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
-    """Makes the way in this process.
+    """Load the model in this process.
 
     Args:
-        way: to make.
-        device: where it runs.
-        folder: of the bundle.
-        files: photographs.
+        way: How to run the model.
+        device: Device of the model.
+        folder: Local folder of the bundle.
+        files: JPEG files.
     """
     global _here
     bundle = load_bundle(folder)
@@ -75,30 +75,30 @@ def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
         forward = plain_forward(bundle, device, way)
     elif way.precision == "int8" and "int8" not in bundle.spec.graphs:
         xml, weights = (Path(folder, name).read_bytes() for name in GRAPH_FILES["int8"])
-        forward = _bare(OpenVinoRuntime(Graph(xml, weights), "int8"))
+        forward = _bare_forward(OpenVinoRuntime(Graph(xml, weights), "int8"))
     else:
         predictor = Predictor(bundle, device, way.precision, runtime=way.runtime)
-        forward = _bare(predictor.forward)
+        forward = _bare_forward(predictor.forward)
     _here = _Here(
         files, np.stack([decode(data, spec).pixels for data in files]), spec.size, forward, predictor
     )
 
 
 def logits() -> np.ndarray:
-    """float32 (N, 4) of all photographs."""
+    """Logits of all images, float32 (N, 4)."""
     batches = range(0, len(_here.images), 8)
     return np.concatenate([_here.forward(_here.images[start : start + 8]) for start in batches])
 
 
 def bare(batch: int, seconds: float) -> list[float]:
-    """Forward passes of one batch of decoded pixels."""
+    """Time forward passes of one batch of decoded pixels."""
     copies = ceil(batch / len(_here.images))
     images = np.concatenate([_here.images] * copies)[:batch]
     return repeat(lambda: _here.forward(images), seconds)
 
 
 def bulk(seconds: float) -> list[float]:
-    """All photographs from bytes to gradings, `PASSES` times over; once by the plain way."""
+    """Time bytes to grades of all images, repeated `PASSES` times; once in the plain way."""
     predictor = _here.predictor
     if predictor is None:
         return repeat(_plain_loop, seconds)
@@ -106,7 +106,7 @@ def bulk(seconds: float) -> list[float]:
 
 
 def single(seconds: float) -> list[float]:
-    """One photograph after the other, each alone from bytes to grading."""
+    """Time bytes to grade of single images, one after the other."""
     assert _here.predictor is not None  # noqa: S101
     predictor, files = _here.predictor, cycle(_here.files)
     spec = predictor.spec.preprocess
@@ -115,12 +115,12 @@ def single(seconds: float) -> list[float]:
 
 def _plain_loop() -> None:
     for start in range(0, len(_here.files), _PLAIN_BATCH):
-        part = _here.files[start : start + _PLAIN_BATCH]
-        _here.forward(np.stack([decoders.plain(data, _here.size) for data in part]))
+        batch = _here.files[start : start + _PLAIN_BATCH]
+        _here.forward(np.stack([decoders.plain(data, _here.size) for data in batch]))
 
 
-def _bare(runtime: Any) -> Forward:
-    """The pass with nothing of ours around it; PyTorch's on a GPU is its captured graphs."""
+def _bare_forward(runtime: Any) -> Forward:
+    """Forward pass without scalp's code around it; on a GPU, PyTorch's captured graphs."""
     if not isinstance(runtime, OpenVinoRuntime):
         return runtime.logits
     (request,) = runtime.requests
@@ -128,7 +128,7 @@ def _bare(runtime: Any) -> Forward:
 
 
 def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
-    """A forward pass of PyTorch as one would write it down, uint8 (N, size, size, 3) to float32 (N, 4)."""
+    """Unoptimized forward pass of PyTorch: uint8 (N, size, size, 3) to float32 (N, 4)."""
     import torch
 
     from scalp_core.models.architecture import build_model, normalize

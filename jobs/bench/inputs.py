@@ -1,4 +1,4 @@
-"""What the benches work on: photographs and a bundle, laid out in a local folder."""
+"""Inputs of the benchmarks: JPEG files, and a bundle in a local folder."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MIN_PHOTOGRAPHS = 16
-_PHOTOGRAPHS = 96
+MIN_IMAGES = 16
+_MAX_IMAGES = 96
 
 
-def read_photographs(source: str | None) -> list[bytes]:
-    """JPEG files of a folder or prefix; synthetic ones when none is named.
+def read_images(source: str | None) -> list[bytes]:
+    """Read JPEG files of a folder or prefix; None: generate synthetic ones.
 
     Raises:
-        UserError: there are too few.
+        UserError: There are too few.
     """
     if source is None:
         with tempfile.TemporaryDirectory() as folder:
             drawn = Path(folder, "photographs")
-            write_dataset(drawn, SynthOptions(images=_PHOTOGRAPHS))
-            return read_photographs(str(drawn))
-    locations = datasets_locations.list_images(source).images[:_PHOTOGRAPHS]
+            write_dataset(drawn, SynthOptions(images=_MAX_IMAGES))
+            return read_images(str(drawn))
+    locations = datasets_locations.list_images(source).images[:_MAX_IMAGES]
     read = datasets_locations.read_images(locations, MAX_BYTES)
     files = [data for data in read if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff")]
-    if len(files) < MIN_PHOTOGRAPHS:
-        raise UserError(f"{source} holds {len(files)} JPEG files; give one that holds {MIN_PHOTOGRAPHS}")
+    if len(files) < MIN_IMAGES:
+        raise UserError(f"{source} has {len(files)} JPEG files; choose a source with {MIN_IMAGES} or more")
     return files
 
 
-def lay_out_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) -> Bundle:
-    """Writes the bundle into a local folder, whole.
+def write_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) -> Bundle:
+    """Write a bundle with all its graphs into a local folder.
 
     Args:
-        folder: to write.
-        uri: a trained bundle; None makes one of random weights, which are as fast.
-        size: of the untrained one's input, pixels.
-        files: photographs that its graph is checked on.
+        folder: Folder to write.
+        uri: Trained bundle; None: random weights, which are as fast.
+        size: Input size of random weights, pixels.
+        files: JPEG files on which the graph is compared with the weights.
     """
     bundle = load_bundle(uri) if uri else _untrained(size, files)
     bundle.fetch("weights")
@@ -76,15 +76,15 @@ def lay_out_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) 
     return load_bundle(folder)
 
 
-def lay_out_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
-    """Adds the files of an int8 graph that is not the bundle's own: for its speed, not for its grades."""
+def write_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
+    """Write an int8 graph next to the bundle, to measure its speed; its grades are not checked."""
     graph = openvino_runtime.quantize(openvino_runtime.load_graph(bundle, "float"), images)
     for name, data in graph_files("int8", graph).items():
         Path(folder, name).write_bytes(data)
 
 
 def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:
-    """uint8 (N, size, size, 3)."""
+    """Decode files to uint8 (N, size, size, 3)."""
     return np.stack([decode(data, spec).pixels for data in files])
 
 
@@ -97,8 +97,8 @@ def _untrained(size: int, files: list[bytes]) -> Bundle:
     torch.manual_seed(0)
     model = build_model(DEFAULT_ARCHITECTURE)
     preprocess = preprocess_for(model, size)
-    images = decoded(files[:MIN_PHOTOGRAPHS], preprocess)
-    _settle(model, normalize(torch.from_numpy(images), preprocess))
+    images = decoded(files[:MIN_IMAGES], preprocess)
+    _spread_answers(model, normalize(torch.from_numpy(images), preprocess))
     weights = serialize_weights(model.state_dict())
     spec = BundleSpec(
         name="untrained",
@@ -125,8 +125,8 @@ def _untrained(size: int, files: list[bytes]) -> Bundle:
     )
 
 
-def _settle(model: nn.Module, images: torch.Tensor) -> None:
-    """Gives random weights answers that differ, so that ways can be told from each other by them."""
+def _spread_answers(model: nn.Module, images: torch.Tensor) -> None:
+    """Make answers of random weights differ between images, so that runtimes can be compared by them."""
     import torch
 
     torch.nn.init.normal_(model.get_classifier().weight, std=0.2)  # type: ignore[operator]

@@ -1,6 +1,6 @@
-"""The training loops that `scalp bench train` compares with: PyTorch alone, and below `torchrun`.
+"""Training loops for `scalp bench train` to compare with: PyTorch alone, and with `torchrun`.
 
-A script of its own, since `torchrun` starts scripts: `… jobs.bench.loops DATA LOOP OUT`.
+A script, as `torchrun` needs: `… jobs.bench.loops DATA LOOP OUT`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Loop(BaseModel):
-    """One way to train without Ray.
+    """Options of a training loop without Ray.
 
     Args:
-        kind: `plain` reads files by Pillow in a `DataLoader` in every epoch and computes in fp32, as
-            tutorials do; `tuned` keeps decoded photographs in memory and computes as `scalp train` does.
+        kind: `plain` reads files by Pillow in a `DataLoader` in each epoch and computes in fp32, as tutorials
+            do; `tuned` keeps decoded images in memory and computes as `scalp train` does.
         device: cpu or cuda.
         architecture: timm name.
-        size: side of the input, pixels.
-        batch_size: of all processes together.
-        epochs: to train.
-        threads: of each process; 0 leaves PyTorch's choice.
+        size: Input size, pixels.
+        batch_size: Batch size, summed over the processes.
+        epochs: Epochs to train.
+        threads: Threads per process; 0: PyTorch's default.
     """
 
     kind: Literal["plain", "tuned"]
@@ -57,8 +57,8 @@ class Loop(BaseModel):
     threads: int = 0
 
 
-def seconds_of_epochs(data: str, loop: Loop) -> list[float]:
-    """Trains on the training part of `data`; how long each epoch took."""
+def time_epochs(data: str, loop: Loop) -> list[float]:
+    """Train on the training split of `data`; return the seconds of each epoch."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if loop.threads:
         torch.set_num_threads(loop.threads)
@@ -71,16 +71,18 @@ def seconds_of_epochs(data: str, loop: Loop) -> list[float]:
     tuned = loop.kind == "tuned"
     if tuned:
         model = model.to(memory_format=torch.channels_last)
-    optimiser = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, fused=tuned)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, fused=tuned)
     if world > 1:
         model = DistributedDataParallel(model, broadcast_buffers=not tuned)  # as in `scalp train`
     model.train()
     autocast = torch.autocast(loop.device, torch.bfloat16, enabled=tuned and has_bf16(loop.device))
-    share = loop.batch_size // world
+    batch_size = loop.batch_size // world
     epochs = (
-        _decoded_once(data, spec, rank, world, share, device) if tuned else _read_each_time(data, spec, share)
+        _decode_once(data, spec, rank, world, batch_size, device)
+        if tuned
+        else _read_each_epoch(data, spec, batch_size)
     )
-    taken = []
+    seconds = []
     for batches in islice(epochs, loop.epochs):
         if world > 1:
             dist.barrier()
@@ -90,18 +92,18 @@ def seconds_of_epochs(data: str, loop: Loop) -> list[float]:
             with autocast:
                 logits = model(normalize(images, spec) if tuned else images)
             nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.05).backward()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if loop.device == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
     if world > 1:
         dist.destroy_process_group()
-    return taken
+    return seconds
 
 
 class _Files(Dataset[tuple[torch.Tensor, int]]):
-    """Decoded by Pillow whenever one is asked for, and flipped by a coin."""
+    """Dataset that decodes by Pillow in each access, with random flips."""
 
     def __init__(self, data: str, spec: Preprocess) -> None:
         rows = manifest.select_split(manifest.read_manifest(data), "train")
@@ -114,28 +116,28 @@ class _Files(Dataset[tuple[torch.Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.open(self.paths[index]).convert("RGB").resize((self._size, self._size))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        image = Image.open(self.paths[index]).convert("RGB").resize((self._size, self._size))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         if torch.rand(()) < 0.5:
             pixels = pixels.flip(2)
         return (pixels - self._mean) / self._std, self.labels[index]
 
 
-def _read_each_time(data: str, spec: Preprocess, share: int) -> Iterator[Batches]:
-    """Epochs of normalized float32 (share, 3, size, size) and labels."""
+def _read_each_epoch(data: str, spec: Preprocess, batch_size: int) -> Iterator[Batches]:
+    """Epochs of normalized float32 (batch_size, 3, size, size) and labels."""
     loader = DataLoader(
-        _Files(data, spec), share, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+        _Files(data, spec), batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
     )
     while True:
         yield iter(loader)
 
 
-def _decoded_once(
-    data: str, spec: Preprocess, rank: int, world: int, share: int, device: torch.device
+def _decode_once(
+    data: str, spec: Preprocess, rank: int, world: int, batch_size: int, device: torch.device
 ) -> Iterator[Batches]:
-    """Epochs of this process's uint8 (share, size, size, 3) and labels, from the device's memory.
+    """Epochs of uint8 (batch_size, size, size, 3) and labels of this process, from the device's memory.
 
-    A loop's fastest way: nothing is read, decoded or copied while it trains.
+    The fastest possible input: no reading, decoding or copying during training.
     """
     rows = manifest.select_split(manifest.read_manifest(data), "train")
     read = locations.read_images([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
@@ -143,35 +145,35 @@ def _decoded_once(
     images = torch.from_numpy(pixels).to(device)
     labels = torch.tensor(rows["label"].to_pylist(), device=device)
     for epoch in count():
-        yield _epoch(images, labels, epoch, rank, world, share)
+        yield _epoch(images, labels, epoch, rank, world, batch_size)
 
 
 def _epoch(
-    images: torch.Tensor, labels: torch.Tensor, epoch: int, rank: int, world: int, share: int
+    images: torch.Tensor, labels: torch.Tensor, epoch: int, rank: int, world: int, batch_size: int
 ) -> Batches:
-    draw = torch.Generator().manual_seed(epoch)
-    places = torch.randperm(len(images), generator=draw)
-    for step in range(len(images) // (share * world)):
-        rows = places[(step * world + rank) * share :][:share]
-        turns = torch.randint(8, (share,), generator=draw)
-        batch = torch.empty((share, *images.shape[1:]), dtype=images.dtype, device=images.device)
-        for turn in turns.unique().tolist():
-            here = (turns == turn).nonzero()[:, 0]
-            batch[here] = _turned(images[rows[here]], turn)
+    generator = torch.Generator().manual_seed(epoch)
+    order = torch.randperm(len(images), generator=generator)
+    for step in range(len(images) // (batch_size * world)):
+        rows = order[(step * world + rank) * batch_size :][:batch_size]
+        symmetries = torch.randint(8, (batch_size,), generator=generator)
+        batch = torch.empty((batch_size, *images.shape[1:]), dtype=images.dtype, device=images.device)
+        for symmetry in symmetries.unique().tolist():
+            places = (symmetries == symmetry).nonzero()[:, 0]
+            batch[places] = _apply_symmetry(images[rows[places]], symmetry)
         yield batch, labels[rows]
 
 
-def _turned(squares: torch.Tensor, turn: int) -> torch.Tensor:
-    turned = torch.rot90(squares, turn % 4, (1, 2))
-    return turned.flip(2) if turn >= 4 else turned
+def _apply_symmetry(squares: torch.Tensor, symmetry: int) -> torch.Tensor:
+    rotated = torch.rot90(squares, symmetry % 4, (1, 2))
+    return rotated.flip(2) if symmetry >= 4 else rotated
 
 
 def main() -> None:
-    """Writes the seconds of each epoch, from the first process alone."""
+    """Train, and write the seconds of each epoch, from rank 0 alone."""
     data, loop, out = sys.argv[1:]
-    taken = seconds_of_epochs(data, Loop.model_validate_json(loop))
+    seconds = time_epochs(data, Loop.model_validate_json(loop))
     if os.environ.get("RANK", "0") == "0":
-        Path(out).write_text(json.dumps(taken))
+        Path(out).write_text(json.dumps(seconds))
 
 
 if __name__ == "__main__":

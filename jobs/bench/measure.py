@@ -1,4 +1,4 @@
-"""How candidates are timed beside each other, and what is written beside the figures."""
+"""Time candidates in alternating rounds, and write `summary.json` with machine, versions and date."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from scalp_core import storage
 from scalp_core.storage import outputs
 
 Turn = Callable[[float], list[float]]
-"""Repeats a fixed piece of work for so many seconds; seconds that each repetition took."""
+"""Repeats a fixed piece of work for at least some seconds; returns the seconds of each repetition."""
 
 
 @dataclass
 class Candidate:
-    """One thing to time.
+    """Candidate of a benchmark.
 
     Args:
-        name: of its row.
-        turn: does the work.
-        photographs: in one piece of work.
+        name: Name of its row.
+        turn: Runs and times the work.
+        images: Images per piece of work.
+        seconds: Seconds of each repetition.
     """
 
     name: str
     turn: Turn
-    photographs: int
+    images: int
     seconds: list[float] = field(default_factory=list, repr=False)
 
     @property
     def median(self) -> float:
-        """Seconds for one piece of work, the middle one of all that were timed."""
+        """Median seconds per piece of work."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float:
-        """Photographs a second at the median."""
-        return self.photographs / self.median
+        """Images per second at the median."""
+        return self.images / self.median
 
 
 def repeat(work: Callable[[], Any], seconds: float) -> list[float]:
-    """Does the work until `seconds` are over, at least once; how long each time took."""
+    """Repeat `work` for `seconds`, at least once; return the seconds of each repetition."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
     while not taken or time.perf_counter() < until:
@@ -57,52 +58,53 @@ def repeat(work: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def time_in_turns(what: str, candidates: list[Candidate], rounds: int, seconds: float) -> None:
-    """Times all candidates in every round, so that what disturbs the machine meets all of them.
+    """Time all candidates once per round, so that disturbances of the machine affect all of them.
 
     Args:
-        what: for the progress bar.
-        candidates: their `seconds` are filled.
-        rounds: times that each gets its turn, after one that is not counted.
-        seconds: that a turn lasts at least.
+        what: Title of the progress bar.
+        candidates: Candidates; their `seconds` are filled.
+        rounds: Rounds, after one that is not counted.
+        seconds: Shortest time per candidate and round.
     """
     with progress_bar(what, (1 + rounds) * len(candidates)) as (progress, task):
         for number in range(1 + rounds):
             for candidate in candidates:
                 progress.update(task, note=candidate.name)
-                # The first calls compile, allocate and fill caches.
+                # The first round compiles, allocates and fills caches.
                 taken = candidate.turn(seconds if number else 0)
                 candidate.seconds += taken if number else []
                 progress.update(task, advance=1)
 
 
 class OwnProcess:
-    """A process for one candidate: its memory is its own, and so are the habits of its allocator.
+    """Separate process for one candidate, which isolates its memory and allocator.
 
-    glibc gives large blocks back to the kernel or keeps them, by what was freed before. PyTorch's speed on a
-    CPU differs by half between the two, so candidates that share a process would time each other.
+    glibc returns large blocks to the kernel or keeps them, depending on earlier frees. PyTorch's speed on a
+    CPU differs by half between the two, so candidates in one process would affect each other.
 
     Args:
-        setup: called once in the process.
-        arguments: of it; picklable.
+        setup: Called once in the process.
+        arguments: Picklable arguments of `setup`.
     """
 
     def __init__(self, setup: Callable[..., None], *arguments: Any) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), setup, arguments)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a module's function there and waits for its result."""
+        """Run a module-level function in the process, and return its result."""
         return self._pool.submit(function, *arguments).result()
 
     def peak_mib(self) -> float:
-        """The most memory that it has held so far, as the kernel counted."""
+        """Peak resident memory of the process, MiB."""
         return self.call(provenance.peak_mib)
 
     def close(self) -> None:
+        """End the process."""
         self._pool.shutdown()
 
 
 def marker(kind: str) -> str:
-    """By what a bench marks its folder."""
+    """Kind with which a benchmark claims its output folder."""
     return f"bench {kind}"
 
 
@@ -114,10 +116,10 @@ def write_result(
     ratios: Mapping[str, float | None],
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes `out/summary.json`: the figures with machine, versions, revision and date.
+    """Write `out/summary.json`: results with machine, versions, revision and date.
 
     Raises:
-        UserError: `out` is not empty, and of something else.
+        UserError: `out` holds something else.
     """
     outputs.claim_output(out, marker(kind))
     result = {

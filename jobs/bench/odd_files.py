@@ -1,4 +1,4 @@
-"""Some 300 files as archives and users bring them: cut, damaged, odd, hostile. Each has a name."""
+"""Corpus of about 300 odd files: truncated, damaged, unusual, hostile; by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from scalp_core.errors import IMAGE_CODES
 
 GRADED = "graded"
-# A damaged file may still hold a picture that nobody can tell from a sound one.
+# A damaged file may still decode to an image without a visible defect.
 ANY = frozenset({GRADED, *IMAGE_CODES})
 REFUSED = frozenset({"truncated", "corrupt"})
 
@@ -23,7 +23,7 @@ Corpus = dict[str, tuple[bytes, frozenset[str]]]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The file's bytes."""
+    """Encode an image to the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -31,7 +31,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 @cache
 def picture(width: int = 320, height: int = 240) -> Image.Image:
-    """Smooth colors with some grain, as photographs have."""
+    """Image of smooth colors with some grain, like a photo."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(40, 220, (12, 16, 3)).astype(np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -40,7 +40,7 @@ def picture(width: int = 320, height: int = 240) -> Image.Image:
 
 @cache
 def sound_files() -> dict[str, bytes]:
-    """One small file of each kind that must be graded."""
+    """One small valid file per format, which must be graded."""
     image = picture()
     clear = image.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(image.size))

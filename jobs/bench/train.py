@@ -1,4 +1,4 @@
-"""`scalp bench train`: what Ray costs and what a second worker brings, beside loops of PyTorch alone."""
+"""`scalp bench train`: compare training throughput with PyTorch loops and torchrun, for 1 and N workers."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _ALONE = "PyTorch, tuned, 1 process"
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to measure.
+    """Options of `scalp bench train`.
 
     Args:
-        device: where the models train.
-        size: side of the input, pixels.
-        photographs: synthetic ones, of which seven tenths are trained on.
-        batch_size: of all workers together.
-        epochs: of each turn; the first is warm-up.
-        rounds: turns that each candidate gets.
-        workers: of the parallel candidates; 1 leaves them out, None takes one for each GPU, else two.
+        device: Device of the models.
+        size: Input size, pixels.
+        photographs: Number of synthetic images, of which 70 % are trained on.
+        batch_size: Batch size, summed over the workers.
+        epochs: Epochs per round; the first is warm-up.
+        rounds: Rounds per candidate.
+        workers: Workers of the parallel candidates; 1 skips them; None: one per GPU, or 2 without.
         architecture: timm name.
     """
 
@@ -57,7 +57,7 @@ class TrainOptions:
 
 @dataclass
 class _Candidate:
-    """One way to train: a turn trains anew from nothing, and tells of each epoch but the first."""
+    """One way to train: a turn trains from scratch, and returns metrics of all epochs but the first."""
 
     name: str
     workers: int
@@ -70,33 +70,32 @@ class _Candidate:
 
 
 def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
-    """Trains the same model on the same photographs in every way, in turns.
+    """Train the same model on the same images in each way, in alternating rounds.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: an epoch has no two steps, or the device or the workers cannot be had.
+        UserError: An epoch has fewer than two steps, or the device or the workers are unavailable.
     """
     device = resolve_device(options.device)
-    workers = options.workers or _fitting(device)
+    workers = options.workers or _default_workers(device)
     if options.epochs < 2:
-        raise UserError(f"--epochs {options.epochs}: the first is warm-up; use 2 or more")
+        raise UserError(f"--epochs {options.epochs}: the first epoch is warm-up; use 2 or more")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = str(root / "data")
-        with console.status("drawing photographs"):
+        with console.status("generating images"):
             write_dataset(root / "photographs", SynthOptions(images=options.photographs))
-        rows = _in_own_process(prepare, str(root / "photographs"), data)["parts"]["train"]["photographs"]
-        steps = rows // options.batch_size
+        images = _in_own_process(prepare, str(root / "photographs"), data)["parts"]["train"]["photographs"]
+        steps = images // options.batch_size
         if steps < 2:
             raise UserError(
-                f"{rows} training photographs are {steps} steps of {options.batch_size}; "
-                "use more --photographs"
+                f"{images} training images are {steps} steps of {options.batch_size}; use more --photographs"
             )
         candidates = _candidates(data, device, options, workers, steps * options.batch_size)
         _take_turns(candidates, root, options.rounds)
@@ -106,13 +105,13 @@ def bench_train(out: str, options: TrainOptions) -> dict[str, Any]:
         "steps_an_epoch": steps,
         "recipe": _recipe(options).model_dump(),
     }
-    found = [_row(candidate) for candidate in candidates]
-    result = write_result(out, "train", settings, found, ratios(found, workers))
+    rows = [_row(candidate) for candidate in candidates]
+    result = write_result(out, "train", settings, rows, ratios(rows, workers))
     _show(result, out)
     return result
 
 
-def _fitting(device: Hardware) -> int:
+def _default_workers(device: Hardware) -> int:
     if device == "cpu":
         return 2
     import torch
@@ -121,18 +120,18 @@ def _fitting(device: Hardware) -> int:
 
 
 def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float | None]:
-    """How `scalp train` compares with the loops, by photographs a second; and its wait for data, a share."""
+    """Ratios of images per second of `scalp train` to those of the loops; its share of waiting for data."""
     rate = {row["what"]: row["photographs_per_second"] for row in rows}
     waiting = {row["what"]: row.get("data_wait_share") for row in rows}
     several, one = rate[_scalp(workers)], rate[_scalp(1)]
-    found = {
+    single = {
         "one_worker_vs_tuned_loop": one / rate[_ALONE],
         "vs_plain": several / rate[_PLAIN],
         "data_wait_share": waiting[_scalp(workers)],
     }
     if workers == 1:
-        return found
-    return found | {
+        return single
+    return single | {
         "vs_torchrun": several / rate[_torchrun(workers)],
         f"scaling_{workers}_workers": several / one,
         f"torchrun_scaling_{workers}_processes": rate[_torchrun(workers)] / rate[_ALONE],
@@ -148,7 +147,7 @@ def _torchrun(workers: int) -> str:
 
 
 def _candidates(
-    data: str, device: Hardware, options: TrainOptions, several: int, photographs: int
+    data: str, device: Hardware, options: TrainOptions, several: int, images: int
 ) -> list[_Candidate]:
     loop = {
         "device": device,
@@ -159,32 +158,32 @@ def _candidates(
     }
     recipe = _recipe(options)
 
-    def looped(kind: str, processes: int, threads: int = 0) -> Callable[[Path], list[dict[str, float]]]:
-        asked = Loop.model_validate(loop | {"kind": kind, "threads": threads})
-        return lambda folder: run_loop(folder, data, asked, processes, photographs)
+    def run_pytorch(kind: str, processes: int, threads: int = 0) -> Callable[[Path], list[dict[str, float]]]:
+        loop_options = Loop.model_validate(loop | {"kind": kind, "threads": threads})
+        return lambda folder: run_loop(folder, data, loop_options, processes, images)
 
-    def ours(workers: int) -> Callable[[Path], list[dict[str, float]]]:
+    def run_scalp(workers: int) -> Callable[[Path], list[dict[str, float]]]:
         def turn(folder: Path) -> list[dict[str, float]]:
             summary = _in_own_process(train, data, str(folder / "run"), recipe, workers, device)
-            return of_steady_epochs(summary)
+            return steady_epochs(summary)
 
         return turn
 
-    # One thread for each process, as torchrun and Ray give them, so that a second one adds a core.
+    # One thread per process, as torchrun and Ray set it, so that a second process adds a core.
     alone = [
-        _Candidate(_PLAIN, 1, looped("plain", 1)),
-        _Candidate(_ALONE, 1, looped("tuned", 1, threads=1)),
-        _Candidate(_scalp(1), 1, ours(1)),
+        _Candidate(_PLAIN, 1, run_pytorch("plain", 1)),
+        _Candidate(_ALONE, 1, run_pytorch("tuned", 1, threads=1)),
+        _Candidate(_scalp(1), 1, run_scalp(1)),
     ]
     parallel = [
-        _Candidate(_torchrun(several), several, looped("tuned", several, threads=1)),
-        _Candidate(_scalp(several), several, ours(several)),
+        _Candidate(_torchrun(several), several, run_pytorch("tuned", several, threads=1)),
+        _Candidate(_scalp(several), several, run_scalp(several)),
     ]
     return alone + parallel if several > 1 else alone
 
 
-def of_steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:
-    """Rate and share of waiting of every epoch of `scalp train` but the first."""
+def steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:
+    """Throughput and share of waiting for data per epoch of `scalp train`, without the first epoch."""
     keys = ("photographs_per_second", "data_wait_share")
     return [{key: epoch[key] for key in keys} for epoch in summary["history"][1:]]
 
@@ -196,19 +195,19 @@ def _recipe(options: TrainOptions) -> Recipe:
         size=options.size,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        batch_norm="worker",  # as the other loops
+        batch_norm="worker",  # as in the other loops
     )
 
 
-def run_loop(folder: Path, data: str, loop: Loop, processes: int, photographs: int) -> list[dict[str, float]]:
-    """Trains in processes of their own; photographs a second of every epoch but the first.
+def run_loop(folder: Path, data: str, loop: Loop, processes: int, images: int) -> list[dict[str, float]]:
+    """Train in separate processes; return images per second of all epochs but the first.
 
     Args:
-        folder: for what the loop tells.
-        data: directory that `scalp prepare` wrote.
-        loop: which, and how long.
-        processes: below `torchrun` if more than one.
-        photographs: that an epoch shows.
+        folder: Folder for the output of the loop.
+        data: Output directory of `scalp prepare`.
+        loop: Options of the loop.
+        processes: Number of processes; `torchrun` starts more than one.
+        images: Images per epoch.
     """
     launch = [
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module",
@@ -218,11 +217,11 @@ def run_loop(folder: Path, data: str, loop: Loop, processes: int, photographs: i
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return [{"photographs_per_second": photographs / seconds} for seconds in json.loads(out.read_text())[1:]]
+    return [{"photographs_per_second": images / seconds} for seconds in json.loads(out.read_text())[1:]]
 
 
 def _in_own_process(verb: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """With a Ray of its own, whose idle processes disturb nobody afterwards."""
+    """Run in a separate process with its own Ray, whose idle processes end with it."""
     own = OwnProcess(_nothing)
     try:
         return own.call(verb, *arguments)
@@ -231,7 +230,7 @@ def _in_own_process(verb: Callable[..., dict[str, Any]], *arguments: Any) -> dic
 
 
 def _nothing() -> None:
-    """The process needs no preparation."""
+    """Set up nothing: the process needs no preparation."""
 
 
 def _take_turns(candidates: list[_Candidate], root: Path, rounds: int) -> None:
@@ -257,14 +256,14 @@ def _row(candidate: _Candidate) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], out: str) -> None:
-    table = Table("what", title="training, first epochs left out", title_justify="left", title_style="bold")
-    for heading in ("photographs/s", "least", "most", "waiting for data"):
+    table = Table("what", title="training, without first epochs", title_justify="left", title_style="bold")
+    for heading in ("images/s", "min", "max", "waiting for data"):
         table.add_column(heading, justify="right")
     for row in result["rows"]:
-        each, waiting = row["of_each_epoch"], row.get("data_wait_share")
+        rates, waiting = row["of_each_epoch"], row.get("data_wait_share")
         table.add_row(
             row["what"],
-            *(f"{rate:.1f}" for rate in (row["photographs_per_second"], min(each), max(each))),
+            *(f"{rate:.1f}" for rate in (row["photographs_per_second"], min(rates), max(rates))),
             "" if waiting is None else f"{waiting:.1%}",
         )
     console.print(table)

@@ -170,7 +170,7 @@ def _say(line: str) -> None:
     console.print(printable(line))
 
 
-# --- write -----------------------------------------------------------------------------------------------
+# --- write -------------------------------------------------------------------------------------------------
 
 
 def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:

@@ -1,4 +1,4 @@
-"""`scalp bench bulk`: `scalp grade` beside the bare engine, a plain loop and Daft, from disk and from S3."""
+"""`scalp bench bulk`: compare `scalp grade` with its engine alone, plain PyTorch and Daft, on disk and S3."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from scalp_core.synthetic.plan import SynthOptions
 
 _BAD_SHARE = 0.1
 _FOLDERS = 8
-# Other decoders and precisions move answers that are near a limit, of random weights one in eight; other work
-# would agree by chance.
-_LEAST_SAME = 0.75
+# Other decoders and precisions change answers near a threshold, with random weights one in eight. A candidate
+# that does other work would agree by chance only.
+_MIN_AGREEMENT = 0.75
 
 
 @dataclass(frozen=True)
 class BulkOptions:
-    """What to measure.
+    """Options of `scalp bench bulk`.
 
     Args:
-        device: where the model runs.
-        bundle: a trained one; None takes untrained weights, which are as fast.
-        photographs: synthetic ones.
-        size: side of the input of untrained weights, pixels.
-        rounds: turns that each way gets.
-        daft: whether to run Daft.
+        device: Device of the model.
+        bundle: Trained bundle; None: untrained weights, which are as fast.
+        photographs: Number of synthetic images.
+        size: Input size of untrained weights, pixels.
+        rounds: Rounds per candidate.
+        daft: Whether to measure Daft.
     """
 
     device: Device = "auto"
@@ -63,12 +63,12 @@ class BulkOptions:
 
 @dataclass
 class Run:
-    """One run of a way.
+    """One run of a candidate.
 
     Args:
-        whole_seconds: from the start of its process to the end.
-        steady: photographs that were graded a second, from the first of them to the last.
-        grades: by the file's name.
+        whole_seconds: Seconds from the start of its process to the end.
+        steady: Images per second, from the first graded image to the last.
+        grades: Grades by file name.
     """
 
     whole_seconds: float
@@ -78,12 +78,13 @@ class Run:
 
 @dataclass
 class _Case:
-    """A way on a source.
+    """Candidate on one source.
 
     Args:
-        what: names it.
-        source: local, `s3` or `s3 zip`.
-        turn: runs it, in an empty folder.
+        what: Name of the candidate.
+        source: Name of the source, such as `local`, `s3` or `s3 zip`.
+        turn: Runs it in an empty folder.
+        runs: Its runs so far.
     """
 
     what: str
@@ -93,39 +94,41 @@ class _Case:
 
     @property
     def steady(self) -> float:
+        """Median images per second."""
         return statistics.median(run.steady for run in self.runs)
 
     @property
     def whole_seconds(self) -> float:
+        """Median seconds of whole runs."""
         return statistics.median(run.whole_seconds for run in self.runs)
 
 
 def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
-    """Grades the same photographs in every way, in turns, each in processes of its own.
+    """Grade the same images with each candidate, in alternating rounds, each in separate processes.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the bundle or the device cannot be had.
-        RuntimeError: a way fails, or comes to other grades than `scalp grade`.
+        UserError: The bundle or the device is unavailable.
+        RuntimeError: A candidate fails, or its grades differ from those of `scalp grade`.
     """
     device = resolve_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with console.status("laying out photographs and bundle"):
-            files = _draw(root / "photographs", options.photographs)
-            sample = inputs.read_photographs(str(root / "photographs"))
-            bundle = inputs.lay_out_bundle(str(root / "bundle"), options.bundle, options.size, sample)
-            bad = _with_bad_files(root, files)
+        with console.status("preparing images and bundle"):
+            files = _write_images(root / "photographs", options.photographs)
+            sample = inputs.read_images(str(root / "photographs"))
+            bundle = inputs.write_bundle(str(root / "bundle"), options.bundle, options.size, sample)
+            bad = _add_bad_files(root, files)
         with s3_server(root / "s3") as server:
             _upload(server, files)
             cases = _cases(root, device, server, len(files), bad, options.daft)
-            _take_turns(cases, root, options.rounds)
+            _run_rounds(cases, root, options.rounds)
     settings = vars(options) | {
         "device": device,
         "weights": bundle.spec.model_version if options.bundle else "untrained",
@@ -142,38 +145,38 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """How `scalp grade` compares with others by whole runs, with the engine and itself by the steady rate."""
+    """Ratios of `scalp grade` to rivals by whole runs, and to its engine and itself by the steady rate."""
     steady = {(row["what"], row["source"]): row["photographs_per_second"] for row in rows}
     whole = {(row["what"], row["source"]): row["whole_seconds"] for row in rows}
-    ours = ("scalp grade", "local")
+    scalp = ("scalp grade", "local")
 
     def ratio(values: Mapping[tuple[str, str], float], over: tuple[str, str], under: tuple[str, str]) -> Any:
         return values[over] / values[under] if over in values and under in values else None
 
     return {
-        "vs_engine": ratio(steady, ours, ("engine alone", "memory")),
-        "vs_plain": ratio(whole, ("plain PyTorch fp32", "local"), ours),
-        "vs_tuned": ratio(whole, ("tuned PyTorch", "local"), ours),
-        "vs_daft": ratio(whole, ("Daft, PyTorch", "local"), ours),
+        "vs_engine": ratio(steady, scalp, ("engine alone", "memory")),
+        "vs_plain": ratio(whole, ("plain PyTorch fp32", "local"), scalp),
+        "vs_tuned": ratio(whole, ("tuned PyTorch", "local"), scalp),
+        "vs_daft": ratio(whole, ("Daft, PyTorch", "local"), scalp),
         "vs_daft_s3": ratio(whole, ("Daft, PyTorch", "s3"), ("scalp grade", "s3")),
-        "vs_daft_with_our_engine": ratio(whole, ("Daft, our engine", "local"), ours),
-        "steady_vs_daft": ratio(steady, ours, ("Daft, PyTorch", "local")),
-        "steady_vs_daft_with_our_engine": ratio(steady, ours, ("Daft, our engine", "local")),
-        "s3_vs_local": ratio(steady, ("scalp grade", "s3"), ours),
+        "vs_daft_with_our_engine": ratio(whole, ("Daft, our engine", "local"), scalp),
+        "steady_vs_daft": ratio(steady, scalp, ("Daft, PyTorch", "local")),
+        "steady_vs_daft_with_our_engine": ratio(steady, scalp, ("Daft, our engine", "local")),
+        "s3_vs_local": ratio(steady, ("scalp grade", "s3"), scalp),
         "zip_vs_prefix": ratio(steady, ("scalp grade", "s3 zip"), ("scalp grade", "s3")),
-        "with_bad_files": ratio(steady, ("scalp grade", "local, 10 % bad files"), ours),
+        "with_bad_files": ratio(steady, ("scalp grade", "local, 10 % bad files"), scalp),
     }
 
 
-# --- photographs -------------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------------------
 
 
-def _draw(folder: Path, count: int) -> dict[str, bytes]:
-    """Writes JPEG files into a few folders, and returns them by their names."""
+def _write_images(folder: Path, count: int) -> dict[str, bytes]:
+    """Write synthetic JPEG files into a few folders; return them by name."""
     with tempfile.TemporaryDirectory() as drawn:
         write_dataset(Path(drawn), SynthOptions(images=count))
-        found = sorted(Path(drawn).rglob("*.jpg"))
-        files = {f"{index:06d}.jpg": path.read_bytes() for index, path in enumerate(found)}
+        paths = sorted(Path(drawn).rglob("*.jpg"))
+        files = {f"{index:06d}.jpg": path.read_bytes() for index, path in enumerate(paths)}
     for index, (name, data) in enumerate(files.items()):
         path = folder / f"{index % _FOLDERS:02d}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,8 +184,8 @@ def _draw(folder: Path, count: int) -> dict[str, bytes]:
     return files
 
 
-def _with_bad_files(root: Path, files: dict[str, bytes]) -> int:
-    """A folder of the photographs and, for every nine, a file that cannot be graded; how many of these."""
+def _add_bad_files(root: Path, files: dict[str, bytes]) -> int:
+    """Make a folder of the images and one ungradable file per nine images; return the number of those."""
     bad = [data for data, outcomes in corpus().values() if GRADED not in outcomes]
     count = round(len(files) * _BAD_SHARE / (1 - _BAD_SHARE))
     for path in sorted((root / "photographs").rglob("*.jpg")):
@@ -190,14 +193,14 @@ def _with_bad_files(root: Path, files: dict[str, bytes]) -> int:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.hardlink_to(path)
     for index in range(count):
-        # Their names lie between those of the photographs, so that every shard has some.
+        # Their names sort between those of the images, so that each shard has some.
         name = f"{index % _FOLDERS:02d}/{index * len(files) // count:06d} bad.jpg"
         (root / "with bad files" / name).write_bytes(bad[index % len(bad)])
     return count
 
 
 def _upload(server: S3Server, files: dict[str, bytes]) -> None:
-    """The photographs under a prefix and in a zip."""
+    """Upload the images under a prefix and in a zip."""
     os.environ.update(server.environment)
     base = f"s3://{server.bucket}/bulk"
     with console.status("uploading"), ThreadPoolExecutor(8) as pool:
@@ -209,64 +212,62 @@ def _upload(server: S3Server, files: dict[str, bytes]) -> None:
             storage.write(f"{base}/photographs.zip", Path(file.name).read_bytes())
 
 
-# --- ways --------------------------------------------------------------------------------------------------
+# --- candidates --------------------------------------------------------------------------------------------
 
 
-def _cases(
-    root: Path, device: Hardware, server: S3Server, photographs: int, bad: int, daft: bool
-) -> list[_Case]:
+def _cases(root: Path, device: Hardware, server: S3Server, count: int, bad: int, daft: bool) -> list[_Case]:
     local, s3 = str(root / "photographs"), f"s3://{server.bucket}/bulk/photographs"
     bundle = str(root / "bundle")
 
-    def ours(source: str, failed: int = 0) -> Callable[[Path], Run]:
-        return partial(run_grade, bundle, source, device, photographs, failed)
+    def scalp(source: str, failed: int = 0) -> Callable[[Path], Run]:
+        return partial(run_grade, bundle, source, device, count, failed)
 
-    def other(way: str, source: str) -> Callable[[Path], Run]:
-        return partial(run_other, way, bundle, source, device, photographs)
+    def rival(way: str, source: str) -> Callable[[Path], Run]:
+        return partial(run_rival, way, bundle, source, device, count)
 
     cases = [
-        _Case("engine alone", "memory", other("engine", local)),
-        _Case("scalp grade", "local", ours(local)),
-        _Case("scalp grade", "local, 10 % bad files", ours(str(root / "with bad files"), bad)),
-        _Case("scalp grade", "s3", ours(s3)),
-        _Case("scalp grade", "s3 zip", ours(f"{s3}.zip")),
-        _Case("plain PyTorch fp32", "local", other("plain", local)),
-        _Case("tuned PyTorch", "local", other("tuned", local)),
+        _Case("engine alone", "memory", rival("engine", local)),
+        _Case("scalp grade", "local", scalp(local)),
+        _Case("scalp grade", "local, 10 % bad files", scalp(str(root / "with bad files"), bad)),
+        _Case("scalp grade", "s3", scalp(s3)),
+        _Case("scalp grade", "s3 zip", scalp(f"{s3}.zip")),
+        _Case("plain PyTorch fp32", "local", rival("plain", local)),
+        _Case("tuned PyTorch", "local", rival("tuned", local)),
     ]
     if daft:
         cases += [
-            _Case("Daft, PyTorch", "local", other("daft_torch", local)),
-            _Case("Daft, PyTorch", "s3", other("daft_torch", s3)),
-            _Case("Daft, our engine", "local", other("daft_engine", local)),
+            _Case("Daft, PyTorch", "local", rival("daft_torch", local)),
+            _Case("Daft, PyTorch", "s3", rival("daft_torch", s3)),
+            _Case("Daft, our engine", "local", rival("daft_engine", local)),
         ]
     return cases
 
 
-def run_grade(bundle: str, source: str, device: Hardware, photographs: int, failed: int, folder: Path) -> Run:
-    """`scalp grade` as a user starts it, but for the heatmaps in its report, which nobody else makes."""
+def run_grade(bundle: str, source: str, device: Hardware, count: int, failed: int, folder: Path) -> Run:
+    """Run the `scalp grade` command, without the heatmaps of its report, which no rival makes."""
     out = str(folder / "out")
     command = ["-m", "jobs.cli", "grade", bundle, source, out, "--device", device, "--heatmaps", "0"]
     whole = _seconds(command)
     summary = read_json(storage.join(out, SUMMARY_FILE)) or {}
-    if (summary["graded"], summary["failed"]) != (photographs, failed):
+    if (summary["graded"], summary["failed"]) != (count, failed):
         raise RuntimeError(f"{source}: {summary['graded']} graded and {summary['failed']} failed")
     rows = read_results(storage.join(out, RESULTS_FOLDER)).to_pylist()
     good = [row for row in rows if row["status"] == "graded"]
     grades = {(row["member"] or row["uri"]).rsplit("/", 1)[-1]: row["grade"] for row in good}
-    times = [row["graded_at"].timestamp() for row in good]  # one for each shard
-    # Counted from when every model has ended its first shard, about.
+    times = [row["graded_at"].timestamp() for row in good]  # one per shard
+    # From about when each model has committed its first shard.
     first = sorted(set(times))[summary["settings"]["models"][1] - 1]
     return Run(whole, sum(time > first for time in times) / (max(times) - first), grades)
 
 
-def run_other(way: str, bundle: str, source: str, device: Hardware, photographs: int, folder: Path) -> Run:
-    """A way of `bulk_ways`; without grades where it writes none."""
+def run_rival(way: str, bundle: str, source: str, device: Hardware, count: int, folder: Path) -> Run:
+    """Run a candidate of `rivals`; `grades` is empty if it writes none."""
     arguments = Arguments(bundle=bundle, source=source, out=str(folder), device=device, cores=cpu_count())
     whole = _seconds(["-m", "jobs.bench.grade.rivals", way, arguments.model_dump_json()])
     points = [line.split() for line in arguments.points_file.read_text().splitlines()]
     first, last = float(points[0][0]), float(points[-1][0])
-    if (done := sum(int(count) for _, count in points)) != photographs:
-        raise RuntimeError(f"{way} graded {done} of {photographs} photographs")
+    if (done := sum(int(graded) for _, graded in points)) != count:
+        raise RuntimeError(f"{way} graded {done} of {count} images")
     steady = (done - int(points[0][1])) / (last - first)
     rows = folder / "rows.parquet"
     grades = {}
@@ -279,7 +280,7 @@ def run_other(way: str, bundle: str, source: str, device: Hardware, photographs:
 
 def _seconds(command: list[str]) -> float:
     started = time.perf_counter()
-    # A Ray of its own, and no reports of Daft's.
+    # A separate Ray, and no telemetry of Daft.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, *command],
@@ -293,7 +294,7 @@ def _seconds(command: list[str]) -> float:
     return seconds
 
 
-def _take_turns(cases: list[_Case], root: Path, rounds: int) -> None:
+def _run_rounds(cases: list[_Case], root: Path, rounds: int) -> None:
     reference: dict[str, int] = {}
     with progress_bar("grading", rounds * len(cases)) as (progress, task):
         for number in range(rounds):
@@ -309,18 +310,20 @@ def _take_turns(cases: list[_Case], root: Path, rounds: int) -> None:
 
 
 def _check_same(case: _Case, grades: dict[str, int], reference: dict[str, int]) -> None:
-    """Whoever does something else has no place in the table."""
+    """Refuse a candidate whose images or grades differ from those of `scalp grade`."""
     if grades.keys() != reference.keys():
-        raise RuntimeError(f"{case.what}, {case.source}: other photographs than scalp grade")
-    if (same := _same(grades, reference)) < _LEAST_SAME:
-        raise RuntimeError(f"{case.what}, {case.source}: {same:.1%} of the grades are those of scalp grade")
+        raise RuntimeError(f"{case.what}, {case.source}: its images differ from those of scalp grade")
+    if (agreement := _agreement(grades, reference)) < _MIN_AGREEMENT:
+        raise RuntimeError(
+            f"{case.what}, {case.source}: {agreement:.1%} of grades equal those of scalp grade"
+        )
 
 
-def _same(grades: dict[str, int], reference: dict[str, int]) -> float:
+def _agreement(grades: dict[str, int], reference: dict[str, int]) -> float:
     return statistics.mean(grades[name] == grade for name, grade in reference.items())
 
 
-def _row(case: _Case, photographs: int) -> dict[str, Any]:
+def _row(case: _Case, count: int) -> dict[str, Any]:
     return {
         "what": case.what,
         "source": case.source,
@@ -328,19 +331,19 @@ def _row(case: _Case, photographs: int) -> dict[str, Any]:
         "of_each_run": [round(run.steady, 1) for run in case.runs],
         "whole_seconds": round(case.whole_seconds, 1),
         "of_each_whole_run": [round(run.whole_seconds, 1) for run in case.runs],
-        # Everything but grading at the steady rate: starting, listing, the end.
-        "start_up_seconds": round(case.whole_seconds - photographs / case.steady, 1),
+        # All but grading at the steady rate: start, listing, end.
+        "start_up_seconds": round(case.whole_seconds - count / case.steady, 1),
     }
 
 
 def _show(result: dict[str, Any], out: str) -> None:
     count = result["settings"]["photographs"]
-    table = Table("what", "source", title=f"{count:,} photographs", title_justify="left", title_style="bold")
-    for heading in ("photographs/s, steady", "seconds, whole", "of them start-up"):
+    table = Table("what", "source", title=f"{count:,} images", title_justify="left", title_style="bold")
+    for heading in ("images/s, steady", "seconds, whole", "of which start-up"):
         table.add_column(heading, justify="right")
     for row in result["rows"]:
         numbers = (row["photographs_per_second"], row["whole_seconds"], row["start_up_seconds"])
         table.add_row(row["what"], row["source"], *(f"{number:.1f}" for number in numbers))
     console.print(table)
-    found = {name: value for name, value in result["ratios"].items() if value is not None}
-    show("ratios", found | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
+    measured = {name: value for name, value in result["ratios"].items() if value is not None}
+    show("ratios", measured | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})

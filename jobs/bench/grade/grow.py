@@ -1,7 +1,7 @@
-"""`scalp bench grow`: a cluster that grows for a grading job and shrinks after it; a picture of it.
+"""`scalp bench grow`: plot the nodes of a cluster that autoscales for a grading job.
 
-The nodes are simulated on this machine, so more of them are not faster: what is shown is that they come when
-there is work, that photographs are graded on them, and that they go.
+Nodes are simulated on this machine, so more of them are not faster. The plot shows that nodes start when
+there is work, that they grade images, and that they stop.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _SAMPLE_S = 1.0
 
 @dataclass(frozen=True)
 class GrowOptions:
-    """What to simulate.
+    """Options of `scalp bench grow`.
 
     Args:
-        size: side of the input of random weights, pixels.
-        photographs: to grade.
-        nodes: most at once.
-        cpus: of each.
-        idle_seconds: after which a node without work goes.
-        patience_seconds: for the nodes to go again.
+        size: Input size of random weights, pixels.
+        photographs: Number of images to grade.
+        nodes: Maximum number of nodes.
+        cpus: CPUs per node.
+        idle_seconds: Idle time after which a node stops.
+        patience_seconds: Timeout for the nodes to stop after the job.
     """
 
     size: int = 224
@@ -49,43 +49,41 @@ class GrowOptions:
 
 
 def bench_grow(out: str, options: GrowOptions) -> dict[str, Any]:
-    """Grades on a cluster that has no node to begin with.
+    """Grade on a cluster that starts without nodes.
 
     Args:
-        out: directory for `summary.json` and the picture.
-        options: what to simulate.
+        out: Output directory, for `summary.json` and the plot.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        RuntimeError: the grading fails, or the nodes do not go again.
+        RuntimeError: Grading fails, or the nodes do not stop.
     """
-    files = inputs.read_photographs(None)
+    files = inputs.read_images(None)
     samples: list[tuple[float, int, int]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bundle, photographs, graded = (
-            str(Path(folder, name)) for name in ("bundle", "photographs", "graded")
-        )
-        with console.status("laying out bundle and photographs"):
-            inputs.lay_out_bundle(bundle, None, options.size, files)
+        bundle, images, graded = (str(Path(folder, name)) for name in ("bundle", "photographs", "graded"))
+        with console.status("preparing bundle and images"):
+            inputs.write_bundle(bundle, None, options.size, files)
             for number in range(options.photographs):
-                storage.write(f"{photographs}/{number:06d}.jpg", files[number % len(files)])
+                storage.write(f"{images}/{number:06d}.jpg", files[number % len(files)])
         with simulated_cluster({"CPU": options.cpus}, options.nodes, options.idle_seconds) as address:
             started = time.monotonic()
 
             def sample() -> int:
                 progress = read_progress(graded)
-                found = (time.monotonic() - started, working_nodes(address), progress.done if progress else 0)
-                samples.append(found)
-                return found[1]
+                nodes = working_nodes(address)
+                samples.append((time.monotonic() - started, nodes, progress.done if progress else 0))
+                return nodes
 
             sample()
-            ended = _grade(bundle, photographs, graded, address, sample, options, Path(folder, "log"))
+            ended = _grade(bundle, images, graded, address, sample, options, Path(folder, "log"))
             while (left := sample()) > 0 and time.monotonic() - started < ended + options.patience_seconds:
                 time.sleep(_SAMPLE_S)
             if left:
-                raise RuntimeError(f"{left} nodes are still there")
+                raise RuntimeError(f"{left} nodes did not stop")
         summary = read_json(storage.join(graded, SUMMARY_FILE)) or {}
     rows = [{"seconds": round(at, 1), "nodes": count, "photographs": done} for at, count, done in samples]
     first = next(at for at, count, _ in samples if count)
@@ -97,17 +95,17 @@ def bench_grow(out: str, options: GrowOptions) -> dict[str, Any]:
         "rows_unaccounted": float(summary["rows_unaccounted"]),
     }
     result = write_result(out, "grow", vars(options), rows, ratios)
-    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), _picture(samples, ended, options))
+    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), _plot(samples, ended, options))
     places = {"summary": SUMMARY_FILE, "picture": PICTURE_FILE}
     show("grow", ratios | {name: storage.join(storage.absolute(out), file) for name, file in places.items()})
     return result
 
 
 def _grade(
-    bundle: str, photographs: str, graded: str, address: str, sample: Any, options: GrowOptions, log: Path
+    bundle: str, images: str, graded: str, address: str, sample: Any, options: GrowOptions, log: Path
 ) -> float:
-    """Grades in a process of its own; seconds from the start of the cluster to its end."""
-    command = [sys.executable, "-m", "jobs.cli", "grade", bundle, photographs, graded, "--device", "cpu"]
+    """Grade in a separate process; return the seconds from the start of the cluster to its end."""
+    command = [sys.executable, "-m", "jobs.cli", "grade", bundle, images, graded, "--device", "cpu"]
     started = time.monotonic()
     with (
         log.open("wb") as output,
@@ -129,8 +127,8 @@ def _grade(
     return time.monotonic() - started
 
 
-def _picture(samples: list[tuple[float, int, int]], ended: float, options: GrowOptions) -> bytes:
-    """Nodes, and photographs a second, over time."""
+def _plot(samples: list[tuple[float, int, int]], ended: float, options: GrowOptions) -> bytes:
+    """Plot nodes, and images per second, over time; PNG."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -138,11 +136,11 @@ def _picture(samples: list[tuple[float, int, int]], ended: float, options: GrowO
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     top.step(at, nodes, where="post", color="#c8541f")
     top.set(ylabel="nodes", ylim=(0, options.nodes + 0.5))
-    wide = 10  # seconds: progress is written every few
-    marks = np.arange(0, at[-1] + wide, wide)
-    graded = np.interp(marks, at, done)
-    bottom.step(marks[:-1], np.diff(graded) / wide, where="post", color="#0f766e")
-    bottom.set(ylabel="photographs/s", xlabel="seconds", ylim=(0, None))
+    bin_seconds = 10  # wider than the interval of progress files
+    edges = np.arange(0, at[-1] + bin_seconds, bin_seconds)
+    graded = np.interp(edges, at, done)
+    bottom.step(edges[:-1], np.diff(graded) / bin_seconds, where="post", color="#0f766e")
+    bottom.set(ylabel="images/s", xlabel="seconds", ylim=(0, None))
     for axis in (top, bottom):
         axis.axvline(ended, color="gray", linestyle="--", linewidth=1)
         axis.grid(alpha=0.3)

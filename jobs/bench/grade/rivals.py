@@ -1,7 +1,7 @@
-"""Bulk grading by others, each as a program of its own: `python -m jobs.bench.grade.rivals WAY ARGUMENTS`.
+"""Rivals of bulk grading, each a separate program: `python -m jobs.bench.grade.rivals WAY ARGUMENTS`.
 
-They read what `scalp grade` reads, run the same bundle, write a row of grade and probabilities for each
-photograph as Parquet, and write down when how many photographs were done.
+They read the same source as `scalp grade`, run the same bundle, write one Parquet row per image with grade
+and probabilities, and record their progress.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BATCH = 32
 
 
 class Arguments(BaseModel):
-    """What a way is told.
+    """Arguments of a rival.
 
     Args:
-        bundle: local directory of the bundle.
-        source: folder or `s3://` prefix of JPEG files.
-        out: folder to write.
-        device: where the model runs.
-        cores: of this machine.
+        bundle: Local bundle directory.
+        source: Folder or `s3://` prefix of JPEG files.
+        out: Folder to write.
+        device: Device of the model.
+        cores: CPU cores of this machine.
     """
 
     bundle: str
@@ -48,22 +48,23 @@ class Arguments(BaseModel):
 
     @property
     def points_file(self) -> Path:
+        """File of the progress: lines of time and number of images."""
         return Path(self.out, "points.txt")
 
 
 def mark(arguments: Arguments, count: int) -> None:
-    """Writes down that so many photographs more are done."""
+    """Record that `count` more images are graded."""
     with arguments.points_file.open("a") as file:
         file.write(f"{time.time()} {count}\n")
 
 
 def plain(arguments: Arguments) -> None:
-    """One process, PyTorch fp32 and Pillow, batch after batch, as one would write it down."""
+    """Plain loop: one process, PyTorch fp32 and Pillow, batch after batch."""
     _loop(arguments, Way("", "plain", "fp32"), ahead=0)
 
 
 def tuned(arguments: Arguments) -> None:
-    """One process at PyTorch's best: channels last, the fastest precision, batches that are decoded ahead."""
+    """Tuned loop: one process, channels last, the fastest precision, batches decoded ahead."""
     _loop(arguments, Way("", "plain", _best(arguments), channels_last=True), ahead=4)
 
 
@@ -76,19 +77,19 @@ def _loop(arguments: Arguments, way: Way, ahead: int) -> None:
         files = (Path(uri).read_bytes() for uri in uris[start : start + BATCH])
         return np.stack([decoded_by_pillow(data, size) for data in files])
 
-    found, waiting = [], deque[Future[np.ndarray]]()
+    logits, decoded = [], deque[Future[np.ndarray]]()
     with ThreadPoolExecutor(arguments.cores) as pool:
         for start in range(0, len(uris) + ahead * BATCH, BATCH):
             if start < len(uris):
-                waiting.append(pool.submit(batch, start))
-            if start >= ahead * BATCH and waiting:
-                found.append(forward(waiting.popleft().result()))
-                mark(arguments, len(found[-1]))
-    _write(arguments, uris, np.concatenate(found), bundle.spec.temperature)
+                decoded.append(pool.submit(batch, start))
+            if start >= ahead * BATCH and decoded:
+                logits.append(forward(decoded.popleft().result()))
+                mark(arguments, len(logits[-1]))
+    _write(arguments, uris, np.concatenate(logits), bundle.spec.temperature)
 
 
 def engine(arguments: Arguments) -> None:
-    """Our engine alone: files in memory, no Ray, no storage, no rows."""
+    """scalp's engine alone: files in memory, no Ray, no storage, no rows."""
     predictor = _predictor(arguments)
     files = [path.read_bytes() for path in sorted(Path(arguments.source).rglob("*.jpg"))]
     mark(arguments, 0)
@@ -97,7 +98,7 @@ def engine(arguments: Arguments) -> None:
 
 
 def daft_torch(arguments: Arguments) -> None:
-    """Daft as its documentation writes batch inference, the model by PyTorch."""
+    """Daft, as in its documentation of batch inference, with the model in PyTorch."""
 
     def load() -> Forward:
         bundle = load_bundle(arguments.bundle)
@@ -107,7 +108,7 @@ def daft_torch(arguments: Arguments) -> None:
 
 
 def daft_engine(arguments: Arguments) -> None:
-    """The same, but for the model: it is run by our engine."""
+    """Daft with scalp's engine as the model."""
     _daft(arguments, lambda: _predictor(arguments).logits)
 
 
@@ -141,12 +142,12 @@ def _daft(arguments: Arguments, load: Callable[[], Forward]) -> None:
     config = _daft_io() if arguments.source.startswith("s3://") else None
     rows = daft.from_glob_path(f"{arguments.source}/**/*.jpg", io_config=config)
     size = spec.preprocess.size
-    # Daft's own decoder, in all its threads: faster than decoding inside the class, which has one.
+    # Daft's decoder in all its threads is faster than decoding in the class, which has one.
     image = col("path").download(io_config=config).decode_image(mode="RGB").resize(size, size)
     logits: Any = Grader().logits(image)  # type: ignore[arg-type]  # an expression here, values when it runs
     table = rows.select(col("path").alias("uri"), logits.alias("logits")).to_arrow()
-    found = np.array(table["logits"].to_pylist(), np.float32)
-    _write(arguments, table["uri"].to_pylist(), found, spec.temperature)
+    values = np.array(table["logits"].to_pylist(), np.float32)
+    _write(arguments, table["uri"].to_pylist(), values, spec.temperature)
 
 
 def _daft_io() -> Any:
@@ -170,7 +171,7 @@ def _write(arguments: Arguments, uris: list[str], logits: np.ndarray, temperatur
     pq.write_table(table, Path(arguments.out, "rows.parquet"))
 
 
-WAYS = {each.__name__: each for each in (engine, plain, tuned, daft_torch, daft_engine)}
+WAYS = {way.__name__: way for way in (engine, plain, tuned, daft_torch, daft_engine)}
 
 if __name__ == "__main__":
     WAYS[sys.argv[1]](Arguments.model_validate_json(sys.argv[2]))

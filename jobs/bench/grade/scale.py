@@ -1,4 +1,4 @@
-"""`scalp bench scale`: what grows with the number of objects, and what must not."""
+"""`scalp bench scale`: measure throughput and memory of `scalp prepare` against the number of objects."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from scalp_core.curation import audit
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """What to measure.
+    """Options of `scalp bench scale`.
 
     Args:
-        objects: photographs, from small to large; JPEG files of 640x480 on this disk.
-        simulated: objects of one more run whose tasks read no files; 0 for none.
-        audited: objects of an audit alone, without the run before it; 0 for none.
+        objects: Numbers of images of the runs; JPEG files of 640x480 on the local disk.
+        simulated: Objects of one more run, whose tasks read no files; 0: no run.
+        audited: Simulated objects of one audit, without the steps before it; 0: no audit.
     """
 
     objects: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -48,21 +48,21 @@ class ScaleOptions:
 
 
 def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
-    """Prepares sources of growing size, each in a process of its own with a Ray of its own.
+    """Prepare sources of growing size, each in a separate process with its own Ray.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
     """
     sizes = sorted(options.objects)
     model = fit_hashes() if options.simulated or options.audited else None
     with tempfile.TemporaryDirectory() as root:
         source = Path(root, "source")
-        size_bytes = _draw(source, sizes[-1])
-        rows = [_run(f"{number:,} photographs", number, _part_of(source, number), root) for number in sizes]
+        size_bytes = _write_images(source, sizes[-1])
+        rows = [_run(f"{number:,} images", number, _link_first(source, number), root) for number in sizes]
         shutil.rmtree(source)
         if options.simulated:
             folders = Path(root, "simulated")
@@ -76,16 +76,16 @@ def bench_scale(out: str, options: ScaleOptions) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How rate and memory of the largest source on disk, and of the simulated one, compare with the least."""
+    """Ratios of rate and memory of the largest source, and of the simulated one, to the smallest source."""
     first, *_, last = [row for row in rows if not row["simulated"]] * 2
-    found = {
+    compared = {
         "rate_last_vs_first": last["objects_per_second"] / first["objects_per_second"],
         "driver_memory_last_vs_first": last["driver_peak_mib"] / first["driver_peak_mib"],
     }
     for row in rows:
         if row["simulated"]:
-            found["driver_memory_simulated_vs_first"] = row["driver_peak_mib"] / first["driver_peak_mib"]
-    return found
+            compared["driver_memory_simulated_vs_first"] = row["driver_peak_mib"] / first["driver_peak_mib"]
+    return compared
 
 
 def _run(what: str, number: int, source: Path, root: str, model: HashModel | None = None) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _run(what: str, number: int, source: Path, root: str, model: HashModel | Non
 
 
 def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
-    """Audits what an examination would have left, in a process of its own."""
+    """Audit simulated examined shards in a separate process."""
     console.print(f"auditing {number:,} simulated objects")
     examined = str(Path(root, "examined"))
     write_examined(examined, number, model)
@@ -122,7 +122,7 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
     try:
         started = time.perf_counter()
         options = audit.Options()
-        found = own.call(audit.audit, examined, "/simulated", str(Path(root, "audited")), options)
+        result = own.call(audit.audit, examined, "/simulated", str(Path(root, "audited")), options)
         seconds = time.perf_counter() - started
         peak_mib = own.peak_mib()
     finally:
@@ -131,53 +131,53 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
         "part": "audit",
         "what": f"{number:,} simulated",
         "objects": number,
-        "photographs": found["spec"]["photographs"],
-        "near_duplicates": found["findings"]["near_duplicate"],
-        "crowded": found["findings"]["crowded_hash"],
+        "photographs": result["spec"]["photographs"],
+        "near_duplicates": result["findings"]["near_duplicate"],
+        "crowded": result["findings"]["crowded_hash"],
         "seconds": round(seconds, 1),
-        "seconds_of_audit": found["seconds_of_audit"],
+        "seconds_of_audit": result["seconds_of_audit"],
         "audit_peak_mib": peak_mib,
     }
 
 
 def _nothing() -> None:
-    """The process needs no preparation."""
+    """Set up nothing: the process needs no preparation."""
 
 
 def _prepare(source: str, out: str, number: int, model: HashModel | None) -> dict[str, Any]:
     return prepare(source, out) if model is None else prepare_simulated(source, out, number, model)
 
 
-# --- photographs -----------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------
 
 
-def _draw(source: Path, number: int) -> int:
-    """Writes distinct JPEG files; their mean size in bytes."""
+def _write_images(source: Path, number: int) -> int:
+    """Write distinct JPEG files; return their mean size in bytes."""
     workers = cpu_count()
     with (
         ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-        progress_bar("drawing", workers) as (progress, task),
+        progress_bar("generating", workers) as (progress, task),
     ):
         sizes = []
-        for size in pool.map(_draw_share, [str(source)] * workers, [number] * workers, range(workers)):
+        for size in pool.map(_write_share, [str(source)] * workers, [number] * workers, range(workers)):
             sizes.append(size)
             progress.update(task, advance=1)
     return round(sum(sizes) / number)
 
 
-def _draw_share(source: str, number: int, share: int) -> int:
+def _write_share(source: str, number: int, share: int) -> int:
     total = 0
     for index, name in image_names(number, cpu_count(), share):
         path = Path(source, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = _picture(index)
+        data = _make_jpeg(index)
         path.write_bytes(data)
         total += len(data)
     return total
 
 
-def _picture(seed: int) -> bytes:
-    """A JPEG of 640x480 of smooth colors, unlike that of any other seed."""
+def _make_jpeg(seed: int) -> bytes:
+    """JPEG of 640x480 with smooth colors, different for each seed."""
     coarse = np.random.default_rng(seed).integers(60, 220, (12, 16, 3), dtype=np.uint8)
     options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom))
     result = ImageData(640, 480, PixelType.U8x3)
@@ -185,8 +185,8 @@ def _picture(seed: int) -> bytes:
     return simplejpeg.encode_jpeg(np.frombuffer(result.get_buffer(), np.uint8).reshape(480, 640, 3), 88)
 
 
-def _part_of(source: Path, number: int) -> Path:
-    """A folder of the first photographs, as links to the same bytes."""
+def _link_first(source: Path, number: int) -> Path:
+    """Make a folder of hard links to the first `number` images."""
     folder = source.with_name(f"source{number}")
     for _, name in image_names(number):
         path = folder / name

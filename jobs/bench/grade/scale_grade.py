@@ -1,4 +1,4 @@
-"""`scalp bench scale --stage grade`: what grading costs beside the model, as a source grows."""
+"""`scalp bench scale --stage grade`: measure the overhead of `scalp grade` against the number of images."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from jobs.grade.driver import GradeOptions, Shared, grade
 from scalp_core import storage
 from scalp_core.grades import NUM_GRADES
 
-_SIDE = 32  # of photographs and of the model's input, pixels: decoding is next to nothing
+_SIDE = 32  # of images and of the model's input, pixels: decoding takes almost no time
 _FILES = 256
-_A_FOLDER = 10_000
+_FILES_PER_FOLDER = 10_000
 
 
 @dataclass(frozen=True)
 class GradeScaleOptions:
-    """What to measure.
+    """Options of `scalp bench scale --stage grade`.
 
     Args:
-        photographs: of each run, from small to large; links to a few tiny JPEG files on this disk.
+        photographs: Numbers of images of the runs; links to a few tiny JPEG files on the local disk.
     """
 
     photographs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 
 class NullModel:
-    """Answers at once, and differently from photograph to photograph."""
+    """Model that takes no time; its answers differ between images."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, side, side, 3) to float32 (N, 4): four of its pixels."""
+        """Logits of uint8 (N, side, side, 3), float32 (N, 4): values of four pixels."""
         return images[:, 0, :NUM_GRADES, 0].astype(np.float32) / 64
 
 
 def make_null_model(_bundle: Shared, _options: ModelOptions, _threads: int) -> NullModel:
-    """What `jobs.grade.driver` takes in place of a predictor; no option of `scalp grade` leads here."""
+    """Replace `make_predictor` of `jobs.grade.driver`; `scalp grade` has no option for it."""
     return NullModel()
 
 
 def bench_grade_scale(out: str, options: GradeScaleOptions) -> dict[str, Any]:
-    """Grades sources of growing size, each in a process of its own with a Ray of its own.
+    """Grade sources of growing size, each in a separate process with its own Ray.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
     """
     sizes = sorted(options.photographs)
     with tempfile.TemporaryDirectory() as root:
-        with console.status("laying out photographs and bundle"):
-            files = [_tiny(seed) for seed in range(_FILES)]
-            inputs.lay_out_bundle(str(Path(root, "bundle")), None, _SIDE, files)
+        with console.status("preparing images and bundle"):
+            files = [_tiny_jpeg(seed) for seed in range(_FILES)]
+            inputs.write_bundle(str(Path(root, "bundle")), None, _SIDE, files)
         rows = []
         for number in sizes:
             with tempfile.TemporaryDirectory(dir=root) as folder:
@@ -79,24 +79,24 @@ def bench_grade_scale(out: str, options: GradeScaleOptions) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How rate and memory of the largest run compare with the smallest; the least and most of all as well."""
+    """Ratios of rate and memory of the largest run to the smallest, and of the highest rate to the lowest."""
 
-    def over(name: str) -> float:
+    def last_to_first(name: str) -> float:
         return rows[-1][name] / rows[0][name]
 
-    def spread(name: str) -> float:
+    def highest_to_lowest(name: str) -> float:
         values = [row[name] for row in rows]
         return max(values) / min(values)
 
     return {
-        "rate_last_vs_first": over("rows_per_second"),
-        "rate_most_vs_least": spread("rows_per_second"),
-        "driver_memory_last_vs_first": over("driver_peak_mib"),
+        "rate_last_vs_first": last_to_first("rows_per_second"),
+        "rate_most_vs_least": highest_to_lowest("rows_per_second"),
+        "driver_memory_last_vs_first": last_to_first("driver_peak_mib"),
     }
 
 
 def overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Microseconds that each photograph more costs, with listing and gathering, from one run to the next."""
+    """Microseconds per additional image from one run to the next, with listing and gathering."""
     return {
         f"{fewer['rows']:,} to {more['rows']:,}": round(
             (more["whole_seconds"] - fewer["whole_seconds"]) / (more["rows"] - fewer["rows"]) * 1e6, 1
@@ -105,26 +105,26 @@ def overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _tiny(seed: int) -> bytes:
+def _tiny_jpeg(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (_SIDE, _SIDE, 3), dtype=np.uint8)
     return simplejpeg.encode_jpeg(pixels, 60)
 
 
 def _link(source: Path, files: list[bytes], number: int) -> None:
-    """A source of so many names. A file has at most 65,000 names on ext4, so some are written anew."""
+    """Make a source of `number` hard links to a few files; ext4 allows 65,000 links per file."""
     kept = source / "kept"
     kept.mkdir(parents=True)
     for seed, data in enumerate(files):
         (kept / f"{seed}.bin").write_bytes(data)
-    for start in range(0, number, _A_FOLDER):
-        folder = source / f"{start // _A_FOLDER:04d}"
+    for start in range(0, number, _FILES_PER_FOLDER):
+        folder = source / f"{start // _FILES_PER_FOLDER:04d}"
         folder.mkdir()
-        for index in range(start, min(number, start + _A_FOLDER)):
+        for index in range(start, min(number, start + _FILES_PER_FOLDER)):
             os.link(kept / f"{index % len(files)}.bin", folder / f"{index:07d}.jpg")
 
 
 def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
-    console.print(f"grading {number:,} photographs")
+    console.print(f"grading {number:,} images")
     own = OwnProcess(_nothing)
     try:
         started = time.perf_counter()
@@ -134,7 +134,7 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
     finally:
         own.close()
     if (summary["rows"], summary["rows_unaccounted"]) != (number, 0):
-        raise RuntimeError(f"{summary['rows']:,} of {number:,} photographs are accounted for")
+        raise RuntimeError(f"{summary['rows']:,} of {number:,} images are accounted for")
     first_s, first, last_s, last = _steady(summary)
     return {
         "rows": number,
@@ -146,7 +146,7 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
 
 
 def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
-    """Seconds and photographs, first and last, without those that were loaded while the models started."""
+    """First and last point (seconds, images), without images that were loaded while the models started."""
     loaded = summary["settings"]["store_bytes"] // (3 * _SIDE**2)
     points = [point for point in summary["throughput"] if point[1] > 0]
     first_s, first, _ = next((point for point in points if point[1] >= loaded), points[0])
@@ -155,7 +155,7 @@ def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
 
 
 def _nothing() -> None:
-    """The process needs no preparation."""
+    """Set up nothing: the process needs no preparation."""
 
 
 def _grade(bundle: str, source: str, out: str) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def _grade(bundle: str, source: str, out: str) -> dict[str, Any]:
 def _show(result: dict[str, Any], out: str) -> None:
     table = Table(title="grade, with a model that takes no time", title_justify="left", title_style="bold")
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "photographs": lambda row: f"{row['rows']:,}",
-        "a second": lambda row: f"{row['rows_per_second']:,.0f}",
+        "images": lambda row: f"{row['rows']:,}",
+        "images/s": lambda row: f"{row['rows_per_second']:,.0f}",
         "whole, seconds": lambda row: f"{row['whole_seconds']:.1f}",
         "list": lambda row: f"{row['seconds_of_stages']['list']:.1f}",
         "grade": lambda row: f"{row['seconds_of_stages']['grade']:.1f}",
@@ -179,5 +179,5 @@ def _show(result: dict[str, Any], out: str) -> None:
     for row in result["rows"]:
         table.add_row(*(cell(row) for cell in columns.values()))
     console.print(table)
-    show("microseconds a photograph more", result["overhead"])
+    show("microseconds per additional image", result["overhead"])
     show("ratios", result["ratios"] | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})

@@ -1,4 +1,4 @@
-"""Objects that nobody wrote, for `scalp bench scale`: names as AI Hub's, and hashes as real images have them.
+"""Simulated objects for `scalp bench scale`: names like AI Hub's, perceptual hashes like those of images.
 
 Perceptual hashes are not uniform: their bits depend on each other, so that they collide more often. Each bit
 has the mean, and each pair of bits the correlation, that rendered images behind a round mask have.
@@ -30,10 +30,10 @@ from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import render_jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
 
-_PLANNED = 600  # some 140 people, of each of whom one image is rendered
+_PLANNED = 600  # about 140 people, one image of each is rendered
 _MASK_RADIUS, _MASK_CENTER = 190, (260, 260)
-_COPIES = 0.01  # share of objects that are near-duplicates of the one before
-_ROWS_A_FILE = 50_000
+_COPIES = 0.01  # fraction of objects that are near-duplicates of the previous one
+_ROWS_PER_FILE = 50_000
 
 
 class HashModel(NamedTuple):
@@ -66,9 +66,9 @@ def fit_hashes() -> HashModel:
         pixels = np.asarray(Image.open(io.BytesIO(render_jpeg(plan)))) * is_inside[..., None]
         buffer = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=85)
-        found = compute_signature(buffer.getvalue())
-        if found.hash is not None and found.turned_hash is not None:
-            hashes.append((found.hash, found.turned_hash))
+        signature = compute_signature(buffer.getvalue())
+        if signature.hash is not None and signature.turned_hash is not None:
+            hashes.append((signature.hash, signature.turned_hash))
     return fit_bits(np.array(hashes, np.uint64))
 
 
@@ -91,7 +91,7 @@ def fit_bits(hashes: np.ndarray) -> HashModel:
 
 
 class SimulatedRoots(ListRoots):
-    """Lists objects that nobody wrote, spread over the tasks of the real listing."""
+    """Task: list simulated objects, divided among the tasks of the real listing."""
 
     def __init__(self, work: str, number: int) -> None:
         super().__init__(work)
@@ -104,7 +104,7 @@ class SimulatedRoots(ListRoots):
 
 
 class SimulatedShard(ExamineShard):
-    """Examines them without reading."""
+    """Task: examine simulated objects without reading files."""
 
     def __init__(self, work: str, base: str, group_by: GroupBy | None, model: HashModel) -> None:
         super().__init__(work, base, group_by)
@@ -144,15 +144,15 @@ def prepare_simulated(
 
 
 def write_examined(folder: str, number: int, model: HashModel) -> None:
-    """Write what the examination of `number` objects leaves."""
-    for start in range(0, number, _ROWS_A_FILE):
-        indices = np.arange(start, min(start + _ROWS_A_FILE, number))
+    """Write examined shards of `number` simulated objects."""
+    for start in range(0, number, _ROWS_PER_FILE):
+        indices = np.arange(start, min(start + _ROWS_PER_FILE, number))
         table = _with_signatures(_named_by_index(indices), indices // SHOTS % DEVICES, model, start)
         parquet.write(storage.join(folder, f"{start:09d}.parquet"), table)
 
 
 def _named_by_index(indices: np.ndarray) -> pa.Table:
-    """What `_named` reads from the names of `names.image_names`, column by column."""
+    """Rows as from `_named` for the names of `names.image_names`, computed column by column."""
     person, shot = indices // SHOTS, indices % SHOTS + 2
     grades = grades_of(indices)
     number = pc.utf8_lpad(pa.array(person % DEVICES).cast(pa.string()), 5, "0")
@@ -217,7 +217,7 @@ def _with_signatures(table: pa.Table, devices: np.ndarray, model: HashModel, see
 
 
 def _named(uri: str) -> dict[str, Any]:
-    """What an object's name says, and a content of its own."""
+    """Examined row of an object: fields of its name, and a distinct content hash."""
     folders, stem = aihub.read_folders(uri.rpartition("/")[0]), aihub.stem_of(uri)
     shot = aihub.read_stem(stem)
     return {

@@ -1,6 +1,6 @@
-"""What a hostile client sends: each attack runs in a process of its own, from an address of its own.
+"""Attacks of a hostile client, in a separate process and from a separate address.
 
-`setup` makes the requests; an attack runs for some seconds and returns how its requests ended, by code.
+`setup` makes the requests. An attack runs for some seconds and returns the number of requests by status code.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from PIL import Image
 from jobs.bench.serve.load import Answer, Connection, request
 
 ADDRESS = "127.0.0.2"
-"""Where the attacks come from, so that limits by address can tell them from others."""
+"""Source address of the attacks, which limits by address distinguish from other clients."""
 
 _BATCH_PATH = "/v1/grade/batch"
 _HUGE, _LARGE = (7000, 7000), (4032, 3024)
 _MEMBERS = 40  # of a zip
 _BATCH = 100  # images
 _TIMEOUT_S = 30.0
-_PAUSE_S = 0.01  # of each client after an answer: it is not on this machine
-_SLOW_PIECE, _SLOW_PAUSE_S = bytes(2048), 0.4  # 5 KiB/s, just above the slowest that is taken
+_PAUSE_S = 0.01  # of each client after an answer, as on another machine
+_SLOW_PIECE, _SLOW_PAUSE_S = bytes(2048), 0.4  # 5 KiB/s, just above the lowest accepted rate
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ _requests: _Requests
 
 
 def setup(port: int, key: str, files: list[bytes]) -> None:
-    """Makes the requests, once; takes no CPU that somebody else wants, as if it were on another machine.
+    """Make the requests once; lower the priority of this process, as if it were on another machine.
 
     Args:
-        port: of the server.
-        key: of the hostile client.
-        files: ordinary images.
+        port: Port of the server.
+        key: Key of the hostile client.
+        files: Ordinary images.
     """
     global _port, _requests
     os.nice(19)
@@ -80,12 +80,12 @@ def setup(port: int, key: str, files: list[bytes]) -> None:
 
 
 def large_images(seconds: float) -> Counter[str]:
-    """PNG files of 49 and 12 megapixels, one for each request."""
+    """PNG files of 49 and 12 megapixels, one per request."""
     return _run(seconds, 8, lambda number: _requests.large if number % 2 else _requests.huge)
 
 
 def zip_batches(seconds: float) -> Counter[str]:
-    """Archives of such PNG files."""
+    """Zip archives of such PNG files."""
     return _run(seconds, 8, lambda _: _requests.zipped)
 
 
@@ -95,7 +95,7 @@ def many_batches(seconds: float) -> Counter[str]:
 
 
 def many_grades(seconds: float) -> Counter[str]:
-    """Ordinary requests, as many as go."""
+    """Ordinary requests, as many as possible."""
     return _run(seconds, 32, lambda _: _requests.image)
 
 
@@ -110,7 +110,7 @@ def probes(seconds: float) -> Counter[str]:
 
 
 def slow_bodies(seconds: float) -> Counter[str]:
-    """Bodies that come just fast enough to be waited for."""
+    """Bodies sent just fast enough not to be refused."""
 
     async def client(_number: int, ends: Counter[str], _until: float) -> None:
         connection = await _connect()
@@ -120,13 +120,13 @@ def slow_bodies(seconds: float) -> Counter[str]:
             await asyncio.wait([answer], timeout=_SLOW_PAUSE_S)
         ends[_code(answer.result())] += 1
         connection.close()
-        await asyncio.sleep(1)  # who asks again at once is another attack
+        await asyncio.sleep(1)  # immediate retries are another attack
 
-    return asyncio.run(_clients(seconds, 400, client))
+    return asyncio.run(_run_clients(seconds, 400, client))
 
 
 def idle_connections(seconds: float) -> Counter[str]:
-    """Connections on which nothing is sent, opened again when they are closed."""
+    """Idle connections, opened again when they are closed."""
 
     async def client(_number: int, ends: Counter[str], _until: float) -> None:
         connection = await _connect()
@@ -134,7 +134,7 @@ def idle_connections(seconds: float) -> Counter[str]:
             await asyncio.sleep(0.2)
         ends["closed"] += 1
 
-    return asyncio.run(_clients(seconds, 1000, client))
+    return asyncio.run(_run_clients(seconds, 1000, client))
 
 
 ATTACKS: dict[str, Callable[[float], Counter[str]]] = {
@@ -150,7 +150,7 @@ ATTACKS: dict[str, Callable[[float], Counter[str]]] = {
 
 
 def _run(seconds: float, clients: int, choose: Callable[[int], bytes]) -> Counter[str]:
-    """So many clients, each of which asks again as soon as it is answered."""
+    """Run clients that send the next request after each answer."""
 
     async def client(number: int, ends: Counter[str], until: float) -> None:
         connection = await _connect()
@@ -162,17 +162,17 @@ def _run(seconds: float, clients: int, choose: Callable[[int], bytes]) -> Counte
             await asyncio.sleep(_PAUSE_S)
         connection.close()
 
-    return asyncio.run(_clients(seconds, clients, client))
+    return asyncio.run(_run_clients(seconds, clients, client))
 
 
-async def _clients(
+async def _run_clients(
     seconds: float, count: int, client: Callable[[int, Counter[str], float], Awaitable[None]]
 ) -> Counter[str]:
-    """Runs clients, each again when it ends, and stops them when the time is over."""
+    """Run clients for some seconds; restart each that ends."""
     ends: Counter[str] = Counter()
     until = time.monotonic() + seconds
 
-    async def again(number: int) -> None:
+    async def repeat(number: int) -> None:
         while time.monotonic() < until:
             try:
                 await client(number, ends, until)
@@ -183,7 +183,7 @@ async def _clients(
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as tasks:
             for number in range(count):
-                tasks.create_task(again(number))
+                tasks.create_task(repeat(number))
     return ends
 
 

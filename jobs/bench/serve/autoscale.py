@@ -1,4 +1,4 @@
-"""`scalp bench autoscale`: graders follow an offered load up and down; a picture of it."""
+"""`scalp bench autoscale`: plot the number of grader replicas against a load that rises and falls."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _SAMPLE_S = 1.0
 
 @dataclass(frozen=True)
 class AutoscaleOptions:
-    """What to measure.
+    """Options of `scalp bench autoscale`.
 
     Args:
-        device: where the model runs.
-        size: side of the input of random weights, pixels.
-        graders: most replicas.
-        target: ongoing requests of a replica that the autoscaler aims at.
-        phases: clients of a closed loop, and seconds, one phase after the other.
+        device: Device of the model.
+        size: Input size of random weights, pixels.
+        graders: Maximum number of grader replicas.
+        target: Target of ongoing requests per replica for the autoscaler.
+        phases: Clients of a closed loop, and seconds, per phase.
     """
 
     device: Device = "auto"
@@ -50,21 +50,21 @@ class AutoscaleOptions:
 
 
 def bench_autoscale(out: str, options: AutoscaleOptions) -> dict[str, Any]:
-    """Offers a load that grows and shrinks, and looks how many graders there are.
+    """Apply a load that rises and falls, and count the grader replicas.
 
     Args:
-        out: directory for `summary.json` and the picture.
-        options: what to measure.
+        out: Output directory, for `summary.json` and the plot.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the device cannot be had.
-        RuntimeError: the endpoint does not start.
+        UserError: The device is unavailable.
+        RuntimeError: The endpoint does not start.
     """
     device = resolve_device(options.device)
-    files = inputs.read_photographs(None)
+    files = inputs.read_images(None)
     grader = Scaling(
         max_replicas=options.graders,
         target_ongoing_requests=options.target,
@@ -75,15 +75,15 @@ def bench_autoscale(out: str, options: AutoscaleOptions) -> dict[str, Any]:
         gpus=1 / options.graders if device == "cuda" else 0,
     )
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        with console.status("laying out the bundle, starting the endpoint"):
-            inputs.lay_out_bundle(folder, None, options.size, files)
-            chosen = Path(folder, "settings.yaml")
-            chosen.write_text(yaml.safe_dump({"grader": grader.model_dump()}))
+        with console.status("preparing the bundle, starting the endpoint"):
+            inputs.write_bundle(folder, None, options.size, files)
+            settings_file = Path(folder, "settings.yaml")
+            settings_file.write_text(yaml.safe_dump({"grader": grader.model_dump()}))
             command = ["-m", "jobs.cli", "serve", folder, "--port", "PORT", "--device", device]
             client = OwnProcess(load.setup, files)
             stack.callback(client.close)
             server = stack.enter_context(
-                Server("scalp serve", [*command, "--settings", str(chosen)], files[0], {})
+                Server("scalp serve", [*command, "--settings", str(settings_file)], files[0], {})
             )
         started, over, replicas = time.perf_counter(), threading.Event(), list[tuple[float, int]]()
 
@@ -93,32 +93,32 @@ def bench_autoscale(out: str, options: AutoscaleOptions) -> dict[str, Any]:
 
         thread = threading.Thread(target=sample, daemon=True)
         thread.start()
-        found: list[Load] = []
+        loads: list[Load] = []
         for clients, seconds in options.phases:
             console.print(f"{clients} clients for {seconds:.0f} s")
-            found.append(client.call(load.closed, server.port, clients, 0.0, seconds))
+            loads.append(client.call(load.closed, server.port, clients, 0.0, seconds))
         over.set()
         thread.join()
-    rows = _rows(options, found, replicas)
+    rows = _rows(options, loads, replicas)
     settings = vars(options) | {"device": device, "grader": grader.model_dump()}
     ratios = {
         "most_graders": float(max(row["graders_at_end"] for row in rows)),
-        "failed": float(sum(each.errors for each in found)),
+        "failed": float(sum(phase.errors for phase in loads)),
     }
     result = write_result(out, "autoscale", settings, rows, ratios, replicas=replicas)
-    picture = _picture(options, found, replicas)
-    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), picture)
+    plot = _plot(options, loads, replicas)
+    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), plot)
     _show(result, out)
     return result
 
 
 def _rows(
-    options: AutoscaleOptions, found: list[Load], replicas: list[tuple[float, int]]
+    options: AutoscaleOptions, loads: list[Load], replicas: list[tuple[float, int]]
 ) -> list[dict[str, Any]]:
     rows, end = [], 0.0
-    for (clients, seconds), each in zip(options.phases, found, strict=True):
+    for (clients, seconds), phase in zip(options.phases, loads, strict=True):
         end += seconds
-        latencies = 1000 * np.array(each.latencies)
+        latencies = 1000 * np.array(phase.latencies)
         rows.append(
             {
                 "clients": clients,
@@ -126,32 +126,32 @@ def _rows(
                 "requests_per_second": round(len(latencies) / seconds, 1),
                 "p50_ms": round(float(np.quantile(latencies, 0.5)), 1),
                 "p99_ms": round(float(np.quantile(latencies, 0.99)), 1),
-                "errors": each.errors,
+                "errors": phase.errors,
                 "graders_at_end": next((count for at, count in reversed(replicas) if at <= end), 0),
             }
         )
     return rows
 
 
-def _picture(options: AutoscaleOptions, found: list[Load], replicas: list[tuple[float, int]]) -> bytes:
-    """Clients and rate, graders, latency, over time."""
+def _plot(options: AutoscaleOptions, loads: list[Load], replicas: list[tuple[float, int]]) -> bytes:
+    """Plot clients and throughput, replicas, and latency over time; PNG."""
     import matplotlib.pyplot as plt
 
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
     starts = np.cumsum([0.0, *(seconds for _, seconds in options.phases)])
     clients = [count for count, _ in options.phases]
     top.step(starts, [*clients, clients[-1]], where="post", color="gray", label="clients")
-    for start, each in zip(starts, found, strict=False):
-        edges = np.arange(0, each.seconds + 1)
-        counts, _ = np.histogram(each.moments, edges)
-        top.plot(start + edges[:-1], counts, color="#0f766e", label="photographs/s" if start == 0 else None)
-        at = start + np.array(each.moments)
-        bottom.plot(at, each.latencies, ".", markersize=2, color="#1f5fa8")
+    for start, phase in zip(starts, loads, strict=False):
+        edges = np.arange(0, phase.seconds + 1)
+        counts, _ = np.histogram(phase.moments, edges)
+        top.plot(start + edges[:-1], counts, color="#0f766e", label="images/s" if start == 0 else None)
+        at = start + np.array(phase.moments)
+        bottom.plot(at, phase.latencies, ".", markersize=2, color="#1f5fa8")
     top.set(ylabel="load", ylim=(0, None))
     top.legend(loc="upper right")
     middle.step(*zip(*replicas, strict=True), where="post", color="#c8541f")
     middle.set(ylabel="graders", ylim=(0, options.graders + 0.5))
-    bottom.set(ylabel="seconds to an answer", xlabel="seconds", ylim=(0, None))
+    bottom.set(ylabel="latency, seconds", xlabel="seconds", ylim=(0, None))
     for axis in (top, middle, bottom):
         axis.grid(alpha=0.3)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`scalp bench serve`: the endpoint beside LitServe and plain FastAPI, under equal loads and under a kill."""
+"""`scalp bench serve`: compare the endpoint with LitServe and FastAPI under equal loads, and under a kill."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ FASTAPI = "FastAPI, PyTorch"
 CLOSED = "closed"
 OWN, COMMON = "open, share of its own capacity", "open, the same for all"
 
-# Others decode and compute in other ways, which moves answers near a limit; see `bulk`.
-_LEAST_SAME = 0.75
-# PyTorch at its best: else glibc maps and unmaps each large activation anew (docs/architecture.md).
+# Other decoders and precisions change answers near a threshold; see `bulk`.
+_MIN_AGREEMENT = 0.75
+# For the best speed of PyTorch: otherwise glibc maps and unmaps each large activation (docs/architecture.md).
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _IDLE_S = 2.0
-# The concurrency at which capacity is taken for the open loops.
+# Concurrency at which the capacity for the open loops is measured.
 _CAPACITY_AT = 16
 _FAULT_AT = 8
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What to measure.
+    """Options of `scalp bench serve`.
 
     Args:
-        device: where the model runs.
-        bundle: a trained one; None takes random weights, which are as fast.
-        size: side of the input of random weights, pixels.
-        concurrency: clients of the closed loops.
-        rounds: turns that each server gets at each load.
-        seconds: that a turn counts.
-        warm_up: seconds of the same load before those.
-        share: of its capacity that is offered to a server in the open loops.
-        fault_seconds: under load around the kill.
+        device: Device of the model.
+        bundle: Trained bundle; None: random weights, which are as fast.
+        size: Input size of random weights, pixels.
+        concurrency: Numbers of clients of the closed loops.
+        rounds: Rounds per server and load.
+        seconds: Measured seconds per server, load and round.
+        warm_up: Seconds of the same load before those.
+        share: Load of the open loops, as a fraction of the server's capacity.
+        fault_seconds: Seconds of load around the kill.
     """
 
     device: Device = "auto"
@@ -76,16 +76,16 @@ class ServeOptions:
 
 @dataclass
 class _Case:
-    """A server under a load.
+    """One server under one load.
 
     Args:
-        server: that bears it.
-        load: its kind.
-        size: clients of a closed loop, arrivals a second of an open one.
-        turn: puts the load on.
-        loads: what each turn came to.
-        cpu: seconds of the server's processes in all turns, with their warm-ups.
-        others: cores that were busy in each turn with something else.
+        server: Server to measure.
+        load: Kind of load.
+        size: Clients of a closed loop, arrivals per second of an open one.
+        turn: Applies the load once.
+        loads: Result of each turn.
+        cpu: CPU seconds of the server's processes in all turns, with their warm-ups.
+        others: Cores busy with other processes, per turn.
     """
 
     server: Server
@@ -98,47 +98,47 @@ class _Case:
 
     @property
     def rate(self) -> float:
-        """Good answers a second, the middle one of all turns."""
-        return statistics.median(len(each.latencies) / each.seconds for each in self.loads)
+        """Median successful answers per second of all turns."""
+        return statistics.median(len(turn.latencies) / turn.seconds for turn in self.loads)
 
     def take_turn(self) -> None:
-        """Puts the load on once; the server is awake meanwhile, and no other one."""
+        """Apply the load once, while only this server is awake."""
         with self.server.awake():
             machine, before, started = machine_seconds(), self.server.cpu_seconds(), time.monotonic()
-            found = self.turn()
+            result = self.turn()
             used = self.server.cpu_seconds() - before
             machine, seconds = machine_seconds() - machine, time.monotonic() - started
-        self.loads.append(found)
+        self.loads.append(result)
         self.cpu += used
-        self.others.append((machine - used.total() - found.cpu_seconds) / seconds)
+        self.others.append((machine - used.total() - result.cpu_seconds) / seconds)
 
 
 def bench_serve(out: str, options: ServeOptions) -> dict[str, Any]:
-    """Puts the same loads on every server, in turns; all run on this machine, one at a time.
+    """Apply the same loads to each server, in alternating rounds; one server is awake at a time.
 
     Args:
-        out: directory for `summary.json`.
-        options: what to measure.
+        out: Output directory, for `summary.json`.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the bundle or the device cannot be had.
-        RuntimeError: a server fails, or comes to other grades than `scalp serve`.
+        UserError: The bundle or the device is unavailable.
+        RuntimeError: A server fails, or its grades differ from those of `scalp serve`.
     """
     device = resolve_device(options.device)
-    files = inputs.read_photographs(None)
+    files = inputs.read_images(None)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        with console.status("laying out the bundle"):
-            bundle = inputs.lay_out_bundle(folder, options.bundle, options.size, files)
+        with console.status("preparing the bundle"):
+            bundle = inputs.write_bundle(folder, options.bundle, options.size, files)
         client = OwnProcess(load.setup, files)
         stack.callback(client.close)
         servers = []
         for what, command in _commands(folder, device).items():
             with console.status(f"starting {what}"):
-                more = _ALLOCATOR if "PyTorch" in what else {}
-                servers.append(stack.enter_context(Server(what, command, files[0], more)))
+                environment = _ALLOCATOR if "PyTorch" in what else {}
+                servers.append(stack.enter_context(Server(what, command, files[0], environment)))
                 servers[-1].freeze()
         agreed = _check_same(servers, client)
         rows = [_idle(server) for server in servers]
@@ -162,31 +162,31 @@ def bench_serve(out: str, options: ServeOptions) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """`scalp serve` beside the best set-up of the others at each concurrency, and what a kill cost."""
+    """Ratios of `scalp serve` to the best configuration of each rival, and failures under the kill."""
     closed = [row for row in rows if row["load"] == CLOSED]
 
-    def of(column: str, best: Callable[..., float], what: str, concurrency: int) -> float | None:
-        found = [
+    def best_of(column: str, best: Callable[..., float], what: str, concurrency: int) -> float | None:
+        values = [
             row[column]
             for row in closed
             if row["what"].startswith(what) and row["clients"] == concurrency and row[column]
         ]
-        return best(found) if found else None
+        return best(values) if values else None
 
     def ratio(column: str, best: Callable[..., float], other: str, concurrency: int) -> float | None:
-        ours, theirs = of(column, best, OURS, concurrency), of(column, best, other, concurrency)
-        return ours / theirs if ours and theirs else None
+        own, rival = best_of(column, best, OURS, concurrency), best_of(column, best, other, concurrency)
+        return own / rival if own and rival else None
 
     fault = next((row for row in rows if "failed_without_retries" in row), {})
-    rate, middle = "requests_per_second", "p50_ms"
+    rate, p50 = "requests_per_second", "p50_ms"
     return {
         "rps_vs_litserve_c8": ratio(rate, max, LITSERVE, 8),
         "rps_vs_litserve_c16": ratio(rate, max, LITSERVE, 16),
-        "p50_vs_litserve_c1": ratio(middle, min, LITSERVE, 1),
+        "p50_vs_litserve_c1": ratio(p50, min, LITSERVE, 1),
         "rps_vs_fastapi_c8": ratio(rate, max, FASTAPI, 8),
         "rps_vs_litserve_with_our_engine_c8": ratio(rate, max, LITSERVE_ENGINE, 8),
         "rps_vs_litserve_with_our_engine_c16": ratio(rate, max, LITSERVE_ENGINE, 16),
-        "p50_vs_litserve_with_our_engine_c1": ratio(middle, min, LITSERVE_ENGINE, 1),
+        "p50_vs_litserve_with_our_engine_c1": ratio(p50, min, LITSERVE_ENGINE, 1),
         "failed_under_fault": fault.get("failed"),
         "failed_without_retries": fault.get("failed_without_retries"),
     }
@@ -196,26 +196,26 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _commands(bundle: str, device: Hardware) -> dict[str, list[str]]:
-    """The servers by name, ours first. Of LitServe both ways to use the cores: which one is best depends."""
+    """Commands of the servers by name, scalp's first; LitServe with one worker, and with one per core."""
     cores = cpu_count()
 
-    def other(way: str, **more: Any) -> list[str]:
+    def rival(way: str, **more: Any) -> list[str]:
         arguments = Arguments(bundle=bundle, device=device, cores=cores, **more)
         return ["-m", "jobs.bench.serve.rivals", way, "PORT", arguments.model_dump_json()]
 
     commands = {
         OURS: ["-m", "jobs.cli", "serve", bundle, "--port", "PORT", "--device", device],
-        f"{LITSERVE}, 1 worker": other("litserve"),
-        LITSERVE_ENGINE: other("litserve", engine=True),
-        FASTAPI: other("fastapi"),
+        f"{LITSERVE}, 1 worker": rival("litserve"),
+        LITSERVE_ENGINE: rival("litserve", engine=True),
+        FASTAPI: rival("fastapi"),
     }
     if device == "cpu" and cores > 1:
-        commands[f"{LITSERVE}, {cores} workers"] = other("litserve", workers=cores)
+        commands[f"{LITSERVE}, {cores} workers"] = rival("litserve", workers=cores)
     return commands
 
 
 def _check_same(servers: list[Server], client: OwnProcess) -> dict[str, float]:
-    """The share of each server's grades that are ours; who does something else has no place in the table."""
+    """Fraction of each server's grades that equal scalp's; refuse a server below `_MIN_AGREEMENT`."""
     agreed: dict[str, float] = {}
     reference: list[int] = []
     for server in servers:
@@ -223,8 +223,8 @@ def _check_same(servers: list[Server], client: OwnProcess) -> dict[str, float]:
             grades = [answer["grade"] for answer in client.call(load.answers, server.port)]
         reference = reference or grades
         agreed[server.what] = statistics.mean(a == b for a, b in zip(grades, reference, strict=True))
-        if agreed[server.what] < _LEAST_SAME:
-            raise RuntimeError(f"{server.what}: {agreed[server.what]:.1%} of the grades are those of {OURS}")
+        if agreed[server.what] < _MIN_AGREEMENT:
+            raise RuntimeError(f"{server.what}: {agreed[server.what]:.1%} of grades equal those of {OURS}")
     return agreed
 
 
@@ -232,9 +232,9 @@ def _check_same(servers: list[Server], client: OwnProcess) -> dict[str, float]:
 
 
 def _idle(server: Server) -> dict[str, Any]:
-    """What a server costs that nobody asks."""
+    """Measure the CPU use of an idle server."""
     with server.awake():
-        time.sleep(_IDLE_S)  # it settles
+        time.sleep(_IDLE_S)  # until it is idle
         before = server.cpu_seconds()
         time.sleep(_IDLE_S)
         used = (server.cpu_seconds() - before).total()
@@ -246,22 +246,22 @@ def _measure(servers: list[Server], client: OwnProcess, options: ServeOptions) -
         turn = partial(client.call, load.closed, server.port, concurrency, options.warm_up, options.seconds)
         return _Case(server, CLOSED, concurrency, turn)
 
-    def arriving(server: Server, kind: str, rate: float) -> _Case:
+    def open_loop(server: Server, kind: str, rate: float) -> _Case:
         turn = partial(client.call, load.open_loop, server.port, rate, options.warm_up, options.seconds)
         return _Case(server, kind, round(rate, 1), turn)
 
     cases = [closed(server, clients) for clients in options.concurrency for server in servers]
-    _take_turns("closed loops", cases, options.rounds)
+    _run_rounds("closed loops", cases, options.rounds)
     at = min(options.concurrency, key=lambda clients: abs(clients - _CAPACITY_AT))
     capacity = {case.server.what: case.rate for case in cases if case.size == at}
     common = max(rate for what, rate in capacity.items() if what != OURS)
-    opened = [arriving(server, OWN, options.share * capacity[server.what]) for server in servers]
-    opened += [arriving(server, COMMON, options.share * common) for server in servers]
-    _take_turns("open loops", opened, options.rounds)
-    return [_row(case) for case in cases + opened]
+    open_cases = [open_loop(server, OWN, options.share * capacity[server.what]) for server in servers]
+    open_cases += [open_loop(server, COMMON, options.share * common) for server in servers]
+    _run_rounds("open loops", open_cases, options.rounds)
+    return [_row(case) for case in cases + open_cases]
 
 
-def _take_turns(what: str, cases: list[_Case], rounds: int) -> None:
+def _run_rounds(what: str, cases: list[_Case], rounds: int) -> None:
     with progress_bar(what, rounds * len(cases)) as (progress, task):
         for _ in range(rounds):
             for case in cases:
@@ -271,10 +271,10 @@ def _take_turns(what: str, cases: list[_Case], rounds: int) -> None:
 
 
 def _row(case: _Case) -> dict[str, Any]:
-    latencies = [1000 * each for turn in case.loads for each in turn.latencies]
+    latencies = [1000 * seconds for turn in case.loads for seconds in turn.latencies]
     if not latencies:
         raise RuntimeError(f"{case.server.what} answered nothing under {case.load}, {case.size:g}")
-    batches = [each for turn in case.loads for each in turn.batches]
+    batches = [size for turn in case.loads for size in turn.batches]
     answers = sum(turn.answers for turn in case.loads)
     spent = {name: round(1000 * seconds / answers, 2) for name, seconds in case.cpu.most_common()}
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).round(1).tolist()
@@ -288,8 +288,8 @@ def _row(case: _Case) -> dict[str, Any]:
         "p95_ms": p95,
         "p99_ms": p99,
         "errors": sum(turn.errors for turn in case.loads),
-        # Each pass of n photographs is in n answers.
-        "batch_fill": round(len(batches) / sum(1 / each for each in batches), 2) if batches else None,
+        # A forward pass of n images is in n answers.
+        "batch_fill": round(len(batches) / sum(1 / size for size in batches), 2) if batches else None,
         "cpu_ms_per_request": {name: cost for name, cost in spent.items() if cost >= 0.05},
         "client_cpu_ms_per_request": round(1000 * sum(turn.cpu_seconds for turn in case.loads) / answers, 2),
     }
@@ -316,11 +316,11 @@ def _show(result: dict[str, Any], out: str) -> None:
             table.add_row(
                 row["what"],
                 f"{size:g}",
-                *(f"{each:.1f}" for each in times),
+                *(f"{value:.1f}" for value in times),
                 str(row["errors"]),
                 "" if row["batch_fill"] is None else f"{row['batch_fill']:.1f}",
                 f"{spent:.1f}",
             )
         console.print(table)
-    found = {name: value for name, value in result["ratios"].items() if value is not None}
-    show("ratios", found | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
+    measured = {name: value for name, value in result["ratios"].items() if value is not None}
+    show("ratios", measured | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})

@@ -1,4 +1,4 @@
-"""A grader replica is killed under load: what the client's calls come to, with its retries and without."""
+"""Kill a grader replica under load, and count failed calls of the client, with and without retries."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ GRADER = "ray::ServeReplica:scalp:Grader"
 
 
 def kill_a_grader(server: Server, files: list[bytes], concurrency: int, seconds: float) -> dict[str, Any]:
-    """So many clients call for so many seconds; a third of the way SIGKILL ends a grader.
+    """Send requests from parallel clients; after a third of the time, kill one grader with SIGKILL.
 
     Args:
-        server: ours, awake.
-        files: photographs.
-        concurrency: calls at once.
-        seconds: in all.
+        server: Server of `scalp serve`, awake.
+        files: JPEG files.
+        concurrency: Parallel clients.
+        seconds: Duration in total.
 
     Returns:
-        a row: calls, what failed, the longest call.
+        Row with calls, failures and the longest call.
     """
     return asyncio.run(_kill(server, files, concurrency, seconds))
 
 
 async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: float) -> dict[str, Any]:
-    photographs, taken = cycle(files), list[float]()
+    images, durations = cycle(files), list[float]()
     until = time.monotonic() + seconds
     async with AsyncClient(server.url) as client:
 
@@ -39,10 +39,10 @@ async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: f
             while time.monotonic() < until:
                 started = time.monotonic()
                 try:
-                    await client.grade(next(photographs))
+                    await client.grade(next(images))
                 except GradeError:
                     continue
-                taken.append(time.monotonic() - started)
+                durations.append(time.monotonic() - started)
 
         calls = asyncio.gather(*(caller() for _ in range(concurrency)))
         await asyncio.sleep(seconds / 3)
@@ -59,5 +59,5 @@ async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: f
         "attempts": counts.attempts,
         "failed": counts.failed,
         "failed_without_retries": counts.failed_at_first,
-        "longest_ms": round(1000 * max(taken), 1),
+        "longest_ms": round(1000 * max(durations), 1),
     }

@@ -1,4 +1,4 @@
-"""`scalp bench overload --hostile`: what an ordinary client waits while another one attacks the endpoint."""
+"""`scalp bench overload --hostile`: measure the latency of an ordinary client during attacks of another."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ KIND = "overload-hostile"
 RATE = 4.0
 """Requests per second of the ordinary client."""
 
-_ALLOWED = 2.0  # times as slow beside an attack
-_BEGUN_S = 3.0  # an attack is under way before anything is counted
+_ALLOWED = 2.0  # ratio of latencies during an attack
+_BEGUN_S = 3.0  # duration of an attack before the measurement
 _SETTLED_S, _SETTLES_WITHIN_S = 1.0, 30.0
 _SIZE = 224
 
 
 def bench_hostile(out: str, device: str, uri: str | None, seconds: float) -> dict[str, Any]:
-    """Measures paced requests of an ordinary client alone, and beside each attack of a hostile one.
+    """Measure paced requests of an ordinary client alone, and during each attack of a hostile one.
 
     Args:
-        out: directory for `summary.json`.
-        device: where the model runs.
-        uri: a trained bundle; None takes random weights.
-        seconds: of each attack.
+        out: Output directory, for `summary.json`.
+        device: Device of the model.
+        uri: Trained bundle; None: random weights.
+        seconds: Duration of each attack.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the bundle or the device is unavailable.
-        RuntimeError: the endpoint does not start.
+        UserError: The bundle or the device is unavailable.
+        RuntimeError: The endpoint does not start.
     """
     device = resolve_device(device)  # type: ignore[arg-type]
-    files = inputs.read_photographs(None)
+    files = inputs.read_images(None)
     (key, line), (hostile_key, hostile_line) = new_key("ordinary"), new_key("hostile")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        with console.status("laying out the bundle, starting the endpoint"):
-            bundle = inputs.lay_out_bundle(folder, uri, _SIZE, files)
+        with console.status("preparing the bundle, starting the endpoint"):
+            bundle = inputs.write_bundle(folder, uri, _SIZE, files)
             keys = Path(folder, "keys")
             keys.touch(0o600)
             keys.write_text(f"{line}\n{hostile_line}\n")
@@ -69,18 +69,18 @@ def bench_hostile(out: str, device: str, uri: str | None, seconds: float) -> dic
         with console.status("alone"):
             ordinary.call(load.open_loop, server.port, RATE, 0.0, 5.0)
             alone = [ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds)]
-        beside: dict[str, tuple[Load, Counter[str]]] = {}
+        attacks_run: dict[str, tuple[Load, Counter[str]]] = {}
         for name, attack in attacks.ATTACKS.items():
             with console.status(name):
                 attacked = threads.submit(attacker.call, attack, _BEGUN_S + seconds)
                 time.sleep(_BEGUN_S)
-                found = ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds)
-                beside[name] = found, attacked.result()
+                measured = ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds)
+                attacks_run[name] = measured, attacked.result()
                 _settle(ordinary, server.port)
         with console.status("alone again"):
             alone.append(ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds))
     rows = [_row("alone", alone, {}, None)]
-    rows += [_row(name, [found], ends, rows[0]) for name, (found, ends) in beside.items()]
+    rows += [_row(name, [measured], ends, rows[0]) for name, (measured, ends) in attacks_run.items()]
     settings = {
         "device": device,
         "weights": bundle.spec.model_version if uri else "untrained",
@@ -94,7 +94,7 @@ def bench_hostile(out: str, device: str, uri: str | None, seconds: float) -> dic
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The worst of all attacks; the goal is at most 2 for both, and nothing refused or lost."""
+    """Worst ratios of all attacks; the goal is at most 2, and no request refused or lost."""
     attacked = rows[1:]
     return {
         "worst_p50_vs_alone": max((row["p50_ratio"] or float("inf")) for row in attacked),
@@ -109,10 +109,10 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _row(
-    what: str, found: list[Load], ends: Counter[str] | dict[str, int], alone: dict[str, Any] | None
+    what: str, loads: list[Load], ends: Counter[str] | dict[str, int], alone: dict[str, Any] | None
 ) -> dict[str, Any]:
-    latencies = 1000 * np.array([each for load_ in found for each in load_.latencies])
-    errors = sum(each.errors for each in found)
+    latencies = 1000 * np.array([seconds for run in loads for seconds in run.latencies])
+    errors = sum(run.errors for run in loads)
     p50, p99 = np.quantile(latencies, (0.5, 0.99)) if len(latencies) else (np.nan, np.nan)
     return {
         "attack": what,
@@ -131,11 +131,11 @@ def _rounded(value: float, digits: int = 1) -> float | None:
 
 
 def _settle(ordinary: OwnProcess, port: int) -> None:
-    """Waits until what an attack left behind is done."""
+    """Wait until the endpoint has finished the requests of an attack."""
     until = time.monotonic() + _SETTLES_WITHIN_S
     while time.monotonic() < until:
-        found = ordinary.call(load.open_loop, port, RATE, 0.0, _SETTLED_S)
-        if not found.errors and max(found.latencies, default=0) < _SETTLED_S / RATE:
+        probe = ordinary.call(load.open_loop, port, RATE, 0.0, _SETTLED_S)
+        if not probe.errors and max(probe.latencies, default=0) < _SETTLED_S / RATE:
             return
 
 

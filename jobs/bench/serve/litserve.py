@@ -1,4 +1,7 @@
-"""LitServe around the model of `rival_model`. It reads annotations, so they are no strings here."""
+"""LitServe around the model of `rival_model`.
+
+LitServe reads annotations at run time: no `from __future__ import annotations` here.
+"""
 
 from typing import Any
 
@@ -12,10 +15,10 @@ from jobs.bench.serve.rival_model import Arguments, Model
 
 
 class GradeAPI(litserve.LitAPI):
-    """Decodes, stacks, grades and takes apart, in the order of LitServe's loop.
+    """LitServe API: decode, batch, predict, unbatch, encode.
 
     Args:
-        arguments: what the server is told.
+        arguments: Arguments of the server.
     """
 
     def __init__(self, arguments: Arguments) -> None:
@@ -26,7 +29,7 @@ class GradeAPI(litserve.LitAPI):
         self._model = Model(self._arguments)
 
     def decode_request(self, request: Request) -> np.ndarray:
-        # Of a form LitServe hands its fields on, whatever the annotation.
+        # For a form, LitServe passes its fields, whatever the annotation.
         return self._model.decode(request["file"].file.read())
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
@@ -43,7 +46,7 @@ class GradeAPI(litserve.LitAPI):
 
 
 def run(arguments: Arguments, port: int) -> None:
-    """Serves until the process is ended."""
+    """Serve until the process is ended."""
     server = litserve.LitServer(
         GradeAPI(arguments), accelerator=arguments.device, workers_per_device=arguments.workers
     )

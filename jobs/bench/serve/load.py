@@ -1,6 +1,6 @@
-"""The load generator: photographs over keep-alive connections, from one process of little CPU.
+"""Load generator: images over keep-alive HTTP connections, from one process with little CPU use.
 
-`setup` makes the requests in a process of its own (`measure.OwnProcess`), the rest runs in it.
+`setup` makes the requests in a separate process (`measure.OwnProcess`), in which the other functions run.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ BATCH_HEADER = "X-Batch-Size"
 
 _BOUNDARY = "photograph-0d5e1f6c"
 _TIMEOUT_S = 30.0
-# After a lost connection; a server that is away must not be asked a thousand times a second.
+# After a lost connection: bounds the retries while a server is unavailable.
 _PAUSE_S = 0.05
 
 
 @dataclass
 class Load:
-    """What a turn of load came to.
+    """Result of one turn of load.
 
     Args:
-        seconds: that were counted.
-        latencies: seconds of each good answer that came in them; from the scheduled arrival in an open loop.
-        batches: `X-Batch-Size` of these: photographs in the forward pass that graded it.
-        moments: seconds after the first that counts at which each of these came.
-        errors: requests without a good answer in them: refused, lost or late.
-        refusals: moments of those of them that were told when to come again.
-        answers: good ones in all, with those of the warm-up: what the servers' CPU was spent on.
-        cpu_seconds: of this process in all.
-        began: when the first second that counts did, by `time.perf_counter`.
+        seconds: Measured seconds, without the warm-up.
+        latencies: Seconds of each successful answer; in an open loop from the scheduled arrival.
+        batches: `X-Batch-Size` of these answers: images in the forward pass.
+        moments: Arrival of these answers, in seconds after `began`.
+        errors: Measured requests without a successful answer: refused, lost or late.
+        refusals: Moments of the errors with a Retry-After header.
+        answers: Successful answers, including the warm-up, on which the servers' CPU was spent.
+        cpu_seconds: CPU seconds of this process.
+        began: Start of the measurement, by `time.perf_counter`.
     """
 
     seconds: float
@@ -54,25 +54,25 @@ class Load:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said."""
+    """Answer of a server."""
 
     status: int
     batch: int
     body: bytes
-    told_when: bool  # to come again
+    has_retry_after: bool
 
 
 _requests: list[bytes]
 
 
 def setup(files: list[bytes], key: str | None = None) -> None:
-    """Makes the requests of these photographs, once."""
+    """Make the requests of these images, once."""
     global _requests
     _requests = [request(data, key) for data in files]
 
 
 def request(data: bytes, key: str | None = None) -> bytes:
-    """A whole HTTP/1.1 request that posts one photograph as a form."""
+    """Whole HTTP/1.1 request that posts one image as a form."""
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
     body = f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
     start = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
@@ -81,130 +81,130 @@ def request(data: bytes, key: str | None = None) -> bytes:
 
 
 def closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
-    """So many clients, each of which asks again as soon as it is answered.
+    """Closed loop: clients that send the next request after each answer.
 
     Args:
-        port: of the server, on loopback.
-        concurrency: clients.
-        warm_up: seconds before those that count.
-        seconds: that count.
+        port: Port of the server, on loopback.
+        concurrency: Number of clients.
+        warm_up: Seconds before the measurement.
+        seconds: Seconds of the measurement.
     """
     return asyncio.run(_closed(port, concurrency, warm_up, seconds))
 
 
 def open_loop(port: int, rate: float, warm_up: float, seconds: float, seed: int = 0) -> Load:
-    """Photographs that come at random (Poisson), whether or not those before them are answered.
+    """Open loop: requests arrive at random (Poisson), independent of answers.
 
-    Latency counts from when a photograph was to come, so that a server that holds the clients up is not
-    flattered by the requests they could not send meanwhile.
+    Latency is measured from the scheduled arrival, which avoids coordinated omission: a server that delays
+    the clients does not get fewer requests.
 
     Args:
-        port: of the server, on loopback.
-        rate: arrivals a second, on average.
-        warm_up: seconds before those that count.
-        seconds: that count.
-        seed: of the arrivals: servers at the same rate get the same.
+        port: Port of the server, on loopback.
+        rate: Mean arrivals per second.
+        warm_up: Seconds before the measurement.
+        seconds: Seconds of the measurement.
+        seed: Random seed of the arrivals, equal for servers at the same rate.
     """
     return asyncio.run(_open(port, rate, warm_up, seconds, seed))
 
 
 def answers(port: int) -> list[dict[str, Any]]:
-    """What the server says of every photograph, one after the other.
+    """Answers of the server for all images, one after the other.
 
     Raises:
-        RuntimeError: it refuses one.
+        RuntimeError: The server refuses one.
     """
     return asyncio.run(_answers(port))
 
 
 async def _answers(port: int) -> list[dict[str, Any]]:
-    connection, found = await _connect(port), []
-    for each in _requests:
-        if not connection.alive:  # a server may close one that is idle, or when it changes what it is made of
+    connection, bodies = await _connect(port), []
+    for data in _requests:
+        if not connection.alive:  # a server may close one that is idle, or while it scales
             connection = await _connect(port)
-        answer = await connection.post(each)
+        answer = await connection.post(data)
         if answer.status != 200:
             raise RuntimeError(f"port {port} answers {answer.status}: {answer.body.decode()[:500]}")
-        found.append(json.loads(answer.body))
+        bodies.append(json.loads(answer.body))
     connection.close()
-    return found
+    return bodies
 
 
 async def _closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
-    cpu, found = time.process_time(), Load(seconds)
+    cpu, result = time.process_time(), Load(seconds)
     begin = time.perf_counter() + warm_up
-    end, photographs, found.began = begin + seconds, cycle(_requests), begin
+    end, requests, result.began = begin + seconds, cycle(_requests), begin
 
     async def client() -> None:
         connection = None
         while (sent := time.perf_counter()) < end:
-            connection = await _ask(port, connection, next(photographs), sent, found, (begin, end))
+            connection = await _send(port, connection, next(requests), sent, result, (begin, end))
             if connection is None:
                 await asyncio.sleep(_PAUSE_S)
         if connection:
             connection.close()
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    found.cpu_seconds = time.process_time() - cpu
-    return found
+    result.cpu_seconds = time.process_time() - cpu
+    return result
 
 
 async def _open(port: int, rate: float, warm_up: float, seconds: float, seed: int) -> Load:
-    cpu, found = time.process_time(), Load(seconds)
+    cpu, result = time.process_time(), Load(seconds)
     start = time.perf_counter()
-    begin, photographs, idle = start + warm_up, cycle(_requests), list[Connection]()
-    found.began = begin
+    begin, requests, idle = start + warm_up, cycle(_requests), list[Connection]()
+    result.began = begin
 
-    async def one(due: float, photograph: bytes) -> None:
+    async def send_one(due: float, data: bytes) -> None:
         counted = (due, float("inf")) if due >= begin else (0.0, 0.0)
-        connection = await _ask(port, idle.pop() if idle else None, photograph, due, found, counted)
+        connection = await _send(port, idle.pop() if idle else None, data, due, result, counted)
         if connection:
             idle.append(connection)
 
     async with asyncio.TaskGroup() as tasks:
         for arrival in _arrivals(rate, warm_up + seconds, seed):
             await asyncio.sleep(start + arrival - time.perf_counter())
-            tasks.create_task(one(start + arrival, next(photographs)))
+            tasks.create_task(send_one(start + arrival, next(requests)))
     for connection in idle:
         connection.close()
-    found.cpu_seconds = time.process_time() - cpu
-    return found
+    result.cpu_seconds = time.process_time() - cpu
+    return result
 
 
 def _arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    draw = random.Random(seed)  # noqa: S311
-    return takewhile(lambda at: at < seconds, accumulate(draw.expovariate(rate) for _ in count()))
+    rng = random.Random(seed)  # noqa: S311
+    return takewhile(lambda at: at < seconds, accumulate(rng.expovariate(rate) for _ in count()))
 
 
-async def _ask(
+async def _send(
     port: int,
     connection: Connection | None,
-    photograph: bytes,
+    data: bytes,
     since: float,
-    found: Load,
+    result: Load,
     counted: tuple[float, float],
 ) -> Connection | None:
-    """Posts one photograph, counts its answer if it comes between two times; the connection if it lives."""
+    """Send one request, count its answer if it arrives within `counted`; return the connection if usable."""
     answer = None
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             connection = connection or await _connect(port)
-            answer = await connection.post(photograph)
+            answer = await connection.post(data)
     except (OSError, TimeoutError, httptools.HttpParserError):
         if connection:
             connection.close()
     now = time.perf_counter()
-    good = answer is not None and answer.status == 200
-    found.answers += good
+    is_success = answer is not None and answer.status == 200
+    result.answers += is_success
     if counted[0] <= now < counted[1]:
-        if answer and good:
-            found.latencies.append(now - since)
-            found.moments.append(now - found.began)
-            found.batches += [answer.batch] if answer.batch else []
+        if answer and is_success:
+            result.latencies.append(now - since)
+            result.moments.append(now - result.began)
+            result.batches += [answer.batch] if answer.batch else []
         else:
-            found.errors += 1
-            if answer and answer.told_when:
-                found.refusals.append(now - found.began)
+            result.errors += 1
+            if answer and answer.has_retry_after:
+                result.refusals.append(now - result.began)
     return connection if connection and connection.alive else None
 
 
@@ -214,7 +214,7 @@ async def _connect(port: int) -> Connection:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection, with one request at a time; also what its parser calls back."""
+    """Keep-alive connection with one request at a time; also the callbacks of its parser."""
 
     _transport: asyncio.Transport
     _answer: asyncio.Future[Answer] | None = None
@@ -224,8 +224,8 @@ class Connection(asyncio.Protocol):
         self.alive = True
 
     def post(self, data: bytes) -> asyncio.Future[Answer]:
-        """Sends a request; its answer is to come."""
-        self._batch, self._body, self._told_when = 0, b"", False
+        """Send a request; return the future of its answer."""
+        self._batch, self._body, self._has_retry_after = 0, b"", False
         self._answer = asyncio.get_running_loop().create_future()
         if self.alive:
             self._transport.write(data)
@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
         return self._answer
 
     def write(self, data: bytes) -> None:
-        """Sends more of the request."""
+        """Send more of the request."""
         if self.alive:
             self._transport.write(data)
 
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
         if name.lower() == BATCH_HEADER.lower().encode():
             self._batch = int(value)
         elif name.lower() == b"retry-after":
-            self._told_when = True
+            self._has_retry_after = True
 
     def on_body(self, body: bytes) -> None:
         self._body += body
@@ -273,7 +273,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._answer and not self._answer.done():
             self._answer.set_result(
-                Answer(self._parser.get_status_code(), self._batch, self._body, self._told_when)
+                Answer(self._parser.get_status_code(), self._batch, self._body, self._has_retry_after)
             )
         if not self._parser.should_keep_alive():
             self.close()

@@ -1,4 +1,4 @@
-"""`scalp bench overload`: the endpoint under more than it can grade, and when that is over."""
+"""`scalp bench overload`: measure the endpoint under a multiple of its capacity, and its recovery."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from scalp_core.inference.predictor import Device, resolve_device
 from serving.admission.limits import Limits
 
 PICTURE_FILE = "overload.png"
-_MANY = 16  # clients whose closed loop is the capacity
+_MANY = 16  # clients of the closed loop that measures the capacity
 _SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True)
 class OverloadOptions:
-    """What to measure.
+    """Options of `scalp bench overload`.
 
     Args:
-        device: where the model runs.
-        bundle: a trained one; None takes random weights.
-        size: side of the input of random weights, pixels.
-        times: the capacity that is offered.
-        seconds: for which it is.
-        calm_seconds: of each measurement before and after.
+        device: Device of the model.
+        bundle: Trained bundle; None: random weights.
+        size: Input size of random weights, pixels.
+        times: Offered load, as a multiple of the capacity.
+        seconds: Duration of the overload.
+        calm_seconds: Duration of each measurement before and after.
     """
 
     device: Device = "auto"
@@ -52,24 +52,24 @@ class OverloadOptions:
 
 
 def bench_overload(out: str, options: OverloadOptions) -> dict[str, Any]:
-    """Measures the endpoint alone, at its capacity, above it, and alone again.
+    """Measure the endpoint with one client, at its capacity, above it, and with one client again.
 
     Args:
-        out: directory for `summary.json` and the picture.
-        options: what to measure.
+        out: Output directory, for `summary.json` and the plot.
+        options: Options of the benchmark.
 
     Returns:
-        the summary.
+        The summary.
 
     Raises:
-        UserError: the bundle or the device cannot be had.
-        RuntimeError: the endpoint does not start.
+        UserError: The bundle or the device is unavailable.
+        RuntimeError: The endpoint does not start.
     """
     device = resolve_device(options.device)
-    files = inputs.read_photographs(None)
+    files = inputs.read_images(None)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        with console.status("laying out the bundle, starting the endpoint"):
-            bundle = inputs.lay_out_bundle(folder, options.bundle, options.size, files)
+        with console.status("preparing the bundle, starting the endpoint"):
+            bundle = inputs.write_bundle(folder, options.bundle, options.size, files)
             command = ["-m", "jobs.cli", "serve", folder, "--port", "PORT", "--device", device]
             client = OwnProcess(load.setup, files)
             stack.callback(client.close)
@@ -105,15 +105,15 @@ def bench_overload(out: str, options: OverloadOptions) -> dict[str, Any]:
         settings,
         rows,
         ratios(rows, bound, memory),
-        memory_mib=[round(each) for each in memory],
+        memory_mib=[round(mib) for mib in memory],
     )
-    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), _picture(storm, memory, settings))
+    storage.write(storage.join(storage.absolute(out), PICTURE_FILE), _plot(storm, memory, settings))
     _show(result, out)
     return result
 
 
 def ratios(rows: list[dict[str, Any]], queue_bound: float, memory: list[float]) -> dict[str, float | None]:
-    """What was asked of it: below 1 for the latency, near 1 for memory and recovery, 0 lost."""
+    """Ratios to the goals: below 1 for the latency, near 1 for memory and recovery, 0 for lost requests."""
     alone, _, storm, after = rows
     allowed = 3 * alone["p99_ms"] + 1000 * queue_bound
     third = max(1, len(memory) // 3)
@@ -129,41 +129,41 @@ def ratios(rows: list[dict[str, Any]], queue_bound: float, memory: list[float]) 
 
 @contextmanager
 def _memory(server: Server) -> Iterator[list[float]]:
-    """Megabytes of the server's processes, second by second."""
-    found: list[float] = []
+    """Sample the memory of the server's processes, MiB per second of the block."""
+    samples: list[float] = []
     over = threading.Event()
 
     def sample() -> None:
         while not over.wait(_SAMPLE_S):
-            found.append(server.memory_mib())
+            samples.append(server.memory_mib())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield found
+        yield samples
     finally:
         over.set()
         thread.join()
 
 
-def _row(what: str, found: Load) -> dict[str, Any]:
-    refused = len(found.refusals)
-    latencies = 1000 * np.array(found.latencies)
+def _row(what: str, result: Load) -> dict[str, Any]:
+    refused = len(result.refusals)
+    latencies = 1000 * np.array(result.latencies)
     p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
     return {
         "what": what,
-        "requests": len(latencies) + found.errors,
-        "accepted_per_second": round(len(latencies) / found.seconds, 1),
+        "requests": len(latencies) + result.errors,
+        "accepted_per_second": round(len(latencies) / result.seconds, 1),
         "p50_ms": round(p50, 1),
         "p95_ms": round(p95, 1),
         "p99_ms": round(p99, 1),
         "refused": refused,
-        "lost": found.errors - refused,
+        "lost": result.errors - refused,
     }
 
 
-def _picture(storm: Load, memory: list[float], settings: dict[str, Any]) -> bytes:
-    """Accepted and refused each second, the latency of the accepted, the memory of all processes."""
+def _plot(storm: Load, memory: list[float], settings: dict[str, Any]) -> bytes:
+    """Plot accepted and refused requests per second, latency of accepted ones, and memory; PNG."""
     import matplotlib.pyplot as plt
 
     seconds = np.arange(int(storm.seconds) + 1)
@@ -175,11 +175,11 @@ def _picture(storm: Load, memory: list[float], settings: dict[str, Any]) -> byte
         counts, _ = np.histogram(moments, [*seconds, seconds[-1] + 1])
         top.step(seconds, counts, where="post", label=name, color=color)
     top.axhline(settings["offered"], color="gray", linestyle=":", label="offered")
-    top.set(ylabel="photographs/s", ylim=(0, 1.3 * settings["offered"]))
+    top.set(ylabel="images/s", ylim=(0, 1.3 * settings["offered"]))
     top.legend(loc="upper right", ncols=3)
     middle.plot(storm.moments, np.array(storm.latencies), ".", markersize=2, color="#1f5fa8")
-    middle.axhline(settings["queue_bound_seconds"], color="gray", linestyle=":", label="bound of the queue")
-    middle.set(ylabel="seconds to an answer", ylim=(0, None))
+    middle.axhline(settings["queue_bound_seconds"], color="gray", linestyle=":", label="queue limit")
+    middle.set(ylabel="latency, seconds", ylim=(0, None))
     middle.legend(loc="lower right")
     bottom.plot(np.arange(1, len(memory) + 1) * _SAMPLE_S, memory, color="#1f5fa8")
     bottom.set(ylabel="MiB, all processes", xlabel="seconds", ylim=(0, 1.3 * max(memory, default=1)))

@@ -1,4 +1,4 @@
-"""What rival servers run: one bundle, by scalp's engine or by plain PyTorch."""
+"""Model of the rival servers: the same bundle, by scalp's engine or by plain PyTorch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
 
 
 class Arguments(BaseModel):
-    """What a server is told."""
+    """Arguments of a rival server."""
 
     bundle: str = Field(description="local directory of the bundle")
-    device: Hardware = Field(description="where the model runs")
-    cores: int = Field(description="of this machine, for all of the server's models together")
+    device: Hardware = Field(description="device of the model")
+    cores: int = Field(description="CPU cores for all models of the server together")
     workers: int = Field(1, description="LitServe's inference processes, which share the cores")
-    max_batch_size: int = Field(16, description="photographs in one forward pass of LitServe")
+    max_batch_size: int = Field(16, description="images per forward pass of LitServe")
     batch_timeout: float = Field(0.005, description="seconds that LitServe waits for a batch to fill")
-    engine: bool = Field(False, description="decoding and the model by our engine, not by PyTorch")
+    engine: bool = Field(False, description="decode and run the model by scalp's engine, not by PyTorch")
 
 
 @dataclass
 class Model:
-    """What every server runs: bytes to pixels, pixels to answers."""
+    """Decode bytes to pixels, and grade pixels."""
 
     arguments: Arguments
 
@@ -54,12 +54,12 @@ class Model:
                 self._forward(np.zeros((size, side, side, 3), np.uint8))
 
     def decode(self, data: bytes) -> np.ndarray:
-        """uint8 (size, size, 3)."""
+        """Decode an image to uint8 (size, size, 3)."""
         if self.arguments.engine:
             return decode(data, self._spec.preprocess).pixels
         return decoded_by_torchvision(data, self._spec.preprocess.size)
 
     def grade(self, images: np.ndarray) -> list[dict[str, Any]]:
-        """An answer for each of uint8 (N, size, size, 3)."""
-        found = calibration.probabilities(self._forward(images), self._spec.temperature)
-        return [{"grade": int(row.argmax()), "probabilities": row.tolist()} for row in found]
+        """Answers for uint8 (N, size, size, 3)."""
+        probabilities = calibration.probabilities(self._forward(images), self._spec.temperature)
+        return [{"grade": int(row.argmax()), "probabilities": row.tolist()} for row in probabilities]

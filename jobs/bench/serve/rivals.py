@@ -1,7 +1,7 @@
-"""Servers of others, each as a program of its own: `python -m jobs.bench.serve.rivals WAY PORT ARGUMENTS`.
+"""Rival servers, each a separate program: `python -m jobs.bench.serve.rivals WAY PORT ARGUMENTS`.
 
-They listen on loopback, take the same form and run the same bundle, and answer grade and
-probabilities with the number of photographs in the forward pass as a header.
+They listen on loopback, accept the same form, run the same bundle, and answer with grade, probabilities and,
+in a header, the number of images in the forward pass.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jobs.bench.serve.rival_model import Arguments, Model
 
 
 def fastapi(arguments: Arguments, port: int) -> None:
-    """FastAPI as one would write it: a photograph at a time in a thread, so that the loop stays free."""
+    """Plain FastAPI: one image at a time in a thread, so that the event loop is not blocked."""
     model, free = Model(arguments), threading.Lock()
 
     def grade(data: bytes) -> dict[str, Any]:
         pixels = model.decode(data)
-        with free:  # two passes at once would share the cores, and be late both
+        with free:  # concurrent passes would share the cores, and both take longer
             return model.grade(pixels[None])[0]
 
     api = FastAPI()
@@ -38,13 +38,13 @@ def fastapi(arguments: Arguments, port: int) -> None:
 
 
 def litserve(arguments: Arguments, port: int) -> None:
-    """LitServe as its documentation writes batched inference of images."""
+    """LitServe, as in its documentation of batched inference."""
     from jobs.bench.serve.litserve import run
 
     run(arguments, port)
 
 
-WAYS = {each.__name__: each for each in (fastapi, litserve)}
+WAYS = {way.__name__: way for way in (fastapi, litserve)}
 
 if __name__ == "__main__":
     WAYS[sys.argv[1]](Arguments.model_validate_json(sys.argv[3]), int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Servers under test, each in processes of its own: started, frozen while others are measured, ended."""
+"""Start and stop servers under test; freeze a server while others are measured."""
 
 from __future__ import annotations
 
@@ -27,35 +27,36 @@ _END_S = 30
 
 
 class Server:
-    """A program that listens on a port of its own, from `with` to its end.
+    """Server process on a free port, as a context manager.
 
     Args:
-        what: names it.
-        command: arguments of Python, with `PORT` where the port goes.
-        photograph: a file that it answers once it is ready.
-        environment: added to this process's.
-        key: that it asks for.
+        what: Name of the server.
+        command: Arguments of Python; `PORT` is replaced by the port.
+        image: JPEG file to send until the server is ready.
+        environment: Environment variables, in addition to those of this process.
+        key: API key to send.
     """
 
     def __init__(
         self,
         what: str,
         command: list[str],
-        photograph: bytes,
+        image: bytes,
         environment: Mapping[str, str],
         key: str | None = None,
     ) -> None:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.what, self._photograph, self._environment = what, photograph, environment
-        self.port, self._claim = _claimed_port()
-        self._command = [each.replace("PORT", str(self.port)) for each in command]
+        self.what, self._image, self._environment = what, image, environment
+        self.port, self._claim = _claim_port()
+        self._command = [word.replace("PORT", str(self.port)) for word in command]
 
     @property
     def url(self) -> str:
+        """Base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        # A Ray of its own.
+        # A separate Ray.
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self._output: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -65,7 +66,7 @@ class Server:
             env=environment | dict(self._environment),
         )
         try:
-            self._wait()
+            self._wait_until_ready()
         except BaseException:
             self._end()
             raise
@@ -77,58 +78,58 @@ class Server:
         self._end()
 
     def processes(self, name: str) -> list[int]:
-        """Its processes of this name."""
+        """Process ids of the server with this name."""
         return [pid for pid in processes.tree(self._process.pid) if processes.name(pid) == name]
 
     def memory_mib(self) -> float:
-        """That its processes hold."""
+        """Memory of its processes, MiB."""
         return processes.memory_mib(self._process.pid)
 
     def cpu_seconds(self) -> Counter[str]:
-        """That its processes have used so far, by their names."""
+        """CPU seconds used by its processes so far, by name."""
         return processes.cpu_seconds(self._process.pid)
 
     def freeze(self) -> None:
-        """Stops all its processes: even an idle server wakes up many times a second."""
+        """Stop all its processes by SIGSTOP: even an idle server uses CPU."""
         self._signal(signal.SIGSTOP)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Lets it run for a while."""
+        """Let the server run during the block."""
         self._signal(signal.SIGCONT)
         try:
             yield
         finally:
             self.freeze()
 
-    def _wait(self) -> None:
-        until, said = time.monotonic() + _READY_S, ""
+    def _wait_until_ready(self) -> None:
+        until, output = time.monotonic() + _READY_S, ""
         while time.monotonic() < until and self._process.poll() is None:
             with suppress(httpx.TransportError):
                 answer = httpx.post(
                     f"{self.url}{PATH}",
-                    files={"file": self._photograph},
+                    files={"file": self._image},
                     headers=self._headers,
                     timeout=_READY_S,
                 )
                 if answer.status_code == 200:
                     return
-                said = f"{answer.status_code} {answer.text}\n"
-                if answer.is_client_error and answer.status_code != 404:  # 404: the route is not there yet
+                output = f"{answer.status_code} {answer.text}\n"
+                if answer.is_client_error and answer.status_code != 404:  # 404: the route is not deployed yet
                     break
             time.sleep(0.1)
         self._output.seek(0)
-        said += self._output.read().decode(errors="replace")
-        raise RuntimeError(f"{self.what} does not answer the first photograph:\n{said}")
+        output += self._output.read().decode(errors="replace")
+        raise RuntimeError(f"{self.what} does not answer the first image:\n{output}")
 
     def _end(self) -> None:
         self._signal(signal.SIGCONT)
         self._process.terminate()
-        until, whole = time.monotonic() + _END_S, set[int]()
+        until, pids = time.monotonic() + _END_S, set[int]()
         while self._process.poll() is None and time.monotonic() < until:
-            whole.update(processes.tree(self._process.pid))
+            pids.update(processes.tree(self._process.pid))
             time.sleep(0.1)
-        for pid in whole:  # whoever outlives its parent
+        for pid in pids:  # of processes that outlive their parent
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
@@ -141,11 +142,11 @@ class Server:
                 os.kill(pid, number)
 
 
-def _claimed_port() -> tuple[int, FileLock]:
-    """A free port, and what keeps other benches from it.
+def _claim_port() -> tuple[int, FileLock]:
+    """Claim a free port; return it with the lock that keeps other benchmarks from it.
 
-    Servers take seconds until they bind it. HAProxy and some of the others share a port then with whoever
-    has it, without a word, and each gets a part of the other's photographs.
+    Servers take seconds until they bind the port. HAProxy and some rivals share a bound port silently, and
+    requests would be divided between both.
     """
     while True:
         with socket.socket() as probe:

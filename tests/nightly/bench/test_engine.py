@@ -97,5 +97,5 @@ def test_work_is_timed_as_it_is():
 
 def test_too_few_photographs_are_refused(bundle, tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
-    with pytest.raises(UserError, match="holds 1 JPEG files"):
+    with pytest.raises(UserError, match="has 1 JPEG files"):
         bench_engine(str(tmp_path / "out"), EngineOptions("cpu", str(bundle), str(tmp_path)))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.timeout(400)
 def test_a_grading_brings_nodes_that_go_after_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
+    monkeypatch.setattr(inputs, "_MAX_IMAGES", 16)
     bench_grow(str(tmp_path), GrowOptions(size=64, photographs=64, nodes=1, idle_seconds=3))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rows"][0]["nodes"] == 0

@@ -14,7 +14,7 @@ from jobs.bench.serve.overload import PICTURE_FILE, OverloadOptions, bench_overl
 
 @pytest.mark.slow
 def test_what_is_offered_is_answered_or_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
+    monkeypatch.setattr(inputs, "_MAX_IMAGES", 16)
     options = OverloadOptions("cpu", size=96, times=3, seconds=5, calm_seconds=1.5)
     bench_overload(str(tmp_path), options)
     assert Image.open(io.BytesIO((tmp_path / PICTURE_FILE).read_bytes())).size[0] > 800

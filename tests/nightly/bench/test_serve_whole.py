@@ -29,7 +29,7 @@ def test_servers_grade_alike_under_every_load_and_after_a_kill(bundle, tmp_path,
 
     monkeypatch.setattr(comparison, "_commands", some)
     monkeypatch.setattr(comparison, "_IDLE_S", 0.2)
-    monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
+    monkeypatch.setattr(inputs, "_MAX_IMAGES", 16)
     turns = {"rounds": 1, "seconds": 0.5, "warm_up": 0.2, "fault_seconds": 4}
     options = ServeOptions("cpu", str(bundle), concurrency=(8,), **turns)
     bench_serve(str(tmp_path), options)
@@ -46,7 +46,7 @@ def test_servers_grade_alike_under_every_load_and_after_a_kill(bundle, tmp_path,
 
 
 def test_graders_are_counted_while_the_load_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PHOTOGRAPHS", 16)
+    monkeypatch.setattr(inputs, "_MAX_IMAGES", 16)
     bench_autoscale(str(tmp_path), AutoscaleOptions("cpu", size=96, graders=2, phases=((1, 2.0), (4, 3.0))))
     assert Image.open(io.BytesIO((tmp_path / PICTURE_FILE).read_bytes())).size[0] > 800
     summary = json.loads((tmp_path / "summary.json").read_text())

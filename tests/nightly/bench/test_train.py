@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.bench.loops import Loop
-from jobs.bench.train import TrainOptions, bench_train, of_steady_epochs, ratios, run_loop
+from jobs.bench.train import TrainOptions, bench_train, ratios, run_loop, steady_epochs
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 
@@ -31,7 +31,7 @@ def test_a_loop_that_fails_says_why(tmp_path):
 
 
 def test_a_training_tells_what_the_bench_reads(pipeline):
-    steady = of_steady_epochs(pipeline.trained)
+    steady = steady_epochs(pipeline.trained)
     assert len(steady) == pipeline.recipe.epochs - 1
     assert all(epoch["photographs_per_second"] > 0 for epoch in steady)
     assert all(0 <= epoch["data_wait_share"] < 1 for epoch in steady)
