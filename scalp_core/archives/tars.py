@@ -277,10 +277,10 @@ class CompressedTar:
         with self._lock:
             if self._shadowed is None:
                 self._shadowed = self._find_shadowed()
-            found = self._find(set(names), max_bytes)
+            contents = self._find(set(names), max_bytes)
             missing = unreadable(self._damage) if self._damage else no_member()
         for name in names:
-            yield Placed(found.get(name, missing))
+            yield Placed(contents.get(name, missing))
 
     def _find_shadowed(self) -> frozenset[int]:
         """Numbers of the entries whose name a later entry has."""
@@ -293,16 +293,16 @@ class CompressedTar:
         return frozenset(seen.shadowed().tolist())
 
     def _find(self, wanted: set[str], max_bytes: int) -> dict[str, bytes | ImageError]:
-        found: dict[str, bytes | ImageError] = {}
+        contents: dict[str, bytes | ImageError] = {}
         for from_beginning in (False, True):
             if from_beginning:
                 self._position = enumerate(stream_entries(self._uri))
             try:
                 for number, (entry, file) in self._position:
                     if (name := entry_name(entry)) in wanted and number not in (self._shadowed or ()):
-                        found[name] = read_entry(entry, file, max_bytes)
-                        if len(found) == len(wanted):
-                            return found
+                        contents[name] = read_entry(entry, file, max_bytes)
+                        if len(contents) == len(wanted):
+                            return contents
             except ArchiveError as error:
                 self._damage = error
-        return found
+        return contents

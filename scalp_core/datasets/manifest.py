@@ -76,15 +76,15 @@ class SplitSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: SplitMethod = Field(
-        description="group: no group is in two parts; official: as AI Hub delivered it, less the overlap; "
-        "random: by photograph, as the paper did, which leaks; none: unlabelled"
+        description="group: each group is in one split; official: as AI Hub delivered it, without overlap; "
+        "random: by image, as the paper did, which leaks; none: unlabelled"
     )
     ratio: str = Field(description="TRAIN:VAL:TEST")
     seed: int
-    keys: tuple[str, ...] = Field(description="photographs that share one of these are one group")
-    folds: int | None = Field(None, description="for cross-validation")
+    keys: tuple[str, ...] = Field(description="images that share one of these keys are one group")
+    folds: int | None = Field(None, description="number of folds for cross-validation")
     leaking_pairs: dict[str, int] = Field(
-        {}, description="pairs of photographs in different parts that share a device, session, …"
+        {}, description="pairs of images in different splits that share a device, session, …"
     )
 
     @property
@@ -104,7 +104,7 @@ class SplitSpec(BaseModel):
 
 
 class DataSpec(BaseModel):
-    """The contract in `data.json`."""
+    """Contract of a prepared data directory, stored in `data.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,14 +113,14 @@ class DataSpec(BaseModel):
     source: str
     layout: Literal["aihub", "class_folders", "table", "unlabelled"]
     task: Task = Field(
-        description="folder: the label is the folder's grade, as in the paper; json: that of the label file; "
-        "table: that of the CSV or Parquet; unlabelled"
+        description="folder: the label is the folder's grade, as in the paper; json: the label file's grade; "
+        "table: the label in the CSV or Parquet; unlabelled"
     )
-    symptom: str | None = Field(description="of AI Hub's six that was asked for")
+    symptom: str | None = Field(description="symptom of AI Hub's six for the label")
     split: SplitSpec
     photographs: int
-    sha256: str = Field(description="fingerprint of contents, labels and parts")
-    synthetic: bool = Field(False, description="some images were drawn by scalp synth")
+    sha256: str = Field(description="fingerprint of contents, labels and splits")
+    synthetic: bool = Field(False, description="whether some images are from scalp synth")
 
     @property
     def warning(self) -> str | None:

@@ -22,7 +22,7 @@ STATISTICS = (
     "coarse_std",  # log of the standard deviation of green between blocks of 16x16 pixels
     "dark_share",  # of pixels below 16
     "bright_share",  # of pixels above 239
-    "flat_share",  # of pixels whose neighbors differ by no more than one level: drawn, not photographed
+    "flat_share",  # of pixels whose neighbors differ by at most one level, as in drawings
     "sharpness_1",  # log of the mean absolute Laplacian of green, at full size,
     "sharpness_2",  # halved,
     "sharpness_4",  # and quartered
@@ -66,7 +66,7 @@ class Profile(BaseModel):
 
     mean: float
     std: float
-    quantiles: tuple[float, ...] = Field(description="at the shares 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99")
+    quantiles: tuple[float, ...] = Field(description="quantiles 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99")
 
 
 class Gates(BaseModel):
@@ -74,19 +74,19 @@ class Gates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    statistics_version: Literal[2] = Field(description="of `measure`, when they were fitted")
-    photographs: int = Field(description="of the training part that were measured")
-    min_sharpness: float = Field(description="of `sharpness_1`; below it a photograph is blurred")
-    min_luma: float = Field(description="of `luma_mean`; below it a photograph is too dark")
-    max_luma: float = Field(description="of `luma_mean`; above it a photograph is too bright")
-    limit: float = Field(gt=0, description="Mahalanobis distance above which it is unlike the training part")
+    statistics_version: Literal[2] = Field(description="version of `measure` at the time of fitting")
+    photographs: int = Field(description="number of training images that were measured")
+    min_sharpness: float = Field(description="limit on `sharpness_1`; below it an image is blurred")
+    min_luma: float = Field(description="limit on `luma_mean`; below it an image is too dark")
+    max_luma: float = Field(description="limit on `luma_mean`; above it an image is too bright")
+    limit: float = Field(gt=0, description="Mahalanobis distance above which an image is out-of-distribution")
     center: tuple[float, ...] = Field(description="median of each statistic")
     scale: tuple[float, ...] = Field(description="robust standard deviation of each statistic")
     precision: tuple[tuple[float, ...], ...] = Field(
         description="inverse covariance of the scaled statistics"
     )
     profile: dict[str, Profile] = Field(
-        description="of each statistic, by name, in the order of all the above"
+        description="distribution of each statistic by name, in the order of the other fields"
     )
 
     @model_validator(mode="after")

@@ -130,7 +130,7 @@ def check_claim(out: str, kind: str) -> None:
         raise UserError(f"OUT {out} holds results of scalp {made_by}, not {kind}; choose another directory")
     if not storage.is_empty(out):
         raise UserError(
-            f"OUT {out} is not empty (it holds {_some_names(out)}) and was not made by scalp {kind}; "
+            f"OUT {out} is not empty (it holds {_example_names(out)}) and was not made by scalp {kind}; "
             "choose a new or an empty output directory"
         )
 
@@ -197,7 +197,7 @@ def _is_inside(inner: str, outer: str) -> bool:
     return inner.startswith(f"{outer}/") or outer == "/"
 
 
-def _some_names(out: str) -> str:
+def _example_names(out: str) -> str:
     names = (
         name
         for files, folders in storage.list_children(out)

@@ -84,7 +84,7 @@ def client() -> Any:
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
     """Read size, etag and metadata of one object; None if it is missing."""
-    if not key or key.endswith("/"):  # some tools write a folder so
+    if not key or key.endswith("/"):  # a folder of some tools
         return None
     try:
         return answer("head_object", Bucket=bucket, Key=key)
