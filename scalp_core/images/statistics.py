@@ -80,7 +80,8 @@ class Gates(BaseModel):
     min_luma: float = Field(description="limit on `luma_mean`; below it an image is too dark")
     max_luma: float = Field(description="limit on `luma_mean`; above it an image is too bright")
     limit: float = Field(gt=0, description="Mahalanobis distance above which an image is out-of-distribution")
-    center: tuple[float, ...] = Field(description="median of each statistic")
+    # Spelled as in bundles that exist.
+    centre: tuple[float, ...] = Field(description="median of each statistic")
     scale: tuple[float, ...] = Field(description="robust standard deviation of each statistic")
     precision: tuple[tuple[float, ...], ...] = Field(
         description="inverse covariance of the scaled statistics"
@@ -94,7 +95,7 @@ class Gates(BaseModel):
         if tuple(self.profile) != STATISTICS:
             raise ValueError("fitted on other statistics than this version of scalp measures")
         count = len(STATISTICS)
-        if {len(self.center), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
+        if {len(self.centre), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
             raise ValueError(f"center, scale and precision must have {count} entries per side")
         return self
 
@@ -176,7 +177,7 @@ def fit_gates(train: np.ndarray, val: np.ndarray) -> Gates:
         min_luma=_beyond(luma, _LAST, _MIN_LUMA_MARGIN),
         max_luma=_beyond(luma, 1 - _LAST, _MIN_LUMA_MARGIN),
         limit=_MARGIN * float(usual),
-        center=tuple(center.tolist()),
+        centre=tuple(center.tolist()),
         scale=tuple(scale.tolist()),
         precision=tuple(map(tuple, precision.tolist())),
         profile={name: _profile(train[:, index]) for index, name in enumerate(STATISTICS)},
@@ -192,7 +193,7 @@ def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
         statistics: Statistics of images, float (N, K).
         gates: Gates of the bundle.
     """
-    distance = _distance(statistics, *map(np.array, (gates.center, gates.scale, gates.precision)))
+    distance = _distance(statistics, *map(np.array, (gates.centre, gates.scale, gates.precision)))
     # Rounded, because the last bits of a matrix product depend on its number of rows.
     return np.round(distance / gates.limit, 6)
 
