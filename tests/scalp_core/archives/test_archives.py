@@ -1,4 +1,4 @@
-"""How archives are read: few requests, beside each other, in bounded memory; again where S3 was away."""
+"""Reading archives: few parallel requests, bounded memory, retries while S3 is unavailable."""
 
 import gzip
 import threading
@@ -28,7 +28,7 @@ LIMIT = 2**20
 
 
 class Counted:
-    """A file that tells of its requests; `away` is what the first of them raise."""
+    """A file that records its requests; the first `away` of them raise."""
 
     def __init__(self, size, away=()):
         self.requests = []
@@ -162,7 +162,7 @@ def test_few_archives_are_kept_open_and_fewer_large_ones(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
 def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
-    """Its photographs must not be counted out: the task ends, and the same command goes on another time."""
+    """Its images are not recorded as failed: the task ends, and the same command resumes later."""
     uri = str(tmp_path / f"a{suffix}")
     storage.write(uri, PACK[suffix](FILES.items()))
 
@@ -202,7 +202,7 @@ def test_of_members_that_share_a_name_the_last_is_read_and_only_it_has_a_place(t
     ]
     uri = str(tmp_path / "a.tar")
     storage.write(uri, pack(odd.tar_of(files)))
-    for _ in range(2):  # a compressed one goes on from where it is
+    for _ in range(2):  # a compressed one resumes at its position
         assert list(archives.read_members(uri, ["1.jpg", "3.jpg", "2.jpg"], LIMIT)) == [
             b"new",
             b"three",

@@ -1,4 +1,4 @@
-"""Archives from attackers, broken disks and odd packers: read, or refused in one line, at little cost."""
+"""Hostile, damaged and unusual archives: read, or refused in one line, at bounded cost."""
 
 import bz2
 import gzip
@@ -44,7 +44,7 @@ def read_one(uri, name):
 
 
 def streamed(uri):
-    """What a tar gives in one pass, and the line that it ends with."""
+    """Members of a tar in one pass, and its error in one line, or None."""
     found = []
     try:
         for member, data in archives.stream_members(uri, LIMIT):
@@ -55,9 +55,9 @@ def streamed(uri):
 
 
 def refused(uri):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         archives.list_members(uri)
-    return one_line(told.value, uri)
+    return one_line(raised.value, uri)
 
 
 def one_line(error, uri):
@@ -67,7 +67,7 @@ def one_line(error, uri):
 
 
 def measured(work, *arguments):
-    """What it returns, and the MiB that it took at once."""
+    """Result of a call, and its peak memory in MiB."""
     tracemalloc.start()
     try:
         return work(*arguments), tracemalloc.get_traced_memory()[1] / 2**20
@@ -85,7 +85,7 @@ def examined(uri):
 
 
 @pytest.mark.parametrize(
-    ("data", "code", "told"),
+    ("data", "code", "expected"),
     [
         (odd.overlapping_zip(1000, bytes(10**6)), "fetch_failed", "overlaps another member; pack it again"),
         (odd.one_member(b"0.jpg", b"x", b"x", method=0, flags=1), "fetch_failed", "without a password"),
@@ -101,14 +101,14 @@ def examined(uri):
         (odd.zip64(b"0.jpg", b"x", claims=LIMIT), None, b"x"),  # less than it says, and sound
     ],
 )  # fmt: skip
-def test_a_member_of_a_zip_that_lies_is_refused_alone(put, data, code, told):
+def test_a_member_of_a_zip_that_lies_is_refused_alone(put, data, code, expected):
     uri = put("a.zip", data)
     found = read_one(uri, "0.jpg")
     if code is None:
-        assert found == told
+        assert found == expected
         return
     assert found.code == code
-    assert told in found.message
+    assert expected in found.message
     (row, *_) = [row for row in examined(uri) if row["code"] != "shadowed_member"]
     assert row["member"] == "0.jpg"
 
@@ -153,7 +153,7 @@ def test_members_that_would_fill_the_memory_are_not_listed(put, monkeypatch, suf
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "expected"),
     [
         (odd.zip64_end(2**40, 0, padding=4096), "fetch it again"),
         (odd.zip64_end(100, 2**62), "fetch it again"),
@@ -167,8 +167,8 @@ def test_members_that_would_fill_the_memory_are_not_listed(put, monkeypatch, suf
         (gzip.compress(TAR), "rename it to .tar"),
     ],
 )  # fmt: skip
-def test_a_zip_whose_table_cannot_be_read_is_refused_in_one_line(put, data, told):
-    assert told in refused(put("a.zip", data))
+def test_a_zip_whose_table_cannot_be_read_is_refused_in_one_line(put, data, expected):
+    assert expected in refused(put("a.zip", data))
 
 
 def test_what_has_no_name_is_no_member(put):
@@ -230,16 +230,16 @@ BROKEN_TARS = {
 @pytest.mark.parametrize("packer", [".tar", ".tar.gz"])
 @pytest.mark.parametrize("kind", BROKEN_TARS)
 def test_what_lies_before_the_damage_of_a_tar_is_read_and_the_damage_told(put, kind, packer):
-    bad, told = BROKEN_TARS[kind]
+    bad, expected = BROKEN_TARS[kind]
     uri = put(f"a{packer}", odd.PACKERS[packer](GOOD + bad + odd.tar_entry(b"3.jpg", b"behind") + END))
     started = time.monotonic()
     found, error = streamed(uri)
     assert found[0] == ("1.jpg", b"good")
-    assert told in error
+    assert expected in error
     first, last = read(uri, "1.jpg", "none.jpg")
     assert first == b"good"
     assert last.code == "fetch_failed"  # it may be one of those behind
-    assert told in refused(uri)
+    assert expected in refused(uri)
     assert time.monotonic() - started < 3
     assert {row["code"] for row in examined(uri)} >= {"bad_archive"}
 
@@ -411,6 +411,6 @@ def test_a_tar_is_examined_in_little_memory_and_ends_at_the_limit_of_members(put
     assert found == 20_000
     assert taken < 20  # 2 KB a member were 40
     monkeypatch.setattr(tars, "MAX_MEMBERS", 100)
-    members, told = streamed(uri)
+    members, error = streamed(uri)
     assert len(members) == 100
-    assert "more than" in told
+    assert "more than" in error

@@ -1,4 +1,4 @@
-"""What is kept, dropped and found: all layouts alike, and every planted fault counted."""
+"""Audit: kept and dropped images and findings, the same in all layouts; planted faults are counted."""
 
 import io
 import json
@@ -129,7 +129,7 @@ def test_every_planted_fault_is_found_and_counted(source, tmp_path):
     other = training / "[라벨]비듬_1.경증"
     other.mkdir(exist_ok=True)
     (other / label_of(mild[7]).name).write_text(json.dumps(values | {"value_6": "3", "value_1": "2"}))
-    # Files that are no photographs.
+    # Files that are not images.
     (mild[0].parent / "text.jpg").write_bytes(b"a text")
     (mild[0].parent / "torn.jpg").write_bytes(mild[8].read_bytes()[:9000])
     # The same picture in other bytes, with another grade; another content under a name that is taken.
@@ -153,7 +153,7 @@ def test_every_planted_fault_is_found_and_counted(source, tmp_path):
         "truncated": 1,
     }
     assert {word: count for word, count in found.summary["findings"].items() if count} == {
-        # its label taken away; the two that are no photographs; again; the zip's two
+        # without its label; the two that are not images; again; the zip's two
         "photograph_without_label": 6,
         "label_without_photograph": 1,
         "meta_without_photograph": 1,
@@ -232,9 +232,9 @@ def test_an_image_of_many_microscopes_joins_none_and_is_reported(source, tmp_pat
         groups = {row["device"]: row["group"] for row in found.table.to_pylist()}
         assert len(set(groups.values())) == len({plan.device.serial for plan in PLANS})
         assert found.summary["findings"]["joins_many_groups"] == 1
-        told = [row for row in found.findings if row["finding"] == "joins_many_groups"]
-        assert told[0]["detail"] == f"{number} images in {number} groups"
-        assert told[0]["uri"] == found.summary["joints"]["refused"][0]["uri"]
+        joints = [row for row in found.findings if row["finding"] == "joins_many_groups"]
+        assert joints[0]["detail"] == f"{number} images in {number} groups"
+        assert joints[0]["uri"] == found.summary["joints"]["refused"][0]["uri"]
         assert any("join none" in line for line in warnings_of(found))
         for path in source.rglob("*9_TH.jpg"):
             path.unlink()
@@ -274,7 +274,7 @@ def test_shares_far_from_what_was_asked_and_splits_of_one_group_are_told(tmp_pat
 
 
 def test_of_two_copies_the_delivered_test_part_keeps_its_own(tmp_path):
-    """Whatever the names: the renamed copy in Training came first in the alphabet, and was kept."""
+    """Independent of names: the renamed copy in Training used to be kept, being first in the alphabet."""
     rows = [
         {"uri": f"/s/{index}.jpg", "kind": "photograph", "stem": f"m{index:04d}", "symptom": 0, "site": "1",
          "folder_grade": index % 4, "part": "Validation" if index % 5 == 0 else "Training",

@@ -1,4 +1,4 @@
-"""Over random sources: nothing is lost, and no part shares with another what it must not."""
+"""Audit of random sources: no image is lost, and splits do not share groups."""
 
 import tempfile
 from hashlib import sha256

@@ -26,7 +26,7 @@ SECRETS = (
 
 
 def with_everything(orientation=1, **options):
-    """A JPEG that tells who, where and when in every way that a JPEG can."""
+    """A JPEG with person, place and time in each kind of metadata."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     exif[0x013B] = "Kim Haneul"

@@ -1,4 +1,4 @@
-"""What is listed and examined: archives in place, tables, and everything that is odd."""
+"""Listing and examining sources: archives in place, tables, and irregular files."""
 
 import csv
 import io
@@ -159,7 +159,7 @@ def test_names_in_an_archive_are_labels_and_never_paths(tmp_path):
         archive.addfile(link)
     source = tmp_path / "evil.tar"
     rows = examined(source)
-    assert sorted(row["class_grade"] for row in rows) == [1, 2, 3]  # the link is no member
+    assert sorted(row["class_grade"] for row in rows) == [1, 2, 3]  # the link is not a member
     assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
 
 

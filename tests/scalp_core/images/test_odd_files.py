@@ -1,4 +1,4 @@
-"""No file crashes, hangs or exhausts memory: each is graded or refused with its code."""
+"""Irregular files do not crash, hang or exhaust memory: each is graded or refused with its code."""
 
 import json
 import os
@@ -42,7 +42,7 @@ print(json.dumps({"found": found, "peak_mib": int(peak.split()[1]) / 1024}))
 
 @pytest.fixture(scope="module")
 def report():
-    # A process of its own: a crash of a decoder would end this one, and its peak of memory is its own.
+    # In a separate process, for its peak memory, and because a crash of a decoder would end this one.
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONFAULTHANDLER": "1"}
     result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -81,7 +81,7 @@ def gated(bundle, files, tmp_path_factory):
     return load_bundle(str(folder))
 
 
-# --- what the gates tell apart -----------------------------------------------------------------------------
+# --- detection by the gates --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids=[*KINDS, "all kinds"])
@@ -252,8 +252,8 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
     assert "It has no gates" in cards[0]
     assert f"unlike the {gated.spec.gates.photographs} training photographs" in cards[1]
     predictor = Predictor(load_bundle(str(bundle)), "cpu", "fp32")
-    told = [ModelResponse.of(each, predictor, None).gates for each in (spec, gated.spec)]
-    assert told == [False, True]
+    has_gates = [ModelResponse.of(each, predictor, None).gates for each in (spec, gated.spec)]
+    assert has_gates == [False, True]
 
 
 def test_gates_of_other_statistics_are_refused(gated, tmp_path):

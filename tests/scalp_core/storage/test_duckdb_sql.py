@@ -1,4 +1,4 @@
-"""What a query that needs more than the node has becomes for a user."""
+"""Errors of queries that need more memory or disk than the node has."""
 
 import duckdb
 import pytest

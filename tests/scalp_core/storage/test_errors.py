@@ -1,4 +1,4 @@
-"""Storage errors: by code and errno, whatever a file is called; retries, and what is logged."""
+"""Storage errors by code and errno, independent of file names; retries and their log."""
 
 import errno
 import logging
@@ -62,9 +62,9 @@ def test_a_damaged_parquet_is_no_damaged_archive(tmp_path):
     from scalp_core.storage import parquet
 
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else PAR1")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         parquet.dataset(str(tmp_path / "a.parquet"))
-    assert "archive" not in str(told.value)
+    assert "archive" not in str(raised.value)
 
 
 def test_a_wrong_key_a_missing_bucket_and_a_missing_object_are_told_apart(s3, monkeypatch):

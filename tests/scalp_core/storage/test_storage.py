@@ -157,7 +157,7 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, s3):
 
 @pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path, s3):
-    """A folder or prefix of its own."""
+    """A separate folder or prefix per test."""
     return str(tmp_path) if request.param == "local" else f"s3://scalp/create/{tmp_path.name}"
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a write: one line, and nothing is left behind."""
+"""A full disk during a write: an error of one line, and no leftover files."""
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ def disk(tmp_path):
 
 
 def rows(fail_after=None):
-    """A million numbers that do not compress, in 20 batches; raises after some of them, if told to."""
+    """A million numbers that do not compress, in 20 batches; raises after some of them, on request."""
 
     def batches():
         for number in range(20):
@@ -45,9 +45,9 @@ WRITES = {
                                             ("write_batches", "there")])  # fmt: skip
 def test_a_full_disk_is_told_in_one_line_and_keeps_what_was_there(disk, name, file):
     uri = str(disk / file)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         WRITES[name](uri)
-    assert str(told.value) == (
+    assert str(raised.value) == (
         f"cannot write {uri}: the disk is full; free space there and run the same command again"
     )
     assert [path.name for path in disk.iterdir()] == ["there"]

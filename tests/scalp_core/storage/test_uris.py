@@ -1,4 +1,4 @@
-"""Sources that are named together."""
+"""Overlap of several sources."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from scalp_core.storage import uris
 
 
 def test_sources_beside_each_other_are_taken(tmp_path):
-    beside = ["a", "b", "a b", "a.zip", "ab/c", "aa"]
-    uris.check_disjoint([str(tmp_path / name) for name in beside])
+    disjoint = ["a", "b", "a b", "a.zip", "ab/c", "aa"]
+    uris.check_disjoint([str(tmp_path / name) for name in disjoint])
     uris.check_disjoint(["s3://x/a", "s3://x/ab", "s3://y/a", "s3://x/a.zip", "/x/a"])
     uris.check_disjoint(["s3://x"])
     uris.check_disjoint([])
@@ -27,9 +27,9 @@ def test_sources_beside_each_other_are_taken(tmp_path):
 )
 def test_a_source_that_lies_in_another_is_refused_with_both_names(outer, inner):
     for given in ([outer, inner], [inner, "s3://other/a", outer]):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             uris.check_disjoint(given)
-        assert str(told.value).startswith(f"{inner} is inside {outer}; ")
+        assert str(raised.value).startswith(f"{inner} is inside {outer}; ")
 
 
 def test_the_same_source_twice_is_refused_however_it_is_written(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`synthetic: true` from `scalp synth` to whoever reads a figure or an answer of a model."""
+"""The mark `synthetic: true`, from `scalp synth` to metrics and responses of a model."""
 
 import json
 import shutil
@@ -96,11 +96,11 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     training = spec.training.model_copy(update={"synthetic": True})
     metrics = {"val": {"n": 1, "qwk": 0.5}}
     drawn = spec.model_copy(update={"training": training, "metrics": metrics})
-    told = "rained on synthetic images; not for clinical use"
-    assert f"**T{told}.**" in render_model_card(drawn)
-    assert told not in render_model_card(spec.model_copy(update={"metrics": metrics}))
+    warning = "rained on synthetic images; not for clinical use"
+    assert f"**T{warning}.**" in render_model_card(drawn)
+    assert warning not in render_model_card(spec.model_copy(update={"metrics": metrics}))
     uri = write_bundle(str(tmp_path / "bundle"), training=training)
-    assert load_bundle(uri).spec.warning == f"t{told}"
+    assert load_bundle(uri).spec.warning == f"t{warning}"
 
     class Runs:
         model_version, device, precision, runtime = "m", "cpu", "fp32", "openvino"
@@ -108,7 +108,7 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     assert ModelResponse.of(drawn, Runs, None).synthetic and not ModelResponse.of(spec, Runs, None).synthetic
     summary = {"rows_unaccounted": 0, "rows": 1, "failed": 0, "by_reason": {}, "graded_again": 0}
     calm = type("Drift", (), {"flag": False})
-    assert results_report.list_warnings(drawn, summary, calm) == [f"the model was t{told}"]
+    assert results_report.list_warnings(drawn, summary, calm) == [f"the model was t{warning}"]
     assert results_report.list_warnings(spec, summary, calm) == []
 
 
