@@ -1,1 +1,1 @@
-"""The domain of scalp: grades, data, model, metrics, predictor. No Ray and no web framework here."""
+"""The domain of scalp: grades, data, models, metrics, inference; without Ray and web frameworks."""

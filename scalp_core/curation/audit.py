@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from scalp_core.curation import splits
 from scalp_core.curation.audit_summary import count_all, pick_examples
-from scalp_core.curation.queries import Relations, open_relations
+from scalp_core.curation.queries import AuditTables, open_audit_tables
 from scalp_core.curation.split_groups import Groups, group_images, number_components, unite
 from scalp_core.datasets.manifest import DataSpec, SplitMethod, SplitSpec, Task
 from scalp_core.errors import SourceError, UserError
@@ -60,21 +60,21 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         UserError: too few groups.
     """
     steps = _Steps()
-    with open_relations(examined) as relations:
+    with open_audit_tables(examined) as tables:
         steps.end("read")
-        layout = relations.find_layout(is_table, options.task)
+        layout = tables.find_layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
         _check_task(layout, task, source)
-        relations.label_images(layout, task, options.symptom)
-        _check_any_kept(relations, source, layout, task, options)
+        tables.label_images(layout, task, options.symptom)
+        _check_any_kept(tables, source, layout, task, options)
         steps.end("decide")
-        near = relations.find_near_duplicates()
+        near = tables.find_near_duplicates()
         steps.end("near_duplicates")
-        relations.collect_findings(layout, near)
+        tables.collect_findings(layout, near)
         steps.end("findings")
-        record, joints = _divide(relations, near.pairs, task, options)
+        record, joints = _divide(tables, near.pairs, task, options)
         steps.end("group_and_split")
-        relations.write_outputs(out)
+        tables.write_outputs(out)
         spec = DataSpec(
             created_at=datetime.now(UTC),
             source=source,
@@ -82,12 +82,12 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             task=task,
             symptom=options.symptom if layout == "aihub" else None,
             split=record,
-            photographs=relations.number("select count(*) from kept"),
-            sha256=relations.fingerprint(),
-            synthetic=is_synthetic(relations.find_folders(source, is_table), relations.find_by_name(MARKS)),
+            photographs=tables.number("select count(*) from kept"),
+            sha256=tables.fingerprint(),
+            synthetic=is_synthetic(tables.find_folders(source, is_table), tables.find_by_name(MARKS)),
         )
         steps.end("write")
-        counts = count_all(relations) | pick_examples(relations, near.pairs)
+        counts = count_all(tables) | pick_examples(tables, near.pairs)
         steps.end("count")
     return {
         "spec": spec.model_dump(mode="json"),
@@ -117,15 +117,15 @@ def _check_task(layout: str, task: str, source: str) -> None:
         raise SourceError(f"--task json: {source} has no label files of AI Hub; use --task folder")
 
 
-def _check_any_kept(relations: Relations, source: str, layout: str, task: str, options: Options) -> None:
-    if relations.number("select count(*) from photo where reason is null") and (
+def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, options: Options) -> None:
+    if tables.number("select count(*) from photo where reason is null") and (
         task == "unlabelled" or layout != "unlabelled"
     ):
         return
-    photographs = relations.number("select count(*) from photo")
+    photographs = tables.number("select count(*) from photo")
     if not photographs:
         raise SourceError(f"{source} holds no images; check the path")
-    reasons = relations.rows(
+    reasons = tables.rows(
         "select reason, count(*) as n from photo where reason is not null group by reason order by n desc"
     )
     listed = ", ".join(f"{row['n']} {row['reason']}" for row in reasons)
@@ -142,10 +142,10 @@ def _check_any_kept(relations: Relations, source: str, layout: str, task: str, o
 
 
 def _divide(
-    relations: Relations, near: np.ndarray, task: str, options: Options
+    tables: AuditTables, near: np.ndarray, task: str, options: Options
 ) -> tuple[SplitSpec, dict[str, Any]]:
     """Group the candidates, and assign splits and folds to the kept images; returns spec and joints."""
-    rows = relations.read_candidates()
+    rows = tables.read_candidates()
     ids, kept, labels = rows["id"], rows["kept"], rows["label"]
     # Delivered splits share microscopes: only sessions and copies can be separated.
     chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
@@ -163,17 +163,17 @@ def _divide(
             units = np.arange(len(ids)) if method == "random" else groups.of_row
             folds[pool] = splits.assign_folds(labels[pool], units[pool], options.folds, options.seed)
     except splits.TooFewGroupsError as error:
-        raise UserError(f"{error}{_joined_by(relations, groups, ids)}") from error
+        raise UserError(f"{error}{_joined_by(tables, groups, ids)}") from error
     assigned = {
         "id": ids,
         "component": groups.of_row,
         "split": pa.array(parts, pa.string()),
         "fold": pa.array(folds, mask=folds < 0),
     }
-    relations.assign_splits(pa.table(assigned), chosen)
+    tables.assign_splits(pa.table(assigned), chosen)
     joints = {
-        "applied": relations.locate_joints(groups.joints, ids),
-        "refused": relations.add_joints(groups.refused, ids)[:_MAX_JOINTS],
+        "applied": tables.locate_joints(groups.joints, ids),
+        "refused": tables.add_joints(groups.refused, ids)[:_MAX_JOINTS],
     }
     placed = kept & ((parts == "train") | (parts == "val") | (parts == "test"))
     shared = {"device": rows["device"], "session": rows["session"], "near_duplicate": alike}
@@ -219,8 +219,8 @@ def _split_rows(
     return parts
 
 
-def _joined_by(relations: Relations, groups: Groups, ids: np.ndarray) -> str:
+def _joined_by(tables: AuditTables, groups: Groups, ids: np.ndarray) -> str:
     """List the images that joined groups, for the error about too few groups."""
-    joints = relations.locate_joints(groups.joints, ids)
+    joints = tables.locate_joints(groups.joints, ids)
     places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in joints)
     return f"; images that are the same in several groups joined them: {places}" if joints else ""

@@ -38,16 +38,16 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 
 
 @contextmanager
-def open_relations(examined: str) -> Iterator[Relations]:
+def open_audit_tables(examined: str) -> Iterator[AuditTables]:
     """Read a folder of Parquet files of `scan.EXAMINED` into a local database."""
     with (
         open_duckdb(node_memory_mib(), node_threads()) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
     ):
-        yield Relations(examined, sql, thumbnails)
+        yield AuditTables(examined, sql, thumbnails)
 
 
-class Relations:
+class AuditTables:
     """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk.
 
     The methods are called in this order: `find_layout, label_images, find_near_duplicates, collect_findings,

@@ -59,7 +59,7 @@ def group_images(keys: Iterable[np.ndarray], same: np.ndarray, is_flat: np.ndarr
     base = unite(keys, len(same))
     in_base = np.logical_or.reduce([key != 0 for key in keys]) if keys else np.zeros(len(same), bool)
     shared, first = _shared_rows(same)
-    number = np.unique(first, return_inverse=True)[1]  # of the image that is shown
+    number = np.unique(first, return_inverse=True)[1]  # number of the image
     images = np.bincount(number)
     known = in_base[shared]
     places = np.unique(np.stack([number[known], base[shared][known]], axis=1), axis=0)[:, 0]

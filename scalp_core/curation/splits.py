@@ -30,8 +30,8 @@ MIN_GROUPS = 2
 
 # Penalties of the program, each far above the sum of all lower ones.
 _NO_IMAGE, _GRADE_MISSING_IN_TRAIN, _TOO_FEW_GROUPS, _GRADE_MISSING = 1e4, 1e3, 300.0, 100.0
-_FREE_DEVIATION = 0.02  # of a share, and of a grade's share, without a penalty
-_GRADE_WEIGHT = 0.25  # of a grade's share, relative to the share of all images
+_FREE_DEVIATION = 0.02  # deviation of a share, and of a grade's share, without a penalty
+_GRADE_WEIGHT = 0.25  # weight of a grade's share, relative to the share of all images
 _MAX_ITEMS = 240
 _OPTIONS = {
     "node_limit": 50,

@@ -1,1 +1,1 @@
-"""Where images and labels are stored, and the manifest that lists them."""
+"""Sources of images and labels, and the manifest of prepared data."""

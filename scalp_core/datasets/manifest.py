@@ -49,9 +49,9 @@ SCHEMA = pa.schema(
         "fold": pa.int8(),  # for cross-validation; null without it, and in the test split
         "split": pa.string(),  # train, val, test; null if unlabelled
         "source_note": pa.string(),  # Training or Validation, as AI Hub delivered it
-        "byte_offset": pa.int64(),  # of a member's stored bytes in its archive; null for files, and where
+        "byte_offset": pa.int64(),  # stored bytes of a member in its archive; null for files, and if
         "byte_length": pa.int64(),  # the archive is compressed as a whole
-        "compression": pa.string(),  # of these bytes: stored, deflate
+        "compression": pa.string(),  # compression of these bytes: stored, deflate
     }
 )
 

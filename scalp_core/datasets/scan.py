@@ -31,10 +31,10 @@ LISTED = pa.schema(
         "code": pa.string(),  # reason why it cannot be examined; null if it can
         "error": pa.string(),
         "kind": pa.string(),  # photograph for a table's row; null: by the name
-        "label": pa.int8(),  # of a table's row
+        "label": pa.int8(),  # label and group in a table's row
         "group": pa.string(),
-        "version": pa.string(),  # of the file; it changes with the content
-        "byte_offset": pa.int64(),  # of a row of a manifest, as there
+        "version": pa.string(),  # version of the file, which changes with its content
+        "byte_offset": pa.int64(),  # these four: as in a manifest's row
         "byte_length": pa.int64(),
         "compression": pa.string(),
         "sha256": pa.string(),
@@ -47,7 +47,7 @@ EXAMINED = pa.schema(
         "member": pa.string(),
         "kind": pa.string(),  # photograph, label, meta, other, archive
         "bytes": pa.int64(),
-        "code": pa.string(),  # of errors.IMAGE_CODES, or of OBJECT_CODES; null where nothing is wrong
+        "code": pa.string(),  # one of errors.IMAGE_CODES or OBJECT_CODES; null without an error
         "error": pa.string(),
         "stem": pa.string(),
         "part": pa.string(),
@@ -65,12 +65,12 @@ EXAMINED = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
         "hash": pa.uint64(),  # perceptual; null for an image of one color
-        "turned_hash": pa.uint64(),  # the same for all mirrorings and rotations
+        "turned_hash": pa.uint64(),  # equal for all mirrorings and rotations
         "thumbnail": pa.binary(signature.THUMBNAIL_BYTES),
         "values": pa.list_(pa.int8()),
         "sex": pa.string(),
         "age": pa.string(),
-        "byte_offset": pa.int64(),  # where a member's bytes are in its archive; `archives.Place`
+        "byte_offset": pa.int64(),  # place of a member's bytes; see `archives.Place`
         "byte_length": pa.int64(),
         "compression": pa.string(),
     }

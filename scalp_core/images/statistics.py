@@ -20,16 +20,16 @@ STATISTICS = (
     "luma_std",  # log
     "luma_skew",
     "coarse_std",  # log of the standard deviation of green between blocks of 16x16 pixels
-    "dark_share",  # of pixels below 16
-    "bright_share",  # of pixels above 239
-    "flat_share",  # of pixels whose neighbors differ by at most one level, as in drawings
+    "dark_share",  # share of pixels below 16
+    "bright_share",  # share of pixels above 239
+    "flat_share",  # share of pixels whose neighbors differ by at most one level, as in drawings
     "sharpness_1",  # log of the mean absolute Laplacian of green, at full size,
     "sharpness_2",  # halved,
     "sharpness_4",  # and quartered
     "peakedness_2",  # log of the Laplacian's mean square by the square of its mean: few edges or many
     "peakedness_4",
-    "coherence",  # how far edges share one direction
-    "axis_share",  # how far edges are parallel to the sides of the image, as in text and windows
+    "coherence",  # degree to which edges share one direction
+    "axis_share",  # degree to which edges are parallel to the sides, as in text and windows
     "red_green",  # log of the ratio of the means
     "blue_green",
     "red_green_std",  # log

@@ -19,7 +19,7 @@ DELIVERED_PARTS = ("Training", "Validation")
 # Images of each grade in the paper's training folders.
 PAPER_COUNTS = (534, 4435, 5486, 2284)
 _POSITIONS = ("2_TH", "3_TH", "4_LH", "5_RH", "6_BH")
-_PERSON_SHARE = 0.8  # of the variance of severity; the rest is between positions on one head
+_PERSON_SHARE = 0.8  # share of the variance of severity; the rest is between positions on one head
 _FIRST_DAY = datetime(2020, 10, 13, tzinfo=UTC)
 _DAYS = 48
 _QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
