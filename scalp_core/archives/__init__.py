@@ -190,7 +190,7 @@ class _OpenArchives:
                 self._archives.popitem(last=False)
 
     def _are_many(self) -> bool:
-        opened = (archive.result().held for archive in self._archives.values() if archive.done())
+        opened = (archive.result().cached_members for archive in self._archives.values() if archive.done())
         return len(self._archives) > _OPEN_ARCHIVES or sum(opened) > _OPEN_MEMBERS
 
 

@@ -57,10 +57,10 @@ class Archive(Protocol):
     """An archive that is kept open, because opening it reads its table of contents.
 
     Args:
-        held: Number of members in memory, or that would take as much.
+        cached_members: Number of members in memory, or that would take as much.
     """
 
-    held: int
+    cached_members: int
 
     def members(self) -> list[Member]:
         """List all members in the order of the archive.

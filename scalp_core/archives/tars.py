@@ -226,7 +226,7 @@ class PlainTar:
         except ArchiveError as error:
             self._damage = error
         self._places = {member.name: member.place for member in self._members}
-        self.held = len(self._members)
+        self.cached_members = len(self._members)
 
     def members(self) -> list[Member]:
         if self._damage:
@@ -261,7 +261,7 @@ class CompressedTar:
     The first read costs one more pass, which finds names that several members share.
     """
 
-    held = 30_000  # its read-ahead takes the memory of so many members
+    cached_members = 30_000  # its read-ahead takes the memory of so many members
 
     def __init__(self, uri: str) -> None:
         self._uri = uri

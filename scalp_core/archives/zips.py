@@ -49,25 +49,25 @@ class Zip:
     """An open zip.
 
     Args:
-        uri: Zip archive to read; only a name if `held` is given.
-        held: Content of the archive, if it is in memory already.
+        uri: Zip archive to read; only a name if `content` is given.
+        content: Content of the archive, if it is in memory already.
         max_members: Limit on members; default `MAX_MEMBERS`.
 
     Raises:
         ArchiveError: the file is not a zip or damaged, or its table of contents is too large.
     """
 
-    def __init__(self, uri: str, held: pa.Buffer | None = None, max_members: int = 0) -> None:
-        file = storage.open_file(uri) if held is None else pa.BufferReader(held)
+    def __init__(self, uri: str, content: pa.Buffer | None = None, max_members: int = 0) -> None:
+        file = storage.open_file(uri) if content is None else pa.BufferReader(content)
         table = _table(RangedFile(uri, file), max_members or MAX_MEMBERS)
         self._uri = uri
-        self._read = None if held is None else partial(_read_held, held)
+        self._read = None if content is None else partial(_read_content, content)
         self._end = table.start_dir
         self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
         files = [info for info in table.infolist() if info.filename and not _name(info).endswith("/")]
         self._members = [Member(_name(info), min(info.file_size, _MAX_SIZE)) for info in files]
         self._infos = dict(zip((member.name for member in self._members), files, strict=True))
-        self.held = len(files)
+        self.cached_members = len(files)
 
     def members(self) -> list[Member]:
         return self._members
@@ -133,8 +133,8 @@ class _Source(io.BufferedReader):
         return data
 
 
-def _read_held(held: pa.Buffer, start: int, length: int) -> bytes:
-    return held.slice(start, min(length, held.size - start)).to_pybytes()
+def _read_content(content: pa.Buffer, start: int, length: int) -> bytes:
+    return content.slice(start, min(length, content.size - start)).to_pybytes()
 
 
 def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:

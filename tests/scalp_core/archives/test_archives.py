@@ -154,7 +154,7 @@ def test_few_archives_are_kept_open_and_fewer_large_ones(tmp_path, monkeypatch):
     assert len(kept) == 12  # nothing was opened
     monkeypatch.setattr(archives, "_OPEN_MEMBERS", 5)
     open_one(12)
-    assert [archive.result().held for archive in kept.values()] == [2, 2]
+    assert [archive.result().cached_members for archive in kept.values()] == [2, 2]
     monkeypatch.setattr(archives, "_OPEN_MEMBERS", 1)
     open_one(13)
     assert len(kept) == 1
