@@ -58,8 +58,9 @@ def test_ray_reads_the_variables_of_haproxy(tmp_path):
 
 def test_every_variable_of_ray_internals_is_listed(monkeypatch):
     environment: dict[str, str] = {}
-    monkeypatch.setattr(ray_internals.os, "environ", environment)
-    ray_internals.set_local_defaults(cores=2, logical_cpus=6, verbose=False, joins=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_internals.os, "environ", environment)
+        ray_internals.set_local_defaults(cores=2, logical_cpus=6, verbose=False, joins=False)
     environment |= ray_internals.simulated_environment("head") | ray_internals.TUNE_ENVIRONMENT
     documented = {"RAY_USAGE_STATS_ENABLED", "RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     assert environment.keys() - documented == ray_internals.VARIABLES.keys()

@@ -24,7 +24,7 @@ def test_ray_takes_the_default_settings_as_they_are():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"target_ongoing_requests": 8, "max_ongoing_requests": 8, "max_replicas": 2}, "would scale up"),
+        ({"target_ongoing_requests": 8, "max_ongoing_requests": 8, "max_replicas": 2}, "does not scale up"),
         (
             {"target_ongoing_requests": 4, "max_ongoing_requests": 8, "min_replicas": 3},
             "min_replicas .3. is above",

@@ -66,7 +66,7 @@ def test_limits_that_let_no_photograph_in_are_refused():
 
 
 def test_limits_that_ray_would_come_before_are_refused():
-    with pytest.raises(ValidationError, match="or Ray refuses before"):
+    with pytest.raises(ValidationError, match="or Ray refuses requests first"):
         Settings(limits=Limits(uploads=400, in_flight=200))
 
 

@@ -55,7 +55,7 @@ def test_a_key_that_is_made_is_let_in_by_its_line(tmp_path):
     assert key not in line and len(key) > 40
     assert new_key("clinic-7")[0] != key
     assert who(Keys(write(tmp_path / "keys", line)), bearer(key)) == "clinic-7"
-    with pytest.raises(UserError, match="cannot be the id"):
+    with pytest.raises(UserError, match="is not a valid id"):
         new_key("two words")
 
 

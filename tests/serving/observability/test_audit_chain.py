@@ -186,7 +186,7 @@ def test_retention_removes_old_closed_files_and_says_so(folder, monkeypatch):
     (folder / "notes.txt").write_text("not scalp's")
     old[1].write_text("".join(edit(old[1].read_text().splitlines(keepends=True))))
     busy = AuditLog(AuditSettings(folder=str(folder)), "busy")
-    busy.refused("a", "empty")
+    busy.log_refusal("a", "empty")
     wait_for(lambda: len(files(folder)) > len(old))
     busy_file = files(folder)[-1]
     write(folder, 1, keep_days=1)

@@ -97,7 +97,7 @@ def test_nobody_else_may_look(tmp_path, request_of_ann):
     folder.chmod(0o750)
     with pytest.raises(UserError, match=f"chmod 700 {folder}"):
         AuditLog(AuditSettings(folder=str(folder)), "r")
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be written to"):
         AuditLog(AuditSettings(folder=str(file)), "r")
 
 
