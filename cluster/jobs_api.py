@@ -112,9 +112,9 @@ class Jobs:
     @classmethod
     def of_this_ray(cls) -> Jobs:
         """The jobs of the Ray that this process is part of; looks up the current address of its dashboard."""
-        own = ray.get_runtime_context().gcs_address
-        with _one_line(own), _without_address_variables():
-            return cls(ray_internals.dashboard_address(own))
+        gcs_address = ray.get_runtime_context().gcs_address
+        with _one_line(gcs_address), _without_address_variables():
+            return cls(ray_internals.dashboard_address(gcs_address))
 
     def all(self) -> list[Job]:
         """All submitted jobs, oldest first."""

@@ -246,8 +246,8 @@ def _is_on_loopback(address: str) -> bool:
     if host not in ("127.0.0.1", "localhost") or not port.isdigit():
         return False
     try:
-        own = ray_internals.node_address()
-        socket.create_connection((own, int(port)), _CONNECT_TIMEOUT_S).close()
+        node_address = ray_internals.node_address()
+        socket.create_connection((node_address, int(port)), _CONNECT_TIMEOUT_S).close()
     except OSError:
         return True
     return False

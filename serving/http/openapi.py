@@ -70,10 +70,10 @@ def _complete(
 ) -> None:
     components = schema.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    _, own = models_json_schema(
+    _, definitions = models_json_schema(
         [(model, "serialization") for model in (problem, *models)], ref_template=_TEMPLATE
     )
-    schemas |= own["$defs"]
+    schemas |= definitions["$defs"]
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's refusals are problems here
         schemas.pop(unused, None)
     if keys:

@@ -95,11 +95,11 @@ def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
     @api.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> Response:
         # Without FastAPI's message, which echoes the request.
-        names = {str(detail["loc"][-1]) for detail in error.errors()}
+        names = {str(entry["loc"][-1]) for entry in error.errors()}
         if "file" in names:
             code, detail = "no_file", "send one image as the field `file` of multipart/form-data"
         else:
-            messages = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+            messages = "; ".join(f"{entry['loc'][-1]}: {entry['msg']}" for entry in error.errors())
             code, detail = "bad_field", f"{messages}; /openapi.json describes the fields"
         return problem(_UNPROCESSABLE, code, detail)
 

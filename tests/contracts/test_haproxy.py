@@ -50,7 +50,7 @@ def start(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 class Replica(BaseHTTPRequestHandler):
-    """Stands for the endpoint: knows one key, and answers what it was told of the client."""
+    """Stub of the endpoint: accepts one key, and returns the headers about the client."""
 
     protocol_version = "HTTP/1.1"
 
@@ -146,10 +146,10 @@ def test_what_ray_leaves_open_is_closed_and_the_endpoint_listens_where_it_was_to
     tmp_path, host, listens, monkeypatch
 ):
     monkeypatch.delenv(connections.VARIABLE, raising=False)
-    # Where this fails, Ray may have settings of its own by now.
+    # If this fails, a new release of Ray may have settings for it.
     theirs = write(tmp_path, host)
     assert "timeout http-request" not in theirs and "bind *:8404" in theirs and "bind :9101" in theirs
-    for _ in range(2):  # a mended one stays as it is
+    for _ in range(2):  # idempotent
         done = start(tmp_path)
         assert done.returncode == 0, done.stderr
         lines = [line.strip() for line in (tmp_path / "haproxy.cfg").read_text().splitlines()]
@@ -281,8 +281,8 @@ def test_a_certificate_makes_it_https_and_the_endpoint_knows(tmp_path, certifica
     trusted = ssl.create_default_context(cafile=str(certificate))
     with running(tmp_path, Policy(tls_certificate=str(certificate))) as proxy:
         status, _, body = proxy.get("/", trusted=trusted)
-        told = {name.lower(): value for name, value in json.loads(body).items()}
-        assert (status, told["x-forwarded-proto"]) == (200, "https")
+        headers = {name.lower(): value for name, value in json.loads(body).items()}
+        assert (status, headers["x-forwarded-proto"]) == (200, "https")
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             proxy.get("/")  # without TLS
 

@@ -192,7 +192,7 @@ def test_the_cluster_to_work_on_has_cpus_gpus_and_cheaper_gpus():
 
 
 def preferred(group):
-    """What nodes a group prefers, and takes others where there are none."""
+    """Preferred nodes of a group, as affinity that falls back to others."""
     affinity = group["template"]["spec"].get("affinity", {}).get("nodeAffinity", {})
     assert set(affinity) <= {"preferredDuringSchedulingIgnoredDuringExecution"}
     assert "nodeSelector" not in group["template"]["spec"]

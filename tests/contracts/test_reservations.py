@@ -1,4 +1,4 @@
-"""What dead actors had reserved is given back, and nothing else."""
+"""Placement groups of dead actors are removed, and no others."""
 
 import time
 
@@ -23,10 +23,10 @@ def states(*groups: str) -> list[str]:
 
 @pytest.mark.usefixtures("cluster")
 def test_only_those_whose_maker_is_dead_are_removed():
-    ours = placement_group([{"CPU": 0.1}])
-    ray.get(ours.ready())
+    own_group = placement_group([{"CPU": 0.1}])
+    ray.get(own_group.ready())
     living, dead = Maker.remote(), Maker.remote()
-    groups = [ours.id.hex(), *ray.get([living.reserve.remote(), dead.reserve.remote()])]
+    groups = [own_group.id.hex(), *ray.get([living.reserve.remote(), dead.reserve.remote()])]
     remove_orphaned_placement_groups()
     assert states(*groups) == ["CREATED"] * 3
     ray.kill(dead)
@@ -35,7 +35,7 @@ def test_only_those_whose_maker_is_dead_are_removed():
         remove_orphaned_placement_groups()
         time.sleep(0.1)
     assert states(*groups) == ["CREATED", "CREATED", "REMOVED"]
-    ray.util.remove_placement_group(ours)
+    ray.util.remove_placement_group(own_group)
     ray.kill(living)
     while states(groups[1]) != ["REMOVED"] and time.monotonic() < deadline:
         remove_orphaned_placement_groups()

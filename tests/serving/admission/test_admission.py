@@ -1,4 +1,4 @@
-"""What one client may cost others: by pixels, by owner, by probes; with the real parts and without Ray."""
+"""Admission: limits of pixels, fairness between owners, cheap probes; with the real parts, without Ray."""
 
 from __future__ import annotations
 

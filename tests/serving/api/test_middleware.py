@@ -1,4 +1,4 @@
-"""What holds for every request, without Ray: the application is called as a server would."""
+"""Middleware of all requests, without Ray: the application is called like by a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 def application(audit: AuditLog | None = None, **settings: Any) -> tuple[FastAPI, Load]:
-    """Routes that read, wait, fail, on the paths that have limits of their own."""
+    """Routes that read, wait and fail, on the paths with separate limits."""
     api, all_settings = FastAPI(), Settings(**settings)
     load = Load(all_settings.limits)
     install(api, all_settings, load, audit)
@@ -149,17 +149,17 @@ def test_the_access_log_tells_the_template_and_not_what_was_sent(caplog, tmp_pat
         ask(api, "POST", "/v1/bulk/private-name?token=secret", headers=BEARER | {"X-Request-ID": "visit-7"})
         ask(api, "GET", "/private-path")
         ask(api, "POST", "/v1/grade")
-    told, nowhere, refused = [vars(record) for record in caplog.records]
-    assert told["name"] == "ray.serve.access"
-    assert (told["request_id"], told["method"], told["route"], told["status"], told["key"]) == (
+    logged, unknown_path, refused = [vars(record) for record in caplog.records]
+    assert logged["name"] == "ray.serve.access"
+    assert (logged["request_id"], logged["method"], logged["route"], logged["status"], logged["key"]) == (
         "visit-7",
         "POST",
         "/v1/bulk/{name}",
         200,
         "ann",
     )
-    assert told["bytes"] == 1 and told["ms"] > 0 and told["problem"] is None
-    assert (nowhere["route"], nowhere["problem"]) == (None, "not_found")
+    assert logged["bytes"] == 1 and logged["ms"] > 0 and logged["problem"] is None
+    assert (unknown_path["route"], unknown_path["problem"]) == (None, "not_found")
     assert (refused["status"], refused["problem"], refused["key"]) == (401, "no_key", None)
     everything = " ".join(str(vars(record)) for record in caplog.records)
     assert "private" not in everything and "secret" not in everything and KEY not in everything
@@ -340,8 +340,8 @@ def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
         ask(api, "POST", "/v1/breaks", headers=BEARER)  # its status was sent before it failed
     log.close()
     (file,) = (tmp_path / "audit").glob("audit-*")
-    _head, *told = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(line["key"], line["status"], line["problem"]) for line in told] == [
+    _head, *lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["key"], line["status"], line["problem"]) for line in lines] == [
         ("ann", 413, "too_many_bytes"),
         ("ann", 200, None),
         ("ann", 200, "broken_off"),

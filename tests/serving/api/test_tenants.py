@@ -342,9 +342,9 @@ def test_reads_starts_and_stops_are_audited_and_name_no_file(finished):
     endpoint.ask("ann", "GET", "/v1/bulk/patient-kim/report")
     endpoint.ask("ann", "DELETE", f"/v1/bulk/{work}")
     endpoint.ask("grader", "GET", path)
-    told = endpoint.audited()
+    lines = endpoint.audited()
     seen = [
-        (line["key"], line["route"], line["status"], line.get("work"), line.get("source")) for line in told
+        (line["key"], line["route"], line["status"], line.get("work"), line.get("source")) for line in lines
     ]
     root = "/v1/bulk/{id}"
     assert seen == [
@@ -356,7 +356,7 @@ def test_reads_starts_and_stops_are_audited_and_name_no_file(finished):
         ("ann", root, 202, work, None),
         ("grader", None, 403, None, None),
     ]
-    text = json.dumps(told)
+    text = json.dumps(lines)
     assert "patient-kim" not in text and "part-0000" not in text and "8.8.8.8" not in text
 
 

@@ -115,7 +115,7 @@ def test_a_key_reaches_its_own_prefixes_and_learns_of_no_other(tmp_path):
     for source in (*elsewhere, f"{tmp_path}/ben"):
         with pytest.raises(Refusal) as refused:
             allowed_source(source, prefixes, ann)
-        # Whether the operator allows a source is no business of a key that may not use it.
+        # A key must not learn whether the operator allows a source that it may not use.
         assert (refused.value.code, refused.value.detail) == (
             "forbidden", f"the key lacks the scope bulk:{source}; ask the operator for it",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Forms as they come in: any chunking gives the same parts, and what is no form is refused."""
+"""Streaming forms: any chunking gives the same parts, and malformed forms are refused."""
 
 from __future__ import annotations
 

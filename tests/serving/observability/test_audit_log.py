@@ -1,4 +1,4 @@
-"""The audit log of the endpoint: what it tells, what it does not, and how its files come and go."""
+"""Audit log of the endpoint: content of its lines, and rotation of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the endpoint counts: every request once by its end, and drift of the last images only."""
+"""Metrics of the endpoint: each request once by its outcome, and drift of the last images."""
 
 from __future__ import annotations
 
