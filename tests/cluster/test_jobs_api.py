@@ -1,4 +1,4 @@
-"""What is asked of a cluster's dashboard, by Ray's own client over HTTP; it answers as Ray 2.60 does."""
+"""Requests to a cluster's dashboard by Ray's client over HTTP; the stub answers like Ray 2.60."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def details(id_: str | None, status: str = "RUNNING") -> dict:
 
 @pytest.fixture
 def dashboard(monkeypatch):
-    """The address, the paths that were asked for, what is answered by path, and jobs by id."""
+    """Stub of a dashboard: its address, the requested paths, the responses by path, and jobs by id."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     asked: list[str] = []
     jobs: dict[str, dict] = {}

@@ -54,7 +54,7 @@ def test_cpus_and_gpus_multiply_bf16_in_hardware():
 
 
 class Ec2:
-    """Starts instances on demand; has none on spot."""
+    """Stub of AWS that starts on-demand instances, and has no spot instances."""
 
     def __init__(self):
         self.asked = []

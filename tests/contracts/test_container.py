@@ -1,4 +1,4 @@
-"""`cluster/Containerfile`, its lock and its build script, as far as they can be checked without building."""
+"""`cluster/Containerfile`, its lock and its build script, without building the image."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def first(text):
 
 
 def sources():
-    """What is copied from the checkout."""
+    """Files that are copied from the checkout."""
     return [rest for rest in steps("COPY") if not rest.startswith("--from")]
 
 
@@ -116,7 +116,7 @@ def test_the_last_stage_holds_no_sources_and_the_path_that_login_shells_have():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository with the script and what it reads."""
+    """A repository with the build script and the files that it reads."""
     for file in ("cluster/build-image.sh", "cluster/Containerfile", "pyproject.toml"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)

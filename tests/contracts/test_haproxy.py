@@ -1,4 +1,4 @@
-"""A real HAProxy with the configuration that this Ray writes and `cluster.haproxy` changes."""
+"""A real HAProxy with the configuration of this Ray, hardened by `cluster.haproxy`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GOOD = "a-key-that-the-endpoint-knows"
 
 
 def write(folder: Path, host: str) -> str:
-    """Has Ray write the configuration, for an endpoint that listens on `host`."""
+    """Configuration that Ray writes for an endpoint that listens on `host`."""
     settings = HAProxyConfig(
         http_options=HTTPOptions(host=host, port=8000),
         socket_path=str(folder / "admin.sock"),
@@ -43,7 +43,7 @@ def write(folder: Path, host: str) -> str:
 
 
 def start(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Starts HAProxy as Ray does, only to check its configuration."""
+    """Start HAProxy like Ray, to check its configuration only."""
     program = haproxy.environment(folder)["RAY_SERVE_HAPROXY_BINARY_PATH"]
     command = [program, "-c", "-f", str(folder / "haproxy.cfg")]
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -67,7 +67,7 @@ class Replica(BaseHTTPRequestHandler):
 
 
 class Proxy:
-    """A running HAProxy: how to ask it, and what it logged."""
+    """A running HAProxy with a client and its log."""
 
     def __init__(self, port: int, log: socket.socket) -> None:
         self.port = port
@@ -99,7 +99,7 @@ class Proxy:
 
 @contextmanager
 def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Proxy]:
-    """HAProxy before a `Replica`, with its log at a socket of this process.
+    """Run HAProxy in front of a `Replica`, with its log sent to a socket of this process.
 
     It inherits its listening sockets: no other process can take a port before it binds, and clients can
     connect before it is ready.

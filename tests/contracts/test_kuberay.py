@@ -1,4 +1,4 @@
-"""The manifests for KubeRay against Kubernetes' and KubeRay's schemas, Ray's own, and this project."""
+"""Manifests for KubeRay against the schemas of Kubernetes, KubeRay and Ray, and against this project."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def cluster(resource):
 
 
 def groups(resource):
-    """Head and workers."""
+    """Pod templates of head and workers."""
     return [cluster(resource)["headGroupSpec"], *cluster(resource)["workerGroupSpecs"]]
 
 

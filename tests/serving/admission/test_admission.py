@@ -288,7 +288,7 @@ def test_no_owner_fills_the_window():
 
 
 def test_a_lone_photograph_does_not_wait_for_a_full_queue_of_another_owner(bundle, monkeypatch):
-    """The other has 40 in the queue and a pass that does not end in one lane; the second lane is free."""
+    """The other owner has 40 images in the queue and a hanging pass in one lane; the second lane is free."""
     full_pass_began, release, logits = threading.Event(), threading.Event(), Predictor.logits
 
     def slow(predictor: Predictor, images: np.ndarray) -> np.ndarray:

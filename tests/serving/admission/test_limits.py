@@ -1,4 +1,4 @@
-"""How much is taken in at once, and how long the queue may be, without a request."""
+"""Limits of a replica: open requests and length of the queue."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_limits_that_ray_would_come_before_are_refused():
 
 
 def filled(load: Load, owner: str) -> int:
-    """Requests that `owner` gets in until it is refused."""
+    """Fill the replica with requests of `owner`; return their number at the first refusal."""
     for count in range(200):
         try:
             load.check(owner)

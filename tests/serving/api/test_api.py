@@ -1,4 +1,4 @@
-"""The routes as clients call them, through all middleware; the model is stood for."""
+"""The routes as clients call them, through all middleware, with a stub of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWER = GradeResponse.model_construct(grade=2, status="graded")
 
 
 class Model:
-    """Stands for the ingress: keeps what it was asked."""
+    """Stub of the ingress that records its calls."""
 
     bulk = None
 
@@ -47,7 +47,7 @@ class Model:
 
 
 class Endpoint:
-    """The whole application of a replica, called as a server calls it."""
+    """The whole application of a replica, called like by a server."""
 
     def __init__(self, **settings: Any) -> None:
         self.model = Model()

@@ -1,4 +1,4 @@
-"""Batches without Ray: what is sent, in which order, how much is held, and how a batch ends."""
+"""Batches without Ray: the lines, their order, the images in memory, and the end of a batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRADING = Grading(1, "mild", [0.1, 0.7, 0.1, 0.1], 1.2, [1], None, False, [])
 
 
 class Model:
-    """Stands for the replica: grades what begins with `ok`, slowly, and counts how many it holds."""
+    """Stub of the replica: slowly grades images that begin with `ok`, and counts those in flight."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -78,7 +78,7 @@ def run(scenario: Callable[[], object]) -> None:
 
 
 def send(model: Model, request: dict, **settings) -> httpx.Response:
-    """One request to the application, behind what stands in front of Serve."""
+    """One request to the application through `FlowControlMiddleware`."""
     found = []
 
     async def scenario() -> None:
@@ -160,7 +160,7 @@ def test_members_of_an_archive_are_named_and_all_else_in_it_is_left_out(archive,
 
 
 def test_a_tar_is_graded_while_it_comes_in():
-    """With 40 pieces on their way and a body that waits for the first line, held back it would never end."""
+    """The body waits for the first line with 40 pieces in transit; held back lines would never end it."""
     model, seen = Model(), asyncio.Event()
     tar = odd.tar_of([(f"{number}.jpg", b"ok" + bytes(100_000)) for number in range(40)])
 
@@ -259,7 +259,7 @@ def test_whole_requests_that_are_refused():
 
 
 class Connection:
-    """A client's connection as a server hands it to an application."""
+    """ASGI connection of a client."""
 
     def __init__(self, body: bytes, piece: int = 2**16) -> None:
         head = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
@@ -293,7 +293,7 @@ def body_of(count: int, size: int) -> bytes:
 
 @pytest.mark.parametrize("crosses_processes", [False, True])
 def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
-    """Ray takes the first message for the begin of the answer, and has no status of it otherwise."""
+    """Ray takes the first message for the start of the response; after another one it has no status."""
 
     async def scenario() -> None:
         first = []
@@ -329,7 +329,7 @@ def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
 
 
 def test_no_more_of_a_body_is_read_than_the_window_takes():
-    """The model stands still: what is read is its window, and what may be ahead of it."""
+    """With a blocked model, the body is read up to the window and `AHEAD`."""
 
     async def scenario() -> None:
         model, connection = Model(3600), Connection(body_of(200, 60_000))
@@ -346,7 +346,7 @@ def test_no_more_of_a_body_is_read_than_the_window_takes():
 
 
 def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
-    """Its server stops `send` until the body is read: what is graded meanwhile must not stop the reading."""
+    """The server blocks `send` until the body is read; graded lines must not block the reading."""
 
     async def scenario() -> None:
         connection = Connection(body_of(300, 10_000))

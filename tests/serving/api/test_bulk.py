@@ -1,4 +1,4 @@
-"""Bulk grading without Ray: one job for the same work, attempts, limits, and what the output alone says."""
+"""Bulk runs without Ray: one job per run, attempts, limits, and the state from the output alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ scalp: cannot read s3://b/x: it does not exist; check the path
 
 
 class Client:
-    """Stands for Ray's `JobSubmissionClient`."""
+    """Stub of Ray's `JobSubmissionClient`."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, SimpleNamespace] = {"raysubmit_x": job("raysubmit_x"), "other": job(None)}
@@ -59,13 +59,13 @@ def job(submission_id, status=JobStatus.RUNNING, metadata=None):
 
 
 def without_ray(monkeypatch) -> None:
-    """Asking Ray for its address would start one."""
+    """A query of Ray's address would start a Ray."""
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
 
 
 class Endpoint:
-    """The routes over a `Bulk` whose Ray and model are stood for."""
+    """The routes of a `Bulk` with stubs of Ray and the model."""
 
     def __init__(self, folder, monkeypatch, **settings) -> None:
         self.client, self.served = Client(), ServedModel("s3://models/scalp", "made-1", "bf16")

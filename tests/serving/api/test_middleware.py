@@ -244,7 +244,7 @@ def test_the_time_that_we_take_is_not_the_clients():
 
 
 def during(api: FastAPI, inside: Callable[[httpx.AsyncClient], Any], path: str, **options: Any) -> None:
-    """Runs `inside` while a request to `path` is being answered."""
+    """Run `inside` during a request to `path`."""
 
     async def run() -> None:
         api.state.go_on = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Several keys against each other: every route of `/v1/` with every kind of key, through the whole gate."""
+"""Isolation of keys: every route of `/v1/` with every kind of key, through the authorization."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROWS = 2_500
 
 
 class Endpoint:
-    """The gate and the routes of bulk runs; Ray, the model and the other routes are stood for."""
+    """Authorization and routes of bulk runs, with stubs of Ray, the model and the other routes."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.client = folder, Client()

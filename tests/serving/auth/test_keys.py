@@ -1,4 +1,4 @@
-"""Keys, who they let in, and what may listen where."""
+"""Keys: parsing, identification, reload; and checks of the address to listen on."""
 
 from __future__ import annotations
 

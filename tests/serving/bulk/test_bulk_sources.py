@@ -1,4 +1,4 @@
-"""Which sources bulk grading takes: those below what the operator named, however they are written."""
+"""Sources of bulk runs: only those below the prefixes of the operator, in any notation."""
 
 from __future__ import annotations
 

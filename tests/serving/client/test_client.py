@@ -1,4 +1,4 @@
-"""The client against a real server on loopback that misbehaves by a script."""
+"""The client against a real server on loopback that fails according to a script."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def answer(body, status=200):
 
 
 def reset(handler):
-    """Ends the connection as a killed process does."""
+    """End the connection like a killed process."""
     handler.close_connection = True
 
 
 def half(handler):
-    """Ends in the middle of the answer."""
+    """End in the middle of the response."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -68,7 +68,7 @@ def slow(handler):
 
 
 class Server:
-    """Answers request after request by `script`, and keeps what was asked."""
+    """Server that answers requests in order by `script`, and records them."""
 
     def __init__(self):
         self.script, self.asked = [], []
@@ -118,7 +118,7 @@ async def _collected(found):
 
 @pytest.fixture(params=["sync", "async"])
 def run(request, server):
-    """Calls a method by its name; what it returned or raised, and the client's counts."""
+    """Call a method by its name; return its result or exception, and the client's counts."""
 
     def run(name, *arguments, script=(), retries=QUICK, timeout=5.0, **options):
         server.script[:] = script
@@ -144,7 +144,7 @@ def run(request, server):
 
 
 def fields(body, headers):
-    """Names and contents of a form's fields."""
+    """Names and contents of the fields of a form."""
     form = BytesParser(policy=HTTP).parsebytes(
         f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body
     )
@@ -254,7 +254,7 @@ def test_a_bulk_run_is_followed_and_cancelled(run, server):
 
 
 def rows(*members, failed=(), end="done"):
-    """Lines of a batch as they come: in any order, and how they end."""
+    """Lines of a batch in a given order, with their end."""
     lines = [GRADED.model_copy(update={"member": str(member)}).model_dump_json() for member in members]
     bad = {"status": "failed", "error_code": "truncated", "error": "ends early", "grade": None}
     lines += [json.dumps(bad | {"member": str(member)}) for member in failed]

@@ -1,4 +1,4 @@
-"""The queues between a client and the application have lengths."""
+"""Backpressure: the queues between a client and the application are bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections of a real server of Ray Serve's kind, without Ray: what they wait for, and for how long."""
+"""Timeouts and limits of connections to a real uvicorn server, as in Ray Serve, without Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GET = b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def application(scope, receive, send):
-    """`/whole` reads the body and answers, `/early` does not, `/large` answers more than buffers hold."""
+    """`/whole` reads the body, `/early` does not, `/large` sends more than buffers hold."""
     size = 0
     if scope["path"] == "/whole":
         more = True
@@ -55,7 +55,7 @@ def port():
 
 
 class Client:
-    """A connection, and what came back on it."""
+    """A connection and its response."""
 
     def __init__(self, port: int) -> None:
         self.began = time.monotonic()  # before the other side's clock

@@ -23,7 +23,7 @@ def form(*parts: bytes) -> bytes:
 
 
 def taken(body: bytes, sizes: list[int], content_type: str = CONTENT_TYPE, max_parts: int = 10):
-    """The parts as (field, bytes, whole) of a body that comes in pieces, and why it was refused."""
+    """Parse a body in pieces; return its parts as (field, bytes, whole) and the refusal."""
     parts: list[list] = []
     found = Form(content_type, max_parts)
     at = 0
@@ -129,7 +129,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "field"), NAMES)
 def test_names_are_labels(name, field):
-    """Nobody asks what a file is called, and a field's name is compared and no more."""
+    """File names are not read, and names of fields are compared only."""
     parts, refused = taken(form(part(b"data", name, b"../../x.jpg")), [])
     assert (parts, refused) == ([[field, b"data", True]], None)
 

@@ -20,7 +20,7 @@ from serving.observability.audit_chain import verify
 
 
 def write(folder: Path, count: int, replica: str = "r", **settings: object) -> None:
-    """A replica that comes, writes so many lines, and ends."""
+    """Start a replica that writes some lines and ends."""
     log = AuditLog(AuditSettings(folder=str(folder), **settings), replica)
     for number in range(count):
         log.log_refusal(str(number), "empty")
@@ -33,7 +33,7 @@ def files(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """One chain of several files, by two replicas that followed each other."""
+    """One chain of several files by two successive replicas."""
     write(tmp_path / "audit", 20, "one", max_bytes=2000)
     write(tmp_path / "audit", 20, "two", max_bytes=2000)
     assert len(files(tmp_path / "audit")) > 4

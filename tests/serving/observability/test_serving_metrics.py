@@ -72,7 +72,7 @@ def test_a_bundle_without_gates_is_compared_by_its_grades(contract):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """What is counted: path, status, outcome."""
+    """Counted requests: path, status, outcome."""
     found = []
 
     def observe(_metrics, path, status, outcome, seconds):

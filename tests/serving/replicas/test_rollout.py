@@ -1,4 +1,4 @@
-"""A canary that hangs or fails, a shadow that is slow: what their clients notice, with the real parts."""
+"""Canaries that hang or fail and slow shadows do not harm clients; with the real parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRADED = Graded(None, None, "bundle", 1, 0.0, 0.0)
 
 
 class Handle:
-    """Stands for a deployment of graders: takes a while, or fails."""
+    """Stub of a deployment of graders that is slow or fails."""
 
     def __init__(self, seconds: float = 0.0, preprocess: Preprocess | None = None) -> None:
         self.seconds, self.error = seconds, None
@@ -52,7 +52,7 @@ class Handle:
 
 
 class Metrics:
-    """Counts what was decoded."""
+    """Stub of metrics that counts decoded images."""
 
     decoded = 0
 

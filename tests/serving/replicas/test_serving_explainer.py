@@ -1,4 +1,4 @@
-"""The replica that makes heatmaps: how often it loads a bundle, and which one it evicts."""
+"""Explainer: how often it loads a bundle, and which bundle it evicts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def loader(monkeypatch) -> Loader:
 
 
 async def start(replica: Explainer, bundle: str) -> asyncio.Task[bytes]:
-    """A heatmap that has begun to wait for its bundle."""
+    """Start a heatmap that waits for its bundle."""
     task = asyncio.create_task(replica.heatmap(IMAGE, 0, bundle))
     await asyncio.sleep(0)
     return task

@@ -1,4 +1,4 @@
-"""How requests share forward passes, and how a grader takes another model while it answers."""
+"""Grader: dynamic batches, and a change of the model while it grades."""
 
 from __future__ import annotations
 
