@@ -33,6 +33,9 @@ from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatus
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
 _PB2 = "ray.core.generated.autoscaler_pb2"
+_CALLBACKS = "ray.train.v2._internal.callbacks"
+_DIRECT = "ray.serve._private.direct_ingress_http_util"
+_FAKE = "ray.autoscaler._private.fake_multi_node.node_provider"
 # `module:attribute`, with the reason and the public way that is missing. An attribute may also be one that
 # the class assigns to `self`; a field of a protobuf message is named by its FIELD_NUMBER.
 DEPENDENCIES = {
@@ -42,37 +45,37 @@ DEPENDENCIES = {
     "ray._private.parameter:RayParams.dashboard_agent_listen_port": "0 takes a free port",
     "ray._private.parameter:RayParams.include_log_monitor": "one process less where output is off",
     "ray._private.ray_constants:ENABLE_RAY_CLUSTER": "False listens on loopback; no option of ray.init does",
-    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": "the same for Ray's child processes",
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": "loopback for Ray's child processes",
     "ray._private.ray_constants:GCS_PORT_ENVIRONMENT_VARIABLE": "ray.init has no argument for the GCS port",
     "ray._private.services:node_ip_address_from_perspective": "address that Ray uses instead of 127.0.0.1",
     "ray._raylet:Config.initialize": "rereads RAY_AUTH_MODE; Ray reads it once, at import",
     "ray._raylet:AuthenticationMode.TOKEN": "value of the mode that require_token verifies",
     "ray._raylet:get_authentication_mode": "Ray has no public query for the mode",
     "ray._raylet:AuthenticationTokenLoader.instance": "Ray has no public query for a token",
-    "ray._raylet:AuthenticationTokenLoader.has_token": "the same",
+    "ray._raylet:AuthenticationTokenLoader.has_token": "whether Ray finds a token in environment or file",
     "ray._raylet:AuthenticationTokenLoader.reset_cache": "a token that was set after the import",
     # The state of a cluster.
     "ray._raylet:GcsClient": "state of the autoscaler; `ray status` prints text alone",
     "ray._raylet:InnerGcsClient.get_cluster_status": "the method of GcsClient for that",
     f"{_PB2}:GetClusterStatusReply": "the message with that state",
-    f"{_PB2}:GetClusterStatusReply.AUTOSCALING_STATE_FIELD_NUMBER": "the same",
-    f"{_PB2}:GetClusterStatusReply.CLUSTER_RESOURCE_STATE_FIELD_NUMBER": "nodes",
+    f"{_PB2}:GetClusterStatusReply.AUTOSCALING_STATE_FIELD_NUMBER": "last report of the autoscaler",
+    f"{_PB2}:GetClusterStatusReply.CLUSTER_RESOURCE_STATE_FIELD_NUMBER": "state of the nodes",
     f"{_PB2}:AutoscalingState.AUTOSCALER_STATE_VERSION_FIELD_NUMBER": "above 0 with an autoscaler",
     f"{_PB2}:AutoscalingState.INFEASIBLE_GANG_RESOURCE_REQUESTS_FIELD_NUMBER": "groups that no node can hold",
     f"{_PB2}:NodeStatus.DEAD": "nodes of a simulated cluster that have ended",
     "ray._private.state:state._connect_and_get_accessor": "placement_group_table leaves out the creator",
-    "ray._raylet:GlobalStateAccessor.get_placement_group_table": "the same",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_ID_FIELD_NUMBER": "the same",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_DEAD_FIELD_NUMBER": "the same",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED": "the same",
+    "ray._raylet:GlobalStateAccessor.get_placement_group_table": "its rows have the creator",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_ID_FIELD_NUMBER": "nil for a driver",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_DEAD_FIELD_NUMBER": "orphaned if true",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED": "such a group needs no removal",
     # Workers.
     "ray._private.worker:global_worker": "the worker whose task runs",
     "ray._private.worker:Worker.connected": "whether this process is part of a Ray",
     "ray._private.worker:Worker.mode": "whether it is a worker",
-    "ray._private.worker:WORKER_MODE": "the same",
+    "ray._private.worker:WORKER_MODE": "value of Worker.mode in a worker",
     "ray._raylet:CoreWorker.get_current_task_attempt_number": "RuntimeContext has the task's id alone",
     "ray._private.worker:_global_node": "the node of this process; RuntimeContext has no session directory",
-    "ray._private.node:Node.get_session_dir_path": "the same",
+    "ray._private.node:Node.get_session_dir_path": "directory with Ray's logs and spilled objects",
     # The Job API.
     "ray.dashboard.utils:get_address_for_submission_client": "dashboard of the connected Ray",
     "ray.job_submission:JobSubmissionClient._do_request": "the client has no timeout",
@@ -82,21 +85,21 @@ DEPENDENCIES = {
     "ray.data._internal.execution.streaming_executor_state": "logs exceptions with their traceback",
     # Ray Train's helper processes.
     "ray.train.torch:TorchTrainer._create_default_callbacks": "RunConfig adds callbacks and removes none",
-    "ray.train.v2._internal.callbacks.datasets:DatasetsCallback": "a callback to remove",
-    "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback": "the same",
+    f"{_CALLBACKS}.datasets:DatasetsCallback": "a callback to remove",
+    f"{_CALLBACKS}.placement_group_callback:PlacementGroupCleanerCallback": "a callback to remove",
     # Ray Serve's queues, which have no setting for their length.
     "ray.serve._private.http_util:MessageQueue.__call__": "queues a body in the proxy",
     "ray.serve._private.http_util:MessageQueue._message_queue": "its length is read",
     "ray.serve._private.http_util:ASGIReceiveProxy._receive_asgi_messages": "fetches a body for a replica",
     "ray.serve._private.http_util:ASGIReceiveProxy.queue": "its length is read",
-    "ray.serve._private.direct_ingress_http_util:ASGIDIReceiveProxy._receive": "the same behind HAProxy",
-    "ray.serve._private.direct_ingress_http_util:ASGIDIReceiveProxy.queue": "its length is read",
+    f"{_DIRECT}:ASGIDIReceiveProxy._receive": "fetches a body behind HAProxy",
+    f"{_DIRECT}:ASGIDIReceiveProxy.queue": "its length is read",
     # Node providers of the autoscaler.
     "ray.autoscaler._private.aws.node_provider:AWSNodeProvider.create_node": "extended with on-demand nodes",
-    "ray.autoscaler._private.fake_multi_node.node_provider:FakeMultiNodeProvider": "cloud of the tests; "
+    f"{_FAKE}:FakeMultiNodeProvider": "cloud of the tests; "
     "ray.cluster_utils.AutoscalingCluster ends every other Ray of the user",
-    "ray.autoscaler._private.fake_multi_node.node_provider:FAKE_HEAD_NODE_ID": "the same",
-    "ray.autoscaler._private.fake_multi_node.node_provider:FAKE_HEAD_NODE_TYPE": "the same",
+    f"{_FAKE}:FAKE_HEAD_NODE_ID": "id that the provider expects of the head",
+    f"{_FAKE}:FAKE_HEAD_NODE_TYPE": "node type that the provider expects of the head",
 }
 
 # Undocumented environment variables, by the file of the package `ray` that must contain the name. The

@@ -1,4 +1,4 @@
-"""Ray's private parts: each one that scalp depends on exists, and one module imports them."""
+"""Ray's private parts: each part that scalp depends on exists, and one module imports them."""
 
 from __future__ import annotations
 
