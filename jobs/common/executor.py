@@ -53,7 +53,7 @@ class PipelineSize:
 
 
 class Executor(Protocol):
-    """Runs the steps of a job."""
+    """Interface of the executors, which run the steps of a job."""
 
     def cluster(self) -> Cluster:
         """Start or join the cluster that runs the steps, and return its size.

@@ -39,7 +39,7 @@ def check_nodes(reads: Sequence[str], out: str) -> None:
         problems = run_on_each_node(_find_problems, list(reads), mark)
     finally:
         storage.remove_file(mark)
-    lines = [f"node {node}: {line}" for node, found in problems.items() for line in found]
+    lines = [f"node {node}: {problem}" for node, of_node in problems.items() for problem in of_node]
     for line in lines[1:]:
         print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
     if lines:

@@ -141,18 +141,18 @@ def _prepare(
     clock.lap("examine")
     output.check()
     with console.status("comparing, grouping and splitting"):
-        found, audit_mib = executor.call(
+        audited, audit_mib = executor.call(
             _audit, output.guard, storage.join(work, EXAMINED), source, out, options
         )
     clock.lap("audit")
-    spec = DataSpec.model_validate(found.pop("spec"))
-    examples = {name: found.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
+    spec = DataSpec.model_validate(audited.pop("spec"))
+    examples = {name: audited.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
     summary = {
         "kind": _VERB,
         "date": now(),
         **spec.model_dump(mode="json", exclude={"schema_version", "created_at"}),
         "objects_listed": listing["objects"],
-        **found,
+        **audited,
         "peak_mib": {"driver": provenance.peak_mib(), "audit": audit_mib},
         "seconds": clock.total(),
         "seconds_of_stages": clock.laps,
@@ -310,9 +310,9 @@ def _audit(guard: Guard, examined: str, source: str, out: str, options: Options)
     guard.check()
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
-        found = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
-        found["only_by_name"] = _count_only_by_name(out)
-        return found, provenance.peak_mib()
+        audited = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
+        audited["only_by_name"] = _count_only_by_name(out)
+        return audited, provenance.peak_mib()
 
 
 def _count_only_by_name(out: str) -> int:

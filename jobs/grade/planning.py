@@ -67,11 +67,11 @@ class Plan:
     def __str__(self) -> str:
         low, high = self.models
         models = str(high) if low == high else f"{low} to {high}"
-        each = f"{self.cpus_per_model} CPU" + (
+        size = f"{self.cpus_per_model} CPU" + (
             f" and {self.gpus_per_model:g} GPU" if self.device == "cuda" else ""
         )
         return (
-            f"models: {models}, each {each}, batches of {self.batch_size} at most; loading tasks: "
+            f"models: {models}, each {size}, batches of {self.batch_size} at most; loading tasks: "
             f"{self.loaders}, each {self.fetches} requests at once; shards of {self.shard_size} images"
         )
 

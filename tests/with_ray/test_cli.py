@@ -1,4 +1,4 @@
-"""A user's mistake is one line that says what and what to do, and a non-zero exit."""
+"""A user's mistake is one line with problem and fix, and exit code 2."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.support.images import jpeg
 def scalp(
     *arguments: object, without: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess:
-    """Runs the real command."""
+    """Run the real command."""
     command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if name not in without}
     return subprocess.run(
@@ -122,7 +122,7 @@ def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_weights_that_cannot_be_had_name_the_ways_and_start_nothing(pipeline, tmp_path):
+def test_unavailable_weights_name_the_options_and_start_nothing(pipeline, tmp_path):
     result = scalp("train", pipeline.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
     assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,8 @@ from scalp_core.synthetic.plan import SynthOptions
 from tests.support.images import jpeg
 
 # Arguments of every verb that makes an output directory, and the marker of that directory. OUT is where it is
-# made, SOURCE what is read. There is neither a bundle nor data: a wrong place is told before they are opened.
+# made, SOURCE what is read. There is neither a bundle nor data: a wrong OUT is refused before they
+# are opened.
 WRITES = {
     "synth": ("synth OUT", "synth"),
     "prepare": ("prepare SOURCE OUT", "prepare"),
@@ -43,8 +44,8 @@ WRITES = {
 }
 # These make none.
 WRITE_NO_DIRECTORY = {
-    "serve": "an audit folder of its own, which others may not look into (test_audit_log)",
-    "submit": "runs a verb of this table; its log: test_job_entry",
+    "serve": "a private audit folder: test_audit_log",
+    "submit": "runs a verb of this table; its log: test_entry",
     "quantize": "adds to a bundle: test_quantize, test_graphs",
     "results": "one file, with --to: test_results",
     "compare": "reads",
@@ -74,7 +75,7 @@ each_with_a_source = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
-    """A wrong place is told before Ray starts."""
+    """A wrong OUT is refused before Ray starts."""
 
     def started(*_, **__):
         raise AssertionError("Ray was started")
@@ -85,7 +86,7 @@ def _no_ray(monkeypatch):
 
 @pytest.fixture
 def mine(tmp_path) -> Path:
-    """A folder of somebody's work, with names that verbs use too."""
+    """Folder of a user's files, with names that commands use too."""
     folder = tmp_path / "mine"
     for name in MINE:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def refused(verb: str, out: Path, source: Path, monkeypatch, capsys) -> str:
-    """The one line with which a verb ends, with exit code 2."""
+    """Run a command that must exit with code 2; return its one line on standard error."""
     names = {"OUT": str(out), "SOURCE": str(source), "BUNDLE": str(out.parent / "bundle")}
     words = [names.get(word, word) for word in WRITES[verb][0].split()]
     monkeypatch.setattr(sys, "argv", ["scalp", *words])
@@ -119,7 +120,7 @@ def commands(group: Any, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-def test_every_verb_says_what_it_writes():
+def test_the_tables_name_every_command():
     known = {verb.partition(" --")[0] for verb in (*WRITES, *WRITE_NO_DIRECTORY)}
     assert known == set(commands(typer.main.get_command(app)))
 

@@ -1,4 +1,4 @@
-"""`scalp results`: what a person asks of a run, shown on a terminal or written into a file."""
+"""`scalp results`: queries of a run, printed on a terminal or written to a file."""
 
 import csv
 import json
@@ -239,7 +239,7 @@ def test_rows_and_export_in_s3(s3, ask, tmp_path):
     assert storage.names_in(f"s3://scalp/{tmp_path.name}/export") == {"failed.parquet"}
 
 
-def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
+def test_an_unfinished_run_prints_a_note(ask, tmp_path):
     out = str(tmp_path / "begun")
     write(storage.join(out, SCRATCH_FOLDER, "graded", "0000-000000"), rows("/clinic")[:2])
     output = ask(of=out)
@@ -250,7 +250,7 @@ def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--sql", "select 1", "--only", "failed"], "--sql selects the rows itself; omit --by"),
         (["--to", "rows.xlsx"], "--to rows.xlsx: name a file that ends in .csv, .jsonl, .parquet"),
@@ -260,15 +260,15 @@ def test_a_run_that_is_not_finished_says_so(ask, tmp_path):
          "a .csv cannot hold these columns .*; use .jsonl or .parquet"),
     ],
 )  # fmt: skip
-def test_a_question_that_cannot_be_answered_is_refused_with_a_way_out(ask, out, tmp_path, options, told):
+def test_an_invalid_query_is_refused_with_its_fix(ask, out, tmp_path, options, message):
     options = [each.replace("OUT", out).replace("PLACE", str(tmp_path)) for each in options]
-    with pytest.raises(UserError, match=told) as refusal:
+    with pytest.raises(UserError, match=message) as refusal:
         ask(*options)
     assert "\n" not in str(refusal.value)
     assert not [*tmp_path.glob("*.csv"), *tmp_path.glob(".*")]
 
 
-def test_what_is_no_output_of_grade_is_refused(tmp_path):
+def test_a_folder_that_grade_did_not_make_is_refused(tmp_path):
     with pytest.raises(UserError, match="create it with: scalp grade BUNDLE SOURCE"):
         results(str(tmp_path))
 

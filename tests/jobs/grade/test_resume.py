@@ -1,4 +1,4 @@
-"""A grading run whose output, sources, bundle or other runs get in its way: in this process, without Ray."""
+"""Resumed and refused grading runs, in this process, without Ray."""
 
 import json
 import os
@@ -40,7 +40,7 @@ TEMPORARY = f".{{}}.{'0' * 32}.scalp-tmp"
 
 
 class StopError(Exception):
-    """As if the driver had been killed."""
+    """Simulates a killed driver."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Runs up to gathering."""
+    """Run until the gather step."""
 
     def stop(bundle, named, out, **options):
         def gather(*_):
@@ -290,8 +290,10 @@ def test_other_versions_of_what_decides_answers_grade_nothing_more(bundle, tmp_p
     version = metadata.version
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "version", lambda name: "9.9" if name == "openvino" else version(name))
-        told = f"holds results of openvino {version('openvino')}, not openvino 9.9, whose answers may differ"
-        with pytest.raises(UserError, match=told):
+        message = (
+            f"holds results of openvino {version('openvino')}, not openvino 9.9, whose answers may differ"
+        )
+        with pytest.raises(UserError, match=message):
             run(bundle, named, out, report=False)
     summary = run(bundle, named, out, report=False)
     monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "openvino" else version(name))

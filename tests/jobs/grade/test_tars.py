@@ -1,4 +1,4 @@
-"""What bulk grading makes of a tar that it reads in one pass."""
+"""Rows of bulk grading for a tar, which is read in one pass."""
 
 from hashlib import sha256
 
