@@ -212,7 +212,7 @@ def test_where_nothing_speaks_for_the_grade_there_is_no_heat(bundle):
 
 def test_a_grade_that_there_is_not_is_refused(patch_finder):
     for grade in (-1, 4):
-        with pytest.raises(UserError, match=f"no grade {grade}"):
+        with pytest.raises(UserError, match=f"grade {grade} does not exist"):
             patch_finder.heatmap(with_patch(None, 0), grade)
 
 
