@@ -111,4 +111,4 @@ def test_a_job_that_waits_for_its_node_is_told_once(dashboard, monkeypatch, caps
     monkeypatch.setattr(jobs, "get", get)
     assert logs.follow(jobs, "a.1") == 0
     printed = capsys.readouterr().out
-    assert printed.count("a.1 waits for its start: Job has not started yet.") == 1, printed
+    assert printed.count("a.1 is pending: Job has not started yet.") == 1, printed
