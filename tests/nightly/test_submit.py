@@ -148,7 +148,7 @@ def test_a_job_is_stopped_and_told(far, places):
     code, printed = scalp("jobs", "stop", id_, "--address", far.url)
     assert code == 0 and f"{id_} stopped" in printed, printed
     code, printed = scalp("jobs", "logs", id_, "--address", far.url)
-    assert code == 143 and "was stopped; the same command goes on" in printed, printed
+    assert code == 143 and "was stopped; the same command resumes it" in printed, printed
 
 
 def test_what_the_cluster_can_never_hold_is_told_by_the_job(far, places):

@@ -62,7 +62,7 @@ def test_what_is_not_accounted_for_ends_the_command(prepared):
     lost = summary["objects_listed"] + 1
     with pytest.raises(UserError, match=f"{lost} objects were listed in .* but {lost - 1} examined"):
         _check_accounts(summary | {"objects_listed": lost}, "OUT")
-    with pytest.raises(UserError, match="photographs were found in .* kept and .* dropped in OUT"):
+    with pytest.raises(UserError, match="images were found in .* kept and .* dropped in OUT"):
         _check_accounts(summary | {"photographs": summary["photographs"] - 1}, "OUT")
 
 

@@ -41,7 +41,7 @@ def test_a_killed_driver_costs_at_most_the_shard_of_each_model(bundle, s3, tmp_p
     assert 0 < second["photographs"] < PHOTOGRAPHS
     # A third time there is nothing to do.
     finished = start(bundle, source, out, tmp_path / "third")
-    assert f"all {PHOTOGRAPHS:,} photographs are accounted for" in finished.end()
+    assert f"all {PHOTOGRAPHS:,} images are accounted for" in finished.end()
 
 
 def test_a_killed_model_is_started_again_by_itself(bundle, photographs, tmp_path, mark):
