@@ -15,7 +15,7 @@ FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
 	@echo
-	@echo "one test:       .venv/bin/pytest tests/scalp_core/test_grades.py -k lowercase"
+	@echo "one test:       .venv/bin/pytest tests/scalp_core/test_grades.py -k every_name"
 	@echo "the last fails: .venv/bin/pytest --lf;  options of pytest: make fast ARGS=-x"
 
 setup: $(READY)  ## install the locked packages into .venv

@@ -2,6 +2,5 @@
 
 import os
 
-from cluster.local import SLEEPING_THREADS
-
-os.environ.setdefault(*SLEEPING_THREADS)
+# `cluster.local.SLEEPING_THREADS`, which is slow to import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

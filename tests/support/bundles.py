@@ -43,17 +43,17 @@ def _with_graph(bundle: Bundle) -> Bundle:
     return with_float_graph(bundle, iter([(images, np.arange(4))]))
 
 
-def make_bundle(folder: Path, seed: int = 7) -> Path:
+def make_bundle(folder: Path, seed: int = 7, architecture: str = "test_resnet") -> Path:
     """Write an untrained bundle whose answers differ from image to image."""
     torch.manual_seed(seed)
-    model = build_model("legacy_xception")
+    model = build_model(architecture)
     torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
     _settle_statistics(model)
     weights = serialize_weights(model.state_dict())
     spec = BundleSpec(
         name="untrained",
         created_at=datetime.now(UTC),
-        architecture="legacy_xception",
+        architecture=architecture,
         preprocess=preprocess_for(model, SMALL),
         temperature=1.5,
         conformal=Conformal(coverage=0.9, quantile=0.8),

@@ -25,7 +25,7 @@ def test_load_bundle_returns_the_saved_files(bundle):
     assert loaded.spec.temperature == 1.5
     assert loaded.spec.majority_grade == 2
     assert loaded.spec.model_version == f"untrained-{loaded.spec.weights_sha256[:12]}"
-    assert loaded.state["fc.weight"].shape == (4, 2048)
+    assert loaded.state["fc.weight"].shape == (4, 96)
 
 
 def test_load_bundle_accepts_a_run_directory(bundle, tmp_path):

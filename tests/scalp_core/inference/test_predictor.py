@@ -32,7 +32,8 @@ def images():
     return np.stack([decode(jpeg(seed), Preprocess(size=SMALL)).pixels for seed in range(11)])
 
 
-def test_fp32_logits_are_those_of_plain_timm(loaded, images):
+def test_fp32_logits_are_those_of_plain_timm(make_bundle, images, tmp_path):
+    loaded = load_bundle(str(make_bundle(tmp_path, architecture="legacy_xception")))
     plain = build_model("legacy_xception").eval()
     plain.load_state_dict(loaded.state)
     with torch.inference_mode():

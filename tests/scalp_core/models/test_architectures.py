@@ -44,7 +44,17 @@ ATTENTION = {
 TESTED = CONVOLUTIONAL | ATTENTION
 
 
-@pytest.mark.parametrize(("architecture", "size"), TESTED.items())
+# One of each family; the others run in the night.
+_FAST = {"legacy_xception", "lcnet_050", "convnext_atto", "vit_tiny_patch16_224", "levit_128s"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        pytest.param(name, size, marks=[] if name in _FAST else pytest.mark.slow)
+        for name, size in TESTED.items()
+    ],
+)
 def test_initial_weights_become_a_bundle(architecture, size):
     start = make_initial_state(Recipe(architecture=architecture, weights="none", size=size))
     heat_maps = not any("has no heatmaps" in note for note in start.notes)
