@@ -261,7 +261,7 @@ def write(folder, rows, method="group"):
         layout="class_folders",
         task="folder",
         symptom=None,
-        splits=SplitSpec(method=method, ratio="7:2:1", seed=0, keys=()),
+        split=SplitSpec(method=method, ratio="7:2:1", seed=0, keys=()),
         photographs=len(rows),
         sha256=manifest.fingerprint(table),
     )
