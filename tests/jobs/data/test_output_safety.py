@@ -34,6 +34,7 @@ WRITES = {
     "explain": ("explain BUNDLE SOURCE OUT", "explain"),
     "export": ("export BUNDLE SOURCE OUT", "export"),
     "pseudonymize": ("pseudonymize SOURCE OUT", "pseudonymize"),
+    "pseudonymise": ("pseudonymise SOURCE OUT", "pseudonymize"),
     "grade": ("grade BUNDLE SOURCE OUT", "grade"),
     "demo": ("demo --out OUT", "demo"),
     **{
@@ -47,6 +48,7 @@ WRITE_NO_DIRECTORY = {
     "serve": "a private audit folder: test_audit_log",
     "submit": "runs a verb of this table; its log: test_entry",
     "quantize": "adds to a bundle: test_quantize, test_graphs",
+    "quantise": "hidden alias of quantize",
     "results": "one file, with --to: test_results",
     "compare": "reads",
     "audit verify": "reads",

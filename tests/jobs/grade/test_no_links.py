@@ -93,7 +93,9 @@ def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_p
     (visit / "c.jpg").unlink()
     (visit / "c.jpg").symlink_to(tmp_path / "secret" / "other.jpg")
     for within, code in (((str(visit.resolve()),), "outside_link"), ((), "")):
-        columns = LoadShard("", folder, spec, 100, 2, within)._shard(shard, {"fetch": 0.0, "decode": 0.0})
+        columns = LoadShard("", folder, spec, 100, 2, within)._load_shard(
+            shard, {"fetch": 0.0, "decode": 0.0}
+        )
         read = dict(
             zip((uri.rsplit("/", 1)[-1] for uri in columns["uri"]), columns["error_code"], strict=True)
         )
