@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.common.options import BatchOption, BundleArg, DeviceOption, PrecisionOption, RuntimeOption
+from jobs.common.options import (
+    BatchOption,
+    BundleArg,
+    DeviceOption,
+    LocalOption,
+    PrecisionOption,
+    RuntimeOption,
+)
 from scalp_core.errors import UserError
 
 # Each command imports its module when it is called: Ray takes seconds to import.
@@ -62,12 +69,14 @@ def grade(
         bool,
         typer.Option("--no-links", help="report links that lead out of a local source as failed rows"),
     ] = False,
+    local: LocalOption = False,
     no_tables: Annotated[
         bool,
         typer.Option("--no-tables", help="refuse tables and prepared data, which can name images anywhere"),
     ] = False,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
+    from jobs.common.executor import make_executor
     from jobs.common.inference import ModelOptions
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
@@ -85,6 +94,9 @@ def grade(
             raise
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
         raise UserError(f"{error}; if {out} is a source, write OUT after it") from None
+    executor = make_executor(local)
+    if local and cpus_per_model is None:
+        cpus_per_model = executor.cluster().cores_per_node
     pool = PoolOptions(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
     )
@@ -92,7 +104,7 @@ def grade(
     options = GradeOptions(
         model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables, links=not no_links
     )
-    verb(bundle, sources, out, options)
+    verb(bundle, sources, out, options, executor=executor)
 
 
 def results(

@@ -21,6 +21,7 @@ from jobs.common.options import (
     BundleArg,
     DataArg,
     DeviceOption,
+    LocalOption,
     MaxDropOption,
     OutArg,
     PrecisionOption,
@@ -132,17 +133,19 @@ def prepare(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="retry the files that a finished run could not fetch")
     ] = False,
+    local: LocalOption = False,
 ) -> None:
     """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
 
     The same command resumes a stopped run.
     """
+    from jobs.common.executor import make_executor
     from jobs.data.prepare import prepare as verb
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     options = Options(task, symptom, split, split_by, keys, folds, seed)
-    verb(source, out, options, group_by=group_by, retry_failed=retry_failed)
+    verb(source, out, options, group_by=group_by, retry_failed=retry_failed, executor=make_executor(local))
 
 
 @app.command(epilog="Example: scalp pseudonymize data/ export/ --key-file key.txt")
@@ -282,12 +285,15 @@ def evaluate(
             "crops or pads; takes 4 or 8 times as long",
         ),
     ] = False,
+    local: LocalOption = False,
 ) -> None:
     """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups."""
+    from jobs.common.executor import make_executor
     from jobs.common.inference import ModelOptions
     from jobs.evaluate.driver import evaluate as verb
 
-    verb(bundle, data, out, split, ModelOptions(device, precision, batch_size, runtime, tta))
+    options = ModelOptions(device, precision, batch_size, runtime, tta)
+    verb(bundle, data, out, split, options, executor=make_executor(local))
 
 
 @app.command(epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")

@@ -13,15 +13,18 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import ray
+from joblib import cpu_count
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
 from cluster import ray_internals
 from cluster.local import Cluster, connect
+from jobs.common.images import Columns, make_dataset, without_nulls
 from jobs.common.isolate import MOST_TRIES, counted_try
 from jobs.common.preflight import check_nodes
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.inference.predictor import resolve_device
 
 T = TypeVar("T")
 Item = dict[str, Any]
@@ -31,6 +34,7 @@ Load = Callable[[pa.Table], Batches]
 # Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
 _LOADER_CPUS = 0.9
 _RETRY_TIMEOUT_S = 180
+_LOAD_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,23 @@ class PipelineSize:
     cpus_per_model: int
     gpus_per_model: float
     store_bytes: int
+
+
+@dataclass(frozen=True)
+class InferenceSize:
+    """Number of model actors of `Executor.infer`, and what each takes.
+
+    Args:
+        models: Number of model actors.
+        batch_size: Rows per forward pass.
+        cpus: CPUs reserved for each model actor.
+        gpus: GPUs reserved for each model actor.
+    """
+
+    models: int
+    batch_size: int
+    cpus: int
+    gpus: int
 
 
 class Executor(Protocol):
@@ -120,6 +141,25 @@ class Executor(Protocol):
         """
         ...
 
+    def infer(
+        self,
+        rows: pa.Table,
+        load: Callable[[Columns], Columns],
+        model: type,
+        arguments: Sequence[Any],
+        size: InferenceSize,
+    ) -> Iterator[Columns]:
+        """Pass rows through `load`, in tasks, and through a model, in actors; yield batches in any order.
+
+        Args:
+            rows: Rows of a manifest, with the columns that locate images.
+            load: Adds columns to a batch.
+            model: Class whose instances add columns to a batch.
+            arguments: Arguments of the constructor of `model`.
+            size: Number of models, and what each reserves.
+        """
+        ...
+
 
 class RayExecutor:
     """Run steps as tasks and actors of Ray, by Ray Data."""
@@ -179,12 +219,35 @@ class RayExecutor:
         )
         yield from results.iter_rows()
 
+    def infer(
+        self,
+        rows: pa.Table,
+        load: Callable[[Columns], Columns],
+        model: type,
+        arguments: Sequence[Any],
+        size: InferenceSize,
+    ) -> Iterator[Columns]:
+        loaded = make_dataset(rows).map_batches(load, batch_size=_LOAD_BATCH)
+        yield from loaded.map_batches(
+            model,
+            fn_constructor_args=tuple(arguments),
+            batch_size=size.batch_size,
+            compute=ActorPoolStrategy(size=size.models),
+            num_gpus=size.gpus,
+            num_cpus=size.cpus,
+        ).iter_batches()
+
 
 class InProcessExecutor:
-    """Run the same steps in this process, one after the other, without Ray."""
+    """Run the same steps in this process, one after the other, without Ray.
 
-    def __init__(self) -> None:
-        self._cluster = Cluster(cpus=2, gpus=0, nodes=1, cores_per_node=1)
+    Args:
+        cpus: Threads of a model.
+        gpus: 1 to run models on the GPU of this machine.
+    """
+
+    def __init__(self, cpus: int = 1, gpus: int = 0) -> None:
+        self._cluster = Cluster(cpus=2 * cpus, gpus=gpus, nodes=1, cores_per_node=cpus)
 
     def cluster(self) -> Cluster:
         return self._cluster
@@ -218,6 +281,26 @@ class InProcessExecutor:
             for batch in load(pa.Table.from_pylist([item])):
                 for result in grade(batch):
                     yield from result.to_pylist()
+
+    def infer(
+        self,
+        rows: pa.Table,
+        load: Callable[[Columns], Columns],
+        model: type,
+        arguments: Sequence[Any],
+        size: InferenceSize,
+    ) -> Iterator[Columns]:
+        infer = model(*arguments)
+        for batch in without_nulls(rows).to_batches(max_chunksize=size.batch_size):
+            columns = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
+            yield infer(load(columns))
+
+
+def make_executor(local: bool) -> Executor:
+    """Executor of a command: Ray, or with `--local` this process with all its cores and its GPU."""
+    if not local:
+        return RayExecutor()
+    return InProcessExecutor(cpu_count(), gpus=int(resolve_device("auto") == "cuda"))
 
 
 def attempt() -> int:

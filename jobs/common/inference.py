@@ -6,14 +6,14 @@ Validation and evaluation use it. Bulk grading commits shards instead: `jobs.gra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from ray.data import ActorPoolStrategy, Dataset
+import pyarrow as pa
 
 from cluster.local import Cluster, is_joined
-from jobs.common.executor import Executor
+from jobs.common.executor import Executor, InferenceSize
 from jobs.common.images import Columns, LoadImages
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
@@ -35,8 +35,6 @@ from scalp_core.inference.predictor import (
     resolve_precision,
     resolve_runtime,
 )
-
-_LOAD_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -187,36 +185,32 @@ class AddLogits:
 
 
 def with_logits(
-    rows: Dataset,
+    rows: pa.Table,
     bundle: Bundle,
     computation: Computation,
     options: ModelOptions,
     cluster: Cluster,
     executor: Executor,
-) -> Dataset:
+) -> Iterator[Columns]:
     """Compute logits of the images of `rows`.
 
     Args:
-        rows: Columns `uri, member`; others are passed through.
+        rows: Rows of a manifest with `LOCATION_COLUMNS`; other columns are passed through.
         bundle: Bundle, loaded and checked on the driver; each actor gets these weights.
         computation: Resolved device, precision and runtime; an actor on a machine that differs refuses.
         options: Batch size and test-time augmentation.
         cluster: Cluster to run on.
-        executor: Shares the bundle.
+        executor: Runs the steps.
 
-    Returns:
-        The rows with `sha256, error_code, error, statistics, logits`, each exactly once, in any order.
+    Yields:
+        Batches of the rows with `sha256, error_code, error, statistics, logits`, each row exactly once, in
+        any order.
     """
     device = computation.device
     bundle.fetch(needed_part(device, computation.precision, computation.runtime))
     # CPUs of the model differ from those of the tasks before it: Ray would fuse equal ones, and decoding
     # would wait for the model.
     cpus = 1 if device == "cuda" else cluster.model_cpus
-    return rows.map_batches(LoadImages(bundle.spec.preprocess), batch_size=_LOAD_BATCH).map_batches(
-        AddLogits,
-        fn_constructor_args=(executor.share(bundle), computation, options, cpus),
-        batch_size=options.batch_size,
-        compute=ActorPoolStrategy(size=_models(device, cluster)),
-        num_gpus=1 if device == "cuda" else 0,
-        num_cpus=cpus,
-    )
+    size = InferenceSize(_models(device, cluster), options.batch_size, cpus, 1 if device == "cuda" else 0)
+    arguments = (executor.share(bundle), computation, options, cpus)
+    yield from executor.infer(rows, LoadImages(bundle.spec.preprocess), AddLogits, arguments, size)

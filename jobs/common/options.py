@@ -33,6 +33,12 @@ PrecisionOption = Annotated[
         "`scalp quantize` first"
     ),
 ]
+LocalOption = Annotated[
+    bool,
+    typer.Option(
+        "--local", help="run in this process, without starting or joining Ray; for a handful of images"
+    ),
+]
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],
     typer.Option(

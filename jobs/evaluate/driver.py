@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
-from jobs.common.executor import RayExecutor
-from jobs.common.images import Columns, check_read, make_dataset, select_locations
+from jobs.common.executor import Executor, RayExecutor
+from jobs.common.images import Columns, check_read, select_locations
 from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmetries, with_logits
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle, BundleSpec
@@ -47,7 +47,9 @@ _SCALARS = {
 _TTA_NOTE = "temperature, grade sets and referral rule were fitted without TTA"
 
 
-def collect_columns(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[Columns, Computation]:
+def collect_columns(
+    bundle: Bundle, rows: pa.Table, options: ModelOptions, executor: Executor | None = None
+) -> tuple[Columns, Computation]:
     """Run inference for the rows of a manifest, and return its columns in their order.
 
     Returns:
@@ -59,11 +61,11 @@ def collect_columns(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tu
     """
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
-    executor = RayExecutor()
+    executor = executor or RayExecutor()
     cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
-    dataset = make_dataset(select_locations(rows, "image_id"))
-    for batch in with_logits(dataset, bundle, computation, options, cluster, executor).iter_batches():
+    located = select_locations(rows, "image_id")
+    for batch in with_logits(located, bundle, computation, options, cluster, executor):
         check_read(batch)
         batches.append(batch)
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -96,6 +98,7 @@ def evaluate(
     out: str,
     split: str = "test",
     options: ModelOptions = ModelOptions(),  # noqa: B008
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Evaluate a bundle on a split of prepared data.
 
@@ -106,6 +109,7 @@ def evaluate(
             `reliability.png`, `risk_coverage.png` and `slices.png`.
         split: train, val or test.
         options: Device, precision and runtime of the model.
+        executor: Runs the steps; default: Ray.
 
     Returns:
         The summary.
@@ -121,7 +125,7 @@ def evaluate(
         table = manifest.apply_fold(table, loaded.spec.training.fold)
     rows = manifest.select_split(table, split)
     with outputs.open_output(out, KIND, [data]):
-        summary, title = _evaluate_rows(loaded, data_spec, rows, split, options, out)
+        summary, title = _evaluate_rows(loaded, data_spec, rows, split, options, out, executor)
     _show(summary, title.replace("\n", " on ", 1).replace("\n", ", "))
     for warning in summary["warnings"]:
         console.print(warning)
@@ -136,9 +140,10 @@ def _evaluate_rows(
     split: str,
     options: ModelOptions,
     out: str,
+    executor: Executor | None,
 ) -> tuple[dict[str, Any], str]:
     """Grade the rows and write the output files; return the summary and its title."""
-    columns, computation = collect_columns(loaded, rows, options)
+    columns, computation = collect_columns(loaded, rows, options, executor)
     answers = make_gradings(columns["logits"], columns["statistics"], loaded.spec)
     version = loaded.spec.version_in(computation.precision)
     summary = {

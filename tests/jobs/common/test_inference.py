@@ -1,14 +1,16 @@
 """Answers of one evaluation come from one device, precision, runtime and set of versions, on any cluster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.local import Cluster
 from jobs.common.executor import InProcessExecutor
+from jobs.common.images import Columns
 from jobs.common.inference import ModelOptions, resolve, with_logits
 from scalp_core.errors import UserError
 from scalp_core.inference import predictor
@@ -19,30 +21,30 @@ from tests.support.sizes import SMALL
 TWO_NODES = Cluster(cpus=4, gpus=0, nodes=2, cores_per_node=1)
 
 
-class Rows:
-    """A dataset of one batch; `arrive` runs before the actor starts, as on another node."""
+class OtherNode(InProcessExecutor):
+    """Calls `arrive` before the model starts, as on another node."""
 
-    def __init__(self, batch: dict[str, Any], arrive: Callable[[], None]) -> None:
-        self.batch, self.arrive = batch, arrive
+    def __init__(self, arrive: Callable[[], None]) -> None:
+        super().__init__()
+        self._arrive = arrive
 
-    def map_batches(self, function: Any, fn_constructor_args: tuple[Any, ...] = (), **_: Any) -> "Rows":
-        if isinstance(function, type):
-            self.arrive()
-            function = function(*fn_constructor_args)
-        return Rows(function(self.batch), self.arrive)
+    def infer(self, *arguments: Any) -> Iterator[Columns]:
+        self._arrive()
+        yield from super().infer(*arguments)
 
 
 @pytest.fixture
 def evaluated(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
-    bundle, executor = random_bundle("test_resnet", SMALL), InProcessExecutor()
+    bundle = random_bundle("test_resnet", SMALL)
 
     def run(arrive: Callable[[], None], **options: Any) -> tuple[np.ndarray, Any]:
         model = ModelOptions(batch_size=1, **options)
+        executor = OtherNode(arrive)
         computation = resolve(model, TWO_NODES, 1, executor)
-        batch = {"uri": np.array([str(tmp_path / "a.jpg")], object), "member": np.array([None], object)}
-        rows = with_logits(Rows(batch, arrive), bundle, computation, model, TWO_NODES, executor)
-        return rows.batch["logits"], computation
+        rows = pa.table({"uri": [str(tmp_path / "a.jpg")], "member": pa.nulls(1, pa.string())})
+        (batch,) = with_logits(rows, bundle, computation, model, TWO_NODES, executor)
+        return batch["logits"], computation
 
     return run
 

@@ -1,0 +1,56 @@
+"""`--local` runs a command in this process, without Ray, with the same answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli.main import app
+from jobs.common.executor import RayExecutor
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets.manifest import read_manifest, select_split
+from scalp_core.images.preprocess import decode
+from scalp_core.inference.predictor import Predictor
+from scalp_core.synthetic.dataset import write_dataset
+from scalp_core.synthetic.plan import SynthOptions
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "set"
+    write_dataset(folder, SynthOptions(images=40, seed=3))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch):
+    def refuse(_: RayExecutor) -> None:
+        raise AssertionError("the command starts Ray")
+
+    monkeypatch.setattr(RayExecutor, "cluster", refuse)
+
+
+def scalp(*arguments: object) -> None:
+    app(list(map(str, arguments)), standalone_mode=False)
+
+
+def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path):
+    scalp("grade", bundle, images, tmp_path / "graded", "--local", "--device", "cpu", "--heatmaps", 0)
+    rows = pq.read_table(tmp_path / "graded/results").to_pylist()
+    assert len(rows) == len({row["image_id"] for row in rows}) == 40
+    predictor = Predictor(load_bundle(str(bundle)), "cpu")
+    preprocess = predictor.spec.preprocess
+    for row in rows[:5]:
+        pixels = decode(Path(row["uri"]).read_bytes(), preprocess).pixels
+        (answer,) = predictor.grade(pixels[None])
+        assert row["probabilities"] == pytest.approx(answer.probabilities, abs=1e-6)
+
+
+def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_path):
+    scalp("prepare", images, tmp_path / "data", "--local")
+    scalp("evaluate", bundle, tmp_path / "data", tmp_path / "test", "--local", "--device", "cpu")
+    test = select_split(read_manifest(str(tmp_path / "data")), "test")
+    predictions = pq.read_table(tmp_path / "test/predictions.parquet")
+    assert sorted(predictions["image_id"].to_pylist()) == sorted(test["image_id"].to_pylist()) != []
+    assert np.isfinite(predictions["expected_severity"].to_numpy()).all()
