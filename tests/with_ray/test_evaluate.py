@@ -90,7 +90,7 @@ def test_a_part_that_training_saw_is_told(pipeline, summary, tmp_path, capsys):
     assert summary["trained_on"]["same_data"]
     assert summary["trained_on"]["warning"] is None
     seen = evaluate(str(pipeline.run), str(pipeline.data), str(tmp_path), "val")
-    assert "chose the epoch" in seen["trained_on"]["warning"]
+    assert "were chosen on this split" in seen["trained_on"]["warning"]
     said = capsys.readouterr().out
     assert "SEEN IN TRAINING" in said and "SYNTHETIC IMAGES" in said and seen["computed_by"] in said
     assert f"({seen['metrics']['ece_if_calibrated']:.3f} expected" in said  # the table folds the rest
