@@ -59,6 +59,7 @@ def test_help_explains_every_verb():
         assert f"{verb} [OPTIONS]" in explained.output
 
 
+@pytest.mark.promise("README: bad input is one line and a non-zero exit code")
 def test_a_missing_folder(bundle, tmp_path):
     missing = tmp_path / "missing"
     assert_one_line(scalp("prepare", missing, tmp_path / "data"), str(missing), "check the path")

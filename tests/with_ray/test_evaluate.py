@@ -23,6 +23,7 @@ def summary(pipeline):
     return json.loads((pipeline.evaluation / "summary.json").read_text())
 
 
+@pytest.mark.promise("README: evaluation reports intervals and the majority baseline")
 def test_every_metric_has_its_interval_and_its_baselines(summary):
     scalars = {name for name, value in summary["metrics"].items() if not isinstance(value, list)} - {"n"}
     assert scalars >= {"qwk", "top1", "within1", "mae_macro", "auroc", "ece", "rps", "log_loss"}

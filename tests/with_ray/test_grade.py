@@ -108,6 +108,7 @@ def by_name(out: str) -> dict[str, dict]:
 KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 prefix"]
 
 
+@pytest.mark.promise("README: every image has exactly one row")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
     source, out = put_source(kind, tmp_path), str(tmp_path / "out")
@@ -191,6 +192,8 @@ def stopped(bundle, cluster, tmp_path, monkeypatch):
     return source, out, shards
 
 
+@pytest.mark.promise("README: a stopped run resumes")
+@pytest.mark.promise("README: a killed grading resumes")
 def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     source, out, shards = stopped
     kept = pa.concat_tables([pq.read_table(shard) for shard in shards[1:]])
@@ -206,6 +209,7 @@ def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     assert before.items() < again.items()
 
 
+@pytest.mark.promise("README: a missing or repeated row is an error")
 def test_a_row_counted_twice_is_not_called_a_success(bundle, stopped):
     source, out, shards = stopped
     pq.write_table(pq.read_table(shards[0]), shards[1])
@@ -236,6 +240,7 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
     assert [session["photographs"] for session in summary["sessions"]] == [10, 4]
 
 
+@pytest.mark.promise("README: a finished run ends immediately")
 def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypatch):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     first = grade(str(bundle), source, out)
@@ -271,6 +276,7 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
     ]  # fmt: skip
 
 
+@pytest.mark.promise("README: one output holds one bundle")
 def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     grade(str(bundle), source, out)
@@ -300,6 +306,7 @@ def test_a_model_that_refuses_its_machine_ends_the_run(bundle, cluster, tmp_path
         grade(str(bundle), source, out, make_model=refuse)
 
 
+@pytest.mark.promise("README: failed rows are graded again")
 def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, capsys):
     source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
     again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True)

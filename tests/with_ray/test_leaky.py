@@ -33,6 +33,7 @@ def test_an_evaluation_says_it(cluster, bundle, data, tmp_path, capsys):
     assert f"{record.leaking_pairs['device']:,} of one device" in said
 
 
+@pytest.mark.promise("README: what follows from a random split reports the leak")
 def test_a_bundle_and_all_it_answers_say_it(bundle, data):
     spec = load_bundle(str(bundle)).spec
     metrics = {"val": {"n": 9, "qwk": 0.9, "top1": 0.9, "macro_f1": 0.9, "mae": 0.1}}

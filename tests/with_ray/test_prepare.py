@@ -45,6 +45,7 @@ def test_rays_workers_come_to_what_one_process_comes_to(prepared, source, tmp_pa
         assert json.loads(json.dumps(alone.summary[name])) == summary[name]
 
 
+@pytest.mark.promise("README: no image is dropped without a reason")
 def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
     out, summary = prepared
     assert summary["objects_listed"] == sum(summary["objects"].values())
@@ -77,6 +78,7 @@ def test_the_report_stands_alone_and_shows_what_matters(prepared):
         assert word in page
 
 
+@pytest.mark.promise("README: a finished run ends immediately")
 def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, source):
     out, summary = prepared
     before = (out / "data.json").stat().st_mtime_ns
@@ -100,6 +102,7 @@ def test_options_that_make_no_sense_name_the_way_out(source, cluster, tmp_path, 
         prepare(str(source), str(tmp_path / "out"), options)
 
 
+@pytest.mark.promise("README: a stopped run resumes")
 def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_path, monkeypatch):
     """What the examining tasks wrote is there already: none of it is read again."""
     out = tmp_path / "out"

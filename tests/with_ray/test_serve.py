@@ -107,6 +107,7 @@ def test_grades_a_photograph_as_the_predictor_does(client, predictor):
     assert timedelta(0) <= age < timedelta(minutes=1)
 
 
+@pytest.mark.promise("README: the endpoint answers the fields of a row")
 def test_answer_has_the_fields_of_a_bulk_row(client):
     assert list(post(client, jpeg(0)).json()) == SCHEMA.names
 
@@ -255,6 +256,7 @@ def test_a_failure_of_the_server_shows_no_traceback():
     assert "secret" not in response.text
 
 
+@pytest.mark.promise("README: beyond loopback only with keys")
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])  # noqa: S104
 def test_refuses_to_listen_on_the_network(bundle, host):
     with pytest.raises(UserError, match="open to the network") as refusal:

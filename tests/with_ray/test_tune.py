@@ -93,6 +93,7 @@ def test_a_finished_search_ends_at_once_and_another_one_is_refused(searched, pip
         tune(str(pipeline.data), str(out), other, **arguments)
 
 
+@pytest.mark.promise("README: a stopped run resumes")
 @pytest.mark.slow
 def test_a_stopped_search_goes_on_without_the_trials_that_are_over(
     searched, pipeline, base, tmp_path, capsys

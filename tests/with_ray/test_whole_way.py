@@ -36,6 +36,7 @@ def test_rows(pipeline):
     return manifest.select_split(manifest.read_manifest(str(pipeline.data)), "test")
 
 
+@pytest.mark.promise("README: splits share no microscope")
 def test_no_device_is_in_two_parts_and_nothing_is_lost(pipeline):
     table = manifest.read_manifest(str(pipeline.data))
     assert table.num_rows + sum(pipeline.prepared["dropped"].values()) == 160
@@ -99,6 +100,7 @@ def test_the_kept_epoch_is_the_best_by_kappa(pipeline):
     assert history[pipeline.trained["best_epoch"] - 1]["val_qwk"] == best
 
 
+@pytest.mark.promise("README: a finished run ends immediately")
 def test_a_finished_training_ends_at_once_and_another_recipe_is_refused(pipeline):
     before = (pipeline.run / "bundle" / "model.safetensors").stat().st_mtime_ns
     assert (
@@ -136,6 +138,7 @@ def test_a_machine_without_room_for_the_workers_says_so(pipeline, tmp_path):
         train(str(pipeline.data), str(tmp_path / "run"), pipeline.recipe, workers=64, device="cpu")
 
 
+@pytest.mark.promise("README: all paths share preprocessing and predictor")
 def test_all_paths_see_the_same_pixels(pipeline, test_rows):
     spec = load_bundle(str(pipeline.run)).spec.preprocess
     uris = test_rows["uri"].to_pylist()

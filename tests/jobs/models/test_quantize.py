@@ -1,4 +1,4 @@
-"""`scalp quantize`: other files in the bundle, and concurrent runs."""
+"""`scalp quantize`: the refusal above the limit, other files in the bundle, and concurrent runs."""
 
 import shutil
 from types import SimpleNamespace
@@ -7,9 +7,14 @@ import pytest
 
 from jobs.common.console import SUMMARY_FILE
 from jobs.models.quantize import quantize
+from scalp_core.bundles.bundle import save_bundle
+from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
+from scalp_core.evaluation import noninferiority
 from scalp_core.storage import lease, outputs
+from tests.support.images import jpeg
+from tests.support.sources import audited
 
 
 @pytest.mark.parametrize("text", ["[]", '{"kind": "evaluate"}', "my notes"])
@@ -37,3 +42,85 @@ def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
         quantize(str(copy), str(tmp_path / "data"))
     kept = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert {path: data for path, data in kept.items() if lease.FOLDER not in path.parts} == before
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A prepared set of 48 images."""
+    root = tmp_path_factory.mktemp("quantize")
+    for number in range(48):
+        image = root / "set" / str(number % 4) / f"{number}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(jpeg(number, (96, 72)))
+    return audited(root / "set", root / "data", ratio="2:7:1").data
+
+
+@pytest.fixture
+def trained(bundle, data, tmp_path):
+    """A copy of the untrained bundle that was trained on `data` according to its contract."""
+    loaded = load_bundle(str(bundle))
+    training = loaded.spec.training.model_copy(update={"data_sha256": manifest.read_spec(data).sha256})
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    metrics = {"val": {"n": 33, "qwk": 0.9, "top1": 0.9, "macro_f1": 0.9, "mae": 0.1}}
+    save_bundle(str(copy), loaded.spec.model_copy(update={"training": training, "metrics": metrics}), {})
+    return copy
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Replace quantization by a graph of fixed size; the list has `careful` of each attempt."""
+    attempts = []
+    monkeypatch.setattr(
+        "scalp_core.inference.openvino_runtime.quantize",
+        lambda graph, _, careful: attempts.append(careful) or graph,
+    )
+    return attempts
+
+
+def losses(monkeypatch, *bounds):
+    """Replace the comparison's upper bound of the loss of kappa, one per attempt."""
+    compare, left = noninferiority.compare, list(bounds)
+
+    def measured(*arguments):
+        update = {"qwk_drop_bound": left.pop(0), "coverage_drop_bound": 0.0}
+        return compare(*arguments).model_copy(update=update)
+
+    monkeypatch.setattr(noninferiority, "compare", measured)
+
+
+@pytest.mark.promise("README: int8 above the limit is refused")
+def test_int8_above_the_limit_is_refused_and_the_bundle_stays(trained, data, attempts, monkeypatch):
+    before = files(trained)
+    losses(monkeypatch, 0.0101, 0.0101)
+    with pytest.raises(
+        UserError, match=r"may be as large as 0.0101 .*accepted is 0.01; .*keeps only bf16 and fp32"
+    ):
+        quantize(str(trained), data)
+    assert attempts == [False, True]  # with quick ranges, then with careful ones
+    assert files(trained) == before
+    assert not load_bundle(str(trained)).spec.offers("int8")
+
+
+def test_int8_at_the_limit_is_added(trained, data, attempts, monkeypatch):
+    losses(monkeypatch, 0.0101, 0.0100)
+    summary = quantize(str(trained), data)
+    assert attempts == [False, True]
+    assert load_bundle(str(trained)).spec.graphs["int8"].comparison.qwk_drop_bound == 0.01
+    assert summary["comparison"]["confidence"] == pytest.approx(0.975)  # of each of two attempts
+
+
+def test_a_larger_limit_accepts_a_larger_loss(trained, data, attempts, monkeypatch):
+    losses(monkeypatch, 0.03)
+    quantize(str(trained), data, max_drop=0.03)
+    assert attempts == [False]
+    assert load_bundle(str(trained)).spec.offers("int8")
+
+
+def test_few_validation_images_are_refused_even_with_equal_answers(trained, data, attempts):
+    """Chance can hide a loss of 0.01 in so few images."""
+    with pytest.raises(UserError, match=r"the loss of kappa is 0.0000, and may be as large as 0\.0[2-9]"):
+        quantize(str(trained), data)

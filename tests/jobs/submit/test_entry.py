@@ -68,3 +68,34 @@ def test_the_driver_that_compares_versions_is_gone_before_the_command_starts(tmp
     monkeypatch.setattr(entry, "_run", lambda words, _: happened.append(" ".join(words)) or 0)
     assert entry.main() == 0
     assert happened == ["connected", "disconnected", "grade a"]
+
+
+@pytest.mark.promise("README: nodes are checked before long work")
+def test_other_packages_on_a_node_refuse_the_command(tmp_path, monkeypatch, capfd):
+    here = {"timm": "1.0.2", "torch": "2.9.1", "python": "3.11.9", "scalp": "1"}
+    there = {"timm": "1.0.1", "torch": "2.9.1+cu130", "python": "3.11.2"}
+    (tmp_path / "versions.json").write_text(json.dumps(here))
+    monkeypatch.setattr(sys, "argv", ["entry", "--versions", str(tmp_path / "versions.json"), "grade", "a"])
+    monkeypatch.setattr(entry, "connect", lambda: None)
+    monkeypatch.setattr(entry.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(entry, "run_on_each_node", lambda _: {"10.0.0.1": here, "10.0.0.2": there})
+    monkeypatch.setattr(entry, "_run", None)  # the command does not start
+    assert entry.main() == 2
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.startswith("scalp: node 10.0.0.2 has timm 1.0.1 there and 1.0.2 here; install both from one")
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_a_job_ends_with_the_exit_code_of_its_command(monkeypatch, capfd, ending, code):
+    """`jobs.cli` is replaced by a program that prints and ends."""
+    popen = entry.subprocess.Popen
+
+    def replaced(command, **keywords):
+        assert command[1:] == ["-m", "jobs.cli", "grade", "a"]
+        return popen([command[0], "-c", f"import os, sys; print('graded', flush=True); {ending}"], **keywords)
+
+    monkeypatch.setattr(entry.subprocess, "Popen", replaced)
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["entry", "grade", "a"])
+    assert entry.main() == code
+    assert capfd.readouterr().out == "graded\n"

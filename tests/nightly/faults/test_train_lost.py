@@ -21,8 +21,9 @@ MARK = "SCALP_TEST_RUN"  # in the environment of every process of a cluster, to 
 NODE = {"object_store_memory": 200 * 2**20}
 # The verb as a user starts it, but for how often it considers the nodes.
 VERB = """
-from jobs import cli, train_scaling
-train_scaling.SECONDS_BETWEEN_RESIZES = 1.0
+from jobs.cli import main as cli
+from jobs.train import scaling
+scaling.SECONDS_BETWEEN_RESIZES = 1.0
 cli.main()
 """
 

@@ -77,6 +77,7 @@ def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
         assert loaded.spec.temperature == temperature
 
 
+@pytest.mark.promise("README: the same bundle adds no version")
 def test_the_same_bundle_again_is_the_same_version(store, run):
     store.add(run(1), "scalp")
     store.add(run(2), "scalp")
@@ -311,6 +312,7 @@ def test_one_of_concurrent_promotions_succeeds_and_others_fail(store, run):
     assert names == {"000001.json", "000002.json"}
 
 
+@pytest.mark.promise("README: registries are only added to")
 def test_version_in_a_registry_is_immutable(store, run):
     store.add(run(1), "scalp")
     with pytest.raises(UserError, match="those do not change.*scalp models add RUN NAME"):

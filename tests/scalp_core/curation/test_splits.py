@@ -27,6 +27,7 @@ def assert_no_group_in_two(parts, groups):
         assert len({part for part in parts[groups == group] if part is not None}) <= 1
 
 
+@pytest.mark.promise("README: splits share no microscope")
 @settings(max_examples=12, deadline=None)
 @given(groups=st.integers(10, 40), rows=st.integers(60, 300), seed=st.integers(0, 1000))
 def test_no_group_is_ever_in_two_parts(groups, rows, seed):

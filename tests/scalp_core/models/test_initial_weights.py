@@ -78,6 +78,7 @@ def test_weights_at_another_size_are_resized_as_timm_does(file):
     assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 4)
 
 
+@pytest.mark.promise("README: weights that do not fit are refused")
 @pytest.mark.parametrize(
     ("state", "fit"),
     [

@@ -146,6 +146,7 @@ def test_a_photograph_made_for_the_model_before_is_asked_for_again(bundle):
     run(scenario())
 
 
+@pytest.mark.promise("README: an invalid bundle changes nothing")
 def test_a_bundle_that_cannot_be_loaded_ends_nothing_and_is_told(bundle, tmp_path):
     async def scenario() -> None:
         grader = await started(bundle)
