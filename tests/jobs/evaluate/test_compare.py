@@ -1,12 +1,14 @@
 """`scalp compare`: answers of two bundles in an audit log."""
 
 import json
+import re
 
 import pytest
 
 from jobs.evaluate.compare import compare
 from scalp_core.errors import UserError
 from serving.replicas.rollout import is_chosen
+from tests.support.command import run_scalp
 
 
 def answered(model, grade, ms, refer=False, sha256="a"):
@@ -61,6 +63,40 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path):
     (tmp_path / "audit-2.jsonl").write_bytes(bytes(30) + b"\n\xff\n" + json.dumps(LINES[1]).encode())
     found = compare(str(tmp_path))
     assert (found["models"][0]["photographs"], found["damaged"]) == (2, 3)
+
+
+def cells(out: str) -> list[list[str]]:
+    """Cells of the rows of printed tables."""
+    rows = [re.split("[│┃]", line) for line in out.splitlines() if re.match("[│┃]", line)]
+    return [[cell.strip() for cell in row[1:-1]] for row in rows]
+
+
+def test_command_prints_both_tables_and_counts_damaged_lines(tmp_path):
+    log = tmp_path / "audit-1.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    done = run_scalp("compare", str(tmp_path))
+    assert (done.code, done.err) == (0, "")
+    assert "damaged" not in done.out
+    names, one, two, pair_names, pair, failed = cells(done.out)
+    assert names[:4] == ["model version", "photographs", "referred", "p50 ms"]
+    assert [row[:4] for row in (one, two)] == [["one", "2", "50.0 %", "15"], ["two", "1", "0.0 %", "30"]]
+    found = dict(zip(pair_names, pair, strict=True))
+    assert (found["first"], found["candidate"], found["photographs"]) == ("one", "two", "4")
+    assert (found["same grade"], found["referred otherwise"]) == ("50.0 %", "25.0 %")
+    assert failed == ["failed", "1"]
+
+    with log.open("a") as file:
+        file.write(json.dumps(LINES[0])[:40])  # as a kill leaves it
+    done = run_scalp("compare", str(tmp_path))
+    assert (done.code, done.err) == (0, "")
+    assert cells(done.out) == [names, one, two, pair_names, pair, failed, ["damaged lines skipped", "1"]]
+
+
+def test_command_ends_in_one_line_without_a_log(tmp_path):
+    done = run_scalp("compare", str(tmp_path / "nowhere"))
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith("scalp: ") and f"{tmp_path}/nowhere has no audit log" in line
 
 
 def test_an_image_that_was_sent_again_counts_once(tmp_path):

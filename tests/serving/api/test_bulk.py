@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import threading
 from types import SimpleNamespace
 
 import httpx
@@ -200,6 +201,27 @@ def test_a_ray_that_does_not_answer_is_a_problem_that_passes(endpoint):
     endpoint.client.away = True
     answer = endpoint.ask()
     assert refused(answer) == (503, "jobs_unavailable") and "secret" not in answer.text
+
+
+def test_storage_that_cannot_be_read_is_a_problem_in_one_line(endpoint, tmp_path):
+    work = endpoint.ask().json()["id"]
+    (tmp_path / "out" / work / "run.json").mkdir(parents=True)  # in place of a file
+    for method, path in (("POST", ""), ("GET", f"/{work}"), ("GET", ""), ("DELETE", f"/{work}")):
+        answer = endpoint.ask(method, path)
+        assert refused(answer) == (503, "storage_unavailable"), (method, path)
+        detail = answer.json()["detail"]
+        assert "run.json" in detail and "\n" not in detail
+    assert len(endpoint.client.commands) == 1  # the POST started no second job
+
+
+def test_storage_that_does_not_answer_is_not_awaited_for_ever(endpoint, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(bulk_work, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(bulk_work, "read_progress", lambda _: may_end.wait())
+    try:
+        assert refused(endpoint.ask("GET", f"/bulk-{'0' * 20}")) == (503, "jobs_unavailable")
+    finally:
+        may_end.set()
 
 
 def test_a_model_that_does_not_answer_is_not_awaited_for_ever(endpoint, monkeypatch):
