@@ -7,11 +7,12 @@ retries are safe. Needs neither Ray nor PyTorch.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx
@@ -22,9 +23,11 @@ from serving.client.retries import Attempts, Call, Counts, GradeError, Retries
 from serving.schemas.bulk import BulkRow, BulkRows
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 
+P = ParamSpec("P")
 T = TypeVar("T")
 ImageInput = bytes | str | Path
 """Bytes of a file, or its path. The name is not sent."""
+Photograph = ImageInput  # former name
 
 # Limits of one request of `grade_batch`, which is held in memory and repeated after a lost connection.
 _BATCH_IMAGES = 32
@@ -39,6 +42,9 @@ class FailedImage(BaseModel):
     status: Literal["failed"]
     error_code: str
     error: str
+
+
+FailedPhotograph = FailedImage  # former name
 
 
 class BulkRun(BaseModel):
@@ -60,6 +66,21 @@ class _BulkPage(BaseModel):
 
 Row = GradeResponse | FailedImage
 _row: TypeAdapter[Row] = TypeAdapter(Row)
+
+
+def _accept_former_keyword(former: str, present: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator: accept the keyword argument `present` under its former name, too."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **keywords: Any) -> T:
+            if former in keywords and present not in keywords:
+                keywords[present] = keywords.pop(former)
+            return method(*arguments, **keywords)
+
+        return call
+
+    return decorate
 
 
 class Client:
@@ -91,12 +112,14 @@ class Client:
     def grade(
         self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
+    @_accept_former_keyword("photograph", "image")
     def grade(
         self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
         """Grade one image; the heatmap explains `heatmap_grade`, by default the likeliest grade."""
         return self._run(_grade(_bytes(image), heatmap, heatmap_grade))
 
+    @_accept_former_keyword("photographs", "images")
     def grade_batch(self, images: Iterable[ImageInput]) -> Iterator[Row]:
         """Grade many images, in requests of at most 32; yields one row per image, `member` is its index."""
         for start, part in _split_requests(images):
@@ -187,6 +210,7 @@ class AsyncClient:
     async def grade(
         self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
+    @_accept_former_keyword("photograph", "image")
     async def grade(
         self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
@@ -194,6 +218,7 @@ class AsyncClient:
         data = await asyncio.to_thread(_bytes, image)
         return await self._run(_grade(data, heatmap, heatmap_grade))
 
+    @_accept_former_keyword("photographs", "images")
     async def grade_batch(self, images: Iterable[ImageInput]) -> AsyncIterator[Row]:
         """As `Client.grade_batch`."""
         parts = _split_requests(images)

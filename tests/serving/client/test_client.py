@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 
 from serving import client as module
-from serving.client import AsyncClient, BulkRun, Client, FailedImage, GradeError, Retries
+from serving.client import AsyncClient, BulkRun, Client, FailedImage, FailedPhotograph, GradeError, Retries
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Heatmap
 
 GRADED = GradeResponse(
@@ -296,6 +296,22 @@ def test_batch_takes_photographs_as_it_goes(server, monkeypatch):
         found = client.grade_batch(images())
         assert next(found).member == "0"
     assert len(taken) == 3
+
+
+def test_former_names_are_accepted(run, server):
+    found, _ = run("grade", script=[answer(GRADED)], photograph=b"pixels")
+    assert found == GRADED
+    found, _ = run("grade_batch", script=[rows(0, failed=[1])], photographs=[b"0", b"1"])
+    assert [isinstance(row, FailedPhotograph) for row in found] == [False, True]
+    sent = [[data for _, data in fields(body, headers)] for _, _, headers, body in server.asked]
+    assert sent == [[b"pixels"], [b"0", b"1"]]
+    assert module.Photograph is module.ImageInput
+
+
+def test_an_image_under_both_names_is_refused(run):
+    for arguments, options in ((), {"image": b"x"}), ((b"x",), {}):
+        with pytest.raises(TypeError):
+            run("grade", *arguments, photograph=b"y", **options)
 
 
 def test_needs_neither_ray_nor_pytorch():
