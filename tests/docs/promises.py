@@ -17,6 +17,7 @@ PROMISES = {
     "README: splits share no microscope": "never shares a microscope, a session or a picture between",
     "README: what follows from a random split reports the leak": "all that follows says that it leaks",
     "README: evaluation reports intervals and the majority baseline": "baseline of always answering",
+    "README: a lost worker costs one epoch": "costs at most the epoch that was running",
     "README: weights that do not fit are refused": "Weights that do not fit the architecture are refused",
     "README: int8 above the limit is refused": "`quantize` refuses it unless the validation part shows",
     "README: registries are only added to": "the history of promotions are only ever added to",

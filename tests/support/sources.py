@@ -13,11 +13,13 @@ from scalp_core import storage
 from scalp_core.curation import audit, queries
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import examination, manifest, scan
+from scalp_core.grades import NUM_GRADES
 from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import render_jpeg as render
 from scalp_core.synthetic.dataset import write_image
 from scalp_core.synthetic.layouts import LAYOUTS, pack
 from scalp_core.synthetic.plan import ImagePlan, SynthOptions, plan_dataset
+from tests.support.images import jpeg
 
 PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
 
@@ -63,6 +65,15 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
     examined = examination.examine(table.to_pylist(), source.rpartition("/")[0])
     return audited_rows(pa.concat_tables(examined), out, source, **options)
+
+
+def audited_jpegs(root: Path, images: int = 48, **options: Any) -> Audited:
+    """Prepare small JPEGs in class folders, for tests that need a data set but no realistic images."""
+    for number in range(images):
+        image = root / "set" / str(number % NUM_GRADES) / f"{number}.jpg"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(jpeg(number, (96, 72)))
+    return audited(root / "set", root / "data", **options)
 
 
 def audited_rows(examined: pa.Table, out: Path, source: str = "/source", **options: Any) -> Audited:

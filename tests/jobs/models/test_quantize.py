@@ -13,8 +13,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import noninferiority
 from scalp_core.storage import lease, outputs
-from tests.support.images import jpeg
-from tests.support.sources import audited
+from tests.support.sources import audited_jpegs
 
 
 @pytest.mark.parametrize("text", ["[]", '{"kind": "evaluate"}', "my notes"])
@@ -47,12 +46,7 @@ def test_a_bundle_in_use_is_refused(bundle, tmp_path, monkeypatch, verb):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A prepared set of 48 images."""
-    root = tmp_path_factory.mktemp("quantize")
-    for number in range(48):
-        image = root / "set" / str(number % 4) / f"{number}.jpg"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.write_bytes(jpeg(number, (96, 72)))
-    return audited(root / "set", root / "data", ratio="2:7:1").data
+    return audited_jpegs(tmp_path_factory.mktemp("quantize"), ratio="2:7:1").data
 
 
 @pytest.fixture
