@@ -9,6 +9,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from jobs.cli.main import main
+from jobs.common.console import console
 
 
 class Finished(NamedTuple):
@@ -25,6 +26,7 @@ def run_scalp(*words: str) -> Finished:
     with (
         mock.patch.object(sys, "argv", ["scalp", *words]),
         mock.patch.dict("os.environ", COLUMNS="400"),
+        mock.patch.object(console, "_width", 400),  # rich reads COLUMNS once, when it is made
         redirect_stdout(out),
         redirect_stderr(err),
     ):

@@ -234,7 +234,7 @@ def test_missing_package_and_variable_are_named(run, monkeypatch):
 
 def test_mlflow_sends_no_telemetry(tmp_path):
     """In a process without the environment of a test, in which MLflow sends nothing anyway."""
-    code = "import jobs.tracking_mlflow, mlflow.telemetry as t; print(t.get_telemetry_client())"
+    code = "import jobs.train.tracking_mlflow, mlflow.telemetry as t; print(t.get_telemetry_client())"
     asked = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
     said = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True, check=True)
     assert said.stdout == "None\n"
