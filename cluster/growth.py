@@ -25,7 +25,7 @@ def planned_device(cluster: Cluster, device: str) -> str:
     """Resolve `device` to cpu or cuda on a cluster that may have no nodes yet.
 
     Raises:
-        ClusterError: `device` is auto, and there is no node to detect it on.
+        ClusterError: `device` is auto, and the cluster has no node to detect it on.
     """
     if device == "auto" and not cluster.gpus and not cluster.cpus:
         raise ClusterError(

@@ -131,7 +131,7 @@ class Jobs:
         """One job by its id, or the last attempt of a job by its name.
 
         Raises:
-            ClusterError: There is no such job.
+            ClusterError: The cluster does not have this job.
         """
         with _one_line(self.address):
             answer = self.client._do_request("GET", f"/api/jobs/{quote(id_, safe='')}")
@@ -148,7 +148,7 @@ class Jobs:
         A cluster with an autoscaler always passes: it starts nodes for the process.
 
         Raises:
-            ClusterError: No node has these resources, and there is no autoscaler.
+            ClusterError: No node has these resources, and the cluster has no autoscaler.
         """
         wanted = {name: value for name, value in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if value}
         if not wanted:

@@ -53,7 +53,7 @@ def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[
 
 
 class _Progress(Progress):
-    """Progress bar that prints one line per `_REPORT_INTERVAL_S` where there is no terminal."""
+    """Progress bar that prints one line per `_REPORT_INTERVAL_S` without a terminal."""
 
     _reported = float("inf")
 
