@@ -1,7 +1,7 @@
 """Executors run the steps of a job: in Ray's workers, or one after the other in this process.
 
-A step is a picklable callable from one item, a dict, to its result, a dict. It must be idempotent: Ray runs
-it again when its worker dies, also after its last write.
+A step is a picklable callable from one item to its result. It must be idempotent: Ray runs it again when its
+worker dies, also after its last write.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 from joblib import cpu_count
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayTaskError
 
-from cluster import ray_internals
 from cluster.local import Cluster, connect
 from jobs.common.images import Columns, make_dataset, without_nulls
 from jobs.common.isolate import MOST_TRIES, counted_try
@@ -27,14 +28,15 @@ from scalp_core.errors import UserError
 from scalp_core.inference.predictor import resolve_device
 
 T = TypeVar("T")
-Item = dict[str, Any]
-Batches = Iterator[pa.Table]
-Load = Callable[[pa.Table], Batches]
+R = TypeVar("R")
+Load = Callable[[pa.Table], Iterator[pa.Table]]
 
 # Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
 _LOADER_CPUS = 0.9
 _RETRY_TIMEOUT_S = 180
 _LOAD_BATCH = 32
+# Tasks of a `map` that Ray holds at a time.
+_MOST_TASKS = 1000
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,7 @@ class PipelineSize:
 
 @dataclass(frozen=True)
 class InferenceSize:
-    """Number of model actors of `Executor.infer`, and what each takes.
-
-    Args:
-        models: Number of model actors.
-        batch_size: Rows per forward pass.
-        cpus: CPUs reserved for each model actor.
-        gpus: GPUs reserved for each model actor.
-    """
+    """Number of model actors of `infer`, rows per forward pass, and what each actor reserves."""
 
     models: int
     batch_size: int
@@ -73,8 +68,8 @@ class InferenceSize:
     gpus: int
 
 
-class Executor(Protocol):
-    """Interface of the executors, which run the steps of a job."""
+class RayExecutor:
+    """Run steps as tasks and actors of Ray."""
 
     def cluster(self) -> Cluster:
         """Start or join the cluster that runs the steps, and return its size.
@@ -82,7 +77,7 @@ class Executor(Protocol):
         Raises:
             ClusterError: The cluster does not answer.
         """
-        ...
+        return connect()
 
     def check(self, reads: Sequence[str], out: str) -> None:
         """Refuse sources or an output that the workers cannot reach.
@@ -90,15 +85,15 @@ class Executor(Protocol):
         Raises:
             UserError: A worker cannot reach it.
         """
-        ...
+        check_nodes(reads, out)
 
     def nodes(self) -> int:
         """Number of nodes that are alive."""
-        ...
+        return max(1, sum(node["Alive"] for node in ray.nodes()))
 
     def share(self, value: T) -> Callable[[], T]:
         """Store a large value once for all workers; return a picklable callable that returns it."""
-        ...
+        return partial(ray.get, ray.put(value))
 
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
         """Run `function` once in a worker, so that its memory is not the driver's.
@@ -110,21 +105,30 @@ class Executor(Protocol):
         Raises:
             UserError: The function raised it.
         """
-        ...
+        return _result(_call.options(num_gpus=gpus).remote(function, *arguments))
 
-    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Run `task` for each item, in parallel; yield the results in any order."""
-        ...
+        call, shared, rest = _call.options(max_retries=-1), ray.put(task), iter(items)
+        running = [call.remote(shared, item) for item in islice(rest, _MOST_TASKS)]
+        try:
+            while running:
+                (done,), running = ray.wait(running)
+                yield _result(done)
+                running += [call.remote(shared, item) for item in islice(rest, 1)]
+        finally:
+            for reference in running:
+                ray.cancel(reference)
 
     def pipeline(
         self,
-        items: list[Item],
+        items: list[dict[str, Any]],
         load: Load,
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,
         deaths: str,
-    ) -> Iterator[Item]:
+    ) -> Iterator[dict[str, Any]]:
         """Pass each item through `load`, in tasks, and its batches through a model, in actors.
 
         Args:
@@ -139,62 +143,8 @@ class Executor(Protocol):
         Raises:
             UserError: Processes of models died repeatedly in one batch.
         """
-        ...
-
-    def infer(
-        self,
-        rows: pa.Table,
-        load: Callable[[Columns], Columns],
-        model: type,
-        arguments: Sequence[Any],
-        size: InferenceSize,
-    ) -> Iterator[Columns]:
-        """Pass rows through `load`, in tasks, and through a model, in actors; yield batches in any order.
-
-        Args:
-            rows: Rows of a manifest, with the columns that locate images.
-            load: Adds columns to a batch.
-            model: Class whose instances add columns to a batch.
-            arguments: Arguments of the constructor of `model`.
-            size: Number of models, and what each reserves.
-        """
-        ...
-
-
-class RayExecutor:
-    """Run steps as tasks and actors of Ray, by Ray Data."""
-
-    def cluster(self) -> Cluster:
-        return connect()
-
-    def check(self, reads: Sequence[str], out: str) -> None:
-        check_nodes(reads, out)
-
-    def nodes(self) -> int:
-        return max(1, sum(node["Alive"] for node in ray.nodes()))
-
-    def share(self, value: T) -> Callable[[], T]:
-        return _Shared(ray.put(value))
-
-    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
-        try:
-            return ray.get(_call.options(num_gpus=gpus).remote(function, arguments))
-        except RayTaskError as error:
-            raise error.cause from None
-
-    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
-        yield from _dataset(list(items)).map(task).iter_rows()
-
-    def pipeline(
-        self,
-        items: list[Item],
-        load: Load,
-        model: type,
-        arguments: Sequence[Any],
-        size: PipelineSize,
-        deaths: str,
-    ) -> Iterator[Item]:
-        dataset = _dataset(items)
+        # Each item is a block, so that it is a separate task.
+        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         # Each batch is a separate block, passed on as soon as it is loaded.
         dataset.context.target_max_block_size = 1
         dataset.context.execution_options.resource_limits = (
@@ -227,6 +177,15 @@ class RayExecutor:
         arguments: Sequence[Any],
         size: InferenceSize,
     ) -> Iterator[Columns]:
+        """Pass rows through `load`, in tasks, and through a model, in actors; yield batches in any order.
+
+        Args:
+            rows: Rows of a manifest, with the columns that locate images.
+            load: Adds columns to a batch.
+            model: Class whose instances add columns to a batch.
+            arguments: Arguments of the constructor of `model`.
+            size: Number of models, and what each reserves.
+        """
         loaded = make_dataset(rows).map_batches(load, batch_size=_LOAD_BATCH)
         yield from loaded.map_batches(
             model,
@@ -239,7 +198,7 @@ class RayExecutor:
 
 
 class InProcessExecutor:
-    """Run the same steps in this process, one after the other, without Ray.
+    """Run the same steps, by the same methods, in this process, one after the other, without Ray.
 
     Args:
         cpus: Threads of a model.
@@ -264,18 +223,18 @@ class InProcessExecutor:
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:  # noqa: ARG002
         return function(*arguments)
 
-    def map(self, task: Callable[[Item], Item], items: Iterable[Item]) -> Iterator[Item]:
-        yield from map(task, items)
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(task, items)
 
     def pipeline(
         self,
-        items: list[Item],
+        items: list[dict[str, Any]],
         load: Load,
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,  # noqa: ARG002
         deaths: str,  # noqa: ARG002
-    ) -> Iterator[Item]:
+    ) -> Iterator[dict[str, Any]]:
         grade = model(*arguments)
         for item in items:
             for batch in load(pa.Table.from_pylist([item])):
@@ -296,6 +255,9 @@ class InProcessExecutor:
             yield infer(load(columns))
 
 
+Executor = RayExecutor | InProcessExecutor
+
+
 def make_executor(local: bool) -> Executor:
     """Executor of a command: Ray, or with `--local` this process with all its cores and its GPU."""
     if not local:
@@ -303,29 +265,12 @@ def make_executor(local: bool) -> Executor:
     return InProcessExecutor(cpu_count(), gpus=int(resolve_device("auto") == "cuda"))
 
 
-def attempt() -> int:
-    """Number of earlier attempts of this Ray task, whose process died; 0 outside of Ray's workers."""
-    return ray_internals.task_attempt()
-
-
-@dataclass(frozen=True)
-class _Shared:
-    reference: ray.ObjectRef
-
-    def __call__(self) -> Any:
-        return ray.get(self.reference)
-
-
 class _CountingDeaths:
     """Model of a pipeline that refuses a batch in which `MOST_TRIES` restarted processes died.
 
     Ray restarts a model without limit, so that lost nodes are survived, and runs its batches again: also
     those that only waited, which its own limit (`max_task_retries`) would count and not name. A process that
-    was not restarted counts nothing: a note per batch is two requests to storage.
-
-    Args:
-        deaths: Folder for the notes of this pipeline.
-        arguments: Arguments of the constructor of the model.
+    was not restarted counts nothing: a note per batch in the folder `deaths` is two requests to storage.
     """
 
     model: type
@@ -360,10 +305,12 @@ def _counting_deaths(model: type) -> type:
 
 
 @ray.remote(num_cpus=1)
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _dataset(items: list[Item]) -> Dataset:
-    """Dataset of one block per item, so that each item is a separate task."""
-    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+def _result(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None

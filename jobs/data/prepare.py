@@ -50,7 +50,7 @@ from scalp_core.storage.outputs import Output
 
 REPORT_FILE = "report.html"
 
-ListTask = Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]]
+ListTask = Callable[[str], Callable[[tuple[int, list[Root]]], dict[str, Any]]]
 ExamineTask = Callable[[str, str, GroupBy | None], Callable[[dict[str, Any]], dict[str, Any]]]
 
 _VERB = "prepare"

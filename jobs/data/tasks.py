@@ -31,23 +31,9 @@ LISTING_TASKS = 64
 RETRY_TIMEOUT_S = 180
 
 
-def split_roots(roots: list[Root]) -> list[dict[str, Any]]:
+def split_roots(roots: list[Root]) -> list[tuple[int, list[Root]]]:
     """Split roots among listing tasks: one item per task, with its number and its roots."""
-    parts = [roots[number::LISTING_TASKS] for number in range(min(LISTING_TASKS, len(roots)))]
-    return [
-        {
-            "number": number,
-            "uris": [root.uri for root in part],
-            "whole": [root.whole for root in part],
-            "within": [root.within for root in part],
-        }
-        for number, part in enumerate(parts)
-    ]
-
-
-def parse_roots(item: dict[str, Any]) -> Iterator[Root]:
-    """Parse the roots of an item of `split_roots`."""
-    return map(Root, item["uris"], item["whole"], item["within"])
+    return [(number, roots[number::LISTING_TASKS]) for number in range(min(LISTING_TASKS, len(roots)))]
 
 
 class ListRoots:
@@ -56,10 +42,10 @@ class ListRoots:
     def __init__(self, work: str) -> None:
         self._work = work
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, part: tuple[int, list[Root]]) -> dict[str, Any]:
+        number, roots = part
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            rows = chain.from_iterable(map(scan.list_root, parse_roots(row)))
-            return write_listed(self._work, row["number"], rows)
+            return write_listed(self._work, number, chain.from_iterable(map(scan.list_root, roots)))
 
 
 def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scalp_core import storage
+from scalp_core.datasets.locations import Location
+from scalp_core.datasets.manifest import location_id
 from scalp_core.errors import UserError
+from scalp_core.storage import parquet
 
 STARTED, GRADED, ENDED = "started", "graded", "ended"
 GROUP_SHARDS = 4096
@@ -35,10 +38,10 @@ _SCHEMA_VERSION = 2
 
 @dataclass
 class Listed:
-    """Group of listed shards, and counts of the files in its part of the sources.
+    """Group of shards `group/NNNN`, and counts of the files in its part of the sources.
 
     Args:
-        group: Name of the group; `group/NNNN` is the name of a shard.
+        group: Name of the group.
         photographs: Rows of its listed shards.
         tars: Shards that are one tar each, whose members are not counted yet.
         other_files: Files that are not images by their name.
@@ -60,8 +63,8 @@ class Listing:
         groups: Groups of shards; about one per few hundred thousand images.
         shard_size: Images per shard.
         folder: Name of the folder of the listed shards.
-        other_files: Files that are not images by their name.
-        shadowed: Members of archives that share their name with a later one.
+        other_files: As in `Listed`, of all sources.
+        shadowed: As in `Listed`, of all sources.
         repeated: Rows that name an image of an earlier row.
     """
 
@@ -132,6 +135,12 @@ def listed_file(folder: str, shard: str) -> str:
     return storage.join(folder, f"{shard}.parquet")
 
 
+def listed_ids(folder: str, shard: str) -> list[str]:
+    """Location ids of the listed images of a shard."""
+    rows = parquet.read(listed_file(folder, shard), ["uri", "member"]).to_pylist()
+    return [location_id(Location(row["uri"], row["member"])) for row in rows]
+
+
 def graded_file(work: str, shard: str) -> str:
     """URI of the result rows of a committed shard."""
     return storage.join(work, GRADED, f"{shard}.parquet")
@@ -167,27 +176,39 @@ def find_committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
     return pieces
 
 
-def read_ended(work: str, group: Listed) -> dict[str, Ended]:
-    """Records of the tars of a group that were read to their end, by shard."""
-    names = storage.names_in(storage.join(work, ENDED, group.group)) if group.tars else set()
-    shards = {f"{group.group}/{name.removesuffix('.json')}" for name in names}
-    return {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in shards}
+@dataclass(frozen=True)
+class GroupState:
+    """State of the shards of a group.
+
+    Args:
+        group: Group of shards.
+        shards: Names of all shards.
+        pieces: Committed shards, as `find_committed` returns them.
+        ends: Records of the tars that were read to their end, by shard.
+    """
+
+    group: Listed
+    shards: list[str]
+    pieces: dict[str, dict[str, set[int]]]
+    ends: dict[str, Ended]
+
+    @classmethod
+    def read(cls, work: str, group: Listed, shard_size: int) -> GroupState:
+        names = storage.names_in(storage.join(work, ENDED, group.group)) if group.tars else set()
+        ended = [f"{group.group}/{name.removesuffix('.json')}" for name in names]
+        ends = {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in ended}
+        return cls(group, shard_names(group, shard_size), find_committed(work, group), ends)
+
+    def is_whole(self, shard: str) -> bool:
+        """Whether all rows of a shard are committed."""
+        pieces = self.pieces.get(shard, {})
+        if not self.group.tars:
+            return bool(pieces)
+        end = self.ends.get(shard)
+        return end is not None and pieces.get(end.tag, set()) >= set(range(len(end.digests)))
 
 
 def count_starts(work: str, group: Listed) -> Counter[str]:
     """Number of times that a model started each shard of a group, or piece of a tar, by name."""
     names = storage.names_in(storage.join(work, STARTED, group.group))
     return Counter(f"{group.group}/{name.rsplit('.', 1)[0]}" for name in names)
-
-
-def is_whole(group: Listed, pieces: dict[str, set[int]], end: Ended | None) -> bool:
-    """Whether all rows of a shard are committed.
-
-    Args:
-        group: Group of the shard.
-        pieces: Committed pieces of the shard, from `find_committed`.
-        end: Record of a tar; None until it was read to its end.
-    """
-    if not group.tars:
-        return bool(pieces)
-    return end is not None and pieces.get(end.tag, set()) >= set(range(len(end.digests)))

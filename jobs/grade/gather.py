@@ -6,13 +6,11 @@ Each file is written atomically under a deterministic name, so gathering again w
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,21 +23,16 @@ from jobs.grade.files import (
     INPUTS_KEY,
     RETRY_TIMEOUT_S,
     Ended,
+    GroupState,
     Listed,
     Listing,
     count_starts,
-    find_committed,
     graded_file,
     ids_digest,
-    is_whole,
-    listed_file,
+    listed_ids,
     piece_name,
-    read_ended,
-    shard_names,
 )
 from scalp_core import storage
-from scalp_core.datasets.locations import Location
-from scalp_core.datasets.manifest import location_id
 from scalp_core.results import drift
 from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.storage import parquet
@@ -82,10 +75,15 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add the totals of another task."""
-        for name in ("rows", "unaccounted", "again", "other_files", "shadowed", "referred"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("by_grade", "by_error", "by_reason"):
-            getattr(self, name).update(getattr(other, name))
+        self.rows += other.rows
+        self.unaccounted += other.unaccounted
+        self.again += other.again
+        self.other_files += other.other_files
+        self.shadowed += other.shadowed
+        self.referred += other.referred
+        self.by_grade += other.by_grade
+        self.by_error += other.by_error
+        self.by_reason += other.by_reason
         self.add_inputs(other.inputs)
 
     def count(self, table: pa.Table) -> None:
@@ -102,16 +100,6 @@ class Totals:
         if more is not None:
             self.inputs = more if self.inputs is None else self.inputs + more
 
-    def to_json(self) -> str:
-        return json.dumps(vars(self) | {"inputs": self.inputs and self.inputs.model_dump_json()})
-
-    @classmethod
-    def from_json(cls, text: str) -> Totals:
-        content = json.loads(text)
-        counters = {name: Counter(content[name]) for name in ("by_grade", "by_error", "by_reason")}
-        inputs = content["inputs"] and drift.Counts.model_validate_json(content["inputs"])
-        return cls(**content | counters | {"inputs": inputs})
-
 
 def read_inputs(table: pa.Table) -> drift.Counts | None:
     """Image statistics that `GradeShard` stored with a committed shard; None for bundles without gates."""
@@ -124,25 +112,14 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Executor) -> Totals:
-    """Write `out/results` from the committed shards, and account for every image.
-
-    Args:
-        out: Output directory.
-        work: Folder of the shards.
-        listing: Listing of the run.
-        guard: Guard of the run's lease.
-        executor: Runs the tasks.
-    """
-    items = [
-        {"number": number, "groups": json.dumps([asdict(group) for group in groups])}
-        for number, groups in enumerate(_divide(listing))
-    ]
+    """Write `out/results` from the committed shards in `work`, and account for every image."""
+    parts = list(enumerate(_divide(listing)))
     totals = Totals()
     task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
-    logger.info("gathering %d parts", len(items))
-    with progress_bar("gathering", len(items)) as (progress, bar):
-        for row in executor.map(task, items):
-            totals.add(Totals.from_json(row["found"]))
+    logger.info("gathering %d parts", len(parts))
+    with progress_bar("gathering", len(parts)) as (progress, bar):
+        for counted in executor.map(task, parts):
+            totals.add(counted)
             progress.update(bar, advance=1)
     totals.unaccounted += executor.call(count_repeated, storage.join(out, RESULTS_FOLDER))
     return totals
@@ -161,21 +138,6 @@ def _divide(listing: Listing) -> Iterator[list[Listed]]:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Committed shards of a group."""
-
-    group: Listed
-    pieces: dict[str, dict[str, set[int]]]
-    ends: dict[str, Ended]
-
-    @classmethod
-    def read(cls, work: str, group: Listed) -> _State:
-        return cls(group, find_committed(work, group), read_ended(work, group))
-
-    def is_whole(self, shard: str) -> bool:
-        return is_whole(self.group, self.pieces.get(shard, {}), self.ends.get(shard))
-
-
 class GatherGroups:
     """Task: merge some groups into one file, or into several of about `ROWS_PER_PART` rows.
 
@@ -190,69 +152,58 @@ class GatherGroups:
         guard: Guard of the run's lease.
     """
 
-    def __init__(self, out: str, work: str, listed: str, shard_size: int, guard: Guard) -> None:
-        self._out = out
-        self._work = work
-        self._listed = listed
-        self._size = shard_size
-        self._guard = guard
+    out: str
+    work: str
+    listed: str
+    shard_size: int
+    guard: Guard
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, numbered: tuple[int, list[Listed]]) -> Totals:
+        number, groups = numbered
         totals, part, buffered = Totals(), 0, 0
         tables: list[pa.Table] = []
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            states = [_State.read(self._work, Listed(**group)) for group in json.loads(row["groups"])]
-            missing = sum(self._count_missing(state, totals) for state in states)
+            states = [GroupState.read(self.work, group, self.shard_size) for group in groups]
+            for state in states:
+                self._count_missing(state, totals)
             for table in chain.from_iterable(self._read_tables(state, totals) for state in states):
                 totals.count(table)
-                if missing or totals.unaccounted:
+                if totals.unaccounted:
                     continue
                 tables.append(table)
                 buffered += table.num_rows
                 if buffered >= ROWS_PER_PART:
-                    self._write(row["number"], part, tables)
+                    self._write(number, part, tables)
                     part, buffered, tables = part + 1, 0, []
             if tables and not totals.unaccounted:
-                self._write(row["number"], part, tables)
-        return {"found": totals.to_json()}
+                self._write(number, part, tables)
+        return totals
 
     def _write(self, number: int, part: int, tables: list[pa.Table]) -> None:
         name = f"part-{number:05d}-{part:03d}.parquet"
-        self._guard.check()
-        write_part(storage.join(self._out, RESULTS_FOLDER, name), pa.concat_tables(tables))
+        self.guard.check()
+        write_part(storage.join(self.out, RESULTS_FOLDER, name), pa.concat_tables(tables))
 
-    def _count_missing(self, state: _State, totals: Totals) -> int:
-        """Number of shards of a group that are not committed; their images count as unaccounted."""
-        missing = [shard for shard in shard_names(state.group, self._size) if not state.is_whole(shard)]
-        for shard in missing:
-            # A tar counts as one: the number of its images is unknown.
-            totals.unaccounted += 1 if state.group.tars else len(self._listed_ids(shard))
-        return len(missing)
-
-    def _read_tables(self, state: _State, totals: Totals) -> Iterator[pa.Table]:
-        """Read the result rows of the committed shards."""
-        starts = count_starts(self._work, state.group)
-        for shard in shard_names(state.group, self._size):
+    def _count_missing(self, state: GroupState, totals: Totals) -> None:
+        """Count images of shards that are not committed; a tar as one, as the number is unknown."""
+        for shard in state.shards:
             if not state.is_whole(shard):
-                continue
-            is_tar = bool(state.group.tars)
-            tables = (
-                self._read_tar(shard, state.ends[shard], totals)
-                if is_tar
-                else self._read_shard(shard, totals)
-            )
+                totals.unaccounted += 1 if state.group.tars else len(listed_ids(self.listed, shard))
+
+    def _read_tables(self, state: GroupState, totals: Totals) -> Iterator[pa.Table]:
+        """Read the result rows of the committed shards."""
+        starts = count_starts(self.work, state.group)
+        for shard in filter(state.is_whole, state.shards):
+            end = state.ends.get(shard)
+            tables = self._read_tar(shard, end, totals) if end else self._read_shard(shard, totals)
             for name, table in tables:
                 totals.again += max(0, starts[name] - 1) * table.num_rows
                 yield table
 
-    def _listed_ids(self, shard: str) -> list[str]:
-        """Location ids of the listed images of a shard."""
-        rows = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
-        return [location_id(Location(row["uri"], row["member"])) for row in rows]
-
     def _read_shard(self, shard: str, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
-        table = parquet.read(graded_file(self._work, shard))
-        totals.unaccounted += count_differing(self._listed_ids(shard), table["location_id"].to_pylist())
+        table = parquet.read(graded_file(self.work, shard))
+        ids = table["location_id"].to_pylist()
+        totals.unaccounted += count_differing(listed_ids(self.listed, shard), ids)
         yield shard, table
 
     def _read_tar(self, shard: str, end: Ended, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
@@ -264,10 +215,10 @@ class GatherGroups:
         rows = 0
         for number, digest in enumerate(end.digests):
             name = piece_name(shard, end.tag, number)
-            table = parquet.read(graded_file(self._work, name))
+            table = parquet.read(graded_file(self.work, name))
             if ids_digest(table["location_id"].to_pylist()) != digest:
                 totals.unaccounted += table.num_rows
-            table = _without(table, dropped.get(number, []))
+            table = table.take(np.delete(np.arange(table.num_rows), dropped.get(number, [])))
             rows += table.num_rows
             yield name, table
         totals.unaccounted += abs(end.photographs - rows)
@@ -276,15 +227,6 @@ class GatherGroups:
 def count_differing(wanted: list[str], ids: list[str]) -> int:
     """Count unaccounted images of a shard; 0 only if each has exactly one row, in order."""
     return 0 if ids == wanted else max(len(wanted), len(ids))
-
-
-def _without(table: pa.Table, places: list[int]) -> pa.Table:
-    """Remove the rows at these places."""
-    if not places:
-        return table
-    keep = np.ones(table.num_rows, bool)
-    keep[places] = False
-    return table.filter(pa.array(keep))
 
 
 def write_part(uri: str, table: pa.Table) -> None:

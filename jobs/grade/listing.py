@@ -6,30 +6,27 @@ not read, and a task that runs again writes the same files.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from functools import partial
 from itertools import chain, count, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from jobs.common.console import console, progress_bar, read_json, write_json
 from jobs.common.executor import Executor
-from jobs.data.tasks import parse_roots, split_roots
+from jobs.data.tasks import split_roots
 from jobs.grade.files import GROUP_SHARDS, RETRY_TIMEOUT_S, Listed, Listing, listed_file, shard_names
 from scalp_core import archives, storage
 from scalp_core.datasets import locations, manifest, scan
-from scalp_core.datasets.scan import Root
+from scalp_core.datasets.scan import Root, batched
 from scalp_core.errors import SourceError, UserError
 from scalp_core.results.progress import LISTING_FILE
 from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import open_duckdb
-
-T = TypeVar("T")
 
 # Groups of fewer shards are joined.
 _SMALL_GROUP = 4
@@ -153,25 +150,6 @@ def find_roots(source: str, tables: bool = True, links: bool = True) -> list[Roo
     return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
 
 
-class ListImages:
-    """Task: list roots of a source, write the shards, and return their groups as JSON.
-
-    Args:
-        folder: Folder of the listing.
-        shard_size: Images per shard.
-    """
-
-    def __init__(self, folder: str, shard_size: int) -> None:
-        self._folder = folder
-        self._size = shard_size
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            objects = chain.from_iterable(map(scan.list_root, parse_roots(row)))
-            groups = write_groups(self._folder, self._size, row["number"], objects)
-            return {"groups": json.dumps([asdict(group) for group in groups])}
-
-
 def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str, Any]]) -> Iterator[Listed]:
     """Write the images among listed objects as shards, in groups.
 
@@ -190,19 +168,20 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
     yield from _write_groups(folder, f"{number:04d}", size, rows)
     for place, chunk in enumerate(batched(tars, GROUP_SHARDS)):
         group = f"{number:04d}-{place:06d}-tar"
-        yield Listed(group, tars=_write_group(folder, group, 1, iter(chunk)))
+        yield Listed(group, tars=write_group(folder, group, 1, iter(chunk)))
     yield counts
 
 
 def _write_groups(folder: str, prefix: str, size: int, rows: Iterator[dict[str, Any]]) -> Iterator[Listed]:
     for place in count():
         group = f"{prefix}-{place:06d}"
-        if not (images := _write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
+        if not (images := write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
             break
         yield Listed(group, photographs=images)
 
 
-def _write_group(folder: str, group: str, size: int, rows: Iterator[dict[str, Any]]) -> int:
+def write_group(folder: str, group: str, size: int, rows: Iterator[dict[str, Any]]) -> int:
+    """Write a group of shards of `size` images each; return the number of images."""
     total = 0
     for place, chunk in enumerate(batched(rows, size)):
         total += len(chunk)
@@ -234,11 +213,17 @@ def _images(
 def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Executor) -> list[Listed]:
     groups: list[Listed] = []
     with progress_bar("listing", None) as (progress, bar):
-        for row in executor.map(ListImages(folder, shard_size), split_roots(roots)):
-            listed = [Listed(**group) for group in json.loads(row["groups"])]
+        for listed in executor.map(partial(_list_part, folder, shard_size), split_roots(roots)):
             groups += listed
             progress.update(bar, advance=sum(group.photographs for group in listed))
     return sorted(groups, key=lambda group: group.group)
+
+
+def _list_part(folder: str, shard_size: int, part: tuple[int, list[Root]]) -> list[Listed]:
+    number, roots = part
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        objects = chain.from_iterable(map(scan.list_root, roots))
+        return list(write_groups(folder, shard_size, number, objects))
 
 
 def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
@@ -267,30 +252,23 @@ def _without_repeated(
 ) -> tuple[list[Listed], int]:
     """Groups without rows that repeat the image of an earlier row, and the number of such rows."""
     listed = [group for group in groups if group.photographs]
-    result = executor.call(_write_unique, folder, [asdict(group) for group in listed], shard_size)
-    if not result["repeated"]:
-        return groups, 0
-    console.print(f"{result['repeated']:,} rows repeat an image of another row; each image is graded once")
-    unique = [Listed(**group) for group in result["groups"]]
-    return [*unique, *(group for group in groups if group.tars)], result["repeated"]
+    # In a worker, to keep the driver's memory small.
+    unique = executor.call(_write_unique, folder, listed, shard_size)
+    repeated = sum(group.photographs for group in listed) - sum(group.photographs for group in unique)
+    if repeated:
+        console.print(f"{repeated:,} rows repeat an image of another row; each image is graded once")
+    return [*unique, *(group for group in groups if group.tars)], repeated
 
 
-def _write_unique(folder: str, groups: list[dict[str, Any]], shard_size: int) -> dict[str, Any]:
-    """Write new groups without repeated rows; in a worker, to keep the driver's memory small.
-
-    The listed shards are not changed, so this task may run again.
-    """
-    shards = [shard for group in groups for shard in shard_names(Listed(**group), shard_size)]
+def _write_unique(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
+    """Write new groups without repeated rows, if there are any; the listed shards are not changed."""
+    shards = [shard for group in groups for shard in shard_names(group, shard_size)]
     files = [listed_file(folder, shard) for shard in shards]
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        repeated = _repeated(files)
+        if not (repeated := _repeated(files)):
+            return groups
         rows = (row for uri in files for row in parquet.read(uri).to_pylist())
-        unique = (
-            list(_write_groups(folder, "unique", shard_size, _first_of(rows, repeated))) if repeated else []
-        )
-    kept = sum(group.photographs for group in unique)
-    total = sum(group["photographs"] for group in groups)
-    return {"groups": [asdict(group) for group in unique], "repeated": total - kept if repeated else 0}
+        return list(_write_groups(folder, "unique", shard_size, _first_of(rows, repeated)))
 
 
 def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
@@ -315,10 +293,3 @@ def _first_of(
                 continue
             seen.add(name)
         yield row
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Batch items into lists of at most `size`."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.common.executor import attempt
+from cluster import ray_internals
 from jobs.common.images import Columns, LoadImages, fetch
 from jobs.common.isolate import MOST_TRIES, Isolation
 from jobs.common.prometheus import timed
@@ -31,12 +31,12 @@ from jobs.grade.files import (
     piece_name,
     version_tag,
 )
-from jobs.grade.listing import batched
 from jobs.grade.shards import Seconds, pack_shard
 from scalp_core import archives, storage
 from scalp_core.datasets import locations
 from scalp_core.datasets.locations import Location, location_of
 from scalp_core.datasets.manifest import location_id
+from scalp_core.datasets.scan import batched
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.images import codecs
 from scalp_core.images.preprocess import Preprocess
@@ -85,7 +85,7 @@ class LoadShard:
         self._images = LoadImages(spec)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        tries = attempt()
+        tries = ray_internals.task_attempt()
         for row in batch.to_pylist():
             with storage.retry_timeout(RETRY_TIMEOUT_S), ExitStack() as stack:
                 child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None

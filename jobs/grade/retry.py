@@ -8,11 +8,11 @@ either resumes or has ended.
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,21 +21,18 @@ import pyarrow.compute as pc
 from jobs.common.console import progress_bar, read_json, write_json
 from jobs.common.executor import Executor
 from jobs.grade.files import (
-    GROUP_SHARDS,
     RETRY_TIMEOUT_S,
     Listed,
     Listing,
     count_starts,
     find_committed,
     graded_file,
-    listed_file,
+    listed_ids,
     shard_names,
 )
 from jobs.grade.gather import Totals, count_differing, read_inputs, write_part
+from jobs.grade.listing import write_group
 from scalp_core import archives, storage
-from scalp_core.datasets import scan
-from scalp_core.datasets.locations import Location
-from scalp_core.datasets.manifest import location_id
 from scalp_core.errors import UserError
 from scalp_core.results import drift
 from scalp_core.results.schema import RESULTS_FOLDER
@@ -69,12 +66,7 @@ class Retry:
 
 
 def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
-    """Find the retry that was started and is not in the results yet.
-
-    Args:
-        scratch: Scratch folder of the run.
-        summary: Summary of the run; None if it is not finished.
-    """
+    """Find the retry that was started and is not in the results yet, of a run with this summary."""
     ended = summary["retries"] if summary else []
     for name in sorted(storage.folders_in(scratch)):
         if name.startswith(_PREFIX) and name not in ended:
@@ -96,9 +88,8 @@ def begin(
     name = f"{_PREFIX}{uuid.uuid4().hex[:8]}"
     folder = storage.join(scratch, name)
     logger.info("listing the failed rows of %s", out)
-    items = [{"part": part} for part in _parts(out)]
-    listed = executor.map(ListFailed(out, storage.join(folder, _LISTED), shard_size), items)
-    groups = sorted((Listed(**row) for row in listed), key=lambda group: group.group)
+    list_part = partial(_list_failed, out, storage.join(folder, _LISTED), shard_size)
+    groups = sorted(executor.map(list_part, _parts(out)), key=lambda group: group.group)
     listing = Listing(tuple(group for group in groups if group.photographs), shard_size, _LISTED)
     if not listing.groups:
         raise UserError(
@@ -113,30 +104,18 @@ def _parts(out: str) -> list[str]:
     return sorted(storage.names_in(storage.join(out, RESULTS_FOLDER)))
 
 
-class ListFailed:
-    """Task: list the failed images of one part of the results as a group of shards."""
-
-    def __init__(self, out: str, listed: str, shard_size: int) -> None:
-        self._out = out
-        self._listed = listed
-        self._size = shard_size
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        group = item["part"].removesuffix(".parquet")
-        columns = ["uri", "member", "error_code"]
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            table = parquet.read(storage.join(self._out, RESULTS_FOLDER, item["part"]), columns)
-            failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
-            rows = [
-                {"uri": row["uri"], "member": row["member"], "kind": "photograph"}
-                for row in failed
-                if _is_image(row)
-            ]
-            for place, start in enumerate(range(0, len(rows), self._size)):
-                chunk = pa.Table.from_pylist(rows[start : start + self._size], schema=scan.LISTED)
-                parquet.write(listed_file(self._listed, f"{group}/{place:04d}"), chunk)
-        assert len(rows) <= GROUP_SHARDS * self._size  # noqa: S101  # a part has fewer rows
-        return asdict(Listed(group, photographs=len(rows)))
+def _list_failed(out: str, folder: str, shard_size: int, part: str) -> Listed:
+    """List the failed images of one part of the results as a group of shards."""
+    group = part.removesuffix(".parquet")
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        table = parquet.read(storage.join(out, RESULTS_FOLDER, part), ["uri", "member", "error_code"])
+        failed = table.filter(pc.is_valid(table["error_code"])).to_pylist()
+        rows = (
+            {"uri": row["uri"], "member": row["member"], "kind": "photograph"}
+            for row in failed
+            if _is_image(row)
+        )
+        return Listed(group, photographs=write_group(folder, group, shard_size, rows))
 
 
 def _is_image(row: dict[str, Any]) -> bool:
@@ -145,24 +124,12 @@ def _is_image(row: dict[str, Any]) -> bool:
 
 
 def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Totals:
-    """Replace the failed rows by the new rows, and count all rows again.
-
-    Args:
-        out: Output directory.
-        retry: Retry with committed shards.
-        guard: Guard of the run's lease.
-        executor: Runs the tasks.
-    """
-    retried = {group.group: group for group in retry.listing.groups}
-    items = []
-    for name in _parts(out):
-        group = retried.get(name.removesuffix(".parquet"))
-        items.append({"part": name, "group": json.dumps(group and asdict(group))})
-    task = MergePart(out, retry.folder, retry.listing, guard)
+    """Replace the failed rows by the new rows of a graded retry, and count all rows again."""
+    parts = _parts(out)
     totals = Totals(again=retry.before["graded_again"])
-    with progress_bar("merging", len(items)) as (progress, bar):
-        for row in executor.map(task, items):
-            totals.add(Totals.from_json(row["found"]))
+    with progress_bar("merging", len(parts)) as (progress, bar):
+        for counted in executor.map(MergePart(out, retry.folder, retry.listing, guard), parts):
+            totals.add(counted)
             progress.update(bar, advance=1)
     if retry.before["inputs"] is not None:
         totals.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
@@ -170,6 +137,7 @@ def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Totals:
     return totals
 
 
+@dataclass(frozen=True)
 class MergePart:
     """Task: replace the retried rows of one part of the results.
 
@@ -177,25 +145,23 @@ class MergePart:
     group is missing, the part is not changed.
     """
 
-    def __init__(self, out: str, folder: str, listing: Listing, guard: Guard) -> None:
-        self._out = out
-        self._folder = folder
-        self._listed = storage.join(folder, listing.folder)
-        self._size = listing.shard_size
-        self._guard = guard
+    out: str
+    folder: str
+    listing: Listing
+    guard: Guard
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        totals, group = Totals(), json.loads(row["group"])
+    def __call__(self, part: str) -> Totals:
+        totals, uri = Totals(), storage.join(self.out, RESULTS_FOLDER, part)
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            uri = storage.join(self._out, RESULTS_FOLDER, row["part"])
             table = parquet.read(uri)
-            if group:
-                table = self._merge_rows(table, Listed(**group), totals)
-                if not totals.unaccounted:
-                    self._guard.check()
-                    write_part(uri, table)
+            for group in self.listing.groups:
+                if group.group == part.removesuffix(".parquet"):
+                    table = self._merge_rows(table, group, totals)
+                    if not totals.unaccounted:
+                        self.guard.check()
+                        write_part(uri, table)
             totals.count(table.replace_schema_metadata())
-        return {"found": totals.to_json()}
+        return totals
 
     def _merge_rows(self, table: pa.Table, group: Listed, totals: Totals) -> pa.Table:
         tables = [table, *self._read_shards(group, totals)]
@@ -206,14 +172,13 @@ class MergePart:
 
     def _read_shards(self, group: Listed, totals: Totals) -> Iterator[pa.Table]:
         """Result rows of the group's shards; images without their own row count as unaccounted."""
-        known, starts = find_committed(self._folder, group), count_starts(self._folder, group)
-        for shard in shard_names(group, self._size):
-            listed = parquet.read(listed_file(self._listed, shard), ["uri", "member"]).to_pylist()
-            wanted = [location_id(Location(row["uri"], row["member"])) for row in listed]
+        known, starts = find_committed(self.folder, group), count_starts(self.folder, group)
+        for shard in shard_names(group, self.listing.shard_size):
+            wanted = listed_ids(storage.join(self.folder, self.listing.folder), shard)
             if shard not in known:
                 totals.unaccounted += len(wanted)
                 continue
-            rows = parquet.read(graded_file(self._folder, shard))
+            rows = parquet.read(graded_file(self.folder, shard))
             totals.unaccounted += count_differing(wanted, rows["location_id"].to_pylist())
             totals.add_inputs(read_inputs(rows))
             totals.again += max(0, starts[shard] - 1) * rows.num_rows

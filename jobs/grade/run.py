@@ -14,7 +14,7 @@ from typing import Any
 from jobs.common.console import console, now, progress_bar, write_json
 from jobs.common.executor import Executor, PipelineSize
 from jobs.common.prometheus import GradeMetrics
-from jobs.grade.files import Listing, find_committed, is_whole, read_ended, shard_names
+from jobs.grade.files import GroupState, Listing, find_committed
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
 from jobs.grade.shards import GradeShard
@@ -206,12 +206,10 @@ def _count_committed(work: Work) -> int:
 def _pending(work: Work) -> Iterator[dict[str, Any]]:
     """Items for `LoadShard` of uncommitted shards, group by group."""
     for group in work.listing.groups:
-        names = shard_names(group, work.listing.shard_size)
-        known, ends = find_committed(work.folder, group), read_ended(work.folder, group)
-        for shard in names:
-            pieces = known.get(shard, {})
-            if not is_whole(group, pieces, ends.get(shard)):
-                done = {tag: sorted(numbers) for tag, numbers in pieces.items()}
+        state = GroupState.read(work.folder, group, work.listing.shard_size)
+        for shard in state.shards:
+            if not state.is_whole(shard):
+                done = {tag: sorted(numbers) for tag, numbers in state.pieces.get(shard, {}).items()}
                 yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done)}
 
 

@@ -25,6 +25,7 @@ from jobs.data.tasks import EXAMINED, LISTED, ExamineShard, ListRoots, write_lis
 from scalp_core import storage
 from scalp_core.datasets import aihub, scan
 from scalp_core.datasets.group_by import GroupBy
+from scalp_core.datasets.scan import Root
 from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
 from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import render_jpeg
@@ -97,10 +98,11 @@ class SimulatedRoots(ListRoots):
         super().__init__(work)
         self._number = number
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        names = image_names(self._number, FOLDERS, row["number"])
+    def __call__(self, part: tuple[int, list[Root]]) -> dict[str, Any]:
+        number, _ = part
+        names = image_names(self._number, FOLDERS, number)
         rows = ({"uri": f"/simulated/{name}", "bytes": 60_000} for _, name in names)
-        return write_listed(self._work, row["number"], rows)
+        return write_listed(self._work, number, rows)
 
 
 class SimulatedShard(ExamineShard):

@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from jobs.common.executor import InProcessExecutor, PipelineSize, attempt
+from cluster.ray_internals import task_attempt
+from jobs.common.executor import InProcessExecutor, PipelineSize
 
 
 class Doubled:
@@ -26,4 +27,4 @@ def test_steps_run_in_order_and_in_this_process():
     assert [row["value"] for row in rows] == [0, 0, 10, 10, 20, 20]
     assert executor.call(max, 1, 2) == 2
     assert executor.share(items)() is items
-    assert attempt() == 0
+    assert task_attempt() == 0

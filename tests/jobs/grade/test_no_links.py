@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.tasks import parse_roots, split_roots
+from jobs.data.tasks import split_roots
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.listing import list_small_sources, write_groups
 from jobs.grade.loading import LoadShard
@@ -67,8 +67,8 @@ def test_tasks_and_a_source_that_is_one_link_refuse_as_well(visit, monkeypatch):
     monkeypatch.setattr(scan, "_MANY_ROOTS", 0)
     for many in (0, 64):  # as one piece, and divided by folders
         monkeypatch.setattr(scan, "_MANY_ROOTS", many)
-        items = split_roots(scan.divide_source(str(visit), links=False))
-        rows = [row for item in items for root in parse_roots(item) for row in scan.list_root(root)]
+        parts = split_roots(scan.divide_source(str(visit), links=False))
+        rows = [row for _, roots in parts for root in roots for row in scan.list_root(root)]
         assert {name for name, code in codes(rows, visit).items() if code == "outside_link"} == REFUSED
     assert [file.is_outside for file in storage.walk(str(visit / "b.jpg"), str(visit))] == [True]
 

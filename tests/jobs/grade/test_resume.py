@@ -106,7 +106,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
     work = storage.join(out, outputs.SCRATCH_FOLDER)
     listing = grade_listing.read_listing(work)
     group = next(group for group in listing.groups if not group.tars)
-    item = {"number": 0, "groups": json.dumps([vars(group)])}
+    item = (0, [group])
     with lease.hold(out, "grade") as guard:
         task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
         task(item)
@@ -114,7 +114,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
         whole = part.read_bytes()
         # Another run has finished, and removes what this one still reads.
         next((tmp_path / "out" / outputs.SCRATCH_FOLDER / "graded" / group.group).iterdir()).unlink()
-        assert json.loads(task(item)["found"])["unaccounted"] > 0
+        assert task(item).unaccounted > 0
         assert part.read_bytes() == whole
     stale = GatherGroups(out, work, storage.join(work, listing.folder), 3, replace(guard, epoch=0))
     with pytest.raises(UserError, match="taken over by another run"):
@@ -172,12 +172,11 @@ def test_repeated_rows_are_dropped_by_a_task_that_may_run_again(tmp_path):
         {"uri": f"/d/{number % 100}.jpg", "member": None, "code": None, "kind": "photograph"}
         for number in range(300)
     ]
-    groups = [vars(group) for group in write_groups(str(tmp_path), 32, 0, objects) if group.photographs]
-    first = grade_listing._write_unique(str(tmp_path), groups, 32)
+    groups = [group for group in write_groups(str(tmp_path), 32, 0, objects) if group.photographs]
+    (unique,) = first = grade_listing._write_unique(str(tmp_path), groups, 32)
     assert first == grade_listing._write_unique(str(tmp_path), groups, 32)
-    (unique,) = first["groups"]
-    assert (first["repeated"], unique["photographs"]) == (200, 100)
-    shards = grade_listing.shard_names(Listed(**unique), 32)
+    assert unique.photographs == 100
+    shards = grade_listing.shard_names(unique, 32)
     uris = [
         row for shard in shards for row in pq.read_table(tmp_path / f"{shard}.parquet")["uri"].to_pylist()
     ]
