@@ -16,11 +16,11 @@ import httpx
 import pyarrow as pa
 from rich.text import Text
 
-from cluster.testing.local_s3 import s3_server
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.data.prepare import prepare
 from jobs.data.synth import synth
+from jobs.demo_s3 import s3_server
 from jobs.evaluate.driver import evaluate
 from jobs.grade.driver import grade
 from jobs.train.driver import RECIPES, train

@@ -17,7 +17,7 @@ from tests.support.sizes import CONNECTION_SECONDS
 
 if TYPE_CHECKING:
     from cluster.local import Cluster
-    from cluster.testing.local_s3 import S3Server
+    from jobs.demo_s3 import S3Server
     from tests.support.pipeline import PipelineRun, SingleWorkerRun
 
 _NIGHTLY = Path(__file__).parent / "nightly"
@@ -105,7 +105,7 @@ def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A local S3 server, set in the environment as a user sets it."""
-    from cluster.testing.local_s3 import s3_server
+    from jobs.demo_s3 import s3_server
 
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         with _environment_of_session():

@@ -1,1 +1,1 @@
-"""Benchmarks: `scalp bench` compares scalp with alternatives in one run, as a table and as JSON."""
+"""`scalp bench`: measure the engine and a running endpoint; a table and JSON."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from jobs.common import provenance
@@ -83,11 +86,11 @@ class OwnProcess:
     CPU differs by half between the two, so candidates in one process would affect each other.
 
     Args:
-        setup: Called once in the process.
+        setup: Called once in the process; None: nothing to prepare.
         arguments: Picklable arguments of `setup`.
     """
 
-    def __init__(self, setup: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, setup: Callable[..., None] | None = None, *arguments: Any) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), setup, arguments)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -124,6 +127,7 @@ def write_result(
     outputs.claim_output(out, marker(kind))
     result = {
         "kind": kind,
+        "command": _command(),
         "date": now(),
         "git_revision": provenance.git_revision(),
         "machine": provenance.machine(),
@@ -135,3 +139,10 @@ def write_result(
     }
     write_json(storage.join(storage.absolute(out), SUMMARY_FILE), result)
     return result
+
+
+def _command() -> str:
+    """Command of this process, as it was typed."""
+    spec = sys.modules["__main__"].__spec__
+    program = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])

@@ -1,22 +1,29 @@
-"""`scalp bench`: one subcommand per benchmark, with its options."""
+"""`scalp bench`: measure the engine and a running endpoint.
+
+Comparisons with other frameworks are in a checkout: `python -m tests.benchmarks`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from jobs.common.options import DeviceOption
+from scalp_core.errors import UserError
 
 bench = typer.Typer(
-    help="Benchmark scalp against alternatives in one run; prints a table and writes summary.json.",
+    help="Measure the engine on this machine, or a running endpoint; prints a table and writes summary.json.",
+    epilog="Comparisons with other frameworks, in a checkout: python -m tests.benchmarks --help",
     no_args_is_help=True,
 )
 
 BenchOutOption = Annotated[str, typer.Option(help="output folder, new or of the same benchmark")]
+_MOVED = ("autoscale", "bulk", "grow", "overload", "scale", "train")
 
 
-def _check_out(out: str, kind: str) -> str:
+def check_out(out: str, kind: str) -> str:
     """Return `out` if it is new or of the same benchmark; checked before minutes of measuring."""
     from jobs.bench.measure import marker
     from scalp_core.storage import outputs
@@ -49,183 +56,44 @@ def bench_engine(
     from jobs.bench.engine import bench_engine as verb
 
     verb(
-        _check_out(out, "engine"), EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled)
+        check_out(out, "engine"), EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled)
     )
 
 
-@bench.command("train", epilog="Example: scalp bench train --rounds 1")
-def bench_train(
-    out: BenchOutOption = "runs/bench/train",
-    device: DeviceOption = "auto",
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input size, pixels")] = 224,
-    photographs: Annotated[int, typer.Option(min=50, help="number of synthetic images")] = 800,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
-    epochs: Annotated[int, typer.Option(min=2, help="epochs per round; the first is warm-up")] = 2,
-    batch_size: Annotated[int, typer.Option(min=2, help="global batch size, summed over the workers")] = 16,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="workers of the parallel candidates; 1 skips them; default: one per GPU, or 2 without",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Compare training with a plain PyTorch loop and torchrun; takes about 20 minutes."""
-    from jobs.bench.train import TrainOptions
-    from jobs.bench.train import bench_train as verb
-
-    options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
-    verb(_check_out(out, "train"), options)
-
-
-@bench.command("bulk", epilog="Example: scalp bench bulk --photographs 1000 --no-daft")
-def bench_bulk(
-    out: BenchOutOption = "runs/bench/bulk",
-    device: DeviceOption = "auto",
-    bundle: Annotated[
-        str | None, typer.Option(help="trained bundle; default: random weights, which are as fast")
-    ] = None,
-    photographs: Annotated[int, typer.Option(min=300, help="number of synthetic images")] = 2000,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input size of random weights, pixels")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
-    daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also measure Daft")] = True,
-) -> None:
-    """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 20 minutes."""
-    from jobs.bench.grade.bulk import BulkOptions
-    from jobs.bench.grade.bulk import bench_bulk as verb
-
-    verb(_check_out(out, "bulk"), BulkOptions(device, bundle, photographs, size, rounds, daft))
-
-
-@bench.command("serve", epilog="Example: scalp bench serve --rounds 1")
+@bench.command("serve", epilog="Example: scalp bench serve --url http://127.0.0.1:8000 --clients 16")
 def bench_serve(
-    out: BenchOutOption = "runs/bench/serve",
-    device: DeviceOption = "auto",
-    bundle: Annotated[
-        str | None, typer.Option(help="trained bundle; default: random weights, which are as fast")
+    url: Annotated[str, typer.Option(help="base URL of the endpoint, http:// or https://")],
+    out: BenchOutOption = "runs/bench/serve-url",
+    key_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="file with the API key; default: no key")
     ] = None,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="input size of random weights, pixels")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds per server and load")] = 3,
-    seconds: Annotated[
-        float, typer.Option(min=0.5, help="measured time per server, load and round, seconds")
-    ] = 5,
-    share: Annotated[
-        float,
-        typer.Option(min=0.05, max=1, help="load of the open loops, as a fraction of a server's capacity"),
-    ] = 0.7,
-) -> None:
-    """Compare throughput and latency of serving with LitServe and plain FastAPI; takes about 14 minutes."""
-    from jobs.bench.serve.comparison import ServeOptions
-    from jobs.bench.serve.comparison import bench_serve as verb
-
-    verb(
-        _check_out(out, "serve"),
-        ServeOptions(device, bundle, size, rounds=rounds, seconds=seconds, share=share),
-    )
-
-
-@bench.command("scale", epilog="Example: scalp bench scale --objects 1000,10000 --simulated 100000")
-def bench_scale(
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="output folder; default: runs/bench/scale, or runs/bench/scale-grade with --stage grade"
-        ),
+    photographs: Annotated[
+        str | None, typer.Option(help="JPEG files, a folder or s3:// prefix; default: synthetic images")
     ] = None,
-    stage: Annotated[Literal["prepare", "grade"], typer.Option(help="command to measure")] = "prepare",
-    objects: Annotated[
-        str | None,
-        typer.Option(
-            help="images per run, comma-separated; default: 1000,10000,100000, with --stage grade ten "
-            "times as many"
-        ),
-    ] = None,
-    simulated: Annotated[
-        int,
-        typer.Option(min=0, help="simulated objects of one more run of prepare, without files; 0: no run"),
-    ] = 1_000_000,
-    audited: Annotated[
-        int,
-        typer.Option(min=0, help="simulated objects of one audit, 3 KiB of disk each; 0: no audit"),
-    ] = 0,
-) -> None:
-    """Measure throughput and memory against the size of the source; takes 7 minutes and 5 GiB of disk.
-
-    With --stage grade it takes half an hour.
-    """
-    from dataclasses import replace
-
-    from jobs.bench.grade.scale import ScaleOptions
-    from jobs.bench.grade.scale import bench_scale as bench_prepare
-    from jobs.bench.grade.scale_grade import GradeScaleOptions
-    from jobs.bench.grade.scale_grade import bench_grade_scale as bench_grade
-    from scalp_core.errors import UserError
-
-    try:
-        sizes = [int(number) for number in objects.split(",")] if objects else None
-    except ValueError:
-        raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
-    chosen = (tuple(sizes),) if sizes else ()
-    if stage == "grade":
-        bench_grade(_check_out(out or "runs/bench/scale-grade", "scale-grade"), GradeScaleOptions(*chosen))
-    else:
-        options = replace(ScaleOptions(*chosen), simulated=simulated, audited=audited)
-        bench_prepare(_check_out(out or "runs/bench/scale", "scale"), options)
-
-
-@bench.command(
-    "overload", epilog="Examples:\n\nscalp bench overload --times 3\n\nscalp bench overload --hostile"
-)
-def bench_overload(
-    out: BenchOutOption = "runs/bench/overload",
-    device: DeviceOption = "auto",
-    bundle: Annotated[str | None, typer.Option(help="trained bundle; default: random weights")] = None,
-    times: Annotated[float, typer.Option(min=1, help="offered load, as a multiple of the capacity")] = 2.0,
-    seconds: Annotated[
+    clients: Annotated[
+        int, typer.Option(min=1, help="clients, each of which sends the next image after an answer")
+    ] = 8,
+    rate: Annotated[
         float | None,
         typer.Option(
-            min=5,
-            help="duration of the overload (default 60) or of each attack (default 20), seconds",
-            show_default=False,
+            min=0.01, help="images per second at random moments, instead of --clients", show_default=False
         ),
     ] = None,
-    hostile: Annotated[
-        bool, typer.Option("--hostile", help="measure the latency of an ordinary client during attacks")
-    ] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="measured time, seconds, after one of warm-up")] = 30,
 ) -> None:
-    """Measure the endpoint under overload (2 minutes), or while a hostile client attacks it (5 minutes)."""
-    if hostile:
-        from jobs.bench.serve.hostile import KIND, bench_hostile
+    """Measure throughput and latency of a running endpoint."""
+    from jobs.bench.serve import KIND, ServeOptions
+    from jobs.bench.serve import bench_serve as verb
 
-        bench_hostile(_check_out(out, KIND), device, bundle, seconds or 20.0)
-        return
-    from jobs.bench.serve.overload import OverloadOptions
-    from jobs.bench.serve.overload import bench_overload as verb
-
-    verb(_check_out(out, "overload"), OverloadOptions(device, bundle, times=times, seconds=seconds or 60.0))
+    key = key_file.read_text().strip() if key_file else None
+    verb(check_out(out, KIND), ServeOptions(url, photographs, clients, rate, seconds), key)
 
 
-@bench.command("autoscale", epilog="Example: scalp bench autoscale --graders 4")
-def bench_autoscale(
-    out: BenchOutOption = "runs/bench/autoscale",
-    device: DeviceOption = "auto",
-    graders: Annotated[int, typer.Option(min=2, help="maximum number of model replicas")] = 3,
-) -> None:
-    """Plot the number of model replicas against a load that rises and falls; takes 4 minutes."""
-    from jobs.bench.serve.autoscale import AutoscaleOptions
-    from jobs.bench.serve.autoscale import bench_autoscale as verb
-
-    verb(_check_out(out, "autoscale"), AutoscaleOptions(device, graders=graders))
+def _moved(context: typer.Context) -> None:
+    raise UserError(f"it has moved; in a checkout of scalp: python -m tests.benchmarks {context.info_name}")
 
 
-@bench.command("grow", epilog="Example: scalp bench grow --nodes 2")
-def bench_grow(
-    out: BenchOutOption = "runs/bench/grow",
-    nodes: Annotated[int, typer.Option(min=1, help="maximum number of nodes of the simulated cluster")] = 3,
-) -> None:
-    """Plot the nodes of a simulated cluster that grows for a grading job; takes 4 minutes."""
-    from jobs.bench.grade.grow import GrowOptions
-    from jobs.bench.grade.grow import bench_grow as verb
-
-    verb(_check_out(out, "grow"), GrowOptions(nodes=nodes))
+for _name in _MOVED:
+    bench.command(
+        _name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )(_moved)

@@ -82,7 +82,7 @@ def prepare(
         group_by: Further key of groups; see `GroupBy`.
         retry_failed: Read objects again that a finished run could not fetch.
         executor: Runs the steps; default: Ray.
-        list_task: Class of the listing tasks; `scalp bench scale` replaces it.
+        list_task: Class of the listing tasks; `python -m tests.benchmarks scale` replaces it.
         examine_task: Class of the examining tasks.
 
     Returns:

@@ -16,6 +16,7 @@ from scalp_core.results.drift import Level
 from scalp_core.results.query import By
 from scalp_core.results.schema import SCHEMA
 from scalp_core.synthetic.layouts import LAYOUTS
+from tests.benchmarks.__main__ import app as benchmarks
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -32,6 +33,13 @@ COMMANDS += [
     for command in re.findall(r"^(?:    |\$ |    \$ )(scalp [^…\n]+)$", text, re.MULTILINE)
 ]
 VERBS = typer.main.get_command(app).commands
+BENCHMARKS = sorted(
+    {
+        command.split("  ")[0]
+        for text in [README, *DOCS.values()]
+        for command in re.findall(r"(?:^    |`)python -m tests\.benchmarks ([^`\n]+)", text, re.MULTILINE)
+    }
+)
 
 
 def leaves(verbs):
@@ -49,6 +57,12 @@ def test_every_scalp_command_parses(words):
     while commands := getattr(verb, "commands", None):
         verb, rest = commands[rest[0]], rest[1:]
     verb.make_context(words[1], rest)  # raises for a missing argument or an unknown option
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_every_benchmark_command_parses(command):
+    name, *words = command.split()
+    typer.main.get_command(benchmarks).commands[name].make_context(name, words)
 
 
 def test_every_verb_named_in_the_text_exists():

@@ -33,7 +33,7 @@ KEY = "a-key-of-the-clinic-that-is-long-enough"
 
 # What runs these instead.
 ELSEWHERE = {
-    r"^scalp bench ": "tests/nightly/bench",
+    r"^scalp bench ": "tests/jobs/bench and tests/nightly/bench",
     r"^scalp (submit|jobs) ": "test_submit.py, on clusters",
     r"--device cuda": "tests/nightly/test_gpu.py",
     r"^scalp tune ": "tests/with_ray/test_tune.py",

@@ -15,7 +15,7 @@ import grpc
 import psutil
 from ray.serve.generated.serve_pb2 import ASGIRequest
 
-from jobs.bench import processes
+from tests.support import processes
 
 PROTECTION = Path(__file__).parents[2] / "docs" / "protection.md"
 _LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

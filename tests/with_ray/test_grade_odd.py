@@ -1,10 +1,10 @@
 """Bulk grading of files of every odd kind, in a folder and in archives: each a row with its reason."""
 
-from jobs.bench.odd_files import GRADED, corpus
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from tests.support.images import jpeg
+from tests.support.odd_files import GRADED, corpus
 from tests.with_ray.test_grade import tarred, zipped
 
 

@@ -22,7 +22,6 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from jobs.bench.odd_files import corpus
 from jobs.common.images import LoadImages
 from scalp_core.bundles.bundle import GRAPH_FILES
 from scalp_core.bundles.loading import load_bundle
@@ -40,6 +39,7 @@ from serving.api.middleware import RequestMiddleware
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
 from tests.support.images import jpeg
+from tests.support.odd_files import corpus
 from tests.support.ports import free_port, free_ports
 
 # The same arithmetic on every machine, whether or not it has bf16.

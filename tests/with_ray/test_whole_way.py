@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs.bench.odd_files import encoded
 from jobs.common.images import LoadForTraining, LoadImages, make_dataset
 from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, grade
@@ -28,6 +27,7 @@ from serving import app
 from serving.replicas.handles import decode_image
 from serving.settings import Settings
 from tests.support import sockets
+from tests.support.odd_files import encoded
 from tests.support.ports import free_port
 
 

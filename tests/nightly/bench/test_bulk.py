@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jobs.bench.grade import bulk
-from jobs.bench.grade.bulk import BulkOptions, Run, _Case, _check_same, bench_bulk, ratios
+from tests.benchmarks.grade import bulk
+from tests.benchmarks.grade.bulk import BulkOptions, Run, _Case, _check_same, bench_bulk, ratios
 
 
 def row(what, source, steady, whole):

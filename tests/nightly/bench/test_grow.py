@@ -11,11 +11,11 @@ import time
 import pytest
 from PIL import Image
 
-from cluster.testing.simulated import simulated_cluster, working_nodes
 from jobs.bench import inputs
-from jobs.bench.grade.grow import PICTURE_FILE, GrowOptions, bench_grow
+from tests.benchmarks.grade.grow import PICTURE_FILE, GrowOptions, bench_grow
 from tests.support.images import jpeg
 from tests.support.nodes import BIN
+from tests.support.simulated_cluster import simulated_cluster, working_nodes
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jobs.bench import inputs
-from jobs.bench.serve.overload import PICTURE_FILE, OverloadOptions, bench_overload, ratios
+from tests.benchmarks.serve.overload import PICTURE_FILE, OverloadOptions, bench_overload, ratios
 
 
 @pytest.mark.slow

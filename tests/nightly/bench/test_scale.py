@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from jobs.bench.grade.scale import ScaleOptions, bench_scale, ratios
+from jobs.common.executor import InProcessExecutor
+from tests.benchmarks.grade.scale import ScaleOptions, bench_scale, ratios
+from tests.benchmarks.grade.simulated_source import fit_bits, lay_out_roots, prepare_simulated
 
 
 @pytest.mark.slow
@@ -32,3 +35,12 @@ def test_ratios_are_of_the_largest_to_the_smallest_on_disk():
         "driver_memory_simulated_vs_first": 2.5,
     }
     assert ratios([row(100, 200)]) == {"rate_last_vs_first": 1.0, "driver_memory_last_vs_first": 1.0}
+
+
+def test_simulated_objects_are_listed_examined_and_audited(tmp_path):
+    source = tmp_path / "source"
+    lay_out_roots(source)
+    out = str(tmp_path / "out")
+    model = fit_bits(np.random.default_rng(0).integers(2**63, size=(200, 2), dtype=np.uint64))
+    summary = prepare_simulated(str(source), out, 1000, model, InProcessExecutor())
+    assert summary["objects_listed"] == summary["photographs"] == 1000

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.bench.grade.scale_grade import GradeScaleOptions, bench_grade_scale, overhead, ratios
+from tests.benchmarks.grade.scale_grade import GradeScaleOptions, bench_grade_scale, overhead, ratios
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from jobs.bench.loops import Loop
-from jobs.bench.train import TrainOptions, bench_train, ratios, run_loop, steady_epochs
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
+from tests.benchmarks.loops import Loop
+from tests.benchmarks.train import TrainOptions, bench_train, ratios, run_loop, steady_epochs
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from cluster.testing.local_s3 import s3_server
+from jobs.demo_s3 import s3_server
 from tests.support.disks import small_disk
 from tests.support.grading import PHOTOGRAPHS, SHARD, check, put_photographs, start
 from tests.support.s3_proxy import slow_proxy

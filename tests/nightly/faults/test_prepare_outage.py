@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cluster.testing.local_s3 import s3_server
+from jobs.demo_s3 import s3_server
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.storage.outputs import SCRATCH_FOLDER

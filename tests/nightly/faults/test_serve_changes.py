@@ -19,8 +19,6 @@ import httpx
 import pytest
 from ray import serve as ray_serve
 
-from jobs.bench import processes
-from jobs.bench.serve.faults import GRADER
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
 from serving import app
@@ -28,6 +26,8 @@ from serving.admission.limits import Limits
 from serving.client import AsyncClient, GradeError
 from serving.client.retries import Counts
 from serving.settings import ModelSettings, Scaling, Settings
+from tests.benchmarks.serve.faults import GRADER
+from tests.support import processes
 from tests.support.images import jpeg
 from tests.support.ports import free_port
 

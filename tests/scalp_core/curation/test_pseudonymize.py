@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.bench.odd_files import encoded
 from jobs.data.pseudonymize import _drop_duplicates, _load_key
 from scalp_core.curation.pseudonymize import pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import manifest
@@ -13,6 +12,7 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import read_picture
 from scalp_core.images.preprocess import Preprocess, decode
 from tests.support.images import jpeg
+from tests.support.odd_files import encoded
 from tests.support.sources import picture
 
 SECRETS = (

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.bench.odd_files import GRADED, corpus, sound_files
 from scalp_core.errors import ImageError
 from scalp_core.images.preprocess import Preprocess, decode
+from tests.support.odd_files import GRADED, corpus, sound_files
 
 MEMORY_MIB = 1500
 SECONDS_A_FILE = 10
@@ -24,7 +24,7 @@ import json, signal, time
 from pathlib import Path
 from scalp_core.errors import ImageError
 from scalp_core.images.preprocess import Preprocess, decode
-from jobs.bench.odd_files import corpus
+from tests.support.odd_files import corpus
 files, spec, found = corpus(), Preprocess(size=224), {}
 for name, (data, _) in files.items():
     signal.alarm(60)  # a hang ends the process, and the test with it

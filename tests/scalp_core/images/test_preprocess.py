@@ -5,11 +5,11 @@ import pytest
 from cykooz_resizer import CpuExtensions, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, ImageOps
 
-from jobs.bench.odd_files import encoded, picture, sound_files
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import FIRST_FRAME_ONLY, picture_size, read_picture
 from scalp_core.images.preprocess import Preprocess, decode
 from tests.support.images import jpeg
+from tests.support.odd_files import encoded, picture, sound_files
 
 SPEC = Preprocess(size=96)
 

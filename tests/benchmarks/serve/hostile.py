@@ -1,4 +1,4 @@
-"""`scalp bench overload --hostile`: measure the latency of an ordinary client during attacks of another."""
+"""`overload --hostile`: measure the latency of an ordinary client during attacks of another."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jobs.bench import inputs
+from jobs.bench import inputs, load
+from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.serve import attacks, load
-from jobs.bench.serve.load import Load
-from jobs.bench.serve.servers import Server
 from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.inference.predictor import resolve_device
 from serving.auth.keys import new_key
+from tests.benchmarks.serve import attacks
+from tests.benchmarks.serve.servers import Server
 
 KIND = "overload-hostile"
 RATE = 4.0

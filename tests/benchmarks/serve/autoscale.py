@@ -1,4 +1,4 @@
-"""`scalp bench autoscale`: plot the number of grader replicas against a load that rises and falls."""
+"""`autoscale`: plot the number of grader replicas against a load that rises and falls."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from jobs.bench import inputs
+from jobs.bench import inputs, load
+from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.serve import load
-from jobs.bench.serve.faults import GRADER
-from jobs.bench.serve.load import Load
-from jobs.bench.serve.servers import Server
 from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, resolve_device
 from serving.settings import Scaling
+from tests.benchmarks.serve.faults import GRADER
+from tests.benchmarks.serve.servers import Server
 
 PICTURE_FILE = "autoscale.png"
 _SAMPLE_S = 1.0
@@ -32,7 +31,7 @@ _SAMPLE_S = 1.0
 
 @dataclass(frozen=True)
 class AutoscaleOptions:
-    """Options of `scalp bench autoscale`.
+    """Options of `autoscale`.
 
     Args:
         device: Device of the model.

@@ -1,4 +1,4 @@
-"""Rivals of bulk grading, each a separate program: `python -m jobs.bench.grade.rivals WAY ARGUMENTS`.
+"""Rivals of bulk grading, each a separate program: `python -m tests.benchmarks.grade.rivals WAY ARGUMENTS`.
 
 They read the same source as `scalp grade`, run the same bundle, write one Parquet row per image with grade
 and probabilities, and record their progress.

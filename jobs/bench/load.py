@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, count, cycle, takewhile
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import httptools
+import numpy as np
 
 PATH = "/v1/grade"
 BATCH_HEADER = "X-Batch-Size"
@@ -52,6 +56,30 @@ class Load:
     began: float = 0.0
 
 
+def summarize(loads: list[Load]) -> dict[str, Any]:
+    """Rate, latency, errors and batch size of several turns of the same load; ms where a name says so.
+
+    Raises:
+        ValueError: No request was answered.
+    """
+    latencies = [1000 * seconds for turn in loads for seconds in turn.latencies]
+    if not latencies:
+        raise ValueError("no request was answered")
+    batches = [size for turn in loads for size in turn.batches]
+    rates = [len(turn.latencies) / turn.seconds for turn in loads]
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).round(1).tolist()
+    return {
+        "requests_per_second": round(statistics.median(rates), 1),
+        "of_each_turn": [round(rate, 1) for rate in rates],
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "errors": sum(turn.errors for turn in loads),
+        # A forward pass of n images is in n answers.
+        "batch_fill": round(len(batches) / sum(1 / size for size in batches), 2) if batches else None,
+    }
+
+
 @dataclass(frozen=True)
 class Answer:
     """Answer of a server."""
@@ -62,20 +90,34 @@ class Answer:
     has_retry_after: bool
 
 
+LOOPBACK = urlsplit("http://127.0.0.1")
+
 _requests: list[bytes]
+_host: str
+_tls: ssl.SSLContext | None
 
 
-def setup(files: list[bytes], key: str | None = None) -> None:
-    """Make the requests of these images, once."""
-    global _requests
-    _requests = [request(data, key) for data in files]
+def setup(files: list[bytes], key: str | None = None, url: str = LOOPBACK.geturl()) -> None:
+    """Make the requests of these images, once.
+
+    Args:
+        files: Images.
+        key: API key.
+        url: Base URL of the server, whose port is given with each load.
+    """
+    global _requests, _host, _tls
+    base = urlsplit(url)
+    _host = base.hostname or ""
+    _tls = ssl.create_default_context() if base.scheme == "https" else None
+    _requests = [request(data, key, base) for data in files]
 
 
-def request(data: bytes, key: str | None = None) -> bytes:
+def request(data: bytes, key: str | None = None, base: SplitResult = LOOPBACK) -> bytes:
     """Whole HTTP/1.1 request that posts one image as a form."""
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
     body = f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
-    start = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    start = f"POST {base.path.rstrip('/')}{PATH} HTTP/1.1\r\nHost: {base.netloc}\r\n"
+    start += f"Content-Length: {len(body)}\r\n"
     start += f"Authorization: Bearer {key}\r\n" if key else ""
     return f"{start}Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n\r\n".encode() + body
 
@@ -84,7 +126,7 @@ def closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
     """Closed loop: clients that send the next request after each answer.
 
     Args:
-        port: Port of the server, on loopback.
+        port: Port of the server.
         concurrency: Number of clients.
         warm_up: Seconds before the measurement.
         seconds: Seconds of the measurement.
@@ -99,7 +141,7 @@ def open_loop(port: int, rate: float, warm_up: float, seconds: float, seed: int 
     the clients does not get fewer requests.
 
     Args:
-        port: Port of the server, on loopback.
+        port: Port of the server.
         rate: Mean arrivals per second.
         warm_up: Seconds before the measurement.
         seconds: Seconds of the measurement.
@@ -209,7 +251,7 @@ async def _send(
 
 
 async def _connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, _host, port, ssl=_tls)
     return connection
 
 

@@ -1,4 +1,4 @@
-"""`scalp bench train`: compare training throughput with PyTorch loops and torchrun, for 1 and N workers."""
+"""`train`: compare training throughput with PyTorch loops and torchrun, for 1 and N workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.table import Table
 
-from jobs.bench.loops import Loop
 from jobs.bench.measure import OwnProcess, write_result
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.data.prepare import prepare
@@ -25,6 +24,7 @@ from scalp_core.inference.predictor import Device, Hardware, resolve_device
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
+from tests.benchmarks.loops import Loop
 
 _PLAIN = "PyTorch, Pillow and fp32"
 _ALONE = "PyTorch, tuned, 1 process"
@@ -32,7 +32,7 @@ _ALONE = "PyTorch, tuned, 1 process"
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `scalp bench train`.
+    """Options of `train`.
 
     Args:
         device: Device of the models.
@@ -213,7 +213,7 @@ def run_loop(folder: Path, data: str, loop: Loop, processes: int, images: int) -
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module",
     ] if processes > 1 else ["-m"]  # fmt: skip
     out = folder / "seconds.json"
-    command = [sys.executable, *launch, "jobs.bench.loops", data, loop.model_dump_json(), str(out)]
+    command = [sys.executable, *launch, "tests.benchmarks.loops", data, loop.model_dump_json(), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
@@ -222,15 +222,11 @@ def run_loop(folder: Path, data: str, loop: Loop, processes: int, images: int) -
 
 def _in_own_process(verb: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Run in a separate process with its own Ray, whose idle processes end with it."""
-    own = OwnProcess(_nothing)
+    own = OwnProcess()
     try:
         return own.call(verb, *arguments)
     finally:
         own.close()
-
-
-def _nothing() -> None:
-    """Set up nothing: the process needs no preparation."""
 
 
 def _take_turns(candidates: list[_Candidate], root: Path, rounds: int) -> None:

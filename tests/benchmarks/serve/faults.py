@@ -9,8 +9,8 @@ import time
 from itertools import cycle
 from typing import Any
 
-from jobs.bench.serve.servers import Server
 from serving.client import AsyncClient, GradeError
+from tests.benchmarks.serve.servers import Server
 
 GRADER = "ray::ServeReplica:scalp:Grader"
 

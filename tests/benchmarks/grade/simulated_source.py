@@ -1,4 +1,4 @@
-"""Simulated objects for `scalp bench scale`: names like AI Hub's, perceptual hashes like those of images.
+"""Simulated objects for `scale`: names like AI Hub's, perceptual hashes like those of images.
 
 Perceptual hashes are not uniform: their bits depend on each other, so that they collide more often. Each bit
 has the mean, and each pair of bits the correlation, that rendered images behind a round mask have.
@@ -7,6 +7,8 @@ has the mean, and each pair of bits the correlation, that rendered images behind
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +20,6 @@ import pyarrow.compute as pc
 from PIL import Image
 from scipy.stats import norm
 
-from jobs.bench.names import DEVICES, FOLDERS, SHOTS, START_MS, grades_of, image_names
 from jobs.common.executor import Executor
 from jobs.data.prepare import prepare
 from jobs.data.tasks import EXAMINED, LISTED, ExamineShard, ListRoots, write_listed
@@ -26,10 +27,18 @@ from scalp_core import storage
 from scalp_core.datasets import aihub, scan
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import Root
+from scalp_core.grades import GRADE_NAMES_KO, SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
 from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import render_jpeg
 from scalp_core.synthetic.plan import SynthOptions, plan_dataset
+
+FOLDERS = 64
+
+_SHARES = np.cumsum((0.05, 0.35, 0.43, 0.17))  # of the grades, about as in the paper
+DEVICES = 100
+SHOTS = 5
+START_MS = int(datetime(2020, 10, 13, tzinfo=UTC).timestamp() * 1000)
 
 _PLANNED = 600  # about 140 people, one image of each is rendered
 _MASK_RADIUS, _MASK_CENTER = 190, (260, 260)
@@ -86,6 +95,23 @@ def fit_bits(hashes: np.ndarray) -> HashModel:
     root = vectors * np.sqrt(np.maximum(values, 0))
     root /= np.maximum(np.linalg.norm(root, axis=1, keepdims=True), 1e-9)
     return HashModel(norm.ppf(shares).astype(np.float32), root.astype(np.float32))
+
+
+def image_names(number: int, step: int = 1, start: int = 0) -> Iterator[tuple[int, str]]:
+    """Index, and path below the source, of each image: AI Hub's layout, people with five shots."""
+    for index in range(start, number, step):
+        person = index // SHOTS
+        grade = int(grades_of(index))
+        folder = f"[원천]{SYMPTOMS[0]}_{grade}.{GRADE_NAMES_KO[grade]}"
+        device = person % DEVICES
+        stem = f"{device:04d}_A2LEBJJDE{device:05d}O_{START_MS + person * 60_000}_{index % SHOTS + 2}_TH"
+        part = "Training" if index % 9 < 7 else "Validation"
+        yield index, f"{part}/{folder}/{stem}.jpg"
+
+
+def grades_of(indices: Any) -> Any:
+    """Grades in their shares, spread evenly: multiples of the golden ratio."""
+    return np.minimum(np.searchsorted(_SHARES, np.asarray(indices) * 0.6180339887498949 % 1), 3)
 
 
 # --- a whole run of prepare --------------------------------------------------------------------------------

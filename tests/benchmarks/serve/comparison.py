@@ -1,4 +1,4 @@
-"""`scalp bench serve`: compare the endpoint with LitServe and FastAPI under equal loads, and under a kill."""
+"""`serve`: compare the endpoint with LitServe and FastAPI under equal loads, and under a kill."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from joblib import cpu_count
 from rich.table import Table
 
-from jobs.bench import inputs
+from jobs.bench import inputs, load
+from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.processes import machine_seconds
-from jobs.bench.serve import load
-from jobs.bench.serve.faults import kill_a_grader
-from jobs.bench.serve.load import Load
-from jobs.bench.serve.rivals import Arguments
-from jobs.bench.serve.servers import Server
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, Hardware, resolve_device, resolve_precision
+from tests.benchmarks.serve.faults import kill_a_grader
+from tests.benchmarks.serve.rivals import Arguments
+from tests.benchmarks.serve.servers import Server
+from tests.support.processes import machine_seconds
 
 OURS = "scalp serve"
 LITSERVE = "LitServe, PyTorch"
@@ -49,7 +47,7 @@ _FAULT_AT = 8
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Options of `scalp bench serve`.
+    """Options of `serve`.
 
     Args:
         device: Device of the model.
@@ -201,7 +199,7 @@ def _commands(bundle: str, device: Hardware) -> dict[str, list[str]]:
 
     def rival(way: str, **more: Any) -> list[str]:
         arguments = Arguments(bundle=bundle, device=device, cores=cores, **more)
-        return ["-m", "jobs.bench.serve.rivals", way, "PORT", arguments.model_dump_json()]
+        return ["-m", "tests.benchmarks.serve.rivals", way, "PORT", arguments.model_dump_json()]
 
     commands = {
         OURS: ["-m", "jobs.cli", "serve", bundle, "--port", "PORT", "--device", device],
@@ -271,25 +269,17 @@ def _run_rounds(what: str, cases: list[_Case], rounds: int) -> None:
 
 
 def _row(case: _Case) -> dict[str, Any]:
-    latencies = [1000 * seconds for turn in case.loads for seconds in turn.latencies]
-    if not latencies:
-        raise RuntimeError(f"{case.server.what} answered nothing under {case.load}, {case.size:g}")
-    batches = [size for turn in case.loads for size in turn.batches]
+    try:
+        summary = load.summarize(case.loads)
+    except ValueError as error:
+        raise RuntimeError(f"{case.server.what}, {case.load}, {case.size:g}: {error}") from None
     answers = sum(turn.answers for turn in case.loads)
     spent = {name: round(1000 * seconds / answers, 2) for name, seconds in case.cpu.most_common()}
-    p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).round(1).tolist()
     return {
         "what": case.server.what,
         "load": case.load,
         "clients" if case.load == CLOSED else "offered_per_second": case.size,
-        "requests_per_second": round(case.rate, 1),
-        "of_each_turn": [round(len(turn.latencies) / turn.seconds, 1) for turn in case.loads],
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
-        "errors": sum(turn.errors for turn in case.loads),
-        # A forward pass of n images is in n answers.
-        "batch_fill": round(len(batches) / sum(1 / size for size in batches), 2) if batches else None,
+        **summary,
         "cpu_ms_per_request": {name: cost for name, cost in spent.items() if cost >= 0.05},
         "client_cpu_ms_per_request": round(1000 * sum(turn.cpu_seconds for turn in case.loads) / answers, 2),
     }

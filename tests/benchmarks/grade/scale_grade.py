@@ -1,4 +1,4 @@
-"""`scalp bench scale --stage grade`: measure the overhead of `scalp grade` against the number of images."""
+"""`scale --stage grade`: measure the overhead of `scalp grade` against the number of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILES_PER_FOLDER = 10_000
 
 @dataclass(frozen=True)
 class GradeScaleOptions:
-    """Options of `scalp bench scale --stage grade`.
+    """Options of `scale --stage grade`.
 
     Args:
         photographs: Numbers of images of the runs; links to a few tiny JPEG files on the local disk.
@@ -125,7 +125,7 @@ def _link(source: Path, files: list[bytes], number: int) -> None:
 
 def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
     console.print(f"grading {number:,} images")
-    own = OwnProcess(_nothing)
+    own = OwnProcess()
     try:
         started = time.perf_counter()
         summary = own.call(_grade, bundle, f"{folder}/source", f"{folder}/out")
@@ -152,10 +152,6 @@ def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
     first_s, first, _ = next((point for point in points if point[1] >= loaded), points[0])
     last_s, last, _ = points[-1]
     return first_s, first, last_s, last
-
-
-def _nothing() -> None:
-    """Set up nothing: the process needs no preparation."""
 
 
 def _grade(bundle: str, source: str, out: str) -> dict[str, Any]:

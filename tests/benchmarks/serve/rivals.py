@@ -1,4 +1,4 @@
-"""Rival servers, each a separate program: `python -m jobs.bench.serve.rivals WAY PORT ARGUMENTS`.
+"""Rival servers, each a separate program: `python -m tests.benchmarks.serve.rivals WAY PORT ARGUMENTS`.
 
 They listen on loopback, accept the same form, run the same bundle, and answer with grade, probabilities and,
 in a header, the number of images in the forward pass.
@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 from starlette.concurrency import run_in_threadpool
 
-from jobs.bench.serve.load import BATCH_HEADER, PATH
-from jobs.bench.serve.rival_model import Arguments, Model
+from jobs.bench.load import BATCH_HEADER, PATH
+from tests.benchmarks.serve.rival_model import Arguments, Model
 
 
 def fastapi(arguments: Arguments, port: int) -> None:
@@ -39,7 +39,7 @@ def fastapi(arguments: Arguments, port: int) -> None:
 
 def litserve(arguments: Arguments, port: int) -> None:
     """LitServe, as in its documentation of batched inference."""
-    from jobs.bench.serve.litserve import run
+    from tests.benchmarks.serve.litserve import run
 
     run(arguments, port)
 

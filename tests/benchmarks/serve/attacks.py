@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import httptools
 from PIL import Image
 
-from jobs.bench.serve.load import Answer, Connection, request
+from jobs.bench.load import Answer, Connection, request
 
 ADDRESS = "127.0.0.2"
 """Source address of the attacks, which limits by address distinguish from other clients."""

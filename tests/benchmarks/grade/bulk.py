@@ -1,4 +1,4 @@
-"""`scalp bench bulk`: compare `scalp grade` with its engine alone, plain PyTorch and Daft, on disk and S3."""
+"""`bulk`: compare `scalp grade` with its engine alone, plain PyTorch and Daft, on disk and S3."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import pyarrow.parquet as pq
 from joblib import cpu_count
 from rich.table import Table
 
-from cluster.testing.local_s3 import S3Server, s3_server
 from jobs.bench import inputs
-from jobs.bench.grade.rivals import Arguments
 from jobs.bench.measure import write_result
-from jobs.bench.odd_files import GRADED, corpus
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, show
+from jobs.demo_s3 import S3Server, s3_server
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, Hardware, resolve_device
 from scalp_core.results.schema import RESULTS_FOLDER, read_results
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
+from tests.benchmarks.grade.rivals import Arguments
+from tests.support.odd_files import GRADED, corpus
 
 _BAD_SHARE = 0.1
 _FOLDERS = 8
@@ -42,7 +42,7 @@ _MIN_AGREEMENT = 0.75
 
 @dataclass(frozen=True)
 class BulkOptions:
-    """Options of `scalp bench bulk`.
+    """Options of `bulk`.
 
     Args:
         device: Device of the model.
@@ -263,7 +263,7 @@ def run_grade(bundle: str, source: str, device: Hardware, count: int, failed: in
 def run_rival(way: str, bundle: str, source: str, device: Hardware, count: int, folder: Path) -> Run:
     """Run a candidate of `rivals`; `grades` is empty if it writes none."""
     arguments = Arguments(bundle=bundle, source=source, out=str(folder), device=device, cores=cpu_count())
-    whole = _seconds(["-m", "jobs.bench.grade.rivals", way, arguments.model_dump_json()])
+    whole = _seconds(["-m", "tests.benchmarks.grade.rivals", way, arguments.model_dump_json()])
     points = [line.split() for line in arguments.points_file.read_text().splitlines()]
     first, last = float(points[0][0]), float(points[-1][0])
     if (done := sum(int(graded) for _, graded in points)) != count:

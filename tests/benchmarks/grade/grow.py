@@ -1,4 +1,4 @@
-"""`scalp bench grow`: plot the nodes of a cluster that autoscales for a grading job.
+"""`grow`: plot the nodes of a cluster that autoscales for a grading job.
 
 Nodes are simulated on this machine, so more of them are not faster. The plot shows that nodes start when
 there is work, that they grade images, and that they stop.
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.testing.simulated import simulated_cluster, working_nodes
 from jobs.bench import inputs
 from jobs.bench.measure import write_result
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, show
 from scalp_core import storage
 from scalp_core.results.progress import read_progress
+from tests.support.simulated_cluster import simulated_cluster, working_nodes
 
 PICTURE_FILE = "grow.png"
 _SAMPLE_S = 1.0
@@ -29,7 +29,7 @@ _SAMPLE_S = 1.0
 
 @dataclass(frozen=True)
 class GrowOptions:
-    """Options of `scalp bench grow`.
+    """Options of `grow`.
 
     Args:
         size: Input size of random weights, pixels.

@@ -10,8 +10,8 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from jobs.bench.serve.load import BATCH_HEADER, PATH
-from jobs.bench.serve.rival_model import Arguments, Model
+from jobs.bench.load import BATCH_HEADER, PATH
+from tests.benchmarks.serve.rival_model import Arguments, Model
 
 
 class GradeAPI(litserve.LitAPI):

@@ -1,6 +1,6 @@
-"""Training loops for `scalp bench train` to compare with: PyTorch alone, and with `torchrun`.
+"""Training loops for `train` to compare with: PyTorch alone, and with `torchrun`.
 
-A script, as `torchrun` needs: `… jobs.bench.loops DATA LOOP OUT`.
+A script, as `torchrun` needs: `… tests.benchmarks.loops DATA LOOP OUT`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from typing import IO, Self
 import httpx
 from filelock import FileLock, Timeout
 
-from jobs.bench import processes
-from jobs.bench.serve.load import PATH
+from jobs.bench.load import PATH
+from tests.support import processes
 
 _READY_S = 120
 _END_S = 30

@@ -1,4 +1,4 @@
-"""`scalp bench scale`: measure throughput and memory of `scalp prepare` against the number of objects."""
+"""`scale`: measure throughput and memory of `scalp prepare` against the number of objects."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from joblib import cpu_count
 from rich.table import Table
 
-from jobs.bench.grade.simulated_source import (
-    HashModel,
-    fit_hashes,
-    lay_out_roots,
-    prepare_simulated,
-    write_examined,
-)
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.names import image_names
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.data.prepare import prepare
 from scalp_core import storage
 from scalp_core.curation import audit
+from tests.benchmarks.grade.simulated_source import (
+    HashModel,
+    fit_hashes,
+    image_names,
+    lay_out_roots,
+    prepare_simulated,
+    write_examined,
+)
 
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """Options of `scalp bench scale`.
+    """Options of `scale`.
 
     Args:
         objects: Numbers of images of the runs; JPEG files of 640x480 on the local disk.
@@ -90,7 +90,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _run(what: str, number: int, source: Path, root: str, model: HashModel | None = None) -> dict[str, Any]:
     console.print(f"preparing {what}")
-    own = OwnProcess(_nothing)
+    own = OwnProcess()
     try:
         summary = own.call(_prepare, str(source), str(Path(root, f"out{number}")), number, model)
         driver_mib = own.peak_mib()
@@ -118,7 +118,7 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
     console.print(f"auditing {number:,} simulated objects")
     examined = str(Path(root, "examined"))
     write_examined(examined, number, model)
-    own = OwnProcess(_nothing)
+    own = OwnProcess()
     try:
         started = time.perf_counter()
         options = audit.Options()
@@ -138,10 +138,6 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
         "seconds_of_audit": result["seconds_of_audit"],
         "audit_peak_mib": peak_mib,
     }
-
-
-def _nothing() -> None:
-    """Set up nothing: the process needs no preparation."""
 
 
 def _prepare(source: str, out: str, number: int, model: HashModel | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`scalp bench overload`: measure the endpoint under a multiple of its capacity, and its recovery."""
+"""`overload`: measure the endpoint under a multiple of its capacity, and its recovery."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from jobs.bench import inputs
+from jobs.bench import inputs, load
+from jobs.bench.load import Load
 from jobs.bench.measure import OwnProcess, write_result
-from jobs.bench.serve import load
-from jobs.bench.serve.load import Load
-from jobs.bench.serve.servers import Server
 from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, resolve_device
 from serving.admission.limits import Limits
+from tests.benchmarks.serve.servers import Server
 
 PICTURE_FILE = "overload.png"
 _MANY = 16  # clients of the closed loop that measures the capacity
@@ -32,7 +31,7 @@ _SAMPLE_S = 1.0
 
 @dataclass(frozen=True)
 class OverloadOptions:
-    """Options of `scalp bench overload`.
+    """Options of `overload`.
 
     Args:
         device: Device of the model.

@@ -1,0 +1,1 @@
+"""`python -m tests.benchmarks`: compare scalp with other frameworks, or with itself under load."""

@@ -1,0 +1,208 @@
+"""`python -m tests.benchmarks NAME`: one command per benchmark, with its options."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from cluster.local import ClusterError
+from jobs.cli.bench import BenchOutOption, check_out
+from jobs.common.options import DeviceOption
+from scalp_core.errors import UserError
+
+app = typer.Typer(
+    help="Compare scalp with other frameworks in one run; prints a table and writes summary.json.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("train", epilog="Example: python -m tests.benchmarks train --rounds 1")
+def bench_train(
+    out: BenchOutOption = "runs/bench/train",
+    device: DeviceOption = "auto",
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input size, pixels")] = 224,
+    photographs: Annotated[int, typer.Option(min=50, help="number of synthetic images")] = 800,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
+    epochs: Annotated[int, typer.Option(min=2, help="epochs per round; the first is warm-up")] = 2,
+    batch_size: Annotated[int, typer.Option(min=2, help="global batch size, summed over the workers")] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="workers of the parallel candidates; 1 skips them; default: one per GPU, or 2 without",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare training with a plain PyTorch loop and torchrun; takes about 20 minutes."""
+    from tests.benchmarks.train import TrainOptions
+    from tests.benchmarks.train import bench_train as verb
+
+    options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
+    verb(check_out(out, "train"), options)
+
+
+@app.command("bulk", epilog="Example: python -m tests.benchmarks bulk --photographs 1000 --no-daft")
+def bench_bulk(
+    out: BenchOutOption = "runs/bench/bulk",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="trained bundle; default: random weights, which are as fast")
+    ] = None,
+    photographs: Annotated[int, typer.Option(min=300, help="number of synthetic images")] = 2000,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input size of random weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
+    daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also measure Daft")] = True,
+) -> None:
+    """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 20 minutes."""
+    from tests.benchmarks.grade.bulk import BulkOptions
+    from tests.benchmarks.grade.bulk import bench_bulk as verb
+
+    verb(check_out(out, "bulk"), BulkOptions(device, bundle, photographs, size, rounds, daft))
+
+
+@app.command("serve", epilog="Example: python -m tests.benchmarks serve --rounds 1")
+def bench_serve(
+    out: BenchOutOption = "runs/bench/serve",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="trained bundle; default: random weights, which are as fast")
+    ] = None,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="input size of random weights, pixels")] = 224,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds per server and load")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="measured time per server, load and round, seconds")
+    ] = 5,
+    share: Annotated[
+        float,
+        typer.Option(min=0.05, max=1, help="load of the open loops, as a fraction of a server's capacity"),
+    ] = 0.7,
+) -> None:
+    """Compare throughput and latency of serving with LitServe and plain FastAPI; takes about 14 minutes."""
+    from tests.benchmarks.serve.comparison import ServeOptions
+    from tests.benchmarks.serve.comparison import bench_serve as verb
+
+    verb(
+        check_out(out, "serve"),
+        ServeOptions(device, bundle, size, rounds=rounds, seconds=seconds, share=share),
+    )
+
+
+@app.command(
+    "scale", epilog="Example: python -m tests.benchmarks scale --objects 1000,10000 --simulated 100000"
+)
+def bench_scale(
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="output folder; default: runs/bench/scale, or runs/bench/scale-grade with --stage grade"
+        ),
+    ] = None,
+    stage: Annotated[Literal["prepare", "grade"], typer.Option(help="command to measure")] = "prepare",
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            help="images per run, comma-separated; default: 1000,10000,100000, with --stage grade ten "
+            "times as many"
+        ),
+    ] = None,
+    simulated: Annotated[
+        int,
+        typer.Option(min=0, help="simulated objects of one more run of prepare, without files; 0: no run"),
+    ] = 1_000_000,
+    audited: Annotated[
+        int,
+        typer.Option(min=0, help="simulated objects of one audit, 3 KiB of disk each; 0: no audit"),
+    ] = 0,
+) -> None:
+    """Measure throughput and memory against the size of the source; takes 7 minutes and 5 GiB of disk.
+
+    With --stage grade it takes half an hour.
+    """
+    from dataclasses import replace
+
+    from tests.benchmarks.grade.scale import ScaleOptions
+    from tests.benchmarks.grade.scale import bench_scale as bench_prepare
+    from tests.benchmarks.grade.scale_grade import GradeScaleOptions
+    from tests.benchmarks.grade.scale_grade import bench_grade_scale as bench_grade
+
+    try:
+        sizes = [int(number) for number in objects.split(",")] if objects else None
+    except ValueError:
+        raise UserError(f"--objects {objects}: write numbers with commas, for example 1000,10000") from None
+    chosen = (tuple(sizes),) if sizes else ()
+    if stage == "grade":
+        bench_grade(check_out(out or "runs/bench/scale-grade", "scale-grade"), GradeScaleOptions(*chosen))
+    else:
+        options = replace(ScaleOptions(*chosen), simulated=simulated, audited=audited)
+        bench_prepare(check_out(out or "runs/bench/scale", "scale"), options)
+
+
+@app.command(
+    "overload",
+    epilog="Example: python -m tests.benchmarks overload --times 3",
+)
+def bench_overload(
+    out: BenchOutOption = "runs/bench/overload",
+    device: DeviceOption = "auto",
+    bundle: Annotated[str | None, typer.Option(help="trained bundle; default: random weights")] = None,
+    times: Annotated[float, typer.Option(min=1, help="offered load, as a multiple of the capacity")] = 2.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=5,
+            help="duration of the overload (default 60) or of each attack (default 20), seconds",
+            show_default=False,
+        ),
+    ] = None,
+    hostile: Annotated[
+        bool, typer.Option("--hostile", help="measure the latency of an ordinary client during attacks")
+    ] = False,
+) -> None:
+    """Measure the endpoint under overload (2 minutes), or while a hostile client attacks it (5 minutes)."""
+    if hostile:
+        from tests.benchmarks.serve.hostile import KIND, bench_hostile
+
+        bench_hostile(check_out(out, KIND), device, bundle, seconds or 20.0)
+        return
+    from tests.benchmarks.serve.overload import OverloadOptions
+    from tests.benchmarks.serve.overload import bench_overload as verb
+
+    verb(check_out(out, "overload"), OverloadOptions(device, bundle, times=times, seconds=seconds or 60.0))
+
+
+@app.command("autoscale", epilog="Example: python -m tests.benchmarks autoscale --graders 4")
+def bench_autoscale(
+    out: BenchOutOption = "runs/bench/autoscale",
+    device: DeviceOption = "auto",
+    graders: Annotated[int, typer.Option(min=2, help="maximum number of model replicas")] = 3,
+) -> None:
+    """Plot the number of model replicas against a load that rises and falls; takes 4 minutes."""
+    from tests.benchmarks.serve.autoscale import AutoscaleOptions
+    from tests.benchmarks.serve.autoscale import bench_autoscale as verb
+
+    verb(check_out(out, "autoscale"), AutoscaleOptions(device, graders=graders))
+
+
+@app.command("grow", epilog="Example: python -m tests.benchmarks grow --nodes 2")
+def bench_grow(
+    out: BenchOutOption = "runs/bench/grow",
+    nodes: Annotated[int, typer.Option(min=1, help="maximum number of nodes of the simulated cluster")] = 3,
+) -> None:
+    """Plot the nodes of a simulated cluster that grows for a grading job; takes 4 minutes."""
+    from tests.benchmarks.grade.grow import GrowOptions
+    from tests.benchmarks.grade.grow import bench_grow as verb
+
+    verb(check_out(out, "grow"), GrowOptions(nodes=nodes))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except (UserError, ClusterError) as error:
+        print(f"scalp: {error}", file=sys.stderr)
+        sys.exit(2)
