@@ -46,8 +46,8 @@ def sources():
 
 
 def locked(name):
-    """Hashes and pin of each package of a lock file."""
-    entries = re.split(r"\n(?=\S)", (ROOT / name).read_text().strip())
+    """Hashes and pin of each package of a lock file, without its marker of platforms."""
+    entries = re.split(r"\n(?=\S)", re.sub(r" ;.*", " \\\\", (ROOT / name).read_text().strip()))
     return {canonicalize_name(entry.split("==")[0]): entry for entry in entries}
 
 
