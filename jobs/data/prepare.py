@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.dataset as pads
-
 from cluster.growth import wait_for_node
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
@@ -311,15 +309,9 @@ def _audit(guard: Guard, examined: str, source: str, out: str, options: Options)
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
         audited = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
-        audited["only_by_name"] = _count_only_by_name(out)
+        rows = parquet.dataset(storage.join(out, manifest.MANIFEST_FOLDER))
+        audited["only_by_name"] = rows.count_rows(filter=manifest.IN_COMPRESSED_TARS)
         return audited, provenance.peak_mib()
-
-
-def _count_only_by_name(out: str) -> int:
-    """Count images in archives without random access, such as compressed tars."""
-    folder = storage.join(out, manifest.MANIFEST_FOLDER)
-    rows = pads.field("member").is_valid() & pads.field("byte_length").is_null()
-    return int(parquet.dataset(folder).count_rows(filter=rows))
 
 
 def _check_accounts(summary: dict[str, Any], out: str) -> None:
@@ -358,8 +350,8 @@ def _show(summary: dict[str, Any], out: str) -> None:
     if summary["only_by_name"]:
         console.print(
             f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "
-            "beginning: if decoded images do not fit into memory, training reads the whole archive per "
-            "batch; unpack them, or repack them as .zip or plain .tar"
+            "beginning: scalp train refuses them; unpack the tars, or repack them as .zip or plain .tar, and "
+            "run scalp prepare again"
         )
 
 

@@ -87,6 +87,7 @@ def tune(
     check_identity(out, identity, "OUT")
     if summary := _finished(data, out):
         return summary
+    manifest.check_random_access(data, table)
     drawn = sample_trials(space, recipe, trials, seed, workers)
     recipes = {
         number: with_settings(recipe, settings, f"trial {number}") for number, settings in enumerate(drawn, 1)

@@ -1,56 +1,42 @@
 """Read members of `.zip`, `.tar` and `.tar.gz` archives in place, local or in S3, without extracting them.
 
-A zip and a plain tar are read by range: a member costs only its own bytes. A compressed tar is sequential: it
-is read once if members are requested in its order. Names of members are labels and not used as paths. Links
-and devices are skipped.
+A zip and a plain tar are read by range: a member costs only its own bytes. A compressed tar is sequential:
+reading some of its members reads all of it. Names of members are labels and not used as paths. Links and
+devices are skipped.
 """
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
-import pyarrow as pa
-
 from scalp_core import storage
 from scalp_core.archives import tars
-from scalp_core.archives.base import Archive, Member, Place, Placed, too_many_bytes, unpack
-from scalp_core.archives.byte_ranges import read_ranges
+from scalp_core.archives.base import Member, Place, Placed, too_many_bytes, unpack
+from scalp_core.archives.byte_ranges import ReadAheadFile, read_ranges
+from scalp_core.archives.tars import Tar
 from scalp_core.archives.zips import Zip
 from scalp_core.errors import ImageError
-from scalp_core.storage.errors import ArchiveError
 
 __all__ = [
-    "ArchiveError",
-    "Member",
-    "Place",
-    "Placed",
-    "is_archive",
-    "is_stream",
-    "list_members",
-    "open_zip_in_memory",
-    "read_members",
-    "read_placed",
-    "read_places",
-    "stream_members",
-    "stream_members_of_file",
-    "too_many_bytes",
-]
+    "Member", "Place", "Placed", "is_archive", "is_stream", "list_members", "read_placed", "read_places",
+    "stream_members", "too_many_bytes",
+]  # fmt: skip
 
 ZIP_SUFFIX = ".zip"
-SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz")
+# Recognized, so that each such archive is reported, and refused by its content.
+_REFUSED_SUFFIXES = (".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
-# Archives that a process keeps open for later reads; the last one may have more members than this. An open
-# compressed tar takes 24 MiB.
+# Archives that a process keeps open for later reads; the last one may have more members than this.
 _OPEN_ARCHIVES = 512
 _OPEN_MEMBERS = 500_000
 
 
 def is_archive(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith((*SUFFIXES, *_REFUSED_SUFFIXES))
 
 
 def is_stream(uri: str) -> bool:
@@ -65,7 +51,7 @@ def list_members(uri: str) -> list[Member]:
         UserError: the archive is missing, damaged or hostile, or not an archive.
     """
     with storage.explain_errors(uri):
-        return storage.call_with_retries(uri, _opened, uri).members()
+        return _opened(uri).members()
 
 
 def stream_members(
@@ -85,46 +71,7 @@ def stream_members(
             unavailable server from damage.
     """
     with storage.explain_errors(uri):
-        yield from _entries(tars.stream_entries(uri), max_bytes, wanted)
-
-
-def stream_members_of_file(
-    raw: io.RawIOBase, max_bytes: int, wanted: Callable[[str], bool]
-) -> Iterator[tuple[Member, bytes | ImageError | None]]:
-    """Read all members as `stream_members` does, from a tar that is still being received.
-
-    Args:
-        raw: File of the tar; `tars.stream_file_entries` documents what it must support.
-        max_bytes: Limit per member.
-        wanted: Returns whether to read a member of this name.
-
-    Raises:
-        ArchiveError: the file is not a tar, or cannot be read further.
-    """
-    return _entries(tars.stream_file_entries(raw), max_bytes, wanted)
-
-
-def _entries(
-    entries: Iterator[tars.Entry], max_bytes: int, wanted: Callable[[str], bool]
-) -> Iterator[tuple[Member, bytes | ImageError | None]]:
-    for entry, file in entries:
-        name = tars.entry_name(entry)
-        data = tars.read_entry(entry, file, max_bytes) if wanted(name) else None
-        yield Member(name, entry.size, tars.place_of(entry, file)), data
-
-
-def open_zip_in_memory(data: pa.Buffer, max_members: int) -> Zip:
-    """Open a zip whose bytes are in memory.
-
-    Raises:
-        ArchiveError: the data are not a zip, damaged or hostile, or have more members.
-    """
-    return Zip("archive.zip", data, max_members)
-
-
-def read_members(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """Read the bytes of each member, in order, or an error for it; see `read_placed`."""
-    return (placed.data for placed in read_placed(uri, names, max_bytes))
+        yield from tars.stream_members(ReadAheadFile(uri), max_bytes, wanted)
 
 
 def read_placed(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
@@ -135,7 +82,7 @@ def read_placed(uri: str, names: Sequence[str], max_bytes: int) -> Iterator[Plac
     Raises:
         OSError: the archive cannot be read; `ArchiveError` if it is damaged, hostile or not an archive.
     """
-    yield from storage.call_with_retries(uri, _opened, uri).read(names, max_bytes)
+    yield from _opened(uri).read(names, max_bytes)
 
 
 def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[bytes | ImageError]:
@@ -157,10 +104,10 @@ class _OpenArchives:
     """Cache of the archives that this process read last, by uri and version of the file."""
 
     def __init__(self) -> None:
-        self._archives: OrderedDict[tuple[str, str], Future[Archive]] = OrderedDict()
+        self._archives: OrderedDict[tuple[str, str], Future[Zip | Tar]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, uri: str) -> Archive:
+    def get(self, uri: str) -> Zip | Tar:
         file = next(storage.walk(uri), None)
         if file is None:
             raise FileNotFoundError(f"{uri} is an empty folder")
@@ -175,16 +122,15 @@ class _OpenArchives:
             self._open(key, opened)
         return opened.result()
 
-    def _open(self, key: tuple[str, str], opened: Future[Archive]) -> None:
+    def _open(self, key: tuple[str, str], opened: Future[Zip | Tar]) -> None:
         uri, _ = key
         try:
-            archive: Archive = Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else tars.open_tar(uri)
+            opened.set_result(Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else Tar(uri))
         except BaseException as error:
             with self._lock:
                 self._archives.pop(key, None)
             opened.set_exception(error)
             return
-        opened.set_result(archive)
         with self._lock:
             while len(self._archives) > 1 and self._are_many():
                 self._archives.popitem(last=False)
@@ -197,5 +143,5 @@ class _OpenArchives:
 _open_archives = _OpenArchives()
 
 
-def _opened(uri: str) -> Archive:
-    return _open_archives.get(uri)
+def _opened(uri: str) -> Zip | Tar:
+    return storage.call_with_retries(uri, _open_archives.get, uri)

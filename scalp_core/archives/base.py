@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -51,28 +50,6 @@ class Placed(NamedTuple):
 
     data: bytes | ImageError
     place: Place | None = None
-
-
-class Archive(Protocol):
-    """An archive that is kept open, because opening it reads its table of contents.
-
-    Args:
-        cached_members: Number of members in memory, or that would take as much.
-    """
-
-    cached_members: int
-
-    def members(self) -> list[Member]:
-        """List all members in the order of the archive.
-
-        Raises:
-            ArchiveError: the archive cannot be read to its end.
-        """
-        ...
-
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
-        """Read members by name, in order. Of members that share a name it is the last."""
-        ...
 
 
 class SeenNames:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
 import io
-import lzma
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -34,16 +32,10 @@ _AHEAD = 2
 # label files compress by a factor of ten or twenty.
 MAX_RATIO = 100
 _RATIO_WINDOW = 2**30
-# `xz -9` needs 65 MiB to decompress; a header can request 4 GiB.
-MAX_XZ_BYTES = 2**28
 _PACKED_PIECE = 2**16
 
-_START_OF_PACKED: dict[bytes, Callable[[], Any]] = {
-    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
-    b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ\0": lambda: lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES),
-}
-
+GZIP = b"\x1f\x8b"
+_OTHER_COMPRESSIONS = re.compile(rb"(?P<bzip2>BZh[1-9]1A)|(?P<xz>\xfd7zXZ\0)|(?P<zstd>\x28\xb5\x2f\xfd)")
 
 Range = tuple[int, int]
 """Begin and end of a byte range in a file."""
@@ -197,39 +189,34 @@ class ReadAheadFile(io.RawIOBase):
         super().close()
 
 
-def is_compressed(start: bytes) -> bool:
-    """Whether a file is gzip, bzip2 or xz by its first bytes."""
-    return start.startswith(tuple(_START_OF_PACKED))
-
-
 def open_decompressed(raw: io.RawIOBase) -> io.RawIOBase:
-    """Return a decompressing reader for gzip, bzip2 or xz content, else the file from its beginning.
+    """Return a decompressing reader for gzip content, else the file from its beginning.
 
     Raises:
-        ArchiveError: the file is a zip.
+        ArchiveError: the file is a zip, or compressed by bzip2, xz or zstd.
     """
     start = raw.read(6) or b""
     raw.seek(0)
     if start.startswith(b"PK\3\4"):
         raise ArchiveError("it is a zip by its content; rename it to end in .zip")
-    for magic, begin in _START_OF_PACKED.items():
-        if start.startswith(magic):
-            return DecompressedFile(io.BufferedReader(raw, _PACKED_PIECE), magic, begin)
-    return raw
+    if other := _OTHER_COMPRESSIONS.match(start):
+        raise ArchiveError(
+            f"it is compressed by {other.lastgroup}, which is not read; unpack it, or repack it as .tar or "
+            ".tar.gz"
+        )
+    return DecompressedFile(raw) if start.startswith(GZIP) else raw
 
 
 class DecompressedFile(io.RawIOBase):
-    """Sequential reader of one or several concatenated gzip, bzip2 or xz streams, in bounded memory.
+    """Sequential reader of one or several concatenated gzip streams, in bounded memory.
 
     Raises:
         ArchiveError: the file is damaged, truncated, or a decompression bomb.
     """
 
-    def __init__(self, file: io.BufferedReader, magic: bytes, begin: Callable[[], Any]) -> None:
-        self._file = file
-        self._magic = magic
-        self._begin = begin
-        self._packed = begin()
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._file = io.BufferedReader(raw, _PACKED_PIECE)
+        self._stream = zlib.decompressobj(wbits=31)
         self._input = b""
         self._at = 0
         self._taken = self._given = 0  # bytes, in and out, since the last check of the ratio
@@ -265,33 +252,18 @@ class DecompressedFile(io.RawIOBase):
         return len(data)
 
     def _next(self, size: int) -> bytes:
-        while True:
-            if self._packed.eof and not self._has_another():
-                return b""
-            ended = False
-            if not self._input and getattr(self._packed, "needs_input", True):
-                self._input = self._more()
-                ended = not self._input
-            data = self._unpack(size)
+        while not self._stream.eof or self._has_another():
+            packed = self._input or self._more()
+            try:
+                data = self._stream.decompress(packed, size)
+            except zlib.error as error:
+                raise ArchiveError(f"it is damaged ({error}); fetch it again") from error
+            self._input = self._stream.unconsumed_tail
             if data:
                 return data
-            if ended and not self._packed.eof:
+            if not packed and not self._stream.eof:
                 raise ArchiveError("it is truncated: its compressed data are incomplete; fetch it again")
-
-    def _unpack(self, size: int) -> bytes:
-        try:
-            data = self._packed.decompress(self._input, size)
-        except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-            if "Memory usage limit" in str(error):
-                raise ArchiveError(
-                    f"it needs more than {MAX_XZ_BYTES // 2**20} MiB to unpack; pack it again with "
-                    "xz -9 or less"
-                ) from None
-            raise ArchiveError(f"it is damaged ({error}); fetch it again") from error
-        self._input = getattr(
-            self._packed, "unconsumed_tail", b""
-        )  # of zlib; the others buffer it themselves
-        return data
+        return b""
 
     def _more(self) -> bytes:
         data = self._file.read(_PACKED_PIECE)
@@ -299,16 +271,16 @@ class DecompressedFile(io.RawIOBase):
         return data
 
     def _has_another(self) -> bool:
-        """Whether another compressed stream follows, as `cat` and pigz write them; zeros are padding."""
-        rest = self._packed.unused_data.lstrip(b"\0")
+        """Whether another gzip stream follows, as `cat` and bgzip write them; zeros are padding."""
+        rest = self._stream.unused_data.lstrip(b"\0")
         while not rest and (data := self._more()):
             rest = data.lstrip(b"\0")
         if not rest:
             return False
-        rest += self._more() if len(rest) < len(self._magic) else b""
-        if not rest.startswith(self._magic):
+        rest += self._more() if len(rest) < len(GZIP) else b""
+        if not rest.startswith(GZIP):
             raise ArchiveError("other data follow its compressed data; fetch it again, or pack it again")
-        self._packed, self._input = self._begin(), rest
+        self._stream, self._input = zlib.decompressobj(wbits=31), rest
         return True
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Tar archives, plain or compressed, from untrusted sources.
+"""Tar archives, plain or compressed by gzip, from untrusted sources.
 
 Python's tarfile reads as much as a header requests, takes quadratic time on some pax headers, follows
 negative sizes, and treats a damaged header as the end. Here the size of headers is bounded, and only the end
@@ -10,29 +10,20 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from scalp_core import storage
 from scalp_core.archives.base import (
     MAX_MEMBERS,
     Member,
     Place,
     Placed,
-    SeenNames,
     decode_name,
     no_member,
     too_many_bytes,
     too_many_members,
     unreadable,
 )
-from scalp_core.archives.byte_ranges import (
-    DecompressedFile,
-    ReadAheadFile,
-    is_compressed,
-    open_decompressed,
-    read_ranges,
-)
+from scalp_core.archives.byte_ranges import DecompressedFile, ReadAheadFile, open_decompressed, read_ranges
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
 
@@ -53,38 +44,125 @@ Entry = tuple[tarfile.TarInfo, "_Source"]
 """A header, and the file that holds its bytes from `offset_data` on."""
 
 
-def stream_entries(uri: str) -> Iterator[Entry]:
-    """Yield the regular files of a tar in one pass with read-ahead; read each before requesting the next.
+def stream_members(
+    raw: io.RawIOBase, max_bytes: int, wanted: Callable[[str], bool]
+) -> Iterator[tuple[Member, bytes | ImageError | None]]:
+    """Read all members of a tar in one pass; those that are not wanted without their bytes.
+
+    Args:
+        raw: File of the tar; it may be sequential except for `seek(0)` at byte 6.
+        max_bytes: Limit per member; a larger one is refused without reading it.
+        wanted: Returns whether to read a member of this name.
 
     Raises:
         ArchiveError: the file is not a tar, cannot be read further, or holds more than `MAX_MEMBERS`.
     """
-    return stream_file_entries(ReadAheadFile(uri))
+    for entry, file in _entries(raw):
+        member = _member(entry, file)
+        yield member, _read(entry, file, max_bytes) if wanted(member.name) else None
 
 
-def stream_file_entries(raw: io.RawIOBase) -> Iterator[Entry]:
-    """Yield entries as `stream_entries` does; `raw` may be sequential except for `seek(0)` at byte 6."""
-    for number, entry in enumerate(_entries(open_decompressed(raw))):
-        if number == MAX_MEMBERS:
-            raise too_many_members()
-        yield entry
+class Tar:
+    """Tar: read once for its headers, then by range, or in another pass if it is compressed.
+
+    Members before a damage can be read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._members: list[Member] = []
+        self._damage: ArchiveError | None = None
+        self._places: dict[str, Place | ImageError | None] = {}
+        try:
+            for entry, file in _entries(ReadAheadFile(uri)):
+                member = _member(entry, file)
+                self._members.append(member)
+                self._places[member.name] = _place(entry, file)
+        except ArchiveError as error:
+            self._damage = error
+        self.cached_members = len(self._members)
+
+    def members(self) -> list[Member]:
+        if self._damage:
+            raise self._damage
+        return self._members
+
+    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
+        places = [self._find(name, max_bytes) for name in names]
+        ranges = [(place.offset, place.offset + place.length) for place in places if isinstance(place, Place)]
+        data = read_ranges(self._uri, ranges)
+        in_stream = {name for name, place in zip(names, places, strict=True) if place is None}
+        packed = self._read_packed(in_stream, max_bytes) if in_stream else {}
+        for name, place in zip(names, places, strict=True):
+            if place is None:
+                yield Placed(packed[name])
+            elif isinstance(place, ImageError):
+                yield Placed(place)
+            else:
+                member = next(data)
+                is_whole = len(member) == place.length
+                yield Placed(member, place) if is_whole else Placed(unreadable(_truncated()))
+
+    def _find(self, name: str, max_bytes: int) -> Place | ImageError | None:
+        """Place or error of a member; None in a compressed tar."""
+        if name not in self._places:
+            return unreadable(self._damage) if self._damage else no_member()
+        place = self._places[name]
+        if isinstance(place, Place) and place.length > max_bytes:
+            return too_many_bytes(place.length, max_bytes)
+        return place
+
+    def _read_packed(self, wanted: set[str], max_bytes: int) -> dict[str, bytes | ImageError]:
+        """Read members of a compressed tar in one pass; of those that share a name it is the last."""
+        contents: dict[str, bytes | ImageError] = {}
+        missing = no_member()
+        try:
+            for entry, file in _entries(ReadAheadFile(self._uri)):
+                if (name := _name(entry)) in wanted:
+                    contents[name] = _read(entry, file, max_bytes)
+        except ArchiveError as error:
+            missing = unreadable(error)
+        return {name: contents.get(name, missing) for name in wanted}
 
 
-def place_of(entry: tarfile.TarInfo, file: _Source) -> Place | None:
-    """Place of an entry's bytes; None in a compressed tar, and for a sparse file."""
-    if isinstance(file.raw, DecompressedFile) or entry.issparse():
-        return None
-    return Place(entry.offset_data, entry.size, "stored")
+def _entries(raw: io.RawIOBase) -> Iterator[Entry]:
+    """Yield the named regular files of a tar, without links, devices and folders."""
+    count = 0
+    with _Source(open_decompressed(raw)) as file:
+        archive = _Tar(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
+        while entry := archive.next():
+            if not (entry.isreg() and entry.name):
+                continue
+            if count == MAX_MEMBERS:
+                raise too_many_members()
+            count += 1
+            yield entry, file
+        if file.read(_MAX_PADDING).strip(b"\0"):
+            raise ArchiveError("other data follow its end; if the file holds several tars, separate them")
 
 
-def entry_name(entry: tarfile.TarInfo) -> str:
+def _name(entry: tarfile.TarInfo) -> str:
     return decode_name(entry.name.encode("utf-8", "surrogateescape"))
 
 
-def read_entry(entry: tarfile.TarInfo, file: _Source, max_bytes: int) -> bytes | ImageError:
-    """Read the bytes of the entry that `stream_entries` yielded last, or return its error."""
-    if refusal := _refused(entry, max_bytes):
-        return refusal
+def _member(entry: tarfile.TarInfo, file: _Source) -> Member:
+    place = _place(entry, file)
+    return Member(_name(entry), entry.size, place if isinstance(place, Place) else None)
+
+
+def _place(entry: tarfile.TarInfo, file: _Source) -> Place | ImageError | None:
+    """Place of an entry's bytes; None in a compressed tar; an error for a sparse file."""
+    if entry.issparse():
+        return unreadable("it is a sparse file; pack it without --sparse")
+    return None if isinstance(file.raw, DecompressedFile) else Place(entry.offset_data, entry.size, "stored")
+
+
+def _read(entry: tarfile.TarInfo, file: _Source, max_bytes: int) -> bytes | ImageError:
+    """Read the bytes of the entry that `_entries` yielded last, or return its error."""
+    if isinstance(error := _place(entry, file), ImageError):
+        return error
+    if entry.size > max_bytes:
+        return too_many_bytes(entry.size, max_bytes)
     file.seek(entry.offset_data)
     data = file.read(entry.size)
     if len(data) < entry.size:
@@ -173,23 +251,6 @@ class _Tar(tarfile.TarFile):
         return entry
 
 
-def _entries(raw: io.RawIOBase) -> Iterator[Entry]:
-    """Yield the named regular files of a tar, without links, devices and folders."""
-    with _Source(raw) as file:
-        archive = _Tar(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="surrogateescape")
-        while entry := archive.next():
-            if entry.isreg() and entry.name:
-                yield entry, file
-        if file.read(_MAX_PADDING).strip(b"\0"):
-            raise ArchiveError("other data follow its end; if the file holds several tars, separate them")
-
-
-def _refused(entry: tarfile.TarInfo, max_bytes: int) -> ImageError | None:
-    if entry.issparse():
-        return unreadable("it is a sparse file; pack it without --sparse")
-    return too_many_bytes(entry.size, max_bytes) if entry.size > max_bytes else None
-
-
 def _truncated() -> ArchiveError:
     return ArchiveError("it is truncated: its last member is incomplete; fetch it again")
 
@@ -198,111 +259,3 @@ def _damaged(archive: tarfile.TarFile, error: object) -> ArchiveError:
     if archive.offset == 0:
         return ArchiveError("it is not an archive of its kind or it is damaged; fetch it again")
     return ArchiveError(f"it is damaged after byte {archive.offset:,} ({error}); fetch it again")
-
-
-def open_tar(uri: str) -> PlainTar | CompressedTar:
-    """Open a tar for reading members by name; its first bytes show whether it is compressed."""
-    with storage.open_file(uri) as file:
-        start = storage.call_with_retries(uri, file.read_at, 6, 0)
-    return CompressedTar(uri) if is_compressed(start) else PlainTar(uri)
-
-
-class PlainTar:
-    """Plain tar: read once for its headers, then by range. Members before a damage can be read."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._members: list[Member] = []
-        self._damage: ArchiveError | None = None
-        self._refused: dict[str, ImageError] = {}
-        try:
-            for entry, file in stream_entries(uri):
-                name = entry_name(entry)
-                self._members.append(Member(name, entry.size, place_of(entry, file)))
-                if refusal := _refused(entry, entry.size):
-                    self._refused[name] = refusal
-                else:
-                    self._refused.pop(name, None)
-        except ArchiveError as error:
-            self._damage = error
-        self._places = {member.name: member.place for member in self._members}
-        self.cached_members = len(self._members)
-
-    def members(self) -> list[Member]:
-        if self._damage:
-            raise self._damage
-        return self._members
-
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
-        places = [self._place(name, max_bytes) for name in names]
-        ranges = [(place.offset, place.offset + place.length) for place in places if isinstance(place, Place)]
-        data = read_ranges(self._uri, ranges)
-        for place in places:
-            if isinstance(place, ImageError):
-                yield Placed(place)
-            else:
-                member = next(data)
-                yield (
-                    Placed(member, place) if len(member) == place.length else Placed(unreadable(_truncated()))
-                )
-
-    def _place(self, name: str, max_bytes: int) -> Place | ImageError:
-        if name in self._refused:
-            return self._refused[name]
-        place = self._places.get(name)
-        if place is None:
-            return unreadable(self._damage) if self._damage else no_member()
-        return too_many_bytes(place.length, max_bytes) if place.length > max_bytes else place
-
-
-class CompressedTar:
-    """Compressed tar: reads on from the last member, or from the beginning for an earlier one.
-
-    The first read costs one more pass, which finds names that several members share.
-    """
-
-    cached_members = 30_000  # its read-ahead takes the memory of so many members
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._position: Iterator[tuple[int, Entry]] = iter(())
-        self._shadowed: frozenset[int] | None = None
-        self._damage: ArchiveError | None = None
-        self._lock = threading.Lock()
-
-    def members(self) -> list[Member]:
-        return [Member(entry_name(entry), entry.size) for entry, _ in stream_entries(self._uri)]
-
-    def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
-        with self._lock:
-            if self._shadowed is None:
-                self._shadowed = self._find_shadowed()
-            contents = self._find(set(names), max_bytes)
-            missing = unreadable(self._damage) if self._damage else no_member()
-        for name in names:
-            yield Placed(contents.get(name, missing))
-
-    def _find_shadowed(self) -> frozenset[int]:
-        """Numbers of the entries whose name a later entry has."""
-        seen = SeenNames()
-        try:
-            for entry, _ in stream_entries(self._uri):
-                seen.add(entry_name(entry))
-        except ArchiveError as error:  # earlier members can be read
-            self._damage = error
-        return frozenset(seen.shadowed().tolist())
-
-    def _find(self, wanted: set[str], max_bytes: int) -> dict[str, bytes | ImageError]:
-        contents: dict[str, bytes | ImageError] = {}
-        for from_beginning in (False, True):
-            if from_beginning:
-                self._position = enumerate(stream_entries(self._uri))
-            try:
-                for number, (entry, file) in self._position:
-                    if (name := entry_name(entry)) in wanted and number not in (self._shadowed or ()):
-                        contents[name] = read_entry(entry, file, max_bytes)
-                        if len(contents) == len(wanted):
-                            return contents
-            except ArchiveError as error:
-                self._damage = error
-        return contents

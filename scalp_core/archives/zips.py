@@ -24,7 +24,7 @@ from scalp_core.archives.base import (
     too_many_members,
     unreadable,
 )
-from scalp_core.archives.byte_ranges import Range, RangedFile, is_compressed, read_ranges
+from scalp_core.archives.byte_ranges import GZIP, Range, RangedFile, read_ranges
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
 
@@ -179,6 +179,6 @@ def _not_a_zip(file: io.BufferedReader) -> ArchiveError:
         return ArchiveError(
             "its table of contents is missing or damaged, so it is probably truncated; fetch it again"
         )
-    if is_compressed(start) or start[257:262] == b"ustar":
-        return ArchiveError("its content is a tar or another compressed file; rename it to .tar or .tar.gz")
+    if start.startswith(GZIP) or start[257:262] == b"ustar":
+        return ArchiveError("its content is a tar or gzip file; rename it to .tar or .tar.gz")
     return ArchiveError("it is not an archive of its kind or it is damaged; fetch it again")

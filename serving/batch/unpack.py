@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from scalp_core import archives
-from scalp_core.archives import ArchiveError
+from scalp_core.archives import tars
+from scalp_core.archives.zips import Zip
 from scalp_core.datasets import locations
 from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.storage.errors import ArchiveError
 from serving.http.problems import Refusal
 
 NamedImage = tuple[str, "bytes | ImageError"]
@@ -131,7 +133,7 @@ async def _read_on_demand(
 
 
 def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
-    archive = archives.open_zip_in_memory(pa.py_buffer(held), limits.members)
+    archive = Zip("archive.zip", pa.py_buffer(held), limits.members)
     # Of members with the same name only the last can be read.
     names = list(dict.fromkeys(member.name for member in archive.members() if _is_listed(member.name)))
     if len(names) > limits.images:
@@ -144,9 +146,8 @@ def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
 
 def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
     images = 0
-    for number, (member, data) in enumerate(
-        archives.stream_members_of_file(pipe, MAX_BYTES, wanted=locations.is_image_name), start=1
-    ):
+    members = tars.stream_members(pipe, MAX_BYTES, locations.is_image_name)
+    for number, (member, data) in enumerate(members, start=1):
         if number > limits.members:
             raise ArchiveError(f"it holds more than {limits.members:,} members; divide it")
         if not _is_listed(member.name):

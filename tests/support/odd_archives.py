@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
-import lzma
 import struct
 import tarfile
 import zipfile
@@ -135,12 +133,7 @@ def pax_record(key: bytes, value: bytes) -> bytes:
 
 
 END = bytes(1024)
-PACKERS = {
-    ".tar": bytes,
-    ".tar.gz": gzip.compress,
-    ".tar.bz2": bz2.compress,
-    ".tar.xz": lzma.compress,
-}
+PACKERS = {".tar": bytes, ".tar.gz": gzip.compress}
 
 
 def mutated(data: bytes, chance: Random) -> bytes:

@@ -10,6 +10,8 @@ import pytest
 from jobs.common.executor import InProcessExecutor
 from jobs.data import prepare as module
 from jobs.data.tasks import ExamineShard
+from jobs.train.driver import RECIPES, train
+from jobs.tune.driver import tune
 from scalp_core import storage
 from scalp_core.archives.base import Placed
 from scalp_core.curation import queries
@@ -17,6 +19,7 @@ from scalp_core.curation.audit import Options
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, SourceError, UserError
+from scalp_core.models.recipe import load_recipe
 from scalp_core.storage import outputs, parquet
 from tests.support.preparing import picture
 
@@ -147,13 +150,19 @@ def test_groups_of_an_unfinished_run_are_made_again(source, tmp_path, monkeypatc
     assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
 
 
-def test_the_cost_of_training_from_a_compressed_tar_is_printed(source, tmp_path, capsys):
+def test_training_refuses_images_in_compressed_tars_and_prepare_says_so(source, tmp_path, capsys):
     for pack, folder in ((bytes, "plain"), (gzip.compress, "packed")):
         (tmp_path / folder).mkdir()
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             archive.add(source, "set")
         storage.write(f"{tmp_path}/{folder}/a.tar", pack((tmp_path / "a.tar").read_bytes()))
-        summary = prepare(str(tmp_path / folder), f"{tmp_path}/{folder}-out", OPTIONS)
+        out = f"{tmp_path}/{folder}-out"
+        summary = prepare(str(tmp_path / folder), out, OPTIONS)
         is_printed = "24 images are in compressed tars" in " ".join(capsys.readouterr().out.split())
         assert is_printed == (folder == "packed")
         assert summary["only_by_name"] == (24 if folder == "packed" else 0)
+    recipe = load_recipe("smoke", RECIPES, [])
+    for verb in (train, partial(tune, space={}, trials=1)):
+        with pytest.raises(UserError, match="24 images of .*packed-out are in compressed tars"):
+            verb(out, str(tmp_path / "run"), recipe)
+    manifest.check_random_access(out, manifest.read_manifest(f"{tmp_path}/plain-out"))

@@ -79,7 +79,6 @@ SOURCES = {
     "tar": put_tar,
     "tar.gz": lambda root: put_tar(root, ".tar.gz", "w:gz"),
     "tgz": lambda root: put_tar(root, ".tgz", "w:gz"),
-    "tar.xz": lambda root: put_tar(root, ".tar.xz", "w:xz"),
     "folder of archives": lambda root: put_tar(root, ".tar.gz", "w:gz").parent,
 }
 
