@@ -76,6 +76,8 @@ def setup(way: Way, device: Hardware, folder: str, files: list[bytes]) -> None:
     elif way.precision == "int8" and "int8" not in bundle.spec.graphs:
         xml, weights = (Path(folder, name).read_bytes() for name in GRAPH_FILES["int8"])
         forward = _bare_forward(OpenVinoRuntime(Graph(xml, weights), "int8"))
+    elif way.runtime == "torch-compile":
+        forward = _compiled_forward(bundle, device, way)
     else:
         predictor = Predictor(bundle, device, way.precision, runtime=way.runtime)
         forward = _bare_forward(predictor.forward)
@@ -125,6 +127,18 @@ def _bare_forward(runtime: Any) -> Forward:
         return runtime.logits
     (request,) = runtime.requests
     return lambda images: request.infer([images], share_inputs=True)[0]
+
+
+def _compiled_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
+    """Forward pass compiled by Inductor, also on CPUs, where `Predictor` refuses it because it is slower."""
+    from scalp_core.inference.torch_runtime import TorchRuntime
+
+    precision: Literal["bf16", "fp32"] = "bf16" if way.precision == "bf16" else "fp32"
+    spec = bundle.spec
+    runtime = TorchRuntime(
+        spec.architecture, bundle.state, spec.preprocess, device, precision, compiled=True, head=spec.head
+    )
+    return runtime.logits
 
 
 def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:

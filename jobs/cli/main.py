@@ -311,28 +311,6 @@ def quantize(
     verb(bundle, data, max_drop=max_drop)
 
 
-@app.command(epilog="Example: scalp export runs/first images/ exported/")
-def export(
-    bundle: BundleArg,
-    images: Annotated[
-        str,
-        typer.Argument(
-            help="images for the comparison with the bundle: folder, prefix or archive, local or s3://"
-        ),
-    ],
-    out: OutArg,
-    precision: Annotated[
-        Literal["float", "int8"],
-        typer.Option(help="float runs in bf16 or fp32; int8 needs `scalp quantize` first"),
-    ] = "float",
-    format_: Annotated[Literal["openvino"], typer.Option("--format", help="file format")] = "openvino",
-) -> None:
-    """Export the model for other programs, and compare its answers with the bundle's on your images."""
-    from jobs.models.export import export as verb
-
-    verb(bundle, images, out, precision, format_)
-
-
 app.command(
     epilog="Examples:\n\nscalp grade runs/first monday.zip s3://clinic/2024/ graded/\n\n"
     "scalp grade models://scalp cases.csv s3://clinic/graded/ --models 2:16"
@@ -345,6 +323,12 @@ app.command(
 # Spellings of earlier versions.
 app.command("quantise", hidden=True)(quantize)
 app.command("pseudonymise", hidden=True)(pseudonymize)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
+def export(arguments: list[str]) -> None:
+    """Name the command that replaces `scalp export`."""
+    raise UserError(f"scalp export {' '.join(arguments)}: use scalp models pull MODEL OUT, without images")
 
 
 @app.command(epilog="Example: scalp explain runs/first s3://clinic/2024/ explained/ --grade 3 --limit 20")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.common.options import DeviceOption, MaxDropOption
+from jobs.common.options import BundleArg, DeviceOption, MaxDropOption, OutArg
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
@@ -91,3 +91,14 @@ def models_rollback(
     from jobs.models.driver import rollback as verb
 
     verb(name, why, registry)
+
+
+@models.command("pull", epilog="Example: scalp models pull models://scalp@2 s3://clinic/scalp-2")
+def models_pull(model: BundleArg, out: OutArg, registry: RegistryOption = None) -> None:
+    """Copy a bundle to another place, verified by its hashes, for example for other programs.
+
+    model.xml and model.bin run in OpenVINO; bundle.json holds size, resize, temperature and grade names.
+    """
+    from jobs.models.driver import pull as verb
+
+    verb(model, out, registry)

@@ -42,7 +42,8 @@ LocalOption = Annotated[
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],
     typer.Option(
-        help="inference engine; auto selects openvino on CPUs, torch on GPUs, torch-compile for long runs"
+        help="inference engine; auto selects openvino on CPUs, and on GPUs torch, or torch-compile for long "
+        "runs"
     ),
 ]
 SetOption = Annotated[

@@ -1,1 +1,1 @@
-"""`scalp models`, `scalp quantize` and `scalp export`."""
+"""`scalp models` and `scalp quantize`."""

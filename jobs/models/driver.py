@@ -1,4 +1,4 @@
-"""`scalp models`: list, add, promote and roll back versions in the model registry."""
+"""`scalp models`: list, add, promote, roll back and pull versions of the model registry."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from rich.table import Table
 
 from jobs.common.console import console, show
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec
-from scalp_core.bundles.registry import SCHEME, Evidence, Promotion, Registry, open_registry
+from scalp_core.bundles.bundle import SPEC_FILE, BundleSpec, open_bundle, read_spec
+from scalp_core.bundles.registry import (
+    SCHEME,
+    Evidence,
+    Promotion,
+    Registry,
+    copy_bundle,
+    open_registry,
+    resolve,
+)
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import MAX_DROP
+from scalp_core.storage import lease, outputs
 
 if TYPE_CHECKING:
     from scalp_core.inference.predictor import Device  # imports OpenVINO
+
+PULL = "models pull"
 
 
 def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
@@ -152,6 +163,32 @@ def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion
     entry = store.rollback(name, why)
     _show(_rows(store, name, entry.version), store.root)
     return entry
+
+
+def pull(model: str, out: str, registry: str | None = None) -> None:
+    """Copy a bundle to another place, verified by its hashes; the same again changes nothing.
+
+    Args:
+        model: Bundle, local or `s3://`, or `models://NAME[@VERSION]`.
+        out: Directory for the copy, local or `s3://`.
+        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
+
+    Raises:
+        UserError: A file of the bundle is missing or damaged, or `out` holds other files or another bundle,
+            overlaps with the bundle, or is in use.
+    """
+    out = storage.absolute(out)
+    outputs.check_output(out, PULL, [] if model.startswith(SCHEME) else [model])
+    bundle = open_bundle(resolve(model, registry))
+    with outputs.open_output(out, PULL, [str(bundle.uri)]) as output:
+        is_whole = storage.exists(storage.join(out, SPEC_FILE))
+        if is_whole and read_spec(out).fingerprint != bundle.spec.fingerprint:
+            raise UserError(f"OUT {out} holds another bundle; choose a new or an empty directory")
+        if not is_whole:
+            with console.status(f"copying {bundle.uri}"):
+                copy_bundle(bundle, out)
+    lease.remove(output.guard)  # it names this machine, and a bundle is handed on
+    show("models pull", {"model": bundle.spec.model_version, "from": bundle.uri, "folder": out})
 
 
 def _rows(store: Registry, name: str, only: int | None = None) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ from scalp_core.bundles.bundle import (
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.storage.listing import TEMPORARY
+from scalp_core.storage.outputs import MARKER_FILE
 
 ENVIRONMENT = "SCALP_MODELS"
 SCHEME = "models://"
@@ -181,7 +182,7 @@ class Registry:
         version = self._claim(name, bundle)
         uri = self.uri(name, version)
         is_whole = storage.exists(storage.join(uri, SPEC_FILE))
-        return version, not is_whole and _copy(bundle, uri)
+        return version, not is_whole and copy_bundle(bundle, uri)
 
     def promote(
         self,
@@ -329,15 +330,19 @@ def open_registry(root: str | None = None) -> Registry:
     return Registry(storage.absolute(location))
 
 
-def resolve(uri: str) -> str:
+def resolve(uri: str, root: str | None = None) -> str:
     """Resolve `models://…` to the URI of a bundle; return any other URI unchanged.
+
+    Args:
+        uri: Bundle, or its name in the registry.
+        root: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
 
     Raises:
         UserError: As in `open_registry` and `Registry.find`.
     """
     if not uri.startswith(SCHEME):
         return uri
-    registry = open_registry()
+    registry = open_registry(root)
     return registry.uri(*registry.find(uri))
 
 
@@ -354,14 +359,17 @@ def refuse_change(bundle: Bundle) -> None:
         )
 
 
-def _copy(bundle: Bundle, to: str) -> bool:
-    """Copy all files of a bundle, one at a time in memory; the last one makes the version visible.
+def copy_bundle(bundle: Bundle, to: str) -> bool:
+    """Copy all files of a bundle, verified and one at a time in memory; the last one makes the copy visible.
 
     Returns:
         Whether this call made it visible, and not a concurrent one for the same bundle.
+
+    Raises:
+        UserError: A file is missing, damaged or changed.
     """
     uri, hashes = str(bundle.uri), bundle.spec.file_hashes
-    others = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE}
+    others = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE, MARKER_FILE}
     for name in sorted(hashes.keys() | others):
         if name in hashes:
             storage.write(storage.join(to, name), read_file(uri, name, hashes[name]))

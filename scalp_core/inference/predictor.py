@@ -107,11 +107,16 @@ def resolve_runtime(runtime: Runtime, device: Hardware, images: float = 0) -> Re
         runtime: Requested runtime.
         device: Device of the model.
         images: Images that one model will grade; 0 if start-up time matters more, as in an endpoint.
+
+    Raises:
+        UserError: `torch-compile` is requested for a CPU.
     """
+    if runtime == "torch-compile" and device == "cpu":
+        raise UserError("--runtime torch-compile runs on GPUs; use --device cuda, or --runtime auto")
     if runtime != "auto":
         return runtime
     if device == "cpu":
-        return "openvino"  # faster than Inductor, and without compile time
+        return "openvino"
     return "torch-compile" if images >= COMPILE_FROM else "torch"
 
 

@@ -36,7 +36,7 @@ class TorchRuntime:
         spec: Preprocessing of the bundle.
         device: `cpu` or `cuda`.
         precision: Precision of the forward pass.
-        compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long runs.
+        compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long GPU runs.
         threads: CPU threads; None: PyTorch's default. PyTorch stores the setting per thread, so it is set on
             the thread that computes.
         head: Head of the model, as in the bundle.
@@ -62,7 +62,6 @@ class TorchRuntime:
         self._threads = threads
         folded = to_channels_last(_fold(model, self._dtype).to(self._device))
         self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
-        self._pads = compiled or device == "cuda"
         self._lock = threading.Lock()
         self._graphs: _CudaGraphs | None = None
         if device == "cuda":
@@ -72,7 +71,7 @@ class TorchRuntime:
 
     def warm_up(self, batch_size: int, size: int) -> None:
         """Compile or capture each shape to which batches up to `batch_size` are padded."""
-        for bucket in _BUCKETS if self._pads else (batch_size,):
+        for bucket in _BUCKETS if self._graphs else (batch_size,):
             # Batches above the largest bucket that fits are cut into chunks of it.
             self.logits(np.zeros((bucket, size, size, 3), np.uint8))
             if bucket >= batch_size:
@@ -86,11 +85,8 @@ class TorchRuntime:
                 torch.set_num_threads(self._threads)
             if self._graphs:
                 return self._graphs.run(images)
-            return np.concatenate([self._run_on_cpu(chunk) for chunk in _chunks(images, _BUCKETS[-1])])
-
-    def _run_on_cpu(self, images: np.ndarray) -> np.ndarray:
-        padded = _pad(images, _bucket(len(images))) if self._pads else np.ascontiguousarray(images)
-        return self._forward(torch.from_numpy(padded)).numpy()[: len(images)]
+            chunks = _chunks(np.ascontiguousarray(images), _BUCKETS[-1])
+            return np.concatenate([self._forward(torch.from_numpy(chunk)).numpy() for chunk in chunks])
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         return self._model(normalize(images, self._spec).to(self._dtype)).float()
@@ -220,9 +216,3 @@ def _chunks(images: np.ndarray, most: int) -> list[np.ndarray]:
 
 def _bucket(count: int) -> int:
     return next(bucket for bucket in _BUCKETS if bucket >= count)
-
-
-def _pad(images: np.ndarray, count: int) -> np.ndarray:
-    padded = np.zeros((count, *images.shape[1:]), np.uint8)
-    padded[: len(images)] = images
-    return padded

@@ -49,7 +49,7 @@ def test_help_explains_every_verb():
     result = scalp("--help")
     assert result.returncode == 0
     verbs = (
-        "synth prepare pseudonymize train tune evaluate quantize export grade results explain serve models "
+        "synth prepare pseudonymize train tune evaluate quantize grade results explain serve models "
         "bench demo"
     )
     for verb in verbs.split():

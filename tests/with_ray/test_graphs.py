@@ -1,22 +1,18 @@
-"""int8 and exports of a trained bundle: made, measured, used, refused."""
+"""int8 of a trained bundle: made, measured, used, refused."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import openvino
 import pytest
 import ray
-from PIL import Image
 
 from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, grade
 from jobs.models import quantize as quantize_module
-from jobs.models.export import export
 from jobs.models.quantize import quantize
 from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, Bundle
 from scalp_core.bundles.loading import load_bundle
@@ -124,32 +120,6 @@ def test_a_graph_without_a_comparison_that_it_passed_is_not_run(quantized, chang
 def test_other_data_proves_nothing(quantized, bundle, pipeline):
     with pytest.raises(UserError, match="is not the data"):
         quantize(str(bundle), str(pipeline.data))
-
-
-def test_what_is_exported_answers_alone_as_the_bundle_does(pipeline, photographs, tmp_path):
-    summary = export(str(pipeline.run), str(photographs), str(tmp_path))
-    assert (summary["photographs"], summary["grade_agreement"]) == (40, 1.0)
-    assert summary["max_logit_difference"] < 1e-4
-    contract = json.loads((tmp_path / "contract.json").read_text())
-    loaded = load_bundle(str(pipeline.run))
-    data = (photographs / "0.jpg").read_bytes()
-    # As a program would that has OpenVINO, Pillow and the contract, and nothing of ours.
-    size = contract["preprocess"]["size"]
-    pixels = np.asarray(Image.open(io.BytesIO(data)).resize((size, size), Image.Resampling.BILINEAR))
-    model = openvino.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    logits = model([pixels[None]])[0][0] / contract["temperature"]
-    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    (expected,) = Predictor(loaded, "cpu", "fp32").grade(decode(data, loaded.spec.preprocess).pixels[None])
-    assert probabilities == pytest.approx(expected.probabilities, abs=0.05)  # Pillow decoded all pixels
-    assert contract["grade_names"][int(np.argmax(probabilities))] == expected.grade_name
-
-
-def test_an_export_needs_photographs_to_be_checked_on(pipeline, tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a.jpg").write_bytes(b"no photograph")
-    with pytest.raises(UserError, match="give images for the comparison"):
-        export(str(pipeline.run), str(source), str(tmp_path / "out"))
 
 
 def test_a_changed_graph_is_refused(pipeline, tmp_path):

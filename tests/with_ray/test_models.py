@@ -13,7 +13,6 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
-from tests.support.images import jpeg
 from tests.with_ray.test_cli import assert_one_line, scalp
 
 
@@ -54,10 +53,9 @@ def test_models_are_added_promoted_rolled_back_and_used_by_name(bundle, second, 
     assert [" by " in row for row in rows] == [False, True]
     assert ["SYNTHETIC" in row for row in rows] == [False, True]
 
-    storage.write(str(tmp_path / "photographs" / "a.jpg"), jpeg())
-    out = tmp_path / "exported"
-    printed("export", "models://scalp", tmp_path / "photographs", out, **named)
-    assert json.loads((out / "summary.json").read_text())["model_version"].startswith("second-")
+    out = tmp_path / "pulled"
+    printed("models", "pull", "models://scalp", out, **named)
+    assert load_bundle(str(out)).fetch("weights").spec.name == "second"
 
     assert "scalp@1" in printed("models", "rollback", "scalp", **named)
     result = scalp("models", "rollback", "scalp", **named)

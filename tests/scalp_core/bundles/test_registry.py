@@ -217,7 +217,7 @@ def test_processes_adding_one_bundle_share_a_version(store, run):
 
 
 def test_an_add_overtaken_by_another_of_the_same_bundle_changes_nothing(store, run, monkeypatch):
-    source, copy, others = run(1), registry._copy, []
+    source, copy, others = run(1), registry.copy_bundle, []
 
     def overtaken(bundle, to):
         if not others:
@@ -226,7 +226,7 @@ def test_an_add_overtaken_by_another_of_the_same_bundle_changes_nothing(store, r
             storage.write(storage.join(source, "bundle", CARD_FILE), b"written since")
         return copy(bundle, to)
 
-    monkeypatch.setattr(registry, "_copy", overtaken)
+    monkeypatch.setattr(registry, "copy_bundle", overtaken)
     assert store.add(source, "scalp") == (1, False)
     assert others == [(1, True)]
     assert storage.read(storage.join(store.uri("scalp", 1), CARD_FILE)) == b"card"
