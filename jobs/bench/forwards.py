@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
@@ -10,18 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from joblib import cpu_count
 
 from jobs.bench import decoders
 from jobs.bench.measure import repeat
 from scalp_core.bundles.bundle import GRAPH_FILES, Bundle, Graph
 from scalp_core.bundles.loading import load_bundle
+from scalp_core.images import statistics
 from scalp_core.images.preprocess import decode
+from scalp_core.inference.decision import Grading, make_gradings
 from scalp_core.inference.openvino_runtime import OpenVinoRuntime
 from scalp_core.inference.predictor import Hardware, Predictor, ResolvedRuntime
 
 Forward = Callable[[np.ndarray], np.ndarray]
 
 _PLAIN_BATCH = 16
+_BATCH_SIZES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
 
 # Repetitions of the images per bulk measurement: an archive is longer than the sample.
 PASSES = 3
@@ -104,7 +109,7 @@ def bulk(seconds: float) -> list[float]:
     predictor = _here.predictor
     if predictor is None:
         return repeat(_plain_loop, seconds)
-    return repeat(lambda: list(predictor.grade_bytes(_here.files * PASSES)), seconds)
+    return repeat(lambda: grade_files(predictor, _here.files * PASSES), seconds)
 
 
 def single(seconds: float) -> list[float]:
@@ -113,6 +118,23 @@ def single(seconds: float) -> list[float]:
     predictor, files = _here.predictor, cycle(_here.files)
     spec = predictor.spec.preprocess
     return repeat(lambda: predictor.grade(decode(next(files), spec).pixels[None]), seconds)
+
+
+def grade_files(predictor: Predictor, files: list[bytes]) -> list[Grading]:
+    """Grade image files; threads decode the next ones during the forward pass, as in `scalp grade`."""
+
+    def load(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        pixels = decode(data, predictor.spec.preprocess).pixels
+        return pixels, statistics.measure(pixels)
+
+    answers, size = [], _BATCH_SIZES[predictor.device]
+    with ThreadPoolExecutor(cpu_count(), "decode") as pool:
+        ahead = pool.map(load, files[:size])
+        for start in range(size, len(files) + size, size):
+            batch, ahead = list(ahead), pool.map(load, files[start : start + size])
+            images, measured = (np.stack(values) for values in zip(*batch, strict=True))
+            answers += make_gradings(predictor.logits(images), measured, predictor.spec)
+    return answers
 
 
 def _plain_loop() -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from importlib import metadata
-from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
-from joblib import cpu_count
 
 from scalp_core.bundles.bundle import Bundle, Part
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import UserError
 from scalp_core.images import statistics as image_statistics
-from scalp_core.images.preprocess import decode
 from scalp_core.inference import openvino_runtime
 from scalp_core.inference.decision import Grading, make_gradings
 
@@ -32,18 +27,11 @@ ResolvedRuntime = Literal["openvino", "torch", "torch-compile"]
 # (timm's published rates of this model on an RTX 4090: 2,268 and 3,196 images/s).
 COMPILE_FROM = 300_000
 
-# Images per batch, and batches decoded ahead.
-_BATCH_SIZES: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
-_BATCHES_AHEAD = 2
-
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver API; bf16 needs Ampere or later.
 _MAJOR_ATTRIBUTE, _BF16_CAPABILITY = 75, 8
 
 # Packages that decode and resize images.
 _DECODERS = ("simplejpeg", "cykooz-resizer", "pillow")
-
-_Measured = tuple[np.ndarray, np.ndarray]
-"""Pixels of an image and their statistics, both computed by the decoding threads."""
 
 
 class _Forward(Protocol):
@@ -255,45 +243,3 @@ class Predictor:
     def grade(self, images: np.ndarray) -> list[Grading]:
         """Grade images, uint8 (N, size, size, 3); one answer per image, in order."""
         return make_gradings(self.logits(images), image_statistics.measure_all(images), self.spec)
-
-    def grade_bytes(
-        self, files: Iterable[bytes], decode_threads: int | None = None
-    ) -> Iterator[Grading | ImageError]:
-        """Grade files, and decode the next ones in parallel; one answer per file, in order.
-
-        Args:
-            files: File contents, consumed lazily, so that an archive need not fit into memory.
-            decode_threads: Threads for decoding; None: one per core.
-
-        Yields:
-            The grading, or the reason why the file cannot be graded.
-        """
-        threads = decode_threads or cpu_count()
-        batch_size = _BATCH_SIZES[self.device]
-        with ThreadPoolExecutor(threads, "decode") as pool:
-            remaining = iter(files)
-            queue = deque(self._start_decoding(pool, remaining, batch_size) for _ in range(_BATCHES_AHEAD))
-            while running := queue.popleft():
-                decoded = [future.result() for future in running]
-                queue.append(self._start_decoding(pool, remaining, batch_size))
-                yield from self._grade_decoded(decoded)
-
-    def _start_decoding(
-        self, pool: ThreadPoolExecutor, files: Iterator[bytes], count: int
-    ) -> list[Future[_Measured | ImageError]]:
-        return [pool.submit(self._decode, data) for data in islice(files, count)]
-
-    def _decode(self, data: bytes) -> _Measured | ImageError:
-        try:
-            pixels = decode(data, self.spec.preprocess).pixels
-        except ImageError as error:
-            return error
-        return pixels, image_statistics.measure(pixels)
-
-    def _grade_decoded(self, decoded: list[_Measured | ImageError]) -> Iterator[Grading | ImageError]:
-        graded: Iterator[Grading] = iter([])
-        if good := [result for result in decoded if not isinstance(result, ImageError)]:
-            images, statistics = (np.stack(values) for values in zip(*good, strict=True))
-            graded = iter(make_gradings(self.logits(images), statistics, self.spec))
-        for result in decoded:
-            yield result if isinstance(result, ImageError) else next(graded)

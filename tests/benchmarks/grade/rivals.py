@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from jobs.bench.decoders import plain as decoded_by_pillow
-from jobs.bench.forwards import Forward, Way, plain_forward
+from jobs.bench.forwards import Forward, Way, grade_files, plain_forward
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.inference import calibration
 from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
@@ -93,7 +93,7 @@ def engine(arguments: Arguments) -> None:
     predictor = _predictor(arguments)
     files = [path.read_bytes() for path in sorted(Path(arguments.source).rglob("*.jpg"))]
     mark(arguments, 0)
-    list(predictor.grade_bytes(files))
+    grade_files(predictor, files)
     mark(arguments, len(files))
 
 

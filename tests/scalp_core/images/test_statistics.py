@@ -221,18 +221,6 @@ def test_a_black_photograph_is_referred_and_a_scalp_of_an_unseen_microscope_is_n
     assert set(black.refer_reasons) <= set(REASONS)
 
 
-def test_files_are_judged_like_pictures(gated, files):
-    data = [files["unseen"][0], b"", files["black"][0], files["text"][0]]
-    predictor = Predictor(gated, "cpu", "fp32")
-    answers = list(predictor.grade_bytes(data))
-    for index in (0, 2, 3):
-        (alone,) = predictor.grade(decode(data[index], gated.spec.preprocess).pixels[None])
-        assert (answers[index].unlikeness, answers[index].refer_reasons) == (
-            alone.unlikeness,
-            alone.refer_reasons,
-        )
-
-
 def test_a_sure_grade_of_something_else_is_referred_all_the_same(gated):
     sure = np.array([[0, 20, 0, 0]], np.float32)
     (answer,) = make_gradings(

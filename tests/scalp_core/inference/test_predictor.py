@@ -10,7 +10,7 @@ import torch
 
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import make_gradings
@@ -101,33 +101,6 @@ def test_a_batch_of_any_size_is_answered_in_order(loaded, images):
     many = np.concatenate([images] * 4)[:37]
     expected = np.concatenate([predictor.logits(image[None]) for image in many])
     np.testing.assert_allclose(predictor.logits(many), expected, atol=1e-5)
-
-
-def test_files_are_graded_in_order_with_reasons_for_bad_ones(loaded):
-    files = [jpeg(seed % 9) for seed in range(90)]  # three pieces
-    files[4], files[40], files[89] = b"", b"no photograph", jpeg(1)[:3000]
-    predictor = Predictor(loaded, "cpu", "fp32")
-    answers = list(predictor.grade_bytes(iter(files)))
-    assert len(answers) == 90
-    bad = {index: answer.code for index, answer in enumerate(answers) if isinstance(answer, ImageError)}
-    assert bad == {4: "empty", 40: "not_an_image", 89: "truncated"}
-    alone = [predictor.grade(decode(data, loaded.spec.preprocess).pixels[None])[0] for data in files[:4]]
-    for index in (0, 1, 2, 3, 9, 10, 27, 72):
-        assert answers[index].probabilities == pytest.approx(alone[index % 9].probabilities, abs=1e-5)
-    assert list(predictor.grade_bytes([])) == []
-    assert [answer.code for answer in predictor.grade_bytes([b""])] == ["empty"]
-
-
-def test_files_are_consumed_lazily(loaded):
-    taken = []
-
-    def archive():
-        for number in range(400):
-            taken.append(number)
-            yield jpeg(0)
-
-    next(Predictor(loaded, "cpu", "fp32").grade_bytes(archive()))
-    assert len(taken) < 200
 
 
 def test_threads_may_share_a_predictor(loaded, images):
