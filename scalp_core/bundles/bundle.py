@@ -219,7 +219,7 @@ class Bundle:
     Args:
         spec: Contract of the bundle.
         uri: Directory of the bundle; None if `files` holds every file that will be used.
-        files: File contents by name.
+        files: Contents of files by name; files that are read are added.
     """
 
     def __init__(
@@ -227,12 +227,7 @@ class Bundle:
     ) -> None:
         self.spec = spec
         self.uri = uri
-        self._files = dict(files or {})
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Contents of the files given or read so far, by name."""
-        return dict(self._files)
+        self.files = dict(files or {})
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
@@ -240,24 +235,19 @@ class Bundle:
         return load_weights(self._read(WEIGHTS_FILE, self.spec.weights_sha256))
 
     def graph(self, kind: GraphKind) -> Graph:
-        """Read the stored OpenVINO graph.
+        """Read the stored OpenVINO graph; older bundles have no float graph (`openvino_runtime.load_graph`).
 
         Raises:
-            UserError: The bundle has no int8 graph that passed its comparison, or it is older than graphs
-                (see `openvino_runtime.load_graph`).
+            UserError: The bundle has no int8 graph that passed its comparison.
         """
-        if self.spec.offers(kind):
-            record = self.spec.graphs[kind]
-            xml, weights = GRAPH_FILES[kind]
-            return Graph(self._read(xml, record.xml_sha256), self._read(weights, record.weights_sha256))
-        if kind == "float":
+        if kind == "int8" and not self.spec.offers("int8"):
             raise UserError(
-                f"the bundle {self.spec.name} has no float graph; save it again with this version"
+                f"--precision int8: the bundle {self.spec.name} has no int8 graph; make and measure it with "
+                "scalp quantize BUNDLE DATA, or use --precision auto"
             )
-        raise UserError(
-            f"--precision int8: the bundle {self.spec.name} has no int8 graph; make and measure it with "
-            "scalp quantize BUNDLE DATA, or use --precision auto"
-        )
+        record = self.spec.graphs[kind]
+        xml, weights = GRAPH_FILES[kind]
+        return Graph(self._read(xml, record.xml_sha256), self._read(weights, record.weights_sha256))
 
     def fetch(self, part: Part) -> Bundle:
         """Read and verify the files that a runtime needs, and return the bundle.
@@ -272,11 +262,11 @@ class Bundle:
         return self
 
     def _read(self, name: str, expected: str) -> bytes:
-        if name not in self._files:
+        if name not in self.files:
             if self.uri is None:
                 raise RuntimeError(f"{name} was not fetched")
-            self._files[name] = read_file(self.uri, name, expected)
-        return self._files[name]
+            self.files[name] = read_file(self.uri, name, expected)
+        return self.files[name]
 
 
 def serialize_weights(state: dict[str, torch.Tensor]) -> bytes:

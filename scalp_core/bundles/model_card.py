@@ -19,13 +19,7 @@ microscope: {grades}.
 unlike the training data (other optics, wet or treated hair, no scalp) mean nothing.
 
 {warning}## Validation metrics
-On the validation split ({n} photographs{unseen}). It also chose the epoch and the calibration, so these
-metrics are too optimistic; `scalp evaluate` gives those of the test split.
-
-| metric | value | {interval_head} |
-| --- | --- | --- |
-{metrics}
-{slices}
+{validation}
 ## Calibration and referral
 Probabilities are calibrated (temperature {temperature:.3f}{ece}
 A grade set contains the true grade in
@@ -49,6 +43,14 @@ set has more than {max_set_size} grade, or its likeliest grade less than {min_co
 - revision `{revision}`, {versions}
 {graphs}"""
 
+_VALIDATION = """\
+On the validation split ({n} photographs{unseen}). It also chose the epoch and the calibration, so these
+metrics are too optimistic; `scalp evaluate` gives those of the test split.
+
+| metric | value | {interval_head} |
+| --- | --- | --- |
+{metrics}
+{slices}"""
 
 _METRICS = {
     "qwk": "quadratic weighted kappa",
@@ -68,17 +70,13 @@ _METRICS = {
 def render_model_card(spec: BundleSpec) -> str:
     """Render the card as Markdown; all of its values come from the bundle's contract."""
     names = [f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)]
-    counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics["val"]
+    counts, split, val = spec.training.grade_counts, spec.training.split, spec.metrics.get("val", {})
     warnings = (spec.warning, split and split.warning)
     return _TEMPLATE.format(
-        n=val["n"],
-        interval_head=f"95 %, {val['intervals']['groups']} groups" if "intervals" in val else "95 %",
-        metrics="\n".join(_metric_rows(val)),
-        slices=_slice_table(val.get("slices", {})),
+        validation=_validation(val, split) if val else "No metrics of the validation split are recorded.\n",
         ece=_ece_lines(val.get("calibration", {})),
         version=spec.model_version,
         warning="".join(f"**{line[0].upper()}{line[1:]}.**\n\n" for line in warnings if line),
-        unseen=" of devices that training did not see" if split and _keeps_devices_apart(split) else "",
         split=_split_line(split, spec.training.fold),
         grades=", ".join(names),
         temperature=spec.temperature,
@@ -101,6 +99,17 @@ def render_model_card(spec: BundleSpec) -> str:
         graphs="".join(_graph_line(kind, record) for kind, record in spec.graphs.items()),
         revision=spec.git_revision,
         versions=", ".join(f"{name} {version}" for name, version in spec.versions.items()),
+    )
+
+
+def _validation(val: dict[str, Any], split: SplitSpec | None) -> str:
+    is_unseen = split and split.method == "group" and "device" in split.keys
+    return _VALIDATION.format(
+        n=val["n"],
+        unseen=" of devices that training did not see" if is_unseen else "",
+        interval_head=f"95 %, {val['intervals']['groups']} groups" if "intervals" in val else "95 %",
+        metrics="\n".join(_metric_rows(val)),
+        slices=_slice_table(val.get("slices", {})),
     )
 
 
@@ -159,10 +168,6 @@ def _number(value: float | None) -> str:
 
 def _bounds(bound: dict[str, Any] | None) -> str:
     return "" if bound is None else f"{bound['low']:.3f} to {bound['high']:.3f}"
-
-
-def _keeps_devices_apart(split: SplitSpec) -> bool:
-    return split.method == "group" and "device" in split.keys
 
 
 def _split_line(split: SplitSpec | None, fold: int | None) -> str:

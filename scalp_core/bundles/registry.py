@@ -235,7 +235,7 @@ class Registry:
                 f"{name}@{version} was compared with {name}@{evidence.against}, but meanwhile {last.who} "
                 f"promoted {name}@{last.version}; run it again if it is still wanted"
             )
-        return self._enter(name, entries, _promotion("promote", version, spec, why, evidence)), True
+        return self._enter(name, entries, "promote", spec, version, why, evidence), True
 
     def rollback(self, name: str, why: str = "") -> Promotion:
         """Promote the previously promoted version again; a second rollback goes one further back.
@@ -252,7 +252,7 @@ class Registry:
                 f"scalp models promote {name}@VERSION"
             )
         spec = self.spec(name, stack[-2])
-        return self._enter(name, entries, _promotion("rollback", stack[-2], spec, why))
+        return self._enter(name, entries, "rollback", spec, stack[-2], why)
 
     def _files(self, name: str) -> list[tuple[int, str]]:
         """List the number and file name of each file in the version folders, without temporary ones."""
@@ -291,8 +291,26 @@ class Registry:
 
         return {number: _read(Promotion, _entry(folder, number)) for number in _numbers(listed)}
 
-    def _enter(self, name: str, entries: dict[int, Promotion], entry: Promotion) -> Promotion:
+    def _enter(
+        self,
+        name: str,
+        entries: dict[int, Promotion],
+        action: Literal["promote", "rollback"],
+        spec: BundleSpec,
+        version: int,
+        why: str,
+        evidence: Evidence | None = None,
+    ) -> Promotion:
         """Append to the history, unless it has changed since the decision."""
+        entry = Promotion(
+            action=action,
+            version=version,
+            model_version=spec.model_version,
+            who=_who(),
+            when=datetime.now(UTC),
+            why=why,
+            evidence=evidence,
+        )
         place = _entry(storage.join(self.root, name, "history"), max(entries, default=0) + 1)
         if not storage.create(place, _json(entry)):
             other = _read(Promotion, place)
@@ -406,24 +424,6 @@ def _stack(history: Iterable[Promotion]) -> list[int]:
         if stack[-1:] != [entry.version]:
             stack.append(entry.version)
     return stack
-
-
-def _promotion(
-    action: Literal["promote", "rollback"],
-    version: int,
-    spec: BundleSpec,
-    why: str,
-    evidence: Evidence | None = None,
-) -> Promotion:
-    return Promotion(
-        action=action,
-        version=version,
-        model_version=spec.model_version,
-        who=_who(),
-        when=datetime.now(UTC),
-        why=why,
-        evidence=evidence,
-    )
 
 
 def _who() -> str:

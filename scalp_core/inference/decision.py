@@ -71,7 +71,11 @@ def _grading(
     if finite:
         grade = int(np.argmax(probs))
         grades = calibration.grade_set(probs, spec.conformal.quantile)
-        reasons = _referral_reasons(probs[grade], grades, spec)
+        doubts = {
+            "ambiguous_grade": len(grades) > spec.referral.max_set_size,
+            "low_confidence": probs[grade] < spec.referral.min_confidence,
+        }
+        reasons = [name for name, applies in doubts.items() if applies]
     else:
         grade, grades, reasons = len(probs) - 1, list(range(len(probs))), [NOT_FINITE]
     reasons += flagged
@@ -85,12 +89,3 @@ def _grading(
         refer=bool(reasons),
         refer_reasons=reasons,
     )
-
-
-def _referral_reasons(confidence: float, grades: list[int], spec: BundleSpec) -> list[str]:
-    """Find the reasons to refer that follow from the probabilities."""
-    reasons = {
-        "ambiguous_grade": len(grades) > spec.referral.max_set_size,
-        "low_confidence": confidence < spec.referral.min_confidence,
-    }
-    return [name for name, applies in reasons.items() if applies]

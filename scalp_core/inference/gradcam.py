@@ -81,8 +81,10 @@ class Explainer:
 
     def _compute(self, images: np.ndarray, grades: Sequence[int] | None) -> np.ndarray:
         target = None if grades is None else torch.tensor(grades, device=self.device)
-        cam = LayerGradCam(self._likeliest if target is None else self._model, self._pool)
-        with _deterministic_fp32():
+        forward = self._model if grades is not None else lambda pixels: self._model(pixels).max(dim=1).values
+        cam = LayerGradCam(forward, self._pool)
+        # On GPUs, true fp32 and deterministic kernels.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             maps = cam.attribute(
                 self._input(images), target, attribute_to_layer_input=True, relu_attributions=True
             )
@@ -91,9 +93,6 @@ class Explainer:
         heat[~np.isfinite(heat).all(axis=(1, 2))] = 0  # as if no part raised the score
         peak = heat.max(axis=(1, 2), keepdims=True)
         return np.divide(heat, peak, out=np.zeros_like(heat), where=peak > 0)
-
-    def _likeliest(self, images: torch.Tensor) -> torch.Tensor:
-        return self._model(images).max(dim=1).values
 
     def _input(self, images: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
@@ -125,8 +124,3 @@ def _last_pool(model: nn.Module, architecture: str) -> nn.Module:
             "of a convolutional architecture, such as legacy_xception"
         )
     return pools[-1]
-
-
-def _deterministic_fp32() -> Any:
-    """Context with true fp32 and deterministic kernels in cuDNN; CPUs need nothing."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

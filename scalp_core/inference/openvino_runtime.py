@@ -113,8 +113,9 @@ def quantize(graph: Graph, images: np.ndarray, *, careful: bool = False) -> Grap
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import nncf
 
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it logs a line per step
     dataset = nncf.Dataset([images[index : index + 1] for index in range(len(images))])
-    with contextlib.redirect_stdout(io.StringIO()), _quiet_nncf():  # NNCF draws progress bars on stdout
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF draws progress bars on stdout
         model = nncf.quantize(
             _read(graph), dataset, subset_size=len(images), fast_bias_correction=not careful
         )
@@ -187,15 +188,3 @@ def _serialize(model: openvino.Model) -> Graph:
         path = Path(folder, "model.xml")
         openvino.save_model(model, path, compress_to_fp16=False)
         return Graph(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-
-
-@contextlib.contextmanager
-def _quiet_nncf() -> Iterator[None]:
-    """Silence the log of NNCF, which has a line per step."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -6,7 +6,7 @@ import ctypes
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from scalp_core.errors import UserError
 from scalp_core.images import statistics as image_statistics
 from scalp_core.inference import openvino_runtime
 from scalp_core.inference.decision import Grading, make_gradings
+from scalp_core.inference.openvino_runtime import OpenVinoRuntime
+
+if TYPE_CHECKING:
+    from scalp_core.inference.torch_runtime import TorchRuntime  # imports PyTorch, which takes seconds
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32", "int8"]
@@ -32,12 +36,6 @@ _MAJOR_ATTRIBUTE, _BF16_CAPABILITY = 75, 8
 
 # Packages that decode and resize images.
 _DECODERS = ("simplejpeg", "cykooz-resizer", "pillow")
-
-
-class _Forward(Protocol):
-    def warm_up(self, batch_size: int, size: int) -> None: ...
-
-    def logits(self, images: np.ndarray) -> np.ndarray: ...
 
 
 def resolve_device(device: Device) -> Hardware:
@@ -193,15 +191,14 @@ class Predictor:
         self.precision = resolve_precision(precision, self.device)
         self.runtime = resolve_runtime(runtime, self.device)
         part = needed_part(self.device, self.precision, self.runtime)
-        self.forward = self._load(bundle, part, threads, streams)
-
-    def _load(self, bundle: Bundle, part: Part, threads: int | None, streams: int) -> _Forward:
+        self.forward: OpenVinoRuntime | TorchRuntime
         if part != "weights":
             graph = openvino_runtime.load_graph(bundle, part)
-            return openvino_runtime.OpenVinoRuntime(graph, self.precision, threads, streams)
+            self.forward = OpenVinoRuntime(graph, self.precision, threads, streams)
+            return
         from scalp_core.inference.torch_runtime import TorchRuntime
 
-        return TorchRuntime(
+        self.forward = TorchRuntime(
             self.spec.architecture,
             bundle.state,
             self.spec.preprocess,

@@ -186,22 +186,17 @@ def _fold(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     # Before folding, which inlines timm's layers, possibly including the heads.
     for name in heads:
         model.set_submodule(name, _InFloat32(model.get_submodule(name)))
-    exact = {name: value.clone() for name, value in model.state_dict().items() if _is_in(name, heads)}
+    prefixes = tuple(f"{name}." for name in heads)
+    exact = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(prefixes)}
     try:
         model = fuse(model)
-    except (
-        Exception
-    ) as error:  # for example control flow that depends on the input; correct without folding, only slower
+    except Exception as error:  # for example control flow that depends on the input
         _logger.warning("batch normalization is not folded, which is slower: %s", first_line(error))
     model.to(dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in exact:
             tensor.data = exact[name]
     return model
-
-
-def _is_in(name: str, modules: list[str]) -> bool:
-    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def largest_bucket(bytes_per_image: float, free: int) -> int:

@@ -67,3 +67,9 @@ def test_model_card_has_metrics_and_intended_use(bundle):
     assert "| quadratic weighted kappa | 0.876 |" in card
     assert spec.weights_sha256 in card
     assert CARD_FILE.endswith(".md")
+
+
+def test_model_card_of_a_bundle_without_metrics_says_so(bundle):
+    card = render_model_card(load_bundle(str(bundle)).spec)
+    assert "No metrics of the validation split are recorded." in card
+    assert "| metric |" not in card

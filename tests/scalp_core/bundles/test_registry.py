@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from threading import Barrier
 
 import pytest
@@ -273,10 +274,9 @@ STACKS = [
 
 
 @pytest.mark.parametrize(("length", "lost", "stack"), STACKS)
-def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length, lost, stack, run):
-    spec = load_bundle(run(1)).spec
+def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length, lost, stack):
     entries = [
-        registry._promotion(action, version, spec, "")
+        registry.Promotion(action=action, version=version, model_version="m", who="w", when=datetime.now(UTC))
         for number, (action, version) in enumerate(WHOLE[:length])
         if number not in lost
     ]
