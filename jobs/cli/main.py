@@ -202,10 +202,7 @@ def train(
             "MLFLOW_TRACKING_URI) or none"
         ),
     ] = "tensorboard",
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="override one value of the recipe; may be repeated"),
-    ] = [],  # noqa: B006
+    set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
     from jobs.train.driver import RECIPES

@@ -74,11 +74,18 @@ def models_promote(
 
     The first version of a model is promoted without a comparison; a later one needs --data or --untested.
     """
-    from jobs.models.driver import PromoteOptions
     from jobs.models.driver import promote as verb
 
-    options = PromoteOptions(why, data, max_drop, untested, leaky_too, device)
-    verb(model, options, registry)
+    verb(
+        model,
+        data=data,
+        max_drop=max_drop,
+        untested=untested,
+        why=why,
+        leaky_too=leaky_too,
+        device=device,
+        registry=registry,
+    )
 
 
 @models.command("rollback", epilog="Example: scalp models rollback scalp --why 'too many referrals'")

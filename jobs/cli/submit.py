@@ -15,6 +15,8 @@ AddressOption = Annotated[
     ),
 ]
 
+JobArg = Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")]
+
 jobs = typer.Typer(help="List, follow and stop jobs of `scalp submit` on a cluster.", no_args_is_help=True)
 
 
@@ -86,10 +88,7 @@ def jobs_list(address: AddressOption = None) -> None:
 
 
 @jobs.command("logs", epilog="Example: scalp jobs logs scalp-train-0123456789ab")
-def jobs_logs(
-    job: Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")],
-    address: AddressOption = None,
-) -> None:
+def jobs_logs(job: JobArg, address: AddressOption = None) -> None:
     """Print the log of a job until it ends, and exit with its exit code."""
     from cluster.jobs_api import Jobs
     from jobs.submit.logs import follow
@@ -99,10 +98,7 @@ def jobs_logs(
 
 
 @jobs.command("stop", epilog="Example: scalp jobs stop scalp-train-0123456789ab")
-def jobs_stop(
-    job: Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")],
-    address: AddressOption = None,
-) -> None:
+def jobs_stop(job: JobArg, address: AddressOption = None) -> None:
     """Stop a job; submitted again, it resumes."""
     from cluster.jobs_api import Jobs
     from jobs.submit.logs import stop

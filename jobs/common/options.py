@@ -47,6 +47,6 @@ RuntimeOption = Annotated[
     ),
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="one setting; may be repeated")
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="override one setting; may be repeated")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="maximum number of images per forward pass")]

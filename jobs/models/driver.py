@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -29,15 +28,8 @@ if TYPE_CHECKING:
 PULL = "models pull"
 
 
-def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
-    """Print one row per version.
-
-    Args:
-        name: Name of one model; None: all models.
-        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
-
-    Returns:
-        The rows.
+def list_models(name: str | None = None, registry: str | None = None) -> None:
+    """Print one row per version of one model, or of all.
 
     Raises:
         UserError: The model does not exist, or no registry is set.
@@ -46,10 +38,8 @@ def list_models(name: str | None = None, registry: str | None = None) -> list[di
     names = [store.find(f"{name}@latest")[0]] if name else store.names()
     if not names:
         console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
-        return []
-    rows = [row for model in names for row in _rows(store, model)]
-    _show(rows, store.root)
-    return rows
+        return
+    _show([row for model in names for row in _rows(store, model)], store.root)
 
 
 def add(run: str, name: str, registry: str | None = None) -> int:
@@ -66,48 +56,55 @@ def add(run: str, name: str, registry: str | None = None) -> int:
     return version
 
 
-@dataclass(frozen=True)
-class PromoteOptions:
-    """Conditions of a promotion.
-
-    Args:
-        why: Reason, for the history.
-        data: Directory that `scalp prepare` wrote, whose test split both versions grade.
-        max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
-        untested: Whether to promote without a comparison; requires `why`.
-        leaky_too: Whether a version trained on a leaky split is accepted.
-        device: Device of both models.
-    """
-
-    why: str = ""
-    data: str | None = None
-    max_drop: float = MAX_DROP
-    untested: bool = False
-    leaky_too: bool = False
-    device: Device = "auto"
-
-
 def promote(
     model: str,
-    options: PromoteOptions = PromoteOptions(),
+    *,
+    data: str | None = None,
+    max_drop: float = MAX_DROP,
+    untested: bool = False,
+    why: str = "",
+    leaky_too: bool = False,
+    device: Device = "auto",
     registry: str | None = None,
 ) -> Promotion:
     """Promote `NAME@VERSION`, to which `models://NAME` then resolves, unless it may be inferior.
 
     It is compared with the promoted version, if there is one.
 
+    Args:
+        model: `NAME@VERSION`, with or without `models://`.
+        data: Directory that `scalp prepare` wrote, whose test split both versions grade.
+        max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
+        untested: Whether to promote without a comparison; requires `why`.
+        why: Reason, for the history.
+        leaky_too: Whether a version trained on a leaky split is accepted.
+        device: Device of both models.
+        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
+
     Raises:
         UserError: No version in `model`, no data for the comparison with the promoted version, or as in
             `Registry.find` and `Registry.promote`.
     """
-    if options.untested and not options.why:
+    if untested and not why:
         raise UserError("--untested needs --why: the history must record the reason")
     store = open_registry(registry)
     if "@" not in model:
         raise UserError(f"{model} has no version; write {model.removeprefix(SCHEME)}@VERSION or @latest")
     name, version = store.find(model)
-    evidence = _evidence(store, name, version, options)
-    entry, new = store.promote(name, version, options.why, options.leaky_too, evidence, options.untested)
+    current = store.current(name)
+    evidence = None
+    if current and current.version != version and not untested:
+        if data is None:
+            raise UserError(
+                f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; add "
+                "--data DIRECTORY with labeled images (of scalp prepare), or --untested"
+            )
+        from jobs.common.inference import ModelOptions  # imports Ray Data
+        from jobs.models.promotion import compare_versions
+
+        options = ModelOptions(device)
+        evidence = compare_versions(store, name, current.version, version, data, max_drop, options)
+    entry, new = store.promote(name, version, why, leaky_too, evidence, untested)
     if not new:
         console.print(
             f"{name}@{version} is already promoted, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
@@ -116,24 +113,6 @@ def promote(
         _show_evidence(evidence)
     _show(_rows(store, name, version), store.root)
     return entry
-
-
-def _evidence(store: Registry, name: str, version: int, options: PromoteOptions) -> Evidence | None:
-    """Compare the version with the promoted one; None if there is none, or with `untested`."""
-    current = store.current(name)
-    if current is None or current.version == version or options.untested:
-        return None
-    if options.data is None:
-        raise UserError(
-            f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; add "
-            "--data DIRECTORY with labeled images (of scalp prepare), or --untested"
-        )
-    from jobs.common.inference import ModelOptions  # imports Ray Data
-    from jobs.models.promotion import compare_versions
-
-    return compare_versions(
-        store, name, current.version, version, options.data, options.max_drop, ModelOptions(options.device)
-    )
 
 
 def _show_evidence(evidence: Evidence) -> None:

@@ -1,12 +1,10 @@
 """`scalp models` as it is typed, and `models://` where a bundle is named."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
 from jobs.models import driver as models
-from jobs.models.driver import PromoteOptions
 from scalp_core import storage
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
@@ -72,7 +70,7 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     save_bundle(str(tmp_path / "renamed"), renamed, trained.files)
     for source in (pipeline.run, tmp_path / "renamed", bundle):  # the last one's weights are random
         models.add(str(source), "scalp", root)
-    data = PromoteOptions(data=str(pipeline.data))
+    data = str(pipeline.data)
 
     assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
     with pytest.raises(
@@ -80,11 +78,11 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     ):
         models.promote("scalp@2", registry=root)
     with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
-        models.promote("scalp@3", data, registry=root)
+        models.promote("scalp@3", data=data, registry=root)
     with pytest.raises(UserError, match=r"the loss of kappa is 0\.0000, and may be as .*more images"):
-        models.promote("scalp@2", data, registry=root)  # alike on too few images
+        models.promote("scalp@2", data=data, registry=root)  # alike on too few images
 
-    entry = models.promote("scalp@2", replace(data, max_drop=0.5), registry=root)
+    entry = models.promote("scalp@2", data=data, max_drop=0.5, registry=root)
     assert "compared with the promoted version" in capsys.readouterr().out
     assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
     assert entry.evidence.against_model == trained.spec.model_version
@@ -93,9 +91,8 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     assert Registry(root).history("scalp")[-1] == entry
 
     with pytest.raises(UserError, match="--untested needs --why"):
-        models.promote("scalp@3", PromoteOptions(untested=True), registry=root)
-    untested = PromoteOptions(untested=True, why="a demonstration")
-    assert models.promote("scalp@3", untested, registry=root).evidence is None
+        models.promote("scalp@3", untested=True, registry=root)
+    assert models.promote("scalp@3", untested=True, why="a demonstration", registry=root).evidence is None
 
 
 def test_mistakes_with_models_are_one_line(bundle, tmp_path):
