@@ -76,10 +76,8 @@ def promote(
         data: Directory that `scalp prepare` wrote, whose test split both versions grade.
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
         untested: Whether to promote without a comparison; requires `why`.
-        why: Reason, for the history.
         leaky_too: Whether a version trained on a leaky split is accepted.
         device: Device of both models.
-        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
 
     Raises:
         UserError: No version in `model`, no data for the comparison with the promoted version, or as in
@@ -149,8 +147,6 @@ def pull(model: str, out: str, registry: str | None = None) -> None:
 
     Args:
         model: Bundle, local or `s3://`, or `models://NAME[@VERSION]`.
-        out: Directory for the copy, local or `s3://`.
-        registry: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
 
     Raises:
         UserError: A file of the bundle is missing or damaged, or `out` holds other files or another bundle,

@@ -25,13 +25,8 @@ def compare_versions(
     """Bound what a version loses against the promoted one, on the test split of prepared data.
 
     Args:
-        store: Model registry.
-        name: Name of the model.
-        promoted: Number of the promoted version.
-        version: Number of the version to promote.
         data: Directory that `scalp prepare` wrote.
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
-        options: Device, precision and runtime of both models.
 
     Raises:
         UserError: The data or a bundle cannot be read.

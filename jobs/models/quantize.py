@@ -55,7 +55,7 @@ def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) 
     int8 uses temperature and quantile of the bundle, so coverage is measured with them.
 
     Args:
-        bundle: Directory of the bundle, local or `s3://`; the graph is written into it.
+        bundle: Directory of the bundle; the graph is written into it.
         data: Directory of `scalp prepare` on which the bundle was trained.
         seed: Random seed that selects the training images.
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage (95 % confidence).

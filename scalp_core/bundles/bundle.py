@@ -200,12 +200,7 @@ class BundleSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Graph:
-    """An OpenVINO graph. Input uint8 (N, size, size, 3), output float32 (N, 4) logits.
-
-    Args:
-        xml: Operations, as OpenVINO IR.
-        weights: Constants of the operations.
-    """
+    """An OpenVINO graph as IR. Input uint8 (N, size, size, 3), output float32 (N, 4) logits."""
 
     xml: bytes
     weights: bytes
@@ -298,13 +293,7 @@ def graph_files(kind: GraphKind, graph: Graph) -> dict[str, bytes]:
 
 
 def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
-    """Write a bundle or add files to it; `bundle.json` is written last, so its presence means complete.
-
-    Args:
-        uri: Directory to write to, local or `s3://`.
-        spec: Contract with the hashes of the weights and graphs.
-        files: File contents by name.
-    """
+    """Write a bundle or add files to it; `bundle.json` is written last, so its presence means complete."""
     for name, data in files.items():
         storage.write(storage.join(uri, name), data)
     storage.write(storage.join(uri, SPEC_FILE), serialize_spec(spec))
@@ -331,9 +320,6 @@ def read_file(uri: str, name: str, expected: str) -> bytes:
 
 def open_bundle(uri: str) -> Bundle:
     """Open a bundle, or a run directory that holds one; large files are read at their first use.
-
-    Args:
-        uri: Directory, local or `s3://`.
 
     Raises:
         UserError: The bundle is missing, damaged, changed, or has an unsupported schema version.

@@ -7,12 +7,9 @@ from scalp_core.bundles.registry import resolve
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Load a bundle, or a run directory that holds one; large files are read at their first use.
-
-    Args:
-        uri: Directory, local or `s3://`, or `models://NAME[@VERSION]` of the registry.
+    """Open a bundle or a run directory, local or `s3://`, or `models://NAME[@VERSION]` of the registry.
 
     Raises:
-        UserError: The bundle is missing, damaged, changed, or has an unsupported schema version.
+        UserError: As in `open_bundle`, or the registry has no such version.
     """
     return open_bundle(resolve(uri))

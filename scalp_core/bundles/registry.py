@@ -97,16 +97,12 @@ Record = TypeVar("Record", Claim, Promotion)
 
 @dataclass(frozen=True)
 class Registry:
-    """A model registry: all models below one root.
-
-    Args:
-        root: Folder or `s3://` prefix; the first `add` creates it.
-    """
+    """A model registry: all models below `root`, a folder or `s3://` prefix that the first `add` creates."""
 
     root: str
 
     def names(self) -> list[str]:
-        """Names of all models that have a version."""
+        """List the models that have a version."""
         return sorted(name for name in storage.folders_in(self.root) if self.versions(name))
 
     def versions(self, name: str) -> list[int]:
@@ -162,11 +158,7 @@ class Registry:
         )
 
     def add(self, source: str, name: str) -> tuple[int, bool]:
-        """Copy a bundle as the next version; the same weights and contract share one version.
-
-        Args:
-            source: Bundle, or run directory that holds one, as in `loading.load_bundle`.
-            name: Name of the model.
+        """Copy a bundle, or that of a run, as the next version; equal weights and contract share one version.
 
         Returns:
             The version, and whether this call made it visible. Of concurrent calls for one bundle, one did.
@@ -196,11 +188,9 @@ class Registry:
         """Promote a version: `models://NAME` then resolves to it.
 
         Args:
-            name: Name of the model.
-            version: Number of the version to promote.
             why: Reason, for the history.
             leaky_too: Whether a version trained on a leaky split is accepted.
-            evidence: Comparison with the promoted version, if there is one; stored in the history.
+            evidence: Comparison with the promoted version, for the history.
             untested: Whether to promote without evidence.
 
         Returns:
@@ -349,11 +339,9 @@ def open_registry(root: str | None = None) -> Registry:
 
 
 def resolve(uri: str, root: str | None = None) -> str:
-    """Resolve `models://…` to the URI of a bundle; return any other URI unchanged.
+    """Resolve `models://…` to the URI of a bundle, in the registry at `root` or `SCALP_MODELS`.
 
-    Args:
-        uri: Bundle, or its name in the registry.
-        root: Folder or `s3://` prefix of the registry; None: that of `SCALP_MODELS`.
+    Any other URI is returned unchanged.
 
     Raises:
         UserError: As in `open_registry` and `Registry.find`.

@@ -62,6 +62,8 @@ _HARMLESS = re.compile(r"JFIF revision|Invalid SOS parameters|Adobe color transf
 # Pillow warns of odd metadata per file. Metadata that affect the pixels raise an ImageError here.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
+_UNKNOWN = (0, 0, "")
+
 Target = Callable[[int, int], tuple[int, int]]
 """Maps width and height of the file to the smallest width and height that the caller needs."""
 
@@ -135,21 +137,21 @@ def read_header(data: bytes) -> Header:
         ImageError: as for `picture_size`.
     """
     kind = detect_format(data)
-    width, height = _jpeg_size(data) if kind == "JPEG" else (0, 0)
+    width, height, _ = _jpeg_header(data) if kind == "JPEG" else _UNKNOWN
     if not width:
         width, height = picture_size(data)
     weight = max(_JPEG_COST, _SCAN_COST * data.count(_SCAN)) if kind == "JPEG" else 1.0
     return Header(kind, width, height, weight * width * height / 1e6)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Read the size of a JPEG, 20 times as fast as `picture_size`; 0, 0 where only Pillow can."""
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Read width, height and color space of a JPEG, 20 times as fast as Pillow; zeros if it cannot."""
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return 0, 0
+        return _UNKNOWN
     _check_pixels(width, height)
-    return width, height
+    return width, height, colors
 
 
 def detect_format(data: bytes) -> str:
@@ -175,13 +177,9 @@ def detect_format(data: bytes) -> str:
 
 def _read_jpeg(data: bytes, target: Target) -> Picture | None:
     """Decode by libjpeg-turbo; None for kinds that only Pillow decodes, such as CMYK."""
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None  # Pillow reports the error, or decodes it
+    width, height, colors = _jpeg_header(data)
     if colors not in ("YCbCr", "Gray", "RGB"):
-        return None
-    _check_pixels(width, height)
+        return None  # Pillow reports the error, or decodes it
     _check_scans(data, width, height)
     min_width, min_height = target(width, height)
     try:

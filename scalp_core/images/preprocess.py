@@ -58,6 +58,7 @@ def decode(data: bytes, spec: Preprocess) -> Decoded:
         ImageError: see `codecs.read_picture`. Partial images are rejected.
     """
     picture = read_picture(data, spec.content_size)
+    # Rotated after the resize, because the square is smaller than the image.
     return Decoded(upright(_fit(picture.pixels, spec), picture.orientation), picture.notes)
 
 
@@ -92,19 +93,12 @@ def _resize(pixels: np.ndarray, width: int, height: int, box: CropBox | None = N
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-# By EXIF orientation. The square is rotated after the resize, because it is smaller than the image.
-_TURNS = {
-    1: lambda square: square,
-    2: lambda square: square[:, ::-1],
-    3: lambda square: square[::-1, ::-1],
-    4: lambda square: square[::-1],
-    5: lambda square: square.transpose(1, 0, 2),
-    6: lambda square: square.transpose(1, 0, 2)[:, ::-1],
-    7: lambda square: square.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda square: square.transpose(1, 0, 2)[::-1],
-}
-
-
-def upright(square: np.ndarray, orientation: int) -> np.ndarray:
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Rotate an image (H, W, 3) upright by its EXIF orientation, 1 to 8; returns a copy."""
-    return np.array(_TURNS[orientation](square), order="C")  # PyTorch needs writable arrays
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.array(image, order="C")  # PyTorch needs writable arrays

@@ -188,10 +188,6 @@ def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
     """Mahalanobis distance from the training split, relative to the limit, float64 (N,).
 
     Above 1 an image is out-of-distribution.
-
-    Args:
-        statistics: Statistics of images, float (N, K).
-        gates: Gates of the bundle.
     """
     distance = _distance(statistics, *map(np.array, (gates.centre, gates.scale, gates.precision)))
     # Rounded, because the last bits of a matrix product depend on its number of rows.
@@ -199,12 +195,7 @@ def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
 
 
 def flag_images(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
-    """Flag images that are blurred, too dark, too bright or unlike the training split; bool (N,) by flag.
-
-    Args:
-        statistics: Statistics of images, float (N, K).
-        gates: Gates of the bundle.
-    """
+    """Flag images that are blurred, too dark, too bright or unlike the training split; bool (N,) by flag."""
     luma = statistics[:, STATISTICS.index("luma_mean")]
     return {
         BLURRED: statistics[:, STATISTICS.index("sharpness_1")] < gates.min_sharpness,

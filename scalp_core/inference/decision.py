@@ -50,7 +50,6 @@ def make_gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) 
     Args:
         logits: float (N, 4).
         statistics: float (N, K) from `images.statistics.measure`; bundles without gates ignore them.
-        spec: Contract of the bundle.
     """
     probs = calibration.probabilities(logits, spec.temperature)
     finite = calibration.finite_rows(logits)

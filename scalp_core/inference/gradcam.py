@@ -30,10 +30,6 @@ class Explainer:
 
     Thread-safe: a lock admits one thread at a time.
 
-    Args:
-        bundle: Loaded bundle.
-        device: Device of the model: auto, cpu or cuda.
-
     Raises:
         UserError: The device is unavailable, or the architecture has no feature map for Grad-CAM.
     """

@@ -51,7 +51,6 @@ def cpu_has_bf16() -> bool:
 
 
 def version() -> str:
-    """Return the version of OpenVINO."""
     return openvino.get_version()
 
 
@@ -64,7 +63,6 @@ def convert(
         architecture: timm name.
         state: Weights by name.
         spec: Preprocessing whose normalization becomes part of the graph.
-        head: Head of the model, as in the bundle.
     """
     import torch
 

@@ -90,8 +90,6 @@ def resolve_runtime(runtime: Runtime, device: Hardware, images: float = 0) -> Re
     """Resolve `auto` to OpenVINO on CPUs and PyTorch on GPUs, compiled for long runs.
 
     Args:
-        runtime: Requested runtime.
-        device: Device of the model.
         images: Images that one model will grade; 0 if start-up time matters more, as in an endpoint.
 
     Raises:
@@ -110,8 +108,6 @@ def check_machine(device: Hardware, precision: Precision, versions: Mapping[str,
     """Check that this machine has the hardware, precision and library versions of a run.
 
     Args:
-        device: Device of the run.
-        precision: Precision of the run.
         versions: Versions of the packages that affect answers; None if not known yet.
 
     Raises:
@@ -166,11 +162,7 @@ class Predictor:
     The result for an image does not depend on the rest of its batch, so online and bulk answers are equal.
 
     Args:
-        bundle: Loaded bundle.
-        device: Device of the model: auto, cpu or cuda.
-        precision: Precision of the forward pass.
         threads: CPU threads of the forward pass; None: all cores.
-        runtime: Runtime of the forward pass.
         streams: Parallel forward passes, which divide the threads; more than one only with OpenVINO.
 
     Raises:
@@ -225,14 +217,7 @@ class Predictor:
         self.forward.warm_up(batch_size, self.spec.preprocess.size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Compute logits.
-
-        Args:
-            images: uint8 (N, size, size, 3) from `preprocess.decode`.
-
-        Returns:
-            float32 (N, 4).
-        """
+        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3) from `preprocess.decode`."""
         if not len(images):
             return np.zeros((0, len(self.spec.grade_names)), np.float32)
         return self.forward.logits(images)

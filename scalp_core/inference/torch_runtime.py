@@ -33,13 +33,9 @@ class TorchRuntime:
     Args:
         architecture: timm name.
         state: Weights by name.
-        spec: Preprocessing of the bundle.
-        device: `cpu` or `cuda`.
-        precision: Precision of the forward pass.
         compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long GPU runs.
         threads: CPU threads; None: PyTorch's default. PyTorch stores the setting per thread, so it is set on
             the thread that computes.
-        head: Head of the model, as in the bundle.
     """
 
     def __init__(
