@@ -24,7 +24,7 @@ from scalp_core.bundles.registry import ENVIRONMENT
 from scalp_core.errors import UserError
 
 _PACKAGES = ("cluster", "jobs", "scalp_core", "serving")
-_CODE_SUFFIXES = {".py", ".yaml", ".json", ".html", ".css", ".js"}
+_CODE_SUFFIXES = {".py", ".yaml", ".json", ".html", ".jinja", ".css", ".js"}
 # Size limit of one request to Ray's job server.
 _MAX_BYTES = 100 * 2**20
 _LARGEST_SHOWN = 3

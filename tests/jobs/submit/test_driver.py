@@ -124,6 +124,7 @@ def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in
     run(follow=False, env=("STAGE=night",))
     (job,) = server.submissions
     assert {"jobs/cli/main.py", "serving/web/page.html", "cluster/local.py"} <= job["files"]
+    assert "scalp_core/bundles/model_card.md.jinja" in job["files"]
     assert job["versions"] == provenance.versions()
     assert (job["env_vars"]["STAGE"], job["command"]) == ("night", shlex.join(GRADE))
     log = f"s3://clinic/graded/jobs/{work_id(GRADE)}.1.log"
