@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from jobs.common.console import console, show
 from scalp_core import storage
-from scalp_core.bundles.bundle import SPEC_FILE, BundleSpec, open_bundle, read_spec
+from scalp_core.bundles.bundle import SPEC_FILE, open_bundle, read_spec
 from scalp_core.bundles.registry import (
     SCHEME,
     Evidence,
@@ -39,7 +39,7 @@ def list_models(name: str | None = None, registry: str | None = None) -> None:
     if not names:
         console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
         return
-    _show([row for model in names for row in _rows(store, model)], store.root)
+    _show(store, {model: store.versions(model) for model in names})
 
 
 def add(run: str, name: str, registry: str | None = None) -> int:
@@ -52,7 +52,7 @@ def add(run: str, name: str, registry: str | None = None) -> int:
     version, new = store.add(run, name)
     if not new:
         console.print(f"{run} is already {name}@{version}: the same weights and contract; nothing was added")
-    _show(_rows(store, name, version), store.root)
+    _show(store, {name: [version]})
     return version
 
 
@@ -109,7 +109,7 @@ def promote(
         )
     if new and evidence:
         _show_evidence(evidence)
-    _show(_rows(store, name, version), store.root)
+    _show(store, {name: [version]})
     return entry
 
 
@@ -138,7 +138,7 @@ def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion
     store = open_registry(registry)
     name, _ = store.find(f"{name}@latest")
     entry = store.rollback(name, why)
-    _show(_rows(store, name, entry.version), store.root)
+    _show(store, {name: [entry.version]})
     return entry
 
 
@@ -166,46 +166,34 @@ def pull(model: str, out: str, registry: str | None = None) -> None:
     show("models pull", {"model": bundle.spec.model_version, "from": bundle.uri, "folder": out})
 
 
-def _rows(store: Registry, name: str, only: int | None = None) -> list[dict[str, Any]]:
-    current = store.current(name)
-    rows = []
-    for version in store.versions(name) if only is None else [only]:
-        row: dict[str, Any] = {"name": name, "version": version}
-        try:
-            row |= _facts(store.spec(name, version))
-        except UserError as error:
-            if storage.is_transient(error):
-                raise
-            row["model_version"] = str(error)  # an unreadable version must not hide the others
-        if current and current.version == version:
-            row["promoted"] = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
-        rows.append(row)
-    return rows
-
-
-def _facts(spec: BundleSpec) -> dict[str, Any]:
-    return {
-        "model_version": spec.model_version,
-        "created": f"{spec.created_at:%Y-%m-%d %H:%M}",
-        "qwk": spec.metrics.get("val", {}).get("qwk"),
-        "leaky": spec.leaky,
-        "synthetic": spec.training.synthetic,
-        "graphs": sorted(spec.graphs),
-    }
-
-
-def _show(rows: list[dict[str, Any]], root: str) -> None:
+def _show(store: Registry, versions: dict[str, list[int]]) -> None:
+    """Print one row per version, by model."""
     columns = ("model", "model_version", "created", "validation kappa", "warnings", "graphs", "promoted")
-    table = Table(*columns, title=root, title_justify="left")
-    for row in rows:
-        qwk = row.get("qwk")
-        table.add_row(
-            f"{row['name']}@{row['version']}",
-            row["model_version"],
-            row.get("created", ""),
-            "" if qwk is None else f"{qwk:.3f}",
-            ", ".join(name.upper() for name in ("leaky", "synthetic") if row.get(name)),
-            ", ".join(row.get("graphs", ())),
-            row.get("promoted", ""),
-        )
+    table = Table(*columns, title=store.root, title_justify="left")
+    for name, numbers in versions.items():
+        current = store.current(name)
+        for version in numbers:
+            promoted = ""
+            if current and current.version == version:
+                promoted = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
+            table.add_row(f"{name}@{version}", *_facts(store, name, version), promoted)
     console.print(table)
+
+
+def _facts(store: Registry, name: str, version: int) -> list[str]:
+    """Model version, creation time, validation kappa, warnings and graphs of a version."""
+    try:
+        spec = store.spec(name, version)
+    except UserError as error:
+        if storage.is_transient(error):
+            raise
+        return [str(error), "", "", "", ""]  # an unreadable version must not hide the others
+    qwk = spec.metrics.get("val", {}).get("qwk")
+    warnings = {"LEAKY": spec.leaky, "SYNTHETIC": spec.training.synthetic}
+    return [
+        spec.model_version,
+        f"{spec.created_at:%Y-%m-%d %H:%M}",
+        "" if qwk is None else f"{qwk:.3f}",
+        ", ".join(warning for warning, applies in warnings.items() if applies),
+        ", ".join(sorted(spec.graphs)),
+    ]
