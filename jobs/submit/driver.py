@@ -68,7 +68,7 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
     """Submit a command as a job, or attach to the job of the same command.
 
     Args:
-        address: Address of the cluster's dashboard, `http://HOST:8265`; None: RAY_API_SERVER_ADDRESS.
+        address: As for `Jobs`.
         command: Command and its arguments.
         app: The `scalp` command, which checks the arguments before submission.
         options: Options of the submission.
@@ -78,14 +78,13 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
 
     Raises:
         UserError: The command or its arguments are invalid, or the files of the job are too large.
-        ClusterError: The cluster does not answer, refuses access, runs another Ray version, or is too small.
+        ClusterError: The cluster does not answer, refuses access, or runs another Ray version.
     """
     out = _check(command, app)
     files = _collect_files(command, options.include)
     size = _check_size(files)
     environment = _environment(options.env)
     jobs = Jobs(address)
-    jobs.check_capacity(options.cpus, options.gpus, options.memory)
     work = work_id(command)
     job = jobs.last(work)
     if job and (job.is_alive or (job.status == "SUCCEEDED" and not options.again)):
@@ -98,10 +97,10 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
                 id_,
                 _entrypoint(id_, command, out, options),
                 {"command": shlex.join(command)},
-                {"working_dir": folder, "env_vars": environment},
-                options.cpus,
-                options.gpus,
-                options.memory,
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                entrypoint_num_cpus=options.cpus or None,
+                entrypoint_num_gpus=options.gpus or None,
+                entrypoint_memory=options.memory or None,
             )
         console.print(f"submitted {id_} with {size / 2**20:.1f} MiB of code and files")
     return follow(jobs, id_) if options.follow else 0
@@ -224,6 +223,6 @@ def _entrypoint(id_: str, command: Sequence[str], out: str | None, options: Subm
 
 
 def _describe(job: Job) -> str:
-    return {"SUCCEEDED": f"succeeded at {moment(job.ended)}; --again runs it again"}.get(
-        job.status, f"is {job.status.lower()} since {moment(job.started)}"
-    )
+    if job.status == "SUCCEEDED":
+        return f"succeeded at {moment(job.ended)}; --again runs it again"
+    return f"is {job.status.lower()} since {moment(job.started)}"

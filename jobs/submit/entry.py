@@ -44,7 +44,7 @@ def main() -> int:
             _check_versions(json.loads(Path(expected).read_text()))
         return _run(words, log)
     except (UserError, ClusterError) as error:
-        log.print(f"scalp: {error}\n")
+        log.add(f"scalp: {error}\n".encode())
         return 2
     finally:
         log.store_all()
@@ -100,12 +100,8 @@ class _StoredLog:
         self._uri = uri
         # On disk: the log of days does not fit into memory. Open until the process ends.
         self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        self._printed = self._stored = self._pieces = 0
+        self._stored = self._pieces = 0
         self._storing = threading.Lock()
-
-    def print(self, text: str) -> None:
-        """Print and record text."""
-        self.add(text.encode())
 
     def add(self, text: bytes) -> None:
         """Print and record output of the command."""
@@ -114,7 +110,7 @@ class _StoredLog:
         if self._uri is None:
             return
         try:
-            self._printed += self._log.write(text)
+            self._log.write(text)
         except OSError as error:
             self._complain(error)
             self._uri = None
@@ -123,7 +119,10 @@ class _StoredLog:
         """Store the output since the last call; an error is printed and does not stop the command."""
         with self._storing:
             try:
-                if self._is_out_made() and (new := self._read(self._printed)):
+                if not self._is_out_made():
+                    return
+                file = self._log.fileno()
+                if new := os.pread(file, os.fstat(file).st_size - self._stored, self._stored):
                     storage.write(self._piece(self._pieces + 1), new)
                     self._pieces += 1
                     self._stored += len(new)
@@ -149,10 +148,6 @@ class _StoredLog:
         return self._uri is not None and storage.exists(
             storage.join(self._uri.rsplit("/", 2)[0], outputs.MARKER_FILE)
         )
-
-    def _read(self, until: int) -> bytes:
-        """Read the output that is not stored yet; thread-safe while the command prints."""
-        return os.pread(self._log.fileno(), until - self._stored, self._stored)
 
     def _piece(self, number: int) -> str:
         return f"{self._uri}.{number:05d}"

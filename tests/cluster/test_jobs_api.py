@@ -14,11 +14,6 @@ from cluster.jobs_api import Jobs
 from cluster.local import ClusterError
 from jobs.submit import logs
 
-# Of a head that an autoscaler reports to, without a node, and of one without an autoscaler.
-GROWS = "======== Autoscaler status: 2026-11-28 18:21:42.035417 ========\nNode status\n (no active nodes)"
-STAYS = "No cluster status. It may take a few seconds for the Ray internal services to start up."
-HEAD = {"state": "ALIVE", "resources_total": {"memory": 22e9, "node:__internal_head__": 1.0}}
-
 
 def details(id_: str | None, status: str = "RUNNING") -> dict:
     return {
@@ -39,8 +34,6 @@ def dashboard(monkeypatch):
     jobs: dict[str, dict] = {}
     answers = {
         "/api/version": {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"},
-        "/api/v0/nodes": {"data": {"result": {"result": [HEAD]}}},
-        "/api/cluster_status": {"data": {"clusterStatus": STAYS}},
     }
 
     class Head(BaseHTTPRequestHandler):
@@ -64,20 +57,6 @@ def dashboard(monkeypatch):
         server.shutdown()
 
 
-def test_a_driver_for_a_gpu_is_not_refused_where_an_autoscaler_may_start_one(dashboard):
-    dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": GROWS}}
-    Jobs(dashboard.url).check_capacity(cpus=0, gpus=1, memory=0)
-
-
-@pytest.mark.parametrize("status", [STAYS, None])
-def test_a_driver_that_no_node_holds_is_refused_where_none_will_come(dashboard, status):
-    dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": status}}
-    with pytest.raises(
-        ClusterError, match="has 1 GPU for the process that drives the job, the largest has 0"
-    ):
-        Jobs(dashboard.url).check_capacity(cpus=0, gpus=1, memory=0)
-
-
 def test_a_job_is_asked_for_alone_and_not_with_all_that_the_cluster_ever_ran(dashboard):
     dashboard.jobs["scalp-grade-0123456789ab.2"] = details("scalp-grade-0123456789ab.2")
     dashboard.jobs["scalp-grade-0123456789ab.1"] = details("scalp-grade-0123456789ab.1", "FAILED")
@@ -94,6 +73,13 @@ def test_what_nobody_submitted_is_no_job(dashboard):
     for name in ("01000000", "scalp-grade-0123456789ab.7"):
         with pytest.raises(ClusterError, match=f"{name}: .* has no such job"):
             jobs.get(name)
+
+
+def test_a_cluster_that_does_not_answer_or_is_not_trusted_is_one_line(dashboard):
+    with pytest.raises(ClusterError, match=r"certificate that is not trusted here; .* REQUESTS_CA_BUNDLE"):
+        Jobs(dashboard.url.replace("http:", "https:"))
+    with pytest.raises(ClusterError, match=r"cannot reach http://127\.0\.0\.1:1; check the address"):
+        Jobs("http://127.0.0.1:1")
 
 
 def test_a_job_that_waits_for_its_node_is_told_once(dashboard, monkeypatch, capsys):

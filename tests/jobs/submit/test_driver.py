@@ -45,9 +45,6 @@ class JobServer:
         assert address == ADDRESS
         return self
 
-    def check_capacity(self, cpus: float, gpus: float, memory: int) -> None:
-        pass
-
     def last(self, work: str) -> Job | None:
         attempts = [job for job in self.jobs.values() if job.work == work]
         return max(attempts, key=lambda job: job.attempt, default=None)
@@ -55,7 +52,7 @@ class JobServer:
     def get(self, id_: str) -> Job:
         return self.jobs[id_]
 
-    def submit(self, id_: str, entrypoint: str, metadata: Any, runtime_env: Any, *_: float) -> None:
+    def submit(self, id_: str, entrypoint: str, metadata: Any, runtime_env: Any, **_: Any) -> None:
         folder = Path(runtime_env["working_dir"])
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         versions = json.loads((folder / "versions.json").read_text())
@@ -65,8 +62,14 @@ class JobServer:
         self.put(id_, "RUNNING")
 
     def put(self, id_: str, status: str, exit_code: int | None = None, message: str = "") -> None:
-        attempt = int(id_.rpartition(".")[2])
-        self.jobs[id_] = Job(id_, attempt, status, "x", {}, message, exit_code, None, None)
+        self.jobs[id_] = Job(
+            type="SUBMISSION",
+            submission_id=id_,
+            status=status,
+            entrypoint="x",
+            message=message,
+            driver_exit_code=exit_code,
+        )
 
     def stop(self, id_: str) -> None:
         self.stopped.append(id_)

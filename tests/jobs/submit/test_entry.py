@@ -41,7 +41,7 @@ def test_a_log_is_stored_in_time_that_grows_with_it(out, monkeypatch):
 def test_no_log_is_written_into_a_folder_that_scalp_did_not_make(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     log = _StoredLog(f"{tmp_path}/jobs/a.1.log")
-    log.print("scalp: that folder is not empty\n")
+    log.add(b"scalp: that folder is not empty\n")
     log.store_new()
     log.store_all()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -50,7 +50,7 @@ def test_no_log_is_written_into_a_folder_that_scalp_did_not_make(tmp_path):
 def test_a_log_that_cannot_be_stored_does_not_stop_the_command(out, capfd):
     (out / "jobs").write_text("a file where the folder should be")
     log = _StoredLog(f"{out}/jobs/a.1.log")
-    log.print("graded\n")
+    log.add(b"graded\n")
     log.store_new()
     log.store_all()
     printed = capfd.readouterr()

@@ -55,7 +55,7 @@ class Client:
 
 def job(submission_id, status=JobStatus.RUNNING, metadata=None):
     known = {"submission_id": submission_id, "status": status, "metadata": metadata, "message": MESSAGE}
-    nothing = {"entrypoint": "", "driver_exit_code": None, "end_time": None}
+    nothing = {"type": "SUBMISSION", "entrypoint": "", "driver_exit_code": None, "end_time": None}
     return SimpleNamespace(**known, **nothing, start_time=1)
 
 
