@@ -51,7 +51,7 @@ class GradeOptions:
         model: Options of inference.
         pool: Numbers and sizes of models and loading tasks.
         max_failed_share: Largest fraction of failed images before the run is stopped.
-        retry_failed: Grade the failed images again.
+        retry_failed: Whether to grade the failed images again.
         heatmaps: Maximum number of referred images with a heatmap in the report.
         tables: Whether tables of uris and prepared data, which can name images anywhere, may be sources.
         links: Whether links of local folders may lead out of the source.
@@ -110,8 +110,9 @@ def grade(
     loaded = load_bundle(pinned)
     if known:
         grade_identity.check(out, known, loaded.spec, options.model, named)
-    summary = _read_summary(out)
-    if summary and _is_finished(out, summary) and not (options.retry_failed and summary["failed"]):
+    summary = read_json(storage.join(out, SUMMARY_FILE))
+    is_finished = summary and not summary["rows_unaccounted"] and not outputs.has_scratch(out)
+    if summary and is_finished and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
         return summary
     requested = grade_identity.resume_options(out, known, options.model) if known else options.model
@@ -151,14 +152,6 @@ def _refuse_links(sources: Sequence[str]) -> None:
             raise UserError(f"{source} is reached through a link, which --no-links refuses; use {real}")
 
 
-def _read_summary(out: str) -> dict[str, Any] | None:
-    return read_json(storage.join(out, SUMMARY_FILE))
-
-
-def _is_finished(out: str, summary: dict[str, Any]) -> bool:
-    return not summary["rows_unaccounted"] and not outputs.has_scratch(out)
-
-
 @dataclass(frozen=True)
 class _Run:
     """One session of a run: the state that its steps share."""
@@ -176,28 +169,19 @@ class _Run:
 
     def resume(self, listed_early: list[dict[str, Any]] | None) -> dict[str, Any]:
         """Finish the run from where earlier sessions stopped; return the summary."""
-        summary, scratch = _read_summary(self.output.uri), self.output.scratch
-        storage.remove_temporary(storage.join(self.output.uri, RESULTS_FOLDER))
-        retry = grade_retry.find(scratch, summary)
-        if summary is None or (retry is None and summary["rows_unaccounted"]):
+        out, scratch = self.output.uri, self.output.scratch
+        summary = read_json(storage.join(out, SUMMARY_FILE))
+        storage.remove_temporary(storage.join(out, RESULTS_FOLDER))
+        if summary and (retry := grade_retry.find(scratch, summary)):
+            return self._run_retry(retry)
+        if summary is None or summary["rows_unaccounted"]:
             summary = self._run_all(scratch, listed_early)
-        elif retry is None:
+        else:
             self._close(summary)  # a session may have been killed after its summary
-        if (
-            retry is None
-            and self.options.retry_failed
-            and summary["failed"]
-            and not summary["rows_unaccounted"]
-        ):
-            retry = grade_retry.begin(
-                self.output.uri,
-                self.output.scratch,
-                self.plan.shard_size,
-                summary,
-                self.output.guard,
-                self.executor,
-            )
-        return self._run_retry(retry) if retry else summary
+        if not self.options.retry_failed or not summary["failed"] or summary["rows_unaccounted"]:
+            return summary
+        retry = grade_retry.begin(self.output, self.plan.shard_size, summary, self.executor)
+        return self._run_retry(retry)
 
     def _run_all(self, scratch: str, listed_early: list[dict[str, Any]] | None) -> dict[str, Any]:
         """List the sources, grade what is not graded yet, and gather the rows."""
@@ -242,7 +226,7 @@ class _Run:
         console.print(f"grading {_size(listing)} again with {self.identity.model_version}")
         self._grade(retry.folder, listing, 1)  # no limit: most may fail again
         self.output.check()
-        totals = grade_retry.merge(self.output.uri, retry, self.output.guard, self.executor)
+        totals = grade_retry.merge(self.output, retry, self.executor)
         self.clock.lap("gather")
         sessions = before["sessions"] + read_sessions(retry.folder)
         return self._finish(make_summary(self._describe(), totals, listing, sessions, before, retry.name))

@@ -62,15 +62,7 @@ class Identity:
     def of(
         cls, spec: BundleSpec, bundle: str, named: list[str], device: Hardware, model: ModelOptions
     ) -> Identity:
-        """Make the identity of a new run.
-
-        Args:
-            spec: Contract of the bundle.
-            bundle: Name of the bundle from `pin_bundle`.
-            named: URIs of the sources.
-            device: Planned device.
-            model: Resolved options of inference.
-        """
+        """Make the identity of a new run, from a pinned bundle and resolved options."""
         return cls(
             model_version=spec.version_in(model.precision),
             answers=fingerprint_answers(spec, device, model.precision, model.runtime),

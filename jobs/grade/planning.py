@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cluster.growth import planned_device, wait_for_resources
 from cluster.local import Cluster, connect
 from jobs.common.console import console
-from jobs.common.executor import Executor
+from jobs.common.executor import Executor, PipelineSize
 from jobs.common.inference import ModelOptions, common_precision, resolve_hardware
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
@@ -51,18 +51,13 @@ class PoolOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(PipelineSize):
     """Resolved sizes of a run; see `PoolOptions`."""
 
     device: Hardware
-    models: tuple[int, int]
-    cpus_per_model: int
-    gpus_per_model: float
     batch_size: int
-    loaders: int
     fetches: int
     shard_size: int
-    store_bytes: int
 
     def __str__(self) -> str:
         low, high = self.models

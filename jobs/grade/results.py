@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from jobs.common.console import console, printable, show
@@ -20,6 +20,8 @@ from scalp_core.errors import UserError
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
+
+Batches = Iterator[pa.RecordBatch]
 
 _SHOWN = 50
 # Output to a pipe has one line per row, for grep.
@@ -137,23 +139,17 @@ _OVERVIEW: dict[By, Selection] = {
 def _show(answer: pa.RecordBatchReader, limit: int) -> int:
     """Print the first lines, and whether there are more; file names are not read as markup."""
     lines = [line for batch in _first(answer, limit + 1) for line in batch.to_pylist()]
-    table = Table(
-        *(Column(_heading(field.name), overflow="fold", justify=_side(field)) for field in answer.schema)
-    )
+    table = Table()
+    for field in answer.schema:
+        is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        heading = printable(field.name.replace("_", " "))
+        table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
     for line in lines[:limit]:
         table.add_row(*(Text(_text(value)) for value in line.values()))
     (console if console.is_terminal else _PIPE).print(table)
     if len(lines) > limit:
         _say(f"and more; --limit N shows N lines, --to FILE{'|'.join(_WRITERS)} writes all")
     return min(len(lines), limit)
-
-
-def _heading(name: str) -> str:
-    return printable(name.replace("_", " "))
-
-
-def _side(field: pa.Field) -> Literal["left", "right"]:
-    return "right" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "left"
 
 
 def _text(value: Any) -> str:
@@ -174,14 +170,21 @@ def _say(line: str) -> None:
 
 
 def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
-    batches = _Counted(answer if limit is None else _first(answer, limit))
+    rows = 0
+
+    def counted() -> Batches:
+        nonlocal rows
+        for batch in answer if limit is None else _first(answer, limit):
+            rows += batch.num_rows
+            yield batch
+
     with storage.new_file(uri) as file:
-        _WRITERS[_suffix(uri)](batches, answer.schema, file)
-    _say(f"{batches.rows:,} rows are in {uri}")
-    return batches.rows
+        _WRITERS[_suffix(uri)](counted(), answer.schema, file)
+    _say(f"{rows:,} rows are in {uri}")
+    return rows
 
 
-def _first(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+def _first(batches: Batches, limit: int) -> Batches:
     for batch in batches:
         yield batch.slice(0, limit)
         limit -= batch.num_rows
@@ -189,35 +192,22 @@ def _first(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordB
             return
 
 
-class _Counted:
-    """Iterate over batches, and count their rows."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self.rows = 0
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for batch in self._batches:
-            self.rows += batch.num_rows
-            yield batch
-
-
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _write_parquet(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
+def _write_parquet(batches: Batches, schema: pa.Schema, file: pa.NativeFile) -> None:
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _write_jsonl(batches: _Counted, _schema: pa.Schema, file: pa.NativeFile) -> None:
+def _write_jsonl(batches: Batches, _schema: pa.Schema, file: pa.NativeFile) -> None:
     for batch in batches:
         file.write(json_lines(batch))
 
 
-def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> None:
+def _write_csv(batches: Batches, schema: pa.Schema, file: pa.NativeFile) -> None:
     try:
         with pacsv.CSVWriter(file, flat_schema(schema)) as writer:
             for batch in batches:
@@ -226,7 +216,7 @@ def _write_csv(batches: _Counted, schema: pa.Schema, file: pa.NativeFile) -> Non
         raise UserError(f"a .csv cannot hold these columns ({error}); use .jsonl or .parquet") from None
 
 
-_WRITERS: dict[str, Callable[[_Counted, pa.Schema, pa.NativeFile], None]] = {
+_WRITERS: dict[str, Callable[[Batches, pa.Schema, pa.NativeFile], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

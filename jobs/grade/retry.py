@@ -38,6 +38,7 @@ from scalp_core.results import drift
 from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.storage import parquet
 from scalp_core.storage.lease import Guard
+from scalp_core.storage.outputs import Output
 
 _PREFIX = "retry-"
 _STATE_FILE = "retry.json"
@@ -65,11 +66,10 @@ class Retry:
     before: dict[str, Any]
 
 
-def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
+def find(scratch: str, summary: dict[str, Any]) -> Retry | None:
     """Find the retry that was started and is not in the results yet, of a run with this summary."""
-    ended = summary["retries"] if summary else []
     for name in sorted(storage.folders_in(scratch)):
-        if name.startswith(_PREFIX) and name not in ended:
+        if name.startswith(_PREFIX) and name not in summary["retries"]:
             folder = storage.join(scratch, name)
             uri = storage.join(folder, _STATE_FILE)
             if state := read_json(uri):
@@ -77,16 +77,14 @@ def find(scratch: str, summary: dict[str, Any] | None) -> Retry | None:
     return None
 
 
-def begin(
-    out: str, scratch: str, shard_size: int, summary: dict[str, Any], guard: Guard, executor: Executor
-) -> Retry:
+def begin(output: Output, shard_size: int, summary: dict[str, Any], executor: Executor) -> Retry:
     """Start a retry: list the failed images of a finished run as shards.
 
     Raises:
         UserError: The failed rows are all of archives.
     """
     name = f"{_PREFIX}{uuid.uuid4().hex[:8]}"
-    folder = storage.join(scratch, name)
+    folder, out = storage.join(output.scratch, name), output.uri
     logger.info("listing the failed rows of %s", out)
     list_part = partial(_list_failed, out, storage.join(folder, _LISTED), shard_size)
     groups = sorted(executor.map(list_part, _parts(out)), key=lambda group: group.group)
@@ -95,7 +93,7 @@ def begin(
         raise UserError(
             f"all failed rows of {out} are of archives; fix the archives, and grade them into another OUT"
         )
-    guard.check()
+    output.check()
     write_json(storage.join(folder, _STATE_FILE), {"listing": listing.to_json(), "before": summary})
     return Retry(name, folder, listing, summary)
 
@@ -123,12 +121,13 @@ def _is_image(row: dict[str, Any]) -> bool:
     return not is_archive and row["error_code"] not in _NOT_IMAGES
 
 
-def merge(out: str, retry: Retry, guard: Guard, executor: Executor) -> Totals:
+def merge(output: Output, retry: Retry, executor: Executor) -> Totals:
     """Replace the failed rows by the new rows of a graded retry, and count all rows again."""
-    parts = _parts(out)
+    parts = _parts(output.uri)
     totals = Totals(again=retry.before["graded_again"])
+    task = MergePart(output.uri, retry.folder, retry.listing, output.guard)
     with progress_bar("merging", len(parts)) as (progress, bar):
-        for counted in executor.map(MergePart(out, retry.folder, retry.listing, guard), parts):
+        for counted in executor.map(task, parts):
             totals.add(counted)
             progress.update(bar, advance=1)
     if retry.before["inputs"] is not None:

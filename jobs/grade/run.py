@@ -7,12 +7,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from jobs.common.console import console, now, progress_bar, write_json
-from jobs.common.executor import Executor, PipelineSize
+from jobs.common.executor import Executor
 from jobs.common.prometheus import GradeMetrics
 from jobs.grade.files import GroupState, Listing, find_committed
 from jobs.grade.loading import LoadShard
@@ -31,7 +31,6 @@ _WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}
 # Images before --max-failed-share is checked.
 _CHECK_FAILED_FROM = 200
 _SESSION_INTERVAL_S = 5.0
-_NODES_INTERVAL_S = 5.0
 _POINTS = 240
 _DEATHS = "deaths"  # folder in the run's scratch folder
 
@@ -57,8 +56,7 @@ class Session:
     errors: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._started = self._written = self._counted = time.monotonic()
-        self._alive = 1
+        self._started = self._written = time.monotonic()
         self._point_interval = 0.0
 
     @property
@@ -66,17 +64,11 @@ class Session:
         """Seconds since the session started."""
         return time.monotonic() - self._started
 
-    @property
-    def machine_hours(self) -> float:
-        """Hours of all nodes together."""
-        return self.node_seconds / 3600
-
     def add(self, rows: int, failed: int, errors: dict[str, int]) -> None:
         """Count a committed shard."""
         self.photographs += rows
         self.failed += failed
         self.errors.update(errors)
-        self._count_node_time()
         if not self.points or self.seconds - self.points[-1][0] >= self._point_interval:
             self.points.append([round(self.seconds, 2), self.photographs, self.failed])
         if len(self.points) > _POINTS:  # halves the resolution
@@ -87,8 +79,9 @@ class Session:
 
     def write(self) -> None:
         """Write the session, which then survives a killed driver."""
-        self._count_node_time()
-        self._written = time.monotonic()
+        moment = time.monotonic()
+        self.node_seconds += self.nodes() * (moment - self._written)
+        self._written = moment
         last = [[round(self.seconds, 2), self.photographs, self.failed]]
         write_json(
             self.uri,
@@ -102,31 +95,14 @@ class Session:
             },
         )
 
-    def _count_node_time(self) -> None:
-        """Add the time of all live nodes, whose number may change."""
-        moment = time.monotonic()
-        if moment - self._counted > _NODES_INTERVAL_S or self._counted == self._started:
-            self._alive = self.nodes()
-        self.node_seconds += self._alive * (moment - self._counted)
-        self._counted = moment
-
 
 @dataclass(frozen=True)
 class Work:
-    """Inputs of `run_pending`.
+    """Inputs of `run_pending`: see `GradeOptions`, `LoadShard` and `GradeShard`.
 
     Args:
-        out: Output directory.
         folder: Folder of the shards, in the scratch folder.
-        listing: Listing of the run.
-        plan: Plan of the run.
-        spec: Contract of the bundle.
-        signature: Signature of the rows.
         model: Makes the model in its actor.
-        max_failed_share: Largest fraction of failed images before the run is stopped.
-        guard: Guard of the run's lease.
-        executor: Runs the steps.
-        within: As in `LoadShard`.
     """
 
     out: str
@@ -168,25 +144,18 @@ def run_pending(work: Work, session: Session) -> None:
 
 def _note(session: Session) -> str:
     rate = session.photographs / max(session.seconds, 0.1)
-    return f"{rate:.0f}/s, {session.failed:,} failed, {session.machine_hours:.2f} machine-hours"
+    return f"{rate:.0f}/s, {session.failed:,} failed, {session.node_seconds / 3600:.2f} machine-hours"
 
 
 def _run_pipeline(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]]:
     """Grade shards; yield one row per committed shard: `rows, failed, errors, seconds`."""
     plan, listing = work.plan, work.listing
     listed = storage.join(work.folder, listing.folder)
-    spec, size_of_shard = work.spec.preprocess, listing.shard_size
-    load = LoadShard(work.folder, listed, spec, size_of_shard, plan.fetches, work.within)
+    load = LoadShard(work.folder, listed, work.spec.preprocess, listing.shard_size, plan.fetches, work.within)
     low, high = (min(number, len(shards)) for number in plan.models)
     if listing.tars:
         high = plan.models[1]  # a tar is one shard, but many pieces
-    size = PipelineSize(
-        loaders=min(plan.loaders, len(shards)),
-        models=(low, high),
-        cpus_per_model=plan.cpus_per_model,
-        gpus_per_model=plan.gpus_per_model,
-        store_bytes=plan.store_bytes,
-    )
+    size = replace(plan, loaders=min(plan.loaders, len(shards)), models=(low, high))
     arguments = (work.folder, work.guard, work.spec, work.signature, work.model, plan.batch_size)
     deaths = storage.join(work.folder, _DEATHS)
     return work.executor.pipeline(shards, load, GradeShard, arguments, size, deaths)

@@ -21,15 +21,7 @@ from scalp_core.results.schema import RESULTS_FOLDER
 
 @dataclass(frozen=True)
 class RunDescription:
-    """Description of a run for its summary.
-
-    Args:
-        identity: Identity of the output.
-        sources: URIs of the graded sources.
-        spec: Contract of the bundle.
-        settings: Settings of the last session.
-        laps: Seconds per stage of the last session.
-    """
+    """Description of a run for its summary; settings and laps (seconds per stage) are of the last session."""
 
     identity: Identity
     sources: list[str]
@@ -56,7 +48,7 @@ def make_summary(
 
     Args:
         run: Description of the run.
-        totals: Totals of the rows.
+        totals: Totals of all rows.
         listing: Listing of the run or retry.
         sessions: All sessions.
         before: Summary before the retry.
@@ -128,15 +120,8 @@ def check_accounts(summary: dict[str, Any], out: str) -> None:
 def show_summary(summary: dict[str, Any], out: str) -> None:
     """Print the most important entries of the summary."""
     names = (
-        "rows",
-        "graded",
-        "failed",
-        "by_error",
-        "by_grade",
-        "referred",
-        "rows_unaccounted",
-        "graded_again",
-    )
+        "rows", "graded", "failed", "by_error", "by_grade", "referred", "rows_unaccounted", "graded_again",
+    )  # fmt: skip
     rate = f"{summary['photographs_per_second']:.1f} images/s, {summary['machine_hours']:.3f} machine-hours"
     show(
         "grade",

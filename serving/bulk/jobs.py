@@ -96,7 +96,7 @@ class Jobs:
 
 
 def _bulk(job: jobs_api.Job) -> Job:
-    status: Status = job.status.lower()  # type: ignore[assignment]
+    status: Status = job.status.lower()
     return Job(
         id=job.id,
         attempt=job.attempt,
