@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import re
 import zlib
@@ -10,8 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-
-import pyarrow as pa
 
 from scalp_core import storage
 from scalp_core.storage.errors import ArchiveError
@@ -96,78 +93,19 @@ def _parts(group: list[Range], data: bytes) -> Iterator[bytes]:
     return (data[begin - start : end - start] for begin, end in group)
 
 
-class RangedFile(io.RawIOBase):
-    """Random-access file, read by range; reads are retried while the server is unavailable."""
-
-    def __init__(self, uri: str, file: pa.NativeFile) -> None:
-        self._uri = uri
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except ValueError as error:  # Python's readers expect what its own files raise
-            raise OSError(errno.EINVAL, str(error)) from None
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        start = self._file.tell()
-
-        def attempt() -> bytes:
-            self._file.seek(start)
-            return self._file.read(len(buffer))
-
-        data = storage.call_with_retries(self._uri, attempt)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class ReadAheadFile(io.RawIOBase):
+class ReadAheadFile(storage.RangedFile):
     """File for one pass, in large pieces with read-ahead; pieces that the reader skips are not fetched."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._file = storage.open_file(uri)
-        self._size = self._file.size()
-        self._at = 0
+        super().__init__(self._read_piece, self._file.size())
         self._pieces: dict[int, Future[bytes]] = {}
         self._pool = ThreadPoolExecutor(_AHEAD)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self._at >= self._size:
-            return 0
-        number, inside = divmod(self._at, _PIECE)
-        data = memoryview(self._piece(number))[inside : inside + len(buffer)]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _piece(self, number: int) -> bytes:
+    def _read_piece(self, start: int, length: int) -> bytes:
+        """Read the bytes up to the end of a piece."""
+        number, inside = divmod(start, _PIECE)
         last = (self._size - 1) // _PIECE
         numbers = range(number, min(number + _AHEAD, last) + 1)
         for outdated in self._pieces.keys() - numbers:
@@ -175,7 +113,7 @@ class ReadAheadFile(io.RawIOBase):
         for following in numbers:
             if following not in self._pieces:
                 self._pieces[following] = self._fetch(following)
-        return self._pieces[number].result()
+        return self._pieces[number].result()[inside : inside + length]
 
     def _fetch(self, number: int) -> Future[bytes]:
         begin = number * _PIECE

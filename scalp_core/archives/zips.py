@@ -24,7 +24,7 @@ from scalp_core.archives.base import (
     too_many_members,
     unreadable,
 )
-from scalp_core.archives.byte_ranges import GZIP, Range, RangedFile, read_ranges
+from scalp_core.archives.byte_ranges import GZIP, Range, read_ranges
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
 
@@ -58,10 +58,13 @@ class Zip:
     """
 
     def __init__(self, uri: str, content: pa.Buffer | None = None, max_members: int = 0) -> None:
-        file = storage.open_file(uri) if content is None else pa.BufferReader(content)
-        table = _table(RangedFile(uri, file), max_members or MAX_MEMBERS)
         self._uri = uri
-        self._read = None if content is None else partial(_read_content, content)
+        if content is None:
+            self._read, file = None, storage.open_raw(uri)
+        else:
+            self._read = partial(_read_content, content)
+            file = storage.RangedFile(self._read, content.size)
+        table = _table(file, max_members or MAX_MEMBERS)
         self._end = table.start_dir
         self._begins = sorted([*(info.header_offset for info in table.infolist()), self._end])
         files = [info for info in table.infolist() if info.filename and not _name(info).endswith("/")]

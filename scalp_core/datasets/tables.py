@@ -14,7 +14,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scalp_core import storage
-from scalp_core.archives.byte_ranges import RangedFile
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 
@@ -118,7 +117,7 @@ def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
 
 def _open(table: str) -> io.BufferedReader:
     """Open a file whose reads are retried while the server is unavailable."""
-    return io.BufferedReader(RangedFile(table, storage.open_file(table)), _PIECE)
+    return io.BufferedReader(storage.call_with_retries(table, storage.open_raw, table), _PIECE)
 
 
 def _as_text() -> pyarrow.csv.ConvertOptions:

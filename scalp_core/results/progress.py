@@ -8,12 +8,10 @@ summary.json                 written at the end
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from scalp_core import storage
-from scalp_core.errors import UserError
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 
 IDENTITY_FILE = "run.json"
@@ -52,11 +50,11 @@ def read_progress(out: str) -> Progress | None:
     Raises:
         UserError: A file cannot be read.
     """
-    identity = read_json_file(storage.join(out, IDENTITY_FILE))
+    identity = storage.read_json(storage.join(out, IDENTITY_FILE))
     if identity is None:
         return None
     common = {"sources": identity["sources"], "model_version": identity["model_version"]}
-    if summary := read_json_file(storage.join(out, _SUMMARY_FILE)):
+    if summary := storage.read_json(storage.join(out, _SUMMARY_FILE)):
         return Progress(
             **common,
             done=summary["rows"],
@@ -67,13 +65,14 @@ def read_progress(out: str) -> Progress | None:
         )
     work = storage.join(out, SCRATCH_FOLDER)
     folder = storage.join(work, SESSIONS)
-    sessions = [read_json_file(storage.join(folder, name)) or {} for name in sorted(storage.names_in(folder))]
+    names = sorted(storage.names_in(folder))
+    sessions = [storage.read_json(storage.join(folder, name)) or {} for name in names]
     last = sessions[-1] if sessions else {}
     return Progress(
         **common,
         done=sum(session.get("photographs", 0) for session in sessions),
         failed=sum(session.get("failed", 0) for session in sessions),
-        total=_total(read_json_file(storage.join(work, LISTING_FILE))),
+        total=_total(storage.read_json(storage.join(work, LISTING_FILE))),
         photographs_per_second=(
             round(last["photographs"] / last["seconds"], 1) if last.get("photographs") else None
         ),
@@ -85,13 +84,3 @@ def _total(listing: dict[str, Any] | None) -> int | None:
     if listing is None or any(group["tars"] for group in listing["groups"]):
         return None
     return sum(group["photographs"] for group in listing["groups"])
-
-
-def read_json_file(uri: str) -> dict[str, Any] | None:
-    """Read a JSON file; None if it does not exist, for example because it was removed after a listing."""
-    try:
-        return dict(json.loads(storage.read(uri)))
-    except UserError as error:
-        if storage.is_missing(error.__cause__ or error):
-            return None
-        raise

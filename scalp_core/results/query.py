@@ -6,7 +6,6 @@ access only its spill files, so a query cannot read or write anything else.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -255,8 +254,8 @@ _TOP = f"nullif(regexp_extract(substr({_PATH}, length($prefix) + 1), '^([^/]+)/'
 def _find(out: str) -> tuple[bool, str, list[str]]:
     """Find the rows of a run: whether it is finished, the folder of the rows, and the files in it."""
     results, work = storage.join(out, RESULTS_FOLDER), storage.join(out, WORK_FOLDER)
-    summary = storage.join(out, _SUMMARY_FILE)
-    finished = storage.exists(summary) and not json.loads(storage.read(summary)).get("rows_unaccounted")
+    summary = storage.read_json(storage.join(out, _SUMMARY_FILE))
+    finished = summary is not None and not summary.get("rows_unaccounted")
     # Without a summary, the results folder may be less complete than the work folder.
     for folder in (results, work) if finished else (work, results):
         if files := _parquet_below(folder):

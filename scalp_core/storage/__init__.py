@@ -6,18 +6,24 @@ that a user can fix (a wrong key, a missing folder, a full disk) raises a `UserE
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from scalp_core.errors import UserError
+from scalp_core.storage import s3
 from scalp_core.storage.errors import advice, explain_errors, is_missing, is_transient
 from scalp_core.storage.listing import (
     TEMPORARY,
@@ -36,10 +42,11 @@ from scalp_core.storage.retry import call_with_retries, retry_timeout
 from scalp_core.storage.uris import absolute, bucket_and_key, bucket_and_prefix, check_scheme, is_s3, join
 
 __all__ = [
-    "StoredFile", "absolute", "advice", "call_with_retries", "create", "exists", "explain_errors",
-    "filesystem", "folders_in", "is_empty", "is_file", "is_missing", "is_s3", "is_transient", "is_within",
-    "join", "list_children", "list_files", "mutation", "names_in", "new_file", "open_file", "read",
-    "read_range", "remove_file", "remove_folder", "remove_temporary", "retry_timeout", "walk", "write",
+    "RangedFile", "StoredFile", "absolute", "advice", "call_with_retries", "create", "exists",
+    "explain_errors", "filesystem", "folders_in", "is_empty", "is_file", "is_missing", "is_s3",
+    "is_transient", "is_within", "join", "list_children", "list_files", "mutation", "names_in", "new_file",
+    "open_file", "open_raw", "read", "read_json", "read_range", "remove_file", "remove_folder",
+    "remove_temporary", "retry_timeout", "walk", "write",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -59,8 +66,6 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow filesystem of a uri and the path inside it."""
     check_scheme(uri)
     if is_s3(uri):
-        from scalp_core.storage import s3  # importing boto3 is slow
-
         return s3.filesystem(), uri[len("s3://") :]
     return pafs.LocalFileSystem(), uri
 
@@ -74,8 +79,6 @@ def exists(uri: str) -> bool:
     with explain_errors(uri):
         if not is_s3(uri):
             return Path(uri).exists()
-        from scalp_core.storage import s3
-
         bucket, key = bucket_and_key(uri)
         return call_with_retries(uri, s3.head, bucket, key) is not None or has_keys(uri)
 
@@ -90,8 +93,6 @@ def is_file(uri: str) -> bool:
     with explain_errors(uri):
         if not is_s3(uri):
             return not Path(uri).is_dir() and bool(Path(uri).stat())
-        from scalp_core.storage import s3
-
         bucket, key = bucket_and_key(uri)
         if key and call_with_retries(uri, s3.head, bucket, key) is not None:
             return True
@@ -111,16 +112,28 @@ def read(uri: str) -> bytes:
         return call_with_retries(uri, _read, uri)
 
 
-def _read(uri: str, byte_range: tuple[int, int] | None = None) -> bytes:
-    if not is_s3(uri):
-        with Path(uri).open("rb") as file:
-            if byte_range is None:
-                return file.read()
-            file.seek(byte_range[0])
-            return file.read(byte_range[1] - byte_range[0])
-    from scalp_core.storage import s3
+def read_json(uri: str) -> Any | None:
+    """Read the content of a JSON file; None if the file does not exist.
 
-    return s3.get(*bucket_and_key(uri), byte_range)
+    Raises:
+        UserError: storage failed.
+    """
+    try:
+        return json.loads(read(uri))
+    except UserError as error:
+        if error.__cause__ and is_missing(error.__cause__):
+            return None
+        raise
+
+
+def _read(uri: str, byte_range: tuple[int, int] | None = None) -> bytes:
+    if is_s3(uri):
+        return s3.get(*bucket_and_key(uri), byte_range)
+    with Path(uri).open("rb") as file:
+        if byte_range is None:
+            return file.read()
+        file.seek(byte_range[0])
+        return file.read(byte_range[1] - byte_range[0])
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
@@ -131,6 +144,43 @@ def read_range(uri: str, start: int, length: int) -> bytes:
     """
     check_scheme(uri)
     return call_with_retries(uri, _read, uri, (start, start + length)) if length else b""
+
+
+class RangedFile(io.RawIOBase):
+    """Random-access file, read by range.
+
+    Args:
+        read: Returns `length` bytes from `start`.
+        size: Size of the file in bytes.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read = read
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + (0, self._at, self._size)[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, f"a place before the file: {at}")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = min(len(buffer), self._size - self._at)
+        data = self._read(self._at, size) if size > 0 else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def open_file(uri: str) -> pa.NativeFile:
@@ -148,10 +198,22 @@ def _open_s3(fs: pafs.FileSystem, path: str) -> pa.NativeFile:
     try:
         return fs.open_input_file(path)
     except (OSError, pa.ArrowInvalid):
-        from scalp_core.storage import s3
+        return pa.PythonFile(open_raw(f"s3://{path}"), mode="r")
 
-        bucket, _, key = path.partition("/")
-        return pa.PythonFile(s3.Reader(bucket, key), mode="r")
+
+def open_raw(uri: str) -> io.RawIOBase:
+    """Open a file for random access without a buffer; each read from S3 is one request, with retries.
+
+    Raises:
+        OSError: the file is missing, or storage failed; opening it is not retried.
+    """
+    check_scheme(uri)
+    if not is_s3(uri):
+        return Path(uri).open("rb", buffering=0)
+    head = s3.head(*bucket_and_key(uri))
+    if head is None:
+        raise FileNotFoundError(uri)
+    return RangedFile(partial(read_range, uri), head["ContentLength"])
 
 
 # --- write -------------------------------------------------------------------------------------------------
@@ -168,14 +230,11 @@ def write(uri: str, data: bytes, durable: bool = True) -> None:
     check_scheme(uri)
     with explain_errors(uri, "write"):
         if is_s3(uri):
-            from scalp_core.storage import s3
-
             with mutation("upload", uri):
                 call_with_retries(uri, s3.put, *bucket_and_key(uri), data)
-            return
-        with _temporary(uri) as temporary:
-            _fill(temporary, data, durable)
-            _rename(temporary, uri, durable)
+        else:
+            with _replacement(uri, durable) as file:
+                file.write(data)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -189,12 +248,11 @@ def create(uri: str, data: bytes) -> bool:
     check_scheme(uri)
     with explain_errors(uri, "write"):
         if is_s3(uri):
-            from scalp_core.storage import s3
-
             with mutation("create", uri):
                 return s3.create(*bucket_and_key(uri), data)
         with _temporary(uri) as temporary:
-            _fill(temporary, data, durable=True)
+            with _opened(temporary) as file:
+                file.write(data)
             with mutation("create", uri):
                 try:
                     os.link(temporary, uri)
@@ -213,19 +271,25 @@ def new_file(uri: str) -> Iterator[IO[bytes]]:
     check_scheme(uri)
     with explain_errors(uri, "write"):
         if is_s3(uri):
-            from scalp_core.storage import s3
-
             with tempfile.TemporaryFile() as spool:
                 yield spool
                 with mutation("upload", uri):
                     call_with_retries(uri, s3.upload, *bucket_and_key(uri), spool)
-            return
-        with _temporary(uri) as temporary:
-            with mutation("write", uri), temporary.open("wb") as file:
+        else:
+            with _replacement(uri) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _rename(temporary, uri, durable=True)
+
+
+@contextmanager
+def _replacement(uri: str, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file, which replaces a local file if the block succeeds."""
+    with _temporary(uri) as temporary:
+        with _opened(temporary, durable) as file:
+            yield file
+        with mutation("rename", uri):
+            temporary.replace(uri)
+            if durable:
+                _sync_folder(uri)
 
 
 @contextmanager
@@ -240,19 +304,13 @@ def _temporary(uri: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _fill(temporary: Path, data: bytes, durable: bool) -> None:
+@contextmanager
+def _opened(temporary: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     with mutation("write", str(temporary)), temporary.open("wb") as file:
-        file.write(data)
+        yield file
         if durable:
             file.flush()
             os.fsync(file.fileno())
-
-
-def _rename(temporary: Path, uri: str, durable: bool) -> None:
-    with mutation("rename", uri):
-        temporary.replace(uri)
-        if durable:
-            _sync_folder(uri)
 
 
 def _sync_folder(uri: str) -> None:
@@ -273,8 +331,6 @@ def remove_file(uri: str) -> None:
     check_scheme(uri)
     with explain_errors(uri, "remove"), mutation("remove", uri):
         if is_s3(uri):
-            from scalp_core.storage import s3
-
             bucket, key = bucket_and_key(uri)
             call_with_retries(uri, s3.answer, "delete_object", Bucket=bucket, Key=key)
         else:
@@ -318,8 +374,6 @@ def _links_in(folder: str) -> list[str]:
 
 
 def _remove_prefix(uri: str, kept: str | None) -> None:
-    from scalp_core.storage import s3
-
     bucket, prefix = bucket_and_prefix(uri)
     for page in pages(uri, Prefix=prefix):
         keys = [item["Key"] for item in page.get("Contents", ())]

@@ -18,15 +18,21 @@ import pyarrow as pa
 
 from scalp_core.errors import UserError
 
-# S3's error codes and botocore's exceptions after which the same request may succeed later. Codes in capitals
-# come from the AWS SDK inside pyarrow.
-_TRANSIENT_CODES = frozenset({
+# S3's error codes and the names of botocore's exceptions. Codes in capitals come from the AWS SDK in pyarrow.
+_THROTTLES = (
     "SlowDown", "SLOW_DOWN", "Throttling", "ThrottlingException", "THROTTLING", "RequestLimitExceeded",
-    "TooManyRequests", "InternalError", "INTERNAL_FAILURE", "ServiceUnavailable", "SERVICE_UNAVAILABLE",
-    "RequestTimeout", "REQUEST_TIMEOUT", "ConditionalRequestConflict", "OperationAborted",
+    "TooManyRequests",
+)  # fmt: skip
+_NO_ANSWERS = (
     "NETWORK_CONNECTION", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError",
     "ConnectionClosedError", "ConnectionError", "HTTPClientError", "ProxyConnectionError",
     "ResponseStreamingError", "IncompleteReadError",
+)  # fmt: skip
+# The same request may succeed later.
+_TRANSIENT_CODES = frozenset({
+    *_THROTTLES, *_NO_ANSWERS, "InternalError", "INTERNAL_FAILURE", "ServiceUnavailable",
+    "SERVICE_UNAVAILABLE", "RequestTimeout", "REQUEST_TIMEOUT", "ConditionalRequestConflict",
+    "OperationAborted",
 })  # fmt: skip
 _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 
@@ -48,11 +54,8 @@ _ADVICE = {
     **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
                     "no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     **dict.fromkeys(("AccessDenied", "ACCESS_DENIED", "AllAccessDisabled"), _DENIED),
-    **dict.fromkeys(("SlowDown", "SLOW_DOWN", "Throttling", "ThrottlingException", "THROTTLING",
-                     "TooManyRequests", "RequestLimitExceeded"), _THROTTLED),
-    **dict.fromkeys(("NETWORK_CONNECTION", "EndpointConnectionError", "ConnectTimeoutError",
-                     "ReadTimeoutError", "ConnectionClosedError", "ConnectionError", "HTTPClientError",
-                     "ProxyConnectionError", "ResponseStreamingError", "IncompleteReadError"), _UNREACHABLE),
+    **dict.fromkeys(_THROTTLES, _THROTTLED),
+    **dict.fromkeys(_NO_ANSWERS, _UNREACHABLE),
     **dict.fromkeys(("SSLError", "CERTIFICATE"), _CERTIFICATE),
     **dict.fromkeys(("NoSuchBucket", "NO_SUCH_BUCKET", "InvalidBucketName"),
                     "the bucket does not exist; check the name after s3://"),
@@ -134,7 +137,7 @@ def is_transient(error: BaseException) -> bool:
 
 def is_missing(error: BaseException) -> bool:
     """Whether an error means that the object or file is missing."""
-    return isinstance(error, FileNotFoundError) or (
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or (
         isinstance(error, OSError) and _code_of(error).code in ("NoSuchKey", "NO_SUCH_KEY", "404")
     )
 

@@ -128,7 +128,7 @@ def _refuse_if_alive(guard: Guard) -> None:
     Raises:
         UserError: the run is alive.
     """
-    state = _state(guard)
+    state = storage.read_json(_file(guard))
     if state is None or state["released"]:
         return
     if state["machine"] == _machine():
@@ -143,7 +143,7 @@ def _refuse_if_alive(guard: Guard) -> None:
     until = time.monotonic() + DEAD_S
     while time.monotonic() < until:
         time.sleep(_POLL_S)
-        current = _state(guard)
+        current = storage.read_json(_file(guard))
         if current is None or current["released"]:
             return
         if current["beat"] != state["beat"]:
@@ -199,16 +199,6 @@ def _epochs(out: str) -> list[int]:
 
 def _file(guard: Guard) -> str:
     return storage.join(guard.out, FOLDER, f"{guard.epoch:06d}.json")
-
-
-def _state(guard: Guard) -> dict[str, Any] | None:
-    """Read the state of a lease; None if the lease is gone."""
-    try:
-        return dict(json.loads(storage.read(_file(guard))))
-    except UserError as error:
-        if storage.is_missing(error.__cause__ or error):
-            return None
-        raise
 
 
 def _json(state: dict[str, Any]) -> bytes:

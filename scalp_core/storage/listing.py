@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scalp_core.storage import s3
 from scalp_core.storage.errors import explain_errors
 from scalp_core.storage.retry import call_with_retries
 from scalp_core.storage.uris import bucket_and_key, bucket_and_prefix, check_scheme, is_s3
@@ -176,8 +177,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _walk_s3(uri: str) -> Iterator[StoredFile]:
-    from scalp_core.storage import s3
-
     bucket, prefix = bucket_and_prefix(uri)
     with explain_errors(uri):
         head = call_with_retries(uri, s3.head, *bucket_and_key(uri)) if prefix else None
@@ -206,8 +205,6 @@ def has_keys(uri: str) -> bool:
 
 def pages(uri: str, **query: Any) -> Iterator[dict[str, Any]]:
     """Yield the pages of an S3 listing, with retries of each request."""
-    from scalp_core.storage import s3
-
     bucket, _ = bucket_and_prefix(uri)
     token: dict[str, str] = {}
     while True:

@@ -155,11 +155,9 @@ def claim_output(out: str, kind: str) -> None:
 
 def kind_of(out: str) -> str | None:
     """Return the command that made a directory; None without a marker."""
-    uri = storage.join(storage.absolute(out), MARKER_FILE)
-    if not storage.exists(uri):
-        return None
     try:
-        return str(json.loads(storage.read(uri))["kind"])
+        marker = storage.read_json(storage.join(storage.absolute(out), MARKER_FILE))
+        return str(marker["kind"]) if marker else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.storage import s3
 
 if TYPE_CHECKING:
     import pyarrow.dataset as pads
@@ -39,8 +40,6 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
     uris = [place] if isinstance(place, str) else place
     fs, _ = storage.filesystem(uris[0])
     if storage.is_s3(uris[0]):
-        from scalp_core.storage import s3
-
         fs = s3.filesystem(long_retries=True)
     paths = [storage.filesystem(uri)[1] for uri in uris]
     with storage.explain_errors(uris[0]):

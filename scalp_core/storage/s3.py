@@ -4,12 +4,12 @@
 
 Objects are read, written, listed and removed by boto3, whose errors carry codes. pyarrow's client reads
 images and data sets: an object of 60 KB takes it 1.2 ms of a core, boto3 2.1 ms (SeaweedFS on loopback, 2
-cores, 2026-11-28). boto3 handles the keys that pyarrow refuses, and all failures.
+cores, 2026-11-28). boto3 handles the keys that pyarrow refuses, and all failures. It is imported inside
+the functions that use it, because that is slow.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import uuid
@@ -20,13 +20,7 @@ from http import HTTPStatus
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import boto3
 import pyarrow.fs as pafs
-from boto3.exceptions import S3UploadFailedError
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import get_session
 
 from scalp_core.errors import UserError
 from scalp_core.storage.errors import StorageError
@@ -59,20 +53,18 @@ def answer(operation: str, **query: Any) -> dict[str, Any]:
 @contextmanager
 def coded() -> Iterator[None]:
     """Turn boto3's errors inside the block into `StorageError`."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         yield
-    except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        raise StorageError(str(error), error.response.get("Error", {}).get("Code", ""), status) from error
-    except (BotoCoreError, S3UploadFailedError) as error:
-        cause = error.__context__
-        if isinstance(cause, ClientError):  # s3transfer wraps it
-            raise StorageError(
-                str(cause),
-                cause.response.get("Error", {}).get("Code", ""),
-                cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode"),
-            ) from error
-        raise StorageError(str(error), type(error).__name__) from error
+    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+        cause = error if isinstance(error, ClientError) else error.__context__  # s3transfer wraps it
+        if not isinstance(cause, ClientError):
+            raise StorageError(str(error), type(error).__name__) from error
+        code = cause.response.get("Error", {}).get("Code", "")
+        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        raise StorageError(str(cause), code, status) from error
 
 
 def client() -> Any:
@@ -99,13 +91,13 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
 def get(bucket: str, key: str, byte_range: tuple[int, int] | None = None) -> bytes:
     """Read the bytes of one object, or its range [start, end)."""
     query = {"Range": f"bytes={byte_range[0]}-{byte_range[1] - 1}"} if byte_range else {}
-    with coded():
-        try:
+    try:
+        with coded():
             return client().get_object(Bucket=bucket, Key=key, **query)["Body"].read()
-        except ClientError as error:
-            if byte_range and error.response.get("Error", {}).get("Code") == "InvalidRange":
-                return b""  # beyond the end
-            raise
+    except StorageError as error:
+        if byte_range and error.code == "InvalidRange":  # beyond the end
+            return b""
+        raise
 
 
 def put(bucket: str, key: str, data: bytes) -> None:
@@ -166,44 +158,6 @@ def delete(bucket: str, keys: list[str]) -> None:
         raise StorageError(f"{error.get('Key')}: {error.get('Message')}", error.get("Code", ""))
 
 
-class Reader(io.RawIOBase):
-    """A random-access file over an S3 object; each read is one request.
-
-    Raises:
-        FileNotFoundError: the object is missing.
-        StorageError: the request failed.
-    """
-
-    def __init__(self, bucket: str, key: str) -> None:
-        metadata = head(bucket, key)
-        if metadata is None:
-            raise FileNotFoundError(f"s3://{bucket}/{key}")
-        self._bucket, self._key, self._size, self._place = bucket, key, int(metadata["ContentLength"]), 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def size(self) -> int:
-        return self._size
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._place + len(buffer), self._size)
-        data = get(self._bucket, self._key, (self._place, end)) if end > self._place else b""
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-
 class _Access(NamedTuple):
     """Endpoint, region and keys of S3; the cache key of clients, so that changed credentials take effect."""
 
@@ -216,6 +170,8 @@ class _Access(NamedTuple):
 
 def _access() -> _Access:
     """Resolve the AWS chain now: environment, profile, role; short-lived keys are renewed."""
+    from botocore.exceptions import BotoCoreError
+
     try:
         with _client_lock:
             chain = _chain(os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"))
@@ -241,6 +197,8 @@ class _Chain(NamedTuple):
 # Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
 @lru_cache(maxsize=4)
 def _chain(profile: str | None, _key_id: str | None) -> _Chain:
+    from botocore.session import get_session
+
     session = get_session()
     session.set_config_variable("profile", profile)
     endpoint = session.get_scoped_config().get("endpoint_url")
@@ -268,6 +226,10 @@ def _filesystem(access: _Access, attempts: int) -> pafs.S3FileSystem:
 
 @lru_cache(maxsize=8)
 def _client(access: _Access) -> Any:
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_REQUEST_TIMEOUT_S,

@@ -12,7 +12,6 @@ import json
 from datetime import UTC, datetime
 
 from scalp_core import storage
-from scalp_core.results.progress import read_json_file
 from serving.auth.scopes import Caller
 
 _FOLDER = "owners"
@@ -53,7 +52,7 @@ class Owners:
         return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
 
     def _source(self, key: str, work: str) -> str | None:
-        content = read_json_file(self._uri(key, work))
+        content = storage.read_json(self._uri(key, work))
         return str(content["source"]) if content else None
 
     def _uri(self, key: str, work: str) -> str:

@@ -173,6 +173,7 @@ def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
         raise StorageError("Please reduce your request rate.", "SlowDown", 503)
 
     monkeypatch.setattr(storage, "open_file", away)
+    monkeypatch.setattr(storage, "open_raw", away)
     with pytest.raises(UserError, match="throttles requests"):
         rows = [row | {"kind": None} for row in scan.list_root(scan.Root(uri))]
         list(examination.examine(rows, ""))
