@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,8 +55,7 @@ class Cluster:
     """Resources of the connected Ray at this moment.
 
     Args:
-        cpus: Logical CPUs of all nodes.
-        gpus: GPUs of all nodes.
+        cpus: Logical CPUs of all nodes; so for `gpus`.
         nodes: Number of nodes with CPUs.
         cores_per_node: Cores of one node.
         grows: Whether an autoscaler may start more nodes.
@@ -160,15 +159,6 @@ def has_autoscaler() -> bool:
     return bool(ray_internals.autoscaling_state(address).autoscaler_state_version > 0)
 
 
-def metrics_uris() -> list[str]:
-    """URLs of the Prometheus metrics of each node of the connected Ray."""
-    return [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
 def _start(jobs: bool) -> None:
     verbose = bool(os.environ.get("SCALP_RAY_LOGS"))
     address = os.environ.get("RAY_ADDRESS")
@@ -184,12 +174,11 @@ def _start(jobs: bool) -> None:
             "dashboard_host": "127.0.0.1",
         }
     try:
-        if address:
-            with _silent_stderr() if not verbose else nullcontext():
-                _check_reachable(address)
         with ExitStack() as stack:
             if not verbose:
                 stack.enter_context(_silent_stderr())
+            if address:
+                _check_reachable(address)
             if not address or _is_on_loopback(address):
                 stack.enter_context(ray_internals.listening_on_loopback(include_log_monitor=verbose))
             if not address:

@@ -29,101 +29,8 @@ from ray._raylet import (  # type: ignore[attr-defined]
     GcsClient,
     get_authentication_mode,
 )
-from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply, NodeStatus
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-
-_PB2 = "ray.core.generated.autoscaler_pb2"
-_CALLBACKS = "ray.train.v2._internal.callbacks"
-_DIRECT = "ray.serve._private.direct_ingress_http_util"
-_FAKE = "ray.autoscaler._private.fake_multi_node.node_provider"
-# `module:attribute`, with the reason and the public way that is missing. An attribute may also be one that
-# the class assigns to `self`; a field of a protobuf message is named by its FIELD_NUMBER.
-DEPENDENCIES = {
-    # A Ray on this machine.
-    "ray._common.utils:get_system_memory": "memory of the container; ray.init uses it and exports nothing",
-    "ray._private.parameter:RayParams": "ray.init has no argument for the agent's port and the log monitor",
-    "ray._private.parameter:RayParams.dashboard_agent_listen_port": "0 takes a free port",
-    "ray._private.parameter:RayParams.include_log_monitor": "one process less where output is off",
-    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": "False listens on loopback; no option of ray.init does",
-    "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR": "loopback for Ray's child processes",
-    "ray._private.ray_constants:GCS_PORT_ENVIRONMENT_VARIABLE": "ray.init has no argument for the GCS port",
-    "ray._private.services:node_ip_address_from_perspective": "address that Ray uses instead of 127.0.0.1",
-    "ray._raylet:Config.initialize": "rereads RAY_AUTH_MODE; Ray reads it once, at import",
-    "ray._raylet:AuthenticationMode.TOKEN": "value of the mode that require_token verifies",
-    "ray._raylet:get_authentication_mode": "Ray has no public query for the mode",
-    "ray._raylet:AuthenticationTokenLoader.instance": "Ray has no public query for a token",
-    "ray._raylet:AuthenticationTokenLoader.has_token": "whether Ray finds a token in environment or file",
-    "ray._raylet:AuthenticationTokenLoader.reset_cache": "a token that was set after the import",
-    # The state of a cluster.
-    "ray._raylet:GcsClient": "state of the autoscaler; `ray status` prints text alone",
-    "ray._raylet:InnerGcsClient.get_cluster_status": "the method of GcsClient for that",
-    f"{_PB2}:GetClusterStatusReply": "the message with that state",
-    f"{_PB2}:GetClusterStatusReply.AUTOSCALING_STATE_FIELD_NUMBER": "last report of the autoscaler",
-    f"{_PB2}:GetClusterStatusReply.CLUSTER_RESOURCE_STATE_FIELD_NUMBER": "state of the nodes",
-    f"{_PB2}:AutoscalingState.AUTOSCALER_STATE_VERSION_FIELD_NUMBER": "above 0 with an autoscaler",
-    f"{_PB2}:AutoscalingState.INFEASIBLE_GANG_RESOURCE_REQUESTS_FIELD_NUMBER": "groups that no node can hold",
-    f"{_PB2}:NodeStatus.DEAD": "nodes of a simulated cluster that have ended",
-    "ray._private.state:state._connect_and_get_accessor": "placement_group_table leaves out the creator",
-    "ray._raylet:GlobalStateAccessor.get_placement_group_table": "its rows have the creator",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_ID_FIELD_NUMBER": "nil for a driver",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_DEAD_FIELD_NUMBER": "orphaned if true",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED": "such a group needs no removal",
-    # Workers.
-    "ray._private.worker:global_worker": "the worker whose task runs",
-    "ray._private.worker:Worker.connected": "whether this process is part of a Ray",
-    "ray._private.worker:Worker.mode": "whether it is a worker",
-    "ray._private.worker:WORKER_MODE": "value of Worker.mode in a worker",
-    "ray._raylet:CoreWorker.get_current_task_attempt_number": "RuntimeContext has the task's id alone",
-    "ray._private.worker:_global_node": "the node of this process; RuntimeContext has no session directory",
-    "ray._private.node:Node.get_session_dir_path": "directory with Ray's logs and spilled objects",
-    # The Job API.
-    "ray.dashboard.utils:get_address_for_submission_client": "dashboard of the connected Ray",
-    "ray.job_submission:JobSubmissionClient._do_request": "the client has no timeout",
-    "ray.job_submission:JobSubmissionClient._server_ray_version": "Ray version; get_version is the API's",
-    # Ray Data's loggers: what they log is also raised.
-    "ray.data._internal.progress": "its progress bars are off, which it warns of",
-    "ray.data._internal.execution.streaming_executor_state": "logs exceptions with their traceback",
-    # Ray Train's helper processes.
-    "ray.train.torch:TorchTrainer._create_default_callbacks": "RunConfig adds callbacks and removes none",
-    f"{_CALLBACKS}.datasets:DatasetsCallback": "a callback to remove",
-    f"{_CALLBACKS}.placement_group_callback:PlacementGroupCleanerCallback": "a callback to remove",
-    # Ray Serve's queues, which have no setting for their length.
-    "ray.serve._private.http_util:MessageQueue.__call__": "queues a body in the proxy",
-    "ray.serve._private.http_util:MessageQueue._message_queue": "its length is read",
-    "ray.serve._private.http_util:ASGIReceiveProxy._receive_asgi_messages": "fetches a body for a replica",
-    "ray.serve._private.http_util:ASGIReceiveProxy.queue": "its length is read",
-    f"{_DIRECT}:ASGIDIReceiveProxy._receive": "fetches a body behind HAProxy",
-    f"{_DIRECT}:ASGIDIReceiveProxy.queue": "its length is read",
-    # Node providers of the autoscaler.
-    "ray.autoscaler._private.aws.node_provider:AWSNodeProvider.create_node": "extended with on-demand nodes",
-    f"{_FAKE}:FakeMultiNodeProvider": "cloud of the tests; "
-    "ray.cluster_utils.AutoscalingCluster ends every other Ray of the user",
-    f"{_FAKE}:FAKE_HEAD_NODE_ID": "id that the provider expects of the head",
-    f"{_FAKE}:FAKE_HEAD_NODE_TYPE": "node type that the provider expects of the head",
-}
-
-# Undocumented environment variables, by the file of the package `ray` that must contain the name. The
-# binaries hold the names of `RAY_lowercase` without the prefix.
-VARIABLES = {
-    "RAY_worker_maximum_startup_concurrency": "core/src/ray/raylet/raylet",
-    "RAY_prestart_worker_first_driver": "core/src/ray/raylet/raylet",
-    "RAY_num_workers_soft_limit": "core/src/ray/raylet/raylet",
-    "RAY_idle_worker_killing_time_threshold_ms": "core/src/ray/raylet/raylet",
-    "RAY_worker_niceness": "core/src/ray/raylet/raylet",
-    "RAY_enable_autoscaler_v2": "core/src/ray/gcs/gcs_server",
-    "RAY_BACKEND_LOG_LEVEL": "_raylet.so",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "serve/_private/constants.py",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "serve/_private/constants.py",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve/_private/constants.py",
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "serve/_private/constants.py",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "serve/_private/constants.py",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "train/v2/_internal/constants.py",
-    "RAY_AIR_NEW_OUTPUT": "air/constants.py",
-    "RAY_FAKE_CLUSTER": "autoscaler/_private/fake_multi_node/node_provider.py",
-    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "_private/ray_constants.py",
-    "RAY_CLOUD_INSTANCE_ID": "_private/services.py",
-    "AUTOSCALER_UPDATE_INTERVAL_S": "autoscaler/_private/constants.py",
-}
 
 # For Ray Serve, also on a cluster, where cluster/Containerfile sets them.
 SERVE_ENVIRONMENT = {
@@ -260,16 +167,11 @@ def node_address() -> str:
 
 def autoscaling_state(address: str) -> AutoscalingState:
     """Last report of the autoscaler of the Ray at `address`, without joining it."""
-    return _cluster_status(address).autoscaling_state
+    return cluster_status(address).autoscaling_state
 
 
-def living_nodes(address: str, node_type: str) -> int:
-    """Number of living nodes of a type, of the Ray at `address`, without joining it."""
-    nodes = _cluster_status(address).cluster_resource_state.node_states
-    return sum(node.status != NodeStatus.DEAD and node.ray_node_type_name == node_type for node in nodes)
-
-
-def _cluster_status(address: str) -> GetClusterStatusReply:
+def cluster_status(address: str) -> GetClusterStatusReply:
+    """State of the Ray at `address`, without joining it."""
     reply = GetClusterStatusReply()
     reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_STATUS_TIMEOUT_S))
     return reply
@@ -294,11 +196,6 @@ def task_attempt() -> int:
     if not (worker.connected and worker.mode == ray._private.worker.WORKER_MODE):
         return 0
     return int(worker.core_worker.get_current_task_attempt_number())
-
-
-def session_directory() -> str:
-    """Directory of this node for Ray's logs and spilled objects."""
-    return str(ray._private.worker._global_node.get_session_dir_path())
 
 
 def dashboard_address(gcs_address: str) -> str:
@@ -329,33 +226,3 @@ def aws_node_provider() -> Any:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
     return AWSNodeProvider
-
-
-def simulated_provider() -> tuple[str, str, str]:
-    """Ray's provider of simulated nodes: its class as `module.Class`, id and type of the head node."""
-    from ray.autoscaler._private.fake_multi_node.node_provider import (
-        FAKE_HEAD_NODE_ID,
-        FAKE_HEAD_NODE_TYPE,
-        FakeMultiNodeProvider,
-    )
-
-    name = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
-    return name, FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
-
-
-def simulated_environment(head: str) -> dict[str, str]:
-    """Environment variables of the head of a simulated cluster.
-
-    Args:
-        head: Id of the head node, as `simulated_provider` returns it.
-    """
-    return {
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_CLOUD_INSTANCE_ID": head,
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback, as a local Ray does
-        "RAY_ADDRESS": "",
-    }

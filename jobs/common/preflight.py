@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import ray
 
-from cluster import ray_internals
 from cluster.local import is_joined
 from cluster.nodes import run_on_each_node
 from scalp_core import storage
@@ -22,10 +22,6 @@ _RETRY_TIMEOUT_S = 3.0
 
 def check_nodes(reads: Sequence[str], out: str) -> None:
     """Check access to sources and output on each node of a joined cluster; does nothing on a local Ray.
-
-    Args:
-        reads: Files, folders or prefixes that the workers read.
-        out: Output directory that the workers write.
 
     Raises:
         UserError: A node failed a check: the first problem; the others are printed, one per line.
@@ -72,7 +68,7 @@ def _find_problems(reads: list[str], mark: str) -> list[str]:
                 storage.remove_file(own)
         except (OSError, UserError) as error:
             lines.append(str(error))
-    disk = shutil.disk_usage(ray_internals.session_directory())
+    disk = shutil.disk_usage(ray.get_runtime_context().get_temp_dir())
     if disk.used / disk.total > _FULL_SHARE:
         lines.append(
             f"the disk of Ray's folder is {disk.used / disk.total:.0%} full, and Ray stops storing above "

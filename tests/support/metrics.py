@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import httpx
 import promql_parser
+import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-
-from cluster.local import metrics_uris
 
 DASHBOARDS = Path(__file__).parents[2] / "cluster/dashboards"
 ALERTS = sorted(DASHBOARDS.glob("*-alerts.yaml"))
@@ -36,6 +35,15 @@ class MetricQuery(NamedTuple):
     where: str
     expression: str
     text: str
+
+
+def metrics_uris() -> list[str]:
+    """URLs of the Prometheus metrics of each node of the connected Ray."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def scrape() -> list[Sample]:

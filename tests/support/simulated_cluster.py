@@ -14,6 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
+from ray.core.generated.autoscaler_pb2 import NodeStatus
 
 from cluster import ray_internals
 from cluster.local import require_token
@@ -27,7 +34,17 @@ _NO_COMMANDS = (
 )  # fmt: skip
 _NODE = "worker"
 _OBJECT_STORE = 200 * 2**20
-_PROVIDER, _HEAD_ID, _HEAD_TYPE = ray_internals.simulated_provider()
+# Environment variables of the head.
+ENVIRONMENT = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # listens on loopback, as a local Ray does
+    "RAY_ADDRESS": "",
+}
 
 
 @contextmanager
@@ -57,13 +74,12 @@ def simulated_cluster(
     with tempfile.TemporaryDirectory(prefix="s", ignore_cleanup_errors=True) as folder:
         config = Path(folder, "cluster.json")
         config.write_text(json.dumps(_config(address, node, most, idle_seconds)))
-        simulated = ray_internals.simulated_environment(_HEAD_ID)
         with Path(folder, "log").open("wb") as log:
             head = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
                  f"--port={port}", f"--object-store-memory={_OBJECT_STORE}", f"--temp-dir={folder}/ray",
                  "--include-dashboard=false", f"--autoscaling-config={config}"],
-                stdout=log, stderr=subprocess.STDOUT, env=os.environ | simulated | (environment or {}),
+                stdout=log, stderr=subprocess.STDOUT, env=os.environ | ENVIRONMENT | (environment or {}),
             )  # fmt: skip
         try:
             _wait(address, head, Path(folder, "log"))
@@ -75,7 +91,8 @@ def simulated_cluster(
 
 def working_nodes(address: str) -> int:
     """Number of living nodes without the head."""
-    return ray_internals.living_nodes(address, _NODE)
+    nodes = ray_internals.cluster_status(address).cluster_resource_state.node_states
+    return sum(node.status != NodeStatus.DEAD and node.ray_node_type_name == _NODE for node in nodes)
 
 
 def _config(address: str, node: dict[str, float], most: int, idle_seconds: float) -> dict[str, object]:
@@ -87,13 +104,13 @@ def _config(address: str, node: dict[str, float], most: int, idle_seconds: float
             "provider": {
                 # By its class name: the provider type reads a file of defaults that the wheel lacks.
                 "type": "external",
-                "module": _PROVIDER,
+                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
                 "gcs_address": address,
-                "head_node_id": _HEAD_ID,
+                "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
             },
             "available_node_types": {
-                _HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
                 _NODE: {
                     "resources": node | {"object_store_memory": _OBJECT_STORE},
                     "node_config": {},
@@ -101,7 +118,7 @@ def _config(address: str, node: dict[str, float], most: int, idle_seconds: float
                     "max_workers": most,
                 },
             },
-            "head_node_type": _HEAD_TYPE,
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
         }
         | {name: [] for name in _NO_COMMANDS}
         | {name: {} for name in ("auth", "docker", "file_mounts")}

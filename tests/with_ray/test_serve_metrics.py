@@ -15,7 +15,6 @@ import httpx
 import pytest
 import yaml
 
-from cluster.local import metrics_uris
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.images import statistics as image_statistics
@@ -24,7 +23,15 @@ from serving import app
 from serving.settings import Scaling, Settings
 from tests.support import sockets
 from tests.support.images import jpeg
-from tests.support.metrics import Sample, alert_queries, dashboard_queries, scrape, total, unanswered
+from tests.support.metrics import (
+    Sample,
+    alert_queries,
+    dashboard_queries,
+    metrics_uris,
+    scrape,
+    total,
+    unanswered,
+)
 from tests.support.ports import free_port
 from tests.with_ray.test_serve import PRECISION, post
 

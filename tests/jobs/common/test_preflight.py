@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,8 @@ Usage = namedtuple("Usage", "total used free")
 def disk(monkeypatch, tmp_path) -> dict[str, int]:
     """Used percent of the disk of this node, on which Ray stores."""
     disk = {"used": 50}
-    monkeypatch.setattr(preflight.ray_internals, "session_directory", lambda: str(tmp_path))
+    context = SimpleNamespace(get_temp_dir=lambda: str(tmp_path))
+    monkeypatch.setattr(preflight.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(
         preflight.shutil, "disk_usage", lambda _: Usage(100, disk["used"], 100 - disk["used"])
     )
