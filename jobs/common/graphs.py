@@ -24,11 +24,9 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 
 def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Bundle:
-    """Add the graph that CPUs run in bf16 or fp32 to a bundle.
+    """Add the graph that CPUs run in bf16 or fp32 to a bundle with its weights.
 
-    Args:
-        bundle: Bundle with its weights.
-        batches: Images uint8 (N, size, size, 3) and labels, on which weights and graph are compared.
+    Weights and graph are compared on `batches` of images uint8 (N, size, size, 3) and labels.
 
     Raises:
         RuntimeError: Logits of the graph differ from those of the weights.
@@ -57,12 +55,7 @@ def with_graph(bundle: Bundle, kind: GraphKind, graph: Graph, record: GraphRecor
 def logits_of_both(
     candidate: Logits, reference: Logits, batches: Iterator[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run two models on the same images.
-
-    Args:
-        candidate: Computes logits of uint8 images.
-        reference: The same with the weights in fp32, or with a graph that was compared with them.
-        batches: Images uint8 (N, size, size, 3) and labels.
+    """Run two models on the same batches of images uint8 (N, size, size, 3) and labels.
 
     Returns:
         Labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).

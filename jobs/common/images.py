@@ -81,13 +81,7 @@ class LoadImages:
     def decoded(
         self, batch: Columns, files: list[bytes | ImageError], hashes: Sequence[str | None] | None = None
     ) -> Columns:
-        """Add the columns to rows whose files were fetched before.
-
-        Args:
-            batch: Rows.
-            files: Bytes of each file, or the error of fetching it.
-            hashes: SHA-256 of each file, if fetching has checked it.
-        """
+        """Add the columns to rows whose files, or errors, were fetched before; `hashes`: known SHA-256."""
         rows = list(map(self._decode, files, hashes or [None] * len(files)))
         decoded, statistics, digests, errors = zip(*rows, strict=True)
         if self._measured:
@@ -153,22 +147,17 @@ def unreadable(location: Location, error: ImageError) -> UserError:
 
 def fetch(locations: list[Location], parallel: int = _FETCHES) -> list[bytes | ImageError]:
     """Read the files of `locations` in parallel; members of one archive together, to open it once."""
-    chunks = [[index] for index, location in enumerate(locations) if location.member is None]
-    by_archive: dict[str, list[int]] = {}
+    chunks: dict[str | int, list[int]] = {}
     for index, location in enumerate(locations):
-        if location.member is not None:
-            by_archive.setdefault(location.uri, []).append(index)
-    # Adjacent members are read by one request.
-    chunks += [
-        sorted(members, key=lambda index: locations[index].place or ()) for members in by_archive.values()
-    ]
+        chunks.setdefault(index if location.member is None else location.uri, []).append(index)
     files: list[bytes | ImageError] = [b""] * len(locations)
 
     def read(chunk: list[int]) -> None:
+        chunk.sort(key=lambda index: locations[index].place or ())  # adjacent members: one request
         data = datasets_locations.read_images([locations[index] for index in chunk], MAX_BYTES)
         for index, value in zip(chunk, data, strict=True):
             files[index] = value
 
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(read, chunks))
+        list(pool.map(read, chunks.values()))
     return files

@@ -51,14 +51,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Computation:
-    """Device, precision, runtime and versions of all models of a job, resolved once, the same on each node.
-
-    Args:
-        device: Device of all models.
-        precision: Precision of all forward passes.
-        runtime: Runtime of all models.
-        versions: Versions of the packages that affect answers.
-    """
+    """Device, precision, runtime and versions of all models of a job, the same on each node."""
 
     device: Hardware
     precision: Precision
@@ -100,13 +93,7 @@ def resolve_hardware(device: Device, cluster: Cluster) -> Hardware:
 
 
 def common_precision(precision: Precision, device: Hardware, executor: Executor, gpus: float) -> Precision:
-    """Resolve the precision of all models of a job; `auto` is resolved on a worker node.
-
-    Args:
-        precision: Requested precision.
-        device: Device of all models.
-        executor: Runs the check on a node.
-        gpus: Fraction of a GPU per model.
+    """Resolve the precision of all models of a job; `auto` is resolved on a worker with `gpus` GPUs.
 
     Raises:
         UserError: That node does not support the precision.
@@ -199,7 +186,7 @@ def with_logits(
         bundle: Bundle, loaded and checked on the driver; each actor gets these weights.
         computation: Resolved device, precision and runtime; an actor on a machine that differs refuses.
         options: Batch size and test-time augmentation.
-        cluster: Cluster to run on.
+        cluster: Cluster of the executor.
         executor: Runs the steps.
 
     Yields:

@@ -62,12 +62,6 @@ class Isolation:
                 raise ImageError("crashed", IMAGE_CODES["crashed"]) from None
 
 
-def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
-    """Return `function(*arguments)`, computed in a new child process; see `Isolation.call`."""
-    with Isolation() as child:
-        return child.call(function, *arguments)
-
-
 @contextmanager
 def counted_try(folder: str) -> Iterator[bool]:
     """Keep a mark in `folder` while the block runs; a process that dies inside it leaves its mark.

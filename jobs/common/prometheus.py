@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
@@ -59,9 +58,7 @@ class _RunMetrics:
     def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
@@ -156,13 +153,7 @@ class GradeMetrics(_RunMetrics):
             self._set(Gauge("scalp_grade_size", "images in total", ("run",)), images)
 
     def add(self, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-        """Count a committed shard.
-
-        Args:
-            rows: Images of the shard.
-            errors: Number of failed images by error code.
-            seconds: Seconds of the shard's tasks by stage.
-        """
+        """Count a committed shard: its images, failed ones by error code, and seconds by stage."""
         self._number += rows
         self._set(self._done, self._number)
         self._add(self._photographs, rows)

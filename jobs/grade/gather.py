@@ -50,14 +50,10 @@ class Totals:
     """Totals of result rows.
 
     Args:
-        rows: Result rows.
         unaccounted: Images without a row, with the row of another image, or with several rows.
         again: Images of shards that a model started again: an upper bound of repeated work.
         other_files: Members of tars that are not images by their name.
         shadowed: Members of tars that share their name with a later one.
-        referred: Rows that are referred.
-        by_grade: Rows by grade name.
-        by_error: Failed rows by error code.
         by_reason: Referred rows by reason.
         inputs: Image statistics, for the drift check.
     """
@@ -115,7 +111,7 @@ def gather(out: str, work: str, listing: Listing, guard: Guard, executor: Execut
     """Write `out/results` from the committed shards in `work`, and account for every image."""
     parts = list(enumerate(_divide(listing)))
     totals = Totals()
-    task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
+    task = GatherGroups(out, GradedShards.of(work, listing), guard)
     logger.info("gathering %d parts", len(parts))
     with progress_bar("gathering", len(parts)) as (progress, bar):
         for counted in executor.map(task, parts):
@@ -143,19 +139,10 @@ class GatherGroups:
 
     If a shard is missing or wrong, rows are counted and not written: a shorter file must not replace a
     complete one of an earlier attempt.
-
-    Args:
-        out: Output directory.
-        work: Folder of the shards.
-        listed: Folder of the listed shards.
-        shard_size: Images per shard.
-        guard: Guard of the run's lease.
     """
 
     out: str
-    work: str
-    listed: str
-    shard_size: int
+    shards: GradedShards
     guard: Guard
 
     def __call__(self, numbered: tuple[int, list[Listed]]) -> Totals:
@@ -163,10 +150,10 @@ class GatherGroups:
         totals, part, buffered = Totals(), 0, 0
         tables: list[pa.Table] = []
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            states = [GroupState.read(self.work, group, self.shard_size) for group in groups]
+            states = list(map(self.shards.state, groups))
             for state in states:
-                self._count_missing(state, totals)
-            for table in chain.from_iterable(self._read_tables(state, totals) for state in states):
+                self.shards.count_missing(state, totals)
+            for table in chain.from_iterable(self.shards.read_tables(state, totals) for state in states):
                 totals.count(table)
                 if totals.unaccounted:
                     continue
@@ -184,13 +171,29 @@ class GatherGroups:
         self.guard.check()
         write_part(storage.join(self.out, RESULTS_FOLDER, name), pa.concat_tables(tables))
 
-    def _count_missing(self, state: GroupState, totals: Totals) -> None:
+
+@dataclass(frozen=True)
+class GradedShards:
+    """Reader of the committed shards of a run or a retry, in `work`, and of its listing, in `listed`."""
+
+    work: str
+    listed: str
+    shard_size: int
+
+    @classmethod
+    def of(cls, work: str, listing: Listing) -> GradedShards:
+        return cls(work, storage.join(work, listing.folder), listing.shard_size)
+
+    def state(self, group: Listed) -> GroupState:
+        return GroupState.read(self.work, group, self.shard_size)
+
+    def count_missing(self, state: GroupState, totals: Totals) -> None:
         """Count images of shards that are not committed; a tar as one, as the number is unknown."""
         for shard in state.shards:
             if not state.is_whole(shard):
                 totals.unaccounted += 1 if state.group.tars else len(listed_ids(self.listed, shard))
 
-    def _read_tables(self, state: GroupState, totals: Totals) -> Iterator[pa.Table]:
+    def read_tables(self, state: GroupState, totals: Totals) -> Iterator[pa.Table]:
         """Read the result rows of the committed shards."""
         starts = count_starts(self.work, state.group)
         for shard in filter(state.is_whole, state.shards):

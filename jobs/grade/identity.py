@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.common.console import SUMMARY_FILE, read_json, write_json
-from jobs.common.inference import ModelOptions
+from jobs.common.inference import Computation, ModelOptions
 from scalp_core import storage
 from scalp_core.bundles import registry
 from scalp_core.bundles.bundle import BundleSpec
@@ -24,7 +24,6 @@ from scalp_core.inference.predictor import (
     Precision,
     Runtime,
     check_machine,
-    computed_by,
     deciding_versions,
     needed_part,
 )
@@ -35,28 +34,19 @@ _SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Identity of one output.
+class Identity(Computation):
+    """Identity of one output. On GPUs the runtime is `auto` until the images are counted, before any row.
 
     Args:
-        model_version: Model version in the rows.
         answers: Fingerprints of the parts of the bundle that affect answers.
         sources: URIs of the graded sources, sorted.
         bundle: URI, or `models://NAME@VERSION`, that a resumed run loads.
-        device: Device of all models.
-        precision: Precision of all forward passes, resolved.
-        runtime: Runtime of all models; `auto` on GPUs until the images are counted, before the first row.
-        versions: Versions of the packages that affect answers.
     """
 
     model_version: str
     answers: dict[str, str]
     sources: list[str]
     bundle: str
-    device: Hardware
-    precision: Precision
-    runtime: Runtime
-    versions: dict[str, str]
 
     @classmethod
     def of(
@@ -73,11 +63,6 @@ class Identity:
             runtime=model.runtime,
             versions=deciding_versions(model.runtime, device),
         )
-
-    @property
-    def computed_by(self) -> str:
-        """Device, precision, runtime and versions in one line, as in result rows."""
-        return computed_by(self.device, self.precision, self.runtime, self.versions)
 
 
 def read(out: str) -> Identity | None:
@@ -111,11 +96,7 @@ def write(out: str, identity: Identity) -> None:
 def pin_bundle(bundle: str, known: Identity | None) -> str:
     """Pin the bundle: resolve `models://NAME` to the version that is promoted now.
 
-    A run that started with `models://NAME` resumes with the version it started with.
-
-    Args:
-        bundle: Bundle as the user named it.
-        known: Identity of the output, if a run has started.
+    A run that started with `models://NAME` resumes with the version it started with, in `known`.
 
     Raises:
         UserError: The version does not exist.

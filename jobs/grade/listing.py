@@ -39,16 +39,9 @@ logger = logging.getLogger(__name__)
 def list_small_sources(
     named: Sequence[str], work: str, tables: bool = True, links: bool = True
 ) -> list[dict[str, Any]] | None:
-    """List small sources before Ray starts; None if there are many objects, or a listing exists.
+    """List small sources before Ray starts, as rows of `scan.LISTED`.
 
-    Args:
-        named: Sources, as in `list_sources`.
-        work: Folder of the run.
-        tables: As in `find_roots`.
-        links: As in `find_roots`.
-
-    Returns:
-        Rows of `scan.LISTED`.
+    Returns None if there are many objects, or a listing exists. Arguments: as of `list_sources`.
 
     Raises:
         UserError: A source is missing or unreadable.
@@ -93,8 +86,7 @@ def list_sources(
         shard_size: Images per shard.
         listed_early: Result of `list_small_sources`.
         executor: Runs the listing tasks.
-        tables: As in `find_roots`.
-        links: As in `find_roots`.
+        tables: As for `find_roots`; so is `links`.
 
     Raises:
         UserError: A source is missing, unreadable, or contains no image.
@@ -110,7 +102,8 @@ def list_sources(
     else:
         listed = list(write_groups(folder, shard_size, 0, listed_early))
     groups, repeated = [group for group in listed if group.photographs or group.tars], 0
-    if _may_repeat(named):
+    # A table may repeat an image, or name one of another source.
+    if any(map(scan.is_table, named)):
         groups, repeated = _without_repeated(folder, groups, shard_size, executor)
     elif listed_early is None:
         groups = _joined(folder, groups, shard_size)
@@ -160,7 +153,7 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
         objects: Rows of `scan.LISTED`.
 
     Yields:
-        Each group; the last one counts the files that are not images.
+        Each group; the last one has no shards and counts the files that are not images.
     """
     counts = Listed(f"{number:04d}")
     tars: list[dict[str, Any]] = []
@@ -240,11 +233,6 @@ def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
         *_write_groups(folder, "joined", shard_size, rows),
         *(group for group in groups if group not in small),
     ]
-
-
-def _may_repeat(named: Sequence[str]) -> bool:
-    """Whether an image may be listed twice: a table may repeat one, or name one of another source."""
-    return any(scan.is_table(source) for source in named)
 
 
 def _without_repeated(

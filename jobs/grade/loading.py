@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
@@ -54,6 +54,7 @@ File = bytes | ImageError
 TarRow = tuple[dict[str, Any], File]
 
 
+@dataclass(frozen=True)
 class LoadShard:
     """Task: fetch and decode a shard, or a tar piece by piece.
 
@@ -67,22 +68,12 @@ class LoadShard:
             was made after listing. Empty: no restriction.
     """
 
-    def __init__(
-        self,
-        work: str,
-        listed: str,
-        spec: Preprocess,
-        shard_size: int,
-        fetches: int,
-        within: tuple[str, ...] = (),
-    ) -> None:
-        self._within = within
-        self._work = work
-        self._listed = listed
-        self._spec = spec
-        self._size = shard_size
-        self._fetches = fetches
-        self._images = LoadImages(spec)
+    work: str
+    listed: str
+    spec: Preprocess
+    shard_size: int
+    fetches: int
+    within: tuple[str, ...] = ()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         tries = ray_internals.task_attempt()
@@ -97,12 +88,12 @@ class LoadShard:
 
     def _load(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
         shard, seconds = row["shard"], Seconds()
-        listed = parquet.read(listed_file(self._listed, shard)).to_pylist()
+        listed = parquet.read(listed_file(self.listed, shard)).to_pylist()
         if row["tar"]:
             yield from self._load_tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
         elif child:
             parts = [
-                child_columns(child, self._spec, image, self._check_outside(image["uri"])) for image in listed
+                _child_columns(child, self.spec, image, self._check_outside(image["uri"])) for image in listed
             ]
             yield pack_shard(shard, _concatenate(parts), seconds)
         elif listed:
@@ -121,7 +112,7 @@ class LoadShard:
                 if number + 1 < len(pieces):
                     fetched = ahead.submit(self._fetch, pieces[number + 1], changed)
                 with timed(seconds, "decode"):
-                    decoded.append(self._images.decoded(_columns(piece), files))
+                    decoded.append(LoadImages(self.spec).decoded(_columns(piece), files))
         return _concatenate(decoded)
 
     def _fetch(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
@@ -132,16 +123,16 @@ class LoadShard:
             for row in rows
         ]
         wanted = [row for row, error in zip(rows, refused, strict=True) if error is None]
-        data = iter(fetch([location_of(row) for row in wanted], self._fetches))
+        data = iter(fetch([location_of(row) for row in wanted], self.fetches))
         return [next(data) if error is None else error for error in refused]
 
     def _check_outside(self, uri: str) -> ImageError | None:
         """Error of a file outside of the local sources."""
-        if not self._within or storage.is_s3(uri):
+        if not self.within or storage.is_s3(uri):
             return None
-        if any(storage.is_within(uri, folder) for folder in self._within):
+        if any(storage.is_within(uri, folder) for folder in self.within):
             return None
-        return ImageError("outside_link", IMAGE_CODES["outside_link"])
+        return _error("outside_link")
 
     # --- tars -----------------------------------------------------------------------------------------------
 
@@ -158,12 +149,12 @@ class LoadShard:
         stream: Iterable[TarRow] = rows
         error = self._check_outside(uri)
         if error is None and tries >= _MOST_TRIES_ISOLATED:
-            error = ImageError("crashed", IMAGE_CODES["crashed"])
+            error = _error("crashed")
         if error:
             tag, stream = _UNREAD, [_archive_row(uri, error)]
         elif done and tag not in done:
             logger.warning("%s changed since a part of it was graded; it is graded again", uri)
-        pieces, seconds, digests = batched(stream, self._size), Seconds(), []
+        pieces, seconds, digests = batched(stream, self.shard_size), Seconds(), []
         for number in count():
             with timed(seconds, "fetch"):
                 piece = next(pieces, None)
@@ -177,27 +168,24 @@ class LoadShard:
                 yield pack_shard(piece_name(shard, tag, number), decoded, seconds)
                 del decoded  # frees memory while the next piece is read
                 seconds = Seconds()
-        dropped = [list(divmod(place, self._size)) for place in sorted(rows.dropped)]
+        dropped = [list(divmod(place, self.shard_size)) for place in sorted(rows.dropped)]
         end = Ended(tag, digests, dropped, rows.count - len(dropped), rows.other_files)
         if tag == _UNREAD:
             end = Ended(tag, digests, [], 1, 0)
-        storage.write(ended_file(self._work, shard), json.dumps(asdict(end)).encode())
+        storage.write(ended_file(self.work, shard), json.dumps(asdict(end)).encode())
 
     def _decode_piece(self, piece: list[TarRow], columns: Columns, child: Isolation | None) -> Columns:
         if child is None:
-            return self._images.decoded(columns, [data for _, data in piece])
-        return _concatenate([child_columns(child, self._spec, row, data) for row, data in piece])
+            return LoadImages(self.spec).decoded(columns, [data for _, data in piece])
+        return _concatenate([_child_columns(child, self.spec, row, data) for row, data in piece])
 
 
 class TarRows:
     """Iterate over the images of a tar in one pass; nested archives and damage are rows with an error.
 
     Of members that share a name the last one counts, as for `tar x`: the places of the others are `dropped`.
-    After all rows are read, `count` and `other_files` are those of the whole tar.
-
-    Args:
-        uri: URI of the tar.
-        version: Version of its file when reading begins.
+    After all rows are read, `count` and `other_files` are those of the whole tar. If its version is not
+    `version` then, the last row is an error.
     """
 
     def __init__(self, uri: str, version: str) -> None:
@@ -225,7 +213,10 @@ class TarRows:
                 if name in places:
                     self.dropped.append(places[name])
                 places[name] = self.count
-                yield {"uri": self._uri, "member": member.name}, _nested() if data is None else data
+                yield (
+                    {"uri": self._uri, "member": member.name},
+                    _error("nested_archive") if data is None else data,
+                )
             if _version(self._uri) != self._version:
                 yield _archive_row(self._uri, ImageError("changed", "it changed while it was read"))
         except UserError as error:
@@ -238,8 +229,8 @@ def _archive_row(uri: str, error: ImageError) -> TarRow:
     return {"uri": uri, "member": None}, error
 
 
-def _nested() -> ImageError:
-    return ImageError("nested_archive", IMAGE_CODES["nested_archive"])
+def _error(code: str) -> ImageError:
+    return ImageError(code, IMAGE_CODES[code])
 
 
 def _version(uri: str) -> str:
@@ -275,7 +266,7 @@ def _concatenate(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def child_columns(child: Isolation, spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
+def _child_columns(child: Isolation, spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
     """Columns of one image, decoded in a child process, and fetched there if `data` is None."""
     try:
         return child.call(_load_one, spec, row, data)

@@ -138,11 +138,6 @@ def resolve_model(model: ModelOptions, plan: Plan, executor: Executor) -> ModelO
 
     On GPUs the runtime stays `auto`: it depends on the number of listed images.
 
-    Args:
-        model: Requested options.
-        plan: Plan of the run.
-        executor: Runs the check on a node.
-
     Raises:
         UserError: The node does not support the precision.
     """

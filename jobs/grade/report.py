@@ -40,13 +40,8 @@ _OPACITY = 0.6
 def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int = QUEUE) -> None:
     """Write `out/report.html` from the rows and the summary, in memory independent of their number.
 
-    An image that cannot be read any more, or a heatmap that fails, is a note in the report.
-
-    Args:
-        out: Output directory of the run, local or `s3://`.
-        summary: Summary of the run.
-        bundle: Bundle of the run.
-        heatmaps: Maximum number of heatmaps, made on CPUs; 0 does not import PyTorch.
+    An image that cannot be read any more, or a heatmap that fails, is a note in the report. At most
+    `heatmaps` are made, on CPUs; 0 does not import PyTorch.
 
     Raises:
         UserError: The rows do not exist, or cannot be read.

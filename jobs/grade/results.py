@@ -47,10 +47,6 @@ class Question:
 def results(out: str, question: Question = Question()) -> int:
     """Query the rows of a run, finished or not; the default query is an overview.
 
-    Args:
-        out: Output directory of `scalp grade`, local or `s3://`.
-        question: Query.
-
     Returns:
         Number of lines that were printed or written.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,17 +19,8 @@ import pyarrow.compute as pc
 
 from jobs.common.console import progress_bar, read_json, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import (
-    RETRY_TIMEOUT_S,
-    Listed,
-    Listing,
-    count_starts,
-    find_committed,
-    graded_file,
-    listed_ids,
-    shard_names,
-)
-from jobs.grade.gather import Totals, count_differing, read_inputs, write_part
+from jobs.grade.files import RETRY_TIMEOUT_S, Listed, Listing
+from jobs.grade.gather import GradedShards, Totals, read_inputs, write_part
 from jobs.grade.listing import write_group
 from scalp_core import archives, storage
 from scalp_core.errors import UserError
@@ -51,14 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retry:
-    """A started retry.
-
-    Args:
-        name: Name of its folder; the summary names it once its rows are in the results.
-        folder: URI of its folder.
-        listing: Listing of the failed images.
-        before: Summary of the run before the retry.
-    """
+    """A started retry: its folder, its listing of failed images, and the summary of the run before it."""
 
     name: str
     folder: str
@@ -125,7 +108,8 @@ def merge(output: Output, retry: Retry, executor: Executor) -> Totals:
     """Replace the failed rows by the new rows of a graded retry, and count all rows again."""
     parts = _parts(output.uri)
     totals = Totals(again=retry.before["graded_again"])
-    task = MergePart(output.uri, retry.folder, retry.listing, output.guard)
+    shards = GradedShards.of(retry.folder, retry.listing)
+    task = MergePart(output.uri, retry.listing.groups, shards, output.guard)
     with progress_bar("merging", len(parts)) as (progress, bar):
         for counted in executor.map(task, parts):
             totals.add(counted)
@@ -145,15 +129,15 @@ class MergePart:
     """
 
     out: str
-    folder: str
-    listing: Listing
+    groups: tuple[Listed, ...]
+    shards: GradedShards
     guard: Guard
 
     def __call__(self, part: str) -> Totals:
         totals, uri = Totals(), storage.join(self.out, RESULTS_FOLDER, part)
         with storage.retry_timeout(RETRY_TIMEOUT_S):
             table = parquet.read(uri)
-            for group in self.listing.groups:
+            for group in self.groups:
                 if group.group == part.removesuffix(".parquet"):
                     table = self._merge_rows(table, group, totals)
                     if not totals.unaccounted:
@@ -163,22 +147,12 @@ class MergePart:
         return totals
 
     def _merge_rows(self, table: pa.Table, group: Listed, totals: Totals) -> pa.Table:
-        tables = [table, *self._read_shards(group, totals)]
-        rows = pa.concat_tables([part.replace_schema_metadata() for part in tables])
+        state, tables = self.shards.state(group), [table.replace_schema_metadata()]
+        self.shards.count_missing(state, totals)
+        for rows in self.shards.read_tables(state, totals):
+            totals.add_inputs(read_inputs(rows))
+            tables.append(rows.replace_schema_metadata())
+        rows = pa.concat_tables(tables)
         # The last row of a location counts, in the place of its first.
         places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
         return rows.take([places[key] for key in table["location_id"].to_pylist()])
-
-    def _read_shards(self, group: Listed, totals: Totals) -> Iterator[pa.Table]:
-        """Result rows of the group's shards; images without their own row count as unaccounted."""
-        known, starts = find_committed(self.folder, group), count_starts(self.folder, group)
-        for shard in shard_names(group, self.listing.shard_size):
-            wanted = listed_ids(storage.join(self.folder, self.listing.folder), shard)
-            if shard not in known:
-                totals.unaccounted += len(wanted)
-                continue
-            rows = parquet.read(graded_file(self.folder, shard))
-            totals.unaccounted += count_differing(wanted, rows["location_id"].to_pylist())
-            totals.add_inputs(read_inputs(rows))
-            totals.again += max(0, starts[shard] - 1) * rows.num_rows
-            yield rows

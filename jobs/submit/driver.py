@@ -41,18 +41,7 @@ _OUTPUTS = ("out", "run", "sources_and_out")
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """Options of `scalp submit`.
-
-    Args:
-        include: Files and folders below the current folder to copy to the job, in addition to the code.
-        env: `NAME=VALUE`, or `NAME` for its value here: environment of the job and its workers.
-        cpus: CPUs to reserve for the driver process; 0 runs it on the head node.
-        gpus: GPUs to reserve for the driver process.
-        memory: Memory to reserve for the driver process, bytes.
-        again: Run a finished command again.
-        follow: Print the log until the job ends.
-        any_versions: Run even if package versions of the cluster differ.
-    """
+    """Options of `scalp submit`, as its help explains them; `memory` in bytes."""
 
     include: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -171,11 +160,7 @@ def _collect_files(command: Sequence[str], include: Sequence[str]) -> dict[str, 
 
 
 def _check_size(files: dict[str, Path]) -> int:
-    """Return the total size in bytes.
-
-    Raises:
-        UserError: It exceeds the limit of the job server; names the largest files.
-    """
+    """Return the total size in bytes; refuse one above the limit of the job server."""
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
     if total > _MAX_BYTES:

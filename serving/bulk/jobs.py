@@ -101,8 +101,8 @@ def _bulk(job: jobs_api.Job) -> Job:
         id=job.id,
         attempt=job.attempt,
         status=status,
-        source=job.metadata.get("source", ""),
-        error=_error_line(job.message) if status == "failed" else None,
+        source=(job.metadata or {}).get("source", ""),
+        error=_error_line(job.message or "") if status == "failed" else None,
         started_at=job.started,
         ended_at=job.ended,
     )

@@ -20,7 +20,7 @@ from jobs.grade import driver as grade_module
 from jobs.grade import listing as grade_listing
 from jobs.grade.driver import GradeOptions, _Run
 from jobs.grade.files import Listed, Listing
-from jobs.grade.gather import GatherGroups, count_differing
+from jobs.grade.gather import GatherGroups, GradedShards, count_differing
 from jobs.grade.identity import Identity
 from jobs.grade.listing import write_groups
 from jobs.grade.planning import PoolOptions, plan_run
@@ -108,7 +108,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
     group = next(group for group in listing.groups if not group.tars)
     item = (0, [group])
     with lease.hold(out, "grade") as guard:
-        task = GatherGroups(out, work, storage.join(work, listing.folder), listing.shard_size, guard)
+        task = GatherGroups(out, GradedShards.of(work, listing), guard)
         task(item)
         (part,) = (tmp_path / "out" / "results").iterdir()
         whole = part.read_bytes()
@@ -116,7 +116,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
         next((tmp_path / "out" / outputs.SCRATCH_FOLDER / "graded" / group.group).iterdir()).unlink()
         assert task(item).unaccounted > 0
         assert part.read_bytes() == whole
-    stale = GatherGroups(out, work, storage.join(work, listing.folder), 3, replace(guard, epoch=0))
+    stale = replace(task, guard=replace(guard, epoch=0))
     with pytest.raises(UserError, match="taken over by another run"):
         stale._write(0, 0, [pq.read_table(part)])
 
