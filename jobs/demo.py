@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow as pa
 from rich.text import Text
 
 from jobs.common import provenance
@@ -28,7 +27,7 @@ from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import load_recipe
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.query import ResultRows
 from scalp_core.storage import outputs
 from scalp_core.synthetic.plan import SynthOptions
 from serving import app
@@ -100,10 +99,7 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
         in_zip = steps.run("grade a zip in S3", lambda: grade(run, archive, str(root / "graded_zip")))
         in_prefix = steps.run("grade an S3 prefix", lambda: grade(run, prefix, str(root / "graded_prefix")))
         online = steps.run("serve and ask", lambda: _ask(run, files))
-    equal = all(
-        _equal(online, read_results(str(root / folder / RESULTS_FOLDER)))
-        for folder in ("graded_zip", "graded_prefix")
-    )
+    equal = all(_equal(online, str(root / folder)) for folder in ("graded_zip", "graded_prefix"))
     summary = {
         "kind": "demo",
         "date": now(),
@@ -169,9 +165,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _equal(online: dict[str, dict[str, Any]], bulk: pa.Table) -> bool:
+def _equal(online: dict[str, dict[str, Any]], graded: str) -> bool:
     """Whether grades and probabilities, or error codes, are equal for all files."""
-    rows = bulk.to_pylist()
+    with ResultRows(graded) as bulk:
+        rows = bulk.select_rows().read_all().to_pylist()
     if len(rows) != len(online):
         return False
     for row in rows:

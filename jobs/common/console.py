@@ -127,6 +127,4 @@ def write_json(uri: str, content: Mapping[str, Any]) -> None:
     storage.write(uri, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(uri: str) -> dict[str, Any] | None:
-    """Content of a JSON file that scalp wrote; None if there is no such file."""
-    return json.loads(storage.read(uri)) if storage.exists(uri) else None
+read_json = storage.read_json

@@ -20,7 +20,7 @@ from scalp_core.datasets import aihub
 from scalp_core.errors import UserError
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import open_duckdb
+from scalp_core.storage.duckdb_sql import first_line, open_duckdb
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 
 WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
@@ -199,8 +199,9 @@ class ResultRows:
             )
             select value, {_TOTALS}, [{mix}] as by_grade, count(*) over () as values
             from chosen group by value order by photographs desc, value nulls last
+            limit {int(limit)}
         """
-        rows = self.rows(query + _limited(limit), **({"prefix": prefix} if value == "top" else {}))
+        rows = self.rows(query, **({"prefix": prefix} if value == "top" else {}))
         return {"prefix": prefix, "rows": rows, "values": rows[0]["values"] if rows else 0}
 
     def _common_folder(self) -> str:
@@ -226,15 +227,18 @@ class ResultRows:
             f"""
             select {_CARD} from results where refer
             order by list_max(probabilities), location_id
+            limit {int(limit)}
             """
-            + _limited(limit)
         )
 
     def most_unlike(self, limit: int) -> list[dict[str, Any]]:
         """List images with an `unlikeness` above 1, descending."""
         return self.rows(
-            f"select {_CARD} from results where unlikeness > 1 order by unlikeness desc, location_id"
-            + _limited(limit)
+            f"""
+            select {_CARD} from results where unlikeness > 1
+            order by unlikeness desc, location_id
+            limit {int(limit)}
+            """
         )
 
 
@@ -281,17 +285,9 @@ def _as_user_error(action: str) -> Iterator[None]:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         # With an OSError as its cause, so that callers recognize an error of storage.
-        raise UserError(f"{action}: {_first_line(error)}") from OSError(str(error))
+        raise UserError(f"{action}: {first_line(error)}") from OSError(str(error))
 
 
 def _batches(action: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
     with _as_user_error(action):
         yield from reader
-
-
-def _limited(limit: int) -> str:
-    return f" limit {int(limit)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

@@ -8,11 +8,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
-from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.datasets.manifest import image_id
 from scalp_core.inference.decision import make_gradings
-from scalp_core.storage import parquet
 
 RESULTS_FOLDER = "results"
 
@@ -46,15 +44,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Signature:
-    """Columns with the same value in all rows of a run.
+    """Columns with the same value in all rows of a run."""
 
-    Args:
-        model_version: Identifier of the exact weights.
-        computed_by: Device, precision, runtime and versions.
-    """
-
-    model_version: str
-    computed_by: str
+    model_version: str  # identifies the exact weights
+    computed_by: str  # device, precision, runtime and versions
 
 
 def result_table(
@@ -87,10 +80,3 @@ def result_table(
         row |= {"error_code": code, "error": rows["error"][index]} if code else computed | vars(grading)
         result_rows.append(row)
     return pa.Table.from_pylist(result_rows, schema=SCHEMA)
-
-
-def read_results(folder: str, columns: list[str] | None = None) -> pa.Table:
-    """Read all result rows of a `results` folder; an empty table if it has no files."""
-    files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
-    tables = [parquet.read(uri, columns) for uri in files]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns or SCHEMA.names)

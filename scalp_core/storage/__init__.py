@@ -112,14 +112,15 @@ def read(uri: str) -> bytes:
         return call_with_retries(uri, _read, uri)
 
 
-def read_json(uri: str) -> Any | None:
+def read_json(uri: str) -> dict[str, Any] | None:
     """Read the content of a JSON file; None if the file does not exist.
 
     Raises:
         UserError: storage failed.
     """
     try:
-        return json.loads(read(uri))
+        content: dict[str, Any] = json.loads(read(uri))
+        return content
     except UserError as error:
         if error.__cause__ and is_missing(error.__cause__):
             return None

@@ -24,37 +24,27 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
     """Open a separate in-memory DuckDB that spills to the temporary folder beyond a memory limit.
 
-    Args:
-        memory_mib: Memory for DuckDB's buffers.
-        threads: Threads per query.
-        settings: Further settings of DuckDB.
-
-    Yields:
-        The connection.
+    `settings` are further settings of DuckDB.
 
     Raises:
         UserError: a query inside the block needed more memory or disk.
     """
     with TemporaryDirectory(prefix="scalp-sql-") as folder:
-        bounds: dict[str, Any] = {
-            "memory_limit": f"{memory_mib}MiB",
-            "threads": threads,
-            "temp_directory": folder,
-        }
+        settings |= {"memory_limit": f"{memory_mib}MiB", "threads": threads, "temp_directory": folder}
         place = Path(folder).parent
         try:
-            with duckdb.connect(config=bounds | settings) as connection:
+            with duckdb.connect(config=settings) as connection:
                 connection.execute("set enable_progress_bar = false")
                 yield connection
         except duckdb.OutOfMemoryException as error:
             free_mib = psutil.disk_usage(folder).free // _MIB
             raise UserError(
                 f"a query needs more than {memory_mib:,} MiB of memory and {free_mib:,} MiB in {place} "
-                f"({_first_line(error)}); use a node with more memory, or set TMPDIR to a larger disk"
+                f"({first_line(error)}); use a node with more memory, or set TMPDIR to a larger disk"
             ) from error
         except duckdb.IOException as error:
             raise UserError(
-                f"a query cannot use its temporary files in {place} ({_first_line(error)}); "
+                f"a query cannot use its temporary files in {place} ({first_line(error)}); "
                 "free disk space there, or set TMPDIR to a larger disk"
             ) from error
 
@@ -74,5 +64,5 @@ def node_threads() -> int:
     return min(8, cpu_count())
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

@@ -37,22 +37,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Guard:
-    """Check in workers that the run which started them still holds the lease.
-
-    Args:
-        out: Output directory.
-        epoch: Number of the lease.
-    """
+    """Check in workers that the run which started them still holds the lease `epoch` of `out`."""
 
     out: str
     epoch: int
 
     def check(self) -> None:
-        """Raise if another run took over.
-
-        Raises:
-            UserError: another run took over.
-        """
+        """Raise a `UserError` if another run took over."""
         newest = _newest(self.out)
         if newest != self.epoch:
             raise UserError(
@@ -63,11 +54,7 @@ class Guard:
 
 @contextmanager
 def hold(out: str, verb: str) -> Iterator[Guard]:
-    """Hold the lease on an output directory while the block runs.
-
-    Args:
-        out: Output directory, local or `s3://`.
-        verb: Command name, for the error of another run.
+    """Hold the lease on an output directory while the block runs; other runs' errors name `verb`.
 
     Raises:
         UserError: another run holds the lease.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class StoredFile(NamedTuple):
     """One file of a listing.
 
     Args:
-        uri: Uri of the file.
+        uri: Its uri.
         size: Size in bytes; None for a name without a readable file, such as a dangling link.
         version: Text that changes with the content: the etag in S3, time and size on a disk.
         is_outside: Whether it is a link out of the folder that bounds the listing.
@@ -136,13 +136,8 @@ def list_children(uri: str, within: str | None = None) -> Iterator[tuple[list[St
             outside = [entry for entry in chunk if _leads_out(entry, within)]
             inside = [entry for entry in chunk if entry not in outside] if outside else chunk
             files = [StoredFile(entry.path, None, is_outside=True) for entry in outside]
-            yield [*files, *_stored_files(inside)], [entry.path for entry in inside if _is_folder(entry)]
-
-
-def _stored_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[StoredFile]:
-    for entry in entries:
-        if file := _stored_file(entry):
-            yield file
+            files += filter(None, map(_stored_file, inside))
+            yield files, [entry.path for entry in inside if _is_folder(entry)]
 
 
 def _stored_file(entry: os.DirEntry[str]) -> StoredFile | None:

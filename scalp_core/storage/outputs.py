@@ -27,12 +27,7 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory that this run holds.
-
-    Args:
-        uri: Uri of the directory.
-        guard: Check for workers whether this run still holds the lease.
-    """
+    """An output directory that this run holds; workers check with `guard` that it still does."""
 
     uri: str
     guard: lease.Guard
@@ -59,7 +54,7 @@ def open_output(out: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[Out
     Args:
         out: Directory, local or `s3://`; created if it is missing.
         kind: Command that makes it.
-        inputs: Sources of the command, which must not overlap with it (`check_places`).
+        inputs: Sources of the command (`check_places`).
 
     Raises:
         UserError: it holds other files, another run uses it, or it overlaps with a source.

@@ -42,10 +42,9 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
     if storage.is_s3(uris[0]):
         fs = s3.filesystem(long_retries=True)
     paths = [storage.filesystem(uri)[1] for uri in uris]
+    source = paths[0] if isinstance(place, str) else paths
     with storage.explain_errors(uris[0]):
-        return pads.dataset(
-            paths[0] if isinstance(place, str) else paths, filesystem=fs, format="parquet", **options
-        )
+        return pads.dataset(source, filesystem=fs, format="parquet", **options)
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:

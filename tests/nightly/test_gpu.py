@@ -23,11 +23,12 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.models.recipe import load_recipe
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.synthetic.plan import SynthOptions
 from serving import app
 from serving.settings import Settings
 from tests.support.ports import free_port
+from tests.support.result_rows import read_results
 from tests.support.sizes import SMALL
 
 pytestmark = pytest.mark.gpu

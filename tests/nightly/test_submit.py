@@ -15,12 +15,13 @@ import yaml
 
 from jobs.grade.driver import grade
 from scalp_core import storage
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from serving import app
 from serving.client import Client
 from tests.support.images import jpeg
 from tests.support.nodes import BIN, nodes
 from tests.support.ports import free_port
+from tests.support.result_rows import read_results
 from tests.support.sizes import SMALL
 from tests.support.submitting import SOON, TOKEN, environment, scalp, start
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalp_core import storage
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.storage import outputs
 from tests.support.images import jpeg
+from tests.support.result_rows import read_results
 
 MARK = "SCALP_TEST_RUN"  # environment variable that identifies the processes of a run
 SHARD = 16

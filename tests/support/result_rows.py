@@ -63,3 +63,9 @@ def write(folder: str, rows: list[dict[str, Any]], files: int = 2) -> None:
     for number in range(files):
         uri = storage.join(folder, f"part-{number:05d}.parquet")
         parquet.write(uri, table.slice(number * size, size))
+
+
+def read_results(folder: str) -> pa.Table:
+    """Read all rows of a `results` folder, each file by itself; an empty table if it has no files."""
+    files = [uri for uri in storage.list_files(folder) if uri.endswith(".parquet")]
+    return pa.concat_tables(map(parquet.read, files)) if files else SCHEMA.empty_table()

@@ -36,7 +36,8 @@ from scalp_core.bundles.bundle import (
 )
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.results.progress import REPORT_FILE
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
+from tests.support.result_rows import read_results
 
 SIDE = 32
 SHARD = 3

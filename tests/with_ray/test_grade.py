@@ -21,10 +21,11 @@ from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import resolve_precision
-from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA, read_results
+from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
 from scalp_core.storage import outputs
 from tests.support import sockets
 from tests.support.images import jpeg
+from tests.support.result_rows import read_results
 
 GOOD = {f"session {index % 3}/photo_{index}.jpg": jpeg(index) for index in range(9)}
 BAD = {

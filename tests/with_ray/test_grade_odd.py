@@ -2,9 +2,10 @@
 
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support.images import jpeg
 from tests.support.odd_files import GRADED, corpus
+from tests.support.result_rows import read_results
 from tests.with_ray.test_grade import tarred, zipped
 
 

@@ -20,7 +20,8 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
+from tests.support.result_rows import read_results
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,13 @@ from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
-from scalp_core.results.schema import SCHEMA, read_results
+from scalp_core.results.schema import SCHEMA
 from serving.http.streaming import BATCH_PATH
 from serving.schemas.bulk import BulkRow
 from tests.support import odd_archives as odd
 from tests.support.images import jpeg
 from tests.support.ports import free_port
+from tests.support.result_rows import read_results
 
 PRECISION = "fp32"
 PHOTOGRAPHS = [jpeg(seed) for seed in range(12)]

@@ -22,13 +22,14 @@ from scalp_core.evaluation import metrics
 from scalp_core.images.codecs import read_picture
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from serving import app
 from serving.replicas.handles import decode_image
 from serving.settings import Settings
 from tests.support import sockets
 from tests.support.odd_files import encoded
 from tests.support.ports import free_port
+from tests.support.result_rows import read_results
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,12 @@ from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, 
 from jobs.demo_s3 import S3Server, s3_server
 from scalp_core import storage
 from scalp_core.inference.predictor import Device, Hardware, resolve_device
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
 from tests.benchmarks.grade.rivals import Arguments
 from tests.support.odd_files import GRADED, corpus
+from tests.support.result_rows import read_results
 
 _BAD_SHARE = 0.1
 _FOLDERS = 8

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from scalp_core.results.schema import RESULTS_FOLDER, read_results
+from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support.grading import start
 from tests.support.images import jpeg
+from tests.support.result_rows import read_results
 from tests.support.small_grade import tarred
 
 # In every process of the run: whoever decodes bytes that end so dies as by a fault of a native library.

@@ -10,9 +10,10 @@ from scalp_core.datasets.locations import Location
 from scalp_core.datasets.manifest import image_id, location_id
 from scalp_core.errors import ImageError
 from scalp_core.inference.decision import Grading
-from scalp_core.results.schema import RESULTS_FOLDER, Signature, read_results
+from scalp_core.results.schema import RESULTS_FOLDER, Signature
 from serving.batch.ndjson import FailedLine
 from serving.schemas.grading import GradeResponse
+from tests.support.result_rows import read_results
 from tests.support.small_grade import picture, rows, run, write_bundle, zipped
 from tests.support.sources import audited
 
