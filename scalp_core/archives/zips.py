@@ -142,31 +142,22 @@ def _read_content(content: pa.Buffer, start: int, length: int) -> bytes:
 
 def _unpacked(info: zipfile.ZipInfo, begin: int, data: bytes) -> Placed:
     """Read a member from its local header on, up to its size in the table of contents."""
-    unpacked, start = _unpacked_from(info, data)
-    if isinstance(unpacked, ImageError) or info.compress_type not in _COMPRESSIONS:
-        return Placed(unpacked)
-    return Placed(unpacked, Place(begin + start, info.compress_size, _COMPRESSIONS[info.compress_type]))
-
-
-def _unpacked_from(info: zipfile.ZipInfo, data: bytes) -> tuple[bytes | ImageError, int]:
-    """The bytes of a member, and their offset from the begin of its local header."""
-    start = 0
     try:
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data)
         if signature != b"PK\3\4":
-            return unreadable("its header is damaged; fetch it again"), start
-        packed = io.BytesIO(data)
+            return Placed(unreadable("its header is damaged; fetch it again"))
         start = _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        packed = io.BytesIO(data)
         packed.seek(start)
         file = zipfile.ZipExtFile(packed, "r", info)  # checks size and CRC
-        if info.compress_type in _COMPRESSIONS:
-            return file.read(info.file_size), start
+        if compression := _COMPRESSIONS.get(info.compress_type):
+            return Placed(file.read(info.file_size), Place(begin + start, info.compress_size, compression))
         # bzip2 and lzma decompress a whole step: 4 KiB reach 100 MiB at most.
-        return b"".join(iter(partial(file.read, _STEP), b"")), start
+        return Placed(b"".join(iter(partial(file.read, _STEP), b"")))
     except (EOFError, struct.error):
-        return unreadable("the archive ends before it does; fetch it again"), start
+        return Placed(unreadable("the archive ends before it does; fetch it again"))
     except Exception as error:  # a damaged member raises many types
-        return unreadable(f"{error}; fetch it again"), start
+        return Placed(unreadable(f"{error}; fetch it again"))
 
 
 def _name(info: zipfile.ZipInfo) -> str:
