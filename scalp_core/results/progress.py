@@ -74,7 +74,7 @@ def read_progress(out: str) -> Progress | None:
         failed=sum(session.get("failed", 0) for session in sessions),
         total=_total(storage.read_json(storage.join(work, LISTING_FILE))),
         photographs_per_second=(
-            round(last["photographs"] / last["seconds"], 1) if last.get("photographs") else None
+            round(last["photographs"] / max(last["seconds"], 0.1), 1) if last.get("photographs") else None
         ),
         finished=False,
     )

@@ -134,6 +134,16 @@ def test_leftovers_of_killed_writers_disturb_nothing(bundle, tmp_path, stopped):
     assert not list((tmp_path / "out").rglob("*.scalp-tmp"))
 
 
+def test_the_rate_of_a_session_that_was_stopped_at_once_is_a_number(tmp_path):
+    files = {
+        progress.IDENTITY_FILE: {"sources": ["/d"], "model_version": "stub-1"},
+        f"{outputs.SCRATCH_FOLDER}/sessions/a.json": {"photographs": 3, "failed": 0, "seconds": 0.0},
+    }
+    for name, content in files.items():
+        storage.write(f"{tmp_path}/out/{name}", json.dumps(content).encode())
+    assert progress.read_progress(f"{tmp_path}/out").photographs_per_second == 30
+
+
 # --- sources that change ------------------------------------------------------------------------------------
 
 
