@@ -12,10 +12,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from jobs.common.console import SUMMARY_FILE, Clock, console, now, read_json, write_json
+from jobs.common.console import SUMMARY_FILE, Clock, console, read_json, write_json
 from jobs.common.executor import Executor, RayExecutor
 from jobs.common.inference import ModelOptions
 from jobs.grade import identity as grade_identity
@@ -232,7 +233,8 @@ class _Run:
         return self._finish(make_summary(self._describe(), totals, listing, sessions, before, retry.name))
 
     def _grade(self, folder: str, listing: Listing, max_failed_share: float) -> None:
-        name = f"{now()}-{uuid.uuid4().hex[:8]}.json"
+        # Microseconds: short sessions of one second stay in their order.
+        name = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}-{uuid.uuid4().hex[:8]}.json"
         session = Session(storage.join(folder, SESSIONS, name), self.executor.nodes)
         make_model = partial(
             grade_identity.make_checked, self.make_model, self.identity, self.executor.share(self.bundle),
