@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
 
 from tests.support.sizes import CONNECTION_SECONDS
 
@@ -126,17 +124,10 @@ def cluster(s3: S3Server) -> Cluster:
 
 @pytest.fixture(scope="session")
 def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
-    """Folders and summaries of one trained pipeline for all test processes; tests must not write to it."""
-    from tests.support.pipeline import run_pipeline
+    """Folders and summaries of a pipeline with a small model; tests must not write to it."""
+    from tests.support.pipeline import shared_run
 
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    pickled = root / "pipeline.pickle"
-    with FileLock(root / "pipeline.lock"):
-        if not pickled.exists():
-            pickled.write_bytes(pickle.dumps(run_pipeline(root / "way")))
-    return pickle.loads(pickled.read_bytes())  # noqa: S301 (these tests wrote it)
+    return shared_run(tmp_path_factory, "test_resnet")
 
 
 @pytest.fixture(scope="session")

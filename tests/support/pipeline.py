@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+from filelock import FileLock
 
 from jobs.data.prepare import prepare
 from jobs.data.synth import synth
@@ -33,9 +38,20 @@ class PipelineRun:
     listening: set[sockets.Listening]  # while `train` ran
 
 
-def run_pipeline(root: Path) -> PipelineRun:
-    """Run synth, prepare, train and evaluate below `root`; takes two minutes."""
-    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4"])
+def shared_run(factory: pytest.TempPathFactory, architecture: str) -> PipelineRun:
+    """One run of the pipeline for all test processes; the first that needs it runs it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    pickled = root / f"{architecture}.pickle"
+    with FileLock(root / f"{architecture}.lock"):
+        if not pickled.exists():
+            pickled.write_bytes(pickle.dumps(_run_pipeline(root / architecture, architecture)))
+    return pickle.loads(pickled.read_bytes())  # noqa: S301 (these tests wrote it)
+
+
+def _run_pipeline(root: Path, architecture: str) -> PipelineRun:
+    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4", f"architecture={architecture}"])
     folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=160, seed=3))

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from jobs.cli.main import app, main
 from scalp_core import storage
+from tests.support.command import run_scalp
 from tests.support.images import jpeg
+from tests.support.sources import audited_jpegs
 
 
 def scalp(
@@ -60,11 +62,16 @@ def test_help_explains_every_verb():
 
 
 @pytest.mark.promise("README: bad input is one line and a non-zero exit code")
-def test_a_missing_folder(bundle, tmp_path):
+def test_a_missing_folder(bundle, cluster, tmp_path):
     missing = tmp_path / "missing"
-    assert_one_line(scalp("prepare", missing, tmp_path / "data"), str(missing), "check the path")
     assert_one_line(scalp("grade", bundle, missing, tmp_path / "out"), str(missing), "check the path")
-    assert_one_line(scalp("train", missing, tmp_path / "run"), str(missing), "scalp prepare SOURCE")
+    for words, way_out in (
+        (("prepare", missing, tmp_path / "data"), "check the path"),
+        (("train", missing, tmp_path / "run"), "scalp prepare SOURCE"),
+    ):
+        code, _, error = run_scalp(*map(str, words))
+        assert (code, error.count("\n")) == (2, 1), error
+        assert error.startswith("scalp: ") and str(missing) in error and way_out in error
     assert_one_line(scalp("evaluate", missing, missing, tmp_path / "out"), str(missing), "is not a bundle")
     assert not (tmp_path / "out").exists()
 
@@ -123,8 +130,9 @@ def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):
     assert time.monotonic() - started < 20
 
 
-def test_unavailable_weights_name_the_options_and_start_nothing(pipeline, tmp_path):
-    result = scalp("train", pipeline.data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
+def test_unavailable_weights_name_the_options_and_start_nothing(tmp_path):
+    data = audited_jpegs(tmp_path).data
+    result = scalp("train", data, tmp_path / "run", "--weights", "imagenet", HF_HUB_OFFLINE="1")
     assert_one_line(result, "--weights FILE", "--weights s3://", "--weights none")
     assert not (tmp_path / "run").exists()
 

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import evaluate
 from scalp_core.bundles.loading import load_bundle
@@ -16,6 +18,9 @@ from scalp_core.images import augment
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.storage import read
+
+# The evaluation of `pipeline` ran in Ray.
+evaluate_alone = partial(evaluate, executor=InProcessExecutor())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +95,7 @@ def test_it_records_what_computed_it_and_that_the_images_are_synthetic(pipeline,
 def test_a_part_that_training_saw_is_told(pipeline, summary, tmp_path, capsys):
     assert summary["trained_on"]["same_data"]
     assert summary["trained_on"]["warning"] is None
-    seen = evaluate(str(pipeline.run), str(pipeline.data), str(tmp_path), "val")
+    seen = evaluate_alone(str(pipeline.run), str(pipeline.data), str(tmp_path), "val")
     assert "were chosen on this split" in seen["trained_on"]["warning"]
     said = capsys.readouterr().out
     assert "SEEN IN TRAINING" in said and "SYNTHETIC IMAGES" in said and seen["computed_by"] in said
@@ -99,8 +104,8 @@ def test_a_part_that_training_saw_is_told(pipeline, summary, tmp_path, capsys):
 
 def test_tta_is_the_mean_over_four_flips_of_squashed_images_and_its_cost_is_told(pipeline, summary, tmp_path):
     run, data, options = str(pipeline.run), str(pipeline.data), ModelOptions("cpu", "fp32")
-    plain = evaluate(run, data, str(tmp_path / "plain"), options=options)
-    turned = evaluate(run, data, str(tmp_path / "turned"), options=replace(options, tta=True))
+    plain = evaluate_alone(run, data, str(tmp_path / "plain"), options=options)
+    turned = evaluate_alone(run, data, str(tmp_path / "turned"), options=replace(options, tta=True))
     assert summary["tta"] is None
     without = turned["tta"]["metrics_without"]
     assert without["log_loss"] == pytest.approx(plain["metrics"]["log_loss"], abs=1e-5)

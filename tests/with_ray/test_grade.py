@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.common import executor
+from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
 from jobs.grade import driver as grade_module
 from jobs.grade.driver import GradeOptions, grade
@@ -26,6 +28,7 @@ from scalp_core.storage import outputs
 from tests.support import sockets
 from tests.support.images import jpeg
 from tests.support.result_rows import read_results
+from tests.support.sources import audited_jpegs
 
 GOOD = {f"session {index % 3}/photo_{index}.jpg": jpeg(index) for index in range(9)}
 BAD = {
@@ -55,6 +58,9 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
 
 
 SMALL_SHARDS = PoolOptions(shard_size=4)
+# Accounts, refusals and archives do not depend on where the tasks run.
+grade_alone = partial(grade, executor=InProcessExecutor())
+QUICK = GradeOptions(heatmaps=0)  # heatmaps need PyTorch, which takes seconds to import
 
 
 def put_files(folder: Path, files: dict[str, bytes] = FILES) -> Path:
@@ -114,7 +120,7 @@ KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 pr
 def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
     source, out = put_source(kind, tmp_path), str(tmp_path / "out")
     with sockets.watched() as listening:
-        summary = grade(str(bundle), source, out)
+        summary = grade(str(bundle), source, out, QUICK)
     assert listening and not sockets.exposed(listening)
     table = kind in ("csv", "parquet")
     assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
@@ -141,7 +147,7 @@ def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, clust
     answers = []
     for kind in ("s3 zip", "s3 prefix"):
         out = f"s3://scalp/{tmp_path.name}/{kind.replace(' ', '-')}"  # the output may be in S3 too
-        grade(str(bundle), put_source(kind, tmp_path), out, GradeOptions(pool=SMALL_SHARDS))
+        grade(str(bundle), put_source(kind, tmp_path), out, GradeOptions(pool=SMALL_SHARDS, heatmaps=0))
         places = ("location_id", "uri", "member", "graded_at")
         answers.append(
             {name: {key: row[key] for key in row if key not in places} for name, row in by_name(out).items()}
@@ -150,26 +156,27 @@ def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, clust
     assert answers[0] == answers[1]
 
 
-def test_prepared_data_and_other_sources_are_graded_together(bundle, pipeline, cluster, tmp_path):
+def test_prepared_data_and_other_sources_are_graded_together(bundle, cluster, tmp_path):
+    data = audited_jpegs(tmp_path)
     folder = put_files(tmp_path / "more", {"a.jpg": jpeg(1)})
-    summary = grade(str(bundle), [str(pipeline.data), str(folder)], str(tmp_path / "out"))
-    assert summary["rows"] == pipeline.prepared["photographs"] + 1
+    summary = grade(str(bundle), [data.data, str(folder)], str(tmp_path / "out"), QUICK)
+    assert summary["rows"] == data.table.num_rows + 1
     assert summary["graded"] == summary["rows"]
 
 
 def test_one_source_inside_another_is_refused(bundle, tmp_path):
     source = put_source("folder", tmp_path)
     with pytest.raises(UserError, match="is inside"):
-        grade(str(bundle), [source, f"{source}/session 1"], str(tmp_path / "out"))
+        grade_alone(str(bundle), [source, f"{source}/session 1"], str(tmp_path / "out"), QUICK)
     with pytest.raises(UserError, match="is in the source"):
-        grade(str(bundle), source, f"{source}/out")
+        grade_alone(str(bundle), source, f"{source}/out", QUICK)
 
 
 def test_a_source_without_photographs_does_not_bind_the_output_to_it(bundle, cluster, tmp_path):
     empty, out = put_files(tmp_path / "empty", {"notes.txt": b"none"}), str(tmp_path / "out")
     with pytest.raises(UserError, match="contains no image"):
-        grade(str(bundle), str(empty), out)
-    assert grade(str(bundle), put_source("zip", tmp_path), out)["rows"] == 12
+        grade_alone(str(bundle), str(empty), out, QUICK)
+    assert grade_alone(str(bundle), put_source("zip", tmp_path), out, QUICK)["rows"] == 12
 
 
 class StopError(Exception):
@@ -187,7 +194,7 @@ def stopped(bundle, cluster, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(grade_module, "gather", stop)
         with pytest.raises(StopError):
-            grade(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS))
+            grade_alone(str(bundle), source, str(out), GradeOptions(pool=SMALL_SHARDS, heatmaps=0))
     shards = sorted((out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
     assert len(shards) == 3
     return source, out, shards
@@ -199,7 +206,7 @@ def test_a_stopped_run_does_only_what_is_left(bundle, stopped, capsys):
     source, out, shards = stopped
     kept = pa.concat_tables([pq.read_table(shard) for shard in shards[1:]])
     shards[0].unlink()
-    summary = grade(str(bundle), source, str(out))
+    summary = grade(str(bundle), source, str(out), QUICK)
     assert "resuming: 8 images are already graded" in capsys.readouterr().out
     assert (summary["rows"], summary["rows_unaccounted"], summary["graded_again"]) == (12, 0, 4)
     assert [session["photographs"] for session in summary["sessions"]] == [12, 4]
@@ -216,7 +223,7 @@ def test_a_row_counted_twice_is_not_called_a_success(bundle, stopped):
     pq.write_table(pq.read_table(shards[0]), shards[1])
     for _ in range(2):  # nor when it is asked again
         with pytest.raises(UserError, match="images are not accounted for exactly once"):
-            grade(str(bundle), source, str(out))
+            grade_alone(str(bundle), source, str(out), QUICK)
 
 
 def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, monkeypatch):
@@ -230,13 +237,15 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(grade_module, "gather", stop)
         with pytest.raises(StopError):
-            grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS))
+            grade_alone(
+                str(bundle), str(tmp_path / "a.tar.gz"), str(out), GradeOptions(pool=SMALL_SHARDS, heatmaps=0)
+            )
     pieces = sorted((out / outputs.SCRATCH_FOLDER / "graded").rglob("*.parquet"))
     assert len(pieces) == 3
     pieces[1].unlink()
     (end,) = (out / outputs.SCRATCH_FOLDER / "ended").rglob("*.json")
     end.unlink()
-    summary = grade(str(bundle), str(tmp_path / "a.tar.gz"), str(out))
+    summary = grade_alone(str(bundle), str(tmp_path / "a.tar.gz"), str(out), QUICK)
     assert (summary["rows"], summary["rows_unaccounted"], summary["other_files"]) == (10, 0, 1)
     assert [session["photographs"] for session in summary["sessions"]] == [10, 4]
 
@@ -244,13 +253,13 @@ def test_a_tar_that_was_read_in_part_goes_on_there(bundle, cluster, tmp_path, mo
 @pytest.mark.promise("README: a finished run ends immediately")
 def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypatch):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
-    first = grade(str(bundle), source, out)
+    first = grade_alone(str(bundle), source, out, QUICK)
 
     def refuse():
         raise AssertionError("a finished run needs no Ray")
 
     monkeypatch.setattr(executor, "connect", refuse)
-    assert grade(str(bundle), source, out) == first
+    assert grade(str(bundle), source, out, QUICK) == first
     assert "is finished: all 12 images are accounted for" in capsys.readouterr().out
 
 
@@ -280,21 +289,21 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
 @pytest.mark.promise("README: one output holds one bundle")
 def test_one_output_holds_one_bundle_and_the_same_sources_and_options(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
-    grade(str(bundle), source, out)
+    grade_alone(str(bundle), source, out, QUICK)
     with pytest.raises(UserError, match="holds results of sources .* choose another OUT"):
-        grade(str(bundle), put_source("zip", tmp_path), out)
+        grade_alone(str(bundle), put_source("zip", tmp_path), out, QUICK)
     changed = tmp_path / "changed"
     content = load_bundle(str(bundle))
     content.fetch("weights").fetch("float")
     save_bundle(str(changed), content.spec.model_copy(update={"temperature": 2.0}), content.files)
     with pytest.raises(UserError, match="holds results of bundle"):  # the same weights, other answers
-        grade(str(changed), source, out)
-    fp32 = GradeOptions(ModelOptions("cpu", "fp32"))
+        grade_alone(str(changed), source, out, QUICK)
+    fp32 = GradeOptions(ModelOptions("cpu", "fp32"), heatmaps=0)
     if resolve_precision("auto", "cpu") == "fp32":
-        grade(str(bundle), source, out, fp32)
+        grade_alone(str(bundle), source, out, fp32)
     else:
         with pytest.raises(UserError, match="holds results of precision bf16, not fp32"):
-            grade(str(bundle), source, out, fp32)
+            grade_alone(str(bundle), source, out, fp32)
 
 
 def refuse(*_):
@@ -304,14 +313,14 @@ def refuse(*_):
 def test_a_model_that_refuses_its_machine_ends_the_run(bundle, cluster, tmp_path):
     source, out = put_source("folder", tmp_path), str(tmp_path / "out")
     with pytest.raises(UserError, match="node-7 cannot compute as this run does"):
-        grade(str(bundle), source, out, make_model=refuse)
+        grade(str(bundle), source, out, QUICK, make_model=refuse)
 
 
 @pytest.mark.promise("README: failed rows are graded again")
 def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, capsys):
     source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
-    again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True)
-    grade(str(bundle), str(source), out)
+    again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True, heatmaps=0)
+    grade_alone(str(bundle), str(source), out, QUICK)
     before = by_name(out)
     (source / "cut.jpg").write_bytes(jpeg(1))
     (source / "empty.jpg").unlink()
@@ -327,7 +336,7 @@ def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, c
 
 def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_path, monkeypatch):
     source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
-    grade(str(bundle), str(source), out)
+    grade_alone(str(bundle), str(source), out, QUICK)
     (source / "cut.jpg").write_bytes(jpeg(1))
 
     def stop(*arguments):
@@ -336,8 +345,8 @@ def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(grade_module.grade_retry, "merge", stop)
         with pytest.raises(StopError):
-            grade(str(bundle), str(source), out, GradeOptions(retry_failed=True))
-    summary = grade(str(bundle), str(source), out)  # unasked: it began
+            grade_alone(str(bundle), str(source), out, GradeOptions(retry_failed=True, heatmaps=0))
+    summary = grade_alone(str(bundle), str(source), out, QUICK)  # unasked: it began
     assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (12, 10, 0)
 
 
@@ -346,11 +355,15 @@ def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, 
     source, out = put_files(tmp_path / "source", files), str(tmp_path / "out")
     few = PoolOptions(shard_size=20)
     with pytest.raises(UserError, match="of the first .* failed .not_an_image .* --retry-failed"):
-        grade(str(bundle), str(source), out, GradeOptions(pool=few))
-    summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1))
+        grade(str(bundle), str(source), out, GradeOptions(pool=few, heatmaps=0))
+    summary = grade_alone(
+        str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1, heatmaps=0)
+    )
     assert (summary["failed"], summary["rows_unaccounted"]) == (1000, 0)
     (source / "0000.jpg").write_bytes(jpeg(1))  # that the others fail again is no news
-    summary = grade(str(bundle), str(source), out, GradeOptions(pool=few, retry_failed=True))
+    summary = grade_alone(
+        str(bundle), str(source), out, GradeOptions(pool=few, retry_failed=True, heatmaps=0)
+    )
     assert (summary["failed"], summary["graded"], summary["rows_unaccounted"]) == (999, 1, 0)
 
 
@@ -358,7 +371,7 @@ def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):
     data = bytearray(zipped({f"{index}.jpg": jpeg(index) for index in range(4)}))
     data[len(data) // 2] ^= 0xFF  # inside one member's bytes
     (tmp_path / "source.zip").write_bytes(bytes(data))
-    summary = grade(str(bundle), str(tmp_path / "source.zip"), str(tmp_path / "out"))
+    summary = grade_alone(str(bundle), str(tmp_path / "source.zip"), str(tmp_path / "out"), QUICK)
     assert (summary["graded"], summary["by_error"]) == (3, {"fetch_failed": 1})
 
 
@@ -371,7 +384,7 @@ def test_what_may_hide_photographs_is_a_failed_row(bundle, cluster, tmp_path):
         "outer.tar": tarred({"inner.tar": b"", "c.jpg": jpeg(3)}, "w"),
     }
     out = str(tmp_path / "out")
-    summary = grade(str(bundle), str(put_files(tmp_path / "source", files)), out)
+    summary = grade_alone(str(bundle), str(put_files(tmp_path / "source", files)), out, QUICK)
     assert summary["rows_unaccounted"] == 0
     assert summary["by_error"] == {"bad_archive": 2, "nested_archive": 2}
     rows = read_results(f"{out}/{RESULTS_FOLDER}").to_pylist()

@@ -19,7 +19,7 @@ def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, clus
         (source / name).write_bytes(data)
     (source / "all.zip").write_bytes(zipped(files | good))
     (source / "all.tar.gz").write_bytes(tarred(files))
-    options = GradeOptions(pool=PoolOptions(shard_size=64), max_failed_share=1)
+    options = GradeOptions(pool=PoolOptions(shard_size=64), heatmaps=0, max_failed_share=1)
     summary = grade(str(bundle), str(source), str(tmp_path / "out"), options)
     assert (summary["rows"], summary["rows_unaccounted"]) == (3 * len(odd) + len(good), 0)
     outcomes = {}

@@ -80,14 +80,14 @@ def test_a_finished_quantization_ends_at_once(pipeline, quantized):
 def test_int8_grades_and_signs_its_answers(pipeline, quantized, photographs, tmp_path):
     copy, _ = quantized
     out = str(tmp_path / "out")
-    summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8")))
+    summary = grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "int8"), heatmaps=0))
     assert (summary["graded"], summary["rows_unaccounted"]) == (40, 0)
     versions = set(read_results(str(tmp_path / "out" / RESULTS_FOLDER))["model_version"].to_pylist())
     assert versions == {summary["model_version"]}
     assert summary["model_version"] == f"{load_bundle(str(copy)).spec.model_version}-int8"
     # Never two models in one output.
     with pytest.raises(UserError, match="holds results of precision int8, not fp32"):
-        grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32")))
+        grade(str(copy), str(photographs), out, GradeOptions(ModelOptions("cpu", "fp32"), heatmaps=0))
 
 
 def test_int8_whose_loss_may_be_above_the_limit_is_not_added(pipeline, quantized, tmp_path, monkeypatch):

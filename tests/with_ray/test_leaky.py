@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jobs.common.executor import InProcessExecutor
 from jobs.evaluate.driver import evaluate
 from jobs.train.driver import RECIPES, train
 from scalp_core.bundles.loading import load_bundle
@@ -21,8 +22,8 @@ def data(tmp_path_factory):
     return audited(root / "set", root / "data", method="random", folds=3).data
 
 
-def test_an_evaluation_says_it(cluster, bundle, data, tmp_path, capsys):
-    evaluate(str(bundle), data, str(tmp_path))
+def test_an_evaluation_says_it(bundle, data, tmp_path, capsys):
+    evaluate(str(bundle), data, str(tmp_path), executor=InProcessExecutor())
     summary = json.loads((tmp_path / "summary.json").read_text())
     record = manifest.read_spec(data).split
     assert (summary["split_method"], summary["leaky"]) == ("random", True)

@@ -1,6 +1,7 @@
 """`scalp models` as it is typed, and `models://` where a bundle is named."""
 
 import json
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
+from tests.support.command import run_scalp
 from tests.with_ray.test_cli import assert_one_line, scalp
 
 
@@ -95,15 +97,21 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     assert models.promote("scalp@3", untested=True, why="a demonstration", registry=root).evidence is None
 
 
-def test_mistakes_with_models_are_one_line(bundle, tmp_path):
+def test_mistakes_with_models_are_one_line(bundle, tmp_path, monkeypatch):
     named = {"SCALP_MODELS": str(tmp_path / "models")}
     unset = scalp("models", "list", without=("SCALP_MODELS",))
     assert_one_line(unset, "SCALP_MODELS", "--registry")
-    printed("models", "add", bundle, "scalp", **named)
-    assert_one_line(scalp("models", "promote", "scalp", **named), "scalp@VERSION")
-    assert_one_line(scalp("models", "promote", "scalp@3", **named), "did you mean scalp@1", "All versions: 1")
-    assert_one_line(scalp("models", "add", bundle, "a/b", **named), "'a/b' is not a valid name of a model")
-    assert_one_line(scalp("models", "add", tmp_path, "scalp", **named), "is not a bundle")
+    monkeypatch.setenv("SCALP_MODELS", named["SCALP_MODELS"])
+    assert run_scalp("models", "add", str(bundle), "scalp").code == 0
+    for words, message in (
+        (("promote", "scalp"), "scalp@VERSION"),
+        (("promote", "scalp@3"), r"did you mean scalp@1.*All versions: 1"),
+        (("add", str(bundle), "a/b"), "'a/b' is not a valid name of a model"),
+        (("add", str(tmp_path), "scalp"), "is not a bundle"),
+    ):
+        refused = run_scalp("models", *words)
+        assert refused.code == 2
+        assert re.fullmatch(rf"scalp: .*{message}.*\n", refused.err), refused.err
     assert_one_line(scalp("serve", "models://scapl", **named), "did you mean 'scalp'")
     refused = scalp("quantize", "models://scalp@1", tmp_path, **named)
     assert_one_line(refused, "do not change", "scalp models add RUN NAME")

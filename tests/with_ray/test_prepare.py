@@ -4,9 +4,11 @@ import io
 import json
 import re
 import tarfile
+from functools import partial
 
 import pytest
 
+from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
 from jobs.data.prepare import REPORT_FILE, _check_accounts, prepare
 from jobs.evaluate.driver import collect_logits
@@ -20,6 +22,8 @@ from scalp_core.storage.outputs import SCRATCH_FOLDER
 from tests.support.sources import PLANS, audited, picture, write_set
 
 OPTIONS = Options(ratio="2:1:1")
+# What a stopped run resumes with, and refusals, do not depend on where the tasks run.
+prepare_alone = partial(prepare, executor=InProcessExecutor())
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, so
 )
 def test_options_that_make_no_sense_name_the_way_out(source, cluster, tmp_path, options, words):
     with pytest.raises(UserError, match=words):
-        prepare(str(source), str(tmp_path / "out"), options)
+        prepare_alone(str(source), str(tmp_path / "out"), options)
 
 
 @pytest.mark.promise("README: a stopped run resumes")
@@ -109,7 +113,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_p
     with monkeypatch.context() as stopped:
         stopped.setattr("jobs.data.prepare._audit", None)
         with pytest.raises(TypeError):
-            prepare(str(source), str(out), OPTIONS)
+            prepare_alone(str(source), str(out), OPTIONS)
     examined = {path: path.stat().st_mtime_ns for path in (out / SCRATCH_FOLDER / "examined").iterdir()}
     assert len(examined) > 1
     gone = examined.popitem()[0]
@@ -125,11 +129,11 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(source, cluster, tmp_p
 def test_other_options_on_what_is_not_finished_read_nothing_again(source, cluster, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="groups cannot be divided into 100"):
-        prepare(str(source), str(out), Options(folds=100))
+        prepare_alone(str(source), str(out), Options(folds=100))
     examined = {path: path.stat().st_mtime_ns for path in (out / SCRATCH_FOLDER / "examined").iterdir()}
     with monkeypatch.context() as kept:
         kept.setattr(storage, "remove_folder", lambda *_, **__: None)
-        prepare(str(source), str(out), OPTIONS)
+        prepare_alone(str(source), str(out), OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in examined} == examined
 
 
@@ -142,10 +146,10 @@ def test_a_source_without_grades_is_read_anew_when_it_was_mended(cluster, tmp_pa
         (folder / "x" / f"{index}.jpg").write_bytes(picture(index))
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="12 images and no grade"):
-        prepare(str(source), out, Options(ratio="1:1:1"))
+        prepare_alone(str(source), out, Options(ratio="1:1:1"))
     for path in list(source.rglob("*.jpg")):
         path.rename(path.parents[1] / path.name)
-    assert prepare(str(source), out, Options(ratio="1:1:1"))["photographs"] == 12
+    assert prepare_alone(str(source), out, Options(ratio="1:1:1"))["photographs"] == 12
 
 
 def test_a_table_that_is_none_is_told_in_one_line(cluster, tmp_path):

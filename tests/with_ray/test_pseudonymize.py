@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from jobs.common.executor import InProcessExecutor
 from jobs.data.prepare import prepare
 from jobs.data.pseudonymize import pseudonymize
 from scalp_core import storage
@@ -17,7 +18,7 @@ from tests.support.sources import PLANS, write_set
 
 
 @pytest.fixture(scope="module")
-def data(cluster, tmp_path_factory):
+def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("named")
     write_set(root / "set")
     exif = Image.Exif()
@@ -25,7 +26,8 @@ def data(cluster, tmp_path_factory):
     for path in list((root / "set").rglob("*.jpg"))[:20]:
         image = Image.open(io.BytesIO(path.read_bytes()))
         image.save(path, "JPEG", quality="keep", exif=exif)
-    prepare(str(root / "set"), str(root / "data"), Options(ratio="2:1:1", folds=3))
+    options = Options(ratio="2:1:1", folds=3)
+    prepare(str(root / "set"), str(root / "data"), options, executor=InProcessExecutor())
     return root / "data"
 
 
