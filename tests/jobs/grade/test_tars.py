@@ -1,12 +1,15 @@
 """Rows of bulk grading for a tar, which is read in one pass."""
 
+import bz2
+import gzip
+import lzma
 from hashlib import sha256
 
 import pytest
 
 from jobs.grade import loading
 from jobs.grade.loading import TarRows
-from scalp_core import archives
+from scalp_core import archives, storage
 from scalp_core.datasets import examination, locations
 from scalp_core.datasets.locations import Location
 from scalp_core.errors import UserError
@@ -59,3 +62,31 @@ def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_n
     taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
     (by_name,) = locations.read_images([Location(uri, "x/1.jpg")], 10**7)
     assert {row["sha256"], *taken, sha256(by_name).hexdigest()} == {sha256(new).hexdigest()}
+
+
+def test_each_tar_of_another_compression_is_a_failed_row_and_its_neighbors_are_graded(tmp_path):
+    bundle, tar = write_bundle(str(tmp_path / "bundle")), tarred([("1.jpg", picture(1))])
+    refused = {"a.tar.xz": lzma.compress(tar), "b.tbz2": bz2.compress(tar), "c.tar.zst": b"\x28\xb5\x2f\xfd1"}
+    for name, data in (refused | {"2.jpg": picture(2), "d.tgz": gzip.compress(tar)}).items():
+        storage.write(f"{tmp_path}/set/{name}", data)
+    summary = run(bundle, [str(tmp_path / "set")], str(tmp_path / "out"), report=False)
+    assert (summary["graded"], summary["by_error"], summary["other_files"]) == (2, {"bad_archive": 3}, 0)
+    failed = [row for row in rows(str(tmp_path / "out")) if row["status"] == "failed"]
+    assert {row["uri"].rsplit("/", 1)[1] for row in failed} == set(refused)
+    assert all("unpack it, or repack it as .tar or .tar.gz" in row["error"] for row in failed)
+    alone = run(bundle, [f"{tmp_path}/set/a.tar.xz"], str(tmp_path / "alone"), report=False)
+    assert (alone["rows"], alone["by_error"]) == (1, {"bad_archive": 1})
+
+
+def test_members_of_a_compressed_tar_are_graded_by_name_and_retried(tmp_path):
+    bundle, uri, out = write_bundle(str(tmp_path / "bundle")), f"{tmp_path}/a.tar.gz", str(tmp_path / "out")
+    files = [(f"{index}.jpg", picture(index)) for index in range(12)]
+    storage.write(uri, gzip.compress(tarred(files[:9])))
+    lines = [f"a.tar.gz,{name}" for name, _ in reversed(files)]
+    storage.write(f"{tmp_path}/t.csv", "\n".join(["uri,member", *lines]).encode())
+    summary = run(bundle, [f"{tmp_path}/t.csv"], out, report=False)
+    assert (summary["graded"], summary["by_error"]) == (9, {"not_found": 3})
+    storage.write(uri, gzip.compress(tarred(files)))
+    assert run(bundle, [f"{tmp_path}/t.csv"], out, retry=True, report=False)["graded"] == 12
+    digests = {row["member"]: row["sha256"] for row in rows(out)}
+    assert digests == {name: sha256(data).hexdigest() for name, data in files}
