@@ -156,23 +156,18 @@ def _compiled_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
     from scalp_core.inference.torch_runtime import TorchRuntime
 
     precision: Literal["bf16", "fp32"] = "bf16" if way.precision == "bf16" else "fp32"
-    spec = bundle.spec
-    runtime = TorchRuntime(
-        spec.architecture, bundle.state, spec.preprocess, device, precision, compiled=True, head=spec.head
-    )
-    return runtime.logits
+    return TorchRuntime(bundle, device, precision, compiled=True).logits
 
 
 def plain_forward(bundle: Bundle, device: Hardware, way: Way) -> Forward:
     """Unoptimized forward pass of PyTorch: uint8 (N, size, size, 3) to float32 (N, 4)."""
     import torch
 
-    from scalp_core.models.architecture import build_model, normalize
+    from scalp_core.models.architecture import load_model, normalize
 
     layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    model: Any = build_model(bundle.spec.architecture, bundle.spec.head, bundle.spec.preprocess.size)
-    model.load_state_dict(bundle.state)
-    model = model.eval().to(device).to(memory_format=layout)
+    model: Any = load_model(bundle).to(device)
+    model = model.to(memory_format=layout)
     spec = bundle.spec.preprocess
 
     @torch.inference_mode()

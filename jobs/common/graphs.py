@@ -33,9 +33,8 @@ def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndar
     """
     from scalp_core.inference.torch_runtime import TorchRuntime
 
-    spec = bundle.spec
-    graph = openvino_runtime.convert(spec.architecture, bundle.state, spec.preprocess, spec.head)
-    weights = TorchRuntime(spec.architecture, bundle.state, spec.preprocess, "cpu", "fp32", head=spec.head)
+    graph = openvino_runtime.convert(bundle)
+    weights = TorchRuntime(bundle, "cpu", "fp32")
     record = make_record(
         graph, *logits_of_both(OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
     )

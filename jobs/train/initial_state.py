@@ -19,7 +19,6 @@ from scalp_core.bundles.bundle import (
     Conformal,
     InitialWeights,
     Training,
-    load_weights,
     serialize_weights,
     sha256,
 )  # fmt: skip
@@ -142,9 +141,7 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
     with _step(recipe, "the conversion to a graph for CPUs"):
         with_float_graph(bundle, iter([(images, np.arange(_IMAGES))]))
     with _step(recipe, "the forward pass in bf16"):
-        TorchRuntime(
-            recipe.architecture, load_weights(weights), spec, "cpu", "bf16", head=recipe.head
-        ).logits(images)
+        TorchRuntime(bundle, "cpu", "bf16").logits(images)
     try:
         with _step(recipe, "a heatmap"):
             Explainer(bundle, "cpu").heatmap(images[0])

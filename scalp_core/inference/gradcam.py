@@ -19,7 +19,7 @@ from torch import nn
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device, resolve_device
-from scalp_core.models.architecture import build_model, normalize, to_channels_last
+from scalp_core.models.architecture import load_model, normalize, to_channels_last
 
 # Images per pass. Captum stores the activations of all layers, so memory grows with it.
 _CHUNK_SIZE = 8
@@ -37,9 +37,7 @@ class Explainer:
     def __init__(self, bundle: Bundle, device: Device = "auto") -> None:
         self.spec = bundle.spec
         self.device = resolve_device(device)
-        model = build_model(self.spec.architecture, self.spec.head, self.spec.preprocess.size).eval()
-        model.load_state_dict(bundle.state)
-        model.requires_grad_(False)
+        model = load_model(bundle).requires_grad_(False)
         self._model = to_channels_last(model.to(self.device))
         self._pool = _last_pool(model, self.spec.architecture)
         self._lock = threading.Lock()

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from joblib import cpu_count
 
-from scalp_core.bundles.bundle import Bundle, Graph, GraphKind, Head
+from scalp_core.bundles.bundle import Bundle, Graph, GraphKind
 from scalp_core.grades import NUM_GRADES
-from scalp_core.images.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -54,25 +53,18 @@ def version() -> str:
     return openvino.get_version()
 
 
-def convert(
-    architecture: str, state: dict[str, torch.Tensor], spec: Preprocess, head: Head = "softmax"
-) -> Graph:
-    """Convert a trained model with its normalization to a graph; weights stay fp32.
-
-    Args:
-        architecture: timm name.
-        state: Weights by name.
-        spec: Preprocessing whose normalization becomes part of the graph.
-    """
+def convert(bundle: Bundle) -> Graph:
+    """Convert the weights of a bundle and the normalization of images to a graph; weights stay fp32."""
     import torch
 
-    from scalp_core.models.architecture import build_model, normalize
+    from scalp_core.models.architecture import load_model, normalize
+
+    spec = bundle.spec.preprocess
 
     class WithNormalize(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build_model(architecture, head, spec.size)
-            self.model.load_state_dict(state)
+            self.model = load_model(bundle)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.model(normalize(images, spec))
@@ -93,9 +85,8 @@ def load_graph(bundle: Bundle, kind: GraphKind) -> Graph:
     Raises:
         UserError: The bundle has no int8 graph that passed its comparison.
     """
-    spec = bundle.spec
-    if kind == "float" and not spec.offers("float"):
-        return convert(spec.architecture, bundle.state, spec.preprocess, spec.head)
+    if kind == "float" and not bundle.spec.offers("float"):
+        return convert(bundle)
     return bundle.graph(kind)
 
 

@@ -190,16 +190,9 @@ class Predictor:
             return
         from scalp_core.inference.torch_runtime import TorchRuntime
 
-        self.forward = TorchRuntime(
-            self.spec.architecture,
-            bundle.state,
-            self.spec.preprocess,
-            self.device,
-            "bf16" if self.precision == "bf16" else "fp32",
-            compiled=self.runtime == "torch-compile",
-            threads=threads,
-            head=self.spec.head,
-        )
+        compiled = self.runtime == "torch-compile"
+        number_format: Literal["bf16", "fp32"] = "bf16" if self.precision == "bf16" else "fp32"
+        self.forward = TorchRuntime(bundle, self.device, number_format, compiled=compiled, threads=threads)
 
     @property
     def model_version(self) -> str:

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from scalp_core.bundles.bundle import Head
+from scalp_core.bundles.bundle import Bundle
 from scalp_core.grades import NUM_GRADES
-from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.architecture import build_model, first_line, head_names, normalize, to_channels_last
+from scalp_core.models.architecture import first_line, head_names, load_model, normalize, to_channels_last
 
 _logger = logging.getLogger(__name__)
 
@@ -31,8 +30,6 @@ class TorchRuntime:
     """Run the weights, channels last, with batch normalization folded into the convolutions.
 
     Args:
-        architecture: timm name.
-        state: Weights by name.
         compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long GPU runs.
         threads: CPU threads; None: PyTorch's default. PyTorch stores the setting per thread, so it is set on
             the thread that computes.
@@ -40,30 +37,25 @@ class TorchRuntime:
 
     def __init__(
         self,
-        architecture: str,
-        state: dict[str, torch.Tensor],
-        spec: Preprocess,
+        bundle: Bundle,
         device: Literal["cpu", "cuda"],
         precision: Literal["bf16", "fp32"],
         *,
         compiled: bool = False,
         threads: int | None = None,
-        head: Head = "softmax",
     ) -> None:
-        model = build_model(architecture, head, spec.size).eval()
-        model.load_state_dict(state)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._device = torch.device(device)
-        self._spec = spec
+        self._spec = bundle.spec.preprocess
         self._threads = threads
-        folded = to_channels_last(_fold(model, self._dtype).to(self._device))
+        folded = to_channels_last(_fold(load_model(bundle), self._dtype).to(self._device))
         self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
         self._lock = threading.Lock()
         self._graphs: _CudaGraphs | None = None
         if device == "cuda":
             torch.backends.cudnn.benchmark = True  # few shapes, each used for long
             torch.backends.cudnn.allow_tf32 = precision == "bf16"  # fp32 must be true fp32
-            self._graphs = _CudaGraphs(self._forward, spec.size)
+            self._graphs = _CudaGraphs(self._forward, self._spec.size)
 
     def warm_up(self, batch_size: int, size: int) -> None:
         """Compile or capture each shape to which batches up to `batch_size` are padded."""

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from scalp_core.bundles.bundle import Head
+from scalp_core.bundles.bundle import Bundle, Head
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess, Resize
@@ -40,6 +40,14 @@ def build_model(architecture: str, head: Head = "softmax", size: int | None = No
         UserError: timm lacks the architecture, or it does not support this size or head.
     """
     return with_head(timm_model(architecture, head, size), head)
+
+
+def load_model(bundle: Bundle) -> nn.Module:
+    """Build the model of a bundle with its weights, on the CPU, in evaluation mode."""
+    spec = bundle.spec
+    model = build_model(spec.architecture, spec.head, spec.preprocess.size)
+    model.load_state_dict(bundle.state)
+    return model.eval()
 
 
 def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool = False) -> nn.Module:

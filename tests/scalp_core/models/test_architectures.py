@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,25 +95,30 @@ def test_an_architecture_that_fails_at_the_end_is_refused_at_the_start(monkeypat
         make_initial_state(Recipe(architecture="test_resnet", weights="none", size=64))
 
 
+def untrained(architecture):
+    """What `load_model` reads of a bundle, with random weights."""
+    model = build_model(architecture)
+    spec = SimpleNamespace(architecture=architecture, head="softmax", preprocess=preprocess_for(model, 64))
+    return SimpleNamespace(spec=spec, state=model.state_dict())
+
+
 def test_a_failure_to_fold_is_a_warning(monkeypatch, caplog):
     def failing(_):
         raise AttributeError("no folding")
 
-    model = build_model("test_resnet").eval()
-    arguments = ("test_resnet", model.state_dict(), preprocess_for(model, 64), "cpu", "fp32")
+    bundle = untrained("test_resnet")
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    folded = TorchRuntime(*arguments).logits(images)
+    folded = TorchRuntime(bundle, "cpu", "fp32").logits(images)
     monkeypatch.setattr(torch_runtime, "fuse", failing)
     with caplog.at_level(logging.WARNING):
-        unfolded = TorchRuntime(*arguments).logits(images)
+        unfolded = TorchRuntime(bundle, "cpu", "fp32").logits(images)
     assert "no folding" in caplog.text
     np.testing.assert_allclose(folded, unfolded, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "lcnet_050"])  # heads of PyTorch and of timm
 def test_the_head_stays_exact_in_bf16(architecture):
-    model = build_model(architecture).eval()
-    runtime = TorchRuntime(architecture, model.state_dict(), preprocess_for(model, 64), "cpu", "bf16")
+    runtime = TorchRuntime(untrained(architecture), "cpu", "bf16")
     inside = runtime._model.state_dict()  # no public part shows the precision of a layer
     head = {name: value for name, value in inside.items() if value.shape[:1] == (4,)}
     assert {value.dtype for value in head.values()} == {torch.float32}
