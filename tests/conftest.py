@@ -133,8 +133,12 @@ def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pipe
 @pytest.fixture(scope="session")
 def train_single_worker(
     pipeline: PipelineRun, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], SingleWorkerRun]:
-    """`train_single_worker(epochs)` trains with one undisturbed worker."""
+) -> Callable[[int, str], SingleWorkerRun]:
+    """`train_single_worker(epochs, architecture)` trains with one undisturbed worker."""
     from tests.support.pipeline import train_single_worker
 
-    return lambda epochs: train_single_worker(pipeline.data, str(tmp_path_factory.mktemp("alone")), epochs)
+    def train(epochs: int, architecture: str) -> SingleWorkerRun:
+        run = str(tmp_path_factory.mktemp("alone"))
+        return train_single_worker(pipeline.data, run, epochs, architecture)
+
+    return train

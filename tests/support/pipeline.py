@@ -72,10 +72,10 @@ class SingleWorkerRun:
     trained: dict[str, Any]
 
 
-def train_single_worker(data: Path, run: str, epochs: int) -> SingleWorkerRun:
-    """Train `epochs` epochs with one worker."""
-    # Without batch normalization, whose statistics are of each worker's own images.
-    settings = [f"size={SMALL}", f"epochs={epochs}", "architecture=convnext_atto", "learning_rate=1e-3"]
+def train_single_worker(data: Path, run: str, epochs: int, architecture: str) -> SingleWorkerRun:
+    """Train with one worker; `architecture` must have no batch normalization."""
+    # The statistics of batch normalization are of each worker's own images.
+    settings = [f"size={SMALL}", f"epochs={epochs}", f"architecture={architecture}", "learning_rate=1e-3"]
     settings.append("weight_decay=0.05")
     recipe = load_recipe("smoke", RECIPES, settings)
     return SingleWorkerRun(recipe, settings, train(str(data), run, recipe, workers=1, device="cpu"))

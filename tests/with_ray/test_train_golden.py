@@ -11,7 +11,7 @@ from scalp_core.storage import outputs
 
 @pytest.fixture(scope="module")
 def alone(train_single_worker):
-    return train_single_worker(4)
+    return train_single_worker(4, "test_convnext")
 
 
 def curve(summary):

@@ -40,7 +40,7 @@ def _runs_of(numbers: Iterable[int]) -> list[int]:
 def test_a_run_grows_with_a_node_that_joins_and_shrinks_without_one(
     pipeline, train_single_worker, tmp_path, monkeypatch
 ):
-    alone = train_single_worker(10)  # long enough for a node to come and another to go
+    alone = train_single_worker(10, "convnext_atto")  # long enough for a node to come and another to go
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     head = {"num_cpus": 0, "include_dashboard": False, **NODE}
