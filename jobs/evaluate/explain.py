@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,12 +21,10 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.decision import NOT_FINITE, Grading
+from scalp_core.inference.explainer import Explainer, make_explainer
 from scalp_core.inference.overlay import MEANING, overlay, png
 from scalp_core.inference.predictor import Device, Predictor
 from scalp_core.storage import outputs
-
-if TYPE_CHECKING:
-    from scalp_core.inference.gradcam import Explainer
 
 KIND = "explain"
 _IDENTITY_FILE = "run.json"
@@ -70,10 +68,7 @@ def explain(
     if summary := _finished(out, identity):
         return summary
     listed = datasets_locations.list_images(source).images
-    # PyTorch takes seconds to import: the mistakes above are reported before.
-    from scalp_core.inference.gradcam import Explainer
-
-    explainer = Explainer(loaded, device)
+    explainer = make_explainer(loaded, device)
     count = min(limit, len(listed))
     chosen = [listed[index * len(listed) // count] for index in range(count)]
     rows: list[dict[str, Any]] = []

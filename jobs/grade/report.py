@@ -19,13 +19,14 @@ from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference import overlay
+from scalp_core.inference.explainer import make_explainer
 from scalp_core.results import report
 from scalp_core.results.progress import REPORT_FILE
 from scalp_core.results.query import ResultRows
 from scalp_core.results.report import Card, Pictures, data_uri
 
 if TYPE_CHECKING:
-    from scalp_core.inference.gradcam import Explainer  # slow to import
+    from scalp_core.inference.explainer import Explainer
 
 QUEUE = 24
 """Maximum number of images in the review queue."""
@@ -41,7 +42,7 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
     """Write `out/report.html` from the rows and the summary, in memory independent of their number.
 
     An image that cannot be read any more, or a heatmap that fails, is a note in the report. At most
-    `heatmaps` are made, on CPUs; 0 does not import PyTorch.
+    `heatmaps` are made, on CPUs; 0 loads no model.
 
     Raises:
         UserError: The rows do not exist, or cannot be read.
@@ -73,11 +74,8 @@ def _pictures(
     scale, meaning = None, ""
     if chosen:
         try:
-            # Imports PyTorch: the report is written even where it does not work.
-            from scalp_core.inference.gradcam import Explainer
-
             heats = _draw_heatmaps(
-                Explainer(bundle, "cpu"), [(pixels[index], cards[index].row) for index in chosen]
+                make_explainer(bundle, "cpu"), [(pixels[index], cards[index].row) for index in chosen]
             )
             for index, picture in zip(chosen, heats, strict=True):
                 cards[index] = replace(cards[index], heatmap=picture)

@@ -123,7 +123,7 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
     """
     import torch
 
-    from scalp_core.inference.gradcam import Explainer
+    from scalp_core.inference.gradcam import TorchExplainer
     from scalp_core.inference.torch_runtime import TorchRuntime
     from scalp_core.models.architecture import normalize, to_channels_last
 
@@ -144,7 +144,7 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
         TorchRuntime(bundle, "cpu", "bf16").logits(images)
     try:
         with _step(recipe, "a heatmap"):
-            Explainer(bundle, "cpu").heatmap(images[0])
+            TorchExplainer(bundle, "cpu").heatmap(images[0])
     except UserError as error:
         return [f"scalp explain has no heatmaps for this model: {error}"]
     return []

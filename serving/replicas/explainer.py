@@ -1,4 +1,4 @@
-"""Explainer deployment: Grad-CAM heatmaps by PyTorch, separate from the grader so that no batch waits."""
+"""Explainer deployment: heatmaps, separate from the grader so that no batch waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,12 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
-from scalp_core.inference import overlay
-
-if TYPE_CHECKING:
-    from scalp_core.inference import (
-        gradcam,  # PyTorch: only in the replica, not where the deployment is described
-    )
+from scalp_core.inference import explainer, overlay
 
 # During a change of the bundle, images that the previous one graded are still explained by it.
 _KEPT = 2
@@ -41,7 +36,7 @@ class Explainer:
 
     def __init__(self) -> None:
         # Requests for a bundle that is still loading wait for its task.
-        self._explainers: OrderedDict[str, asyncio.Task[gradcam.Explainer]] = OrderedDict()
+        self._explainers: OrderedDict[str, asyncio.Task[explainer.Explainer]] = OrderedDict()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `ExplainerSettings`; an architecture without heatmaps is reported by the first request."""
@@ -64,10 +59,10 @@ class Explainer:
         Raises:
             UserError: The architecture of the bundle has no feature map.
         """
-        explainer = await self._explainer(bundle)
-        return await asyncio.to_thread(lambda: encode_png(explainer.heatmap(image, grade)))
+        loaded = await self._explainer(bundle)
+        return await asyncio.to_thread(lambda: encode_png(loaded.heatmap(image, grade)))
 
-    async def _explainer(self, bundle: str) -> gradcam.Explainer:
+    async def _explainer(self, bundle: str) -> explainer.Explainer:
         loading = self._explainers.get(bundle)
         if loading is None:
             loading = asyncio.create_task(asyncio.to_thread(_load, bundle))
@@ -78,15 +73,13 @@ class Explainer:
         self._explainers.move_to_end(bundle)
         return await asyncio.shield(loading)  # a client that leaves must not cancel it for the others
 
-    def _forget_failed(self, bundle: str, loading: asyncio.Task[gradcam.Explainer]) -> None:
+    def _forget_failed(self, bundle: str, loading: asyncio.Task[explainer.Explainer]) -> None:
         if (loading.cancelled() or loading.exception()) and self._explainers.get(bundle) is loading:
             del self._explainers[bundle]
 
 
-def _load(bundle: str) -> gradcam.Explainer:
-    from scalp_core.inference import gradcam
-
-    return gradcam.Explainer(load_bundle(bundle), "cpu")
+def _load(bundle: str) -> explainer.Explainer:
+    return explainer.make_explainer(load_bundle(bundle), "cpu")
 
 
 def encode_png(heatmap: np.ndarray) -> bytes:

@@ -13,7 +13,7 @@ from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
-from scalp_core.inference.gradcam import Explainer
+from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.overlay import MEANING, overlay
 from scalp_core.inference.predictor import Predictor
 from tests.support.images import jpeg
@@ -53,7 +53,7 @@ def test_every_photograph_has_a_picture_or_a_reason(bundle, source, tmp_path, ca
 def test_a_picture_shows_its_own_photograph_and_its_grade(bundle, source, tmp_path):
     summary = explain(str(bundle), str(source), str(tmp_path / "out"))
     loaded = load_bundle(str(bundle))
-    predictor, explainer = Predictor(loaded, "cpu"), Explainer(loaded, "cpu")
+    predictor, explainer = Predictor(loaded, "cpu"), make_explainer(loaded, "cpu")
     for row in summary["rows"]:
         if row["status"] == "failed":
             continue

@@ -30,7 +30,7 @@ from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.images.codecs import FIRST_FRAME_ONLY, MAX_BYTES
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.decision import Grading
-from scalp_core.inference.gradcam import Explainer
+from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.overlay import heat_colors
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA
@@ -123,7 +123,7 @@ def test_a_heatmap_is_that_of_the_explainer(client, bundle, predictor, grade):
     assert "not where the lesion is" in heatmap["meaning"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(heatmap["png"]))))
     image = decode(data, predictor.spec.preprocess).pixels
-    truth = Explainer(load_bundle(str(bundle)), "cpu").heatmap(image, heatmap["grade"])
+    truth = make_explainer(load_bundle(str(bundle)), "cpu").heatmap(image, heatmap["grade"])
     assert truth.max() == 1
     np.testing.assert_allclose(pixels[..., 3] / 255, truth, atol=0.01)
     assert (pixels[..., :3] == heat_colors()[pixels[..., 3]]).all()

@@ -19,7 +19,7 @@ from scalp_core.bundles.bundle import (
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
-from scalp_core.inference.gradcam import Explainer
+from scalp_core.inference.explainer import Explainer, make_explainer
 from scalp_core.inference.overlay import heat_colors, overlay, png
 from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from tests.support.images import jpeg
@@ -61,9 +61,9 @@ def random_bundle(architecture: str, size: int, seed: int = 0) -> Bundle:
 
 
 def with_state(bundle: Bundle, state: dict[str, torch.Tensor]) -> Bundle:
-    """The bundle with other weights."""
+    """The bundle with other weights, and no graph of the former ones."""
     weights = serialize_weights(state)
-    spec = bundle.spec.model_copy(update={"weights_sha256": sha256(weights)})
+    spec = bundle.spec.model_copy(update={"weights_sha256": sha256(weights), "graphs": {}})
     return Bundle(spec, files={WEIGHTS_FILE: weights})
 
 
@@ -102,7 +102,7 @@ def patch_bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def patch_finder(patch_bundle) -> Explainer:
-    return Explainer(patch_bundle, "cpu")
+    return make_explainer(patch_bundle, "cpu")
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 128), (128, 0), (128, 128), (40, 70), (70, 40)])
@@ -144,7 +144,7 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
             name: value.flatten()[torch.randperm(value.numel())].reshape(value.shape)
             for name, value in patch_bundle.state.items()
         }
-        after.append(found(Explainer(with_state(patch_bundle, shuffled), "cpu")))
+        after.append(found(make_explainer(with_state(patch_bundle, shuffled), "cpu")))
     assert np.mean(after) < 0.7
 
 
@@ -161,7 +161,7 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     ],
 )
 def test_convolutional_architectures_have_heatmaps(architecture, size):
-    explainer = Explainer(random_bundle(architecture, size), "cpu")
+    explainer = make_explainer(random_bundle(architecture, size), "cpu")
     images = photographs(3, size)
     assert explainer.cells == (size // 32, size // 32)
     for grade in range(4):
@@ -186,12 +186,12 @@ def test_convolutional_architectures_have_heatmaps(architecture, size):
 )
 def test_what_has_no_map_of_the_picture_is_refused_with_the_reason(architecture, size, reason):
     with pytest.raises(UserError, match=reason) as refusal:
-        Explainer(random_bundle(architecture, size), "cpu")
+        make_explainer(random_bundle(architecture, size), "cpu")
     assert architecture in str(refusal.value)
 
 
 def test_a_heatmap_is_the_same_each_time_and_in_any_batch(bundle):
-    explainer, images = Explainer(load_bundle(str(bundle)), "cpu"), photographs(10, SMALL)
+    explainer, images = make_explainer(load_bundle(str(bundle)), "cpu"), photographs(10, SMALL)
     grades = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     together = explainer.heatmaps(images, grades)
     np.testing.assert_array_equal(together, explainer.heatmaps(images, grades))
@@ -206,7 +206,7 @@ def test_where_nothing_speaks_for_the_grade_there_is_no_heat(bundle):
         name: torch.zeros_like(value) if name.startswith("fc.") else value
         for name, value in loaded.state.items()
     }
-    heat = Explainer(with_state(loaded, state), "cpu").heatmaps(photographs(2, SMALL), [1, 2])
+    heat = make_explainer(with_state(loaded, state), "cpu").heatmaps(photographs(2, SMALL), [1, 2])
     np.testing.assert_array_equal(heat, 0)
 
 

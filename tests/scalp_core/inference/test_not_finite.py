@@ -16,7 +16,7 @@ from scalp_core.errors import UserError
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import make_gradings
-from scalp_core.inference.gradcam import Explainer
+from scalp_core.inference.explainer import make_explainer
 from scalp_core.results import drift
 from scalp_core.results.report import list_warnings
 from scalp_core.results.schema import Signature, result_table
@@ -91,7 +91,7 @@ def test_weights_that_are_nan_give_no_heat_and_a_referral():
     state = {name: value.clone() for name, value in bundle.state.items()}
     state["fc.weight"][:] = torch.nan
     images = np.zeros((2, SMALL, SMALL, 3), np.uint8)
-    assert not Explainer(with_state(bundle, state), "cpu").heatmaps(images, [3, 3]).any()
+    assert not make_explainer(with_state(bundle, state), "cpu").heatmaps(images, [3, 3]).any()
 
 
 def test_a_graph_whose_scores_are_not_finite_is_refused():

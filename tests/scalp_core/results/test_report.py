@@ -20,7 +20,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.images import statistics as image_statistics
-from scalp_core.inference import gradcam, overlay
+from scalp_core.inference import overlay
 from scalp_core.results.drift import count_statistics
 from scalp_core.results.report import chart_rates
 from tests.scalp_core.results.test_drift import LUMA, draw
@@ -239,8 +239,8 @@ def test_review_queue_is_limited(report, tmp_path):
     assert f"{QUEUE + 5} photographs are referred." in page.text
 
 
-def test_report_without_heatmaps_does_not_use_pytorch(report, tmp_path, monkeypatch):
-    monkeypatch.setattr(gradcam, "Explainer", None)
+def test_report_without_heatmaps_loads_no_model(report, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.grade.report.make_explainer", None)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=0)
     assert "Heatmaps were turned off." in page.text
     assert page.shown("the photograph as the model saw it") == 2
@@ -251,7 +251,7 @@ def test_report_of_a_model_without_heatmaps(report, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise UserError("vit_tiny has no convolutional map of the picture\nmore")
 
-    monkeypatch.setattr(gradcam, "Explainer", refuse)
+    monkeypatch.setattr("jobs.grade.report.make_explainer", refuse)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=2)
     assert "There are no heatmaps: vit_tiny has no convolutional map of the picture." in page.text
     assert page.shown("the photograph as the model saw it") == 2

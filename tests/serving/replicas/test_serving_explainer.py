@@ -37,7 +37,9 @@ class Loader:
 def loader(monkeypatch) -> Loader:
     loader = Loader()
     monkeypatch.setattr(explainer, "load_bundle", lambda bundle: bundle)
-    monkeypatch.setattr("scalp_core.inference.gradcam.Explainer", lambda bundle, _device: loader(bundle))
+    monkeypatch.setattr(
+        "scalp_core.inference.explainer.make_explainer", lambda bundle, _device: loader(bundle)
+    )
     return loader
 
 
