@@ -21,7 +21,8 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.decision import NOT_FINITE, Grading
-from scalp_core.inference.explainer import Explainer, make_explainer
+from scalp_core.inference.explainer import make_explainer
+from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.overlay import MEANING, overlay, png
 from scalp_core.inference.predictor import Device, Predictor
 from scalp_core.storage import outputs

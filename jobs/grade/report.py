@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +20,11 @@ from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference import overlay
 from scalp_core.inference.explainer import make_explainer
+from scalp_core.inference.heatmaps import Explainer
 from scalp_core.results import report
 from scalp_core.results.progress import REPORT_FILE
 from scalp_core.results.query import ResultRows
 from scalp_core.results.report import Card, Pictures, data_uri
-
-if TYPE_CHECKING:
-    from scalp_core.inference.explainer import Explainer
 
 QUEUE = 24
 """Maximum number of images in the review queue."""

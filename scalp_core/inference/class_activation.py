@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scalp_core.bundles.bundle import Bundle, Graph, Head
-from scalp_core.inference.explainer import Explainer
+from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.openvino_runtime import openvino  # without its telemetry
 
 # Layers between the pool and the linear layer that only change shapes.

@@ -13,7 +13,7 @@ from torch import nn
 
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
-from scalp_core.inference.explainer import Explainer
+from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.predictor import Device, resolve_device
 from scalp_core.models.architecture import load_model, normalize, to_channels_last
 

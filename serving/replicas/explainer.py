@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
-from scalp_core.inference import explainer, overlay
+from scalp_core.inference import explainer, heatmaps, overlay
 
 # During a change of the bundle, images that the previous one graded are still explained by it.
 _KEPT = 2
@@ -36,7 +36,7 @@ class Explainer:
 
     def __init__(self) -> None:
         # Requests for a bundle that is still loading wait for its task.
-        self._explainers: OrderedDict[str, asyncio.Task[explainer.Explainer]] = OrderedDict()
+        self._explainers: OrderedDict[str, asyncio.Task[heatmaps.Explainer]] = OrderedDict()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `ExplainerSettings`; an architecture without heatmaps is reported by the first request."""
@@ -62,7 +62,7 @@ class Explainer:
         loaded = await self._explainer(bundle)
         return await asyncio.to_thread(lambda: encode_png(loaded.heatmap(image, grade)))
 
-    async def _explainer(self, bundle: str) -> explainer.Explainer:
+    async def _explainer(self, bundle: str) -> heatmaps.Explainer:
         loading = self._explainers.get(bundle)
         if loading is None:
             loading = asyncio.create_task(asyncio.to_thread(_load, bundle))
@@ -73,12 +73,12 @@ class Explainer:
         self._explainers.move_to_end(bundle)
         return await asyncio.shield(loading)  # a client that leaves must not cancel it for the others
 
-    def _forget_failed(self, bundle: str, loading: asyncio.Task[explainer.Explainer]) -> None:
+    def _forget_failed(self, bundle: str, loading: asyncio.Task[heatmaps.Explainer]) -> None:
         if (loading.cancelled() or loading.exception()) and self._explainers.get(bundle) is loading:
             del self._explainers[bundle]
 
 
-def _load(bundle: str) -> explainer.Explainer:
+def _load(bundle: str) -> heatmaps.Explainer:
     return explainer.make_explainer(load_bundle(bundle), "cpu")
 
 

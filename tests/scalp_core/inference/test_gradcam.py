@@ -19,7 +19,8 @@ from scalp_core.bundles.bundle import (
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
-from scalp_core.inference.explainer import Explainer, make_explainer
+from scalp_core.inference.explainer import make_explainer
+from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.overlay import heat_colors, overlay, png
 from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from tests.support.images import jpeg
