@@ -62,10 +62,10 @@ def synth(
     images: Annotated[int, typer.Option(min=1, help="number of images")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="random seed; the same seed gives the same bytes")] = 0,
     layout: Annotated[
-        str,
+        Literal["delivered", "zipped", "zipped-cp949"],
         typer.Option(
-            help="folder layout, as copies of the real set have it: delivered, zipped, zipped-cp949, "
-            "unmarked, nested, spaced, numbered, parents or nfd"
+            help="delivered: folders, as AI Hub unpacks them; zipped: one zip per folder; zipped-cp949: "
+            "Training.zip and Validation.zip, as Korean Windows packs them"
         ),
     ] = "delivered",
     set_: SetOption = [],  # noqa: B006

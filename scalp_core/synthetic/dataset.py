@@ -27,17 +27,8 @@ from pydantic import BaseModel, Field, ValidationError
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.storage import lease, outputs
-from scalp_core.synthetic.layouts import (
-    LAYOUTS,
-    Layout,
-    as_json,
-    label_file,
-    meta_file,
-    normalized,
-    pack,
-    paths,
-)
-from scalp_core.synthetic.plan import DELIVERED_PARTS, ImagePlan, SynthOptions, plan_dataset
+from scalp_core.synthetic.layouts import as_json, list_files, pack
+from scalp_core.synthetic.plan import DELIVERED_PARTS, ImagePlan, LayoutName, SynthOptions, plan_dataset
 from scalp_core.synthetic.scene import render_image
 
 # Incremented when the same options give other files, so that a resumed folder holds files of one version.
@@ -62,40 +53,31 @@ class SynthSummary(BaseModel):
     by_device: dict[str, int] = Field(description="images by site and device")
 
 
-# --- files -------------------------------------------------------------------------------------------------
-
-
 def write_image(
     plan: ImagePlan,
     out: Path,
-    layout: Layout = LAYOUTS["delivered"],
+    layout: LayoutName = "delivered",
     every_symptom: bool = False,
     picture: bytes | None = None,
 ) -> Path:
-    """Write an image, its label and its META file below `out`, unless the image exists.
+    """Write an image, its label and its META file below `out`, unless the image exists; returns its path.
 
     Writes are atomic. The image is written last, so that its label and META file exist if it does.
 
     Args:
         plan: Plan of the image.
         out: Folder of the set.
-        layout: Layout of folders and label files.
+        layout: Layout of the set before it is packed.
         every_symptom: Whether to copy the image under each symptom that it has, as in the real set.
         picture: JPEG of the image; rendered if not given.
-
-    Returns:
-        Path of the image.
     """
-    files = [(kind, out / normalized(path, layout)) for kind, path in paths(plan, layout, every_symptom)]
-    image = files[-1][1]
+    files = list_files(plan, layout, every_symptom)
+    image = out / files[-1][0]
     if image.exists():
         return image
     picture = picture or render_jpeg(plan)
-    for kind, path in files:
-        if kind == "photograph":
-            _write(path, picture)
-        else:
-            _write(path, label_file(plan, layout) if kind == "label" else meta_file(plan))
+    for path, text in files:
+        _write(out / path, picture if text is None else text)
     return image
 
 
@@ -115,9 +97,6 @@ def _write(path: Path, data: bytes) -> None:
     partial_file = path.with_name(f".{path.name}.part")
     partial_file.write_bytes(data)
     partial_file.replace(path)
-
-
-# --- set ---------------------------------------------------------------------------------------------------
 
 
 def write_dataset(
@@ -141,11 +120,11 @@ def write_dataset(
     summary = _summarize(plans, options)
     if _claim(out, summary):
         return summary
-    write = partial(write_image, out=out, layout=LAYOUTS[options.layout], every_symptom=options.every_symptom)
+    write = partial(write_image, out=out, layout=options.layout, every_symptom=options.every_symptom)
     for done, _ in enumerate(_render_all(plans, write, workers or cpu_count()), 1):
         if on_progress:
             on_progress(done)
-    pack(out, LAYOUTS[options.layout])
+    pack(out, options.layout)
     _write(out / _SUMMARY, as_json(summary.model_dump(mode="json")))
     (out / _MARKER).unlink()
     return summary

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.errors import UserError
-from scalp_core.grades import GRADE_NAMES_KO, NUM_GRADES, SYMPTOMS
+from scalp_core.grades import NUM_GRADES
 from scalp_core.settings import rename_old_keys
 from scalp_core.synthetic.scene import DeviceProfile, Scalp
 
@@ -33,9 +33,7 @@ _QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-LayoutName = Literal[
-    "delivered", "zipped", "zipped-cp949", "unmarked", "nested", "spaced", "numbered", "parents", "nfd"
-]
+LayoutName = Literal["delivered", "zipped", "zipped-cp949"]
 
 
 class SynthOptions(BaseModel):
@@ -90,10 +88,6 @@ class ImagePlan:
     device: DeviceProfile
     scalp: Scalp
 
-    @property
-    def folder(self) -> str:
-        return f"{SYMPTOMS[0]}_{self.grade}.{GRADE_NAMES_KO[self.grade]}"
-
 
 @dataclass(frozen=True)
 class _Person:
@@ -123,21 +117,30 @@ def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
     error = options.label_noise * _LATENT_PER_GRADE
     seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
     training = _training(options, rng)
-    return [
-        _photo(
-            index, person, shot, float(latent[index]), float(seen[index]), bool(training[index]), options, rng
+    plans = []
+    for index, (person, shot) in enumerate(shots):
+        grade = _grade(seen[index])
+        plan = ImagePlan(
+            index=index,
+            seed=options.seed,
+            part=DELIVERED_PARTS[0] if training[index] else DELIVERED_PARTS[1],
+            stem=f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}",
+            grade=grade,
+            true_grade=_grade(latent[index]),
+            severity=_severity(float(latent[index])),
+            symptoms=_symptoms(grade, person.scalp, options, rng),
+            meta=person.meta | {"location": shot.split("_")[1]},
+            device=person.device,
+            scalp=person.scalp,
         )
-        for index, (person, shot) in enumerate(shots)
-    ]
+        plans.append(plan)
+    return plans
 
 
-def _thresholds() -> np.ndarray:
-    """Thresholds of the latent severity between grades, for the paper's shares; float (3,)."""
-    shares = np.cumsum(PAPER_COUNTS)[:-1] / sum(PAPER_COUNTS)
-    return np.array([NormalDist().inv_cdf(share) for share in shares])
-
-
-_THRESHOLDS = _thresholds()
+# Thresholds of the latent severity between grades, for the paper's shares.
+_THRESHOLDS = np.array(
+    [NormalDist().inv_cdf(share) for share in np.cumsum(PAPER_COUNTS)[:-1] / sum(PAPER_COUNTS)]
+)
 _LATENT_PER_GRADE = float(np.diff(_THRESHOLDS).mean())
 
 
@@ -173,33 +176,6 @@ def _training(options: SynthOptions, rng: np.random.Generator) -> np.ndarray:
     """Draw the Training images, bool (N,), by image as in the real set; a person is often in both parts."""
     share = options.parts[0] / max(sum(options.parts), 1)
     return rng.permutation(options.images) < round(options.images * share)
-
-
-def _photo(
-    index: int,
-    person: _Person,
-    shot: str,
-    latent: float,
-    seen: float,
-    training: bool,
-    options: SynthOptions,
-    rng: np.random.Generator,
-) -> ImagePlan:
-    grade = _grade(seen)
-    stem = f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}"
-    return ImagePlan(
-        index=index,
-        seed=options.seed,
-        part=DELIVERED_PARTS[0] if training else DELIVERED_PARTS[1],
-        stem=stem,
-        grade=grade,
-        true_grade=_grade(latent),
-        severity=_severity(latent),
-        symptoms=_symptoms(grade, person.scalp, options, rng),
-        meta=person.meta | {"location": shot.split("_")[1]},
-        device=person.device,
-        scalp=person.scalp,
-    )
 
 
 def _symptoms(

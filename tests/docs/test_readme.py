@@ -15,8 +15,8 @@ from scalp_core.errors import IMAGE_CODES
 from scalp_core.results.drift import Level
 from scalp_core.results.query import By
 from scalp_core.results.schema import SCHEMA
-from scalp_core.synthetic.layouts import LAYOUTS
 from tests.benchmarks.__main__ import app as benchmarks
+from tests.support.layouts import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -13,12 +13,12 @@ from scalp_core import storage
 from scalp_core.curation import audit, queries
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import examination, manifest, scan
-from scalp_core.grades import NUM_GRADES
+from scalp_core.grades import GRADE_NAMES_KO, NUM_GRADES, SYMPTOMS
 from scalp_core.storage import parquet
 from scalp_core.synthetic.dataset import render_jpeg as render
 from scalp_core.synthetic.dataset import write_image
-from scalp_core.synthetic.layouts import LAYOUTS, pack
-from scalp_core.synthetic.plan import ImagePlan, SynthOptions, plan_dataset
+from scalp_core.synthetic.layouts import pack
+from scalp_core.synthetic.plan import ImagePlan, LayoutName, SynthOptions, plan_dataset
 from tests.support.images import jpeg
 
 PLANS = plan_dataset(SynthOptions(images=48, seed=5, devices=8))
@@ -30,11 +30,16 @@ def picture(index: int) -> bytes:
     return render(PLANS[index])
 
 
-def write_set(out: Path, layout: str = "delivered", every_symptom: bool = True) -> list[ImagePlan]:
+def folder_of(plan: ImagePlan) -> str:
+    """Folder of an image in a set as delivered."""
+    return f"{plan.part}/[원천]{SYMPTOMS[0]}_{plan.grade}.{GRADE_NAMES_KO[plan.grade]}"
+
+
+def write_set(out: Path, layout: LayoutName = "delivered", every_symptom: bool = True) -> list[ImagePlan]:
     """Write all of `PLANS` in a layout."""
     for plan in PLANS:
-        write_image(plan, out, LAYOUTS[layout], every_symptom, picture(plan.index))
-    pack(out, LAYOUTS[layout])
+        write_image(plan, out, layout, every_symptom, picture(plan.index))
+    pack(out, layout)
     return PLANS
 
 
@@ -63,7 +68,8 @@ def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     source = storage.absolute(source)
     listed = [row for root in scan.divide_source(source) for row in scan.list_root(root)]
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
-    examined = examination.examine(table.to_pylist(), source.rpartition("/")[0])
+    settings = examination.Examination(source.rpartition("/")[0])
+    examined = examination.examine(table.to_pylist(), settings)
     return audited_rows(pa.concat_tables(examined), out, source, **options)
 
 

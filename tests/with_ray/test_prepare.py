@@ -19,7 +19,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.storage import parquet
 from scalp_core.storage.outputs import SCRATCH_FOLDER
-from tests.support.sources import PLANS, audited, picture, write_set
+from tests.support.sources import PLANS, audited, folder_of, picture, write_set
 
 OPTIONS = Options(ratio="2:1:1")
 # What a stopped run resumes with, and refusals, do not depend on where the tasks run.
@@ -165,12 +165,12 @@ def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, clu
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for plan in tarred:
-            info = tarfile.TarInfo(f"{plan.part}/[원천]{plan.folder}/{plan.stem}.jpg")
+            info = tarfile.TarInfo(f"{folder_of(plan)}/{plan.stem}.jpg")
             info.size = len(picture(plan.index))
             archive.addfile(info, io.BytesIO(picture(plan.index)))
     storage.write(f"{prefix}/first.tar.gz", buffer.getvalue())
     for plan in plain:
-        name = f"{prefix}/{plan.part}/[원천]{plan.folder}/{plan.stem}.jpg"
+        name = f"{prefix}/{folder_of(plan)}/{plan.stem}.jpg"
         storage.write(name, picture(plan.index))
     summary = prepare(prefix, "s3://scalp/prepare/data", OPTIONS)
     assert summary["photographs"] == len(PLANS)

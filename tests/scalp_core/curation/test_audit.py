@@ -18,9 +18,9 @@ from scalp_core.curation import report
 from scalp_core.datasets import manifest, scan
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
-from scalp_core.synthetic.layouts import LAYOUTS
 from tests.support.images import jpeg
-from tests.support.sources import PLANS, audited, audited_rows, picture, write_set
+from tests.support.layouts import LAYOUTS, REARRANGED, WRITTEN, rearrange
+from tests.support.sources import PLANS, audited, audited_rows, folder_of, picture, write_set
 
 RATIO = "2:1:1"
 
@@ -29,8 +29,10 @@ RATIO = "2:1:1"
 def layouts(tmp_path_factory):
     """The same photographs in every layout."""
     root = tmp_path_factory.mktemp("layouts")
-    for layout in LAYOUTS:
+    for layout in WRITTEN:
         write_set(root / layout, layout)
+    for layout in REARRANGED:
+        rearrange(root / "delivered", root / layout, layout)
     return root
 
 
@@ -195,7 +197,7 @@ def test_label_files_are_the_truth_of_the_json_task(source, tmp_path):
 def test_copies_and_near_copies_tie_their_groups_together(source, tmp_path):
     one = next(plan for plan in PLANS if plan.grade == 1)
     others = [plan for plan in PLANS if plan.grade == 1 and plan.device.serial != one.device.serial]
-    folder = source / one.part / f"[원천]{one.folder}"
+    folder = source / folder_of(one)
     shot = f"{others[0].stem[:-4]}9_TH"  # another device's name on the same bytes
     (folder / f"{shot}.jpg").write_bytes(picture(one.index))
     Image.open(io.BytesIO(picture(one.index))).save(folder / f"{others[-1].stem[:-4]}9_TH.jpg", quality=50)
@@ -217,7 +219,7 @@ def copy_to_microscopes(source, data, number):
     plans = {plan.device.serial: plan for plan in PLANS if plan.part == "Training"}
     chosen = list(plans.values())[:number]
     for plan in chosen:
-        (source / plan.part / f"[원천]{chosen[0].folder}" / f"{plan.stem[:-4]}9_TH.jpg").write_bytes(data)
+        (source / folder_of(chosen[0]) / f"{plan.stem[:-4]}9_TH.jpg").write_bytes(data)
     return chosen
 
 

@@ -20,7 +20,7 @@ from scalp_core.synthetic import scene
 from scalp_core.synthetic.dataset import SynthSummary, write_dataset, write_image
 from scalp_core.synthetic.plan import PAPER_COUNTS, SynthOptions, plan_dataset
 from scalp_core.synthetic.scene import DeviceProfile, flake_coverage, render_image
-from tests.support.sources import audited
+from tests.support.sources import audited, folder_of
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
 FOLDERS = [f"미세각질_{grade}.{name}" for grade, name in enumerate(GRADE_NAMES_KO)]
@@ -328,7 +328,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     assert len(kept) == 4
     # A process that was killed while it wrote leaves this behind.
     fifth = plan_dataset(small(images=9, devices=1))[4]
-    torn = broken / fifth.part / f"[원천]{fifth.folder}" / f".{fifth.stem}.jpg.part"
+    torn = broken / folder_of(fifth) / f".{fifth.stem}.jpg.part"
     torn.parent.mkdir(parents=True, exist_ok=True)
     torn.write_bytes(b"half")
 
