@@ -1,8 +1,8 @@
 """Bootstrap intervals of metrics, resampled by group.
 
 Images of one microscope or session are not independent, so a resample draws as many groups as exist, with
-replacement, and takes all images of each. Metrics are computed
-from sums per group, or from ranks, for many resamples at a time.
+replacement, and takes all images of each. Metrics are computed for many resamples at a time, from sums per
+group or from ranks.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ def bootstrap_metrics(
         group, or if the metric is undefined in all resamples.
     """
     index, extra = group_indices(groups), extra or {}
-    of_label = probs[np.arange(len(labels)), labels]
     means = {
         "rps": metrics.ranked_probability_scores(labels, probs),
-        "log_loss": -np.log(np.maximum(of_label, np.finfo(probs.dtype).eps)),
+        "log_loss": metrics.log_losses(labels, probs),
         **extra,
     }
     right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
@@ -70,17 +69,16 @@ def bootstrap_metrics(
     sums = sums_by_group(confusion_cells(labels, probs.argmax(axis=1)), index)
     mean_sums = sums_by_group(np.column_stack([np.ones(len(labels)), *means.values()]), index)
     gaps = sums_by_group(bins * (confidence - right)[:, None], index)
-    ranks = _Ranks(labels >= metrics.REFERABLE, probs[:, metrics.REFERABLE :].sum(axis=1))
+    positive, severity = labels >= metrics.REFERABLE, probs[:, metrics.REFERABLE :].sum(axis=1)
 
     def values(weights: np.ndarray) -> Values:
         totals = weights @ mean_sums
-        by_row = weights[:, index]
         return {
             **metrics.score_confusion((weights @ sums).reshape(-1, NUM_GRADES, NUM_GRADES)),
             **dict(zip(means, (totals[:, 1:] / totals[:, :1]).T, strict=True)),
             # The fraction of a bin times its gap is the gap of its sums divided by the number of images.
             "ece": np.abs(weights @ gaps).sum(axis=1) / totals[:, 0],
-            **ranks.values(by_row),
+            **metrics.score_referable(positive, severity, weights[:, index]),
         }
 
     return _intervals(values, index, len(labels), seed)
@@ -94,34 +92,6 @@ def bootstrap_confusion(matrix: np.ndarray, seed: int = SEED) -> dict[str, Any]:
     if total == 1:
         values = {name: np.full_like(value, np.nan, dtype=float) for name, value in values.items()}
     return _summaries(values)
-
-
-class _Ranks:
-    """AUROC and sensitivity at fixed specificity for many weightings of the images, from one sort."""
-
-    def __init__(self, positive: np.ndarray, severity: np.ndarray) -> None:
-        self._order = np.argsort(severity, kind="stable")
-        ranked = severity[self._order]
-        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        self._positive = positive[self._order]
-
-    def values(self, weights: np.ndarray) -> Values:
-        """Compute the metrics (B,) by name from weights (B, N); NaN if one class is absent."""
-        ranked = weights[:, self._order]
-        positive = np.add.reduceat(ranked * self._positive, self._starts, axis=1)
-        negative = np.add.reduceat(ranked * ~self._positive, self._starts, axis=1)
-        positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
-        below = np.cumsum(negative, axis=1) - negative
-        with np.errstate(invalid="ignore", divide="ignore"):
-            auroc = (positive * (below + negative / 2)).sum(axis=1) / (positives * negatives)
-            # At the lowest threshold with enough negatives below it.
-            specific = below >= metrics.SPECIFICITY * negatives[:, None] - 1e-9
-            sensitivity = (positive * specific).sum(axis=1) / positives
-        one_class = (positives == 0) | (negatives == 0)
-        return {
-            "auroc": np.where(one_class, np.nan, auroc),
-            "sensitivity_at_95_specificity": np.where(one_class, np.nan, sensitivity),
-        }
 
 
 def group_indices(groups: Sequence[Any]) -> np.ndarray:

@@ -38,7 +38,7 @@ def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "")
     Args:
         history: Per epoch `epoch, train_loss, val_loss, train_top1, val_top1, val_qwk`.
         best_epoch: Epoch whose weights were saved.
-        title: Title, such as a warning about the split.
+        title: Title of the plot.
     """
     epochs = [entry["epoch"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -65,13 +65,7 @@ def plot_curves(history: list[dict[str, Any]], best_epoch: int, title: str = "")
 
 
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str = "") -> bytes:
-    """Plot a confusion matrix of counts, shaded by the share of each true grade.
-
-    Args:
-        matrix: (4, 4), rows are the labels, columns the predicted grades.
-        title: Title above the plot.
-        note: Line below the plot.
-    """
+    """Plot a confusion matrix (4, 4) of counts, rows are the labels, shaded by the share of its row."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
@@ -92,12 +86,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str
 
 
 def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
-    """Plot a reliability diagram: accuracy of the likeliest grade per bin of its probability.
-
-    Args:
-        calibrated: Output of `subgroups.measure_calibration`.
-        title: Title above the plot.
-    """
+    """Plot a reliability diagram of `subgroups.measure_calibration`: accuracy per bin of probability."""
     figure, (axis, counts) = plt.subplots(
         2, 1, figsize=(5.6, 6), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
@@ -129,12 +118,7 @@ def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
 
 
 def plot_risk_coverage(curve: Mapping[str, Any], title: str) -> bytes:
-    """Plot error against coverage of the most confident images, with the point of the referral rule.
-
-    Args:
-        curve: Output of `subgroups.measure_risk_coverage`.
-        title: Title above the plot.
-    """
+    """Plot error against coverage (`subgroups.measure_risk_coverage`), and the point of the referral rule."""
     figure, axis = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
     lines, point = curve["curve"], curve["referral"]
     for name, label, area, color in (
@@ -169,7 +153,7 @@ def plot_slices(
         by_column: Output of `subgroups.score_slices`; the plot shows the largest slices of each column.
         overall: Metrics of all images.
         bounds: Intervals of these metrics.
-        title: Title above the plot.
+        title: Title of the plot.
     """
     rows: list[tuple[str, Mapping[str, Any]]] = [("all", {**overall, "intervals": bounds, "small": False})]
     for column, column_slices in by_column.items():
@@ -214,7 +198,7 @@ def plot_search(
         trials: `number, settings, status, history` of each trial, the best first.
         axes: Per setting the values of its list, or `linear` or `log` for a range.
         epochs: Epochs of a trial that ran to the end.
-        title: Title above the plot.
+        title: Title of the plot.
     """
     shown = [trial for trial in trials if trial["history"]]
     rows = -(-len(axes) // _PANELS_PER_ROW)

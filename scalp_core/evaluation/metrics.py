@@ -1,4 +1,4 @@
-"""Metrics of predicted grades and probabilities, by scikit-learn where it has them.
+"""Metrics of predicted grades and probabilities.
 
 An undefined metric (recall of a grade without images, AUROC of one class) is None. Averages over grades are
 over those among the labels. docs/evaluation.md defines each metric; `bootstrap` computes the intervals.
@@ -10,19 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import (
-    cohen_kappa_score,
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    roc_auc_score,
-    roc_curve,
-)
 
 from scalp_core.grades import NUM_GRADES, Grade
 
-_LABELS = list(range(NUM_GRADES))
-_DISTANCE = np.abs(np.subtract.outer(_LABELS, _LABELS))
+_DISTANCE = np.abs(np.subtract.outer(range(NUM_GRADES), range(NUM_GRADES)))
 
 ECE_BINS = 15
 _ECE_DRAWS = 1000
@@ -40,7 +31,8 @@ PAPER_NOTE = (
 
 def confusion(labels: np.ndarray, grades: np.ndarray) -> np.ndarray:
     """Count the confusion matrix, int (4, 4): rows are the labels, columns the predicted grades."""
-    return confusion_matrix(labels, grades, labels=_LABELS)
+    cells = np.asarray(labels) * NUM_GRADES + np.asarray(grades)
+    return np.bincount(cells, minlength=NUM_GRADES**2).reshape(NUM_GRADES, NUM_GRADES)
 
 
 def quadratic_weighted_kappa(matrix: np.ndarray) -> float:
@@ -52,10 +44,8 @@ def quadratic_weighted_kappa(matrix: np.ndarray) -> float:
     Args:
         matrix: int (4, 4) from `confusion`, of the whole set; kappas of batches cannot be averaged.
     """
-    if np.count_nonzero(matrix) < 2:
-        return 0.0
-    labels, grades = np.indices(matrix.shape).reshape(2, -1)
-    return float(cohen_kappa_score(labels, grades, weights="quadratic", sample_weight=np.ravel(matrix)))
+    kappa = score_confusion(matrix[None])["qwk"][0]
+    return 0.0 if np.isnan(kappa) else float(kappa)
 
 
 def score(labels: np.ndarray, grades: np.ndarray) -> dict[str, Any]:
@@ -66,26 +56,8 @@ def score(labels: np.ndarray, grades: np.ndarray) -> dict[str, Any]:
         grades: int (N,), predicted, 0..3.
     """
     matrix = confusion(labels, grades)
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, grades, labels=_LABELS, zero_division=0
-    )
-    occurs, answered = support > 0, matrix.sum(axis=0) > 0
-    distance = np.abs(labels - grades)
-    constant = np.count_nonzero(matrix) == 1 and not distance.any()
-    return {
-        "n": len(labels),
-        "top1": float(np.mean(distance == 0)),
-        "within1": float(np.mean(distance <= 1)),
-        "qwk": None if constant else quadratic_weighted_kappa(matrix),
-        "macro_f1": float(f1[occurs].mean()),
-        "balanced_accuracy": float(recall[occurs].mean()),
-        "mae": float(np.mean(distance)),
-        "mae_macro": float(np.mean([distance[labels == grade].mean() for grade in np.flatnonzero(occurs)])),
-        "recall": _where(recall, occurs),
-        "precision": _where(precision, answered),
-        "support": [int(value) for value in support],
-        "confusion": matrix.tolist(),
-    }
+    counts = {"support": matrix.sum(axis=1).tolist(), "confusion": matrix.tolist()}
+    return {"n": len(labels), **_score_matrix(matrix), **counts}
 
 
 def score_probabilities(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
@@ -97,25 +69,41 @@ def score_probabilities(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]
     """
     impossible = probs[np.arange(len(labels)), labels] == 0
     chance = ece_if_calibrated(probs)
+    once = np.ones((1, len(labels)))
+    referable = score_referable(labels >= REFERABLE, probs[:, REFERABLE:].sum(axis=1), once)
     return {
-        **_referable(labels >= REFERABLE, probs[:, REFERABLE:].sum(axis=1)),
+        **{name: _plain(value[0]) for name, value in referable.items()},
         "rps": float(ranked_probability_scores(labels, probs).mean()),
-        "log_loss": None if impossible.any() else float(log_loss(labels, probs, labels=_LABELS)),
+        "log_loss": None if impossible.any() else float(log_losses(labels, probs).mean()),
         "ece": expected_calibration_error(labels, probs),
         "ece_if_calibrated": chance["mean"],
         "ece_if_calibrated_95": chance["high"],
     }
 
 
-def _referable(positive: np.ndarray, severity: np.ndarray) -> dict[str, float | None]:
-    if positive.all() or not positive.any():
-        return {"auroc": None, "sensitivity_at_95_specificity": None}
-    false_positive, true_positive, _ = roc_curve(positive, severity, drop_intermediate=False)
-    # The tolerance includes 19 of 20 despite the rounding of 1 - 0.95.
-    allowed = false_positive <= 1 - SPECIFICITY + 1e-9
+def score_referable(positive: np.ndarray, severity: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute AUROC and sensitivity at `SPECIFICITY` for many weightings of the images: (B,); NaN: one class.
+
+    Args:
+        positive: bool (N,), whether the label is `REFERABLE` or above.
+        severity: float (N,), probability of that.
+        weights: float (B, N), number of times that each image counts.
+    """
+    order = np.argsort(severity, kind="stable")
+    starts = np.flatnonzero(np.diff(severity[order], prepend=-1))  # equal severities are one threshold
+    positive, weights = positive[order], weights[:, order]
+    positives = np.add.reduceat(weights * positive, starts, axis=1)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives
+    all_positives, all_negatives = positives.sum(axis=1), negatives.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auroc = (positives * (below + negatives / 2)).sum(axis=1) / (all_positives * all_negatives)
+        # At the lowest threshold with enough negatives below it; the tolerance includes 19 of 20.
+        specific = below >= SPECIFICITY * all_negatives[:, None] - 1e-9
+        sensitivity = (positives * specific).sum(axis=1) / all_positives
     return {
-        "auroc": float(roc_auc_score(positive, severity)),
-        "sensitivity_at_95_specificity": float(true_positive[allowed].max()),
+        "auroc": auroc,
+        "sensitivity_at_95_specificity": np.where(all_negatives > 0, sensitivity, np.nan),
     }
 
 
@@ -126,6 +114,12 @@ def ranked_probability_scores(labels: np.ndarray, probs: np.ndarray) -> np.ndarr
     """
     steps = np.cumsum(probs, axis=1)[:, :-1] - (labels[:, None] <= np.arange(NUM_GRADES - 1))
     return (steps**2).sum(axis=1) / (NUM_GRADES - 1)
+
+
+def log_losses(labels: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Compute -ln of the label's probability per image, float (N,); 0 counts as the smallest step."""
+    of_label = probs[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(of_label, np.finfo(probs.dtype).eps))
 
 
 def confidence_bins(probs: np.ndarray) -> np.ndarray:
@@ -209,9 +203,8 @@ def prior_baseline(labels: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
     """
     shares = np.asarray(counts) / np.sum(counts)
     support = np.bincount(labels, minlength=NUM_GRADES)
-    values = score_confusion(np.outer(support, shares)[None])
-    named = {name: _plain(value[0]) for name, value in values.items()}
-    return {"n": len(labels), **named, **score_probabilities(labels, np.tile(shares, (len(labels), 1)))}
+    values = _score_matrix(np.outer(support, shares))
+    return {"n": len(labels), **values, **score_probabilities(labels, np.tile(shares, (len(labels), 1)))}
 
 
 def score_confusion(matrices: np.ndarray) -> dict[str, np.ndarray]:
@@ -244,9 +237,14 @@ def score_confusion(matrices: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
-def _where(values: np.ndarray, defined: np.ndarray) -> list[float | None]:
-    return [float(value) if known else None for value, known in zip(values, defined, strict=True)]
+def _score_matrix(matrix: np.ndarray) -> dict[str, Any]:
+    """Compute the metrics of one confusion matrix, with None for an undefined one."""
+    values = score_confusion(matrix[None])
+    return {
+        name: list(map(_plain, value[0])) if value.ndim > 1 else _plain(value[0])
+        for name, value in values.items()
+    }
 
 
-def _plain(value: np.ndarray) -> Any:
-    return _where(value, ~np.isnan(value)) if value.ndim else (None if np.isnan(value) else float(value))
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from scalp_core.evaluation import bootstrap, metrics
 from scalp_core.grades import NUM_GRADES
 
 MAX_DROP = 0.01
@@ -100,24 +101,16 @@ def compare(
         max_drop: Largest acceptable bound of a loss.
         confidence: One-sided confidence of each bound.
     """
-    from scalp_core.evaluation import (
-        bootstrap,  # imports scikit-learn, which takes a second; bundles import this module
-    )
-
     index = bootstrap.group_indices(groups)
     count = int(index.max()) + 1
-    sums = bootstrap.sums_by_group(
-        np.column_stack(
-            [
-                np.ones(len(labels)),
-                reference.covered,
-                candidate.covered,
-                bootstrap.confusion_cells(labels, reference.grades),
-                bootstrap.confusion_cells(labels, candidate.grades),
-            ]
-        ),
-        index,
-    )
+    values = [
+        np.ones(len(labels)),
+        reference.covered,
+        candidate.covered,
+        bootstrap.confusion_cells(labels, reference.grades),
+        bootstrap.confusion_cells(labels, candidate.grades),
+    ]
+    sums = bootstrap.sums_by_group(np.column_stack(values), index)
     drops = _drops(sums.sum(axis=0, keepdims=True), promised_coverage)
     bounds: dict[str, float | None] = dict.fromkeys(drops)
     if count > 1:
@@ -151,8 +144,6 @@ def compare(
 
 def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
     """Compute the losses (B,) of B resamples from sums (B, 3 + 2 x 16)."""
-    from scalp_core.evaluation import metrics
-
     images, of_reference, of_candidate = totals[:, :3].T
     cells = NUM_GRADES**2
 

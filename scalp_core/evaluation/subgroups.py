@@ -72,10 +72,8 @@ def _score_column(
 
 
 def _slice(labels: np.ndarray, grades: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    scored, bounds = (
-        metrics.score(labels, grades),
-        bootstrap.bootstrap_grades(labels, grades, groups.tolist()),
-    )
+    scored = metrics.score(labels, grades)
+    bounds = bootstrap.bootstrap_grades(labels, grades, groups.tolist())
     names = ("qwk", "top1", "mae")
     return {
         "n": len(labels),
@@ -180,12 +178,7 @@ def measure_calibration(labels: np.ndarray, after: np.ndarray, before: np.ndarra
 
 
 def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) -> str:
-    """Describe an ECE next to the ECE by chance of a perfectly calibrated model.
-
-    Args:
-        calibrated: Output of `measure_calibration`.
-        when: Before or after the temperature.
-    """
+    """Describe an ECE of `measure_calibration` next to the ECE by chance of a perfectly calibrated model."""
     ece, chance = calibrated[f"ece_{when}"], calibrated[f"if_calibrated_{when}"]
     return (
         "-"

@@ -74,14 +74,3 @@ def test_a_single_group_has_no_intervals():
     assert found["qwk"] is None
     assert found["recall"] == [None] * 4
     assert bootstrap.bootstrap_grades(labels, labels, ["M01"] * 50)["mae"] is None
-
-
-def test_exactly_95_percent_is_enough_for_the_sensitivity():
-    severity = np.array([0.1] * 19 + [0.8] + [0.9, 0.7, 0.05, 0.1])
-    labels = np.array([0] * 20 + [2, 3, 2, 3])
-    probs = np.column_stack([1 - severity, severity * 0, severity, severity * 0])
-    found = bootstrap._Ranks(labels >= 2, severity).values(np.ones((1, 24)))
-    expected = metrics.score_probabilities(labels, probs)
-    assert {name: value[0] for name, value in found.items()} == pytest.approx(
-        {name: expected[name] for name in found}
-    )

@@ -3,7 +3,14 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, cohen_kappa_score, f1_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    precision_score,
+    roc_auc_score,
+)
 
 from scalp_core.evaluation import metrics
 
@@ -81,6 +88,21 @@ def test_averages_over_grades_equal_scikit_learn():
     errors = [np.abs(grades - labels)[labels == grade].mean() for grade in range(4)]
     assert result["mae_macro"] == pytest.approx(np.mean(errors))
     assert result["within1"] == np.mean(np.abs(labels - grades) < 2)
+
+
+def test_precision_and_auroc_equal_scikit_learn():
+    labels, probs = drawn()
+    positive, severity = labels >= 2, probs[:, 2:].sum(axis=1)
+    result = metrics.score(labels, probs.argmax(axis=1))
+    assert result["precision"] == pytest.approx(precision_score(labels, probs.argmax(axis=1), average=None))
+    weights = np.random.default_rng(0).integers(0, 4, (3, 500)).astype(float)
+    weighted = metrics.score_referable(positive, severity, weights)["auroc"]
+    assert weighted == pytest.approx(
+        [roc_auc_score(positive, severity, sample_weight=row) for row in weights]
+    )
+    assert metrics.score_probabilities(labels, probs)["auroc"] == pytest.approx(
+        roc_auc_score(positive, severity)
+    )
 
 
 def test_log_loss_equals_cross_entropy_and_rps_the_mean_of_three_brier_scores():
