@@ -93,7 +93,7 @@ def prepare(
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options)
     outputs.check_output(out, _VERB, [source])
-    identity = {"source": source, **_as_json(options), "group_by": group_by}
+    identity = {"source": source, **vars(options), "keys": list(options.keys), "group_by": group_by}
     finished = _read_finished(out, identity)
     if finished and not (retry_failed and finished["could_not_be_fetched"]):
         return _keep_finished(finished, out, source)
@@ -104,22 +104,17 @@ def prepare(
     executor.check([source], out)
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, reopen=finished is not None)
-        tasks = (list_task(output.scratch), examine_task(output.scratch, _parent(source), grouping))
+        parent = source.rpartition("/")[0]  # only names below it may contain a grade
+        tasks = (list_task(output.scratch), examine_task(output.scratch, parent, grouping))
         try:
             summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
         except SourceError:
             storage.remove_file(storage.join(out, _IDENTITY_FILE))  # the fixed source is read again
             output.remove_scratch()
             raise
-    _show(summary, out)
-    if group_by:
-        _show_ungrouped(summary, group_by)
+    if group_by and (alone := summary["grouped_by"].get("photograph")):
+        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a separate group")
     return summary
-
-
-def _parent(source: str) -> str:
-    """Parent of the source: only names below it may contain a grade."""
-    return source.rpartition("/")[0]
 
 
 def _prepare(
@@ -162,6 +157,7 @@ def _prepare(
     manifest.write_spec(out, spec)  # last: marks the output as finished
     if not summary["could_not_be_fetched"]:  # else --retry-failed needs it
         output.remove_scratch()
+    _show(spec, summary, out)
     return summary
 
 
@@ -171,10 +167,6 @@ def _check_options(options: Options) -> None:
         raise UserError(f"--symptom {options.symptom}: give one of {', '.join(SYMPTOMS)}")
     if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
         raise UserError(f"--group {','.join(unknown)}: give some of {','.join(audit.GROUP_KEYS)}")
-
-
-def _as_json(options: Options) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
 
 
 def _parse_group_by(group_by: str | None, source: str) -> GroupBy | None:
@@ -332,7 +324,7 @@ def _check_accounts(summary: dict[str, Any], out: str) -> None:
         )
 
 
-def _show(summary: dict[str, Any], out: str) -> None:
+def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     rows: dict[str, Any] = {
         "photographs": summary["photographs"],
         "left out": summary["dropped"],
@@ -345,7 +337,7 @@ def _show(summary: dict[str, Any], out: str) -> None:
                 f"{grade} {count}" for grade, count in part["by_grade"].items()
             )
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
-    for line in report.warnings(summary):
+    for line in report.warnings(spec, summary):
         console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
     if summary["only_by_name"]:
         console.print(
@@ -353,8 +345,3 @@ def _show(summary: dict[str, Any], out: str) -> None:
             "beginning: scalp train refuses them; unpack the tars, or repack them as .zip or plain .tar, and "
             "run scalp prepare again"
         )
-
-
-def _show_ungrouped(summary: dict[str, Any], group_by: str) -> None:
-    if alone := summary["grouped_by"].get("photograph"):
-        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a separate group")

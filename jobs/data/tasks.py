@@ -64,11 +64,6 @@ class ExamineShard:
     """Task: examine the objects of one shard; stream its rows to an atomically written file.
 
     A shard that has crashed its process is decoded in a child process: see `isolate`.
-
-    Args:
-        work: Folder of the run.
-        base: Prefix of the uris in which names are not read as grades.
-        group_by: Further key of groups.
     """
 
     def __init__(self, work: str, base: str, group_by: GroupBy | None = None) -> None:

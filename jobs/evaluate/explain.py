@@ -156,9 +156,6 @@ def draw_picture(
         answer: Grading of the image.
         explained: Grade that the heatmap explains.
         names: Names of the grades.
-
-    Returns:
-        uint8 (H, W, 3).
     """
     width, height = 3 * _MARGIN + 2 * _PANEL, 3 * _MARGIN + _PANEL + 3 * _LINE
     sheet = Image.new("RGB", (width, height), "white")

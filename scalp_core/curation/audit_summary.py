@@ -35,7 +35,6 @@ def count_all(tables: AuditTables) -> dict[str, Any]:
         f"select split, count(*) from (select distinct split, site, device {placed} "
         "and site || device is not null) group by split"
     )
-    grades = {name: _grades(tables, f"where split = '{name}'") for name in manifest.SPLITS}
     return {
         "objects": tables.count("select kind, count(*) from object group by kind"),
         "dropped": tables.count(
@@ -48,7 +47,7 @@ def count_all(tables: AuditTables) -> dict[str, Any]:
                 "photographs": tables.number(f"select count(*) from kept where split = '{name}'"),
                 "groups": groups.get(name, 0),
                 "devices": devices.get(name, 0),
-                "by_grade": grades[name],
+                "by_grade": _grades(tables, f"where split = '{name}'"),
             }
             for name in manifest.SPLITS
         },
@@ -76,12 +75,7 @@ def count_all(tables: AuditTables) -> dict[str, Any]:
 
 
 def pick_examples(tables: AuditTables, near: np.ndarray) -> dict[str, Any]:
-    """Pick a few images of each kind for the report.
-
-    Args:
-        tables: An audited source.
-        near: Int (P, 2), ids of near-duplicates.
-    """
+    """Pick a few images of each kind for the report; `near`: int (P, 2), ids of near-duplicates."""
     return {
         "sheets": {
             grade: tables.rows(f"""

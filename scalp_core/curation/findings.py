@@ -9,7 +9,7 @@ REASONS = {
     "duplicate_content": "another image with the same bytes is kept",
     "official_overlap": "its session or a copy of it is in the delivered Validation split",
 }
-"""Reasons to drop an image, in addition to errors.IMAGE_CODES and inventory.OBJECT_CODES."""
+"""Reasons to drop an image, in addition to errors.IMAGE_CODES and scan.OBJECT_CODES."""
 
 FINDINGS = {
     "photograph_without_label": "images without a label file of the same name",

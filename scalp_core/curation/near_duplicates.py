@@ -111,13 +111,7 @@ class _Search:
     def _near_in_bands(
         self, hashes: np.ndarray, positions: np.ndarray, bands: tuple[int, ...]
     ) -> Iterator[np.ndarray]:
-        """Yield pairs that agree in these bands and in no earlier one, so that each pair comes once.
-
-        Args:
-            hashes: Uint64 (M,).
-            positions: Int64 (M,), positions of the images.
-            bands: Numbers of the bands.
-        """
+        """Yield pairs that agree in these bands and in no earlier one, so that each pair comes once."""
         order = _order_by_bands(hashes, bands)
         full = hashes[order]
         own = np.bitwise_or.reduce([_BAND_MASKS[band] for band in bands])
@@ -190,13 +184,7 @@ _TURNS: list[_Turn] = [
 
 
 def shows_same(left: np.ndarray, right: np.ndarray, turns: list[_Turn]) -> np.ndarray:
-    """Compare textures inside both fields of view, over the turns and over small shifts; bool (P,).
-
-    Args:
-        left: Uint8 (P, 32, 32).
-        right: Uint8 (P, 32, 32).
-        turns: Mirrorings and rotations to try.
-    """
+    """Compare textures, uint8 (P, 32, 32), in both fields of view, over turns and small shifts; bool (P,)."""
     correlations = np.stack([_correlation(left, turn(right)) for turn in turns])
     best = correlations.max(axis=0, initial=-1)
     chosen = correlations.argmax(axis=0)

@@ -87,9 +87,6 @@ class AuditTables:
             others = [batch[name] for name in schema.names[1:]]
             yield pa.record_batch([numbers, *others], schema=schema)
 
-    def query(self, query: str) -> pa.Table:
-        return self._sql.sql(query).to_arrow_table()
-
     def _arrays(self, query: str) -> dict[str, np.ndarray]:
         """Read columns without nulls into arrays batch by batch, without a second copy in memory."""
         number = self.number(f"select count(*) from ({query})")
@@ -103,7 +100,7 @@ class AuditTables:
         return arrays
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        return self.query(query).to_pylist()
+        return self._sql.sql(query).to_arrow_table().to_pylist()
 
     def number(self, query: str) -> int:
         return int(self._sql.execute(query).fetchall()[0][0])
@@ -289,11 +286,8 @@ class AuditTables:
 
     def fingerprint(self) -> str:
         """Compute `manifest.fingerprint` of the kept images in constant memory."""
-        total = manifest.Fingerprint()
-        reader = self._sql.sql("select sha256, label, split, fold from kept").to_arrow_reader(_ROWS_WRITTEN)
-        for batch in reader:
-            total.update(batch)
-        return total.hexdigest()
+        rows = self._sql.sql("select sha256, label, split, fold from kept")
+        return manifest.fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Create table `kept` from `id, component, split, fold`; images with split `overlap` are dropped."""
@@ -320,12 +314,7 @@ class AuditTables:
         """)
 
     def add_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Add refused joints to the findings; returns them with their uris.
-
-        Args:
-            joints: Joints that were not applied.
-            ids: Id of each row.
-        """
+        """Add joints that were not applied to the findings; returns them as `locate_joints`."""
         located = self.locate_joints(joints, ids)
         rows = {
             "id": [joint["id"] for joint in located],
@@ -337,7 +326,7 @@ class AuditTables:
         return located
 
     def locate_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Return joints with the id and the uri of one of their images."""
+        """Return joints with the id and the uri of one of their images; `ids`: id of each row."""
         rows = [
             {"id": int(ids[joint.row]), "images": joint.images, "joined": joint.joined} for joint in joints
         ]
@@ -356,18 +345,16 @@ class AuditTables:
         columns = ", ".join(f'"{name}"' for name in manifest.SCHEMA.names)
         rows = self._stream(f"select {columns} from kept order by split, image_id", manifest.SCHEMA)
         manifest.write_manifest(out, rows)
-        columns_of_dropped = {name: pa.string() for name in ("uri", "member", "reason", "detail")}
         dropped = self._stream(
             "select uri, member, reason, detail from photo where reason is not null union all "
             "select uri, member, code, error from object where kind in ('archive', 'other') "
             "and code is not null order by all",
-            pa.schema(columns_of_dropped),
+            pa.schema([(name, pa.string()) for name in ("uri", "member", "reason", "detail")]),
         )
         parquet.write_batches(storage.join(out, DROPPED_FILE), dropped)
-        columns_of_findings = {name: pa.string() for name in ("finding", "uri", "member", "detail")}
         findings = self._stream(
             "select finding, uri, member, detail from finding join object using (id) order by all",
-            pa.schema(columns_of_findings),
+            pa.schema([(name, pa.string()) for name in ("finding", "uri", "member", "detail")]),
         )
         parquet.write_batches(storage.join(out, FINDINGS_FILE), findings)
 

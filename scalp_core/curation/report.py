@@ -46,11 +46,19 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
     page = environment.from_string(text).render(
         spec=spec,
         summary=summary,
-        warnings=warnings(summary),
+        warnings=warnings(spec, summary),
         grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
         placed=sum(part["photographs"] for part in summary["parts"].values()),
         parts=[(name, summary["parts"][name]) for name in SPLITS if summary["parts"][name]["photographs"]],
-        sheets=[_sheet(int(grade), rows, summary) for grade, rows in examples["sheets"].items()],
+        sheets=[
+            {
+                "grade": f"{grade} {GRADE_NAMES[grade]}",
+                "korean": GRADE_NAMES_KO[grade],
+                "count": summary["by_grade"][GRADE_NAMES[grade]],
+                "pictures": _thumbnails(rows),
+            }
+            for grade, rows in examples["sheets"].items()
+        ],
         near_pairs=[
             {"pictures": _thumbnails(pair), "labels": [row["label"] for row in pair]}
             for pair in examples["near_pairs"]
@@ -63,11 +71,9 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
     return page.encode()
 
 
-def warnings(summary: dict[str, Any]) -> list[str]:
+def warnings(spec: DataSpec, summary: dict[str, Any]) -> list[str]:
     """Warnings about data and splits, one line each."""
-    spec, lines = DataSpec.model_validate(_contract(summary)), []
-    if spec.warning:
-        lines.append(spec.warning)
+    lines = [spec.warning] if spec.warning else []
     if spec.split.warning:
         lines.append(spec.split.warning)
     elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:
@@ -136,22 +142,6 @@ def _cause(summary: dict[str, Any]) -> str:
     if applied := summary["joints"]["applied"]:
         text += f"; {applied[0]['uri']} is in {applied[0]['joined']} groups and joined them"
     return text
-
-
-def _contract(summary: dict[str, Any]) -> dict[str, Any]:
-    return {"created_at": summary["date"]} | {
-        name: summary[name] for name in DataSpec.model_fields if name in summary
-    }
-
-
-def _sheet(grade: int, rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    name = GRADE_NAMES[grade]
-    return {
-        "grade": f"{grade} {name}",
-        "korean": GRADE_NAMES_KO[grade],
-        "count": summary["by_grade"][name],
-        "pictures": _thumbnails(rows),
-    }
 
 
 def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -68,7 +68,7 @@ def split_by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: i
         str (N,): train, val or test.
 
     Raises:
-        UserError: fewer groups than splits.
+        TooFewGroupsError: fewer groups than splits.
     """
     return _assign(labels, groups, dict(zip(SPLITS, ratio, strict=True)), seed)
 
@@ -78,12 +78,7 @@ def split_as_delivered(
 ) -> np.ndarray:
     """Split as delivered, without the overlap: Validation is the test split, Training is split by group.
 
-    Args:
-        labels: int (N,), 0..3.
-        groups: (N,); rows of one group stay together.
-        delivered: str (N,), Training or Validation.
-        ratio: Shares of train and validation; its third number is not used.
-        seed: Random seed for the order of equal choices.
+    Args as `split_by_group`, and `delivered`: str (N,), Training or Validation.
 
     Returns:
         object (N,): train, val, test; None for a Training row whose group is also in Validation.
@@ -171,15 +166,9 @@ def _group_counts(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _items(counts: np.ndarray, seed: int, most: int = _MAX_ITEMS) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce groups to items of the program: the largest one by one, the others in similar bundles.
+    """Reduce groups to at most `most` items of the program: large ones alone, others in similar bundles.
 
-    Args:
-        counts: Int (G, 4), images of each grade in each group.
-        seed: Random seed for the order of equal choices.
-        most: Largest number of items.
-
-    Returns:
-        int (items, 4), and the item of each group.
+    From counts, int (G, 4), of images of each grade; returns int (items, 4), and the item of each group.
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     sizes = counts[order].sum(axis=1)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scalp_core import archives, storage
-from scalp_core.archives import Place, Placed
+from scalp_core.archives import Placed
 from scalp_core.archives.base import SeenNames
 from scalp_core.datasets import aihub, tables
 from scalp_core.datasets import locations as datasets_locations
@@ -69,14 +69,8 @@ class Examination:
     content: Content = read_content
 
 
-def examine(rows: list[dict[str, Any]], settings: Examination | str) -> Iterator[pa.Table]:
-    """Read, hash and decode listed objects; yields tables of `EXAMINED` with at most 512 rows each.
-
-    Args:
-        rows: Rows of `LISTED`.
-        settings: Settings, or only their `base`.
-    """
-    settings = Examination(settings) if isinstance(settings, str) else settings
+def examine(rows: list[dict[str, Any]], settings: Examination) -> Iterator[pa.Table]:
+    """Read, hash and decode rows of `LISTED`; yields tables of `EXAMINED` with at most 512 rows each."""
     plain = []
     for row in rows:
         if not (row["code"] or row["member"] or row.get("kind")) and archives.is_stream(row["uri"]):
@@ -227,7 +221,13 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
     data, place = placed
     if isinstance(data, ImageError):
         return examined | {"code": data.code, "error": data.message}
-    examined |= {"bytes": len(data)} | (_columns_of(place) if place else {})
+    examined["bytes"] = len(data)
+    if place:
+        examined |= {
+            "byte_offset": place.offset,
+            "byte_length": place.length,
+            "compression": place.compression,
+        }
     if settings.group_by and examined["kind"] == "photograph":
         # The path below the source, without the name of the source.
         examined["given_group"] = settings.group_by.group_of(path.lstrip("/").partition("/")[2] or path, data)
@@ -241,10 +241,6 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
         if examined["kind"] == "label" and folders.symptom is None and b'"value_' not in data:
             return examined | {"kind": "other"}  # a JSON file that is not a label
         return examined | {"code": f"bad_{examined['kind']}", "error": str(error)}
-
-
-def _columns_of(place: Place) -> dict[str, Any]:
-    return {"byte_offset": place.offset, "byte_length": place.length, "compression": place.compression}
 
 
 def _photograph(data: bytes) -> dict[str, Any]:

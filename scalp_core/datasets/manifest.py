@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import chain, count, groupby
+from itertools import chain, groupby
 from typing import Literal
 
 import numpy as np
@@ -152,35 +153,19 @@ def location_id(location: Location) -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:ID_DIGITS]
 
 
-class Fingerprint:
-    """Order-free fingerprint of contents, labels and splits, in constant memory.
+def fingerprint(rows: pa.Table | pa.RecordBatchReader) -> str:
+    """Fingerprint contents, labels and splits, independent of the order of rows, in constant memory.
 
-    It is the sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`, independent of the
-    order of rows and the location of files.
+    It is the sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`.
     """
-
-    def __init__(self) -> None:
-        self._sum = 0
-
-    def update(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Add rows that have these four columns."""
-        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        for batch in table.select(_FINGERPRINTED).to_batches(_ROWS_A_DIGEST):
-            columns = [pc.fill_null(column.cast(pa.string()), "") for column in batch.columns]
-            lines = pc.binary_join_element_wise(*columns, ",").cast(pa.binary()).to_pylist()
-            digests = b"".join([hashlib.sha256(line).digest() for line in lines])
-            words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
-            self._sum += sum(int(word) << 32 * place for place, word in enumerate(words))
-
-    def hexdigest(self) -> str:
-        return f"{self._sum % 2**256:064x}"
-
-
-def fingerprint(table: pa.Table) -> str:
-    """Fingerprint of all rows of a table."""
-    total = Fingerprint()
-    total.update(table)
-    return total.hexdigest()
+    total = 0
+    for batch in rows.to_batches(_ROWS_A_DIGEST) if isinstance(rows, pa.Table) else rows:
+        columns = [pc.fill_null(batch[name].cast(pa.string()), "") for name in _FINGERPRINTED]
+        lines = pc.binary_join_element_wise(*columns, ",").cast(pa.binary()).to_pylist()
+        digests = b"".join([hashlib.sha256(line).digest() for line in lines])
+        words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
+        total += sum(int(word) << 32 * place for place, word in enumerate(words))
+    return f"{total % 2**256:064x}"
 
 
 def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
@@ -196,13 +181,12 @@ def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
     if isinstance(rows, pa.Table):
         rows = rows.sort_by([("split", "ascending"), ("image_id", "ascending")]).to_reader(_ROWS_A_GROUP)
     schema = pa.schema([field for field in SCHEMA if field.name != "split"])
+    numbers: Counter[str] = Counter()
     written = set()
     for split, batches in _files(rows):
-        name = _NO_SPLIT if split is None else split
-        for number in count():
-            uri = storage.join(folder, f"split={name}", f"part-{number}.parquet")
-            if uri not in written:
-                break
+        name = split or _NO_SPLIT
+        uri = storage.join(folder, f"split={name}", f"part-{numbers[name]}.parquet")
+        numbers[name] += 1
         parquet.write_batches(uri, pa.RecordBatchReader.from_batches(schema, batches))
         written.add(uri)
     _remove_stale(folder, written)

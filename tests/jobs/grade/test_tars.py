@@ -58,7 +58,7 @@ def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_n
     run(write_bundle(str(tmp_path / "bundle")), [uri], out, report=False)
     (row,) = rows(out)
     listed = [{"uri": uri, "member": None, "bytes": 0, "code": None, "error": None}]
-    (examined,) = examination.examine(listed, str(tmp_path))
+    (examined,) = examination.examine(listed, examination.Examination(str(tmp_path)))
     taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
     (by_name,) = locations.read_images([Location(uri, "x/1.jpg")], 10**7)
     assert {row["sha256"], *taken, sha256(by_name).hexdigest()} == {sha256(new).hexdigest()}

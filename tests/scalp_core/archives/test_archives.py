@@ -176,7 +176,7 @@ def test_a_server_that_stays_away_is_no_damage(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(storage, "open_raw", away)
     with pytest.raises(UserError, match="throttles requests"):
         rows = [row | {"kind": None} for row in scan.list_root(scan.Root(uri))]
-        list(examination.examine(rows, ""))
+        list(examination.examine(rows, examination.Examination("")))
     (data,) = datasets_locations.read_images([Location(uri, "000.jpg")], LIMIT)
     assert data.code == "fetch_failed"
 

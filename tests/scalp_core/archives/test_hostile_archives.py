@@ -78,7 +78,7 @@ def measured(work, *arguments):
 def examined(uri):
     rows = list(scan.list_root(scan.Root(uri)))
     rows = pa.Table.from_pylist(rows, schema=scan.LISTED).to_pylist()
-    return pa.concat_tables(examination.examine(rows, "")).to_pylist()
+    return pa.concat_tables(examination.examine(rows, examination.Examination(""))).to_pylist()
 
 
 # Zips
@@ -422,7 +422,7 @@ def test_a_tar_is_examined_in_little_memory_and_ends_at_the_limit_of_members(put
     rows = [row | {"kind": None} for row in scan.list_root(scan.Root(uri))]
 
     def count():
-        return sum(table.num_rows for table in examination.examine(rows, ""))
+        return sum(table.num_rows for table in examination.examine(rows, examination.Examination("")))
 
     count()
     found, taken = measured(count)

@@ -255,8 +255,7 @@ def test_too_few_groups_name_the_images_that_joined_them(tmp_path):
 
 
 def warnings_of(found):
-    spec = found.summary["spec"]
-    return report.warnings(found.summary | spec | {"date": spec["created_at"]})
+    return report.warnings(manifest.read_spec(found.data), found.summary)
 
 
 def test_shares_far_from_what_was_asked_and_splits_of_one_group_are_told(tmp_path):

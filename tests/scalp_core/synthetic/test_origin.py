@@ -68,8 +68,7 @@ def test_data_of_synth_say_so(drawn, tmp_path, made):
     spec = manifest.read_spec(found.data)
     assert spec.synthetic
     assert json.loads(storage.read(f"{found.data}/data.json"))["synthetic"] is True
-    (warning, *_) = report.warnings(found.summary | found.summary["spec"] | {
-        "date": spec.created_at, "could_not_be_fetched": 0})  # fmt: skip
+    (warning, *_) = report.warnings(spec, found.summary)
     assert warning.startswith("SYNTHETIC IMAGES") and "not for clinical use" in warning
 
 
