@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from joblib import cpu_count
+from joblib import Parallel, cpu_count, delayed
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
@@ -121,27 +119,16 @@ def write_dataset(
     if _claim(out, summary):
         return summary
     write = partial(write_image, out=out, layout=options.layout, every_symptom=options.every_symptom)
-    for done, _ in enumerate(_render_all(plans, write, workers or cpu_count()), 1):
+    # Starting a process takes as long as 16 images.
+    workers = min(workers or cpu_count(), 1 + len(plans) // 16)
+    rendered = Parallel(workers, return_as="generator")(delayed(write)(plan) for plan in plans)
+    for done, _ in enumerate(rendered, 1):
         if on_progress:
             on_progress(done)
     pack(out, options.layout)
     _write(out / _SUMMARY, as_json(summary.model_dump(mode="json")))
     (out / _MARKER).unlink()
     return summary
-
-
-def _render_all(plans: list[ImagePlan], write: Callable[[ImagePlan], Path], workers: int) -> Iterator[Path]:
-    workers = min(workers, 1 + len(plans) // 16)  # starting a process takes as long as 16 images
-    if workers == 1:
-        yield from map(write, plans)
-        return
-    # spawn: a fork of a process with threads (Ray, torch) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(write, plans, chunksize=8)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _summarize(plans: list[ImagePlan], options: SynthOptions) -> SynthSummary:
