@@ -151,7 +151,9 @@ def _divide(
     chosen = tuple(key for key in options.keys if not (options.method == "official" and key == "device"))
     edges = np.searchsorted(ids, near)
     alike = number_components(edges, len(ids))
-    same = _number_images(rows["content"], edges if "near_duplicate" in chosen else edges[:0])
+    # Copies, and near-duplicates where these group.
+    same_keys = [rows["content"], *([alike] if "near_duplicate" in chosen else [])]
+    same = unite(same_keys, len(ids)).astype(np.uint64) + np.uint64(1)
     keys = [rows[name] for name in ("given_group", "device", "session") if name in (*chosen, "given_group")]
     groups = group_images(keys, same, rows["is_flat"])
     method: SplitMethod = "none" if task == "unlabelled" else options.method
@@ -188,13 +190,6 @@ def _divide(
         } if method != "none" else {},
     )  # fmt: skip
     return spec, joints
-
-
-def _number_images(contents: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Number rows so that copies and near-duplicates share a number; uint64."""
-    return unite([contents, number_components(edges, len(contents))], len(contents)).astype(
-        np.uint64
-    ) + np.uint64(1)
 
 
 def _split_rows(

@@ -7,7 +7,7 @@ the field confirms them. docs/data.md has the measurements behind the limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -197,12 +197,11 @@ def shows_same(left: np.ndarray, right: np.ndarray, turns: list[_Turn]) -> np.nd
 
 
 def _aligned_correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    best = np.full(len(left), -1.0)
-    for down in range(-_SHIFT, _SHIFT + 1):
-        for across in range(-_SHIFT, _SHIFT + 1):
-            moved = _correlation(_shifted(left, down, across), _shifted(right, -down, -across))
-            best = np.maximum(best, moved)
-    return best
+    shifts = product(range(-_SHIFT, _SHIFT + 1), repeat=2)
+    moved = [
+        _correlation(_shifted(left, down, across), _shifted(right, -down, -across)) for down, across in shifts
+    ]
+    return np.max(moved, axis=0)
 
 
 def _shifted(images: np.ndarray, down: int, across: int) -> np.ndarray:

@@ -36,6 +36,7 @@ from scalp_core.datasets.scan import (
 from scalp_core.errors import ImageError, UserError
 from scalp_core.images import codecs, signature
 
+_READ_KINDS = ("photograph", "label", "meta")
 _MAX_JSON_BYTES = 2**20
 _FETCH_THREADS = 8
 _PIECE = 64
@@ -45,13 +46,20 @@ Content = Callable[[str, bytes], dict[str, Any]]
 
 
 def read_content(kind: str, data: bytes) -> dict[str, Any]:
-    """Decode the bytes of an object of this kind to columns of `EXAMINED`.
+    """Decode the bytes of an image, label or META file to columns of `EXAMINED`.
 
     Raises:
         ImageError: an image cannot be decoded.
         ValueError: a label or META file is invalid.
     """
-    return _CONTENT[kind](data)
+    if kind == "photograph":
+        width, height = codecs.picture_size(data)
+        sizes = {"sha256": sha256(data).hexdigest(), "width": width, "height": height}
+        return sizes | signature.compute_signature(data)._asdict()
+    text = data[: _MAX_JSON_BYTES + 1]
+    if kind == "label":
+        return {"values": aihub.read_label(text)}
+    return {name: value for name, value in aihub.read_meta(text).items() if value}
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def examine(rows: list[dict[str, Any]], settings: Examination) -> Iterator[pa.Ta
 
 def _examine_piece(rows: Iterable[dict[str, Any]], settings: Examination) -> list[dict[str, Any]]:
     rows = list(rows)
-    wanted = [not row["code"] and (row.get("kind") or _kind(name_of(row))) in _CONTENT for row in rows]
+    wanted = [not row["code"] and (row.get("kind") or _kind(name_of(row))) in _READ_KINDS for row in rows]
     locations = [location_of(row) for row, is_wanted in zip(rows, wanted, strict=True) if is_wanted]
     placed = datasets_locations.read_placed(locations, codecs.MAX_BYTES)  # a few in memory at a time
     examined = []
@@ -137,7 +145,7 @@ def _examine_stream(row: dict[str, Any], settings: Examination) -> Iterator[pa.T
 
 
 def _stream_rows(row: dict[str, Any], settings: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
-    members = archives.stream_members(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _CONTENT)
+    members = archives.stream_members(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _READ_KINDS)
     is_empty = True
     try:
         for member, data in members:
@@ -199,13 +207,8 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
     name = name_of(row)
     path = row["uri"].removeprefix(settings.base) + (f"/{row['member']}" if row["member"] else "")
     folders, stem = aihub.read_folders(path.rpartition("/")[0]), aihub.stem_of(name)
-    examined = {
-        "uri": row["uri"],
-        "member": row["member"],
+    examined = {column: row[column] for column in ("uri", "member", "bytes", "code", "error")} | {
         "kind": row.get("kind") or _kind(name),
-        "bytes": row["bytes"],
-        "code": row["code"],
-        "error": row["error"],
         "stem": stem,
         "part": folders.part,
         "symptom": folders.symptom,
@@ -216,7 +219,7 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
     }
     shot = aihub.read_stem(stem)
     examined |= vars(shot) if shot else {}
-    if placed is None or examined["code"] or examined["kind"] not in _CONTENT:
+    if placed is None or examined["code"] or examined["kind"] not in _READ_KINDS:
         return examined
     data, place = placed
     if isinstance(data, ImageError):
@@ -241,24 +244,3 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
         if examined["kind"] == "label" and folders.symptom is None and b'"value_' not in data:
             return examined | {"kind": "other"}  # a JSON file that is not a label
         return examined | {"code": f"bad_{examined['kind']}", "error": str(error)}
-
-
-def _photograph(data: bytes) -> dict[str, Any]:
-    width, height = codecs.picture_size(data)
-    return {
-        "sha256": sha256(data).hexdigest(),
-        "width": width,
-        "height": height,
-        **signature.compute_signature(data)._asdict(),
-    }
-
-
-def _label(data: bytes) -> dict[str, Any]:
-    return {"values": aihub.read_label(data[: _MAX_JSON_BYTES + 1])}
-
-
-def _meta(data: bytes) -> dict[str, Any]:
-    return {name: value for name, value in aihub.read_meta(data[: _MAX_JSON_BYTES + 1]).items() if value}
-
-
-_CONTENT = {"photograph": _photograph, "label": _label, "meta": _meta}

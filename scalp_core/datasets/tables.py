@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import re
 import unicodedata
 from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -39,13 +39,9 @@ def find_columns(table: str) -> dict[str, str]:
     Raises:
         UserError: the file is not a table, or lacks `uri`.
     """
-    batches = _batches(table)
-    try:
-        return _columns(table, next(batches).schema)
-    except StopIteration:
-        return {}
-    finally:
-        batches.close()
+    with closing(_batches(table)) as batches:
+        first = next(batches, None)
+    return {} if first is None else _columns(table, first.schema)
 
 
 def read_rows(table: str) -> Iterator[dict[str, Any]]:
@@ -136,18 +132,8 @@ def _encoding(table: str) -> str:
     """
     with storage.explain_errors(table):
         for encoding in _ENCODINGS:
-            with _open(table) as file:
-                if _decodes(file, encoding):
-                    return encoding.removesuffix("-sig")
+            with io.TextIOWrapper(_open(table), encoding, newline="") as text, suppress(UnicodeDecodeError):
+                while text.read(_PIECE):
+                    pass
+                return encoding.removesuffix("-sig")
     raise UserError(f"{table} is neither UTF-8 nor cp949 (Korean Windows); save it as CSV UTF-8")
-
-
-def _decodes(file: Any, encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    try:
-        while piece := file.read(_PIECE):
-            decoder.decode(piece)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True

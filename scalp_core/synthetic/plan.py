@@ -116,14 +116,16 @@ def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
     # Scaled so that grader and truth have the same spread, hence the same shares of grades.
     error = options.label_noise * _LATENT_PER_GRADE
     seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
-    training = _training(options, rng)
+    # By image as in the real set: a person is often in both parts.
+    training_share = options.parts[0] / max(sum(options.parts), 1)
+    is_training = rng.permutation(options.images) < round(options.images * training_share)
     plans = []
     for index, (person, shot) in enumerate(shots):
         grade = _grade(seen[index])
         plan = ImagePlan(
             index=index,
             seed=options.seed,
-            part=DELIVERED_PARTS[0] if training[index] else DELIVERED_PARTS[1],
+            part=DELIVERED_PARTS[0] if is_training[index] else DELIVERED_PARTS[1],
             stem=f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}",
             grade=grade,
             true_grade=_grade(latent[index]),
@@ -170,12 +172,6 @@ def _normal_by_rank(values: np.ndarray) -> np.ndarray:
     ranks = np.argsort(np.argsort(values))
     inverse = NormalDist().inv_cdf
     return np.array([inverse((rank + 0.5) / len(values)) for rank in ranks])
-
-
-def _training(options: SynthOptions, rng: np.random.Generator) -> np.ndarray:
-    """Draw the Training images, bool (N,), by image as in the real set; a person is often in both parts."""
-    share = options.parts[0] / max(sum(options.parts), 1)
-    return rng.permutation(options.images) < round(options.images * share)
 
 
 def _symptoms(

@@ -31,17 +31,8 @@ _SPREAD = 0.34  # target of auto-levels: standard deviation of a channel relativ
 _ALONG = np.array((0, 0.006, 0.014, 0.03, 0.07, 0.15, 0.25, 0.36, 0.48, 0.6, 0.73, 0.86, 1.0))
 _BATCH = 128
 # Share of skin under flakes at each severity (grade units); from mild on it grows by two to four per grade.
-_COVERAGE = {
-    -0.5: 0.0004,
-    0.0: 0.0015,
-    0.5: 0.013,
-    1.0: 0.034,
-    1.5: 0.075,
-    2.0: 0.135,
-    2.5: 0.215,
-    3.0: 0.33,
-    3.5: 0.43,
-}
+_SEVERITIES = np.arange(-0.5, 4, 0.5)
+_COVERAGES = (0.0004, 0.0015, 0.013, 0.034, 0.075, 0.135, 0.215, 0.33, 0.43)
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Scalp:
 
 def flake_coverage(severity: float) -> float:
     """Share of skin under flakes (opacity-weighted, 0..1) at a severity in grade units."""
-    return float(np.exp(np.interp(severity, list(_COVERAGE), np.log(list(_COVERAGE.values())))))
+    return float(np.exp(np.interp(severity, _SEVERITIES, np.log(_COVERAGES))))
 
 
 def render_image(
