@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from cluster.growth import wait_for_node
@@ -28,8 +29,8 @@ from jobs.data.tasks import (
     LISTED,
     OBJECTS_PER_SHARD,
     RETRY_TIMEOUT_S,
-    ExamineShard,
-    ListRoots,
+    examine_shard,
+    list_roots,
     split_roots,
 )
 from scalp_core import storage
@@ -48,8 +49,8 @@ from scalp_core.storage.outputs import Output
 
 REPORT_FILE = "report.html"
 
-ListTask = Callable[[str], Callable[[tuple[int, list[Root]]], dict[str, Any]]]
-ExamineTask = Callable[[str, str, GroupBy | None], Callable[[dict[str, Any]], dict[str, Any]]]
+ListTask = Callable[[str, tuple[int, list[Root]]], dict[str, int]]
+ExamineTask = Callable[[str, str, GroupBy | None, tuple[str, bool]], tuple[int, int]]
 
 _VERB = "prepare"
 _IDENTITY_FILE = "run.json"
@@ -68,8 +69,8 @@ def prepare(
     group_by: str | None = None,
     retry_failed: bool = False,
     executor: Executor | None = None,
-    list_task: ListTask = ListRoots,
-    examine_task: ExamineTask = ExamineShard,
+    list_task: ListTask = list_roots,
+    examine_task: ExamineTask = examine_shard,
 ) -> dict[str, Any]:
     """List, examine and audit a source.
 
@@ -80,8 +81,8 @@ def prepare(
         group_by: Further key of groups; see `GroupBy`.
         retry_failed: Read objects again that a finished run could not fetch.
         executor: Runs the steps; default: Ray.
-        list_task: Class of the listing tasks; `python -m tests.benchmarks scale` replaces it.
-        examine_task: Class of the examining tasks.
+        list_task: Lists a part of the source; `python -m tests.benchmarks scale` replaces it.
+        examine_task: Examines a shard.
 
     Returns:
         The summary, also written to `out/summary.json`.
@@ -105,7 +106,7 @@ def prepare(
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, reopen=finished is not None)
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
-        tasks = (list_task(output.scratch), examine_task(output.scratch, parent, grouping))
+        tasks = (partial(list_task, output.scratch), partial(examine_task, output.scratch, parent, grouping))
         try:
             summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
         except SourceError:
@@ -225,15 +226,13 @@ def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: s
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
-    names: list[str] = []
-    objects = 0
+    counts: dict[str, int] = {}
     with progress_bar("listing", None) as (progress, bar), _poll_listed(work, progress, bar):
-        for row in executor.map(task, split_roots(roots)):
-            names += list(row["names"])
-            objects += int(sum(row["counts"]))
-    if not objects:
+        for counts_of_part in executor.map(task, split_roots(roots)):
+            counts |= counts_of_part
+    if not counts:
         raise SourceError(f"{source} is empty; check the path")
-    listing = {"shards": sorted(names), "objects": objects}
+    listing = {"shards": sorted(counts), "objects": sum(counts.values())}
     write_json(storage.join(work, _LISTING_FILE), listing)
     return listing
 
@@ -266,10 +265,7 @@ def _poll_listed(work: str, progress: Any, bar: Any) -> Iterator[None]:
 def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, retry_failed: bool) -> None:
     """Examine the shards that earlier runs did not; with `retry_failed`, those with failed fetches too."""
     done = storage.names_in(storage.join(work, EXAMINED))
-    if retry_failed:
-        pending = [{"name": name, "retry": name in done} for name in listing["shards"]]
-    else:
-        pending = [{"name": name, "retry": False} for name in listing["shards"] if name not in done]
+    pending = [(name, name in done) for name in listing["shards"] if retry_failed or name not in done]
     resumed = len(listing["shards"]) - len(pending)
     _log.info("%s: %d shards to examine, %d examined already", work, len(pending), resumed)
     objects = listing["objects"]
@@ -278,9 +274,9 @@ def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, 
     unfetched = 0
     with progress_bar("examining", objects) as (progress, bar):
         progress.update(bar, completed=min(objects, resumed * OBJECTS_PER_SHARD))
-        for row in executor.map(task, pending):
-            unfetched += int(row["unfetched"])
-            progress.update(bar, advance=int(row["objects"]), note=f"{unfetched} could not be fetched")
+        for objects_of_shard, unfetched_of_shard in executor.map(task, pending):
+            unfetched += unfetched_of_shard
+            progress.update(bar, advance=objects_of_shard, note=f"{unfetched} could not be fetched")
     examined = storage.names_in(storage.join(work, EXAMINED))
     if missing := set(listing["shards"]) - examined:
         raise UserError(

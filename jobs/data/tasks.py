@@ -36,56 +36,52 @@ def split_roots(roots: list[Root]) -> list[tuple[int, list[Root]]]:
     return [(number, roots[number::LISTING_TASKS]) for number in range(min(LISTING_TASKS, len(roots)))]
 
 
-class ListRoots:
-    """Task: list roots of a source into shards; return their names and numbers of objects."""
-
-    def __init__(self, work: str) -> None:
-        self._work = work
-
-    def __call__(self, part: tuple[int, list[Root]]) -> dict[str, Any]:
-        number, roots = part
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            return write_listed(self._work, number, chain.from_iterable(map(scan.list_root, roots)))
+def list_roots(work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
+    """List an item of `split_roots` into shards; returns the number of objects of each shard by its name."""
+    number, roots = part
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        return write_listed(work, number, chain.from_iterable(map(scan.list_root, roots)))
 
 
-def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Write rows of `scan.LISTED` as shards; return their names and numbers of rows."""
-    names: list[str] = []
-    counts: list[int] = []
+def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, int]:
+    """Write rows of `scan.LISTED` as shards; returns the number of rows of each shard by its name."""
+    counts: dict[str, int] = {}
     while chunk := list(islice(rows, OBJECTS_PER_SHARD)):
-        names.append(f"{number:06d}-{len(names):06d}.parquet")
-        counts.append(len(chunk))
-        table = pa.Table.from_pylist(chunk, schema=scan.LISTED)
-        parquet.write(storage.join(work, LISTED, names[-1]), table)
-    return {"names": names, "counts": counts}
+        name = f"{number:06d}-{len(counts):06d}.parquet"
+        counts[name] = len(chunk)
+        parquet.write(storage.join(work, LISTED, name), pa.Table.from_pylist(chunk, schema=scan.LISTED))
+    return counts
 
 
-class ExamineShard:
-    """Task: examine the objects of one shard; stream its rows to an atomically written file.
+def examine_shard(work: str, base: str, group_by: GroupBy | None, shard: tuple[str, bool]) -> tuple[int, int]:
+    """Examine the objects of one shard; stream its rows to an atomically written file.
 
     A shard that has crashed its process is decoded in a child process: see `isolate`.
+
+    Args:
+        work: Folder of the run.
+        base: Prefix of the uris in which names are not read as grades.
+        group_by: Further key of groups.
+        shard: Name, and whether to examine it only if an earlier run could not fetch some of its objects.
+
+    Returns:
+        The number of objects, and of those that could not be fetched.
     """
+    name, is_retry = shard
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        listed = parquet.read(storage.join(work, LISTED, name)).to_pylist()
+        if is_retry and not count_unfetched(work, name):
+            return len(listed), 0
+        with counted_try(storage.join(work, TRIES, name)) as isolated, Isolation() as child:
+            content = partial(child.call, read_content) if isolated else read_content
+            examined = examine(listed, Examination(base, group_by, content))
+            batches = (batch for table in examined for batch in table.to_batches())
+            reader = pa.RecordBatchReader.from_batches(scan.EXAMINED, batches)
+            parquet.write_batches(storage.join(work, EXAMINED, name), reader)
+        return len(listed), count_unfetched(work, name)
 
-    def __init__(self, work: str, base: str, group_by: GroupBy | None = None) -> None:
-        self._work = work
-        self._base = base
-        self._group_by = group_by
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Examine the shard `name`; with `retry`, only if some of its objects could not be fetched."""
-        name = row["name"]
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            listed = parquet.read(storage.join(self._work, LISTED, name)).to_pylist()
-            if row.get("retry") and not self._unfetched(name):
-                return {"objects": len(listed), "unfetched": 0}
-            with counted_try(storage.join(self._work, TRIES, name)) as isolated, Isolation() as child:
-                content = partial(child.call, read_content) if isolated else read_content
-                examination = Examination(self._base, self._group_by, content)
-                batches = (batch for table in examine(listed, examination) for batch in table.to_batches())
-                reader = pa.RecordBatchReader.from_batches(scan.EXAMINED, batches)
-                parquet.write_batches(storage.join(self._work, EXAMINED, name), reader)
-            return {"objects": len(listed), "unfetched": self._unfetched(name)}
-
-    def _unfetched(self, name: str) -> int:
-        codes = parquet.read(storage.join(self._work, EXAMINED, name), ["code"])["code"]
-        return int(pc.sum(pc.equal(codes, "fetch_failed")).as_py() or 0)
+def count_unfetched(work: str, name: str) -> int:
+    """Count the objects of an examined shard that could not be fetched."""
+    codes = parquet.read(storage.join(work, EXAMINED, name), ["code"])["code"]
+    return int(pc.sum(pc.equal(codes, "fetch_failed")).as_py() or 0)

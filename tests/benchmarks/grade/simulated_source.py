@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 from jobs.common.executor import Executor
 from jobs.data.prepare import prepare
-from jobs.data.tasks import EXAMINED, LISTED, ExamineShard, ListRoots, write_listed
+from jobs.data.tasks import EXAMINED, LISTED, write_listed
 from scalp_core import storage
 from scalp_core.datasets import aihub, scan
 from scalp_core.datasets.group_by import GroupBy
@@ -117,35 +117,24 @@ def grades_of(indices: Any) -> Any:
 # --- a whole run of prepare --------------------------------------------------------------------------------
 
 
-class SimulatedRoots(ListRoots):
+def list_simulated(objects: int, work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
     """Task: list simulated objects, divided among the tasks of the real listing."""
-
-    def __init__(self, work: str, number: int) -> None:
-        super().__init__(work)
-        self._number = number
-
-    def __call__(self, part: tuple[int, list[Root]]) -> dict[str, Any]:
-        number, _ = part
-        names = image_names(self._number, FOLDERS, number)
-        rows = ({"uri": f"/simulated/{name}", "bytes": 60_000} for _, name in names)
-        return write_listed(self._work, number, rows)
+    number, _ = part
+    names = image_names(objects, FOLDERS, number)
+    return write_listed(work, number, ({"uri": f"/simulated/{name}", "bytes": 60_000} for _, name in names))
 
 
-class SimulatedShard(ExamineShard):
+def examine_simulated(
+    model: HashModel, work: str, base: str, group_by: GroupBy | None, shard: tuple[str, bool]
+) -> tuple[int, int]:
     """Task: examine simulated objects without reading files."""
-
-    def __init__(self, work: str, base: str, group_by: GroupBy | None, model: HashModel) -> None:
-        super().__init__(work, base, group_by)
-        self._model = model
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        listed = parquet.read(storage.join(self._work, LISTED, row["name"]))["uri"].to_pylist()
-        seed = int.from_bytes(sha256(row["name"].encode()).digest()[:4])
-        named = pa.Table.from_pylist(list(map(_named, listed)), schema=scan.EXAMINED)
-        devices = np.array(named["device"].to_pylist())
-        table = _with_signatures(named, devices, self._model, seed)
-        parquet.write(storage.join(self._work, EXAMINED, row["name"]), table)
-        return {"objects": len(listed), "rows": len(listed), "unfetched": 0}
+    name, _ = shard
+    listed = parquet.read(storage.join(work, LISTED, name))["uri"].to_pylist()
+    seed = int.from_bytes(sha256(name.encode()).digest()[:4])
+    named = pa.Table.from_pylist(list(map(_named, listed)), schema=scan.EXAMINED)
+    devices = np.array(named["device"].to_pylist())
+    parquet.write(storage.join(work, EXAMINED, name), _with_signatures(named, devices, model, seed))
+    return len(listed), 0
 
 
 def lay_out_roots(source: Path) -> None:
@@ -163,8 +152,8 @@ def prepare_simulated(
         source,
         out,
         executor=executor,
-        list_task=partial(SimulatedRoots, number=number),
-        examine_task=partial(SimulatedShard, model=model),
+        list_task=partial(list_simulated, number),
+        examine_task=partial(examine_simulated, model),
     )
 
 

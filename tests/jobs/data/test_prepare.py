@@ -9,7 +9,8 @@ import pytest
 
 from jobs.common.executor import InProcessExecutor
 from jobs.data import prepare as module
-from jobs.data.tasks import ExamineShard
+from jobs.data import tasks
+from jobs.data.tasks import count_unfetched
 from jobs.train.driver import RECIPES, train
 from jobs.tune.driver import tune
 from scalp_core import storage
@@ -96,13 +97,13 @@ def test_retry_failed_reads_unfetched_objects_again(source, tmp_path, monkeypatc
     assert "2 objects could not be fetched; --retry-failed reads them again" in capsys.readouterr().out
     read_again = []
 
-    class Counted(ExamineShard):
-        def _unfetched(self, name):
-            unfetched = super()._unfetched(name)
-            read_again.append(unfetched)
-            return unfetched
+    def counted(work, name):
+        read_again.append(count_unfetched(work, name))
+        return read_again[-1]
 
-    summary = prepare(source, out, OPTIONS, retry_failed=True, examine_task=Counted)
+    with monkeypatch.context() as counting:
+        counting.setattr(tasks, "count_unfetched", counted)
+        summary = prepare(source, out, OPTIONS, retry_failed=True)
     assert (summary["photographs"], summary["could_not_be_fetched"]) == (24, 0)
     assert sorted(read_again) == [0] * (len(read_again) - 2) + [1, 1]  # two shards had one each
     assert manifest.read_manifest(out).num_rows == 24
