@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -181,12 +181,17 @@ def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
     if isinstance(rows, pa.Table):
         rows = rows.sort_by([("split", "ascending"), ("image_id", "ascending")]).to_reader(_ROWS_A_GROUP)
     schema = pa.schema([field for field in SCHEMA if field.name != "split"])
-    numbers: Counter[str] = Counter()
+    rows_of_split: Counter[str] = Counter()
+
+    def file_of(run: pa.RecordBatch) -> str:
+        name = run["split"][0].as_py() or _NO_SPLIT
+        number = rows_of_split[name] // _ROWS_A_FILE
+        rows_of_split[name] += run.num_rows
+        return storage.join(folder, f"split={name}", f"part-{number}.parquet")
+
     written = set()
-    for split, batches in _files(rows):
-        name = split or _NO_SPLIT
-        uri = storage.join(folder, f"split={name}", f"part-{numbers[name]}.parquet")
-        numbers[name] += 1
+    for uri, runs in groupby((run for batch in rows for run in _runs(batch)), key=file_of):
+        batches = (run.drop_columns(["split"]) for run in runs)
         parquet.write_batches(uri, pa.RecordBatchReader.from_batches(schema, batches))
         written.add(uri)
     _remove_stale(folder, written)
@@ -201,15 +206,6 @@ def _remove_stale(folder: str, written: set[str]) -> None:
                 storage.remove_file(uri)
 
 
-def _files(rows: pa.RecordBatchReader) -> Iterator[tuple[str | None, Iterator[pa.RecordBatch]]]:
-    """Yield the batches of each file, without the column `split`; read each before the next."""
-    runs = (run for batch in rows for run in _runs(batch))
-    for split, runs_of_split in groupby(runs, key=lambda run: run["split"][0].as_py()):
-        rest = iter(runs_of_split)
-        for first in rest:
-            yield split, _take_file(chain([first], rest))
-
-
 def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Slices of one split each, at most a row group long."""
     start = 0
@@ -217,16 +213,6 @@ def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         for begin in range(start, end, _ROWS_A_GROUP):
             yield batch.slice(begin, min(_ROWS_A_GROUP, end - begin))
         start = end
-
-
-def _take_file(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield batches until a file is full."""
-    rows = 0
-    for batch in batches:
-        yield batch.drop_columns(["split"])
-        rows += batch.num_rows
-        if rows >= _ROWS_A_FILE:
-            return
 
 
 def write_spec(data: str, spec: DataSpec) -> None:
