@@ -30,6 +30,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the profile with many examples; Hypothesis is slow to import."""
+    if config.getoption("--hypothesis-profile", default=None) == "nightly":
+        from hypothesis import settings
+
+        settings.register_profile("nightly")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of tests/nightly; skip those marked `gpu` on a machine without one."""
     for item in items:

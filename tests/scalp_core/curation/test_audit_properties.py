@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scalp_core.datasets import manifest, scan
 from scalp_core.errors import UserError
 from scalp_core.images.signature import THUMBNAIL_BYTES
+from tests.support.examples import examples
 from tests.support.sources import audited_rows
 
-ROWS = st.integers(80, 300)
+ROWS = st.integers(80, examples(150, 300))
 
 
 def random_objects(rows, devices, seed):
@@ -62,10 +63,10 @@ def parts_by(rows, key):
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(10, 50), deadline=None)
 @given(
     rows=ROWS,
-    devices=st.integers(20, 60),
+    devices=st.integers(10, examples(16, 60)),
     seed=st.integers(0, 10_000),
     method=st.sampled_from(["group", "official", "random"]),
 )
@@ -112,7 +113,7 @@ def test_what_is_kept_apart_stays_apart_and_nothing_is_lost(rows, devices, seed,
         assert labels.setdefault(row["sha256"], row["label"]) == row["label"]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=examples(1, 10), deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_part_is_like_the_whole_where_groups_allow_it(seed):
     examined = random_objects(3000, 100, seed)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from scalp_core.curation import splits
@@ -12,6 +12,7 @@ from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec, SplitSpec
 from scalp_core.errors import UserError
+from tests.support.examples import examples
 from tests.support.sources import PLANS, audited, write_set
 
 
@@ -28,8 +29,8 @@ def assert_no_group_in_two(parts, groups):
 
 
 @pytest.mark.promise("README: splits share no microscope")
-@settings(max_examples=12, deadline=None)
-@given(groups=st.integers(10, 40), rows=st.integers(60, 300), seed=st.integers(0, 1000))
+@settings(max_examples=examples(10, 50), deadline=None)
+@given(groups=st.integers(10, examples(14, 40)), rows=st.integers(60, 300), seed=st.integers(0, 1000))
 def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     labels, of_row = random_rows(groups, rows, seed)
     parts = splits.split_by_group(labels, of_row, (7, 2, 1), seed)
@@ -40,8 +41,8 @@ def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     assert_no_group_in_two(folds, of_row)
 
 
-@settings(max_examples=12, deadline=None)
-@given(groups=st.integers(60, 120), rows=st.integers(200, 600), seed=st.integers(0, 1000))
+@settings(max_examples=examples(10, 50), deadline=None)
+@given(groups=st.integers(24, examples(30, 120)), rows=st.integers(100, 600), seed=st.integers(0, 1000))
 def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     labels, of_row = random_rows(groups, rows, seed)
     rng = np.random.default_rng(seed)
@@ -49,7 +50,7 @@ def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     home = rng.random(groups) < 0.2
     delivered = np.where(home[of_row] ^ (rng.random(len(of_row)) < 0.05), "Validation", "Training")
     if len(np.unique(of_row[~np.isin(of_row, of_row[delivered == "Validation"])])) < 9:
-        return  # too little of Training is left to divide
+        reject()  # too little of Training is left to divide
     parts = splits.split_as_delivered(labels, of_row, delivered, (7, 2, 1), seed)
     assert_no_group_in_two(parts, of_row)
     assert ((parts == "test") == (delivered == "Validation")).all()

@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 
 from scalp_core.errors import ImageError
 from scalp_core.images.preprocess import Preprocess, decode
-from tests.support.odd_files import GRADED, corpus, sound_files
+from tests.support.odd_files import sound_files
 
 MEMORY_MIB = 1500
 SECONDS_A_FILE = 10
+# Codes that the bytes of a file can have; the others of IMAGE_CODES are about storage and archives, or are bugs.
+REFUSALS = {
+    "empty", "not_an_image", "unsupported_format", "unsupported_mode", "too_many_pixels", "too_many_scans",
+    "truncated", "corrupt",
+}  # fmt: skip
 
-# Decodes the whole corpus and says what became of each file, how long it took, and the peak of memory.
+# Decodes the whole corpus and prints of each file the outcome, those allowed and the seconds; and the peak of memory.
 PROGRAM = """
 import json, signal, time
 from pathlib import Path
@@ -26,7 +31,7 @@ from scalp_core.errors import ImageError
 from scalp_core.images.preprocess import Preprocess, decode
 from tests.support.odd_files import corpus
 files, spec, found = corpus(), Preprocess(size=224), {}
-for name, (data, _) in files.items():
+for name, (data, allowed) in files.items():
     signal.alarm(60)  # a hang ends the process, and the test with it
     started = time.monotonic()
     try:
@@ -34,7 +39,7 @@ for name, (data, _) in files.items():
         outcome = "graded" if square.shape == (224, 224, 3) else str(square.shape)
     except ImageError as error:
         outcome = error.code
-    found[name] = (outcome, time.monotonic() - started)
+    found[name] = (outcome, sorted(allowed), time.monotonic() - started)
 (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
 print(json.dumps({"found": found, "peak_mib": int(peak.split()[1]) / 1024}))
 """
@@ -51,15 +56,13 @@ def report():
 
 @pytest.mark.promise("README: a damaged file is never half graded")
 def test_every_file_is_graded_or_refused_as_it_should_be(report):
-    expected = {name: allowed for name, (_, allowed) in corpus().items()}
-    assert len(expected) >= 200
-    wrong = {name: outcome for name, (outcome, _) in report["found"].items() if outcome not in expected[name]}
+    assert len(report["found"]) >= 200
+    wrong = {name: outcome for name, (outcome, allowed, _) in report["found"].items() if outcome not in allowed}
     assert wrong == {}
-    assert set(report["found"]) == set(expected)
 
 
 def test_no_file_takes_long_or_much_memory(report):
-    slow = {name: seconds for name, (_, seconds) in report["found"].items() if seconds > SECONDS_A_FILE}
+    slow = {name: seconds for name, (*_, seconds) in report["found"].items() if seconds > SECONDS_A_FILE}
     assert slow == {}
     assert report["peak_mib"] < MEMORY_MIB
 
@@ -78,7 +81,7 @@ def test_any_damage_is_graded_or_refused(kind, edits, kept, tail):
     try:
         square = decode(bytes(data[: int(kept * len(data))]) + tail, Preprocess(size=64)).pixels
     except ImageError as error:
-        assert error.code != GRADED  # the class itself checks that the code is known
+        assert error.code in REFUSALS
     else:
         assert square.shape == (64, 64, 3)
         assert square.dtype == np.uint8
