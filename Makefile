@@ -44,6 +44,7 @@ test: setup lint  ## all that a change must pass; without Chromium the browser t
 
 nightly: setup browser  ## what takes minutes each: kills, outages, clusters, benchmarks, commands of the docs
 	@$(PYTEST) -m "slow or nightly"
+	@$(PYTEST) --hypothesis-profile=nightly $$(grep -rl --include='*.py' 'support.examples import' tests)
 
 lint: setup  ## formatting, types, import layers
 	@$(BIN)/ruff check .

@@ -210,9 +210,9 @@ print(*open_registry().add(sys.argv[1], "scalp"))
 
 def test_processes_adding_one_bundle_share_a_version(store, run):
     command = [sys.executable, "-c", ADDED, run(1), str(time.time() + 1)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate()[0].strip() for process in started)
-    assert printed == ["1 False", "1 False", "1 False", "1 True"]
+    assert printed == ["1 False", "1 True"]
     assert store.versions("scalp") == [1]
     load_bundle("models://scalp@1").fetch("weights").fetch("float")
 

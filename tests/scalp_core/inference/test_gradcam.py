@@ -153,11 +153,11 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     ("architecture", "size"),
     [
         ("legacy_xception", 96),
-        ("xception41p", 64),
+        pytest.param("xception41p", 64, marks=pytest.mark.slow),
         ("resnet18", 64),
         ("efficientnet_b0", 96),
         ("convnext_atto", 64),
-        ("densenet121", 64),
+        pytest.param("densenet121", 64, marks=pytest.mark.slow),
         ("mobilenetv3_small_050", 96),
     ],
 )
