@@ -209,18 +209,16 @@ def _rules(policy: Policy) -> str:
             "http-response sc-inc-gpc(0,0) if { status 401 }",
             "http-response sc-set-gpt(0,1) 1 if { status lt 400 } { sc_get_gpt(0,1) eq 0 }",
         ]
-    if policy.open_requests_per_minute is not None:
-        rate = policy.open_requests_per_minute
-        rules += [
-            _too_many(f"!scalp_v1 {{ sc_gpc_rate(2,0) ge {rate} }}", "too many requests of this address", 60),
-            "http-request sc-inc-gpc(2,0) if !scalp_v1",
-        ]
-    if policy.address_requests_per_minute is not None:
-        rate = policy.address_requests_per_minute
-        rules += [
-            _too_many(f"scalp_v1 {{ sc_gpc_rate(1,0) ge {rate} }}", "too many requests of this address", 60),
-            "http-request sc-inc-gpc(1,0) if scalp_v1",
-        ]
+    for path, counter, rate in (
+        ("!scalp_v1", 2, policy.open_requests_per_minute),
+        ("scalp_v1", 1, policy.address_requests_per_minute),
+    ):
+        if rate is not None:
+            condition = f"{path} {{ sc_gpc_rate({counter},0) ge {rate} }}"
+            rules += [
+                _too_many(condition, "too many requests of this address", 60),
+                f"http-request sc-inc-gpc({counter},0) if {path}",
+            ]
     rules += [
         _too_many(f"scalp_v1 {{ sc_gpc_rate(0,1) ge {limit} }}", "too many requests with this key", wait),
         "http-request sc-inc-gpc(0,1) if scalp_v1 { req.hdr(authorization) -m found }",

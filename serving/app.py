@@ -47,9 +47,6 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     `serving/config.yaml` names this function. The `user_config` of the deployment Grader names the bundle and
     can be changed while the application runs.
 
-    Args:
-        args: Fields of `Settings`.
-
     Raises:
         UserError: A field is unknown or invalid.
     """
@@ -86,8 +83,6 @@ def start(
 
     Args:
         bundle: Directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
-        host: Address to listen on.
-        port: Port to listen on.
         settings: Settings of the endpoint; None fits the grader to the machine.
         candidate: Bundle of the shadow or canary of `settings.candidate`.
 

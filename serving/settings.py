@@ -12,7 +12,7 @@ from scalp_core.inference.predictor import Device, Precision, Runtime
 from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings
 from serving.batch.window import BatchSettings
-from serving.observability.audit import AuditSettings
+from serving.observability.audit_writer import AuditSettings
 from serving.schemas.bulk import BulkSettings
 
 _MARGIN_SECONDS = 10
@@ -196,13 +196,7 @@ def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
 
 
 def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool = False) -> dict[str, Any]:
-    """Options of `serve.deployment`.
-
-    Args:
-        scaling: Scaling of the deployment.
-        settings: Settings of the endpoint.
-        is_ingress: Whether the deployment accepts HTTP requests.
-    """
+    """Options of `serve.deployment`."""
     shutdown_seconds = settings.answer_seconds + _MARGIN_SECONDS
     if is_ingress:
         shutdown_seconds += _draining_seconds() + settings.limits.batch_seconds

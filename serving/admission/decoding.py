@@ -39,10 +39,7 @@ class Decoders:
         """Call `work` in a decoding thread; owners take turns.
 
         Args:
-            owner: Owner of the image.
             cost: Megapixels, see `codecs.Header.cost`.
-            work: Function to call.
-            arguments: Arguments of `work`.
         """
         is_small = cost <= SMALL_COST
         slots, pool = (self._small_slots, self._small) if is_small else (self._large_slots, self._large)

@@ -41,9 +41,6 @@ class FairQueue(Generic[T]):
     def pop(self, without: Container[str] = ()) -> T:
         """Remove and return the next item.
 
-        Args:
-            without: Owners to skip.
-
         Raises:
             LookupError: The other owners have no items.
         """
@@ -67,11 +64,7 @@ class FairQueue(Generic[T]):
 
 
 class OwnerQuota:
-    """Quota of a resource, such as bytes or requests, with a limit per owner (`owner_limit`).
-
-    Args:
-        places: Limit of all owners together.
-    """
+    """Quota of a resource, such as bytes or requests, with a limit per owner (`owner_limit`)."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -149,11 +142,7 @@ class FairSemaphore:
 
 
 class ActiveOwners:
-    """Owners with a recent request; `len` is their number.
-
-    Args:
-        seconds: Time after its last request until an owner is dropped.
-    """
+    """Owners with a recent request; `len` is their number."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

@@ -112,7 +112,6 @@ class Load:
     One owner gets at most half of the places. When several owners are active, they share the queue equally.
 
     Args:
-        limits: Limits that `check` enforces.
         seconds_per_image: Initial estimate of the model's speed.
     """
 
@@ -193,11 +192,6 @@ class BodyLimitMiddleware:
     """ASGI middleware that refuses requests under overload, and bodies that are too large or too slow.
 
     Requests without a body (GET, HEAD, OPTIONS) pass.
-
-    Args:
-        app: Application to protect.
-        limits: Limits to enforce.
-        load: Load of the replica.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, load: Load) -> None:

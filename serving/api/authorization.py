@@ -16,13 +16,7 @@ BULK_PATH = "/v1/bulk"
 
 
 class AuthorizationMiddleware:
-    """ASGI middleware: if there are keys, requests below `/v1/` need one with the scope of the path.
-
-    Args:
-        app: Application to protect.
-        settings: Settings of the keys.
-        keys: Keys of `settings`.
-    """
+    """ASGI middleware: if there are keys, requests below `/v1/` need one with the scope of the path."""
 
     def __init__(self, app: ASGIApp, settings: KeySettings, keys: Keys) -> None:
         self._app = app

@@ -8,24 +8,23 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from scalp_core.errors import ImageError
-from serving.batch.ndjson import EndLine, FailedLine
 from serving.batch.unpack import NamedImage, unpack
 from serving.batch.window import Batches
 from serving.http import openapi, request_context
+from serving.http.connections import BATCH_PATH
 from serving.http.multipart import MEDIA_TYPE as FORM
 from serving.http.multipart import Begin, Event, Form, read_form, rest_of_part, whole_part
 from serving.http.problems import Refusal, responses
-from serving.http.streaming import BATCH_PATH, ClientGoneError, read_body, wait_until_gone
 from serving.replicas.ingress import Replica
-from serving.schemas.grading import GradeResponse
+from serving.schemas.grading import EndLine, FailedLine, GradeResponse
 
 MEDIA_TYPE = "application/x-ndjson"
 ARCHIVES = ("application/zip", "application/x-tar", "application/gzip")
@@ -75,12 +74,7 @@ async def grade_batch(request: Request, replica: Replica) -> Response:
 
 
 class BatchResponse(Response):
-    """Streaming response that reads the request's body itself, to begin before the body has ended.
-
-    Args:
-        batches: Limits and grading of the replica.
-        content_type: Content-Type of the request.
-    """
+    """Streaming response that reads the request's body itself, to begin before the body has ended."""
 
     def __init__(self, batches: Batches, content_type: str) -> None:
         super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
@@ -96,41 +90,38 @@ class BatchResponse(Response):
             with self._batches.requests.reserve(request_context.current().owner):
                 # A disconnect of the client ends the group, which cancels its images in flight.
                 async with asyncio.TaskGroup() as group:
-                    reading = group.create_task(self._read(group, scope, receive, send))
+                    reading = group.create_task(self._read(group, scope, receive))
                     refusal = await self._send(send)
                     reading.cancel()
                     self._cancel_rest()
-        except* ClientGoneError:
+        except* ClientDisconnect:
             pass
         if refusal:
             raise refusal
 
-    async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive) -> None:
         """Start to grade the images of the body, within the window; then wait for a disconnect."""
-        body = read_body(scope, receive, send)
+        body = Request(scope, receive).stream()
         owner, megapixels = request_context.current().owner, 0.0
         end = None
         try:
-            async with aclosing(body), aclosing(self._images(body)) as images:
+            async with aclosing(self._images(body)) as images:
                 async for member, data in images:
                     size = 0
                     if not isinstance(data, ImageError):
                         size = len(data)
-                        megapixels += await self._batches.admit(data)
-                        self._batches.check_megapixels(megapixels)
+                        megapixels = await self._batches.admit(data, megapixels)
                     await self._batches.window.enter(owner, size)
                     task = group.create_task(self._line(member, data))
                     # Not inside the task, which may be cancelled before it starts.
-                    task.add_done_callback(partial(self._leave, owner, size))
+                    task.add_done_callback(lambda _, size=size: self._batches.window.leave(owner, size))
                     self._items.put_nowait(task)
         except Refusal as refusal:
             end = refusal
         self._items.put_nowait(end)
-        await wait_until_gone(receive)
-        raise ClientGoneError
-
-    def _leave(self, owner: str, size: int, _: asyncio.Task[_Line | Exception]) -> None:
-        self._batches.window.leave(owner, size)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        raise ClientDisconnect
 
     async def _images(self, body: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         kind = self._content_type.partition(";")[0].strip().lower()
@@ -163,8 +154,7 @@ class BatchResponse(Response):
 
     async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         with self._batches.archives.reserve(request_context.current().owner):
-            limits, pool = self._batches.limits, self._batches.pool
-            async with aclosing(unpack(data, limits, pool)) as images:
+            async with aclosing(unpack(data, self._batches.settings, self._batches.pool)) as images:
                 async for image in images:
                     yield image
 
@@ -199,8 +189,14 @@ class BatchResponse(Response):
         end = _refusal(item)
         if not counts:
             return end or Refusal(422, "no_file", _WHAT_TO_SEND)
-        text = EndLine.of(end, counts["graded"], counts["failed"]).model_dump_json(exclude_none=True)
-        await self._send_line(send, text)
+        status = EndLine(
+            status="aborted" if end else "done",
+            error_code=end and end.code,
+            error=end and end.detail,
+            graded=counts["graded"],
+            failed=counts["failed"],
+        )
+        await self._send_line(send, status.model_dump_json(exclude_none=True))
         await send({"type": "http.response.body", "body": b""})
         return None
 

@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from scalp_core.results.formats import json_text
 from serving.api.authorization import BULK_PATH as PATH
 from serving.auth.scopes import Caller
+from serving.bulk.jobs import is_id
 from serving.bulk.rows import CSV, NDJSON, encode_rows
-from serving.bulk.work import Bulk, is_id
+from serving.bulk.work import Bulk
 from serving.http import request_context
 from serving.http.problems import Refusal, responses
 from serving.replicas.ingress import Replica
@@ -97,20 +98,20 @@ async def listing(
     cursor: Cursor = None,
 ) -> BulkList:
     """List the bulk runs of the caller in the order of ids; with the scope admin, of all owners."""
-    return await bulk.list(requester, _root(request), limit, cursor)
+    return await bulk.run(bulk.list, requester, _root(request), limit, cursor)
 
 
 @router.get(f"{PATH}/{{id}}", responses=responses(404))
 async def progress(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
     """Show the status and progress of a bulk run."""
-    return await bulk.find(requester, id, _root(request))
+    return await bulk.run(bulk.find, requester, id, _root(request))
 
 
 @router.delete(f"{PATH}/{{id}}", status_code=202, responses=responses(404))
 async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
     """Stop a bulk run for all its owners. Its results stay; the same POST resumes it."""
     _mark_for_audit(id)
-    return await bulk.stop(requester, id, _root(request))
+    return await bulk.run(bulk.stop, requester, id, _root(request))
 
 
 @router.get(
@@ -122,7 +123,7 @@ async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> Strea
     """Get the report of a finished bulk run: a self-contained HTML page, written by `scalp grade`."""
     _mark_for_audit(id)
     return StreamingResponse(
-        await bulk.report(requester, id),
+        await bulk.run(bulk.report, requester, id),
         media_type="text/html; charset=utf-8",
         headers={"Content-Security-Policy": _REPORT_POLICY},
     )
@@ -154,9 +155,9 @@ async def results(
     """
     _mark_for_audit(id)
     if kind := _stream_type(accept):
-        batches = await bulk.rows(requester, id)
-        return StreamingResponse(encode_rows(batches, kind), media_type=f"{kind}; charset=utf-8")
-    page = await bulk.page(requester, id, limit, cursor)
+        rows = await bulk.run(bulk.rows, requester, id)
+        return StreamingResponse(encode_rows(rows.batches(), kind), media_type=f"{kind}; charset=utf-8")
+    page = await bulk.run(bulk.page, requester, id, limit, cursor)
     text = json_text({"id": id, "rows": page.rows, "next": page.next})
     return Response(text, media_type="application/json")
 
@@ -164,7 +165,7 @@ async def results(
 @router.get(f"{PATH}/{{id}}/files", responses=responses(404))
 async def files(bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkFiles:  # noqa: A002
     """List the Parquet files with the rows, for a reader with access to the storage."""
-    return await bulk.files(requester, id)
+    return await bulk.run(bulk.files, requester, id)
 
 
 def _stream_type(accept: str) -> str | None:

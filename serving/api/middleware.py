@@ -1,4 +1,4 @@
-"""Middleware of all requests: request id, security headers, error responses, access log and audit log."""
+"""Middleware of all requests: request id, security headers, error responses, logs and metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from serving.admission.limits import BodyLimitMiddleware, Load
 from serving.api.authorization import AuthorizationMiddleware
 from serving.auth.keys import Keys
 from serving.http import request_context
+from serving.http.connections import BATCH_PATH
 from serving.http.problems import Refusal, problem, refusal_response
-from serving.http.streaming import BATCH_PATH
 from serving.observability.audit import AuditLog
+from serving.observability.metrics import ImageMetrics, RequestMetrics
 from serving.settings import Settings
 
 HEADERS = {
@@ -34,7 +35,7 @@ HEADERS = {
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _REQUEST_ID = b"x-request-id"
 # Routes in the log for requests that are refused before routing, for example under overload.
-_BEFORE_ROUTING = {path: path for path in ("/v1/grade", BATCH_PATH, "/v1/bulk")}
+_BEFORE_ROUTING = ("/v1/grade", BATCH_PATH, "/v1/bulk")
 
 _log = logging.getLogger("ray.serve")
 # A child of Ray Serve's logger with its own level.
@@ -43,13 +44,7 @@ access_log.setLevel(logging.INFO)
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole application.
-
-    Args:
-        app: ASGI application.
-        audit: Audit log for requests; None logs nothing there.
-        access_log: Whether to log one line per request.
-    """
+    """ASGI middleware around the whole application."""
 
     def __init__(
         self,
@@ -60,6 +55,7 @@ class RequestMiddleware:
         self._app = app
         self._audit = audit
         self._access_log = access_log
+        self._metrics, self._stages = RequestMetrics(), ImageMetrics()
         self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +70,12 @@ class RequestMiddleware:
         scope["method"] = "GET" if is_head else scope["method"]
         request_context.set_current(request)
         started = finished = False
+
+        async def receive_with_metrics() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                self._stages.observe_stage("read", request.seconds)
+            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started, finished
@@ -93,7 +95,7 @@ class RequestMiddleware:
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive_with_metrics, send_with_headers)
         except ClientDisconnect:
             request.problem = "client_gone"
         except Exception as error:
@@ -105,7 +107,10 @@ class RequestMiddleware:
         finally:
             if started and not finished and request.problem is None:
                 request.problem = "broken_off"  # its status was sent before it failed
-            request.route = getattr(scope.get("route"), "path", None) or _BEFORE_ROUTING.get(scope["path"])
+            path = scope["path"]
+            request.route = getattr(scope.get("route"), "path", path if path in _BEFORE_ROUTING else None)
+            outcome = request.problem or ("ok" if finished else "broken_off")
+            self._metrics.observe(request.route or "other", request.status, outcome, request.seconds)
             if self._audit is not None:
                 self._audit.log_request()
             if self._access_log:
@@ -137,12 +142,6 @@ def _log_access(request: request_context.RequestContext) -> None:
 
 def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None = None) -> Keys:
     """Add all middleware to `api`.
-
-    Args:
-        api: Application of one replica.
-        settings: Settings of the endpoint.
-        load: Load of the replica.
-        audit: Audit log of `settings.audit`.
 
     Returns:
         The keys of `settings.keys` that requests need.

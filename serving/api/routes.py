@@ -1,28 +1,41 @@
-"""HTTP routes of the endpoint and its ASGI application; the `Ingress` replica grades."""
+"""HTTP routes of the endpoint, with its web page, and its ASGI application; the `Ingress` replica grades."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse
 from starlette.routing import Route
 
 from scalp_core.errors import ImageError
 from serving.admission.limits import Load
-from serving.api import batch, bulk, page, single
+from serving.api import batch, bulk, single
 from serving.api.middleware import install
 from serving.api.single import GradeOptions
-from serving.batch.ndjson import EndLine, FailedLine
 from serving.http import openapi, problems
 from serving.observability.audit import AuditLog
-from serving.observability.metrics import MetricsMiddleware
 from serving.replicas.ingress import Replica
-from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse, Problem
+from serving.schemas.grading import (
+    EndLine,
+    ExplainedResponse,
+    FailedLine,
+    GradeResponse,
+    Health,
+    ModelResponse,
+    Problem,
+)
 from serving.settings import Settings
 
 _BATCH_SIZE = "number of images in the forward pass"
+# The page has no build step and loads nothing from other hosts.
+_WEB = Path(__file__).parents[1] / "web"
+_TYPES = {".css": "text/css", ".js": "text/javascript"}
+# A fixed list, so that a requested name never becomes a path.
+_FILES = {path.name: path for path in _WEB.iterdir() if path.suffix in _TYPES}
 
 router = APIRouter()
 
@@ -44,11 +57,13 @@ async def grade(request: Request, replica: Replica, options: Annotated[GradeOpti
     """
     image = await single.read_image(request, options)
     try:
-        answer = await replica.grade(image.data, image.options.heatmap, image.options.heatmap_grade)
+        answer, batch_size = await replica.grade(
+            image.data, image.options.heatmap, image.options.heatmap_grade
+        )
     except ImageError as error:
         raise problems.refuse_image(error) from None
     # A ready response: FastAPI would validate the answer again.
-    headers = {"X-Batch-Size": str(answer.batch_size)}
+    headers = {"X-Batch-Size": str(batch_size)}
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
@@ -70,6 +85,20 @@ async def ready(replica: Replica) -> Health:
     if not await replica.is_ready():
         raise problems.Refusal(503, "not_ready", "the model does not answer yet; try again in a few seconds")
     return Health(status="ready")
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    """The web page to choose, drop or take photos, see their grades and compare two."""
+    return FileResponse(_WEB / "page.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def file(name: str) -> FileResponse:
+    """A style sheet or script of the page."""
+    if name not in _FILES:
+        raise HTTPException(404)
+    return FileResponse(_FILES[name], media_type=_TYPES[_FILES[name].suffix])
 
 
 def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAPI:
@@ -96,8 +125,7 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         generate_unique_id_function=openapi.operation_id,
     )
     keys = install(api, settings, load, audit)
-    api.add_middleware(MetricsMiddleware)
-    routers = (router, batch.router, bulk.router, page.router)
+    routers = (router, batch.router, bulk.router)
     for group in routers:
         api.include_router(group)
     openapi.install(api, Problem, (FailedLine, EndLine), keys=bool(keys))

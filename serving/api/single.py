@@ -61,7 +61,6 @@ async def read_image(request: Request, options: GradeOptions) -> ImageRequest:
     """Read the body of a request into memory; images are not written to disk.
 
     Args:
-        request: Request with an unread body.
         options: Options of the query; fields of the form take precedence.
 
     Raises:

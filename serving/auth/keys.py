@@ -53,8 +53,6 @@ class Key(NamedTuple):
     """One key.
 
     Args:
-        id: Name of the client that has the key.
-        digest: SHA-256 of the key.
         rights: Rights of the key; `grade` alone for a line without scopes.
         expires: Last valid day, in UTC; None for no expiry.
     """

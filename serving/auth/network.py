@@ -45,11 +45,6 @@ def is_here(address: str) -> bool:
 def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
     """Refuse to listen on the network without keys.
 
-    Args:
-        host: Address to listen on.
-        keys: Keys of the endpoint.
-        open_to_network: Allow it anyway.
-
     Raises:
         UserError: The address is open to the network, and there are no keys.
     """

@@ -1,1 +1,1 @@
-"""Batch requests: the window of images in progress, unpacking, NDJSON lines."""
+"""Batch requests: the window of images in progress, unpacking."""

@@ -12,7 +12,6 @@ import queue
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -23,6 +22,7 @@ from scalp_core.datasets import locations
 from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.storage.errors import ArchiveError
+from serving.batch.window import BatchSettings
 from serving.http.problems import Refusal
 
 NamedImage = tuple[str, "bytes | ImageError"]
@@ -38,29 +38,12 @@ _NESTED = ImageError("nested_archive", IMAGE_CODES["nested_archive"])
 _LONG_NAME = ImageError("bad_name", f"the name has more than {MAX_NAME:,} characters")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one archive.
-
-    Args:
-        images: Number of images.
-        members: Number of members of any kind; an archive of a few MiB may hold a million empty ones.
-        zip_bytes: Bytes of a zip, which is held in memory.
-    """
-
-    images: int
-    members: int
-    zip_bytes: int
-
-
 async def unpack(
-    data: AsyncIterator[bytes], limits: Limits, pool: ThreadPoolExecutor
+    data: AsyncIterator[bytes], limits: BatchSettings, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[NamedImage, None]:
     """Yield the members that are images by their names, and nested archives as errors.
 
     Args:
-        data: Bytes of the archive.
-        limits: Limits of this archive.
         pool: Executor with a free thread. The thread waits for the body, so it must not be a decoding thread.
 
     Raises:
@@ -96,7 +79,7 @@ async def _hold(start: bytes, data: AsyncIterator[bytes], limit: int) -> bytearr
 
 
 async def _tar(
-    start: bytes, data: AsyncIterator[bytes], limits: Limits, pool: ThreadPoolExecutor
+    start: bytes, data: AsyncIterator[bytes], limits: BatchSettings, pool: ThreadPoolExecutor
 ) -> AsyncGenerator[NamedImage, None]:
     pipe = _Pipe()
     feeding = asyncio.create_task(pipe.feed(start, data))
@@ -132,29 +115,29 @@ async def _read_on_demand(
         yield (name[:MAX_NAME], _LONG_NAME) if len(name) > MAX_NAME else (name, data)
 
 
-def _zip_members(held: bytearray, limits: Limits) -> Iterator[NamedImage]:
-    archive = Zip("archive.zip", pa.py_buffer(held), limits.members)
+def _zip_members(held: bytearray, limits: BatchSettings) -> Iterator[NamedImage]:
+    archive = Zip("archive.zip", pa.py_buffer(held), limits.archive_members)
     # Of members with the same name only the last can be read.
     names = list(dict.fromkeys(member.name for member in archive.members() if _is_listed(member.name)))
-    if len(names) > limits.images:
-        raise _too_many(limits.images)
+    if len(names) > limits.photographs:
+        raise _too_many(limits.photographs)
     read = archive.read([name for name in names if locations.is_image_name(name)], MAX_BYTES)
     data = (member.data for member in read)
     for name in names:
         yield name, next(data) if locations.is_image_name(name) else _NESTED
 
 
-def _tar_members(pipe: _Pipe, limits: Limits) -> Iterator[NamedImage]:
+def _tar_members(pipe: _Pipe, limits: BatchSettings) -> Iterator[NamedImage]:
     images = 0
     members = tars.stream_members(pipe, MAX_BYTES, locations.is_image_name)
     for number, (member, data) in enumerate(members, start=1):
-        if number > limits.members:
-            raise ArchiveError(f"it holds more than {limits.members:,} members; divide it")
+        if number > limits.archive_members:
+            raise ArchiveError(f"it holds more than {limits.archive_members:,} members; divide it")
         if not _is_listed(member.name):
             continue
         images += 1
-        if images > limits.images:
-            raise _too_many(limits.images)
+        if images > limits.photographs:
+            raise _too_many(limits.photographs)
         yield member.name, _NESTED if data is None else data
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
+import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from serving.admission.fairness import OwnerQuota
-from serving.admission.pixels import Admission
-from serving.batch.unpack import Limits
+from serving.admission.rate_limit import Admission
 from serving.http import request_context
 from serving.http.problems import Refusal
 from serving.schemas.grading import GradeResponse
 
 _RETRY_AFTER_S = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-_BUSY = (503, 504)
 
 
 class BatchSettings(BaseModel):
@@ -51,22 +49,18 @@ class Batches:
     """All batch requests of a replica.
 
     Args:
-        settings: Limits of batches.
         grade: Function that grades one image; raises `ImageError`, or a `Refusal` of 503 or 504 when busy.
-        model_version: Function that returns the model version, for the lines of failed images.
-        admission: Check of the decoding cost; None skips it.
     """
 
     def __init__(
         self,
         settings: BatchSettings,
-        grade: Callable[[bytes], Awaitable[GradeResponse]],
+        grade: Callable[[bytes], Awaitable[tuple[GradeResponse, int]]],
         model_version: Callable[[], Awaitable[str]],
-        admission: Admission | None = None,
+        admission: Admission,
     ) -> None:
         self.settings = settings
         self.model_version = model_version
-        self.limits = Limits(settings.photographs, settings.archive_members, settings.zip_bytes)
         self.window = Window(settings.in_flight, settings.in_flight_bytes)
         self.requests = RequestLimit(settings.requests, "batches")
         self.archives = RequestLimit(settings.archives, "archives")
@@ -74,28 +68,26 @@ class Batches:
         self._grade = grade
         self._admission = admission
 
-    async def admit(self, data: bytes) -> float:
-        """Wait until the owner's budget allows to decode an image; return its megapixels.
+    async def admit(self, data: bytes, megapixels: float) -> float:
+        """Wait until the owner's budget allows to decode an image.
 
-        An image that `grade` will refuse costs 0.
-        """
-        if self._admission is None:
-            return 0.0
-        owner = request_context.current().owner
-        try:
-            megapixels = await self._admission.measure(owner, data)
-        except ImageError:
-            return 0.0
-        await self._admission.wait(owner, megapixels)
-        return megapixels
+        Args:
+            data: Bytes of the file; an image that `grade` will refuse costs nothing.
+            megapixels: Decoding cost of the request before this image.
 
-    def check_megapixels(self, megapixels: float) -> None:
-        """Check the decoding cost of a request so far.
+        Returns:
+            The decoding cost with this image.
 
         Raises:
-            Refusal: The cost exceeds the limit.
+            Refusal: The cost exceeds the limit of a request.
         """
-        limit = self.settings.megapixels
+        owner = request_context.current().owner
+        try:
+            cost = await self._admission.measure(owner, data)
+        except ImageError:
+            return megapixels
+        await self._admission.wait(owner, cost)
+        megapixels, limit = megapixels + cost, self.settings.megapixels
         if megapixels > limit:
             raise Refusal(
                 413,
@@ -103,6 +95,7 @@ class Batches:
                 f"{megapixels:,.0f} megapixels (those of a JPEG count an eighth); the limit of a request is "
                 f"{limit:,g}; divide the batch",
             )
+        return megapixels
 
     async def grade(self, data: bytes) -> GradeResponse:
         """Grade an image, with retries while the grader is busy; the window bounds the number that waits.
@@ -111,16 +104,18 @@ class Batches:
             ImageError: The image cannot be graded.
             Refusal: The grader was busy for longer than `patience_s`.
         """
-        clock = asyncio.get_running_loop().time
-        until, pause = clock() + self.settings.patience_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                return await self._grade(data)
-            except Refusal as refusal:
-                if refusal.status_code not in _BUSY or clock() > until:
-                    raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_is_busy),
+            wait=tenacity.wait_random_exponential(_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
+            stop=tenacity.stop_after_delay(self.settings.patience_s),
+            reraise=True,
+        )
+        answer, _ = await retrying(self._grade, data)
+        return answer
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, Refusal) and error.status_code in (503, 504)
 
 
 class Window:

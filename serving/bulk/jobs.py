@@ -5,48 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeVar
 
 import ray
 
 from cluster import jobs_api
+from cluster.jobs_api import Job
 from cluster.local import ClusterError
 from serving.http.problems import Refusal
-from serving.schemas.bulk import Status
 
 _WORK = re.compile(r"bulk-[0-9a-f]{20}")
 _ERROR_PREFIX = "scalp: "
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt of a bulk run.
-
-    Args:
-        id: Id of the attempt.
-        attempt: Number of the attempt, from 1.
-        status: Status of the attempt.
-        source: Source that it grades.
-        error: One line if it failed.
-        started_at: Time of the submission.
-        ended_at: Time of the end; None while it runs.
-    """
-
-    id: str
-    attempt: int
-    status: Status
-    source: str
-    error: str | None
-    started_at: datetime | None
-    ended_at: datetime | None
-
-    @property
-    def is_alive(self) -> bool:
-        return self.status in ("pending", "running")
 
 
 class Jobs:
@@ -62,11 +33,11 @@ class Jobs:
 
     def last(self) -> dict[str, Job]:
         """The last attempt of each bulk run that this Ray lists, by the id of the run."""
-        last: dict[str, jobs_api.Job] = {}
+        last: dict[str, Job] = {}
         for job in self._call(lambda jobs: jobs.all()):
-            if _WORK.fullmatch(job.work) and (job.work not in last or last[job.work].attempt < job.attempt):
+            if is_id(job.work) and (job.work not in last or last[job.work].attempt < job.attempt):
                 last[job.work] = job
-        return {work: _bulk(job) for work, job in last.items()}
+        return last
 
     def submit(self, work: str, attempt: int, command: str, source: str) -> None:
         """Start an attempt; idempotent."""
@@ -95,21 +66,13 @@ class Jobs:
             return self._client
 
 
-def _bulk(job: jobs_api.Job) -> Job:
-    status: Status = job.status.lower()
-    return Job(
-        id=job.id,
-        attempt=job.attempt,
-        status=status,
-        source=(job.metadata or {}).get("source", ""),
-        error=_error_line(job.message or "") if status == "failed" else None,
-        started_at=job.started,
-        ended_at=job.ended,
-    )
+def is_id(text: str) -> bool:
+    """Whether `text` has the format of an id of a bulk run."""
+    return bool(_WORK.fullmatch(text))
 
 
-def _error_line(message: str) -> str:
-    """Last error line of `scalp grade`; Ray's message if there is none."""
+def error_line(message: str) -> str:
+    """Last error line of `scalp grade` in Ray's message of a failed job; Ray's message if there is none."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
     return (errors[-1:] or lines[:1] or ["the job failed; Ray's log of it has the reason"])[0]

@@ -21,9 +21,6 @@ _SUFFIX = ".json"
 class Owners:
     """Read and add owners. All methods block.
 
-    Args:
-        out: Output prefix of the endpoint.
-
     Raises:
         UserError: The storage refused access.
     """

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from scalp_core import storage
 from scalp_core.datasets import scan
-from serving.auth.prefixes import canonical_uri, is_below
-from serving.auth.scopes import BULK, Rights
+from serving.auth.scopes import BULK, Rights, canonical_uri, is_below
 from serving.http.problems import Refusal, forbidden
 
 
@@ -16,11 +15,6 @@ def allowed_source(source: str, prefixes: Sequence[str], rights: Rights) -> str:
     """Check a source and return its canonical form.
 
     The scope is checked first and refusals list no prefixes, so that a key reveals nothing about other keys.
-
-    Args:
-        source: Source as the client sent it.
-        prefixes: Canonical prefixes of the operator.
-        rights: Rights of the caller.
 
     Raises:
         Refusal: It is outside of the prefixes, also through a link, or it is a table of images (403).

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-import pyarrow as pa
-
+from cluster.jobs_api import Job
 from scalp_core import storage
 from scalp_core.bundles.bundle import read_spec
 from scalp_core.errors import UserError
@@ -27,7 +25,7 @@ from scalp_core.inference.predictor import Precision
 from scalp_core.results.progress import REPORT_FILE, Progress, read_progress
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving.auth.scopes import Caller
-from serving.bulk.jobs import Job, Jobs
+from serving.bulk.jobs import Jobs, error_line, is_id
 from serving.bulk.owners import Owners
 from serving.bulk.rows import Page, StoredRows
 from serving.bulk.sources import allowed_source
@@ -42,7 +40,6 @@ from serving.schemas.bulk import (
     Status,
 )
 
-_ID = re.compile(r"bulk-[0-9a-f]{20}")
 _THREADS = 4
 _TIMEOUT_S = 30.0
 _MODEL_TIMEOUT_S = 10.0
@@ -68,12 +65,7 @@ class ServedModel(NamedTuple):
 
 
 class Bulk:
-    """Bulk runs of a replica; blocking calls run in separate threads.
-
-    Args:
-        settings: Settings of bulk grading.
-        served: Function that returns the current model of the endpoint.
-    """
+    """Bulk runs of a replica. The methods block, except `start` and `run`, which calls the others."""
 
     def __init__(self, settings: BulkSettings, served: Callable[[], Awaitable[ServedModel]]) -> None:
         self._settings = settings
@@ -89,7 +81,7 @@ class Bulk:
         Raises:
             Refusal: The source is not allowed, too many jobs run, or the model, Ray or storage do not answer.
         """
-        source = await self._off_loop(allowed_source, source, self._settings.sources, caller.rights)
+        source = await self.run(allowed_source, source, self._settings.sources, caller.rights)
         try:
             served = await asyncio.wait_for(self._served(), _MODEL_TIMEOUT_S)
         except TimeoutError:
@@ -100,68 +92,17 @@ class Bulk:
                 {"Retry-After": str(_RETRY_AFTER_S)},
             ) from None
         async with self._one_at_a_time:
-            return await self._off_loop(self._start, caller, source, served, root)
+            return await self.run(self._start, caller, source, served, root)
 
-    async def find(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """Status and progress of a bulk run.
-
-        Raises:
-            Refusal: The caller owns no run with this id, or Ray or storage do not answer.
-        """
-        return await self._off_loop(self._owned, self._find, caller, work, root)
-
-    async def list(self, caller: Caller, root: str, limit: int, cursor: str | None) -> BulkList:
-        """List the runs of the caller, for an admin of all owners, in the order of ids.
+    async def run(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call one of the blocking methods below in a separate thread.
 
         Raises:
-            Refusal: Ray or storage do not answer.
+            Refusal: Ray or storage do not answer, or as `method`.
         """
-        return await self._off_loop(self._list, caller, root, limit, cursor)
-
-    async def stop(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """Stop the job of a run, if one is running.
-
-        Raises:
-            Refusal: As `find`.
-        """
-        return await self._off_loop(self._owned, self._stop, caller, work, root)
-
-    async def report(self, caller: Caller, work: str) -> Iterator[bytes]:
-        """Read the HTML report, piece by piece.
-
-        Raises:
-            Refusal: As `find`, or the report does not exist yet.
-        """
-        return await self._off_loop(self._owned, self._report, caller, work)
-
-    async def files(self, caller: Caller, work: str) -> BulkFiles:
-        """List the Parquet files with the rows.
-
-        Raises:
-            Refusal: As `find`, or there are no results yet.
-        """
-        return await self._off_loop(self._owned, self._files, caller, work)
-
-    async def page(self, caller: Caller, work: str, limit: int, cursor: str | None) -> Page:
-        """Read the page of rows after a cursor.
-
-        Raises:
-            Refusal: As `files`, or the cursor does not belong to these rows.
-        """
-        return await self._off_loop(self._owned, self._page, caller, work, limit, cursor)
-
-    async def rows(self, caller: Caller, work: str) -> Iterator[pa.RecordBatch]:
-        """Read all rows in small batches.
-
-        Raises:
-            Refusal: As `files`.
-        """
-        return await self._off_loop(self._owned, self._rows, caller, work)
-
-    async def _off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(loop.run_in_executor(self._pool, call, *arguments), _TIMEOUT_S)
+            return await asyncio.wait_for(loop.run_in_executor(self._pool, method, *arguments), _TIMEOUT_S)
         except TimeoutError:
             raise Refusal(
                 503, "jobs_unavailable", "Ray's Job API or the storage does not answer; try again later"
@@ -169,12 +110,94 @@ class Bulk:
         except UserError as error:
             raise Refusal(503, "storage_unavailable", str(error)) from None
 
-    def _owned(self, method: Callable[..., T], caller: Caller, work: str, *arguments: Any) -> T:
-        """Call `method` for an owner of the run; other callers get the refusal of an unknown id."""
-        self._out(work)
+    def find(self, caller: Caller, work: str, root: str) -> BulkResponse:
+        """Status and progress of a bulk run.
+
+        Raises:
+            Refusal: The caller owns no run with this id.
+        """
+        self._owned(caller, work)
+        return self._describe(work, root, self._jobs.last())
+
+    def list(self, caller: Caller, root: str, limit: int, cursor: str | None) -> BulkList:
+        """List the runs of the caller, for an admin of all owners, in the order of ids."""
+        jobs = self._jobs.last()
+        if caller.rights.admin:
+            works = {*storage.folders_in(self._settings.out), *jobs}
+        else:
+            works = self._owners.works(caller.key) if caller.key else set()
+        later = sorted(work for work in works if is_id(work) and work > (cursor or ""))
+        page, rest = later[:limit], later[limit:]
+        runs = []
+        for work in page:
+            with suppress(_UnknownError):  # removed by the operator, or refused after its owner was stored
+                self._owned(caller, work)
+                runs.append(self._describe(work, root, jobs))
+        return BulkList(runs=runs, next=page[-1] if rest else None)
+
+    def stop(self, caller: Caller, work: str, root: str) -> BulkResponse:
+        """Stop the job of a run, if one is running.
+
+        Raises:
+            Refusal: As `find`.
+        """
+        self._owned(caller, work)
+        if (job := self._jobs.last().get(work)) and job.is_alive:
+            self._jobs.stop(job)
+        return self._describe(work, root, self._jobs.last())
+
+    def report(self, caller: Caller, work: str) -> Iterator[bytes]:
+        """Read the HTML report, piece by piece.
+
+        Raises:
+            Refusal: As `find`, or the report does not exist yet.
+        """
+        uri = storage.join(self._owned(caller, work), REPORT_FILE)
+        try:
+            file = storage.open_file(uri)
+            first = file.read(_PIECE)
+        except OSError as error:
+            raise Refusal(
+                404, "no_report_yet", "there is no report yet; it is written at the end of the run"
+            ) from error
+        return _pieces(file, first)
+
+    def files(self, caller: Caller, work: str) -> BulkFiles:
+        """List the Parquet files with the rows.
+
+        Raises:
+            Refusal: As `rows`.
+        """
+        names = [f"{RESULTS_FOLDER}/{name}" for name in self.rows(caller, work).files]
+        return BulkFiles(id=work, out=self._out(work), files=names)
+
+    def page(self, caller: Caller, work: str, limit: int, cursor: str | None) -> Page:
+        """Read the page of rows after a cursor.
+
+        Raises:
+            Refusal: As `rows`, or the cursor does not belong to these rows.
+        """
+        return self.rows(caller, work).page(limit, cursor)
+
+    def rows(self, caller: Caller, work: str) -> StoredRows:
+        """Find the rows of a run.
+
+        Raises:
+            Refusal: As `find`, or there are no results yet.
+        """
+        rows = StoredRows(storage.join(self._owned(caller, work), RESULTS_FOLDER))
+        if not rows.files:
+            raise Refusal(
+                404, "no_results_yet", "there are no results yet; they are written at the end of the run"
+            )
+        return rows
+
+    def _owned(self, caller: Caller, work: str) -> str:
+        """Output directory of a run of the caller; another run is refused like an unknown id."""
+        out = self._out(work)
         if not self._owners.may_see(caller, work):
             raise _UnknownError
-        return method(work, *arguments)
+        return out
 
     def _start(self, caller: Caller, source: str, served: ServedModel, root: str) -> BulkResponse:
         work = _work_id(source, self._settings.out, served)
@@ -199,7 +222,7 @@ class Bulk:
             self._jobs.submit(work, attempt, self._command(work, source, served), source)
         else:
             self._owners.add(caller, work, source)
-        return self._find(work, root)
+        return self._describe(work, root, self._jobs.last())
 
     def _command(self, work: str, source: str, served: ServedModel) -> str:
         # -P: Python imports nothing from the working directory of the job.
@@ -210,24 +233,8 @@ class Bulk:
             [*words, "--no-tables", "--no-links", "--precision", served.precision, *self._settings.options]
         )
 
-    def _list(self, caller: Caller, root: str, limit: int, cursor: str | None) -> BulkList:
-        jobs = self._jobs.last()
-        if caller.rights.admin:
-            works = {*storage.folders_in(self._settings.out), *jobs}
-        else:
-            works = self._owners.works(caller.key) if caller.key else set()
-        later = sorted(work for work in works if is_id(work) and work > (cursor or ""))
-        page, rest = later[:limit], later[limit:]
-        runs = []
-        for work in page:
-            with suppress(_UnknownError):  # removed by the operator, or refused after its owner was stored
-                if self._owners.may_see(caller, work):
-                    runs.append(self._find(work, root, jobs))
-        return BulkList(runs=runs, next=page[-1] if rest else None)
-
-    def _find(self, work: str, root: str, jobs: dict[str, Job] | None = None) -> BulkResponse:
-        out = self._out(work)
-        job = (self._jobs.last() if jobs is None else jobs).get(work)
+    def _describe(self, work: str, root: str, jobs: dict[str, Job]) -> BulkResponse:
+        out, job = self._out(work), jobs.get(work)
         progress = read_progress(out)
         if job is None and progress is None:
             raise _UnknownError
@@ -237,7 +244,7 @@ class Bulk:
         return BulkResponse(
             id=work,
             status=status,
-            source=job.source if job else progress.sources[0] if progress else "",
+            source=(job.metadata or {}).get("source", "") if job else progress.sources[0] if progress else "",
             out=out,
             model_version=progress.model_version if progress else None,
             photographs=Photographs(
@@ -246,9 +253,9 @@ class Bulk:
                 total=progress.total if progress else None,
             ),
             photographs_per_second=progress.photographs_per_second if progress else None,
-            error=job.error if job and status == "failed" else None,
-            started_at=job.started_at if job else None,
-            ended_at=job.ended_at if job else None,
+            error=error_line(job.message or "") if job and status == "failed" else None,
+            started_at=job.started if job else None,
+            ended_at=job.ended if job else None,
             links=BulkLinks(
                 work=path,
                 report=f"{path}/report" if done else None,
@@ -257,50 +264,10 @@ class Bulk:
             ),
         )
 
-    def _stop(self, work: str, root: str) -> BulkResponse:
-        self._out(work)
-        if (job := self._jobs.last().get(work)) and job.is_alive:
-            self._jobs.stop(job)
-        return self._find(work, root)
-
-    def _report(self, work: str) -> Iterator[bytes]:
-        uri = storage.join(self._out(work), REPORT_FILE)
-        try:
-            file = storage.open_file(uri)
-            first = file.read(_PIECE)
-        except OSError as error:
-            raise Refusal(
-                404, "no_report_yet", "there is no report yet; it is written at the end of the run"
-            ) from error
-        return _pieces(file, first)
-
-    def _files(self, work: str) -> BulkFiles:
-        names = [f"{RESULTS_FOLDER}/{name}" for name in self._stored(work).files]
-        return BulkFiles(id=work, out=self._out(work), files=names)
-
-    def _page(self, work: str, limit: int, cursor: str | None) -> Page:
-        return self._stored(work).page(limit, cursor)
-
-    def _rows(self, work: str) -> Iterator[pa.RecordBatch]:
-        return self._stored(work).batches()
-
-    def _stored(self, work: str) -> StoredRows:
-        stored = StoredRows(storage.join(self._out(work), RESULTS_FOLDER))
-        if not stored.files:
-            raise Refusal(
-                404, "no_results_yet", "there are no results yet; they are written at the end of the run"
-            )
-        return stored
-
     def _out(self, work: str) -> str:
         if not is_id(work):
             raise _UnknownError
         return storage.join(self._settings.out, work)
-
-
-def is_id(text: str) -> bool:
-    """Whether `text` has the format of an id of a bulk run."""
-    return bool(_ID.fullmatch(text))
 
 
 def _pieces(file: Any, first: bytes) -> Iterator[bytes]:
@@ -316,9 +283,9 @@ def _work_id(source: str, out: str, served: ServedModel) -> str:
 
 
 def _status(job: Job | None, progress: Progress | None) -> Status:
+    last: Status = job.status.lower() if job else "stopped"
     if job and job.is_alive:
-        return job.status
+        return last
     if progress and progress.finished:
         return "succeeded"
-    # A job that Ray does not list was lost with its cluster.
-    return job.status if job else "stopped"
+    return last  # a job that Ray does not list was lost with its cluster

@@ -10,9 +10,10 @@ import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +26,9 @@ from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, Mo
 
 P = ParamSpec("P")
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
+Page = tuple[list[T], str | None]  # rows, and the cursor of the next page
 ImageInput = bytes | str | Path
 """Bytes of a file, or its path. The name is not sent."""
 Photograph = ImageInput  # former name
@@ -83,7 +87,28 @@ def _accept_former_keyword(former: str, present: str) -> Callable[[Callable[P, T
     return decorate
 
 
-class Client:
+class _Settings(Generic[H]):
+    """Constructor of both clients."""
+
+    _connect: Callable[..., H]
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        timeout: float = 30,
+        retries: Retries = Retries(),  # noqa: B008
+    ) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = self._connect(base_url=url, headers=headers)
+        self._timeout, self._retries = timeout, retries
+        self.counts = Counts()
+
+    def _attempts(self, call: Call[T], retries: Retries | None) -> Attempts[T]:
+        return Attempts(call, retries or self._retries, self._timeout, self.counts)
+
+
+class Client(_Settings[httpx.Client]):
     """Client of the endpoint; thread-safe.
 
     Args:
@@ -95,16 +120,7 @@ class Client:
     Every method raises `GradeError`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        timeout: float = 30,
-        retries: Retries = Retries(),  # noqa: B008
-    ) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(key))
-        self._timeout, self._retries = timeout, retries
-        self.counts = Counts()
+    _connect = httpx.Client
 
     @overload
     def grade(self, image: ImageInput, heatmap: Literal[False] = False) -> GradeResponse: ...
@@ -131,11 +147,10 @@ class Client:
 
     def ready(self) -> bool:
         """Whether the model is ready; without retries."""
-        try:
+        with suppress(GradeError):
             self._run(_READY, Retries(attempts=1))
-        except GradeError:
-            return False
-        return True
+            return True
+        return False
 
     def bulk(self, source: str) -> BulkRun:
         """Start a bulk run on an `s3://` prefix or archive that the endpoint allows."""
@@ -151,19 +166,11 @@ class Client:
 
     def bulk_list(self) -> Iterator[BulkRun]:
         """Yield the bulk runs of the key, one page per request."""
-        cursor: str | None = ""
-        while cursor is not None:
-            page = self._run(_bulk_page(cursor))
-            cursor = page.next
-            yield from page.runs
+        return self._rows(_bulk_page)
 
     def bulk_rows(self, run: str) -> Iterator[BulkRow]:
         """Yield the result rows of a finished bulk run, one page per request."""
-        cursor: str | None = ""
-        while cursor is not None:
-            page = self._run(_bulk_rows(run, cursor))
-            cursor = page.next
-            yield from page.rows
+        return self._rows(partial(_bulk_rows, run))
 
     def close(self) -> None:
         self._http.close()
@@ -171,38 +178,36 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _rows(self, page: Callable[[str], Call[Page[T]]]) -> Iterator[T]:
+        cursor: str | None = ""
+        while cursor is not None:
+            rows, cursor = self._run(page(cursor))
+            yield from rows
+
     def _run(self, call: Call[T], retries: Retries | None = None) -> T:
-        attempts = Attempts(call, retries or self._retries, self._timeout, self.counts)
+        attempts = self._attempts(call, retries)
 
         def once() -> T:
-            with attempts.attempt():
-                return attempts.answer(self._http.request(**attempts.request))
-            raise AssertionError  # an attempt that fails raises
+            try:
+                response = self._http.request(**attempts.next_request())
+            except httpx.TransportError as error:
+                raise attempts.transport_error(error) from error
+            return attempts.read(response)
 
-        with attempts.call():
+        with attempts.counted():
             return tenacity.Retrying(**attempts.plan)(once)
 
 
-class AsyncClient:
+class AsyncClient(_Settings[httpx.AsyncClient]):
     """`Client` for asyncio, with the same arguments and methods."""
 
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        timeout: float = 30,
-        retries: Retries = Retries(),  # noqa: B008
-    ) -> None:
-        # The caller bounds the concurrency; the connection pool must not queue calls as well.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), limits=limits)
-        self._timeout, self._retries = timeout, retries
-        self.counts = Counts()
+    # The caller bounds the concurrency; the connection pool must not queue calls as well.
+    _connect = partial(
+        httpx.AsyncClient, limits=httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    )
 
     @overload
     async def grade(self, image: ImageInput, heatmap: Literal[False] = False) -> GradeResponse: ...
@@ -214,59 +219,39 @@ class AsyncClient:
     async def grade(
         self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
     ) -> GradeResponse:
-        """As `Client.grade`."""
         data = await asyncio.to_thread(_bytes, image)
         return await self._run(_grade(data, heatmap, heatmap_grade))
 
     @_accept_former_keyword("photographs", "images")
     async def grade_batch(self, images: Iterable[ImageInput]) -> AsyncIterator[Row]:
-        """As `Client.grade_batch`."""
         parts = _split_requests(images)
         while part := await asyncio.to_thread(next, parts, None):
             for row in await self._run(_batch(*part)):
                 yield row
 
     async def model(self) -> ModelResponse:
-        """As `Client.model`."""
         return await self._run(_MODEL)
 
     async def ready(self) -> bool:
-        """As `Client.ready`."""
-        try:
+        with suppress(GradeError):
             await self._run(_READY, Retries(attempts=1))
-        except GradeError:
-            return False
-        return True
+            return True
+        return False
 
     async def bulk(self, source: str) -> BulkRun:
-        """As `Client.bulk`."""
         return await self._run(_bulk(source))
 
     async def bulk_status(self, run: str) -> BulkRun:
-        """As `Client.bulk_status`."""
         return await self._run(_bulk_run("GET", run))
 
     async def bulk_cancel(self, run: str) -> BulkRun:
-        """As `Client.bulk_cancel`."""
         return await self._run(_bulk_run("DELETE", run))
 
-    async def bulk_list(self) -> AsyncIterator[BulkRun]:
-        """As `Client.bulk_list`."""
-        cursor: str | None = ""
-        while cursor is not None:
-            page = await self._run(_bulk_page(cursor))
-            cursor = page.next
-            for bulk_run in page.runs:
-                yield bulk_run
+    def bulk_list(self) -> AsyncIterator[BulkRun]:
+        return self._rows(_bulk_page)
 
-    async def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
-        """As `Client.bulk_rows`."""
-        cursor: str | None = ""
-        while cursor is not None:
-            page = await self._run(_bulk_rows(run, cursor))
-            cursor = page.next
-            for row in page.rows:
-                yield row
+    def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
+        return self._rows(partial(_bulk_rows, run))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -274,26 +259,32 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
+    async def _rows(self, page: Callable[[str], Call[Page[T]]]) -> AsyncIterator[T]:
+        cursor: str | None = ""
+        while cursor is not None:
+            rows, cursor = await self._run(page(cursor))
+            for row in rows:
+                yield row
+
     async def _run(self, call: Call[T], retries: Retries | None = None) -> T:
-        attempts = Attempts(call, retries or self._retries, self._timeout, self.counts)
+        attempts = self._attempts(call, retries)
 
         async def once() -> T:
-            with attempts.attempt():
-                return attempts.answer(await self._http.request(**attempts.request))
-            raise AssertionError  # an attempt that fails raises
+            try:
+                response = await self._http.request(**attempts.next_request())
+            except httpx.TransportError as error:
+                raise attempts.transport_error(error) from error
+            return attempts.read(response)
 
-        with attempts.call():
+        with attempts.counted():
             return await tenacity.AsyncRetrying(**attempts.plan)(once)
 
 
-def _json(model: type[T]) -> Callable[[httpx.Response], T]:
-    adapter = TypeAdapter(model)
-    return lambda response: adapter.validate_json(response.content)
+def _json(model: type[M]) -> Callable[[httpx.Response], M]:
+    return lambda response: model.model_validate_json(response.content)
 
 
 def _grade(data: bytes, heatmap: bool, heatmap_grade: int | None) -> Call[GradeResponse]:
@@ -328,13 +319,21 @@ def _bulk_run(method: str, run: str) -> Call[BulkRun]:
     return Call(method, f"/v1/bulk/{quote(run, safe='')}", _json(BulkRun))
 
 
-def _bulk_page(cursor: str) -> Call[_BulkPage]:
-    return Call("GET", "/v1/bulk", _json(_BulkPage), body={"params": _after(cursor)})
+def _bulk_page(cursor: str) -> Call[Page[BulkRun]]:
+    def read(response: httpx.Response) -> Page[BulkRun]:
+        page = _BulkPage.model_validate_json(response.content)
+        return page.runs, page.next
+
+    return Call("GET", "/v1/bulk", read, body={"params": _after(cursor)})
 
 
-def _bulk_rows(run: str, cursor: str) -> Call[BulkRows]:
+def _bulk_rows(run: str, cursor: str) -> Call[Page[BulkRow]]:
+    def read(response: httpx.Response) -> Page[BulkRow]:
+        page = BulkRows.model_validate_json(response.content)
+        return page.rows, page.next
+
     path = f"/v1/bulk/{quote(run, safe='')}/results"
-    return Call("GET", path, _json(BulkRows), body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
+    return Call("GET", path, read, body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
 
 
 def _after(cursor: str) -> dict[str, str]:
@@ -343,10 +342,6 @@ def _after(cursor: str) -> dict[str, str]:
 
 _MODEL = Call("GET", "/v1/model", _json(ModelResponse))
 _READY = Call("GET", "/readyz", _json(Health))
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _file(data: bytes) -> tuple[str, tuple[str, bytes]]:

@@ -116,17 +116,17 @@ class Attempts(Generic[T]):
             "reraise": True,
         }
 
-    @property
-    def request(self) -> dict[str, Any]:
-        """Arguments of httpx's `request`; the timeout ends with the bound of the call."""
-        left = max(1.0, self._until - time.monotonic())
+    def next_request(self) -> dict[str, Any]:
+        """Count an attempt and return its arguments of httpx's `request`; it ends with the call's timeout."""
+        self._attempts += 1
+        self._counts.add(attempts=1)
+        timeout = min(self._timeout, max(1.0, self._until - time.monotonic()))
         headers = {"X-Request-ID": self._id}
-        timeout = min(self._timeout, left)
         fixed = {"method": self._call.method, "url": self._call.path, "headers": headers, "timeout": timeout}
         return fixed | self._call.body
 
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Count the call of the block."""
         try:
             yield
@@ -136,19 +136,7 @@ class Attempts(Generic[T]):
         finally:
             self._counts.add(calls=1)
 
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Count one attempt, and raise its failure as `GradeError`."""
-        self._attempts += 1
-        self._counts.add(attempts=1)
-        try:
-            yield
-        except httpx.TransportError as error:
-            self._fail(self._transport(error), error)
-        except GradeError as error:
-            self._fail(error, None)
-
-    def answer(self, response: httpx.Response) -> T:
+    def read(self, response: httpx.Response) -> T:
         """Read the response of the call.
 
         Raises:
@@ -160,22 +148,18 @@ class Attempts(Generic[T]):
             return self._call.read(response)
         except ValueError as error:  # pydantic's and json's are ValueErrors
             detail = f"this is not a response of a scalp endpoint ({type(error).__name__})"
-            raise self._error("bad_answer", detail, response, again=self._call.idempotent) from error
+            raise self._error("bad_answer", detail, self._call.idempotent, response) from error
 
-    def _fail(self, error: GradeError, cause: Exception | None) -> None:
-        self._counts.add(failed_at_first=int(self._attempts == 1 and error.again))
-        raise error from cause
+    def transport_error(self, error: httpx.TransportError) -> GradeError:
+        """The error of an attempt without a response."""
+        never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        code = "timed_out" if isinstance(error, httpx.TimeoutException) else "unreachable"
+        return self._error(code, str(error) or type(error).__name__, never_sent or self._call.idempotent)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         # Added, so that clients with the same Retry-After do not retry together.
         return self._backoff(state) + (error.retry_after if isinstance(error, GradeError) else 0)
-
-    def _transport(self, error: httpx.TransportError) -> GradeError:
-        never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-        code = "timed_out" if isinstance(error, httpx.TimeoutException) else "unreachable"
-        detail = str(error) or type(error).__name__
-        return GradeError(code, detail, self._id, again=never_sent or self._call.idempotent)
 
     def _problem(self, response: httpx.Response) -> GradeError:
         status = response.status_code
@@ -183,10 +167,16 @@ class Attempts(Generic[T]):
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError:  # from a proxy
-            return self._error(f"http_{status}", response.reason_phrase or "no reason", response, again)
-        return self._error(problem.code, problem.detail, response, again)
+            return self._error(f"http_{status}", response.reason_phrase or "no reason", again, response)
+        return self._error(problem.code, problem.detail, again, response)
 
-    def _error(self, code: str, detail: str, response: httpx.Response, again: bool) -> GradeError:
+    def _error(
+        self, code: str, detail: str, again: bool, response: httpx.Response | None = None
+    ) -> GradeError:
+        if self._attempts == 1 and again:
+            self._counts.add(failed_at_first=1)
+        if response is None:
+            return GradeError(code, detail, self._id, again=again)
         after = response.headers.get("Retry-After", "")
         request_id = response.headers.get("X-Request-ID", self._id)
         wait = float(after) if after.isdigit() else 0.0

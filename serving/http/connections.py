@@ -20,19 +20,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.http import request_context
 from serving.http.backpressure import bound_request_queues
-from serving.http.streaming import FlowControlMiddleware
 
 CALLBACK = "serving.http.connections:proxy_callback"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
 # Seconds for the head of a request, for the rest of a body after the response, and for a stalled response.
 VARIABLE = "SCALP_CONNECTION_SECONDS"
 DEFAULT_SECONDS = 15.0
 MAX_HEAD_BYTES = 64 * 1024
+BATCH_PATH = "/v1/grade/batch"
+"""The only path with bodies larger than an image."""
 
-_REQUEST_ID = b"x-request-id"
+_REQUEST_ID, _REQUEST_TIMEOUT = b"x-request-id", b"x-request-timeout-seconds"
 # Headers that control Ray Serve: timeout of a request, cancel on disconnect, and choice of the replica. Ray
 # accepts some with - or with _.
 _CONTROL_HEADERS = {
-    b"x-request-timeout-seconds",
+    _REQUEST_TIMEOUT,
     b"x-request-disconnect-disabled",
     b"serve-multiplexed-model-id",
     b"x-session-id",
@@ -165,6 +166,8 @@ class HeaderFilterMiddleware:
                 elif plain not in _CONTROL_HEADERS:
                     headers.append((name, value))
             headers.append((_REQUEST_ID, request_context.request_id(given_id).encode()))
+            if scope["path"].removesuffix("/").endswith(BATCH_PATH):
+                headers.append((_REQUEST_TIMEOUT, b"0"))  # `limits.batch_seconds` applies in place of Serve's
             scope["headers"] = headers
         await self._app(scope, receive, send)
 
@@ -174,4 +177,4 @@ def proxy_callback() -> list[Middleware]:
     bound_request_queues()
     Connection.seconds = float(os.environ.get(VARIABLE, DEFAULT_SECONDS))
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
-    return [Middleware(HeaderFilterMiddleware), Middleware(FlowControlMiddleware)]
+    return [Middleware(HeaderFilterMiddleware)]

@@ -49,7 +49,6 @@ def install(api: FastAPI, problem: type[BaseModel], models: Sequence[type[BaseMo
     """Install a complete OpenAPI description in `api`.
 
     Args:
-        api: Application with all its routes.
         problem: Schema of refusals.
         models: Further schemas that routes use by `reference`.
         keys: Whether requests below `/v1/` need a key.

@@ -79,12 +79,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
-    """Install exception handlers, so that each refusal of `api`, the router and the form parser is a problem.
-
-    Args:
-        api: Application.
-        routes: Routes for the Allow header of a refused method.
-    """
+    """Install exception handlers: each refusal of `api`, the router and the form parser is a problem."""
 
     @api.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:

@@ -42,9 +42,13 @@ class RequestContext:
         return Caller(self.key, self.rights)
 
     @property
+    def seconds(self) -> float:
+        """Seconds since the head arrived."""
+        return time.perf_counter() - self.began
+
+    @property
     def ms(self) -> float:
-        """Milliseconds since the head arrived."""
-        return round(1000 * (time.perf_counter() - self.began), 2)
+        return round(1000 * self.seconds, 2)
 
 
 _CURRENT: ContextVar[RequestContext] = ContextVar("request")

@@ -70,7 +70,6 @@ def read_segment(path: Path, wanted: set[str] | None = None) -> Segment:
     """Read a whole file and check each line against the line before it.
 
     Args:
-        path: File to read.
         wanted: SHA-256 of lines to find; found hashes are removed from the set.
     """
     segment = Segment(path)

@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalp_core.errors import UserError
 from serving.observability.audit_chain import (
     NAME,
     find_segments,
@@ -38,29 +42,38 @@ _LOG_AGAIN_S = 60
 _log = logging.getLogger("ray.serve")
 
 
+class AuditSettings(BaseModel):
+    """Settings of the audit log."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str | None = Field(
+        None, description="directory on each node, closed to other users; None turns the log off"
+    )
+    max_bytes: int = Field(64 * 2**20, ge=1, description="size of one file, after which the next one begins")
+    max_hours: float = Field(
+        24, gt=0, description="age of one file in hours, after which the next one begins"
+    )
+    sync_seconds: float = Field(0.2, ge=0, description="longest time from a line to its fsync")
+    keep_days: float | None = Field(
+        None, gt=0, description="age in days at which closed files are removed; None keeps all"
+    )
+
+
 class Writer:
     """Queue lines without blocking; a thread writes them.
 
     Args:
-        folder: Folder of the log.
+        settings: Settings with a folder.
         replica: Id of the replica; part of the file names.
-        max_bytes, max_hours: Limits of one file, after which the next one begins.
-        sync_seconds: Longest time from a line to its fsync.
-        keep_days: Age at which closed files are removed; None keeps all.
+
+    Raises:
+        UserError: The folder cannot be created, or other users can read it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        replica: str,
-        *,
-        max_bytes: int,
-        max_hours: float,
-        sync_seconds: float,
-        keep_days: float | None,
-    ) -> None:
-        self._files = _Files(folder, replica, max_bytes, max_hours, keep_days)
-        self._sync_seconds = sync_seconds
+    def __init__(self, settings: AuditSettings, replica: str) -> None:
+        self._files = _Files(settings, replica)
+        self._sync_seconds = settings.sync_seconds
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_WAITING)
         self._lock = threading.Lock()
         self._lost, self._unreported, self._logged = 0, 0, -math.inf
@@ -159,13 +172,10 @@ class _Files:
     A writer holds an flock on its file: the kernel releases it when the process is killed.
     """
 
-    def __init__(
-        self, folder: Path, replica: str, max_bytes: int, max_hours: float, keep_days: float | None
-    ) -> None:
-        self._folder = folder
+    def __init__(self, settings: AuditSettings, replica: str) -> None:
+        self._settings = settings
+        self._folder = _open_folder(settings)
         self._replica = re.sub(r"[^\w.-]", "_", replica)
-        self._max_bytes, self._max_seconds = max_bytes, max_hours * _HOUR
-        self._keep_seconds = None if keep_days is None else keep_days * _DAY
         self._path: Path | None = None  # the last file of the chain, open or not
         self._fd: int | None = None
         self._size, self._began = 0, 0.0
@@ -174,7 +184,8 @@ class _Files:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Append a line; begin the next file first if the current one is full, old or failed."""
-        is_full = self._size >= self._max_bytes or time.time() - self._began >= self._max_seconds
+        hours = (time.time() - self._began) / _HOUR
+        is_full = self._size >= self._settings.max_bytes or hours >= self._settings.max_hours
         if self._fd is None or is_full:
             self._begin()
         self._append(entry)
@@ -211,9 +222,9 @@ class _Files:
             self.sync()
             self.close()
             self._create(before or self._adopt(locks))
-            if self._keep_seconds is not None:
+            if self._settings.keep_days is not None:
                 try:
-                    self._remove_old(time.time() - self._keep_seconds)
+                    self._remove_old(time.time() - self._settings.keep_days * _DAY)
                 except OSError as error:
                     _log.warning("old files of the audit log stay: %s", error)
 
@@ -317,3 +328,16 @@ def _sync_folder(folder: Path) -> None:
 def _beginning(path: Path) -> float:
     match = NAME.fullmatch(path.name)
     return datetime.strptime(match["began"] if match else "", _TIME).replace(tzinfo=UTC).timestamp()
+
+
+def _open_folder(settings: AuditSettings) -> Path:
+    """Create the folder if it is missing, and check that other users cannot read it."""
+    folder = Path(settings.folder or "").absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise UserError(f"the audit log cannot be written to {folder}: {error.strerror}") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UserError(f"other users can read the audit log in {folder}; run: chmod 700 {folder}")
+    return folder

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the endpoint; Ray's agent of each node exports them as `ray_scalp_…`.
+"""Prometheus metrics of the endpoint, exported by Ray as `ray_scalp_…`, and drift of its last images.
 
 An observation takes a microsecond; processes send their metrics to the agent every ten seconds. The agent
 keeps the buckets of a histogram and estimates its `_sum` from their centers, so dashboards compute means from
@@ -8,19 +8,19 @@ counters. docs/serving.md lists the metrics, cluster/dashboards shows them.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 from ray.serve.metrics import Counter, Gauge, Histogram
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import Grading
 from scalp_core.inference.predictor import Predictor
-from scalp_core.results.drift import Level
-from serving.http import request_context
-from serving.observability.drift import DriftWindow
+from scalp_core.results.drift import Drift, Level, count_statistics, measure_drift
 
 Stage = Literal["read", "decode", "queue", "forward", "heatmap"]
 
@@ -29,6 +29,7 @@ _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 
 _SECONDS += [1, 1.5, 2, 3, 5, 10, 30, 60]
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _UNLIKENESS = [0.2, 0.4, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5]
+_WINDOW_IMAGES = 2000  # several times `drift.MIN_PHOTOGRAPHS`, compared in 1.3 ms of one core
 _LEVELS: dict[Level, int] = {"too_few": -1, "none": 0, "some": 1, "strong": 2}
 
 
@@ -53,11 +54,7 @@ class ImageMetrics:
         self.observe_stage(stage, time.perf_counter() - started)
 
     def observe_unreadable(self, code: str) -> None:
-        """Count an image that was refused.
-
-        Args:
-            code: Code of its `ImageError`.
-        """
+        """Count an image that was refused."""
         self._unreadable.inc(1, {"code": code})
 
 
@@ -73,16 +70,40 @@ class RequestMetrics:
         )
 
     def observe(self, path: str, status: int, outcome: str, seconds: float) -> None:
-        """Record one request.
-
-        Args:
-            path: Path template of the route, not the path of the request.
-            status: Status of the response.
-            outcome: `ok`, or the code of the problem.
-            seconds: Duration of the request.
-        """
+        """Record one request by the path template of its route, and its outcome: `ok` or a problem's code."""
         self._requests.inc(1, {"path": path, "status": str(status), "outcome": outcome})
         self._seconds.observe(seconds, {"path": path})
+
+
+class DriftWindow:
+    """Window of the last images that one replica graded, compared with the training split of its bundle.
+
+    Its size is a number of images, not of hours, because the comparison needs some hundred images.
+    """
+
+    def __init__(self, spec: BundleSpec, images: int = _WINDOW_IMAGES) -> None:
+        self._spec = spec
+        self._statistics = np.empty((images, len(STATISTICS)), np.float32)
+        self._grades = np.empty(images, np.int8)
+        self._seen = 0
+
+    def add(self, gradings: list[Grading], statistics: np.ndarray) -> None:
+        """Add images in order; the oldest are dropped.
+
+        Args:
+            statistics: float (N, K) from `statistics.measure`.
+        """
+        places = (self._seen + np.arange(len(gradings))) % len(self._grades)
+        self._statistics[places] = statistics
+        self._grades[places] = [grading.grade for grading in gradings]
+        self._seen += len(gradings)
+
+    def drift(self) -> Drift:
+        """Measure the drift of the window."""
+        size = min(self._seen, len(self._grades))
+        counts = count_statistics(self._statistics[:size], self._spec.gates) if self._spec.gates else None
+        names = Counts(self._spec.grade_names[grade] for grade in self._grades[:size].tolist())
+        return measure_drift(counts, names, self._spec)
 
 
 class GraderMetrics:
@@ -110,13 +131,7 @@ class GraderMetrics:
             self._predictor, self._window = predictor, DriftWindow(predictor.spec)
 
     def observe_batch(self, waits: Sequence[float], room: int, forward_seconds: float) -> None:
-        """Record one forward pass.
-
-        Args:
-            waits: Seconds that each of its images waited.
-            room: Maximum batch size.
-            forward_seconds: Duration of the pass.
-        """
+        """Record one forward pass."""
         for wait in waits:
             self._stages.observe_stage("queue", wait)
         self._stages.observe_stage("forward", forward_seconds)
@@ -128,7 +143,6 @@ class GraderMetrics:
         """Record the gradings of one pass.
 
         Args:
-            gradings: Gradings of its images.
             statistics: float (K,) per image, from `statistics.measure`.
         """
         for grading in gradings:
@@ -141,11 +155,7 @@ class GraderMetrics:
             self._window.add(gradings, np.stack(statistics))
 
     def publish(self, waiting: int) -> None:
-        """Set the gauges; call it every few seconds, because Ray drops stale gauges.
-
-        Args:
-            waiting: Images in the queue of the model.
-        """
+        """Set the gauges; call it every few seconds, because Ray drops stale gauges."""
         self._waiting.set(waiting)
         if self._predictor is None or self._window is None:
             return
@@ -161,34 +171,3 @@ class GraderMetrics:
                 self._psi.set(statistic.psi, {"statistic": statistic.name})
         if drift.grades.level != "too_few":
             self._psi.set(drift.grades.psi, {"statistic": "grade_mix"})
-
-
-class MetricsMiddleware:
-    """Outermost ASGI middleware: record each request with its outcome."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._requests = RequestMetrics()
-        self._stages = ImageMetrics()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        broken_off = True
-
-        async def metered_receive() -> Message:
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                self._stages.observe_stage("read", time.perf_counter() - started)
-            return message
-
-        try:
-            await self._app(scope, metered_receive, send)
-            broken_off = False
-        finally:
-            request = request_context.current()
-            outcome = "broken_off" if broken_off else request.problem or "ok"
-            seconds = time.perf_counter() - started
-            self._requests.observe(request.route or "other", request.status, outcome, seconds)

@@ -15,11 +15,6 @@ class CircuitBreaker:
     Closed, it allows all calls. After `failures` failures among the last `of` calls it opens, and refuses
     calls for `pause_s` seconds. Then it is half open and allows one call at a time: a success closes it, a
     failure opens it again.
-
-    Args:
-        failures: Number of failures that open it.
-        of: Number of last calls to count.
-        pause_s: Seconds until the next call after it opened.
     """
 
     def __init__(self, failures: int = 5, of: int = 20, pause_s: float = 30.0) -> None:

@@ -50,7 +50,6 @@ class Explainer:
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
-            grade: Grade to explain.
             bundle: Directory of the bundle that graded the image.
 
         Returns:

@@ -24,8 +24,7 @@ from scalp_core.inference.predictor import Predictor, resolve_device, resolve_ru
 from scalp_core.results.schema import Signature
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, FairQueue
 from serving.observability.metrics import GraderMetrics
-from serving.schemas.grading import ModelResponse
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded, ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
 
 # While several owners sent requests within this time, none gets all lanes.
@@ -83,9 +82,6 @@ class Grader:
     that images of another owner do not wait for a full pass.
 
     Ray calls `reconfigure` with the `user_config` before the replica is ready, and when it changes.
-
-    Args:
-        settings: Settings of the endpoint.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -169,8 +165,6 @@ class Grader:
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
             statistics: float (K,) of the image, from `statistics.measure`.
-            preprocess: Preprocessing of the image.
-            owner: Owner of the request.
 
         Returns:
             The grading; or the preprocessing of the model, if it differs from that of the image.

@@ -19,7 +19,7 @@ from serving.admission.limits import Load
 from serving.http import request_context
 from serving.http.problems import Refusal
 from serving.observability.metrics import ImageMetrics
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded
 
 # Requests of a replica that died are sent again: grading is idempotent.
 _ATTEMPTS = 3
@@ -60,7 +60,6 @@ class DeploymentClient:
     """Client of a deployment that retries after the death of a replica, and refuses requests on a full queue.
 
     Args:
-        handle: Handle of the deployment.
         load: Load of the replica, for the Retry-After of refusals.
     """
 
@@ -116,47 +115,31 @@ class GraderClient(DeploymentClient):
         self._decoders = decoders
         self._preprocess: Preprocess | None = None
 
-    async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
+    async def grade(
+        self, data: bytes, cost: float = 0.0, image: DecodedImage | None = None
+    ) -> tuple[DecodedImage, Graded]:
         """Decode and grade one image.
 
         Args:
             data: Bytes of the file.
             cost: Decoding cost, see `codecs.Header`.
+            image: The image as decoded for another model; decoded again if the preprocessing differs.
 
         Raises:
             ImageError: The file cannot be decoded.
             Refusal: The queue is full, or the model is changing.
         """
-        with self._load.grading():
-            return await self._grade(data, cost)
-
-    async def grade_decoded(self, image: DecodedImage, data: bytes, cost: float = 0.0) -> Graded:
-        """Grade an image that was decoded for another model; decode it again if the preprocessing differs.
-
-        Raises:
-            Refusal: As `grade`.
-        """
-        with self._load.grading():
-            _, graded = await self._grade(data, cost, image)
-        return graded
-
-    async def _grade(
-        self, data: bytes, cost: float, image: DecodedImage | None = None
-    ) -> tuple[DecodedImage, Graded]:
-        preprocess = self._preprocess or await self.call("preprocess")
         owner = request_context.current().owner
-        for _ in range(_MAX_DECODES):
-            if image is None or image.preprocess != preprocess:
-                image = await self._decode(data, cost, preprocess)
-            pixels, statistics = image.decoded.pixels, image.statistics
-            result = await self.call("grade", pixels, statistics, preprocess, owner)
-            if isinstance(result, Graded):
-                self._preprocess = preprocess
-                return image, result
-            preprocess = result
-        raise Refusal(503, "model_changes", "the model is changing; try again in a few seconds")
-
-    async def _decode(self, data: bytes, cost: float, preprocess: Preprocess) -> DecodedImage:
-        with self._metrics.stage("decode"):
-            owner = request_context.current().owner
-            return await self._decoders.run(owner, cost, decode_image, data, preprocess)
+        with self._load.grading():
+            preprocess = self._preprocess or await self.call("preprocess")
+            for _ in range(_MAX_DECODES):
+                if image is None or image.preprocess != preprocess:
+                    with self._metrics.stage("decode"):
+                        image = await self._decoders.run(owner, cost, decode_image, data, preprocess)
+                pixels, statistics = image.decoded.pixels, image.statistics
+                result = await self.call("grade", pixels, statistics, preprocess, owner)
+                if isinstance(result, Graded):
+                    self._preprocess = preprocess
+                    return image, result
+                preprocess = result
+            raise Refusal(503, "model_changes", "the model is changing; try again in a few seconds")

@@ -16,13 +16,13 @@ from scalp_core.errors import ImageError, UserError
 from scalp_core.inference.overlay import MEANING
 from serving.admission.decoding import Decoders
 from serving.admission.limits import Load
-from serving.admission.pixels import Admission
+from serving.admission.rate_limit import Admission
 from serving.batch.window import Batches
 from serving.bulk.work import Bulk, ServedModel
 from serving.http import request_context
 from serving.http.backpressure import bound_request_queues
 from serving.http.problems import Refusal
-from serving.observability.audit import AuditLog, open_log
+from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics
 from serving.replicas.handles import DeploymentClient, GraderClient, hash_of
 from serving.replicas.readiness import Readiness
@@ -34,15 +34,7 @@ CreateApi = Callable[[Settings, Load, AuditLog | None], FastAPI]
 
 
 class Ingress:
-    """Serve the HTTP API and grade its images.
-
-    Args:
-        settings: Settings of the endpoint.
-        grader: Handle of the `Grader` deployment.
-        explainer: Handle of the `Explainer` deployment.
-        create_api: Function that creates the ASGI application of a replica.
-        candidate: Handle of the `Candidate` deployment, if there is one.
-    """
+    """Serve the HTTP API and grade its images."""
 
     def __init__(
         self,
@@ -56,7 +48,8 @@ class Ingress:
         self._settings = settings
         self._create_api = create_api
         self.load = Load(settings.limits)
-        self.audit = open_log(settings.audit, ray_serve.get_replica_context().replica_id.unique_id)
+        replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self.audit = AuditLog(settings.audit, replica_id) if settings.audit.folder else None
         self._metrics = ImageMetrics()
         self._decoders = Decoders()
         self._admission = Admission(settings.limits, self._decoders)
@@ -80,12 +73,10 @@ class Ingress:
 
     async def grade(
         self, data: bytes, heatmap: bool = False, of_grade: int | None = None, is_paid: bool = False
-    ) -> GradeResponse:
-        """Grade one image, and log it in the audit log.
+    ) -> tuple[GradeResponse, int]:
+        """Grade one image, and log it in the audit log; return the response and the batch size of its pass.
 
         Args:
-            data: Bytes of the file.
-            heatmap: Whether to return a heatmap.
             of_grade: Grade that the heatmap explains; None takes the likeliest.
             is_paid: Whether the owner's budget has been charged already.
 
@@ -100,7 +91,7 @@ class Ingress:
                 cost = await self._admission.measure(owner, data)
                 if not is_paid:
                     self._admission.take(owner, cost)
-                answer = await self._answer(data, cost, heatmap, of_grade)
+                answer, batch_size = await self._answer(data, cost, heatmap, of_grade)
         except TimeoutError:
             raise Refusal(
                 504, "too_slow", f"no answer within {self._settings.answer_seconds:g} s; try again"
@@ -112,14 +103,16 @@ class Ingress:
             raise
         if self.audit is not None:
             self.audit.log_grade(answer)
-        return answer
+        return answer, batch_size
 
-    async def _answer(self, data: bytes, cost: float, heatmap: bool, of_grade: int | None) -> GradeResponse:
+    async def _answer(
+        self, data: bytes, cost: float, heatmap: bool, of_grade: int | None
+    ) -> tuple[GradeResponse, int]:
         image, graded = await self._models.grade(data, cost)
         pixels, notes = image.decoded
-        answer = GradeResponse.of(image.sha256, notes, graded.grading, graded.signature, graded.batch_size)
+        answer = GradeResponse.of(image.sha256, notes, graded.grading, graded.signature)
         if not heatmap:
-            return answer
+            return answer, graded.batch_size
         grade = graded.grading.grade if of_grade is None else of_grade
         try:
             with self._metrics.stage("heatmap"):
@@ -128,7 +121,7 @@ class Ingress:
             # An error through Ray has a traceback; its cause has the one-line message.
             raise Refusal(422, "no_heatmap", str(getattr(error, "cause", error))) from None
         explanation = Heatmap(grade=grade, png=base64.b64encode(png).decode(), meaning=MEANING)
-        return ExplainedResponse.explained(answer, explanation)
+        return ExplainedResponse(**dict(answer), heatmap=explanation), graded.batch_size
 
     async def describe(self) -> ModelResponse:
         """Describe the current model."""

@@ -15,11 +15,7 @@ _log = logging.getLogger("ray.serve")
 
 
 class Readiness:
-    """Last result of a check that one background task repeats.
-
-    Args:
-        check: Function that raises if the model is not ready.
-    """
+    """Last result of a check that one background task repeats."""
 
     def __init__(self, check: Callable[[], Awaitable[object]]) -> None:
         self._check = check

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
 
 from scalp_core.errors import ImageError
 from serving.observability.audit import AuditLog
 from serving.replicas.breaker import CircuitBreaker
 from serving.replicas.handles import DecodedImage, GraderClient, hash_of
-from serving.schemas.grading import CandidateState
-from serving.schemas.messages import Graded
+from serving.schemas.grading import CandidateState, Graded
 from serving.settings import CandidateSettings
 
 # Concurrent copies per ingress. More are skipped, so that a shadow does not slow down requests.
@@ -30,10 +27,6 @@ class Rollout:
     """Route images to the first model and to the candidate.
 
     Args:
-        settings: Mode and part of the candidate.
-        first: Client of the first model.
-        candidate: Client of the candidate.
-        audit: Audit log for both gradings; None logs nothing.
         answer_seconds: Timeout of a request; a canary gets a third of it.
     """
 
@@ -62,7 +55,9 @@ class Rollout:
                 return result
         image, graded = await self._first.grade(data, cost)
         if is_candidate and self._settings.mode == "shadow" and len(self._copies) < _MOST_COPIES:
-            self._start_copy(self._copy(data, cost, image, graded))
+            task = asyncio.create_task(self._copy(data, cost, image, graded))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
         return image, graded
 
     def describe(self) -> CandidateState:
@@ -81,10 +76,7 @@ class Rollout:
         try:
             async with asyncio.timeout(seconds):
                 result = await self._candidate.grade(data, cost)
-        except ImageError:
-            self._breaker.record_cancel()
-            raise
-        except asyncio.CancelledError:
+        except (ImageError, asyncio.CancelledError):
             self._breaker.record_cancel()
             raise
         except Exception as error:
@@ -98,15 +90,10 @@ class Rollout:
         self._breaker.record_success()
         return result
 
-    def _start_copy(self, copy: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(copy)
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
-
     async def _copy(self, data: bytes, cost: float, image: DecodedImage, first: Graded) -> None:
         try:
             async with asyncio.timeout(self._answer_seconds):
-                graded = await self._candidate.grade_decoded(image, data, cost)
+                _, graded = await self._candidate.grade(data, cost, image)
         except Exception as error:
             self._log_candidate(image.sha256, first, str(error) or "no answer in time")
         else:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from serving.auth.prefixes import canonical_uri, is_below
+from serving.auth.scopes import canonical_uri, is_below
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 

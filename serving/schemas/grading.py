@@ -1,15 +1,16 @@
-"""Response schemas of grading: a graded image, the model, probes and problems."""
+"""Schemas of grading: what a grader returns, responses and lines of batches, the model, and problems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, Field
 
 from scalp_core.bundles.bundle import BundleSpec, Conformal, Referral
 from scalp_core.datasets.manifest import image_id
+from scalp_core.errors import ImageError
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.decision import REASONS, Grading
@@ -19,6 +20,17 @@ if TYPE_CHECKING:  # clients read these schemas, and need nothing that runs a mo
     from scalp_core.inference.predictor import Predictor
 
 INTENDED_USE = "Research and screening support. Not a diagnosis; a referral asks for a person's judgement."
+
+
+class Graded(NamedTuple):
+    """Message from a grader to an ingress: grading of one image, with its model and durations."""
+
+    grading: Grading
+    signature: Signature
+    bundle: str  # location with a pinned version
+    batch_size: int
+    queue_seconds: float
+    forward_seconds: float
 
 
 class GradeResponse(BaseModel):
@@ -55,14 +67,11 @@ class GradeResponse(BaseModel):
     model_version: str = Field(description="identifies the exact weights")
     computed_by: str = Field(description="device, precision, runtime and versions, as in bulk rows")
     graded_at: datetime
-    _batch_size: int = PrivateAttr(0)
 
     @classmethod
-    def of(
-        cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature, batch_size: int
-    ) -> GradeResponse:
+    def of(cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature) -> GradeResponse:
         """Make the response for the image with this hash, graded now."""
-        answer = cls(
+        return cls(
             image_id=image_id(sha256),
             sha256=sha256,
             notes=list(notes),
@@ -70,13 +79,6 @@ class GradeResponse(BaseModel):
             **vars(signature),
             **vars(grading),
         )
-        answer._batch_size = batch_size
-        return answer
-
-    @property
-    def batch_size(self) -> int:
-        """Number of images in the forward pass; sent as a header."""
-        return self._batch_size
 
 
 class Heatmap(BaseModel):
@@ -96,12 +98,57 @@ class ExplainedResponse(GradeResponse):
 
     heatmap: Heatmap
 
+
+class FailedLine(BaseModel):
+    """An image that cannot be graded, with the fields of a failed row of bulk grading."""
+
+    image_id: str | None = Field(description="start of the sha256; null if the bytes were unavailable")
+    location_id: None = None
+    uri: None = None
+    member: str = Field(description="number of the `file` part, from 0, or the name in the archive")
+    sha256: str | None = Field(
+        description="SHA-256 of the bytes that were sent; null if they were unavailable"
+    )
+    status: Literal["failed"] = "failed"
+    error_code: str = Field(
+        description="stable identifier: `code` of the problem that /v1/grade would return"
+    )
+    error: str = Field(description="one line for a person")
+    grade: None = None
+    grade_name: None = None
+    probabilities: None = None
+    expected_severity: None = None
+    grade_set: None = None
+    unlikeness: None = None
+    refer: None = None
+    refer_reasons: None = None
+    notes: list[str] = []
+    model_version: str
+    computed_by: None = None
+    graded_at: datetime = Field(description="time of the failure")
+
     @classmethod
-    def explained(cls, answer: GradeResponse, heatmap: Heatmap) -> ExplainedResponse:
-        """Add a heatmap to a response."""
-        explained = cls(**dict(answer), heatmap=heatmap)
-        explained._batch_size = answer.batch_size
-        return explained
+    def of(cls, member: str, sha256: str | None, error: ImageError, model_version: str) -> FailedLine:
+        """Make the line of an image that failed now."""
+        return cls(
+            image_id=sha256 and image_id(sha256),
+            member=member,
+            sha256=sha256,
+            error_code=error.code,
+            error=error.message,
+            model_version=model_version,
+            graded_at=datetime.now(UTC),
+        )
+
+
+class EndLine(BaseModel):
+    """The last line. A response without it was cut off."""
+
+    status: Literal["done", "aborted"] = Field(description="aborted: some images have no line")
+    error_code: str | None = Field(None, description="why it was aborted, as the `code` of a problem")
+    error: str | None = Field(None, description="the same for a person")
+    graded: int = Field(description="number of such lines before")
+    failed: int = Field(description="number of such lines before")
 
 
 class GradeName(BaseModel):

@@ -13,7 +13,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from serving import app
-from serving.observability.audit import AuditSettings
+from serving.observability.audit_writer import AuditSettings
 from serving.replicas.rollout import is_chosen
 from serving.settings import CandidateSettings, Scaling, Settings
 from tests.support.images import jpeg

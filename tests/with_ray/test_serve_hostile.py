@@ -17,7 +17,7 @@ from PIL import Image
 from cluster.haproxy import Policy
 from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings, new_key
-from serving.observability.audit import AuditSettings
+from serving.observability.audit_writer import AuditSettings
 from serving.settings import Settings
 from tests.support.images import jpeg
 from tests.support.served import scalp_serve

@@ -22,7 +22,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA
-from serving.http.streaming import BATCH_PATH
+from serving.http.connections import BATCH_PATH
 from serving.schemas.bulk import BulkRow
 from tests.support import odd_archives as odd
 from tests.support.images import jpeg

@@ -11,8 +11,7 @@ from scalp_core.datasets.manifest import image_id, location_id
 from scalp_core.errors import ImageError
 from scalp_core.inference.decision import Grading
 from scalp_core.results.schema import RESULTS_FOLDER, Signature
-from serving.batch.ndjson import FailedLine
-from serving.schemas.grading import GradeResponse
+from serving.schemas.grading import FailedLine, GradeResponse
 from tests.support.result_rows import read_results
 from tests.support.small_grade import picture, rows, run, write_bundle, zipped
 from tests.support.sources import audited
@@ -64,7 +63,7 @@ def test_bulk_rows_join_the_manifest_and_an_online_answer(source, tmp_path):
     database.register("results", read_results(f"{out}/{RESULTS_FOLDER}"))
     database.register("prepared", audited(source, tmp_path / "data", method="none", task="unlabelled").table)
     digest = sha256(picture(1, 128)).hexdigest()
-    online = GradeResponse.of(digest, (), GRADING, Signature("made", "cpu"), 1)
+    online = GradeResponse.of(digest, (), GRADING, Signature("made", "cpu"))
     joined = database.sql("select count(*) from results join prepared using (image_id)").fetchall()
     assert joined == [(3,)]  # the manifest keeps one of the two that are the same
     query = "select uri from results where image_id = $id"

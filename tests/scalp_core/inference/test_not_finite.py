@@ -52,7 +52,7 @@ def test_they_are_referred_with_their_reason_and_all_grades(spec):
 def test_online_answers_and_bulk_rows_hold_no_nan(spec):
     for answer in make_gradings(LOGITS, statistics(5), spec):
         json.dumps(asdict(answer), allow_nan=False)
-        sent = GradeResponse.of("0" * 64, [], answer, SIGNATURE, 1).model_dump_json()
+        sent = GradeResponse.of("0" * 64, [], answer, SIGNATURE).model_dump_json()
         assert json.loads(sent)["refer_reasons"] == answer.refer_reasons
     text = np.array(["a"] * 5, object)
     rows = dict.fromkeys(("location_id", "uri", "member", "sha256", "error", "notes"), text)

@@ -20,8 +20,7 @@ from scalp_core.inference.predictor import Predictor
 from serving.admission.decoding import SMALL_COST, Decoders
 from serving.admission.fairness import FairQueue
 from serving.admission.limits import Limits, Load
-from serving.admission.pixels import Admission
-from serving.admission.rate_limit import TokenBuckets
+from serving.admission.rate_limit import Admission, TokenBuckets
 from serving.api.routes import create_api
 from serving.batch.window import Batches, BatchSettings, RequestLimit, Window
 from serving.http import request_context
@@ -228,12 +227,12 @@ def test_a_batch_is_paced_by_the_budget_and_bounded_in_all():
         batches = Batches(settings, None, None, Admission(limits, Decoders()))
         as_owner("ann")
         began, total = asyncio.get_running_loop().time(), 0.0
-        for _ in range(3):
-            total += await batches.admit(encoded(4000, 3000, "PNG"))
-        assert asyncio.get_running_loop().time() - began > 0.2  # 23.5 megapixels at 100 a second
-        assert await batches.admit(encoded(7000, 7000, "PNG")) == 0  # refused, for nothing
+        for _ in range(2):
+            total = await batches.admit(encoded(4000, 3000, "PNG"), total)
+        assert await batches.admit(encoded(7000, 7000, "PNG"), total) == total  # refused, for nothing
         with pytest.raises(Refusal) as refused:
-            batches.check_megapixels(total)
+            await batches.admit(encoded(4000, 3000, "PNG"), total)
+        assert asyncio.get_running_loop().time() - began > 0.2  # 23.5 megapixels at 100 a second
         assert (refused.value.status_code, refused.value.code) == (413, "too_many_pixels")
 
     run(scenario())

@@ -36,11 +36,11 @@ class Model:
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, bool, int | None]] = []
 
-    async def grade(self, data: bytes, heatmap: bool, of_grade: int | None) -> GradeResponse:
+    async def grade(self, data: bytes, heatmap: bool, of_grade: int | None) -> tuple[GradeResponse, int]:
         if not data:
             raise ImageError("not_an_image", "it is empty")
         self.asked.append((data, heatmap, of_grade))
-        return ANSWER
+        return ANSWER, 1
 
     async def is_ready(self) -> bool:
         return True
@@ -206,8 +206,11 @@ def test_no_header_of_a_client_steers_ray():
     names = [b"serve_multiplexed_model_id", b"serve-multiplexed_model-id", b"X_Session-Id", b"x-session-id",
              b"x-request_timeout-seconds", b"X-Request-Disconnect_Disabled"]  # fmt: skip
     headers = [(name, b"\xff") for name in names] + [(b"x_request_id", b"mine"), (b"accept", b"*/*")]
-    asyncio.run(HeaderFilterMiddleware(ray)({"type": "http", "headers": headers}, None, None))
-    assert given == [[(b"accept", b"*/*"), (b"x-request-id", b"mine")]]
+    for path in ("/v1/grade", "/prefix/v1/grade/batch/"):
+        scope = {"type": "http", "path": path, "headers": headers}
+        asyncio.run(HeaderFilterMiddleware(ray)(scope, None, None))
+    kept = [(b"accept", b"*/*"), (b"x-request-id", b"mine")]
+    assert given == [kept, [*kept, (b"x-request-timeout-seconds", b"0")]]  # a batch may take half an hour
 
 
 def test_the_description_of_the_api_is_complete(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import gzip
 import io
 import json
@@ -20,12 +19,15 @@ from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.inference.decision import Grading
 from scalp_core.results.schema import SCHEMA, Signature
+from serving.admission.decoding import Decoders
+from serving.admission.limits import Limits
+from serving.admission.rate_limit import Admission
 from serving.api import batch
 from serving.api.middleware import RequestMiddleware
 from serving.batch.window import Batches, BatchSettings
 from serving.http import problems
+from serving.http.connections import BATCH_PATH
 from serving.http.problems import Refusal
-from serving.http.streaming import AHEAD, BATCH_PATH, FlowControlMiddleware
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from tests.support import odd_archives as odd
@@ -64,7 +66,10 @@ def app_of(model: Model, **settings) -> FastAPI:
     async def version() -> str:
         return "made"
 
-    batches = Batches(BatchSettings(**settings), model.grade, version)
+    async def grade(data: bytes) -> tuple[GradeResponse, int]:
+        return await model.grade(data), 1
+
+    batches = Batches(BatchSettings(**settings), grade, version, Admission(Limits(), Decoders()))
     api = FastAPI()
     api.add_middleware(RequestMiddleware)
     api.include_router(batch.router)
@@ -78,11 +83,11 @@ def run(scenario: Callable[[], object]) -> None:
 
 
 def send(model: Model, request: dict, **settings) -> httpx.Response:
-    """One request to the application through `FlowControlMiddleware`."""
+    """One request to the application."""
     found = []
 
     async def scenario() -> None:
-        transport = httpx.ASGITransport(FlowControlMiddleware(app_of(model, **settings)))
+        transport = httpx.ASGITransport(app_of(model, **settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             found.append(await client.post(BATCH_PATH, **request))
 
@@ -291,53 +296,16 @@ def body_of(count: int, size: int) -> bytes:
     return part * count + b"--x--\r\n"
 
 
-@pytest.mark.parametrize("crosses_processes", [False, True])
-def test_the_first_message_of_an_answer_is_its_start(crosses_processes):
-    """Ray takes the first message for the start of the response; after another one it has no status."""
-
-    async def scenario() -> None:
-        first = []
-        app = app_of(Model())
-
-        async def serve(scope, receive, send):
-            """As Ray: in its proxy, another process, the scope arrives pickled."""
-
-            async def send_and_note(message):
-                first.append(message["type"])
-                await send(message)
-
-            if crosses_processes:
-                scope = {**scope, "extensions": copy.deepcopy(scope["extensions"])}
-            await app(scope, receive, send_and_note)
-
-        body = body_of(40, 100_000)
-        headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        transport = httpx.ASGITransport(FlowControlMiddleware(serve))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            pieces = (body[at : at + 2**16] for at in range(0, len(body), 2**16))
-
-            async def content() -> AsyncIterator[bytes]:
-                for piece in pieces:
-                    yield piece
-
-            answer = await client.post(BATCH_PATH, content=content(), headers=headers)
-        assert lines(answer)[-1]["graded"] == 40
-        if not crosses_processes:
-            assert set(first) == {"http.response.start", "http.response.body"}
-
-    run(scenario)
-
-
 def test_no_more_of_a_body_is_read_than_the_window_takes():
-    """With a blocked model, the body is read up to the window and `AHEAD`."""
+    """With a blocked model, the body is read up to the window."""
 
     async def scenario() -> None:
         model, connection = Model(3600), Connection(body_of(200, 60_000))
-        app = FlowControlMiddleware(app_of(model, in_flight=8))
+        app = app_of(model, in_flight=8)
         task = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
         await asyncio.sleep(0.3)
         assert model.held == 8
-        assert connection.read < 10 * 61_000 + AHEAD + 2**18
+        assert connection.read < 10 * 61_000 + 2**18
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert model.held == 0
@@ -363,7 +331,7 @@ def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
             await whole.wait()
             connection.sent.append(message)
 
-        await FlowControlMiddleware(app_of(Model()))(connection.scope, receive, send)
+        await app_of(Model())(connection.scope, receive, send)
         assert len(connection.sent) == 303  # the start, 300 images, the end, and an empty piece
 
     run(scenario)
@@ -374,9 +342,7 @@ def test_when_the_client_goes_away_the_work_stops():
         model, connection = Model(3600), Connection(body_of(4, 100))
         connection.pieces.append(b"")
         api = app_of(model)
-        task = asyncio.create_task(
-            FlowControlMiddleware(api)(connection.scope, connection.receive, connection.send)
-        )
+        task = asyncio.create_task(api(connection.scope, connection.receive, connection.send))
         await asyncio.sleep(0.2)
         assert model.held == 4
         connection.gone.set()

@@ -20,7 +20,8 @@ from serving.admission.limits import Limits, Load
 from serving.api.middleware import install
 from serving.auth.keys import KeySettings
 from serving.http import problems
-from serving.observability.audit import AuditLog, AuditSettings
+from serving.observability.audit import AuditLog
+from serving.observability.audit_writer import AuditSettings
 from serving.settings import Settings
 
 KEY = "a-key-of-ann-that-is-long-enough"

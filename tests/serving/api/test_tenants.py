@@ -31,7 +31,8 @@ from serving.bulk.owners import Owners
 from serving.bulk.work import Bulk, ServedModel
 from serving.client import AsyncClient
 from serving.http import problems
-from serving.observability.audit import AuditLog, AuditSettings
+from serving.observability.audit import AuditLog
+from serving.observability.audit_writer import AuditSettings
 from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkRow, BulkSettings
 from serving.settings import Settings

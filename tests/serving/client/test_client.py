@@ -157,7 +157,7 @@ def fields(body, headers):
 def test_grades_bytes_and_files_without_their_names(run, server, tmp_path):
     path = tmp_path / "private name.jpg"
     path.write_bytes(b"pixels")
-    explained = ExplainedResponse.explained(GRADED, Heatmap(grade=1, png="", meaning="where it looked"))
+    explained = ExplainedResponse(**dict(GRADED), heatmap=Heatmap(grade=1, png="", meaning="where it looked"))
     found, _ = run("grade", path, script=[answer(explained)], heatmap=True, heatmap_grade=1)
     assert found == explained
     _, asked, headers, body = server.asked[0]

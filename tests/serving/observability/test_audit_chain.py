@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from jobs.cli.main import app
 from scalp_core.errors import UserError
 from serving.observability import audit_writer
-from serving.observability.audit import AuditLog, AuditSettings
+from serving.observability.audit import AuditLog
 from serving.observability.audit_chain import verify
+from serving.observability.audit_writer import AuditSettings
 
 
 def write(folder: Path, count: int, replica: str = "r", **settings: object) -> None:
@@ -112,7 +113,9 @@ def test_a_head_that_was_kept_elsewhere_detects_a_cut_end(folder):
 def test_a_killed_writer_leaves_a_log_that_the_next_one_continues(tmp_path):
     folder = tmp_path / "audit"
     program = (
-        "import sys, time; from serving.observability.audit import AuditLog, AuditSettings\n"
+        "import sys, time\n"
+        "from serving.observability.audit import AuditLog\n"
+        "from serving.observability.audit_writer import AuditSettings\n"
         "log = AuditLog(AuditSettings(folder=sys.argv[1]), 'killed')\n"
         "for number in range(50): log.log_refusal(str(number), 'empty')\n"
         "time.sleep(60)"
@@ -164,7 +167,7 @@ def test_a_disk_that_was_full_leaves_a_gap_that_is_counted(tmp_path, monkeypatch
     full = True
     for _ in range(5):
         log.log_refusal("lost", "empty")
-    wait_for(lambda: log._writer._lost == 5)
+    wait_for(lambda: log._lost == 5)
     full = False
     log.log_refusal("after", "empty")
     log.close()

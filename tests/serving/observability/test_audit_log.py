@@ -12,7 +12,8 @@ import pytest
 from scalp_core.errors import UserError
 from serving.http import request_context
 from serving.observability import audit_writer
-from serving.observability.audit import AuditLog, AuditSettings, open_log
+from serving.observability.audit import AuditLog
+from serving.observability.audit_writer import AuditSettings
 from serving.schemas.grading import GradeResponse
 
 ANSWER = GradeResponse(
@@ -131,7 +132,3 @@ def test_a_full_disk_is_logged_and_refuses_nobody(tmp_path, request_of_ann, monk
     record, last = caplog.records  # once in a while, not for each line
     assert "lines of the audit log were lost" in record.message and "No space left" in record.message
     assert "ended with 50 lines lost" in last.message
-
-
-def test_without_a_folder_there_is_none():
-    assert open_log(AuditSettings(), "r") is None

@@ -16,8 +16,7 @@ from serving.admission.limits import MAX_BODY_BYTES, Load
 from serving.api.middleware import RequestMiddleware
 from serving.api.routes import create_api
 from serving.observability import metrics
-from serving.observability.drift import DriftWindow
-from serving.observability.metrics import MetricsMiddleware
+from serving.observability.metrics import DriftWindow
 from serving.replicas.ingress import replica
 from serving.settings import Settings
 from tests.scalp_core.results.test_drift import LUMA, draw, spec
@@ -115,7 +114,6 @@ def test_requests_are_counted_by_route_and_by_how_they_ended(counted):
 def test_a_request_whose_client_goes_away_is_counted(counted):
     api = FastAPI()
     api.add_middleware(RequestMiddleware)
-    api.add_middleware(MetricsMiddleware)
 
     @api.get("/slow")
     async def slow() -> None:

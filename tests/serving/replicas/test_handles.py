@@ -18,7 +18,7 @@ from serving.admission.limits import Limits, Load
 from serving.http.problems import Refusal
 from serving.observability.metrics import ImageMetrics
 from serving.replicas.handles import DeploymentClient, GraderClient
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded
 from tests.support.images import jpeg
 
 SMALL, LARGE = Preprocess(size=32), Preprocess(size=64)

@@ -23,7 +23,7 @@ from serving.api.routes import create_api
 from serving.http import problems
 from serving.replicas import ingress as module
 from serving.replicas.ingress import Ingress, replica
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded
 from serving.settings import Settings
 from tests.support.images import jpeg
 

@@ -19,7 +19,7 @@ from serving.replicas import breaker
 from serving.replicas.breaker import CircuitBreaker
 from serving.replicas.handles import GraderClient
 from serving.replicas.rollout import Rollout
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded
 from serving.settings import CandidateSettings, Settings
 from tests.support.images import jpeg
 

@@ -17,7 +17,7 @@ from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from serving.replicas.grader import Grader
-from serving.schemas.messages import Graded
+from serving.schemas.grading import Graded
 from serving.settings import Scaling, Settings
 from tests.support.images import jpeg
 
