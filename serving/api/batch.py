@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -114,7 +115,7 @@ class BatchResponse(Response):
                     await self._batches.window.enter(owner, size)
                     task = group.create_task(self._line(member, data))
                     # Not inside the task, which may be cancelled before it starts.
-                    task.add_done_callback(lambda _, size=size: self._batches.window.leave(owner, size))
+                    task.add_done_callback(partial(self._leave, owner, size))
                     self._items.put_nowait(task)
         except Refusal as refusal:
             end = refusal
@@ -122,6 +123,9 @@ class BatchResponse(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
         raise ClientDisconnect
+
+    def _leave(self, owner: str, size: int, _: asyncio.Task[_Line | Exception]) -> None:
+        self._batches.window.leave(owner, size)
 
     async def _images(self, body: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         kind = self._content_type.partition(";")[0].strip().lower()
@@ -189,14 +193,14 @@ class BatchResponse(Response):
         end = _refusal(item)
         if not counts:
             return end or Refusal(422, "no_file", _WHAT_TO_SEND)
-        status = EndLine(
+        last = EndLine(
             status="aborted" if end else "done",
             error_code=end and end.code,
             error=end and end.detail,
             graded=counts["graded"],
             failed=counts["failed"],
         )
-        await self._send_line(send, status.model_dump_json(exclude_none=True))
+        await self._send_line(send, last.model_dump_json(exclude_none=True))
         await send({"type": "http.response.body", "body": b""})
         return None
 

@@ -110,8 +110,8 @@ class Batches:
             stop=tenacity.stop_after_delay(self.settings.patience_s),
             reraise=True,
         )
-        answer, _ = await retrying(self._grade, data)
-        return answer
+        result: tuple[GradeResponse, int] = await retrying(self._grade, data)
+        return result[0]
 
 
 def _is_busy(error: BaseException) -> bool:

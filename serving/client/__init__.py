@@ -100,7 +100,7 @@ class _Settings(Generic[H]):
         retries: Retries = Retries(),  # noqa: B008
     ) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = self._connect(base_url=url, headers=headers)
+        self._http: H = self._connect(base_url=url, headers=headers)
         self._timeout, self._retries = timeout, retries
         self.counts = Counts()
 
