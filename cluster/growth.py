@@ -9,7 +9,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster import ray_internals
-from cluster.local import Cluster, ClusterError, connect
+from cluster.local import connect
+from cluster.resources import Cluster, ClusterError
 
 Bundle = dict[str, float]
 # A cloud may take minutes to start a node, and pulling an image of gigabytes takes minutes more.

@@ -18,7 +18,8 @@ from requests.exceptions import ConnectionError as Unreachable
 from requests.exceptions import RequestException, SSLError
 
 from cluster import ray_internals
-from cluster.local import CREDENTIALS_HINT, ClusterError
+from cluster.local import CREDENTIALS_HINT
+from cluster.resources import ClusterError
 
 # These loggers report each closed connection and each uploaded package.
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,10 +18,10 @@ from joblib import cpu_count
 from ray.exceptions import AuthenticationError
 
 from cluster import ray_internals
+from cluster.resources import Cluster, ClusterError, is_joined
 
 # Pipelines hold several actors. Without enough logical CPUs for all, they deadlock without an error.
 _SPARE_LOGICAL_CPUS = 4
-_KEPT_FOR_DATA = 2
 # Reserved for a submitted job: one model and the task that loads its images.
 _FOR_JOBS = 2
 CREDENTIALS_HINT = (
@@ -44,49 +43,6 @@ _CONNECT_TIMEOUT_S = 5
 _ANSWER_TIMEOUT_S = 8
 # A process that dies while it loads a model is restarted; Ray's default fails the whole run.
 _MOST_DEATHS_WHILE_LOADING = 3
-
-
-class ClusterError(Exception):
-    """Ray is unavailable; the message is one line with the fix."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Resources of the connected Ray at this moment.
-
-    Args:
-        cpus: Logical CPUs of all nodes; so for `gpus`.
-        nodes: Number of nodes with CPUs.
-        cores_per_node: Cores of one node.
-        grows: Whether an autoscaler may start more nodes.
-    """
-
-    cpus: int
-    gpus: int
-    nodes: int
-    cores_per_node: int
-    grows: bool = False
-
-    @property
-    def cores(self) -> int:
-        """Cores of all nodes."""
-        return self.cores_per_node * self.nodes
-
-    @property
-    def model_cpus(self) -> int:
-        """CPUs for one model actor that leave CPUs for loading and decoding on its node."""
-        return max(1, min(self.cores_per_node, self.cpus // self.nodes - _KEPT_FOR_DATA))
-
-    def models_per_node(self, cpus: int) -> int:
-        """Number of model actors with `cpus` CPUs per node, next to loading and decoding."""
-        on_a_node = self.cpus // self.nodes
-        left = on_a_node - min(_KEPT_FOR_DATA, on_a_node - 1)
-        return min(self.cores_per_node, left) // cpus
-
-
-def is_joined() -> bool:
-    """Whether `RAY_ADDRESS` names a running cluster to join."""
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _logical_cpus(jobs: bool) -> int:

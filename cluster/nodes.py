@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 
 T = TypeVar("T")
 _TIMEOUT_S = 15.0

@@ -17,7 +17,8 @@ from typing import Any
 from ray import serve as ray_serve
 
 from cluster import haproxy
-from cluster.local import Cluster, connect, is_joined
+from cluster.local import connect
+from cluster.resources import Cluster, is_joined
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import resolve

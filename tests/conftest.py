@@ -14,7 +14,7 @@ import pytest
 from tests.support.sizes import CONNECTION_SECONDS
 
 if TYPE_CHECKING:
-    from cluster.local import Cluster
+    from cluster.resources import Cluster
     from jobs.demo_s3 import S3Server
     from tests.support.pipeline import PipelineRun, SingleWorkerRun
 

@@ -10,9 +10,9 @@ from jobs.common.options import (
     BatchOption,
     BundleArg,
     DeviceOption,
-    LocalOption,
     PrecisionOption,
     RuntimeOption,
+    parse_range,
 )
 from scalp_core.errors import UserError
 
@@ -69,19 +69,27 @@ def grade(
         bool,
         typer.Option("--no-links", help="report links that lead out of a local source as failed rows"),
     ] = False,
-    local: LocalOption = False,
+    local: Annotated[
+        bool | None,
+        typer.Option(
+            "--local/--cluster",
+            help="run in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a cluster "
+            "or this machine has a GPU, else in this process",
+        ),
+    ] = None,
     no_tables: Annotated[
         bool,
         typer.Option("--no-tables", help="refuse tables and prepared data, which can name images anywhere"),
     ] = False,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
-    from jobs.common.executor import make_executor
+    from jobs.cli.executors import make_grade_executor
+
+    executor = make_grade_executor(local)
     from jobs.common.inference import ModelOptions
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
     from jobs.grade.planning import PoolOptions
-    from jobs.train.scaling import parse_range
     from scalp_core.storage import outputs
 
     *sources, out = sources_and_out
@@ -94,8 +102,7 @@ def grade(
             raise
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
         raise UserError(f"{error}; if {out} is a source, write OUT after it") from None
-    executor = make_executor(local)
-    if local and cpus_per_model is None:
+    if not executor.uses_ray and cpus_per_model is None:
         cpus_per_model = executor.cluster().cores_per_node
     pool = PoolOptions(
         parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size

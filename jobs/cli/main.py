@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from jobs.cli.audit import audit
 from jobs.cli.bench import bench
 from jobs.cli.grade import grade, results
@@ -15,6 +15,7 @@ from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.serve import serve
 from jobs.cli.submit import jobs, submit
+from jobs.common import supervise
 from jobs.common.interrupt import INTERRUPTED, Detached
 from jobs.common.options import (
     BatchOption,
@@ -27,6 +28,7 @@ from jobs.common.options import (
     PrecisionOption,
     RuntimeOption,
     SetOption,
+    parse_range,
 )
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
@@ -139,7 +141,7 @@ def prepare(
 
     The same command resumes a stopped run.
     """
-    from jobs.common.executor import make_executor
+    from jobs.cli.executors import make_executor
     from jobs.data.prepare import prepare as verb
     from scalp_core.curation.audit import Options
 
@@ -207,7 +209,6 @@ def train(
     """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
     from jobs.train.driver import RECIPES
     from jobs.train.driver import train as verb
-    from jobs.train.scaling import parse_range
     from scalp_core.models.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
@@ -285,7 +286,7 @@ def evaluate(
     local: LocalOption = False,
 ) -> None:
     """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups."""
-    from jobs.common.executor import make_executor
+    from jobs.cli.executors import make_executor
     from jobs.common.inference import ModelOptions
     from jobs.evaluate.driver import evaluate as verb
 
@@ -375,6 +376,7 @@ def demo(
 
 def main() -> None:
     """Run the `scalp` command; print a user's mistake as one line on standard error, and exit with code 2."""
+    supervise.enable()
     try:
         app()
     except (UserError, ClusterError) as error:

@@ -128,3 +128,13 @@ def write_json(uri: str, content: Mapping[str, Any]) -> None:
 
 
 read_json = storage.read_json
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the duration of the block to `seconds[stage]`."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Load images in tasks of Ray Data: fetch and decode. Imports no module that is slow to load."""
+"""Load images in loading tasks: fetch and decode. Imports no module that is slow to load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from hashlib import sha256
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from ray.data import Dataset
 
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets.locations import LOCATION_COLUMNS, Location, location_of
@@ -25,15 +23,6 @@ _FETCHES = 8
 Columns = dict[str, np.ndarray]
 
 logger = logging.getLogger(__name__)
-
-_ROWS_A_BLOCK = 256
-
-
-def make_dataset(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
-    """Ray dataset of manifest rows, in blocks that spread over the workers."""
-    table = without_nulls(table)
-    starts = range(0, table.num_rows, rows_a_block)
-    return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
 
 
 def select_locations(table: pa.Table, *others: str) -> pa.Table:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cluster.local import Cluster, is_joined
+from cluster.resources import Cluster, is_joined
 from jobs.common.executor import Executor, InferenceSize
 from jobs.common.images import Columns, LoadImages
 from scalp_core.bundles.bundle import Bundle

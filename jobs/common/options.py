@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from scalp_core.errors import UserError
+
 BundleArg = Annotated[
     str,
     typer.Argument(
@@ -50,3 +52,20 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="override one setting; may be repeated")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="maximum number of images per forward pass")]
+
+
+def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
+    """Parse `4` to (4, 4) and `2:8` to (2, 8), minimum and maximum; None stays None.
+
+    Raises:
+        UserError: The text has neither form.
+    """
+    if text is None:
+        return None
+    words = text.split(":")
+    if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
+        raise UserError(f"{option} {text}: write a number, or MIN:MAX such as 2:8")
+    fewest, most = int(words[0]), int(words[-1])
+    if fewest > most:
+        raise UserError(f"{option} {text}: MIN is more than MAX; write {option} {most}:{fewest}")
+    return fewest, most

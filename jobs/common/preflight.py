@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import ray
 
-from cluster.local import is_joined
 from cluster.nodes import run_on_each_node
+from cluster.resources import is_joined
 from scalp_core import storage
 from scalp_core.errors import UserError
 

@@ -8,25 +8,13 @@ cluster/dashboards plots them; docs/operations.md explains them.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
 # Ray drops a gauge that was not set for ten seconds.
 _REPEAT_INTERVAL_S = 5.0
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the duration of the block to `seconds[stage]`."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
 
 
 class _RunMetrics:

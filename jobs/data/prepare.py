@@ -23,7 +23,7 @@ from typing import Any
 from cluster.growth import wait_for_node
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
-from jobs.common.executor import Executor, RayExecutor
+from jobs.common.executor import Executor
 from jobs.data.tasks import (
     EXAMINED,
     LISTED,
@@ -100,7 +100,10 @@ def prepare(
         return _keep_finished(finished, out, source)
     roots = scan.divide_source(source)
     grouping = _parse_group_by(group_by, source)
-    executor = executor or RayExecutor()
+    if executor is None:
+        from jobs.common.ray_executor import RayExecutor  # slow to import
+
+        executor = RayExecutor()
     wait_for_node(executor.cluster(), console.print)
     executor.check([source], out)
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):

@@ -15,7 +15,8 @@ import pyarrow as pa
 from cluster.growth import wait_for_node
 from cluster.local import connect
 from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_json, show, write_json
-from jobs.common.images import make_dataset, unreadable
+from jobs.common.images import unreadable
+from jobs.common.ray_executor import make_dataset
 from scalp_core import storage
 from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import locations as datasets_locations

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
-from jobs.common.executor import Executor, RayExecutor
+from jobs.common.executor import Executor
 from jobs.common.images import Columns, check_read, select_locations
 from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmetries, with_logits
 from scalp_core import storage
@@ -61,7 +61,10 @@ def collect_columns(
     """
     wanted = rows["image_id"].to_pylist()
     batches: list[Columns] = []
-    executor = executor or RayExecutor()
+    if executor is None:
+        from jobs.common.ray_executor import RayExecutor  # slow to import
+
+        executor = RayExecutor()
     cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
     located = select_locations(rows, "image_id")

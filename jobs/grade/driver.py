@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from jobs.common.console import SUMMARY_FILE, Clock, console, read_json, write_json
-from jobs.common.executor import Executor, RayExecutor
+from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions
 from jobs.grade import identity as grade_identity
 from jobs.grade import retry as grade_retry
@@ -120,7 +120,10 @@ def grade(
     # Before Ray is started: a mistyped source is reported immediately.
     scratch = storage.join(out, outputs.SCRATCH_FOLDER)
     listed_early = None if summary else list_small_sources(named, scratch, options.tables, options.links)
-    executor = executor or RayExecutor()
+    if executor is None:
+        from jobs.common.ray_executor import RayExecutor  # slow to import
+
+        executor = RayExecutor()
     cluster = room_for(executor.cluster(), requested, options.pool)
     plan = plan_run(cluster, loaded, requested, options.pool)
     model = resolve_model(requested, plan, executor)

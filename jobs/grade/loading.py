@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster import ray_internals
+from jobs.common.console import timed
 from jobs.common.images import Columns, LoadImages, fetch
-from jobs.common.isolate import MOST_TRIES, Isolation
-from jobs.common.prometheus import timed
+from jobs.common.isolate import MOST_TRIES, Isolation, earlier_tries
 from jobs.grade.files import (
     RETRY_TIMEOUT_S,
     Ended,
@@ -76,7 +75,7 @@ class LoadShard:
     within: tuple[str, ...] = ()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        tries = ray_internals.task_attempt()
+        tries = earlier_tries()
         for row in batch.to_pylist():
             with storage.retry_timeout(RETRY_TIMEOUT_S), ExitStack() as stack:
                 child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None

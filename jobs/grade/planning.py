@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.growth import planned_device, wait_for_resources
-from cluster.local import Cluster, connect
+from cluster.resources import Cluster
 from jobs.common.console import console
 from jobs.common.executor import Executor, PipelineSize
 from jobs.common.inference import ModelOptions, common_precision, resolve_hardware
@@ -79,6 +78,10 @@ def room_for(cluster: Cluster, model: ModelOptions, pool: PoolOptions) -> Cluste
     """
     if not cluster.grows:
         return cluster
+    # Ray, which local runs do not import.
+    from cluster.growth import planned_device, wait_for_resources
+    from cluster.local import connect
+
     low = pool.models[0] if pool.models else 1
     bundle: dict[str, float] = {"CPU": (pool.cpus_per_model or 1) + 1}  # one more for a loading task
     if planned_device(cluster, model.device) == "cuda":

@@ -7,13 +7,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.console import console, now, progress_bar, write_json
 from jobs.common.executor import Executor
-from jobs.common.prometheus import GradeMetrics
 from jobs.grade.files import GroupState, Listing, find_committed
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
@@ -24,6 +24,9 @@ from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Hardware
 from scalp_core.results.schema import Signature
 from scalp_core.storage.lease import Guard
+
+if TYPE_CHECKING:
+    from jobs.common.prometheus import GradeMetrics  # imports Ray
 
 # Shards per execution of Ray Data, which bounds the driver's memory. Models restart in each, which takes
 # seconds per hour of a CPU's work, or per half hour of a GPU's.
@@ -130,16 +133,26 @@ def run_pending(work: Work, session: Session) -> None:
         console.print(f"resuming: {done:,} images are already graded")
     pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
-    metrics = GradeMetrics(work.out, total, done)
-    with metrics, progress_bar("grading", total, done) as (progress, bar):
+    metrics = _metrics(work, total, done)
+    with metrics or nullcontext(), progress_bar("grading", total, done) as (progress, bar):
         while window := list(islice(pending, _WINDOW[work.plan.device])):
             logger.info("grading %d shards", len(window))
             for row in _run_pipeline(window, work):
                 errors = json.loads(row["errors"])
                 session.add(row["rows"], row["failed"], errors)
-                metrics.add(row["rows"], errors, json.loads(row["seconds"]))
+                if metrics:
+                    metrics.add(row["rows"], errors, json.loads(row["seconds"]))
                 progress.update(bar, advance=row["rows"], note=_note(session))
                 _check_failed_share(session, work.max_failed_share)
+
+
+def _metrics(work: Work, total: int | None, done: int) -> GradeMetrics | None:
+    """Metrics of the run, which Ray exports."""
+    if not work.executor.uses_ray:
+        return None
+    from jobs.common.prometheus import GradeMetrics
+
+    return GradeMetrics(work.out, total, done)
 
 
 def _note(session: Session) -> str:

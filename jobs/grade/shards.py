@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from jobs.common.console import timed
 from jobs.common.images import Columns
-from jobs.common.prometheus import timed
 from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, STARTED, graded_file
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec

@@ -19,8 +19,9 @@ from types import FrameType
 
 import ray
 
-from cluster.local import ClusterError, connect
+from cluster.local import connect
 from cluster.nodes import run_on_each_node
+from cluster.resources import ClusterError
 from jobs.common import provenance
 from scalp_core import storage
 from scalp_core.errors import UserError

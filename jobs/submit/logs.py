@@ -11,7 +11,7 @@ import aiohttp
 import tenacity
 
 from cluster.jobs_api import Job, Jobs
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from jobs.common.console import console, moment
 from jobs.common.interrupt import Detached
 

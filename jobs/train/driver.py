@@ -18,7 +18,8 @@ from ray.train import (
 )
 from ray.util.queue import Queue
 
-from cluster.local import Cluster, connect
+from cluster.local import connect
+from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.common.preflight import check_nodes, examples
 from jobs.train.ingest import cache_budget, cache_images, describe_cache

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from jobs.common.images import Columns, LoadImages, check_read, make_dataset, select_locations
+from jobs.common.images import Columns, LoadImages, check_read, select_locations
+from jobs.common.ray_executor import make_dataset
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import Gates

@@ -16,8 +16,9 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset, ExecutionResources
 
-from cluster.local import Cluster
-from jobs.common.images import Columns, LoadForTraining, make_dataset, select_locations, without_nulls
+from cluster.resources import Cluster
+from jobs.common.images import Columns, LoadForTraining, select_locations, without_nulls
+from jobs.common.ray_executor import make_dataset
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochSettings, RankBatch, images_per_epoch, plan_epoch

@@ -8,7 +8,8 @@ import ray
 from ray.train import ScalingConfig
 
 from cluster.growth import planned_device, wait_for_resources
-from cluster.local import Cluster, connect
+from cluster.local import connect
+from cluster.resources import Cluster
 from jobs.common.console import console
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device
@@ -34,23 +35,6 @@ class ElasticScaling(ScalingConfig):
             time.sleep(_RETRY_PAUSE_S)  # Ray retries without a pause until there are resources
         # If GPUs are the scarce resource, request the maximum: an autoscaler may start nodes for it.
         return most if self.use_gpu and gpus <= cpus else min(most, cpus)
-
-
-def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
-    """Parse `4` to (4, 4) and `2:8` to (2, 8), minimum and maximum; None stays None.
-
-    Raises:
-        UserError: The text has neither form.
-    """
-    if text is None:
-        return None
-    words = text.split(":")
-    if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
-        raise UserError(f"{option} {text}: write a number, or MIN:MAX such as 2:8")
-    fewest, most = int(words[0]), int(words[-1])
-    if fewest > most:
-        raise UserError(f"{option} {text}: MIN is more than MAX; write {option} {most}:{fewest}")
-    return fewest, most
 
 
 def wait_for_workers(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> Cluster:

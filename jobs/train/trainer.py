@@ -7,8 +7,8 @@ from typing import Any
 from ray.train import Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cluster.local import is_joined
 from cluster.ray_internals import train_helpers
+from cluster.resources import is_joined
 from scalp_core import storage
 
 # Workers train in a thread, for which glibc would create another arena; in the main arena, what

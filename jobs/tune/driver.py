@@ -16,7 +16,8 @@ from ray.train import ScalingConfig
 from ray.tune.schedulers import ASHAScheduler
 
 from cluster import ray_internals, reservations
-from cluster.local import Cluster, connect
+from cluster.local import connect
+from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, write_json
 from jobs.common.preflight import check_nodes, examples
 from jobs.data.tasks import RETRY_TIMEOUT_S

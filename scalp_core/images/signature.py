@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from scalp_core.images.codecs import read_picture
 from scalp_core.images.field_of_view import find_field
@@ -90,6 +89,8 @@ def _turned(spectrum: np.ndarray) -> np.ndarray:
 
 
 def _texture(values: np.ndarray, inside: np.ndarray) -> bytes:
+    from scipy import ndimage  # slow to import; only `scalp prepare` needs it
+
     weights = ndimage.uniform_filter(inside.astype(np.float32), _TEXTURE_WINDOW, mode="constant")
     sums = ndimage.uniform_filter(values, _TEXTURE_WINDOW, mode="constant")
     texture = values - sums / np.maximum(weights, 1e-6)

@@ -11,7 +11,7 @@ import ray
 
 from cluster import jobs_api
 from cluster.jobs_api import Job
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from serving.http.problems import Refusal
 
 _WORK = re.compile(r"bulk-[0-9a-f]{20}")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from jobs.cli.bench import BenchOutOption, check_out
 from jobs.common.options import DeviceOption
 from scalp_core.errors import UserError

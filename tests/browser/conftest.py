@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from serving import app
 from serving.settings import Settings
 from tests.support.ports import free_port

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from cluster.jobs_api import Jobs
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from jobs.submit import logs
 
 

@@ -103,7 +103,10 @@ def test_the_change_log_lists_every_hidden_alias():
 
 def test_every_option_named_in_the_text_exists():
     options = {"--help"} | {
-        name for verb in leaves(VERBS.values()) for parameter in verb.params for name in parameter.opts
+        name
+        for verb in leaves(VERBS.values())
+        for parameter in verb.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
     }
     named = set(re.findall(r"--[a-z][a-z-]+", README + DOCS["grading.md"]))
     assert named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 from tests.support.pipeline import PipelineRun, shared_run
 

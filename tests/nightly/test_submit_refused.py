@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from cluster.jobs_api import Jobs
-from cluster.local import ClusterError
+from cluster.resources import ClusterError
 from tests.support.nodes import nodes
 from tests.support.ports import free_port
 from tests.support.submitting import SOON, TOKEN, refused, scalp

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.common.executor import InProcessExecutor
+from jobs.common.local_executor import LocalExecutor
 from jobs.data import tasks
 from jobs.data.prepare import prepare
 from scalp_core import storage
@@ -61,9 +61,7 @@ def write_source(source: str) -> None:
 
 def prepare_in_process(source: str, out: str, retry_failed: bool = False) -> dict[str, Any]:
     tasks.LISTING_TASKS = 2  # two shards show as much as six
-    return prepare(
-        source, out, Options(ratio="2:1:1"), executor=InProcessExecutor(), retry_failed=retry_failed
-    )
+    return prepare(source, out, Options(ratio="2:1:1"), executor=LocalExecutor(), retry_failed=retry_failed)
 
 
 def prepare_in_an_outage(source: str, out: str) -> dict[str, Any]:

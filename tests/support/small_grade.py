@@ -19,8 +19,8 @@ import simplejpeg
 
 from jobs.common import provenance
 from jobs.common.console import console
-from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
+from jobs.common.local_executor import LocalExecutor
 from jobs.grade import report as grade_report
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
@@ -150,7 +150,7 @@ def run(
         if not report:
             patches.enter_context(patch.object(console, "quiet", True))
             patches.enter_context(patch.object(grade_report, "write_report", _write_word))
-        return grade(bundle, list(named), out, options, make_stub, InProcessExecutor())
+        return grade(bundle, list(named), out, options, make_stub, LocalExecutor())
 
 
 def _write_word(out: str, *_: Any) -> None:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
+from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.driver import evaluate
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
@@ -20,7 +20,7 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.storage import read
 
 # The evaluation of `pipeline` ran in Ray.
-evaluate_alone = partial(evaluate, executor=InProcessExecutor())
+evaluate_alone = partial(evaluate, executor=LocalExecutor())
 
 
 @pytest.fixture(scope="module")

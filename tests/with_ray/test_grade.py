@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.common import executor
-from jobs.common.executor import InProcessExecutor
+from jobs.common import ray_executor
 from jobs.common.inference import ModelOptions
+from jobs.common.local_executor import LocalExecutor
 from jobs.grade import driver as grade_module
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
@@ -59,7 +59,7 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
 
 SMALL_SHARDS = PoolOptions(shard_size=4)
 # Accounts, refusals and archives do not depend on where the tasks run.
-grade_alone = partial(grade, executor=InProcessExecutor())
+grade_alone = partial(grade, executor=LocalExecutor())
 QUICK = GradeOptions(heatmaps=0)  # heatmaps need PyTorch, which takes seconds to import
 
 
@@ -258,7 +258,7 @@ def test_a_finished_run_ends_at_once(bundle, cluster, tmp_path, capsys, monkeypa
     def refuse():
         raise AssertionError("a finished run needs no Ray")
 
-    monkeypatch.setattr(executor, "connect", refuse)
+    monkeypatch.setattr(ray_executor, "connect", refuse)
     assert grade(str(bundle), source, out, QUICK) == first
     assert "is finished: all 12 images are accounted for" in capsys.readouterr().out
 
@@ -268,7 +268,7 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
 ):
     source, out = put_source("folder", tmp_path), tmp_path / "out"
 
-    call = executor.RayExecutor.call
+    call = ray_executor.RayExecutor.call
 
     def stop_report(self, function, *arguments):
         if function is grade_module._report:
@@ -276,7 +276,7 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
         return call(self, function, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(executor.RayExecutor, "call", stop_report)
+        patch.setattr(ray_executor.RayExecutor, "call", stop_report)
         with pytest.raises(StopError):
             grade(str(bundle), source, str(out))
     summary = grade(str(bundle), source, str(out))

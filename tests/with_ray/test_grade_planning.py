@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from jobs.common.inference import ModelOptions
 from jobs.grade.planning import PoolOptions, plan_run
 from scalp_core.bundles.loading import load_bundle

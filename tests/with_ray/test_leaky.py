@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.common.executor import InProcessExecutor
+from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.driver import evaluate
 from jobs.train.driver import RECIPES, train
 from scalp_core.bundles.loading import load_bundle
@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 
 
 def test_an_evaluation_says_it(bundle, data, tmp_path, capsys):
-    evaluate(str(bundle), data, str(tmp_path), executor=InProcessExecutor())
+    evaluate(str(bundle), data, str(tmp_path), executor=LocalExecutor())
     summary = json.loads((tmp_path / "summary.json").read_text())
     record = manifest.read_spec(data).split
     assert (summary["split_method"], summary["leaky"]) == ("random", True)

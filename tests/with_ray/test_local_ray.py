@@ -26,7 +26,8 @@ STARTS = """
 import os
 from pathlib import Path
 import ray
-from cluster.local import ClusterError, connect
+from cluster.local import connect
+from cluster.resources import ClusterError
 from ray._raylet import AuthenticationMode, get_authentication_mode
 try:
     connect()

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from jobs.common.executor import InProcessExecutor
 from jobs.common.inference import ModelOptions
+from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import REPORT_FILE, _check_accounts, prepare
 from jobs.evaluate.driver import collect_logits
 from scalp_core import storage
@@ -23,7 +23,7 @@ from tests.support.sources import PLANS, audited, folder_of, picture, write_set
 
 OPTIONS = Options(ratio="2:1:1")
 # What a stopped run resumes with, and refusals, do not depend on where the tasks run.
-prepare_alone = partial(prepare, executor=InProcessExecutor())
+prepare_alone = partial(prepare, executor=LocalExecutor())
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from jobs.common.executor import InProcessExecutor
+from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import prepare
 from jobs.data.pseudonymize import pseudonymize
 from scalp_core import storage
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
         image = Image.open(io.BytesIO(path.read_bytes()))
         image.save(path, "JPEG", quality="keep", exif=exif)
     options = Options(ratio="2:1:1", folds=3)
-    prepare(str(root / "set"), str(root / "data"), options, executor=InProcessExecutor())
+    prepare(str(root / "set"), str(root / "data"), options, executor=LocalExecutor())
     return root / "data"
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from jobs.common.options import parse_range
 from jobs.train.driver import train
-from jobs.train.scaling import parse_range
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs

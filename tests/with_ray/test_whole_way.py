@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs.common.images import LoadForTraining, LoadImages, make_dataset
+from jobs.common.images import LoadForTraining, LoadImages
 from jobs.common.inference import ModelOptions
+from jobs.common.ray_executor import make_dataset
 from jobs.grade.driver import GradeOptions, grade
 from jobs.train.driver import train
 from scalp_core.bundles.loading import load_bundle

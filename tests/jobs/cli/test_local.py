@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli.main import app
-from jobs.common.executor import RayExecutor
+from jobs.common.ray_executor import RayExecutor
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import read_manifest, select_split
 from scalp_core.images.preprocess import decode

@@ -1,9 +1,14 @@
-"""`InProcessExecutor` runs the steps of a job in this process, in order."""
+"""`LocalExecutor` runs the steps of a job in this process."""
+
+import threading
 
 import pyarrow as pa
+import pytest
 
 from cluster.ray_internals import task_attempt
-from jobs.common.executor import InProcessExecutor, PipelineSize
+from jobs.common.executor import PipelineSize
+from jobs.common.local_executor import LocalExecutor
+from scalp_core.errors import UserError
 
 
 class Doubled:
@@ -20,7 +25,7 @@ def _twice(batch):
 
 
 def test_steps_run_in_order_and_in_this_process():
-    executor = InProcessExecutor()
+    executor = LocalExecutor()
     items = [{"value": number} for number in range(3)]
     assert [row["value"] for row in executor.map(lambda row: {"value": -row["value"]}, items)] == [0, -1, -2]
     rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(1, (1, 1), 1, 0, 1), "")
@@ -28,3 +33,34 @@ def test_steps_run_in_order_and_in_this_process():
     assert executor.call(max, 1, 2) == 2
     assert executor.share(items)() is items
     assert task_attempt() == 0
+
+
+def test_loading_threads_load_each_item_once():
+    executor = LocalExecutor()
+    items = [{"value": number} for number in range(50)]
+    rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(4, (1, 1), 1, 0, 1), "")
+    assert sorted(row["value"] for row in rows) == sorted(
+        10 * number for number in range(50) for _ in range(2)
+    )
+
+
+def test_an_error_of_loading_ends_the_pipeline():
+    def load(batch):
+        if batch["value"][0].as_py() == 3:
+            raise UserError("the bucket is gone")
+        yield batch
+
+    rows = LocalExecutor().pipeline(
+        [{"value": number} for number in range(50)], load, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0, 1), ""
+    )
+    with pytest.raises(UserError, match="the bucket is gone"):
+        list(rows)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+
+
+def test_a_pipeline_that_is_left_ends_its_threads():
+    items = [{"value": number} for number in range(1000)]
+    rows = LocalExecutor().pipeline(items, _twice, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0, 1), "")
+    next(rows)
+    rows.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]

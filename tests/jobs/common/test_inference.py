@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.local import Cluster
-from jobs.common.executor import InProcessExecutor
+from cluster.resources import Cluster
 from jobs.common.images import Columns
 from jobs.common.inference import ModelOptions, resolve, with_logits
+from jobs.common.local_executor import LocalExecutor
 from scalp_core.errors import UserError
 from scalp_core.inference import predictor
 from tests.scalp_core.inference.test_gradcam import random_bundle
@@ -21,7 +21,7 @@ from tests.support.sizes import SMALL
 TWO_NODES = Cluster(cpus=4, gpus=0, nodes=2, cores_per_node=1)
 
 
-class OtherNode(InProcessExecutor):
+class OtherNode(LocalExecutor):
     """Calls `arrive` before the model starts, as on another node."""
 
     def __init__(self, arrive: Callable[[], None]) -> None:
@@ -75,4 +75,4 @@ def test_a_node_with_other_precision_or_versions_is_refused(evaluated, monkeypat
 def test_a_gpu_that_no_node_has_is_refused_where_only_the_driver_has_one(monkeypatch):
     monkeypatch.setattr(predictor, "_cuda_devices", lambda: 1)
     with pytest.raises(UserError, match="no node of the cluster has a GPU"):
-        resolve(ModelOptions(device="cuda"), TWO_NODES, 1, InProcessExecutor())
+        resolve(ModelOptions(device="cuda"), TWO_NODES, 1, LocalExecutor())

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from jobs.common.executor import InProcessExecutor
+from jobs.common.local_executor import LocalExecutor
 from jobs.data import prepare as module
 from jobs.data import tasks
 from jobs.data.tasks import count_unfetched
@@ -24,7 +24,7 @@ from scalp_core.models.recipe import load_recipe
 from scalp_core.storage import outputs, parquet
 from tests.support.preparing import picture
 
-prepare = partial(module.prepare, executor=InProcessExecutor())
+prepare = partial(module.prepare, executor=LocalExecutor())
 OPTIONS = Options(ratio="1:1:1")
 
 

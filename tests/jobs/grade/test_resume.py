@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from jobs.common import images, provenance
-from jobs.common.console import read_json
+from jobs.common.console import read_json, timed
 from jobs.common.inference import ModelOptions
-from jobs.common.prometheus import timed
 from jobs.grade import driver as grade_module
 from jobs.grade import listing as grade_listing
 from jobs.grade.driver import GradeOptions, _Run

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from ray.data.extensions import ArrowTensorArray
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from jobs.common import images
 from jobs.common.images import LoadForTraining, without_nulls
 from jobs.train import ingest

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from cluster.local import Cluster
+from cluster.resources import Cluster
 from jobs.common.prometheus import TrainMetrics
 from jobs.train import progress
 from jobs.train.progress import Follower

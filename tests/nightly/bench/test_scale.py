@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jobs.common.executor import InProcessExecutor
+from jobs.common.local_executor import LocalExecutor
 from tests.benchmarks.grade.scale import ScaleOptions, bench_scale, ratios
 from tests.benchmarks.grade.simulated_source import fit_bits, lay_out_roots, prepare_simulated
 
@@ -42,5 +42,5 @@ def test_simulated_objects_are_listed_examined_and_audited(tmp_path):
     lay_out_roots(source)
     out = str(tmp_path / "out")
     model = fit_bits(np.random.default_rng(0).integers(2**63, size=(200, 2), dtype=np.uint64))
-    summary = prepare_simulated(str(source), out, 1000, model, InProcessExecutor())
+    summary = prepare_simulated(str(source), out, 1000, model, LocalExecutor())
     assert summary["objects_listed"] == summary["photographs"] == 1000

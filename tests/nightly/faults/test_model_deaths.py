@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.common.executor import PipelineSize, RayExecutor
+from jobs.common.executor import PipelineSize
 from jobs.common.isolate import MOST_TRIES
+from jobs.common.ray_executor import RayExecutor
 from scalp_core.errors import UserError
 
 

@@ -1,0 +1,137 @@
+"""Run the steps of a job in this process, without Ray: loading in threads next to the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.resources import Cluster
+from jobs.common.executor import Executor, InferenceSize, Load, PipelineSize, R, T
+from jobs.common.images import Columns, without_nulls
+from jobs.common.isolate import count_tries
+from scalp_core import storage
+
+# Loaded batches that wait for the model, per loading thread; bounds memory.
+_AHEAD = 2
+_POLL_S = 0.1
+
+
+class LocalExecutor(Executor):
+    """Run the steps in this process. Decoding and inference release the interpreter's lock.
+
+    Args:
+        cpus: Cores of the model, and threads that load images.
+        gpus: 1 to run models on the GPU of this machine.
+        restarts: Number of earlier processes of this command that crashed; see `jobs.common.supervise`.
+        progress: Called after each result.
+    """
+
+    uses_ray = False
+
+    def __init__(
+        self, cpus: int = 1, gpus: int = 0, restarts: int = 0, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        self._cluster = Cluster(cpus=2 * cpus, gpus=gpus, nodes=1, cores_per_node=cpus)
+        self._restarts = restarts
+        self._progress = progress
+
+    def cluster(self) -> Cluster:
+        return self._cluster
+
+    def check(self, reads: Sequence[str], out: str) -> None:
+        """Check nothing: the driver has reached it already."""
+
+    def nodes(self) -> int:
+        return 1
+
+    def share(self, value: T) -> Callable[[], T]:
+        return lambda: value
+
+    def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:  # noqa: ARG002
+        return function(*arguments)
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        for item in items:
+            yield task(item)
+            self._progress()
+
+    def pipeline(
+        self,
+        items: list[dict[str, Any]],
+        load: Load,
+        model: type,
+        arguments: Sequence[Any],
+        size: PipelineSize,
+        deaths: str,
+    ) -> Iterator[dict[str, Any]]:
+        rest, lock, stop = iter(items), threading.Lock(), threading.Event()
+        loaded: Queue[pa.Table | BaseException | None] = Queue(_AHEAD * size.loaders)
+
+        def put(batch: pa.Table | BaseException | None) -> None:
+            while not stop.is_set():
+                with suppress(Full):
+                    loaded.put(batch, timeout=_POLL_S)
+                    return
+
+        def load_items() -> None:
+            try:
+                while not stop.is_set():
+                    with lock:
+                        item = next(rest, None)
+                    if item is None:
+                        break
+                    for batch in self._load(load, item, deaths):
+                        put(batch)
+                put(None)
+            except BaseException as error:  # raised again by the thread of the model
+                put(error)
+
+        with ThreadPoolExecutor(size.loaders, "load") as threads:
+            try:
+                for _ in range(size.loaders):
+                    threads.submit(load_items)
+                grade = model(*arguments)
+                loading = size.loaders
+                while loading:
+                    batch = loaded.get()
+                    if batch is None:
+                        loading -= 1
+                        continue
+                    if isinstance(batch, BaseException):
+                        raise batch
+                    for result in grade(batch):
+                        yield from result.to_pylist()
+                        self._progress()
+            finally:
+                stop.set()
+                with suppress(Empty):  # frees memory while the threads end
+                    while True:
+                        loaded.get_nowait()
+
+    def _load(self, load: Load, item: dict[str, Any], deaths: str) -> Iterator[pa.Table]:
+        """Load an item; after a crash of this command, note it, so that a further crash has its name."""
+        batch = pa.Table.from_pylist([item])
+        if not self._restarts:
+            yield from load(batch)
+            return
+        with count_tries(storage.join(deaths, "loading", item["shard"])):
+            yield from load(batch)
+
+    def infer(
+        self,
+        rows: pa.Table,
+        load: Callable[[Columns], Columns],
+        model: type,
+        arguments: Sequence[Any],
+        size: InferenceSize,
+    ) -> Iterator[Columns]:
+        infer = model(*arguments)
+        for batch in without_nulls(rows).to_batches(max_chunksize=size.batch_size):
+            columns = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
+            yield infer(load(columns))

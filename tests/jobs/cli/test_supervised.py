@@ -1,0 +1,104 @@
+"""`scalp grade` in one process resumes after a crash, and one bad image costs one row."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.images import jpeg
+
+# Decoding an image that ends with CRASH ends the process, as a defect of a native decoder would.
+CRASHING = """
+import os, signal, sys
+from jobs.common import images
+from jobs.cli.main import main
+
+decode = images.decode
+
+def crash(data, spec):
+    if data.endswith(b"CRASH"):
+        os.kill(os.getpid(), signal.{signal})
+    return decode(data, spec)
+
+images.decode = crash
+if __name__ == "__main__":
+    main()
+"""
+
+
+def grade(script: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), "grade", *map(str, words), "--local", "--heatmaps", "0"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.fixture
+def clinic(tmp_path):
+    """Twelve images; a decoder crashes on two of them."""
+    folder = tmp_path / "clinic"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02d}.jpg").write_bytes(jpeg(number) + b"CRASH" * (number in (3, 9)))
+    return folder
+
+
+def test_images_that_crash_the_process_are_failed_rows(bundle, clinic, tmp_path):
+    script = tmp_path / "crashing.py"
+    script.write_text(CRASHING.format(signal="SIGSEGV"))
+    ended = grade(script, bundle, clinic, tmp_path / "out", "--shard-size", 2)
+    assert ended.returncode == 0, ended.stderr
+    assert "the process ended by SIGSEGV; resuming" in ended.stderr
+    rows = pq.read_table(tmp_path / "out/results").to_pylist()
+    assert len(rows) == len({row["uri"] for row in rows}) == 12
+    codes = {Path(row["uri"]).name: row["error_code"] for row in rows if row["error_code"]}
+    assert codes == {"03.jpg": "crashed", "09.jpg": "crashed"}
+    assert json.loads((tmp_path / "out/summary.json").read_text())["rows_unaccounted"] == 0
+
+
+def test_a_process_that_crashes_without_a_result_ends_the_command(bundle, clinic, tmp_path):
+    script = tmp_path / "crashing.py"
+    die = "shards.GradeShard._grade = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    text = CRASHING.replace("images.decode = crash", f"from jobs.grade import shards\n{die}")
+    script.write_text(text.format(signal="SIGKILL"))
+    ended = grade(script, bundle, clinic, tmp_path / "out")
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("scalp: the process ended 4 times by SIGKILL without a result; if memory ran out")
+
+
+def test_an_ended_command_leaves_no_process(bundle, clinic, tmp_path):
+    script = tmp_path / "waiting.py"
+    script.write_text(CRASHING.format(signal="SIGSTOP"))
+    words = [bundle, clinic, tmp_path / "out", "--local"]
+    command = [sys.executable, str(script), "grade", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = _stopped_child(process.pid)
+    process.kill()
+    process.wait(10)
+    _wait_until(lambda: not Path(f"/proc/{child}").exists())
+    assert process.returncode == -signal.SIGKILL
+
+
+def _stopped_child(parent: int) -> int:
+    """The child of a process, once it is stopped."""
+    found: list[int] = []
+
+    def is_stopped() -> bool:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        states = {child: Path(f"/proc/{child}/status").read_text() for child in children}
+        found[:] = [int(child) for child, state in states.items() if "State:\tT" in state]
+        return bool(found)
+
+    _wait_until(is_stopped)
+    return found[0]
+
+
+def _wait_until(condition) -> None:
+    end = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
