@@ -31,7 +31,6 @@ _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _LOG_LEVELS = ray_internals.DATA_LOG_LEVELS | {
     "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
-    "ray.tune": logging.CRITICAL,  # `scalp tune` reports failed trials
 }
 # PyTorch's waiting threads sleep instead of spinning on cores that others need: of two models on two cores,
 # each took 13 times as long. A single model is slower with a batch of one, not with a batch of four.

@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import ray
 import ray._private.worker
 from ray._common.utils import get_system_memory
 from ray._private import parameter, ray_constants, services
-from ray._private.state import state
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationMode,
     AuthenticationTokenLoader,
@@ -30,7 +28,6 @@ from ray._raylet import (  # type: ignore[attr-defined]
     get_authentication_mode,
 )
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
 # For Ray Serve, also on a cluster, where cluster/Containerfile sets them.
 SERVE_ENVIRONMENT = {
@@ -41,8 +38,6 @@ SERVE_ENVIRONMENT = {
     # Adds time limits to HTTP connections; see serving/http/connections.py.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
 }
-# Ray Tune's new output has a banner that verbose=0 does not silence.
-TUNE_ENVIRONMENT = {"RAY_AIR_NEW_OUTPUT": "0"}
 DATA_LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
@@ -175,19 +170,6 @@ def cluster_status(address: str) -> GetClusterStatusReply:
     reply = GetClusterStatusReply()
     reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_STATUS_TIMEOUT_S))
     return reply
-
-
-def orphaned_placement_groups() -> list[ray.PlacementGroupID]:
-    """Placement groups whose creating actor is dead. Those that a driver created are not among them."""
-    accessor = state._connect_and_get_accessor()
-    orphans = []
-    for data in accessor.get_placement_group_table():
-        group = PlacementGroupTableData.FromString(data)
-        by_driver = not group.creator_actor_id or ray.ActorID(group.creator_actor_id).is_nil()
-        is_orphaned = group.creator_actor_dead and not by_driver
-        if is_orphaned and group.state != PlacementGroupTableData.REMOVED:
-            orphans.append(ray.PlacementGroupID(group.placement_group_id))
-    return orphans
 
 
 def task_attempt() -> int:

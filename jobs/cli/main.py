@@ -240,7 +240,7 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="number of trials")] = 16,
     workers: Annotated[int, typer.Option(min=1, help="data-parallel workers per trial")] = 1,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="random seed for sampling the trials")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed for proposing the trials")] = 0,
     set_: Annotated[
         list[str],
         typer.Option(
@@ -250,7 +250,7 @@ def tune(
 ) -> None:
     """Tune hyperparameters on the validation split, and write the best recipe to OUT/best.yaml.
 
-    Ray Tune samples the trials, and ASHA stops the worst ones early. The same command resumes a stopped run.
+    Optuna proposes the trials, and ASHA stops the worst ones early. The same command resumes a stopped run.
     """
     from jobs.train.driver import RECIPES
     from jobs.tune.driver import SPACES

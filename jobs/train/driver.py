@@ -22,7 +22,7 @@ from cluster.local import connect
 from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.common.preflight import check_nodes, examples
-from jobs.train.ingest import cache_budget, cache_images, describe_cache
+from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache
 from jobs.train.progress import ControllerCallback, follow_progress
 from jobs.train.scaling import ElasticScaling, plan_scaling, wait_for_workers, worker_range
 from jobs.train.tracking import Tracker, Tracking, open_tracker, tolerate_errors
@@ -181,23 +181,33 @@ def _train_workers(
     tracker: Tracker,
 ) -> Result:
     """Decode the images and train; the decoded images are freed at the end."""
-    budget = cache_budget()
-    val, val_dataset = cache_images(splits["val"], spec, budget // 4)
-    train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4)
-    console.print(describe_cache(train, cluster))
+    images, datasets = cache_splits(splits, spec, cache_budget())
+    console.print(describe_cache(images["train"], cluster))
     with follow_progress(run, recipe, tracker, scaling.min_workers) as notes:
-        config = {
-            "recipe": recipe.model_dump(),
-            "train": train,
-            "val": val,
-            "grade_counts": np.bincount(train.labels, minlength=NUM_GRADES).tolist(),
-            "initial_weights": initial,
-            "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
-            "notes": notes,
-        }
+        config = worker_config(recipe, images, initial, scaling) | {"notes": notes}
         result = _fit(config, run, scaling, notes)
-    del train_dataset, val_dataset  # until here they keep the decoded images in the object store
+    del datasets  # until here they keep the decoded images in the object store
     return result
+
+
+def worker_config(
+    recipe: Recipe, images: dict[str, ImageSource], initial: str, scaling: ScalingConfig
+) -> dict[str, Any]:
+    """Make the configuration of `train_worker`.
+
+    Args:
+        recipe: Training recipe.
+        images: Images by split, `train` and `val`.
+        initial: URI of the initial weights.
+        scaling: Workers of the training.
+    """
+    return {
+        "recipe": recipe.model_dump(),
+        **images,
+        "grade_counts": np.bincount(images["train"].labels, minlength=NUM_GRADES).tolist(),
+        "initial_weights": initial,
+        "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
+    }
 
 
 def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jobs.common.graphs import few_batches, with_float_graph
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_logits
 from jobs.train.gates import fit_gates
-from jobs.train.initial_state import InitialState
+from jobs.train.initial_state import InitialState, draft_spec
 from jobs.train.worker import HISTORY_FILE
 from scalp_core import storage
 from scalp_core.bundles.bundle import (
@@ -28,7 +27,6 @@ from scalp_core.bundles.bundle import (
     Conformal,
     Training,
     save_bundle,
-    sha256,
 )  # fmt: skip
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets.manifest import DataSpec
@@ -66,20 +64,7 @@ def make_bundle(
         fold=fold,
         synthetic=data.synthetic,
     )
-    bundle_spec = BundleSpec(
-        name=Path(run).name,
-        created_at=datetime.now(UTC),
-        architecture=recipe.architecture,
-        head=recipe.head,
-        preprocess=spec,
-        temperature=1.0,
-        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
-        training=training,
-        metrics={},
-        versions=provenance.versions(),
-        git_revision=provenance.git_revision(),
-        weights_sha256=sha256(weights),
-    )
+    bundle_spec = draft_spec(recipe, spec, weights, training, Path(run).name)
     bundle = with_float_graph(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )

@@ -16,20 +16,19 @@ _MAX_TRAIN = 20_000
 _BATCH = 32
 
 
-def fit_gates(splits: dict[str, pa.Table], spec: Preprocess, seed: int = 0) -> Gates:
+def fit_gates(splits: dict[str, pa.Table], spec: Preprocess) -> Gates:
     """Fit gates on the whole validation split and at most 20,000 images of the training split.
 
     Args:
         splits: Manifest rows of `train` and `val`.
         spec: Preprocessing of the model, because the statistics describe its input.
-        seed: Random seed that selects the training images.
 
     Raises:
         UserError: An image is no longer readable.
     """
     train = splits["train"]
     if train.num_rows > _MAX_TRAIN:
-        chosen = np.random.default_rng(seed).choice(train.num_rows, _MAX_TRAIN, replace=False)
+        chosen = np.random.default_rng(0).choice(train.num_rows, _MAX_TRAIN, replace=False)
         train = train.take(np.sort(chosen))
     return image_statistics.fit_gates(_statistics(train, spec), _statistics(splits["val"], spec))
 

@@ -89,6 +89,15 @@ def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSo
     return ImageSource(labels, reference, spec, blocks), decoded
 
 
+def cache_splits(
+    splits: dict[str, pa.Table], spec: Preprocess, budget: int
+) -> tuple[dict[str, ImageSource], list[Dataset | None]]:
+    """Cache the images of the training and validation splits, as `cache_images` does."""
+    val, val_dataset = cache_images(splits["val"], spec, budget // 4)
+    train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4)
+    return {"train": train, "val": val}, [train_dataset, val_dataset]
+
+
 def _combine_chunks(rows: pa.Table) -> pa.Table:
     """Combine rows into one chunk, whose strings may exceed 2 GiB."""
     rows = without_nulls(rows)

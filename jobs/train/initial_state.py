@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jobs.common import provenance
 from jobs.common.console import read_json, write_json
 from jobs.common.graphs import with_float_graph
 from scalp_core import storage
@@ -129,7 +130,15 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
 
     shape = (_IMAGES, spec.size, spec.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    bundle = Bundle(_draft(recipe, spec, weights), files={WEIGHTS_FILE: weights})
+    training = Training(
+        recipe={},
+        initial_weights=InitialWeights(source=recipe.weights),
+        workers=1,
+        best_epoch=1,
+        data_sha256="",
+        grade_counts=[0] * NUM_GRADES,
+    )
+    bundle = Bundle(draft_spec(recipe, spec, weights, training), files={WEIGHTS_FILE: weights})
     with _step(recipe, "a step of training"):
         logits = to_channels_last(model.train())(normalize(torch.from_numpy(images), spec))
         if logits.shape != (_IMAGES, NUM_GRADES):
@@ -166,26 +175,21 @@ def _step(recipe: Recipe, name: str) -> Iterator[None]:
         ) from error
 
 
-def _draft(recipe: Recipe, spec: Preprocess, weights: bytes) -> BundleSpec:
-    """Make the contract of a temporary bundle for the check."""
+def draft_spec(
+    recipe: Recipe, spec: Preprocess, weights: bytes, training: Training, name: str = "first-weights"
+) -> BundleSpec:
+    """Make the contract of a bundle before its calibration, with the serialized weights of the model."""
     return BundleSpec(
-        name="first-weights",
+        name=name,
         created_at=datetime.now(UTC),
         architecture=recipe.architecture,
         head=recipe.head,
         preprocess=spec,
         temperature=1.0,
         conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
-        training=Training(
-            recipe={},
-            initial_weights=InitialWeights(source=recipe.weights),
-            workers=1,
-            best_epoch=1,
-            data_sha256="",
-            grade_counts=[0] * NUM_GRADES,
-        ),
+        training=training,
         metrics={},
-        versions={},
-        git_revision=None,
+        versions=provenance.versions(),
+        git_revision=provenance.git_revision(),
         weights_sha256=sha256(weights),
     )

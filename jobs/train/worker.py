@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ HISTORY_FILE = "history.json"
 _SECONDS_BETWEEN_NOTES = 1.0
 _CHECKS_PER_EPOCH = 50  # checks of the loss; each makes a GPU wait for the step
 _POINTS_PER_EPOCH = 200  # points of the loss per step; each is a mean over its steps
-_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3
 
 Batch = dict[str, torch.Tensor]
 
@@ -54,7 +52,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
     Args:
         config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training split,
             `initial_weights` (URI of safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
-            maximum of workers), `notes` (queue to the driver), and `trainings`, the number of parallel runs.
+            maximum of workers); optional: `notes` (queue to the driver), `after_epoch` (function of a history
+            entry, called on rank 0; True ends the training), and `trainings` (number of parallel runs).
 
     Returns:
         The step at which the loss was not finite, which ends the training; None for a normal end. It is not
@@ -70,12 +69,12 @@ def train_worker(config: dict[str, Any]) -> str | None:
 class _Worker:
     def __init__(self, config: dict[str, Any]) -> None:
         silence_ray_data()
-        _keep_freed_memory()
         self.recipe = recipe = Recipe(**config["recipe"])
         self.train: ImageSource = config["train"]
         self.val: ImageSource = config["val"]
         self.spec = self.train.spec
-        self.notes: Queue = config["notes"]
+        self.notes: Queue | None = config.get("notes")
+        self.after_epoch: Callable[[dict[str, Any]], bool] | None = config.get("after_epoch")
         self.trainings: int = config.get("trainings", 1)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
@@ -114,6 +113,8 @@ class _Worker:
             self.history.append(entry)
             self._report(entry)
             self._note({"epoch_done": entry})
+            if self.after_epoch and self._is_ended(entry):
+                return
 
     def _train_epoch(self, batches: Iterator[Batch], epoch: int) -> dict[str, Any]:
         self.step.train_mode()
@@ -184,6 +185,13 @@ class _Worker:
             "val_n": count,
         }
 
+    def _is_ended(self, entry: dict[str, Any]) -> bool:
+        """Ask `after_epoch` on rank 0, for all workers."""
+        ended = torch.zeros(1, device=self.device)
+        if self.rank == 0 and self.after_epoch:
+            ended += self.after_epoch(entry)
+        return bool(self._sum(ended))
+
     def _check_finite(self, loss: torch.Tensor, position: str) -> None:
         """End the training on all workers if the sum of their losses is not finite.
 
@@ -199,7 +207,7 @@ class _Worker:
         return values.cpu()
 
     def _note(self, note: dict[str, Any]) -> None:
-        if self.rank == 0:
+        if self.rank == 0 and self.notes is not None:  # an empty queue is false
             self.notes.put_nowait(note)
 
     def _report(self, entry: dict[str, Any]) -> None:
@@ -244,15 +252,3 @@ class _Worker:
             self.step.model.load_state_dict(state.get("model", weights))
             self.step.optimizer.load_state_dict(state["optimiser"])
             self.step.schedule.load_state_dict(state["schedule"])
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of mapping each large activation again in each step.
-
-    The page faults of mapping take up to a fifth of the training time on CPUs. It applies to the one arena
-    that `jobs.train.trainer` allows; without glibc it does nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_MALLOPT_MMAP_THRESHOLD, 32 * 2**20)  # the maximum of glibc
-        mallopt(_MALLOPT_TRIM_THRESHOLD, 2**31 - 1)

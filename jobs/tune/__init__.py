@@ -1,1 +1,1 @@
-"""`scalp tune`: hyperparameter search with Ray Tune."""
+"""`scalp tune`: hyperparameter search with Optuna."""

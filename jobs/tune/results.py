@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from rich.table import Table
 
 from jobs.common import provenance
 from jobs.common.console import console, now
-from jobs.tune.trials import METRIC, Trial, format_settings
+from jobs.tune.trials import METRIC, Trial
 from scalp_core import storage
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures
 from scalp_core.models.recipe import Recipe
-from scalp_core.models.search_space import Space
+from scalp_core.models.search_space import Space, with_settings
 
 BEST_FILE = "best.yaml"
 
@@ -29,16 +29,16 @@ def write_results(
     out: str,
     data_spec: DataSpec,
     identity: dict[str, Any],
-    recipes: dict[int, Recipe],
+    recipe: Recipe,
     space: Space,
-    trials: dict[int, Trial],
+    trials: list[Trial],
 ) -> dict[str, Any]:
     """Write the table, the plot and the best recipe; return the summary."""
     ranked = _ranked(trials)
     best, epoch = ranked[0], ranked[0].best or {}
     title = "kappa on validation" + " (LEAKY SPLIT: metrics are too optimistic)" * data_spec.split.leaky
-    storage.write(storage.join(out, "trials.csv"), _csv([trials[number] for number in sorted(trials)], space))
-    unchanged = trials[1].settings  # its values may be outside the space
+    storage.write(storage.join(out, "trials.csv"), _csv(trials, space))
+    unchanged = trials[0].settings  # its values may be outside the space
     axes = {
         key: tuple(dict.fromkeys((*values, unchanged.get(key, values[0]))))
         if isinstance(values, tuple)
@@ -46,13 +46,14 @@ def write_results(
         for key, values in space.items()
     }
     rows = [dataclasses.asdict(trial) for trial in ranked]
-    picture = figures.plot_search(rows, axes, recipes[1].epochs, title)
+    picture = figures.plot_search(rows, axes, recipe.epochs, title)
     storage.write(storage.join(out, "tune.png"), picture)
     heading = (
         f"# The best of {len(trials)} trials by validation kappa: trial {best.number}, QWK "
         f"{epoch[METRIC]:.4f} in epoch {epoch['epoch']}.\n"
     )
-    text = heading + yaml.safe_dump(recipes[best.number].model_dump(), sort_keys=False)
+    best_recipe = with_settings(recipe, best.settings, f"trial {best.number}")
+    text = heading + yaml.safe_dump(best_recipe.model_dump(), sort_keys=False)
     storage.write(storage.join(out, BEST_FILE), text.encode())
     return {
         "kind": "tune",
@@ -60,7 +61,7 @@ def write_results(
         **identity,
         "split_method": data_spec.split.method,
         "leaky": data_spec.split.leaky,
-        "statuses": dict(Counter(trial.status for trial in trials.values())),
+        "statuses": dict(Counter(trial.status for trial in trials)),
         "best": {"trial": best.number, "settings": best.settings} | epoch,
         "rows": rows,
         "machine": provenance.machine(),
@@ -69,13 +70,13 @@ def write_results(
     }
 
 
-def _ranked(trials: dict[int, Trial]) -> list[Trial]:
+def _ranked(trials: list[Trial]) -> list[Trial]:
     """Sort trials, the best first and failed ones last."""
 
     def sort_key(trial: Trial) -> tuple[bool, float, int]:
         return trial.status != "failed", trial.best[METRIC] if trial.best else -np.inf, -trial.number
 
-    return sorted(trials.values(), key=sort_key, reverse=True)
+    return sorted(trials, key=sort_key, reverse=True)
 
 
 def _row(trial: Trial, keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _csv(trials: list[Trial], keys: Iterable[str]) -> bytes:
     return text.getvalue().encode()
 
 
-def show_trials(trials: dict[int, Trial]) -> None:
+def show_trials(trials: list[Trial]) -> None:
     """Print the table of trials, the best first."""
     table = Table(title="tune", title_justify="left", title_style="bold")
     for heading in ("trial", "QWK", "top-1", "epochs", "s"):
@@ -124,3 +125,9 @@ def show_trials(trials: dict[int, Trial]) -> None:
         )
         table.add_row(*cells, style="" if place else "bold")
     console.print(table)
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Format settings as in `learning_rate 0.001, loss corn`."""
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())

@@ -27,10 +27,6 @@ class Loss:
     total: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weight: Callable[[torch.Tensor], torch.Tensor]
 
-    def mean(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of a whole batch."""
-        return self.total(logits, labels) / self.weight(labels)
-
 
 def make_loss(
     name: LossName, label_smoothing: float, grade_counts: Sequence[int], softness: float = 1.0

@@ -1,26 +1,20 @@
 """The search space of `scalp tune`: a flat YAML of recipe keys, each with a list of values or a range.
 
-Each trial is validated as a complete recipe before the search starts. A key without an effect for the drawn
-values of the others (`recipe.CONDITIONS`) is not drawn.
+A key without an effect for the drawn values of the others (`recipe.CONDITIONS`) is not drawn.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import CONDITIONS, Condition, Recipe, without_effect
 from scalp_core.settings import load_yaml, parse_settings
-
-_DIGITS = 4  # significant digits of a drawn number, so that the shown value is the one in use
-_DRAWS_PER_TRIAL = 1000  # limit of attempts in a space where few draws differ
 
 
 class Range(BaseModel):
@@ -102,17 +96,9 @@ def _never_met(space: Space, base: Recipe) -> list[Condition]:
         if condition.setting in space
         and not any(
             condition.is_met({condition.other: value})
-            for value in _choices(space, condition.other) or [getattr(base, condition.other)]
+            for value in space.get(condition.other, (getattr(base, condition.other),))
         )
     ]
-
-
-def _choices(space: Space, key: str) -> Iterable[Any]:
-    """List the values of a key; a range counts as one of integers."""
-    values = space.get(key, ())
-    if isinstance(values, tuple):
-        return values
-    return range(math.ceil(values.low), math.floor(values.high) + 1)
 
 
 def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any, ...] | Range:
@@ -147,75 +133,7 @@ def with_settings(base: Recipe, settings: Mapping[str, Any], origin: str) -> Rec
     return parse_settings(Recipe, {key: value for key, value in values.items() if key not in idle}, origin)
 
 
-def sample_trials(
-    space: Space, base: Recipe, trials: int, seed: int, workers: int = 1
-) -> list[dict[str, Any]]:
-    """Sample the settings of each trial, deterministically; no two trials train identically.
-
-    The first trial is the base recipe, as the baseline of the search. Settings without an effect are omitted.
-
-    Args:
-        space: Search space from `load_space`.
-        base: Recipe whose values the trials replace.
-        trials: Number of trials.
-        seed: Random seed for sampling trials.
-        workers: Workers per trial.
-
-    Raises:
-        UserError: The space has fewer combinations, or a sampled recipe is invalid.
-    """
-    if (combinations := _count(space, base, workers, trials)) < trials:
-        raise UserError(
-            f"--trials {trials}: the space has only {combinations} combinations; use --trials "
-            f"{combinations}, or add values to the space"
-        )
-    drawn, effects = [_effective(space, base)], [base.effective_settings(workers)]
-    for attempt in range(trials * _DRAWS_PER_TRIAL):
-        if len(drawn) == trials:
-            break
-        rng = np.random.default_rng([seed, attempt])
-        settings = {key: _draw(key, values, rng) for key, values in space.items()}
-        recipe = with_settings(base, settings, f"trial {len(drawn) + 1} of the space")
-        if (effect := recipe.effective_settings(workers)) not in effects:
-            drawn.append(_effective(space, recipe))
-            effects.append(effect)
-    if len(drawn) < trials:
-        raise UserError(f"--trials {trials}: the space has too few combinations; use fewer trials")
-    return drawn
-
-
-def _effective(space: Space, recipe: Recipe) -> dict[str, Any]:
+def select_settings(space: Space, recipe: Recipe) -> dict[str, Any]:
     """Select the settings of a recipe that the space varies and that have an effect."""
     idle = without_effect(recipe.model_dump())
     return {key: getattr(recipe, key) for key in space if key not in idle}
-
-
-def _count(space: Space, base: Recipe, workers: int, enough: int) -> int:
-    """Count the recipes of the space that train differently, with `base`, up to `enough`."""
-    if any(
-        isinstance(values, Range) and Recipe.model_fields[key].annotation is float
-        for key, values in space.items()
-    ):
-        return enough
-    effects = [base.effective_settings(workers)]
-    for values in itertools.product(*(_choices(space, key) for key in space)):
-        if len(effects) == enough:
-            break
-        effect = with_settings(
-            base, dict(zip(space, values, strict=True)), "a trial of the space"
-        ).effective_settings(workers)
-        if effect not in effects:
-            effects.append(effect)
-    return len(effects)
-
-
-def _draw(key: str, values: tuple[Any, ...] | Range, rng: np.random.Generator) -> Any:
-    if isinstance(values, tuple):
-        return values[rng.integers(len(values))]
-    if values.scale == "log":
-        number = math.exp(rng.uniform(math.log(values.low), math.log(values.high)))
-    else:
-        number = rng.uniform(values.low, values.high)
-    if Recipe.model_fields[key].annotation is int:
-        return int(np.clip(round(number), values.low, values.high))
-    return float(np.clip(float(f"{number:.{_DIGITS}g}"), values.low, values.high))

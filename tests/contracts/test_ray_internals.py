@@ -44,11 +44,6 @@ DEPENDENCIES = {
     f"{_PB2}:GetClusterStatusReply.AUTOSCALING_STATE_FIELD_NUMBER": "last report of the autoscaler",
     f"{_PB2}:AutoscalingState.AUTOSCALER_STATE_VERSION_FIELD_NUMBER": "above 0 with an autoscaler",
     f"{_PB2}:AutoscalingState.INFEASIBLE_GANG_RESOURCE_REQUESTS_FIELD_NUMBER": "groups that no node can hold",
-    "ray._private.state:state._connect_and_get_accessor": "placement_group_table leaves out the creator",
-    "ray._raylet:GlobalStateAccessor.get_placement_group_table": "its rows have the creator",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_ID_FIELD_NUMBER": "nil for a driver",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.CREATOR_ACTOR_DEAD_FIELD_NUMBER": "orphaned if true",
-    "ray.core.generated.gcs_pb2:PlacementGroupTableData.REMOVED": "such a group needs no removal",
     # Workers.
     "ray._private.worker:global_worker": "the worker whose task runs",
     "ray._private.worker:Worker.connected": "whether this process is part of a Ray",
@@ -92,7 +87,6 @@ VARIABLES = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "serve/_private/constants.py",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "serve/_private/constants.py",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "train/v2/_internal/constants.py",
-    "RAY_AIR_NEW_OUTPUT": "air/constants.py",
 }
 PRIVATE = re.compile(r"\bray(\.\w+)*\.(_[a-z]\w*|core\.generated|serve\.generated)\b")
 
@@ -137,7 +131,6 @@ def test_every_variable_of_ray_internals_is_listed(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ray_internals.os, "environ", environment)
         ray_internals.set_local_defaults(cores=2, logical_cpus=6, verbose=False, joins=False)
-    environment |= ray_internals.TUNE_ENVIRONMENT
     documented = {"RAY_USAGE_STATS_ENABLED"}
     assert environment.keys() - documented == VARIABLES.keys()
 

@@ -1,16 +1,18 @@
-"""Trials of a search: scheduling, records and failures, without training."""
+"""Trials of a search: early stopping, records and failures, without training."""
 
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
 
-from jobs.common.console import write_json
+from jobs.common.console import read_json, write_json
 from jobs.train.driver import IDENTITY_FILE, check_identity
-from jobs.tune.trials import Trial, _reason, load_trials, make_asha
+from jobs.tune.search import Search
+from jobs.tune.trials import Trial, is_stopped, load_trials
 from scalp_core.errors import UserError
 from scalp_core.models.recipe import Recipe
+
+RECIPE = Recipe(epochs=6)
+SPACE = {"learning_rate": (0.001, 0.002, 0.003, 0.004)}
 
 
 def entry(epoch, qwk, seconds=1.0):
@@ -18,20 +20,52 @@ def entry(epoch, qwk, seconds=1.0):
     return figures | {"epoch": epoch, "val_qwk": qwk, "seconds": seconds}
 
 
-def decision(scheduler, epoch, qwk):
-    trial = SimpleNamespace(trial_id=f"{epoch} {qwk}")
-    scheduler.on_trial_add(None, trial)
-    return scheduler.on_trial_result(None, trial, entry(epoch, qwk))
+def start(out, count=4):
+    return Search(str(out), SPACE, RECIPE, count, workers=1, seed=0)
 
 
 def test_finished_trials_count_for_new_ones():
     over = [Trial(number, {}, "finished", "", [entry(2, 0.2 * number)]) for number in (1, 2, 3)]
-    assert decision(make_asha(6, 2, []), 2, 0.1) == TrialScheduler.CONTINUE
-    assert decision(make_asha(6, 2, over), 2, 0.1) == TrialScheduler.STOP
-    # Each trial gets the first epochs.
-    assert decision(make_asha(6, 2, over), 1, 0.1) == TrialScheduler.CONTINUE
-    assert decision(make_asha(6, 2, over), 2, 0.7) == TrialScheduler.CONTINUE
-    assert decision(make_asha(6, 2, over), 6, 0.7) == TrialScheduler.STOP  # it is through
+
+    def stopped(epoch, kappa, others):
+        return is_stopped(Trial(4, {}, "running", "", [entry(epoch, kappa)]), others, epochs=6)
+
+    assert not stopped(2, 0.1, [])
+    assert stopped(2, 0.1, over)
+    assert not stopped(1, 0.1, over)  # each trial gets the first epochs
+    assert not stopped(3, 0.1, over)  # between the rungs
+    assert not stopped(2, 0.7, over)
+
+
+def test_search_starts_each_trial_once_and_stops_the_worst(tmp_path):
+    search = start(tmp_path)
+    trials = [search.start_next() for _ in range(4)]
+    assert search.start_next() is None
+    assert [trial.number for trial in trials] == [1, 2, 3, 4]
+    assert {trial.settings["learning_rate"] for trial in trials} == set(SPACE["learning_rate"])
+    assert not search.add_epoch(1, entry(1, 0.5))
+    assert not search.add_epoch(1, entry(2, 0.5))
+    assert search.add_epoch(2, entry(2, 0.4))
+    assert search.add_epoch(1, entry(6, 0.6))
+    assert search.end(3, "out of memory").reason == "out of memory"
+    assert search.end(1, None).status == "finished"
+    statuses = {trial.number: trial.status for trial in load_trials(str(tmp_path), 4)}
+    assert statuses == {1: "finished", 2: "stopped", 3: "waiting", 4: "waiting"}
+
+
+@pytest.mark.promise("README: a stopped run resumes")
+def test_resumed_search_starts_unfinished_trials_with_their_settings(tmp_path):
+    search = start(tmp_path)
+    settings = [search.start_next().settings for _ in range(3)]
+    search.add_epoch(1, entry(6, 0.5))
+    search.add_epoch(3, entry(1, 0.5))
+    resumed = start(tmp_path)
+    started = [resumed.start_next() for _ in range(3)]
+    assert [trial.number for trial in started] == [3, 2, 4]  # those with checkpoints first
+    assert [trial.settings for trial in started[:2]] == [settings[2], settings[1]]
+    assert started[0].history == [entry(1, 0.5)]
+    assert resumed.start_next() is None
+    assert read_json(f"{tmp_path}/trials/001.json")["status"] == "finished"
 
 
 def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):
@@ -45,7 +79,7 @@ def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):
         check_identity(str(tmp_path), {"recipe": Recipe(color_jitter=0.1).model_dump(), "space": space})
     record = asdict(Trial(1, {"colour_jitter": 0.1}, "finished", "", [entry(1, 0.5)]))
     write_json(f"{tmp_path}/trials/001.json", record)
-    (trial,) = load_trials(str(tmp_path), [{"color_jitter": 0.1}])
+    (trial,) = load_trials(str(tmp_path), 1)
     assert (trial.settings, trial.status) == ({"color_jitter": 0.1}, "finished")
 
 
@@ -56,15 +90,3 @@ def test_repeated_epoch_counts_once_and_earliest_best_epoch_wins():
     assert [(each["epoch"], each["seconds"]) for each in trial.history] == [(1, 1.0), (2, 9.0), (3, 1.0)]
     assert trial.best["epoch"] == 2
     assert "more" not in trial.best
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("ray::run() (pid=1)\n  File x\nRuntimeError: out of memory\n\n", "out of memory"),
-        ("The actor died unexpectedly.\n\tclass_name: x\n", "The actor died unexpectedly."),
-        ("ray.exceptions.RayTaskError(ValueError): a\n  raise\nValueError: bad", "ValueError: bad"),
-    ],
-)
-def test_the_reason_of_a_failure_is_one_line(text, reason):
-    assert _reason(f"Failure # 1 (occurred at x)\n{text}") == reason

@@ -6,7 +6,7 @@ import timm
 import torch
 
 from jobs.train.initial_state import InitialState, load_initial_state, save_initial_state
-from jobs.tune import driver as tune
+from jobs.tune.driver import _Inputs
 from scalp_core import storage
 from scalp_core.bundles.bundle import InitialWeights, serialize_weights
 from scalp_core.errors import UserError
@@ -189,6 +189,7 @@ def test_resumed_run_loads_its_saved_initial_state(tmp_path):
 def test_resumed_search_loads_its_saved_initial_states(tmp_path, monkeypatch):
     start = InitialState(b"weights", InitialWeights(source="imagenet"), Preprocess(size=64), True, [])
     recipe = Recipe(architecture="test_resnet", size=64)
-    save_initial_state(tune._start_folder(str(tmp_path), 0), start)
+    inputs = _Inputs(str(tmp_path), {}, [recipe], None, None, at_once=1)
+    save_initial_state(inputs.initial_folder(recipe), start)
     monkeypatch.setattr("jobs.train.initial_state.make_initial_state", lambda _: pytest.fail("fetched again"))
-    assert tune._starts([recipe, recipe], str(tmp_path)) == {tune._start_key(recipe): start}
+    assert inputs.initial_state(recipe) == inputs.initial_state(recipe.model_copy()) == start
