@@ -57,12 +57,22 @@ def bench_bulk(
     size: Annotated[int, typer.Option(min=32, max=1024, help="input size of random weights, pixels")] = 224,
     rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
     daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also measure Daft")] = True,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="candidates to measure, such as 'scalp grade'; may be repeated; default: all"),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="source to measure: local, s3, s3 zip, memory; default: all")
+    ] = None,
 ) -> None:
     """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 20 minutes."""
     from tests.benchmarks.grade.bulk import BulkOptions
     from tests.benchmarks.grade.bulk import bench_bulk as verb
 
-    verb(check_out(out, "bulk"), BulkOptions(device, bundle, photographs, size, rounds, daft))
+    verb(
+        check_out(out, "bulk"),
+        BulkOptions(device, bundle, photographs, size, rounds, daft, tuple(only or ()), source),
+    )
 
 
 @app.command("serve", epilog="Example: python -m tests.benchmarks serve --rounds 1")

@@ -26,6 +26,7 @@ from jobs.bench.measure import write_result
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, show
 from jobs.demo_s3 import S3Server, s3_server
 from scalp_core import storage
+from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device, Hardware, resolve_device
 from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.synthetic.dataset import write_dataset
@@ -52,6 +53,8 @@ class BulkOptions:
         size: Input size of untrained weights, pixels.
         rounds: Rounds per candidate.
         daft: Whether to measure Daft.
+        only: Names of the candidates to measure; empty: all.
+        source: Source of the candidates to measure; None: all.
     """
 
     device: Device = "auto"
@@ -60,6 +63,8 @@ class BulkOptions:
     size: int = 224
     rounds: int = 2
     daft: bool = True
+    only: tuple[str, ...] = ()
+    source: str | None = None
 
 
 @dataclass
@@ -128,9 +133,18 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
             bad = _add_bad_files(root, files)
         with s3_server(root / "s3") as server:
             _upload(server, files)
-            cases = _cases(root, device, server, len(files), bad, options.daft)
+            cases = [
+                case
+                for case in _cases(root, device, server, len(files), bad, options.daft)
+                if (not options.only or case.what in options.only) and options.source in (None, case.source)
+            ]
+            if not cases:
+                raise UserError(
+                    f"no candidate matches --only {', '.join(options.only)} --source {options.source}"
+                )
             _run_rounds(cases, root, options.rounds)
     settings = vars(options) | {
+        "only": list(options.only),
         "device": device,
         "weights": bundle.spec.model_version if options.bundle else "untrained",
         "architecture": bundle.spec.architecture,
