@@ -59,10 +59,9 @@ def bench_bulk(
     daft: Annotated[bool, typer.Option("--daft/--no-daft", help="also measure Daft")] = True,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="candidates to measure, such as 'scalp grade'; may be repeated; default: all"),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="source to measure: local, s3, s3 zip, memory; default: all")
+        typer.Option(
+            help="candidate to measure, such as 'scalp grade, local'; may be repeated; default: all"
+        ),
     ] = None,
 ) -> None:
     """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 20 minutes."""
@@ -71,7 +70,7 @@ def bench_bulk(
 
     verb(
         check_out(out, "bulk"),
-        BulkOptions(device, bundle, photographs, size, rounds, daft, tuple(only or ()), source),
+        BulkOptions(device, bundle, photographs, size, rounds, daft, tuple(only or ())),
     )
 
 

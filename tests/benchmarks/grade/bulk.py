@@ -53,8 +53,7 @@ class BulkOptions:
         size: Input size of untrained weights, pixels.
         rounds: Rounds per candidate.
         daft: Whether to measure Daft.
-        only: Names of the candidates to measure; empty: all.
-        source: Source of the candidates to measure; None: all.
+        only: Names of the candidates to measure, with their sources; empty: all.
     """
 
     device: Device = "auto"
@@ -64,7 +63,6 @@ class BulkOptions:
     rounds: int = 2
     daft: bool = True
     only: tuple[str, ...] = ()
-    source: str | None = None
 
 
 @dataclass
@@ -136,12 +134,10 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
             cases = [
                 case
                 for case in _cases(root, device, server, len(files), bad, options.daft)
-                if (not options.only or case.what in options.only) and options.source in (None, case.source)
+                if not options.only or f"{case.what}, {case.source}" in options.only
             ]
             if not cases:
-                raise UserError(
-                    f"no candidate matches --only {', '.join(options.only)} --source {options.source}"
-                )
+                raise UserError(f"no candidate matches --only {' --only '.join(options.only)}")
             _run_rounds(cases, root, options.rounds)
     settings = vars(options) | {
         "only": list(options.only),
