@@ -1,5 +1,5 @@
 """`python -m jobs.cli`: the `scalp` command."""
 
-from jobs.cli.main import main
+from jobs.cli.main import run
 
-main()
+run()

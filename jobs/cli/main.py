@@ -376,7 +376,6 @@ def demo(
 
 def main() -> None:
     """Run the `scalp` command; print a user's mistake as one line on standard error, and exit with code 2."""
-    supervise.enable()
     try:
         app()
     except (UserError, ClusterError) as error:
@@ -390,3 +389,9 @@ def main() -> None:
         if ended.code == INTERRUPTED and not isinstance(ended, Detached):
             print("scalp: stopped; run the same command again to resume", file=sys.stderr)  # noqa: T201
         raise
+
+
+def run() -> None:
+    """Run `main` as the console script does: a command in one process may be started again after a crash."""
+    supervise.enable()
+    main()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from unittest import mock
 
 from jobs.cli.main import main
-from jobs.common import supervise
 from jobs.common.console import console
 
 
@@ -27,7 +26,6 @@ def run_scalp(*words: str) -> Finished:
     with (
         mock.patch.object(sys, "argv", ["scalp", *words]),
         mock.patch.dict("os.environ", COLUMNS="400"),
-        mock.patch.object(supervise, "enable"),  # would fork this process
         mock.patch.object(console, "_width", 400),  # rich reads COLUMNS once, when it is made
         redirect_stdout(out),
         redirect_stderr(err),

@@ -16,7 +16,7 @@ from tests.support.images import jpeg
 CRASHING = """
 import os, signal, sys
 from jobs.common import images
-from jobs.cli.main import main
+from jobs.cli.main import run
 
 decode = images.decode
 
@@ -27,7 +27,7 @@ def crash(data, spec):
 
 images.decode = crash
 if __name__ == "__main__":
-    main()
+    run()
 """
 
 

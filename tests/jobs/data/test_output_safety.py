@@ -37,11 +37,8 @@ WRITES = {
     "pseudonymise": ("pseudonymise SOURCE OUT", "pseudonymize"),
     "grade": ("grade BUNDLE SOURCE OUT", "grade"),
     "demo": ("demo --out OUT", "demo"),
-    **{
-        f"bench {name}": (f"bench {name} --out OUT", f"bench {name}")
-        for name in ("engine", "train", "bulk", "serve", "scale", "overload", "autoscale", "grow")
-    },
-    "bench scale --stage grade": ("bench scale --stage grade --out OUT", "bench scale-grade"),
+    "bench engine": ("bench engine --out OUT", "bench engine"),
+    "bench serve": ("bench serve --url http://127.0.0.1:1 --out OUT", "bench serve-url"),
 }
 # These make none.
 WRITE_NO_DIRECTORY = {
@@ -52,6 +49,10 @@ WRITE_NO_DIRECTORY = {
     "results": "one file, with --to: test_results",
     "compare": "reads",
     "export": "names models pull: test_pull",
+    **{
+        f"bench {name}": "names python -m tests.benchmarks"
+        for name in ("autoscale", "bulk", "grow", "overload", "scale", "train")
+    },
     "audit verify": "reads",
     "models list": "reads",
     "models add": "a version that nobody has: test_registry",
