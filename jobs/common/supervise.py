@@ -40,7 +40,7 @@ class Process:
 def enable() -> None:
     """Allow `fork`, in a process that runs one command and ends."""
     global _enabled
-    _enabled = hasattr(os, "fork")
+    _enabled = sys.platform == "linux"  # elsewhere a process that forked may not use all libraries
 
 
 def fork() -> Process:
