@@ -150,9 +150,13 @@ def bench_bulk(out: str, options: BulkOptions) -> dict[str, Any]:
         "daft_version": version("daft") if options.daft else None,
     }
     rows = [_row(case, len(files)) for case in cases]
-    result = write_result(out, "bulk", settings, rows, ratios(rows))
+    result = write_result(out, "bulk", settings, rows, _without_none(ratios(rows)))
     _show(result, out)
     return result
+
+
+def _without_none(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -356,5 +360,5 @@ def _show(result: dict[str, Any], out: str) -> None:
         numbers = (row["photographs_per_second"], row["whole_seconds"], row["start_up_seconds"])
         table.add_row(row["what"], row["source"], *(f"{number:.1f}" for number in numbers))
     console.print(table)
-    measured = {name: value for name, value in result["ratios"].items() if value is not None}
+    measured = result["ratios"]
     show("ratios", measured | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
