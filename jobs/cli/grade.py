@@ -73,8 +73,8 @@ def grade(
         bool | None,
         typer.Option(
             "--local/--cluster",
-            help="run in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a cluster "
-            "or this machine has a GPU, else in this process",
+            help="run in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a "
+            "cluster, this machine has a GPU, or --models is given, else in this process",
         ),
     ] = None,
     no_tables: Annotated[
@@ -85,6 +85,8 @@ def grade(
     """Grade every image of the sources once; the same command resumes a stopped run."""
     from jobs.cli.executors import make_grade_executor
 
+    if local is None and models is not None:
+        local = False  # one process has one model
     executor = make_grade_executor(local)
     from jobs.common.inference import ModelOptions
     from jobs.grade.driver import GradeOptions

@@ -54,3 +54,20 @@ def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_p
     predictions = pq.read_table(tmp_path / "test/predictions.parquet")
     assert sorted(predictions["image_id"].to_pylist()) == sorted(test["image_id"].to_pylist()) != []
     assert np.isfinite(np.array(predictions["probabilities"].to_pylist())).all()
+
+
+def test_several_models_need_ray(bundle, images, tmp_path):
+    with pytest.raises(AssertionError, match="the command starts Ray"):
+        scalp("grade", bundle, images, tmp_path / "graded", "--models", 2, "--device", "cpu")
+
+
+def test_grade_on_one_machine_starts_no_ray(bundle, images, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    scalp("grade", bundle, images, tmp_path / "graded", "--device", "cpu", "--heatmaps", 0)
+    assert pq.read_table(tmp_path / "graded/results").num_rows == 40
+
+
+def test_grade_joins_a_named_cluster(bundle, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(AssertionError, match="the command starts Ray"):
+        scalp("grade", bundle, images, tmp_path / "graded", "--device", "cpu")
