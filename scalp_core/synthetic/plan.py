@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.settings import rename_old_keys
-from scalp_core.synthetic.scene import DeviceProfile, Scalp
+from scalp_core.synthetic.profiles import DeviceProfile, Scalp
 
 DELIVERED_PARTS = ("Training", "Validation")
 # Images of each grade in the paper's training folders.
