@@ -129,7 +129,7 @@ class Jobs:
         with _one_line(self.address):
             try:
                 job = Job(**vars(self.client.get_job_info(id_)))
-            except RuntimeError:  # there is none with this id
+            except RuntimeError:  # no job has this id
                 job = None
         if job is None or not job.submission_id:  # Ray also returns drivers that nobody submitted
             job = self.last(id_)

@@ -394,4 +394,10 @@ def main() -> None:
 def run() -> None:
     """Run `main` as the console script does: a command in one process may be started again after a crash."""
     supervise.enable()
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            supervise.end(ended.code)
+        raise
+    supervise.end(0)

@@ -92,27 +92,28 @@ class LocalExecutor(Executor):
             except BaseException as error:  # raised again by the thread of the model
                 put(error)
 
-        with ThreadPoolExecutor(size.loaders, "load") as threads:
-            try:
-                for _ in range(size.loaders):
-                    threads.submit(load_items)
-                grade = model(*arguments)
-                loading = size.loaders
-                while loading:
-                    batch = loaded.get()
-                    if batch is None:
-                        loading -= 1
-                        continue
-                    if isinstance(batch, BaseException):
-                        raise batch
-                    for result in grade(batch):
-                        yield from result.to_pylist()
-                        self._progress()
-            finally:
-                stop.set()
-                with suppress(Empty):  # frees memory while the threads end
-                    while True:
-                        loaded.get_nowait()
+        threads = ThreadPoolExecutor(size.loaders, "load")
+        try:
+            for _ in range(size.loaders):
+                threads.submit(load_items)
+            grade = model(*arguments)
+            loading = size.loaders
+            while loading:
+                batch = loaded.get()
+                if batch is None:
+                    loading -= 1
+                    continue
+                if isinstance(batch, BaseException):
+                    raise batch
+                for result in grade(batch):
+                    yield from result.to_pylist()
+                    self._progress()
+        finally:
+            stop.set()
+            with suppress(Empty):  # frees memory while the threads end
+                while True:
+                    loaded.get_nowait()
+            threads.shutdown(wait=False)  # a thread may wait minutes for storage
 
     def _load(self, load: Load, item: dict[str, Any], deaths: str) -> Iterator[pa.Table]:
         """Load an item; after a crash of this command, note it, so that a further crash has its name."""

@@ -1,6 +1,7 @@
 """`scalp grade` in one process resumes after a crash, and one bad image costs one row."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,3 +103,23 @@ def _wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_an_interrupt_does_not_wait_for_storage(bundle, clinic, tmp_path):
+    script = tmp_path / "stalled.py"
+    stall = "import time; print('stalled', flush=True); time.sleep(600)"
+    script.write_text(
+        CRASHING.format(signal="SIGSEGV").replace("os.kill(os.getpid(), signal.SIGSEGV)", stall)
+    )
+    words = [bundle, clinic, tmp_path / "out", "--local"]
+    command = [sys.executable, str(script), "grade", *map(str, words)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout
+    while "stalled" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to resume" in errors

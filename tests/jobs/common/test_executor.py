@@ -24,6 +24,13 @@ def _twice(batch):
     yield batch
 
 
+def await_loading_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("load"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
 def test_steps_run_in_order_and_in_this_process():
     executor = LocalExecutor()
     items = [{"value": number} for number in range(3)]
@@ -55,7 +62,7 @@ def test_an_error_of_loading_ends_the_pipeline():
     )
     with pytest.raises(UserError, match="the bucket is gone"):
         list(rows)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+    await_loading_threads()
 
 
 def test_a_pipeline_that_is_left_ends_its_threads():
@@ -63,4 +70,4 @@ def test_a_pipeline_that_is_left_ends_its_threads():
     rows = LocalExecutor().pipeline(items, _twice, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0, 1), "")
     next(rows)
     rows.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+    await_loading_threads()
