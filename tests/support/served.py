@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from serving.http import connections
 from serving.settings import Settings
+from tests.support import sockets
 from tests.support.ports import free_port
 from tests.support.sizes import CONNECTION_SECONDS
 
@@ -34,17 +33,8 @@ def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[int]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout.readline().startswith("READY")
-            assert "haproxy" in _listener(server.pid, port)
+            (listener,) = {each.process for each in sockets.listening(server.pid) if each.port == port}
+            assert listener == "haproxy"
             yield port
         finally:
             server.terminate()
-
-
-def _listener(parent: int, port: int) -> str:
-    """Names of the processes below `parent` that listen on `port`."""
-    return " ".join(
-        process.name()
-        for process in psutil.Process(parent).children(recursive=True)
-        for socket in process.net_connections("tcp")
-        if socket.status == psutil.CONN_LISTEN and socket.laddr.port == port
-    )

@@ -43,10 +43,10 @@ class Listening(NamedTuple):
         return self.address not in _LOOPBACK
 
 
-def listening() -> set[Listening]:
-    """TCP sockets, IPv4 and IPv6, that are listening now."""
+def listening(root: int | None = None) -> set[Listening]:
+    """List the TCP sockets, IPv4 and IPv6, that `root` (this process) and its descendants listen on now."""
     found = set()
-    for pid in processes.tree(os.getpid()):
+    for pid in processes.tree(root or os.getpid()):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             kind = re.match(r"(ray::\w+|[^:]*)", processes.name(pid)).group()
             for each in psutil.Process(pid).net_connections("tcp"):

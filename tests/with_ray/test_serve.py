@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from fastapi import FastAPI
 from PIL import Image
@@ -38,6 +37,7 @@ from serving import app
 from serving.api.middleware import RequestMiddleware
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
+from tests.support import sockets
 from tests.support.images import jpeg
 from tests.support.odd_files import corpus
 from tests.support.ports import free_port, free_ports
@@ -288,13 +288,6 @@ def test_command_says_in_one_line_that_the_port_is_taken(bundle):
     ]
 
 
-def listened_on(server: subprocess.Popen[str]) -> set[int]:
-    """The ports of all its processes."""
-    own = psutil.Process(server.pid)
-    sockets = [each for process in [own, *own.children(recursive=True)] for each in process.net_connections()]
-    return {each.laddr.port for each in sockets if each.status == psutil.CONN_LISTEN}
-
-
 @pytest.mark.slow
 def test_commands_serve_beside_each_other_until_they_are_interrupted(bundle):
     with ExitStack() as stack:
@@ -309,7 +302,7 @@ def test_commands_serve_beside_each_other_until_they_are_interrupted(bundle):
             assert server.stdout.readline().startswith(f"READY http://127.0.0.1:{port}")
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 assert post(client, jpeg(0)).status_code == 200
-        one, other = (listened_on(server) for _, server in servers)
+        one, other = ({each.port for each in sockets.listening(server.pid)} for _, server in servers)
         assert len(one) > 5 and len(other) > 5
         assert not one & other  # or one of them would be asked what the other was meant to answer
         for _, server in servers:

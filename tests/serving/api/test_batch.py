@@ -37,10 +37,15 @@ GRADING = Grading(1, "mild", [0.1, 0.7, 0.1, 0.1], 1.2, [1], None, False, [])
 
 
 class Model:
-    """Stub of the replica: slowly grades images that begin with `ok`, and counts those in flight."""
+    """Stub of the replica: grades images that begin with `ok`, and counts those in flight.
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    Args:
+        seconds: Time per image.
+        gate: Images that must be in flight before the first is answered.
+    """
+
+    def __init__(self, seconds: float = 0.0, gate: int = 0) -> None:
+        self.seconds, self.gate, self.is_open = seconds, gate, asyncio.Event()
         self.held = self.most = self.graded = self.refusals = 0
 
     async def grade(self, data: bytes) -> GradeResponse:
@@ -51,8 +56,11 @@ class Model:
             raise RuntimeError("secret detail")
         self.held += 1
         self.most = max(self.most, self.held)
+        if self.most >= self.gate:
+            self.is_open.set()
         try:
-            await asyncio.sleep(self.seconds)
+            await self.is_open.wait()
+            await asyncio.sleep(self.seconds)  # time for one image too many
             if not data.startswith(b"ok"):
                 raise ImageError("not_an_image", "no picture")
             self.graded += 1
@@ -127,14 +135,17 @@ def test_a_photograph_that_is_too_large_fails_alone():
     assert end["status"] == "done"
 
 
-def test_the_window_bounds_what_is_in_flight_by_number_and_by_bytes():
-    model = Model(0.002)
-    assert len(lines(send(model, files(*[b"ok"] * 60), in_flight=5))) == 61
-    assert model.most == 5
-    model = Model(0.01)
-    large = b"ok" + bytes(MAX_BYTES // 2)
-    lines(send(model, files(*[large] * 6), in_flight_bytes=MAX_BYTES + 10))
-    assert model.most == 2
+@pytest.mark.parametrize(
+    ("images", "window", "settings"),
+    [
+        ([b"ok"] * 60, 5, {"in_flight": 5}),
+        ([b"ok" + bytes(MAX_BYTES // 2)] * 6, 2, {"in_flight_bytes": MAX_BYTES + 10}),
+    ],
+)
+def test_the_window_bounds_images_in_flight_by_number_and_by_bytes(images, window, settings):
+    model = Model(0.05, gate=window)
+    assert len(lines(send(model, files(*images), **settings))) == len(images) + 1
+    assert model.most == window
 
 
 def test_a_full_queue_is_waited_for_but_not_for_ever():
