@@ -17,15 +17,16 @@ from scalp_core.results.query import By
 from scalp_core.results.schema import SCHEMA
 from tests.benchmarks.__main__ import app as benchmarks
 from tests.support.layouts import LAYOUTS
+from tests.support.pages import indent_fenced
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = indent_fenced((ROOT / "README.md").read_text())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOT_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
 # Without the module tables of architecture.md: docstrings name commands without their arguments.
 GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
-DOCS = {page.name: GENERATED.sub("", page.read_text()) for page in PAGES[1:]}
+DOCS = {page.name: indent_fenced(GENERATED.sub("", page.read_text())) for page in PAGES[1:]}
 COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
 COMMANDS += [
     shlex.split(command, comments=True)

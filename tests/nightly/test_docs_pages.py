@@ -24,6 +24,7 @@ from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic.plan import SynthOptions
 from tests.nightly.test_docs_quickstart import Shell
+from tests.support.pages import indent_fenced
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +57,7 @@ def blocks() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         if page.name == "quickstart.md":
             continue
-        text = page.read_text()
+        text = indent_fenced(page.read_text())
         for block in INDENTED.finditer(text):
             commands = [command.strip() for command in COMMAND.findall(block[0])]
             here = [each for each in commands if not any(re.search(mark, each) for mark in ELSEWHERE)]
@@ -191,6 +192,7 @@ def _absolute(out: str, folder: Path) -> str:
 
 
 def test_what_is_run_elsewhere_is_in_the_pages():
-    every = "\n".join(command for page in PAGES for command in COMMAND.findall(page.read_text()))
+    pages = "\n".join(indent_fenced(page.read_text()) for page in PAGES)
+    every = "\n".join(COMMAND.findall(pages))
     for mark in ELSEWHERE:
         assert re.search(mark, every, re.MULTILINE), mark

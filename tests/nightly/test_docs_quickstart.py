@@ -1,7 +1,8 @@
 """Commands of the pages that mark them are run as they stand, in their order, in an empty folder, by a shell.
 
-A mark is an HTML comment before an indented block: `<!-- run -->` for commands, `<!-- run until READY -->`
-for one that goes on beside those that follow, `<!-- prints -->` for what the commands before it print.
+A mark is an HTML comment before a fenced or indented block: `<!-- run -->` for commands, `<!-- run until
+READY -->` for one that keeps running while others follow, `<!-- prints -->` for the output of the commands
+before it.
 """
 
 import json
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import indent_fenced
+
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^<!-- (run|run until READY|prints) -->\n+((?:    .*\n|\n(?=    ))+)", re.MULTILINE)
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(page.read_text())]
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(indent_fenced(page.read_text()))]
 LONGEST_S = 400  # of one block, on a machine that runs other tests besides
 
 
@@ -85,7 +88,7 @@ class Shell:
 def test_the_commands_of_a_page_do_what_it_says(page, tmp_path):
     printed = ""
     with Shell(tmp_path) as shell:
-        for kind, block in BLOCK.findall(page.read_text()):
+        for kind, block in BLOCK.findall(indent_fenced(page.read_text())):
             text = re.sub(r"^    ", "", block, flags=re.MULTILINE).strip()
             if kind == "run":
                 printed = shell.run(text)
@@ -101,7 +104,7 @@ def test_the_commands_of_a_page_do_what_it_says(page, tmp_path):
 
 
 def test_the_quick_start_runs_every_verb_of_the_way():
-    blocks = BLOCK.findall((DOCS / "quickstart.md").read_text())
+    blocks = BLOCK.findall(indent_fenced((DOCS / "quickstart.md").read_text()))
     run = "".join(block for kind, block in blocks if kind != "prints")
     for verb in ("synth", "prepare", "train", "evaluate", "grade", "results", "explain", "serve"):
         assert f"    scalp {verb} " in run
