@@ -1,12 +1,34 @@
-"""Commands in fenced blocks are found like those in indented blocks."""
+"""Commands of pages are found in fenced and in indented blocks."""
 
 from __future__ import annotations
 
-from tests.support.pages import indent_fenced
+from tests.support.pages import blocks, page_commands
+
+PAGE = """Text
+
+<!-- run -->
+
+```bash
+scalp a --b  # c
+$ scalp d
+scalp … left out
+```
+
+<!-- prints -->
+    other
+    scalp e
+
+1. In a list:
+
+   ```bash
+   scalp f
+   ```
+"""
 
 
-def test_a_fenced_block_becomes_an_indented_block_at_the_same_lines():
-    page = "A\n\n```bash\nscalp a\n\nscalp b  # c\n```\n\n```mermaid\nflowchart\n```\n"
-    read = indent_fenced(page)
-    assert read == "A\n\n\n    scalp a\n\n    scalp b  # c\n\n\n```mermaid\nflowchart\n```\n"
-    assert len(read.splitlines()) == len(page.splitlines())
+def test_commands_of_fenced_and_indented_blocks_are_found():
+    assert page_commands(PAGE) == ["scalp a --b", "scalp d", "scalp e", "scalp f"]
+
+
+def test_a_block_has_the_comment_before_it_and_its_line():
+    assert [(block.mark, block.line) for block in blocks(PAGE)] == [("run", 5), ("prints", 12), ("", 17)]

@@ -17,28 +17,29 @@ from scalp_core.results.query import By
 from scalp_core.results.schema import SCHEMA
 from tests.benchmarks.__main__ import app as benchmarks
 from tests.support.layouts import LAYOUTS
-from tests.support.pages import indent_fenced
+from tests.support.pages import page_commands
 
 ROOT = Path(__file__).parents[2]
-README = indent_fenced((ROOT / "README.md").read_text())
+README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOT_PAGES = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
-COMMANDS = [line.split("#")[0].split() for line in README.splitlines() if line.startswith("    scalp ")]
 # Without the module tables of architecture.md: docstrings name commands without their arguments.
 GENERATED = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
-DOCS = {page.name: indent_fenced(GENERATED.sub("", page.read_text())) for page in PAGES[1:]}
-COMMANDS += [command.split() for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)]
-COMMANDS += [
-    shlex.split(command, comments=True)
-    for text in DOCS.values()
-    for command in re.findall(r"^(?:    |\$ |    \$ )(scalp [^…\n]+)$", text, re.MULTILINE)
+DOCS = {page.name: GENERATED.sub("", page.read_text()) for page in PAGES[1:]}
+COMMANDS = [
+    shlex.split(command)
+    for command in [
+        *page_commands(README),
+        *(command for text in DOCS.values() for command in re.findall(r"`(scalp [^`<]+)`", text)),
+        *(command for text in DOCS.values() for command in page_commands(text)),
+    ]
 ]
 VERBS = typer.main.get_command(app).commands
 BENCHMARKS = sorted(
     {
         command.split("  ")[0]
         for text in [README, *DOCS.values()]
-        for command in re.findall(r"(?:^    |`)python -m tests\.benchmarks ([^`\n]+)", text, re.MULTILINE)
+        for command in re.findall(r"(?:^ *|`)python -m tests\.benchmarks ([^`\n]+)", text, re.MULTILINE)
     }
 )
 
@@ -125,7 +126,7 @@ def test_every_make_target_and_link_leads_somewhere(page):
     text = page.read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     present = text.split("### Removed")[0]  # of the change log: what was removed leads nowhere
-    assert set(re.findall(r"(?:`|^    |^)make ([a-z]+)", present, re.MULTILINE)) <= targets
+    assert set(re.findall(r"(?:`|^ *)make ([a-z]+)", present, re.MULTILINE)) <= targets
     for link in re.findall(r"\]\((?!https://)([^)]+)\)", text):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page

@@ -24,12 +24,10 @@ from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic.plan import SynthOptions
 from tests.nightly.test_docs_quickstart import Shell
-from tests.support.pages import indent_fenced
+from tests.support import pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-INDENTED = re.compile(r"(?:^    .*\n|^\n(?=    ))+", re.MULTILINE)
-COMMAND = re.compile(r"^    (scalp [^…#\n]+)", re.MULTILINE)
 KEY = "a-key-of-the-clinic-that-is-long-enough"
 
 # What runs these instead.
@@ -57,13 +55,11 @@ def blocks() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         if page.name == "quickstart.md":
             continue
-        text = indent_fenced(page.read_text())
-        for block in INDENTED.finditer(text):
-            commands = [command.strip() for command in COMMAND.findall(block[0])]
+        for block in pages.blocks(page.read_text()):
+            commands = pages.commands(block.text)
             here = [each for each in commands if not any(re.search(mark, each) for mark in ELSEWHERE)]
             if here:
-                line = text[: block.start()].count("\n") + 1
-                yield f"{page.name}:{line}", here
+                yield f"{page.name}:{block.line}", here
 
 
 BLOCKS = dict(blocks())
@@ -192,7 +188,6 @@ def _absolute(out: str, folder: Path) -> str:
 
 
 def test_what_is_run_elsewhere_is_in_the_pages():
-    pages = "\n".join(indent_fenced(page.read_text()) for page in PAGES)
-    every = "\n".join(COMMAND.findall(pages))
+    every = "\n".join(command for page in PAGES for command in pages.page_commands(page.read_text()))
     for mark in ELSEWHERE:
         assert re.search(mark, every, re.MULTILINE), mark
