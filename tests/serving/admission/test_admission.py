@@ -30,6 +30,7 @@ from serving.replicas.handles import decode_image
 from serving.replicas.ingress import replica
 from serving.replicas.readiness import Readiness
 from serving.settings import Scaling, Settings
+from tests.support import virtual_time
 from tests.support.images import jpeg
 
 SETTINGS = Settings(
@@ -98,6 +99,8 @@ def test_a_model_that_fails_its_check_is_not_ready(bundle, monkeypatch):
 
 
 def test_an_old_result_is_not_an_answer(monkeypatch):
+    monkeypatch.setattr("serving.replicas.readiness._ANSWER_WITHIN_S", 3600)
+
     async def scenario() -> None:
         asked = 0
 
@@ -108,14 +111,12 @@ def test_an_old_result_is_not_an_answer(monkeypatch):
                 await asyncio.sleep(3600)
 
         readiness = Readiness(check)
-        monkeypatch.setattr("serving.replicas.readiness._CHECK_EVERY_S", 0)
         assert all(await asyncio.gather(*(readiness.is_ready() for _ in range(100))))
-        monkeypatch.setattr("serving.replicas.readiness._VALID_S", 0.05)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(20)
         assert not await readiness.is_ready()
         assert asked == 2  # one task, however many probes
 
-    run(scenario())
+    virtual_time.run(scenario())
 
 
 # --- pixels
@@ -232,10 +233,11 @@ def test_a_batch_is_paced_by_the_budget_and_bounded_in_all():
         assert await batches.admit(encoded(7000, 7000, "PNG"), total) == total  # refused, for nothing
         with pytest.raises(Refusal) as refused:
             await batches.admit(encoded(4000, 3000, "PNG"), total)
-        assert asyncio.get_running_loop().time() - began > 0.2  # 23.5 megapixels at 100 a second
+        seconds = asyncio.get_running_loop().time() - began
+        assert seconds == pytest.approx(0.235)  # 23.5 megapixels at 100 per second
         assert (refused.value.status_code, refused.value.code) == (413, "too_many_pixels")
 
-    run(scenario())
+    virtual_time.run(scenario())
 
 
 # --- shares
@@ -276,14 +278,14 @@ def test_no_owner_fills_the_window():
         entered = [asyncio.create_task(window.enter("greedy", 10)) for _ in range(8)]
         await asyncio.sleep(0.01)
         assert sum(task.done() for task in entered) == 4
-        await asyncio.wait_for(window.enter("modest", 10), 1)
+        await window.enter("modest", 10)
         window.leave("greedy", 10)
         await asyncio.sleep(0.01)
         assert sum(task.done() for task in entered) == 5
         for task in entered:
             task.cancel()
 
-    run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_a_lone_photograph_does_not_wait_for_a_full_queue_of_another_owner(bundle, monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from scalp_core.errors import ImageError
+from serving.admission import limits
 from serving.admission.limits import Limits, Load
 from serving.http.problems import Refusal
 from serving.settings import Settings
@@ -40,14 +41,17 @@ def test_the_queue_is_as_long_as_it_takes_a_second_to_answer(seconds, most):
     assert load.in_flight.total == pytest.approx(most, abs=1)
 
 
-def test_how_fast_the_queue_moves_is_measured_by_those_in_it():
+def test_how_fast_the_queue_moves_is_measured_by_those_in_it(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now))
     load = Load(Limits(), seconds_per_image=0.1)
 
     def pass_of(photographs: int, seconds: float) -> None:
+        nonlocal now
         with ExitStack() as stack:
             for _ in range(photographs):
                 stack.enter_context(load.grading())
-            time.sleep(seconds)
+            now += seconds
 
     for _ in range(10):
         pass_of(20, 0.02)  # from 1 to 20 ms for each that was there
@@ -55,7 +59,7 @@ def test_how_fast_the_queue_moves_is_measured_by_those_in_it():
     assert load.retry_after() <= 2
 
     with pytest.raises(ImageError), load.grading():
-        time.sleep(0.2)
+        now += 0.2
         raise ImageError("truncated", "it is cut")  # says nothing of the model
     assert load.retry_after() <= 2
 

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -31,21 +31,17 @@ from serving.http.problems import Refusal
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from tests.support import odd_archives as odd
+from tests.support.virtual_time import run
 
 SIGNATURE = Signature("made", "cpu fp32 openvino")
 GRADING = Grading(1, "mild", [0.1, 0.7, 0.1, 0.1], 1.2, [1], None, False, [])
 
 
 class Model:
-    """Stub of the replica: grades images that begin with `ok`, and counts those in flight.
+    """Stub of the replica: slowly grades images that begin with `ok`, and counts those in flight."""
 
-    Args:
-        seconds: Time per image.
-        gate: Images that must be in flight before the first is answered.
-    """
-
-    def __init__(self, seconds: float = 0.0, gate: int = 0) -> None:
-        self.seconds, self.gate, self.is_open = seconds, gate, asyncio.Event()
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         self.held = self.most = self.graded = self.refusals = 0
 
     async def grade(self, data: bytes) -> GradeResponse:
@@ -56,11 +52,8 @@ class Model:
             raise RuntimeError("secret detail")
         self.held += 1
         self.most = max(self.most, self.held)
-        if self.most >= self.gate:
-            self.is_open.set()
         try:
-            await self.is_open.wait()
-            await asyncio.sleep(self.seconds)  # time for one image too many
+            await asyncio.sleep(self.seconds)
             if not data.startswith(b"ok"):
                 raise ImageError("not_an_image", "no picture")
             self.graded += 1
@@ -82,25 +75,23 @@ def app_of(model: Model, **settings) -> FastAPI:
     api.add_middleware(RequestMiddleware)
     api.include_router(batch.router)
     problems.install(api)
-    api.dependency_overrides[replica] = lambda: SimpleNamespace(batches=batches)
+
+    async def served() -> SimpleNamespace:  # a function that is not async would run in a thread
+        return SimpleNamespace(batches=batches)
+
+    api.dependency_overrides[replica] = served
     return api
-
-
-def run(scenario: Callable[[], object]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def send(model: Model, request: dict, **settings) -> httpx.Response:
     """One request to the application."""
-    found = []
 
-    async def scenario() -> None:
+    async def scenario() -> httpx.Response:
         transport = httpx.ASGITransport(app_of(model, **settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            found.append(await client.post(BATCH_PATH, **request))
+            return await client.post(BATCH_PATH, **request)
 
-    run(scenario)
-    return found[0]
+    return run(scenario())
 
 
 def files(*datas: bytes, field: str = "file") -> dict:
@@ -143,7 +134,7 @@ def test_a_photograph_that_is_too_large_fails_alone():
     ],
 )
 def test_the_window_bounds_images_in_flight_by_number_and_by_bytes(images, window, settings):
-    model = Model(0.05, gate=window)
+    model = Model(1)
     assert len(lines(send(model, files(*images), **settings))) == len(images) + 1
     assert model.most == window
 
@@ -321,7 +312,7 @@ def test_no_more_of_a_body_is_read_than_the_window_takes():
         await asyncio.gather(task, return_exceptions=True)
         assert model.held == 0
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
@@ -345,7 +336,7 @@ def test_a_client_that_reads_nothing_before_it_has_sent_all_gets_its_answers():
         await app_of(Model())(connection.scope, receive, send)
         assert len(connection.sent) == 303  # the start, 300 images, the end, and an empty piece
 
-    run(scenario)
+    run(scenario())
 
 
 def test_when_the_client_goes_away_the_work_stops():
@@ -360,7 +351,7 @@ def test_when_the_client_goes_away_the_work_stops():
         await task
         assert (model.held, connection.sent) == (0, [])
 
-    run(scenario)
+    run(scenario())
 
 
 def test_no_more_batches_and_archives_than_there_is_room_for():
@@ -380,4 +371,4 @@ def test_no_more_batches_and_archives_than_there_is_room_for():
         busy[1].gone.set()
         await tasks[1]
 
-    run(scenario)
+    run(scenario())

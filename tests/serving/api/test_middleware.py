@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +23,7 @@ from serving.http import problems
 from serving.observability.audit import AuditLog
 from serving.observability.audit_writer import AuditSettings
 from serving.settings import Settings
+from tests.support.virtual_time import run
 
 KEY = "a-key-of-ann-that-is-long-enough"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -78,7 +79,7 @@ def ask(api: FastAPI, method: str, path: str, peer: str = "127.0.0.1", **options
         async with client(api, peer) as session:
             return await session.request(method, path, **options)
 
-    return asyncio.run(send())
+    return run(send())
 
 
 def problem(response: httpx.Response) -> tuple[int, str]:
@@ -211,9 +212,8 @@ LIMITS = {"grace_seconds": 0.2, "min_bytes_per_s": 1000}
 
 def test_a_body_that_stops_is_refused():
     api, load = application(limits=Limits(**LIMITS))
-    began = time.monotonic()
-    assert problem(ask(api, "POST", "/v1/grade", content=trickle((0, b"x"), (5, b"y")))) == (408, "slow_body")
-    assert time.monotonic() - began < 1
+    for_ever = trickle((0, b"x"), (math.inf, b"y"))
+    assert problem(ask(api, "POST", "/v1/grade", content=for_ever)) == (408, "slow_body")
     assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
 
@@ -247,7 +247,7 @@ def test_the_time_that_we_take_is_not_the_clients():
 def during(api: FastAPI, inside: Callable[[httpx.AsyncClient], Any], path: str, **options: Any) -> None:
     """Run `inside` during a request to `path`."""
 
-    async def run() -> None:
+    async def scenario() -> None:
         api.state.go_on = asyncio.Event()
         async with client(api) as session:
             waiting = asyncio.create_task(session.post(path, **options))
@@ -256,7 +256,7 @@ def during(api: FastAPI, inside: Callable[[httpx.AsyncClient], Any], path: str, 
             api.state.go_on.set()
             await waiting
 
-    asyncio.run(run())
+    run(scenario())
 
 
 def test_more_requests_than_there_is_room_for_are_refused_unread():
@@ -312,13 +312,13 @@ def test_the_bodies_that_are_held_are_bounded_together():
 def test_a_client_that_goes_away_leaves_nothing_behind():
     api, load = application()
 
-    async def run() -> None:
+    async def scenario() -> None:
         async with client(api) as session:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await session.post("/v1/grade", content=trickle((0, b"x"), (5, b"y")))
 
-    asyncio.run(run())
+    run(scenario())
     assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
 
@@ -355,13 +355,12 @@ def test_those_who_send_at_once_are_no_more_than_there_is_room_for():
         async with client(api) as session:
             bodies = [trickle((0.1, b"x"), (0.1, b"y")) for _ in range(5)]
             asked = [asyncio.create_task(session.post("/v1/wait", content=body)) for body in bodies]
-            async with asyncio.timeout(30):
-                while sum(each.done() for each in asked) < 3:  # refused
-                    await asyncio.sleep(0.01)
+            while sum(each.done() for each in asked) < 3:  # refused
+                await asyncio.sleep(0.01)
             assert load.in_flight.total == 2
             api.state.go_on.set()
             codes = [(await each).status_code for each in asked]
             assert sorted(codes) == [200, 200, 503, 503, 503]
             assert (load.uploads.total, load.in_flight.total, load.held_bytes.total) == (0, 0, 0)
 
-    asyncio.run(scenario())
+    run(scenario())

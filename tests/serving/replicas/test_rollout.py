@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +20,7 @@ from serving.replicas.rollout import Rollout
 from serving.schemas.grading import Graded
 from serving.settings import CandidateSettings, Settings
 from tests.support.images import jpeg
+from tests.support.virtual_time import run
 
 GRADED = Graded(None, None, "bundle", 1, 0.0, 0.0)
 
@@ -77,16 +76,12 @@ def made(mode: str, candidate: Handle, seconds: float = 30) -> tuple[Rollout, Ha
     return Rollout(settings, *graders, None, seconds), first, load, metrics
 
 
-def run(scenario: Awaitable[None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 20))
-
-
 def test_where_a_canary_hangs_the_first_answers_in_time_and_soon_it_is_not_asked():
     async def scenario() -> None:
         candidate = Handle(3600)
-        rollout, first, _, _ = made("canary", candidate, seconds=0.3)
-        for number in range(8):
-            async with asyncio.timeout(0.3 if number else 5):  # the first one starts threads
+        rollout, first, _, _ = made("canary", candidate, seconds=3)
+        for _ in range(8):
+            async with asyncio.timeout(3):
                 assert (await rollout.grade(jpeg(0)))[1] is GRADED
         assert first.asked == 8
         assert candidate.asked == 5
@@ -141,7 +136,7 @@ def test_a_slow_shadow_refuses_nobody_and_is_not_measured():
         shadow = Handle(3600)
         rollout, _, load, metrics = made("shadow", shadow)
         await asyncio.gather(*(rollout.grade(jpeg(seed)) for seed in range(40)))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
         assert shadow.asked == 32  # as many copies as are kept
         assert load.retry_after() == 1
         load.in_flight.take("", 8)
@@ -163,16 +158,13 @@ def test_a_shadow_that_takes_other_pixels_gets_them():
     run(scenario())
 
 
-def test_what_needs_no_pass_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr("serving.replicas.handles._TIMEOUT_S", 0.1)
-
+def test_what_needs_no_pass_is_not_waited_for_for_ever():
     async def scenario() -> None:
         graders = GraderClient(Handle(3600), Load(Limits()), Metrics(), Decoders())
-        began = time.monotonic()
-        with pytest.raises(Refusal) as refused:
-            await graders.call_with_timeout("describe")
+        async with asyncio.timeout(60):
+            with pytest.raises(Refusal) as refused:
+                await graders.call_with_timeout("describe")
         assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
-        assert time.monotonic() - began < 5
 
     run(scenario())
 
