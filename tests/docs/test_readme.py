@@ -10,6 +10,7 @@ import typer
 
 from jobs.cli.main import app
 from scalp_core.curation.findings import FINDINGS, REASONS
+from scalp_core.datasets import manifest
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.results.drift import Level
@@ -76,6 +77,10 @@ def test_every_verb_named_in_the_text_exists():
 def test_the_readme_lists_every_code_of_a_failed_row():
     (listed,) = re.findall(r"one of these codes: `([^`]+)`", README)
     assert re.split(r",\s+", listed) == list(IMAGE_CODES)
+
+
+def test_the_data_page_explains_every_column_of_the_manifest():
+    assert [name for name in manifest.SCHEMA.names if f"`{name}`" not in DOCS["data.md"]] == []
 
 
 def test_the_data_page_explains_every_reason_and_finding():
