@@ -28,6 +28,7 @@ from scalp_core.settings import parse_settings
 from serving.api.routes import create_api
 from serving.auth.keys import Keys
 from serving.auth.network import check_address, check_certificate
+from serving.replicas.combined import CombinedGrader
 from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
 from serving.replicas.ingress import Ingress
@@ -55,25 +56,40 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
 
 
 def _application(
-    settings: Settings, model: ModelSettings | None = None, candidate: ModelSettings | None = None
+    settings: Settings,
+    model: ModelSettings | None = None,
+    candidate: ModelSettings | None = None,
+    *,
+    combined: bool = False,
 ) -> ray_serve.Application:
-    """Build the application, with the models if no config file names them."""
+    """Build the application.
+
+    Args:
+        model: Model, if no config file names it.
+        candidate: Model of the shadow or canary, if no config file names it.
+        combined: Put ingress, grader and explainer into one process.
+    """
     common: dict[str, Any] = {"max_constructor_retry_count": _START_ATTEMPTS}
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
+    others = []
+    if settings.candidate:
+        second = grader.options(name="Candidate")
+        if candidate:
+            second = second.options(user_config=candidate.model_dump())
+        others = [second.bind(settings)]
+    user_config = {"user_config": model.model_dump()} if model else {}
+    # The deployment that serves HTTP holds as many requests in both forms.
+    cpus = settings.grader.cpus if combined else settings.ingress.cpus
+    scaling = settings.ingress.model_copy(update={"cpus": cpus})
+    serves_http = deployment_options(scaling, settings, is_ingress=True) | common
+    if combined:
+        one = ray_serve.deployment(ray_serve.ingress()(CombinedGrader), **serves_http)
+        return one.options(name=Grader.__name__, **user_config).bind(settings, create_api, *others)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
-    ingress = ray_serve.deployment(
-        ray_serve.ingress()(Ingress),
-        **deployment_options(settings.ingress, settings, is_ingress=True),
-        **common,
-    )
-    second = grader.options(name="Candidate")
     if model:
-        grader = grader.options(user_config=model.model_dump())
         explainer = explainer.options(user_config={"bundle": model.bundle})
-    if candidate:
-        second = second.options(user_config=candidate.model_dump())
-    models = (grader, second) if settings.candidate else (grader,)
-    first, *others = (deployment.bind(settings) for deployment in models)
+    ingress = ray_serve.deployment(ray_serve.ingress()(Ingress), **serves_http)
+    first = grader.options(**user_config).bind(settings)
     return ingress.bind(settings, first, explainer.bind(), create_api, *others)
 
 
@@ -115,7 +131,9 @@ def start(
     cluster = connect(jobs=settings.bulk is not None)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
-        app = _application(_fit_grader(settings, cluster, device), model, second)
+        combined = _is_combined(settings, device)
+        settings = _fit_grader(settings, cluster, device, combined=combined)
+        app = _application(settings, model, second, combined=combined)
         ray_serve.run(app, name=_APP_NAME, logging_config=_LOGGING)
     except BaseException:
         stop()
@@ -173,7 +191,13 @@ def _pin_model(bundle: str, device: Hardware, settings: Settings) -> ModelSettin
     return model
 
 
-def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware) -> Settings:
+def _is_combined(settings: Settings, device: Hardware) -> bool:
+    """Whether one process suffices: on a CPU, with one replica of each deployment."""
+    scalings = (settings.ingress, settings.grader, settings.explainer)
+    return device == "cpu" and all(scaling.max_replicas == 1 for scaling in scalings)
+
+
+def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware, *, combined: bool) -> Settings:
     """Fit the grader to the nodes, unless the settings describe it.
 
     It gets all cores of a node: decoding takes few of them, and one model with all cores is faster than
@@ -181,7 +205,7 @@ def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware) -> Setti
     """
     if "grader" in settings.model_fields_set:
         return settings
-    others = math.ceil(settings.ingress.cpus + settings.explainer.cpus)
+    others = 0 if combined else math.ceil(settings.ingress.cpus + settings.explainer.cpus)
     graders = 2 if settings.candidate else 1
     threads = max(1, min(cluster.cores_per_node, cluster.cpus - others) // graders)
     resources = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}

@@ -1,11 +1,13 @@
-"""Clients of the grader and explainer deployments, with retries and backpressure."""
+"""Clients of the grader and explainer, in other processes or in this one, with retries and backpressure."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-from typing import Any, NamedTuple
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import ray.exceptions
@@ -20,6 +22,7 @@ from serving.http import request_context
 from serving.http.problems import Refusal
 from serving.observability.metrics import ImageMetrics
 from serving.schemas.grading import Graded
+from serving.settings import Scaling
 
 # Requests of a replica that died are sent again: grading is idempotent.
 _ATTEMPTS = 3
@@ -56,6 +59,44 @@ def hash_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class LocalHandle:
+    """Call an object of this process as by the handle of its deployment, with the same limits.
+
+    Args:
+        target: The object.
+        scaling: Settings of the deployment, for its limits of calls that run and that wait.
+    """
+
+    def __init__(self, target: object, scaling: Scaling) -> None:
+        self._target = target
+        self._slots = asyncio.Semaphore(scaling.max_ongoing_requests)
+        self._max_waiting = scaling.max_queued_requests
+        self._waiting = 0
+
+    def options(self, **_: object) -> LocalHandle:
+        """Options of a `DeploymentHandle`, which concern calls to other processes."""
+        return self
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=partial(self._call, method))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        if self._slots.locked() and self._waiting >= self._max_waiting:
+            raise BackPressureError(num_queued_requests=self._waiting, max_queued_requests=self._max_waiting)
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await getattr(self._target, method)(*arguments)
+        finally:
+            self._slots.release()
+
+
+Handle: TypeAlias = DeploymentHandle | LocalHandle
+
+
 class DeploymentClient:
     """Client of a deployment that retries after the death of a replica, and refuses requests on a full queue.
 
@@ -63,7 +104,7 @@ class DeploymentClient:
         load: Load of the replica, for the Retry-After of refusals.
     """
 
-    def __init__(self, handle: DeploymentHandle, load: Load) -> None:
+    def __init__(self, handle: Handle, load: Load) -> None:
         # By value over gRPC: by reference, images above 100 KB would pass through Ray's object store.
         self._handle = handle.options(_by_reference=False)
         self._load = load
@@ -107,9 +148,7 @@ class DeploymentClient:
 class GraderClient(DeploymentClient):
     """Client of a `Grader` deployment; decodes images with the preprocessing of its model."""
 
-    def __init__(
-        self, handle: DeploymentHandle, load: Load, metrics: ImageMetrics, decoders: Decoders
-    ) -> None:
+    def __init__(self, handle: Handle, load: Load, metrics: ImageMetrics, decoders: Decoders) -> None:
         super().__init__(handle, load)
         self._metrics = metrics
         self._decoders = decoders

@@ -24,7 +24,7 @@ from serving.http.backpressure import bound_request_queues
 from serving.http.problems import Refusal
 from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics
-from serving.replicas.handles import DeploymentClient, GraderClient, hash_of
+from serving.replicas.handles import DeploymentClient, GraderClient, Handle, hash_of
 from serving.replicas.readiness import Readiness
 from serving.replicas.rollout import Rollout
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
@@ -39,8 +39,8 @@ class Ingress:
     def __init__(
         self,
         settings: Settings,
-        grader: DeploymentHandle,
-        explainer: DeploymentHandle,
+        grader: Handle,
+        explainer: Handle,
         create_api: CreateApi,
         candidate: DeploymentHandle | None = None,
     ) -> None:

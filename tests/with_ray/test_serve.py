@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from ray import serve as ray_serve
 
 from jobs.common.images import LoadImages
 from scalp_core.bundles.bundle import GRAPH_FILES
@@ -88,6 +89,10 @@ def check_problem(response: httpx.Response, status: int, code: str) -> dict:
     assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
     assert body["detail"] and "\n" not in body["detail"] and "Traceback" not in response.text
     return body
+
+
+def test_one_replica_of_each_part_is_one_process(endpoint):
+    assert list(ray_serve.status().applications["scalp"].deployments) == ["Grader"]
 
 
 def test_grades_a_photograph_as_the_predictor_does(client, predictor):

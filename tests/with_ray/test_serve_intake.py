@@ -129,7 +129,7 @@ def test_the_first_line_comes_before_the_body_has_ended(client):
 def grown(client: httpx.Client, count: int, data: bytes) -> int:
     """Bytes by which the replica that meets the network grows, at most, while a batch is answered."""
     below = psutil.Process().children(recursive=True)
-    (replica,) = (each for each in below if each.cmdline()[:1] == ["ray::ServeReplica:scalp:Ingress"])
+    (replica,) = (each for each in below if each.cmdline()[:1] == ["ray::ServeReplica:scalp:Grader"])
     before, most = replica.memory_info().rss, 0
 
     def body() -> Iterator[bytes]:

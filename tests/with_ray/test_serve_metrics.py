@@ -77,7 +77,9 @@ def run(known, cluster, tmp_path_factory) -> Run:
     logs = tmp_path_factory.mktemp("logs")
     port = free_port()
     grader = Scaling(target_ongoing_requests=8, max_ongoing_requests=32, max_queued_requests=1)
-    settings = Settings(device="cpu", precision=PRECISION, grader=grader)
+    # With several ingresses, as on a cluster: Ray counts the calls between deployments.
+    ingress = Settings().ingress.model_copy(update={"max_replicas": 2})
+    settings = Settings(device="cpu", precision=PRECISION, ingress=ingress, grader=grader)
     logging = yaml.safe_load(CONFIG.read_text())["logging_config"] | {"logs_dir": str(logs)}
     before = {each.labels.get("replica") for each in scrape()} - {None}  # of other tests
     with pytest.MonkeyPatch.context() as patch:

@@ -101,7 +101,9 @@ def settings(replicas: int) -> Settings:
         max_ongoing_requests=32,
         max_queued_requests=32,
     )
-    return Settings(device="cpu", precision="fp32", grader=grader)
+    # Two ingresses at most: a single one would be combined with its grader, in one process.
+    ingress = Settings().ingress.model_copy(update={"max_replicas": 2})
+    return Settings(device="cpu", precision="fp32", ingress=ingress, grader=grader)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -17,8 +17,9 @@ from serving.admission.decoding import Decoders
 from serving.admission.limits import Limits, Load
 from serving.http.problems import Refusal
 from serving.observability.metrics import ImageMetrics
-from serving.replicas.handles import DeploymentClient, GraderClient
+from serving.replicas.handles import DeploymentClient, GraderClient, LocalHandle
 from serving.schemas.grading import Graded
+from serving.settings import Scaling
 from tests.support.images import jpeg
 
 SMALL, LARGE = Preprocess(size=32), Preprocess(size=64)
@@ -113,3 +114,35 @@ def test_model_that_changes_at_each_attempt_is_refused_after_three():
     grades = [arguments for method, arguments in handle.calls if method == "grade"]
     assert [arguments[2] for arguments in grades] == sizes[:3]
     assert all(np.shape(arguments[0])[0] == size.size for arguments, size in zip(grades, sizes, strict=False))
+
+
+class Blocked:
+    """Stub of an object whose calls end when `free` is set."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
+
+    async def grade(self, number: int) -> int:
+        await self.free.wait()
+        return number
+
+
+def test_calls_in_this_process_wait_as_those_of_a_deployment_and_more_are_refused():
+    scaling = Scaling(target_ongoing_requests=1, max_ongoing_requests=2, max_queued_requests=1)
+
+    async def call() -> list[Any]:
+        blocked = Blocked()
+        local = DeploymentClient(LocalHandle(blocked, scaling), Load(Limits()))
+        calls = [asyncio.create_task(local.call("grade", number)) for number in range(5)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        calls[2].cancel()  # its client left; another one takes its place
+        await asyncio.wait(calls[2:3])
+        calls.append(asyncio.create_task(local.call("grade", 5)))
+        await asyncio.sleep(0)
+        blocked.free.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, second, left, *refused, last = asyncio.run(call())
+    assert (first, second, last) == (0, 1, 5)
+    assert isinstance(left, asyncio.CancelledError)
+    assert [error.code for error in refused] == ["overloaded"] * 2
