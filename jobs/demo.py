@@ -195,7 +195,7 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
     show(
         "demo",
         {
-            "test photographs": f"{scored['metrics']['n']}, from {scored['groups']} devices never trained on",
+            "test images": f"{scored['metrics']['n']}, from {scored['groups']} devices never trained on",
             "quadratic weighted kappa": ratios["qwk"],
             "  95 % interval by devices": f"{bounds['low']:.3f} to {bounds['high']:.3f}"
             if bounds

@@ -325,7 +325,7 @@ def _check_accounts(summary: dict[str, Any], out: str) -> None:
 
 def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     rows: dict[str, Any] = {
-        "photographs": summary["photographs"],
+        "images": summary["photographs"],
         "left out": summary["dropped"],
         "found": {word: count for word, count in summary["findings"].items() if count},
     }

@@ -34,7 +34,7 @@ def synth(out: str, options: SynthOptions) -> dict[str, Any]:
     show(
         KIND,
         {
-            "photographs": summary.images,
+            "images": summary.images,
             "by grade": {GRADE_NAMES[int(grade)]: count for grade, count in summary.grades.items()},
             "people": summary.people,
             "devices": summary.devices,

@@ -226,7 +226,6 @@ def _summary(
 
 
 def _show(summary: dict[str, Any], out: str) -> None:
-    names = ("photographs", "explained", "without_heat", "failed", "by_error", "by_grade")
-    chosen = f"{summary['photographs']} of {summary['photographs_in_source']}"
-    rows = {name: summary[name] for name in names} | {"photographs": chosen}
+    rows = {"images": f"{summary['photographs']} of {summary['photographs_in_source']}"}
+    rows |= {name: summary[name] for name in ("explained", "without_heat", "failed", "by_error", "by_grade")}
     show("explain", rows | {"heat shows": MEANING, "pictures": out})

@@ -16,12 +16,10 @@ REASONS = {
     NOT_FINITE: "the model's scores are not finite numbers, so grade and probabilities mean nothing",
     "ambiguous_grade": "the grade set contains more grades than the bundle allows",
     "low_confidence": "the likeliest grade is less probable than the bundle requires",
-    image_statistics.BLURRED: "far fewer edges than any photograph of the training split",
-    image_statistics.TOO_DARK: "far darker than any photograph of the training split",
-    image_statistics.TOO_BRIGHT: "far brighter than any photograph of the training split",
-    image_statistics.UNLIKE_TRAINING: (
-        "not like the photographs of the training split; its grade means nothing"
-    ),
+    image_statistics.BLURRED: "far fewer edges than any image of the training split",
+    image_statistics.TOO_DARK: "far darker than any image of the training split",
+    image_statistics.TOO_BRIGHT: "far brighter than any image of the training split",
+    image_statistics.UNLIKE_TRAINING: ("not like the images of the training split; its grade means nothing"),
 }
 """Reasons to refer an image to a person, in the order of answers."""
 

@@ -219,11 +219,11 @@ def _sentence(level: Level, statistics: list[StatisticDrift] | None, grades: Gra
     listed = " and ".join([part for part in (", ".join(names[:-1]), *names[-1:]) if part])
     verb = "differs" if len(names) == 1 else "differ"
     sentence = {
-        "strong": f"DRIFT: {listed} {verb} strongly from the training split; look at some photographs before "
+        "strong": f"DRIFT: {listed} {verb} strongly from the training split; look at some images before "
         "trusting the grades",
         "some": f"some drift: {listed} {verb} somewhat from the training split",
         "none": "no drift: all compared values are like the training split",
-        "too_few": f"too few photographs, here or in training, to detect drift; {MIN_PHOTOGRAPHS} are needed",
+        "too_few": f"too few images, here or in training, to detect drift; {MIN_PHOTOGRAPHS} are needed",
     }[level]
     if statistics is None:
         why = "nothing else was counted" if gates else "the bundle has no gates"

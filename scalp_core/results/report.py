@@ -125,18 +125,18 @@ def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> li
     lines = [f"the model was {spec.warning}"] if spec.warning else []
     if missing := summary["rows_unaccounted"]:
         lines.append(
-            f"{missing:,} of {summary['rows']:,} photographs are not accounted for exactly once; "
+            f"{missing:,} of {summary['rows']:,} images are not accounted for exactly once; "
             "run the same command again"
         )
     if summary["failed"] > _MANY_FAILED * summary["rows"]:
         code, count = max(summary["by_error"].items(), key=lambda item: item[1])
         lines.append(
-            f"{summary['failed'] / summary['rows']:.0%} of the photographs failed, most of them "
+            f"{summary['failed'] / summary['rows']:.0%} of the images failed, most of them "
             f"({count:,}) because {IMAGE_CODES.get(code, code)}"
         )
     if count := summary["by_reason"].get(NOT_FINITE):
         lines.append(
-            f"the scores of {count:,} photographs are not finite numbers, so their grades mean nothing; "
+            f"the scores of {count:,} images are not finite numbers, so their grades mean nothing; "
             "grade them again with --precision fp32, or on another machine"
         )
     if drift.flag:
@@ -144,7 +144,7 @@ def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> li
     if spec.training.split is not None and spec.training.split.warning:
         lines.append(f"the model was trained on a {spec.training.split.warning}")
     if again := summary["graded_again"]:
-        lines.append(f"{again:,} photographs were graded again because results were lost; each counts once")
+        lines.append(f"{again:,} images were graded again because results were lost; each counts once")
     return lines
 
 

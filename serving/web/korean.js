@@ -35,7 +35,7 @@ export const KOREAN = {
   "tile.refer": "확인 필요",
 
   "result": "결과",
-  "nothing": "아직 사진이 없습니다. 등급과 모델이 본 곳이 여기에 표시됩니다.",
+  "nothing": "아직 사진이 없습니다. 사진을 선택하거나 끌어다 놓거나 촬영하세요. 등급과 모델이 본 곳이 여기에 표시됩니다.",
   "waiting": "차례를 기다리는 중…",
   "sending": "평가 중…",
   "not-shown": "이 브라우저에서는 이 형식의 파일을 볼 수 없지만, 평가는 됩니다.",
@@ -125,6 +125,7 @@ export const KOREAN = {
   "problem.no_answer": "서버가 응답하지 않습니다. 잠시 뒤에 다시 시도하세요.",
   "problem.overloaded": "서버에 요청이 너무 많습니다. 잠시 뒤에 다시 시도하세요.",
   "problem.too_many_requests": "이 키로 보낸 요청이 너무 많습니다. 잠시 뒤에 다시 시도하세요.",
+  "problem.pixel_budget": "이 키로 보낸 큰 사진이 너무 많습니다. 잠시 뒤에 다시 시도하세요.",
   "problem.too_slow": "응답이 너무 오래 걸렸습니다. 잠시 뒤에 다시 시도하세요.",
   "problem.not_ready": "모델이 아직 준비되지 않았습니다. 잠시 뒤에 다시 시도하세요.",
   "problem.model_changes": "모델을 바꾸는 중입니다. 잠시 뒤에 다시 시도하세요.",

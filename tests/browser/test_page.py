@@ -77,13 +77,13 @@ def test_many_photographs_are_graded_and_none_is_lost(visit, origin, tmp_path):
     for route in held:
         route.continue_()
     expect(page.locator("#progress")).to_be_hidden()
-    expect(page.locator("#summary")).to_have_text(re.compile(r"^7 photographs: .*1 not graded\.$"))
-    expect(page.locator("#announcer")).to_have_text(re.compile("^Finished. 7 photographs"))
+    expect(page.locator("#summary")).to_have_text(re.compile(r"^7 photos: .*1 not graded\.$"))
+    expect(page.locator("#announcer")).to_have_text(re.compile("^Finished. 7 photos"))
     expect(page.locator(".tile", has_text="note.jpg")).to_contain_text("not graded")
     assert not scrolls_sideways(page)
 
     page.locator(".tile", has_text="note.jpg").click()
-    expect(page.locator("#verdict")).to_contain_text("This file is not a photograph.")
+    expect(page.locator("#verdict")).to_contain_text("This file is not a photo.")
     expect(page.locator("#verdict")).to_contain_text("not_an_image")
     expect(page.locator("#view")).to_be_hidden()
     page.screenshot(path=tmp_path / "failed.png", full_page=True)
@@ -136,7 +136,7 @@ def test_the_keyboard_is_enough(visit, tmp_path):
         page.keyboard.press("Tab")
         expect(page.get_by_role("button", name=name)).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Choose photographs")).to_be_focused()
+    expect(page.get_by_label("Choose photos")).to_be_focused()
     assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     with page.expect_file_chooser():
         page.keyboard.press("Space")
@@ -169,7 +169,7 @@ def test_the_language_is_switched_and_remembered(visit, origin):
     expect(page.locator("#verdict")).to_contain_text("빈 파일입니다.")
     page.get_by_role("button", name="English").click()
     page.reload()
-    expect(page.get_by_role("heading", name="Scalp photograph grading")).to_be_visible()
+    expect(page.get_by_role("heading", name="Scalp photo grading")).to_be_visible()
 
 
 def test_both_languages_say_everything(visit):

@@ -32,7 +32,7 @@ def test_heat_is_laid_over_the_photograph(visit, origin, tmp_path):
     view, heat = boxes(page)
     assert heat == view  # squash: the square is the whole photograph
     likeliest = answer_of(origin, data)
-    alt = "Heat for the grade {}, over the photograph"
+    alt = "Heat for the grade {}, over the photo"
     expect(page.locator("#heat")).to_have_attribute("alt", alt.format(likeliest["grade_name"]))
     page.get_by_label("Opacity").fill("20")
     expect(page.locator("#heat")).to_have_css("opacity", "0.2")
@@ -103,7 +103,7 @@ def test_two_photographs_are_compared(visit, tmp_path):
     expect(page.locator("#announcer")).to_contain_text("mild before, moderate after.")
 
     compare.get_by_role("button", name="Wipe").click()
-    slider = compare.get_by_label("How much of the photograph before is shown")
+    slider = compare.get_by_label("How much of the photo “before” is shown")
     slider.focus()
     slider.press("End")
     expect(page.locator("#after-figure")).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
@@ -118,19 +118,19 @@ def test_two_photographs_are_compared(visit, tmp_path):
 
 def test_the_camera_takes_photographs(visit, tmp_path):
     page = visit(viewport=PHONE)
-    page.get_by_role("button", name="Take a photograph").click()
-    shutter = page.get_by_role("button", name="Take the photograph")
+    page.get_by_role("button", name="Take a photo").click()
+    shutter = page.get_by_role("button", name="Take the photo")
     expect(shutter).to_be_enabled()
     assert page.evaluate("document.querySelector('video').videoWidth") > 0
     shutter.click()
-    expect(page.get_by_text("1 photograph taken")).to_be_visible()
+    expect(page.get_by_text("1 photo taken")).to_be_visible()
     assert not scrolls_sideways(page)
     page.screenshot(path=tmp_path / "camera.png")
     track = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()[0]")
     page.get_by_role("button", name="Done").click()
     page.wait_for_function("(track) => track.readyState === 'ended'", arg=track)  # its light goes out
     expect(page.locator("#result .grade")).to_be_visible()
-    expect(page.get_by_role("button", name="Take a photograph")).to_be_focused()
+    expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
 # Cameras open when the test says so, as slow ones do; `opened` keeps their tracks by device.
@@ -163,9 +163,9 @@ def open_camera(page: Page, device: str, opened: int) -> None:
 def test_one_camera_is_on_when_the_device_is_changed_quickly_and_none_when_closed(visit):
     page = visit()
     page.evaluate(SLOW_CAMERAS)
-    page.get_by_role("button", name="Take a photograph").click()
+    page.get_by_role("button", name="Take a photo").click()
     open_camera(page, "first", 1)
-    shutter = page.get_by_role("button", name="Take the photograph")
+    shutter = page.get_by_role("button", name="Take the photo")
     expect(shutter).to_be_enabled()
     page.evaluate("choose('a'); choose('b')")
     open_camera(page, "b", 2)
@@ -189,7 +189,7 @@ def test_without_a_camera_the_device_has_its_own(visit):
             navigator.mediaDevices.getUserMedia = () => Promise.reject(refused);
         }"""
     )
-    page.get_by_role("button", name="Take a photograph").click()
+    page.get_by_role("button", name="Take a photo").click()
     expect(page.get_by_text("The browser may not use the camera.")).to_be_visible()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Use the device's own camera").click()
@@ -199,7 +199,7 @@ def test_without_a_camera_the_device_has_its_own(visit):
     # And so at once where the page may not ask for one at all, as without TLS.
     page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
     with page.expect_file_chooser():
-        page.get_by_role("button", name="Take a photograph").click()
+        page.get_by_role("button", name="Take a photo").click()
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])

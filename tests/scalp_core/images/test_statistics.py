@@ -258,7 +258,7 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
     reached = {"val": {"n": 80, "qwk": 0.876, "top1": 0.75, "macro_f1": 0.7, "mae": 0.3}}
     cards = [render_model_card(each.model_copy(update={"metrics": reached})) for each in (spec, gated.spec)]
     assert "It has no gates" in cards[0]
-    assert f"unlike the {gated.spec.gates.photographs} training photographs" in cards[1]
+    assert f"unlike the {gated.spec.gates.photographs} training images" in cards[1]
     predictor = Predictor(load_bundle(str(bundle)), "cpu", "fp32")
     has_gates = [ModelResponse.of(each, predictor, None).gates for each in (spec, gated.spec)]
     assert has_gates == [False, True]

@@ -106,4 +106,4 @@ def test_a_bulk_report_warns_of_them(spec):
         "by_grade": {"severe": 9},
     }  # fmt: skip
     (line,) = list_warnings(spec, summary, drift.measure_drift(None, summary["by_grade"], spec))
-    assert line.startswith("the scores of 4 photographs are not finite numbers")
+    assert line.startswith("the scores of 4 images are not finite numbers")

@@ -137,7 +137,7 @@ def test_too_few_images_are_reported_and_not_flagged(gates):
     found = measure_drift(count_statistics(black, gates), {"severe": 150}, spec(gates))
     assert {each.level for each in found.statistics} == {"too_few"}
     assert (found.level, found.flag) == ("too_few", False)
-    assert found.sentence.startswith("too few photographs")
+    assert found.sentence.startswith("too few images")
     nothing = measure_drift(Counts.empty(), {}, spec(gates))
     assert (nothing.level, nothing.photographs) == ("too_few", 0)
 

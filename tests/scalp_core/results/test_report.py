@@ -127,8 +127,8 @@ def test_report_begins_with_counts(report):
         *(failed(f"/data/clinic/c{code}.jpg", code) for code in ("corrupt", "truncated", "not_an_image")),
     ]
     text = report(rows).text
-    assert "100 photographs /data/clinic graded by made-1, 2026-11-25 20:00:00 UTC" in text
-    assert "✓ all accounted for 100 photographs, exactly one row each: 95 graded, 5 failed" in text
+    assert "100 images /data/clinic graded by made-1, 2026-11-25 20:00:00 UTC" in text
+    assert "✓ all accounted for 100 images, exactly one row each: 95 graded, 5 failed" in text
     assert "5 failed 5.0 %: empty 2, corrupt 1, truncated 1 and 1 more" in text
     assert "1 to look at 1.1 % of the graded: low_confidence 1, ambiguous_grade 1" in text
 
@@ -136,10 +136,10 @@ def test_report_begins_with_counts(report):
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"rows_unaccounted": 3}, "3 of 40 photographs are not accounted for exactly once; run"),
+        ({"rows_unaccounted": 3}, "3 of 40 images are not accounted for exactly once; run"),
         ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
-         "25% of the photographs failed, most of them (6) because the file was listed but no longer exists"),
-        ({"graded_again": 2}, "2 photographs were graded again because results were lost; each"),
+         "25% of the images failed, most of them (6) because the file was listed but no longer exists"),
+        ({"graded_again": 2}, "2 images were graded again because results were lost; each"),
     ],
 )  # fmt: skip
 def test_warnings_are_at_the_top(report, changes, warning):
@@ -182,7 +182,7 @@ def test_darker_images_raise_the_flag(report, gated):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7
     page = report(even(), gated, inputs=counted(dark, gated))
-    assert "DRIFT: luma_mean differs strongly from the training split; look at some photographs" in page.text
+    assert "DRIFT: luma_mean differs strongly from the training split; look at some images" in page.text
     assert "▲▲ STRONG drift" in page.text
     assert {"warn", "tile bad"} <= set(classes(page))
     assert classes(page).count("level strong") == 1
@@ -210,7 +210,7 @@ def test_few_images_raise_no_flag(report, gated):
 def test_review_queue_shows_images_and_heatmaps_in_order(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 8)
     page = report([*rows[::-1], row("/data/sure.jpg")], heatmaps=3)
-    assert page.shown("the photograph as the model saw it") == 8
+    assert page.shown("the image as the model saw it") == 8
     assert page.shown("the same under its heatmap") == 3
     assert len(page.pictures()) == 11
     assert len(page.pictures("png")) == 1  # the scale
@@ -236,14 +236,14 @@ def test_out_of_distribution_images_have_a_separate_queue(report, tmp_path):
 def test_review_queue_is_limited(report, tmp_path):
     page = report(photographs(tmp_path / "clinic", QUEUE + 5, size=(64, 48)))
     assert page.tags["article"] == QUEUE
-    assert f"{QUEUE + 5} photographs are referred." in page.text
+    assert f"{QUEUE + 5} images are referred." in page.text
 
 
 def test_report_without_heatmaps_loads_no_model(report, tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.grade.report.make_explainer", None)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=0)
     assert "Heatmaps were turned off." in page.text
-    assert page.shown("the photograph as the model saw it") == 2
+    assert page.shown("the image as the model saw it") == 2
     assert not page.pictures("png")
 
 
@@ -254,7 +254,7 @@ def test_report_of_a_model_without_heatmaps(report, tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.grade.report.make_explainer", refuse)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=2)
     assert "There are no heatmaps: vit_tiny has no convolutional map of the picture." in page.text
-    assert page.shown("the photograph as the model saw it") == 2
+    assert page.shown("the image as the model saw it") == 2
 
 
 def test_unreadable_images_of_the_queue_are_reported(report, tmp_path):
@@ -264,7 +264,7 @@ def test_unreadable_images_of_the_queue_are_reported(report, tmp_path):
     page = report([*rows, referred("/gone/a.zip", "low_confidence", member="b.jpg")], heatmaps=4)
     assert "3 of them cannot be read any more." in page.text
     assert page.text.count("it cannot be read any more:") == 3
-    assert page.shown("the photograph as the model saw it") == page.shown("the same under its heatmap") == 1
+    assert page.shown("the image as the model saw it") == page.shown("the same under its heatmap") == 1
 
 
 def test_embedded_images_have_no_metadata(report, tmp_path):
@@ -292,7 +292,7 @@ def test_failures_by_code_with_examples(report):
     assert text.count("the file has no bytes") == 2  # the warning and the code; the examples say no other
     assert len(re.findall(r"/data/\d\.jpg", text)) == verb._EXAMPLES
     assert "/data/a.zip!b/c.jpg: the JPEG ends before the picture does" in text
-    assert "Every photograph could be graded." in report([row("/data/fine.jpg")]).text
+    assert "Every image could be graded." in report([row("/data/fine.jpg")]).text
 
 
 def test_folders_and_microscopes(report):
@@ -325,8 +325,8 @@ def test_throughput(report):
         "throughput": [[10, 500, 0], [30, 3500, 60]],
     }
     page = report(rows, sessions=sessions, **throughput)
-    assert "116.7 photographs per second, 0.008 machine hours." in page.text
-    assert "photographs/s, at most 150.0" in page.text
+    assert "116.7 images per second, 0.008 machine hours." in page.text
+    assert "images/s, at most 150.0" in page.text
     assert "2026-11-25 19:30:00 UTC 20.0 3,000 150.0" in page.text
     assert (
         "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **throughput).text
@@ -352,7 +352,7 @@ def test_report_of_a_run_with_only_failures(report, gated):
     page = report(rows, gated, heatmaps=3, inputs=counted(draw(0, 2), gated))
     assert "400 failed 100.0 %: empty 400" in page.text
     assert "too few to detect drift" in page.text
-    assert "No photograph is referred." in page.text
+    assert "No image is referred." in page.text
     assert "mean expected severity" not in page.text
 
 
