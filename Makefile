@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fast test nightly lint docs browser lock clean
+.PHONY: help setup demo fast test nightly lint docs pictures browser lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -52,8 +52,12 @@ lint: setup  ## formatting, types, import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-docs:  ## generate the module tables and layer diagrams of docs/architecture.md
-	@$(PYTHON) tests/docs/module_tables.py
+docs: setup  ## generate references and module tables of docs/ from the code
+	@$(BIN)/python tests/docs/module_tables.py
+	@$(BIN)/python -m tests.docs.references
+
+pictures: setup browser  ## draw the pictures of README and docs; needs the bundle of `make demo`
+	@$(BIN)/python -m tests.docs.pictures
 
 # The page is tested in Debian's Chromium; the font shows Korean in the screenshots.
 browser:  ## install Debian's Chromium, for the tests of the page

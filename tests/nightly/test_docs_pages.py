@@ -53,7 +53,7 @@ CHANGES = [
 def blocks() -> Iterator[tuple[str, list[str]]]:
     """Commands that stand together, by the page and the line of the first one."""
     for page in PAGES:
-        if page.name == "quickstart.md":
+        if page.name in ("quickstart.md", "commands.md"):
             continue
         for block in pages.blocks(page.read_text()):
             commands = pages.commands(block.text)

@@ -1,0 +1,182 @@
+"""Draw the pictures of README and docs: `make pictures`.
+
+The charts come from the newest kept results in docs/results. The pictures of the page are taken in
+Chromium, from an endpoint that serves the model of `make demo`, or of another run:
+`python -m tests.docs.pictures RUN DATA`. `docs/images/sources.json` records from what each picture
+was made; a test compares it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "scalp", "font.family": "sans-serif"}
+
+from matplotlib import pyplot as plt  # noqa: E402  (after the backend)
+
+from scalp_core.datasets import manifest  # noqa: E402
+from tests.support.ports import free_port  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "docs/images"
+RESULTS = ROOT / "docs/results"
+SOURCES = IMAGES / "sources.json"
+DEMO = ROOT / "runs/demo"
+MAX_BYTES = 400_000  # per picture: the repository keeps each version
+_SCALP, _OTHER = "#1f6feb", "#8b949e"
+
+
+def newest(kind: str, has: str) -> Path:
+    """Newest kept result of `kind` with a row of the way `has`."""
+    paths = RESULTS.glob(f"{kind}-*.json")
+    found = [
+        path for path in paths if any(row["what"] == has for row in json.loads(path.read_text())["rows"])
+    ]
+    return max(found, key=lambda path: json.loads(path.read_text())["date"])
+
+
+def draw_bulk(path: Path, to: Path) -> None:
+    """Draw the images per second of whole runs, from a local folder, start and end included."""
+    result = json.loads(path.read_text())
+    images = result["settings"]["photographs"]
+    rates = {
+        row["what"]: images / row["whole_seconds"]
+        for row in result["rows"]
+        if row["source"] == "local" and row["what"] != "engine alone"
+    }
+    title = f"Bulk grading: images per second, whole run of {images:,} images"
+    _draw_bars(rates, title, _machine(result), to)
+
+
+def draw_serving(path: Path, to: Path, clients: int) -> None:
+    """Draw the answers per second at `clients` clients."""
+    result = json.loads(path.read_text())
+    rates = {
+        row["what"]: row["requests_per_second"]
+        for row in result["rows"]
+        if row["load"] == "closed" and row.get("clients") == clients
+    }
+    _draw_bars(rates, f"Endpoint: answers per second, {clients} clients", _machine(result), to)
+
+
+def _machine(result: dict) -> str:
+    machine = result["machine"]
+    cpu = re.sub(r"\((R|TM)\)|Processor", "", machine["cpu"]).strip()
+    return f"{machine['cores']} cores of {cpu}, {result['date'][:10]}. Longer is better."
+
+
+def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None:
+    """Draw one horizontal bar per way, fastest first."""
+    names = sorted(rates, key=rates.__getitem__)
+    figure, axes = plt.subplots(figsize=(7.2, 0.36 * len(names) + 0.9))
+    colors = [_SCALP if name.startswith("scalp") else _OTHER for name in names]
+    labels = [name.replace("our engine", "scalp's engine") for name in names]
+    bars = axes.barh(labels, [rates[name] for name in names], color=colors, height=0.66)
+    axes.bar_label(bars, fmt="%.1f", padding=4)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.set_xticks([])
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.12)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    figure.text(0.01, 0.01, note, fontsize=8, color="#57606a")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
+    plt.close(figure)
+
+
+def hash_page() -> str:
+    """SHA-256 of the page's files."""
+    files = sorted(
+        path for path in (ROOT / "serving/web").rglob("*") if path.suffix in {".html", ".js", ".css"}
+    )
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def charts() -> dict[str, tuple[str, Path]]:
+    """Charts: file name, kind of benchmark, result that it draws."""
+    return {
+        "bulk.svg": ("bulk", newest("bulk", "plain PyTorch fp32")),
+        "serve.svg": ("serve", newest("serve", "scalp serve")),
+    }
+
+
+def draw(name: str, kind: str, path: Path, folder: Path) -> None:
+    if kind == "bulk":
+        draw_bulk(path, folder / name)
+    else:
+        draw_serving(path, folder / name, clients=8)
+
+
+@contextmanager
+def _served(bundle: Path) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+        try:
+            line = server.stdout.readline()
+            if not line.startswith("READY"):
+                raise SystemExit(f"error: the endpoint did not start: {line}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def _one_per_grade(data: Path) -> list[Path]:
+    """First image of each grade in the test split, the mildest first."""
+    rows = manifest.select_split(manifest.read_manifest(str(data)), "test").to_pylist()
+    first = {row["label"]: Path(row["uri"]) for row in reversed(rows)}
+    return [first[grade] for grade in sorted(first)]
+
+
+def take_pictures(bundle: Path, images: list[Path]) -> None:
+    """Take pictures of the page in English and Korean, with a heatmap of the last of `images`."""
+    from playwright.sync_api import expect, sync_playwright
+
+    with _served(bundle) as origin, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for locale, name in (("en-US", "page-en.png"), ("ko-KR", "page-ko.png")):
+            page = browser.new_page(viewport={"width": 1200, "height": 860}, locale=locale)
+            page.goto(origin)
+            page.set_input_files("#file", [str(image) for image in images])
+            expect(page.locator("#progress")).to_be_hidden(timeout=120_000)
+            page.locator(".tile").last.click()
+            page.locator("#heat-show").check()
+            expect(page.locator("#heat")).to_be_visible(timeout=60_000)
+            page.screenshot(path=IMAGES / name, full_page=True)
+        browser.close()
+
+
+def main() -> None:
+    """Draw all pictures and record their sources."""
+    IMAGES.mkdir(exist_ok=True)
+    sources = {}
+    for name, (kind, path) in charts().items():
+        draw(name, kind, path, IMAGES)
+        sources[name] = path.name
+    run, data = (Path(argument) for argument in sys.argv[1:3] or (DEMO / "run", DEMO / "data"))
+    if not (run / "bundle").is_dir():
+        raise SystemExit(
+            f"error: {run} has no bundle\nhint:  run `make demo` first, or name a run and its data"
+        )
+    take_pictures(run, _one_per_grade(data))
+    sources |= dict.fromkeys(("page-en.png", "page-ko.png"), hash_page())
+    SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
+    for name in sources:
+        if (size := (IMAGES / name).stat().st_size) > MAX_BYTES:
+            raise SystemExit(f"error: {name} has {size:,} bytes, more than {MAX_BYTES:,}")
+
+
+if __name__ == "__main__":
+    main()
