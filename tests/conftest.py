@@ -31,7 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the profile with many examples; Hypothesis is slow to import."""
+    """Register the profile with many examples; Hypothesis is slow to import.
+
+    Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s.
+    """
+    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         from hypothesis import settings
 

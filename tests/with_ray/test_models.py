@@ -98,20 +98,22 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
 
 
 def test_mistakes_with_models_are_one_line(bundle, tmp_path, monkeypatch):
-    named = {"SCALP_MODELS": str(tmp_path / "models")}
-    unset = scalp("models", "list", without=("SCALP_MODELS",))
-    assert_one_line(unset, "SCALP_MODELS", "--registry")
-    monkeypatch.setenv("SCALP_MODELS", named["SCALP_MODELS"])
-    assert run_scalp("models", "add", str(bundle), "scalp").code == 0
+    monkeypatch.delenv("SCALP_MODELS", raising=False)
+    assert re.fullmatch("scalp: .*SCALP_MODELS.*--registry.*\n", run_scalp("models", "list").stderr)
+    monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
+    assert run_scalp("models", "add", str(bundle), "scalp").returncode == 0
     for words, message in (
         (("promote", "scalp"), "scalp@VERSION"),
         (("promote", "scalp@3"), r"did you mean scalp@1.*All versions: 1"),
         (("add", str(bundle), "a/b"), "'a/b' is not a valid name of a model"),
         (("add", str(tmp_path), "scalp"), "is not a bundle"),
     ):
-        refused = run_scalp("models", *words)
-        assert refused.code == 2
-        assert re.fullmatch(rf"scalp: .*{message}.*\n", refused.err), refused.err
-    assert_one_line(scalp("serve", "models://scapl", **named), "did you mean 'scalp'")
-    refused = scalp("quantize", "models://scalp@1", tmp_path, **named)
-    assert_one_line(refused, "do not change", "scalp models add RUN NAME")
+        refuse(message, "models", *words)
+    refuse("did you mean 'scalp'", "serve", "models://scapl")
+    refuse("do not change.*scalp models add RUN NAME", "quantize", "models://scalp@1", str(tmp_path))
+
+
+def refuse(message: str, *words: str) -> None:
+    refused = run_scalp(*words)
+    assert refused.returncode == 2
+    assert re.fullmatch(rf"scalp: .*{message}.*\n", refused.stderr), refused.stderr

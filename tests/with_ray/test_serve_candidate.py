@@ -29,7 +29,7 @@ def other_bundle(make_bundle, tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("other"), seed=8)
 
 
-@pytest.fixture(scope="module", params=["shadow", "canary"])
+@pytest.fixture(scope="module", params=["shadow", pytest.param("canary", marks=pytest.mark.slow)])
 def tried(request, bundle, other_bundle, cluster, tmp_path_factory):
     """The mode, the answers to all photographs, and the comparison."""
     audit, port = tmp_path_factory.mktemp("audit"), free_port()

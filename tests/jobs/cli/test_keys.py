@@ -56,8 +56,8 @@ def home(tmp_path, monkeypatch) -> Path:
 def make_key(*options: str) -> tuple[str, str]:
     """Key and line that `scalp keys new clinic-7` prints."""
     done = run_scalp("keys", "new", "clinic-7", *options)
-    assert (done.code, done.err) == (0, "")
-    key, line = (printed.split(":", 1)[1].strip() for printed in done.out.splitlines())
+    assert (done.returncode, done.stderr) == (0, "")
+    key, line = (printed.split(":", 1)[1].strip() for printed in done.stdout.splitlines())
     return key, line
 
 
@@ -102,6 +102,6 @@ def test_key_is_long_random_and_stored_nowhere(home, caplog):
 )
 def test_invalid_request_for_a_key_ends_in_one_line_without_a_key(words, named):
     done = run_scalp("keys", "new", *words)
-    assert (done.code, done.out) == (2, "")
-    (line,) = done.err.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
     assert line.startswith("scalp: ") and named in line

@@ -75,9 +75,9 @@ def test_command_prints_both_tables_and_counts_damaged_lines(tmp_path):
     log = tmp_path / "audit-1.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     done = run_scalp("compare", str(tmp_path))
-    assert (done.code, done.err) == (0, "")
-    assert "damaged" not in done.out
-    names, one, two, pair_names, pair, failed = cells(done.out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "damaged" not in done.stdout
+    names, one, two, pair_names, pair, failed = cells(done.stdout)
     assert names[:4] == ["model version", "photographs", "referred", "p50 ms"]
     assert [row[:4] for row in (one, two)] == [["one", "2", "50.0 %", "15"], ["two", "1", "0.0 %", "30"]]
     found = dict(zip(pair_names, pair, strict=True))
@@ -88,14 +88,14 @@ def test_command_prints_both_tables_and_counts_damaged_lines(tmp_path):
     with log.open("a") as file:
         file.write(json.dumps(LINES[0])[:40])  # as a kill leaves it
     done = run_scalp("compare", str(tmp_path))
-    assert (done.code, done.err) == (0, "")
-    assert cells(done.out) == [names, one, two, pair_names, pair, failed, ["damaged lines skipped", "1"]]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cells(done.stdout) == [names, one, two, pair_names, pair, failed, ["damaged lines skipped", "1"]]
 
 
 def test_command_ends_in_one_line_without_a_log(tmp_path):
     done = run_scalp("compare", str(tmp_path / "nowhere"))
-    assert (done.code, done.out) == (2, "")
-    (line,) = done.err.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
     assert line.startswith("scalp: ") and f"{tmp_path}/nowhere has no audit log" in line
 
 

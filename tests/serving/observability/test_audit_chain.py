@@ -50,9 +50,9 @@ def test_replicas_that_follow_each_other_continue_one_chain(folder):
 def test_replicas_at_the_same_time_have_a_chain_each(tmp_path):
     logs = [AuditLog(AuditSettings(folder=str(tmp_path)), name) for name in ("one", "two")]
     tmp_path.chmod(0o700)
-    for log in logs:
+    for count, log in enumerate(logs, start=1):
         log.log_refusal("a", "empty")
-        wait_for(lambda: len(files(tmp_path)) >= 1)
+        wait_for(lambda count=count: len(files(tmp_path)) == count)
     for log in logs:
         log.close()
     assert (verify(tmp_path).chains, verify(tmp_path).damage) == (2, [])
