@@ -28,10 +28,7 @@ CREDENTIALS_HINT = (
     "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
 )
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-_LOG_LEVELS = ray_internals.DATA_LOG_LEVELS | {
-    "ray.serve": logging.WARNING,
-    "ray.train": logging.WARNING,
-}
+_QUIET_LOGGERS = ("ray.serve", "ray.train")
 # PyTorch's waiting threads sleep instead of spinning on cores that others need: of two models on two cores,
 # each took 13 times as long. A single model is slower with a batch of one, not with a batch of four.
 SLEEPING_THREADS = ("OMP_WAIT_POLICY", "passive")
@@ -62,7 +59,8 @@ def connect(jobs: bool = False) -> Cluster:
     """
     if not ray.is_initialized():
         _start(jobs)
-    _set_up_data()
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     resources = ray.cluster_resources()
     # A head node without CPUs runs no work.
     nodes = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
@@ -217,13 +215,13 @@ def _silent_stderr() -> Iterator[None]:
         os.close(devnull)
 
 
-def _set_up_data() -> None:
+def set_up_data() -> None:
     """Set up Ray Data: no progress bars, quiet loggers, restarts of models that die while they load."""
-    from ray.data import DataContext  # takes a second, which `--help` and serving do without
+    from ray.data import DataContext  # takes a second, which most commands do without
 
     context = DataContext.get_current()
     context.max_consecutive_actor_init_deaths = _MOST_DEATHS_WHILE_LOADING
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # keeps the error message of a user's mistake
-    for name, level in _LOG_LEVELS.items():
+    for name, level in ray_internals.DATA_LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)

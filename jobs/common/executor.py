@@ -27,17 +27,15 @@ class PipelineSize:
 
     Args:
         loaders: Concurrent loading tasks.
-        models: Fewest and most model actors.
+        models: Fewest and most models, which live through the whole pipeline.
         cpus_per_model: CPUs reserved for each model actor.
         gpus_per_model: Fraction of a GPU reserved for each model actor.
-        store_bytes: Bytes of loaded batches that may wait for a model.
     """
 
     loaders: int
     models: tuple[int, int]
     cpus_per_model: int
     gpus_per_model: float
-    store_bytes: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Executor(ABC):
     @abstractmethod
     def pipeline(
         self,
-        items: list[dict[str, Any]],
+        items: Iterable[dict[str, Any]],
         load: Load,
         model: type,
         arguments: Sequence[Any],
@@ -108,7 +106,7 @@ class Executor(ABC):
         """Pass each item through `load`, and its batches through a model.
 
         Args:
-            items: Items to load.
+            items: Items to load, each named in its key `shard`; taken as they are needed.
             load: Makes batches of one row from an item, each named in its column `shard`; a batch is passed
                 on as soon as it is made.
             model: Class whose instances turn such a batch into result rows.

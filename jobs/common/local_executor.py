@@ -63,7 +63,7 @@ class LocalExecutor(Executor):
 
     def pipeline(
         self,
-        items: list[dict[str, Any]],
+        items: Iterable[dict[str, Any]],
         load: Load,
         model: type,
         arguments: Sequence[Any],

@@ -1,34 +1,44 @@
-"""Run the steps of a job in the workers of Ray."""
+"""Run the steps of a job in the workers of Ray. Imports Ray Data, which is slow, where it is used."""
 
 from __future__ import annotations
 
-import uuid
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.experimental import get_local_object_locations
 
-from cluster.local import connect
+from cluster.local import connect, set_up_data
 from cluster.resources import Cluster
 from jobs.common.executor import Executor, InferenceSize, Load, PipelineSize, R, T
 from jobs.common.images import Columns, without_nulls
-from jobs.common.isolate import MOST_TRIES, counted_try
+from jobs.common.isolate import MOST_TRIES
 from jobs.common.preflight import check_nodes
-from scalp_core import storage
 from scalp_core.errors import UserError
 
-# Less than a model's CPU: Ray would fuse both into one step, in which the model waits for its own images.
-_LOADER_CPUS = 0.9
-_RETRY_TIMEOUT_S = 180
+if TYPE_CHECKING:
+    from ray.data import Dataset  # slow to import
+
+# Loaded batches that wait, per model; bounds memory.
+_AHEAD = 6
+# Batches that a model holds: the next one is on its node before it is needed.
+_HELD = 2
+# Batches among which a model looks for one on its node.
+_SEARCHED = 32
 _LOAD_BATCH = 32
 # Tasks of a `map` that Ray holds at a time.
 _MOST_TASKS = 1000
 _ROWS_A_BLOCK = 256
+
+logger = logging.getLogger(__name__)
 
 
 class RayExecutor(Executor):
@@ -63,38 +73,18 @@ class RayExecutor(Executor):
 
     def pipeline(
         self,
-        items: list[dict[str, Any]],
+        items: Iterable[dict[str, Any]],
         load: Load,
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,
-        deaths: str,
+        deaths: str,  # noqa: ARG002 - the driver counts them
     ) -> Iterator[dict[str, Any]]:
-        # Each item is a block, so that it is a separate task.
-        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-        # Each batch is a separate block, passed on as soon as it is loaded.
-        dataset.context.target_max_block_size = 1
-        dataset.context.execution_options.resource_limits = (
-            dataset.context.execution_options.resource_limits.copy(object_store_memory=size.store_bytes)
-        )
-        loaded = dataset.map_batches(
-            load,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=size.loaders),
-            num_cpus=_LOADER_CPUS,
-        )
-        results = loaded.map_batches(
-            _counting_deaths(model),
-            fn_constructor_args=(storage.join(deaths, uuid.uuid4().hex), *arguments),
-            batch_size=1,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ActorPoolStrategy(min_size=size.models[0], max_size=size.models[1]),
-            num_gpus=size.gpus_per_model,
-            num_cpus=size.cpus_per_model,
-        )
-        yield from results.iter_rows()
+        pool = _ModelPool(model, arguments, size)
+        try:
+            yield from pool.run(items, load)
+        finally:
+            pool.close()
 
     def infer(
         self,
@@ -104,6 +94,8 @@ class RayExecutor(Executor):
         arguments: Sequence[Any],
         size: InferenceSize,
     ) -> Iterator[Columns]:
+        from ray.data import ActorPoolStrategy
+
         loaded = make_dataset(rows).map_batches(load, batch_size=_LOAD_BATCH)
         yield from loaded.map_batches(
             model,
@@ -117,48 +109,198 @@ class RayExecutor(Executor):
 
 def make_dataset(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
     """Ray dataset of manifest rows, in blocks that spread over the workers."""
+    set_up_data()
     table = without_nulls(table)
     starts = range(0, table.num_rows, rows_a_block)
-    return ray.data.from_arrow([table.slice(start, rows_a_block) for start in starts])
+    from ray.data import from_arrow
+
+    return from_arrow([table.slice(start, rows_a_block) for start in starts])
 
 
-class _CountingDeaths:
-    """Model of a pipeline that refuses a batch in which `MOST_TRIES` restarted processes died.
+@dataclass(eq=False)
+class _Batch:
+    """Loaded batch that waits for a model, and the number of models that died while they graded it."""
 
-    Ray restarts a model without limit, so that lost nodes are survived, and runs its batches again: also
-    those that only waited, which its own limit (`max_task_retries`) would count and not name. A process that
-    was not restarted counts nothing: a note per batch in the folder `deaths` is two requests to storage.
+    reference: ray.ObjectRef
+    name: str
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class _Running:
+    """Model that is ready, its node, and its batches by the reference of their results, in their order."""
+
+    actor: ActorHandle
+    node: str
+    batches: dict[ray.ObjectRef, _Batch] = field(default_factory=dict)
+
+    def take(self, loaded: deque[_Batch]) -> None:
+        """Take one of the next batches that is on this node, else the next one."""
+        batches = list(islice(loaded, _SEARCHED))
+        places = get_local_object_locations([batch.reference for batch in batches])
+        near = (
+            batch for batch in batches if self.node in places.get(batch.reference, {}).get("node_ids", ())
+        )
+        batch = next(near, batches[0])
+        loaded.remove(batch)
+        self.batches[self.actor.run.remote(batch.reference)] = batch
+
+
+class _ModelPool:
+    """Models in actors that live through a whole run, fed by loading tasks.
+
+    The driver holds references to a bounded number of batches. It replaces a model whose process or node is
+    lost, and gives the batches of that model to others. A lost batch is loaded again by Ray.
     """
 
-    model: type
+    def __init__(self, model: type, arguments: Sequence[Any], size: PipelineSize) -> None:
+        # Ray shows the name of the class.
+        actor = ray.remote(type(model.__name__, (_Model,), {}))
+        self._actor = actor.options(num_cpus=size.cpus_per_model, num_gpus=size.gpus_per_model)
+        self._arguments = ray.put((model, tuple(arguments)))
+        self._size = size
+        self._starting: dict[ray.ObjectRef, ActorHandle] = {}
+        self._running: list[_Running] = []
+        self._loading: dict[ray.ObjectRefGenerator, str] = {}
+        self._loaded: deque[_Batch] = deque()
+        self._deaths_while_starting = 0
+        self._start(size.models[0])
 
-    def __init__(self, deaths: str, *arguments: Any) -> None:
-        self._deaths = deaths
-        self._counts = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self._model = self.model(*arguments)
+    def run(self, items: Iterable[dict[str, Any]], load: Load) -> Iterator[dict[str, Any]]:
+        """Pass each item through `load`, and its batches through a model; yield rows of results."""
+        rest, load_shared = iter(items), ray.put(load)
+        while self._load(rest, load_shared) or self._loaded or any(model.batches for model in self._running):
+            self._grow()
+            for reference in self._wait():
+                if reference in self._loading:
+                    self._receive(reference)
+                elif reference in self._starting:
+                    self._receive_model(reference)
+                else:
+                    yield from self._receive_results(reference)
+            self._feed()
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        if not self._counts:
-            yield from self._model(batch)
-            return
-        (shard,) = batch["shard"].to_pylist()
-        with (
-            storage.retry_timeout(_RETRY_TIMEOUT_S),
-            counted_try(storage.join(self._deaths, shard)) as is_hopeless,
-        ):
-            if is_hopeless:
+    def close(self) -> None:
+        """End loading tasks and models."""
+        for task in self._loading:
+            ray.cancel(task)
+        for actor in (*self._starting.values(), *(model.actor for model in self._running)):
+            ray.kill(actor)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._loaded) >= _AHEAD * max(1, len(self._running))
+
+    def _load(self, rest: Iterator[dict[str, Any]], load: ray.ObjectRef) -> bool:
+        """Keep the loading tasks at their number; return whether there are any."""
+        for item in islice(rest, self._size.loaders - len(self._loading)):
+            self._loading[_load.remote(load, item)] = item["shard"]
+        return bool(self._loading)
+
+    def _grow(self) -> None:
+        """Replace lost models; double the models while batches wait, up to the maximum."""
+        low, high = self._size.models
+        number = len(self._running) + len(self._starting)
+        self._start(low - number)
+        if self._is_full and not self._starting:
+            self._start(min(number, high - number))
+
+    def _start(self, number: int) -> None:
+        for _ in range(number):
+            actor = self._actor.remote(self._arguments)
+            self._starting[actor.node.remote()] = actor
+
+    def _wait(self) -> list[Any]:
+        """Wait for results, models that started, and, if there is room, loaded batches."""
+        references = [*self._starting, *(reference for model in self._running for reference in model.batches)]
+        if not self._is_full:
+            references += self._loading
+        ray.wait(references, fetch_local=False)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        return ready
+
+    def _receive(self, task: ray.ObjectRefGenerator) -> None:
+        try:
+            self._loaded.append(_Batch(next(task), self._loading[task]))
+        except StopIteration:
+            del self._loading[task]
+
+    def _receive_model(self, reference: ray.ObjectRef) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            self._running.append(_Running(actor, ray.get(reference)))
+            self._deaths_while_starting = 0
+        except (RayActorError, OutOfMemoryError) as error:
+            self._deaths_while_starting += 1
+            logger.warning("a model was lost while it loaded: %s", error)
+            if self._deaths_while_starting == MOST_TRIES:
                 raise UserError(
-                    f"processes of models died {MOST_TRIES} times or more while they graded shard {shard}; "
-                    "if memory ran out, run the same command again with a smaller --batch-size, fewer "
-                    "--models or on nodes with more memory"
-                )
-            results = list(self._model(batch))
+                    f"models died {MOST_TRIES} times in a row while they loaded "
+                    f"({str(error).strip().splitlines()[-1]}); if memory ran out, run the same command again "
+                    "with fewer --models or on nodes with more memory"
+                ) from error
+
+    def _receive_results(self, reference: ray.ObjectRef) -> Iterator[dict[str, Any]]:
+        model = next((model for model in self._running if reference in model.batches), None)
+        if model is None:  # it was lost with an earlier batch
+            return
+        try:
+            results = _result(reference)
+        except (RayActorError, OutOfMemoryError) as error:
+            self._replace(model, error)
+            return
+        del model.batches[reference]
         yield from results
 
+    def _replace(self, model: _Running, error: Exception) -> None:
+        """Drop a lost model; its batches are graded by others.
 
-def _counting_deaths(model: type) -> type:
-    """Subclass of `_CountingDeaths` for a model, with the name of the model, which Ray shows."""
-    return type(model.__name__, (_CountingDeaths,), {"model": model})
+        Raises:
+            UserError: Models died repeatedly in one batch.
+        """
+        first, *_ = lost = list(model.batches.values())
+        # A lost node says nothing about the batch. Ray may report one as unavailable, before it is sure.
+        is_alive = any(node["NodeID"] == model.node and node["Alive"] for node in ray.nodes())
+        first.deaths += is_alive and not isinstance(error, ActorUnavailableError)
+        logger.warning("a model was lost while it graded shard %s: %s", first.name, error)
+        if first.deaths > MOST_TRIES:
+            raise UserError(
+                f"processes of models died {first.deaths} times while they graded shard {first.name}; "
+                "if memory ran out, run the same command again with a smaller --batch-size, fewer "
+                "--models or on nodes with more memory"
+            )
+        self._running.remove(model)
+        self._loaded.extendleft(reversed(lost))
+        ray.kill(model.actor)  # it may be alive, and unreachable for a moment
+
+    def _feed(self) -> None:
+        """Give loaded batches to models, first to those without one."""
+        for held in range(_HELD):
+            for model in self._running:
+                if self._loaded and len(model.batches) == held:
+                    model.take(self._loaded)
+
+
+class _Model:
+    """Actor that holds a model."""
+
+    def __init__(self, made: tuple[type, tuple[Any, ...]]) -> None:
+        model, arguments = made
+        self._model = model(*arguments)
+
+    def node(self) -> str:
+        """Id of the node of this actor."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def run(self, batch: pa.Table) -> list[dict[str, Any]]:
+        """Rows of the results of a batch."""
+        return [row for table in self._model(batch) for row in table.to_pylist()]
+
+
+# A task yields its next batch when the driver has taken the one before.
+@ray.remote(num_cpus=1, max_retries=-1, _generator_backpressure_num_objects=1)
+def _load(load: Load, item: dict[str, Any]) -> Iterator[pa.Table]:
+    yield from load(pa.Table.from_pylist([item]))
 
 
 @ray.remote(num_cpus=1)

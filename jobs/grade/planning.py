@@ -22,8 +22,6 @@ _MODELS_PER_NODE = 8
 # GPUs per model: one model computes while the other copies, formats and commits. On an H200, two models
 # reached 1.7 times the throughput of one (docs/grading.md).
 _GPU_SHARE = 0.5
-# Shards decoded ahead per model: enough that it does not wait; bounds memory.
-_AHEAD = 6
 # Maximum number of models in a cluster that autoscales, if --models is not given.
 _MAX_AUTOSCALED = 64
 
@@ -132,7 +130,6 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         loaders=loaders,
         fetches=pool.fetches,
         shard_size=shard,
-        store_bytes=shard * pixels * (_AHEAD * high + loaders),
     )
 
 

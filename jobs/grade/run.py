@@ -9,28 +9,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.console import console, now, progress_bar, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import GroupState, Listing, find_committed
+from jobs.grade.files import GroupState, Listing, find_committed, shard_names
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
 from jobs.grade.shards import GradeShard
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import UserError
-from scalp_core.inference.predictor import Hardware
 from scalp_core.results.schema import Signature
 from scalp_core.storage.lease import Guard
 
 if TYPE_CHECKING:
     from jobs.common.prometheus import GradeMetrics  # imports Ray
 
-# Shards per execution of Ray Data, which bounds the driver's memory. Models restart in each, which takes
-# seconds per hour of a CPU's work, or per half hour of a GPU's.
-_WINDOW: dict[Hardware, int] = {"cpu": 2_500, "cuda": 20_000}
 # Images before --max-failed-share is checked.
 _CHECK_FAILED_FROM = 200
 _SESSION_INTERVAL_S = 5.0
@@ -128,22 +123,19 @@ def run_pending(work: Work, session: Session) -> None:
         UserError: Too many images failed, or the output cannot be written.
     """
     session.write()
-    done = _count_committed(work)
+    done, shards = _count_committed(work)
     if done:
         console.print(f"resuming: {done:,} images are already graded")
-    pending = _pending(work)
     total = None if work.listing.tars else work.listing.photographs
     metrics = _metrics(work, total, done)
     with metrics or nullcontext(), progress_bar("grading", total, done) as (progress, bar):
-        while window := list(islice(pending, _WINDOW[work.plan.device])):
-            logger.info("grading %d shards", len(window))
-            for row in _run_pipeline(window, work):
-                errors = json.loads(row["errors"])
-                session.add(row["rows"], row["failed"], errors)
-                if metrics:
-                    metrics.add(row["rows"], errors, json.loads(row["seconds"]))
-                progress.update(bar, advance=row["rows"], note=_note(session))
-                _check_failed_share(session, work.max_failed_share)
+        for row in _run_pipeline(work, shards):
+            errors = json.loads(row["errors"])
+            session.add(row["rows"], row["failed"], errors)
+            if metrics:
+                metrics.add(row["rows"], errors, json.loads(row["seconds"]))
+            progress.update(bar, advance=row["rows"], note=_note(session))
+            _check_failed_share(session, work.max_failed_share)
 
 
 def _metrics(work: Work, total: int | None, done: int) -> GradeMetrics | None:
@@ -160,29 +152,33 @@ def _note(session: Session) -> str:
     return f"{rate:.0f}/s, {session.failed:,} failed, {session.node_seconds / 3600:.2f} machine-hours"
 
 
-def _run_pipeline(shards: list[dict[str, Any]], work: Work) -> Iterator[dict[str, Any]]:
-    """Grade shards; yield one row per committed shard: `rows, failed, errors, seconds`."""
+def _run_pipeline(work: Work, shards: int) -> Iterator[dict[str, Any]]:
+    """Grade up to `shards` shards; yield one row per committed shard: `rows, failed, errors, seconds`."""
+    if not shards:
+        return
     plan, listing = work.plan, work.listing
     listed = storage.join(work.folder, listing.folder)
     load = LoadShard(work.folder, listed, work.spec.preprocess, listing.shard_size, plan.fetches, work.within)
-    low, high = (min(number, len(shards)) for number in plan.models)
+    low, high = (min(number, shards) for number in plan.models)
     if listing.tars:
         high = plan.models[1]  # a tar is one shard, but many pieces
-    size = replace(plan, loaders=min(plan.loaders, len(shards)), models=(low, high))
+    size = replace(plan, loaders=min(plan.loaders, shards), models=(low, high))
     arguments = (work.folder, work.guard, work.spec, work.signature, work.model, plan.batch_size)
     deaths = storage.join(work.folder, _DEATHS)
-    return work.executor.pipeline(shards, load, GradeShard, arguments, size, deaths)
+    yield from work.executor.pipeline(_pending(work), load, GradeShard, arguments, size, deaths)
 
 
-def _count_committed(work: Work) -> int:
-    """Number of committed images; approximate for a tar that was not read to its end."""
-    size, total = work.listing.shard_size, 0
+def _count_committed(work: Work) -> tuple[int, int]:
+    """Number of committed images, approximate for a tar that was not read to its end, and of other shards."""
+    size, images, shards = work.listing.shard_size, 0, 0
     for group in work.listing.groups:
-        for shard, tags in find_committed(work.folder, group).items():
+        committed = find_committed(work.folder, group)
+        shards += len(shard_names(group, size)) - (0 if group.tars else len(committed))
+        for shard, tags in committed.items():
             place = int(shard.rsplit("/", 1)[-1])
             pieces = max(map(len, tags.values()))
-            total += size * pieces if group.tars else min(size, group.photographs - place * size)
-    return total
+            images += size * pieces if group.tars else min(size, group.photographs - place * size)
+    return images, shards
 
 
 def _pending(work: Work) -> Iterator[dict[str, Any]]:

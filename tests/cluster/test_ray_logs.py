@@ -44,7 +44,6 @@ def ray(monkeypatch) -> StubRay:
     monkeypatch.setattr(local, "ray", stub)
     # These change the state of this process, which a Ray of later tests would inherit.
     monkeypatch.setattr(local, "require_token", lambda: None)
-    monkeypatch.setattr(local, "_set_up_data", lambda: None)
     for variable in (VARIABLE, "RAY_ADDRESS", "RAY_BACKEND_LOG_LEVEL"):
         monkeypatch.delenv(variable, raising=False)
     return stub

@@ -64,11 +64,19 @@ def put_photographs(folder: str) -> None:
         list(pool.map(put, range(PHOTOGRAPHS)))
 
 
-def start(bundle: Path, source: str, out: str, log: Path, shard: int = SHARD, **environment: str) -> Run:
+def start(
+    bundle: Path,
+    source: str,
+    out: str,
+    log: Path,
+    shard: int = SHARD,
+    where: str = "--cluster",
+    **environment: str,
+) -> Run:
     command = [sys.executable, "-m", "jobs.cli", "grade", str(bundle), source, out, "--device", "cpu"]
     with log.open("a") as output:
         process = subprocess.Popen(
-            [*command, "--shard-size", str(shard), "--heatmaps", "0"],
+            [*command, where, "--shard-size", str(shard), "--heatmaps", "0"],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,

@@ -26,6 +26,7 @@ from scalp_core.grades import NUM_GRADES
 _SIDE = 32  # of images and of the model's input, pixels: decoding takes almost no time
 _FILES = 256
 _FILES_PER_FOLDER = 10_000
+_AHEAD = 6  # shards that wait per model
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
 
 def _steady(summary: dict[str, Any]) -> tuple[float, int, float, int]:
     """First and last point (seconds, images), without images that were loaded while the models started."""
-    loaded = summary["settings"]["store_bytes"] // (3 * _SIDE**2)
+    settings = summary["settings"]
+    loaded = settings["shard_size"] * (_AHEAD * settings["models"][1] + settings["loaders"])
     points = [point for point in summary["throughput"] if point[1] > 0]
     first_s, first, _ = next((point for point in points if point[1] >= loaded), points[0])
     last_s, last, _ = points[-1]

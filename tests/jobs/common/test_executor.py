@@ -35,7 +35,7 @@ def test_steps_run_in_order_and_in_this_process():
     executor = LocalExecutor()
     items = [{"value": number} for number in range(3)]
     assert [row["value"] for row in executor.map(lambda row: {"value": -row["value"]}, items)] == [0, -1, -2]
-    rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(1, (1, 1), 1, 0, 1), "")
+    rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(1, (1, 1), 1, 0), "")
     assert [row["value"] for row in rows] == [0, 0, 10, 10, 20, 20]
     assert executor.call(max, 1, 2) == 2
     assert executor.share(items)() is items
@@ -45,7 +45,7 @@ def test_steps_run_in_order_and_in_this_process():
 def test_loading_threads_load_each_item_once():
     executor = LocalExecutor()
     items = [{"value": number} for number in range(50)]
-    rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(4, (1, 1), 1, 0, 1), "")
+    rows = executor.pipeline(items, _twice, Doubled, (10,), PipelineSize(4, (1, 1), 1, 0), "")
     assert sorted(row["value"] for row in rows) == sorted(
         10 * number for number in range(50) for _ in range(2)
     )
@@ -58,7 +58,7 @@ def test_an_error_of_loading_ends_the_pipeline():
         yield batch
 
     rows = LocalExecutor().pipeline(
-        [{"value": number} for number in range(50)], load, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0, 1), ""
+        [{"value": number} for number in range(50)], load, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0), ""
     )
     with pytest.raises(UserError, match="the bucket is gone"):
         list(rows)
@@ -67,7 +67,7 @@ def test_an_error_of_loading_ends_the_pipeline():
 
 def test_a_pipeline_that_is_left_ends_its_threads():
     items = [{"value": number} for number in range(1000)]
-    rows = LocalExecutor().pipeline(items, _twice, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0, 1), "")
+    rows = LocalExecutor().pipeline(items, _twice, Doubled, (1,), PipelineSize(2, (1, 1), 1, 0), "")
     next(rows)
     rows.close()
     await_loading_threads()

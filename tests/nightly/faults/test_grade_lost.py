@@ -47,7 +47,7 @@ def test_a_killed_driver_costs_at_most_the_shard_of_each_model(bundle, s3, tmp_p
 def test_a_killed_model_is_started_again_by_itself(bundle, photographs, tmp_path, mark):
     run = start(bundle, photographs, str(tmp_path / "out"), tmp_path / "log")
     run.wait_for(3)
-    model, *_ = processes(mark, "ray::MapWorker(MapBatches(GradeShard))")
+    model, *_ = processes(mark, "ray::GradeShard")
     os.kill(model, signal.SIGKILL)
     run.end()
     check(run, graded_again=SHARD)
@@ -62,7 +62,7 @@ def test_a_lost_node_costs_at_most_the_shard_of_each_model(bundle, photographs, 
         cluster.wait_for_nodes()
         run = start(bundle, photographs, str(tmp_path / "out"), tmp_path / "log", RAY_ADDRESS=cluster.address)
         run.wait_for(8)
-        assert len(processes(mark, "ray::MapWorker(MapBatches(GradeShard))")) == 2
+        assert len(processes(mark, "ray::GradeShard")) == 2
         cluster.remove_node(lost, allow_graceful=False)
         run.end()
     finally:

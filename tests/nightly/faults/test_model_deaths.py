@@ -34,7 +34,7 @@ def _load(batch):
 
 def graded(shards, tmp_path):
     items = [{"shard": shard} for shard in shards]
-    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0, store_bytes=2**20)
+    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0)
     rows = RayExecutor().pipeline(items, _load, Mortal, (str(tmp_path),), size, str(tmp_path / "deaths"))
     return sorted(row["shard"] for row in rows)
 
@@ -46,6 +46,17 @@ def test_a_few_deaths_of_a_model_are_survived(cluster, tmp_path):
 
 
 def test_a_shard_in_which_models_die_again_and_again_ends_the_run_and_is_named(cluster, tmp_path):
-    with pytest.raises(UserError, match="died 3 times or more while they graded shard b-99; .*--batch-size"):
+    with pytest.raises(UserError, match="died 4 times while they graded shard b-99; .*--batch-size"):
         graded(["a", "b-99", "c", "d"], tmp_path)
     assert len((tmp_path / "b-99").read_text()) == MOST_TRIES + 1
+
+
+class StillBorn:
+    def __init__(self) -> None:
+        os._exit(1)
+
+
+def test_a_model_that_always_dies_while_it_loads_ends_the_run(cluster):
+    size = PipelineSize(loaders=1, models=(1, 1), cpus_per_model=1, gpus_per_model=0)
+    with pytest.raises(UserError, match="models died 3 times in a row while they loaded"):
+        list(RayExecutor().pipeline([{"shard": "a"}], _load, StillBorn, (), size, ""))
