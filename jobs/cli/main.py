@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from typing import Annotated, Literal
 
 import typer
@@ -35,30 +36,52 @@ from scalp_core.grades import SYMPTOMS
 
 # Each command imports its module when it is called: Ray and PyTorch take seconds to import.
 
+# Panels of `scalp --help`, in the order of work: that of their first command below.
+_TRY, _DATA, _MODEL, _GRADE, _SERVE, _CLUSTER = (
+    "Try", "Data", "Models", "Bulk grading", "Endpoint", "Clusters and speed",
+)  # fmt: skip
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"scalp {metadata.version('scalp')}")  # noqa: T201
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Grade micro-keratin (미세각질, fine flaking) on scalp images: "
     "0 good, 1 mild, 2 moderate, 3 severe.",
     epilog="Example: scalp demo",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench, name="bench")
-app.add_typer(models, name="models")
-app.add_typer(keys, name="keys")
-app.add_typer(audit, name="audit")
-app.add_typer(jobs, name="jobs")
-app.command(
-    epilog="Examples:\n\nscalp serve runs/first\n\n"
-    "scalp serve models://scalp --host 0.0.0.0 --keys keys.txt --audit audit/"
-)(serve)
-app.command(
-    context_settings={"allow_interspersed_args": False},
-    epilog="Example: scalp submit --address http://127.0.0.1:8265 train s3://clinic/data s3://clinic/run",
-)(submit)
 
 
-@app.command(epilog="Example: scalp synth photographs --images 2000 --layout zipped --set devices=40")
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="print the version and exit", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Declare the options before a command."""
+
+
+@app.command(rich_help_panel=_TRY, epilog="Example: scalp demo --out runs/demo --images 1000")
+def demo(
+    out: Annotated[str, typer.Option(help="output folder, local")] = "runs/demo",
+    images: Annotated[int, typer.Option(min=200, help="number of synthetic images")] = 2000,
+) -> None:
+    """Demonstrate the pipeline on this machine: synthetic images, training, evaluation, S3, bulk, serving."""
+    from jobs.demo import demo as verb
+
+    verb(out, images)
+
+
+@app.command(
+    rich_help_panel=_TRY,
+    epilog="Example: scalp synth photographs --images 2000 --layout zipped --set devices=40",
+)
 def synth(
     out: Annotated[str, typer.Argument(help="output folder, local")],
     images: Annotated[int, typer.Option(min=1, help="number of images")] = 1000,
@@ -86,8 +109,9 @@ def synth(
 
 
 @app.command(
+    rich_help_panel=_DATA,
     epilog="Examples:\n\nscalp prepare /data/aihub216 data/\n\n"
-    "scalp prepare s3://clinic/labels.csv s3://clinic/data --split 8:1:1"
+    "scalp prepare s3://clinic/labels.csv s3://clinic/data --split 8:1:1",
 )
 def prepare(
     source: Annotated[
@@ -150,7 +174,7 @@ def prepare(
     verb(source, out, options, group_by=group_by, retry_failed=retry_failed, executor=make_executor(local))
 
 
-@app.command(epilog="Example: scalp pseudonymize data/ export/ --key-file key.txt")
+@app.command(rich_help_panel=_DATA, epilog="Example: scalp pseudonymize data/ export/ --key-file key.txt")
 def pseudonymize(
     data: DataArg,
     out: OutArg,
@@ -165,8 +189,9 @@ def pseudonymize(
 
 
 @app.command(
+    rich_help_panel=_MODEL,
     epilog="Examples:\n\nscalp train data/ runs/first\n\n"
-    "scalp train s3://clinic/data s3://clinic/run --workers 2:8 --set epochs=5"
+    "scalp train s3://clinic/data s3://clinic/run --workers 2:8 --set epochs=5",
 )
 def train(
     data: DataArg,
@@ -224,8 +249,9 @@ def train(
 
 
 @app.command(
+    rich_help_panel=_MODEL,
     epilog="Examples:\n\nscalp tune data/ runs/tune --trials 32 --set epochs=5\n\n"
-    "scalp train data/ runs/best --recipe runs/tune/best.yaml"
+    "scalp train data/ runs/best --recipe runs/tune/best.yaml",
 )
 def tune(
     data: DataArg,
@@ -265,7 +291,7 @@ def tune(
     )
 
 
-@app.command(epilog="Example: scalp evaluate runs/first data/ runs/first/test")
+@app.command(rich_help_panel=_MODEL, epilog="Example: scalp evaluate runs/first data/ runs/first/test")
 def evaluate(
     bundle: BundleArg,
     data: DataArg,
@@ -294,7 +320,7 @@ def evaluate(
     verb(bundle, data, out, split, options, executor=make_executor(local))
 
 
-@app.command(epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")
+@app.command(rich_help_panel=_MODEL, epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")
 def quantize(
     bundle: Annotated[str, typer.Argument(help="run directory of `scalp train`, local or s3://")],
     data: DataArg,
@@ -310,14 +336,31 @@ def quantize(
 
 
 app.command(
+    rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp grade runs/first monday.zip s3://clinic/2024/ graded/\n\n"
-    "scalp grade models://scalp cases.csv s3://clinic/graded/ --models 2:16"
+    "scalp grade models://scalp cases.csv s3://clinic/graded/ --models 2:16",
 )(grade)
 app.command(
+    rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp results graded/ --by folder\n\n"
     "scalp results graded/ --only failed --to failed.csv\n\n"
-    "scalp results graded/ --sql 'select grade, count(*) from results group by grade'"
+    "scalp results graded/ --sql 'select grade, count(*) from results group by grade'",
 )(results)
+app.add_typer(models, name="models", rich_help_panel=_MODEL)
+app.command(
+    rich_help_panel=_SERVE,
+    epilog="Examples:\n\nscalp serve runs/first\n\n"
+    "scalp serve models://scalp --host 0.0.0.0 --keys keys.txt --audit audit/",
+)(serve)
+app.add_typer(keys, name="keys", rich_help_panel=_SERVE)
+app.add_typer(audit, name="audit", rich_help_panel=_SERVE)
+app.command(
+    rich_help_panel=_CLUSTER,
+    context_settings={"allow_interspersed_args": False},
+    epilog="Example: scalp submit --address http://127.0.0.1:8265 train s3://clinic/data s3://clinic/run",
+)(submit)
+app.add_typer(jobs, name="jobs", rich_help_panel=_CLUSTER)
+app.add_typer(bench, name="bench", rich_help_panel=_CLUSTER)
 # Spellings of earlier versions.
 app.command("quantise", hidden=True)(quantize)
 app.command("pseudonymise", hidden=True)(pseudonymize)
@@ -329,7 +372,10 @@ def export(arguments: list[str]) -> None:
     raise UserError(f"scalp export {' '.join(arguments)}: use scalp models pull MODEL OUT, without images")
 
 
-@app.command(epilog="Example: scalp explain runs/first s3://clinic/2024/ explained/ --grade 3 --limit 20")
+@app.command(
+    rich_help_panel=_MODEL,
+    epilog="Example: scalp explain runs/first s3://clinic/2024/ explained/ --grade 3 --limit 20",
+)
 def explain(
     bundle: BundleArg,
     source: Annotated[
@@ -351,7 +397,7 @@ def explain(
     verb(bundle, source, out, grade, limit, device)
 
 
-@app.command(epilog="Example: scalp compare audit/")
+@app.command(rich_help_panel=_SERVE, epilog="Example: scalp compare audit/")
 def compare(
     audit: Annotated[
         str, typer.Argument(metavar="AUDIT", help="audit log: the folder of `scalp serve --audit`")
@@ -361,17 +407,6 @@ def compare(
     from jobs.evaluate.compare import compare as verb
 
     verb(audit)
-
-
-@app.command(epilog="Example: scalp demo --out runs/demo --images 1000")
-def demo(
-    out: Annotated[str, typer.Option(help="output folder, local")] = "runs/demo",
-    images: Annotated[int, typer.Option(min=200, help="number of synthetic images")] = 2000,
-) -> None:
-    """Demonstrate the pipeline on this machine: synthetic images, training, evaluation, S3, bulk, serving."""
-    from jobs.demo import demo as verb
-
-    verb(out, images)
 
 
 def main() -> None:
