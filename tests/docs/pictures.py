@@ -19,15 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
+from matplotlib import style
+from matplotlib.figure import Figure
 
-matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "scalp", "font.family": "sans-serif"}
-
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend)
-
-from scalp_core.datasets import manifest  # noqa: E402
-from tests.support.ports import free_port  # noqa: E402
+from scalp_core.datasets import manifest
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs/images"
@@ -35,6 +31,7 @@ RESULTS = ROOT / "docs/results"
 SOURCES = IMAGES / "sources.json"
 DEMO = ROOT / "runs/demo"
 MAX_BYTES = 400_000  # per picture: the repository keeps each version
+_STYLE = ["default", {"svg.fonttype": "none", "svg.hashsalt": "scalp"}]
 _SCALP, _OTHER = "#1f6feb", "#8b949e"
 
 
@@ -80,7 +77,8 @@ def _machine(result: dict) -> str:
 def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None:
     """Draw one horizontal bar per way, fastest first."""
     names = sorted(rates, key=rates.__getitem__)
-    figure, axes = plt.subplots(figsize=(7.2, 0.36 * len(names) + 0.9))
+    figure = Figure(figsize=(7.2, 0.36 * len(names) + 0.9))
+    axes = figure.subplots()
     colors = [_SCALP if name.startswith("scalp") else _OTHER for name in names]
     labels = [name.replace("our engine", "scalp's engine") for name in names]
     bars = axes.barh(labels, [rates[name] for name in names], color=colors, height=0.66)
@@ -93,7 +91,6 @@ def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None
     figure.text(0.01, 0.01, note, fontsize=8, color="#57606a")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
-    plt.close(figure)
 
 
 def hash_page() -> str:
@@ -112,7 +109,9 @@ def charts() -> dict[str, tuple[str, Path]]:
     }
 
 
+@style.context(_STYLE)
 def draw(name: str, kind: str, path: Path, folder: Path) -> None:
+    """Draw the chart `name` into `folder`, in the same style whatever else was drawn before."""
     if kind == "bulk":
         draw_bulk(path, folder / name)
     else:
