@@ -1,4 +1,4 @@
-"""An asyncio loop whose clock jumps to the next timer: results do not depend on the machine's speed."""
+"""Asyncio loops with clocks of their own: results do not depend on the machine's speed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ class _Selector(selectors.DefaultSelector):
         if not events and timeout:
             self.now += timeout
         return events
+
+
+class ManualLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock stands still unless `advance` is called, in the thread of the loop."""
+
+    _now = 0.0
+
+    def time(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -107,7 +107,12 @@ def _wait_until(condition) -> None:
 
 def test_an_interrupt_does_not_wait_for_storage(bundle, clinic, tmp_path):
     script = tmp_path / "stalled.py"
-    stall = "import time; print('stalled', flush=True); time.sleep(600)"
+    # While the model loads, a library may lose an interrupt: wait until the main thread waits for images.
+    stall = (
+        "import threading, time; main = threading.main_thread().ident\n"
+        "        while sys._current_frames()[main].f_code.co_name != 'wait': time.sleep(0.05)\n"
+        "        print('stalled', flush=True); time.sleep(600)"
+    )
     script.write_text(
         CRASHING.format(signal="SIGSEGV").replace("os.kill(os.getpid(), signal.SIGSEGV)", stall)
     )

@@ -1,6 +1,5 @@
 """Drift from the training split: none without changes, strong for darker images, unknown for few images."""
 
-import time
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -167,13 +166,3 @@ def test_without_gates_only_the_grade_mix_is_compared():
 def test_the_index_is_the_textbook_one():
     now, expected = np.array([0.3, 0.7]), np.array([0.5, 0.5])
     assert psi(now, expected, 1000) == pytest.approx(-0.2 * np.log(0.6) + 0.2 * np.log(1.4))
-
-
-def test_counting_is_cheap(gates):
-    batch = draw(512, 9)
-    seconds = []
-    for _ in range(20):
-        started = time.perf_counter()
-        count_statistics(batch, gates)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.001
