@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import ray
 from fastapi import FastAPI
 from ray.job_submission import JobStatus
 
-from cluster.jobs_api import Jobs
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 from serving.api import bulk
 from serving.auth.scopes import ALL_RIGHTS, Caller
@@ -32,6 +32,8 @@ scalp: cannot read s3://b/x: it does not exist; check the path
 
 class Client:
     """Stub of Ray's `JobSubmissionClient`."""
+
+    _server_ray_version = ray.__version__
 
     def __init__(self) -> None:
         self.jobs: dict[str, SimpleNamespace] = {"raysubmit_x": job("raysubmit_x"), "other": job(None)}
@@ -59,10 +61,12 @@ def job(submission_id, status=JobStatus.RUNNING, metadata=None):
     return SimpleNamespace(**known, **nothing, start_time=1)
 
 
-def without_ray(monkeypatch) -> None:
-    """A query of Ray's address would start a Ray."""
+def replace_ray(monkeypatch, client: Client) -> None:
+    """Let `client` answer for the Job API of this Ray; a query of Ray's address would start a Ray."""
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("cluster.ray_internals.dashboard_address", lambda _: "secret:8265")
+    monkeypatch.setattr("cluster.jobs_api._Client", lambda _: client)
 
 
 class Endpoint:
@@ -81,10 +85,7 @@ class Endpoint:
             return self.served
 
         work = Bulk(BulkSettings(sources=[f"{folder}/in"], out=self.out, **settings), served)
-        jobs = object.__new__(Jobs)  # without a cluster to connect to
-        jobs.address, jobs.client = "http://secret:8265", self.client
-        monkeypatch.setattr(work._jobs, "_jobs", lambda: jobs)
-        without_ray(monkeypatch)
+        replace_ray(monkeypatch, self.client)
         self.source = f"{folder}/in"
         self.work, self.api = work, app_of(work)
 

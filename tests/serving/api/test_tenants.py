@@ -36,7 +36,7 @@ from serving.observability.audit_writer import AuditSettings
 from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkRow, BulkSettings
 from serving.settings import Settings
-from tests.serving.api.test_bulk import Client, Jobs, without_ray
+from tests.serving.api.test_bulk import Client, replace_ray
 
 KEYS = {name: f"a-key-of-{name}-that-is-long-enough" for name in (
     "ann", "ann2", "ben", "grader", "plain", "admin", "past", "wide",
@@ -53,10 +53,7 @@ class Endpoint:
             (folder / "in" / name).mkdir(parents=True)
         self.rewrite()
         work = Bulk(BulkSettings(sources=[f"{folder}/in"], out=f"{folder}/out", jobs=9), self._served)
-        jobs = object.__new__(Jobs)  # without a cluster to connect to
-        jobs.address, jobs.client = "http://secret:8265", self.client
-        monkeypatch.setattr(work._jobs, "_jobs", lambda: jobs)
-        without_ray(monkeypatch)
+        replace_ray(monkeypatch, self.client)
         monkeypatch.setattr(bulk_work, "read_spec", lambda _: SimpleNamespace(version_in=lambda _: "made-1"))
         monkeypatch.setattr("serving.auth.keys._RELOAD_S", 0)
         self.log = AuditLog(AuditSettings(folder=f"{folder}/audit"), "r")
