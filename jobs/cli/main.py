@@ -202,12 +202,12 @@ def train(
         str, typer.Option(help="training settings: default, paper, smoke, or the path of a .yaml file")
     ] = "default",
     workers: Annotated[
-        str | None,
+        str,
         typer.Option(
-            metavar="N|MIN:MAX",
-            help="data-parallel workers; MIN:MAX scales with the cluster; default: one per GPU, or 2 without",
+            metavar="auto|N|MIN:MAX",
+            help="data-parallel workers; MIN:MAX scales with the cluster; auto: one per GPU, or 2 without",
         ),
-    ] = None,
+    ] = "auto",
     device: DeviceOption = "auto",
     weights: Annotated[
         str | None,
@@ -241,7 +241,7 @@ def train(
         data,
         run,
         load_recipe(recipe, RECIPES, overrides),
-        parse_range("--workers", workers),
+        None if workers == "auto" else parse_range("--workers", workers),
         device,
         fold,
         tracking,

@@ -99,7 +99,7 @@ def train(
     check_batch_norm(recipe, start.batch_norm)
     requested = (workers, workers) if isinstance(workers, int) else workers
     cluster = wait_for_workers(connect(), requested, device)
-    scaling = plan_scaling(cluster, requested, device)
+    scaling = plan_scaling(cluster, requested, device, all_cores=True)
     check_batches(recipe, splits["train"].num_rows, scaling)
     tracked_identity = identity | {"synthetic": data_spec.synthetic}
     with (
@@ -207,6 +207,7 @@ def worker_config(
         "grade_counts": np.bincount(images["train"].labels, minlength=NUM_GRADES).tolist(),
         "initial_weights": initial,
         "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
+        "worker_cpus": scaling.resources_per_worker["CPU"],
     }
 
 

@@ -154,7 +154,11 @@ class _LoadSlice:
 
 
 def training_batches(
-    source: ImageSource, settings: EpochSettings, rank_batch: RankBatch, first_epoch: int, trainings: int = 1
+    source: ImageSource,
+    settings: EpochSettings,
+    rank_batch: RankBatch,
+    first_epoch: int,
+    limits: ExecutionResources | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over a rank's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
 
@@ -163,41 +167,49 @@ def training_batches(
         settings: Settings of the epochs.
         rank_batch: Slice of the global batch.
         first_epoch: Epoch to start with, from 1.
-        trainings: Number of trainings that run on the cluster in parallel and divide its resources.
+        limits: Limits of the stream from `stream_limits`; None: no limits.
     """
     steps = images_per_epoch(len(source), settings.augment) // rank_batch.batch_size
     count = (settings.epochs - first_epoch + 1) * steps * rank_batch.size
     load = _LoadRankBatch(source, settings, rank_batch, first_epoch)
-    return _stream(load, count, rank_batch, trainings)
+    return _stream(load, count, rank_batch, limits)
 
 
 def validation_batches(
-    source: ImageSource, rank_batch: RankBatch, trainings: int = 1
+    source: ImageSource, rank_batch: RankBatch, limits: ExecutionResources | None = None
 ) -> Iterator[dict[str, Any]]:
     """Iterate over a rank's slice of the validation images; the ranks' slices do not overlap."""
     rank, workers = rank_batch.rank, rank_batch.workers
     start, stop = (len(source) * edge // workers for edge in (rank, rank + 1))
-    return _stream(_LoadSlice(source, start), stop - start, rank_batch, trainings)
+    return _stream(_LoadSlice(source, start), stop - start, rank_batch, limits)
 
 
-def _stream(load: Any, count: int, rank_batch: RankBatch, trainings: int) -> Iterator[dict[str, Any]]:
+def _stream(
+    load: Any, count: int, rank_batch: RankBatch, limits: ExecutionResources | None
+) -> Iterator[dict[str, Any]]:
     if not count:
         return iter(())
     blocks = min(_MAX_BLOCKS, -(-count // _ROWS_PER_BLOCK))
     dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_PER_BLOCK)
     options = dataset.context.execution_options
     options.preserve_order = True
-    options.resource_limits = _resource_limits(rank_batch.workers * trainings)
+    if limits is not None:
+        options.resource_limits = limits
     return iter(
         dataset.iterator().iter_torch_batches(batch_size=rank_batch.size, prefetch_batches=_PREFETCH_BATCHES)
     )
 
 
-def _resource_limits(workers: int) -> ExecutionResources:
-    """Compute the resource limits of one worker's stream: an equal share of what the workers leave."""
+def stream_limits(workers: int, worker_cpus: float) -> ExecutionResources:
+    """Compute the resource limits of one worker's stream: an equal share of what the workers leave.
+
+    Args:
+        workers: Workers of all trainings that run on the cluster in parallel.
+        worker_cpus: CPUs that each worker reserves.
+    """
     have = ray.cluster_resources()
     return ExecutionResources(
-        cpu=max(1.0, (have["CPU"] - workers) / workers),
+        cpu=max(1.0, have["CPU"] / workers - worker_cpus),
         object_store_memory=have["object_store_memory"] * (1 - _CACHE_SHARE) / 2 / workers,
     )
 

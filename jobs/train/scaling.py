@@ -52,13 +52,17 @@ def wait_for_workers(cluster: Cluster, workers: tuple[int, int] | None, device: 
     return connect()
 
 
-def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Device) -> ScalingConfig:
+def plan_scaling(
+    cluster: Cluster, workers: tuple[int, int] | None, device: Device, all_cores: bool = False
+) -> ScalingConfig:
     """Plan the workers that the cluster can run in addition to the data pipeline.
 
     Args:
         cluster: Resources of the cluster.
         workers: Minimum and maximum of workers; None: one per GPU, or two on CPUs.
         device: Device of the workers: auto, cpu or cuda.
+        all_cores: A fixed number of workers on CPUs divides the cores of one node, so that all fit on a node
+            that is left after losses; otherwise each worker has one core.
 
     Raises:
         UserError: The cluster cannot run the minimum.
@@ -69,7 +73,7 @@ def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Devi
         )
     use_gpu = device != "cpu" and cluster.gpus > 0
     fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
-    # Each worker reserves a CPU, and the data pipeline needs at least two.
+    # Each worker reserves at least a CPU, and the data pipeline needs at least two.
     available = min(cluster.gpus, cluster.cpus - CPUS_FOR_DATA) if use_gpu else cluster.cpus - CPUS_FOR_DATA
     if fewest > available:
         resources = "GPUs" if use_gpu else f"CPUs, of which the data pipeline keeps {CPUS_FOR_DATA}"
@@ -78,7 +82,9 @@ def plan_scaling(cluster: Cluster, workers: tuple[int, int] | None, device: Devi
             f"--workers {fewest}: Ray has {have} {resources}; "
             f"use --workers {max(1, available)} or a larger cluster"
         )
-    settings = {"use_gpu": use_gpu, "resources_per_worker": {"CPU": 1, "GPU": int(use_gpu)}}
+    divides = all_cores and not use_gpu and fewest == most
+    cpus = max(1, cluster.model_cpus // most) if divides else 1  # Ray makes them the threads of a worker
+    settings = {"use_gpu": use_gpu, "resources_per_worker": {"CPU": cpus, "GPU": int(use_gpu)}}
     if fewest == most:
         return ScalingConfig(num_workers=fewest, **settings)
     return ElasticScaling(

@@ -20,7 +20,13 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.queue import Queue
 from torch import nn
 
-from jobs.train.ingest import ImageSource, silence_ray_data, training_batches, validation_batches
+from jobs.train.ingest import (
+    ImageSource,
+    silence_ray_data,
+    stream_limits,
+    training_batches,
+    validation_batches,
+)
 from scalp_core import storage
 from scalp_core.bundles.bundle import WEIGHTS_FILE, serialize_weights
 from scalp_core.evaluation import metrics
@@ -52,8 +58,9 @@ def train_worker(config: dict[str, Any]) -> str | None:
     Args:
         config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training split,
             `initial_weights` (URI of safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
-            maximum of workers); optional: `notes` (queue to the driver), `after_epoch` (function of a history
-            entry, called on rank 0; True ends the training), and `trainings` (number of parallel runs).
+            maximum of workers), `worker_cpus` (CPUs that each worker reserves); optional: `notes` (queue to
+            the driver), `after_epoch` (function of a history entry, called on rank 0; True ends the
+            training), and `trainings` (number of parallel runs).
 
     Returns:
         The step at which the loss was not finite, which ends the training; None for a normal end. It is not
@@ -75,10 +82,10 @@ class _Worker:
         self.spec = self.train.spec
         self.notes: Queue | None = config.get("notes")
         self.after_epoch: Callable[[dict[str, Any]], bool] | None = config.get("after_epoch")
-        self.trainings: int = config.get("trainings", 1)
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.rank_batch = RankBatch(self.rank, self.world, recipe.batch_size)
+        self.limits = stream_limits(self.world * config.get("trainings", 1), config["worker_cpus"])
         self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
         model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
@@ -98,7 +105,7 @@ class _Worker:
         first = len(self.history) + 1
         self._note({"workers": self.world, "after": first - 1})
         settings = self.recipe.epoch_settings
-        batches = training_batches(self.train, settings, self.rank_batch, first, self.trainings)
+        batches = training_batches(self.train, settings, self.rank_batch, first, self.limits)
         for epoch in range(first, self.recipe.epochs + 1):
             started = time.monotonic()
             # Derived from seed, epoch and rank, so that a resumed run draws the same numbers.
@@ -171,7 +178,7 @@ class _Worker:
         confusion = torch.zeros(NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device)
         loss = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self.step.autocast():
-            for batch in validation_batches(self.val, self.rank_batch, self.trainings):
+            for batch in validation_batches(self.val, self.rank_batch, self.limits):
                 labels = batch["label"].long()
                 logits = model(normalize(batch["image"], self.spec)).float()
                 loss += nn.functional.cross_entropy(logits, labels, reduction="sum")

@@ -45,6 +45,25 @@ def test_too_many_workers_are_refused_with_the_possible_number():
         plan_scaling(cluster(6), (5, 8), "cpu")
 
 
+@pytest.mark.parametrize(
+    ("machine", "workers", "cores"),
+    [
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 1, 2),  # a local Ray, with logical CPUs
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 2, 1),
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 3, 1),
+        (cluster(8), 1, 6),  # two stay for the data
+        (cluster(8), 2, 3),
+        (Cluster(cpus=16, gpus=0, nodes=2, cores_per_node=8), 2, 3),  # both fit on the node that is left
+        (cluster(8, gpus=1), None, 1),
+    ],
+)
+def test_workers_of_a_run_divide_the_cores_of_a_node(machine, workers, cores):
+    requested = (workers, workers) if workers else None
+    scaling = plan_scaling(machine, requested, "auto", all_cores=True)
+    assert (scaling.num_workers, scaling.resources_per_worker["CPU"]) == (workers or 1, cores)
+    assert plan_scaling(machine, requested, "auto").resources_per_worker["CPU"] == 1  # a trial of a search
+
+
 class Silence:
     """A queue of these notes that stops its reader after three empty reads."""
 
