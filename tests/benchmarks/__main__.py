@@ -28,7 +28,7 @@ def bench_train(
     photographs: Annotated[int, typer.Option(min=50, help="number of synthetic images")] = 800,
     rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 2,
     epochs: Annotated[int, typer.Option(min=2, help="epochs per round; the first is warm-up")] = 2,
-    batch_size: Annotated[int, typer.Option(min=2, help="global batch size, summed over the workers")] = 16,
+    batch_size: Annotated[int, typer.Option(min=2, help="global batch size, summed over the workers")] = 32,
     workers: Annotated[
         int | None,
         typer.Option(

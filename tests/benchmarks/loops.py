@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scalp_core.datasets import locations, manifest
@@ -39,13 +40,15 @@ class Loop(BaseModel):
 
     Args:
         kind: `plain` reads files by Pillow in a `DataLoader` in each epoch and computes in fp32, as tutorials
-            do; `tuned` keeps decoded images in memory and computes as `scalp train` does.
+            do; `tuned` keeps decoded images in memory, computes as `scalp train` does, and has the recipe's
+            clipping, color jitter and moving average.
         device: cpu or cuda.
         architecture: timm name.
         size: Input size, pixels.
         batch_size: Batch size, summed over the processes.
         epochs: Epochs to train.
-        threads: Threads per process; 0: PyTorch's default.
+        threads: Threads per process; 0: PyTorch's default, all cores.
+        gradient_clip: As in the recipe; so for `color_jitter` and `ema_decay`.
     """
 
     kind: Literal["plain", "tuned"]
@@ -55,6 +58,9 @@ class Loop(BaseModel):
     batch_size: int
     epochs: int
     threads: int = 0
+    gradient_clip: float = 0.0
+    color_jitter: float = 0.0
+    ema_decay: float = 0.0
 
 
 def time_epochs(data: str, loop: Loop) -> list[float]:
@@ -72,6 +78,10 @@ def time_epochs(data: str, loop: Loop) -> list[float]:
     if tuned:
         model = model.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, fused=tuned)
+    ema = None
+    if tuned and loop.ema_decay:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(loop.ema_decay), use_buffers=True)
+    weights = model
     if world > 1:
         model = DistributedDataParallel(model, broadcast_buffers=not tuned)  # as in `scalp train`
     model.train()
@@ -89,11 +99,17 @@ def time_epochs(data: str, loop: Loop) -> list[float]:
         started = time.perf_counter()
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
+            if tuned and loop.color_jitter:
+                images = _jitter_color(images, loop.color_jitter)
             with autocast:
                 logits = model(normalize(images, spec) if tuned else images)
             nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.05).backward()
+            if tuned and loop.gradient_clip:
+                nn.utils.clip_grad_norm_(weights.parameters(), loop.gradient_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.update_parameters(weights)
         if loop.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -161,6 +177,15 @@ def _epoch(
             places = (symmetries == symmetry).nonzero()[:, 0]
             batch[places] = _apply_symmetry(images[rows[places]], symmetry)
         yield batch, labels[rows]
+
+
+def _jitter_color(images: torch.Tensor, strength: float) -> torch.Tensor:
+    """Change brightness, contrast and white balance of each image, as `augment.jitter_color` does."""
+    change = strength * (2 * torch.rand(5, len(images), 1, 1, 1, device=images.device) - 1)
+    gain = (1 + change[0]) * (1 + torch.cat(change[2:].unbind(), 3) / 2)
+    pixels = images.float()
+    center = pixels.mean((1, 2), keepdim=True)
+    return torch.lerp(center, pixels, 1 + change[1]).mul_(gain).clamp_(0, 255)
 
 
 def _apply_symmetry(squares: torch.Tensor, symmetry: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`train`: compare training throughput with PyTorch loops and torchrun, for 1 and N workers."""
+"""`train`: compare the default recipe with PyTorch loops and torchrun, for 1 and N workers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from joblib import cpu_count
 from rich.table import Table
 
 from jobs.bench.measure import OwnProcess, write_result
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.data.prepare import prepare
-from jobs.train.driver import train
+from jobs.train.driver import RECIPES, train
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device, Hardware, resolve_device
-from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
+from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe, load_recipe
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
 from tests.benchmarks.loops import Loop
@@ -48,7 +49,7 @@ class TrainOptions:
     device: Device = "auto"
     size: int = 224
     photographs: int = 800
-    batch_size: int = 16
+    batch_size: int = 32
     epochs: int = 2
     rounds: int = 2
     workers: int | None = None
@@ -125,8 +126,8 @@ def ratios(rows: list[dict[str, Any]], workers: int) -> dict[str, float | None]:
     waiting = {row["what"]: row.get("data_wait_share") for row in rows}
     several, one = rate[_scalp(workers)], rate[_scalp(1)]
     single = {
-        "one_worker_vs_tuned_loop": one / rate[_ALONE],
-        "vs_plain": several / rate[_PLAIN],
+        "default_vs_tuned_loop": one / rate[_ALONE],
+        "vs_plain": one / rate[_PLAIN],
         "data_wait_share": waiting[_scalp(workers)],
     }
     if workers == 1:
@@ -149,14 +150,17 @@ def _torchrun(workers: int) -> str:
 def _candidates(
     data: str, device: Hardware, options: TrainOptions, several: int, images: int
 ) -> list[_Candidate]:
+    recipe = _recipe(options)
     loop = {
         "device": device,
         "architecture": options.architecture,
         "size": options.size,
         "batch_size": options.batch_size,
         "epochs": options.epochs,
+        "gradient_clip": recipe.gradient_clip,
+        "color_jitter": recipe.color_jitter,
+        "ema_decay": recipe.ema_decay,
     }
-    recipe = _recipe(options)
 
     def run_pytorch(kind: str, processes: int, threads: int = 0) -> Callable[[Path], list[dict[str, float]]]:
         loop_options = Loop.model_validate(loop | {"kind": kind, "threads": threads})
@@ -169,14 +173,15 @@ def _candidates(
 
         return turn
 
-    # One thread per process, as torchrun and Ray set it, so that a second process adds a core.
+    # One process has all cores; several divide them, as the workers of `scalp train` do.
+    threads = max(1, cpu_count() // several)
     alone = [
         _Candidate(_PLAIN, 1, run_pytorch("plain", 1)),
-        _Candidate(_ALONE, 1, run_pytorch("tuned", 1, threads=1)),
+        _Candidate(_ALONE, 1, run_pytorch("tuned", 1)),
         _Candidate(_scalp(1), 1, run_scalp(1)),
     ]
     parallel = [
-        _Candidate(_torchrun(several), several, run_pytorch("tuned", several, threads=1)),
+        _Candidate(_torchrun(several), several, run_pytorch("tuned", several, threads)),
         _Candidate(_scalp(several), several, run_scalp(several)),
     ]
     return alone + parallel if several > 1 else alone
@@ -189,14 +194,16 @@ def steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _recipe(options: TrainOptions) -> Recipe:
-    return Recipe(
-        architecture=options.architecture,
-        weights="none",
-        size=options.size,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        batch_norm="worker",  # as in the other loops
-    )
+    """The default recipe, at the size of the benchmark."""
+    changes = {
+        "architecture": options.architecture,
+        "weights": "none",
+        "size": options.size,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "batch_norm": "worker",  # as in the other loops
+    }
+    return load_recipe("default", RECIPES, [f"{name}={value}" for name, value in changes.items()])
 
 
 def run_loop(folder: Path, data: str, loop: Loop, processes: int, images: int) -> list[dict[str, float]]:
