@@ -3,7 +3,7 @@
 Each file has a deterministic name and is written atomically, so a step that runs again writes the same file:
 
     SCRATCH/listing.json                        `Listing`; names the folder of the listed shards
-    SCRATCH/listed-ID/GROUP/NNNN.parquet        images of a shard; at most `GROUP_SHARDS` shards per group
+    SCRATCH/listed-ID/GROUP.parquet             images of a group, a row group per shard (`ListedGroup`)
     SCRATCH/started/GROUP/NNNN[.TAG.PPPPP].MARK a model started the shard; one mark per start
     SCRATCH/graded/GROUP/NNNN.parquet           result rows of a committed shard
     SCRATCH/graded/GROUP/NNNN.TAG.PPPPP.parquet result rows of one piece of a tar, which is read in one pass
@@ -18,22 +18,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
+
+import pyarrow as pa
 
 from scalp_core import storage
 from scalp_core.datasets.locations import Location
 from scalp_core.datasets.manifest import location_id
+from scalp_core.datasets.scan import LISTED, batched
 from scalp_core.errors import UserError
 from scalp_core.storage import parquet
 
 STARTED, GRADED, ENDED = "started", "graded", "ended"
-GROUP_SHARDS = 4096
+GROUP_SHARDS, GROUP_TARS = 4096, 64
 INPUTS_KEY = b"scalp.inputs"
 # Jobs of hours must survive a restart of the storage server.
 RETRY_TIMEOUT_S = 180
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 
 @dataclass
@@ -130,15 +134,56 @@ def shard_names(group: Listed, shard_size: int) -> list[str]:
     ]
 
 
-def listed_file(folder: str, shard: str) -> str:
-    """URI of the listed images of a shard, in the folder of the listing."""
-    return storage.join(folder, f"{shard}.parquet")
+def place_of(shard: str) -> int:
+    """Place of a shard `GROUP/NNNN` in its group."""
+    return int(shard.rsplit("/", 1)[-1])
 
 
-def listed_ids(folder: str, shard: str) -> list[str]:
-    """Location ids of the listed images of a shard."""
-    rows = parquet.read(listed_file(folder, shard), ["uri", "member"]).to_pylist()
-    return [location_id(Location(row["uri"], row["member"])) for row in rows]
+def listed_file(folder: str, group: str) -> str:
+    """URI of the listed images of a group, in the folder of the listing."""
+    return storage.join(folder, f"{group}.parquet")
+
+
+def write_group(folder: str, group: str, size: int, rows: Iterable[dict[str, Any]]) -> int:
+    """Write a group of shards of `size` images each, if there are rows; return their number."""
+    chunks, total = batched(rows, size), 0
+    first = next(chunks, None)
+    if first is None:
+        return 0
+
+    def shards() -> Iterator[pa.RecordBatch]:
+        nonlocal total
+        for chunk in chain([first], chunks):
+            total += len(chunk)
+            yield pa.RecordBatch.from_pylist(chunk, schema=LISTED)
+
+    parquet.write_batches(listed_file(folder, group), pa.RecordBatchReader.from_batches(LISTED, shards()))
+    return total
+
+
+class ListedGroup:
+    """Listed images of a group; its compressed file is in memory, tens of MB at most."""
+
+    def __init__(self, folder: str, group: Listed) -> None:
+        self._file = parquet.open_in_memory(listed_file(folder, group.group))
+
+    def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the listed images of one shard."""
+        return self._file.read_row_group(place_of(shard), columns)
+
+    def count(self, shard: str) -> int:
+        """Number of listed images of a shard."""
+        return int(self._file.metadata.row_group(place_of(shard)).num_rows)
+
+    def ids(self, shard: str) -> list[str]:
+        """Location ids of the listed images of a shard."""
+        rows = self.read(shard, ["uri", "member"]).to_pylist()
+        return [location_id(Location(row["uri"], row["member"])) for row in rows]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of all shards, read shard by shard."""
+        for place in range(self._file.num_row_groups):
+            yield from self._file.read_row_group(place).to_pylist()
 
 
 def graded_file(work: str, shard: str) -> str:

@@ -25,11 +25,11 @@ from jobs.grade.files import (
     Ended,
     GroupState,
     Listed,
+    ListedGroup,
     Listing,
     count_starts,
     graded_file,
     ids_digest,
-    listed_ids,
     piece_name,
 )
 from scalp_core import storage
@@ -189,24 +189,25 @@ class GradedShards:
 
     def count_missing(self, state: GroupState, totals: Totals) -> None:
         """Count images of shards that are not committed; a tar as one, as the number is unknown."""
-        for shard in state.shards:
-            if not state.is_whole(shard):
-                totals.unaccounted += 1 if state.group.tars else len(listed_ids(self.listed, shard))
+        if missing := [shard for shard in state.shards if not state.is_whole(shard)]:
+            listed = ListedGroup(self.listed, state.group)
+            totals.unaccounted += sum(map(listed.count, missing))
 
     def read_tables(self, state: GroupState, totals: Totals) -> Iterator[pa.Table]:
         """Read the result rows of the committed shards."""
         starts = count_starts(self.work, state.group)
+        listed = ListedGroup(self.listed, state.group)
         for shard in filter(state.is_whole, state.shards):
             end = state.ends.get(shard)
-            tables = self._read_tar(shard, end, totals) if end else self._read_shard(shard, totals)
+            tables = self._read_tar(shard, end, totals) if end else self._read_shard(shard, listed, totals)
             for name, table in tables:
                 totals.again += max(0, starts[name] - 1) * table.num_rows
                 yield table
 
-    def _read_shard(self, shard: str, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
+    def _read_shard(self, shard: str, listed: ListedGroup, totals: Totals) -> Iterator[tuple[str, pa.Table]]:
         table = parquet.read(graded_file(self.work, shard))
         ids = table["location_id"].to_pylist()
-        totals.unaccounted += count_differing(listed_ids(self.listed, shard), ids)
+        totals.unaccounted += count_differing(listed.ids(shard), ids)
         yield shard, table
 
     def _read_tar(self, shard: str, end: Ended, totals: Totals) -> Iterator[tuple[str, pa.Table]]:

@@ -14,12 +14,19 @@ from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
-import pyarrow as pa
-
 from jobs.common.console import console, progress_bar, read_json, write_json
 from jobs.common.executor import Executor
 from jobs.data.tasks import split_roots
-from jobs.grade.files import GROUP_SHARDS, RETRY_TIMEOUT_S, Listed, Listing, listed_file, shard_names
+from jobs.grade.files import (
+    GROUP_SHARDS,
+    GROUP_TARS,
+    RETRY_TIMEOUT_S,
+    Listed,
+    ListedGroup,
+    Listing,
+    listed_file,
+    write_group,
+)
 from scalp_core import archives, storage
 from scalp_core.datasets import locations, manifest, scan
 from scalp_core.datasets.scan import Root, batched
@@ -159,7 +166,7 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
     tars: list[dict[str, Any]] = []
     rows = _images(objects, counts, tars)
     yield from _write_groups(folder, f"{number:04d}", size, rows)
-    for place, chunk in enumerate(batched(tars, GROUP_SHARDS)):
+    for place, chunk in enumerate(batched(tars, GROUP_TARS)):
         group = f"{number:04d}-{place:06d}-tar"
         yield Listed(group, tars=write_group(folder, group, 1, iter(chunk)))
     yield counts
@@ -171,16 +178,6 @@ def _write_groups(folder: str, prefix: str, size: int, rows: Iterator[dict[str, 
         if not (images := write_group(folder, group, size, islice(rows, size * GROUP_SHARDS))):
             break
         yield Listed(group, photographs=images)
-
-
-def write_group(folder: str, group: str, size: int, rows: Iterator[dict[str, Any]]) -> int:
-    """Write a group of shards of `size` images each; return the number of images."""
-    total = 0
-    for place, chunk in enumerate(batched(rows, size)):
-        total += len(chunk)
-        table = pa.Table.from_pylist(chunk, schema=scan.LISTED)
-        parquet.write(listed_file(folder, f"{group}/{place:04d}"), table)
-    return total
 
 
 def _images(
@@ -227,8 +224,7 @@ def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
     small = [group for group in groups if 0 < group.photographs < _SMALL_GROUP * shard_size]
     if len(small) < 2:
         return groups
-    shards = [shard for group in small for shard in shard_names(group, shard_size)]
-    rows = (row for shard in shards for row in parquet.read(listed_file(folder, shard)).to_pylist())
+    rows = chain.from_iterable(ListedGroup(folder, group).rows() for group in small)
     return [
         *_write_groups(folder, "joined", shard_size, rows),
         *(group for group in groups if group not in small),
@@ -249,18 +245,17 @@ def _without_repeated(
 
 
 def _write_unique(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
-    """Write new groups without repeated rows, if there are any; the listed shards are not changed."""
-    shards = [shard for group in groups for shard in shard_names(group, shard_size)]
-    files = [listed_file(folder, shard) for shard in shards]
+    """Write new groups without repeated rows, if there are any; the listed groups are not changed."""
+    files = [listed_file(folder, group.group) for group in groups]
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         if not (repeated := _repeated(files)):
             return groups
-        rows = (row for uri in files for row in parquet.read(uri).to_pylist())
+        rows = chain.from_iterable(ListedGroup(folder, group).rows() for group in groups)
         return list(_write_groups(folder, "unique", shard_size, _first_of(rows, repeated)))
 
 
 def _repeated(files: list[str]) -> set[tuple[str, str | None]]:
-    """Uri and member of the images that more than one row of the listed shards names."""
+    """Uri and member of the images that more than one row of the listed groups names."""
     if not files:
         return set()
     with open_duckdb() as connection:

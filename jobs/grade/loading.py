@@ -26,7 +26,6 @@ from jobs.grade.files import (
     Ended,
     ended_file,
     ids_digest,
-    listed_file,
     piece_name,
     version_tag,
 )
@@ -39,7 +38,6 @@ from scalp_core.datasets.scan import batched
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.images import codecs
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.storage import parquet
 
 # Images that are fetched while the previous ones are decoded; bounds the files in memory of a task.
 _PIECE = 64
@@ -59,7 +57,6 @@ class LoadShard:
 
     Args:
         work: Folder of the run.
-        listed: Folder of the listed shards.
         spec: Preprocessing of the images.
         shard_size: Images per piece of a tar.
         fetches: Concurrent requests.
@@ -68,7 +65,6 @@ class LoadShard:
     """
 
     work: str
-    listed: str
     spec: Preprocess
     shard_size: int
     fetches: int
@@ -87,7 +83,7 @@ class LoadShard:
 
     def _load(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
         shard, seconds = row["shard"], Seconds()
-        listed = parquet.read(listed_file(self.listed, shard)).to_pylist()
+        listed = pa.ipc.open_stream(row["listed"]).read_all().to_pylist()
         if row["tar"]:
             yield from self._load_tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
         elif child:

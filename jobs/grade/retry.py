@@ -19,9 +19,8 @@ import pyarrow.compute as pc
 
 from jobs.common.console import progress_bar, read_json, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import RETRY_TIMEOUT_S, Listed, Listing
+from jobs.grade.files import RETRY_TIMEOUT_S, Listed, Listing, write_group
 from jobs.grade.gather import GradedShards, Totals, read_inputs, write_part
-from jobs.grade.listing import write_group
 from scalp_core import archives, storage
 from scalp_core.errors import UserError
 from scalp_core.results import drift

@@ -11,9 +11,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from jobs.common.console import console, now, progress_bar, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import GroupState, Listing, find_committed, shard_names
+from jobs.grade.files import GroupState, ListedGroup, Listing, find_committed, place_of, shard_names
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
 from jobs.grade.shards import GradeShard
@@ -157,8 +159,7 @@ def _run_pipeline(work: Work, shards: int) -> Iterator[dict[str, Any]]:
     if not shards:
         return
     plan, listing = work.plan, work.listing
-    listed = storage.join(work.folder, listing.folder)
-    load = LoadShard(work.folder, listed, work.spec.preprocess, listing.shard_size, plan.fetches, work.within)
+    load = LoadShard(work.folder, work.spec.preprocess, listing.shard_size, plan.fetches, work.within)
     low, high = (min(number, shards) for number in plan.models)
     if listing.tars:
         high = plan.models[1]  # a tar is one shard, but many pieces
@@ -175,20 +176,30 @@ def _count_committed(work: Work) -> tuple[int, int]:
         committed = find_committed(work.folder, group)
         shards += len(shard_names(group, size)) - (0 if group.tars else len(committed))
         for shard, tags in committed.items():
-            place = int(shard.rsplit("/", 1)[-1])
             pieces = max(map(len, tags.values()))
-            images += size * pieces if group.tars else min(size, group.photographs - place * size)
+            images += size * pieces if group.tars else min(size, group.photographs - place_of(shard) * size)
     return images, shards
 
 
 def _pending(work: Work) -> Iterator[dict[str, Any]]:
-    """Items for `LoadShard` of uncommitted shards, group by group."""
+    """Items for `LoadShard` of uncommitted shards, group by group, with their listed images."""
+    folder = storage.join(work.folder, work.listing.folder)
     for group in work.listing.groups:
         state = GroupState.read(work.folder, group, work.listing.shard_size)
-        for shard in state.shards:
-            if not state.is_whole(shard):
-                done = {tag: sorted(numbers) for tag, numbers in state.pieces.get(shard, {}).items()}
-                yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done)}
+        if not (pending := [shard for shard in state.shards if not state.is_whole(shard)]):
+            continue
+        listed = ListedGroup(folder, group)
+        for shard in pending:
+            done = {tag: sorted(numbers) for tag, numbers in state.pieces.get(shard, {}).items()}
+            images = _to_bytes(listed.read(shard))
+            yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done), "listed": images}
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
 
 
 def _check_failed_share(session: Session, limit: float) -> None:

@@ -14,8 +14,10 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +50,9 @@ __all__ = [
     "open_file", "open_raw", "read", "read_json", "read_range", "remove_file", "remove_folder",
     "remove_temporary", "retry_timeout", "walk", "write",
 ]  # fmt: skip
+
+# Folders that are removed at a time.
+_REMOVALS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -375,13 +380,22 @@ def _links_in(folder: str) -> list[str]:
 
 
 def _remove_prefix(uri: str, kept: str | None) -> None:
+    """Remove the objects below a prefix; of more than one page, folders of the second level in parallel."""
     bucket, prefix = bucket_and_prefix(uri)
-    for page in pages(uri, Prefix=prefix):
+    for number, page in enumerate(pages(uri, Prefix=prefix)):
+        if number == 1:
+            with ThreadPoolExecutor(_REMOVALS) as pool:
+                folders = (inner for outer in _folders(uri) for inner in _folders(outer))
+                list(pool.map(_remove_prefix, folders, repeat(kept)))
         keys = [item["Key"] for item in page.get("Contents", ())]
         keys = [key for key in keys if f"s3://{bucket}/{key}" != kept]
         if keys:
             with mutation("remove", uri):
                 call_with_retries(uri, s3.delete, bucket, keys)
+
+
+def _folders(uri: str) -> Iterator[str]:
+    return (folder for _, folders in list_children(uri) for folder in folders)
 
 
 def remove_temporary(folder: str) -> None:

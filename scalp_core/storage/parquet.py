@@ -47,13 +47,22 @@ def dataset(place: str | list[str], **options: Any) -> pads.Dataset:
         return pads.dataset(source, filesystem=fs, format="parquet", **options)
 
 
+def open_in_memory(uri: str) -> pq.ParquetFile:
+    """Read the bytes of one Parquet file, to decode parts of it.
+
+    Raises:
+        UserError: the file is missing, or not a valid Parquet file.
+    """
+    try:
+        return pq.ParquetFile(io.BytesIO(storage.read(uri)))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri} is not a valid Parquet file ({error}); create it again") from error
+
+
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file as a table.
 
     Raises:
         UserError: the file is missing, or not a valid Parquet file.
     """
-    try:
-        return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri} is not a valid Parquet file ({error}); create it again") from error
+    return open_in_memory(uri).read(columns)

@@ -8,13 +8,13 @@ import pytest
 
 from jobs.data.tasks import split_roots
 from jobs.grade.driver import GradeOptions, grade
+from jobs.grade.files import ListedGroup
 from jobs.grade.listing import list_small_sources, write_groups
 from jobs.grade.loading import LoadShard
 from scalp_core import storage
 from scalp_core.datasets import scan
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.storage import parquet
 from tests.support.images import jpeg
 from tests.support.small_grade import picture, rows, run, tarred, write_bundle
 
@@ -89,13 +89,11 @@ def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_p
     (visit / "c.jpg").write_bytes(jpeg(3))
     rows = list_small_sources([str(visit)], str(tmp_path / "work"), links=False)
     (group, *_) = write_groups(folder, 100, 0, rows)
-    shard = parquet.read(f"{folder}/{group.group}/0000.parquet").to_pylist()
+    shard = list(ListedGroup(folder, group).rows())
     (visit / "c.jpg").unlink()
     (visit / "c.jpg").symlink_to(tmp_path / "secret" / "other.jpg")
     for within, code in (((str(visit.resolve()),), "outside_link"), ((), "")):
-        columns = LoadShard("", folder, spec, 100, 2, within)._load_shard(
-            shard, {"fetch": 0.0, "decode": 0.0}
-        )
+        columns = LoadShard("", spec, 100, 2, within)._load_shard(shard, {"fetch": 0.0, "decode": 0.0})
         read = dict(
             zip((uri.rsplit("/", 1)[-1] for uri in columns["uri"]), columns["error_code"], strict=True)
         )

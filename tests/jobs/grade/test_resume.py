@@ -18,7 +18,7 @@ from jobs.common.inference import ModelOptions
 from jobs.grade import driver as grade_module
 from jobs.grade import listing as grade_listing
 from jobs.grade.driver import GradeOptions, _Run
-from jobs.grade.files import Listed, Listing
+from jobs.grade.files import Listed, ListedGroup, Listing, shard_names
 from jobs.grade.gather import GatherGroups, GradedShards, count_differing
 from jobs.grade.identity import Identity
 from jobs.grade.listing import write_groups
@@ -185,11 +185,9 @@ def test_repeated_rows_are_dropped_by_a_task_that_may_run_again(tmp_path):
     (unique,) = first = grade_listing._write_unique(str(tmp_path), groups, 32)
     assert first == grade_listing._write_unique(str(tmp_path), groups, 32)
     assert unique.photographs == 100
-    shards = grade_listing.shard_names(unique, 32)
-    uris = [
-        row for shard in shards for row in pq.read_table(tmp_path / f"{shard}.parquet")["uri"].to_pylist()
-    ]
-    assert uris == [f"/d/{number}.jpg" for number in range(100)]
+    listed = ListedGroup(str(tmp_path), unique)
+    assert [listed.count(shard) for shard in shard_names(unique, 32)] == [32, 32, 32, 4]
+    assert [row["uri"] for row in listed.rows()] == [f"/d/{number}.jpg" for number in range(100)]
 
 
 def test_any_exception_of_one_image_is_its_row(bundle, tmp_path, monkeypatch):

@@ -155,6 +155,30 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, s3):
     assert storage.read("s3://scalp/storage/a b/미세각질.json") == b"third"
 
 
+def test_folders_of_many_objects_are_removed_and_no_others(s3, tmp_path, monkeypatch):
+    answer = client.answer
+
+    def short_pages(name, **query):
+        return answer(name, **query | ({"MaxKeys": 2} if name == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(client, "answer", short_pages)
+    folder, other = f"s3://scalp/{tmp_path.name}/folder", f"s3://scalp/{tmp_path.name}/folder2/a"
+    names = [
+        "kept",
+        "top",
+        *(f"{outer}/{inner}/{name}" for outer in "ab" for inner in "xyz" for name in "12345"),
+    ]
+    for uri in (*(f"{folder}/{name}" for name in names), other):
+        storage.write(uri, b"")
+    removed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove_file", removed.append)
+        storage.remove_folder(folder, last="kept")
+    assert storage.list_files(folder) == removed == [f"{folder}/kept"]
+    storage.remove_folder(folder, last="kept")
+    assert storage.list_files(f"s3://scalp/{tmp_path.name}") == [other]
+
+
 @pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path, s3):
     """A separate folder or prefix per test."""
