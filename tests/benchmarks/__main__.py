@@ -209,6 +209,18 @@ def bench_grow(
     verb(check_out(out, "grow"), GrowOptions(nodes=nodes))
 
 
+@app.command("nodes", epilog="Example: python -m tests.benchmarks nodes --photographs 6400")
+def bench_nodes(
+    out: BenchOutOption = "runs/bench/nodes",
+    photographs: Annotated[int, typer.Option(min=1000, help="number of tiny images")] = 12_800,
+) -> None:
+    """Measure grading on 1, 2 and 4 simulated nodes with a model of a fixed time; takes 4 minutes."""
+    from tests.benchmarks.grade.nodes import NodesOptions
+    from tests.benchmarks.grade.nodes import bench_nodes as verb
+
+    verb(check_out(out, "nodes"), NodesOptions(photographs=photographs))
+
+
 if __name__ == "__main__":
     try:
         app()

@@ -23,7 +23,7 @@ from jobs.grade.driver import GradeOptions, Shared, grade
 from scalp_core import storage
 from scalp_core.grades import NUM_GRADES
 
-_SIDE = 32  # of images and of the model's input, pixels: decoding takes almost no time
+SIDE = 32  # of images and of the model's input, pixels: decoding takes almost no time
 _FILES = 256
 _FILES_PER_FOLDER = 10_000
 _AHEAD = 6  # shards that wait per model
@@ -66,14 +66,14 @@ def bench_grade_scale(out: str, options: GradeScaleOptions) -> dict[str, Any]:
     sizes = sorted(options.photographs)
     with tempfile.TemporaryDirectory() as root:
         with console.status("preparing images and bundle"):
-            files = [_tiny_jpeg(seed) for seed in range(_FILES)]
-            inputs.write_bundle(str(Path(root, "bundle")), None, _SIDE, files)
+            files = tiny_jpegs()
+            inputs.write_bundle(str(Path(root, "bundle")), None, SIDE, files)
         rows = []
         for number in sizes:
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                _link(Path(folder, "source"), files, number)
+                link_images(Path(folder, "source"), files, number)
                 rows.append(_run(str(Path(root, "bundle")), folder, number))
-    settings = {"side": _SIDE, "model": "null", **vars(options)}
+    settings = {"side": SIDE, "model": "null", **vars(options)}
     result = write_result(out, "scale-grade", settings, rows, ratios(rows), overhead=overhead(rows))
     _show(result, out)
     return result
@@ -106,12 +106,17 @@ def overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def tiny_jpegs() -> list[bytes]:
+    """Make a few different JPEG files."""
+    return [_tiny_jpeg(seed) for seed in range(_FILES)]
+
+
 def _tiny_jpeg(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     return simplejpeg.encode_jpeg(pixels, 60)
 
 
-def _link(source: Path, files: list[bytes], number: int) -> None:
+def link_images(source: Path, files: list[bytes], number: int) -> None:
     """Make a source of `number` hard links to a few files; ext4 allows 65,000 links per file."""
     kept = source / "kept"
     kept.mkdir(parents=True)
