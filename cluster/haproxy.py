@@ -99,6 +99,8 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
         folder: Directory for the configuration and sockets of HAProxy; an executable is written there.
         policy: Limits of the endpoint.
     """
+    from joblib import cpu_count  # not for `main`, which starts with every change of the replicas
+
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.haproxy "$@"\n')
     program.chmod(stat.S_IRWXU)
@@ -117,6 +119,8 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
         # Ray's default port 8500, and receive each other's requests.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        # Ray's default of 4 suits a node of many cores.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpu_count() // 2))),
         DRAINING_VARIABLE: "1",  # there is one HAProxy, on this machine
         POLICY_VARIABLE: (policy or Policy()).model_dump_json(),
     }

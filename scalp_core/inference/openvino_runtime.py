@@ -115,15 +115,21 @@ class OpenVinoRuntime:
     """Run a graph on the CPU. Thread-safe: `streams` threads run in parallel, others wait.
 
     Args:
-        graph: Float graph, or the int8 one for `precision` int8.
+        graph: Float graph, or the int8 one for `precision` int8; or the model that was read from it.
         precision: bf16 and fp32 run the float graph, int8 the quantized one.
         threads: CPU threads of all streams together; None: the cores of this process or container.
         streams: Forward passes that run in parallel and divide the threads.
     """
 
     def __init__(
-        self, graph: Graph, precision: CpuPrecision, threads: int | None = None, streams: int = 1
+        self,
+        graph: Graph | openvino.Model,
+        precision: CpuPrecision,
+        threads: int | None = None,
+        streams: int = 1,
     ) -> None:
+        self._precision, self._threads = precision, threads
+        self._model = _read(graph) if isinstance(graph, Graph) else graph
         threads = threads or cpu_count()
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -134,11 +140,15 @@ class OpenVinoRuntime:
             # be pinned to the same cores.
             "ENABLE_CPU_PINNING": streams == 1 and threads >= _visible_cores(),
         }
-        compiled = openvino.Core().compile_model(_read(graph), "CPU", settings)
+        compiled = openvino.Core().compile_model(self._model, "CPU", settings)
         self.requests = [compiled.create_infer_request() for _ in range(streams)]
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for request in self.requests:
             self._free.put(request)
+
+    def in_streams(self, streams: int) -> OpenVinoRuntime:
+        """Compile the same model for parallel passes; both share the weights of the graph."""
+        return OpenVinoRuntime(self._model, self._precision, self._threads, streams)
 
     def warm_up(self, batch_size: int, size: int) -> None:
         """Run each shape into which batches up to `batch_size` are cut, once per stream."""

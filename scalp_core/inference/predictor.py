@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import platform
 from collections.abc import Mapping
@@ -163,7 +164,6 @@ class Predictor:
 
     Args:
         threads: CPU threads of the forward pass; None: all cores.
-        streams: Parallel forward passes, which divide the threads; more than one only with OpenVINO.
 
     Raises:
         UserError: The device is unavailable, the arguments are incompatible, or the bundle has no int8 graph.
@@ -176,7 +176,6 @@ class Predictor:
         precision: Precision = "auto",
         threads: int | None = None,
         runtime: Runtime = "auto",
-        streams: int = 1,
     ) -> None:
         self.spec = bundle.spec
         self.device = resolve_device(device)
@@ -186,7 +185,7 @@ class Predictor:
         self.forward: OpenVinoRuntime | TorchRuntime
         if part != "weights":
             graph = openvino_runtime.load_graph(bundle, part)
-            self.forward = OpenVinoRuntime(graph, self.precision, threads, streams)
+            self.forward = OpenVinoRuntime(graph, self.precision, threads)
             return
         from scalp_core.inference.torch_runtime import TorchRuntime
 
@@ -204,6 +203,14 @@ class Predictor:
         """Description of device, precision, runtime and versions, as in result rows."""
         versions = deciding_versions(self.runtime, self.device)
         return computed_by(self.device, self.precision, self.runtime, versions)
+
+    def in_streams(self, streams: int) -> Predictor:
+        """Copy for parallel forward passes, which divide the threads; shares the graph. OpenVINO alone."""
+        if not isinstance(self.forward, OpenVinoRuntime):
+            raise ValueError(f"{self.runtime} has no parallel passes")
+        other = copy.copy(self)
+        other.forward = self.forward.in_streams(streams)
+        return other
 
     def warm_up(self, batch_size: int) -> None:
         """Run blank batches up to this size, so that no image pays for compilation."""

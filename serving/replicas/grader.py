@@ -146,9 +146,10 @@ class Grader:
             predictor, in_lanes = current.predictor, current.in_lanes
         else:
             threads = endpoint.threads or max(1, int(endpoint.grader.cpus))
-            arguments = load_bundle(uri), endpoint.device, endpoint.precision, threads, endpoint.runtime
-            predictor = Predictor(*arguments)
-            in_lanes = Predictor(*arguments, streams=lanes) if lanes > 1 else None
+            predictor = Predictor(
+                load_bundle(uri), endpoint.device, endpoint.precision, threads, endpoint.runtime
+            )
+            in_lanes = predictor.in_streams(lanes) if lanes > 1 else None
         predictor.warm_up(settings.max_batch_size)
         if in_lanes:
             in_lanes.warm_up(settings.max_batch_size)

@@ -179,6 +179,7 @@ def test_two_endpoints_of_one_machine_share_neither_port_nor_file(tmp_path):
     shared = {name for name in made[0] if made[0][name] == made[1][name]}
     assert shared == {
         *haproxy.COMMON_ENVIRONMENT,
+        "RAY_SERVE_HAPROXY_NBTHREAD",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
         haproxy.POLICY_VARIABLE,
     }

@@ -154,6 +154,15 @@ assert not model.get_property("ENABLE_CPU_PINNING") or len(os.sched_getaffinity(
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_parallel_passes_give_the_same_logits(loaded):
+    predictor = Predictor(loaded, "cpu", "fp32", threads=2)
+    size = loaded.spec.preprocess.size
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    np.testing.assert_allclose(
+        predictor.in_streams(2).logits(images), predictor.logits(images), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_incompatible_arguments_are_refused_with_advice(loaded):
     with pytest.raises(UserError, match="scalp quantize"):
         Predictor(loaded, "cpu", "int8")
