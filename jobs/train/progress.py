@@ -76,7 +76,7 @@ class Follower:
 
     def run(self) -> None:
         """Print notes until `stop` is set and the queue is empty."""
-        with self._metrics, progress_bar("training", self._epochs * 100) as (progress, task):
+        with self._metrics, progress_bar("training, steps", None) as (progress, task):
             while not (self.stop.is_set() and self._notes.empty()):
                 try:
                     note = self._notes.get(timeout=_POLL_S)
@@ -88,8 +88,9 @@ class Follower:
                 self._since = time.monotonic()
                 self._metrics.note(note)
                 if "step" in note:
-                    done = (note["epoch"] - 1 + note["step"] / note["steps"]) * 100
-                    progress.update(task, completed=int(done), note=f"loss {note['loss']:.3f}")
+                    done = (note["epoch"] - 1) * note["steps"] + note["step"]
+                    total = self._epochs * note["steps"]
+                    progress.update(task, total=total, completed=done, note=f"loss {note['loss']:.3f}")
                 else:
                     self._print_note(note)
 
