@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.resources import Cluster
+from jobs.common import interrupt
 from jobs.common.executor import Executor, InferenceSize, Load, PipelineSize, R, T
 from jobs.common.images import Columns, without_nulls
 from jobs.common.isolate import count_tries
@@ -99,6 +100,7 @@ class LocalExecutor(Executor):
             grade = model(*arguments)
             loading = size.loaders
             while loading:
+                interrupt.check()
                 batch = loaded.get()
                 if batch is None:
                     loading -= 1

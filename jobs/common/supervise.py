@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jobs.common import interrupt
+
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGKILL)
 # Crashes in a row without a result in between before the command ends.
 _MOST_CRASHES = 4
@@ -60,6 +62,7 @@ def fork() -> Process:
             global _is_child
             _is_child = True
             _end_with(parent)
+            interrupt.remember()
             return Process(restarts, lambda: _increment(counter))
         code = _wait(child)
         if code >= 0:

@@ -1,11 +1,14 @@
 """`LocalExecutor` runs the steps of a job in this process."""
 
+import signal
 import threading
+from contextlib import suppress
 
 import pyarrow as pa
 import pytest
 
 from cluster.ray_internals import task_attempt
+from jobs.common import interrupt
 from jobs.common.executor import PipelineSize
 from jobs.common.local_executor import LocalExecutor
 from scalp_core.errors import UserError
@@ -71,3 +74,26 @@ def test_a_pipeline_that_is_left_ends_its_threads():
     next(rows)
     rows.close()
     await_loading_threads()
+
+
+def test_an_interrupt_that_the_model_swallows_ends_the_pipeline(monkeypatch):
+    class Swallowing(Doubled):
+        """Loads as a library does that ignores errors of its callbacks."""
+
+        def __init__(self, times: int) -> None:
+            super().__init__(times)
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupt, "_is_requested", False)
+    interrupt.remember()
+    try:
+        rows = LocalExecutor().pipeline(
+            [{"shard": "a", "value": 1}], _twice, Swallowing, (1,), PipelineSize(1, (1, 1), 1, 0), ""
+        )
+        with pytest.raises(KeyboardInterrupt):
+            next(rows)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        await_loading_threads()
