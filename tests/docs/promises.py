@@ -30,7 +30,7 @@ PROMISES = {
     "README: Ctrl-C leaves a job alone": "Ctrl-C leaves the job alone.",
     "README: the exit code of a job is its command's": "Its exit code is the command's.",
     "README: nodes are checked before long work": "Nodes are checked before long work.",
-    "docs/training.md: images that do not fit are decoded again": "Otherwise they are decoded again in each epoch.",
+    "docs/training.md: images that do not fit are decoded again": "they are decoded again in each epoch",
 }
 PAGES = {"README": "README.md"}
 

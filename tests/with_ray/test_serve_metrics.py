@@ -138,17 +138,24 @@ def _posted(client: httpx.Client, photograph: bytes) -> httpx.Response:
 
 
 def _settled(graded: int, ended: Counter[tuple[str, str]], before: set[str]) -> list[Sample]:
-    """Scrape until every process has exported its counts, each at its own time; at the end, what there is."""
-    until = time.monotonic() + 45
+    """Scrape until every process has exported its metrics, each at its own time; at the end, what there is.
+
+    A scrape takes the gauges away until they are set again, so the last sample of each series counts.
+    """
+    queries = dashboard_queries("serving") + alert_queries("serving")
+    series: dict[tuple[str, ...], Sample] = {}
+    until = time.monotonic() + 90
     while True:
-        samples = [each for each in scrape() if each.labels.get("replica") not in before]
+        for each in scrape():
+            if each.labels.get("replica") not in before:
+                series[each.name, *map(str, sorted(each.labels.items()))] = each
+        samples = list(series.values())
         counts = [total(samples, "ray_scalp_requests_total", path=p, outcome=o) for p, o in ended]
         is_settled = (
             counts == list(ended.values())
             and total(samples, "ray_scalp_graded_total") == graded
             and total(samples, "ray_scalp_stage_seconds_count", stage="heatmap") == 1
-            and {"ray_scalp_drift_psi", "ray_serve_deployment_replica_healthy"}
-            <= {each.name for each in samples}
+            and not unanswered(queries, samples, OF_GPUS)
         )
         if is_settled or time.monotonic() > until:
             return samples
@@ -169,7 +176,10 @@ def test_counts_are_those_of_what_was_sent(run):
     assert total(samples, "ray_scalp_stage_seconds_count", stage="queue") == run.graded
     assert total(samples, "ray_scalp_stage_seconds_count", stage="heatmap") == 1
     passes = total(samples, "ray_scalp_batch_size_count")
-    assert passes == total(samples, "ray_scalp_stage_seconds_count", stage="forward") < run.graded
+    assert passes == total(samples, "ray_scalp_stage_seconds_count", stage="forward")
+    assert (
+        0 < passes <= run.graded
+    )  # tests/serving/replicas/test_serving_grader.py holds that images share a pass
     assert total(samples, "ray_scalp_batch_photographs_total") == run.graded
     assert total(samples, "ray_scalp_batch_room_total") == app._CPU_BATCH * passes
 
