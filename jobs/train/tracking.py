@@ -59,7 +59,7 @@ def _mlflow(run: str, identity: dict[str, Any]) -> Tracker:
     except ModuleNotFoundError as error:
         if error.name != "mlflow":
             raise
-        raise UserError("--tracking mlflow: MLflow is missing; pip install 'scalp[mlflow]'") from None
+        raise UserError("--tracking mlflow: MLflow is missing; pip install mlflow-skinny") from None
     return MLflow(run, identity)
 
 

@@ -226,7 +226,7 @@ def test_missing_package_and_variable_are_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.delitem(sys.modules, "jobs.train.tracking_mlflow")
     with (
-        pytest.raises(UserError, match=r"pip install 'scalp\[mlflow\]'"),
+        pytest.raises(UserError, match="pip install mlflow-skinny"),
         open_tracker("mlflow", run, IDENTITY),
     ):
         pass
