@@ -35,6 +35,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # That mode buffers 1,000 log lines, which are lost when the replica dies.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # A proxy may import Serve for longer than 5 seconds. After three such checks the start fails.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # Adds time limits to HTTP connections; see serving/http/connections.py.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
 }

@@ -83,6 +83,7 @@ VARIABLES = {
     "RAY_BACKEND_LOG_LEVEL": "_raylet.so",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "serve/_private/constants.py",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "serve/_private/constants.py",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "serve/_private/constants.py",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve/_private/constants.py",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "serve/_private/constants.py",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "serve/_private/constants.py",
