@@ -193,10 +193,10 @@ def test_drift_of_the_photographs_is_told(run):
 
 
 def test_no_label_grows_with_what_clients_send(run):
-    ours = [each for each in run.samples if each.name.startswith("ray_scalp_")]
-    assert ours
+    samples = [each for each in run.samples if each.name.startswith("ray_scalp_")]
+    assert samples
     for sent in (NAME, "nothing", KEY):
-        assert not any(sent in str(each.labels) for each in ours), sent
+        assert not any(sent in str(each.labels) for each in samples), sent
 
 
 def test_beyond_loopback_listens_only_what_the_documentation_names(run):
