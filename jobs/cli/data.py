@@ -1,0 +1,117 @@
+"""Commands of data sets, `synth` to `pseudonymize`: their arguments and options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.common.options import (
+    DataArg,
+    LocalOption,
+    OutArg,
+    SetOption,
+)
+from scalp_core.grades import SYMPTOMS
+
+# Each command imports its module when it is called: Ray and PyTorch take seconds to import.
+
+
+def synth(
+    out: Annotated[str, typer.Argument(help="output folder, local")],
+    images: Annotated[int, typer.Option(min=1, help="number of images")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="random seed; the same seed gives the same bytes")] = 0,
+    layout: Annotated[
+        Literal["delivered", "zipped", "zipped-cp949"],
+        typer.Option(
+            help="delivered: folders, as AI Hub unpacks them; zipped: one zip per folder; zipped-cp949: "
+            "Training.zip and Validation.zip, as Korean Windows packs them"
+        ),
+    ] = "delivered",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Generate synthetic scalp images in a layout of AI Hub set 216.
+
+    Keys of --set: label_noise, color_cast, lighting, hair_density, hair_density_spread, blur, devices,
+    every_symptom (copies of each image under each symptom, as in the real set).
+    """
+    from jobs.data.synth import synth as verb
+    from scalp_core.settings import parse_overrides, parse_settings
+    from scalp_core.synthetic.plan import SynthOptions
+
+    values = {"images": images, "seed": seed, "layout": layout, **parse_overrides(set_)}
+    verb(out, parse_settings(SynthOptions, values, "--set"))
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="folder, .zip, .tar or s3:// prefix with AI Hub set 216 or one folder per class; or a .csv "
+            "or .parquet table with columns uri, label and optionally group"
+        ),
+    ],
+    out: OutArg,
+    task: Annotated[
+        Literal["folder", "json", "unlabelled"] | None,
+        typer.Option(
+            help="source of labels: folder (name of the folder, as in the paper), json (value in AI Hub's "
+            "label file) or unlabelled; default: folder, or the column label of a table"
+        ),
+    ] = None,
+    symptom: Annotated[str, typer.Option(help=f"symptom to read: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
+    split: Annotated[
+        str, typer.Option(help="ratio TRAIN:VAL:TEST; the paper states 7:2:1, its notebook uses 7:1:2")
+    ] = "7:2:1",
+    split_by: Annotated[
+        Literal["group", "official", "random"],
+        typer.Option(
+            help="split method: group (no group is in two splits), official (as delivered, without the "
+            "overlap) or random (as in the paper; it leaks)"
+        ),
+    ] = "group",
+    group: Annotated[
+        str,
+        typer.Option(
+            help="keys that join images into one group, comma-separated, in addition to equal bytes: device, "
+            "session, near_duplicate"
+        ),
+    ] = "device,session,near_duplicate",
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="further key of groups: folder, exif (serial number of the camera, else the day) or "
+            "regex:PATTERN of the path, such as 'regex:(patient\\d+)_'"
+        ),
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="cross-validation folds; default: none")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the split")] = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="retry the files that a finished run could not fetch")
+    ] = False,
+    local: LocalOption = False,
+) -> None:
+    """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
+
+    The same command resumes a stopped run.
+    """
+    from jobs.cli.executors import make_executor
+    from jobs.data.prepare import prepare as verb
+    from scalp_core.curation.audit import Options
+
+    keys = tuple(key.strip() for key in group.split(",") if key.strip())
+    options = Options(task, symptom, split, split_by, keys, folds, seed)
+    verb(source, out, options, group_by=group_by, retry_failed=retry_failed, executor=make_executor(local))
+
+
+def pseudonymize(
+    data: DataArg,
+    out: OutArg,
+    key_file: Annotated[
+        str | None, typer.Option(help="file for the key of the codes; default: the key is discarded")
+    ] = None,
+) -> None:
+    """Pseudonymize a prepared data set for sharing: remove names, metadata, times, sex and age."""
+    from jobs.data.pseudonymize import pseudonymize as verb
+
+    verb(data, out, key_file)

@@ -1,0 +1,179 @@
+"""Commands of models, `train` to `explain`: their arguments and options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.common.options import (
+    BatchOption,
+    BundleArg,
+    DataArg,
+    DeviceOption,
+    LocalOption,
+    MaxDropOption,
+    OutArg,
+    PrecisionOption,
+    RuntimeOption,
+    SetOption,
+    parse_range,
+)
+
+# Each command imports its module when it is called: Ray and PyTorch take seconds to import.
+
+
+def train(
+    data: DataArg,
+    run: Annotated[
+        str, typer.Argument(help="run directory for checkpoints, curves and bundle, local or s3://")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="training settings: default, paper, smoke, or the path of a .yaml file")
+    ] = "default",
+    workers: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N|MIN:MAX",
+            help="data-parallel workers; MIN:MAX scales with the cluster; auto: one per GPU, or 2 without",
+        ),
+    ] = "auto",
+    device: DeviceOption = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="initial weights: imagenet, none, or a .safetensors or .pth file, local or s3://; "
+            "default: as in the recipe"
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="fold of `scalp prepare --folds` to validate on, from 0; default: the val split"
+        ),
+    ] = None,
+    tracking: Annotated[
+        Literal["tensorboard", "mlflow", "none"],
+        typer.Option(
+            help="log of the training curves: tensorboard (in RUN/tensorboard), mlflow (needs "
+            "MLFLOW_TRACKING_URI) or none"
+        ),
+    ] = "tensorboard",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
+    from jobs.train.driver import RECIPES
+    from jobs.train.driver import train as verb
+    from scalp_core.models.recipe import load_recipe
+
+    overrides = [*set_, *([f"weights={weights}"] if weights else [])]
+    verb(
+        data,
+        run,
+        load_recipe(recipe, RECIPES, overrides),
+        None if workers == "auto" else parse_range("--workers", workers),
+        device,
+        fold,
+        tracking,
+    )
+
+
+def tune(
+    data: DataArg,
+    out: OutArg,
+    recipe: Annotated[
+        str,
+        typer.Option(help="settings held constant: default, paper, smoke, or the path of a .yaml file"),
+    ] = "default",
+    space: Annotated[
+        str, typer.Option(help="search space: default, or the path of a .yaml file of lists and ranges")
+    ] = "default",
+    trials: Annotated[int, typer.Option(min=1, help="number of trials")] = 16,
+    workers: Annotated[int, typer.Option(min=1, help="data-parallel workers per trial")] = 1,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="random seed for proposing the trials")] = 0,
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="hold one setting constant at this value; may be repeated"
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Tune hyperparameters on the validation split, and write the best recipe to OUT/best.yaml.
+
+    Optuna proposes the trials, and ASHA stops the worst ones early. The same command resumes a stopped run.
+    """
+    from jobs.train.driver import RECIPES
+    from jobs.tune.driver import SPACES
+    from jobs.tune.driver import tune as verb
+    from scalp_core.models.recipe import load_recipe
+    from scalp_core.models.search_space import load_space
+    from scalp_core.settings import parse_overrides
+
+    base = load_recipe(recipe, RECIPES, set_)
+    verb(
+        data, out, base, load_space(space, SPACES, base, parse_overrides(set_)), trials, workers, device, seed
+    )
+
+
+def evaluate(
+    bundle: BundleArg,
+    data: DataArg,
+    out: OutArg,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="split to evaluate")] = "test",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: BatchOption = 16,
+    runtime: RuntimeOption = "auto",
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="test-time augmentation: average over 4 flips, or over 8 flips and rotations if the model "
+            "crops or pads; takes 4 or 8 times as long",
+        ),
+    ] = False,
+    local: LocalOption = False,
+) -> None:
+    """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups."""
+    from jobs.cli.executors import make_executor
+    from jobs.common.inference import ModelOptions
+    from jobs.evaluate.driver import evaluate as verb
+
+    options = ModelOptions(device, precision, batch_size, runtime, tta)
+    verb(bundle, data, out, split, options, executor=make_executor(local))
+
+
+def quantize(
+    bundle: Annotated[str, typer.Argument(help="run directory of `scalp train`, local or s3://")],
+    data: DataArg,
+    max_drop: MaxDropOption = 0.01,
+) -> None:
+    """Add an int8 graph to a bundle, for faster inference on CPUs.
+
+    It is refused unless the loss of kappa and coverage on the validation split is at most --max-drop.
+    """
+    from jobs.models.quantize import quantize as verb
+
+    verb(bundle, data, max_drop=max_drop)
+
+
+def explain(
+    bundle: BundleArg,
+    source: Annotated[
+        str, typer.Argument(help="images: folder, prefix, .zip, .tar or .tar.gz; local or s3://")
+    ],
+    out: OutArg,
+    grade: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="grade to explain; default: the predicted grade of each image"),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="maximum number of images, evenly spread over the source")
+    ] = 50,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw Grad-CAM heatmaps: they show where the model looked, not where the lesion is."""
+    from jobs.evaluate.explain import explain as verb
+
+    verb(bundle, source, out, grade, limit, device)
