@@ -1,6 +1,6 @@
 """Errors that users see, and the error codes of images.
 
-`UserError` ends a command with one line; `ImageError` marks one image as failed, and the run continues.
+`UserError` ends a command with two lines; `ImageError` marks one image as failed, and the run continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGE_CODES = {
 
 
 class UserError(Exception):
-    """A mistake of the caller: one line with the wrong input and the fix."""
+    """A mistake of the caller. The message is one line: the problem with the wrong input; then the fix."""
 
 
 class SourceError(UserError):

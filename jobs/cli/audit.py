@@ -31,7 +31,8 @@ def audit_verify(
 
     Keep the printed heads elsewhere: with --head, a later verify detects a log that was cut or rewritten.
     """
-    from jobs.common.console import console, printable, show
+    from jobs.common.console import console, show
+    from jobs.common.errors import printable
     from serving.observability.audit_chain import verify
 
     verdict = verify(folder, head)

@@ -63,7 +63,8 @@ def keys_list(file: FileArg) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from jobs.common.console import console, printable
+    from jobs.common.console import console
+    from jobs.common.errors import printable
     from serving.auth.key_file import listed_keys
 
     table = Table("id", "scopes", "expires", "hash")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from jobs.cli.serve import serve
 from jobs.cli.submit import jobs, submit
 from jobs.cli.training import evaluate, explain, quantize, train, tune
 from jobs.common import supervise
+from jobs.common.errors import print_error
 from jobs.common.interrupt import INTERRUPTED, Detached
 from scalp_core.errors import UserError
 
@@ -164,20 +165,30 @@ def compare(
 
 
 def main() -> None:
-    """Run the `scalp` command; print a user's mistake as one line on standard error, and exit with code 2."""
+    """Run the `scalp` command; after a user's mistake print problem and fix, and exit with code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)  # 130 after Ctrl-C
+    except typer.TyperException as error:
+        _refuse_usage(error)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
     except (UserError, ClusterError) as error:
         # An error from a Ray worker contains a traceback; the first line of its cause is the message.
-        from jobs.common.console import printable
-
-        line = str(getattr(error, "cause", error)).splitlines()[0]
-        print(f"scalp: {printable(line)}", file=sys.stderr)  # noqa: T201
+        print_error(str(getattr(error, "cause", error)).splitlines()[0])
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED and not isinstance(ended, Detached):
             print("scalp: stopped; run the same command again to resume", file=sys.stderr)  # noqa: T201
         raise
+
+
+def _refuse_usage(error: Any) -> None:
+    """Print what is wrong with the arguments of a command, and which help explains them."""
+    problem = error.format_message().rstrip(".").replace("Value error, ", "")
+    if problem:  # a group without a command has printed its help
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "scalp"
+        print_error(f"{command}: {problem[0].lower()}{problem[1:]}; see {command} --help")
+    sys.exit(2)
 
 
 def run() -> None:

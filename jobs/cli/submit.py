@@ -77,7 +77,8 @@ def jobs_list(address: AddressOption = None) -> None:
     from rich.table import Table
 
     from cluster.jobs_api import Jobs
-    from jobs.common.console import console, moment, printable
+    from jobs.common.console import console, moment
+    from jobs.common.errors import printable
 
     cluster = Jobs(address)
     table = Table("job", "status", "started", "ended", "command", title=cluster.address, title_justify="left")

@@ -107,11 +107,6 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def printable(text: str) -> str:
-    """Replace control characters, which a terminal would obey, in text such as a file name."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def now() -> str:
     """Current time in UTC, ISO 8601, to the second."""
     return moment(datetime.now(UTC))

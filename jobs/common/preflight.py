@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +11,7 @@ import ray
 
 from cluster.nodes import run_on_each_node
 from cluster.resources import is_joined
+from jobs.common.errors import print_error
 from scalp_core import storage
 from scalp_core.errors import UserError
 
@@ -37,7 +37,7 @@ def check_nodes(reads: Sequence[str], out: str) -> None:
         storage.remove_file(mark)
     lines = [f"node {node}: {problem}" for node, of_node in problems.items() for problem in of_node]
     for line in lines[1:]:
-        print(f"scalp: {line}", file=sys.stderr)  # noqa: T201
+        print_error(line)
     if lines:
         raise UserError(lines[0])
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.common import interrupt
+from jobs.common.errors import print_error
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGKILL)
 # Crashes in a row without a result in between before the command ends.
@@ -73,10 +74,9 @@ def fork() -> Process:
             os._exit(128 - code)
         restarts, crashes = restarts + 1, 1 if counter[:] != before else crashes + 1
         if crashes >= _MOST_CRASHES:
-            print(  # noqa: T201
-                f"scalp: the process ended {crashes} times by {ended_by.name} without a result; if memory "
-                "ran out, run the same command again with a smaller --batch-size or --shard-size",
-                file=sys.stderr,
+            print_error(
+                f"the process ended {crashes} times by {ended_by.name} without a result; if memory ran out, "
+                "run the same command again with a smaller --batch-size or --shard-size"
             )
             os._exit(2)
         print(f"scalp: the process ended by {ended_by.name}; resuming", file=sys.stderr)  # noqa: T201

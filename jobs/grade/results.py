@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common.console import console, printable, show
+from jobs.common.console import console, show
+from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines

@@ -23,6 +23,7 @@ from cluster.local import connect
 from cluster.nodes import run_on_each_node
 from cluster.resources import ClusterError
 from jobs.common import provenance
+from jobs.common.errors import format_error, print_error
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs
@@ -45,7 +46,7 @@ def main() -> int:
             _check_versions(json.loads(Path(expected).read_text()))
         return _run(words, log)
     except (UserError, ClusterError) as error:
-        log.add(f"scalp: {error}\n".encode())
+        log.add(f"{format_error(str(error))}\n".encode())
         return 2
     finally:
         log.store_all()
@@ -154,7 +155,7 @@ class _StoredLog:
         return f"{self._uri}.{number:05d}"
 
     def _complain(self, error: Exception) -> None:
-        print(f"scalp: the log is not stored: {error}", file=sys.stderr)  # noqa: T201
+        print_error(f"the log is not stored: {error}")
 
 
 def _run(words: list[str], log: _StoredLog) -> int:

@@ -15,7 +15,7 @@ from cluster.resources import ClusterError
 from serving.http.problems import Refusal
 
 _WORK = re.compile(r"bulk-[0-9a-f]{20}")
-_ERROR_PREFIX = "scalp: "
+_ERROR = re.compile(r"^error: (.*)(?:\nhint:  (.*))?", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def is_id(text: str) -> bool:
 
 
 def error_line(message: str) -> str:
-    """Last error line of `scalp grade` in Ray's message of a failed job; Ray's message if there is none."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
-    return (errors[-1:] or lines[:1] or ["the job failed; Ray's log of it has the reason"])[0]
+    """Last error of `scalp grade` in Ray's message of a failed job, or else the first line of the message."""
+    if errors := _ERROR.findall(message):
+        return "; ".join(filter(None, errors[-1]))
+    return message.strip().partition("\n")[0] or "the job failed; Ray's log of it has the reason"

@@ -9,6 +9,7 @@ import typer
 
 from cluster.resources import ClusterError
 from jobs.cli.bench import BenchOutOption, check_out
+from jobs.common.errors import print_error
 from jobs.common.options import DeviceOption
 from scalp_core.errors import UserError
 
@@ -225,5 +226,5 @@ if __name__ == "__main__":
     try:
         app()
     except (UserError, ClusterError) as error:
-        print(f"scalp: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(2)

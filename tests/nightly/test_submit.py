@@ -169,5 +169,5 @@ def test_a_node_with_other_keys_is_told_before_the_work(far, places):
     far.end(node)
     assert code == 2, printed
     address = f"127.0.0.{len(far._processes) + 1}"
-    assert f"scalp: node {address}: cannot read s3://scalp/far/photographs" in printed, printed
+    assert f"error: node {address}: cannot read s3://scalp/far/photographs" in printed, printed
     assert "s3://scalp/far/no" not in {uri.rpartition("/")[0] for uri in storage.list_files("s3://scalp/far")}

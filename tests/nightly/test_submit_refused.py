@@ -41,7 +41,7 @@ def test_mistakes_are_told_before_anything_is_sent(far, tmp_path, monkeypatch):
     assert "no such command" in refused(*at, "grad", *s3)
     assert "--env NOTHING: it is not set here" in refused(*at, "--env", "NOTHING", "grade", *s3)
     code, printed = scalp(*at, "grade", "--no-such-option", *s3, seconds=SOON)
-    assert code == 2 and "No such option" in printed
+    assert code == 2 and "no such option" in printed
 
 
 def test_a_cluster_that_cannot_be_had_is_told(far):

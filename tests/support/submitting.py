@@ -36,9 +36,9 @@ def scalp(*words: str, seconds: float = 200, **changes: str) -> tuple[int, str]:
 
 
 def refused(*words: str, **changes: str) -> str:
-    """Error line of a mistake, reported soon."""
+    """Error and hint of a mistake in one line, reported soon."""
     code, printed = scalp(*words, seconds=SOON, **changes)
     assert code == 2, printed
-    (line,) = printed.strip().splitlines()
-    assert line.startswith("scalp: ")
-    return line
+    problem, *fix = printed.strip().split("\nhint:  ")
+    assert problem.startswith("error: ") and "\n" not in printed.strip().removeprefix(problem + "\n")
+    return "; ".join([problem, *fix])

@@ -280,7 +280,7 @@ def test_refuses_a_damaged_bundle(bundle, tmp_path):
         app.start(str(tmp_path), "127.0.0.1", free_port())
 
 
-def test_command_says_in_one_line_that_the_port_is_taken(bundle):
+def test_command_says_that_the_port_is_taken(bundle):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -289,7 +289,8 @@ def test_command_says_in_one_line_that_the_port_is_taken(bundle):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"scalp: port {port} of 127.0.0.1 is in use; choose another one with --port"
+        f"error: port {port} of 127.0.0.1 is in use",
+        "hint:  choose another one with --port",
     ]
 
 

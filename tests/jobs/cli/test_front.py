@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from importlib import metadata
 
+import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
+from jobs.common.errors import format_error
+from tests.support.command import run_scalp
 
 
 def output(*arguments: str, **environment: str) -> str:
@@ -28,3 +31,41 @@ def test_help_lists_the_commands_in_the_order_of_work():
 def test_a_shell_completes_commands():
     offered = output(_SCALP_COMPLETE="complete_bash", COMP_WORDS="scalp pre", COMP_CWORD="1")
     assert offered.split() == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (("grade",), "scalp grade: missing argument 'bundle'", "see scalp grade --help"),
+        (
+            ("train", "a", "b", "--wokers", "3"),
+            "scalp train: no such option: --wokers",
+            "see scalp train --help",
+        ),
+        (("models", "nonsense"), "scalp models: no such command 'nonsense'", "see scalp models --help"),
+        (
+            ("evaluate", "a", "b", "c", "--split", "tst"),
+            "'tst' is not one of 'train', 'val', 'test'",
+            "see scalp",
+        ),
+    ],
+)
+def test_a_mistake_in_the_arguments_has_the_form_of_all_errors(words, problem, fix):
+    done = run_scalp(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ") and problem in error
+    assert hint.startswith(f"hint:  {fix}")
+
+
+def test_a_group_without_a_command_prints_its_help():
+    done = run_scalp("models")
+    assert done.returncode == 2 and "promote" in done.stdout + done.stderr
+    assert "error:" not in done.stdout + done.stderr
+
+
+def test_control_characters_of_a_name_are_replaced():
+    assert (
+        format_error("a\x1b[2Jb is not a zip; copy it\nagain")
+        == "error: a?[2Jb is not a zip\nhint:  copy it?again"
+    )

@@ -67,8 +67,9 @@ def test_a_process_that_crashes_without_a_result_ends_the_command(bundle, clinic
     script.write_text(text.format(signal="SIGKILL"))
     ended = grade(script, bundle, clinic, tmp_path / "out")
     assert ended.returncode == 2
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("scalp: the process ended 4 times by SIGKILL without a result; if memory ran out")
+    problem, fix = ended.stderr.strip().splitlines()[-2:]
+    assert problem == "error: the process ended 4 times by SIGKILL without a result"
+    assert fix.startswith("hint:  if memory ran out")
 
 
 def test_an_ended_command_leaves_no_process(bundle, clinic, tmp_path):

@@ -195,7 +195,7 @@ def test_the_command_ends_with_the_exit_code_of_its_job(server, monkeypatch, cap
     assert "stopped; run the same command" not in capsys.readouterr().err  # nothing was stopped
 
 
-@pytest.mark.promise("README: bad input is one line and a non-zero exit code")
+@pytest.mark.promise("README: bad input is reported with a fix and exit code 2")
 def test_a_mistake_is_one_line_before_anything_is_sent(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "_MAX_BYTES", 8 * 2**20)

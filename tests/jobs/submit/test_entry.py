@@ -41,7 +41,7 @@ def test_a_log_is_stored_in_time_that_grows_with_it(out, monkeypatch):
 def test_no_log_is_written_into_a_folder_that_scalp_did_not_make(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     log = _StoredLog(f"{tmp_path}/jobs/a.1.log")
-    log.add(b"scalp: that folder is not empty\n")
+    log.add(b"error: that folder is not empty\n")
     log.store_new()
     log.store_all()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -81,8 +81,9 @@ def test_other_packages_on_a_node_refuse_the_command(tmp_path, monkeypatch, capf
     monkeypatch.setattr(entry, "run_on_each_node", lambda _: {"10.0.0.1": here, "10.0.0.2": there})
     monkeypatch.setattr(entry, "_run", None)  # the command does not start
     assert entry.main() == 2
-    (line,) = capfd.readouterr().out.splitlines()
-    assert line.startswith("scalp: node 10.0.0.2 has timm 1.0.1 there and 1.0.2 here; install both from one")
+    problem, fix = capfd.readouterr().out.splitlines()
+    assert problem == "error: node 10.0.0.2 has timm 1.0.1 there and 1.0.2 here"
+    assert fix.startswith("hint:  install both from one")
 
 
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])

@@ -24,9 +24,10 @@ from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkSettings
 
 MESSAGE = """Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):
-scalp: an older line
+error: an older line
 2026-11-26 something of Ray's
-scalp: cannot read s3://b/x: it does not exist; check the path
+error: cannot read s3://b/x: it does not exist
+hint:  check the path
 """
 
 
