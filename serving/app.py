@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import signal
-import socket
 import tempfile
 import threading
 from contextlib import suppress
@@ -27,7 +25,7 @@ from scalp_core.inference.predictor import Hardware, needed_part, resolve_device
 from scalp_core.settings import parse_settings
 from serving.api.routes import create_api
 from serving.auth.keys import Keys
-from serving.auth.network import check_address, check_certificate
+from serving.auth.network import check_address, check_certificate, check_port
 from serving.replicas.combined import CombinedGrader
 from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
@@ -115,7 +113,7 @@ def start(
             "candidate from the settings"
         )
     check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
-    _check_port(host, port)
+    check_port(host, port)
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None
@@ -210,16 +208,3 @@ def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware, *, combi
     threads = max(1, min(cluster.cores_per_node, cluster.cpus - others) // graders)
     resources = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}
     return settings.model_copy(update={"grader": settings.grader.model_copy(update=resources)})
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            reason = (
-                "is in use" if error.errno == errno.EADDRINUSE else f"is not available ({error.strerror})"
-            )
-            raise UserError(f"port {port} of {host} {reason}; choose another one with --port") from error

@@ -67,6 +67,30 @@ def demo(
     verb(out, images)
 
 
+@app.command(
+    rich_help_panel=_TRY, epilog="Examples:\n\nscalp doctor\n\nscalp doctor s3://clinic/2024/ --port 8080"
+)
+def doctor(
+    uris: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="URI...", help="folders, prefixes or files that must be readable, local or s3://"
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="port of `scalp serve` that must be free")
+    ] = 8000,
+) -> None:
+    """Check this machine: packages, GPU, Ray, disk, port, model registry and S3.
+
+    Exits with code 1 if a check fails.
+    """
+    from jobs.doctor import doctor as verb
+
+    if not verb(uris or [], port):
+        raise typer.Exit(1)
+
+
 app.command(
     rich_help_panel=_TRY,
     epilog="Example: scalp synth photographs --images 2000 --layout zipped --set devices=40",

@@ -53,7 +53,7 @@ def _find_problems(reads: list[str], mark: str) -> list[str]:
     with storage.retry_timeout(_RETRY_TIMEOUT_S):
         for uri in reads:
             try:
-                _touch(uri)
+                check_readable(uri)
             except (OSError, UserError) as error:
                 lines.append(str(error))
         try:
@@ -77,7 +77,7 @@ def _find_problems(reads: list[str], mark: str) -> list[str]:
     return lines
 
 
-def _touch(uri: str) -> None:
+def check_readable(uri: str) -> None:
     """Read the first byte of a file, or list the first file of a folder.
 
     Raises:

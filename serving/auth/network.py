@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
+import socket
 import ssl
 import stat
 from pathlib import Path
@@ -54,6 +56,20 @@ def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
         f"--host {host} is open to the network and there are no keys: make one with `scalp keys new ID` and "
         "give --keys FILE, or add --open-to-network-without-keys"
     )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise a `UserError` if the port cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = (
+                "is in use" if error.errno == errno.EADDRINUSE else f"is not available ({error.strerror})"
+            )
+            raise UserError(f"port {port} of {host} {reason}; choose another one with --port") from error
 
 
 def check_certificate(file: str | None) -> None:

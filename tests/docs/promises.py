@@ -12,7 +12,7 @@ PROMISES = {
     "README: all paths share preprocessing and predictor": "share one preprocessing path and one predictor",
     "README: a stopped run resumes": "The same command resumes a stopped run.",
     "README: a finished run ends immediately": "A finished run exits immediately.",
-    "README: bad input is reported with a fix and exit code 2": "ends with the problem, a hint and exit code 2",
+    "README: bad input is reported with a fix and exit code 2": "with the problem, a hint and exit code 2",
     "README: no image is dropped without a reason": "drops no image without a reason",
     "README: splits share no microscope": "No microscope, session or image is in two splits.",
     "README: what follows from a random split reports the leak": "all later results are marked as leaky",
