@@ -52,9 +52,10 @@ lint: setup  ## formatting, types, import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-docs: setup  ## generate references and module tables of docs/ from the code
+docs: setup  ## generate references of docs/ from the code, and build the site in build/site
 	@$(BIN)/python tests/docs/module_tables.py
 	@$(BIN)/python -m tests.docs.references
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pictures: setup browser  ## draw the pictures of README and docs; needs the bundle of `make demo`
 	@$(BIN)/python -m tests.docs.pictures
