@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.common.options import DeviceOption
+from jobs.cli.options import DeviceOption
 from scalp_core.errors import UserError
 
 bench = typer.Typer(

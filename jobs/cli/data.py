@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.common.options import (
+from jobs.cli.options import (
     DataArg,
     LocalOption,
     OutArg,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.common.options import BundleArg, DeviceOption, MaxDropOption, OutArg
+from jobs.cli.options import BundleArg, DeviceOption, MaxDropOption, OutArg
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.common.options import BundleArg, DeviceOption, PrecisionOption, RuntimeOption
+from jobs.cli.options import BundleArg, DeviceOption, PrecisionOption, RuntimeOption
 from scalp_core.errors import UserError
 
 

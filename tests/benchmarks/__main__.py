@@ -9,8 +9,8 @@ import typer
 
 from cluster.resources import ClusterError
 from jobs.cli.bench import BenchOutOption, check_out
+from jobs.cli.options import DeviceOption
 from jobs.common.errors import print_error
-from jobs.common.options import DeviceOption
 from scalp_core.errors import UserError
 
 app = typer.Typer(

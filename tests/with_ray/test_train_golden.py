@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.common.options import parse_range
+from jobs.cli.options import parse_range
 from jobs.train.driver import train
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
