@@ -51,6 +51,7 @@ export const ENGLISH = {
   "image": "Image {id}, model {version}",
   "failed": "Not graded",
   "retry": "Try again",
+  "print": "Print this result",
   "remove": "Remove",
   "compare-this": "Compare with another",
 
@@ -104,6 +105,20 @@ export const ENGLISH = {
 
   "model": "Model {version}, {precision} on {device}",
   "model.unknown": "Model unknown. {reason}",
+  "about": "About this AI model",
+  "about.version": "Version",
+  "about.made": "{version}, made on {date}",
+  "about.task": "Task",
+  "about.task.value": "Four grades of fine flaking on one photo of the scalp taken through a microscope. It grades nothing else.",
+  "about.training": "Trained on",
+  "about.training.synthetic": "Synthetic images, at least in part. Not for clinical use.",
+  "about.training.value": "Graded photos; the model card in the bundle describes them.",
+  "about.performance": "Expected performance",
+  "about.performance.value": "The grade of the reader for {top1} of {count} validation photos; quadratic weighted kappa {qwk} (95 % interval {low} to {high}). These photos also chose the model, so expect less.",
+  "about.performance.none": "Not recorded.",
+  "about.limits": "Limits",
+  "about.limits.value": "Other microscopes, wet or treated hair and unusual light can make it wrong more often. Grades of anything other than a scalp mean nothing.",
+  "about.use": "Use",
 
   "reason.not_finite": "the model's calculation failed, so its grade means nothing",
   "reason.ambiguous_grade": "more than one grade is plausible",

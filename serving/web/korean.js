@@ -50,6 +50,7 @@ export const KOREAN = {
   "image": "이미지 {id}, 모델 {version}",
   "failed": "평가하지 못했습니다",
   "retry": "다시 시도",
+  "print": "이 결과 인쇄",
   "remove": "지우기",
   "compare-this": "다른 사진과 비교",
 
@@ -102,6 +103,20 @@ export const KOREAN = {
 
   "model": "모델 {version}, {device}에서 {precision}",
   "model.unknown": "모델을 알 수 없습니다. {reason}",
+  "about": "이 인공지능 모델에 대하여",
+  "about.version": "버전",
+  "about.made": "{version}, {date} 제작",
+  "about.task": "용도",
+  "about.task.value": "현미경으로 촬영한 두피 사진 한 장에서 미세각질을 네 등급으로 평가합니다. 그 밖의 것은 평가하지 않습니다.",
+  "about.training": "학습 데이터",
+  "about.training.synthetic": "합성 이미지를 사용했습니다(전부 또는 일부). 임상에 사용하지 마세요.",
+  "about.training.value": "사람이 등급을 매긴 사진. 번들의 모델 카드에 설명이 있습니다.",
+  "about.performance": "예상 성능",
+  "about.performance.value": "검증용 사진 {count}장 중 {top1}에서 판독자와 같은 등급. 이차 가중 카파 {qwk}(95 % 구간 {low}~{high}). 같은 사진으로 모델을 골랐으므로 실제 성능은 더 낮을 수 있습니다.",
+  "about.performance.none": "기록이 없습니다.",
+  "about.limits": "한계",
+  "about.limits.value": "다른 현미경, 젖거나 시술한 머리카락, 특이한 조명에서는 더 자주 틀릴 수 있습니다. 두피가 아닌 사진의 등급은 의미가 없습니다.",
+  "about.use": "사용 목적",
 
   "reason.not_finite": "모델의 계산이 실패하여 등급에 의미가 없습니다",
   "reason.ambiguous_grade": "둘 이상의 등급이 가능합니다",

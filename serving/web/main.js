@@ -9,7 +9,7 @@ import { add, events, modelOf, photographs, progress, remove, retry, withStatus 
 import * as heat from "./heat.js";
 import * as result from "./result.js";
 import { csv, save } from "./table.js";
-import { gradeName, language, problemWords, say, setLanguage, translate } from "./words.js";
+import { gradeName, language, percent, problemWords, say, setLanguage, translate } from "./words.js";
 
 function take(files) {
   const [first] = add(files);
@@ -34,12 +34,37 @@ function speak() {
 
 async function showModel() {
   try {
-    const { model_version: version, precision, device, synthetic } = await modelOf();
+    const model = await modelOf();
+    const { model_version: version, precision, device, synthetic } = model;
     element("synthetic").hidden = !synthetic;
     element("model").textContent = say("model", { version, precision, device });
+    element("about-rows").replaceChildren(...about(model));
+    element("about").hidden = false;
   } catch (error) {
     element("model").textContent = say("model.unknown", { reason: problemWords(error) });
   }
+}
+
+/** What a user of an AI device must know: version, task, training data, expected performance, limits, use. */
+function about({ model_version: version, created_at: created, synthetic, metrics: { val } }) {
+  const round = (value) => value.toFixed(2);
+  const interval = val?.intervals?.qwk;
+  const rows = {
+    version: say("about.made", { version, date: created.slice(0, 10) }),
+    task: say("about.task.value"),
+    training: say(synthetic ? "about.training.synthetic" : "about.training.value"),
+    performance: interval
+      ? say("about.performance.value", {
+        top1: percent(val.top1, 0), count: val.n, qwk: round(val.qwk), low: round(interval.low), high: round(interval.high),
+      })
+      : say("about.performance.none"),
+    limits: say("about.limits.value"),
+    use: `${say("no-diagnosis")} ${say("intended-use")}`,
+  };
+  return Object.entries(rows).flatMap(([name, text]) => [
+    Object.assign(document.createElement("dt"), { textContent: say(`about.${name}`) }),
+    Object.assign(document.createElement("dd"), { textContent: text }),
+  ]);
 }
 
 // --- progress ----------------------------------------------------------------------------------------------
@@ -146,6 +171,10 @@ element("retry-failed").addEventListener("click", () => retry(withStatus("failed
 element("compare-two").addEventListener("click", () => compare.open());
 element("compare-this").addEventListener("click", () => compare.open(gallery.selected));
 element("csv").addEventListener("click", () => save(csv(withStatus("graded", "failed")), "scalp-results.csv"));
+element("print").addEventListener("click", () => print());
+addEventListener("beforeprint", () => {
+  element("about").open = true;
+});
 element("remove").addEventListener("click", () => {
   const { name } = gallery.selected;
   remove(gallery.selected);

@@ -25,6 +25,7 @@ export function show(photograph) {
   image.alt = say("photograph-alt", { name: photograph.name });
   element("verdict").replaceChildren(verdict(photograph));
   element("retry").hidden = status !== "failed";
+  element("print").hidden = status !== "graded";
   offerHeat();
 }
 

@@ -202,6 +202,33 @@ def test_without_a_camera_the_device_has_its_own(visit):
         page.get_by_role("button", name="Take a photo").click()
 
 
+def test_the_page_states_what_the_model_is(visit):
+    interval = {"qwk": {"low": 0.864, "high": 0.944}}
+    metrics = {"val": {"n": 1272, "top1": 0.836, "qwk": 0.9213, "intervals": interval}}
+    page = visit(lambda page: page.route("**/v1/model", changed(metrics=metrics, synthetic=True)))
+    page.get_by_text("About this AI model").click()
+    rows = page.locator("#about-rows")
+    expect(rows).to_contain_text("Synthetic images")
+    expect(rows).to_contain_text("84% of 1272 validation photos")
+    expect(rows).to_contain_text("kappa 0.92 (95 % interval 0.86 to 0.94)")
+    expect(rows).to_contain_text("Not a diagnosis.")
+    page.get_by_role("button", name="한국어").click()
+    expect(rows).to_contain_text("검증용 사진 1272장 중 84%")
+
+
+def test_a_result_is_printed_with_the_model_and_without_controls(visit, tmp_path):
+    page = visit()
+    choose(page, photograph(jpeg(3)))
+    page.evaluate("window.print = () => dispatchEvent(new Event('beforeprint'))")
+    page.get_by_role("button", name="Print this result").click()
+    page.emulate_media(media="print")
+    for seen in ("#photograph", ".grade", "[data-slot=referral]", "#about-rows"):
+        expect(page.locator(seen)).to_be_visible()
+    for control in ("#drop", "#gallery", "#print", "#heat-show", "[data-language=en]"):
+        expect(page.locator(control)).to_be_hidden()
+    page.screenshot(path=tmp_path / "print.png", full_page=True)
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everyone_can_use_it(visit, tmp_path, viewport):
     page = visit(viewport=viewport, bypass_csp=True)  # for axe, which is put into the page
