@@ -142,9 +142,9 @@ def results(
     sql: Annotated[str | None, typer.Option(help="your own SQL select from the table `results`")] = None,
 ) -> None:
     """Print or export results of `scalp grade`: an overview, counts per value, or selected rows."""
-    from jobs.grade.results import Question, parse_under
+    from jobs.grade.results import parse_under
     from jobs.grade.results import results as verb
     from scalp_core.results.query import Selection
 
     selection = Selection(only, grade, under and parse_under(under))
-    verb(out, Question(selection, by, sql, limit, to, overwrite))
+    verb(out, selection, by, sql, limit, to, overwrite)

@@ -11,41 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
 from cluster.resources import Cluster
-from jobs.common.images import Columns
 
 T = TypeVar("T")
 R = TypeVar("R")
-Load = Callable[[pa.Table], Iterator[pa.Table]]
+Load = Callable[[dict[str, Any], int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class PipelineSize:
-    """Number of workers of a pipeline, and what each reserves.
-
-    Args:
-        loaders: Concurrent loading tasks.
-        models: Fewest and most models, which live through the whole pipeline.
-        cpus_per_model: CPUs reserved for each model actor.
-        gpus_per_model: Fraction of a GPU reserved for each model actor.
-    """
+    """Loading tasks, fewest and most models of a pipeline, and CPUs and fraction of a GPU of each model."""
 
     loaders: int
     models: tuple[int, int]
     cpus_per_model: int
     gpus_per_model: float
-
-
-@dataclass(frozen=True)
-class InferenceSize:
-    """Number of model actors of `infer`, rows per forward pass, and what each actor reserves."""
-
-    models: int
-    batch_size: int
-    cpus: int
-    gpus: int
 
 
 class Executor(ABC):
@@ -63,11 +43,7 @@ class Executor(ABC):
 
     @abstractmethod
     def check(self, reads: Sequence[str], out: str) -> None:
-        """Refuse sources or an output that the workers cannot reach.
-
-        Raises:
-            UserError: A worker cannot reach it.
-        """
+        """Refuse sources or an output that the workers cannot reach, by a `UserError`."""
 
     @abstractmethod
     def nodes(self) -> int:
@@ -79,15 +55,7 @@ class Executor(ABC):
 
     @abstractmethod
     def call(self, function: Callable[..., T], *arguments: Any, gpus: float = 0) -> T:
-        """Run `function` once in a worker, so that its memory is not the driver's.
-
-        Args:
-            function: Function to call with `arguments`.
-            gpus: Fraction of a GPU that the worker needs.
-
-        Raises:
-            UserError: The function raised it.
-        """
+        """Run `function` once in a worker with `gpus` GPUs, so that its memory is not the driver's."""
 
     @abstractmethod
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -101,38 +69,18 @@ class Executor(ABC):
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,
-        deaths: str,
-    ) -> Iterator[dict[str, Any]]:
-        """Pass each item through `load`, and its batches through a model.
+    ) -> Iterator[Any]:
+        """Pass each item through `load`, and its batches through a model; yield the results in any order.
 
         Args:
             items: Items to load, each named in its key `shard`; taken as they are needed.
-            load: Makes batches of one row from an item, each named in its column `shard`; a batch is passed
-                on as soon as it is made.
-            model: Class whose instances turn such a batch into result rows.
+            load: Makes batches from an item and the number of times that loading ended its process; each is
+                passed on as soon as it is made.
+            model: Class, made with `arguments` in each model's process; its instances turn a batch into a
+                result.
             arguments: Arguments of the constructor of `model`.
             size: Numbers of loading tasks and models.
-            deaths: Folder for notes on items and batches in which a process died.
 
         Raises:
-            UserError: Processes of models died repeatedly in one batch.
-        """
-
-    @abstractmethod
-    def infer(
-        self,
-        rows: pa.Table,
-        load: Callable[[Columns], Columns],
-        model: type,
-        arguments: Sequence[Any],
-        size: InferenceSize,
-    ) -> Iterator[Columns]:
-        """Pass rows through `load`, and through a model; yield batches in any order.
-
-        Args:
-            rows: Rows of a manifest, with the columns that locate images.
-            load: Adds columns to a batch.
-            model: Class whose instances add columns to a batch.
-            arguments: Arguments of the constructor of `model`.
-            size: Number of models, and what each reserves.
+            UserError: A step raised it, or processes of models died repeatedly in one batch.
         """

@@ -1,4 +1,4 @@
-"""Batch inference on rows that fit into memory, by Ray Data: tasks fetch and decode, actors run the model.
+"""Batch inference on rows that fit into memory: loading tasks fetch and decode, models compute logits.
 
 Validation and evaluation use it. Bulk grading commits shards instead: `jobs.grade.run`.
 """
@@ -6,15 +6,17 @@ Validation and evaluation use it. Bulk grading commits shards instead: `jobs.gra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.resources import Cluster, is_joined
-from jobs.common.executor import Executor, InferenceSize
-from jobs.common.images import Columns, LoadImages
+from jobs.common.executor import Executor, PipelineSize
+from jobs.common.images import Columns, LoadImages, without_nulls
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
@@ -195,9 +197,35 @@ def with_logits(
     """
     device = computation.device
     bundle.fetch(needed_part(device, computation.precision, computation.runtime))
-    # CPUs of the model differ from those of the tasks before it: Ray would fuse equal ones, and decoding
-    # would wait for the model.
-    cpus = 1 if device == "cuda" else cluster.model_cpus
-    size = InferenceSize(_models(device, cluster), options.batch_size, cpus, 1 if device == "cuda" else 0)
-    arguments = (executor.share(bundle), computation, options, cpus)
-    yield from executor.infer(rows, LoadImages(bundle.spec.preprocess), AddLogits, arguments, size)
+    threads = 1 if device == "cuda" else cluster.model_cpus
+    arguments = (executor.share(bundle), computation, options, threads)
+    load = LoadImages(bundle.spec.preprocess)
+    return infer(rows, load, AddLogits, arguments, device, options.batch_size, cluster, executor)
+
+
+def infer(
+    rows: pa.Table,
+    load: Callable[[Columns], Columns],
+    model: type,
+    arguments: Sequence[Any],
+    device: Hardware,
+    batch_size: int,
+    cluster: Cluster,
+    executor: Executor,
+) -> Iterator[Columns]:
+    """Pass the rows of a manifest through `load`, and through models that add columns to a batch.
+
+    One model, made with `arguments`, runs per GPU or per node. The batches come in any order.
+    """
+    models, on_gpu = _models(device, cluster), device == "cuda"
+    cpus = 1 if on_gpu else cluster.model_cpus
+    loaders = max(1, min(cluster.cores, cluster.cpus - models * cpus))
+    size = PipelineSize(loaders, (models, models), cpus, gpus_per_model=int(on_gpu))
+    batches = without_nulls(rows).to_batches(max_chunksize=batch_size)
+    items = ({"shard": f"batch {number}", "rows": batch} for number, batch in enumerate(batches))
+    return executor.pipeline(items, partial(_load_batch, load), model, arguments, size)
+
+
+def _load_batch(load: Callable[[Columns], Columns], item: dict[str, Any], _tries: int) -> Iterator[Columns]:
+    rows = item["rows"]
+    yield load({name: rows[name].to_numpy(zero_copy_only=False) for name in rows.schema.names})

@@ -7,7 +7,6 @@ of a shard are decoded in a child process.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ MOST_TRIES = 3
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_local = threading.local()
 
 
 class Isolation:
@@ -62,30 +60,6 @@ class Isolation:
                 self._pool.shutdown()
                 self._pool = None
                 raise ImageError("crashed", IMAGE_CODES["crashed"]) from None
-
-
-def earlier_tries() -> int:
-    """Number of earlier tries of the current task that ended their process, by Ray or `count_tries`."""
-    counted: int = getattr(_local, "tries", 0)
-    if "ray" in sys.modules:
-        from cluster.ray_internals import task_attempt
-
-        return max(counted, task_attempt())
-    return counted
-
-
-@contextmanager
-def count_tries(folder: str) -> Iterator[None]:
-    """Count tries in `folder`, as `counted_try`; the block is isolated after one that ended its process.
-
-    For a task that is one of few that ran when the process of a command ended.
-    """
-    _local.tries = MOST_TRIES * len(storage.names_in(folder))
-    try:
-        with counted_try(folder):
-            yield
-    finally:
-        _local.tries = 0
 
 
 @contextmanager

@@ -9,14 +9,10 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Any
 
-import pyarrow as pa
-
 from cluster.resources import Cluster
 from jobs.common import interrupt
-from jobs.common.executor import Executor, InferenceSize, Load, PipelineSize, R, T
-from jobs.common.images import Columns, without_nulls
-from jobs.common.isolate import count_tries
-from scalp_core import storage
+from jobs.common.executor import Executor, Load, PipelineSize, R, T
+from jobs.common.isolate import MOST_TRIES
 
 # Loaded batches that wait for the model, per loading thread; bounds memory.
 _AHEAD = 2
@@ -69,12 +65,13 @@ class LocalExecutor(Executor):
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,
-        deaths: str,
-    ) -> Iterator[dict[str, Any]]:
-        rest, lock, stop = iter(items), threading.Lock(), threading.Event()
-        loaded: Queue[pa.Table | BaseException | None] = Queue(_AHEAD * size.loaders)
+    ) -> Iterator[Any]:
+        rest, lock, stop = enumerate(items), threading.Lock(), threading.Event()
+        loaded: Queue[Any] = Queue(_AHEAD * size.loaders)
+        # What crashed an earlier process of this command is among the items that it had not finished.
+        suspects = (2 + _AHEAD) * size.loaders if self._restarts else 0
 
-        def put(batch: pa.Table | BaseException | None) -> None:
+        def put(batch: Any) -> None:
             while not stop.is_set():
                 with suppress(Full):
                     loaded.put(batch, timeout=_POLL_S)
@@ -84,10 +81,10 @@ class LocalExecutor(Executor):
             try:
                 while not stop.is_set():
                     with lock:
-                        item = next(rest, None)
+                        number, item = next(rest, (0, None))
                     if item is None:
                         break
-                    for batch in self._load(load, item, deaths):
+                    for batch in load(item, MOST_TRIES if number < suspects else 0):
                         put(batch)
                 put(None)
             except BaseException as error:  # raised again by the thread of the model
@@ -107,34 +104,11 @@ class LocalExecutor(Executor):
                     continue
                 if isinstance(batch, BaseException):
                     raise batch
-                for result in grade(batch):
-                    yield from result.to_pylist()
-                    self._progress()
+                yield grade(batch)
+                self._progress()
         finally:
             stop.set()
             with suppress(Empty):  # frees memory while the threads end
                 while True:
                     loaded.get_nowait()
             threads.shutdown(wait=False)  # a thread may wait minutes for storage
-
-    def _load(self, load: Load, item: dict[str, Any], deaths: str) -> Iterator[pa.Table]:
-        """Load an item; after a crash of this command, note it, so that a further crash has its name."""
-        batch = pa.Table.from_pylist([item])
-        if not self._restarts:
-            yield from load(batch)
-            return
-        with count_tries(storage.join(deaths, "loading", item["shard"])):
-            yield from load(batch)
-
-    def infer(
-        self,
-        rows: pa.Table,
-        load: Callable[[Columns], Columns],
-        model: type,
-        arguments: Sequence[Any],
-        size: InferenceSize,
-    ) -> Iterator[Columns]:
-        infer = model(*arguments)
-        for batch in without_nulls(rows).to_batches(max_chunksize=size.batch_size):
-            columns = {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
-            yield infer(load(columns))

@@ -1,4 +1,4 @@
-"""Run the steps of a job in the workers of Ray. Imports Ray Data, which is slow, where it is used."""
+"""Run the steps of a job in the workers of Ray: loading in tasks, models in actors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from ray.experimental import get_local_object_locations
 
 from cluster.local import connect, set_up_data
+from cluster.ray_internals import task_attempt
 from cluster.resources import Cluster
-from jobs.common.executor import Executor, InferenceSize, Load, PipelineSize, R, T
-from jobs.common.images import Columns, without_nulls
+from jobs.common.executor import Executor, Load, PipelineSize, R, T
+from jobs.common.images import without_nulls
 from jobs.common.isolate import MOST_TRIES
 from jobs.common.preflight import check_nodes
 from scalp_core.errors import UserError
@@ -33,7 +34,6 @@ _AHEAD = 6
 _HELD = 2
 # Batches among which a model looks for one on its node.
 _SEARCHED = 32
-_LOAD_BATCH = 32
 # Tasks of a `map` that Ray holds at a time.
 _MOST_TASKS = 1000
 _ROWS_A_BLOCK = 256
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class RayExecutor(Executor):
-    """Run steps as tasks and actors of Ray: loading in tasks, models in actors."""
+    """Run steps as tasks and actors of Ray."""
 
     def cluster(self) -> Cluster:
         return connect()
@@ -78,33 +78,12 @@ class RayExecutor(Executor):
         model: type,
         arguments: Sequence[Any],
         size: PipelineSize,
-        deaths: str,  # noqa: ARG002 - the driver counts them
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Any]:
         pool = _ModelPool(model, arguments, size)
         try:
             yield from pool.run(items, load)
         finally:
             pool.close()
-
-    def infer(
-        self,
-        rows: pa.Table,
-        load: Callable[[Columns], Columns],
-        model: type,
-        arguments: Sequence[Any],
-        size: InferenceSize,
-    ) -> Iterator[Columns]:
-        from ray.data import ActorPoolStrategy
-
-        loaded = make_dataset(rows).map_batches(load, batch_size=_LOAD_BATCH)
-        yield from loaded.map_batches(
-            model,
-            fn_constructor_args=tuple(arguments),
-            batch_size=size.batch_size,
-            compute=ActorPoolStrategy(size=size.models),
-            num_gpus=size.gpus,
-            num_cpus=size.cpus,
-        ).iter_batches()
 
 
 def make_dataset(table: pa.Table, rows_a_block: int = _ROWS_A_BLOCK) -> Dataset:
@@ -166,8 +145,8 @@ class _ModelPool:
         self._deaths_while_starting = 0
         self._start(size.models[0])
 
-    def run(self, items: Iterable[dict[str, Any]], load: Load) -> Iterator[dict[str, Any]]:
-        """Pass each item through `load`, and its batches through a model; yield rows of results."""
+    def run(self, items: Iterable[dict[str, Any]], load: Load) -> Iterator[Any]:
+        """Pass each item through `load`, and its batches through a model; yield the results."""
         rest, load_shared = iter(items), ray.put(load)
         while self._load(rest, load_shared) or self._loaded or any(model.batches for model in self._running):
             self._grow()
@@ -177,7 +156,7 @@ class _ModelPool:
                 elif reference in self._starting:
                     self._receive_model(reference)
                 else:
-                    yield from self._receive_results(reference)
+                    yield from self._receive_result(reference)
             self._feed()
 
     def close(self) -> None:
@@ -240,17 +219,17 @@ class _ModelPool:
                     "with fewer --models or on nodes with more memory"
                 ) from error
 
-    def _receive_results(self, reference: ray.ObjectRef) -> Iterator[dict[str, Any]]:
+    def _receive_result(self, reference: ray.ObjectRef) -> Iterator[Any]:
         model = next((model for model in self._running if reference in model.batches), None)
         if model is None:  # it was lost with an earlier batch
             return
         try:
-            results = _result(reference)
+            result = _result(reference)
         except (RayActorError, OutOfMemoryError) as error:
             self._replace(model, error)
             return
         del model.batches[reference]
-        yield from results
+        yield result
 
     def _replace(self, model: _Running, error: Exception) -> None:
         """Drop a lost model; its batches are graded by others.
@@ -292,15 +271,15 @@ class _Model:
         """Id of the node of this actor."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, batch: pa.Table) -> list[dict[str, Any]]:
-        """Rows of the results of a batch."""
-        return [row for table in self._model(batch) for row in table.to_pylist()]
+    def run(self, batch: Any) -> Any:
+        """Result of a batch."""
+        return self._model(batch)
 
 
 # A task yields its next batch when the driver has taken the one before.
 @ray.remote(num_cpus=1, max_retries=-1, _generator_backpressure_num_objects=1)
-def _load(load: Load, item: dict[str, Any]) -> Iterator[pa.Table]:
-    yield from load(pa.Table.from_pylist([item]))
+def _load(load: Load, item: dict[str, Any]) -> Iterator[Any]:
+    yield from load(item, task_attempt())
 
 
 @ray.remote(num_cpus=1)

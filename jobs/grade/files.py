@@ -1,10 +1,9 @@
-"""Files of an unfinished grading run: listed, started, committed and ended shards.
+"""Files of an unfinished grading run: listed, committed and ended shards.
 
 Each file has a deterministic name and is written atomically, so a step that runs again writes the same file:
 
     SCRATCH/listing.json                        `Listing`; names the folder of the listed shards
     SCRATCH/listed-ID/GROUP.parquet             images of a group, a row group per shard (`ListedGroup`)
-    SCRATCH/started/GROUP/NNNN[.TAG.PPPPP].MARK a model started the shard; one mark per start
     SCRATCH/graded/GROUP/NNNN.parquet           result rows of a committed shard
     SCRATCH/graded/GROUP/NNNN.TAG.PPPPP.parquet result rows of one piece of a tar, which is read in one pass
     SCRATCH/ended/GROUP/NNNN.json               a tar was read to its end: `Ended`
@@ -17,13 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scalp_core import storage
 from scalp_core.datasets.locations import Location
@@ -32,7 +32,7 @@ from scalp_core.datasets.scan import LISTED, batched
 from scalp_core.errors import UserError
 from scalp_core.storage import parquet
 
-STARTED, GRADED, ENDED = "started", "graded", "ended"
+GRADED, ENDED = "graded", "ended"
 GROUP_SHARDS, GROUP_TARS = 4096, 64
 INPUTS_KEY = b"scalp.inputs"
 # Jobs of hours must survive a restart of the storage server.
@@ -161,29 +161,11 @@ def write_group(folder: str, group: str, size: int, rows: Iterable[dict[str, Any
     return total
 
 
-class ListedGroup:
-    """Listed images of a group; its compressed file is in memory, tens of MB at most."""
-
-    def __init__(self, folder: str, group: Listed) -> None:
-        self._file = parquet.open_in_memory(listed_file(folder, group.group))
-
-    def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
-        """Read the listed images of one shard."""
-        return self._file.read_row_group(place_of(shard), columns)
-
-    def count(self, shard: str) -> int:
-        """Number of listed images of a shard."""
-        return int(self._file.metadata.row_group(place_of(shard)).num_rows)
-
-    def ids(self, shard: str) -> list[str]:
-        """Location ids of the listed images of a shard."""
-        rows = self.read(shard, ["uri", "member"]).to_pylist()
-        return [location_id(Location(row["uri"], row["member"])) for row in rows]
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of all shards, read shard by shard."""
-        for place in range(self._file.num_row_groups):
-            yield from self._file.read_row_group(place).to_pylist()
+def read_listed_rows(folder: str, group: Listed) -> Iterator[dict[str, Any]]:
+    """Rows of all shards of a group, read shard by shard."""
+    file = parquet.open_in_memory(listed_file(folder, group.group))
+    for place in range(file.num_row_groups):
+        yield from file.read_row_group(place).to_pylist()
 
 
 def graded_file(work: str, shard: str) -> str:
@@ -221,28 +203,23 @@ def find_committed(work: str, group: Listed) -> dict[str, dict[str, set[int]]]:
     return pieces
 
 
-@dataclass(frozen=True)
 class GroupState:
-    """State of the shards of a group.
+    """Shards of a group that a run or a retry has listed, committed, and (tars) read to their end.
 
     Args:
-        group: Group of shards.
-        shards: Names of all shards.
-        pieces: Committed shards, as `find_committed` returns them.
-        ends: Records of the tars that were read to their end, by shard.
+        work: Folder of the run or retry.
+        listing: Its listing.
+        group: Group of the listing.
     """
 
-    group: Listed
-    shards: list[str]
-    pieces: dict[str, dict[str, set[int]]]
-    ends: dict[str, Ended]
-
-    @classmethod
-    def read(cls, work: str, group: Listed, shard_size: int) -> GroupState:
+    def __init__(self, work: str, listing: Listing, group: Listed) -> None:
+        self.group = group
+        self.shards = shard_names(group, listing.shard_size)
+        self.pieces = find_committed(work, group)
         names = storage.names_in(storage.join(work, ENDED, group.group)) if group.tars else set()
         ended = [f"{group.group}/{name.removesuffix('.json')}" for name in names]
-        ends = {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in ended}
-        return cls(group, shard_names(group, shard_size), find_committed(work, group), ends)
+        self.ends = {shard: Ended(**json.loads(storage.read(ended_file(work, shard)))) for shard in ended}
+        self._listed_file = listed_file(storage.join(work, listing.folder), group.group)
 
     def is_whole(self, shard: str) -> bool:
         """Whether all rows of a shard are committed."""
@@ -252,8 +229,25 @@ class GroupState:
         end = self.ends.get(shard)
         return end is not None and pieces.get(end.tag, set()) >= set(range(len(end.digests)))
 
+    @property
+    def pending(self) -> list[str]:
+        """Shards whose rows are not all committed."""
+        return [shard for shard in self.shards if not self.is_whole(shard)]
 
-def count_starts(work: str, group: Listed) -> Counter[str]:
-    """Number of times that a model started each shard of a group, or piece of a tar, by name."""
-    names = storage.names_in(storage.join(work, STARTED, group.group))
-    return Counter(f"{group.group}/{name.rsplit('.', 1)[0]}" for name in names)
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        # Compressed, in memory: tens of MB at most.
+        return parquet.open_in_memory(self._listed_file)
+
+    def read_listed(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the listed images of one shard."""
+        return self._file.read_row_group(place_of(shard), columns)
+
+    def count_listed(self, shard: str) -> int:
+        """Number of listed images of a shard."""
+        return int(self._file.metadata.row_group(place_of(shard)).num_rows)
+
+    def listed_ids(self, shard: str) -> list[str]:
+        """Location ids of the listed images of a shard."""
+        rows = self.read_listed(shard, ["uri", "member"]).to_pylist()
+        return [location_id(Location(row["uri"], row["member"])) for row in rows]

@@ -72,19 +72,15 @@ def read(out: str) -> Identity | None:
         UserError: Another version or command of scalp wrote the output.
     """
     content = read_json(storage.join(out, IDENTITY_FILE))
-    if content is None:
-        outputs.check_claim(out, "grade")
-        if storage.exists(storage.join(out, SUMMARY_FILE)):
-            raise UserError(f"{out} holds a summary.json that scalp grade did not write; choose another OUT")
-        return None
-    version = content.pop("schema_version", None)
-    if version != _SCHEMA_VERSION:
+    if content and (version := content.pop("schema_version", None)) != _SCHEMA_VERSION:
         raise UserError(
             f"{out} was written by another version of scalp ({IDENTITY_FILE} has schema {version}, this one "
             f"reads {_SCHEMA_VERSION}); use that version, or choose another OUT"
         )
     outputs.check_claim(out, "grade")
-    return Identity(**content)
+    if not content and storage.exists(storage.join(out, SUMMARY_FILE)):
+        raise UserError(f"{out} holds a summary.json that scalp grade did not write; choose another OUT")
+    return Identity(**content) if content else None
 
 
 def write(out: str, identity: Identity) -> None:
@@ -155,13 +151,9 @@ def resume_options(out: str, known: Identity, requested: ModelOptions) -> ModelO
         UserError: Packages that affect answers have other versions.
     """
     here = deciding_versions(known.runtime, known.device)
-    if here != known.versions:
-        held, present = (
-            ", ".join(
-                f"{name} {versions[name]}" for name in versions if here.get(name) != known.versions[name]
-            )
-            for versions in (known.versions, here)
-        )
+    if differing := [name for name, version in known.versions.items() if here.get(name) != version]:
+        held = ", ".join(f"{name} {known.versions[name]}" for name in differing)
+        present = ", ".join(f"{name} {here.get(name)}" for name in differing)
         raise UserError(
             f"{out} holds results of {held}, not {present}, whose answers may differ; install {held} to "
             "resume, or choose another OUT"

@@ -7,7 +7,6 @@ not read, and a task that runs again writes the same files.
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -22,9 +21,9 @@ from jobs.grade.files import (
     GROUP_TARS,
     RETRY_TIMEOUT_S,
     Listed,
-    ListedGroup,
     Listing,
     listed_file,
+    read_listed_rows,
     write_group,
 )
 from scalp_core import archives, storage
@@ -37,32 +36,8 @@ from scalp_core.storage.duckdb_sql import open_duckdb
 
 # Groups of fewer shards are joined.
 _SMALL_GROUP = 4
-# Limits, in objects and seconds, of small sources, which are listed before Ray starts.
-_MAX_EARLY_OBJECTS, _MAX_EARLY_S = 10_000, 5.0
 
 logger = logging.getLogger(__name__)
-
-
-def list_small_sources(
-    named: Sequence[str], work: str, tables: bool = True, links: bool = True
-) -> list[dict[str, Any]] | None:
-    """List small sources before Ray starts, as rows of `scan.LISTED`.
-
-    Returns None if there are many objects, or a listing exists. Arguments: as of `list_sources`.
-
-    Raises:
-        UserError: A source is missing or unreadable.
-    """
-    if storage.exists(storage.join(work, LISTING_FILE)):
-        return None
-    roots = [root for source in named for root in find_roots(source, tables, links)]
-    until = time.monotonic() + _MAX_EARLY_S
-    rows: list[dict[str, Any]] = []
-    for row in chain.from_iterable(map(scan.list_root, roots)):
-        if len(rows) == _MAX_EARLY_OBJECTS or time.monotonic() > until:
-            return None
-        rows.append(row)
-    return rows
 
 
 def read_listing(work: str) -> Listing | None:
@@ -80,7 +55,6 @@ def list_sources(
     named: Sequence[str],
     work: str,
     shard_size: int,
-    listed_early: list[dict[str, Any]] | None,
     executor: Executor,
     tables: bool = True,
     links: bool = True,
@@ -91,7 +65,6 @@ def list_sources(
         named: Folders, prefixes, archives, tables, and outputs of `scalp prepare`.
         work: Folder of the run.
         shard_size: Images per shard.
-        listed_early: Result of `list_small_sources`.
         executor: Runs the listing tasks.
         tables: As for `find_roots`; so is `links`.
 
@@ -103,16 +76,13 @@ def list_sources(
     name = f"listed-{uuid.uuid4().hex[:8]}"
     folder = storage.join(work, name)
     logger.info("listing %s into %s", ", ".join(named), folder)
-    if listed_early is None:
-        roots = [root for source in named for root in find_roots(source, tables, links)]
-        listed = _list_by_tasks(roots, folder, shard_size, executor)
-    else:
-        listed = list(write_groups(folder, shard_size, 0, listed_early))
-    groups, repeated = [group for group in listed if group.photographs or group.tars], 0
+    listed = _list_by_tasks(find_roots(named, tables, links), folder, shard_size, executor)
+    groups = [group for group in listed if group.photographs or group.tars]
     # A table may repeat an image, or name one of another source.
     if any(map(scan.is_table, named)):
-        groups, repeated = _without_repeated(folder, groups, shard_size, executor)
-    elif listed_early is None:
+        # In a worker, to keep the driver's memory small.
+        groups = executor.call(write_unique, folder, groups, shard_size)
+    else:
         groups = _joined(folder, groups, shard_size)
     if not groups:
         raise SourceError(
@@ -124,30 +94,37 @@ def list_sources(
         folder=name,
         other_files=sum(group.other_files for group in listed),
         shadowed=sum(group.shadowed for group in listed),
-        repeated=repeated,
+        repeated=sum(group.photographs for group in listed) - sum(group.photographs for group in groups),
     )
+    if listing.repeated:
+        console.print(f"{listing.repeated:,} rows repeat an image of another row; each image is graded once")
     write_json(storage.join(work, LISTING_FILE), listing.to_json())
     return listing
 
 
-def find_roots(source: str, tables: bool = True, links: bool = True) -> list[Root]:
-    """Divide a source into roots that tasks list in parallel; of prepared data, the files of the manifest.
+def find_roots(named: Sequence[str], tables: bool = True, links: bool = True) -> list[Root]:
+    """Divide sources into roots that tasks list in parallel; of prepared data, the files of the manifest.
 
     Args:
-        source: Source to grade.
-        tables: Whether it may be a table of uris or prepared data, which name images elsewhere.
+        named: Sources to grade.
+        tables: Whether they may be tables of uris or prepared data, which name images elsewhere.
         links: Whether links of a local folder may lead out of it; if not, each such link is a failed row.
 
     Raises:
-        UserError: The source is missing, or a table that `tables` does not allow.
+        UserError: A source is missing, or a table that `tables` does not allow.
     """
-    prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
-    if not tables and (prepared or scan.is_table(source)):
-        raise UserError(f"{source} names images stored elsewhere, which --no-tables refuses")
-    if not prepared:
-        return scan.divide_source(source, links)
-    manifest.read_spec(source)  # refuses another schema version
-    return [Root(uri) for uri in storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))]
+    roots: list[Root] = []
+    for source in named:
+        prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
+        if not tables and (prepared or scan.is_table(source)):
+            raise UserError(f"{source} names images stored elsewhere, which --no-tables refuses")
+        if prepared:
+            manifest.read_spec(source)  # refuses another schema version
+            files = storage.list_files(storage.join(source, manifest.MANIFEST_FOLDER))
+            roots += map(Root, files)
+        else:
+            roots += scan.divide_source(source, links)
+    return roots
 
 
 def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str, Any]]) -> Iterator[Listed]:
@@ -164,7 +141,7 @@ def write_groups(folder: str, size: int, number: int, objects: Iterable[dict[str
     """
     counts = Listed(f"{number:04d}")
     tars: list[dict[str, Any]] = []
-    rows = _images(objects, counts, tars)
+    rows = select_images(objects, counts, tars)
     yield from _write_groups(folder, f"{number:04d}", size, rows)
     for place, chunk in enumerate(batched(tars, GROUP_TARS)):
         group = f"{number:04d}-{place:06d}-tar"
@@ -180,9 +157,10 @@ def _write_groups(folder: str, prefix: str, size: int, rows: Iterator[dict[str, 
         yield Listed(group, photographs=images)
 
 
-def _images(
+def select_images(
     objects: Iterable[dict[str, Any]], counts: Listed, tars: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
+    """Select the images among listed objects; collect tars, and count the other files."""
     for row in objects:
         code, name = row["code"], row["member"] or row["uri"]
         if code == "shadowed_member":
@@ -224,34 +202,22 @@ def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
     small = [group for group in groups if 0 < group.photographs < _SMALL_GROUP * shard_size]
     if len(small) < 2:
         return groups
-    rows = chain.from_iterable(ListedGroup(folder, group).rows() for group in small)
+    rows = chain.from_iterable(read_listed_rows(folder, group) for group in small)
     return [
         *_write_groups(folder, "joined", shard_size, rows),
         *(group for group in groups if group not in small),
     ]
 
 
-def _without_repeated(
-    folder: str, groups: list[Listed], shard_size: int, executor: Executor
-) -> tuple[list[Listed], int]:
-    """Groups without rows that repeat the image of an earlier row, and the number of such rows."""
-    listed = [group for group in groups if group.photographs]
-    # In a worker, to keep the driver's memory small.
-    unique = executor.call(_write_unique, folder, listed, shard_size)
-    repeated = sum(group.photographs for group in listed) - sum(group.photographs for group in unique)
-    if repeated:
-        console.print(f"{repeated:,} rows repeat an image of another row; each image is graded once")
-    return [*unique, *(group for group in groups if group.tars)], repeated
-
-
-def _write_unique(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
+def write_unique(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
     """Write new groups without repeated rows, if there are any; the listed groups are not changed."""
-    files = [listed_file(folder, group.group) for group in groups]
+    listed = [group for group in groups if group.photographs]
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        if not (repeated := _repeated(files)):
+        if not (repeated := _repeated([listed_file(folder, group.group) for group in listed])):
             return groups
-        rows = chain.from_iterable(ListedGroup(folder, group).rows() for group in groups)
-        return list(_write_groups(folder, "unique", shard_size, _first_of(rows, repeated)))
+        rows = chain.from_iterable(read_listed_rows(folder, group) for group in listed)
+        unique = _write_groups(folder, "unique", shard_size, _first_of(rows, repeated))
+        return [*unique, *(group for group in groups if group.tars)]
 
 
 def _repeated(files: list[str]) -> set[tuple[str, str | None]]:

@@ -1,26 +1,25 @@
 """Loading tasks of `scalp grade`: fetch and decode a shard, or a tar piece by piece.
 
 An image that cannot be read is a row with its error. After a shard has crashed its process three times, its
-images are read in a child process, so that a crashing decoder costs one row.
+images are decoded in a child process, so that a crashing decoder costs one row.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jobs.common.console import timed
 from jobs.common.images import Columns, LoadImages, fetch
-from jobs.common.isolate import MOST_TRIES, Isolation, earlier_tries
+from jobs.common.isolate import MOST_TRIES, Isolation
 from jobs.grade.files import (
     RETRY_TIMEOUT_S,
     Ended,
@@ -29,7 +28,7 @@ from jobs.grade.files import (
     piece_name,
     version_tag,
 )
-from jobs.grade.shards import Seconds, pack_shard
+from jobs.grade.shards import LoadedShard
 from scalp_core import archives, storage
 from scalp_core.datasets import locations
 from scalp_core.datasets.locations import Location, location_of
@@ -38,15 +37,14 @@ from scalp_core.datasets.scan import batched
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
 from scalp_core.images import codecs
 from scalp_core.images.preprocess import Preprocess
+from scalp_core.storage.lease import Guard
 
 # Images that are fetched while the previous ones are decoded; bounds the files in memory of a task.
 _PIECE = 64
-# A tar whose stream crashes the process, although its images are decoded in a child, fails after this.
-_MOST_TRIES_ISOLATED = 2 * MOST_TRIES
-_UNREAD = "crashed"
 
 logger = logging.getLogger(__name__)
 
+Seconds = dict[str, float]
 File = bytes | ImageError
 TarRow = tuple[dict[str, Any], File]
 
@@ -57,6 +55,7 @@ class LoadShard:
 
     Args:
         work: Folder of the run.
+        guard: Guard of the run's lease; a run that lost it loads no more shards.
         spec: Preprocessing of the images.
         shard_size: Images per piece of a tar.
         fetches: Concurrent requests.
@@ -65,38 +64,27 @@ class LoadShard:
     """
 
     work: str
+    guard: Guard
     spec: Preprocess
     shard_size: int
     fetches: int
     within: tuple[str, ...] = ()
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        tries = earlier_tries()
-        for row in batch.to_pylist():
-            with storage.retry_timeout(RETRY_TIMEOUT_S), ExitStack() as stack:
-                child = stack.enter_context(Isolation()) if tries >= MOST_TRIES else None
-                if child:
-                    logger.warning(
-                        "%s crashed its process %d times; reading it image by image", row["shard"], tries
-                    )
-                yield from self._load(row, child, tries)
+    def __call__(self, item: dict[str, Any], tries: int) -> Iterator[LoadedShard]:
+        """Load an item of `grade_shards`; `tries`: how often it ended its process before."""
+        shard, listed, is_isolated = item["shard"], item["listed"].to_pylist(), tries >= MOST_TRIES
+        with storage.retry_timeout(RETRY_TIMEOUT_S), Isolation() if is_isolated else nullcontext() as child:
+            self.guard.check()
+            if child:
+                logger.warning("%s: its process crashed %d times; decoding in a child process", shard, tries)
+            if item["tar"]:
+                yield from self._load_tar(shard, listed[0]["uri"], item["done"], child)
+            else:
+                yield self._load_shard(shard, listed, child)
 
-    def _load(self, row: dict[str, Any], child: Isolation | None, tries: int) -> Iterator[pa.Table]:
-        shard, seconds = row["shard"], Seconds()
-        listed = pa.ipc.open_stream(row["listed"]).read_all().to_pylist()
-        if row["tar"]:
-            yield from self._load_tar(shard, listed[0]["uri"], json.loads(row["done"]), child, tries)
-        elif child:
-            parts = [
-                _child_columns(child, self.spec, image, self._check_outside(image["uri"])) for image in listed
-            ]
-            yield pack_shard(shard, _concatenate(parts), seconds)
-        elif listed:
-            yield pack_shard(shard, self._load_shard(listed, seconds), seconds)
-
-    def _load_shard(self, rows: list[dict[str, Any]], seconds: Seconds) -> Columns:
+    def _load_shard(self, shard: str, rows: list[dict[str, Any]], child: Isolation | None) -> LoadedShard:
         """Fetch each piece while the previous one is decoded; `seconds["fetch"]` is the time waited."""
-        pieces = list(batched(rows, _PIECE))
+        pieces, seconds = list(batched(rows, _PIECE)), Seconds()
         changed = _changed_archives(rows)
         with ThreadPoolExecutor(1) as ahead:
             fetched = ahead.submit(self._fetch, pieces[0], changed)
@@ -107,7 +95,20 @@ class LoadShard:
                 if number + 1 < len(pieces):
                     fetched = ahead.submit(self._fetch, pieces[number + 1], changed)
                 with timed(seconds, "decode"):
-                    decoded.append(LoadImages(self.spec).decoded(_columns(piece), files))
+                    decoded.append(self._decode(_columns(piece), files, child))
+        return LoadedShard(shard, _concatenate(decoded), seconds)
+
+    def _decode(self, rows: Columns, files: list[File], child: Isolation | None) -> Columns:
+        load = LoadImages(self.spec)
+        if child is None:
+            return load.decoded(rows, files)
+        decoded = []
+        for index, file in enumerate(files):
+            row = {name: values[index : index + 1] for name, values in rows.items()}
+            try:
+                decoded.append(child.call(load.decoded, row, [file]))
+            except ImageError as error:
+                decoded.append(load.decoded(row, [error]))
         return _concatenate(decoded)
 
     def _fetch(self, rows: list[dict[str, Any]], changed: dict[str, ImageError]) -> list[File]:
@@ -132,24 +133,18 @@ class LoadShard:
     # --- tars -----------------------------------------------------------------------------------------------
 
     def _load_tar(
-        self, shard: str, uri: str, done: dict[str, list[int]], child: Isolation | None, tries: int
-    ) -> Iterator[pa.Table]:
+        self, shard: str, uri: str, done: dict[str, set[int]], child: Isolation | None
+    ) -> Iterator[LoadedShard]:
         """Load a tar in one pass.
 
         Pieces that an earlier session committed are read and skipped: a compressed tar has no random access.
         If the tar changed since then, it has another tag, and those pieces are not used.
         """
-        version = _version(uri)
-        tag, rows = version_tag(version), TarRows(uri, version)
-        stream: Iterable[TarRow] = rows
-        error = self._check_outside(uri)
-        if error is None and tries >= _MOST_TRIES_ISOLATED:
-            error = _error("crashed")
-        if error:
-            tag, stream = _UNREAD, [_archive_row(uri, error)]
-        elif done and tag not in done:
+        rows = TarRows(uri, _version(uri), self._check_outside(uri))
+        tag = version_tag(rows.version)
+        if done and tag not in done:
             logger.warning("%s changed since a part of it was graded; it is graded again", uri)
-        pieces, seconds, digests = batched(stream, self.shard_size), Seconds(), []
+        pieces, seconds, digests = batched(rows, self.shard_size), Seconds(), []
         for number in count():
             with timed(seconds, "fetch"):
                 piece = next(pieces, None)
@@ -159,20 +154,13 @@ class LoadShard:
             digests.append(ids_digest(columns["location_id"]))
             if number not in done.get(tag, ()):
                 with timed(seconds, "decode"):
-                    decoded = self._decode_piece(piece, columns, child)
-                yield pack_shard(piece_name(shard, tag, number), decoded, seconds)
+                    decoded = self._decode(columns, [data for _, data in piece], child)
+                yield LoadedShard(piece_name(shard, tag, number), decoded, seconds)
                 del decoded  # frees memory while the next piece is read
                 seconds = Seconds()
         dropped = [list(divmod(place, self.shard_size)) for place in sorted(rows.dropped)]
         end = Ended(tag, digests, dropped, rows.count - len(dropped), rows.other_files)
-        if tag == _UNREAD:
-            end = Ended(tag, digests, [], 1, 0)
         storage.write(ended_file(self.work, shard), json.dumps(asdict(end)).encode())
-
-    def _decode_piece(self, piece: list[TarRow], columns: Columns, child: Isolation | None) -> Columns:
-        if child is None:
-            return LoadImages(self.spec).decoded(columns, [data for _, data in piece])
-        return _concatenate([_child_columns(child, self.spec, row, data) for row, data in piece])
 
 
 class TarRows:
@@ -180,12 +168,13 @@ class TarRows:
 
     Of members that share a name the last one counts, as for `tar x`: the places of the others are `dropped`.
     After all rows are read, `count` and `other_files` are those of the whole tar. If its version is not
-    `version` then, the last row is an error.
+    `version` then, the last row is an error. If it is `refused`, that error is its only row.
     """
 
-    def __init__(self, uri: str, version: str) -> None:
+    def __init__(self, uri: str, version: str, refused: ImageError | None = None) -> None:
         self._uri = uri
-        self._version = version
+        self.version = version
+        self._refused = refused
         self.count = 0
         self.other_files = 0
         self.dropped: list[int] = []
@@ -196,6 +185,9 @@ class TarRows:
             yield row
 
     def _rows(self) -> Iterator[TarRow]:
+        if self._refused:
+            yield _archive_row(self._uri, self._refused)
+            return
         places: dict[int, int] = {}
         try:
             for member, data in archives.stream_members(
@@ -212,7 +204,7 @@ class TarRows:
                     {"uri": self._uri, "member": member.name},
                     _error("nested_archive") if data is None else data,
                 )
-            if _version(self._uri) != self._version:
+            if _version(self._uri) != self.version:
                 yield _archive_row(self._uri, ImageError("changed", "it changed while it was read"))
         except UserError as error:
             if storage.is_transient(error):  # a retry can read the rest
@@ -259,22 +251,3 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
 
 def _concatenate(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _child_columns(child: Isolation, spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
-    """Columns of one image, decoded in a child process, and fetched there if `data` is None."""
-    try:
-        return child.call(_load_one, spec, row, data)
-    except ImageError as error:
-        return _load_one(spec, row, error)
-
-
-def _load_one(spec: Preprocess, row: dict[str, Any], data: File | None) -> Columns:
-    if data is None and row["code"]:
-        data = ImageError(row["code"], row["error"])
-    if data is None:
-        data = _changed_archives([row]).get(row["uri"])
-    if data is None:
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            (data,) = fetch([location_of(row)])
-    return LoadImages(spec).decoded(_columns([row]), [data])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,24 +28,25 @@ _SHOWN = 50
 _PIPE = Console(width=10_000)
 
 
-@dataclass(frozen=True)
-class Question:
-    """Query: counts `by` a column, the result of `sql`, or the rows of a selection.
+def results(
+    out: str,
+    selection: Selection = ALL,
+    by: By | None = None,
+    sql: str | None = None,
+    limit: int | None = None,
+    to: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Query the rows of a run, finished or not: counts, the result of a query, or rows; else an overview.
 
-    With `to` the result is written to a file: all of it, or the first `limit` rows; else `limit` rows are
-    printed. An existing file is refused without `overwrite`.
-    """
-
-    selection: Selection = ALL
-    by: By | None = None
-    sql: str | None = None
-    limit: int | None = None
-    to: str | None = None
-    overwrite: bool = False
-
-
-def results(out: str, question: Question = Question()) -> int:
-    """Query the rows of a run, finished or not; the default query is an overview.
+    Args:
+        out: Output directory of `scalp grade`.
+        selection: Rows to select.
+        by: Column whose values are counted.
+        sql: Query of a user.
+        limit: Maximum number of lines; default: 50 on the terminal, all in a file.
+        to: File to write.
+        overwrite: Whether to replace an existing file.
 
     Returns:
         Number of lines that were printed or written.
@@ -54,26 +54,26 @@ def results(out: str, question: Question = Question()) -> int:
     Raises:
         UserError: There are no results, options contradict each other, or no row is selected.
     """
-    _check(question, storage.absolute(out))
-    selection = question.selection
+    if sql is not None and (by or selection != ALL):
+        raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
+    if to is not None:
+        _check_file(to, storage.absolute(out), overwrite)
     with ResultRows(out) as graded:
         if not graded.finished:
             _say(f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it")
-        if question in (Question(), Question(limit=question.limit)):
+        if sql is not None:
+            answer = graded.run_select(sql)
+        elif selection == ALL and not by and not to:
             return _overview(graded)
-        if question.sql is not None:
-            answer = graded.run_select(question.sql)
         elif not graded.totals(selection)["photographs"]:
             raise UserError(
                 f"{out} has no row with {_conditions(selection)}; scalp results {out} shows what it has"
             )
-        elif question.by:
-            answer = graded.totals_by(question.by, selection)
+        elif by:
+            answer = graded.totals_by(by, selection)
         else:
-            answer = graded.select_rows(selection) if question.to else graded.describe_rows(selection)
-        if question.to:
-            return _export(answer, storage.absolute(question.to), question.limit)
-        return _show(answer, question.limit or _SHOWN)
+            answer = graded.select_rows(selection) if to else graded.describe_rows(selection)
+        return _export(answer, storage.absolute(to), limit) if to else _show(answer, limit or _SHOWN)
 
 
 def parse_under(text: str) -> str:
@@ -81,23 +81,18 @@ def parse_under(text: str) -> str:
     return storage.absolute(text)
 
 
-def _check(question: Question, out: str) -> None:
-    if question.sql is not None and (question.by or question.selection != ALL):
-        raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
-    if question.to is None:
-        return
-    if _suffix(question.to) not in _WRITERS:
-        raise UserError(f"--to {question.to}: name a file that ends in {', '.join(_WRITERS)}")
+def _check_file(to: str, out: str, overwrite: bool) -> None:
+    if _suffix(to) not in _WRITERS:
+        raise UserError(f"--to {to}: name a file that ends in {', '.join(_WRITERS)}")
     protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
-    if any(storage.absolute(question.to).startswith(f"{folder}/") for folder in protected):
-        raise UserError(f"--to {question.to} is in the folder of the run's own rows; choose another folder")
-    if not question.overwrite and storage.exists(question.to):
-        raise UserError(f"--to {question.to}: the file exists; name a new one, or add --overwrite")
+    if any(storage.absolute(to).startswith(f"{folder}/") for folder in protected):
+        raise UserError(f"--to {to} is in the folder of the run's own rows; choose another folder")
+    if not overwrite and storage.exists(to):
+        raise UserError(f"--to {to}: the file exists; name a new one, or add --overwrite")
 
 
 def _conditions(selection: Selection) -> str:
-    given = {f"--{name}": value for name, value in vars(selection).items() if value is not None}
-    return ", ".join(f"{name} {value}" for name, value in given.items())
+    return ", ".join(f"--{name} {value}" for name, value in vars(selection).items() if value is not None)
 
 
 # --- print -------------------------------------------------------------------------------------------------

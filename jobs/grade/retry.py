@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from jobs.common.console import progress_bar, read_json, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import RETRY_TIMEOUT_S, Listed, Listing, write_group
-from jobs.grade.gather import GradedShards, Totals, read_inputs, write_part
+from jobs.grade.files import RETRY_TIMEOUT_S, GroupState, Listed, Listing, write_group
+from jobs.grade.gather import Totals, count_all, count_missing, read_tables, write_part
 from scalp_core import archives, storage
 from scalp_core.errors import UserError
 from scalp_core.results import drift
@@ -105,53 +105,40 @@ def _is_image(row: dict[str, Any]) -> bool:
 
 def merge(output: Output, retry: Retry, executor: Executor) -> Totals:
     """Replace the failed rows by the new rows of a graded retry, and count all rows again."""
-    parts = _parts(output.uri)
-    totals = Totals(again=retry.before["graded_again"])
-    shards = GradedShards.of(retry.folder, retry.listing)
-    task = MergePart(output.uri, retry.listing.groups, shards, output.guard)
-    with progress_bar("merging", len(parts)) as (progress, bar):
-        for counted in executor.map(task, parts):
+    groups, totals = retry.listing.groups, Totals()
+    with progress_bar("merging", len(groups)) as (progress, bar):
+        for counted in executor.map(MergePart(output.uri, retry.folder, retry.listing, output.guard), groups):
             totals.add(counted)
             progress.update(bar, advance=1)
     if retry.before["inputs"] is not None:
         totals.add_inputs(drift.Counts.model_validate(retry.before["inputs"]))
-    totals.unaccounted += abs(totals.rows - retry.before["rows"])
+    count_all(output.uri, totals, executor)
+    totals.unaccounted += abs(totals.counts["rows"] - retry.before["rows"])
     return totals
 
 
 @dataclass(frozen=True)
 class MergePart:
-    """Task: replace the retried rows of one part of the results.
+    """Task: replace the retried rows of the part of the results that has the name of a group.
 
     A part is rewritten from itself and its group, so a stopped merge can run again. While a shard of the
     group is missing, the part is not changed.
     """
 
     out: str
-    groups: tuple[Listed, ...]
-    shards: GradedShards
+    work: str
+    listing: Listing
     guard: Guard
 
-    def __call__(self, part: str) -> Totals:
-        totals, uri = Totals(), storage.join(self.out, RESULTS_FOLDER, part)
+    def __call__(self, group: Listed) -> Totals:
+        totals, uri = Totals(), storage.join(self.out, RESULTS_FOLDER, f"{group.group}.parquet")
         with storage.retry_timeout(RETRY_TIMEOUT_S):
-            table = parquet.read(uri)
-            for group in self.groups:
-                if group.group == part.removesuffix(".parquet"):
-                    table = self._merge_rows(table, group, totals)
-                    if not totals.unaccounted:
-                        self.guard.check()
-                        write_part(uri, table)
-            totals.count(table.replace_schema_metadata())
+            before, state = parquet.read(uri), GroupState(self.work, self.listing, group)
+            count_missing(state, totals)
+            rows = pa.concat_tables([before, *read_tables(self.work, state, totals)])
+            if not totals.unaccounted:
+                # The last row of a location counts, in the place of its first.
+                places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
+                self.guard.check()
+                write_part(uri, rows.take([places[key] for key in before["location_id"].to_pylist()]))
         return totals
-
-    def _merge_rows(self, table: pa.Table, group: Listed, totals: Totals) -> pa.Table:
-        state, tables = self.shards.state(group), [table.replace_schema_metadata()]
-        self.shards.count_missing(state, totals)
-        for rows in self.shards.read_tables(state, totals):
-            totals.add_inputs(read_inputs(rows))
-            tables.append(rows.replace_schema_metadata())
-        rows = pa.concat_tables(tables)
-        # The last row of a location counts, in the place of its first.
-        places = {key: place for place, key in enumerate(rows["location_id"].to_pylist())}
-        return rows.take([places[key] for key in table["location_id"].to_pylist()])

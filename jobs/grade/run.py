@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from jobs.common.console import console, now, progress_bar, write_json
+from jobs.common.console import Clock, console, now, progress_bar, write_json
 from jobs.common.executor import Executor
-from jobs.grade.files import GroupState, ListedGroup, Listing, find_committed, place_of, shard_names
+from jobs.common.inference import ModelOptions
+from jobs.grade.files import GroupState, Listing, find_committed, place_of, shard_names
+from jobs.grade.identity import Identity, make_checked
 from jobs.grade.loading import LoadShard
 from jobs.grade.planning import Plan
 from jobs.grade.shards import GradeShard
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
+from scalp_core.results.progress import SESSIONS
 from scalp_core.results.schema import Signature
-from scalp_core.storage.lease import Guard
+from scalp_core.storage.outputs import Output
 
 if TYPE_CHECKING:
     from jobs.common.prometheus import GradeMetrics  # imports Ray
@@ -31,10 +34,41 @@ if TYPE_CHECKING:
 # Images before --max-failed-share is checked.
 _CHECK_FAILED_FROM = 200
 _SESSION_INTERVAL_S = 5.0
-_POINTS = 240
-_DEATHS = "deaths"  # folder in the run's scratch folder
+_POINT_SHARE = 0.01  # of the time so far, between two points of the rate: some hundreds in hours
 
 logger = logging.getLogger(__name__)
+
+Shared = Callable[[], Bundle]
+MakeModel = Callable[[Shared, ModelOptions, int], Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One session of a run: what its steps share.
+
+    Args:
+        output: Output directory, and the lease on it.
+        identity: What all rows of the output share.
+        named: Sources.
+        bundle: Bundle that grades.
+        model: Resolved options of inference.
+        plan: Sizes of the run.
+        make_model: Makes the model in its actor.
+        executor: Runs the steps.
+        clock: Seconds per step.
+        within: Local sources out of which no link may lead; empty if links may.
+    """
+
+    output: Output
+    identity: Identity
+    named: list[str]
+    bundle: Bundle
+    model: ModelOptions
+    plan: Plan
+    make_model: MakeModel
+    executor: Executor
+    clock: Clock
+    within: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,103 +84,93 @@ class Session:
     nodes: Callable[[], int]
     started_at: str = field(default_factory=now)
     photographs: int = 0
-    failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
     node_seconds: float = 0.0
     points: list[list[float]] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._started = self._written = time.monotonic()
-        self._point_interval = 0.0
+
+    @property
+    def failed(self) -> int:
+        """Images that failed."""
+        return self.errors.total()
 
     @property
     def seconds(self) -> float:
         """Seconds since the session started."""
         return time.monotonic() - self._started
 
-    def add(self, rows: int, failed: int, errors: dict[str, int]) -> None:
-        """Count a committed shard."""
+    def add(self, rows: int, errors: dict[str, int]) -> None:
+        """Count a committed shard, and its errors by code."""
         self.photographs += rows
-        self.failed += failed
         self.errors.update(errors)
-        if not self.points or self.seconds - self.points[-1][0] >= self._point_interval:
-            self.points.append([round(self.seconds, 2), self.photographs, self.failed])
-        if len(self.points) > _POINTS:  # halves the resolution
-            self.points = self.points[1::2]
-            self._point_interval = 2 * self.seconds / _POINTS
+        if not self.points or self.seconds * (1 - _POINT_SHARE) >= self.points[-1][0]:
+            self.points.append(self._point())
         if time.monotonic() - self._written > _SESSION_INTERVAL_S:
             self.write()
+
+    def _point(self) -> list[float]:
+        return [round(self.seconds, 2), self.photographs, self.failed]
 
     def write(self) -> None:
         """Write the session, which then survives a killed driver."""
         moment = time.monotonic()
         self.node_seconds += self.nodes() * (moment - self._written)
         self._written = moment
-        last = [[round(self.seconds, 2), self.photographs, self.failed]]
-        write_json(
-            self.uri,
-            {
-                "started_at": self.started_at,
-                "seconds": round(self.seconds, 1),
-                "photographs": self.photographs,
-                "failed": self.failed,
-                "node_seconds": round(self.node_seconds, 1),
-                "points": self.points + (last if self.points[-1:] != last else []),
-            },
-        )
+        content = {
+            "started_at": self.started_at,
+            "seconds": round(self.seconds, 1),
+            "photographs": self.photographs,
+            "failed": self.failed,
+            "node_seconds": round(self.node_seconds, 1),
+            "points": [*self.points, self._point()],
+        }
+        write_json(self.uri, content)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Inputs of `run_pending`: see `GradeOptions`, `LoadShard` and `GradeShard`.
+def grade_shards(run: Run, folder: str, listing: Listing, max_failed_share: float) -> None:
+    """Grade and commit every shard that is not committed yet.
 
     Args:
-        folder: Folder of the shards, in the scratch folder.
-        model: Makes the model in its actor.
-    """
-
-    out: str
-    folder: str
-    listing: Listing
-    plan: Plan
-    spec: BundleSpec
-    signature: Signature
-    model: Callable[[], Any]
-    max_failed_share: float
-    guard: Guard
-    executor: Executor
-    within: tuple[str, ...] = ()
-
-
-def run_pending(work: Work, session: Session) -> None:
-    """Grade and commit every shard that is not committed yet.
+        run: Session of a run.
+        folder: Folder of the shards: the scratch folder, or that of a retry.
+        listing: Listing of the run or the retry.
+        max_failed_share: Largest fraction of failed images.
 
     Raises:
         UserError: Too many images failed, or the output cannot be written.
     """
+    # Microseconds: short sessions of one second stay in their order.
+    name = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}-{uuid.uuid4().hex[:8]}.json"
+    session = Session(storage.join(folder, SESSIONS, name), run.executor.nodes)
     session.write()
-    done, shards = _count_committed(work)
+    done, shards = _count_committed(folder, listing)
     if done:
         console.print(f"resuming: {done:,} images are already graded")
-    total = None if work.listing.tars else work.listing.photographs
-    metrics = _metrics(work, total, done)
-    with metrics or nullcontext(), progress_bar("grading", total, done) as (progress, bar):
-        for row in _run_pipeline(work, shards):
-            errors = json.loads(row["errors"])
-            session.add(row["rows"], row["failed"], errors)
-            if metrics:
-                metrics.add(row["rows"], errors, json.loads(row["seconds"]))
-            progress.update(bar, advance=row["rows"], note=_note(session))
-            _check_failed_share(session, work.max_failed_share)
+    total = None if listing.tars else listing.photographs
+    metrics = _make_metrics(run, total, done)
+    try:
+        with metrics or nullcontext(), progress_bar("grading", total, done) as (progress, bar):
+            for row in _run_pipeline(run, folder, listing, shards) if shards else ():
+                session.add(row["rows"], row["errors"])
+                if metrics:
+                    metrics.add(**row)
+                progress.update(bar, advance=row["rows"], note=_note(session))
+                _check_failed_share(session, max_failed_share)
+    finally:
+        with suppress(UserError):  # the error that stopped the run is reported instead
+            session.write()
+        run.clock.lap("grade")
 
 
-def _metrics(work: Work, total: int | None, done: int) -> GradeMetrics | None:
+def _make_metrics(run: Run, total: int | None, done: int) -> GradeMetrics | None:
     """Metrics of the run, which Ray exports."""
-    if not work.executor.uses_ray:
+    if not run.executor.uses_ray:
         return None
     from jobs.common.prometheus import GradeMetrics
 
-    return GradeMetrics(work.out, total, done)
+    return GradeMetrics(run.output.uri, total, done)
 
 
 def _note(session: Session) -> str:
@@ -154,26 +178,26 @@ def _note(session: Session) -> str:
     return f"{rate:.0f}/s, {session.failed:,} failed, {session.node_seconds / 3600:.2f} machine-hours"
 
 
-def _run_pipeline(work: Work, shards: int) -> Iterator[dict[str, Any]]:
-    """Grade up to `shards` shards; yield one row per committed shard: `rows, failed, errors, seconds`."""
-    if not shards:
-        return
-    plan, listing = work.plan, work.listing
-    load = LoadShard(work.folder, work.spec.preprocess, listing.shard_size, plan.fetches, work.within)
+def _run_pipeline(run: Run, folder: str, listing: Listing, shards: int) -> Iterator[dict[str, Any]]:
+    """Grade up to `shards` shards; yield the result of `GradeShard` per committed one."""
+    plan, spec, identity = run.plan, run.bundle.spec, run.identity
+    load = LoadShard(folder, run.output.guard, spec.preprocess, listing.shard_size, plan.fetches, run.within)
     low, high = (min(number, shards) for number in plan.models)
     if listing.tars:
         high = plan.models[1]  # a tar is one shard, but many pieces
     size = replace(plan, loaders=min(plan.loaders, shards), models=(low, high))
-    arguments = (work.folder, work.guard, work.spec, work.signature, work.model, plan.batch_size)
-    deaths = storage.join(work.folder, _DEATHS)
-    yield from work.executor.pipeline(_pending(work), load, GradeShard, arguments, size, deaths)
+    shared = run.executor.share(run.bundle)
+    make_model = partial(make_checked, run.make_model, identity, shared, run.model, plan.cpus_per_model)
+    signature = Signature(identity.model_version, identity.computed_by)
+    arguments = (folder, spec, signature, make_model, plan.batch_size)
+    return run.executor.pipeline(_pending(folder, listing), load, GradeShard, arguments, size)
 
 
-def _count_committed(work: Work) -> tuple[int, int]:
+def _count_committed(folder: str, listing: Listing) -> tuple[int, int]:
     """Number of committed images, approximate for a tar that was not read to its end, and of other shards."""
-    size, images, shards = work.listing.shard_size, 0, 0
-    for group in work.listing.groups:
-        committed = find_committed(work.folder, group)
+    size, images, shards = listing.shard_size, 0, 0
+    for group in listing.groups:
+        committed = find_committed(folder, group)
         shards += len(shard_names(group, size)) - (0 if group.tars else len(committed))
         for shard, tags in committed.items():
             pieces = max(map(len, tags.values()))
@@ -181,25 +205,13 @@ def _count_committed(work: Work) -> tuple[int, int]:
     return images, shards
 
 
-def _pending(work: Work) -> Iterator[dict[str, Any]]:
+def _pending(folder: str, listing: Listing) -> Iterator[dict[str, Any]]:
     """Items for `LoadShard` of uncommitted shards, group by group, with their listed images."""
-    folder = storage.join(work.folder, work.listing.folder)
-    for group in work.listing.groups:
-        state = GroupState.read(work.folder, group, work.listing.shard_size)
-        if not (pending := [shard for shard in state.shards if not state.is_whole(shard)]):
-            continue
-        listed = ListedGroup(folder, group)
-        for shard in pending:
-            done = {tag: sorted(numbers) for tag, numbers in state.pieces.get(shard, {}).items()}
-            images = _to_bytes(listed.read(shard))
-            yield {"shard": shard, "tar": bool(group.tars), "done": json.dumps(done), "listed": images}
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    for group in listing.groups:
+        state = GroupState(folder, listing, group)
+        for shard in state.pending:
+            done, listed = state.pieces.get(shard, {}), state.read_listed(shard)
+            yield {"shard": shard, "tar": bool(group.tars), "done": done, "listed": listed}
 
 
 def _check_failed_share(session: Session, limit: float) -> None:

@@ -1,34 +1,40 @@
-"""Model actor of `scalp grade`: grade a loaded shard, and commit its rows.
-
-A shard passes from loading tasks to models as one row, so Ray does not split it: columns of its images, their
-pixels, and the seconds per stage so far.
-"""
+"""Model actor of `scalp grade`: grade a loaded shard, and commit its rows."""
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.common.console import timed
 from jobs.common.images import Columns
-from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, STARTED, graded_file
+from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, graded_file
 from scalp_core import storage
 from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.results import drift
 from scalp_core.results.schema import Signature, result_table
 from scalp_core.storage import parquet
-from scalp_core.storage.lease import Guard
 
-Seconds = dict[str, float]
+
+@dataclass(frozen=True)
+class LoadedShard:
+    """Shard, or piece of a tar, on its way from a loading task to a model; Ray does not copy its pixels.
+
+    Args:
+        name: Name of its file of rows.
+        rows: Columns of `LoadImages`, with `image` uint8 (N, size, size, 3).
+        seconds: Seconds per stage so far.
+    """
+
+    name: str
+    rows: Columns
+    seconds: dict[str, float]
 
 
 class Model(Protocol):
@@ -42,7 +48,6 @@ class GradeShard:
 
     Args:
         work: Folder of the run.
-        guard: Guard of the run's lease; a run that lost its lease starts no more shards.
         spec: Contract of the bundle.
         signature: Signature of the rows.
         model: Makes the model in this process.
@@ -52,18 +57,15 @@ class GradeShard:
     def __init__(
         self,
         work: str,
-        guard: Guard,
         spec: BundleSpec,
         signature: Signature,
         model: Callable[[], Model],
         batch_size: int,
     ) -> None:
         self._work = work
-        self._guard = guard
         self._spec = spec
         self._signature = signature
         self._batch_size = batch_size
-        self._marks = ThreadPoolExecutor(1)  # writes marks while the model computes
         self._refused: UserError | None = None
         try:
             self._model = model()
@@ -71,45 +73,21 @@ class GradeShard:
             self._refused = error
         self._free = time.monotonic()
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, shard: LoadedShard) -> dict[str, Any]:
+        """Grade and commit a shard; return `rows`, `errors` (failed rows by code) and seconds per stage."""
         if self._refused:  # the run is ending
             raise self._refused
-        waited = time.monotonic() - self._free
-        for shard, rows, images, seconds in unpack_shards(batch, self._spec.preprocess.size):
-            try:
-                table = self._commit(shard, rows, images, seconds)
-            except UserError as error:
-                self._refused = error
-                raise
-            errors = Counter(code for code in rows["error_code"].tolist() if code)
-            yield pa.table(
-                {
-                    "rows": [table.num_rows],
-                    "failed": [errors.total()],
-                    "errors": [json.dumps(errors)],
-                    "seconds": [json.dumps(seconds | {"wait": waited})],
-                }
-            )
+        seconds = shard.seconds | {"wait": time.monotonic() - self._free}
+        with timed(seconds, "model"):
+            table = self._grade(shard.rows)
+        with timed(seconds, "commit"), storage.retry_timeout(RETRY_TIMEOUT_S):
+            parquet.write(graded_file(self._work, shard.name), table)
+        errors = Counter(code for code in shard.rows["error_code"].tolist() if code)
         self._free = time.monotonic()
+        return {"rows": table.num_rows, "errors": dict(errors), "seconds": seconds}
 
-    def _commit(self, shard: str, rows: Columns, images: np.ndarray, seconds: Seconds) -> pa.Table:
-        with storage.retry_timeout(RETRY_TIMEOUT_S):
-            marked = self._marks.submit(self._mark, shard)
-            with timed(seconds, "model"):
-                table = self._grade(rows, images)
-            with timed(seconds, "commit"):
-                marked.result()
-                parquet.write(graded_file(self._work, shard), table)
-        return table
-
-    def _mark(self, shard: str) -> None:
-        """Record that a model started a shard."""
-        self._guard.check()
-        mark = storage.join(self._work, STARTED, f"{shard}.{uuid.uuid4().hex[:8]}")
-        storage.write(mark, b"", durable=False)
-
-    def _grade(self, rows: Columns, images: np.ndarray) -> pa.Table:
-        good = rows["error_code"] == ""
+    def _grade(self, rows: Columns) -> pa.Table:
+        good, images = rows["error_code"] == "", rows["image"]
         logits = np.zeros((len(good), len(self._spec.grade_names)), np.float32)
         if good.any():
             logits[good] = self._logits(images if good.all() else images[good])
@@ -124,48 +102,3 @@ class GradeShard:
         return np.concatenate(
             [self._model.logits(images[start : start + self._batch_size]) for start in starts]
         )
-
-
-def pack_shard(shard: str, rows: Columns, seconds: Seconds) -> pa.Table:
-    """Pack a shard into one row: name, columns without pixels, pixels (not copied), seconds per stage."""
-    images = np.ascontiguousarray(rows["image"])
-    columns = {name: pa.array(values) for name, values in rows.items() if name not in ("image", "statistics")}
-    statistics = rows["statistics"]
-    columns["statistics"] = pa.FixedSizeListArray.from_arrays(statistics.ravel(), statistics.shape[1])
-    table = pa.table(columns)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pa.table(
-        {
-            "shard": [shard],
-            "rows": _one(sink.getvalue()),
-            "pixels": _one(pa.py_buffer(images.reshape(-1))),
-            "seconds": [json.dumps(seconds)],
-        }
-    )
-
-
-def unpack_shards(batch: pa.Table, size: int) -> Iterator[tuple[str, Columns, np.ndarray, Seconds]]:
-    """Inverse of `pack_shard`, per row: name, columns, read-only uint8 (N, size, size, 3), seconds."""
-    for index in range(batch.num_rows):
-        table = pa.ipc.open_stream(_buffer(batch["rows"], index)).read_all()
-        rows = {name: table[name].to_numpy() for name in table.column_names if name != "statistics"}
-        statistics = table["statistics"].combine_chunks()
-        rows["statistics"] = statistics.flatten().to_numpy().reshape(len(statistics), -1)
-        pixels = np.frombuffer(_buffer(batch["pixels"], index), np.uint8)
-        seconds = json.loads(batch["seconds"][index].as_py())
-        yield str(batch["shard"][index]), rows, pixels.reshape(table.num_rows, size, size, 3), seconds
-
-
-def _buffer(column: pa.ChunkedArray, index: int) -> pa.Buffer:
-    """Buffer of one binary value, not copied; Arrow's scalar copies (30 ms for 512 images at 224 px)."""
-    (value,) = column.slice(index, 1).chunks
-    begin, end = np.frombuffer(value.buffers()[1], np.int32)[value.offset : value.offset + 2].tolist()
-    return value.buffers()[2].slice(begin, end - begin)
-
-
-def _one(data: pa.Buffer) -> pa.Array:
-    """Array of one binary value, not copied."""
-    ends = pa.py_buffer(np.array([0, data.size], np.int32))
-    return pa.Array.from_buffers(pa.binary(), 1, [None, ends, data])

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 from jobs.common import provenance
 from jobs.common.console import now, read_json, show
 from jobs.grade.files import Listing
 from jobs.grade.gather import Totals
-from jobs.grade.identity import Identity
+from jobs.grade.run import Run
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.inference.decision import NOT_FINITE
 from scalp_core.results.drift import measure_drift
 from scalp_core.results.progress import REPORT_FILE, SESSIONS
 from scalp_core.results.schema import RESULTS_FOLDER
-
-
-@dataclass(frozen=True)
-class RunDescription:
-    """Description of a run for its summary; settings and laps (seconds per stage) are of the last session."""
-
-    identity: Identity
-    sources: list[str]
-    spec: BundleSpec
-    settings: dict[str, Any]
-    laps: dict[str, float]
 
 
 def read_sessions(folder: str) -> list[dict[str, Any]]:
@@ -37,26 +25,25 @@ def read_sessions(folder: str) -> list[dict[str, Any]]:
 
 
 def make_summary(
-    run: RunDescription,
+    run: Run,
     totals: Totals,
     listing: Listing,
     sessions: list[dict[str, Any]],
     before: dict[str, Any] | None = None,
     retry: str | None = None,
 ) -> dict[str, Any]:
-    """Make the summary of a run, or of a run after a retry.
+    """Make the summary of a run, or of a run after a retry; settings and stages are of the last session.
 
     Args:
-        run: Description of the run.
+        run: Last session of the run.
         totals: Totals of all rows.
         listing: Listing of the run or retry.
         sessions: All sessions.
         before: Summary before the retry.
         retry: Name of the retry. If all rows are accounted for, the summary names it, which ends the retry.
     """
-    before = before or {}
+    before, counts, spec = before or {}, totals.counts, run.bundle.spec
     seconds = sum(session["seconds"] for session in sessions)
-    graded = sum(totals.by_grade.values())
     photographs = sum(session["photographs"] for session in sessions)
     ended = [retry] if retry and not totals.unaccounted else []
     return {
@@ -65,31 +52,30 @@ def make_summary(
         "model_version": run.identity.model_version,
         "computed_by": run.identity.computed_by,
         "bundle": run.identity.bundle,
-        "synthetic": run.spec.training.synthetic,
-        "sources": run.sources,
-        "rows": totals.rows,
-        "graded": graded,
-        "failed": totals.rows - graded,
+        "synthetic": spec.training.synthetic,
+        "sources": run.named,
+        "rows": counts["rows"],
+        "graded": counts["graded"],
+        "failed": counts["rows"] - counts["graded"],
         "rows_unaccounted": totals.unaccounted,
-        "graded_again": totals.again,
-        "by_grade": {name: totals.by_grade[name] for name in run.spec.grade_names},
-        "by_error": dict(totals.by_error.most_common()),
-        "referred": totals.referred,
-        "by_reason": dict(totals.by_reason.most_common()),
+        "by_grade": {name: counts["by_grade"].get(name, 0) for name in spec.grade_names},
+        "by_error": dict(Counter(counts["by_error"]).most_common()),
+        "referred": counts["referred"],
+        "by_reason": dict(Counter(counts["by_reason"]).most_common()),
         "other_files": before.get("other_files", listing.other_files + totals.other_files),
         "shadowed_members": before.get("shadowed_members", listing.shadowed + totals.shadowed),
         "repeated": before.get("repeated", listing.repeated),
         "retries": before.get("retries", []) + ended,
         "seconds": round(seconds, 1),
-        "seconds_of_stages": run.laps,
+        "seconds_of_stages": run.clock.laps,
         "photographs_per_second": round(photographs / max(seconds, 0.1), 1),
         "machine_hours": round(sum(session["node_seconds"] for session in sessions) / 3600, 4),
-        "settings": run.settings,
+        "settings": {**vars(run.model), **vars(run.plan), "models": list(run.plan.models)},
         "versions": provenance.versions(),
         "sessions": sessions,
         "throughput": _throughput(sessions),
         "inputs": totals.inputs and totals.inputs.model_dump(mode="json"),
-        "drift": measure_drift(totals.inputs, totals.by_grade, run.spec).model_dump(
+        "drift": measure_drift(totals.inputs, counts["by_grade"], spec).model_dump(
             include={"level", "flag", "sentence"}
         ),
     }
@@ -119,9 +105,7 @@ def check_accounts(summary: dict[str, Any], out: str) -> None:
 
 def show_summary(summary: dict[str, Any], out: str) -> None:
     """Print the most important entries of the summary."""
-    names = (
-        "rows", "graded", "failed", "by_error", "by_grade", "referred", "rows_unaccounted", "graded_again",
-    )  # fmt: skip
+    names = ("rows", "graded", "failed", "by_error", "by_grade", "referred", "rows_unaccounted")
     rate = f"{summary['photographs_per_second']:.1f} images/s, {summary['machine_hours']:.3f} machine-hours"
     show(
         "grade",

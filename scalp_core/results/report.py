@@ -28,7 +28,6 @@ _CHART_STEPS = 80
 _LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
 _OPTIONAL: dict[str, Any] = {
     "computed_by": "",
-    "graded_again": 0,
     "other_files": 0,
     "photographs_per_second": None,
     "machine_hours": None,
@@ -143,8 +142,6 @@ def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> li
         lines.append(drift.sentence)
     if spec.training.split is not None and spec.training.split.warning:
         lines.append(f"the model was trained on a {spec.training.split.warning}")
-    if again := summary["graded_again"]:
-        lines.append(f"{again:,} images were graded again because results were lost; each counts once")
     return lines
 
 

@@ -118,7 +118,6 @@ def _run(root: str, number: int, options: NodesOptions) -> dict[str, Any]:
         "rows_per_second": round((last - first) / (last_s - first_s), 1),
         "of_the_models": round(number * options.shard_size / options.shard_seconds, 1),
         "seconds_of_stages": summary["seconds_of_stages"],
-        "graded_again": summary["graded_again"],
     }
 
 

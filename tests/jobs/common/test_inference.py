@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from cluster.resources import Cluster
-from jobs.common.images import Columns
 from jobs.common.inference import ModelOptions, resolve, with_logits
 from jobs.common.local_executor import LocalExecutor
 from scalp_core.errors import UserError
@@ -28,9 +27,9 @@ class OtherNode(LocalExecutor):
         super().__init__()
         self._arrive = arrive
 
-    def infer(self, *arguments: Any) -> Iterator[Columns]:
+    def pipeline(self, *arguments: Any) -> Iterator[Any]:
         self._arrive()
-        yield from super().infer(*arguments)
+        yield from super().pipeline(*arguments)
 
 
 @pytest.fixture

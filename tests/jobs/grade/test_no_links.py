@@ -8,8 +8,8 @@ import pytest
 
 from jobs.data.tasks import split_roots
 from jobs.grade.driver import GradeOptions, grade
-from jobs.grade.files import ListedGroup
-from jobs.grade.listing import list_small_sources, write_groups
+from jobs.grade.files import read_listed_rows
+from jobs.grade.listing import find_roots, write_groups
 from jobs.grade.loading import LoadShard
 from scalp_core import storage
 from scalp_core.datasets import scan
@@ -41,12 +41,16 @@ def visit(tmp_path: Path) -> Path:
 REFUSED = {"b.jpg", "more", "deeper/up", "deeper/notes.txt"}
 
 
+def list_rows(source: Path, links: bool = True) -> list[dict]:
+    return [row for root in find_roots([str(source)], links=links) for row in scan.list_root(root)]
+
+
 def codes(rows: list[dict], folder: Path) -> dict[str, str | None]:
     return {row["uri"].removeprefix(f"{folder}/"): row["code"] for row in rows}
 
 
 def test_a_link_out_of_the_source_is_a_row_with_a_code(visit, tmp_path):
-    rows = list_small_sources([str(visit)], str(tmp_path / "work"), links=False)
+    rows = list_rows(visit, links=False)
     found = codes(rows, visit)
     assert {name for name, code in found.items() if code == "outside_link"} == REFUSED
     assert found["a.jpg"] is None and found["inside.jpg"] is None and found["gone.jpg"] == "not_found"
@@ -58,8 +62,8 @@ def test_a_link_out_of_the_source_is_a_row_with_a_code(visit, tmp_path):
     )  # a folder counts as the row that it hides
 
 
-def test_without_the_option_links_are_followed_as_before(visit, tmp_path):
-    found = codes(list_small_sources([str(visit)], str(tmp_path / "work")), visit)
+def test_without_the_option_links_are_followed_as_before(visit):
+    found = codes(list_rows(visit), visit)
     assert "outside_link" not in found.values() and found["more/other.jpg"] is None
 
 
@@ -87,13 +91,13 @@ def test_a_source_that_became_a_link_is_refused(visit, tmp_path, monkeypatch):
 def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(visit, tmp_path):
     folder, spec = str(tmp_path / "listed"), Preprocess(size=32)
     (visit / "c.jpg").write_bytes(jpeg(3))
-    rows = list_small_sources([str(visit)], str(tmp_path / "work"), links=False)
+    rows = list_rows(visit, links=False)
     (group, *_) = write_groups(folder, 100, 0, rows)
-    shard = list(ListedGroup(folder, group).rows())
+    shard = list(read_listed_rows(folder, group))
     (visit / "c.jpg").unlink()
     (visit / "c.jpg").symlink_to(tmp_path / "secret" / "other.jpg")
     for within, code in (((str(visit.resolve()),), "outside_link"), ((), "")):
-        columns = LoadShard("", spec, 100, 2, within)._load_shard(shard, {"fetch": 0.0, "decode": 0.0})
+        columns = LoadShard("", None, spec, 100, 2, within)._load_shard("", shard, None).rows
         read = dict(
             zip((uri.rsplit("/", 1)[-1] for uri in columns["uri"]), columns["error_code"], strict=True)
         )

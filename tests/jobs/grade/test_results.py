@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
-from jobs.grade.results import Question, parse_under, results
+from jobs.grade.results import parse_under, results
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.results.query import Selection
@@ -188,14 +188,14 @@ def test_a_file_that_exists_is_kept_unless_it_may_be_overwritten(ask, tmp_path, 
 def test_a_spreadsheet_finds_no_formula_in_a_name(tmp_path, name):
     write(str(tmp_path / "out" / "results"), [row("/a.zip", name), row("/a.zip", "a=1.jpg")], files=1)
     to = tmp_path / "x.csv"
-    results(str(tmp_path / "out"), Question(sql="select member, [member, 'b'] as l, -1 as n from results",
-                                            to=str(to)))  # fmt: skip
+    sql = "select member, [member, 'b'] as l, -1 as n from results"
+    results(str(tmp_path / "out"), sql=sql, to=str(to))
     with to.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert found[0] == {"member": f"'{name}", "l": f"'{name};b", "n": "-1"}
     assert found[1] == {"member": "a=1.jpg", "l": "a=1.jpg;b", "n": "-1"}
     to = tmp_path / "x.jsonl"  # programs get names as they are
-    results(str(tmp_path / "out"), Question(Selection(under=f"/a.zip!{name}"), to=str(to)))
+    results(str(tmp_path / "out"), Selection(under=f"/a.zip!{name}"), to=str(to))
     assert json.loads(to.read_text())["member"] == name
 
 
@@ -220,11 +220,11 @@ def test_an_export_that_breaks_off_leaves_the_file_before_and_no_other(s3, tmp_p
     storage.write(f"{out}/results/part-00001.parquet", whole[:40] + bytes(400) + whole[440:])
     to = f"{place}/export/rows.{kind}"
     with pytest.raises(UserError, match="cannot read .*results"):
-        results(out, Question(to=to))
+        results(out, to=to)
     assert not storage.names_in(f"{place}/export")
     storage.write(to, b"of yesterday")
     with pytest.raises(UserError, match="cannot read .*results"):
-        results(out, Question(to=to, overwrite=True))
+        results(out, to=to, overwrite=True)
     assert storage.names_in(f"{place}/export") == {f"rows.{kind}"}
     assert storage.read(to) == b"of yesterday"
 

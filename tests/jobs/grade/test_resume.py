@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,13 +16,13 @@ from jobs.common.console import read_json, timed
 from jobs.common.inference import ModelOptions
 from jobs.grade import driver as grade_module
 from jobs.grade import listing as grade_listing
-from jobs.grade.driver import GradeOptions, _Run
-from jobs.grade.files import Listed, ListedGroup, Listing, shard_names
-from jobs.grade.gather import GatherGroups, GradedShards, count_differing
+from jobs.grade.driver import with_runtime
+from jobs.grade.files import GroupState, Listed, Listing, read_listed_rows
+from jobs.grade.gather import GatherGroups, count_differing
 from jobs.grade.identity import Identity
 from jobs.grade.listing import write_groups
 from jobs.grade.planning import PoolOptions, plan_run
-from jobs.grade.shards import pack_shard, unpack_shards
+from jobs.grade.run import Run
 from scalp_core import storage
 from scalp_core.bundles.bundle import GraphRecord, read_spec
 from scalp_core.bundles.loading import load_bundle
@@ -107,7 +106,7 @@ def test_a_run_that_was_taken_over_replaces_no_part(bundle, tmp_path, stopped):
     group = next(group for group in listing.groups if not group.tars)
     item = (0, [group])
     with lease.hold(out, "grade") as guard:
-        task = GatherGroups(out, GradedShards.of(work, listing), guard)
+        task = GatherGroups(out, work, listing, guard)
         task(item)
         (part,) = (tmp_path / "out" / "results").iterdir()
         whole = part.read_bytes()
@@ -181,13 +180,15 @@ def test_repeated_rows_are_dropped_by_a_task_that_may_run_again(tmp_path):
         {"uri": f"/d/{number % 100}.jpg", "member": None, "code": None, "kind": "photograph"}
         for number in range(300)
     ]
-    groups = [group for group in write_groups(str(tmp_path), 32, 0, objects) if group.photographs]
-    (unique,) = first = grade_listing._write_unique(str(tmp_path), groups, 32)
-    assert first == grade_listing._write_unique(str(tmp_path), groups, 32)
+    groups = [group for group in write_groups(f"{tmp_path}/listed", 32, 0, objects) if group.photographs]
+    (unique,) = first = grade_listing.write_unique(str(tmp_path / "listed"), groups, 32)
+    assert first == grade_listing.write_unique(str(tmp_path / "listed"), groups, 32)
     assert unique.photographs == 100
-    listed = ListedGroup(str(tmp_path), unique)
-    assert [listed.count(shard) for shard in shard_names(unique, 32)] == [32, 32, 32, 4]
-    assert [row["uri"] for row in listed.rows()] == [f"/d/{number}.jpg" for number in range(100)]
+    state = GroupState(str(tmp_path), Listing((unique,), 32, "listed"), unique)
+    assert [state.count_listed(shard) for shard in state.pending] == [32, 32, 32, 4]
+    assert [row["uri"] for row in read_listed_rows(str(tmp_path / "listed"), unique)] == [
+        f"/d/{number}.jpg" for number in range(100)
+    ]
 
 
 def test_any_exception_of_one_image_is_its_row(bundle, tmp_path, monkeypatch):
@@ -316,9 +317,9 @@ def test_a_run_on_gpus_records_its_runtime_before_any_row(tmp_path, bundle):
     storage.write(f"{tmp_path}/out/{progress.IDENTITY_FILE}", b"{}")
     pool = plan_run(Cluster(cpus=4, gpus=1, nodes=1, cores_per_node=4), loaded, model, PoolOptions())
     output = SimpleNamespace(uri=f"{tmp_path}/out")
-    begun = _Run(output, identity, ["/d"], loaded, model, GradeOptions(), pool, None, None, None)
+    begun = Run(output, identity, ["/d"], loaded, model, pool, None, None, None)
     (many,) = (Listed("g", photographs=10 * COMPILE_FROM),)
-    assert begun._with_runtime(Listing((many,), 512, "listed")).model.runtime == "torch-compile"
+    assert with_runtime(begun, Listing((many,), 512, "listed")).model.runtime == "torch-compile"
     recorded = read_json(f"{tmp_path}/out/{progress.IDENTITY_FILE}")
     assert recorded["runtime"] == "torch-compile"
 
@@ -339,14 +340,6 @@ def test_files_of_another_version_are_refused_in_one_line(bundle, tmp_path, stop
 
 
 # --- smaller ------------------------------------------------------------------------------------------------
-
-
-def test_pixels_reach_the_model_without_a_copy():
-    pixels = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), dtype=np.uint8)
-    columns = {"image": pixels, "uri": np.array(["a", "b"], object), "statistics": np.zeros((2, 3))}
-    ((name, columns, images, _),) = unpack_shards(pack_shard("0000/0001", columns, {}), 4)
-    assert name == "0000/0001" and columns["uri"].tolist() == ["a", "b"]
-    assert (images == pixels).all() and np.shares_memory(images, pixels)
 
 
 def test_the_seconds_of_a_stage_that_raised_count():

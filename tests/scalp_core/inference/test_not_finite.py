@@ -102,7 +102,7 @@ def test_a_graph_whose_scores_are_not_finite_is_refused():
 
 def test_a_bulk_report_warns_of_them(spec):
     summary = {
-        "rows": 9, "failed": 0, "rows_unaccounted": 0, "graded_again": 0, "by_reason": {"not_finite": 4},
+        "rows": 9, "failed": 0, "rows_unaccounted": 0, "by_reason": {"not_finite": 4},
         "by_grade": {"severe": 9},
     }  # fmt: skip
     (line,) = list_warnings(spec, summary, drift.measure_drift(None, summary["by_grade"], spec))

@@ -139,7 +139,6 @@ def test_report_begins_with_counts(report):
         ({"rows_unaccounted": 3}, "3 of 40 images are not accounted for exactly once; run"),
         ({"failed": 10, "by_error": {"empty": 4, "not_found": 6}},
          "25% of the images failed, most of them (6) because the file was listed but no longer exists"),
-        ({"graded_again": 2}, "2 images were graded again because results were lost; each"),
     ],
 )  # fmt: skip
 def test_warnings_are_at_the_top(report, changes, warning):

@@ -105,7 +105,7 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
         model_version, device, precision, runtime = "m", "cpu", "fp32", "openvino"
 
     assert ModelResponse.of(drawn, Runs, None).synthetic and not ModelResponse.of(spec, Runs, None).synthetic
-    summary = {"rows_unaccounted": 0, "rows": 1, "failed": 0, "by_reason": {}, "graded_again": 0}
+    summary = {"rows_unaccounted": 0, "rows": 1, "failed": 0, "by_reason": {}}
     calm = type("Drift", (), {"flag": False})
     assert results_report.list_warnings(drawn, summary, calm) == [f"the model was t{warning}"]
     assert results_report.list_warnings(spec, summary, calm) == []

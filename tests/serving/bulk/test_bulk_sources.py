@@ -148,4 +148,4 @@ def test_a_job_lists_nothing_that_lies_elsewhere(tmp_path):
     (tmp_path / "uris.csv").write_text("uri\n/etc/passwd\n")
     for source in (str(tmp_path), str(tmp_path / "uris.csv")):
         with pytest.raises(UserError, match="--no-tables"):
-            find_roots(source, tables=False)
+            find_roots([source], tables=False)
