@@ -81,8 +81,27 @@ def grade(
         bool,
         typer.Option("--no-tables", help="refuse tables and prepared data, which can name images anywhere"),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="count images, estimate time, requests and cost, and grade nothing"),
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="images per second, for --plan; default: that of the run in OUT"),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="price of all machines per hour, for --plan")
+    ] = None,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
+    *sources, out = sources_and_out
+    if not sources:
+        raise UserError(f"scalp grade {bundle} {out}: name OUT, the output directory, last")
+    if plan:
+        from jobs.grade.estimate import estimate
+
+        estimate(sources, out, rate, price, tables=not no_tables, links=not no_links)
+        return
     from jobs.cli.executors import make_grade_executor
 
     if local is None and models is not None:
@@ -94,9 +113,6 @@ def grade(
     from jobs.grade.planning import PoolOptions
     from scalp_core.storage import outputs
 
-    *sources, out = sources_and_out
-    if not sources:
-        raise UserError(f"scalp grade {bundle} {out}: name OUT, the output directory, last")
     try:
         outputs.check_claim(out, "grade")
     except UserError as error:
