@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
@@ -66,7 +65,6 @@ IN_COMPRESSED_TARS = (
 # 80 bits: the probability of a collision among a billion ids is below one in a million.
 ID_DIGITS = 20
 _NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
-_PARTITIONS = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
 _ROWS_A_FILE = 250_000
 _ROWS_A_GROUP = 25_000
 _FINGERPRINTED = ["sha256", "label", "split", "fold"]
@@ -245,10 +243,13 @@ def read_manifest(data: str) -> pa.Table:
     Raises:
         UserError: the manifest is missing, invalid or changed, or its splits share groups unexpectedly.
     """
+    import pyarrow.dataset as pads  # imports pandas, which is slow
+
     spec = read_spec(data)
     uri = storage.join(storage.absolute(data), MANIFEST_FOLDER)
+    partitions = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
     with storage.explain_errors(uri):
-        table = parquet.dataset(uri, partitioning=_PARTITIONS).to_table()
+        table = parquet.dataset(uri, partitioning=partitions).to_table()
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")

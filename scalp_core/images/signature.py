@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from scalp_core.images.codecs import read_picture
-from scalp_core.images.field_of_view import find_field
 from scalp_core.images.preprocess import upright
 
 SIDE = 32
@@ -52,6 +51,8 @@ def compute_signature(data: bytes) -> Signature:
     Raises:
         ImageError: the image cannot be decoded; see `codecs.read_picture`.
     """
+    from scalp_core.images.field_of_view import find_field  # imports SciPy, which is slow
+
     picture = read_picture(data, lambda _width, _height: (_READ, _READ))
     gray = Image.fromarray(upright(picture.pixels, picture.orientation)).convert("L")
     field = find_field(gray)
