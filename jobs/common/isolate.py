@@ -10,11 +10,10 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar, cast
 
 from scalp_core import storage
 from scalp_core.errors import IMAGE_CODES, ImageError, UserError
@@ -29,20 +28,21 @@ _log = logging.getLogger(__name__)
 class Isolation:
     """Spawned child process for calls that may crash; started by the first call, and again after a crash.
 
-    Functions, arguments and results are pickled. Threads may share it; calls run one at a time.
+    Functions, arguments and results are pickled. Threads may share it; calls run one at a time. The child
+    ends with this process, which holds the other end of its pipe.
     """
 
     def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
+        self._pipe: Connection | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Isolation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown()
-            self._pool = None
+        if self._pipe:
+            self._pipe.close()
+            self._pipe = None
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return `function(*arguments)`, computed in the child process.
@@ -52,14 +52,37 @@ class Isolation:
             Exception: The function raised it.
         """
         with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            pipe = self._pipe = self._pipe or _start_child()
             try:
-                return self._pool.submit(function, *arguments).result()
-            except BrokenProcessPool:
-                self._pool.shutdown()
-                self._pool = None
+                pipe.send((function, arguments))
+                result, error = pipe.recv()
+            except (EOFError, OSError):
+                self.__exit__()
                 raise ImageError("crashed", IMAGE_CODES["crashed"]) from None
+        if error:
+            raise error
+        return cast(T, result)
+
+
+def _start_child() -> Connection:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs,), daemon=True).start()
+    theirs.close()
+    return ours
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer calls until the other end of the pipe is closed."""
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((function(*arguments), None))
+        except Exception as error:
+            pipe.send((None, error))
 
 
 @contextmanager
