@@ -34,9 +34,6 @@ from scalp_core.results.progress import LISTING_FILE
 from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import open_duckdb
 
-# Groups of fewer shards are joined.
-_SMALL_GROUP = 4
-
 logger = logging.getLogger(__name__)
 
 
@@ -82,8 +79,6 @@ def list_sources(
     if any(map(scan.is_table, named)):
         # In a worker, to keep the driver's memory small.
         groups = executor.call(write_unique, folder, groups, shard_size)
-    else:
-        groups = _joined(folder, groups, shard_size)
     if not groups:
         raise SourceError(
             f"{', '.join(named)} contains no image ({', '.join(locations.IMAGE_SUFFIXES)}); check the path"
@@ -180,8 +175,10 @@ def select_images(
 
 def _list_by_tasks(roots: list[Root], folder: str, shard_size: int, executor: Executor) -> list[Listed]:
     groups: list[Listed] = []
+    # Without parallel tasks, one: each has a last shard that is smaller.
+    parts = split_roots(roots) if executor.uses_ray else [(0, roots)]
     with progress_bar("listing", None) as (progress, bar):
-        for listed in executor.map(partial(_list_part, folder, shard_size), split_roots(roots)):
+        for listed in executor.map(partial(_list_part, folder, shard_size), parts):
             groups += listed
             progress.update(bar, advance=sum(group.photographs for group in listed))
     return sorted(groups, key=lambda group: group.group)
@@ -192,21 +189,6 @@ def _list_part(folder: str, shard_size: int, part: tuple[int, list[Root]]) -> li
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         objects = chain.from_iterable(map(scan.list_root, roots))
         return list(write_groups(folder, shard_size, number, objects))
-
-
-def _joined(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
-    """Join small groups: folders with few images would make small shards.
-
-    There is at most one small group per listing task, so these rows fit into memory.
-    """
-    small = [group for group in groups if 0 < group.photographs < _SMALL_GROUP * shard_size]
-    if len(small) < 2:
-        return groups
-    rows = chain.from_iterable(read_listed_rows(folder, group) for group in small)
-    return [
-        *_write_groups(folder, "joined", shard_size, rows),
-        *(group for group in groups if group not in small),
-    ]
 
 
 def write_unique(folder: str, groups: list[Listed], shard_size: int) -> list[Listed]:
