@@ -55,7 +55,8 @@ def estimate(
             total.update(counted)
             progress.update(bar, advance=counted["images"])
     session = read_progress(out)
-    rate = rate or (session and session.photographs_per_second)
+    if rate is None and session:
+        rate = session.photographs_per_second
     done = session.done if session else 0
     hours = max(0, total["images"] - done) / rate / 3600 if rate else None
     found = {
