@@ -7,35 +7,35 @@ import pyarrow as pa
 
 from jobs.common.images import Columns, LoadImages, check_read, select_locations
 from jobs.common.ray_executor import make_dataset
-from scalp_core.images import statistics as image_statistics
+from scalp_core.images import gates
+from scalp_core.images.gates import Gates
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.images.statistics import Gates
 
 # More than enough for a covariance of twenty statistics.
 _MAX_TRAIN = 20_000
 _BATCH = 32
 
 
-def fit_gates(splits: dict[str, pa.Table], spec: Preprocess) -> Gates:
-    """Fit gates on the whole validation split and at most 20,000 images of the training split.
+def fit_gates(train: pa.Table, val: np.ndarray, spec: Preprocess) -> Gates:
+    """Fit gates on at most 20,000 images of the training split and the validation split.
 
     Args:
-        splits: Manifest rows of `train` and `val`.
+        train: Manifest rows of the training split.
+        val: Statistics of the images of the validation split, float (N, K).
         spec: Preprocessing of the model, because the statistics describe its input.
 
     Raises:
         UserError: An image is no longer readable.
     """
-    train = splits["train"]
     if train.num_rows > _MAX_TRAIN:
         chosen = np.random.default_rng(0).choice(train.num_rows, _MAX_TRAIN, replace=False)
         train = train.take(np.sort(chosen))
-    return image_statistics.fit_gates(_statistics(train, spec), _statistics(splits["val"], spec))
-
-
-def _statistics(rows: pa.Table, spec: Preprocess) -> np.ndarray:
-    dataset = make_dataset(select_locations(rows)).map_batches(_Measure(spec), batch_size=_BATCH)
-    return np.concatenate([batch["statistics"] for batch in dataset.iter_batches(batch_size=None)])
+    dataset = make_dataset(select_locations(train, "group")).map_batches(_Measure(spec), batch_size=_BATCH)
+    batches = list(dataset.iter_batches(batch_size=None))
+    statistics, groups = (
+        np.concatenate([batch[name] for batch in batches]) for name in ("statistics", "group")
+    )
+    return gates.fit_gates(statistics, val, groups.tolist())
 
 
 class _Measure:
@@ -47,4 +47,4 @@ class _Measure:
     def __call__(self, batch: Columns) -> Columns:
         loaded = self._load(batch)
         check_read(loaded)
-        return {"statistics": loaded["statistics"]}
+        return {"statistics": loaded["statistics"], "group": batch["group"]}

@@ -1,7 +1,6 @@
-"""Image statistics for quality and out-of-distribution gates: sharpness, light, color, texture.
+"""Image statistics for gates and drift: sharpness, light, color, texture.
 
-`measure` runs on every decoded image before grading. `fit_gates` runs once, at the end of training, and the
-bundle stores its result; `flag_images` and `unlikeness` apply it.
+`measure` runs on every decoded image before grading.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import math
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STATISTICS_VERSION: Literal[2] = 2
 """Incremented when `measure` changes, because gates fit only the version that they were fitted on."""
@@ -43,61 +41,6 @@ _SAMPLE = 45  # pixels per side of the sample for light and colors; more do not 
 _SCALES = (1, 4, 16)  # pixels per sum at full, half and quarter size
 _LEVELS = np.arange(256.0)
 _OF_LEVELS = np.stack([_LEVELS, _LEVELS**2, _LEVELS**3, _LEVELS < _DARK, _LEVELS > _BRIGHT])
-
-# Quantiles of the training split in `Profile.quantiles`.
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-# The limit is this factor above the 99 % quantile of known images, because unseen microscopes differ more
-# than known ones.
-_SHARE, _MARGIN = 0.99, 1.25
-# A statistic that was constant in training may vary elsewhere: the least scale of a statistic, in its unit,
-# and a term added to the variance of each combination of statistics, which is about 1.
-_MIN_SCALE, _MORE_VARIANCE = 0.02, 0.05
-# Quality limits are beyond the extremes of the training split by their distance to the median, at least this.
-_LAST, _MIN_LUMA_MARGIN, _MIN_SHARPNESS_MARGIN = 0.005, 0.1, 0.5
-
-BLURRED, TOO_DARK, TOO_BRIGHT, UNLIKE_TRAINING = "blurred", "too_dark", "too_bright", "unlike_training"
-
-
-class Profile(BaseModel):
-    """Distribution of one statistic over the training split, the reference for drift."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mean: float
-    std: float
-    quantiles: tuple[float, ...] = Field(description="quantiles 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99")
-
-
-class Gates(BaseModel):
-    """Limits on the statistics of an image: quality and out-of-distribution gates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    statistics_version: Literal[2] = Field(description="version of `measure` at the time of fitting")
-    photographs: int = Field(description="number of training images that were measured")
-    min_sharpness: float = Field(description="limit on `sharpness_1`; below it an image is blurred")
-    min_luma: float = Field(description="limit on `luma_mean`; below it an image is too dark")
-    max_luma: float = Field(description="limit on `luma_mean`; above it an image is too bright")
-    limit: float = Field(gt=0, description="Mahalanobis distance above which an image is out-of-distribution")
-    # Spelled as in bundles that exist.
-    centre: tuple[float, ...] = Field(description="median of each statistic")
-    scale: tuple[float, ...] = Field(description="robust standard deviation of each statistic")
-    precision: tuple[tuple[float, ...], ...] = Field(
-        description="inverse covariance of the scaled statistics"
-    )
-    profile: dict[str, Profile] = Field(
-        description="distribution of each statistic by name, in the order of the other fields"
-    )
-
-    @model_validator(mode="after")
-    def _are_of_these_statistics(self) -> Gates:
-        if tuple(self.profile) != STATISTICS:
-            raise ValueError("fitted on other statistics than this version of scalp measures")
-        count = len(STATISTICS)
-        if {len(self.centre), len(self.scale), len(self.precision), *map(len, self.precision)} != {count}:
-            raise ValueError(f"center, scale and precision must have {count} entries per side")
-        return self
 
 
 def measure(pixels: np.ndarray) -> np.ndarray:
@@ -142,85 +85,6 @@ def measure(pixels: np.ndarray) -> np.ndarray:
 def measure_all(images: np.ndarray) -> np.ndarray:
     """Measure images uint8 (N, size, size, 3); returns float32 (N, K)."""
     return np.array([measure(image) for image in images], np.float32).reshape(len(images), len(STATISTICS))
-
-
-def fit_gates(train: np.ndarray, val: np.ndarray) -> Gates:
-    """Fit the gates of a model on its training and validation images.
-
-    Args:
-        train: Statistics of training images, float (N, K).
-        val: Statistics of validation images, float (M, K), of other microscopes if split by microscope.
-
-    Raises:
-        ValueError: one of them is empty.
-    """
-    from sklearn.covariance import LedoitWolf  # takes a second to import, and grading does not need it
-
-    if not len(train) or not len(val):
-        raise ValueError("gates need images of the training and of the validation split")
-    train, val = (part[np.lexsort(part.T)].astype(np.float64) for part in (train, val))  # in a fixed order
-    low, center, high = np.quantile(train, (0.25, 0.5, 0.75), axis=0)
-    # The quartiles of a normal distribution are 1.349 standard deviations apart.
-    scale = np.maximum(np.maximum((high - low) / 1.349, train.std(axis=0) / 2), _MIN_SCALE)
-    covariance = LedoitWolf(assume_centered=True).fit((train - center) / scale).covariance_
-    precision = np.linalg.inv(covariance + _MORE_VARIANCE * np.eye(len(scale)))
-    usual = max(
-        np.quantile(_distance(part, center, scale, precision), _SHARE, method="higher")
-        for part in (train, val)
-    )
-    luma = train[:, STATISTICS.index("luma_mean")]
-    sharpness = train[:, STATISTICS.index("sharpness_1")]
-    return Gates(
-        statistics_version=STATISTICS_VERSION,
-        photographs=len(train),
-        min_sharpness=_beyond(sharpness, _LAST, _MIN_SHARPNESS_MARGIN),
-        min_luma=_beyond(luma, _LAST, _MIN_LUMA_MARGIN),
-        max_luma=_beyond(luma, 1 - _LAST, _MIN_LUMA_MARGIN),
-        limit=_MARGIN * float(usual),
-        centre=tuple(center.tolist()),
-        scale=tuple(scale.tolist()),
-        precision=tuple(map(tuple, precision.tolist())),
-        profile={name: _profile(train[:, index]) for index, name in enumerate(STATISTICS)},
-    )
-
-
-def unlikeness(statistics: np.ndarray, gates: Gates) -> np.ndarray:
-    """Mahalanobis distance from the training split, relative to the limit, float64 (N,).
-
-    Above 1 an image is out-of-distribution.
-    """
-    distance = _distance(statistics, *map(np.array, (gates.centre, gates.scale, gates.precision)))
-    # Rounded, because the last bits of a matrix product depend on its number of rows.
-    return np.round(distance / gates.limit, 6)
-
-
-def flag_images(statistics: np.ndarray, gates: Gates) -> dict[str, np.ndarray]:
-    """Flag images that are blurred, too dark, too bright or unlike the training split; bool (N,) by flag."""
-    luma = statistics[:, STATISTICS.index("luma_mean")]
-    return {
-        BLURRED: statistics[:, STATISTICS.index("sharpness_1")] < gates.min_sharpness,
-        TOO_DARK: luma < gates.min_luma,
-        TOO_BRIGHT: luma > gates.max_luma,
-        UNLIKE_TRAINING: unlikeness(statistics, gates) > 1,
-    }
-
-
-def _distance(
-    statistics: np.ndarray, center: np.ndarray, scale: np.ndarray, precision: np.ndarray
-) -> np.ndarray:
-    scaled = (statistics.astype(np.float64) - center) / scale
-    return np.sqrt(np.maximum(((scaled @ precision) * scaled).sum(axis=1), 0))
-
-
-def _beyond(values: np.ndarray, share: float, margin: float) -> float:
-    median, extreme = np.quantile(values, (0.5, share))
-    distance = max(abs(extreme - median), margin)
-    return float(extreme + distance if share > 0.5 else extreme - distance)
-
-
-def _profile(values: np.ndarray) -> Profile:
-    quantiles = tuple(np.quantile(values, QUANTILES).tolist())
-    return Profile(mean=float(values.mean()), std=float(values.std()), quantiles=quantiles)
 
 
 def _sampled(pixels: np.ndarray) -> np.ndarray:

@@ -14,24 +14,27 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.bundles.bundle import BundleSpec
-from scalp_core.images.statistics import QUANTILES, STATISTICS, STATISTICS_VERSION, Gates, Profile
+from scalp_core.images.gates import Gates
+from scalp_core.images.stability import (
+    QUANTILES,
+    SOME,
+    STRONG,
+    Profile,
+    expected_noise,
+    psi,
+    quantile_psi,
+)  # fmt: skip
+from scalp_core.images.statistics import STATISTICS, STATISTICS_VERSION
 
 Level = Literal["none", "some", "strong", "too_few"]
 
-SOME, STRONG = 0.1, 0.25
-"""Thresholds of the population stability index for some and strong drift. They are conventions of credit
-scoring, not a statistical test."""
-
-# By noise alone, n images like the m of training have a mean index over 8 bins of 7 (1/n + 1/m), here at most
-# 7 / 300. Of 100,000 simulated draws 0.02 % exceeded 0.1; for any of 19 statistics it is 0.4 %.
-MIN_PHOTOGRAPHS = 300
+# By noise alone, n images like the m of training have a mean index over 8 bins of 7 (1/n + 1/m), which is
+# subtracted before the index is compared with a threshold.
+MIN_PHOTOGRAPHS = 150
 """Smallest n m / (n + m), for n new images and m training images, that distinguishes drift from noise."""
 
-# Share assumed for an empty bin: half an image, but at least this. Otherwise one empty rare tail would flag a
-# million images.
-_MIN_SHARE = 1e-4
+_MAX_NOISE = len(QUANTILES) / MIN_PHOTOGRAPHS
 _NAMED = 4  # statistics named in the sentence
-_SHARES = np.array(QUANTILES)
 
 
 class Counts(BaseModel):
@@ -80,10 +83,12 @@ class StatisticDrift(BaseModel):
 
 
 class GradeDrift(BaseModel):
-    """Shares of the grades by name: predicted now, and labeled in the training split."""
+    """Shares of the grades by name: answered now, and answered on the images of the calibration."""
 
     shares: dict[str, float]
-    shares_at_training: dict[str, float]
+    shares_at_training: dict[str, float] = Field(
+        description="answered on the images of the calibration; of older bundles, labels of training"
+    )
     psi: float
     level: Level
 
@@ -145,13 +150,6 @@ def measure_drift(counts: Counts | None, by_grade: Mapping[str, int], spec: Bund
     )
 
 
-def psi(now: np.ndarray, expected: np.ndarray, photographs: int) -> float:
-    """Compute the population stability index of two rows of shares; empty bins count as half an image."""
-    least = max(_MIN_SHARE, 0.5 / max(photographs, 1))
-    now, expected = np.maximum(now, least), np.maximum(expected, _MIN_SHARE)
-    return float(((now - expected) * np.log(now / expected)).sum())
-
-
 def _counts(
     photographs: int, below: np.ndarray, up_to: np.ndarray, sums: np.ndarray, squares: np.ndarray
 ) -> Counts:
@@ -167,46 +165,50 @@ def _counts(
 def _statistic_drift(
     index: int, name: str, profile: Profile, counts: Counts, at_training: int
 ) -> StatisticDrift:
-    n = max(counts.photographs, 1)
-    # Many images may share one value, such as no dark pixels, and then quantiles fall inside this group. In
-    # training the group was on both sides of the quantile; divide it here as closely to that as possible.
-    cumulative = np.clip(_SHARES, np.divide(counts.below[index], n), np.divide(counts.up_to[index], n))
-    index_value = psi(_bin_shares(cumulative), _bin_shares(_SHARES), counts.photographs)
-    mean = counts.sums[index] / n
+    n = counts.photographs
+    index_value = quantile_psi(np.array(counts.below[index]), np.array(counts.up_to[index]), n)
+    mean = counts.sums[index] / max(n, 1)
     return StatisticDrift(
         name=name,
         mean=mean,
         mean_at_training=profile.mean,
         shift=(mean - profile.mean) / profile.std if profile.std else None,
         psi=index_value,
-        level=_level(index_value, counts.photographs, at_training),
+        level=_level(index_value, len(QUANTILES) + 1, n, at_training, profile.limit or 0.0),
     )
 
 
-def _bin_shares(cumulative: np.ndarray) -> np.ndarray:
-    """Convert cumulative shares (7,) to shares of the bins between quantiles (8,)."""
-    return np.diff(cumulative, prepend=0.0, append=1.0)
-
-
 def _grade_drift(by_grade: Mapping[str, int], spec: BundleSpec) -> GradeDrift:
-    now = np.array([by_grade.get(name, 0) for name in spec.grade_names])
-    trained = np.array(spec.training.grade_counts)
-    shares, expected = now / max(now.sum(), 1), trained / max(trained.sum(), 1)
+    now, reference = np.array([by_grade.get(name, 0) for name in spec.grade_names]), _answered_counts(spec)
+    shares, expected = now / max(now.sum(), 1), reference / max(reference.sum(), 1)
     index_value = psi(shares, expected, int(now.sum()))
     return GradeDrift(
         shares=dict(zip(spec.grade_names, shares.tolist(), strict=True)),
         shares_at_training=dict(zip(spec.grade_names, expected.tolist(), strict=True)),
         psi=index_value,
-        level=_level(index_value, int(now.sum()), int(trained.sum())),
+        level=_level(index_value, len(now), int(now.sum()), int(reference.sum())),
     )
 
 
-def _level(index_value: float, now: int, at_training: int) -> Level:
-    if now * at_training < MIN_PHOTOGRAPHS * (now + at_training) or not now:
+def _answered_counts(spec: BundleSpec) -> np.ndarray:
+    """Answered grades on the images of the calibration: a model may never answer a rare grade.
+
+    Bundles without a confusion matrix have the labels of the training split.
+    """
+    metrics = spec.metrics.get("calibration") or spec.metrics.get("val") or {}
+    if "confusion" in metrics:
+        return np.sum(metrics["confusion"], axis=0)
+    return np.array(spec.training.grade_counts)
+
+
+def _level(index_value: float, bins: int, now: int, reference: int, limit: float = 0.0) -> Level:
+    """Level of an index; `limit` is that of other microscopes of the same population."""
+    if not now or not reference or expected_noise(bins, now, reference) > _MAX_NOISE:
         return "too_few"
-    if index_value < SOME:
+    excess = index_value - expected_noise(bins, now, reference)
+    if excess < max(SOME, limit):
         return "none"
-    return "some" if index_value < STRONG else "strong"
+    return "some" if excess < max(STRONG, limit) else "strong"
 
 
 def _sentence(level: Level, statistics: list[StatisticDrift] | None, grades: GradeDrift, gates: bool) -> str:

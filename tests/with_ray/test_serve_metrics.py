@@ -17,6 +17,7 @@ import yaml
 
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
+from scalp_core.images import gates as image_gates
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import decode
 from serving import app
@@ -63,9 +64,7 @@ def known(bundle, tmp_path_factory) -> Path:
     small = loaded.spec.preprocess
     dark = [decode(jpeg(seed, (96, 96)), small).pixels // 3 for seed in range(60)]
     statistics = image_statistics.measure_all(dark)
-    gates = image_statistics.fit_gates(statistics[:40], statistics[40:]).model_copy(
-        update={"photographs": 50_000}
-    )
+    gates = image_gates.fit_gates(statistics[:40], statistics[40:]).model_copy(update={"photographs": 50_000})
     training = loaded.spec.training.model_copy(update={"grade_counts": [9000, 9000, 9000, 9000]})
     save_bundle(str(folder), loaded.spec.model_copy(update={"gates": gates, "training": training}), {})
     return folder

@@ -16,6 +16,7 @@ from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError
+from scalp_core.images import gates as image_gates
 from scalp_core.images import statistics as image_statistics
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.images.statistics import STATISTICS
@@ -82,7 +83,7 @@ def fitted(request):
         name: np.stack([image_statistics.measure(decode(data, spec).pixels) for data in contents])
         for name, contents in _files(sample).items()
     }
-    return image_statistics.fit_gates(statistics["train"], statistics["val"]), statistics
+    return image_gates.fit_gates(statistics["train"], statistics["val"]), statistics
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,7 @@ def gated(bundle, files, tmp_path_factory):
         for part in ("train", "val")
     )
     folder = shutil.copytree(bundle, tmp_path_factory.mktemp("gated") / "bundle")
-    save_bundle(
-        str(folder), loaded.spec.model_copy(update={"gates": image_statistics.fit_gates(train, val)}), {}
-    )
+    save_bundle(str(folder), loaded.spec.model_copy(update={"gates": image_gates.fit_gates(train, val)}), {})
     return load_bundle(str(folder))
 
 
@@ -107,8 +106,8 @@ def gated(bundle, files, tmp_path_factory):
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids=[*KINDS, "all kinds"])
 def test_what_is_no_sharp_scalp_is_told_from_microscopes_never_seen(fitted, kinds):
     gates, statistics = fitted
-    near = image_statistics.unlikeness(statistics["unseen"], gates)
-    far = image_statistics.unlikeness(np.concatenate([statistics[kind] for kind in kinds]), gates)
+    near = image_gates.unlikeness(statistics["unseen"], gates)
+    far = image_gates.unlikeness(np.concatenate([statistics[kind] for kind in kinds]), gates)
     assert roc_auc_score([0] * len(near) + [1] * len(far), [*near, *far]) >= 0.95
     assert np.mean(far > 1) >= 0.9  # and the limit lies between them
 
@@ -116,7 +115,7 @@ def test_what_is_no_sharp_scalp_is_told_from_microscopes_never_seen(fitted, kind
 def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
     gates, statistics = fitted
     assert len(statistics["unseen"]) >= 20
-    flagged = np.any(list(image_statistics.flag_images(statistics["unseen"], gates).values()), axis=0)
+    flagged = np.any(list(image_gates.flag_images(statistics["unseen"], gates).values()), axis=0)
     assert flagged.mean() <= 0.03
 
 
@@ -125,7 +124,7 @@ def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
 )
 def test_the_reason_is_named(fitted, kind, flag):
     gates, statistics = fitted
-    assert image_statistics.flag_images(statistics[kind], gates)[flag].mean() >= 0.9
+    assert image_gates.flag_images(statistics[kind], gates)[flag].mean() >= 0.9
 
 
 # --- measuring ---------------------------------------------------------------------------------------------
@@ -224,7 +223,7 @@ def test_a_bundle_with_gates_comes_back_as_it_was_saved(gated, files):
         image_statistics.measure_all(np.stack([decode(data, spec).pixels for data in reversed(files[part])]))
         for part in ("train", "val")
     )
-    assert gated.spec.gates == image_statistics.fit_gates(train, val)  # whatever the order of the photographs
+    assert gated.spec.gates == image_gates.fit_gates(train, val)  # whatever the order of the photographs
     luma = gated.spec.gates.profile["luma_mean"]
     assert luma.mean == pytest.approx(train[:, 0].mean(), abs=1e-6)
     assert luma.quantiles[3] == pytest.approx(np.median(train[:, 0]), abs=1e-6)
@@ -270,7 +269,7 @@ def test_gates_of_other_statistics_are_refused(gated, tmp_path):
         name: value for name, value in now.items() if name != "statistics_version"
     }  # it was not recorded
     for values in (before, now | {"statistics_version": 1}):
-        gates = image_statistics.Gates.model_construct(**values)
+        gates = image_gates.Gates.model_construct(**values)
         save_bundle(str(tmp_path), gated.spec.model_copy(update={"gates": gates}), {})
         with pytest.raises(UserError, match="gates of image statistics .* or train again"):
             load_bundle(str(tmp_path))
@@ -280,7 +279,7 @@ def test_gates_must_name_the_statistics_that_are_measured(gated):
     profile = dict(gated.spec.gates.profile)
     profile["another"] = profile.pop("saturation")
     with pytest.raises(ValueError, match="other statistics than this version"):
-        image_statistics.Gates.model_validate(gated.spec.gates.model_dump() | {"profile": profile})
+        image_gates.Gates.model_validate(gated.spec.gates.model_dump() | {"profile": profile})
 
 
 def test_every_reason_is_explained_on_the_page_and_in_the_docs():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Training
-from scalp_core.images import statistics as image_statistics
+from scalp_core.images import gates as image_gates
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.results.drift import MIN_PHOTOGRAPHS, Counts, count_statistics, measure_drift, psi
@@ -30,7 +30,7 @@ def draw(photographs: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def gates():
-    return image_statistics.fit_gates(draw(4000, 0), draw(1000, 1))
+    return image_gates.fit_gates(draw(4000, 0), draw(1000, 1))
 
 
 def spec(gates, grade_counts=(1000, 1000, 1000, 1000)):
@@ -132,8 +132,8 @@ def test_bins_are_those_between_the_quantiles(gates):
 
 
 def test_too_few_images_are_reported_and_not_flagged(gates):
-    black = np.zeros((MIN_PHOTOGRAPHS // 2, 19), np.float32)
-    found = measure_drift(count_statistics(black, gates), {"severe": 150}, spec(gates))
+    black = np.zeros((MIN_PHOTOGRAPHS // 3, 19), np.float32)
+    found = measure_drift(count_statistics(black, gates), {"severe": 50}, spec(gates))
     assert {each.level for each in found.statistics} == {"too_few"}
     assert (found.level, found.flag) == ("too_few", False)
     assert found.sentence.startswith("too few images")
@@ -142,7 +142,7 @@ def test_too_few_images_are_reported_and_not_flagged(gates):
 
 
 def test_few_training_images_are_too_few(gates):
-    few = gates.model_copy(update={"photographs": 200})
+    few = gates.model_copy(update={"photographs": 100})
     found = measure_drift(count_statistics(draw(5000, 7), few), EVEN, spec(few))
     assert {each.level for each in found.statistics} == {"too_few"}
 
@@ -154,6 +154,48 @@ def test_another_grade_mix_is_flagged_by_that_name(gates):
     assert found.grades.shares["good"] == pytest.approx(0.95)
     assert found.sentence.startswith("DRIFT: the grade mix differs strongly")
     assert measure_drift(None, {"good": 800, "mild": 900}, spec(gates, (800, 900, 0, 0))).level == "none"
+
+
+def test_the_grade_mix_is_compared_with_answers_and_not_with_labels():
+    """A model may never answer a rare grade: its answers then differ from the labels without any drift."""
+    answered = {"good": 0, "mild": 2000, "moderate": 2200, "severe": 800}
+    labeled = spec(None, (210, 1740, 2155, 895))
+    assert measure_drift(None, answered, labeled).grades.level == "strong"  # an older bundle, without metrics
+    confusion = [[0, 53, 0, 0], [0, 443, 0, 0], [0, 0, 549, 0], [0, 0, 20, 208]]
+    known = labeled.model_copy(update={"metrics": {"val": {"confusion": confusion}}})
+    found = measure_drift(None, answered, known).grades
+    assert (found.level, found.shares_at_training["good"]) == ("none", 0)
+
+
+def clustered(rng: np.random.Generator, microscopes: int, each: int, share: float) -> np.ndarray:
+    """Statistics of which microscopes have a share of the variance, float (microscopes * each, 19)."""
+    offsets = np.repeat(rng.normal(size=(microscopes, 19)), each, axis=0)
+    noise = rng.normal(size=(microscopes * each, 19))
+    return (np.sqrt(share) * offsets + np.sqrt(1 - share) * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_new_microscopes_of_the_population_are_seldom_flagged_and_changed_images_are(share):
+    """Independent images were assumed: a single new microscope was flagged in 100 % of the draws."""
+    rng, flags, changed = np.random.default_rng(7), [], []
+    groups = np.repeat(np.arange(50), 60)
+    for _ in range(2):
+        train = clustered(rng, 50, 60, share)
+        fitted = image_gates.fit_gates(train, clustered(rng, 8, 100, share), groups.tolist())
+        assert fitted.profile["saturation"].limit > 0
+        for microscopes, each in ((1, 400), (3, 400), (10, 100)) * 10:
+            new = clustered(rng, microscopes, each, share)
+            flags.append(measure_drift(count_statistics(new, fitted), EVEN, spec(fitted)).flag)
+            new[:, LUMA] += 4
+            changed.append(measure_drift(count_statistics(new, fitted), EVEN, spec(fitted)).flag)
+    assert np.mean(flags) <= 0.1
+    assert np.mean(changed) == 1
+
+
+def test_groups_of_a_few_images_give_no_limit():
+    train = draw(2000, 9)
+    fitted = image_gates.fit_gates(train, train, np.repeat(np.arange(200), 10).tolist())
+    assert {profile.limit for profile in fitted.profile.values()} == {None}
 
 
 def test_without_gates_only_the_grade_mix_is_compared():

@@ -19,7 +19,7 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
-from scalp_core.images import statistics as image_statistics
+from scalp_core.images import gates as image_gates
 from scalp_core.inference import overlay
 from scalp_core.results.drift import count_statistics
 from scalp_core.results.report import chart_rates
@@ -86,7 +86,7 @@ def ungated(bundle):
 @pytest.fixture(scope="module")
 def gated(ungated):
     """The bundle with gates, and equally many training images per grade."""
-    gates = image_statistics.fit_gates(draw(4000, 0), draw(1000, 1))
+    gates = image_gates.fit_gates(draw(4000, 0), draw(1000, 1))
     training = ungated.spec.training.model_copy(update={"grade_counts": [1000] * 4})
     return Bundle(ungated.spec.model_copy(update={"gates": gates, "training": training}), ungated.uri)
 

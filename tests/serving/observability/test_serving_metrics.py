@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from scalp_core.images import statistics as image_statistics
+from scalp_core.images import gates as image_gates
 from scalp_core.inference.decision import Grading
 from scalp_core.results import drift
 from serving.admission.limits import MAX_BODY_BYTES, Load
@@ -24,7 +24,7 @@ from tests.scalp_core.results.test_drift import LUMA, draw, spec
 
 @pytest.fixture(scope="module")
 def contract():
-    return spec(image_statistics.fit_gates(draw(4000, 0), draw(1000, 1)))
+    return spec(image_gates.fit_gates(draw(4000, 0), draw(1000, 1)))
 
 
 def gradings(grades) -> list[Grading]:
