@@ -1,4 +1,4 @@
-"""`scalp bench`: measure the engine and a running endpoint.
+"""`scalp bench`: measure the engine, a running endpoint, and the promises of decisions.
 
 Comparisons with other frameworks are in a checkout: `python -m tests.benchmarks`.
 """
@@ -87,6 +87,19 @@ def bench_serve(
 
     key = key_file.read_text().strip() if key_file else None
     verb(check_out(out, KIND), ServeOptions(url, photographs, clients, rate, seconds), key)
+
+
+@bench.command("decisions", epilog="Example: scalp bench decisions --draws 20")
+def bench_decisions(
+    out: BenchOutOption = "runs/bench/decisions",
+    draws: Annotated[int, typer.Option(min=1, help="draws of microscopes per simulated grader")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0,
+) -> None:
+    """Measure how often grade sets and referral keep their promises, on simulated graders."""
+    from jobs.bench.decisions import KIND
+    from jobs.bench.decisions import bench_decisions as verb
+
+    verb(check_out(out, KIND), draws, seed)
 
 
 def _moved(context: typer.Context) -> None:

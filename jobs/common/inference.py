@@ -166,7 +166,7 @@ class AddLogits:
             passes.append(self._predictor.logits(turned))
             seconds.append(time.perf_counter() - started)
         return {
-            "logits": calibration.mean_logits(np.stack(passes), self._predictor.spec.temperature),
+            "logits": calibration.mean_logits(np.stack(passes), self._predictor.spec),
             "plain_logits": passes[0],  # symmetry 0 is the identity
             "seconds": np.array(sum(seconds) / len(images)),
             "plain_seconds": np.array(seconds[0] / len(images)),

@@ -20,7 +20,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
-from scalp_core.evaluation import bootstrap, figures, metrics, subgroups
+from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import Grading, make_gradings
@@ -79,20 +79,22 @@ def collect_columns(
     return {name: values[order] for name, values in columns.items()}, computation
 
 
-def collect_logits(bundle: Bundle, rows: pa.Table, options: ModelOptions) -> tuple[np.ndarray, Computation]:
-    """Compute the logits, float32 (N, 4), of the rows of a manifest in their order.
+def collect_finite_columns(
+    bundle: Bundle, rows: pa.Table, options: ModelOptions, executor: Executor | None = None
+) -> tuple[Columns, Computation]:
+    """Run inference for the rows of a manifest, as `collect_columns`, to fit a decision on them.
 
     Raises:
         UserError: As in `collect_columns`, or a logit is not finite, so that calibration is impossible.
     """
-    columns, computation = collect_columns(bundle, rows, options)
-    logits = columns["logits"]
-    if bad := int((~calibration.finite_rows(logits)).sum()):
+    columns, computation = collect_columns(bundle, rows, options, executor)
+    finite = calibration.finite_rows(columns["logits"])
+    if not finite.all():
         raise UserError(
-            f"{bundle.spec.name} gives logits that are not finite for {bad} of {len(logits)} images; train "
-            "again with a smaller learning_rate, or check the machine"
+            f"{bundle.spec.name} gives logits that are not finite for {(~finite).sum()} of {len(finite)} "
+            "images; train again with a smaller learning_rate, or check the machine"
         )
-    return logits, computation
+    return columns, computation
 
 
 def evaluate(
@@ -193,6 +195,8 @@ def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
     """Compare the data hashes of the bundle and the evaluation, and warn if training used the split."""
     same = spec.training.data_sha256 == data.sha256
     warning = None
+    if spec.calibrated_on and spec.calibrated_on.data_sha256 == data.sha256:
+        warning = "SEEN IN CALIBRATION: scalp calibrate used these data; metrics may be too optimistic"
     if same and split == "train":
         warning = "SEEN IN TRAINING: the model was trained on this split; metrics are too optimistic"
     elif same and split == "val":
@@ -221,7 +225,10 @@ def _compute_metrics(
     grades = probs.argmax(axis=1)
     refer = np.array([answer.refer for answer in answers])
     sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
-    grade_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage)
+    grade_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage) | {
+        "fitted_groups": spec.conformal.groups,
+        "fitted_groups_by_grade": spec.conformal.grade_groups,
+    }
     extra = {
         "coverage": subgroups.is_in_set(labels, sets).astype(float),
         "referred": refer.astype(float),
@@ -245,6 +252,11 @@ def _compute_metrics(
         "referred": float(refer.mean()),
         "not_finite": int((~finite).sum()),
         "risk_coverage": subgroups.measure_risk_coverage(labels, probs, refer),
+        "targets": [
+            {"kind": target.kind, "limit": target.limit}
+            | {"share": targets.measure_share(target.kind, labels, grades, refer)}
+            for target in spec.referral.targets or ()
+        ],
         "calibration": subgroups.measure_calibration(labels, probs, before),
         "slices": subgroups.score_slices(labels, grades, groups, slice_columns),
         "tta": _compare_tta(labels, columns, spec) if tta else None,
@@ -254,7 +266,7 @@ def _compute_metrics(
 def _compare_tta(labels: np.ndarray, columns: Columns, spec: BundleSpec) -> dict[str, Any]:
     """Compare test-time augmentation with a single pass; rates are of forward passes, without reading."""
     finite = calibration.finite_rows(columns["plain_logits"])
-    plain = calibration.probabilities(columns["plain_logits"], spec.temperature)
+    plain = calibration.calibrated(columns["plain_logits"], spec)
     plain = subgroups.penalize_not_finite(labels, plain, finite)
     return {
         "passes": len(tta_symmetries(spec.preprocess)),
@@ -324,12 +336,17 @@ def _further_metrics(summary: dict[str, Any]) -> dict[str, str]:
     by_grade = zip(GRADE_NAMES, grade_sets["by_grade"], strict=True)
     rows = {
         "grade sets with the label": f"{grade_sets['coverage']:.3f} {_bounds(bounds['coverage'])}, "
-        f"promised {grade_sets['promised']:.2f}",
+        f"promised {grade_sets['promised']:.3f}"
+        + (f", fitted on {grade_sets['fitted_groups']} groups" if grade_sets["fitted_groups"] else ""),
         "  by grade": ", ".join(f"{name} {_number(of_grade['coverage'])}" for name, of_grade in by_grade),
         "  mean size": f"{grade_sets['mean_set_size']:.2f}",
         "referred to a person": f"{summary['referred']:.1%}",
         "  wrong among the others": f"{_number(point['error'])} "
         f"(of all {1 - summary['metrics']['top1']:.3f})",
+        **{
+            f"  {target['kind']}, target {target['limit']:.4g}": _number(target["share"])
+            for target in summary["targets"]
+        },
         "area under the risk-coverage curve": f"{curve['aurc']:.3f}, in grades {curve['aurc_mae']:.3f}",
         "ECE before temperature": subgroups.ece_line(calibrated, "before"),
         "ECE after temperature": subgroups.ece_line(calibrated, "after"),

@@ -111,10 +111,11 @@ def fingerprint_answers(
 ) -> dict[str, str]:
     """Fingerprints, by name, of the parts of a bundle that affect its answers."""
     names = {
-        "weights_sha256", "architecture", "head", "grade_names", "preprocess", "temperature", "conformal",
-        "referral", "gates",
+        "weights_sha256", "architecture", "head", "grade_names", "preprocess", "temperature", "bias",
+        "conformal", "referral", "gates",
     }  # fmt: skip
-    content = spec.model_dump(mode="json", include=names)
+    # Without None, so that fields that a run's version did not have do not change the fingerprints.
+    content = {"gates": None} | spec.model_dump(mode="json", include=names, exclude_none=True)
     part = needed_part(device, precision, runtime)
     if part != "weights" and (graph := spec.graphs.get(part)):
         content[f"{part} graph"] = [graph.xml_sha256, graph.weights_sha256]

@@ -37,7 +37,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import noninferiority, subgroups
 from scalp_core.evaluation.noninferiority import MAX_DROP, Answers, Comparison
-from scalp_core.inference import calibration, openvino_runtime
+from scalp_core.inference import calibration, conformal, openvino_runtime
 from scalp_core.inference.openvino_runtime import OpenVinoRuntime
 from scalp_core.storage import lease, outputs
 from scalp_core.storage.outputs import Output
@@ -52,7 +52,7 @@ _CONFIDENCE = 1 - (1 - noninferiority.CONFIDENCE) / 2
 def quantize(bundle: str, data: str, seed: int = 0, max_drop: float = MAX_DROP) -> dict[str, Any]:
     """Quantize a bundle to int8 with images of the training split, and measure it on the validation split.
 
-    int8 uses temperature and quantile of the bundle, so coverage is measured with them.
+    int8 uses calibration and grade sets of the bundle, so coverage is measured with them.
 
     Args:
         bundle: Directory of the bundle; the graph is written into it.
@@ -210,8 +210,8 @@ def _measure(
 
 
 def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answers:
-    probs = calibration.probabilities(logits, spec.temperature)
-    sets = [calibration.grade_set(row, spec.conformal.quantile) for row in probs]
+    probs = calibration.calibrated(logits, spec)
+    sets = conformal.grade_sets(probs, spec.conformal)
     return Answers(probs.argmax(axis=1), subgroups.is_in_set(labels, sets))
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 from ray.train import Result
 
 from jobs.common import provenance
-from jobs.common.console import now
+from jobs.common.console import console, now
 from jobs.common.graphs import few_batches, with_float_graph
 from jobs.common.inference import ModelOptions
-from jobs.evaluate.driver import collect_logits
+from jobs.evaluate.driver import collect_finite_columns
 from jobs.train.gates import fit_gates
 from jobs.train.initial_state import InitialState, draft_spec
 from jobs.train.worker import HISTORY_FILE
@@ -24,15 +24,16 @@ from scalp_core.bundles.bundle import (
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
-    Conformal,
     Training,
     save_bundle,
 )  # fmt: skip
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures, subgroups
+from scalp_core.evaluation.targets import parse_targets
 from scalp_core.grades import NUM_GRADES
 from scalp_core.inference import calibration
+from scalp_core.inference.fitting import fit_decision
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
 
@@ -68,8 +69,9 @@ def make_bundle(
     bundle = with_float_graph(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )
-    bundle_spec = _calibrate(bundle, splits["val"], ModelOptions(device=device))
-    bundle_spec = bundle_spec.model_copy(update={"gates": fit_gates(splits, spec)})
+    bundle_spec = _fit_decision(bundle, recipe, splits, ModelOptions(device=device))
+    for target in bundle_spec.referral.targets or ():
+        console.print(str(target))
     figure = figures.plot_curves(
         history, best["epoch"], "LEAKY SPLIT: metrics are too optimistic" * data.split.leaky
     )
@@ -89,6 +91,9 @@ def make_bundle(
         "best_epoch": best["epoch"],
         "validation": bundle_spec.metrics["val"],
         "temperature": bundle_spec.temperature,
+        "bias": list(bundle_spec.bias or ()),
+        "conformal": bundle_spec.conformal.model_dump(mode="json"),
+        "referral": bundle_spec.referral.model_dump(mode="json"),
         "history": history,
         "machine": provenance.machine(),
         "versions": bundle_spec.versions,
@@ -102,26 +107,29 @@ def _history(result: Result) -> list[dict[str, Any]]:
         return json.loads(Path(folder, HISTORY_FILE).read_text())
 
 
-def _calibrate(bundle: Bundle, val: pa.Table, options: ModelOptions) -> BundleSpec:
-    spec = bundle.spec
-    labels = np.array(val["label"].to_pylist())
-    logits, computation = collect_logits(bundle, val, options)
-    temperature = calibration.fit_temperature(logits, labels)
-    probs = calibration.probabilities(logits, temperature)
-    quantile = calibration.conformal_quantile(probs, labels, spec.conformal.coverage)
-    return spec.model_copy(
-        update={
-            "temperature": temperature,
-            "conformal": Conformal(coverage=spec.conformal.coverage, quantile=quantile),
-            "metrics": {
-                "val": {"computed_by": computation.computed_by}
-                | subgroups.validation_metrics(
-                    labels,
-                    calibration.probabilities(logits, 1.0),
-                    probs,
-                    val["group"].to_pylist(),
-                    {name: val[name].to_pylist() for name in ("position", "sex", "age")},
-                )
-            },
-        }
+def _fit_decision(
+    bundle: Bundle, recipe: Recipe, splits: dict[str, pa.Table], options: ModelOptions
+) -> BundleSpec:
+    """Fit gates, calibration, grade sets and referral rule on the validation split, and add its metrics."""
+    val = splits["val"]
+    labels, groups = np.array(val["label"].to_pylist()), val["group"].to_pylist()
+    columns, computation = collect_finite_columns(bundle, val, options)
+    gates = fit_gates(splits["train"], columns["statistics"], bundle.spec.preprocess)
+    spec = fit_decision(
+        bundle.spec.model_copy(update={"gates": gates}),
+        columns["logits"],
+        columns["statistics"],
+        labels,
+        groups,
+        coverage=recipe.coverage,
+        targets=parse_targets(recipe.referral),
+        prior_moved=recipe.moves_prior,
     )
+    metrics = subgroups.validation_metrics(
+        labels,
+        calibration.probabilities(columns["logits"], 1.0),
+        calibration.calibrated(columns["logits"], spec),
+        groups,
+        {name: val[name].to_pylist() for name in ("position", "sex", "age")},
+    )
+    return spec.model_copy(update={"metrics": {"val": {"computed_by": computation.computed_by} | metrics}})

@@ -186,7 +186,7 @@ def draft_spec(
         head=recipe.head,
         preprocess=spec,
         temperature=1.0,
-        conformal=Conformal(coverage=recipe.coverage, quantile=1.0),
+        conformal=Conformal(coverage=recipe.coverage),
         training=training,
         metrics={},
         versions=provenance.versions(),

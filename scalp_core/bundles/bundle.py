@@ -24,9 +24,11 @@ from scalp_core import storage
 from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
+from scalp_core.evaluation.targets import Target
 from scalp_core.grades import GRADE_NAMES
+from scalp_core.images.gates import Gates
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.images.statistics import STATISTICS_VERSION, Gates
+from scalp_core.images.statistics import STATISTICS_VERSION
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import: at run time only where weights are read or written
@@ -52,8 +54,21 @@ class Conformal(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    coverage: float = Field(description="promised share of grade sets that contain the true grade")
-    quantile: float = Field(description="largest score that a set includes, fitted on validation")
+    coverage: float = Field(
+        description="promised share of grade sets that contain the true grade, for each true grade"
+    )
+    quantile: float | None = Field(
+        None, description="largest score that a set includes; of older bundles, without thresholds"
+    )
+    thresholds: tuple[float, ...] | None = Field(
+        None, description="least conformity of each grade in a set (`inference.conformal`)"
+    )
+    groups: int | None = Field(
+        None, description="groups (microscopes or sessions) of the images that the thresholds were fitted on"
+    )
+    grade_groups: tuple[int, ...] | None = Field(
+        None, description="groups with images of each grade; 0: too few to promise coverage for this grade"
+    )
 
 
 class Referral(BaseModel):
@@ -62,7 +77,27 @@ class Referral(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_set_size: int = Field(1, description="refer when the grade set is larger than this")
-    min_confidence: float = Field(0.5, description="refer below this probability of the likeliest grade")
+    min_confidence: float = Field(
+        0.5, description="refer below this probability of the likeliest grade; above 1: refer each image"
+    )
+    max_tail: float | None = Field(
+        None,
+        description="refer images graded good or mild above this probability of moderate or worse; None: no",
+    )
+    targets: tuple[Target, ...] | None = Field(
+        None, description="targets that the thresholds were fitted to; None: thresholds without a target"
+    )
+
+
+class LocalCalibration(BaseModel):
+    """Images that `scalp calibrate` fitted a bundle to, after its training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_version: str = Field(description="version of the bundle before")
+    data_sha256: str = Field(description="hash of the manifest")
+    images: int
+    groups: int = Field(description="groups of the images: microscopes or sessions")
 
 
 class GraphRecord(BaseModel):
@@ -134,13 +169,21 @@ class BundleSpec(BaseModel):
     )
     preprocess: Preprocess
     temperature: float = Field(description="divisor of the logits, fitted on validation")
+    bias: tuple[float, ...] | None = Field(
+        None, description="added per grade to the divided logits; None: zeros"
+    )
     conformal: Conformal
     referral: Referral = Referral()
     gates: Gates | None = Field(
         None, description="limits for out-of-distribution images; None in older bundles"
     )
     training: Training
-    metrics: dict[str, Any] = Field(description="metrics per split; at least those of val")
+    calibrated_on: LocalCalibration | None = Field(
+        None, description="images of `scalp calibrate`; None: calibrated on the validation split"
+    )
+    metrics: dict[str, Any] = Field(
+        description="metrics per split; at least those of val; of scalp calibrate: calibration"
+    )
     versions: dict[str, str] = Field(description="library versions of the training")
     git_revision: str | None = Field(description="git revision of scalp; None outside a checkout")
     weights_sha256: str

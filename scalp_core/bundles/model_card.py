@@ -49,6 +49,11 @@ def render_model_card(spec: BundleSpec) -> str:
         warnings=[warning for warning in (spec.warning, split and split.warning) if warning],
         unseen_devices=split and split.method == "group" and "device" in split.keys,
         slices=[(column, row) for column, rows in val.get("slices", {}).items() for row in rows],
+        unpromised=[
+            name
+            for name, groups in zip(spec.grade_names, spec.conformal.grade_groups or (), strict=False)
+            if not groups
+        ],
         leaks=[f"{key.replace('_', '-')} {count}" for key, count in split.leaking_pairs.items()]
         if split
         else [],

@@ -1,25 +1,62 @@
-"""Calibration: temperature scaling of logits, and conformal grade sets with a promised coverage."""
+"""Calibration of logits by a temperature, and by a bias per grade if training moved the prior."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from scalp_core.bundles.bundle import BundleSpec
+
+# Bounded: with a few images, all graded right, the temperature would go to zero.
+_TEMPERATURES = (0.25, 8.0)
+# Standard deviation of the normal prior of a bias: a grade without images keeps a finite one. With a hundred
+# images the prior has no visible effect.
+_BIAS_STD = 2.0
+
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Fit the temperature that minimizes log loss on validation data (Guo et al. 2017).
+    """Fit the temperature that minimizes log loss on labeled images (Guo et al. 2017).
 
     Args:
         logits: float (N, 4).
         labels: int (N,), true grades.
     """
     from scipy.optimize import minimize_scalar  # takes 0.5 s to import, and grading does not need it
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    found = minimize_scalar(
+        lambda log_t: _log_loss(logits / np.exp(log_t), labels), bounds=bounds, method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def fit_temperature_and_bias(logits: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """Fit a temperature and one bias per grade, for other shares of the grades than in training.
+
+    Bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020): a loss or sampling that moves
+    the prior adds the logarithm of the ratio of the priors to the logits, and a temperature cannot undo it.
+
+    Args:
+        logits: float (N, 4).
+        labels: int (N,), true grades.
+
+    Returns:
+        The temperature, and biases with the mean 0, to be added to the divided logits.
+    """
+    from scipy.optimize import minimize
+
+    def loss(values: np.ndarray) -> float:
+        prior = (values[1:] ** 2).sum() / (2 * _BIAS_STD**2 * len(labels))
+        return _log_loss(logits / np.exp(values[0]) + values[1:], labels) + prior
+
+    bounds = [tuple(np.log(_TEMPERATURES)), *[(None, None)] * logits.shape[1]]
+    found = minimize(loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B", bounds=bounds).x
+    return float(np.exp(found[0])), tuple((found[1:] - found[1:].mean()).tolist())
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
-    def log_loss(log_t: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
-
-    # Bounded: with a few images, all graded right, the temperature would go to zero.
-    return float(np.exp(minimize_scalar(log_loss, bounds=(np.log(0.25), np.log(8)), method="bounded").x))
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def finite_rows(logits: np.ndarray) -> np.ndarray:
@@ -27,76 +64,36 @@ def finite_rows(logits: np.ndarray) -> np.ndarray:
     return np.isfinite(logits).all(axis=1)
 
 
-def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Compute calibrated probabilities, float64 (N, 4); uniform where a logit is not finite."""
-    scaled = np.where(finite_rows(logits)[:, None], logits, 0).astype(np.float64) / temperature
+def calibrated(logits: np.ndarray, spec: BundleSpec) -> np.ndarray:
+    """Compute the calibrated probabilities of a bundle, as `probabilities`."""
+    return probabilities(logits, spec.temperature, spec.bias)
+
+
+def probabilities(
+    logits: np.ndarray, temperature: float, bias: tuple[float, ...] | None = None
+) -> np.ndarray:
+    """Compute probabilities, float64 (N, 4); uniform where a logit is not finite."""
+    finite = finite_rows(logits)[:, None]
+    scaled = np.where(finite, logits, 0).astype(np.float64) / temperature
+    if bias is not None:
+        scaled += np.where(finite, bias, 0)
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def _growth(probs: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Order the grades in which a contiguous set grows around the likeliest grade.
-
-    Returns:
-        The grades in that order, and their scores: the probability mass of the set before each grade.
-    """
-    low = high = int(np.argmax(probs))
-    order = [low]
-    while len(order) < len(probs):
-        below = probs[low - 1] if low > 0 else -1.0
-        above = probs[high + 1] if high + 1 < len(probs) else -1.0
-        if below > above:
-            low -= 1
-            order.append(low)
-        else:
-            high += 1
-            order.append(high)
-    return order, np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
-
-
-def conformal_quantile(probs: np.ndarray, labels: np.ndarray, coverage: float) -> float:
-    """Compute the conformal quantile, the largest score in sets with at least this coverage.
-
-    Split conformal prediction with contiguous sets (ordinal APS). The likeliest grade has score 0 and is
-    always in the set, so if top-1 accuracy is above `coverage`, so is the coverage of the sets.
-
-    Args:
-        probs: float (N, 4), calibrated.
-        labels: int (N,), true grades.
-        coverage: Promised share of sets that contain the true grade.
-    """
-    scores = np.empty(len(labels))
-    for row, label in enumerate(labels):
-        order, score = _growth(probs[row])
-        scores[row] = score[order.index(int(label))]
-    rank = int(np.ceil((len(labels) + 1) * coverage))
-    return 1.0 if rank > len(labels) else float(np.sort(scores)[rank - 1])
-
-
-def grade_set(probs: np.ndarray, quantile: float) -> list[int]:
-    """Return the conformal grade set: contiguous grades around the likeliest one; at least that one.
-
-    Args:
-        probs: float (4,), calibrated.
-        quantile: Largest score in the set, from `conformal_quantile`.
-    """
-    order, score = _growth(probs)
-    # The tolerance includes a score that equals the quantile except for rounding.
-    count = int(np.searchsorted(score, quantile + 1e-9, side="right"))
-    return sorted(order[:count])
-
-
-def mean_logits(logits: np.ndarray, temperature: float) -> np.ndarray:
+def mean_logits(logits: np.ndarray, spec: BundleSpec) -> np.ndarray:
     """Average passes: return logits whose calibrated probabilities are the mean of those of all passes.
 
     Args:
         logits: float (K, N, 4), from K passes over the same images.
-        temperature: Temperature of the bundle, which will divide the result again.
+        spec: Contract of the bundle, whose calibration will be applied to the result.
 
     Returns:
         float32 (N, 4).
     """
     from scipy.special import log_softmax, logsumexp
 
-    log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
-    return (temperature * (logsumexp(log_probs, axis=0) - np.log(len(logits)))).astype(np.float32)
+    bias = np.zeros(logits.shape[2]) if spec.bias is None else np.array(spec.bias)
+    log_probs = log_softmax(logits.astype(np.float64) / spec.temperature + bias, axis=2)
+    mean = logsumexp(log_probs, axis=0) - np.log(len(logits))
+    return (spec.temperature * (mean - bias)).astype(np.float32)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalp_core.bundles.bundle import BundleSpec
-from scalp_core.images import statistics as image_statistics
-from scalp_core.inference import calibration
+from scalp_core.grades import NUM_GRADES
+from scalp_core.images import gates as image_gates
+from scalp_core.inference import calibration, conformal, referral
 
 NOT_FINITE = "not_finite"
 
@@ -16,10 +17,11 @@ REASONS = {
     NOT_FINITE: "the model's scores are not finite numbers, so grade and probabilities mean nothing",
     "ambiguous_grade": "the grade set contains more grades than the bundle allows",
     "low_confidence": "the likeliest grade is less probable than the bundle requires",
-    image_statistics.BLURRED: "far fewer edges than any image of the training split",
-    image_statistics.TOO_DARK: "far darker than any image of the training split",
-    image_statistics.TOO_BRIGHT: "far brighter than any image of the training split",
-    image_statistics.UNLIKE_TRAINING: ("not like the images of the training split; its grade means nothing"),
+    "possibly_severe": "graded good or mild, but moderate or severe is more probable than the bundle allows",
+    image_gates.BLURRED: "far fewer edges than any image of the training split",
+    image_gates.TOO_DARK: "far darker than any image of the training split",
+    image_gates.TOO_BRIGHT: "far brighter than any image of the training split",
+    image_gates.UNLIKE_TRAINING: ("not like the images of the training split; its grade means nothing"),
 }
 """Reasons to refer an image to a person, in the order of answers."""
 
@@ -49,40 +51,33 @@ def make_gradings(logits: np.ndarray, statistics: np.ndarray, spec: BundleSpec) 
         logits: float (N, 4).
         statistics: float (N, K) from `images.statistics.measure`; bundles without gates ignore them.
     """
-    probs = calibration.probabilities(logits, spec.temperature)
+    probs = calibration.calibrated(logits, spec)
     finite = calibration.finite_rows(logits)
+    grades = np.where(finite, probs.argmax(axis=1), NUM_GRADES - 1).tolist()
+    sets = conformal.grade_sets(probs, spec.conformal)
+    sizes = np.array([len(grade_set) for grade_set in sets])
+    possibly_severe = referral.is_possibly_severe(probs, spec.referral.max_tail)
+    flags = {
+        NOT_FINITE: ~finite,
+        "ambiguous_grade": finite & (sizes > spec.referral.max_set_size),
+        "low_confidence": finite & (probs.max(axis=1) < spec.referral.min_confidence),
+        "possibly_severe": finite & possibly_severe,
+    }
     distances: list[float | None] = [None] * len(probs)
-    flags: dict[str, np.ndarray] = {}
     if spec.gates is not None:
-        distances = image_statistics.unlikeness(statistics, spec.gates).tolist()
-        flags = image_statistics.flag_images(statistics, spec.gates)
+        distances = image_gates.unlikeness(statistics, spec.gates).tolist()
+        flags |= image_gates.flag_images(statistics, spec.gates)
+    reasons = [[name for name, applies in flags.items() if applies[index]] for index in range(len(probs))]
     return [
-        _grading(row, finite[index], distances[index], [name for name in flags if flags[name][index]], spec)
-        for index, row in enumerate(probs)
+        Grading(
+            grade=grade,
+            grade_name=spec.grade_names[grade],
+            probabilities=row.tolist(),
+            expected_severity=float(row @ np.arange(NUM_GRADES)),
+            grade_set=sets[index] if finite[index] else list(range(NUM_GRADES)),
+            unlikeness=distances[index],
+            refer=bool(reasons[index]),
+            refer_reasons=reasons[index],
+        )
+        for index, (grade, row) in enumerate(zip(grades, probs, strict=True))
     ]
-
-
-def _grading(
-    probs: np.ndarray, finite: bool, distance: float | None, flagged: list[str], spec: BundleSpec
-) -> Grading:
-    if finite:
-        grade = int(np.argmax(probs))
-        grades = calibration.grade_set(probs, spec.conformal.quantile)
-        doubts = {
-            "ambiguous_grade": len(grades) > spec.referral.max_set_size,
-            "low_confidence": probs[grade] < spec.referral.min_confidence,
-        }
-        reasons = [name for name, applies in doubts.items() if applies]
-    else:
-        grade, grades, reasons = len(probs) - 1, list(range(len(probs))), [NOT_FINITE]
-    reasons += flagged
-    return Grading(
-        grade=grade,
-        grade_name=spec.grade_names[grade],
-        probabilities=[float(value) for value in probs],
-        expected_severity=float(probs @ np.arange(len(probs))),
-        grade_set=grades,
-        unlikeness=distance,
-        refer=bool(reasons),
-        refer_reasons=reasons,
-    )

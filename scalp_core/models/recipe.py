@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scalp_core.bundles.bundle import Head
+from scalp_core.evaluation.targets import parse_targets
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
 from scalp_core.settings import load_yaml, parse_overrides, parse_settings, rename_old_keys
@@ -125,8 +126,21 @@ class Recipe(BaseModel):
     gradient_clip: float = Field(
         1.0, ge=0, description="largest norm of a step's gradient, over all weights; 0: no clipping"
     )
-    coverage: float = Field(0.9, gt=0, lt=1, description="coverage that the grade sets promise (conformal)")
+    coverage: float = Field(
+        0.9, gt=0, lt=1, description="least coverage that the grade sets promise (conformal)"
+    )
+    referral: str = Field(
+        "wrong<=10%",
+        description="target of referral: wrong<=5% (of the answered images), found>=95% (of moderate or "
+        "worse), both with a comma, or none (refers each grade set of more than one grade)",
+    )
     seed: int = Field(0, ge=0, description="random seed of weights, order and augmentation")
+
+    @field_validator("referral")
+    @classmethod
+    def _is_target(cls, text: str) -> str:
+        parse_targets(text)
+        return text
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -148,7 +162,7 @@ class Recipe(BaseModel):
     def effective_settings(self, workers: int) -> dict[str, Any]:
         """Settings that determine the training: recipes that are equal here train identically."""
         resolved = {"augment": self.epoch_settings.augment, "batch_norm": self.resolve_batch_norm(workers)}
-        return self.model_dump(exclude={"coverage"}) | resolved
+        return self.model_dump(exclude={"coverage", "referral"}) | resolved
 
     def resolve_batch_norm(self, workers: int) -> BatchNorm:
         """Resolve `batch_norm` for a number of workers; a single worker never synchronizes."""
@@ -177,6 +191,11 @@ class Recipe(BaseModel):
         """The settings that determine the order and augmentation of the epochs."""
         values = {name: getattr(self, name) for name in EpochSettings._fields}
         return EpochSettings(**values | {"augment": resolve_augment(self.augment, self.resize)})
+
+    @property
+    def moves_prior(self) -> bool:
+        """Whether loss or sampling give the model other shares of the grades than the images have."""
+        return self.sampling == "balanced" or self.loss in ("weighted_cross_entropy", "soft_ordinal")
 
     @property
     def head(self) -> Head:

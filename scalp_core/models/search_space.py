@@ -40,6 +40,7 @@ Space = dict[str, tuple[Any, ...] | Range]
 _FIXED = {
     "epochs": "trials are compared after equally many epochs",
     "coverage": "it has no effect on kappa, by which trials are compared",
+    "referral": "it has no effect on kappa, by which trials are compared",
 }
 
 # Only to validate the keys, which are those of the recipe.

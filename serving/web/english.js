@@ -123,6 +123,7 @@ export const ENGLISH = {
   "reason.not_finite": "the model's calculation failed, so its grade means nothing",
   "reason.ambiguous_grade": "more than one grade is plausible",
   "reason.low_confidence": "the likeliest grade is not likely enough",
+  "reason.possibly_severe": "moderate or severe is too likely for this grade",
   "reason.blurred": "it is blurred",
   "reason.too_dark": "it is too dark",
   "reason.too_bright": "it is too bright",

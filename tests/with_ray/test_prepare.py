@@ -11,7 +11,7 @@ import pytest
 from jobs.common.inference import ModelOptions
 from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import REPORT_FILE, _check_accounts, prepare
-from jobs.evaluate.driver import collect_logits
+from jobs.evaluate.driver import collect_columns
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.curation.audit import Options
@@ -178,5 +178,6 @@ def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, clu
     assert sum(member is not None for member in table["member"].to_pylist()) == len(tarred)
     assert storage.exists("s3://scalp/prepare/data/report.html")
     assert storage.is_empty(storage.join("s3://scalp/prepare/data", SCRATCH_FOLDER))
-    logits, _ = collect_logits(load_bundle(str(bundle)), table, ModelOptions("cpu"))
+    columns, _ = collect_columns(load_bundle(str(bundle)), table, ModelOptions("cpu"))
+    logits = columns["logits"]
     assert logits.shape == (len(PLANS), 4)

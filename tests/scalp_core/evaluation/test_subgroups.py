@@ -66,11 +66,13 @@ def test_order_of_equally_confident_images_is_irrelevant():
     assert curve["curve"]["error"] == pytest.approx([0.5] * 10)
 
 
-def test_the_mean_of_passes_is_of_calibrated_probabilities():
+def test_the_mean_of_passes_is_of_calibrated_probabilities(tmp_path):
     logits = np.random.default_rng(0).normal(0, 3, (8, 5, 4)).astype(np.float32)
-    expected = calibration.probabilities(logits.reshape(-1, 4), 1.7).reshape(8, 5, 4).mean(axis=0)
-    found = calibration.probabilities(calibration.mean_logits(logits, 1.7), 1.7)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for bias in (None, (0.5, -1.0, 0.25, 0.25)):
+        spec = load_bundle(write_bundle(str(tmp_path), temperature=1.7, bias=bias)).spec
+        expected = calibration.calibrated(logits.reshape(-1, 4), spec).reshape(8, 5, 4).mean(axis=0)
+        found = calibration.calibrated(calibration.mean_logits(logits, spec), spec)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_ece_is_reported_next_to_ece_by_chance(tmp_path):

@@ -81,9 +81,9 @@ def test_an_evaluation_counts_each_as_the_largest_error(spec):
     assert _compute_metrics(rows, found, answers, spec)["tta"]["metrics_without"]["top1"] == 0.2
 
 
-def test_a_mean_over_passes_of_which_one_is_not_finite_is_not_finite():
+def test_a_mean_over_passes_of_which_one_is_not_finite_is_not_finite(spec):
     passes = np.stack([np.array([SURE, SURE]), np.array([SURE, ODD[1]])])
-    assert calibration.finite_rows(calibration.mean_logits(passes, 1.0)).tolist() == [True, False]
+    assert calibration.finite_rows(calibration.mean_logits(passes, spec)).tolist() == [True, False]
 
 
 def test_weights_that_are_nan_give_no_heat_and_a_referral():
