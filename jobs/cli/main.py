@@ -11,6 +11,7 @@ import typer
 from cluster.resources import ClusterError
 from jobs.cli.audit import audit
 from jobs.cli.bench import bench
+from jobs.cli.calibrate import calibrate
 from jobs.cli.data import prepare, pseudonymize, synth
 from jobs.cli.grade import grade, results
 from jobs.cli.keys import keys
@@ -131,6 +132,12 @@ app.command(rich_help_panel=_MODEL, epilog="Example: scalp evaluate runs/first d
 app.command(rich_help_panel=_MODEL, epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")(
     quantize
 )
+
+
+app.command(
+    rich_help_panel=_MODEL,
+    epilog="Example: scalp calibrate models://scalp clinic-data/ runs/clinic --target 'wrong<=5%'",
+)(calibrate)
 
 
 app.command(
