@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,10 +18,26 @@ if TYPE_CHECKING:
     from cluster.resources import Cluster
     from jobs.demo_s3 import S3Server
     from tests.support.pipeline import PipelineRun, SingleWorkerRun
+    from tests.support.served import Served
 
 _NIGHTLY = Path(__file__).parent / "nightly"
+# Files that use the fixture `endpoint`, which takes as long to start as most of them to run.
+_SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake)?\.py)")
 # Variables of session fixtures, whose servers live as long as this process.
 _session_environment: dict[str, str] = {}
+
+# Begun first, so that two processes end together: the first makes the pipeline, the second the endpoint.
+_LONGEST = (
+    "tests/with_ray/test_whole_way.py",
+    "tests/with_ray/test_serve.py",
+    "tests/with_ray/test_train_resume.py",
+    "tests/with_ray/test_train_golden.py",
+    "tests/with_ray/test_serve_schema.py",
+    "tests/with_ray/test_serve_hostile.py",
+    "tests/with_ray/test_serve_metrics.py",
+    "tests/with_ray/test_serve_deploy.py",
+    "tests/with_ray/test_supervised.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,12 +61,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of tests/nightly; skip those marked `gpu` on a machine without one."""
+    """Mark the tests of tests/nightly, order files, skip tests marked `gpu` on a machine without one."""
     for item in items:
         if _NIGHTLY in item.path.parents:
             item.add_marker(pytest.mark.nightly)
     if (seed := config.getoption("--order")) is not None:
         _shuffle(items, random.Random(seed))
+    else:
+        ranks = {file: rank for rank, file in enumerate(_LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -58,6 +78,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process, and all files that share the endpoint to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "endpoint" if _SHARE_ENDPOINT.match(nodeid) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def _shuffle(items: list[pytest.Item], rng: random.Random) -> None:
@@ -136,11 +168,23 @@ def cluster(s3: S3Server) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
-    """Folders and summaries of a pipeline with a small model; tests must not write to it."""
-    from tests.support.pipeline import shared_run
+def endpoint(bundle: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The endpoint as users start it; its tests are those of `_SHARE_ENDPOINT`."""
+    from tests.support.served import SHARED, scalp_serve
 
-    return shared_run(tmp_path_factory, "test_resnet")
+    with scalp_serve(bundle, SHARED, tmp_path_factory.mktemp("endpoint")) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
+    """Folders and summaries of a pipeline with a small model; tests must not write to it.
+
+    Two elastic workers train on batches in pieces.
+    """
+    from tests.support.pipeline import ANY_WORKERS, shared_run
+
+    return shared_run(tmp_path_factory, [*ANY_WORKERS, "accumulate=2"], (1, 2))
 
 
 @pytest.fixture(scope="session")

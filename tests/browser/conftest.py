@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from cluster.resources import Cluster
-from serving import app
-from serving.settings import Settings
-from tests.support.ports import free_port
+from tests.support.served import Served
 
 DESKTOP = {"width": 1200, "height": 860}
 PHONE = {"width": 390, "height": 844}
@@ -44,12 +40,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
-def origin(bundle: Path, cluster: Cluster) -> Iterator[str]:
-    port = free_port()
-    app.start(str(bundle), "127.0.0.1", port, Settings(device="cpu"))
-    yield f"http://127.0.0.1:{port}"
-    app.stop()
+@pytest.fixture
+def origin(endpoint: Served) -> str:
+    return endpoint.origin
 
 
 Visit = Callable[..., Page]

@@ -12,4 +12,4 @@ from tests.support.pipeline import PipelineRun, shared_run
 @pytest.fixture(scope="session")
 def pipeline(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
     """The pipeline with the architecture of the recipe, whose epochs are long enough to be disturbed."""
-    return shared_run(tmp_path_factory, DEFAULT_ARCHITECTURE)
+    return shared_run(tmp_path_factory, [f"architecture={DEFAULT_ARCHITECTURE}"], 2)

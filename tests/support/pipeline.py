@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from scalp_core.synthetic.plan import SynthOptions
 from tests.support import sockets
 from tests.support.metrics import Sample, await_total, watched
 from tests.support.sizes import SMALL
+
+IMAGES, EPOCHS = 160, 4
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,33 @@ class PipelineRun:
     listening: set[sockets.Listening]  # while `train` ran
 
 
-def shared_run(factory: pytest.TempPathFactory, architecture: str) -> PipelineRun:
+# Without batch normalization, whose statistics are of each worker's own images: the model does not depend on
+# the number of workers.
+ANY_WORKERS = ("architecture=test_convnext", "learning_rate=1e-3", "weight_decay=0.05")
+
+
+def shared_run(
+    factory: pytest.TempPathFactory, settings: Sequence[str], workers: int | tuple[int, int]
+) -> PipelineRun:
     """One run of the pipeline for all test processes; the first that needs it runs it."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    pickled = root / f"{architecture}.pickle"
-    with FileLock(root / f"{architecture}.lock"):
+    pickled = root / "pipeline.pickle"
+    with FileLock(root / "pipeline.lock"):
         if not pickled.exists():
-            pickled.write_bytes(pickle.dumps(_run_pipeline(root / architecture, architecture)))
+            pickled.write_bytes(pickle.dumps(_run_pipeline(root / "pipeline", settings, workers)))
     return pickle.loads(pickled.read_bytes())  # noqa: S301 (these tests wrote it)
 
 
-def _run_pipeline(root: Path, architecture: str) -> PipelineRun:
-    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", "epochs=4", f"architecture={architecture}"])
+def _run_pipeline(root: Path, settings: Sequence[str], workers: int | tuple[int, int]) -> PipelineRun:
+    recipe = load_recipe("smoke", RECIPES, [f"size={SMALL}", f"epochs={EPOCHS}", *settings])
     folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
-    synth(photographs, SynthOptions(images=160, seed=3))
+    synth(photographs, SynthOptions(images=IMAGES, seed=3))
     prepared = prepare(photographs, data)
     with watched() as metrics, sockets.watched() as listening:
-        trained = train(data, run, recipe, workers=2, device="cpu")
+        trained = train(data, run, recipe, workers, device="cpu")
         await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
         evaluated = evaluate(run, data, evaluation)
     return PipelineRun(*folders, recipe, prepared, trained, evaluated, metrics, listening)
@@ -74,8 +84,6 @@ class SingleWorkerRun:
 
 def train_single_worker(data: Path, run: str, epochs: int, architecture: str) -> SingleWorkerRun:
     """Train with one worker; `architecture` must have no batch normalization."""
-    # The statistics of batch normalization are of each worker's own images.
-    settings = [f"size={SMALL}", f"epochs={epochs}", f"architecture={architecture}", "learning_rate=1e-3"]
-    settings.append("weight_decay=0.05")
+    settings = [f"size={SMALL}", f"epochs={epochs}", *ANY_WORKERS, f"architecture={architecture}"]
     recipe = load_recipe("smoke", RECIPES, settings)
     return SingleWorkerRun(recipe, settings, train(str(data), run, recipe, workers=1, device="cpu"))

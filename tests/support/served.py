@@ -8,17 +8,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.http import connections
+from serving.schemas.bulk import BulkSettings
 from serving.settings import Settings
-from tests.support import sockets
+from tests.support import processes, sockets
 from tests.support.ports import free_port
 from tests.support.sizes import CONNECTION_SECONDS
 
+# Settings of the endpoint that tests share; the same arithmetic on every machine, whether or not it has bf16.
+PRECISION = "fp32"
+BULK_SOURCES, BULK_OUT = "s3://scalp/bulk/in", "s3://scalp/bulk/out"
+SHARED = Settings(device="cpu", precision=PRECISION, bulk=BulkSettings(sources=(BULK_SOURCES,), out=BULK_OUT))
+
+
+class Served(NamedTuple):
+    """Port where HAProxy listens, and id of the process of `scalp serve`."""
+
+    port: int
+    pid: int
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def replicas(self) -> list[tuple[str, int]]:
+        """Names and ids of the replicas, such as `ray::ServeReplica:scalp:Grader`."""
+        named = [(processes.name(pid), pid) for pid in processes.tree(self.pid)]
+        return [(name, pid) for name, pid in named if name.startswith("ray::ServeReplica")]
+
 
 @contextmanager
-def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[int]:
-    """Run `scalp serve` on a Ray that it starts itself; yield the port, where HAProxy listens.
+def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[Served]:
+    """Run `scalp serve` on a Ray that it starts itself.
 
     Args:
         bundle: Directory of the bundle.
@@ -35,6 +58,6 @@ def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[int]
             assert server.stdout.readline().startswith("READY")
             (listener,) = {each.process for each in sockets.listening(server.pid) if each.port == port}
             assert listener == "haproxy"
-            yield port
+            yield Served(port, server.pid)
         finally:
             server.terminate()

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
-from ray import serve as ray_serve
 
 from jobs.common.images import LoadImages
 from scalp_core.bundles.bundle import GRAPH_FILES
@@ -37,27 +36,16 @@ from scalp_core.results.schema import SCHEMA
 from serving import app
 from serving.api.middleware import RequestMiddleware
 from serving.schemas.grading import GradeResponse
-from serving.settings import Settings
 from tests.support import sockets
 from tests.support.images import jpeg
 from tests.support.odd_files import corpus
 from tests.support.ports import free_port, free_ports
-
-# The same arithmetic on every machine, whether or not it has bf16.
-PRECISION = "fp32"
-
-
-@pytest.fixture(scope="module")
-def endpoint(bundle, cluster):
-    port = free_port()
-    app.start(str(bundle), "127.0.0.1", port, Settings(device="cpu", precision=PRECISION))
-    yield f"http://127.0.0.1:{port}"
-    app.stop()
+from tests.support.served import PRECISION
 
 
 @pytest.fixture(scope="module")
 def client(endpoint):
-    with httpx.Client(base_url=endpoint, timeout=60) as client:
+    with httpx.Client(base_url=endpoint.origin, timeout=60) as client:
         yield client
 
 
@@ -92,7 +80,7 @@ def check_problem(response: httpx.Response, status: int, code: str) -> dict:
 
 
 def test_one_replica_of_each_part_is_one_process(endpoint):
-    assert list(ray_serve.status().applications["scalp"].deployments) == ["Grader"]
+    assert [name for name, _ in endpoint.replicas()] == ["ray::ServeReplica:scalp:Grader"]
 
 
 def test_grades_a_photograph_as_the_predictor_does(client, predictor):

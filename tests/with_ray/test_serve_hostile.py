@@ -57,8 +57,8 @@ def endpoint(bundle, tmp_path_factory):
         limits=Limits(grace_seconds=PATIENCE, min_bytes_per_s=100_000, grade_bytes=2**20),
         audit=AuditSettings(folder=str(folder / "audit")),
     )
-    with scalp_serve(bundle, settings, folder) as port:
-        endpoint = Endpoint(port, key, folder / "audit")
+    with scalp_serve(bundle, settings, folder) as served:
+        endpoint = Endpoint(served.port, key, folder / "audit")
         assert endpoint.grade(jpeg(0)).status_code == 200
         yield endpoint
         assert endpoint.grade(jpeg(0)).status_code == 200  # after all of it

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,33 +23,26 @@ from serving.http.connections import BATCH_PATH
 from serving.schemas.bulk import BulkRow
 from tests.support import odd_archives as odd
 from tests.support.images import jpeg
-from tests.support.ports import free_port
 from tests.support.result_rows import read_results
+from tests.support.served import BULK_OUT as OUT
+from tests.support.served import BULK_SOURCES as SOURCES
+from tests.support.served import PRECISION, Served
 
-PRECISION = "fp32"
 PHOTOGRAPHS = [jpeg(seed) for seed in range(12)]
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
-SOURCES, OUT = "s3://scalp/bulk/in", "s3://scalp/bulk/out"
 FILES = [(f"{number}.jpg", PHOTOGRAPHS[number]) for number in range(6)] + [("cut.jpg", PHOTOGRAPHS[1][:9000])]
 
 
 @pytest.fixture(scope="module")
-def client(bundle, s3, cluster) -> Iterator[httpx.Client]:
-    """An endpoint beside another Ray of this machine, which must not get its jobs."""
+def client(endpoint: Served, cluster) -> Iterator[httpx.Client]:
+    """A client of the endpoint, beside another Ray of this machine, which must not get its jobs."""
     storage.write(f"{SOURCES}/it's one.zip", odd.zip_of(FILES))
     for number in range(40):
         storage.write(f"{SOURCES}/many/{number}.jpg", FILES[0][1])
     storage.write("s3://scalp/bulk/in-other/a.jpg", FILES[0][1])
     storage.write(f"{SOURCES}/prepared/data.json", b"{}")
-    port = free_port()
-    command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port), "--device", "cpu"]
-    command += ["--precision", PRECISION, "--bulk-source", SOURCES, "--bulk-out", OUT]
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout.readline().startswith("READY")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-        server.terminate()
+    with httpx.Client(base_url=endpoint.origin, timeout=60) as client:
+        yield client
 
 
 def lines(response: httpx.Response) -> list[dict]:
@@ -126,10 +116,10 @@ def test_the_first_line_comes_before_the_body_has_ended(client):
         assert b'"member":"1"' in answer
 
 
-def grown(client: httpx.Client, count: int, data: bytes) -> int:
+def grown(endpoint: Served, client: httpx.Client, count: int, data: bytes) -> int:
     """Bytes by which the replica that meets the network grows, at most, while a batch is answered."""
-    below = psutil.Process().children(recursive=True)
-    (replica,) = (each for each in below if each.cmdline()[:1] == ["ray::ServeReplica:scalp:Grader"])
+    ((_, pid),) = endpoint.replicas()
+    replica = psutil.Process(pid)
     before, most = replica.memory_info().rss, 0
 
     def body() -> Iterator[bytes]:
@@ -144,10 +134,10 @@ def grown(client: httpx.Client, count: int, data: bytes) -> int:
     return most
 
 
-def test_a_large_batch_is_answered_in_constant_memory(client):
+def test_a_large_batch_is_answered_in_constant_memory(endpoint, client):
     data = jpeg(0, (1400, 1050))
-    grown(client, 100, data)  # what the first batches load
-    assert grown(client, 400, data) < 8 * 2**20 < 400 * len(data) / 4
+    grown(endpoint, client, 100, data)  # what the first batches load
+    assert grown(endpoint, client, 400, data) < 8 * 2**20 < 400 * len(data) / 4
 
 
 def ask(client: httpx.Client, source: str) -> httpx.Response:

@@ -34,7 +34,8 @@ from tests.support.metrics import (
     unanswered,
 )
 from tests.support.ports import free_port
-from tests.with_ray.test_serve import PRECISION, post
+from tests.support.served import PRECISION
+from tests.with_ray.test_serve import post
 
 CONFIG = Path(app.__file__).parent / "config.yaml"
 NAME, KEY = "visit of a person.jpg", "a-key-that-nobody-may-read"

@@ -22,6 +22,7 @@ A_LINE = "negative_data_rejection"
 
 @pytest.fixture(scope="module")
 def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An endpoint without bulk runs: what schemathesis finds there it would stop and start again."""
     folder = tmp_path_factory.mktemp("schema")
     (folder / "source").mkdir()
     settings = Settings(
@@ -29,8 +30,8 @@ def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         precision="fp32",
         bulk=BulkSettings(sources=[str(folder / "source")], out=str(folder / "out")),
     )
-    with scalp_serve(bundle, settings, folder) as port:
-        yield f"http://127.0.0.1:{port}"
+    with scalp_serve(bundle, settings, folder) as served:
+        yield served.origin
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,22 @@ from jobs.train.driver import train
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs
+from tests.support.pipeline import EPOCHS
 
 
 @pytest.fixture(scope="module")
 def alone(train_single_worker):
-    return train_single_worker(4, "test_convnext")
+    return train_single_worker(EPOCHS, "test_convnext")
 
 
 def curve(summary):
     return [loss for entry in summary["history"] for loss in entry["step_losses"]]
 
 
-def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(pipeline, alone, tmp_path):
-    shared = alone.recipe.model_copy(update={"accumulate": 2})
-    elastic = train(str(pipeline.data), str(tmp_path / "two"), shared, (1, 2), "cpu")
-    one, two = curve(alone.trained), curve(elastic)
-    assert {entry["workers"] for entry in elastic["history"]} == {2}
+def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_one_worker(pipeline, alone):
+    assert pipeline.recipe == alone.recipe.model_copy(update={"accumulate": 2})
+    one, two = curve(alone.trained), curve(pipeline.trained)
+    assert {entry["workers"] for entry in pipeline.trained["history"]} == {2}
     assert len(one) == len(two) >= 20
     assert two[:20] == pytest.approx(one[:20], rel=0.02)
     assert sum(one[-6:]) < sum(one[:6])
@@ -75,7 +75,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(pipeline
 
 def test_a_loss_that_is_not_finite_ends_the_run_once_with_a_line(pipeline, tmp_path, capsys):
     """Without this, Ray tried again what ended in the same way, and the weights were NaN."""
-    changes = {"architecture": "test_resnet", "learning_rate": 1e30, "gradient_clip": 0.0, "epochs": 2}
+    changes = {
+        "architecture": "test_resnet", "learning_rate": 1e30, "gradient_clip": 0.0, "epochs": 2,
+        "accumulate": 1,
+    }  # fmt: skip
     run = str(tmp_path / "run")
     with pytest.raises(
         UserError, match=r"the loss is not finite at step \d+ of \d+ in epoch 1; use a smaller"

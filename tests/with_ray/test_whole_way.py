@@ -1,8 +1,12 @@
 """From photographs to grades, really run: the sentences a user would hold us to."""
 
+import hashlib
 import io
 import json
+import shutil
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -14,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs.common.images import LoadForTraining, LoadImages
 from jobs.common.inference import ModelOptions
 from jobs.common.ray_executor import make_dataset
+from jobs.evaluate.compare import compare
 from jobs.grade.driver import GradeOptions, grade
 from jobs.train.driver import train
 from scalp_core.bundles.loading import load_bundle
@@ -25,12 +30,17 @@ from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving import app
+from serving.observability.audit_writer import AuditSettings
 from serving.replicas.handles import decode_image
-from serving.settings import Settings
+from serving.replicas.rollout import is_chosen
+from serving.settings import CandidateSettings, Settings
 from tests.support import sockets
 from tests.support.odd_files import encoded
+from tests.support.pipeline import EPOCHS, IMAGES
 from tests.support.ports import free_port
 from tests.support.result_rows import read_results
+
+SHARE = 0.5  # of the images that the shadow grades too
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +51,7 @@ def test_rows(pipeline):
 @pytest.mark.promise("README: splits share no microscope")
 def test_no_device_is_in_two_parts_and_nothing_is_lost(pipeline):
     table = manifest.read_manifest(str(pipeline.data))
-    assert table.num_rows + sum(pipeline.prepared["dropped"].values()) == 160
+    assert table.num_rows + sum(pipeline.prepared["dropped"].values()) == IMAGES
     devices = {part: set(manifest.select_split(table, part)["group"].to_pylist()) for part in manifest.SPLITS}
     assert devices["train"] and devices["val"] and devices["test"]
     assert not devices["train"] & devices["val"]
@@ -56,7 +66,7 @@ def test_training_leaves_a_bundle_a_card_and_curves(pipeline):
         == manifest.select_split(manifest.read_manifest(str(pipeline.data)), "train").num_rows
     )
     assert spec.training.data_sha256 == manifest.read_spec(str(pipeline.data)).sha256
-    assert [entry["epoch"] for entry in pipeline.trained["history"]] == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in pipeline.trained["history"]] == list(range(1, EPOCHS + 1))
     assert "Not a diagnosis" in (pipeline.run / "bundle" / "MODEL_CARD.md").read_text()
     with Image.open(pipeline.run / "curves.png") as curves:
         assert curves.size[0] > 600
@@ -170,41 +180,88 @@ def test_scaled_decoding_moves_neither_pixels_nor_grades(pipeline):
     assert same.mean() >= 0.995
 
 
-@pytest.mark.parametrize("precision", ["auto", pytest.param("fp32", marks=pytest.mark.slow)])
-def test_evaluation_bulk_and_online_give_equal_answers(pipeline, test_rows, tmp_path, precision):
-    folder = tmp_path / "photographs"
+class Answers(NamedTuple):
+    """Result rows and online answers of the same images, by sha256, and the comparison with the shadow."""
+
+    precision: str
+    bulk: dict[str, dict[str, Any]]
+    online: dict[str, dict[str, Any]]
+    black: str
+    compared: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["auto", pytest.param("fp32", marks=pytest.mark.slow)])
+def answers(request, pipeline, bundle, test_rows, tmp_path_factory) -> Answers:
+    """Grade the test split and a black image in bulk and online, with another bundle as a shadow."""
+    root, precision = tmp_path_factory.mktemp("answers"), request.param
+    folder = root / "photographs"
     folder.mkdir()
-    uris = test_rows["uri"].to_pylist()
-    for index, uri in enumerate(uris):
-        (folder / f"{index}.jpg").write_bytes(Path(uri).read_bytes())
-    black = folder / "black.png"
-    black.write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG"))
-    out = tmp_path / "graded"
-    grade(str(pipeline.run), str(folder), str(out), GradeOptions(ModelOptions("cpu", precision), heatmaps=0))
-    bulk = {row["sha256"]: row for row in read_results(str(out / RESULTS_FOLDER)).to_pylist()}
-    if precision == "auto":  # as the evaluation of the fixture ran
-        evaluated = pq.read_table(pipeline.evaluation / "predictions.parquet").to_pylist()
-        assert len(evaluated) == len(bulk) - 1
-        for row in evaluated:
-            assert row["grade"] == bulk[row["sha256"]]["grade"]
-            assert row["probabilities"] == pytest.approx(bulk[row["sha256"]]["probabilities"], abs=1e-5)
-    port = free_port()
-    app.start(str(pipeline.run), "127.0.0.1", port, Settings(device="cpu", precision=precision))
+    for index, uri in enumerate(test_rows["uri"].to_pylist()):
+        shutil.copy(uri, folder / f"{index}.jpg")
+    (folder / "black.png").write_bytes(encoded(Image.new("RGB", (640, 480)), "PNG"))
+    options = GradeOptions(ModelOptions("cpu", precision), heatmaps=0)
+    grade(str(pipeline.run), str(folder), str(root / "graded"), options)
+    bulk = {row["sha256"]: row for row in read_results(str(root / "graded" / RESULTS_FOLDER)).to_pylist()}
+    port, audit = free_port(), str(root / "audit")
+    settings = Settings(
+        device="cpu",
+        precision=precision,
+        candidate=CandidateSettings(mode="shadow", share=SHARE),
+        audit=AuditSettings(folder=audit),
+    )
+    app.start(str(pipeline.run), "127.0.0.1", port, settings, str(bundle))
+    online = {}
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for uri in [*uris, black]:
-                files = {"file": ("a.jpg", Path(uri).read_bytes())}
-                answer = client.post("/v1/grade", files=files).json()
-                row = bulk[answer["sha256"]]
-                assert set(row) == set(answer)
-                for name in ("grade", "grade_name", "grade_set", "unlikeness", "refer", "refer_reasons",
-                             "model_version"):  # fmt: skip
-                    assert answer[name] == row[name]
-                assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
-            assert answer["refer"] and answer["unlikeness"] > 1  # the last is the black one
-            assert {"too_dark", "unlike_training"} <= set(answer["refer_reasons"])
+            for path in folder.iterdir():
+                answer = client.post("/v1/grade", files={"file": ("a.jpg", path.read_bytes())}).json()
+                online[answer["sha256"]] = answer
+        copies = sum(is_chosen(sha256, SHARE) for sha256 in online)
+        deadline = time.monotonic() + 60
+        while True:  # copies are graded after the answers
+            compared = compare(audit)
+            done = compared["pairs"] and compared["pairs"][0]["photographs"] == copies
+            if done or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
     finally:
         app.stop()
+    black = hashlib.sha256((folder / "black.png").read_bytes()).hexdigest()
+    return Answers(precision, bulk, online, black, compared)
+
+
+def test_evaluation_bulk_and_online_give_equal_answers(pipeline, test_rows, answers):
+    assert answers.online.keys() == answers.bulk.keys()
+    assert len(answers.online) == test_rows.num_rows + 1
+    if answers.precision == "auto":  # as the evaluation of the fixture ran
+        evaluated = pq.read_table(pipeline.evaluation / "predictions.parquet").to_pylist()
+        assert len(evaluated) == test_rows.num_rows
+        for row in evaluated:
+            other = answers.bulk[row["sha256"]]
+            assert row["grade"] == other["grade"]
+            assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    for sha256, answer in answers.online.items():
+        row = answers.bulk[sha256]
+        assert set(row) == set(answer)
+        for name in ("grade", "grade_name", "grade_set", "unlikeness", "refer", "refer_reasons",
+                     "model_version"):  # fmt: skip
+            assert answer[name] == row[name]
+        assert answer["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
+    black = answers.online[answers.black]
+    assert black["refer"] and black["unlikeness"] > 1
+    assert {"too_dark", "unlike_training"} <= set(black["refer_reasons"])
+
+
+def test_a_shadow_answers_nobody_and_is_compared(answers, pipeline, bundle):
+    first, second = (load_bundle(str(each)).spec.model_version for each in (pipeline.run, bundle))
+    assert {answer["model_version"] for answer in answers.online.values()} == {first}
+    copies = sum(is_chosen(sha256, SHARE) for sha256 in answers.online)
+    assert 0 < copies < len(answers.online)
+    counts = {row["model_version"]: row["photographs"] for row in answers.compared["models"]}
+    assert (counts, answers.compared["failed"]) == ({first: len(answers.online)}, 0)
+    (pair,) = answers.compared["pairs"]
+    assert (pair["first"], pair["candidate"], pair["photographs"]) == (first, second, copies)
+    assert pair["kappa"] < 1  # they are not the same model
 
 
 def test_photographs_of_any_size_and_kind_are_graded(pipeline, tmp_path):
