@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -22,23 +23,33 @@ GOOD = {f"{index}/photo {index}.jpg": jpeg(index) for index in range(20)}
 BAD = {"4/empty.jpg": b"", "7/text.png": b"hello", "9/cut.jpg": jpeg(1)[:9000]}
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    source = tmp_path_factory.mktemp("explain") / "source"
     for name, content in (GOOD | BAD | {"notes.txt": b"no photograph"}).items():
-        path = tmp_path / "source" / name
+        path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return tmp_path / "source"
+    return source
 
 
-def test_every_photograph_has_a_picture_or_a_reason(bundle, source, tmp_path, capsys):
-    out = tmp_path / "out"
-    summary = explain(str(bundle), str(source), str(out))
+@pytest.fixture(scope="module")
+def explained(bundle, cluster, source, tmp_path_factory):
+    """Output and summary of a run over the whole source, and what it printed."""
+    out = tmp_path_factory.mktemp("explained") / "out"
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        summary = explain(str(bundle), str(source), str(out))
+    return out, summary, printed.getvalue()
+
+
+def test_every_photograph_has_a_picture_or_a_reason(explained, source):
+    out, summary, printed = explained
     assert summary == json.loads((out / "summary.json").read_text())
     assert (summary["photographs"], summary["explained"], summary["failed"]) == (23, 20, 3)
     assert summary["by_error"] == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert summary["meaning"] == MEANING
-    assert summary["meaning"] in capsys.readouterr().out
+    assert summary["meaning"] in printed
     reasons = {row["uri"]: row["error_code"] for row in summary["rows"] if row["status"] == "failed"}
     assert reasons == {
         str(source / "4/empty.jpg"): "empty",
@@ -50,8 +61,8 @@ def test_every_photograph_has_a_picture_or_a_reason(bundle, source, tmp_path, ca
     assert len(pictures) == 20
 
 
-def test_a_picture_shows_its_own_photograph_and_its_grade(bundle, source, tmp_path):
-    summary = explain(str(bundle), str(source), str(tmp_path / "out"))
+def test_a_picture_shows_its_own_photograph_and_its_grade(bundle, source, explained):
+    out, summary, _ = explained
     loaded = load_bundle(str(bundle))
     predictor, explainer = Predictor(loaded, "cpu"), make_explainer(loaded, "cpu")
     for row in summary["rows"]:
@@ -61,7 +72,7 @@ def test_a_picture_shows_its_own_photograph_and_its_grade(bundle, source, tmp_pa
         (answer,) = predictor.grade(pixels[None])
         assert row["grade"] == row["explained_grade"] == answer.grade
         assert row["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
-        with Image.open(tmp_path / "out" / row["picture"]) as picture:
+        with Image.open(out / row["picture"]) as picture:
             shown = np.asarray(picture)
         side = (shown.shape[1] - 3 * 12) // 2
         expected = overlay(pixels, explainer.heatmap(pixels, answer.grade), opacity=0.6)
@@ -71,39 +82,38 @@ def test_a_picture_shows_its_own_photograph_and_its_grade(bundle, source, tmp_pa
             assert np.abs(small - panel).mean() < 3
 
 
-def test_the_grade_that_is_asked_for_is_explained(bundle, source, tmp_path):
-    own = explain(str(bundle), str(source), str(tmp_path / "own"))
-    asked = explain(str(bundle), str(source), str(tmp_path / "asked"), grade=3)
+def test_the_grade_that_is_asked_for_is_explained(bundle, source, explained, tmp_path):
+    out, own, _ = explained
+    asked = explain(str(bundle), str(source), str(tmp_path), grade=3)
     differ = 0
     for one, other in zip(own["rows"], asked["rows"], strict=True):
         if other["status"] == "failed":
             continue
         assert (other["explained_grade"], other["grade"]) == (3, one["grade"])
-        pictures = [(tmp_path / run / one["picture"]).read_bytes() for run in ("own", "asked")]
+        pictures = [(folder / one["picture"]).read_bytes() for folder in (out, tmp_path)]
         assert (one["grade"] == 3) == (pictures[0] == pictures[1])
         differ += one["grade"] != 3
     assert differ
 
 
-def test_a_limit_is_spread_over_the_source(bundle, source, tmp_path):
-    summary = explain(str(bundle), str(source), str(tmp_path / "out"), limit=5)
+def test_a_limit_is_spread_and_a_finished_run_ends_at_once_and_another_is_not_mixed_in(
+    bundle, cluster, source, tmp_path, capsys
+):
+    out = str(tmp_path / "out")
+    summary = explain(str(bundle), str(source), out, limit=5)
     assert (summary["photographs"], summary["photographs_in_source"]) == (5, 23)
     names = sorted(str(path) for path in source.rglob("*.*g"))
     places = [names.index(row["uri"]) for row in summary["rows"]]
     assert places[0] < 5
     assert places[-1] > 17
 
-
-def test_a_finished_run_ends_at_once_and_another_is_not_mixed_in(bundle, source, tmp_path, capsys):
-    out = tmp_path / "out"
-    first = explain(str(bundle), str(source), str(out), limit=2)
-    assert explain(str(bundle), str(source), str(out), limit=2) == first
+    assert explain(str(bundle), str(source), out, limit=5) == summary
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match="grade None, not 1; choose another OUT"):
-        explain(str(bundle), str(source), str(out), grade=1, limit=2)
+        explain(str(bundle), str(source), out, grade=1, limit=5)
 
 
-def test_members_of_a_zip_in_s3_are_explained_to_s3(bundle, s3, tmp_path):
+def test_members_of_a_zip_in_s3_are_explained_to_s3(bundle, cluster, tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in ({"a.jpg": GOOD["0/photo 0.jpg"]} | BAD).items():

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,6 +59,7 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
 
 
 SMALL_SHARDS = PoolOptions(shard_size=4)
+HOPELESS = 260  # files; a run judges the first 200
 # Accounts, refusals and archives do not depend on where the tasks run.
 grade_alone = partial(grade, executor=LocalExecutor())
 QUICK = GradeOptions(heatmaps=0)  # heatmaps need PyTorch, which takes seconds to import
@@ -71,64 +73,95 @@ def put_files(folder: Path, files: dict[str, bytes] = FILES) -> Path:
     return folder
 
 
+KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 prefix"]
+TABLES = ("csv", "parquet")
+
+
 def put_source(kind: str, tmp_path: Path) -> str:
+    """Write `FILES` to a folder with the name of the kind, local or in S3; return the source."""
+    folder = tmp_path / kind
+    folder.mkdir()
+    prefix = f"s3://scalp/{tmp_path.name}/{kind}"
     if kind == "folder":
-        return str(put_files(tmp_path / "source"))
-    if kind == "tar":
-        (tmp_path / "source.tar").write_bytes(tarred(FILES, "w"))
-        return str(tmp_path / "source.tar")
-    if kind in ("csv", "parquet"):
-        put_files(tmp_path)
+        return str(put_files(folder))
+    if kind in TABLES:
+        put_files(folder)
         # The last names one of them again.
         uris = [name for name in FILES if name != "notes.txt"] + ["empty.jpg"]
-        table = tmp_path / f"table.{kind}"
+        table = folder / f"table.{kind}"
         if kind == "csv":
             with table.open("w", newline="") as file:
                 csv.writer(file).writerows([["uri"], *([uri] for uri in uris)])
         else:
             pq.write_table(pa.table({"uri": uris, "visit": range(len(uris))}), table)
         return str(table)
-    if kind == "zip":
-        (tmp_path / "source.zip").write_bytes(zipped(FILES))
-        return str(tmp_path / "source.zip")
-    if kind == "s3 zip":
-        uri = f"s3://scalp/{tmp_path.name}/source.zip"
-        storage.write(uri, zipped(FILES))
-        return uri
-    if kind == "s3 tar.gz":
-        uri = f"s3://scalp/{tmp_path.name}/source.tar.gz"
-        storage.write(uri, tarred(FILES))
-        return uri
-    prefix = f"s3://scalp/{tmp_path.name}/prefix"
-    for name, content in FILES.items():
-        storage.write(f"{prefix}/{name}", content)
-    return prefix
+    if kind == "s3 prefix":
+        for name, content in FILES.items():
+            storage.write(f"{prefix}/{name}", content)
+        return prefix
+    name, data = {
+        "zip": ("source.zip", zipped(FILES)),
+        "tar": ("source.tar", tarred(FILES, "w")),
+        "s3 zip": ("source.zip", zipped(FILES)),
+        "s3 tar.gz": ("source.tar.gz", tarred(FILES)),
+    }[kind]
+    uri = f"{prefix}/{name}" if kind.startswith("s3") else str(folder / name)
+    storage.write(uri, data)
+    return uri
 
 
-def by_name(out: str) -> dict[str, dict]:
-    rows = read_results(storage.join(out, RESULTS_FOLDER)).to_pylist()
+def by_name(rows: list[dict]) -> dict[str, dict]:
     named = {(row["member"] or row["uri"]).rsplit("/", 1)[-1]: row for row in rows}
     assert len(named) == len(rows)
     return named
 
 
-KINDS = ["folder", "zip", "tar", "csv", "parquet", "s3 zip", "s3 tar.gz", "s3 prefix"]
+def rows_of(out: str) -> list[dict]:
+    return read_results(storage.join(out, RESULTS_FOLDER)).to_pylist()
+
+
+class Run(NamedTuple):
+    """A run in Ray over a source of each kind, with its output in S3."""
+
+    out: str
+    summary: dict[str, Any]
+    rows: dict[str, dict[str, dict]]  # by kind and name of the image
+    listening: set[sockets.Listening]
+
+
+@pytest.fixture(scope="module")
+def run(bundle, cluster, tmp_path_factory) -> Run:
+    root = tmp_path_factory.mktemp("kinds")
+    named, out = [put_source(kind, root) for kind in KINDS], f"s3://scalp/{root.name}/out"
+    with sockets.watched() as listening:
+        summary = grade(str(bundle), named, out, GradeOptions(pool=SMALL_SHARDS, heatmaps=0))
+    rows = rows_of(out)
+    by_kind = {kind: by_name([row for row in rows if f"/{kind}/" in row["uri"]]) for kind in KINDS}
+    assert sum(map(len, by_kind.values())) == len(rows)
+    return Run(out, summary, by_kind, listening)
+
+
+def test_a_run_over_sources_of_all_kinds_accounts_for_each_file(run):
+    kinds, tables = len(KINDS), len(TABLES)
+    summary = run.summary
+    assert (summary["rows"], summary["graded"], summary["failed"]) == (12 * kinds, 9 * kinds, 3 * kinds)
+    assert (summary["rows_unaccounted"], summary["other_files"]) == (0, kinds - tables)
+    assert summary["repeated"] == tables
+    assert summary["drift"]["level"] == "too_few"
+    assert json.loads(storage.read(f"{run.out}/summary.json")) == summary
+    assert read_results(f"{run.out}/{RESULTS_FOLDER}").schema.equals(SCHEMA)
+    assert not outputs.has_scratch(run.out)
+
+
+def test_a_run_listens_on_loopback_alone(run):
+    assert run.listening and not sockets.exposed(run.listening)
 
 
 @pytest.mark.promise("README: every image has exactly one row")
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path, kind):
-    source, out = put_source(kind, tmp_path), str(tmp_path / "out")
-    with sockets.watched() as listening:
-        summary = grade(str(bundle), source, out, QUICK)
-    assert listening and not sockets.exposed(listening)
-    table = kind in ("csv", "parquet")
-    assert (summary["rows"], summary["graded"], summary["failed"]) == (12, 9, 3)
-    assert (summary["rows_unaccounted"], summary["other_files"]) == (0, 0 if table else 1)
-    assert summary["repeated"] == int(table)
-    assert summary["drift"]["level"] == "too_few"
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    rows = by_name(out)
+def test_every_photograph_of_a_source_becomes_one_row(bundle, run, kind):
+    rows = run.rows[kind]
+    assert rows.keys() == {name.rsplit("/", 1)[-1] for name in FILES} - {"notes.txt"}
     version = load_bundle(str(bundle)).spec.model_version
     for name in GOOD:
         row = rows[name.rsplit("/", 1)[-1]]
@@ -139,27 +172,22 @@ def test_every_photograph_of_a_source_becomes_one_row(bundle, cluster, tmp_path,
         row = rows[name]
         assert (row["status"], row["error_code"], row["grade"], row["refer"]) == ("failed", code, None, None)
         assert row["error"]
-    assert read_results(f"{out}/{RESULTS_FOLDER}").schema.equals(SCHEMA)
-    assert not outputs.has_scratch(out)
 
 
-def test_a_zip_in_s3_gives_the_results_of_its_files_under_a_prefix(bundle, cluster, tmp_path):
-    answers = []
-    for kind in ("s3 zip", "s3 prefix"):
-        out = f"s3://scalp/{tmp_path.name}/{kind.replace(' ', '-')}"  # the output may be in S3 too
-        grade(str(bundle), put_source(kind, tmp_path), out, GradeOptions(pool=SMALL_SHARDS, heatmaps=0))
-        places = ("location_id", "uri", "member", "graded_at")
-        answers.append(
-            {name: {key: row[key] for key in row if key not in places} for name, row in by_name(out).items()}
-        )
-    assert len(answers[0]) == 12
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_file_has_the_same_answer_in_every_kind_of_source(run, kind):
+    places = ("location_id", "uri", "member", "graded_at")
+    answers = [
+        {name: {key: row[key] for key in row if key not in places} for name, row in run.rows[each].items()}
+        for each in ("folder", kind)
+    ]
     assert answers[0] == answers[1]
 
 
-def test_prepared_data_and_other_sources_are_graded_together(bundle, cluster, tmp_path):
+def test_prepared_data_and_other_sources_are_graded_together(bundle, tmp_path):
     data = audited_jpegs(tmp_path)
     folder = put_files(tmp_path / "more", {"a.jpg": jpeg(1)})
-    summary = grade(str(bundle), [data.data, str(folder)], str(tmp_path / "out"), QUICK)
+    summary = grade_alone(str(bundle), [data.data, str(folder)], str(tmp_path / "out"), QUICK)
     assert summary["rows"] == data.table.num_rows + 1
     assert summary["graded"] == summary["rows"]
 
@@ -172,7 +200,7 @@ def test_one_source_inside_another_is_refused(bundle, tmp_path):
         grade_alone(str(bundle), source, f"{source}/out", QUICK)
 
 
-def test_a_source_without_photographs_does_not_bind_the_output_to_it(bundle, cluster, tmp_path):
+def test_a_source_without_photographs_does_not_bind_the_output_to_it(bundle, tmp_path):
     empty, out = put_files(tmp_path / "empty", {"notes.txt": b"none"}), str(tmp_path / "out")
     with pytest.raises(UserError, match="contains no image"):
         grade_alone(str(bundle), str(empty), out, QUICK)
@@ -268,7 +296,7 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
 ):
     source, out = put_source("folder", tmp_path), tmp_path / "out"
 
-    call = ray_executor.RayExecutor.call
+    call = LocalExecutor.call
 
     def stop_report(self, function, *arguments):
         if function is grade_module._report:
@@ -276,10 +304,10 @@ def test_a_run_that_was_stopped_before_its_report_has_one_after_the_next_call(
         return call(self, function, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_executor.RayExecutor, "call", stop_report)
+        patch.setattr(LocalExecutor, "call", stop_report)
         with pytest.raises(StopError):
-            grade(str(bundle), source, str(out))
-    summary = grade(str(bundle), source, str(out))
+            grade_alone(str(bundle), source, str(out))
+    summary = grade_alone(str(bundle), source, str(out))
     assert summary["rows_unaccounted"] == 0
     assert sorted(path.name for path in out.iterdir()) == [
         ".scalp-lease", "report.html", "results", "run.json", "scalp.json", "summary.json",
@@ -321,14 +349,14 @@ def test_failed_rows_are_graded_again_and_no_others(bundle, cluster, tmp_path, c
     source, out = Path(put_source("folder", tmp_path)), str(tmp_path / "out")
     again = GradeOptions(pool=SMALL_SHARDS, retry_failed=True, heatmaps=0)
     grade_alone(str(bundle), str(source), out, QUICK)
-    before = by_name(out)
+    before = by_name(rows_of(out))
     (source / "cut.jpg").write_bytes(jpeg(1))
     (source / "empty.jpg").unlink()
-    summary = grade(str(bundle), str(source), out, again)
+    summary = grade_alone(str(bundle), str(source), out, again)
     assert (summary["rows"], summary["graded"], summary["rows_unaccounted"]) == (12, 10, 0)
     assert summary["by_error"] == {"not_an_image": 1, "not_found": 1}
     assert [session["photographs"] for session in summary["sessions"]] == [12, 3]
-    after = by_name(out)
+    after = by_name(rows_of(out))
     assert list(after) == list(before)  # in their old places
     assert {name for name in after if after[name] != before[name]} == set(BAD)
     assert not outputs.has_scratch(out)
@@ -351,7 +379,7 @@ def test_a_retry_that_was_stopped_is_ended_by_the_next_run(bundle, cluster, tmp_
 
 
 def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, cluster, tmp_path):
-    files = {f"{index:04d}.jpg": b"this is a text" for index in range(1000)}
+    files = {f"{index:04d}.jpg": b"this is a text" for index in range(HOPELESS)}
     source, out = put_files(tmp_path / "source", files), str(tmp_path / "out")
     few = PoolOptions(shard_size=20)
     with pytest.raises(UserError, match="of the first .* failed .not_an_image .* --retry-failed"):
@@ -359,12 +387,12 @@ def test_a_hopeless_source_is_told_early_and_may_be_graded_all_the_same(bundle, 
     summary = grade_alone(
         str(bundle), str(source), out, GradeOptions(pool=few, max_failed_share=1, heatmaps=0)
     )
-    assert (summary["failed"], summary["rows_unaccounted"]) == (1000, 0)
+    assert (summary["failed"], summary["rows_unaccounted"]) == (HOPELESS, 0)
     (source / "0000.jpg").write_bytes(jpeg(1))  # that the others fail again is no news
     summary = grade_alone(
         str(bundle), str(source), out, GradeOptions(pool=few, retry_failed=True, heatmaps=0)
     )
-    assert (summary["failed"], summary["graded"], summary["rows_unaccounted"]) == (999, 1, 0)
+    assert (summary["failed"], summary["graded"], summary["rows_unaccounted"]) == (HOPELESS - 1, 1, 0)
 
 
 def test_a_member_of_a_damaged_zip_fails_alone(bundle, cluster, tmp_path):

@@ -1,15 +1,15 @@
 """Bulk grading of files of every odd kind, in a folder and in archives: each a row with its reason."""
 
-from jobs.grade.driver import GradeOptions, grade
+from jobs.grade.driver import GradeOptions
 from jobs.grade.planning import PoolOptions
 from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support.images import jpeg
 from tests.support.odd_files import GRADED, corpus
 from tests.support.result_rows import read_results
-from tests.with_ray.test_grade import tarred, zipped
+from tests.with_ray.test_grade import grade_alone, tarred, zipped
 
 
-def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, cluster, tmp_path):
+def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, tmp_path):
     odd = corpus()
     files = {f"{name}.jpg": data for name, (data, _) in odd.items()}
     good = {f"good {index}.jpg": jpeg(index) for index in range(len(odd))}
@@ -20,7 +20,7 @@ def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, clus
     (source / "all.zip").write_bytes(zipped(files | good))
     (source / "all.tar.gz").write_bytes(tarred(files))
     options = GradeOptions(pool=PoolOptions(shard_size=64), heatmaps=0, max_failed_share=1)
-    summary = grade(str(bundle), str(source), str(tmp_path / "out"), options)
+    summary = grade_alone(str(bundle), str(source), str(tmp_path / "out"), options)
     assert (summary["rows"], summary["rows_unaccounted"]) == (3 * len(odd) + len(good), 0)
     outcomes = {}
     for row in read_results(str(tmp_path / "out" / RESULTS_FOLDER)).to_pylist():
