@@ -5,12 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Many tests wait for processes. Two files at a time fill two cores.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# Two files at a time fill two cores. The slowest tests are listed at the end.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 3 $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
+# Type checks use one core, and tests wait: side by side they take less time.
+BESIDE_LINT := $(MAKE) --no-print-directory --jobs 2 lint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fast test nightly lint docs pictures browser lock clean
+.PHONY: help setup demo fast test tests nightly lint docs pictures browser lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -36,15 +38,19 @@ $(READY): requirements.lock pyproject.toml
 demo: setup  ## the whole way on this machine: synthetic images, training, S3, bulk and online grading
 	@$(BIN)/scalp demo --out runs/demo
 
-fast: setup lint  ## lint, and tests without Ray
-	@$(PYTEST) $(FAST)
+fast: setup  ## lint, and tests without Ray
+	@$(BESIDE_LINT) tests TESTS="$(FAST)"
 
-test: setup lint  ## all that a change must pass; without Chromium the browser tests are skipped
-	@$(PYTEST)
+test: setup  ## all that a change must pass; without Chromium the browser tests are skipped
+	@$(BESIDE_LINT) tests
+
+tests: setup
+	@$(PYTEST) $(TESTS)
 
 nightly: setup browser  ## what takes minutes each: kills, outages, clusters, benchmarks, commands of the docs
 	@$(PYTEST) -m "slow or nightly"
 	@$(PYTEST) --hypothesis-profile=nightly $$(grep -rl --include='*.py' 'support.examples import' tests)
+	@seed=$$(date +%Y%m%d); echo "random order: make fast ARGS='--order $$seed'"; $(PYTEST) --order $$seed $(FAST)
 
 lint: setup  ## formatting, types, import layers
 	@$(BIN)/ruff check .
