@@ -27,9 +27,9 @@ def audit_verify(
         ),
     ] = [],  # noqa: B006
 ) -> None:
-    """Verify the hash chains of an audit log; exits with code 0 if they are whole, 1 if any is damaged.
+    """Verify the hash chain of an audit log; exits with code 0 if it is whole, 1 if it is damaged.
 
-    Keep the printed heads elsewhere: with --head, a later verify detects a log that was cut or rewritten.
+    Keep the printed head elsewhere: with --head, a later verify detects a log that was cut or rewritten.
     """
     from jobs.common.console import console, show
     from jobs.common.errors import printable
@@ -40,16 +40,13 @@ def audit_verify(
         "audit log",
         {
             "files": verdict.files,
-            "chains": verdict.chains,
             "lines": verdict.lines,
             "torn lines": verdict.torn,
             "lost lines": verdict.lost,
-            "removed files": verdict.removed,
             "whole": "no" if verdict.damage else "yes",
             **({"first damage": printable(verdict.damage[0])} if verdict.damage else {}),
         },
     )
-    for name, last in verdict.heads.items():
-        console.print(f"head {last} {printable(name)}")
+    console.print(f"head {verdict.head}")
     if verdict.damage:
         raise typer.Exit(1)

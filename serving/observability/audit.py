@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from serving.http import request_context
-from serving.observability.audit_writer import Writer, timestamp
+from serving.observability.audit_chain import timestamp
+from serving.observability.audit_writer import Writer
 from serving.schemas.grading import Graded, GradeResponse
 
 

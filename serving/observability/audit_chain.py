@@ -1,233 +1,217 @@
-"""Read and verify the hash chain of the audit log.
+"""Append to, read and verify the hash chain of the audit log.
 
-Each line has `seq`, one more than the line before it, and `prev`, the SHA-256 of that line's bytes. The
-first line of a file has `head`, which names the file that the chain continues from (`after`) and, if a kill
-or a full disk cut that file within a line, the size and SHA-256 of the cut piece (`torn`). A `removed` line
-names files that retention removed; a `lost` line says how many lines could not be written.
+All replicas of a node append to one chain. Each line has `seq`, one more than the line before it, and `prev`,
+the SHA-256 of that line's bytes, also from file to file. A line with `removed` says where the chain begins
+since retention removed files; a `lost` line says how many lines could not be written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from scalp_core.errors import UserError
 
-NAME = re.compile(r"audit-(?P<began>\d{8}T\d{12})Z-.+\.jsonl")
-_TAIL_BYTES = 2**20  # more than a line has
+_NAME = re.compile(r"audit-\d{8}T\d{12}Z\.jsonl")
+_DAY_DIGITS = slice(6, 14)  # of a name
+_LOCK = ".lock"
+_TAIL_BYTES = 2**16  # more than a line has
+_DAY_S = 24 * 3600
 
 
-def hash_line(line: bytes) -> str:
-    """SHA-256 of a line without its newline, hex."""
-    return hashlib.sha256(line).hexdigest()
+class _Line(BaseModel):
+    """Fields of a line that belong to the chain."""
+
+    seq: int
+    prev: str | None
+    lost: int = 0
+    removed: int = 0  # `seq` of the first line that retention left
+
+
+def timestamp() -> str:
+    """Current time in UTC, with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Chain:
+    """Append lines to the log in a folder; a file ends at `max_bytes`, or with its day in UTC."""
+
+    def __init__(self, folder: Path, max_bytes: int, keep_days: float | None) -> None:
+        self._folder = folder
+        self._max_bytes, self._keep_days = max_bytes, keep_days
+
+    def append(self, entries: list[dict[str, Any]]) -> None:
+        """Append lines and fsync them, all or none."""
+        with _locked(self._folder):
+            paths = find_files(self._folder)
+            seq, prev = _read_end(paths)
+            today = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+            path = paths[-1] if paths else None
+            if path is None or path.name[_DAY_DIGITS] != today[:8] or path.stat().st_size >= self._max_bytes:
+                path = self._folder / f"audit-{today}Z.jsonl"
+                if removed := self._remove_old(paths, seq):
+                    entries = [removed, *entries]
+            data = b""
+            for entry in entries:
+                line = json.dumps({"seq": seq, "prev": prev, **entry}).encode()
+                seq, prev, data = seq + 1, _hash(line), data + line + b"\n"
+            _write(path, data)
+
+    def _remove_old(self, paths: list[Path], seq: int) -> dict[str, Any] | None:
+        """Remove files that were last written `keep_days` ago; the entry that says so."""
+        if self._keep_days is None:
+            return None
+        limit = time.time() - self._keep_days * _DAY_S
+        kept = next((i for i, path in enumerate(paths) if path.stat().st_mtime >= limit), len(paths))
+        if not kept:
+            return None
+        for path in paths[:kept]:
+            path.unlink()
+        first = _first_line(paths[kept]) if kept < len(paths) else None
+        return {"time": timestamp(), "removed": first.seq if first else seq}
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Files of a log, oldest first."""
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 @dataclass
-class Segment:
-    """Content of one file of the log, and its place in the chain."""
-
-    path: Path
-    after: str | None = None  # the file before it in the chain
-    seals: dict[str, Any] | None = None  # the cut piece of `after`, according to the head
-    begins_at: tuple[int, str | None] = (0, None)  # seq and prev of the first line
-    lines: int = 0
-    next_seq: int = 0
-    last_hash: str | None = None
-    torn: dict[str, Any] | None = None  # the cut piece at the end of this file
-    lost: int = 0
-    removed: set[str] = field(default_factory=set)
-    damage: str | None = None  # first broken place
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return self.path.name
-
-
-def find_segments(folder: Path) -> list[Path]:
-    """Files of a log, oldest first."""
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
-
-
-def read_after(path: Path) -> str | None:
-    """Name of the file before `path` in its chain, from its first line; None if not readable."""
-    try:
-        with path.open("rb") as file:
-            head = (_parse(file.readline()) or {}).get("head")
-    except OSError:
-        return None
-    after = head.get("after") if isinstance(head, dict) else None
-    return after if isinstance(after, str) else None
-
-
-def read_segment(path: Path, wanted: set[str] | None = None) -> Segment:
-    """Read a whole file and check each line against the line before it.
-
-    Args:
-        wanted: SHA-256 of lines to find; found hashes are removed from the set.
-    """
-    segment = Segment(path)
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.endswith(b"\n"):
-                segment.torn = _torn(raw)
-                break
-            line = raw[:-1]
-            entry = _parse(line)
-            segment.damage = segment.damage or _check(segment, number, entry)
-            segment.lines = number
-            segment.last_hash = hash_line(line)
-            if wanted:
-                wanted.discard(segment.last_hash)
-            if entry is not None:
-                _take(segment, entry)
-    if not segment.lines:
-        segment.damage = "its first line is missing"
-    return segment
-
-
-@dataclass(frozen=True)
-class End:
-    """End of a file, as recorded in the head of the next file."""
-
-    next_seq: int
-    last_hash: str
-    torn: dict[str, Any] | None
-
-
-def read_end(path: Path) -> End | None:
-    """Read the end of a file; None if its last complete line is not a line of an audit log."""
-    with path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-        file.seek(start)
-        *lines, cut = file.read().split(b"\n")
-    entry = _parse(lines[-1]) if lines else None
-    return None if entry is None else End(entry["seq"] + 1, hash_line(lines[-1]), _torn(cut))
-
-
-def _torn(cut: bytes) -> dict[str, Any] | None:
-    return {"bytes": len(cut), "sha256": hash_line(cut)} if cut else None
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("seq"), int) else None
-
-
-def _check(segment: Segment, number: int, entry: dict[str, Any] | None) -> str | None:
-    if entry is None:
-        return f"line {number} is not a line of an audit log"
-    if number == 1:
-        head = entry.get("head")
-        if not isinstance(head, dict):
-            return "line 1 is not a head: lines before it are missing"
-        segment.after, segment.seals = head.get("after"), head.get("torn")
-        segment.begins_at = (entry["seq"], entry.get("prev"))
-        return None
-    if entry["seq"] != segment.next_seq:
-        return f"line {number} has seq {entry['seq']}; {segment.next_seq} follows the line before it"
-    if entry.get("prev") != segment.last_hash:
-        return f"line {number - 1} was changed: line {number} names another hash"
-    return None
-
-
-def _take(segment: Segment, entry: dict[str, Any]) -> None:
-    segment.next_seq = entry["seq"] + 1
-    if isinstance(entry.get("lost"), int):
-        segment.lost += entry["lost"]
-    if isinstance(entry.get("removed"), list):
-        segment.removed.update(str(name) for name in entry["removed"])
-
-
-@dataclass(frozen=True)
 class Verdict:
     """Result of the verification of a folder.
 
-    `heads` is the SHA-256 of the last line of each chain, by its last file. `torn` counts cut lines: they are
-    damage only at the end of a chain; `damage` lists the first broken place of each file, oldest first.
+    `head` is the SHA-256 of the last line. `torn` counts lines that a kill cut; `damage` lists the broken
+    places, oldest first.
     """
 
-    files: int
-    chains: int
-    lines: int
-    torn: int
-    lost: int
-    removed: int
-    heads: dict[str, str | None]
-    damage: list[str]
+    files: int = 0
+    lines: int = 0
+    torn: int = 0
+    lost: int = 0
+    head: str | None = None
+    damage: list[str] = field(default_factory=list)
 
 
 def verify(folder: Path, heads: Iterable[str] = ()) -> Verdict:
-    """Verify all chains in a folder.
+    """Verify the chain in a folder.
 
     Args:
         folder: Folder of the log, or a copy of it.
-        heads: SHA-256 of lines that the log must contain, from `heads` of an earlier `Verdict`.
+        heads: SHA-256 of lines that the log must contain, from `head` of earlier verdicts.
 
     Raises:
         UserError: There is no log, or it is not readable.
     """
-    wanted = set(heads)
+    found, missing = Verdict(), set(heads)
+    begins, seq, removed = 0, 0, 0
     try:
-        segments = [read_segment(path, wanted) for path in find_segments(folder)]
+        for path in find_files(folder):
+            found.files += 1
+            with path.open("rb") as file:
+                for number, raw in enumerate(file, 1):
+                    line = _parse(raw)
+                    if line is None:
+                        found.torn += 1  # the next line names the hash of the line before it
+                        continue
+                    if not found.lines:
+                        begins = line.seq
+                    elif line.prev != found.head or line.seq != seq:
+                        found.damage.append(
+                            f"{path.name}: line {number} does not continue the line before it, which was "
+                            "changed or removed"
+                        )
+                    found.lines += 1
+                    found.lost += line.lost
+                    found.head, seq = _hash(raw[:-1]), line.seq + 1
+                    removed = max(removed, line.removed)
+                    missing.discard(found.head)
     except OSError as error:
         raise UserError(f"{error.filename or folder} is not readable: {error.strerror}") from error
-    if not segments:
+    if not found.files:
         raise UserError(f"{folder} holds no audit log; give the folder of scalp serve --audit")
-    by_name = {segment.name: segment for segment in segments}
-    removed = {name for segment in segments for name in segment.removed}
-    followed: set[str] = set()
-    damage = []
-    for segment in segments:
-        places = [segment.damage, _link(segment, by_name, removed, segment.after in followed)]
-        if segment.lost:
-            places.append(f"{segment.lost} lines were lost before they were written")
-        damage += [f"{segment.name}: {place}" for place in places if place]
-        if segment.after:
-            followed.add(segment.after)
-    last = [segment for segment in segments if segment.name not in followed]
-    damage += [
-        f"{segment.name}: ends within a line, by a kill or a cut, and no later file names it"
-        for segment in last
-        if segment.torn
-    ]
-    damage += [
-        f"no line has the hash {head}: the end of a chain is missing or was rewritten" for head in wanted
-    ]
-    return Verdict(
-        files=len(segments),
-        chains=sum(segment.after not in by_name for segment in segments),
-        lines=sum(segment.lines for segment in segments),
-        torn=sum(segment.torn is not None for segment in segments),
-        lost=sum(segment.lost for segment in segments),
-        removed=len(removed - by_name.keys()),
-        heads={segment.name: segment.last_hash for segment in last},
-        damage=damage,
-    )
+    if begins > removed:
+        found.damage.insert(0, f"the first {begins} lines are missing; retention removed {removed}")
+    if found.lost:
+        found.damage.append(f"{found.lost} lines were lost before they were written")
+    found.damage += [f"no line has the hash {head}: the end is missing or was rewritten" for head in missing]
+    return found
 
 
-def _link(segment: Segment, by_name: dict[str, Segment], removed: set[str], is_forked: bool) -> str | None:
-    """Damage between a file and the file before it; None if the link is intact."""
-    if segment.damage and not segment.begins_at[1] and segment.after is None:
-        return None  # its head is unreadable or it begins a chain
-    if segment.after is None:
-        return (
-            None if segment.begins_at == (0, None) else "it begins within a chain but names no file before it"
-        )
-    before = by_name.get(segment.after)
-    if before is None:
-        return None if segment.after in removed else f"{segment.after} before it is missing"
-    if is_forked:
-        return f"another file continues {segment.after} too"
-    if segment.begins_at != (before.next_seq, before.last_hash) or segment.seals != before.torn:
-        return f"{segment.after} before it does not end where this file continues"
-    return None
+def _hash(line: bytes) -> str:
+    """SHA-256 of a line without its newline, hex."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def _parse(raw: bytes) -> _Line | None:
+    try:
+        return _Line.model_validate_json(raw) if raw.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def _first_line(path: Path) -> _Line | None:
+    with path.open("rb") as file:
+        return next((line for raw in file if (line := _parse(raw))), None)
+
+
+def _read_end(paths: list[Path]) -> tuple[int, str | None]:
+    """`seq` and `prev` of the next line."""
+    for path in reversed(paths):
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            for raw in reversed(file.read().splitlines(keepends=True)):
+                if line := _parse(raw):
+                    return line.seq + 1, _hash(raw[:-1])
+    return 0, None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Append to a file and fsync it; a full disk leaves no piece of the data."""
+    is_new = not path.exists()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            data = b" cut\n" + data  # ends the piece that a kill left
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the log; the kernel releases the lock of a killed process."""
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

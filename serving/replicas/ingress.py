@@ -48,8 +48,7 @@ class Ingress:
         self._settings = settings
         self._create_api = create_api
         self.load = Load(settings.limits)
-        replica_id = ray_serve.get_replica_context().replica_id.unique_id
-        self.audit = AuditLog(settings.audit, replica_id) if settings.audit.folder else None
+        self.audit = AuditLog(settings.audit) if settings.audit.folder else None
         self._metrics = ImageMetrics()
         self._decoders = Decoders()
         self._admission = Admission(settings.limits, self._decoders)

@@ -331,7 +331,7 @@ def test_settings_travel_as_json():
 
 def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
     monkeypatch.setenv("SCALP_KEYS", f"ann: {KEY} scope=admin")
-    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")), "r")
+    log = AuditLog(AuditSettings(folder=str(tmp_path / "audit")))
     api, _ = application(log, limits=Limits(grade_bytes=10))
     ask(api, "POST", "/v1/grade", headers=BEARER, content=bytes(11))
     ask(api, "POST", "/v1/grade", content=bytes(11))
@@ -341,7 +341,7 @@ def test_the_audit_log_tells_requests_that_were_let_in(tmp_path, monkeypatch):
         ask(api, "POST", "/v1/breaks", headers=BEARER)  # its status was sent before it failed
     log.close()
     (file,) = (tmp_path / "audit").glob("audit-*")
-    _head, *lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["key"], line["status"], line["problem"]) for line in lines] == [
         ("ann", 413, "too_many_bytes"),
         ("ann", 200, None),

@@ -56,7 +56,7 @@ class Endpoint:
         replace_ray(monkeypatch, self.client)
         monkeypatch.setattr(bulk_work, "read_spec", lambda _: SimpleNamespace(version_in=lambda _: "made-1"))
         monkeypatch.setattr("serving.auth.keys._RELOAD_S", 0)
-        self.log = AuditLog(AuditSettings(folder=f"{folder}/audit"), "r")
+        self.log = AuditLog(AuditSettings(folder=f"{folder}/audit"))
         settings = Settings(keys=KeySettings(file=f"{folder}/keys.txt"))
         self.api = FastAPI()
         install(self.api, settings, Load(settings.limits), self.log)
@@ -119,7 +119,7 @@ class Endpoint:
     def audited(self) -> list[dict[str, Any]]:
         self.log.close()
         (file,) = (self.folder / "audit").glob("audit-*")
-        return [json.loads(line) for line in file.read_text().splitlines()][1:]
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -103,14 +103,11 @@ class Endpoint:
     @property
     def audited(self) -> list[dict[str, Any]]:
         files = self._folder.glob("audit-*.jsonl")
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return [line for line in lines if "head" not in line]
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 @pytest.fixture
 def endpoint(monkeypatch, tmp_path) -> Callable[..., Endpoint]:
-    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
-    monkeypatch.setattr(module.ray_serve, "get_replica_context", lambda: context)
     # It patches Ray Serve for the rest of the process; test_backpressure.py tests it.
     monkeypatch.setattr(module, "bound_request_queues", lambda: None)
     return partial(Endpoint, tmp_path / "audit")
