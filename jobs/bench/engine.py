@@ -1,67 +1,60 @@
-"""`scalp bench engine`: measure decoding, forward pass, and bytes to grade, in one run."""
+"""`scalp bench engine`: measure decoding, forward pass, and bytes to grade on this machine."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from math import ceil
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from joblib import cpu_count
 from rich.table import Table
 
-from jobs.bench import forwards, inputs
-from jobs.bench.decoders import OURS, decode_rows
-from jobs.bench.forwards import Way
-from jobs.bench.measure import Candidate, OwnProcess, time_in_turns, write_result
+from jobs.bench import inputs
+from jobs.bench.measure import Candidate, repeat, time_in_turns, write_result
 from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
-from scalp_core.inference.predictor import Device, Hardware, has_bf16, resolve_device
+from scalp_core.images import statistics
+from scalp_core.images.preprocess import Preprocess, decode
+from scalp_core.inference.decision import Grading, make_gradings
+from scalp_core.inference.openvino_runtime import OpenVinoRuntime
+from scalp_core.inference.predictor import Device, Hardware, Precision, Predictor, Runtime
 
-# Extrapolated for the plan, not measured: timm publishes 4,725 images/s at 299 px for a card of that class,
-# so 8,400 images/s at 224 px. With --device cuda the plan uses the measured rate.
-_H100_RATE = 8400
-
-_PLAIN = Way("PyTorch fp32", "plain", "fp32")
-_PLAIN_BATCH = 16
 _BATCHES: dict[Hardware, tuple[int, ...]] = {"cpu": (1, 8, 32), "cuda": (1, 32, 128, 512)}
+_BULK_BATCH: dict[Hardware, int] = {"cpu": 32, "cuda": 256}
+# Repetitions of the images per bulk measurement: an archive is longer than the sample.
+PASSES = 3
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """Options of `scalp bench engine`.
-
-    Args:
-        device: Device of the model.
-        bundle: Trained bundle, for meaningful differences of grades; None: untrained weights.
-        photographs: Folder or prefix of JPEG files; None: synthetic images.
-        size: Input size of untrained weights, pixels.
-        rounds: Rounds per candidate.
-        seconds: Shortest time per candidate and round.
-        compiled: Also measure torch.compile, which takes a minute.
-    """
-
-    device: Device = "auto"
-    bundle: str | None = None
-    photographs: str | None = None
-    size: int = 224
-    rounds: int = 5
-    seconds: float = 1.0
-    compiled: bool = True
-
-
-def bench_engine(out: str, options: EngineOptions) -> dict[str, Any]:
+def bench_engine(
+    out: str,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+    bundle: str | None = None,
+    photographs: str | None = None,
+    size: int = 224,
+    rounds: int = 5,
+    seconds: float = 1.0,
+) -> dict[str, Any]:
     """Benchmark the engine on this machine.
 
     Args:
         out: Output directory, for `summary.json`.
-        options: Options of the benchmark.
+        device: Device of the model.
+        precision: Precision of the forward pass.
+        runtime: Runtime of the model.
+        bundle: Trained bundle; None: untrained weights, which are as fast.
+        photographs: Folder or prefix of JPEG files; None: synthetic images.
+        size: Input size of untrained weights, pixels.
+        rounds: Rounds per measurement.
+        seconds: Shortest time per measurement and round.
 
     Returns:
         The summary.
@@ -69,165 +62,122 @@ def bench_engine(out: str, options: EngineOptions) -> dict[str, Any]:
     Raises:
         UserError: The bundle, the images or the device is unavailable.
     """
-    device = resolve_device(options.device)
-    with tempfile.TemporaryDirectory() as root:
-        folder = str(Path(root, "bundle"))
-        with console.status("preparing images and bundle"):
-            files = inputs.read_images(options.photographs)
-            bundle = inputs.write_bundle(folder, options.bundle, options.size, files)
-            spec = bundle.spec.preprocess
-            if device == "cpu" and "int8" not in bundle.spec.graphs:
-                inputs.write_int8(folder, bundle, inputs.decoded(files, spec))
-        rows = decode_rows(files, spec, options.rounds, options.seconds)
-        ways = _ways(device, options.compiled)
-        processes = {way: OwnProcess(forwards.setup, way, device, folder, files) for way in ways}
-        try:
-            rows += _bare_rows(processes, device, options)
-            int8 = "int8" in bundle.spec.graphs
-            rows += _whole_rows(processes, _scalp_ways(ways, device, int8=int8), rows, options, len(files))
-            rows += [_row("memory", way.name, peak_mib=own.peak_mib()) for way, own in processes.items()]
-        finally:
-            for own in processes.values():
-                own.close()
+    with tempfile.TemporaryDirectory() as folder, console.status("preparing images and bundle"):
+        files = inputs.read_images(photographs)
+        predictor = Predictor(
+            inputs.write_bundle(folder, bundle, size, files), device, precision, runtime=runtime
+        )
+    spec = predictor.spec
+    rows = decode_rows(files, spec.preprocess, rounds, seconds)
+    rows += _grading_rows(predictor, files, rounds, seconds)
     settings = {
-        "device": device,
-        "weights": bundle.spec.model_version if options.bundle else "untrained",
-        "architecture": bundle.spec.architecture,
-        "size": spec.size,
-        "resize": spec.resize,
+        "computed_by": predictor.computed_by,
+        "weights": spec.model_version if bundle else "untrained",
+        "architecture": spec.architecture,
+        "size": spec.preprocess.size,
         "photographs": len(files),
         "mean_file_bytes": round(float(np.mean([len(data) for data in files]))),
-        "rounds": options.rounds,
-        "seconds_a_turn": options.seconds,
+        "rounds": rounds,
+        "seconds_a_turn": seconds,
     }
-    result = write_result(out, "engine", settings, rows, _ratios(rows), plan=_plan(rows, device))
+    plan = _plan(rows) if predictor.device == "cuda" else None
+    result = write_result(out, "engine", settings, rows, _ratios(rows), plan=plan)
     _show(result, out)
     return result
 
 
-def _ways(device: Hardware, compiled: bool) -> list[Way]:
-    """Runtimes to measure, the plain one first."""
-    best: Literal["bf16", "fp32"] = "bf16" if has_bf16(device) else "fp32"
-    ways = [_PLAIN, Way("PyTorch fp32, channels last", "plain", "fp32", channels_last=True)]
-    if best == "bf16":
-        ways.append(Way("PyTorch bf16 autocast, channels last", "plain", "bf16", channels_last=True))
-    ways.append(Way(f"PyTorch {best}, folded", "torch", best))
-    if compiled:
-        ways.append(Way(f"PyTorch {best}, folded, compiled", "torch-compile", best))
-    if device == "cpu":
-        ways.append(Way("OpenVINO fp32", "openvino", "fp32"))
-        if best == "bf16":
-            ways.append(Way("OpenVINO bf16", "openvino", "bf16"))
-        ways.append(Way("OpenVINO int8", "openvino", "int8"))
-    return ways
+def decode_rows(files: list[bytes], spec: Preprocess, rounds: int, seconds: float) -> list[Row]:
+    """Measure decoding of the files on one core and on all."""
+
+    def load(data: bytes) -> np.ndarray:
+        return decode(data, spec).pixels
+
+    cores = cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
+        works = {1: lambda: list(map(load, files)), cores: lambda: list(pool.map(load, files))}
+        candidates = [Candidate("scalp", partial(repeat, work), len(files)) for work in works.values()]
+        time_in_turns("decoding", candidates, rounds, seconds)
+    return [
+        make_row("decode", timed, threads=threads) for threads, timed in zip(works, candidates, strict=True)
+    ]
 
 
-def _scalp_ways(ways: list[Way], device: Hardware, *, int8: bool) -> dict[str, Way]:
-    """scalp's runtimes by name: the default one, and int8 if the bundle has it."""
-    best: Literal["bf16", "fp32"] = "bf16" if has_bf16(device) else "fp32"
-    runtime = "openvino" if device == "cpu" else "torch"
-    by_precision = {way.precision: way for way in ways if way.runtime == runtime}
-    return {"scalp": by_precision[best]} | (
-        {"scalp int8": by_precision["int8"]} if int8 and device == "cpu" else {}
-    )
+def _grading_rows(predictor: Predictor, files: list[bytes], rounds: int, seconds: float) -> list[Row]:
+    """Measure the bare model at several batch sizes, and JPEG bytes in memory to grades.
 
-
-def _bare_rows(processes: dict[Way, OwnProcess], device: Hardware, options: EngineOptions) -> list[Row]:
-    """Measure forward passes on decoded pixels, at several batch sizes."""
-    reference: np.ndarray | None = None
-    candidates, rows = [], []
-    for way, own in processes.items():
-        with console.status(f"loading {way.name}"):
-            logits = own.call(forwards.logits)
-        reference = logits if reference is None else reference
-        for batch in (_PLAIN_BATCH,) if way == _PLAIN else _BATCHES[device]:
-            candidates.append(Candidate(way.name, partial(own.call, forwards.bare, batch), batch))
-            rows.append(
-                _row(
-                    "bare",
-                    way.name,
-                    batch=batch,
-                    logit_difference=round(float(np.abs(logits - reference).max()), 6),
-                    same_grade=round(float(np.mean(logits.argmax(1) == reference.argmax(1))), 4),
-                )
-            )
-    time_in_turns("bare model", candidates, options.rounds, options.seconds)
-    return [row | _speed(candidate) for row, candidate in zip(rows, candidates, strict=True)]
-
-
-def _whole_rows(
-    processes: dict[Way, OwnProcess],
-    scalp_ways: dict[str, Way],
-    rows: list[Row],
-    options: EngineOptions,
-    count: int,
-) -> list[Row]:
-    """Measure JPEG bytes in memory to grades, in bulk and one by one.
-
-    Forward passes run again in the same rounds: ratios of runs minutes apart would measure the machine.
+    All run in the same rounds: ratios of runs minutes apart would measure the machine.
     """
-    candidates = [("bulk", Candidate("plain", partial(processes[_PLAIN].call, forwards.bulk), count))]
-    for name, way in scalp_ways.items():
-        call = processes[way].call
-        best = max((row for row in rows if row["what"] == way.name), key=_rate)["batch"]
-        candidates += [
-            ("bulk", Candidate(f"{name}, bare", partial(call, forwards.bare, best), best)),
-            ("bulk", Candidate(name, partial(call, forwards.bulk), count * forwards.PASSES)),
-            ("one photograph", Candidate(f"{name}, bare", partial(call, forwards.bare, 1), 1)),
-            ("one photograph", Candidate(name, partial(call, forwards.single), 1)),
-        ]
-    time_in_turns(
-        "bytes to grade", [candidate for _, candidate in candidates], options.rounds, options.seconds
-    )
-    return [_row(part, candidate.name) | _speed(candidate) for part, candidate in candidates]
+    spec, batches = predictor.spec.preprocess, _BATCHES[predictor.device]
+    images, forward, next_file = inputs.decoded(files, spec), bare_forward(predictor), cycle(files)
+    images = np.concatenate([images] * ceil(max(batches) / len(images)))
+
+    def grade_one() -> None:
+        predictor.grade(decode(next(next_file), spec).pixels[None])
+
+    timed = [
+        (batch, Candidate("bare", partial(repeat, partial(forward, images[:batch])), batch))
+        for batch in batches
+    ]
+    timed.append((1, Candidate("one image", partial(repeat, grade_one), 1)))
+    bulk = partial(grade_files, predictor, files * PASSES)
+    size = _BULK_BATCH[predictor.device]
+    timed.append((size, Candidate("bulk", partial(repeat, bulk), PASSES * len(files))))
+    time_in_turns("grading", [candidate for _, candidate in timed], rounds, seconds)
+    return [make_row("grade", candidate, batch=batch) for batch, candidate in timed]
 
 
-def _row(part: str, what: str, **more: Any) -> Row:
-    return {"part": part, "what": what, **more}
+def bare_forward(predictor: Predictor) -> Any:
+    """Forward pass without scalp's code around it; on a GPU, PyTorch's captured graphs."""
+    runtime = predictor.forward
+    if not isinstance(runtime, OpenVinoRuntime):
+        return runtime.logits
+    (request,) = runtime.requests
+    return lambda images: request.infer([images], share_inputs=True)[0]
 
 
-def _speed(candidate: Candidate) -> Row:
+def grade_files(predictor: Predictor, files: list[bytes]) -> list[Grading]:
+    """Grade image files; threads decode the next ones during the forward pass, as in `scalp grade`."""
+
+    def load(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        pixels = decode(data, predictor.spec.preprocess).pixels
+        return pixels, statistics.measure(pixels)
+
+    answers, size = [], _BULK_BATCH[predictor.device]
+    with ThreadPoolExecutor(cpu_count(), "decode") as pool:
+        ahead = pool.map(load, files[:size])
+        for start in range(size, len(files) + size, size):
+            batch, ahead = list(ahead), pool.map(load, files[start : start + size])
+            images, measured = (np.stack(values) for values in zip(*batch, strict=True))
+            answers += make_gradings(predictor.logits(images), measured, predictor.spec)
+    return answers
+
+
+def make_row(part: str, candidate: Candidate, **more: Any) -> Row:
+    """Row of a measurement."""
     return {
+        "part": part,
+        "what": candidate.name,
+        **more,
         "photographs_per_second": round(candidate.rate, 1),
         "milliseconds": round(candidate.median * 1000, 2),
     }
 
 
-def _rate(row: Row) -> float:
-    return row["photographs_per_second"]
+def _rates(rows: list[Row], what: str) -> list[float]:
+    return [row["photographs_per_second"] for row in rows if row["what"] == what]
 
 
 def _ratios(rows: list[Row]) -> dict[str, float | None]:
-    def rate(part: str, *words: str) -> float | None:
-        """Rate of the fastest row of a part with one of these names."""
-        rates = [_rate(row) for row in rows if row["part"] == part and row["what"] in words]
-        return max(rates, default=None)
+    bare, (single,), (bulk,) = (_rates(rows, what) for what in ("bare", "one image", "bulk"))
+    # The first bare row has one image. The ratio of latencies is the inverse of that of rates.
+    return {"end_to_end_vs_bare": bulk / max(bare), "batch1_latency_vs_bare": bare[0] / single}
 
-    def ratio(over: float | None, under: float | None) -> float | None:
-        return over / under if over and under else None
 
-    bare = {row["what"] for row in rows if row["part"] == "bare"}
-    floating = [name for name in bare if "bf16" in name] or [name for name in bare if "fp32" in name]
+def _plan(rows: list[Row]) -> dict[str, Any]:
+    """Number of cores that decode as fast as the GPU grades."""
+    per_core, rate = _rates(rows, "scalp")[0], max(_rates(rows, "bare"))
     return {
-        "bare_vs_plain": ratio(rate("bare", *floating), rate("bare", _PLAIN.name)),
-        "end_to_end_vs_bare": ratio(rate("bulk", "scalp"), rate("bulk", "scalp, bare")),
-        # Ratio of latencies: the inverse of the rates.
-        "batch1_latency_vs_bare": ratio(
-            rate("one photograph", "scalp, bare"), rate("one photograph", "scalp")
-        ),
-        "int8_vs_bf16": ratio(rate("bare", "OpenVINO int8"), rate("bare", "OpenVINO bf16")),
-        "int8_end_to_end_vs_bare": ratio(rate("bulk", "scalp int8"), rate("bulk", "scalp int8, bare")),
-        "end_to_end_vs_plain": ratio(rate("bulk", "scalp"), rate("bulk", "plain")),
-    }
-
-
-def _plan(rows: list[Row], device: Hardware) -> dict[str, Any]:
-    """Number of cores that decode as fast as a GPU grades."""
-    (per_core,) = (_rate(row) for row in rows if row["what"] == OURS and row.get("threads") == 1)
-    fastest = max(_rate(row) for row in rows if row["part"] == "bare")
-    rate = fastest if device == "cuda" else _H100_RATE
-    return {
-        "gpu": provenance.machine()["gpu"] if device == "cuda" else "an H100, by published rates",
+        "gpu": provenance.machine()["gpu"],
         "gpu_photographs_per_second": rate,
         "decoded_per_core_and_second": per_core,
         "cores_for_one_gpu": ceil(rate / per_core),
@@ -235,34 +185,19 @@ def _plan(rows: list[Row], device: Hardware) -> dict[str, Any]:
     }
 
 
-_COLUMNS = {
-    "decode": ("threads", "photographs_per_second", "difference_of_255", "threads_help"),
-    "bare": ("batch", "photographs_per_second", "milliseconds", "logit_difference", "same_grade"),
-    "bulk": ("photographs_per_second",),
-    "one photograph": ("milliseconds",),
-    "memory": ("peak_mib",),
-}
-_HEADINGS = {"photographs_per_second": "images/s", "milliseconds": "ms"}
-
-
 def _show(result: dict[str, Any], out: str) -> None:
-    for part, columns in _COLUMNS.items():
-        table = Table("what", title=part, title_justify="left", title_style="bold")
-        for column in columns:
-            table.add_column(_HEADINGS.get(column, column.replace("_", " ")), justify="right")
-        for row in result["rows"]:
-            if row["part"] == part:
-                table.add_row(row["what"], *(str(row.get(column, "")) for column in columns))
-        console.print(table)
-    ratios = result["ratios"].items()
-    show("ratios", {name: "not measured" if value is None else value for name, value in ratios})
-    plan = result["plan"]
-    needed, here = plan["cores_for_one_gpu"], plan["cores_here"]
-    console.print(
-        f"{plan['gpu']}: {plan['gpu_photographs_per_second']:.0f} images/s need {needed} cores to decode"
-    )
-    if result["settings"]["device"] == "cuda" and needed > here:
+    table = Table("what", title=result["settings"]["computed_by"], title_justify="left", title_style="bold")
+    for heading in ("threads", "batch", "images/s", "ms"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        what = "decode" if row["part"] == "decode" else row["what"]
+        sizes = (str(row.get(name, "")) for name in ("threads", "batch"))
+        table.add_row(what, *sizes, str(row["photographs_per_second"]), str(row["milliseconds"]))
+    console.print(table)
+    show("ratios", result["ratios"])
+    if plan := result["plan"]:
         console.print(
-            f"{here} cores are too few to feed this GPU: end_to_end_vs_bare measures decoding, not the engine"
+            f"{plan['gpu']}: {plan['gpu_photographs_per_second']:.0f} images/s need "
+            f"{plan['cores_for_one_gpu']} cores to decode; this machine has {plan['cores_here']}"
         )
     console.print(f"written: {storage.join(storage.absolute(out), SUMMARY_FILE)}")

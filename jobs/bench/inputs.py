@@ -18,7 +18,6 @@ from scalp_core.bundles.bundle import (
     Conformal,
     InitialWeights,
     Training,
-    graph_files,
     save_bundle,
     serialize_weights,
     sha256,
@@ -28,7 +27,6 @@ from scalp_core.datasets import locations as datasets_locations
 from scalp_core.errors import UserError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
-from scalp_core.inference import openvino_runtime
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
 
@@ -74,13 +72,6 @@ def write_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) ->
         bundle.fetch(kind)
     save_bundle(folder, bundle.spec, bundle.files)
     return load_bundle(folder)
-
-
-def write_int8(folder: str, bundle: Bundle, images: np.ndarray) -> None:
-    """Write an int8 graph next to the bundle, to measure its speed; its grades are not checked."""
-    graph = openvino_runtime.quantize(openvino_runtime.load_graph(bundle, "float"), images)
-    for name, data in graph_files("int8", graph).items():
-        Path(folder, name).write_bytes(data)
 
 
 def decoded(files: list[bytes], spec: Preprocess) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Load generator: images over keep-alive HTTP connections, from one process with little CPU use.
+"""Load generator: images over keep-alive HTTP connections, from one process.
 
 `setup` makes the requests in a separate process (`measure.OwnProcess`), in which the other functions run.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, count, cycle, takewhile
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
-import httptools
+import aiohttp
 import numpy as np
 
 PATH = "/v1/grade"
@@ -80,135 +78,110 @@ def summarize(loads: list[Load]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Answer of a server."""
-
-    status: int
-    batch: int
-    body: bytes
-    has_retry_after: bool
+_bodies: list[bytes]
+_headers: dict[str, str]
 
 
-LOOPBACK = urlsplit("http://127.0.0.1")
-
-_requests: list[bytes]
-_host: str
-_tls: ssl.SSLContext | None
-
-
-def setup(files: list[bytes], key: str | None = None, url: str = LOOPBACK.geturl()) -> None:
+def setup(files: list[bytes], key: str | None = None) -> None:
     """Make the requests of these images, once.
 
     Args:
         files: Images.
         key: API key.
-        url: Base URL of the server, whose port is given with each load.
     """
-    global _requests, _host, _tls
-    base = urlsplit(url)
-    _host = base.hostname or ""
-    _tls = ssl.create_default_context() if base.scheme == "https" else None
-    _requests = [request(data, key, base) for data in files]
+    global _bodies, _headers
+    _bodies = [form(data) for data in files]
+    _headers = headers(key)
 
 
-def request(data: bytes, key: str | None = None, base: SplitResult = LOOPBACK) -> bytes:
-    """Whole HTTP/1.1 request that posts one image as a form."""
+def form(data: bytes) -> bytes:
+    """Body of a form with one image."""
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
-    body = f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
-    start = f"POST {base.path.rstrip('/')}{PATH} HTTP/1.1\r\nHost: {base.netloc}\r\n"
-    start += f"Content-Length: {len(body)}\r\n"
-    start += f"Authorization: Bearer {key}\r\n" if key else ""
-    return f"{start}Content-Type: multipart/form-data; boundary={_BOUNDARY}\r\n\r\n".encode() + body
+    return f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 
-def closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
+def headers(key: str | None = None) -> dict[str, str]:
+    """Headers of a request with such a form."""
+    authorization = {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}", **authorization}
+
+
+def closed(url: str, concurrency: int, warm_up: float, seconds: float) -> Load:
     """Closed loop: clients that send the next request after each answer.
 
     Args:
-        port: Port of the server.
+        url: Base URL of the server.
         concurrency: Number of clients.
         warm_up: Seconds before the measurement.
         seconds: Seconds of the measurement.
     """
-    return asyncio.run(_closed(port, concurrency, warm_up, seconds))
+    return asyncio.run(_closed(url, concurrency, warm_up, seconds))
 
 
-def open_loop(port: int, rate: float, warm_up: float, seconds: float, seed: int = 0) -> Load:
+def open_loop(url: str, rate: float, warm_up: float, seconds: float, seed: int = 0) -> Load:
     """Open loop: requests arrive at random (Poisson), independent of answers.
 
     Latency is measured from the scheduled arrival, which avoids coordinated omission: a server that delays
     the clients does not get fewer requests.
 
     Args:
-        port: Port of the server.
+        url: Base URL of the server.
         rate: Mean arrivals per second.
         warm_up: Seconds before the measurement.
         seconds: Seconds of the measurement.
         seed: Random seed of the arrivals, equal for servers at the same rate.
     """
-    return asyncio.run(_open(port, rate, warm_up, seconds, seed))
+    return asyncio.run(_open(url, rate, warm_up, seconds, seed))
 
 
-def answers(port: int) -> list[dict[str, Any]]:
+def answers(url: str) -> list[dict[str, Any]]:
     """Answers of the server for all images, one after the other.
 
     Raises:
         RuntimeError: The server refuses one.
     """
-    return asyncio.run(_answers(port))
+    return asyncio.run(_answers(url))
 
 
-async def _answers(port: int) -> list[dict[str, Any]]:
-    connection, bodies = await _connect(port), []
-    for data in _requests:
-        if not connection.alive:  # a server may close one that is idle, or while it scales
-            connection = await _connect(port)
-        answer = await connection.post(data)
-        if answer.status != 200:
-            raise RuntimeError(f"port {port} answers {answer.status}: {answer.body.decode()[:500]}")
-        bodies.append(json.loads(answer.body))
-    connection.close()
-    return bodies
+async def _answers(url: str) -> list[dict[str, Any]]:
+    parsed = []
+    async with _session(url) as session:
+        for data in _bodies:
+            async with session.post(PATH[1:], data=data) as answer:
+                body = await answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{url} answers {answer.status}: {body.decode()[:500]}")
+            parsed.append(json.loads(body))
+    return parsed
 
 
-async def _closed(port: int, concurrency: int, warm_up: float, seconds: float) -> Load:
+async def _closed(url: str, concurrency: int, warm_up: float, seconds: float) -> Load:
     cpu, result = time.process_time(), Load(seconds)
     begin = time.perf_counter() + warm_up
-    end, requests, result.began = begin + seconds, cycle(_requests), begin
+    end, bodies, result.began = begin + seconds, cycle(_bodies), begin
 
-    async def client() -> None:
-        connection = None
+    async def client(session: aiohttp.ClientSession) -> None:
         while (sent := time.perf_counter()) < end:
-            connection = await _send(port, connection, next(requests), sent, result, (begin, end))
-            if connection is None:
+            if not await _send(session, next(bodies), sent, result, (begin, end)):
                 await asyncio.sleep(_PAUSE_S)
-        if connection:
-            connection.close()
 
-    await asyncio.gather(*(client() for _ in range(concurrency)))
+    async with _session(url) as session:
+        await asyncio.gather(*(client(session) for _ in range(concurrency)))
     result.cpu_seconds = time.process_time() - cpu
     return result
 
 
-async def _open(port: int, rate: float, warm_up: float, seconds: float, seed: int) -> Load:
+async def _open(url: str, rate: float, warm_up: float, seconds: float, seed: int) -> Load:
     cpu, result = time.process_time(), Load(seconds)
     start = time.perf_counter()
-    begin, requests, idle = start + warm_up, cycle(_requests), list[Connection]()
+    begin, bodies = start + warm_up, cycle(_bodies)
     result.began = begin
-
-    async def send_one(due: float, data: bytes) -> None:
-        counted = (due, float("inf")) if due >= begin else (0.0, 0.0)
-        connection = await _send(port, idle.pop() if idle else None, data, due, result, counted)
-        if connection:
-            idle.append(connection)
-
-    async with asyncio.TaskGroup() as tasks:
+    async with _session(url) as session, asyncio.TaskGroup() as tasks:
         for arrival in _arrivals(rate, warm_up + seconds, seed):
-            await asyncio.sleep(start + arrival - time.perf_counter())
-            tasks.create_task(send_one(start + arrival, next(requests)))
-    for connection in idle:
-        connection.close()
+            due = start + arrival
+            await asyncio.sleep(due - time.perf_counter())
+            counted = (due, float("inf")) if due >= begin else (0.0, 0.0)
+            tasks.create_task(_send(session, next(bodies), due, result, counted))
     result.cpu_seconds = time.process_time() - cpu
     return result
 
@@ -218,104 +191,36 @@ def _arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
     return takewhile(lambda at: at < seconds, accumulate(rng.expovariate(rate) for _ in count()))
 
 
+def _session(url: str) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        f"{url.rstrip('/')}/",
+        connector=aiohttp.TCPConnector(limit=0),
+        headers=_headers,
+        timeout=aiohttp.ClientTimeout(_TIMEOUT_S),
+    )
+
+
 async def _send(
-    port: int,
-    connection: Connection | None,
-    data: bytes,
-    since: float,
-    result: Load,
-    counted: tuple[float, float],
-) -> Connection | None:
-    """Send one request, count its answer if it arrives within `counted`; return the connection if usable."""
+    session: aiohttp.ClientSession, data: bytes, since: float, result: Load, counted: tuple[float, float]
+) -> bool:
+    """Send one request, and count its answer if it arrives within `counted`; return whether there is one."""
     answer = None
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            connection = connection or await _connect(port)
-            answer = await connection.post(data)
-    except (OSError, TimeoutError, httptools.HttpParserError):
-        if connection:
-            connection.close()
+        async with session.post(PATH[1:], data=data) as answer:
+            await answer.read()
+        is_success = answer.status == 200
+    except (OSError, TimeoutError, aiohttp.ClientError):
+        is_success = False
     now = time.perf_counter()
-    is_success = answer is not None and answer.status == 200
     result.answers += is_success
     if counted[0] <= now < counted[1]:
         if answer and is_success:
             result.latencies.append(now - since)
             result.moments.append(now - result.began)
-            result.batches += [answer.batch] if answer.batch else []
+            batch = int(answer.headers.get(BATCH_HEADER, 0))
+            result.batches += [batch] if batch else []
         else:
             result.errors += 1
-            if answer and answer.has_retry_after:
+            if answer and "Retry-After" in answer.headers:
                 result.refusals.append(now - result.began)
-    return connection if connection and connection.alive else None
-
-
-async def _connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, _host, port, ssl=_tls)
-    return connection
-
-
-class Connection(asyncio.Protocol):
-    """Keep-alive connection with one request at a time; also the callbacks of its parser."""
-
-    _transport: asyncio.Transport
-    _answer: asyncio.Future[Answer] | None = None
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self.alive = True
-
-    def post(self, data: bytes) -> asyncio.Future[Answer]:
-        """Send a request; return the future of its answer."""
-        self._batch, self._body, self._has_retry_after = 0, b"", False
-        self._answer = asyncio.get_running_loop().create_future()
-        if self.alive:
-            self._transport.write(data)
-        else:
-            self._answer.set_exception(ConnectionResetError())
-        return self._answer
-
-    def write(self, data: bytes) -> None:
-        """Send more of the request."""
-        if self.alive:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.alive = False
-        self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(error)
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.alive = False
-        self._fail(exc or ConnectionResetError())
-
-    def _fail(self, error: Exception) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(error)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == BATCH_HEADER.lower().encode():
-            self._batch = int(value)
-        elif name.lower() == b"retry-after":
-            self._has_retry_after = True
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_result(
-                Answer(self._parser.get_status_code(), self._batch, self._body, self._has_retry_after)
-            )
-        if not self._parser.should_keep_alive():
-            self.close()
+    return answer is not None

@@ -97,10 +97,6 @@ class OwnProcess:
         """Run a module-level function in the process, and return its result."""
         return self._pool.submit(function, *arguments).result()
 
-    def peak_mib(self) -> float:
-        """Peak resident memory of the process, MiB."""
-        return self.call(provenance.peak_mib)
-
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()

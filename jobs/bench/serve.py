@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -19,31 +17,24 @@ _WARM_UP_S = 1.0
 _CHECK_S = 60.0
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """Options of `scalp bench serve`.
+def bench_serve(
+    out: str,
+    url: str,
+    photographs: str | None = None,
+    clients: int = 8,
+    rate: float | None = None,
+    seconds: float = 30.0,
+    key: str | None = None,
+) -> dict[str, Any]:
+    """Load an endpoint, and measure its answers.
 
     Args:
+        out: Output directory, for `summary.json`.
         url: Base URL of the endpoint.
         photographs: Folder or prefix of JPEG files; None: synthetic images.
         clients: Clients of a closed loop.
         rate: Arrivals per second of an open loop; None: a closed loop.
         seconds: Measured seconds, after a warm-up.
-    """
-
-    url: str
-    photographs: str | None = None
-    clients: int = 8
-    rate: float | None = None
-    seconds: float = 30.0
-
-
-def bench_serve(out: str, options: ServeOptions, key: str | None = None) -> dict[str, Any]:
-    """Load an endpoint, and measure its answers.
-
-    Args:
-        out: Output directory, for `summary.json`.
-        options: Options of the benchmark.
         key: API key.
 
     Returns:
@@ -52,37 +43,35 @@ def bench_serve(out: str, options: ServeOptions, key: str | None = None) -> dict
     Raises:
         UserError: The URL or the images are invalid, or the endpoint does not grade the first image.
     """
-    port = _check_url(options.url)
-    files = inputs.read_images(options.photographs)
-    _check_endpoint(options.url, files[0], key)
-    client = OwnProcess(load.setup, files, key, options.url)
+    _check_url(url)
+    files = inputs.read_images(photographs)
+    _check_endpoint(url, files[0], key)
+    client = OwnProcess(load.setup, files, key)
     try:
-        with console.status(f"loading {options.url}"):
-            if options.rate:
-                result = client.call(load.open_loop, port, options.rate, _WARM_UP_S, options.seconds)
-            else:
-                result = client.call(load.closed, port, options.clients, _WARM_UP_S, options.seconds)
+        with console.status(f"loading {url}"):
+            run, size = (load.open_loop, rate) if rate else (load.closed, clients)
+            result = client.call(run, url, size, _WARM_UP_S, seconds)
     finally:
         client.close()
     try:
         row = load.summarize([result]) | {"refused": len(result.refusals)}
     except ValueError as error:
-        raise UserError(f"{options.url}: {error} in {options.seconds:g} s") from None
-    summary = write_result(out, KIND, vars(options), [row], {})
+        raise UserError(f"{url}: {error} in {seconds:g} s") from None
+    settings = {"url": url, "photographs": photographs, "clients": clients, "rate": rate, "seconds": seconds}
+    summary = write_result(out, KIND, settings, [row], {})
     show(KIND, row | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
     return summary
 
 
-def _check_url(url: str) -> int:
-    """Port of the endpoint."""
-    base = urlsplit(url)
+def _check_url(url: str) -> None:
     try:
-        port = base.port or {"http": 80, "https": 443}[base.scheme]
-    except (KeyError, ValueError):
-        raise UserError(f"--url {url}: write http:// or https://, the host and the port") from None
-    if not base.hostname or base.username:
+        base = httpx.URL(url)
+    except httpx.InvalidURL:
+        base = httpx.URL()
+    if base.scheme not in ("http", "https") or not base.host:
+        raise UserError(f"--url {url}: write http:// or https://, the host and the port")
+    if base.userinfo:
         raise UserError(f"--url {url}: write the host without a user name")
-    return port
 
 
 def _check_endpoint(url: str, image: bytes, key: str | None) -> None:

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import DeviceOption
-from scalp_core.errors import UserError
+from jobs.cli.options import DeviceOption, PrecisionOption, RuntimeOption
 
 bench = typer.Typer(
     help="Measure the engine on this machine, or a running endpoint; prints a table and writes summary.json.",
@@ -20,7 +19,9 @@ bench = typer.Typer(
 )
 
 BenchOutOption = Annotated[str, typer.Option(help="output folder, new or of the same benchmark")]
-_MOVED = ("autoscale", "bulk", "grow", "overload", "scale", "train")
+PhotographsOption = Annotated[
+    str | None, typer.Option(help="JPEG files, a folder or s3:// prefix; default: synthetic images")
+]
 
 
 def check_out(out: str, kind: str) -> str:
@@ -36,28 +37,24 @@ def check_out(out: str, kind: str) -> str:
 def bench_engine(
     out: BenchOutOption = "runs/bench/engine",
     device: DeviceOption = "auto",
-    bundle: Annotated[str | None, typer.Option(help="trained bundle; default: untrained weights")] = None,
-    photographs: Annotated[
-        str | None, typer.Option(help="JPEG files, a folder or s3:// prefix; default: synthetic images")
+    precision: PrecisionOption = "auto",
+    runtime: RuntimeOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="trained bundle; default: untrained weights, which are as fast")
     ] = None,
+    photographs: PhotographsOption = None,
     size: Annotated[
         int, typer.Option(min=32, max=1024, help="input size of untrained weights, pixels")
     ] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds per measurement")] = 5,
     seconds: Annotated[
-        float, typer.Option(min=0.05, help="shortest time per candidate and round, seconds")
+        float, typer.Option(min=0.05, help="shortest time per measurement and round, seconds")
     ] = 1.0,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="also measure torch.compile, which takes a minute")
-    ] = True,
 ) -> None:
-    """Measure decoding, forward pass and bytes-to-grade against plain PyTorch; takes about 7 minutes."""
-    from jobs.bench.engine import EngineOptions
+    """Measure decoding, forward pass and bytes-to-grade, without Ray and storage; takes some minutes."""
     from jobs.bench.engine import bench_engine as verb
 
-    verb(
-        check_out(out, "engine"), EngineOptions(device, bundle, photographs, size, rounds, seconds, compiled)
-    )
+    verb(check_out(out, "engine"), device, precision, runtime, bundle, photographs, size, rounds, seconds)
 
 
 @bench.command("serve", epilog="Example: scalp bench serve --url http://127.0.0.1:8000 --clients 16")
@@ -67,9 +64,7 @@ def bench_serve(
     key_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="file with the API key; default: no key")
     ] = None,
-    photographs: Annotated[
-        str | None, typer.Option(help="JPEG files, a folder or s3:// prefix; default: synthetic images")
-    ] = None,
+    photographs: PhotographsOption = None,
     clients: Annotated[
         int, typer.Option(min=1, help="clients, each of which sends the next image after an answer")
     ] = 8,
@@ -82,11 +77,11 @@ def bench_serve(
     seconds: Annotated[float, typer.Option(min=1, help="measured time, seconds, after one of warm-up")] = 30,
 ) -> None:
     """Measure throughput and latency of a running endpoint."""
-    from jobs.bench.serve import KIND, ServeOptions
+    from jobs.bench.serve import KIND
     from jobs.bench.serve import bench_serve as verb
 
     key = key_file.read_text().strip() if key_file else None
-    verb(check_out(out, KIND), ServeOptions(url, photographs, clients, rate, seconds), key)
+    verb(check_out(out, KIND), url, photographs, clients, rate, seconds, key)
 
 
 @bench.command("decisions", epilog="Example: scalp bench decisions --draws 20")
@@ -100,13 +95,3 @@ def bench_decisions(
     from jobs.bench.decisions import bench_decisions as verb
 
     verb(check_out(out, KIND), draws, seed)
-
-
-def _moved(context: typer.Context) -> None:
-    raise UserError(f"it has moved; in a checkout of scalp: python -m tests.benchmarks {context.info_name}")
-
-
-for _name in _MOVED:
-    bench.command(
-        _name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-    )(_moved)

@@ -21,6 +21,24 @@ app = typer.Typer(
 )
 
 
+@app.command("engine", epilog="Example: python -m tests.benchmarks engine --device cuda")
+def bench_engine(
+    out: BenchOutOption = "runs/bench/engine-compared",
+    device: DeviceOption = "auto",
+    bundle: Annotated[
+        str | None, typer.Option(help="trained bundle, for meaningful grades; default: untrained weights")
+    ] = None,
+    photographs: Annotated[
+        str | None, typer.Option(help="JPEG files, a folder or s3:// prefix; default: synthetic images")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds per candidate")] = 5,
+) -> None:
+    """Compare scalp's runtimes with plain PyTorch, without Ray and storage; takes some minutes."""
+    from tests.benchmarks.engine import bench_engine as verb
+
+    verb(check_out(out, "engine-compared"), device, bundle, photographs, rounds=rounds)
+
+
 @app.command("train", epilog="Example: python -m tests.benchmarks train --rounds 1")
 def bench_train(
     out: BenchOutOption = "runs/bench/train",

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from jobs.bench.decoders import plain as decoded_by_pillow
-from jobs.bench.forwards import Forward, Way, grade_files, plain_forward
+from jobs.bench.engine import grade_files
+from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.inference import calibration
 from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
+from tests.benchmarks.plain import Forward, plain_decode, plain_forward
 
 BATCH = 32
 
@@ -60,22 +61,23 @@ def mark(arguments: Arguments, count: int) -> None:
 
 def plain(arguments: Arguments) -> None:
     """Plain loop: one process, PyTorch fp32 and Pillow, batch after batch."""
-    _loop(arguments, Way("", "plain", "fp32"), ahead=0)
+    bundle = load_bundle(arguments.bundle)
+    _loop(arguments, bundle, plain_forward(bundle, arguments.device), ahead=0)
 
 
 def tuned(arguments: Arguments) -> None:
     """Tuned loop: one process, channels last, the fastest precision, batches decoded ahead."""
-    _loop(arguments, Way("", "plain", _best(arguments), channels_last=True), ahead=4)
-
-
-def _loop(arguments: Arguments, way: Way, ahead: int) -> None:
     bundle = load_bundle(arguments.bundle)
-    forward, size = plain_forward(bundle, arguments.device, way), bundle.spec.preprocess.size
+    _loop(arguments, bundle, _tuned_forward(arguments, bundle), ahead=4)
+
+
+def _loop(arguments: Arguments, bundle: Bundle, forward: Forward, ahead: int) -> None:
+    size = bundle.spec.preprocess.size
     uris = sorted(str(path) for path in Path(arguments.source).rglob("*.jpg"))
 
     def batch(start: int) -> np.ndarray:
         files = (Path(uri).read_bytes() for uri in uris[start : start + BATCH])
-        return np.stack([decoded_by_pillow(data, size) for data in files])
+        return np.stack([plain_decode(data, size) for data in files])
 
     logits, decoded = [], deque[Future[np.ndarray]]()
     with ThreadPoolExecutor(arguments.cores) as pool:
@@ -100,11 +102,7 @@ def engine(arguments: Arguments) -> None:
 def daft_torch(arguments: Arguments) -> None:
     """Daft, as in its documentation of batch inference, with the model in PyTorch."""
 
-    def load() -> Forward:
-        bundle = load_bundle(arguments.bundle)
-        return plain_forward(bundle, arguments.device, Way("", "plain", _best(arguments), channels_last=True))
-
-    _daft(arguments, load)
+    _daft(arguments, lambda: _tuned_forward(arguments, load_bundle(arguments.bundle)))
 
 
 def daft_engine(arguments: Arguments) -> None:
@@ -112,8 +110,9 @@ def daft_engine(arguments: Arguments) -> None:
     _daft(arguments, lambda: _predictor(arguments).logits)
 
 
-def _best(arguments: Arguments) -> Literal["bf16", "fp32"]:
-    return "bf16" if has_bf16(arguments.device) else "fp32"
+def _tuned_forward(arguments: Arguments, bundle: Bundle) -> Forward:
+    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16(arguments.device) else "fp32"
+    return plain_forward(bundle, arguments.device, precision, channels_last=True)
 
 
 def _predictor(arguments: Arguments) -> Predictor:

@@ -95,7 +95,7 @@ def bench_autoscale(out: str, options: AutoscaleOptions) -> dict[str, Any]:
         loads: list[Load] = []
         for clients, seconds in options.phases:
             console.print(f"{clients} clients for {seconds:.0f} s")
-            loads.append(client.call(load.closed, server.port, clients, 0.0, seconds))
+            loads.append(client.call(load.closed, server.url, clients, 0.0, seconds))
         over.set()
         thread.join()
     rows = _rows(options, loads, replicas)

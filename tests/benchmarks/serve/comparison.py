@@ -218,7 +218,7 @@ def _check_same(servers: list[Server], client: OwnProcess) -> dict[str, float]:
     reference: list[int] = []
     for server in servers:
         with console.status(f"grading with {server.what}"), server.awake():
-            grades = [answer["grade"] for answer in client.call(load.answers, server.port)]
+            grades = [answer["grade"] for answer in client.call(load.answers, server.url)]
         reference = reference or grades
         agreed[server.what] = statistics.mean(a == b for a, b in zip(grades, reference, strict=True))
         if agreed[server.what] < _MIN_AGREEMENT:
@@ -241,11 +241,11 @@ def _idle(server: Server) -> dict[str, Any]:
 
 def _measure(servers: list[Server], client: OwnProcess, options: ServeOptions) -> list[dict[str, Any]]:
     def closed(server: Server, concurrency: int) -> _Case:
-        turn = partial(client.call, load.closed, server.port, concurrency, options.warm_up, options.seconds)
+        turn = partial(client.call, load.closed, server.url, concurrency, options.warm_up, options.seconds)
         return _Case(server, CLOSED, concurrency, turn)
 
     def open_loop(server: Server, kind: str, rate: float) -> _Case:
-        turn = partial(client.call, load.open_loop, server.port, rate, options.warm_up, options.seconds)
+        turn = partial(client.call, load.open_loop, server.url, rate, options.warm_up, options.seconds)
         return _Case(server, kind, round(rate, 1), turn)
 
     cases = [closed(server, clients) for clients in options.concurrency for server in servers]

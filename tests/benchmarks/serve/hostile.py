@@ -63,22 +63,22 @@ def bench_hostile(out: str, device: str, uri: str | None, seconds: float) -> dic
             ordinary = OwnProcess(load.setup, files, key)
             stack.callback(ordinary.close)
             server = stack.enter_context(Server("scalp serve", command, files[0], {}, key))
-            attacker = OwnProcess(attacks.setup, server.port, hostile_key, files)
+            attacker = OwnProcess(attacks.setup, server.url, hostile_key, files)
             stack.callback(attacker.close)
             threads = stack.enter_context(ThreadPoolExecutor(1))
         with console.status("alone"):
-            ordinary.call(load.open_loop, server.port, RATE, 0.0, 5.0)
-            alone = [ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds)]
+            ordinary.call(load.open_loop, server.url, RATE, 0.0, 5.0)
+            alone = [ordinary.call(load.open_loop, server.url, RATE, 0.0, seconds)]
         attacks_run: dict[str, tuple[Load, Counter[str]]] = {}
         for name, attack in attacks.ATTACKS.items():
             with console.status(name):
                 attacked = threads.submit(attacker.call, attack, _BEGUN_S + seconds)
                 time.sleep(_BEGUN_S)
-                measured = ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds)
+                measured = ordinary.call(load.open_loop, server.url, RATE, 0.0, seconds)
                 attacks_run[name] = measured, attacked.result()
-                _settle(ordinary, server.port)
+                _settle(ordinary, server.url)
         with console.status("alone again"):
-            alone.append(ordinary.call(load.open_loop, server.port, RATE, 0.0, seconds))
+            alone.append(ordinary.call(load.open_loop, server.url, RATE, 0.0, seconds))
     rows = [_row("alone", alone, {}, None)]
     rows += [_row(name, [measured], ends, rows[0]) for name, (measured, ends) in attacks_run.items()]
     settings = {
@@ -130,11 +130,11 @@ def _rounded(value: float, digits: int = 1) -> float | None:
     return None if np.isnan(value) else round(float(value), digits)
 
 
-def _settle(ordinary: OwnProcess, port: int) -> None:
+def _settle(ordinary: OwnProcess, url: str) -> None:
     """Wait until the endpoint has finished the requests of an attack."""
     until = time.monotonic() + _SETTLES_WITHIN_S
     while time.monotonic() < until:
-        probe = ordinary.call(load.open_loop, port, RATE, 0.0, _SETTLED_S)
+        probe = ordinary.call(load.open_loop, url, RATE, 0.0, _SETTLED_S)
         if not probe.errors and max(probe.latencies, default=0) < _SETTLED_S / RATE:
             return
 

@@ -73,14 +73,14 @@ def bench_overload(out: str, options: OverloadOptions) -> dict[str, Any]:
             client = OwnProcess(load.setup, files)
             stack.callback(client.close)
             server = stack.enter_context(Server("scalp serve", command, files[0], {}))
-        closed = partial(client.call, load.closed, server.port)
+        closed = partial(client.call, load.closed, server.url)
         with console.status("alone, and at its capacity"):
             before = closed(1, 2.0, options.calm_seconds)
             full = closed(_MANY, 2.0, options.calm_seconds)
         capacity = len(full.latencies) / full.seconds
         console.print(f"{options.times:g} times {capacity:.0f}/s for {options.seconds:.0f} s")
         with _memory(server) as memory:
-            storm = client.call(load.open_loop, server.port, options.times * capacity, 0.0, options.seconds)
+            storm = client.call(load.open_loop, server.url, options.times * capacity, 0.0, options.seconds)
         with console.status("alone again"):
             after = closed(1, 2.0, options.calm_seconds)
     rows = [

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from jobs.bench.decoders import torchvision as decoded_by_torchvision
-from jobs.bench.forwards import Forward, Way, plain_forward
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference import calibration
 from scalp_core.inference.predictor import Hardware, Predictor, has_bf16
+from tests.benchmarks.plain import Forward, plain_forward
 
 
 class Arguments(BaseModel):
@@ -47,8 +46,8 @@ class Model:
             import torch
 
             torch.set_num_threads(threads)
-            way = Way("", "plain", "bf16" if has_bf16(device) else "fp32", channels_last=True)
-            self._forward = plain_forward(bundle, device, way)
+            precision: Literal["bf16", "fp32"] = "bf16" if has_bf16(device) else "fp32"
+            self._forward = plain_forward(bundle, device, precision, channels_last=True)
             for size in range(1, self.arguments.max_batch_size + 1):
                 side = self._spec.preprocess.size
                 self._forward(np.zeros((size, side, side, 3), np.uint8))
@@ -57,9 +56,19 @@ class Model:
         """Decode an image to uint8 (size, size, 3)."""
         if self.arguments.engine:
             return decode(data, self._spec.preprocess).pixels
-        return decoded_by_torchvision(data, self._spec.preprocess.size)
+        return _decode_by_torchvision(data, self._spec.preprocess.size)
 
     def grade(self, images: np.ndarray) -> list[dict[str, Any]]:
         """Answers for uint8 (N, size, size, 3)."""
         probabilities = calibration.probabilities(self._forward(images), self._spec.temperature)
         return [{"grade": int(row.argmax()), "probabilities": row.tolist()} for row in probabilities]
+
+
+def _decode_by_torchvision(data: bytes, size: int) -> np.ndarray:
+    """Decode at full resolution, as LitServe's examples do."""
+    import torch
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms.v2 import functional
+
+    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return functional.resize(pixels, [size, size], antialias=True).permute(1, 2, 0).numpy()

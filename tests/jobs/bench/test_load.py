@@ -12,8 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from jobs.bench import inputs, load
-from jobs.bench.serve import ServeOptions, bench_serve
-from jobs.cli.main import main
+from jobs.bench.serve import bench_serve
 from scalp_core.errors import UserError
 from tests.support.images import jpeg
 
@@ -62,6 +61,10 @@ def answering(answer, seconds=0.0, key=None):
         thread.join()
 
 
+def at(port):
+    return f"http://127.0.0.1:{port}"
+
+
 def reply(status, body, **headers):
     lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -75,7 +78,7 @@ def photographs():
 
 def test_closed_loop_counts_what_comes_in_its_seconds():
     with answering(reply(200, "{}", X_Batch_Size=4), seconds=0.02) as (port, asked):
-        found = load.closed(port, 2, warm_up=0.2, seconds=0.5)
+        found = load.closed(at(port), 2, warm_up=0.2, seconds=0.5)
     # Two clients with at most 50 per second each: of 0.5 s; and of the warm-up, with those that end later.
     assert 0 < len(found.latencies) <= 52
     assert len(asked) - len(found.latencies) <= 24
@@ -87,7 +90,7 @@ def test_closed_loop_counts_what_comes_in_its_seconds():
 
 def test_open_loop_asks_on_whether_or_not_it_is_answered():
     with answering(reply(200, "{}"), seconds=0.3) as (port, asked):
-        found = load.open_loop(port, rate=20, warm_up=0, seconds=1)
+        found = load.open_loop(at(port), rate=20, warm_up=0, seconds=1)
     assert len(found.latencies) == len(asked) == pytest.approx(20, abs=12)
     assert min(found.latencies) >= 0.3
     again = list(load._arrivals(20, 1, seed=0))
@@ -95,15 +98,15 @@ def test_open_loop_asks_on_whether_or_not_it_is_answered():
 
 
 def test_a_stall_of_the_client_is_counted_from_when_a_photograph_was_due(monkeypatch):
-    connect = load._connect
+    send = load._send
 
-    async def late(port):
-        time.sleep(0.3)  # the whole loop stands still
-        return await connect(port)
+    def late(*arguments):
+        time.sleep(0.1)  # the whole loop stands still
+        return send(*arguments)
 
-    monkeypatch.setattr(load, "_connect", late)
+    monkeypatch.setattr(load, "_send", late)
     with answering(reply(200, "{}")) as (port, _):
-        found = load.open_loop(port, rate=30, warm_up=0, seconds=0.5)
+        found = load.open_loop(at(port), rate=30, warm_up=0, seconds=0.5)
     assert sorted(found.latencies)[len(found.latencies) // 2] > 0.3
 
 
@@ -112,9 +115,9 @@ def test_a_stall_of_the_client_is_counted_from_when_a_photograph_was_due(monkeyp
 )
 def test_errors_are_counted_and_no_answers(answer):
     with answering(answer) as (port, _):
-        found = load.closed(port, 1, warm_up=0, seconds=0.3)
-        with pytest.raises((RuntimeError, OSError, load.httptools.HttpParserError)):
-            load.answers(port)
+        found = load.closed(at(port), 1, warm_up=0, seconds=0.3)
+        with pytest.raises((RuntimeError, OSError, load.aiohttp.ClientError)):
+            load.answers(at(port))
     assert found.errors > 0
     assert (found.latencies, found.answers) == ([], 0)
 
@@ -123,7 +126,7 @@ def test_a_server_that_is_away_is_not_asked_without_end():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = load.closed(port, 1, warm_up=0, seconds=0.5)
+    found = load.closed(at(port), 1, warm_up=0, seconds=0.5)
     assert 1 <= found.errors <= 12
 
 
@@ -139,8 +142,8 @@ def folder(tmp_path_factory):
 def test_an_endpoint_is_loaded_with_a_key(tmp_path, folder, rate):
     key = "a-key-of-the-clinic"
     with answering(reply(200, "{}", X_Batch_Size=2), seconds=0.02, key=key) as (port, asked):
-        options = ServeOptions(f"http://localhost:{port}/", folder, clients=2, rate=rate, seconds=1)
-        bench_serve(str(tmp_path), options, key)
+        url = f"http://localhost:{port}/"
+        bench_serve(str(tmp_path), url, folder, clients=2, rate=rate, seconds=1, key=key)
     text = (tmp_path / "summary.json").read_text()
     summary = json.loads(text)
     (row,) = summary["rows"]
@@ -154,11 +157,10 @@ def test_an_endpoint_is_loaded_with_a_key(tmp_path, folder, rate):
 def test_an_endpoint_that_refuses_the_first_image_is_not_loaded(tmp_path, folder):
     refused = pytest.raises(UserError, match="answers 401 to the first image: unauthorized")
     with answering(reply(401, "unauthorized")) as (port, asked), refused:
-        options = ServeOptions(f"http://127.0.0.1:{port}", folder)
-        bench_serve(str(tmp_path), options)
+        bench_serve(str(tmp_path), at(port), folder)
     assert len(asked) == 1
     with pytest.raises(UserError, match=f"127.0.0.1:{port} is unreachable"):
-        bench_serve(str(tmp_path), options)
+        bench_serve(str(tmp_path), at(port), folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -167,12 +169,4 @@ def test_an_endpoint_that_refuses_the_first_image_is_not_loaded(tmp_path, folder
 )
 def test_a_url_that_cannot_be_loaded_is_refused(tmp_path, url):
     with pytest.raises(UserError, match="--url"):
-        bench_serve(str(tmp_path), ServeOptions(url))
-
-
-def test_a_benchmark_that_moved_names_its_command(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["scalp", "bench", "bulk", "--rounds", "1"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("python -m tests.benchmarks bulk\n")
+        bench_serve(str(tmp_path), url)
