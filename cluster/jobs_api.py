@@ -66,15 +66,12 @@ def _utc(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
 
 
-class _Client(JobSubmissionClient):
-    """Ray's client with a timeout; without one it waits forever for a head node that hangs."""
-
-    def _do_request(self, *arguments: Any, **keywords: Any) -> Any:
-        return super()._do_request(*arguments, **{"timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)} | keywords)
+class _RefusedError(ClusterError):
+    """The dashboard answered a request with an error."""
 
 
-class Jobs:
-    """The jobs of one cluster. All methods block, 20 seconds at most.
+class Jobs(JobSubmissionClient):
+    """The jobs of one cluster: Ray's client with timeouts, and with errors of one line.
 
     Args:
         address: URL of the dashboard, `http://HOST:8265`; None takes RAY_API_SERVER_ADDRESS.
@@ -94,12 +91,11 @@ class Jobs:
         if urlsplit(self.address).scheme not in ("http", "https"):
             raise ClusterError(f"{named}: jobs are submitted to the dashboard; write http://HOST:8265")
         with _one_line(self.address), _without_address_variables():
-            self.client = _Client(self.address)
-        version = self.client._server_ray_version
-        if version != ray.__version__:
+            super().__init__(self.address)
+        if self._server_ray_version != ray.__version__:
             raise ClusterError(
-                f"{self.address} runs Ray {version} and this machine {ray.__version__}; jobs need the "
-                "same version: install both from requirements.lock"
+                f"{self.address} runs Ray {self._server_ray_version} and this machine {ray.__version__}; "
+                "jobs need the same version: install both from requirements.lock"
             )
 
     @classmethod
@@ -109,10 +105,20 @@ class Jobs:
         with _one_line(gcs_address), _without_address_variables():
             return cls(ray_internals.dashboard_address(gcs_address))
 
+    def _do_request(self, *arguments: Any, **keywords: Any) -> Any:
+        """Without a timeout, Ray's client waits forever for a head node that hangs."""
+        with _one_line(self.address):
+            return super()._do_request(
+                *arguments, **{"timeout": (_CONNECT_SECONDS, _ANSWER_SECONDS)} | keywords
+            )
+
+    def _raise_error(self, r: Any) -> None:
+        # The text may be a traceback, whose last line is the error.
+        raise _RefusedError(f"{self.address}: {(r.text.strip() or str(r.status_code)).splitlines()[-1]}")
+
     def all(self) -> list[Job]:
         """All submitted jobs, oldest first."""
-        with _one_line(self.address):
-            jobs = [Job(**vars(details)) for details in self.client.list_jobs() if details.submission_id]
+        jobs = [Job(**vars(details)) for details in self.list_jobs() if details.submission_id]
         return sorted(jobs, key=lambda job: job.started or datetime.max.replace(tzinfo=UTC))
 
     def last(self, work: str) -> Job | None:
@@ -126,11 +132,10 @@ class Jobs:
         Raises:
             ClusterError: The cluster does not have this job.
         """
-        with _one_line(self.address):
-            try:
-                job = Job(**vars(self.client.get_job_info(id_)))
-            except RuntimeError:  # no job has this id
-                job = None
+        try:
+            job = Job(**vars(self.get_job_info(id_)))
+        except _RefusedError:  # no job has this id
+            job = None
         if job is None or not job.submission_id:  # Ray also returns drivers that nobody submitted
             job = self.last(id_)
         if job is None:
@@ -138,33 +143,20 @@ class Jobs:
         return job
 
     def submit(self, id_: str, entrypoint: str, metadata: dict[str, str], **options: Any) -> None:
-        """Start an attempt; idempotent.
+        """Start an attempt by Ray's `submit_job`; idempotent.
 
         Args:
             id_: Id of the attempt.
             entrypoint: Shell command of the job.
             metadata: Metadata of the job.
-            options: Further arguments of Ray's `submit_job`.
-
-        Raises:
-            ClusterError: As for `Jobs`.
+            options: Further arguments of `submit_job`.
         """
-        with _one_line(self.address):
-            try:
-                self.client.submit_job(entrypoint=entrypoint, submission_id=id_, metadata=metadata, **options)
-            except RuntimeError as error:
-                if "already exists" not in str(error):
-                    raise
-
-    def stop(self, id_: str) -> None:
-        """Stop a job; Ray kills its processes that have not ended after some seconds."""
-        with _one_line(self.address):
-            self.client.stop_job(id_)
-
-    def log(self, id_: str) -> str:
-        """Everything that a job has printed."""
-        with _one_line(self.address):
-            return self.client.get_job_logs(id_)
+        try:
+            with _one_line(self.address):
+                self.submit_job(entrypoint=entrypoint, submission_id=id_, metadata=metadata, **options)
+        except _RefusedError as error:
+            if "already exists" not in str(error):
+                raise
 
 
 @contextmanager

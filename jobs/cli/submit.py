@@ -62,13 +62,22 @@ def submit(
     Options of submit come before VERB. The log is printed until the job ends, and its exit code returned.
     Ctrl-C detaches, and the job continues. A job that failed or was stopped resumes when submitted again.
     """
-    from jobs.submit.driver import SubmitOptions
     from jobs.submit.driver import submit as verb
 
-    options = SubmitOptions(
-        tuple(include), tuple(env), cpus, gpus, int(memory * 2**30), again, not no_follow, any_versions
+    code = verb(
+        address,
+        command,
+        context.find_root().command,
+        include=include,
+        env=env,
+        again=again,
+        attach=not no_follow,
+        any_versions=any_versions,
+        entrypoint_num_cpus=cpus or None,
+        entrypoint_num_gpus=gpus or None,
+        entrypoint_memory=int(memory * 2**30) or None,
     )
-    sys.exit(verb(address, command, context.find_root().command, options))
+    sys.exit(code)
 
 
 @jobs.command("list", epilog="Example: scalp jobs list --address http://127.0.0.1:8265")

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ _PACKAGES = ("cluster", "jobs", "scalp_core", "serving")
 _CODE_SUFFIXES = {".py", ".yaml", ".json", ".html", ".jinja", ".css", ".js"}
 # Size limit of one request to Ray's job server.
 _MAX_BYTES = 100 * 2**20
-_LARGEST_SHOWN = 3
 _NOT_AS_JOBS = {
     "serve": "an endpoint is not a job; use `serve deploy serving/config.yaml --address URL`",
     "submit": "name the command to run",
@@ -39,28 +37,30 @@ _NOT_AS_JOBS = {
 _OUTPUTS = ("out", "run", "sources_and_out")
 
 
-@dataclass(frozen=True)
-class SubmitOptions:
-    """Options of `scalp submit`, as its help explains them; `memory` in bytes."""
-
-    include: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    cpus: float = 0
-    gpus: float = 0
-    memory: int = 0
-    again: bool = False
-    follow: bool = True
-    any_versions: bool = False
-
-
-def submit(address: str | None, command: Sequence[str], app: Any, options: SubmitOptions) -> int:
+def submit(
+    address: str | None,
+    command: Sequence[str],
+    app: Any,
+    *,
+    include: Sequence[str] = (),
+    env: Sequence[str] = (),
+    again: bool = False,
+    attach: bool = True,
+    any_versions: bool = False,
+    **resources: float | None,
+) -> int:
     """Submit a command as a job, or attach to the job of the same command.
 
     Args:
         address: As for `Jobs`.
         command: Command and its arguments.
         app: The `scalp` command, which checks the arguments before submission.
-        options: Options of the submission.
+        include: Further files and folders of the job, below the current folder.
+        env: Environment variables of the job, `NAME=VALUE` or `NAME`.
+        again: Run a finished command again.
+        attach: Print the log until the job ends.
+        any_versions: Run even if package versions of the cluster differ.
+        resources: Resources of the driver process, by the arguments of Ray's `submit_job`.
 
     Returns:
         Exit code of the job; 0 for a job that is not followed.
@@ -70,13 +70,13 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
         ClusterError: The cluster does not answer, refuses access, or runs another Ray version.
     """
     out = _check(command, app)
-    files = _collect_files(command, options.include)
+    files = _collect_files(command, include)
     size = _check_size(files)
-    environment = _environment(options.env)
+    environment = _environment(env)
     jobs = Jobs(address)
     work = work_id(command)
     job = jobs.last(work)
-    if job and (job.is_alive or (job.status == "SUCCEEDED" and not options.again)):
+    if job and (job.is_alive or (job.status == "SUCCEEDED" and not again)):
         id_ = job.id
         console.print(f"{id_} {_describe(job)}; attached to it")
     else:
@@ -84,15 +84,13 @@ def submit(address: str | None, command: Sequence[str], app: Any, options: Submi
         with _copy_files(files) as folder:
             jobs.submit(
                 id_,
-                _entrypoint(id_, command, out, options),
+                _entrypoint(id_, command, out, any_versions),
                 {"command": shlex.join(command)},
                 runtime_env={"working_dir": folder, "env_vars": environment},
-                entrypoint_num_cpus=options.cpus or None,
-                entrypoint_num_gpus=options.gpus or None,
-                entrypoint_memory=options.memory or None,
+                **resources,
             )
         console.print(f"submitted {id_} with {size / 2**20:.1f} MiB of code and files")
-    return follow(jobs, id_) if options.follow else 0
+    return follow(jobs, id_) if attach else 0
 
 
 def work_id(command: Sequence[str]) -> str:
@@ -164,11 +162,11 @@ def _check_size(files: dict[str, Path]) -> int:
     sizes = {name: path.stat().st_size for name, path in files.items()}
     total = sum(sizes.values())
     if total > _MAX_BYTES:
-        largest = sorted(sizes, key=lambda name: -sizes[name])[:_LARGEST_SHOWN]
-        named = ", ".join(f"{name} ({sizes[name] / 2**20:,.0f} MiB)" for name in largest)
+        largest = max(sizes, key=lambda name: sizes[name])
         raise UserError(
             f"the files of the job have {total / 2**20:,.0f} MiB, and Ray's job server accepts "
-            f"{_MAX_BYTES // 2**20}; the largest are {named}: keep images in S3, and do not include them"
+            f"{_MAX_BYTES // 2**20}; the largest is {largest} ({sizes[largest] / 2**20:,.0f} MiB): keep "
+            "images in S3, and do not include them"
         )
     return total
 
@@ -198,11 +196,11 @@ def _environment(env: Sequence[str]) -> dict[str, str]:
     return variables
 
 
-def _entrypoint(id_: str, command: Sequence[str], out: str | None, options: SubmitOptions) -> str:
+def _entrypoint(id_: str, command: Sequence[str], out: str | None, any_versions: bool) -> str:
     words = ["python", "-m", "jobs.submit.entry"]
     if out:
         words += ["--log", f"{out.rstrip('/')}/jobs/{id_}.log"]
-    if not options.any_versions:
+    if not any_versions:
         words += ["--versions", VERSIONS_FILE]
     return shlex.join([*words, *command])
 

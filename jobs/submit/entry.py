@@ -6,7 +6,6 @@ python -m jobs.submit.entry [--log URI] [--versions FILE] VERB ARGUMENTS…
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -28,8 +27,8 @@ from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.storage import outputs
 
-# The log is stored at this interval, so that it outlives the cluster.
 _STORE_INTERVAL_S = 60.0
+_STORE_PAUSE = 50  # times as long as the last storing, whose size grows
 _COPY_CHUNK_BYTES = 1 << 20
 VERSIONS_FILE = "versions.json"  # of the submitting machine, in the folder of the job
 _MISMATCHES_SHOWN = 4
@@ -49,7 +48,7 @@ def main() -> int:
         log.add(f"{format_error(str(error))}\n".encode())
         return 2
     finally:
-        log.store_all()
+        log.store()
 
 
 def _pop_option(words: list[str], option: str) -> str | None:
@@ -92,67 +91,46 @@ def _public(name: str, version: str) -> str:
 
 
 class _StoredLog:
-    """Print the output of the command for Ray, and store it next to OUT, if the command has made its OUT.
-
-    While the command runs, its new output is stored as pieces, URI.00001 and so on: object storage cannot
-    append. At the end, the whole log replaces them.
-    """
+    """Print the output of the command for Ray, and store it next to OUT, if the command has made its OUT."""
 
     def __init__(self, uri: str | None) -> None:
         self._uri = uri
         # On disk: the log of days does not fit into memory. Open until the process ends.
-        self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        self._stored = self._pieces = 0
+        self._log = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115
         self._storing = threading.Lock()
 
     def add(self, text: bytes) -> None:
         """Print and record output of the command."""
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
-        if self._uri is None:
-            return
         try:
             self._log.write(text)
         except OSError as error:
-            self._complain(error)
             self._uri = None
+            self._complain(error)
 
-    def store_new(self) -> None:
-        """Store the output since the last call; an error is printed and does not stop the command."""
+    def store(self) -> None:
+        """Store the output so far; an error is printed and does not stop the command."""
+        if (uri := self._uri) is None:
+            return
+        # Without its marker, scalp did not make OUT of OUT/jobs/ID.log: other folders get no log.
+        marker = storage.join(uri.rsplit("/", 2)[0], outputs.MARKER_FILE)
         with self._storing:
             try:
-                if not self._is_out_made():
-                    return
-                file = self._log.fileno()
-                if new := os.pread(file, os.fstat(file).st_size - self._stored, self._stored):
-                    storage.write(self._piece(self._pieces + 1), new)
-                    self._pieces += 1
-                    self._stored += len(new)
+                if storage.exists(marker):
+                    with Path(self._log.name).open("rb") as log, storage.new_file(uri) as file:
+                        shutil.copyfileobj(log, file, _COPY_CHUNK_BYTES)
             except (OSError, UserError) as error:
                 self._complain(error)
 
-    def store_all(self) -> None:
-        """Store the whole log in one file, after the command has ended."""
-        with self._storing:
-            try:
-                if not self._is_out_made():
-                    return
-                self._log.seek(0)
-                with storage.new_file(str(self._uri)) as file:
-                    shutil.copyfileobj(self._log, file, _COPY_CHUNK_BYTES)
-                for number in range(1, self._pieces + 1):
-                    storage.remove_file(self._piece(number))
-            except (OSError, UserError) as error:
-                self._complain(error)
-
-    def _is_out_made(self) -> bool:
-        """Whether scalp made OUT of OUT/jobs/ID.log; no log is written into other folders."""
-        return self._uri is not None and storage.exists(
-            storage.join(self._uri.rsplit("/", 2)[0], outputs.MARKER_FILE)
-        )
-
-    def _piece(self, number: int) -> str:
-        return f"{self._uri}.{number:05d}"
+    def store_regularly(self) -> None:
+        """Store the output each minute, so that it outlives the cluster; a large log less often."""
+        wait = _STORE_INTERVAL_S
+        while True:
+            time.sleep(wait)
+            started = time.monotonic()
+            self.store()
+            wait = max(_STORE_INTERVAL_S, _STORE_PAUSE * (time.monotonic() - started))
 
     def _complain(self, error: Exception) -> None:
         print_error(f"the log is not stored: {error}")
@@ -169,12 +147,9 @@ def _run(words: list[str], log: _StoredLog) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        since = time.monotonic()
+        threading.Thread(target=log.store_regularly, daemon=True).start()
         for line in process.stdout or ():
             log.add(line)
-            if time.monotonic() - since > _STORE_INTERVAL_S:
-                since = time.monotonic()
-                threading.Thread(target=log.store_new, daemon=True).start()
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

@@ -34,7 +34,7 @@ def follow(jobs: Jobs, id_: str) -> int:
     """
     try:
         job, shown = _print_until_end(jobs, id_)
-        _write(jobs.log(id_)[shown:])  # lines after a broken connection
+        _write(jobs.get_job_logs(id_)[shown:])  # lines after a broken connection
     except KeyboardInterrupt:
         console.print(
             f"\ndetached; {id_} continues. The same command attaches again, or: scalp jobs logs {id_}; "
@@ -60,7 +60,7 @@ def stop(jobs: Jobs, id_: str) -> None:
     """
     job = jobs.get(id_)
     if job.is_alive:
-        jobs.stop(id_)
+        jobs.stop_job(id_)
     while job.is_alive:
         time.sleep(_POLL_INTERVAL_S)
         job = jobs.get(id_)
@@ -98,7 +98,7 @@ async def _tail(jobs: Jobs, id_: str, shown: int) -> int:
     """Print the log after its first `shown` characters, until the connection ends; return its length."""
     seen = 0
     try:
-        async for text in jobs.client.tail_job_logs(id_):
+        async for text in jobs.tail_job_logs(id_):
             _write(text[max(0, shown - seen) :])
             seen += len(text)
     except (RuntimeError, OSError, aiohttp.ClientError):  # reconnects while the job runs

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from scalp_core.results.formats import json_text
 from serving.api.authorization import BULK_PATH as PATH
 from serving.auth.scopes import Caller
-from serving.bulk.jobs import is_id
 from serving.bulk.rows import CSV, NDJSON, encode_rows
-from serving.bulk.work import Bulk
+from serving.bulk.work import Bulk, is_id
 from serving.http import request_context
 from serving.http.problems import Refusal, responses
 from serving.replicas.ingress import Replica
@@ -116,17 +115,14 @@ async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, i
 
 @router.get(
     f"{PATH}/{{id}}/report",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/html": {}}}, **responses(404)},
+    response_class=HTMLResponse,
+    responses=responses(404),
 )
-async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> StreamingResponse:  # noqa: A002
+async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> HTMLResponse:  # noqa: A002
     """Get the report of a finished bulk run: a self-contained HTML page, written by `scalp grade`."""
     _mark_for_audit(id)
-    return StreamingResponse(
-        await bulk.run(bulk.report, requester, id),
-        media_type="text/html; charset=utf-8",
-        headers={"Content-Security-Policy": _REPORT_POLICY},
-    )
+    content = await bulk.run(bulk.report, requester, id)
+    return HTMLResponse(content, headers={"Content-Security-Policy": _REPORT_POLICY})
 
 
 @router.get(

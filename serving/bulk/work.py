@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from cluster.jobs_api import Job
+import ray
+
+from cluster.jobs_api import Job, Jobs
+from cluster.resources import ClusterError
 from scalp_core import storage
 from scalp_core.bundles.bundle import read_spec
 from scalp_core.errors import UserError
@@ -25,7 +29,6 @@ from scalp_core.inference.predictor import Precision
 from scalp_core.results.progress import REPORT_FILE, Progress, read_progress
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving.auth.scopes import Caller
-from serving.bulk.jobs import Jobs, error_line, is_id
 from serving.bulk.owners import Owners
 from serving.bulk.rows import Page, StoredRows
 from serving.bulk.sources import allowed_source
@@ -44,7 +47,8 @@ _THREADS = 4
 _TIMEOUT_S = 30.0
 _MODEL_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 60
-_PIECE = 2**18
+_WORK = re.compile(r"bulk-[0-9a-f]{20}")
+_ERROR = re.compile(r"^error: (.*)(?:\nhint:  (.*))?", re.MULTILINE)
 
 T = TypeVar("T")
 
@@ -65,13 +69,15 @@ class ServedModel(NamedTuple):
 
 
 class Bulk:
-    """Bulk runs of a replica. The methods block, except `start` and `run`, which calls the others."""
+    """Bulk runs of a replica. The methods block, except `start` and `run`, which calls the others.
+
+    They raise `Refusal` if the caller owns no run with the id.
+    """
 
     def __init__(self, settings: BulkSettings, served: Callable[[], Awaitable[ServedModel]]) -> None:
         self._settings = settings
         self._owners = Owners(settings.out)
         self._served = served
-        self._jobs = Jobs()
         self._pool = ThreadPoolExecutor(_THREADS, "bulk")
         self._one_at_a_time = asyncio.Lock()
 
@@ -103,25 +109,20 @@ class Bulk:
         loop = asyncio.get_running_loop()
         try:
             return await asyncio.wait_for(loop.run_in_executor(self._pool, method, *arguments), _TIMEOUT_S)
-        except TimeoutError:
-            raise Refusal(
-                503, "jobs_unavailable", "Ray's Job API or the storage does not answer; try again later"
-            ) from None
+        except (TimeoutError, ClusterError) as error:
+            what = "Ray's Job API" if isinstance(error, ClusterError) else "Ray's Job API or the storage"
+            raise Refusal(503, "jobs_unavailable", f"{what} does not answer; try again later") from error
         except UserError as error:
             raise Refusal(503, "storage_unavailable", str(error)) from None
 
     def find(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """Status and progress of a bulk run.
-
-        Raises:
-            Refusal: The caller owns no run with this id.
-        """
+        """Status and progress of a bulk run."""
         self._owned(caller, work)
-        return self._describe(work, root, self._jobs.last())
+        return self._describe(work, root, _last_jobs(Jobs.of_this_ray()))
 
     def list(self, caller: Caller, root: str, limit: int, cursor: str | None) -> BulkList:
         """List the runs of the caller, for an admin of all owners, in the order of ids."""
-        jobs = self._jobs.last()
+        jobs = _last_jobs(Jobs.of_this_ray())
         if caller.rights.admin:
             works = {*storage.folders_in(self._settings.out), *jobs}
         else:
@@ -136,55 +137,31 @@ class Bulk:
         return BulkList(runs=runs, next=page[-1] if rest else None)
 
     def stop(self, caller: Caller, work: str, root: str) -> BulkResponse:
-        """Stop the job of a run, if one is running.
-
-        Raises:
-            Refusal: As `find`.
-        """
+        """Stop the job of a run, if one is running."""
         self._owned(caller, work)
-        if (job := self._jobs.last().get(work)) and job.is_alive:
-            self._jobs.stop(job)
-        return self._describe(work, root, self._jobs.last())
+        ray_jobs = Jobs.of_this_ray()
+        if (job := _last_jobs(ray_jobs).get(work)) and job.is_alive:
+            ray_jobs.stop_job(job.id)
+        return self._describe(work, root, _last_jobs(ray_jobs))
 
-    def report(self, caller: Caller, work: str) -> Iterator[bytes]:
-        """Read the HTML report, piece by piece.
-
-        Raises:
-            Refusal: As `find`, or the report does not exist yet.
-        """
+    def report(self, caller: Caller, work: str) -> bytes:
+        """Read the HTML report; raises `Refusal` if it does not exist yet."""
         uri = storage.join(self._owned(caller, work), REPORT_FILE)
-        try:
-            file = storage.open_file(uri)
-            first = file.read(_PIECE)
-        except OSError as error:
-            raise Refusal(
-                404, "no_report_yet", "there is no report yet; it is written at the end of the run"
-            ) from error
-        return _pieces(file, first)
+        if not storage.exists(uri):
+            raise Refusal(404, "no_report_yet", "there is no report yet; it is written at the end of the run")
+        return storage.read(uri)
 
     def files(self, caller: Caller, work: str) -> BulkFiles:
-        """List the Parquet files with the rows.
-
-        Raises:
-            Refusal: As `rows`.
-        """
+        """List the Parquet files with the rows."""
         names = [f"{RESULTS_FOLDER}/{name}" for name in self.rows(caller, work).files]
         return BulkFiles(id=work, out=self._out(work), files=names)
 
     def page(self, caller: Caller, work: str, limit: int, cursor: str | None) -> Page:
-        """Read the page of rows after a cursor.
-
-        Raises:
-            Refusal: As `rows`, or the cursor does not belong to these rows.
-        """
+        """Read the page of rows after a cursor; raises `Refusal` if the cursor is not of these rows."""
         return self.rows(caller, work).page(limit, cursor)
 
     def rows(self, caller: Caller, work: str) -> StoredRows:
-        """Find the rows of a run.
-
-        Raises:
-            Refusal: As `find`, or there are no results yet.
-        """
+        """Find the rows of a run; raises `Refusal` if there are no results yet."""
         rows = StoredRows(storage.join(self._owned(caller, work), RESULTS_FOLDER))
         if not rows.files:
             raise Refusal(
@@ -201,7 +178,8 @@ class Bulk:
 
     def _start(self, caller: Caller, source: str, served: ServedModel, root: str) -> BulkResponse:
         work = _work_id(source, self._settings.out, served)
-        jobs = self._jobs.last()
+        ray_jobs = Jobs.of_this_ray()
+        jobs = _last_jobs(ray_jobs)
         job, progress = jobs.get(work), read_progress(self._out(work))
         if not (progress and progress.finished) and not (job and job.is_alive):
             if sum(other.is_alive for other in jobs.values()) >= self._settings.jobs:
@@ -219,19 +197,20 @@ class Bulk:
                 )
             self._owners.add(caller, work, source)  # before the job, so that each job has an owner
             attempt = job.attempt + 1 if job else 1
-            self._jobs.submit(work, attempt, self._command(work, source, served), source)
+            ray_jobs.submit(f"{work}.{attempt}", self._command(work, source, served), {"source": source})
+            jobs = _last_jobs(ray_jobs)
         else:
             self._owners.add(caller, work, source)
-        return self._describe(work, root, self._jobs.last())
+        return self._describe(work, root, jobs)
 
     def _command(self, work: str, source: str, served: ServedModel) -> str:
         # -P: Python imports nothing from the working directory of the job.
         # With the real path, --no-links refuses a link that was created after the check.
         real = source if storage.is_s3(source) else os.path.realpath(source)
         words = [sys.executable, "-P", "-m", "jobs.cli", "grade", served.bundle, real, self._out(work)]
-        return shlex.join(
-            [*words, "--no-tables", "--no-links", "--precision", served.precision, *self._settings.options]
-        )
+        words += ["--no-tables", "--no-links", "--precision", served.precision, *self._settings.options]
+        # Without RAY_ADDRESS a job may join another Ray of the machine (Ray 2.60).
+        return f"RAY_ADDRESS={ray.get_runtime_context().gcs_address} {shlex.join(words)}"
 
     def _describe(self, work: str, root: str, jobs: dict[str, Job]) -> BulkResponse:
         out, job = self._out(work), jobs.get(work)
@@ -253,7 +232,7 @@ class Bulk:
                 total=progress.total if progress else None,
             ),
             photographs_per_second=progress.photographs_per_second if progress else None,
-            error=error_line(job.message or "") if job and status == "failed" else None,
+            error=_error_line(job.message or "") if job and status == "failed" else None,
             started_at=job.started if job else None,
             ended_at=job.ended if job else None,
             links=BulkLinks(
@@ -270,11 +249,25 @@ class Bulk:
         return storage.join(self._settings.out, work)
 
 
-def _pieces(file: Any, first: bytes) -> Iterator[bytes]:
-    with file:
-        while first:
-            yield first
-            first = file.read(_PIECE)
+def is_id(text: str) -> bool:
+    """Whether `text` has the format of an id of a bulk run."""
+    return bool(_WORK.fullmatch(text))
+
+
+def _last_jobs(jobs: Jobs) -> dict[str, Job]:
+    """The last attempt of each bulk run that Ray lists, by the id of the run."""
+    last: dict[str, Job] = {}
+    for job in jobs.all():
+        if is_id(job.work) and (job.work not in last or last[job.work].attempt < job.attempt):
+            last[job.work] = job
+    return last
+
+
+def _error_line(message: str) -> str:
+    """Last error of `scalp grade` in Ray's message of a failed job, or else the first line of the message."""
+    if errors := _ERROR.findall(message):
+        return "; ".join(filter(None, errors[-1]))
+    return message.strip().partition("\n")[0] or "the job failed; Ray's log of it has the reason"
 
 
 def _work_id(source: str, out: str, served: ServedModel) -> str:

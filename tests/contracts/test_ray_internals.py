@@ -53,6 +53,7 @@ DEPENDENCIES = {
     # The Job API.
     "ray.dashboard.utils:get_address_for_submission_client": "dashboard of the connected Ray",
     "ray.job_submission:JobSubmissionClient._do_request": "the client has no timeout",
+    "ray.job_submission:JobSubmissionClient._raise_error": "its errors have no type",
     "ray.job_submission:JobSubmissionClient._server_ray_version": "Ray version; get_version is the API's",
     # Ray Data's loggers: what they log is also raised.
     "ray.data._internal.progress": "its progress bars are off, which it warns of",

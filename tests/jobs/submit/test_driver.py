@@ -17,7 +17,7 @@ from jobs.cli import main as cli
 from jobs.common import provenance
 from jobs.common.interrupt import INTERRUPTED, Detached
 from jobs.submit import driver, logs
-from jobs.submit.driver import SubmitOptions, submit, work_id
+from jobs.submit.driver import submit, work_id
 
 ADDRESS = "http://127.0.0.1:8265"
 SCALP = typer.main.get_command(cli.app)
@@ -39,7 +39,6 @@ class JobServer:
         self.deliveries = [len(LINES)]
         self.interrupted = False
         self.end = ("SUCCEEDED", 0, "")
-        self.client = self
 
     def __call__(self, address: str | None) -> JobServer:
         assert address == ADDRESS
@@ -71,7 +70,7 @@ class JobServer:
             driver_exit_code=exit_code,
         )
 
-    def stop(self, id_: str) -> None:
+    def stop_job(self, id_: str) -> None:
         self.stopped.append(id_)
 
     async def tail_job_logs(self, id_: str) -> AsyncIterator[str]:
@@ -83,7 +82,7 @@ class JobServer:
             self.put(id_, *self.end)
         raise ConnectionError("the connection is broken")
 
-    def log(self, _: str) -> str:
+    def get_job_logs(self, _: str) -> str:
         return "".join(LINES)
 
 
@@ -96,16 +95,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
 
 
 def run(*words: str, **options: Any) -> int:
-    return submit(ADDRESS, words or GRADE, SCALP, SubmitOptions(**options))
+    return submit(ADDRESS, words or GRADE, SCALP, **options)
 
 
 @pytest.mark.promise("README: the same command is one job")
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])
 def test_the_same_command_attaches_to_its_job(server, capsys, status):
-    assert run(follow=False) == 0
+    assert run(attach=False) == 0
     (id_,) = server.jobs
     server.put(id_, status)
-    assert run(follow=False) == 0
+    assert run(attach=False) == 0
     assert list(server.jobs) == [id_] == [f"{work_id(GRADE)}.1"]
     assert "attached to it" in capsys.readouterr().out
 
@@ -113,18 +112,18 @@ def test_the_same_command_attaches_to_its_job(server, capsys, status):
 @pytest.mark.parametrize(("status", "again"), [("FAILED", False), ("STOPPED", False), ("SUCCEEDED", True)])
 def test_an_ended_command_becomes_the_next_attempt(server, status, again):
     server.put(f"{work_id(GRADE)}.1", status)
-    run(follow=False, again=again)
+    run(attach=False, again=again)
     assert list(server.jobs) == [f"{work_id(GRADE)}.1", f"{work_id(GRADE)}.2"]
 
 
 def test_another_command_is_another_job(server):
-    run(follow=False)
-    run(*GRADE[:-1], "s3://clinic/again", follow=False)
+    run(attach=False)
+    run(*GRADE[:-1], "s3://clinic/again", attach=False)
     assert len(server.jobs) == len(server.submissions) == 2
 
 
 def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in_the_output(server):
-    run(follow=False, env=("STAGE=night",))
+    run(attach=False, env=("STAGE=night",))
     (job,) = server.submissions
     assert {"jobs/cli/main.py", "serving/web/page.html", "cluster/local.py"} <= job["files"]
     assert "scalp_core/bundles/model_card.md.jinja" in job["files"]

@@ -9,7 +9,6 @@ import pytest
 
 from jobs.submit import entry
 from jobs.submit.entry import _StoredLog
-from scalp_core import storage
 from scalp_core.storage import outputs
 
 MINUTE = b"grading: 1,000 of 9,000\n" * 40
@@ -23,27 +22,20 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_a_log_is_stored_in_time_that_grows_with_it(out, monkeypatch):
-    """The whole log was sent each minute: 30 times its size after an hour."""
-    sent, write = [], storage.write
-    monkeypatch.setattr(storage, "write", lambda uri, data: sent.append(len(data)) or write(uri, data))
+def test_the_log_so_far_outlives_the_head(out):
     log = _StoredLog(f"{out}/jobs/a.1.log")
-    for _ in range(60):
+    for minutes in range(1, 4):
         log.add(MINUTE)
-        log.store_new()
-    assert sum(sent) == 60 * len(MINUTE)
-    pieces = sorted((out / "jobs").iterdir())
-    assert b"".join(piece.read_bytes() for piece in pieces) == 60 * MINUTE  # of a head that is lost
-    log.store_all()
-    assert {path.name: path.read_bytes() for path in (out / "jobs").iterdir()} == {"a.1.log": 60 * MINUTE}
+        log.store()
+        stored = {path.name: path.read_bytes() for path in (out / "jobs").iterdir()}
+        assert stored == {"a.1.log": minutes * MINUTE}
 
 
 def test_no_log_is_written_into_a_folder_that_scalp_did_not_make(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     log = _StoredLog(f"{tmp_path}/jobs/a.1.log")
     log.add(b"error: that folder is not empty\n")
-    log.store_new()
-    log.store_all()
+    log.store()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -51,11 +43,10 @@ def test_a_log_that_cannot_be_stored_does_not_stop_the_command(out, capfd):
     (out / "jobs").write_text("a file where the folder should be")
     log = _StoredLog(f"{out}/jobs/a.1.log")
     log.add(b"graded\n")
-    log.store_new()
-    log.store_all()
+    log.store()
     printed = capfd.readouterr()
     assert printed.out == "graded\n"
-    assert printed.err.count("the log is not stored") == 2
+    assert printed.err.count("the log is not stored") == 1
 
 
 def test_the_driver_that_compares_versions_is_gone_before_the_command_starts(tmp_path, monkeypatch):

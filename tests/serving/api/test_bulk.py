@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-import ray
 from fastapi import FastAPI
 from ray.job_submission import JobStatus
 
+from cluster.jobs_api import Jobs
+from cluster.resources import ClusterError
 from scalp_core.storage.outputs import SCRATCH_FOLDER
 from serving.api import bulk
 from serving.auth.scopes import ALL_RIGHTS, Caller
@@ -31,10 +32,10 @@ hint:  check the path
 """
 
 
-class Client:
-    """Stub of Ray's `JobSubmissionClient`."""
+class Client(Jobs):
+    """Ray's `JobSubmissionClient` without its requests."""
 
-    _server_ray_version = ray.__version__
+    address = "http://secret:8265"
 
     def __init__(self) -> None:
         self.jobs: dict[str, SimpleNamespace] = {"raysubmit_x": job("raysubmit_x"), "other": job(None)}
@@ -43,12 +44,12 @@ class Client:
 
     def list_jobs(self):
         if self.away:
-            raise ConnectionError("Failed to connect to Ray at address: http://secret:8265.")
+            raise ClusterError("cannot reach http://secret:8265")
         return list(self.jobs.values())
 
     def submit_job(self, entrypoint, submission_id, metadata, **_):
         if submission_id in self.jobs:
-            raise RuntimeError(f"Request failed: Job with submission_id {submission_id} already exists.")
+            self._raise_error(SimpleNamespace(text=f"{submission_id} already exists.", status_code=500))
         self.commands.append(entrypoint)
         self.jobs[submission_id] = job(submission_id, JobStatus.PENDING, metadata)
 
@@ -66,8 +67,7 @@ def replace_ray(monkeypatch, client: Client) -> None:
     """Let `client` answer for the Job API of this Ray; a query of Ray's address would start a Ray."""
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-    monkeypatch.setattr("cluster.ray_internals.dashboard_address", lambda _: "secret:8265")
-    monkeypatch.setattr("cluster.jobs_api._Client", lambda _: client)
+    monkeypatch.setattr(bulk_work.Jobs, "of_this_ray", lambda: client)
 
 
 class Endpoint:
