@@ -29,13 +29,6 @@ class ModelSettings(_Typed):
         description="location of the bundle: a directory, `s3://`, or `models://NAME@VERSION`"
     )
     max_batch_size: int = Field(16, ge=1, le=512, description="images in one forward pass")
-    batch_wait_ms: float = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="milliseconds that a partial batch waits for more images; 0 suits most: images that "
-        "arrive while the model is busy form the next batch",
-    )
     max_set_size: int | None = Field(
         None,
         ge=1,

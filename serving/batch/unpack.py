@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-import queue
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from typing import Any
 
 import pyarrow as pa
 
@@ -33,7 +32,6 @@ MAX_NAME = 1024
 
 _SIGNATURE = 6  # bytes that identify the kind of a file
 _ZIP = (b"PK\3\4", b"PK\5\6")
-_PIECES = 16
 _NESTED = ImageError("nested_archive", IMAGE_CODES["nested_archive"])
 _LONG_NAME = ImageError("bad_name", f"the name has more than {MAX_NAME:,} characters")
 
@@ -54,65 +52,37 @@ async def unpack(
         start += piece
         if len(start) >= _SIGNATURE:
             break
+    body = _Body(start, data)
     if start.startswith(_ZIP):
-        held = await _hold(start, data, limits.zip_bytes)
-        members = _read_on_demand(_zip_members(held, limits), pool)
+        members = _zip_members(await _hold(start, data, limits.zip_bytes), limits)
     else:
-        members = _tar(start, data, limits, pool)
-    async with aclosing(members):
-        async for member in members:
-            yield member
+        members = _tar_members(body, limits)
+    loop = asyncio.get_running_loop()
+    try:
+        while member := await loop.run_in_executor(pool, next, members, None):
+            yield (member[0][:MAX_NAME], _LONG_NAME) if len(member[0]) > MAX_NAME else member
+    except ArchiveError as error:
+        if body.error:  # the reason of the early end of the tar
+            raise body.error from None
+        raise Refusal(422, "bad_archive", f"the archive cannot be read: {error}") from None
+    finally:
+        body.stop()
 
 
 async def _hold(start: bytes, data: AsyncIterator[bytes], limit: int) -> bytearray:
     held = bytearray(start)
-    while len(held) <= limit:
-        if not (piece := await anext(data, b"")):
-            return held
+    async for piece in data:
         held += piece
-    raise Refusal(
-        413,
-        "too_many_bytes",
-        f"the limit of a zip is {limit:,} bytes, because it is held in memory; send a tar, or put it in "
-        "object storage and have POST /v1/bulk grade it",
-    )
-
-
-async def _tar(
-    start: bytes, data: AsyncIterator[bytes], limits: BatchSettings, pool: ThreadPoolExecutor
-) -> AsyncGenerator[NamedImage, None]:
-    pipe = _Pipe()
-    feeding = asyncio.create_task(pipe.feed(start, data))
-    try:
-        members = _read_on_demand(_tar_members(pipe, limits), pool)
-        async with aclosing(members):
-            async for member in members:
-                yield member
-        pipe.stop()
-        await feeding  # the rest is padding
-    except Refusal:
-        if feeding.done() and (cause := feeding.exception()):  # the reason of the early end of the tar
-            raise cause from None
-        raise
-    finally:
-        pipe.stop()
-        feeding.cancel()
-
-
-async def _read_on_demand(
-    members: Iterator[NamedImage], pool: ThreadPoolExecutor
-) -> AsyncGenerator[NamedImage, None]:
-    """Read each member on demand, in a thread."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            member = await loop.run_in_executor(pool, next, members, None)
-        except ArchiveError as error:
-            raise Refusal(422, "bad_archive", f"the archive cannot be read: {error}") from None
-        if member is None:
-            return
-        name, data = member
-        yield (name[:MAX_NAME], _LONG_NAME) if len(name) > MAX_NAME else (name, data)
+        if len(held) > limit:
+            break
+    if len(held) > limit:
+        raise Refusal(
+            413,
+            "too_many_bytes",
+            f"the limit of a zip is {limit:,} bytes, because it is held in memory; send a tar, or put it in "
+            "object storage and have POST /v1/bulk grade it",
+        )
+    return held
 
 
 def _zip_members(held: bytearray, limits: BatchSettings) -> Iterator[NamedImage]:
@@ -127,9 +97,9 @@ def _zip_members(held: bytearray, limits: BatchSettings) -> Iterator[NamedImage]
         yield name, next(data) if locations.is_image_name(name) else _NESTED
 
 
-def _tar_members(pipe: _Pipe, limits: BatchSettings) -> Iterator[NamedImage]:
+def _tar_members(body: _Body, limits: BatchSettings) -> Iterator[NamedImage]:
     images = 0
-    members = tars.stream_members(pipe, MAX_BYTES, locations.is_image_name)
+    members = tars.stream_members(body, MAX_BYTES, locations.is_image_name)
     for number, (member, data) in enumerate(members, start=1):
         if number > limits.archive_members:
             raise ArchiveError(f"it holds more than {limits.archive_members:,} members; divide it")
@@ -153,33 +123,23 @@ def _too_many(limit: int) -> Refusal:
     )
 
 
-class _Pipe(io.RawIOBase):
-    """Bounded pipe from the event loop to a thread that reads it as a file, forward only."""
+class _Body(io.RawIOBase):
+    """Body of a request as a file for a thread, forward only; the event loop receives a piece on demand."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: bytes, data: AsyncIterator[bytes]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._free_pieces = asyncio.Semaphore(_PIECES)
-        self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty piece is the end
-        self._stopped = self._ended = False
-        self._piece = b""
+        self._data = data
+        self._receiving: asyncio.Task[Any] | None = None
+        self._is_stopped = False
+        self.error: Exception | None = None  # of the connection
+        self._piece = start
         self._inside = self._at = 0
 
-    async def feed(self, start: bytes, data: AsyncIterator[bytes]) -> None:
-        """Write the bytes to the pipe; wait while it is full."""
-        try:
-            self._pieces.put(start)
-            async for piece in data:
-                if not self._stopped:
-                    await self._free_pieces.acquire()
-                    self._pieces.put(piece)
-        finally:
-            self._pieces.put(b"")
-
     def stop(self) -> None:
-        """End the pipe for its reader and drop further bytes."""
-        self._stopped = True
-        self._pieces.put(b"")
-        self._free_pieces.release()
+        """End the body for a thread that waits for it."""
+        self._is_stopped = True
+        if self._receiving:
+            self._receiving.cancel()
 
     def readable(self) -> bool:
         return True
@@ -209,13 +169,22 @@ class _Pipe(io.RawIOBase):
 
     def _available(self) -> int:
         """Unread bytes of the current piece, or of the next piece; 0 at the end."""
-        if self._inside == len(self._piece) and not self._ended:
-            piece = self._pieces.get()
-            self._ended = not piece
-            if piece:
-                self._piece, self._inside = piece, 0
-                self._loop.call_soon_threadsafe(self._free_pieces.release)
+        if self._inside == len(self._piece):
+            self._piece = asyncio.run_coroutine_threadsafe(self._receive(), self._loop).result()
+            self._inside = 0
         return len(self._piece) - self._inside
+
+    async def _receive(self) -> bytes:
+        if self._is_stopped:
+            return b""
+        self._receiving = asyncio.current_task()
+        try:
+            return await anext(self._data, b"")
+        except Exception as error:
+            self.error = error
+            raise
+        finally:
+            self._receiving = None
 
     def _move(self, size: int) -> None:
         self._inside += size

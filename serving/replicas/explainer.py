@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import OrderedDict
+import threading
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,15 @@ class Explainer:
     """Explain a grade with the bundle that gave it; load each bundle once, evict the least recent."""
 
     def __init__(self) -> None:
-        # Requests for a bundle that is still loading wait for its task.
-        self._explainers: OrderedDict[str, asyncio.Task[heatmaps.Explainer]] = OrderedDict()
+        self._loading = threading.Lock()
+        self._load = lru_cache(maxsize=_KEPT)(_load)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `ExplainerSettings`; an architecture without heatmaps is reported by the first request."""
         settings = ExplainerSettings.model_validate(user_config)
         if settings.bundle:
             with suppress(UserError):
-                await self._explainer(settings.bundle)
+                await asyncio.to_thread(self._explainer, settings.bundle)
 
     async def heatmap(self, image: np.ndarray, grade: int, bundle: str) -> bytes:
         """Compute which parts of an image spoke for a grade.
@@ -58,23 +58,11 @@ class Explainer:
         Raises:
             UserError: The architecture of the bundle has no feature map.
         """
-        loaded = await self._explainer(bundle)
-        return await asyncio.to_thread(lambda: encode_png(loaded.heatmap(image, grade)))
+        return await asyncio.to_thread(lambda: encode_png(self._explainer(bundle).heatmap(image, grade)))
 
-    async def _explainer(self, bundle: str) -> heatmaps.Explainer:
-        loading = self._explainers.get(bundle)
-        if loading is None:
-            loading = asyncio.create_task(asyncio.to_thread(_load, bundle))
-            loading.add_done_callback(partial(self._forget_failed, bundle))
-            self._explainers[bundle] = loading
-            if len(self._explainers) > _KEPT:
-                self._explainers.popitem(last=False)
-        self._explainers.move_to_end(bundle)
-        return await asyncio.shield(loading)  # a client that leaves must not cancel it for the others
-
-    def _forget_failed(self, bundle: str, loading: asyncio.Task[heatmaps.Explainer]) -> None:
-        if (loading.cancelled() or loading.exception()) and self._explainers.get(bundle) is loading:
-            del self._explainers[bundle]
+    def _explainer(self, bundle: str) -> heatmaps.Explainer:
+        with self._loading:  # concurrent requests load a bundle once
+            return self._load(bundle)
 
 
 def _load(bundle: str) -> heatmaps.Explainer:

@@ -20,7 +20,7 @@ from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.decision import Grading, make_gradings
-from scalp_core.inference.predictor import Predictor, resolve_device, resolve_runtime
+from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import Signature
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, FairQueue
 from serving.observability.metrics import GraderMetrics
@@ -87,26 +87,17 @@ class Grader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         # Separate threads keep the event loop free, and PyTorch's thread count is set per thread.
-        self._threads = ThreadPoolExecutor(self._max_lanes(), "model")
+        self._cores = settings.threads or max(1, int(settings.grader.cpus))
+        self._threads = ThreadPoolExecutor(self._cores, "model")
         self._model: _Model | None = None
         self._waiting: FairQueue[_Waiting] = FairQueue()
         self._active = ActiveOwners(_ACTIVE_S)
         self._passes: dict[asyncio.Task[None], _Pass] = {}
-        self._batch_timer: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._load_error: str | None = None
         self._pass_ended_at = -math.inf
         self._failed: str | None = None  # error of the last health check
         self._metrics = GraderMetrics()
-
-    def _max_lanes(self) -> int:
-        endpoint = self._settings
-        if (
-            resolve_device(endpoint.device) == "cuda"
-            or resolve_runtime(endpoint.runtime, "cpu") != "openvino"
-        ):
-            return 1
-        return endpoint.threads or max(1, int(endpoint.grader.cpus))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply `ModelSettings`.
@@ -124,31 +115,32 @@ class Grader:
         if self._loading:
             self._loading.cancel()
         if self._model is None:
-            self._model = await asyncio.to_thread(self._load, settings)
-            self._metrics.set_model(self._model.predictor)
-            return
-        self._loading = asyncio.create_task(self._replace(settings))
+            await self._set_model(settings)
+        else:
+            self._loading = asyncio.create_task(self._replace(settings))
 
     async def _replace(self, settings: ModelSettings) -> None:
         try:
-            self._model = await asyncio.to_thread(self._load, settings)
-            self._metrics.set_model(self._model.predictor)
-            self._load_error = None
+            await self._set_model(settings)
         except Exception as error:
             self._load_error = str(error).splitlines()[0]
             _log.error("%s cannot be loaded, the current model stays: %s", settings.bundle, error)
 
+    async def _set_model(self, settings: ModelSettings) -> None:
+        self._model = await asyncio.to_thread(self._load, settings)
+        self._metrics.set_model(self._model.predictor)
+        self._load_error = None
+
     def _load(self, settings: ModelSettings) -> _Model:
         endpoint, current = self._settings, self._model
         uri = storage.absolute(resolve(settings.bundle))
-        lanes = self._max_lanes()
         if current and current.bundle == uri:
-            predictor, in_lanes = current.predictor, current.in_lanes
+            predictor, in_lanes, lanes = current.predictor, current.in_lanes, current.lanes
         else:
-            threads = endpoint.threads or max(1, int(endpoint.grader.cpus))
             predictor = Predictor(
-                load_bundle(uri), endpoint.device, endpoint.precision, threads, endpoint.runtime
+                load_bundle(uri), endpoint.device, endpoint.precision, self._cores, endpoint.runtime
             )
+            lanes = self._cores if predictor.runtime == "openvino" else 1
             in_lanes = predictor.in_streams(lanes) if lanes > 1 else None
         predictor.warm_up(settings.max_batch_size)
         if in_lanes:
@@ -183,18 +175,12 @@ class Grader:
         share = math.ceil(len(self._waiting) / model.lanes)
         while True:
             full = self._owners_with_all_lanes(model)
-            count, most = self._waiting.count(without=full), model.settings.max_batch_size
+            count = self._waiting.count(without=full)
             free = model.lanes - sum(running.lanes for running in self._passes.values())
             if not free or not count:
                 return
-            oldest = min(waiting.since for waiting in self._waiting.heads())
-            wait = oldest + model.settings.batch_wait_ms / 1000 - time.monotonic()
-            if count < most and wait > 0:
-                if not self._batch_timer:
-                    self._batch_timer = asyncio.get_running_loop().call_later(wait, self._batch_wait_ended)
-                return
             is_alone = free == model.lanes and count < free
-            size = min(count if is_alone else share, most, count)
+            size = min(count if is_alone else share, model.settings.max_batch_size, count)
             batch = [self._waiting.pop(without=full) for _ in range(size)]
             lanes = model.lanes if is_alone or model.in_lanes is None else 1
             task = asyncio.create_task(self._run_pass(model, batch, lanes))
@@ -210,10 +196,6 @@ class Grader:
         for running in self._passes.values():
             lanes.update(dict.fromkeys(running.owners, running.lanes))
         return {owner for owner, held in lanes.items() if held >= model.lanes - 1}
-
-    def _batch_wait_ended(self) -> None:
-        self._batch_timer = None
-        self._start_passes()
 
     def _pass_ended(self, task: asyncio.Task[None]) -> None:
         del self._passes[task]

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
+from collections import deque
+from typing import Literal
 
 from scalp_core.errors import ImageError
 from serving.observability.audit import AuditLog
-from serving.replicas.breaker import CircuitBreaker
 from serving.replicas.handles import DecodedImage, GraderClient, hash_of
 from serving.schemas.grading import CandidateState, Graded
 from serving.settings import CandidateSettings
@@ -19,6 +22,8 @@ from serving.settings import CandidateSettings
 _MOST_COPIES = 32
 # Part of answer_seconds for the canary, so that the first model has the rest.
 _CANARY_SHARE = 1 / 3
+# A canary gets no images for a while after so many failures among its last ones; then one image tests it.
+_MOST_FAILURES, _LAST_IMAGES, _PAUSE_S = 5, 20, 30.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -43,13 +48,14 @@ class Rollout:
         self._candidate = candidate
         self._audit = audit
         self._answer_seconds = answer_seconds
-        self._breaker = CircuitBreaker()
+        self._failures: deque[bool] = deque(maxlen=_LAST_IMAGES)  # whether each of the last images failed
+        self._paused_until = -math.inf
         self._copies: set[asyncio.Task[None]] = set()
 
     async def grade(self, data: bytes, cost: float = 0.0) -> tuple[DecodedImage, Graded]:
         """Grade one image with the first model or the candidate; see `GraderClient.grade`."""
         is_candidate = is_chosen(await asyncio.to_thread(hash_of, data), self._settings.share)
-        if is_candidate and self._settings.mode == "canary" and self._breaker.allows():
+        if is_candidate and self._settings.mode == "canary" and self._may_try():
             result = await self._try_candidate(data, cost)
             if result is not None:
                 return result
@@ -66,9 +72,21 @@ class Rollout:
         return CandidateState(
             mode=settings.mode,
             share=settings.share,
-            breaker=self._breaker.state,
-            failures=self._breaker.failures,
+            breaker=self._breaker_state(),
+            failures=sum(self._failures),
         )
+
+    def _breaker_state(self) -> Literal["closed", "open", "half_open"]:
+        if sum(self._failures) < _MOST_FAILURES:
+            return "closed"
+        return "open" if time.monotonic() < self._paused_until else "half_open"
+
+    def _may_try(self) -> bool:
+        """Whether the candidate gets an image now."""
+        state = self._breaker_state()
+        if state == "half_open":
+            self._paused_until = time.monotonic() + _PAUSE_S  # for the images after this one
+        return state != "open"
 
     async def _try_candidate(self, data: bytes, cost: float) -> tuple[DecodedImage, Graded] | None:
         """Grading of the candidate; None if it failed or was too slow."""
@@ -76,18 +94,22 @@ class Rollout:
         try:
             async with asyncio.timeout(seconds):
                 result = await self._candidate.grade(data, cost)
-        except (ImageError, asyncio.CancelledError):
-            self._breaker.record_cancel()
+        except ImageError:
             raise
         except Exception as error:
             reason = str(error) or f"no answer within {seconds:g} s"
-            self._breaker.record_failure()
+            self._failures.append(True)
+            self._paused_until = time.monotonic() + _PAUSE_S
             _log.warning(
-                "the candidate failed (breaker %s), the first model answers: %s", self._breaker.state, reason
+                "the candidate failed (breaker %s), the first model answers: %s",
+                self._breaker_state(),
+                reason,
             )
             self._log_candidate(hash_of(data), None, reason)
             return None
-        self._breaker.record_success()
+        if self._breaker_state() != "closed":
+            self._failures.clear()
+        self._failures.append(False)
         return result
 
     async def _copy(self, data: bytes, cost: float, image: DecodedImage, first: Graded) -> None:

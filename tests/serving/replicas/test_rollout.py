@@ -13,8 +13,6 @@ from serving import app
 from serving.admission.decoding import Decoders
 from serving.admission.limits import Limits, Load
 from serving.http.problems import Refusal
-from serving.replicas import breaker
-from serving.replicas.breaker import CircuitBreaker
 from serving.replicas.handles import GraderClient
 from serving.replicas.rollout import Rollout
 from serving.schemas.grading import Graded
@@ -102,33 +100,40 @@ def test_a_canary_that_refuses_images_is_no_failure_of_it():
     run(scenario())
 
 
-def test_a_breaker_tries_again_after_a_while_one_call_at_a_time(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(breaker, "time", SimpleNamespace(monotonic=lambda: now))
-    one = CircuitBreaker(failures=2, of=4, pause_s=30)
-    for end in (
-        one.record_failure,
-        one.record_success,
-        one.record_success,
-        one.record_success,
-        one.record_failure,
-    ):
-        assert one.allows()
-        end()
-    assert one.state == "closed"  # the first failure is not among the last four
-    assert one.allows()
-    one.record_failure()
-    assert (one.state, one.allows()) == ("open", False)
-    now = 31
-    assert (one.state, one.allows(), one.allows()) == ("half_open", True, False)
-    one.record_cancel()
-    assert one.allows()
-    one.record_failure()
-    assert not one.allows()
-    now = 62
-    assert one.allows()
-    one.record_success()
-    assert (one.state, one.failures, one.allows()) == ("closed", 0, True)
+def test_a_canary_that_failed_is_tried_again_after_a_while_with_one_image():
+    async def scenario() -> None:
+        candidate = Handle()
+        rollout, *_ = made("canary", candidate)
+        candidate.error = RuntimeError("broken")
+        for _ in range(8):
+            await rollout.grade(jpeg(0))
+        assert (candidate.asked, rollout.describe().breaker) == (5, "open")
+        await asyncio.sleep(31)
+        assert rollout.describe().breaker == "half_open"
+        for _ in range(3):
+            await rollout.grade(jpeg(0))
+        assert (candidate.asked, rollout.describe().breaker) == (6, "open")
+        await asyncio.sleep(31)
+        candidate.error, candidate.seconds = None, 1
+        await asyncio.gather(*(rollout.grade(jpeg(0)) for _ in range(3)))
+        assert candidate.asked == 7
+        state = rollout.describe()
+        assert (state.breaker, state.failures) == ("closed", 0)
+
+    run(scenario())
+
+
+def test_old_failures_of_a_canary_are_forgotten():
+    async def scenario() -> None:
+        candidate = Handle()
+        rollout, *_ = made("canary", candidate)
+        for number in range(50):
+            candidate.error = RuntimeError("broken") if number % 5 == 0 else None
+            await rollout.grade(jpeg(0))
+        assert candidate.asked == 50
+        assert rollout.describe().failures == 4
+
+    run(scenario())
 
 
 def test_a_slow_shadow_refuses_nobody_and_is_not_measured():

@@ -101,21 +101,6 @@ def test_one_failed_pass_fails_its_own_and_ends_nothing(bundle, monkeypatch):
     run(scenario())
 
 
-def test_a_batch_waits_for_company_only_as_long_as_it_is_told(bundle):
-    async def scenario() -> None:
-        grader = await started(bundle, batch_wait_ms=400)
-        first = asyncio.create_task(grade(grader, 0))
-        await asyncio.sleep(0.1)
-        others = [asyncio.create_task(grade(grader, seed)) for seed in range(1, 4)]
-        found = await asyncio.gather(first, *others)
-        assert [each.batch_size for each in found] == [4] * 4
-        assert found[0].queue_seconds == pytest.approx(0.1)  # full before the wait of 0.4 s ended
-        alone = await grade(grader, 0)
-        assert alone.batch_size == 1 and alone.queue_seconds == pytest.approx(0.4)
-
-    run(scenario())
-
-
 def test_another_bundle_takes_over_while_requests_are_answered(bundle, other_bundle):
     async def scenario() -> None:
         grader = await started(bundle)
