@@ -43,21 +43,10 @@ def bench_engine(
     rounds: int = 5,
     seconds: float = 1.0,
 ) -> dict[str, Any]:
-    """Benchmark the engine on this machine.
-
-    Args:
-        out: Output directory, for `summary.json`.
-        device: Device of the model.
-        precision: Precision of the forward pass.
-        runtime: Runtime of the model.
-        bundle: Trained bundle; None: untrained weights, which are as fast.
-        photographs: Folder or prefix of JPEG files; None: synthetic images.
-        size: Input size of untrained weights, pixels.
-        rounds: Rounds per measurement.
-        seconds: Shortest time per measurement and round.
+    """Measure the engine on this machine; the arguments are the options of `scalp bench engine`.
 
     Returns:
-        The summary.
+        The summary, which is also written to `out`.
 
     Raises:
         UserError: The bundle, the images or the device is unavailable.

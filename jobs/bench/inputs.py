@@ -58,13 +58,9 @@ def read_images(source: str | None) -> list[bytes]:
 
 
 def write_bundle(folder: str, uri: str | None, size: int, files: list[bytes]) -> Bundle:
-    """Write a bundle with all its graphs into a local folder.
+    """Write a trained bundle with all its graphs into a local folder; without `uri`, one of random weights.
 
-    Args:
-        folder: Folder to write.
-        uri: Trained bundle; None: random weights, which are as fast.
-        size: Input size of random weights, pixels.
-        files: JPEG files on which the graph is compared with the weights.
+    Random weights are as fast. Their input has `size` pixels, and their graph is compared on `files`.
     """
     bundle = load_bundle(uri) if uri else _untrained(size, files)
     bundle.fetch("weights")

@@ -83,12 +83,7 @@ _headers: dict[str, str]
 
 
 def setup(files: list[bytes], key: str | None = None) -> None:
-    """Make the requests of these images, once.
-
-    Args:
-        files: Images.
-        key: API key.
-    """
+    """Make the requests of these images, once."""
     global _bodies, _headers
     _bodies = [form(data) for data in files]
     _headers = headers(key)
@@ -107,14 +102,7 @@ def headers(key: str | None = None) -> dict[str, str]:
 
 
 def closed(url: str, concurrency: int, warm_up: float, seconds: float) -> Load:
-    """Closed loop: clients that send the next request after each answer.
-
-    Args:
-        url: Base URL of the server.
-        concurrency: Number of clients.
-        warm_up: Seconds before the measurement.
-        seconds: Seconds of the measurement.
-    """
+    """Closed loop: clients that send the next request after each answer, for `seconds` after `warm_up`."""
     return asyncio.run(_closed(url, concurrency, warm_up, seconds))
 
 
@@ -122,14 +110,7 @@ def open_loop(url: str, rate: float, warm_up: float, seconds: float, seed: int =
     """Open loop: requests arrive at random (Poisson), independent of answers.
 
     Latency is measured from the scheduled arrival, which avoids coordinated omission: a server that delays
-    the clients does not get fewer requests.
-
-    Args:
-        url: Base URL of the server.
-        rate: Mean arrivals per second.
-        warm_up: Seconds before the measurement.
-        seconds: Seconds of the measurement.
-        seed: Random seed of the arrivals, equal for servers at the same rate.
+    the clients does not get fewer requests. Servers at the same `rate` (per second) get the same arrivals.
     """
     return asyncio.run(_open(url, rate, warm_up, seconds, seed))
 

@@ -26,19 +26,10 @@ def bench_serve(
     seconds: float = 30.0,
     key: str | None = None,
 ) -> dict[str, Any]:
-    """Load an endpoint, and measure its answers.
-
-    Args:
-        out: Output directory, for `summary.json`.
-        url: Base URL of the endpoint.
-        photographs: Folder or prefix of JPEG files; None: synthetic images.
-        clients: Clients of a closed loop.
-        rate: Arrivals per second of an open loop; None: a closed loop.
-        seconds: Measured seconds, after a warm-up.
-        key: API key.
+    """Load an endpoint, and measure its answers; the arguments are the options of `scalp bench serve`.
 
     Returns:
-        The summary.
+        The summary, which is also written to `out`.
 
     Raises:
         UserError: The URL or the images are invalid, or the endpoint does not grade the first image.

@@ -51,16 +51,8 @@ def submit(
 ) -> int:
     """Submit a command as a job, or attach to the job of the same command.
 
-    Args:
-        address: As for `Jobs`.
-        command: Command and its arguments.
-        app: The `scalp` command, which checks the arguments before submission.
-        include: Further files and folders of the job, below the current folder.
-        env: Environment variables of the job, `NAME=VALUE` or `NAME`.
-        again: Run a finished command again.
-        attach: Print the log until the job ends.
-        any_versions: Run even if package versions of the cluster differ.
-        resources: Resources of the driver process, by the arguments of Ray's `submit_job`.
+    The arguments are the options of `scalp submit`. `app` is the `scalp` command, which checks the arguments
+    before submission; `resources` are arguments of Ray's `submit_job`.
 
     Returns:
         Exit code of the job; 0 for a job that is not followed.

@@ -12,8 +12,8 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_NODE_NAME
 
 from cluster.aws_spot import SpotWithFallback
-from cluster.image import IMAGE
 from scalp_core.bundles.registry import ENVIRONMENT as MODELS
+from tests.contracts import IMAGE
 from tests.contracts.test_container import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 from ray._private import ray_constants
 
 from cluster.haproxy import COMMON_ENVIRONMENT
-from cluster.image import IMAGE, UID
 from cluster.local import SLEEPING_THREADS
 from cluster.ray_internals import SERVE_ENVIRONMENT
 from serving.http.connections import CALLBACK
+from tests.contracts import IMAGE, UID
 
 TMP = "/tmp"  # noqa: S108
 ROOT = Path(__file__).parents[2]

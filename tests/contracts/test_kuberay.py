@@ -16,12 +16,12 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.image import IMAGE, UID
 from jobs.cli.main import app
 from jobs.submit import entry
 from scalp_core.bundles.registry import ENVIRONMENT
 from serving.auth.keys import VARIABLE
 from serving.settings import ModelSettings, Settings, check_batching
+from tests.contracts import IMAGE, UID
 from tests.support.kuberay_fields import closed, mistakes
 
 ROOT = Path(__file__).parents[2]
