@@ -195,7 +195,7 @@ def test_the_command_ends_with_the_exit_code_of_its_job(server, monkeypatch, cap
 
 
 @pytest.mark.promise("README: bad input is reported with a fix and exit code 2")
-def test_a_mistake_is_one_line_before_anything_is_sent(server, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_reported_before_anything_is_sent(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "_MAX_BYTES", 8 * 2**20)
     Path("photographs").mkdir()
@@ -214,6 +214,7 @@ def test_a_mistake_is_one_line_before_anything_is_sent(server, tmp_path, monkeyp
         monkeypatch.setattr(sys, "argv", ["scalp", "submit", "--address", ADDRESS, *words])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        (line,) = capsys.readouterr().err.splitlines()
-        assert ended.value.code == 2 and problem in line, line
+        error, *hints = capsys.readouterr().err.splitlines()
+        assert error.startswith("error: ") and all(hint.startswith("hint:  ") for hint in hints)
+        assert ended.value.code == 2 and problem in "; ".join([error, *hints]) and len(hints) <= 1, error
     assert not server.submissions
