@@ -8,8 +8,7 @@ READY  := $(VENV)/.ready
 # Two files at a time fill two cores. The slowest tests are listed at the end.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 3 $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
-# Type checks use one core, and tests wait: side by side they take less time.
-BESIDE_LINT := $(MAKE) --no-print-directory --jobs 2 lint
+TESTS  :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo fast test tests nightly lint docs pictures browser lock clean
@@ -38,11 +37,12 @@ $(READY): requirements.lock pyproject.toml
 demo: setup  ## the whole way on this machine: synthetic images, training, S3, bulk and online grading
 	@$(BIN)/scalp demo --out runs/demo
 
+# Type checks use one core, and tests wait: side by side they take less time.
 fast: setup  ## lint, and tests without Ray
-	@$(BESIDE_LINT) tests TESTS="$(FAST)"
+	@$(MAKE) --no-print-directory --jobs 2 lint tests TESTS="$(FAST)"
 
 test: setup  ## all that a change must pass; without Chromium the browser tests are skipped
-	@$(BESIDE_LINT) tests
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
 tests: setup
 	@$(PYTEST) $(TESTS)

@@ -82,7 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one process, and all files that share the endpoint to the same one."""
+    """With `--dist loadfile`, give all files that share the endpoint to the same process."""
+    if config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -105,8 +107,11 @@ def _shuffle(items: list[pytest.Item], rng: random.Random) -> None:
 def _restored_environment() -> Iterator[None]:
     before = dict(os.environ)
     yield
-    os.environ.clear()
-    os.environ.update(before | _session_environment)
+    expected = before | _session_environment
+    # Only what differs: threads of Ray read the environment at any time.
+    for name in os.environ.keys() - expected.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in expected.items() if os.environ.get(name) != value})
 
 
 @contextmanager
