@@ -43,7 +43,7 @@ from scalp_core.datasets.manifest import SPLITS, DataSpec
 from scalp_core.datasets.scan import Root
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
-from scalp_core.storage import outputs, parquet
+from scalp_core.storage import outputs
 from scalp_core.storage.lease import Guard
 from scalp_core.storage.outputs import Output
 
@@ -300,8 +300,6 @@ def _audit(guard: Guard, examined: str, source: str, out: str, options: Options)
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         is_table = scan.is_table(source)
         audited = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
-        rows = parquet.dataset(storage.join(out, manifest.MANIFEST_FOLDER))
-        audited["only_by_name"] = rows.count_rows(filter=manifest.IN_COMPRESSED_TARS)
         return audited, provenance.peak_mib()
 
 
@@ -338,9 +336,3 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
     for line in report.warnings(spec, summary):
         console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
-    if summary["only_by_name"]:
-        console.print(
-            f"{summary['only_by_name']:,} images are in compressed tars, which can only be read from their "
-            "beginning: scalp train refuses them; unpack the tars, or repack them as .zip or plain .tar, and "
-            "run scalp prepare again"
-        )

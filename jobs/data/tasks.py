@@ -40,7 +40,8 @@ def list_roots(work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
     """List an item of `split_roots` into shards; returns the number of objects of each shard by its name."""
     number, roots = part
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        return write_listed(work, number, chain.from_iterable(map(scan.list_root, roots)))
+        objects = chain.from_iterable(map(partial(scan.list_root, open_tars=True), roots))
+        return write_listed(work, number, objects)
 
 
 def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, int]:

@@ -85,7 +85,6 @@ def train(
     check_identity(run, identity)
     if summary := _finished(run):
         return summary
-    manifest.check_random_access(data, table)
     # PyTorch and timm take seconds to import: the mistakes above are reported before.
     from jobs.train.initial_state import (
         initial_uri,

@@ -97,7 +97,6 @@ def tune(
     check_identity(out, identity, "OUT")
     if summary := _finished(data, out):
         return summary
-    manifest.check_random_access(data, table)
     planned = [
         with_settings(recipe, trial.settings, f"trial {trial.number}")
         for trial in plan_trials(space, recipe, trials, workers, seed)

@@ -19,6 +19,7 @@ from scalp_core.archives.byte_ranges import ReadAheadFile, read_ranges
 from scalp_core.archives.tars import Tar
 from scalp_core.archives.zips import Zip
 from scalp_core.errors import ImageError
+from scalp_core.storage.errors import ArchiveError
 
 __all__ = [
     "Member", "Place", "Placed", "is_archive", "is_stream", "list_members", "read_placed", "read_places",
@@ -44,14 +45,25 @@ def is_stream(uri: str) -> bool:
     return is_archive(uri) and not uri.lower().endswith(ZIP_SUFFIX)
 
 
-def list_members(uri: str) -> list[Member]:
+def list_members(uri: str, random_access: bool = False) -> Iterator[Member]:
     """List all members in the order of the archive; of those that share a name only the last can be read.
 
+    Args:
+        uri: Archive to list.
+        random_access: Refuse a compressed tar, whose members have no places.
+
     Raises:
-        UserError: the archive is missing, damaged or hostile, or not an archive.
+        UserError: the archive is missing, damaged or hostile, or not an archive. A damaged tar raises after
+            the members before the damage.
     """
     with storage.explain_errors(uri):
-        return _opened(uri).members()
+        archive = _opened(uri)
+        if random_access and archive.is_compressed:
+            raise ArchiveError(
+                "it is compressed as a whole, so that images cannot be read in another order; unpack it, or "
+                "repack it as .zip or plain .tar"
+            )
+        yield from archive.members()
 
 
 def stream_members(

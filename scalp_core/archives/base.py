@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from array import array
 from typing import Literal, NamedTuple
-
-import numpy as np
 
 from scalp_core.errors import ImageError
 from scalp_core.storage.errors import ArchiveError
@@ -50,22 +47,6 @@ class Placed(NamedTuple):
 
     data: bytes | ImageError
     place: Place | None = None
-
-
-class SeenNames:
-    """Names of an archive's members in 8 bytes each, to find members that a later one replaces."""
-
-    def __init__(self) -> None:
-        self._hashes = array("q")
-
-    def add(self, name: str) -> None:
-        self._hashes.append(hash(name))
-
-    def shadowed(self) -> np.ndarray:
-        """Positions of members whose name a later member has, ascending; int64."""
-        hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.zeros(0, np.int64)
-        order = np.argsort(hashes, kind="stable")
-        return np.sort(order[:-1][hashes[order[:-1]] == hashes[order[1:]]])
 
 
 def unpack(stored: bytes, place: Place, max_bytes: int) -> bytes | ImageError:

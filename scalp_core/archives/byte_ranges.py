@@ -106,7 +106,7 @@ class ReadAheadFile(storage.RangedFile):
     def _read_piece(self, start: int, length: int) -> bytes:
         """Read the bytes up to the end of a piece."""
         number, inside = divmod(start, _PIECE)
-        last = (self._size - 1) // _PIECE
+        last = (self.size - 1) // _PIECE
         numbers = range(number, min(number + _AHEAD, last) + 1)
         for outdated in self._pieces.keys() - numbers:
             self._pieces.pop(outdated).cancel()
@@ -117,7 +117,7 @@ class ReadAheadFile(storage.RangedFile):
 
     def _fetch(self, number: int) -> Future[bytes]:
         begin = number * _PIECE
-        size = min(_PIECE, self._size - begin)
+        size = min(_PIECE, self.size - begin)
         return self._pool.submit(storage.call_with_retries, self._uri, self._file.read_at, size, begin)
 
     def close(self) -> None:

@@ -73,19 +73,25 @@ class Tar:
         self._members: list[Member] = []
         self._damage: ArchiveError | None = None
         self._places: dict[str, Place | ImageError | None] = {}
+        self.is_compressed = False
+        raw = ReadAheadFile(uri)
         try:
-            for entry, file in _entries(ReadAheadFile(uri)):
+            for entry, file in _entries(raw):
                 member = _member(entry, file)
                 self._members.append(member)
                 self._places[member.name] = _place(entry, file)
+                self.is_compressed = isinstance(file.raw, DecompressedFile)
         except ArchiveError as error:
             self._damage = error
+            last = self._members[-1].place if self._members else None
+            if last and last.offset + last.length > raw.size:
+                self._members.pop()
         self.cached_members = len(self._members)
 
-    def members(self) -> list[Member]:
+    def members(self) -> Iterator[Member]:
+        yield from self._members
         if self._damage:
             raise self._damage
-        return self._members
 
     def read(self, names: Sequence[str], max_bytes: int) -> Iterator[Placed]:
         places = [self._find(name, max_bytes) for name in names]

@@ -57,6 +57,8 @@ class Zip:
         ArchiveError: the file is not a zip or damaged, or its table of contents is too large.
     """
 
+    is_compressed = False  # as a whole
+
     def __init__(self, uri: str, content: pa.Buffer | None = None, max_members: int = 0) -> None:
         self._uri = uri
         if content is None:

@@ -5,7 +5,6 @@ An unexpected error fails one object: its row has an error code and the message.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,27 +12,21 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from scalp_core import archives, storage
+from scalp_core import archives
 from scalp_core.archives import Placed
-from scalp_core.archives.base import SeenNames
 from scalp_core.datasets import aihub, tables
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.locations import Location, location_of
 from scalp_core.datasets.scan import (
     EXAMINED,
-    OBJECT_CODES,
     batched,
     internal_error,
-    listed_row,
-    member_code,
     name_of,
 )
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import ImageError
 from scalp_core.images import codecs, signature
 
 _READ_KINDS = ("photograph", "label", "meta")
@@ -79,13 +72,7 @@ class Examination:
 
 def examine(rows: list[dict[str, Any]], settings: Examination) -> Iterator[pa.Table]:
     """Read, hash and decode rows of `LISTED`; yields tables of `EXAMINED` with at most 512 rows each."""
-    plain = []
-    for row in rows:
-        if not (row["code"] or row["member"] or row.get("kind")) and archives.is_stream(row["uri"]):
-            yield from _examine_stream(row, settings)
-        else:
-            plain.append(row)
-    for chunk in batched(plain, _PIECE * _FETCH_THREADS):
+    for chunk in batched(rows, _PIECE * _FETCH_THREADS):
         # Members of one archive stay together; pieces are fetched and decoded in parallel.
         pieces = list(batched(chunk, _PIECE))
         with ThreadPoolExecutor(_FETCH_THREADS) as pool:
@@ -122,61 +109,6 @@ def _find_other_spelling(row: dict[str, Any], missing: Placed, base: str) -> tup
             if not _is_missing(content):
                 return row | {"uri": uri, "member": member}, content
     return row, missing
-
-
-def _examine_stream(row: dict[str, Any], settings: Examination) -> Iterator[pa.Table]:
-    """Examine a tar in one pass. Of members that share a name, all but the last are shadowed.
-
-    Shadowed members are known only at the end; until then the tables are in a temporary file.
-    """
-    with tempfile.TemporaryFile(prefix="scalp-tar-") as spool:
-        seen = SeenNames()
-        with pa.ipc.new_stream(spool, EXAMINED) as writer:
-            for chunk in batched(_stream_rows(row, settings, seen), _PIECE * _FETCH_THREADS):
-                writer.write_table(_table(chunk))
-        spool.seek(0)
-        shadowed = seen.shadowed()
-        start = 0
-        for batch in pa.ipc.open_stream(spool):
-            inside = shadowed[(shadowed >= start) & (shadowed < start + batch.num_rows)] - start
-            table = pa.Table.from_batches([batch])
-            yield _with_shadowed(table, inside) if len(inside) else table
-            start += batch.num_rows
-
-
-def _stream_rows(row: dict[str, Any], settings: Examination, seen: SeenNames) -> Iterator[dict[str, Any]]:
-    members = archives.stream_members(row["uri"], codecs.MAX_BYTES, lambda name: _kind(name) in _READ_KINDS)
-    is_empty = True
-    try:
-        for member, data in members:
-            is_empty = False
-            seen.add(member.name)
-            listed = listed_row(row["uri"], member.name, member.size, member_code(member.name, readable=True))
-            yield _examine_row(listed, None if data is None else Placed(data, member.place), settings)
-    except UserError as error:
-        if storage.is_transient(error):
-            raise
-        yield _examine_row(
-            listed_row(row["uri"], None, row["bytes"], "bad_archive", str(error)), None, settings
-        )
-    except Exception as error:
-        yield _examine_row(internal_error(row, error), None, settings)
-    else:
-        if is_empty:
-            yield _examine_row(row, None, settings)
-
-
-def _with_shadowed(table: pa.Table, positions: np.ndarray) -> pa.Table:
-    """Clear the content of shadowed members, which cannot be read by their name, and set their code."""
-    mask = np.zeros(table.num_rows, bool)
-    mask[positions] = True
-    kept = {"uri", "member", "kind", "bytes", "stem", "part", "symptom", "folder_grade", "class_grade"}
-    code = {"code": "shadowed_member", "error": OBJECT_CODES["shadowed_member"]}
-    columns = [
-        table[name] if name in kept else pc.if_else(mask, pa.scalar(code.get(name), field.type), table[name])
-        for name, field in zip(EXAMINED.names, EXAMINED, strict=True)
-    ]
-    return pa.table(columns, schema=EXAMINED)
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:

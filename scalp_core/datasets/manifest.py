@@ -55,13 +55,6 @@ SCHEMA = pa.schema(
     }
 )
 
-IN_COMPRESSED_TARS = (
-    pc.field("member").is_valid()
-    & pc.field("byte_length").is_null()
-    & pc.match_substring_regex(pc.field("uri"), r"\.(tar|tar\.gz|tgz)$", ignore_case=True)
-)
-"""Filter of rows whose images can only be read in one pass over their archive."""
-
 # 80 bits: the probability of a collision among a billion ids is below one in a million.
 ID_DIGITS = 20
 _NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
@@ -282,19 +275,6 @@ def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
     """Make uris absolute; those of a data directory with its own images are relative to it."""
     relative = pc.invert(pc.match_substring_regex(uris, "^(/|[a-z0-9]+://)"))
     return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
-
-
-def check_random_access(data: str, table: pa.Table) -> None:
-    """Refuse rows that training cannot read in random order.
-
-    Raises:
-        UserError: images are members of compressed tars.
-    """
-    if count := table.filter(IN_COMPRESSED_TARS).num_rows:
-        raise UserError(
-            f"{count:,} images of {data} are in compressed tars, which are only read from their beginning; "
-            "unpack the tars or repack them as plain .tar, and run scalp prepare again"
-        )
 
 
 def select_split(table: pa.Table, name: str) -> pa.Table:

@@ -1,7 +1,7 @@
 """List all objects of a source: files and members of archives. `examination` reads them.
 
-An object is a file, or a member of an archive. A tar has no table of contents, so it is listed as one object;
-its members are found when it is examined, in one pass.
+An object is a file, or a member of an archive. A tar has no table of contents: listing its members reads its
+headers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -156,8 +157,12 @@ def _list_folders(folder: str, most: int, within: str) -> tuple[bool, list[str] 
     return files > 0, sorted(folders)
 
 
-def list_root(root: Root) -> Iterator[dict[str, Any]]:
+def list_root(root: Root, open_tars: bool = False) -> Iterator[dict[str, Any]]:
     """List the objects of a piece of a source as rows of `LISTED`, in constant memory.
+
+    Args:
+        root: Piece of a source.
+        open_tars: Whether to list the members of tars, and refuse compressed ones; else a tar is one object.
 
     Raises:
         UserError: storage failed, or a table lacks its columns.
@@ -171,19 +176,19 @@ def list_root(root: Root) -> Iterator[dict[str, Any]]:
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:  # a table of contents is a few requests to S3
         for chunk in batched(files, _LISTING_THREADS):  # all their members are in memory
             run = pool.map if any(archives.is_archive(file.uri) for file in chunk) else map
-            yield from chain.from_iterable(run(_file_rows, chunk))
+            yield from chain.from_iterable(run(partial(_file_rows, open_tars), chunk))
 
 
-def _file_rows(file: storage.StoredFile) -> list[dict[str, Any]]:
+def _file_rows(open_tars: bool, file: storage.StoredFile) -> list[dict[str, Any]]:
     try:
-        return [row | {"version": file.version} for row in _rows_of_file(file)]
+        return [row | {"version": file.version} for row in _rows_of_file(file, open_tars)]
     except UserError:  # storage failed, which ends the listing
         raise
     except Exception as error:
         return [internal_error(listed_row(_as_utf8(file.uri), None, file.size), error)]
 
 
-def _rows_of_file(file: storage.StoredFile) -> list[dict[str, Any]]:
+def _rows_of_file(file: storage.StoredFile, open_tars: bool) -> list[dict[str, Any]]:
     name = _as_utf8(file.uri)
     if name != file.uri:
         error = "the file's name is not UTF-8; rename it, for example with convmv -f cp949"
@@ -192,21 +197,30 @@ def _rows_of_file(file: storage.StoredFile) -> list[dict[str, Any]]:
         return [listed_row(file.uri, None, None, "outside_link")]
     if file.size is None:
         return [listed_row(file.uri, None, None, "not_found", "a link to a missing file")]
-    if not archives.is_archive(file.uri) or archives.is_stream(file.uri):
+    if not archives.is_archive(file.uri) or (archives.is_stream(file.uri) and not open_tars):
         return [listed_row(file.uri, None, file.size)]
+    members: list[archives.Member] = []
+    damage = []
     try:
-        members = archives.list_members(file.uri)
+        for member in archives.list_members(file.uri, random_access=open_tars):
+            members.append(member)
     except UserError as error:
         if storage.is_transient(error):  # an unavailable server is not damage
             raise
-        return [listed_row(file.uri, None, file.size, "bad_archive", str(error))]
+        damage = [listed_row(file.uri, None, file.size, "bad_archive", str(error))]
     if not members:
-        return [listed_row(file.uri, None, file.size)]
+        return damage or [listed_row(file.uri, None, file.size)]
     last = {member.name: index for index, member in enumerate(members)}
-    return [
-        listed_row(file.uri, member.name, member.size, member_code(member.name, last[member.name] == index))
-        for index, member in enumerate(members)
-    ]
+    rows = [_member_row(file.uri, member, last[member.name] == index) for index, member in enumerate(members)]
+    return rows + damage
+
+
+def _member_row(uri: str, member: archives.Member, is_readable: bool) -> dict[str, Any]:
+    code = "nested_archive" if archives.is_archive(member.name) else None
+    row = listed_row(uri, member.name, member.size, code if is_readable else "shadowed_member")
+    if place := member.place:
+        row |= {"byte_offset": place.offset, "byte_length": place.length, "compression": place.compression}
+    return row
 
 
 def internal_error(row: dict[str, Any], error: Exception) -> dict[str, Any]:
@@ -218,12 +232,6 @@ def internal_error(row: dict[str, Any], error: Exception) -> dict[str, Any]:
 def _as_utf8(name: str) -> str:
     r"""Return a name as valid UTF-8; other bytes are written as `\xb9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def member_code(name: str, readable: bool) -> str | None:
-    if not readable:
-        return "shadowed_member"
-    return "nested_archive" if archives.is_archive(name) else None
 
 
 def listed_row(

@@ -162,7 +162,7 @@ class RangedFile(io.RawIOBase):
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
         self._read = read
-        self._size = size
+        self.size = size
         self._at = 0
 
     def readable(self) -> bool:
@@ -172,7 +172,7 @@ class RangedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + (0, self._at, self._size)[whence]
+        at = offset + (0, self._at, self.size)[whence]
         if at < 0:
             raise OSError(errno.EINVAL, f"a place before the file: {at}")
         self._at = at
@@ -182,7 +182,7 @@ class RangedFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        size = min(len(buffer), self._size - self._at)
+        size = min(len(buffer), self.size - self._at)
         data = self._read(self._at, size) if size > 0 else b""
         buffer[: len(data)] = data
         self._at += len(data)

@@ -66,7 +66,7 @@ class Audited:
 def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     """List, examine and audit a source in this process, as `scalp prepare` does in Ray's workers."""
     source = storage.absolute(source)
-    listed = [row for root in scan.divide_source(source) for row in scan.list_root(root)]
+    listed = [row for root in scan.divide_source(source) for row in scan.list_root(root, open_tars=True)]
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
     settings = examination.Examination(source.rpartition("/")[0])
     examined = examination.examine(table.to_pylist(), settings)

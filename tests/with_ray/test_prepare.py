@@ -159,16 +159,16 @@ def test_a_table_that_is_none_is_told_in_one_line(cluster, tmp_path):
 
 
 def test_from_s3_to_s3_and_the_photographs_are_graded_from_there(source, s3, cluster, bundle, tmp_path):
-    """A compressed tar in a prefix, beside plain files; the manifest lies in S3 too."""
+    """A tar in a prefix, beside plain files; the manifest lies in S3 too."""
     prefix = "s3://scalp/prepare/source"
     tarred, plain = PLANS[:24], PLANS[24:]
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for plan in tarred:
             info = tarfile.TarInfo(f"{folder_of(plan)}/{plan.stem}.jpg")
             info.size = len(picture(plan.index))
             archive.addfile(info, io.BytesIO(picture(plan.index)))
-    storage.write(f"{prefix}/first.tar.gz", buffer.getvalue())
+    storage.write(f"{prefix}/first.tar", buffer.getvalue())
     for plan in plain:
         name = f"{prefix}/{folder_of(plan)}/{plan.stem}.jpg"
         storage.write(name, picture(plan.index))

@@ -11,8 +11,6 @@ from jobs.common.local_executor import LocalExecutor
 from jobs.data import prepare as module
 from jobs.data import tasks
 from jobs.data.tasks import count_unfetched
-from jobs.train.driver import RECIPES, train
-from jobs.tune.driver import tune
 from scalp_core import storage
 from scalp_core.archives.base import Placed
 from scalp_core.curation import queries
@@ -20,7 +18,6 @@ from scalp_core.curation.audit import Options
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, SourceError, UserError
-from scalp_core.models.recipe import load_recipe
 from scalp_core.storage import outputs, parquet
 from tests.support.preparing import picture
 
@@ -151,19 +148,17 @@ def test_groups_of_an_unfinished_run_are_made_again(source, tmp_path, monkeypatc
     assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
 
 
-def test_training_refuses_images_in_compressed_tars_and_prepare_says_so(source, tmp_path, capsys):
-    for pack, folder in ((bytes, "plain"), (gzip.compress, "packed")):
-        (tmp_path / folder).mkdir()
-        with tarfile.open(tmp_path / "a.tar", "w") as archive:
-            archive.add(source, "set")
-        storage.write(f"{tmp_path}/{folder}/a.tar", pack((tmp_path / "a.tar").read_bytes()))
-        out = f"{tmp_path}/{folder}-out"
-        summary = prepare(str(tmp_path / folder), out, OPTIONS)
-        is_printed = "24 images are in compressed tars" in " ".join(capsys.readouterr().out.split())
-        assert is_printed == (folder == "packed")
-        assert summary["only_by_name"] == (24 if folder == "packed" else 0)
-    recipe = load_recipe("smoke", RECIPES, [])
-    for verb in (train, partial(tune, space={}, trials=1)):
-        with pytest.raises(UserError, match="24 images of .*packed-out are in compressed tars"):
-            verb(out, str(tmp_path / "run"), recipe)
-    manifest.check_random_access(out, manifest.read_manifest(f"{tmp_path}/plain-out"))
+def test_a_compressed_tar_is_refused_with_the_way_out_and_a_plain_one_is_read(source, tmp_path):
+    with tarfile.open(tmp_path / "plain.tar", "w") as archive:
+        archive.add(source, "set")
+    plain = (tmp_path / "plain.tar").read_bytes()
+    for name in ("packed.tar.gz", "also-packed.tar"):
+        storage.write(f"{tmp_path}/tars/{name}", gzip.compress(plain))
+    storage.write(f"{tmp_path}/tars/plain.tar", plain)
+    out = f"{tmp_path}/out"
+    assert prepare(f"{tmp_path}/tars", out, OPTIONS)["photographs"] == 24
+    dropped = parquet.read(f"{out}/dropped.parquet").to_pylist()
+    assert [(row["uri"].rsplit("/", 1)[-1], row["reason"]) for row in dropped] == [
+        ("also-packed.tar", "bad_archive"), ("packed.tar.gz", "bad_archive")
+    ]  # fmt: skip
+    assert all("unpack it, or repack it as .zip or plain .tar" in row["detail"] for row in dropped)
