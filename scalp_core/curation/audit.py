@@ -5,7 +5,6 @@ Each image is in the manifest, or in `dropped.parquet` with a reason. `findings.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,17 +15,14 @@ import pyarrow as pa
 from scalp_core.curation import splits
 from scalp_core.curation.audit_summary import count_all, pick_examples
 from scalp_core.curation.queries import AuditTables, open_audit_tables
-from scalp_core.curation.split_groups import Groups, group_images, number_components, unite
+from scalp_core.curation.split_groups import group_images, number_components, unite
 from scalp_core.datasets.manifest import DataSpec, SplitMethod, SplitSpec, Task
-from scalp_core.errors import SourceError, UserError
+from scalp_core.errors import SourceError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.synthetic.origin import MARKS, is_synthetic
 
 GROUP_KEYS = ("device", "session", "near_duplicate")
 """Keys that can group images; equal content and the groups of a table apply in addition."""
-
-
-_MAX_JOINTS = 5  # joints in the summary; findings.parquet has all of them
 
 
 @dataclass(frozen=True)
@@ -59,21 +55,15 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         SourceError: no image has a label for the task.
         UserError: too few groups.
     """
-    steps = _Steps()
     with open_audit_tables(examined) as tables:
-        steps.end("read")
         layout = tables.find_layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
         _check_task(layout, task, source)
         tables.label_images(layout, task, options.symptom)
         _check_any_kept(tables, source, layout, task, options)
-        steps.end("decide")
         near = tables.find_near_duplicates()
-        steps.end("near_duplicates")
         tables.collect_findings(layout, near)
-        steps.end("findings")
-        record, joints = _divide(tables, near.pairs, task, options)
-        steps.end("group_and_split")
+        record = _divide(tables, near.pairs, task, options)
         tables.write_outputs(out)
         spec = DataSpec(
             created_at=datetime.now(UTC),
@@ -86,28 +76,11 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             sha256=tables.fingerprint(),
             synthetic=is_synthetic(tables.find_folders(source, is_table), tables.find_by_name(MARKS)),
         )
-        steps.end("write")
         counts = count_all(tables) | pick_examples(tables, near.pairs)
-        steps.end("count")
     return {
         "spec": spec.model_dump(mode="json"),
         **counts,
-        "joints": joints,
-        "seconds_of_audit": steps.seconds,
     }
-
-
-class _Steps:
-    """Wall time of each step of an audit, in seconds."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._started = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._started, 1)
-        self._started = now
 
 
 def _check_task(layout: str, task: str, source: str) -> None:
@@ -141,10 +114,8 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
     )
 
 
-def _divide(
-    tables: AuditTables, near: np.ndarray, task: str, options: Options
-) -> tuple[SplitSpec, dict[str, Any]]:
-    """Group the candidates, and assign splits and folds to the kept images; returns spec and joints."""
+def _divide(tables: AuditTables, near: np.ndarray, task: str, options: Options) -> SplitSpec:
+    """Group the candidates, and assign splits and folds to the kept images."""
     rows = tables.read_candidates()
     ids, kept, labels = rows["id"], rows["kept"], rows["label"]
     # Delivered splits share microscopes: only sessions and copies can be separated.
@@ -157,15 +128,12 @@ def _divide(
     keys = [rows[name] for name in ("given_group", "device", "session") if name in (*chosen, "given_group")]
     groups = group_images(keys, same, rows["is_flat"])
     method: SplitMethod = "none" if task == "unlabelled" else options.method
-    try:
-        parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
-        folds = np.full(len(ids), -1)
-        if options.folds and method != "none":
-            pool = (parts == "train") | (parts == "val")
-            units = np.arange(len(ids)) if method == "random" else groups.of_row
-            folds[pool] = splits.assign_folds(labels[pool], units[pool], options.folds, options.seed)
-    except splits.TooFewGroupsError as error:
-        raise UserError(f"{error}{_joined_by(tables, groups, ids)}") from error
+    parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
+    folds = np.full(len(ids), -1)
+    if options.folds and method != "none":
+        pool = (parts == "train") | (parts == "val")
+        units = np.arange(len(ids)) if method == "random" else groups.of_row
+        folds[pool] = splits.assign_folds(labels[pool], units[pool], options.folds, options.seed)
     assigned = {
         "id": ids,
         "component": groups.of_row,
@@ -173,13 +141,11 @@ def _divide(
         "fold": pa.array(folds, mask=folds < 0),
     }
     tables.assign_splits(pa.table(assigned), chosen)
-    joints = {
-        "applied": tables.locate_joints(groups.joints, ids),
-        "refused": tables.add_joints(groups.refused, ids)[:_MAX_JOINTS],
-    }
+    row, images, joined = groups.refused.T
+    tables.add_joints(ids[row], images, joined)
     placed = kept & ((parts == "train") | (parts == "val") | (parts == "test"))
     shared = {"device": rows["device"], "session": rows["session"], "near_duplicate": alike}
-    spec = SplitSpec(
+    return SplitSpec(
         method=method,
         ratio=options.ratio,
         seed=options.seed,
@@ -189,7 +155,6 @@ def _divide(
             key: splits.count_leaking_pairs(shared[key][placed], parts[placed]) for key in GROUP_KEYS
         } if method != "none" else {},
     )  # fmt: skip
-    return spec, joints
 
 
 def _split_rows(
@@ -212,10 +177,3 @@ def _split_rows(
         official = splits.split_as_delivered(labels[kept], groups[kept], names, ratio, options.seed)
         parts[kept] = np.where(official == None, "overlap", official)  # noqa: E711 -- element by element
     return parts
-
-
-def _joined_by(tables: AuditTables, groups: Groups, ids: np.ndarray) -> str:
-    """List the images that joined groups, for the error about too few groups."""
-    joints = tables.locate_joints(groups.joints, ids)
-    places = ", ".join(f"{joint['uri']} (in {joint['joined']})" for joint in joints)
-    return f"; images that are the same in several groups joined them: {places}" if joints else ""

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from scalp_core import storage
 from scalp_core.curation import near_duplicates
-from scalp_core.curation.split_groups import Joint
 from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import Location
 from scalp_core.datasets.scan import EXAMINED
@@ -313,30 +312,13 @@ class AuditTables:
             where reason is null
         """)
 
-    def add_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Add joints that were not applied to the findings; returns them as `locate_joints`."""
-        located = self.locate_joints(joints, ids)
-        rows = {
-            "id": [joint["id"] for joint in located],
-            "detail": [f"{joint['images']} images in {joint['joined']} groups" for joint in located],
-        }
-        table = pa.table(rows, schema=pa.schema({"id": pa.int64(), "detail": pa.string()}))
-        self._sql.register("joints", table)
-        self._sql.execute("insert into finding select id, 'joins_many_groups', detail from joints")
-        return located
-
-    def locate_joints(self, joints: list[Joint], ids: np.ndarray) -> list[dict[str, Any]]:
-        """Return joints with the id and the uri of one of their images; `ids`: id of each row."""
-        rows = [
-            {"id": int(ids[joint.row]), "images": joint.images, "joined": joint.joined} for joint in joints
-        ]
-        wanted = ", ".join(str(row["id"]) for row in rows) or "null"
-        places = dict(
-            self._sql.execute(
-                f"select id, uri || coalesce('!' || member, '') from photo where id in ({wanted})"
-            ).fetchall()
-        )
-        return [row | {"uri": places[row["id"]]} for row in rows]
+    def add_joints(self, ids: np.ndarray, images: np.ndarray, joined: np.ndarray) -> None:
+        """Add images that join no groups, because they are in too many, to the findings."""
+        self._sql.register("joints", pa.table({"id": ids, "images": images, "joined": joined}))
+        self._sql.execute("""
+            insert into finding
+            select id, 'joins_many_groups', images || ' images in ' || joined || ' groups' from joints
+        """)
 
     # --- outputs --------------------------------------------------------------------------------------------
 

@@ -90,11 +90,10 @@ def warnings(spec: DataSpec, summary: dict[str, Any]) -> list[str]:
     if missing := summary["could_not_be_fetched"]:
         lines.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
     lines += _split_warnings(spec.split, summary)
-    if refused := summary["joints"]["refused"]:
-        count, first = summary["findings"]["joins_many_groups"], refused[0]
+    if count := summary["findings"]["joins_many_groups"]:
         lines.append(
-            f"{count:,} images are the same in so many groups that they join none, for example "
-            f"{first['uri']} in {first['joined']:,}; see joins_many_groups in findings.parquet"
+            f"{count:,} images are the same in so many groups that they join none; see joins_many_groups in "
+            "findings.parquet"
         )
     if crowded := summary["findings"]["crowded_hash"]:
         lines.append(
@@ -132,16 +131,12 @@ def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
 
 
 def _cause(summary: dict[str, Any]) -> str:
-    """Name the largest group, and an image that joined groups."""
+    """Name the largest group."""
     total = sum(part["photographs"] for part in summary["parts"].values())
     groups = sum(part["groups"] for part in summary["parts"].values())
     largest = summary["largest_groups"][0]
-    text = (
-        f"; of {groups:,} groups, {largest['group']} has {largest['photographs'] / total:.0%} of the images"
-    )
-    if applied := summary["joints"]["applied"]:
-        text += f"; {applied[0]['uri']} is in {applied[0]['joined']} groups and joined them"
-    return text
+    share = largest["photographs"] / total
+    return f"; of {groups:,} groups, {largest['group']} has {share:.0%} of the images"
 
 
 def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:

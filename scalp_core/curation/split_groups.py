@@ -16,35 +16,18 @@ from scipy.sparse.csgraph import connected_components
 MAX_JOINED = 3
 """An image that is the same in more microscopes, sessions or groups than this joins none of them."""
 
-_EXAMPLES = 5
-
-
-class Joint(NamedTuple):
-    """Images that are the same in several microscopes, sessions or groups, which they can join.
-
-    Args:
-        row: Row of one of the images.
-        images: Number of images.
-        joined: Number of microscopes, sessions or groups with such an image.
-    """
-
-    row: int
-    images: int
-    joined: int
-
 
 class Groups(NamedTuple):
     """Groups of images.
 
     Args:
         of_row: Int (N,), group of each image.
-        joints: Up to 5 joints that were applied, those of the largest groups first.
-        refused: All joints that were not applied.
+        refused: Int (R, 3), images in too many groups to join them: the row of one of them, their number, and
+            the number of microscopes, sessions or groups with such an image.
     """
 
     of_row: np.ndarray
-    joints: list[Joint]
-    refused: list[Joint]
+    refused: np.ndarray
 
 
 def group_images(keys: Iterable[np.ndarray], same: np.ndarray, is_flat: np.ndarray) -> Groups:
@@ -68,19 +51,11 @@ def group_images(keys: Iterable[np.ndarray], same: np.ndarray, is_flat: np.ndarr
     is_refused = (joined > MAX_JOINED) | (flat & (joined > 1))
     applied = ~is_refused[number]
     groups = _join(base, first[applied], shared[applied])
-    rows = np.zeros(len(images), np.int64)
-    rows[number] = first
-    sizes = np.bincount(groups)
-    applied_joints = np.flatnonzero(~is_refused & (joined > 1))
-    by_size = np.argsort(-sizes[groups[rows[applied_joints]]], kind="stable")
-    applied_joints = applied_joints[by_size][:_EXAMPLES]
+    row = np.zeros(len(images), np.int64)
+    row[number] = first
     refused = np.flatnonzero(is_refused)
     refused = refused[np.argsort(-joined[refused], kind="stable")]
-
-    def as_joints(numbers: np.ndarray) -> list[Joint]:
-        return [Joint(int(rows[image]), int(images[image]), int(joined[image])) for image in numbers]
-
-    return Groups(groups, as_joints(applied_joints), as_joints(refused))
+    return Groups(groups, np.stack([row, images, joined], axis=1)[refused])
 
 
 def unite(keys: Iterable[np.ndarray], rows: int) -> np.ndarray:

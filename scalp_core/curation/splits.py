@@ -20,10 +20,6 @@ from scalp_core.grades import NUM_GRADES
 Ratio = tuple[int, int, int]
 
 
-class TooFewGroupsError(UserError):
-    """Fewer groups than splits or folds."""
-
-
 MAX_FOLDS = 128  # a fold is an int8 in the manifest
 MIN_GROUPS = 2
 """Least groups per split: a confidence interval needs more than one group."""
@@ -68,7 +64,7 @@ def split_by_group(labels: np.ndarray, groups: np.ndarray, ratio: Ratio, seed: i
         str (N,): train, val or test.
 
     Raises:
-        TooFewGroupsError: fewer groups than splits.
+        UserError: fewer groups than splits.
     """
     return _assign(labels, groups, dict(zip(SPLITS, ratio, strict=True)), seed)
 
@@ -152,9 +148,9 @@ def _assign(labels: np.ndarray, groups: np.ndarray, shares: dict[str, int], seed
 
 def _check_groups(groups: int, splits: int, option: str) -> None:
     if groups < splits:
-        raise TooFewGroupsError(
-            f"{option}: {groups} group{'s' * (groups != 1)} cannot be divided into {splits}; "
-            "use more microscopes, or a finer --group session"
+        raise UserError(
+            f"{option}: {groups} group{'s' * (groups != 1)} cannot be divided into {splits}; use more "
+            "microscopes, or a finer --group session, without near_duplicate if similar images join groups"
         )
 
 

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -24,7 +23,6 @@ from scalp_core.results.drift import Counts, Drift, measure_drift
 
 # Share of failures that suggests a fault of the source or of the access to it.
 _MANY_FAILED = 0.05
-_CHART_STEPS = 80
 _LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
 _OPTIONAL: dict[str, Any] = {
     "computed_by": "",
@@ -33,7 +31,6 @@ _OPTIONAL: dict[str, Any] = {
     "machine_hours": None,
     "by_reason": {},
     "settings": {},
-    "throughput": [],
     "sessions": [],
     "inputs": None,
 }
@@ -96,7 +93,6 @@ def render_report(
         drift=drift,
         statistics=sorted(drift.statistics or (), key=lambda statistic: -statistic.psi),
         levels=_LEVELS,
-        rates=chart_rates(summary["throughput"]),
         pictures=pictures,
         least_sure=pictures.least_sure,
         most_unlike=pictures.most_unlike,
@@ -157,50 +153,6 @@ def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dic
         }
         for name, other in zip(spec.grade_names, korean, strict=True)
     ]
-
-
-def chart_rates(throughput: Sequence[Sequence[float]]) -> dict[str, Any] | None:
-    """Compute the steps of the throughput chart: images and failures per second.
-
-    Args:
-        throughput: Cumulative `[seconds since the start, images done, images failed]`.
-
-    Returns:
-        None if there are no points.
-    """
-    points = [(0.0, 0.0, 0.0), *(tuple(map(float, point)) for point in throughput)]
-    seconds = points[-1][0]
-    if not seconds:
-        return None
-    merged = points[:1]
-    for point in points[1:]:
-        # Merges points that are close: two shards that end together are not a burst.
-        if point[0] - merged[-1][0] >= seconds / _CHART_STEPS:
-            merged.append(point)
-    merged[-1] = points[-1]
-    steps = [
-        {
-            "start": round(before[0], 2),
-            "width": round(after[0] - before[0], 2),
-            "done": round((after[1] - before[1]) / (after[0] - before[0]), 3),
-            "failed": round((after[2] - before[2]) / (after[0] - before[0]), 3),
-        }
-        for before, after in pairwise(merged)
-    ]
-    return {
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "most": max(step["done"] for step in steps) or 1.0,
-        "any_failed": any(step["failed"] for step in steps),
-        "half": _clock(seconds / 2),
-        "end": _clock(seconds),
-    }
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _csp_hash(css: str) -> str:

@@ -17,7 +17,7 @@ def report(bundle, tmp_path_factory):
     rows += [failed(f"/data/{ODD * 3}", "empty"), failed(f"/data/{'long' * 60}.jpg", "corrupt")]
     write(str(folder / "results"), rows)
     storage.write(f"{folder}/summary.json", b"{}")
-    changes = {"throughput": [[5, 6, 1], [9, 10, 2]], "photographs_per_second": 1.1}
+    changes = {"photographs_per_second": 1.1}
     write_report(str(folder), summary_of(rows, **changes), load_bundle(str(bundle)), 2)
     return folder / "report.html"
 

@@ -109,7 +109,6 @@ def _run(what: str, number: int, source: Path, root: str, model: HashModel | Non
         "examined_per_second": round(summary["objects_listed"] / max(stages["examine"], 0.1), 1),
         "driver_peak_mib": driver_mib,
         "audit_peak_mib": summary["peak_mib"]["audit"],
-        "seconds_of_audit": summary["seconds_of_audit"],
     }
 
 
@@ -135,7 +134,6 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
         "near_duplicates": result["findings"]["near_duplicate"],
         "crowded": result["findings"]["crowded_hash"],
         "seconds": round(seconds, 1),
-        "seconds_of_audit": result["seconds_of_audit"],
         "audit_peak_mib": peak_mib,
     }
 

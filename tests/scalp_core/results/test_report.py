@@ -22,7 +22,6 @@ from scalp_core.errors import UserError
 from scalp_core.images import gates as image_gates
 from scalp_core.inference import overlay
 from scalp_core.results.drift import count_statistics
-from scalp_core.results.report import chart_rates
 from tests.scalp_core.results.test_drift import LUMA, draw
 from tests.support.images import jpeg
 from tests.support.result_rows import failed, referred, row, write
@@ -321,29 +320,14 @@ def test_throughput(report):
     throughput = {
         "photographs_per_second": 116.7,
         "machine_hours": 0.008,
-        "throughput": [[10, 500, 0], [30, 3500, 60]],
     }
     page = report(rows, sessions=sessions, **throughput)
     assert "116.7 images per second, 0.008 machine hours." in page.text
-    assert "images/s, at most 150.0" in page.text
     assert "2026-11-25 19:30:00 UTC 20.0 3,000 150.0" in page.text
     assert (
         "19:00:00 UTC" not in report(rows, sessions=sessions[:1], **throughput).text
     )  # it says nothing more
     assert "It was not recorded." in report(rows).text
-
-
-def test_throughput_chart_merges_close_points():
-    assert chart_rates([]) is None
-    assert chart_rates([[0.0, 0, 0]]) is None
-    found = chart_rates([[0, 0, 0], [10, 100, 0], [20, 300, 10], [20.01, 400, 10]])
-    assert [(step["start"], step["width"]) for step in found["steps"]] == [(0, 10), (10, 10.01)]
-    assert found["most"] == pytest.approx(300 / 10.01, abs=0.01)
-    assert found["any_failed"]
-    many = chart_rates([[second, 5 * second, 0] for second in range(1, 1001)])
-    assert len(many["steps"]) <= 80
-    assert {step["done"] for step in many["steps"]} == {5.0}
-    assert (many["half"], many["end"]) == ("8 min", "17 min")
 
 
 def test_report_of_a_run_with_only_failures(report, gated):
