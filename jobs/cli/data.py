@@ -32,8 +32,8 @@ def synth(
 ) -> None:
     """Generate synthetic scalp images in a layout of AI Hub set 216.
 
-    Keys of --set: label_noise, color_cast, lighting, hair_density, hair_density_spread, blur, devices,
-    every_symptom (copies of each image under each symptom, as in the real set).
+    Keys of --set: label_noise, color_cast, lighting, devices, every_symptom (copies of each image under each
+    symptom, as in the real set).
     """
     from jobs.data.synth import synth as verb
     from scalp_core.settings import parse_overrides, parse_settings

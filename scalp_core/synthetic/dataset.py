@@ -30,7 +30,7 @@ from scalp_core.synthetic.plan import DELIVERED_PARTS, ImagePlan, LayoutName, Sy
 from scalp_core.synthetic.scene import render_image
 
 # Incremented when the same options give other files, so that a resumed folder holds files of one version.
-RENDERER = 1
+RENDERER = 2
 
 _SUMMARY = "synth.json"
 _MARKER = "synth.started.json"
@@ -85,7 +85,7 @@ def render_jpeg(plan: ImagePlan) -> bytes:
     pixels = render_image(plan.severity, plan.device, rng, plan.scalp)
     quality = int(np.clip(plan.device.quality + rng.integers(-5, 6), 50, 95))
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=quality, subsampling=plan.device.subsampling)
+    Image.fromarray(pixels).save(data, "JPEG", quality=quality)
     return data.getvalue()
 
 

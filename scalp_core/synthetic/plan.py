@@ -20,17 +20,9 @@ DELIVERED_PARTS = ("Training", "Validation")
 PAPER_COUNTS = (534, 4435, 5486, 2284)
 _POSITIONS = ("2_TH", "3_TH", "4_LH", "5_RH", "6_BH")
 _PERSON_SHARE = 0.8  # share of the variance of severity; the rest is between positions on one head
+_TRAINING_SHARE = 7 / 9
 _FIRST_DAY = datetime(2020, 10, 13, tzinfo=UTC)
 _DAYS = 48
-_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("샴푸 사용 빈도", ("1일 1회", "1일 2회", "2일 1회", "주 2~3회")),
-    ("펌 주기", ("하지 않음", "연 1~2회", "연 3~4회", "2개월에 1회")),
-    ("염색 주기(자가 염색 포함)", ("하지 않음", "연 1~2회", "연 3~4회", "월 1회")),
-    ("현재 모발 상태", ("자연모", "염색모", "펌모", "염색 및 펌모")),
-    ("현재 사용하고 있는 두피모발용 제품", ("샴푸", "샴푸, 린스", "샴푸, 트리트먼트", "샴푸, 두피 에센스")),
-    ("맞춤두피케어 제품 사용을 희망하시나요?", ("예", "아니오")),
-    ("샴푸 구매시 중요시 고려하는 부분", ("세정력", "두피 자극", "향", "가격", "브랜드")),
-)
 
 
 LayoutName = Literal["delivered", "zipped", "zipped-cp949"]
@@ -57,11 +49,6 @@ class SynthOptions(BaseModel):
     lighting: float = Field(
         1.0, ge=0, le=3, description="spread of exposure, vignette and glare; 0 turns it off"
     )
-    hair_density: float = Field(11.0, ge=1, le=80, description="mean number of hair roots per image")
-    hair_density_spread: float = Field(
-        0.35, ge=0, le=1, description="standard deviation of the log of hair_density between people"
-    )
-    blur: float = Field(0.9, ge=0, le=5, description="blur of a typical lens, sigma in pixels")
     layout: LayoutName = Field("delivered", description="layout of folders, archives and label files")
     every_symptom: bool = Field(
         False, description="copy each image under each symptom that it has, as in the real set"
@@ -69,7 +56,6 @@ class SynthOptions(BaseModel):
     devices: int | None = Field(
         None, ge=1, le=10_000, description="number of microscopes; default one per 40 images, from 12 to 60"
     )
-    parts: tuple[int, int] = Field((7, 2), description="ratio of Training to Validation, drawn by image")
 
 
 @dataclass(frozen=True)
@@ -117,8 +103,7 @@ def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
     error = options.label_noise * _LATENT_PER_GRADE
     seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
     # By image as in the real set: a person is often in both parts.
-    training_share = options.parts[0] / max(sum(options.parts), 1)
-    is_training = rng.permutation(options.images) < round(options.images * training_share)
+    is_training = rng.permutation(options.images) < round(options.images * _TRAINING_SHARE)
     plans = []
     for index, (person, shot) in enumerate(shots):
         grade = _grade(seen[index])
@@ -130,7 +115,7 @@ def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
             grade=grade,
             true_grade=_grade(latent[index]),
             severity=_severity(float(latent[index])),
-            symptoms=_symptoms(grade, person.scalp, options, rng),
+            symptoms=_symptoms(grade, person.scalp, rng),
             meta=person.meta | {"location": shot.split("_")[1]},
             device=person.device,
             scalp=person.scalp,
@@ -174,9 +159,7 @@ def _normal_by_rank(values: np.ndarray) -> np.ndarray:
     return np.array([inverse((rank + 0.5) / len(values)) for rank in ranks])
 
 
-def _symptoms(
-    grade: int, scalp: Scalp, options: SynthOptions, rng: np.random.Generator
-) -> tuple[int, int, int, int, int, int]:
+def _symptoms(grade: int, scalp: Scalp, rng: np.random.Generator) -> tuple[int, int, int, int, int, int]:
     """Draw value_1 to value_6. The 0.양호 folder holds scalps that are good in all six."""
     if grade == 0:
         return (0, 0, 0, 0, 0, 0)
@@ -185,9 +168,8 @@ def _symptoms(
     sebum = 1 + int(scalp.sebum > 0.5) if oily else 0
     redness = int(np.clip(round(3 * scalp.redness + rng.normal(0, 0.5)), 0, 3))
     pustules = int(rng.random() < 0.04)
-    dandruff = int(rng.choice(4, p=(0.72, 0.18, 0.08, 0.02)))
-    thinning = options.hair_density / scalp.hairs - 0.9 + rng.normal(0, 0.3)
-    return grade, sebum, redness, pustules, dandruff, int(np.clip(round(thinning * 1.5), 0, 3))
+    dandruff, thinning = (int(rng.choice(4, p=(0.72, 0.18, 0.08, 0.02))) for _ in range(2))
+    return grade, sebum, redness, pustules, dandruff, thinning
 
 
 # --- people and microscopes --------------------------------------------------------------------------------
@@ -205,7 +187,7 @@ def _people(options: SynthOptions, rng: np.random.Generator) -> list[_Person]:
     return [
         _Person(
             device=devices[device],
-            scalp=_scalp(options, rng),
+            scalp=_scalp(rng),
             severity=float(severity),
             epoch=epoch,
             shots=tuple(_POSITIONS[i] for i in sorted(rng.permutation(len(_POSITIONS))[:size].tolist())),
@@ -250,33 +232,27 @@ def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Genera
         serial=serial,
         gains=(float(np.exp(warm - green / 2)), float(np.exp(green)), float(np.exp(-warm - green / 2))),
         exposure=float(np.clip(rng.normal(0.56, 0.05 * light), 0.35, 0.7)),
-        contrast=float(np.clip(rng.normal(1.0, 0.09 * light), 0.7, 1.3)),
         vignette=float(np.clip(rng.normal(0.4, 0.15 * light), 0.05, 0.9)),
-        light_center=(float(rng.normal(0.5, 0.06 * light)), float(rng.normal(0.5, 0.06 * light))),
         light_angle=float(rng.uniform(0, 2 * np.pi)),
         lighting=light,
-        specular=float(rng.uniform(0.4, 1.3)),
-        blur=float(options.blur * rng.lognormal(0, 0.25)),
+        blur=float(0.9 * rng.lognormal(0, 0.25)),
         noise=float(rng.uniform(0.003, 0.011)),
         quality=int(rng.integers(60, 86)),
-        subsampling=2 if rng.random() < 0.8 else 0,
         magnification=float(rng.uniform(0.85, 1.2)),
     )
 
 
-def _scalp(options: SynthOptions, rng: np.random.Generator) -> Scalp:
+def _scalp(rng: np.random.Generator) -> Scalp:
     tone = rng.normal(0, 1, 2)
-    dyed = rng.random() < 0.25
-    brown = rng.uniform(0.5, 1.0) if dyed else rng.uniform(0.0, 0.5)
+    brown = rng.beta(1, 2)
     return Scalp(
         skin=(0.70 + 0.03 * tone[0], 0.54 + 0.04 * tone[0], 0.46 + 0.04 * tone[0] + 0.02 * tone[1]),
         redness=float(rng.beta(2, 3)),
         sebum=float(rng.beta(2, 3)),
-        hairs=float(options.hair_density * rng.lognormal(0, options.hair_density_spread)),
+        hairs=float(20 * rng.lognormal(0, 0.2)),
         hair_width=float(np.clip(rng.normal(8.5, 1.4), 5, 14)),
         hair_shade=float(np.clip(0.09 + 0.16 * brown + rng.normal(0, 0.02), 0.05, 0.35)),
         hair_tint=(1.0, 0.93 - 0.2 * brown, 0.88 - 0.38 * brown),
-        gray_share=float(rng.choice((0.0, 0.03, 0.15, 0.4), p=(0.45, 0.3, 0.18, 0.07))),
     )
 
 
@@ -292,11 +268,7 @@ def _sessions(people: int, rng: np.random.Generator) -> list[int]:
 
 def _survey(rng: np.random.Generator) -> dict[str, str]:
     ages = ("10대", "20대", "30대", "40대", "50대", "60대")
-    meta = {
+    return {
         "gender": "남" if rng.random() < 0.42 else "여",
         "age": str(rng.choice(ages, p=(0.03, 0.25, 0.23, 0.26, 0.17, 0.06))),
     }
-    for number, (question, answers) in enumerate(_QUESTIONS, 1):
-        meta[f"question{number}"] = question
-        meta[f"answers{number}"] = answers[rng.integers(len(answers))]
-    return meta

@@ -13,16 +13,12 @@ class DeviceProfile:
     serial: str = "A2LEBJJDE00060O"
     gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # color cast: R, G, B relative to neutral
     exposure: float = 0.55  # target mean of auto-exposure, 0..1
-    contrast: float = 1.0  # target spread of auto-levels, relative to the usual
     vignette: float = 0.35  # loss of light in the corners, 0..1
-    light_center: tuple[float, float] = (0.5, 0.5)  # center of the ring of lamps, shares of width and height
     light_angle: float = 0.8  # direction of shadows, radians
     lighting: float = 1.0  # spread of light, glare and exposure between images
-    specular: float = 1.0  # brightness of reflected lamps
     blur: float = 0.8  # sigma of the lens, pixels
     noise: float = 0.008  # standard deviation of the sensor noise, 0..1
     quality: int = 82  # JPEG
-    subsampling: int = 2  # 0: 4:4:4, 2: 4:2:0
     magnification: float = 1.0
 
 
@@ -33,8 +29,7 @@ class Scalp:
     skin: tuple[float, float, float] = (0.70, 0.54, 0.46)
     redness: float = 0.4  # 0..1
     sebum: float = 0.4  # 0..1
-    hairs: float = 11.0  # mean number of hair roots in the frame
+    hairs: float = 20.0  # mean number of hairs in the frame
     hair_width: float = 8.5  # pixels
     hair_shade: float = 0.13  # 0 black .. 1 white
     hair_tint: tuple[float, float, float] = (1.0, 0.86, 0.76)
-    gray_share: float = 0.03

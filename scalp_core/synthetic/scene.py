@@ -1,19 +1,15 @@
-"""Render one scalp as seen by a handheld microscope: skin, follicles, flakes, hairs, light, camera.
+"""Render one scalp as seen by a handheld microscope: skin, flakes, hairs, light, camera.
 
-The image is rendered back to front as three float planes (R, G, B in 0..1): skin with relief and vessels,
-flakes on the skin, hairs with their shadow, flakes on hairs, the ring of lamps, and a camera with automatic
-exposure and white balance. Only the flakes depend on the severity, so that nothing else reveals the grade.
+The image is rendered back to front as float planes (R, G, B in 0..1): skin with relief and vessels, flakes,
+hairs with their shadow, the ring of lamps, and a camera with automatic exposure and white balance. Only the
+flakes depend on the severity, so that nothing else reveals the grade.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scalp_core.synthetic.hair import Hair, grow_hairs, lay_hairs
 from scalp_core.synthetic.profiles import DeviceProfile, Scalp
 from scalp_core.synthetic.textures import (
     HEIGHT,
@@ -28,10 +24,11 @@ from scalp_core.synthetic.textures import (
 
 _BALANCE = np.array((1.13, 0.97, 0.90))  # mean R, G, B of a scalp after white balance, relative to gray
 _SPREAD = 0.34  # target of auto-levels: standard deviation of a channel relative to its mean
-_BATCH = 128
 # Share of skin under flakes at each severity (grade units); from mild on it grows by two to four per grade.
 _SEVERITIES = np.arange(-0.5, 4, 0.5)
 _COVERAGES = (0.0004, 0.0015, 0.013, 0.034, 0.075, 0.135, 0.215, 0.33, 0.43)
+_HORN = np.array((0.97, 0.955, 0.93))  # color of flakes
+_MARGIN = 140  # hairs rooted outside the frame cross it too
 
 
 def flake_coverage(severity: float) -> float:
@@ -56,217 +53,126 @@ def render_image(
     """
     scalp = scalp or Scalp()
     skin_rng, hair_rng, flake_rng, light_rng, camera_rng = rng.spawn(5)
+    planes = _skin(scalp, skin_rng)
     scale = device.magnification * skin_rng.uniform(0.93, 1.07)
-    follicles, hairs = grow_hairs(scalp, scale, hair_rng)
-    planes = _skin(scalp, follicles, scale, skin_rng)
-    on_skin, on_hair = _scatter(severity, scale, follicles, hairs, flake_rng)
-    _lay_flakes(planes, on_skin, scalp, device.light_angle)
-    lay_hairs(planes, hairs, scalp, device, hair_rng)
-    _lay_flakes(planes, on_hair, scalp, device.light_angle)
+    _lay_flakes(planes, _scatter(severity, scale, flake_rng), scalp, device.light_angle)
+    _lay_hairs(planes, scalp, scale, device.light_angle, hair_rng)
     _shine(planes, scalp, device, light_rng)
     return _photograph(planes, device, camera_rng)
 
 
-# --- skin --------------------------------------------------------------------------------------------------
-
-
-def _skin(scalp: Scalp, follicles: Array, scale: float, rng: np.random.Generator) -> list[Array]:
+def _skin(scalp: Scalp, rng: np.random.Generator) -> Array:
     textures = texture_bank()
-    light = cut(textures.relief, rng) * np.float32(rng.uniform(0.01, 0.032))
-    light += cut(textures.grain, rng) * np.float32(rng.uniform(0.012, 0.03))
-    light += cut(textures.mottle, rng) * np.float32(0.035)
-    light += 1
-    redness = cut(textures.mottle, rng) * np.float32(0.3) + 1
-    redness *= np.float32(0.22 * scalp.redness)
-    redness += cut(textures.vessels, rng) * np.float32(rng.uniform(0.05, 0.32) * (0.25 + scalp.redness))
-    pits = _pits(follicles, scale, rng)
-    light -= pits * np.float32(0.3)
+    light = 1 + rng.uniform(0.03, 0.05) * cut(textures.relief, rng) + 0.035 * cut(textures.mottle, rng)
+    redness = 0.22 * scalp.redness * (1 + 0.3 * cut(textures.mottle, rng))
+    redness += rng.uniform(0.05, 0.32) * (0.25 + scalp.redness) * cut(textures.vessels, rng)
     green = light * (1 - np.clip(redness, 0, 0.6))
     tone = np.array(scalp.skin) * rng.normal(1, 0.02, 3)
-    return [
-        light * np.float32(tone[0]),
-        green * np.float32(tone[1]),
-        (0.3 * light + 0.7 * green) * np.float32(tone[2]) * (1 - pits * np.float32(0.12)),
-    ]
+    return (np.stack([light, green, 0.3 * light + 0.7 * green]) * tone[:, None, None]).astype(np.float32)
 
 
-def _pits(follicles: Array, scale: float, rng: np.random.Generator) -> Array:
-    """Draw shadows of follicle openings and of pores without a hair; 0..1."""
-    image = Image.new("L", (WIDTH // 2, HEIGHT // 2))
-    draw = ImageDraw.Draw(image)
-    pores = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.poisson(26), 2))
-    for points, low, high, depth in ((pores, 1.2, 3.2, 130), (follicles, 6.0, 10.0, 240)):
-        for x, y in points / 2:
-            rx, ry = rng.uniform(low, high, 2) * scale * 0.6
-            draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=int(depth * rng.uniform(0.5, 1)))
-    soft = image.filter(ImageFilter.GaussianBlur(1.5)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-    return np.asarray(soft, dtype=np.float32) / 255
-
-
-# --- flakes ------------------------------------------------------------------------------------------------
-
-
-@dataclass
 class _Layer:
-    """Layer of overlapping stamps."""
+    """Layer of overlapping stamps: `alpha`, and `light` premultiplied by it; float32 (480, 640) each."""
 
-    alpha: Array  # float32 (480, 640)
-    light: Array  # float32 (480, 640), premultiplied by alpha
+    def __init__(self) -> None:
+        self.alpha, self.light = np.zeros((2, HEIGHT, WIDTH), np.float32)
 
-    @classmethod
-    def empty(cls) -> _Layer:
-        return cls(*np.zeros((2, HEIGHT, WIDTH), np.float32))
-
-    def add(self, stamp: Stamp, x: float, y: float, opacity: float, turn: int) -> float:
-        """Add a stamp centered at x, y; returns the increase of the cover, in pixels."""
-        alpha, light = stamp.alpha, stamp.light
-        if turn & 1:
-            alpha, light = alpha[::-1], light[::-1]
-        if turn & 2:
-            alpha, light = alpha.T, light.T
-        side = alpha.shape[0]
-        left, top = int(x) - side // 2, int(y) - side // 2
-        rows = slice(max(top, 0), min(top + side, HEIGHT))
-        columns = slice(max(left, 0), min(left + side, WIDTH))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            return 0.0
-        inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-        alpha = alpha[inner] * np.float32(opacity)
-        under = self.alpha[rows, columns]
+    def add(self, stamp: Stamp, place: Array, opacity: float) -> float:
+        """Add a stamp centered at `place`, x and y; returns the increase of the cover, in pixels."""
+        side = len(stamp.alpha)
+        left, top = place.astype(int) - side // 2
+        rows = slice(max(top, 0), max(top + side, 0))
+        columns = slice(max(left, 0), max(left + side, 0))
+        under, shine = self.alpha[rows, columns], self.light[rows, columns]
+        height, width = under.shape
+        inner = np.s_[max(-top, 0) :, max(-left, 0) :]
+        alpha = stamp.alpha[inner][:height, :width] * np.float32(opacity)
+        shine += alpha * (stamp.light[inner][:height, :width] - shine)
         grown = alpha * (1 - under)
-        shine = self.light[rows, columns]
-        shine += alpha * (light[inner] - shine)
         under += grown
         return float(grown.sum())
 
 
-def _scatter(
-    severity: float, scale: float, follicles: Array, hairs: list[Hair], rng: np.random.Generator
-) -> tuple[_Layer, _Layer]:
-    """Add flakes on the skin and on hairs until the cover of the severity is reached."""
+def _scatter(severity: float, scale: float, rng: np.random.Generator) -> _Layer:
+    """Add flakes, uniformly and in clusters, until the cover of the severity is reached."""
+    flakes = texture_bank().flakes
     wanted = flake_coverage(severity) * rng.lognormal(0, 0.08) * WIDTH * HEIGHT
-    growth = float(np.clip(severity, 0, 3.5))
-    inside = follicles[np.all((follicles > 0) & (follicles < (WIDTH, HEIGHT)), axis=1)]
+    growth = float(np.clip(severity, 0, 3.5))  # larger and more clustered flakes
     centers, spread = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 6), 2)), rng.uniform(35, 80)
     thin = rng.uniform(0.82, 1.0)  # opacity of scale differs between people
-    on_skin, on_hair = _Layer.empty(), _Layer.empty()
+    layer = _Layer()
     while wanted > 0:
-        places, clings = _places(growth, inside, hairs, centers, spread, rng)
-        opacities = thin * rng.uniform(0.7, 1.0, _BATCH)
-        turns = rng.integers(4, size=_BATCH).tolist()
-        stamps = _pick(growth, scale, rng)
-        for stamp, (x, y), clinging, opacity, turn in zip(
-            stamps, places.tolist(), clings.tolist(), opacities.tolist(), turns, strict=True
-        ):
-            cover = (on_hair if clinging else on_skin).add(stamp, x, y, opacity, turn)
-            wanted -= max(cover / thin, 0.5)  # a minimum, so that the loop ends
-            if wanted <= 0:
-                break
-    return on_skin, on_hair
+        place = rng.uniform((0, 0), (WIDTH, HEIGHT))
+        if rng.random() < min(0.18 * growth, 0.45):
+            place = centers[rng.integers(len(centers))] + spread * rng.standard_normal(2)
+        size = scale * rng.lognormal(np.log(9 + 3.5 * growth), 0.42)
+        stamp = flakes[np.searchsorted(STAMP_SIZES[:-1], size)][rng.integers(STAMPS_EACH)]
+        cover = layer.add(stamp, place, thin * rng.uniform(0.7, 1.0))
+        wanted -= max(cover / thin, 0.5)  # a minimum, so that the loop ends
+    return layer
 
 
-def _pick(growth: float, scale: float, rng: np.random.Generator) -> list[Stamp]:
-    """Pick a batch of stamps: plates that grow with severity, and patches of powder."""
-    textures = texture_bank()
-    sizes = scale * rng.lognormal(np.log(9 + 3.5 * growth), 0.42, _BATCH)
-    rows = np.searchsorted(STAMP_SIZES[:-1], sizes).tolist()
-    variants = rng.integers(STAMPS_EACH, size=_BATCH).tolist()
-    powder = (rng.random(_BATCH) < 0.06 + 0.04 * growth).tolist()
-    return [
-        textures.scurf[variant] if fine else textures.flakes[row][variant]
-        for row, variant, fine in zip(rows, variants, powder, strict=True)
-    ]
-
-
-def _places(
-    growth: float,
-    follicles: Array,
-    hairs: list[Hair],
-    centers: Array,
-    spread: float,
-    rng: np.random.Generator,
-) -> tuple[Array, Array]:
-    """Draw positions of a batch of flakes, float (N, 2) x and y, and whether each is on a hair, bool (N,).
-
-    Positions are uniform, around follicles, in clusters (more with severity), and on hairs.
-    """
-    kind = rng.random(_BATCH)
-    places = rng.uniform((0, 0), (WIDTH, HEIGHT), (_BATCH, 2))
-    clings = (kind < 0.1) & bool(hairs)
-    around = (kind >= 0.1) & (kind < 0.32) & bool(len(follicles))
-    clustered = kind > 1 - min(0.18 * growth, 0.45)
-    if hairs:
-        points = np.concatenate([hair.line[3:] for hair in hairs])
-        places[clings] = points[rng.integers(len(points), size=clings.sum())]
-    if len(follicles):
-        places[around] = follicles[rng.integers(len(follicles), size=around.sum())]
-    places[clustered] = centers[rng.integers(len(centers), size=clustered.sum())]
-    reach = np.select([clings, around, clustered], [5, 15, spread], 0)[:, None]
-    return places + reach * rng.standard_normal((_BATCH, 2)), clings
-
-
-def _lay_flakes(planes: list[Array], layer: _Layer, scalp: Scalp, light_angle: float) -> None:
-    if not layer.alpha.any():
-        return
+def _lay_flakes(planes: Array, layer: _Layer, scalp: Scalp, light_angle: float) -> None:
     dx, dy = round(2 * np.cos(light_angle)), round(2 * np.sin(light_angle))
     shadow = np.zeros_like(layer.alpha)
     shadow[2:-2, 2:-2] = layer.alpha[2 - dy : HEIGHT - 2 - dy, 2 - dx : WIDTH - 2 - dx]
-    shadow *= (1 - layer.alpha) * np.float32(0.28)
-    horn = 0.8 * np.array((0.97, 0.955, 0.93)) + 0.2 * np.array(scalp.skin)
-    for plane, color in zip(planes, horn, strict=True):
-        plane *= 1 - shadow
-        plane *= 1 - layer.alpha
-        plane += layer.light * np.float32(color)
+    planes *= (1 - layer.alpha) * (1 - 0.28 * shadow)
+    horn = (0.8 * _HORN + 0.2 * np.array(scalp.skin)).astype(np.float32)
+    planes += layer.light * horn[:, None, None]
 
 
-# --- light and camera --------------------------------------------------------------------------------------
+def _lay_hairs(
+    planes: Array, scalp: Scalp, scale: float, light_angle: float, rng: np.random.Generator
+) -> None:
+    """Draw bent hairs along a parting, with gloss and shadow; antialiased by drawing at twice the size."""
+    size = np.array((WIDTH, HEIGHT))
+    number = rng.poisson(scalp.hairs / scale**2 * np.prod(1 + 2 * _MARGIN / size))
+    parting, spread, gloss = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.3), rng.uniform(0.1, 0.4)
+    image = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT))  # shade, gloss and mask
+    draw = ImageDraw.Draw(image)
+    for _ in range(number):
+        bend = rng.normal(0, 0.3) * np.linspace(-0.3, 0.7, 12)
+        angles = parting + rng.normal(0, spread) + bend
+        steps = np.stack([np.cos(angles), np.sin(angles)], 1) * scale * rng.uniform(10, 80)
+        line = 2 * (rng.uniform(-_MARGIN, size + _MARGIN) + np.cumsum(steps, 0))
+        width = 2 * scalp.hair_width * scale * rng.uniform(0.4, 1.2)
+        shade = int(255 * scalp.hair_shade * rng.uniform(0.75, 1.3))
+        for share, shine in ((1, 0), (0.3, 255)):
+            points = [tuple(point) for point in line]
+            draw.line(points, (shade, shine, 255), max(1, round(share * width)), joint="curve")
+    image = image.reduce(2)
+    shade, shine, mask = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+    planes *= 1 - np.float32(0.42) * _shadow(image.getchannel(2), 5 * scale, light_angle)
+    tint = np.array(scalp.hair_tint, np.float32)[:, None, None]
+    planes += mask * (shade * tint + np.float32(gloss) * shine - planes)
 
 
-@lru_cache(maxsize=1)
-def _grid() -> tuple[Array, Array]:
-    """Rows and columns as shares of the frame, float32, for broadcasting."""
-    rows = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None]
-    return rows, np.linspace(0, 1, WIDTH, dtype=np.float32)[None, :]
+def _shadow(mask: Image.Image, drop: float, angle: float) -> Array:
+    """Shadow of an object `drop` pixels above the skin; float32 (480, 640), 0..1."""
+    move = (1, 0, -drop * np.cos(angle), 0, 1, -drop * np.sin(angle))
+    moved = mask.transform(mask.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR)
+    return np.asarray(moved.filter(ImageFilter.BoxBlur(3)), np.float32) / 255
 
 
-def _shine(planes: list[Array], scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) -> None:
-    rows, columns = _grid()
-    x, y = np.array(device.light_center) + rng.normal(0, 0.06 * device.lighting, 2)
-    far = (columns - np.float32(x)) ** 2 + (rows - np.float32(y)) ** 2
-    light = 1 - np.float32(device.vignette * rng.uniform(0.7, 1.3)) * far * 1.6
-    lean = rng.normal(0, 0.07 * device.lighting, 2).astype(np.float32)
-    light += lean[0] * (columns - 0.5) + lean[1] * (rows - 0.5)
-    np.clip(light, 0.12, None, out=light)
-    mirrored = _reflections(scalp, device, rng)
-    for plane in planes:
-        plane *= light
-        plane += mirrored * (1 - np.clip(plane, 0, 1))
-
-
-def _reflections(scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) -> Array:
-    """Draw reflections: lamps in moist skin, a film of sebum, and sometimes a patch of glare; 0..1."""
-    textures = texture_bank()
-    strength = device.specular * device.lighting
-    film = np.clip(cut(textures.grain, rng) * 0.5 + cut(textures.mottle, rng) * 0.6 - 0.9, 0, 1.5)
-    film *= np.float32(strength * rng.uniform(0.05, 0.3) * (0.2 + scalp.sebum))
-    layer = _Layer(film, np.zeros_like(film))
+def _shine(planes: Array, scalp: Scalp, device: DeviceProfile, rng: np.random.Generator) -> None:
+    """Light from the ring of lamps, and its reflections in moist skin and sebum."""
+    rows = np.linspace(-0.5, 0.5, HEIGHT, dtype=np.float32)[:, None]
+    columns = np.linspace(-0.5, 0.5, WIDTH, dtype=np.float32)
+    x, y, lean_x, lean_y = rng.normal(0, 0.08 * device.lighting, 4).astype(np.float32)
+    far = (columns - x) ** 2 + (rows - y) ** 2
+    light = 1 - np.float32(device.vignette * rng.uniform(1.1, 2.1)) * far + lean_x * columns + lean_y * rows
+    planes *= np.maximum(light, 0.12)
+    textures, layer = texture_bank(), _Layer()
+    strength = device.lighting * rng.uniform(0.2, 1.6) * (0.3 + scalp.sebum)
     patches = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 7), 2))
-    for _ in range(rng.poisson(38 * strength * rng.uniform(0.2, 1.6) * (0.3 + scalp.sebum))):
-        x, y = patches[rng.integers(len(patches))] + rng.normal(0, 70, 2)
-        layer.add(textures.dots[rng.integers(len(textures.dots))], x, y, rng.uniform(0.4, 1), 0)
-    if rng.random() < 0.35:
-        rows, columns = _grid()
-        x, y, reach = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.006, 0.03)
-        across = np.exp(-((columns - np.float32(x)) ** 2) / np.float32(reach))
-        layer.alpha += (
-            across
-            * np.exp(-((rows - np.float32(y)) ** 2) / np.float32(reach))
-            * np.float32(0.3 * strength * rng.random())
-        )
-    return layer.alpha
+    for _ in range(rng.poisson(30 * strength)):
+        place = patches[rng.integers(len(patches))] + rng.normal(0, 70, 2)
+        layer.add(textures.dot, place, rng.uniform(0.4, 1))
+    film = np.clip(cut(textures.mottle, rng) - 0.8, 0, 1.5) * np.float32(0.15 * strength)
+    planes += np.maximum(layer.alpha, film) * (1 - np.clip(planes, 0, 1))
 
 
-def _photograph(planes: list[Array], device: DeviceProfile, rng: np.random.Generator) -> Array:
+def _photograph(planes: Array, device: DeviceProfile, rng: np.random.Generator) -> Array:
     """Apply the camera: exposure, white balance, levels, color cast, lens and sensor noise.
 
     Cheap microscopes normalize mean and spread of each channel; here this also prevents the mean color from
@@ -274,19 +180,17 @@ def _photograph(planes: list[Array], device: DeviceProfile, rng: np.random.Gener
     """
     target = device.exposure * (1 + rng.normal(0, 0.07 * device.lighting)) * np.array(device.gains) * _BALANCE
     target = target * rng.normal(1, 0.025 * device.lighting, 3)
-    spread = _SPREAD * device.contrast * target * rng.normal(1, 0.06 * device.lighting, 3)
+    spread = _SPREAD * target * rng.normal(1, 0.06 * device.lighting, 3)
     spread *= 1 + rng.normal(0, 0.1 * device.lighting)
     balance, levels = rng.uniform(0.8, 1.0), rng.uniform(0.75, 1.0)
     image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     for channel, plane in enumerate(planes):
         curve = _curve(plane[::3, ::3], target[channel], spread[channel], balance, levels)
-        plane *= np.float32(len(curve) / 2)
-        image[..., channel] = curve[np.clip(plane, 0, len(curve) - 1).astype(np.uint16)]
-    sigma = device.blur * rng.lognormal(0, 0.25)
-    soft = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(1.3 * sigma)), dtype=np.int16)
-    tile = texture_bank().noise
-    strength = np.float32(device.noise * 255 * rng.lognormal(0, 0.3))
-    grain = (cut(tile, rng) * strength).astype(np.int16)
+        places = np.clip(plane * (len(curve) / 2), 0, len(curve) - 1)
+        image[..., channel] = curve[places.astype(np.uint16)]
+    blur = ImageFilter.BoxBlur(1.3 * device.blur * rng.lognormal(0, 0.25))
+    soft = np.asarray(Image.fromarray(image).filter(blur), np.float32)
+    grain = cut(texture_bank().noise, rng) * np.float32(device.noise * 255 * rng.lognormal(0, 0.3))
     return np.clip(soft + grain[..., None], 0, 255).astype(np.uint8)
 
 
