@@ -11,13 +11,12 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,9 +49,6 @@ __all__ = [
     "open_file", "open_raw", "read", "read_json", "read_range", "remove_file", "remove_folder",
     "remove_temporary", "retry_timeout", "walk", "write",
 ]  # fmt: skip
-
-# Folders that are removed at a time.
-_REMOVALS = 16
 
 logger = logging.getLogger(__name__)
 
@@ -357,45 +353,26 @@ def remove_folder(uri: str, last: str | None = None) -> None:
     kept = join(uri, last) if last else None
     with explain_errors(uri, "remove"):
         if is_s3(uri):
-            _remove_prefix(uri, kept)
+            bucket, prefix = bucket_and_prefix(uri)
+            for page in pages(uri, Prefix=prefix):
+                keys = [item["Key"] for item in page.get("Contents", ())]
+                keys = [key for key in keys if f"s3://{bucket}/{key}" != kept]
+                if keys:
+                    with mutation("remove", uri):
+                        call_with_retries(uri, s3.delete, bucket, keys)
         elif Path(uri).is_dir():
-            for folder, _, names in os.walk(uri, topdown=False):
-                paths = [Path(folder, name) for name in (*names, *_links_in(folder))]
-                for path in paths:
-                    if str(path) != kept:
-                        with mutation("remove", str(path)):
+            for path in Path(uri).iterdir():
+                if str(path) != kept:
+                    with mutation("remove", str(path)):
+                        if path.is_dir() and not path.is_symlink():
+                            shutil.rmtree(path)
+                        else:
                             path.unlink(missing_ok=True)
-                if folder != uri:
-                    Path(folder).rmdir()
     if kept:
         remove_file(kept)
     if not is_s3(uri) and Path(uri).is_dir():
         with explain_errors(uri, "remove"):
             Path(uri).rmdir()
-
-
-def _links_in(folder: str) -> list[str]:
-    """Names of links to folders, which are removed without following them."""
-    return [entry.name for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
-
-
-def _remove_prefix(uri: str, kept: str | None) -> None:
-    """Remove the objects below a prefix; of more than one page, folders of the second level in parallel."""
-    bucket, prefix = bucket_and_prefix(uri)
-    for number, page in enumerate(pages(uri, Prefix=prefix)):
-        if number == 1:
-            with ThreadPoolExecutor(_REMOVALS) as pool:
-                folders = (inner for outer in _folders(uri) for inner in _folders(outer))
-                list(pool.map(_remove_prefix, folders, repeat(kept)))
-        keys = [item["Key"] for item in page.get("Contents", ())]
-        keys = [key for key in keys if f"s3://{bucket}/{key}" != kept]
-        if keys:
-            with mutation("remove", uri):
-                call_with_retries(uri, s3.delete, bucket, keys)
-
-
-def _folders(uri: str) -> Iterator[str]:
-    return (folder for _, folders in list_children(uri) for folder in folders)
 
 
 def remove_temporary(folder: str) -> None:

@@ -10,18 +10,16 @@ from typing import Any
 
 import duckdb
 import psutil
-from joblib import cpu_count
 
 from scalp_core.errors import UserError
 
 _MIB = 2**20
-_LEAST_MIB, _MOST_MIB = 512, 1024
+_MEMORY_MIB = 512
 _THREADS = 2
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @contextmanager
-def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
+def open_duckdb(memory_mib: int = _MEMORY_MIB, threads: int = _THREADS, **settings: Any) -> Iterator[Any]:
     """Open a separate in-memory DuckDB that spills to the temporary folder beyond a memory limit.
 
     `settings` are further settings of DuckDB.
@@ -47,21 +45,6 @@ def open_duckdb(memory_mib: int = _LEAST_MIB, threads: int = _THREADS, **setting
                 f"a query cannot use its temporary files in {place} ({first_line(error)}); "
                 "free disk space there, or set TMPDIR to a larger disk"
             ) from error
-
-
-def node_memory_mib() -> int:
-    """A quarter of the free memory of this node or container, between 512 and 1,024 MiB."""
-    available = psutil.virtual_memory().available
-    for place in _CGROUP_LIMITS:
-        limit = Path(place).read_text().strip() if Path(place).exists() else "max"
-        if limit.isdigit():
-            available = min(available, int(limit))
-    return max(_LEAST_MIB, min(_MOST_MIB, available // _MIB // 4))
-
-
-def node_threads() -> int:
-    """Cores of this process or container, at most 8, because each thread needs memory."""
-    return min(8, cpu_count())
 
 
 def first_line(error: BaseException) -> str:

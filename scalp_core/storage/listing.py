@@ -18,19 +18,12 @@ TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.scalp-tmp$")
 
 
 class StoredFile(NamedTuple):
-    """One file of a listing.
+    """One file of a listing."""
 
-    Args:
-        uri: Its uri.
-        size: Size in bytes; None for a name without a readable file, such as a dangling link.
-        version: Text that changes with the content: the etag in S3, time and size on a disk.
-        is_outside: Whether it is a link out of the folder that bounds the listing.
-    """
-
-    uri: str
-    size: int | None
-    version: str = ""
-    is_outside: bool = False
+    uri: str  # its uri
+    size: int | None  # size in bytes; None for a name without a readable file, such as a dangling link
+    version: str = ""  # text that changes with the content: the etag in S3, time and size on a disk
+    is_outside: bool = False  # whether it is a link out of the folder that bounds the listing
 
 
 def list_files(uri: str) -> list[str]:

@@ -20,9 +20,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _DEFAULT_S = 3.0
-# S3 clients fail sooner on an unavailable server (3 attempts of 30 s): a later failure follows real work.
-_WORKED_S = 120.0
-_MAX_STREAKS = 5
 _LONG_S = 30.0
 _LOG_EVERY_S = 30.0
 
@@ -59,8 +56,7 @@ def current_retry_timeout() -> float:
 def call_with_retries(name: str, request: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     """Call `request` and retry it after transient storage errors, until the retry timeout.
 
-    The timeout counts from the first failure of a streak. A request that fails after long work is therefore
-    retried as long as one that fails immediately.
+    The timeout counts from the first failure, so that a request that fails after long work is retried too.
 
     Args:
         name: Uri for the log; a request for a local file is not retried.
@@ -81,25 +77,19 @@ def call_with_retries(name: str, request: Callable[..., T], *arguments: Any, **k
 
 
 class _StopAfterOutage:
-    """End the retries of one request at its timeout; log once per streak, then every half minute."""
+    """End the retries of one request at its timeout; log the first one, then one per half minute."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self._name = name
         self._seconds = seconds
-        self._since: float | None = None
-        self._began = time.monotonic()
-        self._streaks = 0
-        self._logged = 0.0
+        self._until: float | None = None
+        self._logged = -_LOG_EVERY_S
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         now = time.monotonic()
-        worked = now - self._began > _WORKED_S and self._streaks < _MAX_STREAKS
-        if self._since is None or worked:
-            self._since = now
-            self._streaks += 1
-            self._logged = 0.0
-        self._began = now + (state.upcoming_sleep or 0)
-        left = self._since + self._seconds - now
+        if self._until is None:
+            self._until = now + self._seconds
+        left = self._until - now
         if left > 0 and now - self._logged >= _LOG_EVERY_S:
             self._logged = now
             error = state.outcome.exception() if state.outcome else None

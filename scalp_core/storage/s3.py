@@ -32,12 +32,19 @@ _MAX_ATTEMPTS = 3  # by the S3 client itself, within seconds
 _LONG_ATTEMPTS = 12  # within a minute or two
 _POOL = 32  # connections per process, for requests of its threads in parallel
 
-_client_lock = threading.Lock()  # boto3's default session is not thread-safe for making clients
+# The variables of the chain: a change of one takes effect with the next request.
+_ENVIRONMENT = (
+    "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION",
+    "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)  # fmt: skip
+_client_lock = threading.Lock()
 
 
 def filesystem(long_retries: bool = False) -> pafs.S3FileSystem:
     """Return pyarrow's S3 filesystem; with `long_retries` it retries an unavailable server for minutes."""
-    return _filesystem(_access(), _LONG_ATTEMPTS if long_retries else _MAX_ATTEMPTS)
+    chain, keys = _chain()
+    return _filesystem(chain.endpoint, chain.region, keys, _LONG_ATTEMPTS if long_retries else _MAX_ATTEMPTS)
 
 
 def answer(operation: str, **query: Any) -> dict[str, Any]:
@@ -69,9 +76,7 @@ def coded() -> Iterator[None]:
 
 def client() -> Any:
     """Return the boto3 client for the current credentials."""
-    access = _access()
-    with _client_lock:
-        return _client(access)
+    return _chain()[0].client
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
@@ -130,7 +135,7 @@ def create(bucket: str, key: str, data: bytes) -> bool:
         # It may be this caller's object: the first response was lost, and the request was retried.
         head_of_object = call_with_retries(uri, answer, "head_object", Bucket=bucket, Key=key)
         return bool(head_of_object["Metadata"].get("created-by") == mark)
-    place = (_access().endpoint, bucket)
+    place = (client().meta.endpoint_url, bucket)
     if place not in _conditional:
         if put_new():  # the same bytes, so no data are lost
             raise UserError(
@@ -158,91 +163,65 @@ def delete(bucket: str, keys: list[str]) -> None:
         raise StorageError(f"{error.get('Key')}: {error.get('Message')}", error.get("Code", ""))
 
 
-class _Access(NamedTuple):
-    """Endpoint, region and keys of S3; the cache key of clients, so that changed credentials take effect."""
+class _Chain(NamedTuple):
+    """The AWS chain: environment, profile, role."""
 
+    credentials: Any  # botocore's, which renew themselves; None without any
     endpoint: str | None
     region: str
-    key_id: str | None
-    secret: str | None
-    token: str | None
+    client: Any
 
 
-def _access() -> _Access:
-    """Resolve the AWS chain now: environment, profile, role; short-lived keys are renewed."""
+def _chain() -> tuple[_Chain, Any]:
+    """Resolve the AWS chain now, and its keys; None without keys, as for a public bucket."""
     from botocore.exceptions import BotoCoreError
 
     try:
         with _client_lock:
-            chain = _chain(os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"))
-        keys = chain.credentials.get_frozen_credentials() if chain.credentials else None
+            chain = _resolve(tuple(map(os.environ.get, _ENVIRONMENT)))
+        return chain, chain.credentials.get_frozen_credentials() if chain.credentials else None
     except BotoCoreError as error:
         raise UserError(f"no AWS credentials: {error}; check AWS_PROFILE and ~/.aws") from error
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _Access(
-        endpoint=named or chain.endpoint,
-        region=os.environ.get("AWS_REGION") or chain.region or "us-east-1",
-        key_id=keys.access_key if keys else None,
-        secret=keys.secret_key if keys else None,
-        token=keys.token if keys else None,
-    )
-
-
-class _Chain(NamedTuple):
-    credentials: Any  # botocore's, which renew themselves; None without any
-    endpoint: str | None
-    region: str | None
 
 
 # Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
-@lru_cache(maxsize=4)
-def _chain(profile: str | None, _key_id: str | None) -> _Chain:
-    from botocore.session import get_session
-
-    session = get_session()
-    session.set_config_variable("profile", profile)
-    endpoint = session.get_scoped_config().get("endpoint_url")
-    return _Chain(session.get_credentials(), endpoint, session.get_config_variable("region"))
-
-
 @lru_cache(maxsize=8)
-def _filesystem(access: _Access, attempts: int) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {
-        "region": access.region,
-        "access_key": access.key_id,
-        "secret_key": access.secret,
-        "session_token": access.token,
-        "anonymous": access.key_id is None,  # a public bucket needs none
-        "connect_timeout": _CONNECT_TIMEOUT_S,
-        "request_timeout": _REQUEST_TIMEOUT_S,
-        "allow_delayed_open": True,  # one request per small file instead of three
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-    }
-    if access.endpoint:
-        split = urlsplit(access.endpoint)
-        options |= {"endpoint_override": split.netloc or split.path, "scheme": split.scheme or "https"}
-    return pafs.S3FileSystem(**options)
-
-
-@lru_cache(maxsize=8)
-def _client(access: _Access) -> Any:
+def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.session import get_session
 
+    session = get_session()
+    credentials = session.get_credentials()
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = named or session.get_scoped_config().get("endpoint_url")
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_REQUEST_TIMEOUT_S,
         retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
         max_pool_connections=_POOL,
-        signature_version=None if access.key_id else UNSIGNED,
+        signature_version=None if credentials else UNSIGNED,
     )
-    return boto3.client(
-        "s3",
-        endpoint_url=access.endpoint,
-        region_name=access.region,
-        aws_access_key_id=access.key_id,
-        aws_secret_access_key=access.secret,
-        aws_session_token=access.token,
-        config=config,
-    )
+    made = boto3.Session(botocore_session=session)
+    client = made.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    return _Chain(credentials, endpoint, region, client)
+
+
+@lru_cache(maxsize=8)
+def _filesystem(endpoint: str | None, region: str, keys: Any, attempts: int) -> pafs.S3FileSystem:
+    options: dict[str, Any] = {
+        "region": region,
+        "anonymous": keys is None,
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "request_timeout": _REQUEST_TIMEOUT_S,
+        "allow_delayed_open": True,  # one request per small file instead of three
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+    }
+    if keys:
+        options |= {"access_key": keys.access_key, "secret_key": keys.secret_key, "session_token": keys.token}
+    if endpoint:
+        split = urlsplit(endpoint)
+        options |= {"endpoint_override": split.netloc or split.path, "scheme": split.scheme or "https"}
+    return pafs.S3FileSystem(**options)

@@ -4,7 +4,7 @@ import duckdb
 import pytest
 
 from scalp_core.errors import UserError
-from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, open_duckdb
+from scalp_core.storage.duckdb_sql import open_duckdb
 
 
 def test_too_little_memory_is_a_users_error_with_a_way_out():
@@ -18,8 +18,3 @@ def test_too_little_memory_is_a_users_error_with_a_way_out():
 def test_a_mistake_in_a_query_stays_one():
     with pytest.raises(duckdb.CatalogException), open_duckdb() as sql:
         sql.execute("select * from nothing")
-
-
-def test_a_nodes_share_is_bounded():
-    assert 512 <= node_memory_mib() <= 1024
-    assert 1 <= node_threads() <= 8

@@ -117,13 +117,6 @@ def test_a_job_that_waits_says_so_once(caplog, seconds, level):
     assert text == f"s3://b/k: EndpointConnectionError; retrying for {seconds} s"
 
 
-def test_work_between_two_outages_starts_the_clock_again(monkeypatch):
-    monkeypatch.setattr(retry, "_WORKED_S", 0.3)
-    request = Request(failures=3, seconds=0.6)
-    with storage.retry_timeout(0.5):
-        assert storage.call_with_retries("s3://b/k", request) == "done"
-
-
 def test_a_retry_ends_and_a_permanent_error_is_not_retried():
     request = Request(failures=10**9)
     with storage.retry_timeout(0.5), pytest.raises(StorageError):
