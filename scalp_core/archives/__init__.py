@@ -8,9 +8,9 @@ devices are skipped.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+
+import cachetools
 
 from scalp_core import storage
 from scalp_core.archives import tars
@@ -31,9 +31,10 @@ SUFFIXES = (ZIP_SUFFIX, ".tar", ".tar.gz", ".tgz")
 # Recognized, so that each such archive is reported, and refused by its content.
 _REFUSED_SUFFIXES = (".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
-# Archives that a process keeps open for later reads; the last one may have more members than this.
-_OPEN_ARCHIVES = 512
+# Members of the archives that a process keeps open for later reads; each archive counts as at least `_LEAST`,
+# and as all of them at most.
 _OPEN_MEMBERS = 500_000
+_LEAST = 1_000
 
 
 def is_archive(name: str) -> bool:
@@ -112,48 +113,21 @@ def read_places(uri: str, places: Sequence[Place], max_bytes: int) -> Iterator[b
             yield unpack(next(data), place, max_bytes)
 
 
-class _OpenArchives:
-    """Cache of the archives that this process read last, by uri and version of the file."""
-
-    def __init__(self) -> None:
-        self._archives: OrderedDict[tuple[str, str], Future[Zip | Tar]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, uri: str) -> Zip | Tar:
-        file = next(storage.walk(uri), None)
-        if file is None:
-            raise FileNotFoundError(f"{uri} is an empty folder")
-        key = (uri, file.version)
-        with self._lock:
-            opened = self._archives.get(key)
-            is_first = opened is None
-            if opened is None:
-                opened = self._archives[key] = Future()
-            self._archives.move_to_end(key)
-        if is_first:  # other threads wait for it
-            self._open(key, opened)
-        return opened.result()
-
-    def _open(self, key: tuple[str, str], opened: Future[Zip | Tar]) -> None:
-        uri, _ = key
-        try:
-            opened.set_result(Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else Tar(uri))
-        except BaseException as error:
-            with self._lock:
-                self._archives.pop(key, None)
-            opened.set_exception(error)
-            return
-        with self._lock:
-            while len(self._archives) > 1 and self._are_many():
-                self._archives.popitem(last=False)
-
-    def _are_many(self) -> bool:
-        opened = (archive.result().cached_members for archive in self._archives.values() if archive.done())
-        return len(self._archives) > _OPEN_ARCHIVES or sum(opened) > _OPEN_MEMBERS
+@cachetools.cached(
+    cachetools.LRUCache(
+        _OPEN_MEMBERS, lambda archive: min(max(archive.cached_members, _LEAST), _OPEN_MEMBERS)
+    ),
+    condition=threading.Condition(),  # other threads wait for the one that opens an archive
+)
+def _open(uri: str, _version: str) -> Zip | Tar:
+    return Zip(uri) if uri.lower().endswith(ZIP_SUFFIX) else Tar(uri)
 
 
-_open_archives = _OpenArchives()
+def _open_present(uri: str) -> Zip | Tar:
+    for file in storage.walk(uri):
+        return _open(uri, file.version)
+    raise FileNotFoundError(f"{uri} is an empty folder")
 
 
 def _opened(uri: str) -> Zip | Tar:
-    return storage.call_with_retries(uri, _open_archives.get, uri)
+    return storage.call_with_retries(uri, _open_present, uri)

@@ -15,30 +15,19 @@ Compression = Literal["stored", "deflate"]
 
 
 class Place(NamedTuple):
-    """Byte range of a member in its archive: one range request reads it, without the table of contents.
+    """Byte range of a member in its archive: one range request reads it, without the table of contents."""
 
-    Args:
-        offset: Position of the first byte in the archive's file.
-        length: Stored length in bytes.
-        compression: Compression of the stored bytes; `deflate` is a raw stream, as in zips.
-    """
-
-    offset: int
-    length: int
-    compression: Compression
+    offset: int  # position of the first byte in the archive's file
+    length: int  # stored length in bytes
+    compression: Compression  # compression of the stored bytes; `deflate` is a raw stream, as in zips
 
 
 class Member(NamedTuple):
-    """One entry of an archive.
+    """One entry of an archive."""
 
-    Args:
-        name: Label, never used as a path.
-        size: Size in bytes according to the archive.
-        place: Place of its bytes; None in a compressed tar, and in a zip before the member is read.
-    """
-
-    name: str
-    size: int
+    name: str  # label, never used as a path
+    size: int  # size in bytes according to the archive
+    # Place of its bytes; None in a compressed tar, and in a zip before the member is read
     place: Place | None = None
 
 
