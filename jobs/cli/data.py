@@ -80,8 +80,7 @@ def prepare(
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="further key of groups: folder, exif (serial number of the camera, else the day) or "
-            "regex:PATTERN of the path, such as 'regex:(patient\\d+)_'"
+            help="further key of groups: folder, or regex:PATTERN of the path, such as 'regex:(patient\\d+)_'"
         ),
     ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="cross-validation folds; default: none")] = None,

@@ -13,10 +13,7 @@ the source, and a stopped run resumes:
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +23,6 @@ from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar,
 from jobs.common.executor import Executor
 from jobs.data.tasks import (
     EXAMINED,
-    LISTED,
     OBJECTS_PER_SHARD,
     RETRY_TIMEOUT_S,
     examine_shard,
@@ -49,14 +45,9 @@ from scalp_core.storage.outputs import Output
 
 REPORT_FILE = "report.html"
 
-ListTask = Callable[[str, tuple[int, list[Root]]], dict[str, int]]
-ExamineTask = Callable[[str, str, GroupBy | None, tuple[str, bool]], tuple[int, int]]
-
 _VERB = "prepare"
 _IDENTITY_FILE = "run.json"
 _LISTING_FILE = "listing.json"
-_POLL_S = 1.0
-_POLL_FACTOR = 20  # least ratio of the pause to the time of a poll, for folders that are slow to list
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +60,6 @@ def prepare(
     group_by: str | None = None,
     retry_failed: bool = False,
     executor: Executor | None = None,
-    list_task: ListTask = list_roots,
-    examine_task: ExamineTask = examine_shard,
 ) -> dict[str, Any]:
     """List, examine and audit a source.
 
@@ -81,8 +70,6 @@ def prepare(
         group_by: Further key of groups; see `GroupBy`.
         retry_failed: Read objects again that a finished run could not fetch.
         executor: Runs the steps; default: Ray.
-        list_task: Lists a part of the source; `python -m tests.benchmarks scale` replaces it.
-        examine_task: Examines a shard.
 
     Returns:
         The summary, also written to `out/summary.json`.
@@ -109,9 +96,9 @@ def prepare(
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, reopen=finished is not None)
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
-        tasks = (partial(list_task, output.scratch), partial(examine_task, output.scratch, parent, grouping))
+        examine = partial(examine_shard, output.scratch, parent, grouping)
         try:
-            summary = _prepare(output, source, options, roots, clock, executor, tasks, retry_failed)
+            summary = _prepare(output, source, options, roots, clock, executor, examine, retry_failed)
         except SourceError:
             storage.remove_file(storage.join(out, _IDENTITY_FILE))  # the fixed source is read again
             output.remove_scratch()
@@ -128,13 +115,13 @@ def _prepare(
     roots: list[Root],
     clock: Clock,
     executor: Executor,
-    tasks: tuple[Any, Any],
+    examine: Callable[[tuple[str, bool]], tuple[int, int]],
     retry_failed: bool,
 ) -> dict[str, Any]:
     out, work = output.uri, output.scratch
-    listing = _list(source, roots, executor, tasks[0], work)
+    listing = _list(source, roots, executor, work)
     clock.lap("list")
-    _examine(listing, executor, tasks[1], work, retry_failed)
+    _examine(listing, executor, examine, work, retry_failed)
     clock.lap("examine")
     output.check()
     with console.status("comparing, grouping and splitting"):
@@ -224,42 +211,21 @@ def _begin(output: Output, identity: dict[str, Any], *, reopen: bool) -> None:
 # --- list --------------------------------------------------------------------------------------------------
 
 
-def _list(source: str, roots: list[Root], executor: Executor, task: Any, work: str) -> dict[str, Any]:
+def _list(source: str, roots: list[Root], executor: Executor, work: str) -> dict[str, Any]:
     """List the source: names of all shards, and number of objects; reuse the listing of an earlier run."""
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
     counts: dict[str, int] = {}
-    with progress_bar("listing", None) as (progress, bar), _poll_listed(work, progress, bar):
-        for counts_of_part in executor.map(task, split_roots(roots)):
+    with progress_bar("listing", None) as (progress, bar):
+        for counts_of_part in executor.map(partial(list_roots, work), split_roots(roots)):
             counts |= counts_of_part
+            progress.update(bar, advance=sum(counts_of_part.values()))
     if not counts:
         raise SourceError(f"{source} is empty; check the path")
     listing = {"shards": sorted(counts), "objects": sum(counts.values())}
     write_json(storage.join(work, _LISTING_FILE), listing)
     return listing
-
-
-@contextmanager
-def _poll_listed(work: str, progress: Any, bar: Any) -> Iterator[None]:
-    """Show how many objects were listed so far, within tasks too: a flat prefix of millions is one task."""
-    stop = threading.Event()
-
-    def poll() -> None:
-        pause = _POLL_S
-        while not stop.wait(pause):
-            began = time.monotonic()
-            shards = len(storage.names_in(storage.join(work, LISTED)))
-            progress.update(bar, completed=shards * OBJECTS_PER_SHARD)
-            pause = max(_POLL_S, _POLL_FACTOR * (time.monotonic() - began))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 # --- examine -----------------------------------------------------------------------------------------------

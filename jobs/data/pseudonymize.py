@@ -6,11 +6,11 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.growth import wait_for_node
 from cluster.local import connect
@@ -116,18 +116,14 @@ def _drop_duplicates(rows: pa.Table) -> tuple[pa.Table, int, int]:
         Kept rows, number of dropped rows of equal content and label, number of rows of equal content whose
         labels conflict, which are all dropped.
     """
-    rows = rows.sort_by([("image_id", "ascending"), ("uri", "ascending")])
-    first: list[int] = []
-    merged = conflicting = 0
-    keys = zip(rows["image_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
-    for _, group in groupby(enumerate(keys), key=lambda item: item[1][0]):
-        same = list(group)
-        if len({label for _, (_, label) in same}) > 1:
-            conflicting += len(same)
-            continue
-        first.append(same[0][0])
-        merged += len(same) - 1
-    return rows.take(pa.array(first, pa.int64())), merged, conflicting
+    every = pc.CountOptions(mode="all")
+    same = rows.group_by("image_id").aggregate(
+        [("label", "count_distinct", every), ("uri", "min"), ("uri", "count")]
+    )
+    agreeing = same.filter(pc.field("label_count_distinct") == 1)
+    conflicting = rows.num_rows - (pc.sum(agreeing["uri_count"]).as_py() or 0)
+    kept = rows.filter(pc.is_in(rows["uri"], agreeing["uri_min"].combine_chunks()))
+    return kept, rows.num_rows - conflicting - kept.num_rows, conflicting
 
 
 def _load_key(key_file: str | None, out: str) -> bytes:

@@ -19,7 +19,6 @@ from scalp_core.curation.split_groups import group_images, number_components, un
 from scalp_core.datasets.manifest import DataSpec, SplitMethod, SplitSpec, Task
 from scalp_core.errors import SourceError
 from scalp_core.grades import SYMPTOMS
-from scalp_core.synthetic.origin import MARKS, is_synthetic
 
 GROUP_KEYS = ("device", "session", "near_duplicate")
 """Keys that can group images; equal content and the groups of a table apply in addition."""
@@ -74,7 +73,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             split=record,
             photographs=tables.number("select count(*) from kept"),
             sha256=tables.fingerprint(),
-            synthetic=is_synthetic(tables.find_folders(source, is_table), tables.find_by_name(MARKS)),
+            synthetic=tables.number("select count(*) from object where synthetic") > 0,
         )
         counts = count_all(tables) | pick_examples(tables, near.pairs)
     return {

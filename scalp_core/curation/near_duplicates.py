@@ -37,14 +37,10 @@ _PAIRS_AT_ONCE = 10_000
 
 
 class NearDuplicates(NamedTuple):
-    """Near-duplicates among images.
+    """Near-duplicates among images."""
 
-    Args:
-        pairs: Int64 (P, 2), positions of two images that show the same, first < second.
-        crowded: Int64 (C,), positions of images that look like so many others that not all were compared.
-    """
-
-    pairs: np.ndarray
+    pairs: np.ndarray  # int64 (P, 2), positions of two images that show the same, first < second
+    # Int64 (C,), positions of images that look like so many others that not all were compared
     crowded: np.ndarray
 
 

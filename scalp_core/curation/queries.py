@@ -7,29 +7,29 @@ written in SQL. DuckDB runs them in bounded memory and spills to disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from joblib import cpu_count
 
 from scalp_core import storage
 from scalp_core.curation import near_duplicates
 from scalp_core.datasets import manifest
-from scalp_core.datasets.locations import Location
 from scalp_core.datasets.scan import EXAMINED
 from scalp_core.grades import SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES
 from scalp_core.storage import parquet
-from scalp_core.storage.duckdb_sql import node_memory_mib, node_threads, open_duckdb
+from scalp_core.storage.duckdb_sql import open_duckdb
 
 DROPPED_FILE = "dropped.parquet"
 FINDINGS_FILE = "findings.parquet"
 
+_MEMORY_MIB = 1_024
 _ROWS_READ = 8_192
-_SAMPLE = 32
 _ROWS_WRITTEN = 50_000
 _DEVICE = "site || '_' || device"
 _SESSION = "site || '_' || device || '_' || session"
@@ -40,7 +40,7 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 def open_audit_tables(examined: str) -> Iterator[AuditTables]:
     """Read a folder of Parquet files of `scan.EXAMINED` into a local database."""
     with (
-        open_duckdb(node_memory_mib(), node_threads()) as sql,
+        open_duckdb(_MEMORY_MIB, min(8, cpu_count())) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
     ):
         yield AuditTables(examined, sql, thumbnails)
@@ -86,42 +86,11 @@ class AuditTables:
             others = [batch[name] for name in schema.names[1:]]
             yield pa.record_batch([numbers, *others], schema=schema)
 
-    def _arrays(self, query: str) -> dict[str, np.ndarray]:
-        """Read columns without nulls into arrays batch by batch, without a second copy in memory."""
-        number = self.number(f"select count(*) from ({query})")
-        reader = self._sql.sql(query).to_arrow_reader(_ROWS_WRITTEN)
-        arrays = {field.name: np.empty(number, field.type.to_pandas_dtype()) for field in reader.schema}
-        start = 0
-        for batch in reader:
-            for name, array in arrays.items():
-                array[start : start + len(batch)] = batch[name].to_numpy(zero_copy_only=False)
-            start += len(batch)
-        return arrays
-
     def rows(self, query: str) -> list[dict[str, Any]]:
         return self._sql.sql(query).to_arrow_table().to_pylist()
 
     def number(self, query: str) -> int:
         return int(self._sql.execute(query).fetchall()[0][0])
-
-    def find_by_name(self, names: Sequence[str]) -> list[Location]:
-        """Find up to 32 objects with one of these file names."""
-        wanted = ", ".join(f"'{name}'" for name in names)
-        query = f"""
-            select distinct uri, member from object
-            where regexp_extract(coalesce(member, uri), '[^/]*$') in ({wanted}) order by all limit {_SAMPLE}
-        """
-        return [Location(row["uri"], row["member"]) for row in self.rows(query)]
-
-    def find_folders(self, source: str, is_table: bool) -> list[str]:
-        """Find folders of the images: the source; for a table also up to 32 folders of its rows."""
-        if not is_table:
-            return [source]
-        query = f"""
-            select folder from (select distinct regexp_replace(uri, '/[^/]*$', '') as folder from object)
-            order by hash(folder) limit {_SAMPLE}
-        """
-        return [source, *(row["folder"] for row in self.rows(query))]
 
     def count(self, query: str) -> dict[str, int]:
         """Sum the counts of a query by name, the largest first."""
@@ -208,10 +177,10 @@ class AuditTables:
 
     def find_near_duplicates(self) -> near_duplicates.NearDuplicates:
         """Find pairs of kept images that show the same, and images with too many similar ones, by id."""
-        candidates = self._arrays("""
+        candidates = self._sql.sql("""
             select id, "row", hash, turned_hash from photo
             where reason is null and hash is not null order by id
-        """)
+        """).fetchnumpy()
         ids, rows = candidates["id"], candidates["row"]
         self._thumbnails.flush()
 
@@ -277,11 +246,12 @@ class AuditTables:
         hashes = ", ".join(
             f"if({key} is null, 0::uint64, hash({key})) as {name}" for name, key in keys.items()
         )
-        return self._arrays(f"""
+        rows: dict[str, np.ndarray] = self._sql.sql(f"""
             select id, reason is null as kept, coalesce(label, 0) as label, hash is null as is_flat,
                 case part when 'Training' then 1 when 'Validation' then 2 else 0 end::int8 as part, {hashes}
             from photo where reason is null or reason = 'duplicate_content' order by id
-        """)
+        """).fetchnumpy()
+        return rows
 
     def fingerprint(self) -> str:
         """Compute `manifest.fingerprint` of the kept images in constant memory."""

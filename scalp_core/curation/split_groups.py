@@ -18,15 +18,11 @@ MAX_JOINED = 3
 
 
 class Groups(NamedTuple):
-    """Groups of images.
+    """Groups of images."""
 
-    Args:
-        of_row: Int (N,), group of each image.
-        refused: Int (R, 3), images in too many groups to join them: the row of one of them, their number, and
-            the number of microscopes, sessions or groups with such an image.
-    """
-
-    of_row: np.ndarray
+    of_row: np.ndarray  # int (N,), group of each image
+    # Int (R, 3), images in too many groups to join them: the row of one of them, their number, and the number
+    # of microscopes, sessions or groups with such an image
     refused: np.ndarray
 
 

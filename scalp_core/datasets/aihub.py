@@ -35,19 +35,12 @@ _SEXES = {"남": "male", "여": "female"}
 
 @dataclass(frozen=True)
 class Folders:
-    """Split, symptom and grade from the folders above a file.
+    """Split, symptom and grade from the folders above a file."""
 
-    Args:
-        part: Training or Validation, as delivered.
-        symptom: Position in `grades.SYMPTOMS`.
-        grade: Grade of that symptom, 0 to 3.
-        class_grade: Grade in the name of the nearest folder, for a source of class folders.
-    """
-
-    part: str | None = None
-    symptom: int | None = None
-    grade: int | None = None
-    class_grade: int | None = None
+    part: str | None = None  # Training or Validation, as delivered
+    symptom: int | None = None  # position in `grades.SYMPTOMS`
+    grade: int | None = None  # grade of that symptom, 0 to 3
+    class_grade: int | None = None  # grade in the name of the nearest folder, for a source of class folders
 
 
 @dataclass(frozen=True)

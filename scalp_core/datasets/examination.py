@@ -22,6 +22,7 @@ from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.locations import Location, location_of
 from scalp_core.datasets.scan import (
     EXAMINED,
+    SYNTHETIC_MARK,
     batched,
     internal_error,
     name_of,
@@ -31,6 +32,7 @@ from scalp_core.images import codecs, signature
 
 _READ_KINDS = ("photograph", "label", "meta")
 _MAX_JSON_BYTES = 2**20
+_HEAD_BYTES = 2**12
 _FETCH_THREADS = 8
 _PIECE = 64
 
@@ -57,17 +59,11 @@ def read_content(kind: str, data: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Examination:
-    """Settings for examining objects.
+    """Settings for examining objects."""
 
-    Args:
-        base: Start of the uris above the source, which is not searched for grades.
-        group_by: Source of the groups; None for the groups of a table.
-        content: Decodes the bytes of an object.
-    """
-
-    base: str
-    group_by: GroupBy | None = None
-    content: Content = read_content
+    base: str  # start of the uris above the source, which is not searched for grades
+    group_by: GroupBy | None = None  # source of the groups; None for the groups of a table
+    content: Content = read_content  # decodes the bytes of an object
 
 
 def examine(rows: list[dict[str, Any]], settings: Examination) -> Iterator[pa.Table]:
@@ -156,7 +152,7 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
     data, place = placed
     if isinstance(data, ImageError):
         return examined | {"code": data.code, "error": data.message}
-    examined["bytes"] = len(data)
+    examined |= {"bytes": len(data), "synthetic": SYNTHETIC_MARK in data[:_HEAD_BYTES]}
     if place:
         examined |= {
             "byte_offset": place.offset,
@@ -165,7 +161,7 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
         }
     if settings.group_by and examined["kind"] == "photograph":
         # The path below the source, without the name of the source.
-        examined["given_group"] = settings.group_by.group_of(path.lstrip("/").partition("/")[2] or path, data)
+        examined["given_group"] = settings.group_by.group_of(path.lstrip("/").partition("/")[2] or path)
     try:
         return examined | settings.content(examined["kind"], data)
     except ImageError as error:

@@ -1,21 +1,15 @@
-"""Group images by folder, name pattern or EXIF, for sources without AI Hub's names."""
+"""Group images by folder or name pattern, for sources without AI Hub's names."""
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from PIL import Image
-
 from scalp_core.datasets.aihub import Folders, read_folders
 from scalp_core.errors import UserError
 
-_EXIF_IFD = 0x8769
-_BODY_SERIAL_NUMBER = 0xA431
-_DATE_TIME_ORIGINAL = 0x9003
-_WAYS = "folder, exif, or regex:PATTERN, such as 'regex:(patient\\d+)_'"
+_WAYS = "folder or regex:PATTERN, such as 'regex:(patient\\d+)_'"
 
 
 @dataclass(frozen=True)
@@ -24,8 +18,7 @@ class GroupBy:
 
     Args:
         text: `folder`: the folders above an image that do not name a grade, a symptom or a delivered part;
-            `regex:PATTERN`: the groups of the pattern, or its whole match, in the path below the source;
-            `exif`: the camera's serial number, or else the day.
+            `regex:PATTERN`: the groups of the pattern, or its whole match, in the path below the source.
 
     Raises:
         UserError: the text is not one of these.
@@ -34,7 +27,7 @@ class GroupBy:
     text: str
 
     def __post_init__(self) -> None:
-        if self.text in ("folder", "exif"):
+        if self.text == "folder":
             return
         if not self.text.startswith("regex:"):
             raise UserError(f"--group-by {self.text} is unknown; give {_WAYS}")
@@ -51,18 +44,10 @@ class GroupBy:
     def _pattern(self) -> re.Pattern[str]:
         return re.compile(self.text.removeprefix("regex:"))
 
-    def group_of(self, path: str, data: bytes) -> str | None:
-        """Return the group of one image; None if it is unknown.
-
-        Args:
-            path: Path below the source, where an archive counts as a folder.
-            data: Bytes of the file.
-        """
+    def group_of(self, path: str) -> str | None:
+        """Return the group of one image, or None, by its path below the source; an archive is a folder."""
         if self.text == "folder":
             return _folder_group(path)
-        return _exif_group(data) if self.text == "exif" else self._matched(path)
-
-    def _matched(self, path: str) -> str | None:
         match = self._pattern.search(path)
         if not match:
             return None
@@ -73,14 +58,3 @@ class GroupBy:
 def _folder_group(path: str) -> str | None:
     names = path.split("/")[:-1]
     return "/".join(name for name in names if read_folders(name) == Folders()) or None
-
-
-def _exif_group(data: bytes) -> str | None:
-    try:
-        exif = Image.open(io.BytesIO(data)).getexif().get_ifd(_EXIF_IFD)
-        serial, day = (
-            str(exif.get(tag) or "").strip(" \0") for tag in (_BODY_SERIAL_NUMBER, _DATE_TIME_ORIGINAL)
-        )
-    except Exception:  # EXIF is often damaged in intact images
-        return None
-    return serial or day[:10] or None

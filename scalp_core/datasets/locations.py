@@ -20,18 +20,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Location:
-    """Location of the bytes of one image.
+    """Location of the bytes of one image."""
 
-    Args:
-        uri: File, or archive that holds the image.
-        member: Name of the entry, if `uri` is an archive.
-        place: Byte range in the archive; None to look the member up by its name.
-        sha256: Expected hash of the bytes, which reading checks; None if unknown.
-    """
-
-    uri: str
-    member: str | None = None
+    uri: str  # file, or archive that holds the image
+    member: str | None = None  # name of the entry, if `uri` is an archive
+    # Byte range in the archive; None to look the member up by its name
     place: Place | None = field(default=None, compare=False)
+    # Expected hash of the bytes, which reading checks; None if unknown
     sha256: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:

@@ -74,8 +74,12 @@ EXAMINED = pa.schema(
         "byte_offset": pa.int64(),  # place of a member's bytes; see `archives.Place`
         "byte_length": pa.int64(),
         "compression": pa.string(),
+        "synthetic": pa.bool_(),  # whether an image has `SYNTHETIC_MARK`
     }
 )
+
+SYNTHETIC_MARK = b"drawn by scalp synth"
+"""Comment in each JPEG of `scalp synth`."""
 
 # Error codes of objects in addition to errors.IMAGE_CODES.
 OBJECT_CODES = {
@@ -95,16 +99,11 @@ _LISTING_THREADS = 16
 
 @dataclass(frozen=True)
 class Root:
-    """A piece of a source that is listed by one task.
+    """A piece of a source that is listed by one task."""
 
-    Args:
-        uri: File, folder or prefix.
-        whole: Whether to list it recursively; else only the files directly in it.
-        within: Real path of a local folder; links out of it are refused. Empty for no bound.
-    """
-
-    uri: str
-    whole: bool = True
+    uri: str  # file, folder or prefix
+    whole: bool = True  # whether to list it recursively; else only the files directly in it
+    # Real path of a local folder; links out of it are refused. Empty for no bound
     within: str = ""
 
 

@@ -70,34 +70,21 @@ Target = Callable[[int, int], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded image file.
+    """A decoded image file."""
 
-    Args:
-        pixels: uint8 (height, width, 3), RGB, as stored, before rotation to upright.
-        orientation: EXIF orientation, 1 to 8.
-        notes: Remarks on an image that was decoded, such as `first_frame_only`.
-    """
-
-    pixels: np.ndarray
-    orientation: int = 1
-    notes: tuple[str, ...] = ()
+    pixels: np.ndarray  # uint8 (height, width, 3), RGB, as stored, before rotation to upright
+    orientation: int = 1  # EXIF orientation, 1 to 8
+    notes: tuple[str, ...] = ()  # remarks on an image that was decoded, such as `first_frame_only`
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Format, size and decoding cost of an image file, from its header.
+    """Format, size and decoding cost of an image file, from its header."""
 
-    Args:
-        kind: Pillow's name of the format.
-        width: Stored width in pixels.
-        height: Stored height in pixels.
-        cost: Cost of decoding, in megapixels of PNG.
-    """
-
-    kind: str
-    width: int
-    height: int
-    cost: float
+    kind: str  # Pillow's name of the format
+    width: int  # stored width in pixels
+    height: int  # stored height in pixels
+    cost: float  # cost of decoding, in megapixels of PNG
 
 
 def read_picture(data: bytes, target: Target) -> Picture:

@@ -21,15 +21,11 @@ _LEAST_FIELD, _MOST_FIELD = 0.02, 0.95  # shares of the image; a field outside o
 
 
 class Field(NamedTuple):
-    """A field of view.
+    """A field of view."""
 
-    Args:
-        box: Left, top, right and bottom as shares of width and height, 0 to 1.
-        mask: Bool (128, 128) over the whole image; None when the field is the whole image.
-    """
-
+    # Left, top, right and bottom as shares of width and height, 0 to 1
     box: tuple[float, float, float, float]
-    mask: np.ndarray | None
+    mask: np.ndarray | None  # bool (128, 128) over the whole image; None when the field is the whole image
 
 
 WHOLE = Field((0.0, 0.0, 1.0, 1.0), None)

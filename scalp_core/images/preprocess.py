@@ -40,15 +40,10 @@ class Preprocess(BaseModel):
 
 
 class Decoded(NamedTuple):
-    """A preprocessed image.
+    """A preprocessed image."""
 
-    Args:
-        pixels: uint8 (size, size, 3), RGB, upright.
-        notes: Remarks on an image that was decoded; `first_frame_only` for an animated one.
-    """
-
-    pixels: np.ndarray
-    notes: tuple[str, ...]
+    pixels: np.ndarray  # uint8 (size, size, 3), RGB, upright
+    notes: tuple[str, ...]  # remarks on an image that was decoded; `first_frame_only` for an animated one
 
 
 def decode(data: bytes, spec: Preprocess) -> Decoded:

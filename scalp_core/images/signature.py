@@ -32,17 +32,12 @@ _IS_HASHED = (_DIAGONALS >= 2) & (_DIAGONALS < _FREQUENCIES)
 
 
 class Signature(NamedTuple):
-    """Perceptual hashes and thumbnail of an image.
+    """Perceptual hashes and thumbnail of an image."""
 
-    Args:
-        hash: Perceptual hash of the field of view; None for an image of one color.
-        turned_hash: The same for all 8 mirrorings and rotations of an image; None for an image of one color.
-        thumbnail: Uint8 (32, 32) as bytes, the texture inside the field of view; 0 outside of it.
-    """
-
-    hash: int | None
+    hash: int | None  # perceptual hash of the field of view; None for an image of one color
+    # The same for all 8 mirrorings and rotations of an image; None for an image of one color
     turned_hash: int | None
-    thumbnail: bytes
+    thumbnail: bytes  # uint8 (32, 32) as bytes, the texture inside the field of view; 0 outside of it
 
 
 def compute_signature(data: bytes) -> Signature:

@@ -23,25 +23,15 @@ _SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run.
+    """Progress of a run."""
 
-    Args:
-        sources: Sources that the run grades.
-        model_version: Model version in its rows.
-        done: Images with a row, graded or failed.
-        failed: Images that failed.
-        total: All images; None while unknown, as for tars.
-        photographs_per_second: Rate of the current session; None before its first images.
-        finished: Whether each image has exactly one row.
-    """
-
-    sources: list[str]
-    model_version: str
-    done: int
-    failed: int
-    total: int | None
-    photographs_per_second: float | None
-    finished: bool
+    sources: list[str]  # sources that the run grades
+    model_version: str  # model version in its rows
+    done: int  # images with a row, graded or failed
+    failed: int  # images that failed
+    total: int | None  # all images; None while unknown, as for tars
+    photographs_per_second: float | None  # rate of the current session; None before its first images
+    finished: bool  # whether each image has exactly one row
 
 
 def read_progress(out: str) -> Progress | None:

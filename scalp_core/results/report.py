@@ -38,19 +38,12 @@ _OPTIONAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Card:
-    """An image of the review queue; pictures are data URIs.
+    """An image of the review queue; pictures are data URIs."""
 
-    Args:
-        row: `location, grade, probabilities, unlikeness, refer_reasons` of the result row.
-        image: Image as the model saw it; None if it is no longer readable.
-        missing_reason: Reason why the image is not readable.
-        heatmap: Image with its heatmap overlay; None without a heatmap.
-    """
-
-    row: dict[str, Any]
-    image: str | None = None
-    missing_reason: str = ""
-    heatmap: str | None = None
+    row: dict[str, Any]  # `location, grade, probabilities, unlikeness, refer_reasons` of the result row
+    image: str | None = None  # image as the model saw it; None if it is no longer readable
+    missing_reason: str = ""  # reason why the image is not readable
+    heatmap: str | None = None  # image with its heatmap overlay; None without a heatmap
 
 
 @dataclass(frozen=True)

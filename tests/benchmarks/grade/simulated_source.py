@@ -13,6 +13,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -148,13 +149,9 @@ def prepare_simulated(
     source: str, out: str, number: int, model: HashModel, executor: Executor | None = None
 ) -> dict[str, Any]:
     """Run `prepare` with `number` simulated objects in place of those below `source`."""
-    return prepare(
-        source,
-        out,
-        executor=executor,
-        list_task=partial(list_simulated, number),
-        examine_task=partial(examine_simulated, model),
-    )
+    listing, examining = partial(list_simulated, number), partial(examine_simulated, model)
+    with mock.patch.multiple("jobs.data.prepare", list_roots=listing, examine_shard=examining):
+        return prepare(source, out, executor=executor)
 
 
 # --- the audit alone ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from jobs.grade import loading
 from jobs.grade.loading import TarRows
 from scalp_core import archives, storage
-from scalp_core.datasets import examination, locations
+from scalp_core.datasets import examination, locations, scan
 from scalp_core.datasets.locations import Location
 from scalp_core.errors import UserError
 from scalp_core.storage.errors import StorageError
@@ -57,7 +57,7 @@ def test_grade_prepare_and_reading_by_name_take_the_same_of_two_members_of_one_n
     (tmp_path / "a.tar").write_bytes(tarred([("x/1.jpg", old), ("x/1.jpg", new)]))
     run(write_bundle(str(tmp_path / "bundle")), [uri], out, report=False)
     (row,) = rows(out)
-    listed = [{"uri": uri, "member": None, "bytes": 0, "code": None, "error": None}]
+    listed = list(scan.list_root(scan.Root(uri), open_tars=True))
     (examined,) = examination.examine(listed, examination.Examination(str(tmp_path)))
     taken = [found["sha256"] for found in examined.to_pylist() if found["code"] is None]
     (by_name,) = locations.read_images([Location(uri, "x/1.jpg")], 10**7)
