@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from scalp_core.datasets.scan import SYNTHETIC_MARK
 from scalp_core.errors import ImageError
 from scalp_core.images import codecs
 from scalp_core.images.codecs import Picture, read_picture
@@ -92,7 +93,11 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
         position = end
         if marker == _APP0 and segment[4:9] == b"JFIF\0":
             kept.append(b"\xff\xe0\0\x10" + segment[4:16] + b"\0\0")  # without its thumbnail
-        elif (marker == _APP14 and segment[4:9] == b"Adobe") or (marker not in _APP and marker != _COMMENT):
+        elif (
+            (marker == _APP14 and segment[4:9] == b"Adobe")
+            or (marker not in _APP and marker != _COMMENT)
+            or segment[4:] == SYNTHETIC_MARK
+        ):
             kept.append(segment)
         if marker == _SOS:
             end = _end_of_scan(data, position)

@@ -22,6 +22,7 @@ from joblib import Parallel, cpu_count, delayed
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
+from scalp_core.datasets.scan import SYNTHETIC_MARK
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.storage import lease, outputs
@@ -85,7 +86,7 @@ def render_jpeg(plan: ImagePlan) -> bytes:
     pixels = render_image(plan.severity, plan.device, rng, plan.scalp)
     quality = int(np.clip(plan.device.quality + rng.integers(-5, 6), 50, 95))
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=quality)
+    Image.fromarray(pixels).save(data, "JPEG", quality=quality, comment=SYNTHETIC_MARK)
     return data.getvalue()
 
 

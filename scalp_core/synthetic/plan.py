@@ -235,8 +235,8 @@ def _device(site: str, serial: str, options: SynthOptions, rng: np.random.Genera
         vignette=float(np.clip(rng.normal(0.4, 0.15 * light), 0.05, 0.9)),
         light_angle=float(rng.uniform(0, 2 * np.pi)),
         lighting=light,
-        blur=float(0.9 * rng.lognormal(0, 0.25)),
-        noise=float(rng.uniform(0.003, 0.011)),
+        blur=float(0.9 * rng.lognormal(0, 0.15)),
+        noise=float(rng.uniform(0.004, 0.009)),
         quality=int(rng.integers(60, 86)),
         magnification=float(rng.uniform(0.85, 1.2)),
     )

@@ -133,7 +133,7 @@ def _lay_hairs(
     for _ in range(number):
         bend = rng.normal(0, 0.3) * np.linspace(-0.3, 0.7, 12)
         angles = parting + rng.normal(0, spread) + bend
-        steps = np.stack([np.cos(angles), np.sin(angles)], 1) * scale * rng.uniform(10, 80)
+        steps = np.stack([np.cos(angles), np.sin(angles)], 1) * scale * rng.uniform(30, 85)
         line = 2 * (rng.uniform(-_MARGIN, size + _MARGIN) + np.cumsum(steps, 0))
         width = 2 * scalp.hair_width * scale * rng.uniform(0.4, 1.2)
         shade = int(255 * scalp.hair_shade * rng.uniform(0.75, 1.3))
@@ -188,9 +188,9 @@ def _photograph(planes: Array, device: DeviceProfile, rng: np.random.Generator) 
         curve = _curve(plane[::3, ::3], target[channel], spread[channel], balance, levels)
         places = np.clip(plane * (len(curve) / 2), 0, len(curve) - 1)
         image[..., channel] = curve[places.astype(np.uint16)]
-    blur = ImageFilter.BoxBlur(1.3 * device.blur * rng.lognormal(0, 0.25))
+    blur = ImageFilter.BoxBlur(1.3 * device.blur * rng.lognormal(0, 0.15))
     soft = np.asarray(Image.fromarray(image).filter(blur), np.float32)
-    grain = cut(texture_bank().noise, rng) * np.float32(device.noise * 255 * rng.lognormal(0, 0.3))
+    grain = cut(texture_bank().noise, rng) * np.float32(device.noise * 255 * rng.lognormal(0, 0.2))
     return np.clip(soft + grain[..., None], 0, 255).astype(np.uint8)
 
 

@@ -10,17 +10,13 @@ from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.curation import report
+from scalp_core.curation.pseudonymize import strip_metadata
 from scalp_core.datasets import manifest
-from scalp_core.datasets.locations import Location
+from scalp_core.datasets.scan import SYNTHETIC_MARK
 from scalp_core.results import report as results_report
-from scalp_core.synthetic import dataset as synthetic
-from scalp_core.synthetic.origin import MARKS, is_synthetic
-from scalp_core.synthetic.plan import SynthOptions
 from serving.schemas.grading import ModelResponse
 from tests.support.small_grade import write_bundle, zipped
-from tests.support.sources import PLANS, audited, write_set
-
-MARK = synthetic._summarize(PLANS, SynthOptions(images=48, seed=5, devices=8)).model_dump_json().encode()
+from tests.support.sources import audited, audited_jpegs, picture, write_set
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +24,7 @@ def drawn(tmp_path_factory):
     """A folder as `scalp synth` leaves it."""
     folder = tmp_path_factory.mktemp("drawn")
     write_set(folder)
-    (folder / "synth.json").write_bytes(MARK)
     return folder
-
-
-def test_the_mark_is_what_synth_writes():
-    assert {synthetic._SUMMARY, synthetic._MARKER} == set(MARKS)
 
 
 def as_it_is(drawn, tmp_path):
@@ -72,22 +63,11 @@ def test_data_of_synth_say_so(drawn, tmp_path, made):
     assert warning.startswith("SYNTHETIC IMAGES") and "not for clinical use" in warning
 
 
-def test_other_data_do_not(drawn, tmp_path):
-    shutil.copytree(drawn, tmp_path / "real")
-    (tmp_path / "real" / "synth.json").write_text('{"synth": "a music file"}')
-    found = audited(tmp_path / "real", tmp_path / "data", method="random")
+def test_a_pseudonymized_copy_keeps_the_mark_and_other_data_have_none(tmp_path):
+    copy, suffix = strip_metadata(picture(0))
+    assert (suffix, SYNTHETIC_MARK in copy) == (".jpg", True)
+    found = audited_jpegs(tmp_path, method="random")
     assert not manifest.read_spec(found.data).synthetic
-
-
-def test_prepared_data_and_a_prefix_in_s3_are_known_as_well(s3, tmp_path):
-    folder = f"s3://scalp/{tmp_path.name}"
-    assert not is_synthetic([f"{folder}/photos/1.원천데이터"], [])
-    storage.write(f"{folder}/photos/synth.json", MARK)
-    assert is_synthetic([f"{folder}/photos/1.원천데이터"], [])
-    assert is_synthetic([], [Location(f"{folder}/photos/synth.json")])
-    storage.write(f"{folder}/data/data.json", b'{"synthetic": true}')
-    assert is_synthetic([f"{folder}/data/manifest/split=test/part-0.parquet"], [])
-    assert not is_synthetic([f"{folder}/nowhere", "s3://scalp"], [Location(f"{folder}/gone.json")])
 
 
 def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundle):
