@@ -99,8 +99,8 @@ def prepare(
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
-    options = Options(task, symptom, split, split_by, keys, folds, seed)
-    verb(source, out, options, group_by=group_by, retry_failed=retry_failed, executor=make_executor(local))
+    options = Options(task, symptom, split, split_by, keys, folds, seed, group_by)
+    verb(source, out, options, retry_failed=retry_failed, executor=make_executor(local))
 
 
 def pseudonymize(

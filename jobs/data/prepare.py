@@ -57,7 +57,6 @@ def prepare(
     out: str,
     options: Options = Options(),  # noqa: B008
     *,
-    group_by: str | None = None,
     retry_failed: bool = False,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
@@ -67,7 +66,6 @@ def prepare(
         source: Folder, prefix, archive or table; local or `s3://`.
         out: Output directory for the manifest, the report, and the tables of dropped images and findings.
         options: Labels and splits.
-        group_by: Further key of groups; see `GroupBy`.
         retry_failed: Read objects again that a finished run could not fetch.
         executor: Runs the steps; default: Ray.
 
@@ -79,14 +77,13 @@ def prepare(
     """
     clock = Clock()
     source, out = storage.absolute(source), storage.absolute(out)
-    _check_options(options)
+    _check_options(options, source)
     outputs.check_output(out, _VERB, [source])
-    identity = {"source": source, **vars(options), "keys": list(options.keys), "group_by": group_by}
+    identity = {"source": source, **vars(options), "keys": list(options.keys)}
     finished = _read_finished(out, identity)
     if finished and not (retry_failed and finished["could_not_be_fetched"]):
         return _keep_finished(finished, out, source)
     roots = scan.divide_source(source)
-    grouping = _parse_group_by(group_by, source)
     if executor is None:
         from jobs.common.ray_executor import RayExecutor  # slow to import
 
@@ -96,15 +93,15 @@ def prepare(
     with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, reopen=finished is not None)
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
-        examine = partial(examine_shard, output.scratch, parent, grouping)
+        examine = partial(examine_shard, output.scratch, parent)
         try:
             summary = _prepare(output, source, options, roots, clock, executor, examine, retry_failed)
         except SourceError:
             storage.remove_file(storage.join(out, _IDENTITY_FILE))  # the fixed source is read again
             output.remove_scratch()
             raise
-    if group_by and (alone := summary["grouped_by"].get("photograph")):
-        console.print(f"{alone:,} images have no group by --group-by {group_by}: each is a separate group")
+    if options.group_by and (alone := summary["grouped_by"].get("photograph")):
+        console.print(f"{alone:,} images have no group by --group-by: each is a separate group")
     return summary
 
 
@@ -152,20 +149,16 @@ def _prepare(
     return summary
 
 
-def _check_options(options: Options) -> None:
+def _check_options(options: Options, source: str) -> None:
     parse_ratio(options.ratio)
     if options.symptom not in SYMPTOMS:
         raise UserError(f"--symptom {options.symptom}: give one of {', '.join(SYMPTOMS)}")
     if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
         raise UserError(f"--group {','.join(unknown)}: give some of {','.join(audit.GROUP_KEYS)}")
-
-
-def _parse_group_by(group_by: str | None, source: str) -> GroupBy | None:
-    if group_by is None:
-        return None
-    if scan.is_table(source) and "group" in tables.find_columns(source):
-        raise UserError(f"--group-by {group_by}: the table {source} has a column group; omit one of the two")
-    return GroupBy(group_by)
+    if options.group_by:
+        GroupBy(options.group_by)
+        if scan.is_table(source) and "group" in tables.find_columns(source):
+            raise UserError(f"--group-by: the table {source} has a column group; omit one of the two")
 
 
 def _read_finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -195,15 +188,13 @@ def _keep_finished(summary: dict[str, Any], out: str, source: str) -> dict[str, 
 
 
 def _begin(output: Output, identity: dict[str, Any], *, reopen: bool) -> None:
-    """Write the identity of the run; remove shards that were examined with another `group_by`."""
+    """Write the identity of the run."""
     uri = storage.join(output.uri, _IDENTITY_FILE)
     known = read_json(uri)
     if known is None:  # an earlier run was killed while it removed the shards of a refused source
         output.remove_scratch()
     if reopen:  # not finished any more
         storage.remove_file(storage.join(output.uri, manifest.SPEC_FILE))
-    if known and known.get("group_by") != identity["group_by"]:
-        storage.remove_folder(storage.join(output.scratch, EXAMINED))
     if known != identity:
         write_json(uri, identity)
 

@@ -18,7 +18,6 @@ from jobs.common.isolate import Isolation, counted_try
 from scalp_core import storage
 from scalp_core.datasets import scan
 from scalp_core.datasets.examination import Examination, examine, read_content
-from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import Root
 from scalp_core.storage import parquet
 
@@ -54,7 +53,7 @@ def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict
     return counts
 
 
-def examine_shard(work: str, base: str, group_by: GroupBy | None, shard: tuple[str, bool]) -> tuple[int, int]:
+def examine_shard(work: str, base: str, shard: tuple[str, bool]) -> tuple[int, int]:
     """Examine the objects of one shard; stream its rows to an atomically written file.
 
     A shard that has crashed its process is decoded in a child process: see `isolate`.
@@ -62,7 +61,6 @@ def examine_shard(work: str, base: str, group_by: GroupBy | None, shard: tuple[s
     Args:
         work: Folder of the run.
         base: Prefix of the uris in which names are not read as grades.
-        group_by: Further key of groups.
         shard: Name, and whether to examine it only if an earlier run could not fetch some of its objects.
 
     Returns:
@@ -75,7 +73,7 @@ def examine_shard(work: str, base: str, group_by: GroupBy | None, shard: tuple[s
             return len(listed), 0
         with counted_try(storage.join(work, TRIES, name)) as isolated, Isolation() as child:
             content = partial(child.call, read_content) if isolated else read_content
-            examined = examine(listed, Examination(base, group_by, content))
+            examined = examine(listed, Examination(base, content))
             batches = (batch for table in examined for batch in table.to_batches())
             reader = pa.RecordBatchReader.from_batches(scan.EXAMINED, batches)
             parquet.write_batches(storage.join(work, EXAMINED, name), reader)

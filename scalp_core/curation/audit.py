@@ -16,6 +16,7 @@ from scalp_core.curation import splits
 from scalp_core.curation.audit_summary import count_all, pick_examples
 from scalp_core.curation.queries import AuditTables, open_audit_tables
 from scalp_core.curation.split_groups import group_images, number_components, unite
+from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.manifest import DataSpec, SplitMethod, SplitSpec, Task
 from scalp_core.errors import SourceError
 from scalp_core.grades import SYMPTOMS
@@ -35,6 +36,7 @@ class Options:
     keys: tuple[str, ...] = GROUP_KEYS
     folds: int | None = None
     seed: int = 0
+    group_by: str | None = None  # further key, by the path of an image; see `GroupBy`
 
 
 def audit(examined: str, source: str, out: str, options: Options, is_table: bool = False) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         SourceError: no image has a label for the task.
         UserError: too few groups.
     """
-    with open_audit_tables(examined) as tables:
+    group_by = GroupBy(options.group_by) if options.group_by else None
+    with open_audit_tables(examined, source, group_by) as tables:
         layout = tables.find_layout(is_table, options.task)
         task = options.task or ("table" if layout == "table" else "folder")
         _check_task(layout, task, source)

@@ -7,18 +7,21 @@ written in SQL. DuckDB runs them in bounded memory and spills to disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from joblib import cpu_count
 
 from scalp_core import storage
 from scalp_core.curation import near_duplicates
 from scalp_core.datasets import manifest
+from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import EXAMINED
 from scalp_core.grades import SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES
@@ -36,14 +39,24 @@ _SESSION = "site || '_' || device || '_' || session"
 _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESSION}
 
 
+Grouping = Callable[[pa.RecordBatch], pa.Array]
+"""Returns the group of each object of a batch, string or null."""
+
+
+def _group(source: str, group_by: GroupBy, batch: pa.RecordBatch) -> pa.Array:
+    paths = pc.binary_join_element_wise(batch["uri"], batch["member"], "/", null_handling="skip").to_pylist()
+    return pa.array([group_by.group_of(path.removeprefix(source).lstrip("/")) for path in paths], pa.string())
+
+
 @contextmanager
-def open_audit_tables(examined: str) -> Iterator[AuditTables]:
-    """Read a folder of Parquet files of `scan.EXAMINED` into a local database."""
+def open_audit_tables(examined: str, source: str, group_by: GroupBy | None) -> Iterator[AuditTables]:
+    """Read a folder of Parquet files of `scan.EXAMINED` into a local database; `group_by` sets its groups."""
     with (
         open_duckdb(_MEMORY_MIB, min(8, cpu_count())) as sql,
         TemporaryFile(prefix="scalp-thumbnails-") as thumbnails,
     ):
-        yield AuditTables(examined, sql, thumbnails)
+        grouping = partial(_group, source, group_by) if group_by else None
+        yield AuditTables(examined, sql, thumbnails, grouping)
 
 
 class AuditTables:
@@ -53,8 +66,9 @@ class AuditTables:
     read_candidates, assign_splits, add_joints, write_outputs`.
     """
 
-    def __init__(self, examined: str, sql: Any, thumbnails: Any) -> None:
+    def __init__(self, examined: str, sql: Any, thumbnails: Any, grouping: Grouping | None) -> None:
         self._sql = sql
+        self._grouping = grouping
         self._thumbnails = thumbnails
         columns = [field for field in EXAMINED if field.name != "thumbnail"]
         schema = pa.schema([pa.field("row", pa.int64()), *columns])
@@ -83,8 +97,10 @@ class AuditTables:
             self._thumbnails.writelines(value or empty for value in batch["thumbnail"].to_pylist())
             numbers = pa.array(np.arange(rows, rows + len(batch)))
             rows += len(batch)
-            others = [batch[name] for name in schema.names[1:]]
-            yield pa.record_batch([numbers, *others], schema=schema)
+            columns = {name: batch[name] for name in schema.names[1:]}
+            if self._grouping:
+                columns["given_group"] = self._grouping(batch)
+            yield pa.record_batch([numbers, *columns.values()], schema=schema)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         return self._sql.sql(query).to_arrow_table().to_pylist()

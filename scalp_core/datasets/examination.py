@@ -18,7 +18,6 @@ from scalp_core import archives
 from scalp_core.archives import Placed
 from scalp_core.datasets import aihub, tables
 from scalp_core.datasets import locations as datasets_locations
-from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.locations import Location, location_of
 from scalp_core.datasets.scan import (
     EXAMINED,
@@ -62,7 +61,6 @@ class Examination:
     """Settings for examining objects."""
 
     base: str  # start of the uris above the source, which is not searched for grades
-    group_by: GroupBy | None = None  # source of the groups; None for the groups of a table
     content: Content = read_content  # decodes the bytes of an object
 
 
@@ -159,9 +157,6 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
             "byte_length": place.length,
             "compression": place.compression,
         }
-    if settings.group_by and examined["kind"] == "photograph":
-        # The path below the source, without the name of the source.
-        examined["given_group"] = settings.group_by.group_of(path.lstrip("/").partition("/")[2] or path)
     try:
         return examined | settings.content(examined["kind"], data)
     except ImageError as error:

@@ -26,7 +26,6 @@ from jobs.data.prepare import prepare
 from jobs.data.tasks import EXAMINED, LISTED, write_listed
 from scalp_core import storage
 from scalp_core.datasets import aihub, scan
-from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import Root
 from scalp_core.grades import GRADE_NAMES_KO, SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES, compute_signature
@@ -125,9 +124,7 @@ def list_simulated(objects: int, work: str, part: tuple[int, list[Root]]) -> dic
     return write_listed(work, number, ({"uri": f"/simulated/{name}", "bytes": 60_000} for _, name in names))
 
 
-def examine_simulated(
-    model: HashModel, work: str, base: str, group_by: GroupBy | None, shard: tuple[str, bool]
-) -> tuple[int, int]:
+def examine_simulated(model: HashModel, work: str, base: str, shard: tuple[str, bool]) -> tuple[int, int]:
     """Task: examine simulated objects without reading files."""
     name, _ = shard
     listed = parquet.read(storage.join(work, LISTED, name))["uri"].to_pylist()

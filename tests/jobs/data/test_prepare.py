@@ -3,6 +3,7 @@
 import gzip
 import json
 import tarfile
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -129,25 +130,25 @@ def test_a_source_is_read_again_after_a_refused_run_was_killed_in_its_cleanup(so
 
 def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_path, capsys):
     out = str(tmp_path / "out")
-    summary = prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
+    summary = prepare(source, out, replace(OPTIONS, group_by=r"regex:(\d)\d*\.jpg"))
     groups = manifest.read_manifest(out)["group"].to_pylist()
     assert set(groups) == set("0123456789")
     assert summary["photographs"] == 24
     with pytest.raises(UserError, match="another group_by; choose another output directory"):
-        prepare(source, out, OPTIONS, group_by="folder")
+        prepare(source, out, replace(OPTIONS, group_by="folder"))
     with pytest.raises(UserError, match="--group-by patient is unknown"):
-        prepare(source, str(tmp_path / "other"), OPTIONS, group_by="patient")
-    prepare(source, str(tmp_path / "folders"), OPTIONS, group_by="folder")
-    assert "24 images have no group by --group-by folder" in capsys.readouterr().out
+        prepare(source, str(tmp_path / "other"), replace(OPTIONS, group_by="patient"))
+    prepare(source, str(tmp_path / "folders"), replace(OPTIONS, group_by="folder"))
+    assert "24 images have no group by --group-by" in capsys.readouterr().out
     storage.write(f"{tmp_path}/t.csv", b"uri,label,group\nset/0/0.jpg,1,anna\n")
     with pytest.raises(UserError, match="has a column group; omit one"):
-        prepare(str(tmp_path / "t.csv"), str(tmp_path / "other"), OPTIONS, group_by="folder")
+        prepare(str(tmp_path / "t.csv"), str(tmp_path / "other"), replace(OPTIONS, group_by="folder"))
 
 
 def test_groups_of_an_unfinished_run_are_made_again(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     prepare_and_stop(source, out, monkeypatch)
-    prepare(source, out, OPTIONS, group_by=r"regex:(\d)\d*\.jpg")
+    prepare(source, out, replace(OPTIONS, group_by=r"regex:(\d)\d*\.jpg"))
     assert set(manifest.read_manifest(out)["group"].to_pylist()) == set("0123456789")
 
 

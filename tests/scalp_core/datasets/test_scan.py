@@ -20,6 +20,7 @@ from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 from scalp_core.images import codecs
 from tests.support.images import jpeg
+from tests.support.sources import audited
 
 
 def examined(source, **how):
@@ -386,14 +387,15 @@ def test_groups_come_from_folders_or_names(tmp_path, group_by, groups):
     for index, name in enumerate(names):
         (tmp_path / "p9" / name).parent.mkdir(parents=True)
         (tmp_path / "p9" / name).write_bytes(jpeg(index))
-    rows = examined(tmp_path / "p9", group_by=GroupBy(group_by))
-    found = {row["uri"].removeprefix(f"{tmp_path}/p9/"): row["given_group"] for row in rows}
-    assert [found[name] for name in names] == groups
     with zipfile.ZipFile(tmp_path / "p9.zip", "w") as archive:
         for name in names:
             archive.write(tmp_path / "p9" / name, name)
-    rows = examined(tmp_path / "p9.zip", group_by=GroupBy(group_by))
-    assert [row["given_group"] for row in rows] == groups
+    for source in ("p9", "p9.zip"):
+        out = tmp_path / f"of-{source}"
+        rows = audited(tmp_path / source, out, method="random", keys=(), group_by=group_by).table.to_pylist()
+        found = {row["member"] or row["uri"].removeprefix(f"{tmp_path}/p9/"): row for row in rows}
+        for name, group in zip(names, groups, strict=True):
+            assert found[name]["group"] == (group or found[name]["image_id"])
 
 
 @pytest.mark.parametrize("text", ["patient", "regex:(", "regex:", "regex:x*"])
