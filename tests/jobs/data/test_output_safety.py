@@ -61,6 +61,7 @@ WRITE_NO_DIRECTORY = {
     "keys new": "prints",
     "keys list": "prints",
     "keys revoke": "lines of the key file: test_key_file",
+    "doctor": "prints",
     "jobs list": "prints",
     "jobs logs": "prints",
     "jobs stop": "prints",
@@ -103,7 +104,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def refused(verb: str, out: Path, source: Path, monkeypatch, capsys) -> str:
-    """Run a command that must exit with code 2; return its one line on standard error."""
+    """Run a command that must exit with code 2; return its error and hint in one line."""
     names = {"OUT": str(out), "SOURCE": str(source), "BUNDLE": str(out.parent / "bundle")}
     words = [names.get(word, word) for word in WRITES[verb][0].split()]
     monkeypatch.setattr(sys, "argv", ["scalp", *words])
@@ -111,9 +112,10 @@ def refused(verb: str, out: Path, source: Path, monkeypatch, capsys) -> str:
         main()
     printed = capsys.readouterr()
     assert ended.value.code == 2, printed
-    (line,) = printed.err.splitlines()
+    error, *hint = printed.err.splitlines()
+    assert error.startswith("error: ") and len(hint) <= 1
     assert printed.out == ""
-    return line
+    return "; ".join([error, *(line.removeprefix("hint:  ") for line in hint)])
 
 
 def commands(group: Any, before: str = "") -> Iterator[str]:
