@@ -49,10 +49,6 @@ WRITE_NO_DIRECTORY = {
     "results": "one file, with --to: test_results",
     "compare": "reads",
     "export": "names models pull: test_pull",
-    **{
-        f"bench {name}": "names python -m tests.benchmarks"
-        for name in ("autoscale", "bulk", "grow", "overload", "scale", "train")
-    },
     "audit verify": "reads",
     "models list": "reads",
     "models add": "a version that nobody has: test_registry",
