@@ -100,11 +100,11 @@ def read_credentials_again(monkeypatch) -> Iterator[Callable[[], None]]:
     """Make the next access to S3 read the AWS chain, as a new process does."""
 
     def forget() -> None:
-        s3_storage._chain.cache_clear()
+        s3_storage._resolve.cache_clear()
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
     yield forget
-    s3_storage._chain.cache_clear()
+    s3_storage._resolve.cache_clear()
 
 
 def test_a_wrong_s3_key(bundle, s3, read_credentials_again, tmp_path, monkeypatch):

@@ -229,14 +229,14 @@ def test_a_bundle_with_gates_comes_back_as_it_was_saved(gated, files):
     assert luma.quantiles[3] == pytest.approx(np.median(train[:, 0]), abs=1e-6)
 
 
-def test_a_black_photograph_is_referred_and_a_scalp_of_an_unseen_microscope_is_not_flagged(gated, files):
+def test_a_black_photograph_is_referred_and_scalps_of_unseen_microscopes_seldom_flagged(gated, files):
     spec = gated.spec.preprocess
-    scalp = decode(files["unseen"][0], spec).pixels
-    images = np.stack([np.zeros((SMALL, SMALL, 3), np.uint8), scalp])
-    black, known = Predictor(gated, "cpu").grade(images)
+    scalps = [decode(data, spec).pixels for data in files["unseen"]]
+    black, *known = Predictor(gated, "cpu").grade(np.stack([np.zeros_like(scalps[0]), *scalps]))
     assert black.refer and {"too_dark", "unlike_training"} <= set(black.refer_reasons)
-    assert black.unlikeness > 1 > known.unlikeness > 0
-    assert not {"blurred", "too_dark", "too_bright", "unlike_training"} & set(known.refer_reasons)
+    assert black.unlikeness > max(answer.unlikeness for answer in known) > 0
+    flags = {"blurred", "too_dark", "too_bright", "unlike_training"}
+    assert np.mean([bool(flags & set(answer.refer_reasons)) for answer in known]) <= 0.1
     assert set(black.refer_reasons) <= set(REASONS)
 
 
