@@ -18,6 +18,7 @@ from joblib import cpu_count
 from rich.table import Table
 
 from jobs.bench.measure import OwnProcess, write_result
+from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, show
 from jobs.data.prepare import prepare
 from scalp_core import storage
@@ -93,7 +94,7 @@ def _run(what: str, number: int, source: Path, root: str, model: HashModel | Non
     own = OwnProcess()
     try:
         summary = own.call(_prepare, str(source), str(Path(root, f"out{number}")), number, model)
-        driver_mib = own.peak_mib()
+        driver_mib = own.call(provenance.peak_mib)
     finally:
         own.close()
     stages = summary["seconds_of_stages"]
@@ -123,7 +124,7 @@ def _run_audit(number: int, root: str, model: HashModel) -> dict[str, Any]:
         options = audit.Options()
         result = own.call(audit.audit, examined, "/simulated", str(Path(root, "audited")), options)
         seconds = time.perf_counter() - started
-        peak_mib = own.peak_mib()
+        peak_mib = own.call(provenance.peak_mib)
     finally:
         own.close()
     return {

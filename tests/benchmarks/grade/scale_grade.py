@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jobs.bench import inputs
 from jobs.bench.measure import OwnProcess, write_result
+from jobs.common import provenance
 from jobs.common.console import SUMMARY_FILE, console, show
 from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, Shared, grade
@@ -136,7 +137,7 @@ def _run(bundle: str, folder: str, number: int) -> dict[str, Any]:
         started = time.perf_counter()
         summary = own.call(_grade, bundle, f"{folder}/source", f"{folder}/out")
         whole = time.perf_counter() - started
-        driver_mib = own.peak_mib()
+        driver_mib = own.call(provenance.peak_mib)
     finally:
         own.close()
     if (summary["rows"], summary["rows_unaccounted"]) != (number, 0):
