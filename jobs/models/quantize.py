@@ -36,7 +36,8 @@ from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import noninferiority, subgroups
-from scalp_core.evaluation.noninferiority import MAX_DROP, Answers, Comparison
+from scalp_core.evaluation.noninferiority import MAX_DROP, Comparison
+from scalp_core.evaluation.paired import Answers
 from scalp_core.inference import calibration, conformal, openvino_runtime
 from scalp_core.inference.openvino_runtime import OpenVinoRuntime
 from scalp_core.storage import lease, outputs
@@ -212,7 +213,8 @@ def _measure(
 def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answers:
     probs = calibration.calibrated(logits, spec)
     sets = conformal.grade_sets(probs, spec.conformal)
-    return Answers(probs.argmax(axis=1), subgroups.is_in_set(labels, sets))
+    no_referrals = np.zeros(len(labels), bool)  # referral is not compared
+    return Answers(probs.argmax(axis=1), subgroups.is_in_set(labels, sets), no_referrals)
 
 
 def _show(summary: dict[str, Any]) -> None:

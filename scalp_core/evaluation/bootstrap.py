@@ -127,6 +127,20 @@ def resamples(groups: int, cells: int, seed: int = SEED) -> Iterator[np.ndarray]
         yield np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(float)
 
 
+def upper_bound(drawn: np.ndarray, groups: int, confidence: float) -> float | None:
+    """Compute a one-sided upper confidence bound from resamples (B,); None if none is defined.
+
+    The percentile is expanded for few groups (Hesterberg 2015, Am. Stat. 69).
+    """
+    from scipy.stats import norm, t  # takes 0.5 s to import, and grading does not need it
+
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        return None
+    expanded = norm.cdf(np.sqrt(groups / (groups - 1)) * t.ppf(confidence, groups - 1))
+    return float(np.quantile(defined, expanded))
+
+
 def _intervals(values: Any, index: np.ndarray, images: int, seed: int) -> dict[str, Any]:
     groups = int(index.max()) + 1
     record = {"groups": groups, "resamples": RESAMPLES, "seed": seed, "level": LEVEL}

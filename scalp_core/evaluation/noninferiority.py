@@ -10,30 +10,18 @@ the given confidence (rule of three).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalp_core.evaluation import bootstrap, metrics
-from scalp_core.grades import NUM_GRADES
+from scalp_core.evaluation.bootstrap import upper_bound
+from scalp_core.evaluation.paired import Answers, resample_answers, unseen_loss
 
 MAX_DROP = 0.01
 """Largest acceptable loss of kappa and of coverage, at the confidence of `CONFIDENCE`."""
 
 CONFIDENCE = 0.95
-
-
-class Answers(NamedTuple):
-    """Answers of one model.
-
-    Args:
-        grades: int (N,), 0..3.
-        covered: bool (N,), whether the grade set holds the true grade.
-    """
-
-    grades: np.ndarray
-    covered: np.ndarray
 
 
 class Comparison(BaseModel):
@@ -101,30 +89,16 @@ def compare(
         max_drop: Largest acceptable bound of a loss.
         confidence: One-sided confidence of each bound.
     """
-    index = bootstrap.group_indices(groups)
-    count = int(index.max()) + 1
-    values = [
-        np.ones(len(labels)),
-        reference.covered,
-        candidate.covered,
-        bootstrap.confusion_cells(labels, reference.grades),
-        bootstrap.confusion_cells(labels, candidate.grades),
-    ]
-    sums = bootstrap.sums_by_group(np.column_stack(values), index)
-    drops = _drops(sums.sum(axis=0, keepdims=True), promised_coverage)
-    bounds: dict[str, float | None] = dict.fromkeys(drops)
-    if count > 1:
-        chunks = [
-            _drops(weights @ sums, promised_coverage)
-            for weights in bootstrap.resamples(count, count + sums.shape[1])
-        ]
-        bounds = {name: _bound([chunk[name] for chunk in chunks], count, confidence) for name in drops}
-    unseen = -np.log(1 - confidence)  # worse images that a sample may miss (rule of three)
-    chance = len(labels) * _squared_distance(labels, reference.grades)
-    if bounds["qwk"] is not None and chance:
-        bounds["qwk"] = max(bounds["qwk"], float(unseen / chance))
-    if bounds["coverage"] is not None:
-        bounds["coverage"] = max(bounds["coverage"], float(unseen / len(labels)))
+    (before, after), count = resample_answers(labels, [reference, candidate], groups)
+    drops = {
+        "qwk": before["qwk"] - after["qwk"],
+        "coverage": before["coverage"] - after["coverage"],
+        "promise": promised_coverage - after["coverage"],
+    }
+    bounds = {name: upper_bound(drop[1:], count, confidence) for name, drop in drops.items()}
+    for name in ("qwk", "coverage"):
+        if bounds[name] is not None:
+            bounds[name] = max(bounds[name], unseen_loss(name, labels, reference, confidence))
     against_reference, against_promise = bounds["coverage"], bounds["promise"]
     return Comparison(
         images=len(labels),
@@ -133,43 +107,10 @@ def compare(
         max_drop=max_drop,
         qwk_drop=None if np.isnan(drops["qwk"][0]) else float(drops["qwk"][0]),
         qwk_drop_bound=bounds["qwk"],
-        coverage=float(candidate.covered.mean()),
+        coverage=float(after["coverage"][0]),
         promised_coverage=promised_coverage,
         coverage_drop=float(drops["coverage"][0]),
         coverage_drop_bound=None
         if against_reference is None or against_promise is None
         else min(against_reference, against_promise),
     )
-
-
-def _drops(totals: np.ndarray, promised: float) -> dict[str, np.ndarray]:
-    """Compute the losses (B,) of B resamples from sums (B, 3 + 2 x 16)."""
-    images, of_reference, of_candidate = totals[:, :3].T
-    cells = NUM_GRADES**2
-
-    def kappa(start: int) -> np.ndarray:
-        confusion = totals[:, start : start + cells].reshape(-1, NUM_GRADES, NUM_GRADES)
-        return metrics.score_confusion(confusion)["qwk"]
-
-    return {
-        "qwk": kappa(3) - kappa(3 + cells),
-        "coverage": (of_reference - of_candidate) / images,
-        "promise": promised - of_candidate / images,
-    }
-
-
-def _squared_distance(labels: np.ndarray, grades: np.ndarray) -> float:
-    """Compute the mean squared distance of independent labels and grades, the denominator of kappa."""
-    return float(labels.var() + grades.var() + (labels.mean() - grades.mean()) ** 2)
-
-
-def _bound(chunks: list[np.ndarray], groups: int, confidence: float) -> float | None:
-    """Compute the upper bound by the expanded percentile for few groups (Hesterberg 2015, Am. Stat. 69)."""
-    from scipy.stats import norm, t  # takes 0.5 s to import, and grading does not need it
-
-    drawn = np.concatenate(chunks)
-    defined = drawn[~np.isnan(drawn)]
-    if not defined.size:
-        return None
-    expanded = norm.cdf(np.sqrt(groups / (groups - 1)) * t.ppf(confidence, groups - 1))
-    return float(np.quantile(defined, expanded))

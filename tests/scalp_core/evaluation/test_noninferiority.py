@@ -5,14 +5,15 @@ import pytest
 from scipy.stats import norm
 
 from scalp_core.evaluation import noninferiority
-from scalp_core.evaluation.noninferiority import Answers
+from scalp_core.evaluation.paired import Answers
 
 SHARES = np.array([534, 4435, 5486, 2284]) / 12739  # the grades of AI Hub's set, as the review counted them
 SPREAD = 0.5
 
 
 def answers(grades, covered=None):
-    return Answers(np.asarray(grades), np.ones(len(grades), bool) if covered is None else covered)
+    covered = np.ones(len(grades), bool) if covered is None else covered
+    return Answers(np.asarray(grades), covered, np.zeros(len(grades), bool))
 
 
 def draw(rng, images, groups, noise):
