@@ -124,9 +124,11 @@ app.command(
 )(tune)
 
 
-app.command(rich_help_panel=_MODEL, epilog="Example: scalp evaluate runs/first data/ runs/first/test")(
-    evaluate
-)
+app.command(
+    rich_help_panel=_MODEL,
+    epilog="Examples:\n\nscalp evaluate runs/first data/ runs/first/test\n\n"
+    "scalp evaluate runs/first runs/second data/ runs/compared",
+)(evaluate)
 
 
 app.command(rich_help_panel=_MODEL, epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")(

@@ -117,7 +117,14 @@ def tune(
 
 
 def evaluate(
-    bundle: BundleArg,
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="run directories of `scalp train`, local or s3://, or models://NAME, models://NAME@VERSION; "
+            "later bundles are compared with the first",
+        ),
+    ],
     data: DataArg,
     out: OutArg,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="split to evaluate")] = "test",
@@ -133,15 +140,32 @@ def evaluate(
             "crops or pads; takes 4 or 8 times as long",
         ),
     ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            " /--no-probe",
+            help="omit the linear probe, a baseline that costs a forward pass over up to 2,000 training "
+            "images and the split",
+        ),
+    ] = True,
     local: LocalOption = False,
 ) -> None:
-    """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups."""
+    """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups.
+
+    With several bundles, also print the paired differences from the first, with their intervals.
+    """
     from jobs.cli.executors import make_executor
     from jobs.common.inference import ModelOptions
+
+    options, executor = ModelOptions(device, precision, batch_size, runtime, tta), make_executor(local)
+    if len(bundles) > 1:
+        from jobs.evaluate.comparison import evaluate_models
+
+        evaluate_models(bundles, data, out, split, options, executor, probe)
+        return
     from jobs.evaluate.driver import evaluate as verb
 
-    options = ModelOptions(device, precision, batch_size, runtime, tta)
-    verb(bundle, data, out, split, options, executor=make_executor(local))
+    verb(bundles[0], data, out, split, options, executor, probe)
 
 
 def quantize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
@@ -124,6 +124,24 @@ def check_read(loaded: Columns) -> None:
     for code, error, uri, member in zip(*columns, strict=True):
         if code:
             raise unreadable(Location(uri, member or None), ImageError(code, error))
+
+
+def gather_columns(batches: Iterable[Columns], image_ids: Sequence[str]) -> Columns:
+    """Concatenate batches of rows that arrive in any order, and order the rows by `image_ids`.
+
+    Raises:
+        UserError: An image failed, so that a result of all rows is impossible.
+    """
+    checked = []
+    for batch in batches:
+        check_read(batch)
+        checked.append(batch)
+    columns = {name: np.concatenate([batch[name] for batch in checked]) for name in checked[0]}
+    place = {image_id: index for index, image_id in enumerate(columns["image_id"])}
+    if len(columns["image_id"]) != len(image_ids) or set(place) != set(image_ids):
+        raise RuntimeError(f"{len(columns['image_id'])} answers for {len(image_ids)} images")
+    order = [place[image_id] for image_id in image_ids]
+    return {name: values[order] for name, values in columns.items()}
 
 
 def unreadable(location: Location, error: ImageError) -> UserError:

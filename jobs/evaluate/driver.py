@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,9 @@ from rich.table import Table
 from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.common.executor import Executor
-from jobs.common.images import Columns, check_read, select_locations
+from jobs.common.images import Columns, gather_columns, select_locations
 from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmetries, with_logits
+from jobs.evaluate.probe import evaluate_probe, omit_probe
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle, BundleSpec
 from scalp_core.bundles.loading import load_bundle
@@ -21,6 +22,7 @@ from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
+from scalp_core.evaluation.paired import Answers
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import Grading, make_gradings
@@ -60,23 +62,18 @@ def collect_columns(
             cluster would compute other answers than the rest.
     """
     wanted = rows["image_id"].to_pylist()
-    batches: list[Columns] = []
-    if executor is None:
-        from jobs.common.ray_executor import RayExecutor  # slow to import
-
-        executor = RayExecutor()
+    executor = executor or _ray_executor()
     cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
     located = select_locations(rows, "image_id")
-    for batch in with_logits(located, bundle, computation, options, cluster, executor):
-        check_read(batch)
-        batches.append(batch)
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    place = {image_id: index for index, image_id in enumerate(columns["image_id"])}
-    if len(columns["image_id"]) != len(wanted) or set(place) != set(wanted):
-        raise RuntimeError(f"{len(columns['image_id'])} answers for {len(wanted)} images")
-    order = [place[image_id] for image_id in wanted]
-    return {name: values[order] for name, values in columns.items()}, computation
+    batches = with_logits(located, bundle, computation, options, cluster, executor)
+    return gather_columns(batches, wanted), computation
+
+
+def _ray_executor() -> Executor:
+    from jobs.common.ray_executor import RayExecutor  # slow to import
+
+    return RayExecutor()
 
 
 def collect_finite_columns(
@@ -104,6 +101,7 @@ def evaluate(
     split: str = "test",
     options: ModelOptions = ModelOptions(),  # noqa: B008
     executor: Executor | None = None,
+    probe: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a bundle on a split of prepared data.
 
@@ -115,6 +113,7 @@ def evaluate(
         split: train, val or test.
         options: Device, precision and runtime of the model.
         executor: Runs the steps; default: Ray.
+        probe: Whether to compute the linear probe, a baseline.
 
     Returns:
         The summary.
@@ -124,32 +123,50 @@ def evaluate(
     """
     out = storage.absolute(out)
     outputs.check_output(out, KIND, [data])
-    loaded = load_bundle(bundle)
-    data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    if loaded.spec.training.fold is not None and loaded.spec.training.data_sha256 == data_spec.sha256:
-        table = manifest.apply_fold(table, loaded.spec.training.fold)
-    rows = manifest.select_split(table, split)
+    loaded, data_spec = load_bundle(bundle), manifest.read_spec(data)
+    table = read_table(loaded.spec, data_spec, data)
+    manifest.select_split(table, split)  # an empty split is an error before OUT is claimed
     with outputs.open_output(out, KIND, [data]):
-        summary, title = _evaluate_rows(loaded, data_spec, rows, split, options, out, executor)
-    _show(summary, title.replace("\n", " on ", 1).replace("\n", ", "))
+        evaluation = evaluate_table(loaded, data_spec, table, split, options, out, executor, probe)
+    summary = evaluation.summary
+    _show(summary, evaluation.title.replace("\n", " on ", 1).replace("\n", ", "))
     for warning in summary["warnings"]:
         console.print(warning)
     console.print(f"plots, predictions and {SUMMARY_FILE}: {out}")
     return summary
 
 
-def _evaluate_rows(
+class Evaluation(NamedTuple):
+    """An evaluated model: its summary, the title of its plots, and its answers in the order of the rows."""
+
+    summary: dict[str, Any]
+    title: str
+    answers: Answers
+
+
+def read_table(spec: BundleSpec, data_spec: DataSpec, data: str) -> pa.Table:
+    """Read the manifest of prepared data; for a bundle of a fold of these data, val is that fold."""
+    table = manifest.read_manifest(data)
+    if spec.training.fold is not None and spec.training.data_sha256 == data_spec.sha256:
+        table = manifest.apply_fold(table, spec.training.fold)
+    return table
+
+
+def evaluate_table(
     loaded: Bundle,
     data_spec: DataSpec,
-    rows: pa.Table,
+    table: pa.Table,
     split: str,
     options: ModelOptions,
     out: str,
     executor: Executor | None,
-) -> tuple[dict[str, Any], str]:
-    """Grade the rows and write the output files; return the summary and its title."""
+    probe: bool,
+) -> Evaluation:
+    """Grade a split of a manifest, compute its metrics and baselines, and write the output files to `out`."""
+    rows, executor = manifest.select_split(table, split), executor or _ray_executor()
     columns, computation = collect_columns(loaded, rows, options, executor)
-    answers = make_gradings(columns["logits"], columns["statistics"], loaded.spec)
+    labels = np.array(rows["label"].to_pylist())
+    gradings, probs, answers = make_answers(columns, labels, loaded.spec)
     version = loaded.spec.version_in(computation.precision)
     summary = {
         "kind": "evaluate",
@@ -165,14 +182,39 @@ def _evaluate_rows(
         "leaking_pairs": data_spec.split.leaking_pairs,
         "trained_on": _trained_on(loaded.spec, data_spec, split),
         "groups": len(set(rows["group"].to_pylist())),
-        **_compute_metrics(rows, columns, answers, loaded.spec),
+        **_compute_metrics(rows, columns, gradings, probs, answers, loaded.spec),
     }
+    summary["linear_probe"] = (
+        evaluate_probe(loaded, data_spec, table, split, computation, options.batch_size, executor)
+        if probe
+        else omit_probe("--no-probe")
+    )
     summary["warnings"] = _warnings(summary, loaded.spec, data_spec)
-    description = f"{split}: {len(answers)} images, {computation.device} {computation.precision}"
+    description = f"{split}: {len(labels)} images, {computation.device} {computation.precision}"
     flags = ["LEAKY SPLIT"] * data_spec.split.leaky + ["SYNTHETIC IMAGES"] * summary["synthetic"]
     title = "\n".join(filter(None, [version, description + ", TTA" * options.tta, ", ".join(flags)]))
-    _write(out, summary, rows, answers, title)
-    return summary, title
+    _write(out, summary, rows, gradings, title)
+    return Evaluation(summary, title, answers)
+
+
+def make_answers(
+    columns: Columns, labels: np.ndarray, spec: BundleSpec
+) -> tuple[list[Grading], np.ndarray, Answers]:
+    """Make a model's answers from its logits.
+
+    Returns:
+        The gradings; the probabilities (N, 4) to score, in which scores that are not finite count as the
+        largest error; and the answers to compare with those of other models.
+    """
+    gradings = make_gradings(columns["logits"], columns["statistics"], spec)
+    probs = subgroups.penalize_not_finite(
+        labels,
+        np.array([grading.probabilities for grading in gradings]),
+        calibration.finite_rows(columns["logits"]),
+    )
+    covered = subgroups.is_in_set(labels, [grading.grade_set for grading in gradings])
+    refer = np.array([grading.refer for grading in gradings])
+    return gradings, probs, Answers(probs.argmax(axis=1), covered, refer)
 
 
 def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[str]:
@@ -215,22 +257,22 @@ def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
 
 
 def _compute_metrics(
-    rows: pa.Table, columns: Columns, answers: list[Grading], spec: BundleSpec
+    rows: pa.Table,
+    columns: Columns,
+    gradings: list[Grading],
+    probs: np.ndarray,
+    answers: Answers,
+    spec: BundleSpec,
 ) -> dict[str, Any]:
-    labels = np.array(rows["label"].to_pylist())
+    labels, grades, refer = np.array(rows["label"].to_pylist()), answers.grades, answers.refer
     finite = calibration.finite_rows(columns["logits"])
-    probs = subgroups.penalize_not_finite(
-        labels, np.array([answer.probabilities for answer in answers]), finite
-    )
-    grades = probs.argmax(axis=1)
-    refer = np.array([answer.refer for answer in answers])
-    sets, groups = [answer.grade_set for answer in answers], rows["group"].to_pylist()
+    sets, groups = [grading.grade_set for grading in gradings], rows["group"].to_pylist()
     grade_sets = subgroups.measure_grade_sets(labels, sets, spec.conformal.coverage) | {
         "fitted_groups": spec.conformal.groups,
         "fitted_groups_by_grade": spec.conformal.grade_groups,
     }
     extra = {
-        "coverage": subgroups.is_in_set(labels, sets).astype(float),
+        "coverage": answers.covered.astype(float),
         "referred": refer.astype(float),
         "mean_set_size": np.array([float(len(grades_in_set)) for grades_in_set in sets]),
     }
@@ -278,7 +320,7 @@ def _compare_tta(labels: np.ndarray, columns: Columns, spec: BundleSpec) -> dict
     }
 
 
-def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grading], title: str) -> None:
+def _write(out: str, summary: dict[str, Any], rows: pa.Table, gradings: list[Grading], title: str) -> None:
     scores, bounds, calibrated = summary["metrics"], summary["intervals"], summary["calibration"]
     note = (
         f"top-1 {scores['top1']:.3f}; the paper's binary accuracy {summary['paper']['binary_accuracy']:.3f}"
@@ -292,11 +334,11 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
     for name, plot in plots.items():
         storage.write(storage.join(out, name), plot)
     columns = {
-        "grade": pa.array([a.grade for a in answers], pa.int8()),
-        "probabilities": pa.array([a.probabilities for a in answers]),
-        "grade_set": pa.array([a.grade_set for a in answers], pa.list_(pa.int8())),
-        "refer": pa.array([a.refer for a in answers]),
-        "refer_reasons": pa.array([a.refer_reasons for a in answers], pa.list_(pa.string())),
+        "grade": pa.array([g.grade for g in gradings], pa.int8()),
+        "probabilities": pa.array([g.probabilities for g in gradings]),
+        "grade_set": pa.array([g.grade_set for g in gradings], pa.list_(pa.int8())),
+        "refer": pa.array([g.refer for g in gradings]),
+        "refer_reasons": pa.array([g.refer_reasons for g in gradings], pa.list_(pa.string())),
     }
     for name, column in columns.items():
         rows = rows.append_column(name, column)
@@ -305,23 +347,20 @@ def _write(out: str, summary: dict[str, Any], rows: pa.Table, answers: list[Grad
 
 
 def _show(summary: dict[str, Any], title: str) -> None:
-    scores, bounds, prior, majority = (
-        summary[name] for name in ("metrics", "intervals", "prior", "majority")
-    )
+    scores, bounds = summary["metrics"], summary["intervals"]
+    baselines = {"majority grade": summary["majority"], "prior": summary["prior"]}
+    if probed := summary["linear_probe"]["metrics"]:
+        baselines["linear probe"] = probed
     header = f"95 %, {bounds['groups']} groups"
-    table = Table("", "this model", header, "majority grade", "prior", title=title, title_justify="left")
+    table = Table("", "this model", header, *baselines, title=title, title_justify="left")
     for name, label in _SCALARS.items():
-        table.add_row(
-            label,
-            _number(scores[name]),
-            _bounds(bounds.get(name)),
-            _number(majority.get(name)),
-            _number(prior[name]),
-        )
+        values = [_number(baseline.get(name)) for baseline in baselines.values()]
+        table.add_row(label, _number(scores[name]), _bounds(bounds.get(name)), *values)
     for grade, word in enumerate(GRADE_NAMES):
         for name in ("recall", "precision"):
-            values = [_number(metrics_of[name][grade]) for metrics_of in (scores, majority, prior)]
-            table.add_row(f"{name} {word}", values[0], _bounds(bounds[name][grade]), *values[1:])
+            values = [_number(baseline[name][grade]) for baseline in baselines.values()]
+            interval = _bounds(bounds[name][grade])
+            table.add_row(f"{name} {word}", _number(scores[name][grade]), interval, *values)
     console.print(table)
     if bounds["groups"] < bootstrap.FEW_GROUPS:
         console.print(f"only {bounds['groups']} groups: the intervals are too narrow")
@@ -351,6 +390,7 @@ def _further_metrics(summary: dict[str, Any]) -> dict[str, str]:
         "ECE before temperature": subgroups.ece_line(calibrated, "before"),
         "ECE after temperature": subgroups.ece_line(calibrated, "after"),
         "the paper's binary accuracy": _number(summary["paper"]["binary_accuracy"]),
+        "linear probe": _describe_probe(summary["linear_probe"]),
         "computed by": summary["computed_by"],
         "data": summary["trained_on"]["note"],
     }
@@ -362,6 +402,15 @@ def _further_metrics(summary: dict[str, Any]) -> dict[str, str]:
             f"log loss {_number(without['log_loss'])}; {tta['note']}"
         )
     return rows
+
+
+def _describe_probe(probed: dict[str, Any]) -> str:
+    if probed["metrics"] is None:
+        return f"omitted: {probed['note']}"
+    return (
+        f"logistic regression on features of the initial weights ({probed['initial_weights']}), from "
+        f"{probed['images']:,} of {probed['of']:,} training images; took {probed['seconds']} s"
+    )
 
 
 def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:

@@ -14,6 +14,7 @@ from jobs.common.console import read_json, write_json
 from jobs.common.graphs import with_float_graph
 from scalp_core import storage
 from scalp_core.bundles.bundle import (
+    INITIAL_FILE,
     WEIGHTS_FILE,
     Bundle,
     BundleSpec,
@@ -31,7 +32,7 @@ from scalp_core.models.recipe import DEFAULT_ARCHITECTURE, Recipe
 if TYPE_CHECKING:
     import torch  # takes seconds to import: mistakes that do not need it are reported before
 
-_WEIGHTS_FILE, _RECORD_FILE = "initial.safetensors", "initial.json"
+_RECORD_FILE = "initial.json"
 _IMAGES = 2  # minimum of batch normalization in training
 
 
@@ -102,7 +103,7 @@ def save_initial_state(run: str, start: InitialState) -> None:
 
 def initial_uri(run: str) -> str:
     """Return the URI of a run's initial weights, which its workers read."""
-    return storage.join(run, _WEIGHTS_FILE)
+    return storage.join(run, INITIAL_FILE)
 
 
 def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, weights: bytes) -> list[str]:

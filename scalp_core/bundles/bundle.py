@@ -37,6 +37,8 @@ SCHEMA_VERSION: Literal[1] = 1
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "bundle.json"
 CARD_FILE = "MODEL_CARD.md"
+INITIAL_FILE = "initial.safetensors"
+"""Initial weights of the training, in the run directory next to the bundle."""
 
 GraphKind = Literal["float", "int8"]
 Head = Literal["softmax", "corn"]

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from scalp_core.evaluation.paired import METRICS
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
@@ -183,6 +184,33 @@ def plot_slices(
         "dotted: all images; bars: 95 % over groups, absent for a single group; gray: too few images",
         fontsize=8, color="#444444",
     )  # fmt: skip
+    return _png(figure)
+
+
+def plot_differences(differences: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> bytes:
+    """Plot the differences of models from the first model with intervals.
+
+    Args:
+        differences: `differences` of `paired.compare_answers`, per model after the first.
+        names: Name of each of these models.
+        title: Title of the plot.
+    """
+    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.34 * len(METRICS) * len(names)), layout="constrained")
+    axis.axvline(0, color="gray", linestyle=":")
+    step = 0.8 / len(names)
+    for model, (name, of_model) in enumerate(zip(names, differences, strict=True)):
+        for row, metric in enumerate(METRICS):
+            value, height = of_model[metric], row + step * (model - (len(names) - 1) / 2)
+            if value["low"] is not None:
+                axis.plot([value["low"], value["high"]], [height, height], color=f"C{model}", linewidth=2)
+            if value["difference"] is not None:
+                axis.plot(value["difference"], height, "o", color=f"C{model}", markersize=5)
+        axis.plot([], [], "o-", color=f"C{model}", label=name)
+    axis.set_yticks(range(len(METRICS)), list(METRICS.values()), fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel="difference from the first model; bars: 95 % over groups", title=title)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=8)
     return _png(figure)
 
 

@@ -20,7 +20,7 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.storage import read
 
 # The evaluation of `pipeline` ran in Ray.
-evaluate_alone = partial(evaluate, executor=LocalExecutor())
+evaluate_alone = partial(evaluate, executor=LocalExecutor(), probe=False)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,15 @@ def test_every_metric_has_its_interval_and_its_baselines(summary):
     for name in ("qwk", "top1", "log_loss"):
         bound = summary["intervals"][name]
         assert bound["low"] <= summary["metrics"][name] <= bound["high"]
+
+
+def test_the_linear_probe_is_a_baseline_from_the_initial_weights(pipeline, summary):
+    probed = summary["linear_probe"]
+    train = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "train")
+    assert (probed["images"], probed["of"]) == (train.num_rows, train.num_rows)
+    assert set(probed["metrics"]) == set(summary["prior"])
+    assert probed["metrics"]["n"] == summary["metrics"]["n"]
+    assert probed["initial_weights"] == "none (random)" and probed["seconds"] > 0
 
 
 def test_it_tells_whom_it_is_worse_for_and_what_referral_buys(pipeline, summary):
@@ -97,6 +106,7 @@ def test_a_part_that_training_saw_is_told(pipeline, summary, tmp_path, capsys):
     assert summary["trained_on"]["warning"] is None
     seen = evaluate_alone(str(pipeline.run), str(pipeline.data), str(tmp_path), "val")
     assert "were chosen on this split" in seen["trained_on"]["warning"]
+    assert seen["linear_probe"] == {"metrics": None, "note": "--no-probe"}
     said = capsys.readouterr().out
     assert "SEEN IN TRAINING" in said and "SYNTHETIC IMAGES" in said and seen["computed_by"] in said
     assert f"({seen['metrics']['ece_if_calibrated']:.3f} expected" in said  # the table folds the rest

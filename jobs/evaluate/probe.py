@@ -1,0 +1,126 @@
+"""The linear probe of `scalp evaluate`: what training reached beyond its frozen initial weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.growth import wait_for_node
+from jobs.common.console import console
+from jobs.common.executor import Executor, InferenceSize
+from jobs.common.images import Columns, LoadImages, gather_columns, select_locations
+from jobs.common.inference import Computation
+from scalp_core import storage
+from scalp_core.bundles.bundle import INITIAL_FILE, WEIGHTS_FILE, Bundle
+from scalp_core.datasets import manifest
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.evaluation import metrics
+from scalp_core.evaluation.linear_probe import predict_linear_probe
+
+MAX_IMAGES = 2000
+"""Most training images of the probe: its cost is one forward pass over these and the evaluated images."""
+
+_SEED = 0
+
+
+class AddFeatures:
+    """Actor that replaces `image` by `features` float32 (D,): the input of the classifier."""
+
+    def __init__(self, bundle: Callable[[], Bundle], computation: Computation, threads: int) -> None:
+        import torch  # takes seconds to import
+
+        from scalp_core.models.architecture import load_model, to_channels_last
+
+        torch.set_num_threads(threads)
+        shared = bundle()
+        model: Any = load_model(shared)
+        model.reset_classifier(0)
+        self._preprocess = shared.spec.preprocess
+        self._device, self._bf16 = computation.device, computation.precision == "bf16"
+        self._model = to_channels_last(model.eval()).to(self._device)
+
+    def __call__(self, batch: Columns) -> Columns:
+        import torch
+
+        from scalp_core.models.architecture import normalize
+
+        images = torch.from_numpy(batch.pop("image")).to(self._device)
+        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
+            features = self._model(normalize(images, self._preprocess))
+        return batch | {"features": features.float().cpu().numpy()}
+
+
+def evaluate_probe(
+    loaded: Bundle,
+    data: DataSpec,
+    table: pa.Table,
+    split: str,
+    computation: Computation,
+    batch_size: int,
+    executor: Executor,
+) -> dict[str, Any]:
+    """Evaluate a logistic regression on features of the initial weights of a bundle's run.
+
+    Args:
+        loaded: Bundle in its run directory, which holds the initial weights.
+        data: Contract of the data.
+        table: Manifest of the data; the probe is fitted on at most `MAX_IMAGES` images of its train split.
+        split: Split to grade.
+        computation: Device and precision.
+        batch_size: Images per forward pass.
+        executor: Runs the steps.
+
+    Returns:
+        `metrics`, or None and the reason in `note`; `images` and `of`: used and all training images;
+        `strength`: inverse regularization; `initial_weights`; `seconds`.
+    """
+    uri = storage.join(str(loaded.uri).rpartition("/")[0], INITIAL_FILE)
+    if data.sha256 != loaded.spec.training.data_sha256 or split == "train":
+        return omit_probe("it needs the val or test split of the data of the training")
+    if loaded.uri is None or not storage.exists(uri):
+        return omit_probe(f"the bundle is not in its run directory, which holds {INITIAL_FILE}")
+    started = time.monotonic()
+    train, rows = (manifest.select_split(table, name) for name in ("train", split))
+    count = min(MAX_IMAGES, train.num_rows)
+    used = train.take(np.sort(np.random.default_rng(_SEED).choice(train.num_rows, count, replace=False)))
+    labels, truth = (np.array(each["label"].to_pylist()) for each in (used, rows))
+    if len(np.unique(labels)) < 2:
+        return omit_probe("the training images have a single grade")
+    initial = Bundle(loaded.spec, files={WEIGHTS_FILE: storage.read(uri)})
+    with console.status(f"linear probe: features of {count + rows.num_rows} images"):
+        features, others = (
+            _compute_features(initial, each, computation, batch_size, executor) for each in (used, rows)
+        )
+        probs, strength = predict_linear_probe(features, labels, used["group"].to_pylist(), others)
+    return {
+        "metrics": metrics.score(truth, probs.argmax(axis=1)) | metrics.score_probabilities(truth, probs),
+        "images": count,
+        "of": train.num_rows,
+        "strength": strength,
+        "initial_weights": str(loaded.spec.training.initial_weights),
+        "seconds": round(time.monotonic() - started, 1),
+        "note": None,
+    }
+
+
+def omit_probe(note: str) -> dict[str, Any]:
+    """Return the record of a probe that was not computed, with the reason."""
+    return {"metrics": None, "note": note}
+
+
+def _compute_features(
+    initial: Bundle, rows: pa.Table, computation: Computation, batch_size: int, executor: Executor
+) -> np.ndarray:
+    cluster = wait_for_node(executor.cluster(), console.print)
+    on_gpu = computation.device == "cuda"
+    cpus = 1 if on_gpu else cluster.model_cpus
+    size = InferenceSize(cluster.gpus if on_gpu else cluster.nodes, batch_size, cpus, int(on_gpu))
+    arguments = (executor.share(initial), computation, cpus)
+    located = select_locations(rows, "image_id")
+    load = LoadImages(initial.spec.preprocess)
+    batches = executor.infer(located, load, AddFeatures, arguments, size)
+    return gather_columns(batches, rows["image_id"].to_pylist())["features"]
