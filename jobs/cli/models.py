@@ -73,6 +73,7 @@ def models_promote(
     """Promote a version to models://NAME, unless it may be worse than the promoted one.
 
     The first version of a model is promoted without a comparison; a later one needs --data or --untested.
+    If the registry holds NAME/promotion.yaml, each of its rules must pass on --data.
     """
     from jobs.models.driver import promote as verb
 

@@ -20,6 +20,7 @@ from scalp_core.bundles.registry import (
 )
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import MAX_DROP
+from scalp_core.evaluation.promotion_policy import PolicyResult
 from scalp_core.storage import lease, outputs
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def promote(
         device: Device of both models.
 
     Raises:
-        UserError: No version in `model`, no data for the comparison with the promoted version, or as in
-            `Registry.find` and `Registry.promote`.
+        UserError: No version in `model`, no data for the comparison with the promoted version or for the
+            model's policy, a rule of the policy fails, or as in `Registry.find` and `Registry.promote`.
     """
     if untested and not why:
         raise UserError("--untested needs --why: the history must record the reason")
@@ -90,27 +91,52 @@ def promote(
         raise UserError(f"{model} has no version; write {model.removeprefix(SCHEME)}@VERSION or @latest")
     name, version = store.find(model)
     current = store.current(name)
-    evidence = None
-    if current and current.version != version and not untested:
-        if data is None:
-            raise UserError(
-                f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; add "
-                "--data DIRECTORY with labeled images (of scalp prepare), or --untested"
-            )
-        from jobs.common.inference import ModelOptions  # imports Ray Data
-        from jobs.models.promotion import compare_versions
-
-        options = ModelOptions(device)
-        evidence = compare_versions(store, name, current.version, version, data, max_drop, options)
-    entry, new = store.promote(name, version, why, leaky_too, evidence, untested)
+    evidence, decision = None, None
+    if not (current and current.version == version):
+        evidence, decision = _assess(store, name, version, current, data, max_drop, untested, device)
+    entry, new = store.promote(name, version, why, leaky_too, evidence, untested, decision)
     if not new:
         console.print(
             f"{name}@{version} is already promoted, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
         )
     if new and evidence:
         _show_evidence(evidence)
+    if new and decision:
+        show("promotion.yaml", {f"line {result.line}": str(result) for result in decision.results})
     _show(store, {name: [version]})
     return entry
+
+
+def _assess(
+    store: Registry,
+    name: str,
+    version: int,
+    current: Promotion | None,
+    data: str | None,
+    max_drop: float,
+    untested: bool,
+    device: Device,
+) -> tuple[Evidence | None, PolicyResult | None]:
+    """Assess a version as `assess_version` does, if there is something to compare it with, or a policy."""
+    policy = store.policy(name)
+    if policy:
+        if untested or data is None:
+            raise UserError(
+                f"{policy.uri} must decide about {name}@{version}; add --data DIRECTORY with data that it "
+                f"lists{', without --untested' * untested}"
+            )
+    elif current is None or untested:
+        return None, None
+    elif data is None:
+        raise UserError(
+            f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; "
+            "add --data DIRECTORY with labeled images (of scalp prepare), or --untested"
+        )
+    from jobs.common.inference import ModelOptions  # imports Ray Data
+    from jobs.models.promotion import assess_version
+
+    promoted = current.version if current else None
+    return assess_version(store, name, version, promoted, data, max_drop, policy, ModelOptions(device))
 
 
 def _show_evidence(evidence: Evidence) -> None:

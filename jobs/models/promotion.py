@@ -1,4 +1,4 @@
-"""Compare a version with the promoted one before promotion, on the same labeled images."""
+"""Assess a version before promotion: compare it with the promoted one, and apply the model's policy."""
 
 from __future__ import annotations
 
@@ -6,57 +6,71 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.common.inference import ModelOptions
-from jobs.evaluate.driver import collect_columns
+from jobs.evaluate.driver import collect_columns, make_answers
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Evidence, Registry
 from scalp_core.datasets import manifest
 from scalp_core.evaluation import noninferiority, subgroups
-from scalp_core.evaluation.noninferiority import Answers
-from scalp_core.inference import calibration
-from scalp_core.inference.decision import make_gradings
+from scalp_core.evaluation.paired import Answers
+from scalp_core.evaluation.promotion_policy import PolicyFile, PolicyResult
 
 _SPLIT = "test"  # the only split of its data that did not influence a bundle
 
 
-def compare_versions(
-    store: Registry, name: str, promoted: int, version: int, data: str, max_drop: float, options: ModelOptions
-) -> Evidence:
-    """Bound what a version loses against the promoted one, on the test split of prepared data.
+def assess_version(
+    store: Registry,
+    name: str,
+    version: int,
+    promoted: int | None,
+    data: str,
+    max_drop: float,
+    policy: PolicyFile | None,
+    options: ModelOptions,
+) -> tuple[Evidence | None, PolicyResult | None]:
+    """Assess a version on the test split of prepared data.
 
     Args:
+        version: Number of the version.
+        promoted: Number of the promoted version; None if there is none.
         data: Directory that `scalp prepare` wrote.
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
+        policy: The model's policy; None if it has none.
+
+    Returns:
+        What the version may lose against the promoted one, and the decision of the policy.
 
     Raises:
-        UserError: The data or a bundle cannot be read.
+        UserError: The data or a bundle cannot be read, the policy does not list the data, or a rule fails.
     """
     data_sha256 = manifest.read_spec(data).sha256
+    if policy:
+        policy.check_data(data, data_sha256)
     rows = manifest.select_split(manifest.read_manifest(data), _SPLIT)
-    labels = np.array(rows["label"].to_pylist())
-    before, after = (load_bundle(store.uri(name, number)) for number in (promoted, version))
-    comparison = noninferiority.compare(
-        labels,
-        _answers(before, rows, labels, options),
-        _answers(after, rows, labels, options),
-        rows["group"].to_pylist(),
-        after.spec.conformal.coverage,
-        max_drop,
-    )
-    return Evidence(
-        against=promoted,
-        against_model=before.spec.model_version,
-        data=data,
-        data_sha256=data_sha256,
-        same_data=after.spec.training.data_sha256 == data_sha256,
-        comparison=comparison,
-    )
+    labels, groups = np.array(rows["label"].to_pylist()), rows["group"].to_pylist()
+    after = load_bundle(store.uri(name, version))
+    candidate = _answers(after, rows, labels, options)
+    evidence, reference = None, None
+    if promoted is not None:
+        before = load_bundle(store.uri(name, promoted))
+        reference = _answers(before, rows, labels, options)
+        evidence = Evidence(
+            against=promoted,
+            against_model=before.spec.model_version,
+            data=data,
+            data_sha256=data_sha256,
+            same_data=after.spec.training.data_sha256 == data_sha256,
+            comparison=noninferiority.compare(
+                labels, reference, candidate, groups, after.spec.conformal.coverage, max_drop
+            ),
+        )
+    decision = None
+    if policy:
+        columns = {column: rows[column].to_pylist() for column in subgroups.SLICED_BY}
+        decision = policy.decide(labels, candidate, reference, groups, columns, data_sha256)
+    return evidence, decision
 
 
 def _answers(bundle: Bundle, rows: pa.Table, labels: np.ndarray, options: ModelOptions) -> Answers:
     columns, _ = collect_columns(bundle, rows, options)
-    answers = make_gradings(columns["logits"], columns["statistics"], bundle.spec)
-    probs = np.array([answer.probabilities for answer in answers])
-    finite = calibration.finite_rows(columns["logits"])
-    grades = subgroups.penalize_not_finite(labels, probs, finite).argmax(axis=1)
-    return Answers(grades, subgroups.is_in_set(labels, [answer.grade_set for answer in answers]))
+    return make_answers(columns, labels, bundle.spec)[2]

@@ -5,17 +5,20 @@ A folder or an `s3://` prefix:
     ROOT/NAME/versions/N/claim.json     the bundle that owns number N; created first, by one writer
     ROOT/NAME/versions/N/…              the bundle's files; version N exists once bundle.json does, the last
     ROOT/NAME/history/000001.json, …    promotions and rollbacks; the last one names the promoted version
+    ROOT/NAME/promotion.yaml            policy that promotions obey, if the owner put one there
 
 Files are never changed or removed. Concurrent writers are safe: a writer takes a number, or the next place in
 the history, by creating a file that only one writer can create (`storage.create`). A number belongs to a
 bundle, not to a writer. Each `add` of that bundle writes the same bytes, so concurrent ones share one
-version, and a later one completes an interrupted one.
+version, and a later one completes an interrupted one. An entry of the history has the hash of the one before,
+so a changed entry is detected by its successor.
 """
 
 from __future__ import annotations
 
 import difflib
 import getpass
+import hashlib
 import itertools
 import os
 import re
@@ -39,6 +42,7 @@ from scalp_core.bundles.bundle import (
 )
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
+from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy
 from scalp_core.storage.listing import TEMPORARY
 from scalp_core.storage.outputs import MARKER_FILE
 
@@ -90,6 +94,10 @@ class Promotion(BaseModel):
     evidence: Evidence | None = Field(
         None, description="None for a first version, an untested one or a rollback"
     )
+    policy: PolicyResult | None = Field(None, description="decision of promotion.yaml; None without one")
+    previous_sha256: str | None = Field(
+        None, description="hash of the entry before; None for the first one and in older entries"
+    )
 
 
 Record = TypeVar("Record", Claim, Promotion)
@@ -124,6 +132,15 @@ class Registry:
     def current(self, name: str) -> Promotion | None:
         """The history entry of the promoted version; None if no version is promoted."""
         return next(reversed(self.history(name)), None)
+
+    def policy(self, name: str) -> PolicyFile | None:
+        """Read the policy that promotions of a model obey; None if it has none.
+
+        Raises:
+            UserError: The file is invalid.
+        """
+        uri = storage.join(self.root, name, POLICY_FILE)
+        return load_policy(uri) if storage.exists(uri) else None
 
     def find(self, reference: str) -> tuple[str, int]:
         """Resolve `[models://]NAME[@VERSION]` to a name and a version number.
@@ -184,6 +201,7 @@ class Registry:
         leaky_too: bool = False,
         evidence: Evidence | None = None,
         untested: bool = False,
+        decision: PolicyResult | None = None,
     ) -> tuple[Promotion, bool]:
         """Promote a version: `models://NAME` then resolves to it.
 
@@ -192,13 +210,14 @@ class Registry:
             leaky_too: Whether a version trained on a leaky split is accepted.
             evidence: Comparison with the promoted version, for the history.
             untested: Whether to promote without evidence.
+            decision: Decision of the model's policy, which is needed if it has one.
 
         Returns:
             The entry that promotes it, and whether the entry is new.
 
         Raises:
             UserError: The version was trained on a leaky split, the evidence is missing, negative or about
-                another version, or another promotion came in between.
+                another version, the policy's decision is missing, or another promotion came in between.
         """
         entries = self._entries(name)
         last = next(reversed(entries.values()), None)
@@ -225,7 +244,13 @@ class Registry:
                 f"{name}@{version} was compared with {name}@{evidence.against}, but meanwhile {last.who} "
                 f"promoted {name}@{last.version}; run it again if it is still wanted"
             )
-        return self._enter(name, entries, "promote", spec, version, why, evidence), True
+        policy = self.policy(name)
+        if policy and (decision is None or decision.policy_sha256 != policy.sha256):
+            raise UserError(
+                f"{policy.uri} has not decided about {name}@{version}; run scalp models promote "
+                f"{name}@{version} --data DIRECTORY"
+            )
+        return self._enter(name, entries, "promote", spec, version, why, evidence, decision), True
 
     def rollback(self, name: str, why: str = "") -> Promotion:
         """Promote the previously promoted version again; a second rollback goes one further back.
@@ -279,7 +304,16 @@ class Registry:
             matches = map(_ENTRY.fullmatch, storage.names_in(folder))
             return (int(match[1]) for match in matches if match)
 
-        return {number: _read(Promotion, _entry(folder, number)) for number in _numbers(listed)}
+        files = {number: storage.read(_entry(folder, number)) for number in _numbers(listed)}
+        entries = {number: _parse(Promotion, data, _entry(folder, number)) for number, data in files.items()}
+        for number, entry in entries.items():
+            before = files.get(number - 1)
+            if before and entry.previous_sha256 and entry.previous_sha256 != _sha256(before):
+                raise UserError(
+                    f"{_entry(folder, number - 1)} was changed after entry {number} recorded its hash; "
+                    "restore it from a backup"
+                )
+        return entries
 
     def _enter(
         self,
@@ -290,8 +324,10 @@ class Registry:
         version: int,
         why: str,
         evidence: Evidence | None = None,
+        decision: PolicyResult | None = None,
     ) -> Promotion:
         """Append to the history, unless it has changed since the decision."""
+        folder, last = storage.join(self.root, name, "history"), max(entries, default=0)
         entry = Promotion(
             action=action,
             version=version,
@@ -300,8 +336,10 @@ class Registry:
             when=datetime.now(UTC),
             why=why,
             evidence=evidence,
+            policy=decision,
+            previous_sha256=_sha256(storage.read(_entry(folder, last))) if last else None,
         )
-        place = _entry(storage.join(self.root, name, "history"), max(entries, default=0) + 1)
+        place = _entry(folder, last + 1)
         if not storage.create(place, _json(entry)):
             other = _read(Promotion, place)
             raise UserError(
@@ -426,8 +464,16 @@ def _json(record: BaseModel) -> bytes:
     return (record.model_dump_json(indent=2) + "\n").encode()
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _read(kind: type[Record], uri: str) -> Record:
+    return _parse(kind, storage.read(uri), uri)
+
+
+def _parse(kind: type[Record], data: bytes, uri: str) -> Record:
     try:
-        return kind.model_validate_json(storage.read(uri))
+        return kind.model_validate_json(data)
     except ValidationError:
         raise UserError(f"{uri} cannot be read; it was changed by hand: restore it from a backup") from None

@@ -97,6 +97,38 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     assert models.promote("scalp@3", untested=True, why="a demonstration", registry=root).evidence is None
 
 
+def test_a_promotion_obeys_the_policy_of_its_model(pipeline, bundle, tmp_path, capsys):
+    root, data = str(tmp_path / "models"), str(pipeline.data)
+    for source in (pipeline.run, bundle):  # the last one's weights are random
+        models.add(str(source), "scalp", root)
+    policy = tmp_path / "models/scalp/promotion.yaml"
+    fingerprint = manifest.read_spec(data).sha256
+    policy.write_text(f"data: [{'0' * 64}]\nrules:\n  - {{metric: top1, at_least: 0.0}}\n")
+    with pytest.raises(UserError, match="promotion.yaml: data does not list"):
+        models.promote("scalp@1", data=data, registry=root)
+    policy.write_text(
+        f"data: [{fingerprint}]\nrules:\n"
+        "  - {metric: top1, at_least: 0.0}\n"
+        "  - {metric: qwk, at_least: 0.05}\n"
+        "  - {metric: qwk, max_loss: 0.05}\n"
+    )
+    for options in ({}, {"data": data, "untested": True, "why": "hurry"}):
+        with pytest.raises(UserError, match="promotion.yaml must decide about scalp@1; add --data"):
+            models.promote("scalp@1", registry=root, **options)
+    with pytest.raises(UserError, match="promotion.yaml, line 4: qwk at least 0.05: it is .* and may be"):
+        models.promote("scalp@2", data=data, registry=root)
+    assert Registry(root).history("scalp") == []
+
+    entry = models.promote("scalp@1", data=data, registry=root)
+    assert "line 4" in capsys.readouterr().out
+    assert [result.line for result in entry.policy.results] == [3, 4, 5]
+    assert entry.policy.results[2].note == "no version is promoted"
+    assert Registry(root).history("scalp") == [entry]
+    with pytest.raises(UserError, match=r"line 5: qwk max loss 0\.05: it is"):
+        models.promote("scalp@2", data=data, max_drop=1, registry=root)
+    assert models.promote("scalp@1", registry=root) == entry  # promoted already: nothing to decide
+
+
 def test_mistakes_with_models_end_with_an_error(bundle, tmp_path, monkeypatch):
     monkeypatch.delenv("SCALP_MODELS", raising=False)
     assert re.match("error: .*SCALP_MODELS.*--registry", run_scalp("models", "list").stderr)

@@ -21,6 +21,7 @@ from scalp_core.bundles.registry import Evidence, Registry, open_registry
 from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
+from scalp_core.evaluation.promotion_policy import PolicyResult
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -349,6 +350,35 @@ def evidence(against, bound):
             coverage=0.9, promised_coverage=0.9, coverage_drop=0.0, coverage_drop_bound=0.0,
         ),
     )  # fmt: skip
+
+
+def test_a_changed_entry_of_the_history_is_detected(store, run):
+    for number in range(1, 4):
+        store.add(run(number), "scalp")
+        store.promote("scalp", number, why="trial", untested=True)
+    second = storage.join(store.root, "scalp", "history", "000002.json")
+    storage.write(second, storage.read(second).replace(b"trial", b"proof"))
+    with pytest.raises(UserError, match="000002.json was changed after entry 3 recorded its hash"):
+        store.promote("scalp", 1, untested=True)
+    with pytest.raises(UserError, match="was changed"):
+        load_bundle("models://scalp")
+
+
+def test_a_policy_must_decide_about_each_promotion(store, run):
+    for number in (1, 2):
+        store.add(run(number), "scalp")
+    uri = storage.join(store.root, "scalp", "promotion.yaml")
+    storage.write(uri, b"data: [a]\nrules:\n  - {metric: qwk, at_least: 0.8}\n")
+    assert store.names() == ["scalp"]
+    policy = store.policy("scalp")
+    decision = PolicyResult(policy_sha256=policy.sha256, policy=policy.policy, data_sha256="a", results=[])
+    with pytest.raises(UserError, match="promotion.yaml has not decided about scalp@1"):
+        store.promote("scalp", 1, untested=True)
+    entry, _ = store.promote("scalp", 1, decision=decision)
+    assert store.history("scalp") == [entry] and entry.policy == decision
+    storage.write(uri, storage.read(uri).replace(b"0.8", b"0.9"))  # the decision was by another policy
+    with pytest.raises(UserError, match="promotion.yaml has not decided about scalp@2"):
+        store.promote("scalp", 2, evidence=evidence(1, 0.0), decision=decision)
 
 
 def test_evidence_decides_a_promotion_and_stays_in_the_history(store, run):
