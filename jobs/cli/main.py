@@ -18,7 +18,7 @@ from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.serve import serve
 from jobs.cli.submit import jobs, submit
-from jobs.cli.training import evaluate, explain, quantize, train, tune
+from jobs.cli.training import audit_labels, evaluate, explain, quantize, train, tune
 from jobs.common import supervise
 from jobs.common.errors import print_error
 from jobs.common.interrupt import INTERRUPTED, Detached
@@ -129,6 +129,13 @@ app.command(
     epilog="Examples:\n\nscalp evaluate runs/first data/ runs/first/test\n\n"
     "scalp evaluate runs/first runs/second data/ runs/compared",
 )(evaluate)
+
+
+app.command(
+    "audit-labels",
+    rich_help_panel=_DATA,
+    epilog="Examples:\n\nscalp train data/ runs/folds --folds 5\n\nscalp audit-labels runs/folds suspects/",
+)(audit_labels)
 
 
 app.command(rich_help_panel=_MODEL, epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")(

@@ -19,6 +19,7 @@ from jobs.cli.options import (
     SetOption,
     parse_range,
 )
+from scalp_core.errors import UserError
 
 # Each command imports its module when it is called: Ray and PyTorch take seconds to import.
 
@@ -52,6 +53,14 @@ def train(
             min=0, help="fold of `scalp prepare --folds` to validate on, from 0; default: the val split"
         ),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="train one bundle per fold of `scalp prepare --folds`, in RUN/fold-0 and so on, and write "
+            "the out-of-fold answers to all images",
+        ),
+    ] = None,
     tracking: Annotated[
         Literal["tensorboard", "mlflow", "none"],
         typer.Option(
@@ -67,15 +76,16 @@ def train(
     from scalp_core.models.recipe import load_recipe
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    verb(
-        data,
-        run,
-        load_recipe(recipe, RECIPES, overrides),
-        None if workers == "auto" else parse_range("--workers", workers),
-        device,
-        fold,
-        tracking,
-    )
+    settings = load_recipe(recipe, RECIPES, overrides)
+    worker_range = None if workers == "auto" else parse_range("--workers", workers)
+    if folds is None:
+        verb(data, run, settings, worker_range, device, fold, tracking)
+        return
+    if fold is not None:
+        raise UserError("--folds trains all folds, and --fold one of them; give one of the two")
+    from jobs.train.folds import train_folds
+
+    train_folds(data, run, settings, folds, worker_range, device, tracking)
 
 
 def tune(
@@ -180,6 +190,17 @@ def quantize(
     from jobs.models.quantize import quantize as verb
 
     verb(bundle, data, max_drop=max_drop)
+
+
+def audit_labels(
+    run: Annotated[str, typer.Argument(help="run directory of `scalp train --folds`, local or s3://")],
+    out: OutArg,
+    pictures: Annotated[int, typer.Option(min=0, help="maximum number of images in the report")] = 100,
+) -> None:
+    """List the labels that are most likely wrong, with their images, from out-of-fold answers."""
+    from jobs.evaluate.audit_labels import audit_labels as verb
+
+    verb(run, out, pictures)
 
 
 def explain(

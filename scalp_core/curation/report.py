@@ -55,12 +55,12 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
                 "grade": f"{grade} {GRADE_NAMES[grade]}",
                 "korean": GRADE_NAMES_KO[grade],
                 "count": summary["by_grade"][GRADE_NAMES[grade]],
-                "pictures": _thumbnails(rows),
+                "pictures": make_thumbnails(rows),
             }
             for grade, rows in examples["sheets"].items()
         ],
         near_pairs=[
-            {"pictures": _thumbnails(pair), "labels": [row["label"] for row in pair]}
+            {"pictures": make_thumbnails(pair), "labels": [row["label"] for row in pair]}
             for pair in examples["near_pairs"]
         ],
         dropped_examples=examples["dropped_examples"],
@@ -139,7 +139,7 @@ def _cause(summary: dict[str, Any]) -> str:
     return f"; of {groups:,} groups, {largest['group']} has {share:.0%} of the images"
 
 
-def _thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
+def make_thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Thumbnails as data URIs, without metadata; gray for an image that can no longer be read."""
     locations = [Location(row["uri"], row["member"]) for row in rows]
     return [_thumbnail(data) for data in datasets_locations.read_images(locations, codecs.MAX_BYTES)]

@@ -1,0 +1,86 @@
+"""`scalp audit-labels`: list the labels that are most likely wrong, with their images."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+
+from jobs.common.console import SUMMARY_FILE, console, now, read_json, show, write_json
+from scalp_core import storage
+from scalp_core.curation.report import make_thumbnails
+from scalp_core.errors import UserError
+from scalp_core.evaluation.label_errors import OUT_OF_FOLD_FILE, find_label_errors
+from scalp_core.grades import GRADE_NAMES
+from scalp_core.storage import outputs, parquet
+
+KIND = "audit-labels"
+
+
+def audit_labels(run: str, out: str, pictures: int = 100) -> dict[str, Any]:
+    """List the labels that are most likely wrong, by confident learning on out-of-fold probabilities.
+
+    Args:
+        run: Directory that `scalp train --folds` wrote.
+        out: Output directory for `suspects.parquet`, `report.html` and `summary.json`.
+        pictures: Maximum number of images in the report, the likeliest errors first.
+
+    Returns:
+        The summary: number of images and suspect labels, and the counts by label and suggested grade.
+
+    Raises:
+        UserError: `run` has no out-of-fold answers, or `out` holds other files or is in use.
+    """
+    out = storage.absolute(out)
+    outputs.check_output(out, KIND, [run])
+    answers = storage.join(storage.absolute(run), OUT_OF_FOLD_FILE)
+    if not storage.exists(answers):
+        raise UserError(f"{run} has no {OUT_OF_FOLD_FILE}; make it with scalp train DATA RUN --folds 5")
+    rows = parquet.read(answers)
+    labels = np.array(rows["label"].to_pylist())
+    order, suggested, margins = find_label_errors(labels, np.array(rows["probabilities"].to_pylist()))
+    suspects = rows.take(order).select(["image_id", "uri", "member", "label", "group", "probabilities"])
+    suspects = suspects.append_column("suggested", pa.array(suggested, pa.int8()))
+    suspects = suspects.append_column("margin", pa.array(margins, pa.float64()))
+    with outputs.open_output(out, KIND, [run]):
+        counts = np.zeros((len(GRADE_NAMES), len(GRADE_NAMES)), int)
+        np.add.at(counts, (labels[order], suggested), 1)
+        summary = {
+            "kind": KIND,
+            "date": now(),
+            "data_sha256": (read_json(storage.join(storage.absolute(run), SUMMARY_FILE)) or {}).get(
+                "data_sha256"
+            ),
+            "images": len(labels),
+            "suspects": len(order),
+            "by_label_and_suggestion": counts.tolist(),
+        }
+        parquet.write(storage.join(out, "suspects.parquet"), suspects)
+        with console.status("reading the images of the report"):
+            page = _render(summary, suspects.slice(0, pictures).to_pylist())
+        storage.write(storage.join(out, "report.html"), page)
+        write_json(storage.join(out, SUMMARY_FILE), summary)
+    show(
+        KIND,
+        {
+            "images": f"{len(labels):,}",
+            "suspect labels": f"{len(order):,} ({len(order) / len(labels):.1%}), the likeliest errors first",
+            "list": storage.join(out, "suspects.parquet"),
+            "images to look at": storage.join(out, "report.html"),
+        },
+    )
+    return summary
+
+
+def _render(summary: dict[str, Any], suspects: list[dict[str, Any]]) -> bytes:
+    template = resources.files("scalp_core.evaluation").joinpath("label_errors.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        summary=summary,
+        suspects=list(zip(suspects, make_thumbnails(suspects), strict=True)),
+        grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
+    )
+    return page.encode()
