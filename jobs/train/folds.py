@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.common.console import SUMMARY_FILE, console, now, read_json, show, write_json
+from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_columns, make_answers
 from jobs.train.driver import train
@@ -62,11 +62,12 @@ def train_folds(
             f"prepare SOURCE OUT --folds {folds}"
         )
     with outputs.open_output(run, KIND, [data]) as output:
-        parts = []
+        parts, kappas = [], []
         for fold in range(folds):
             console.print(f"fold {fold} of {folds}")
             folder = storage.join(run, f"fold-{fold}")
-            train(data, folder, recipe, workers, device, fold, tracking)
+            trained = train(data, folder, recipe, workers, device, fold, tracking)
+            kappas.append(trained["validation"]["qwk"])
             parts.append(_answer_fold(folder, manifest.apply_fold(table, fold), device))
         rows = pa.concat_tables(parts)
         labels = np.array(rows["label"].to_pylist())
@@ -84,10 +85,7 @@ def train_folds(
             "metrics": metrics.score(labels, probs.argmax(axis=1))
             | metrics.score_probabilities(labels, probs),
             "intervals": bootstrap.bootstrap_metrics(labels, probs, rows["group"].to_pylist()),
-            "by_fold": [
-                read_json(storage.join(run, f"fold-{fold}", SUMMARY_FILE))["validation"]["qwk"]
-                for fold in range(folds)
-            ],
+            "by_fold": kappas,
         }
         write_json(storage.join(run, SUMMARY_FILE), summary)
     _show(summary, run)

@@ -97,8 +97,8 @@ def compare(
     }
     bounds = {name: upper_bound(drop[1:], count, confidence) for name, drop in drops.items()}
     for name in ("qwk", "coverage"):
-        if bounds[name] is not None:
-            bounds[name] = max(bounds[name], unseen_loss(name, labels, reference, confidence))
+        if (bound := bounds[name]) is not None:
+            bounds[name] = max(bound, unseen_loss(name, labels, reference, confidence))
     against_reference, against_promise = bounds["coverage"], bounds["promise"]
     return Comparison(
         images=len(labels),

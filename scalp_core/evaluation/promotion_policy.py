@@ -162,8 +162,8 @@ class PolicyFile(BaseModel):
             results.append(_decide(rule, line, labels[inside], models, groups_inside, self.policy.confidence))
         failed = [result for result in results if not result.passed]
         if failed:
-            lines = "; ".join(f"line {result.line}: {result}" for result in failed)
-            raise UserError(f"{self.uri}, {lines}")
+            lines = " and ".join(f"line {result.line}: {result}" for result in failed)
+            raise UserError(f"{self.uri}, {lines}; more images narrow a bound, if the value itself is good")
         return PolicyResult(
             policy_sha256=self.sha256, policy=self.policy, data_sha256=data_sha256, results=results
         )
