@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from cluster.growth import wait_for_node
 from jobs.common.console import console
-from jobs.common.executor import Executor, InferenceSize
+from jobs.common.executor import Executor
 from jobs.common.images import Columns, LoadImages, gather_columns, select_locations
-from jobs.common.inference import Computation
+from jobs.common.inference import Computation, infer
 from scalp_core import storage
 from scalp_core.bundles.bundle import INITIAL_FILE, WEIGHTS_FILE, Bundle
 from scalp_core.datasets import manifest
@@ -116,11 +116,8 @@ def _compute_features(
     initial: Bundle, rows: pa.Table, computation: Computation, batch_size: int, executor: Executor
 ) -> np.ndarray:
     cluster = wait_for_node(executor.cluster(), console.print)
-    on_gpu = computation.device == "cuda"
-    cpus = 1 if on_gpu else cluster.model_cpus
-    size = InferenceSize(cluster.gpus if on_gpu else cluster.nodes, batch_size, cpus, int(on_gpu))
-    arguments = (executor.share(initial), computation, cpus)
-    located = select_locations(rows, "image_id")
-    load = LoadImages(initial.spec.preprocess)
-    batches = executor.infer(located, load, AddFeatures, arguments, size)
+    device = computation.device
+    arguments = (executor.share(initial), computation, 1 if device == "cuda" else cluster.model_cpus)
+    located, load = select_locations(rows, "image_id"), LoadImages(initial.spec.preprocess)
+    batches = infer(located, load, AddFeatures, arguments, device, batch_size, cluster, executor)
     return gather_columns(batches, rows["image_id"].to_pylist())["features"]
