@@ -103,28 +103,33 @@ def test_a_promotion_obeys_the_policy_of_its_model(pipeline, bundle, tmp_path, c
         models.add(str(source), "scalp", root)
     policy = tmp_path / "models/scalp/promotion.yaml"
     fingerprint = manifest.read_spec(data).sha256
-    policy.write_text(f"data: [{'0' * 64}]\nrules:\n  - {{metric: top1, at_least: 0.0}}\n")
+    always, never, none_yet = (
+        "metric: top1, at_least: -1", "metric: top1, at_least: 1", "metric: top1, max_loss: -1"
+    )  # fmt: skip
+
+    def write(data_sha256, *rules):
+        policy.write_text(
+            "\n".join([f"data: [{data_sha256}]", "rules:", *(f"  - {{{rule}}}" for rule in rules)])
+        )
+
+    write("f" * 64, always)
     with pytest.raises(UserError, match="promotion.yaml: data does not list"):
         models.promote("scalp@1", data=data, registry=root)
-    policy.write_text(
-        f"data: [{fingerprint}]\nrules:\n"
-        "  - {metric: top1, at_least: 0.0}\n"
-        "  - {metric: qwk, at_least: 0.05}\n"
-        "  - {metric: qwk, max_loss: 0.05}\n"
-    )
+    write(fingerprint, always, never)
     for options in ({}, {"data": data, "untested": True, "why": "hurry"}):
         with pytest.raises(UserError, match="promotion.yaml must decide about scalp@1; add --data"):
             models.promote("scalp@1", registry=root, **options)
-    with pytest.raises(UserError, match="promotion.yaml, line 4: qwk at least 0.05: it is .* and may be"):
-        models.promote("scalp@2", data=data, registry=root)
+    with pytest.raises(UserError, match="promotion.yaml, line 4: top1 at least 1: it is .* and may be"):
+        models.promote("scalp@1", data=data, registry=root)
     assert Registry(root).history("scalp") == []
 
+    write(fingerprint, always, none_yet)
     entry = models.promote("scalp@1", data=data, registry=root)
     assert "line 4" in capsys.readouterr().out
-    assert [result.line for result in entry.policy.results] == [3, 4, 5]
-    assert entry.policy.results[2].note == "no version is promoted"
+    assert [result.line for result in entry.policy.results] == [3, 4]
+    assert entry.policy.results[1].note == "no version is promoted"
     assert Registry(root).history("scalp") == [entry]
-    with pytest.raises(UserError, match=r"line 5: qwk max loss 0\.05: it is"):
+    with pytest.raises(UserError, match="line 4: top1 max loss -1: it is"):
         models.promote("scalp@2", data=data, max_drop=1, registry=root)
     assert models.promote("scalp@1", registry=root) == entry  # promoted already: nothing to decide
 
