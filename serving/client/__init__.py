@@ -18,17 +18,16 @@ from urllib.parse import quote
 
 import httpx
 import tenacity
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 
-from serving.client.retries import Attempts, Call, Counts, GradeError, Retries
-from serving.schemas.bulk import BulkRow, BulkRows
+from serving.client.retries import Attempts, Call, GradeError, Retries
+from serving.schemas.bulk import BulkRow
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 H = TypeVar("H", httpx.Client, httpx.AsyncClient)
-Page = tuple[list[T], str | None]  # rows, and the cursor of the next page
 ImageInput = bytes | str | Path
 """Bytes of a file, or its path. The name is not sent."""
 Photograph = ImageInput  # former name
@@ -51,10 +50,8 @@ class FailedImage(BaseModel):
 FailedPhotograph = FailedImage  # former name
 
 
-class BulkRun(BaseModel):
+class BulkRun(BaseModel, extra="allow"):
     """Status of a bulk run; further fields of the response are in `model_extra`."""
-
-    model_config = ConfigDict(extra="allow")
 
     id: str
     status: str
@@ -63,8 +60,10 @@ class BulkRun(BaseModel):
     links: dict[str, str | None]
 
 
-class _BulkPage(BaseModel):
-    runs: list[BulkRun]
+class _Page(BaseModel, Generic[T]):
+    """A page of runs or rows, and the cursor of the next page."""
+
+    rows: list[T] = Field(validation_alias=AliasChoices("runs", "rows"))
     next: str | None
 
 
@@ -102,10 +101,9 @@ class _Settings(Generic[H]):
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http: H = self._connect(base_url=url, headers=headers)
         self._timeout, self._retries = timeout, retries
-        self.counts = Counts()
 
     def _attempts(self, call: Call[T], retries: Retries | None) -> Attempts[T]:
-        return Attempts(call, retries or self._retries, self._timeout, self.counts)
+        return Attempts(call, retries or self._retries, self._timeout)
 
 
 class Client(_Settings[httpx.Client]):
@@ -166,7 +164,7 @@ class Client(_Settings[httpx.Client]):
 
     def bulk_list(self) -> Iterator[BulkRun]:
         """Yield the bulk runs of the key, one page per request."""
-        return self._rows(_bulk_page)
+        return self._rows(_runs)
 
     def bulk_rows(self, run: str) -> Iterator[BulkRow]:
         """Yield the result rows of a finished bulk run, one page per request."""
@@ -181,24 +179,24 @@ class Client(_Settings[httpx.Client]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _rows(self, page: Callable[[str], Call[Page[T]]]) -> Iterator[T]:
+    def _rows(self, call: Callable[[str], Call[_Page[T]]]) -> Iterator[T]:
         cursor: str | None = ""
         while cursor is not None:
-            rows, cursor = self._run(page(cursor))
-            yield from rows
+            page = self._run(call(cursor))
+            yield from page.rows
+            cursor = page.next
 
     def _run(self, call: Call[T], retries: Retries | None = None) -> T:
         attempts = self._attempts(call, retries)
 
         def once() -> T:
             try:
-                response = self._http.request(**attempts.next_request())
+                response = self._http.request(**attempts.request())
             except httpx.TransportError as error:
                 raise attempts.transport_error(error) from error
             return attempts.read(response)
 
-        with attempts.counted():
-            return tenacity.Retrying(**attempts.plan)(once)
+        return tenacity.Retrying(**attempts.plan)(once)
 
 
 class AsyncClient(_Settings[httpx.AsyncClient]):
@@ -248,7 +246,7 @@ class AsyncClient(_Settings[httpx.AsyncClient]):
         return await self._run(_bulk_run("DELETE", run))
 
     def bulk_list(self) -> AsyncIterator[BulkRun]:
-        return self._rows(_bulk_page)
+        return self._rows(_runs)
 
     def bulk_rows(self, run: str) -> AsyncIterator[BulkRow]:
         return self._rows(partial(_bulk_rows, run))
@@ -262,25 +260,25 @@ class AsyncClient(_Settings[httpx.AsyncClient]):
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def _rows(self, page: Callable[[str], Call[Page[T]]]) -> AsyncIterator[T]:
+    async def _rows(self, call: Callable[[str], Call[_Page[T]]]) -> AsyncIterator[T]:
         cursor: str | None = ""
         while cursor is not None:
-            rows, cursor = await self._run(page(cursor))
-            for row in rows:
+            page = await self._run(call(cursor))
+            for row in page.rows:
                 yield row
+            cursor = page.next
 
     async def _run(self, call: Call[T], retries: Retries | None = None) -> T:
         attempts = self._attempts(call, retries)
 
         async def once() -> T:
             try:
-                response = await self._http.request(**attempts.next_request())
+                response = await self._http.request(**attempts.request())
             except httpx.TransportError as error:
                 raise attempts.transport_error(error) from error
             return attempts.read(response)
 
-        with attempts.counted():
-            return await tenacity.AsyncRetrying(**attempts.plan)(once)
+        return await tenacity.AsyncRetrying(**attempts.plan)(once)
 
 
 def _json(model: type[M]) -> Callable[[httpx.Response], M]:
@@ -319,21 +317,13 @@ def _bulk_run(method: str, run: str) -> Call[BulkRun]:
     return Call(method, f"/v1/bulk/{quote(run, safe='')}", _json(BulkRun))
 
 
-def _bulk_page(cursor: str) -> Call[Page[BulkRun]]:
-    def read(response: httpx.Response) -> Page[BulkRun]:
-        page = _BulkPage.model_validate_json(response.content)
-        return page.runs, page.next
-
-    return Call("GET", "/v1/bulk", read, body={"params": _after(cursor)})
+def _runs(cursor: str) -> Call[_Page[BulkRun]]:
+    return Call("GET", "/v1/bulk", _json(_Page[BulkRun]), body={"params": _after(cursor)})
 
 
-def _bulk_rows(run: str, cursor: str) -> Call[Page[BulkRow]]:
-    def read(response: httpx.Response) -> Page[BulkRow]:
-        page = BulkRows.model_validate_json(response.content)
-        return page.rows, page.next
-
+def _bulk_rows(run: str, cursor: str) -> Call[_Page[BulkRow]]:
     path = f"/v1/bulk/{quote(run, safe='')}/results"
-    return Call("GET", path, read, body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
+    return Call("GET", path, _json(_Page[BulkRow]), body={"params": {"limit": _PAGE_ROWS} | _after(cursor)})
 
 
 def _after(cursor: str) -> dict[str, str]:

@@ -6,8 +6,11 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from itertools import cycle
 from typing import Any
+
+import httpx
 
 from serving.client import AsyncClient, GradeError
 from tests.benchmarks.serve.servers import Server
@@ -31,16 +34,19 @@ def kill_a_grader(server: Server, files: list[bytes], concurrency: int, seconds:
 
 
 async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: float) -> dict[str, Any]:
-    images, durations = cycle(files), list[float]()
+    images, durations, failed = cycle(files), list[float](), 0
     until = time.monotonic() + seconds
     async with AsyncClient(server.url) as client:
+        attempts = count_attempts(client)
 
         async def caller() -> None:
+            nonlocal failed
             while time.monotonic() < until:
                 started = time.monotonic()
                 try:
                     await client.grade(next(images))
                 except GradeError:
+                    failed += 1
                     continue
                 durations.append(time.monotonic() - started)
 
@@ -49,15 +55,25 @@ async def _kill(server: Server, files: list[bytes], concurrency: int, seconds: f
         graders = server.processes(GRADER)
         os.kill(graders[0], signal.SIGKILL)
         await calls
-        counts = client.counts
     return {
         "what": "a grader killed",
         "load": "closed, with the client",
         "concurrency": concurrency,
         "graders": len(graders),
-        "requests": counts.calls,
-        "attempts": counts.attempts,
-        "failed": counts.failed,
-        "failed_without_retries": counts.failed_at_first,
+        "requests": len(attempts),
+        "attempts": attempts.total(),
+        "failed": failed,
+        "failed_without_retries": sum(count > 1 for count in attempts.values()),
         "longest_ms": round(1000 * max(durations), 1),
     }
+
+
+def count_attempts(client: AsyncClient) -> Counter[str]:
+    """Count the requests of a client from now on, by the id of their call."""
+    attempts: Counter[str] = Counter()
+
+    async def count(request: httpx.Request) -> None:
+        attempts[request.headers["X-Request-ID"]] += 1
+
+    client._http.event_hooks = {"request": [count]}
+    return attempts
