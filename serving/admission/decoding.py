@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
-from serving.admission.fairness import FairSemaphore
+from serving.admission.fairness import FairQueue
 
 SMALL_COST = 1.0
 """Largest cost of a small image in megapixels (`codecs.Header.cost`): 15 to 75 ms of CPU."""
@@ -29,11 +30,8 @@ class Decoders:
     """Decoding threads of one replica."""
 
     def __init__(self) -> None:
-        self._small = ThreadPoolExecutor(_SMALL_THREADS, "decode")
-        self._large = ThreadPoolExecutor(1, "decode-large", _lower_priority)
-        # Images wait here and not in the executors, so that owners take turns.
-        self._small_slots = FairSemaphore(_SMALL_THREADS)
-        self._large_slots = FairSemaphore(1)
+        self._small = _FairThreads(ThreadPoolExecutor(_SMALL_THREADS, "decode"))
+        self._large = _FairThreads(ThreadPoolExecutor(1, "decode-large", _lower_priority))
 
     async def run(self, owner: str, cost: float, work: Callable[..., T], *arguments: Any) -> T:
         """Call `work` in a decoding thread; owners take turns.
@@ -41,12 +39,34 @@ class Decoders:
         Args:
             cost: Megapixels, see `codecs.Header.cost`.
         """
-        is_small = cost <= SMALL_COST
-        slots, pool = (self._small_slots, self._small) if is_small else (self._large_slots, self._large)
-        await slots.acquire(owner)
-        call = asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
-        call.add_done_callback(lambda _: slots.release(owner))
-        return await asyncio.shield(call)  # the thread keeps its slot after a cancel
+        threads = self._small if cost <= SMALL_COST else self._large
+        return await threads.run(owner, partial(work, *arguments))
+
+
+class _FairThreads:
+    """Threads that run the calls of owners in rotation."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._calls: FairQueue[tuple[Callable[[], Any], Future[Any]]] = FairQueue()
+
+    async def run(self, owner: str, call: Callable[[], T]) -> T:
+        result: Future[T] = Future()
+        with self._lock:
+            self._calls.push(owner, (call, result))
+        asyncio.get_running_loop().run_in_executor(self._pool, self._run_next)
+        return await asyncio.wrap_future(result)
+
+    def _run_next(self) -> None:
+        with self._lock:
+            call, result = self._calls.pop()
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
 
 
 def _lower_priority() -> None:

@@ -8,20 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scalp_core.images.codecs import MAX_BYTES
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, OwnerQuota
-from serving.auth.network import client_network, is_here
+from serving.auth.network import client_network
 from serving.http import request_context
 from serving.http.problems import Refusal
 
-# Boundaries and part headers of the form around an image.
-FORM_BYTES = 64 * 1024
-MAX_BODY_BYTES = MAX_BYTES + FORM_BYTES
+MAX_BODY_BYTES = MAX_BYTES + 64 * 1024  # an image in a form, with boundaries and part headers
 
 _MIB = 2**20
 _LONGEST_RETRY_S = 60
@@ -35,10 +33,8 @@ _ALWAYS = 8
 _ACTIVE_S = 10.0
 
 
-class Limits(BaseModel):
+class Limits(BaseModel, extra="forbid", frozen=True):
     """Limits of one ingress replica."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     grade_bytes: int = Field(
         MAX_BODY_BYTES, ge=1, description="bytes of a request with one image, with its form"
@@ -97,13 +93,12 @@ class Limits(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
+class _Bounds(NamedTuple):
     """Limits of the request body of one path."""
 
     bytes: int
     seconds: float
-    held: bool  # in memory as a whole; otherwise it is streamed
+    is_held: bool  # in memory as a whole; otherwise it is streamed
 
 
 class Load:
@@ -116,7 +111,7 @@ class Load:
     """
 
     def __init__(self, limits: Limits, seconds_per_image: float = _FIRST_GUESS_S) -> None:
-        self._limits = limits
+        self.limits = limits
         self._seconds = seconds_per_image
         self._grading: Counter[str] = Counter()  # images, of requests with one and with many
         self._active = ActiveOwners(_ACTIVE_S)
@@ -159,22 +154,11 @@ class Load:
     def check_in_flight(self, owner: str = LOCAL_OWNER) -> None:
         """Raise a `Refusal` (503) if the replica cannot hold another complete request."""
         owners = max(1, len(self._active))
-        if owners == 1:
-            requests = self.in_flight.total
-            queue = max(requests, self._grading.total())
-        else:
-            requests = self.in_flight.held(owner)
-            queue = owners * max(requests, self._grading[owner])
-        too_long = (queue + 1) * self._seconds > _SURE * self._limits.queue_seconds
+        requests = self.in_flight.held(owner)
+        queue = owners * max(requests, self._grading[owner])
+        too_long = (queue + 1) * self._seconds > _SURE * self.limits.queue_seconds
         has_minimum = requests >= max(1, _ALWAYS // owners)
         if not self.in_flight.can_take(owner) or (has_minimum and too_long):
-            raise self.overloaded()
-
-    def hold(self, owner: str, size: int) -> None:
-        """Count received bytes; raise a `Refusal` (503) if they exceed the limit."""
-        is_allowed = self.held_bytes.can_take(owner, size)
-        self.held_bytes.take(owner, size)
-        if not is_allowed:
             raise self.overloaded()
 
     def overloaded(self) -> Refusal:
@@ -194,14 +178,14 @@ class BodyLimitMiddleware:
     Requests without a body (GET, HEAD, OPTIONS) pass.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, load: Load) -> None:
+    def __init__(self, app: ASGIApp, load: Load) -> None:
         self._app = app
-        self._limits = limits
         self._load = load
-        self._other = _Bounds(limits.other_bytes, limits.grade_seconds, held=True)
+        limits = load.limits
+        self._other = _Bounds(limits.other_bytes, limits.grade_seconds, is_held=True)
         self._by_path = {
-            "/v1/grade": _Bounds(limits.grade_bytes, limits.grade_seconds, held=True),
-            "/v1/grade/batch": _Bounds(limits.batch_bytes, limits.batch_seconds, held=False),
+            "/v1/grade": _Bounds(limits.grade_bytes, limits.grade_seconds, is_held=True),
+            "/v1/grade/batch": _Bounds(limits.batch_bytes, limits.batch_seconds, is_held=False),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,9 +198,9 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared) > bounds.bytes:
             raise _too_large(bounds)
         request = request_context.current()
-        request.owner = request.key or _network(scope)
+        request.owner = request.key or client_network(scope)
         self._load.check(request.owner)
-        body = _Body(receive, bounds, self._limits, self._load, request.owner)
+        body = _Body(receive, bounds, self._load, request.owner)
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -226,24 +210,20 @@ class BodyLimitMiddleware:
 class _Body:
     """The body of one request while it is received."""
 
-    def __init__(self, receive: Receive, bounds: _Bounds, limits: Limits, load: Load, owner: str) -> None:
+    def __init__(self, receive: Receive, bounds: _Bounds, load: Load, owner: str) -> None:
         self._receive = receive
         self._bounds = bounds
-        self._limits = limits
         self._load = load
         self._owner = owner
         self._taken = 0  # bytes
         self._waited = 0.0  # seconds of waiting for the client, without those of the application
-        self._whole = False
+        self._is_whole = False
         load.uploads.take(owner)
 
     def close(self) -> None:
         """Release the quotas of the request."""
-        if self._whole:
-            self._load.in_flight.release(self._owner)
-        else:
-            self._load.uploads.release(self._owner)
-        if self._bounds.held:
+        (self._load.in_flight if self._is_whole else self._load.uploads).release(self._owner)
+        if self._bounds.is_held:
             self._load.held_bytes.release(self._owner, self._taken)
 
     async def receive(self) -> Message:
@@ -252,26 +232,30 @@ class _Body:
         Raises:
             Refusal: The body is too large or too slow, or the replica is overloaded.
         """
-        if self._whole:
+        if self._is_whole:
             return await self._receive()  # the disconnect of the client
         message = await self._next()
         size = len(message.get("body", b""))
         self._taken += size
-        if self._bounds.held:
-            self._load.hold(self._owner, size)
+        if self._bounds.is_held:
+            has_space = self._load.held_bytes.can_take(self._owner, size)
+            self._load.held_bytes.take(self._owner, size)
+            if not has_space:
+                raise self._load.overloaded()
         if self._taken > self._bounds.bytes:
             raise _too_large(self._bounds)
         if not message.get("more_body", False):
-            if self._bounds.held:
+            if self._bounds.is_held:
                 self._load.check_in_flight(self._owner)  # uploads that ended first may have filled it
-            self._whole = True
+            self._is_whole = True
             self._load.uploads.release(self._owner)
             self._load.in_flight.take(self._owner)
         return message
 
     async def _next(self) -> Message:
-        earned = self._limits.grace_seconds + self._taken / self._limits.min_bytes_per_s
-        began = asyncio.get_running_loop().time()
+        limits, clock = self._load.limits, asyncio.get_running_loop().time
+        earned = limits.grace_seconds + self._taken / limits.min_bytes_per_s
+        began = clock()
         try:
             async with asyncio.timeout(min(self._bounds.seconds, earned) - self._waited):
                 return await self._receive()
@@ -280,23 +264,12 @@ class _Body:
                 408,
                 "slow_body",
                 f"the body stopped after {self._taken:,} bytes; it must come at "
-                f"{self._limits.min_bytes_per_s:,} bytes/s or more, and within {self._bounds.seconds:g} s",
+                f"{limits.min_bytes_per_s:,} bytes/s or more, and within {self._bounds.seconds:g} s",
             ) from None
         finally:
-            self._waited += asyncio.get_running_loop().time() - began
-
-
-def _network(scope: Scope) -> str:
-    """Network of a client without a key; empty for this machine."""
-    client = scope.get("client")
-    address = client[0] if client else ""
-    return LOCAL_OWNER if is_here(address) else client_network(address)
+            self._waited += clock() - began
 
 
 def _too_large(bounds: _Bounds) -> Refusal:
-    limit = f"the limit is {bounds.bytes:,} bytes"
-    if bounds.bytes == MAX_BODY_BYTES:
-        limit = f"the limit of an image is {MAX_BYTES:,} bytes"
-    elif not bounds.held:
-        limit += "; divide the batch"
-    return Refusal(413, "too_many_bytes", f"the request is too large; {limit}")
+    advice = "" if bounds.is_held else "; divide the batch"
+    return Refusal(413, "too_many_bytes", f"the limit of such a request is {bounds.bytes:,} bytes{advice}")

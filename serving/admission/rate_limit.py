@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_PIXELS, Header, read_header
 from serving.admission.decoding import Decoders
+from serving.admission.fairness import MOST_OWNERS
 from serving.admission.limits import Limits
 from serving.http.problems import Refusal
 
 _JPEG = b"\xff\xd8\xff"
 _READ_AT_ONCE = 2**21  # bytes
-# Beyond this number the least recently used bucket is dropped, since clients can use many addresses.
-_MOST_BUCKETS = 10_000
 
 
 class TokenBuckets:
@@ -28,7 +28,7 @@ class TokenBuckets:
     def __init__(self, per_minute: float, burst: float) -> None:
         self._per_second = per_minute / 60
         self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(MOST_OWNERS)
 
     def take(self, name: str, now: float, cost: float = 1.0) -> float:
         """Take tokens, all or none.
@@ -40,12 +40,10 @@ class TokenBuckets:
         Returns:
             0 if the tokens were taken, otherwise the seconds until the bucket has enough.
         """
-        tokens, since = self._buckets.pop(name, (float(self._burst), now))
+        tokens, since = self._buckets.get(name, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) * self._per_second)
         wait = 0.0 if tokens >= cost else (cost - tokens) / self._per_second
         self._buckets[name] = (tokens if wait else tokens - cost, now)
-        if len(self._buckets) > _MOST_BUCKETS:
-            self._buckets.popitem(last=False)
         return wait
 
 

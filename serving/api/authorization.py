@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.auth.keys import Key, Keys, KeySettings
-from serving.auth.network import host_name, is_here, is_loopback
+from serving.auth.network import client_network, host_name, is_loopback
 from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, Need
 from serving.http import request_context
 from serving.http.problems import Refusal, forbidden
@@ -64,7 +64,7 @@ class AuthorizationMiddleware:
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if not self._settings.open_to_network_without_keys:
-            if not is_here(_address(scope)):
+            if client_network(scope):
                 raise Refusal(
                     403,
                     "not_open",
@@ -96,12 +96,3 @@ def _unauthorized(key: Key | None, given: str) -> Refusal:
     else:
         code, detail = "no_key", "the key is missing; send the header Authorization: Bearer KEY"
     return Refusal(401, code, detail, {"WWW-Authenticate": "Bearer"})
-
-
-def _address(scope: Scope) -> str:
-    """Address of the client; empty on a Unix socket.
-
-    uvicorn replaces it by the header X-Forwarded-For of proxies at 127.0.0.1 and in FORWARDED_ALLOW_IPS.
-    """
-    client = scope.get("client")
-    return client[0] if client else ""

@@ -151,7 +151,7 @@ def install(api: FastAPI, settings: Settings, load: Load, audit: AuditLog | None
     """
     keys = Keys(settings.keys)
     # The last one added is the outermost.
-    api.add_middleware(BodyLimitMiddleware, limits=settings.limits, load=load)
+    api.add_middleware(BodyLimitMiddleware, load=load)
     api.add_middleware(AuthorizationMiddleware, settings=settings.keys, keys=keys)
     api.add_middleware(RequestMiddleware, audit=audit, access_log=settings.access_log)
     return keys

@@ -10,11 +10,12 @@ import ssl
 import stat
 from pathlib import Path
 
+from starlette.types import Scope
+
 from scalp_core.errors import UserError
 from serving.auth.keys import Keys
 
 
-@functools.lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     try:
@@ -23,13 +24,24 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def client_network(scope: Scope) -> str:
+    """Network of a client; empty for this machine.
+
+    uvicorn replaces the address by X-Forwarded-For of proxies at 127.0.0.1 and in FORWARDED_ALLOW_IPS.
+    """
+    client = scope.get("client")
+    return _network(client[0]) if client else ""  # none on a Unix socket
+
+
 @functools.lru_cache(maxsize=1024)
-def client_network(address: str) -> str:
-    """The IPv4 address of a client, or its IPv6 /64 network, which one client usually has to itself."""
+def _network(address: str) -> str:
+    """The IPv4 address, or the IPv6 /64 network, which one client usually has to itself."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address[:64]
+    if parsed.is_loopback:
+        return ""
     return address if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
@@ -37,11 +49,6 @@ def host_name(host: str) -> str:
     """Name or address of a Host header, without port and brackets."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdigit() else host).removeprefix("[").removesuffix("]")
-
-
-def is_here(address: str) -> bool:
-    """Whether a client's address is loopback, or empty as on a Unix socket."""
-    return not address or is_loopback(address)
 
 
 def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
@@ -84,7 +91,7 @@ def check_certificate(file: str | None) -> None:
         mode = Path(file).stat().st_mode
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise UserError(f"{file} holds a private key and other users can read it; run: chmod 600 {file}")
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, password=_no_password)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file, password="")  # without a prompt
     except UserError:
         raise
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -93,7 +100,3 @@ def check_certificate(file: str | None) -> None:
             f"{file} is not a certificate with its private key in PEM ({reason}); join them with: "
             "cat fullchain.pem privkey.pem"
         ) from error
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")

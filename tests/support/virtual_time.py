@@ -27,18 +27,6 @@ class _Selector(selectors.DefaultSelector):
         return events
 
 
-class ManualLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock stands still unless `advance` is called, in the thread of the loop."""
-
-    _now = 0.0
-
-    def time(self) -> float:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
-
-
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._clock = _Selector()
