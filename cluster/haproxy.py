@@ -36,6 +36,8 @@ COMMON_ENVIRONMENT = {
 }
 # Ray still sends requests for so long to a replica that ends, until every HAProxy has dropped it.
 DRAINING_VARIABLE, DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"
+BATCH_PATH = "/v1/grade/batch"
+"""The only path with bodies larger than an image, and with answers that take minutes."""
 _MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
 _TABLE_ENTRIES = 100_000  # some 10 MB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -16,14 +15,15 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from cluster.haproxy import BATCH_PATH
 from scalp_core.errors import ImageError
 from serving.batch.unpack import NamedImage, unpack
 from serving.batch.window import Batches
 from serving.http import openapi, request_context
-from serving.http.connections import BATCH_PATH
 from serving.http.multipart import MEDIA_TYPE as FORM
-from serving.http.multipart import Begin, Event, Form, read_form, rest_of_part, whole_part
-from serving.http.problems import Refusal, responses
+from serving.http.multipart import Part, read_file, read_form
+from serving.http.problems import Refusal
+from serving.replicas.handles import hash_of
 from serving.replicas.ingress import Replica
 from serving.schemas.grading import EndLine, FailedLine, GradeResponse
 
@@ -61,7 +61,7 @@ def _response_lines() -> dict[str, Any]:
     BATCH_PATH,
     tags=["grade"],
     openapi_extra=_request_body(),
-    responses={200: _response_lines(), **responses(415, 422)},
+    responses={200: _response_lines(), **openapi.problem_responses(415, 422)},
     response_class=Response,
 )
 async def grade_batch(request: Request, replica: Replica) -> Response:
@@ -89,24 +89,21 @@ class BatchResponse(Response):
         refusal = None
         try:
             with self._batches.requests.reserve(request_context.current().owner):
-                # A disconnect of the client ends the group, which cancels its images in flight.
                 async with asyncio.TaskGroup() as group:
-                    reading = group.create_task(self._read(group, scope, receive))
+                    group.create_task(self._read(group, scope, receive))
                     refusal = await self._send(send)
-                    reading.cancel()
-                    self._cancel_rest()
-        except* ClientDisconnect:
+                    raise _Answered  # cancels the reading, and images in progress after an abort
+        except* (ClientDisconnect, _Answered):
             pass
         if refusal:
             raise refusal
 
     async def _read(self, group: asyncio.TaskGroup, scope: Scope, receive: Receive) -> None:
         """Start to grade the images of the body, within the window; then wait for a disconnect."""
-        body = Request(scope, receive).stream()
         owner, megapixels = request_context.current().owner, 0.0
         end = None
         try:
-            async with aclosing(self._images(body)) as images:
+            async with aclosing(self._images(Request(scope, receive).stream())) as images:
                 async for member, data in images:
                     size = 0
                     if not isinstance(data, ImageError):
@@ -130,54 +127,38 @@ class BatchResponse(Response):
     async def _images(self, body: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
         kind = self._content_type.partition(";")[0].strip().lower()
         if kind in ARCHIVES:
-            images = self._archive(body)
+            parts = _only_part("archive", body)
         elif kind == FORM:
-            form = Form(self._content_type, self._batches.settings.photographs)
-            images = self._form(read_form(body, form))
+            parts = read_form(body, self._content_type, self._batches.settings.photographs)
         else:
             raise Refusal(415, "unsupported_body", f"{_WHAT_TO_SEND} of {FORM}; or {', '.join(ARCHIVES)}")
-        async with aclosing(images):
-            async for image in images:
-                yield image
-
-    async def _form(self, events: AsyncIterator[Event]) -> AsyncGenerator[NamedImage, None]:
-        number, archive = 0, False
-        async for event in events:
-            if not isinstance(event, Begin) or event.field not in ("file", "archive"):
-                continue
-            if archive or (event.field == "archive" and number):
+        files = archives = 0
+        async for field, data in parts:
+            files, archives = files + (field == "file"), archives + (field == "archive")
+            if archives and files + archives > 1:
                 raise Refusal(422, "mixed_batch", f"{_WHAT_TO_SEND}, not both")
-            if event.field == "file":
-                yield str(number), await whole_part(rest_of_part(events))
-                number += 1
-                continue
-            archive = True
-            async with aclosing(self._archive(rest_of_part(events))) as images:
-                async for image in images:
-                    yield image
-
-    async def _archive(self, data: AsyncIterator[bytes]) -> AsyncGenerator[NamedImage, None]:
-        with self._batches.archives.reserve(request_context.current().owner):
-            async with aclosing(unpack(data, self._batches.settings, self._batches.pool)) as images:
-                async for image in images:
-                    yield image
+            if field == "file":
+                yield str(files - 1), await read_file(data)
+            elif field == "archive":
+                with self._batches.archives.reserve(request_context.current().owner):
+                    async with aclosing(unpack(data, self._batches.settings, self._batches.pool)) as images:
+                        async for image in images:
+                            yield image
 
     async def _line(self, member: str, data: bytes | ImageError) -> _Line | Exception:
         """Status and text of a line, or the error that aborts the batch: raised, it would end the group."""
         try:
-            if isinstance(data, ImageError):
-                return await self._failed(member, None, data)
             try:
+                if isinstance(data, ImageError):
+                    raise data
                 graded = await self._batches.grade(data)
+                return "graded", graded.model_copy(update={"member": member}).model_dump_json()
             except ImageError as error:
-                return await self._failed(member, await asyncio.to_thread(_sha256, data), error)
-            return "graded", graded.model_copy(update={"member": member}).model_dump_json()
+                sha256 = await asyncio.to_thread(hash_of, data) if isinstance(data, bytes) else None
+                self._model_version = self._model_version or await self._batches.model_version()
+                return "failed", FailedLine.of(member, sha256, error, self._model_version).model_dump_json()
         except Exception as error:
             return error
-
-    async def _failed(self, member: str, sha256: str | None, error: ImageError) -> _Line:
-        self._model_version = self._model_version or await self._batches.model_version()
-        return "failed", FailedLine.of(member, sha256, error, self._model_version).model_dump_json()
 
     async def _send(self, send: Send) -> Refusal | None:
         """Send the lines in order; return the refusal of a batch without any line."""
@@ -209,11 +190,13 @@ class BatchResponse(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
 
-    def _cancel_rest(self) -> None:
-        """Cancel the images that are still in flight after the last line."""
-        while not self._items.empty():
-            if isinstance(item := self._items.get_nowait(), asyncio.Task):
-                item.cancel()
+
+class _Answered(Exception):  # noqa: N818
+    """The last line was sent."""
+
+
+async def _only_part(field: str, data: AsyncIterator[bytes]) -> AsyncGenerator[Part, None]:
+    yield field, data
 
 
 def _refusal(error: Exception | None) -> Refusal | None:
@@ -221,7 +204,3 @@ def _refusal(error: Exception | None) -> Refusal | None:
         return error
     _log.error("a batch failed", exc_info=error)
     return Refusal(500, "internal", "the server failed; its log has the reason")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -13,7 +13,8 @@ from serving.auth.scopes import Caller
 from serving.bulk.rows import CSV, NDJSON, encode_rows
 from serving.bulk.work import Bulk, is_id
 from serving.http import request_context
-from serving.http.problems import Refusal, responses
+from serving.http.openapi import problem_responses
+from serving.http.problems import Refusal
 from serving.replicas.ingress import Replica
 from serving.schemas.bulk import BulkFiles, BulkList, BulkRequest, BulkResponse, BulkRows
 
@@ -70,7 +71,7 @@ def _root(request: Request) -> str:
     responses={
         200: {"model": BulkResponse, "description": "it has been graded already"},
         202: {"headers": {"Location": {"description": "path of the run", "schema": {"type": "string"}}}},
-        **responses(404, 409, 422),
+        **problem_responses(404, 409, 422),
     },
 )
 async def start(
@@ -88,7 +89,7 @@ async def start(
     return run
 
 
-@router.get(PATH, responses=responses(404, 422))
+@router.get(PATH, responses=problem_responses(404, 422))
 async def listing(
     request: Request,
     bulk: RequiredBulk,
@@ -100,13 +101,13 @@ async def listing(
     return await bulk.run(bulk.list, requester, _root(request), limit, cursor)
 
 
-@router.get(f"{PATH}/{{id}}", responses=responses(404))
+@router.get(f"{PATH}/{{id}}", responses=problem_responses(404))
 async def progress(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
     """Show the status and progress of a bulk run."""
     return await bulk.run(bulk.find, requester, id, _root(request))
 
 
-@router.delete(f"{PATH}/{{id}}", status_code=202, responses=responses(404))
+@router.delete(f"{PATH}/{{id}}", status_code=202, responses=problem_responses(404))
 async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
     """Stop a bulk run for all its owners. Its results stay; the same POST resumes it."""
     _mark_for_audit(id)
@@ -116,7 +117,7 @@ async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, i
 @router.get(
     f"{PATH}/{{id}}/report",
     response_class=HTMLResponse,
-    responses=responses(404),
+    responses=problem_responses(404),
 )
 async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> HTMLResponse:  # noqa: A002
     """Get the report of a finished bulk run: a self-contained HTML page, written by `scalp grade`."""
@@ -133,7 +134,7 @@ async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> HTMLR
             "content": {NDJSON: {"schema": {"type": "string"}}, CSV: {"schema": {"type": "string"}}},
             "description": "a page of rows as JSON, or all rows if Accept names NDJSON or CSV",
         },
-        **responses(404, 422),
+        **problem_responses(404, 422),
     },
 )
 async def results(
@@ -158,7 +159,7 @@ async def results(
     return Response(text, media_type="application/json")
 
 
-@router.get(f"{PATH}/{{id}}/files", responses=responses(404))
+@router.get(f"{PATH}/{{id}}/files", responses=problem_responses(404))
 async def files(bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkFiles:  # noqa: A002
     """List the Parquet files with the rows, for a reader with access to the storage."""
     return await bulk.run(bulk.files, requester, id)

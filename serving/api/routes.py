@@ -19,15 +19,7 @@ from serving.api.single import GradeOptions
 from serving.http import openapi, problems
 from serving.observability.audit import AuditLog
 from serving.replicas.ingress import Replica
-from serving.schemas.grading import (
-    EndLine,
-    ExplainedResponse,
-    FailedLine,
-    GradeResponse,
-    Health,
-    ModelResponse,
-    Problem,
-)
+from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 from serving.settings import Settings
 
 _BATCH_SIZE = "number of images in the forward pass"
@@ -47,7 +39,7 @@ router = APIRouter()
     openapi_extra=single.request_body(),
     responses={
         200: {"headers": {"X-Batch-Size": {"description": _BATCH_SIZE, "schema": {"type": "integer"}}}},
-        **problems.responses(415, 422),
+        **openapi.problem_responses(415, 422),
     },
 )
 async def grade(request: Request, replica: Replica, options: Annotated[GradeOptions, Query()]) -> Response:
@@ -55,11 +47,9 @@ async def grade(request: Request, replica: Replica, options: Annotated[GradeOpti
 
     The options are in the query, or fields of the form. The image is not stored.
     """
-    image = await single.read_image(request, options)
+    image, options = await single.read_image(request, options)
     try:
-        answer, batch_size = await replica.grade(
-            image.data, image.options.heatmap, image.options.heatmap_grade
-        )
+        answer, batch_size = await replica.grade(image, options.heatmap, options.heatmap_grade)
     except ImageError as error:
         raise problems.refuse_image(error) from None
     # A ready response: FastAPI would validate the answer again.
@@ -128,6 +118,6 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
     routers = (router, batch.router, bulk.router)
     for group in routers:
         api.include_router(group)
-    openapi.install(api, Problem, (FailedLine, EndLine), keys=bool(keys))
+    openapi.install(api, keys=bool(keys))
     problems.install(api, [route for group in routers for route in group.routes if isinstance(route, Route)])
     return api

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from scalp_core.errors import ImageError
 from serving.http.multipart import MEDIA_TYPE as FORM
-from serving.http.multipart import Begin, Form, read_form, rest_of_part, whole_part
+from serving.http.multipart import read_file, read_form
 from serving.http.problems import Refusal, refuse_image
 
 # Content types that clients may send; the bytes decide the format.
@@ -41,13 +41,6 @@ class GradeOptions(BaseModel):
     )
 
 
-class ImageRequest(NamedTuple):
-    """An image and its options."""
-
-    data: bytes
-    options: GradeOptions
-
-
 def request_body() -> dict[str, Any]:
     """OpenAPI `requestBody` of the route."""
     file = {"type": "string", "format": "binary"}
@@ -57,8 +50,8 @@ def request_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read_image(request: Request, options: GradeOptions) -> ImageRequest:
-    """Read the body of a request into memory; images are not written to disk.
+async def read_image(request: Request, options: GradeOptions) -> tuple[bytes, GradeOptions]:
+    """Read the image of a request into memory, with its options; images are not written to disk.
 
     Args:
         options: Options of the query; fields of the form take precedence.
@@ -69,39 +62,32 @@ async def read_image(request: Request, options: GradeOptions) -> ImageRequest:
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == FORM:
-        return await _read_form(request.stream(), Form(content_type, _MAX_PARTS), options)
     if kind in IMAGES:
-        return ImageRequest(_image(await whole_part(request.stream())), options)
-    raise Refusal(
-        415,
-        "unsupported_body",
-        f"send the image as the field `file` of {FORM}, or as the body with its Content-Type: "
-        f"{', '.join(IMAGES)}",
-    )
-
-
-async def _read_form(body: AsyncIterator[bytes], form: Form, options: GradeOptions) -> ImageRequest:
-    data, given = None, options.model_dump(exclude_unset=True)
-    events = read_form(body, form)
-    async for event in events:
-        if not isinstance(event, Begin):
-            continue
-        if event.field in GradeOptions.model_fields:
-            given[event.field] = await _text(rest_of_part(events))
-        elif event.field == "file":
-            if data is not None:
+        return _accepted(await read_file(request.stream())), options
+    if kind != FORM:
+        raise Refusal(
+            415,
+            "unsupported_body",
+            f"send the image as the field `file` of {FORM}, or as the body with its Content-Type: "
+            f"{', '.join(IMAGES)}",
+        )
+    image, given = None, options.model_dump(exclude_unset=True)
+    async for field, data in read_form(request.stream(), content_type, _MAX_PARTS):
+        if field in GradeOptions.model_fields:
+            given[field] = await _text(data)
+        elif field == "file":
+            if image is not None:
                 raise Refusal(422, "several_files", "send one image; /v1/grade/batch takes many")
-            data = _image(await whole_part(rest_of_part(events)))
-    if data is None:
+            image = _accepted(await read_file(data))
+    if image is None:
         raise Refusal(422, "no_file", f"send one image as the field `file` of {FORM}")
     try:
-        return ImageRequest(data, GradeOptions.model_validate(given))
+        return image, GradeOptions.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 
 
-def _image(data: bytes | ImageError) -> bytes:
+def _accepted(data: bytes | ImageError) -> bytes:
     if isinstance(data, ImageError):
         raise refuse_image(data)
     return data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,10 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from scalp_core.errors import ImageError
-from serving.http import openapi, request_context
+from serving.http import request_context
+from serving.http.openapi import PROBLEM_MEDIA_TYPE as MEDIA_TYPE
 from serving.schemas.grading import Problem
-
-MEDIA_TYPE = openapi.PROBLEM_MEDIA_TYPE
 
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
 _STATUS_OF_IMAGE_CODE = {
@@ -72,12 +70,6 @@ def refusal_response(error: HTTPException) -> Response:
     return problem(error.status_code, code, detail, error.headers)  # Allow, for a wrong method
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of a route for problems with these statuses."""
-    content = {MEDIA_TYPE: {"schema": openapi.reference(Problem)}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
-
-
 def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
     """Install exception handlers: each refusal of `api`, the router and the form parser is a problem."""
 
@@ -90,13 +82,8 @@ def install(api: FastAPI, routes: Sequence[Route] = ()) -> None:
     @api.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> Response:
         # Without FastAPI's message, which echoes the request.
-        names = {str(entry["loc"][-1]) for entry in error.errors()}
-        if "file" in names:
-            code, detail = "no_file", "send one image as the field `file` of multipart/form-data"
-        else:
-            messages = "; ".join(f"{entry['loc'][-1]}: {entry['msg']}" for entry in error.errors())
-            code, detail = "bad_field", f"{messages}; /openapi.json describes the fields"
-        return problem(_UNPROCESSABLE, code, detail)
+        messages = "; ".join(f"{entry['loc'][-1]}: {entry['msg']}" for entry in error.errors())
+        return problem(_UNPROCESSABLE, "bad_field", f"{messages}; /openapi.json describes the fields")
 
 
 def _methods(request: Request, routes: Sequence[Route]) -> str:

@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
+from cluster.haproxy import BATCH_PATH
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import SCHEMA
-from serving.http.connections import BATCH_PATH
 from serving.schemas.bulk import BulkRow
 from tests.support import odd_archives as odd
 from tests.support.images import jpeg

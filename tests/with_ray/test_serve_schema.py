@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.http.connections import BATCH_PATH
+from cluster.haproxy import BATCH_PATH
 from serving.schemas.bulk import BulkSettings
 from serving.settings import Settings
 from tests.support.served import scalp_serve

@@ -18,7 +18,6 @@ from serving.admission.limits import Load
 from serving.api import single
 from serving.api.routes import create_api
 from serving.auth.keys import KeySettings
-from serving.http.connections import HeaderFilterMiddleware
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
@@ -195,22 +194,6 @@ def test_with_keys_any_host_is_answered(monkeypatch):
         files={"file": b"x"}, headers={"Authorization": f"Bearer {KEY}", "Origin": "https://app.example"},
     )  # fmt: skip
     assert answer.status_code == 200
-
-
-def test_no_header_of_a_client_steers_ray():
-    given: list[list[tuple[bytes, bytes]]] = []
-
-    async def ray(scope, receive, send):
-        given.append(scope["headers"])
-
-    names = [b"serve_multiplexed_model_id", b"serve-multiplexed_model-id", b"X_Session-Id", b"x-session-id",
-             b"x-request_timeout-seconds", b"X-Request-Disconnect_Disabled"]  # fmt: skip
-    headers = [(name, b"\xff") for name in names] + [(b"x_request_id", b"mine"), (b"accept", b"*/*")]
-    for path in ("/v1/grade", "/prefix/v1/grade/batch/"):
-        scope = {"type": "http", "path": path, "headers": headers}
-        asyncio.run(HeaderFilterMiddleware(ray)(scope, None, None))
-    kept = [(b"accept", b"*/*"), (b"x-request-id", b"mine")]
-    assert given == [kept, [*kept, (b"x-request-timeout-seconds", b"0")]]  # a batch may take half an hour
 
 
 def test_the_description_of_the_api_is_complete(monkeypatch):

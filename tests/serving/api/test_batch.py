@@ -15,6 +15,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from cluster.haproxy import BATCH_PATH
 from scalp_core.errors import ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.inference.decision import Grading
@@ -26,7 +27,6 @@ from serving.api import batch
 from serving.api.middleware import RequestMiddleware
 from serving.batch.window import Batches, BatchSettings
 from serving.http import problems
-from serving.http.connections import BATCH_PATH
 from serving.http.problems import Refusal
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
