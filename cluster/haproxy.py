@@ -17,14 +17,21 @@ import signal
 import socket
 import stat
 import sys
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with the fields of `Policy`, for a cluster
-_SECONDS_VARIABLE = "SCALP_CONNECTION_SECONDS"  # also of serving/http/connections.py
-_HEADER_SECONDS = "15"
+SECONDS_VARIABLE, _DEFAULT_SECONDS = "SCALP_CONNECTION_SECONDS", "15"  # for the head of a request
+# Longer ids, and those with spaces or characters that are not ASCII, are replaced.
+_GOOD_REQUEST_ID = "^[!-~]{1,128}$"
+# Headers of WebSocket, and those that control Ray Serve: timeout of a request, cancel on disconnect, and
+# choice of the replica. Ray accepts some with - or with _.
+_CONTROL_HEADERS = (
+    "^(upgrade|x[-_]request[-_](timeout[-_]seconds|disconnect[-_]disabled)|serve[-_]multiplexed[-_]model[-_]id"
+    "|x[-_]session[-_]id)$"
+)
 # For every HAProxy; on a cluster cluster/Containerfile sets them.
 COMMON_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -51,29 +58,19 @@ _ERROR_RESPONSES = {
 }
 
 
-class Policy(BaseModel):
+class Policy(BaseModel, extra="forbid", frozen=True):
     """Limits that HAProxy enforces before a request reaches a replica, for all replicas together.
 
     Each node of a cluster has an HAProxy with separate counts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     requests_per_minute: float = Field(600, gt=0, description="requests per minute with one key")
     burst: int = Field(60, ge=1, description="requests with one key in a row, after a pause")
-    wrong_keys_per_minute: int | None = Field(
-        120, ge=1, description="requests per minute of one address (IPv6: one /64) without a valid key; "
-        "null sets no limit"
-    )  # fmt: skip
-    open_requests_per_minute: int | None = Field(
-        1200,
-        ge=1,
-        description="requests per minute of one address outside /v1/: page and probes; null sets no limit",
+    wrong_keys_per_minute: int = Field(
+        120, ge=1, description="requests per minute of one address (IPv6: one /64) without a valid key"
     )
-    address_requests_per_minute: int | None = Field(
-        None,
-        ge=1,
-        description="requests per minute of one address, with or without a key; null sets no limit",
+    open_requests_per_minute: int = Field(
+        1200, ge=1, description="requests per minute of one address outside /v1/: page and probes"
     )
     address_connections: int = Field(
         1024, ge=1, description="open connections of one address; HAProxy accepts 4,096 in total"
@@ -106,7 +103,9 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
     program = folder / "haproxy"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.haproxy "$@"\n')
     program.chmod(stat.S_IRWXU)
-    statistics, metrics, fallback, fallback_grpc = _free_ports(4)
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        statistics, metrics, fallback, fallback_grpc = (probe.getsockname()[1] for probe in probes)
     return {
         **COMMON_ENVIRONMENT,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
@@ -151,28 +150,21 @@ def harden_configuration(configuration: str, policy: Policy) -> str:
         (r"^(frontend http_frontend\n *bind \S+)$", rf"\g<1>{tls}" + "\n" + _rules(policy)),
         (r"^(backend default_backend\n) *http-request return .*$", r"\g<1>" + _error_response(503)),
     ):
-        if (count := len(re.findall(line, configuration, flags=re.MULTILINE))) != 1:
+        configuration, count = re.subn(line, replacement, configuration, flags=re.MULTILINE)
+        if count != 1:
             raise ValueError(f"Ray's configuration of HAProxy has {count} lines, not one, like {line}")
-        configuration = re.sub(line, partial(_expand, replacement), configuration, flags=re.MULTILINE)
     return _MARK + configuration
-
-
-def _expand(replacement: str, match: re.Match[str]) -> str:
-    """The replacement with `\\g<1>` expanded; other backslashes are kept, which `re.sub` would interpret."""
-    return replacement.replace(r"\g<1>", match.group(1)) if match.groups() else replacement
 
 
 def _tables(policy: Policy) -> str:
     """Stick tables that count by key and by address; reset when Ray reloads HAProxy for a new replica."""
-    window = _window_ms(policy)
-    by_key = f"gpc(1),gpc_rate(1,{window}ms),gpt(1)"
-    by_address = "conn_cur,gpc(3),gpc_rate(3,60s)"
-    return (
-        f"backend scalp_keys\n    stick-table type binary len 32 size {_TABLE_ENTRIES} expire 10m "
-        f"store {by_key}\n"
-        f"backend scalp_addresses\n    stick-table type ipv6 size {_TABLE_ENTRIES} expire 10m "
-        f"store {by_address}\n"
-    )
+    rate = f"gpc_rate(1,{_window_ms(policy)}ms)"
+    return f"""\
+backend scalp_keys
+    stick-table type binary len 32 size {_TABLE_ENTRIES} expire 10m store gpc(1),{rate},gpt(1)
+backend scalp_addresses
+    stick-table type ipv6 size {_TABLE_ENTRIES} expire 10m store conn_cur,gpc(2),gpc_rate(2,60s)
+"""
 
 
 def _window_ms(policy: Policy) -> int:
@@ -181,60 +173,48 @@ def _window_ms(policy: Policy) -> int:
 
 
 def _defaults() -> str:
-    head_ms = int(1000 * float(os.environ.get(_SECONDS_VARIABLE, _HEADER_SECONDS)))
-    # Without address, path and headers, which may identify a person.
-    line = "%tr %HM %ST %Ta/%Tr ms %B bytes %b/%s %ts %ac/%fc connections"
+    head_ms = int(1000 * float(os.environ.get(SECONDS_VARIABLE, _DEFAULT_SECONDS)))
     answers = "\n".join(_error_response(status, error=True) for status in _ERROR_RESPONSES)
-    return (
-        f"    timeout http-request {head_ms}ms\n    option forwardfor\n    log-format '{line}'\n"
-        f"    error-log-format '%t %f connection failed, %ac/%fc connections'\n{answers}\n"
-    )
+    # The log has no address, path and header, which may identify a person.
+    return f"""\
+    timeout http-request {head_ms}ms
+    option forwardfor
+    log-format '%tr %HM %ST %Ta/%Tr ms %B bytes %b/%s %ts %ac/%fc connections'
+    error-log-format '%t %f connection failed, %ac/%fc connections'
+{answers}
+"""
 
 
 def _rules(policy: Policy) -> str:
+    """Rules of requests. Counters of an address: 0 wrong keys, 1 requests outside /v1/."""
     limit = max(1, round(policy.requests_per_minute * _window_ms(policy) / 60_000))
-    wait = max(1, round(60 / policy.requests_per_minute))
-    rules = [
-        "unique-id-format %[uuid()]",
-        "acl scalp_v1 path_sub /v1/",
-        "tcp-request connection track-sc0 src,ipmask(32,64) table scalp_addresses",
-        f"tcp-request connection reject if {{ sc_conn_cur(0) gt {policy.address_connections} }}",
-        "http-request track-sc1 req.hdr(authorization),sha2(256) table scalp_keys if scalp_v1",
-    ]
-    if policy.tls_certificate:
-        rules.append("http-request set-header x-forwarded-proto https")
-    if policy.wrong_keys_per_minute is not None:
-        # A key that was valid before is accepted even when its address exceeds the limit of wrong keys.
-        rules += [
-            _too_many(
-                f"scalp_v1 {{ sc_gpc_rate(0,0) ge {policy.wrong_keys_per_minute} }} "
-                "!{ sc_get_gpt(0,1) gt 0 }",
-                "too many requests of this address lacked a valid key",
-                60,
-            ),
-            "http-response sc-inc-gpc(0,0) if { status 401 }",
-            "http-response sc-set-gpt(0,1) 1 if { status lt 400 } { sc_get_gpt(0,1) eq 0 }",
-        ]
-    for path, counter, rate in (
-        ("!scalp_v1", 2, policy.open_requests_per_minute),
-        ("scalp_v1", 1, policy.address_requests_per_minute),
-    ):
-        if rate is not None:
-            condition = f"{path} {{ sc_gpc_rate({counter},0) ge {rate} }}"
-            rules += [
-                _too_many(condition, "too many requests of this address", 60),
-                f"http-request sc-inc-gpc({counter},0) if {path}",
-            ]
-    rules += [
-        _too_many(f"scalp_v1 {{ sc_gpc_rate(0,1) ge {limit} }}", "too many requests with this key", wait),
-        "http-request sc-inc-gpc(0,1) if scalp_v1 { req.hdr(authorization) -m found }",
-    ]
-    return "\n".join(f"    {rule}" for rule in rules)
+    wrong_keys = _too_many(60, "too many requests of this address lacked a valid key")
+    open_requests = _too_many(60, "too many requests of this address")
+    requests = _too_many(max(1, round(60 / policy.requests_per_minute)), "too many requests with this key")
+    https = "http-request set-header x-forwarded-proto https" if policy.tls_certificate else ""
+    # A key that was valid before is accepted even when its address exceeds the limit of wrong keys.
+    return f"""\
+    tcp-request connection track-sc0 src,ipmask(32,64) table scalp_addresses
+    tcp-request connection reject if {{ sc_conn_cur(0) gt {policy.address_connections} }}
+    unique-id-format %[uuid()]
+    http-request del-header '{_CONTROL_HEADERS}' -m reg
+    http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg '{_GOOD_REQUEST_ID}' }}
+    http-request set-header x-request-timeout-seconds 0 if {{ path_end {BATCH_PATH} {BATCH_PATH}/ }}
+    {https}
+    acl v1 path_sub /v1/
+    http-request track-sc1 req.hdr(authorization),sha2(256) table scalp_keys if v1
+    {wrong_keys} if v1 {{ sc_gpc_rate(0,0) ge {policy.wrong_keys_per_minute} }} !{{ sc_get_gpt(0,1) gt 0 }}
+    {open_requests} if !v1 {{ sc_gpc_rate(1,0) ge {policy.open_requests_per_minute} }}
+    {requests} if v1 {{ sc_gpc_rate(0,1) ge {limit} }}
+    http-request sc-inc-gpc(1,0) if !v1
+    http-request sc-inc-gpc(0,1) if v1 {{ req.hdr(authorization) -m found }}
+    http-response sc-inc-gpc(0,0) if {{ status 401 }}
+    http-response sc-set-gpt(0,1) 1 if {{ status lt 400 }} {{ sc_get_gpt(0,1) eq 0 }}"""
 
 
-def _too_many(condition: str, why: str, wait: int) -> str:
+def _too_many(wait: int, why: str) -> str:
     body = _problem(429, "Too Many Requests", "too_many_requests", f"{why}; wait {wait} s")
-    return f"http-request return status 429 {body} hdr Retry-After {wait} if {condition}"
+    return f"http-request return status 429 {body} hdr Retry-After {wait}"
 
 
 def _error_response(status: int, error: bool = False) -> str:
@@ -262,9 +242,7 @@ def policy_of_environment() -> Policy:
     try:
         return Policy.model_validate_json(text) if text else Policy()
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise ValueError(f"{POLICY_VARIABLE} in the environment: {where}: {first['msg']}") from error
+        raise ValueError(f"{POLICY_VARIABLE} in the environment is invalid: {error}") from error
 
 
 def main() -> None:
@@ -281,16 +259,6 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
 
 
 if __name__ == "__main__":

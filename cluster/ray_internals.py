@@ -9,6 +9,7 @@ Parts that `import ray` does not load are imported by the function that returns 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -37,8 +38,6 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # A proxy may import Serve for longer than 5 seconds. After three such checks the start fails.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    # Adds time limits to HTTP connections; see serving/http/connections.py.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.connections:proxy_callback",
 }
 DATA_LOG_LEVELS = {
     "ray.data": logging.WARNING,
@@ -49,6 +48,7 @@ DATA_LOG_LEVELS = {
 }
 _IDLE_WORKER_MS = 5000
 _STATUS_TIMEOUT_S = 10
+_BODY_MESSAGES = 16  # in the queue of one request; up to 256 KiB each
 
 
 def set_local_defaults(cores: int, logical_cpus: int, verbose: bool, joins: bool) -> None:
@@ -197,12 +197,25 @@ def train_helpers() -> tuple[type, type]:
     return DatasetsCallback, PlacementGroupCleanerCallback
 
 
-def serve_queues() -> tuple[Any, Any, Any]:
-    """Queues of request bodies in Ray Serve: of the proxy, of replicas, of replicas with direct ingress."""
-    from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
-    from ray.serve._private.http_util import ASGIReceiveProxy, MessageQueue
+def bound_request_queue() -> None:
+    """Bound the queue of a request's body in the replicas of this process, so that fast clients wait.
 
-    return MessageQueue, ASGIReceiveProxy, ASGIDIReceiveProxy
+    Ray Serve queues a body as fast as it arrives, without a limit or a setting: 400 MB sent to a slow
+    application took 390 MB more memory (Ray 2.60, 2026-11-26). Ray waits for space only if replicas receive
+    bodies in their own event loop, the mode of RAY_SERVE_THROUGHPUT_OPTIMIZED; otherwise nothing is bounded.
+    """
+    from ray.serve._private import constants
+    from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
+
+    if constants.RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:
+        return
+
+    def queue(receiver: Any) -> asyncio.Queue[Any]:
+        if receiver._queue is None:
+            receiver._queue = asyncio.Queue(_BODY_MESSAGES)
+        return receiver._queue
+
+    ASGIDIReceiveProxy.queue = property(queue)
 
 
 def aws_node_provider() -> Any:

@@ -117,13 +117,13 @@ def start(
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None
-    if settings.haproxy and not is_joined():
+    if not is_joined():
         # On a cluster HAProxy is set up when the cluster starts.
         check_certificate(settings.front.tls_certificate)
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
     elif "front" in settings.model_fields_set:
         raise UserError(
-            "front is set, but this command starts no HAProxy here; remove front, and on a cluster set "
+            "front is set, but a cluster has its own HAProxy; remove front, and set "
             f"{haproxy.POLICY_VARIABLE} in the environment of its nodes"
         )
     cluster = connect(jobs=settings.bulk is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from cluster.haproxy import DRAINING_SECONDS, DRAINING_VARIABLE, POLICY_VARIABLE, Policy
 from scalp_core.inference.predictor import Device, Precision, Runtime
@@ -16,13 +16,10 @@ from serving.observability.audit_writer import AuditSettings
 from serving.schemas.bulk import BulkSettings
 
 _MARGIN_SECONDS = 10
+_LOOK_BACK_SECONDS = 15  # of load that the autoscaler averages; replicas report every 10 s
 
 
-class _Typed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Typed):
+class ModelSettings(BaseModel, extra="forbid", frozen=True):
     """The `user_config` of the grader: changes apply in place, without a restart or dropped requests."""
 
     bundle: str = Field(
@@ -40,7 +37,7 @@ class ModelSettings(_Typed):
     )
 
 
-class Scaling(_Typed):
+class Scaling(BaseModel, extra="forbid", frozen=True):
     """Scaling of a deployment: replicas, their resources, and their queues."""
 
     min_replicas: int = Field(1, ge=1)
@@ -59,9 +56,6 @@ class Scaling(_Typed):
     upscale_delay_s: float = Field(5, ge=0)
     downscale_delay_s: float = Field(
         120, ge=0, description="seconds; above upscale_delay_s, since models load slowly"
-    )
-    look_back_s: float = Field(
-        15, gt=10, description="seconds of load that the autoscaler averages; replicas report every 10 s"
     )
     cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
     gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; may be a fraction")
@@ -84,7 +78,7 @@ class Scaling(_Typed):
         return self
 
 
-class CandidateSettings(_Typed):
+class CandidateSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of a shadow or canary; the `user_config` of the deployment Candidate names its bundle."""
 
     mode: Literal["shadow", "canary"] = Field(
@@ -98,7 +92,7 @@ class CandidateSettings(_Typed):
     )
 
 
-class Settings(_Typed):
+class Settings(BaseModel, extra="forbid", frozen=True):
     """The `args` of the application: a change restarts the replicas."""
 
     device: Device = Field("auto", description="device of the model")
@@ -112,11 +106,6 @@ class Settings(_Typed):
     ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=512, max_queued_requests=256)
     grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=512, max_queued_requests=64)
     explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
-    haproxy: bool = Field(
-        True,
-        description="HAProxy in front of the ingress instead of Ray's proxy, if the endpoint starts a local "
-        "Ray; for a cluster it is set when the cluster starts",
-    )
     front: Policy = Field(
         Policy(),
         description="limits and TLS of HAProxy, if the endpoint starts a local Ray; on a cluster the "
@@ -128,12 +117,6 @@ class Settings(_Typed):
     answer_seconds: float = Field(
         30, gt=0, description="seconds until a request without an answer fails with 504"
     )
-    graceful_shutdown_seconds: float | None = Field(
-        None,
-        gt=0,
-        description="seconds that a stopping replica has for its open requests; it ends as soon as it has "
-        "none. None is enough for every request, also for a batch that takes limits.batch_seconds",
-    )
     wedged_seconds: float = Field(
         20, gt=0, description="longest forward pass in seconds; Ray replaces a replica that takes longer"
     )
@@ -141,19 +124,9 @@ class Settings(_Typed):
     keys: KeySettings = KeySettings()
     limits: Limits = Limits()
     audit: AuditSettings = AuditSettings()
-    access_log: bool = Field(
-        False, description="one line per request in Ray Serve's log, without paths, names, addresses and keys"
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        graceful, least = self.graceful_shutdown_seconds, _draining_seconds() + self.answer_seconds
-        if graceful is not None and graceful < least:
-            raise ValueError(
-                f"graceful_shutdown_seconds ({graceful:g}) must be {least:g} or more: the "
-                f"{_draining_seconds():g} s in which a stopping replica still accepts requests "
-                f"({DRAINING_VARIABLE}), and answer_seconds ({self.answer_seconds:g}); or leave it out"
-            )
         if self.wedged_seconds >= self.answer_seconds:
             raise ValueError(
                 f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
@@ -168,10 +141,6 @@ class Settings(_Typed):
                 f"({self.ingress.max_ongoing_requests}) of the ingress, or Ray refuses requests first"
             )
         return self
-
-
-def _draining_seconds() -> float:
-    return float(os.environ.get(DRAINING_VARIABLE, DRAINING_SECONDS))
 
 
 def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
@@ -189,10 +158,11 @@ def check_batching(model: ModelSettings, max_ongoing_requests: int) -> None:
 
 
 def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool = False) -> dict[str, Any]:
-    """Options of `serve.deployment`."""
+    """Options of `serve.deployment`. A stopping replica has time for the longest request that it accepted."""
     shutdown_seconds = settings.answer_seconds + _MARGIN_SECONDS
     if is_ingress:
-        shutdown_seconds += _draining_seconds() + settings.limits.batch_seconds
+        draining_seconds = float(os.environ.get(DRAINING_VARIABLE, DRAINING_SECONDS))
+        shutdown_seconds += draining_seconds + settings.limits.batch_seconds
     return {
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
@@ -200,10 +170,10 @@ def deployment_options(scaling: Scaling, settings: Settings, *, is_ingress: bool
             "target_ongoing_requests": scaling.target_ongoing_requests,
             "upscale_delay_s": scaling.upscale_delay_s,
             "downscale_delay_s": scaling.downscale_delay_s,
-            "look_back_period_s": scaling.look_back_s,
+            "look_back_period_s": _LOOK_BACK_SECONDS,
         },
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
-        "graceful_shutdown_timeout_s": settings.graceful_shutdown_seconds or shutdown_seconds,
+        "graceful_shutdown_timeout_s": shutdown_seconds,
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
     }

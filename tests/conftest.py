@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.sizes import CONNECTION_SECONDS
-
 if TYPE_CHECKING:
     from cluster.resources import Cluster
     from jobs.demo_s3 import S3Server
@@ -165,10 +163,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def cluster(s3: S3Server) -> Cluster:
     """A local Ray, started after the S3 credentials are set, which its workers inherit."""
     from cluster.local import connect
-    from serving.http import connections
 
     with _environment_of_session():
-        os.environ[connections.VARIABLE] = str(CONNECTION_SECONDS)
         return connect()
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from scalp_core.errors import UserError
 from serving.auth.scopes import Rights
@@ -34,15 +34,13 @@ DEFAULT_RIGHTS = Rights(grade=True)
 _log = logging.getLogger("ray.serve")
 
 
-class KeySettings(BaseModel):
+class KeySettings(BaseModel, extra="forbid", frozen=True):
     """Where the keys are. The keys themselves stay in the file or the environment of the replicas."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str | None = Field(
         None,
         description="one line `ID: sha256:HEX [scope=SCOPE]... [expires=YYYY-MM-DD]` per key, `#` for "
-        f"comments; reloaded when it changes. The environment variable {VARIABLE} adds keys",
+        f"comments; a change applies within five seconds. The environment variable {VARIABLE} adds keys",
     )
     open_to_network_without_keys: bool = Field(
         False, description="accept requests from the network without keys"
@@ -190,7 +188,7 @@ def read_file(path: str) -> list[str]:
 
 
 class Keys:
-    """The keys of `settings.file` and of the environment; reloads the file when it changes.
+    """The keys of `settings.file` and of the environment; reads the file again every five seconds.
 
     Raises:
         UserError: As `parse_keys` and `read_file`.
@@ -199,7 +197,6 @@ class Keys:
     def __init__(self, settings: KeySettings) -> None:
         self._path = settings.file
         self._from_environment = parse_keys(os.environ.get(VARIABLE, "").splitlines(), VARIABLE)
-        self._signature = self._stat()
         self._from_file = self._read()
         self._looked = time.monotonic()
 
@@ -226,30 +223,17 @@ class Keys:
     def _read(self) -> list[Key]:
         return [] if self._path is None else parse_keys(read_file(self._path), self._path)
 
-    def _stat(self) -> tuple[int, ...]:
-        if self._path is None:
-            return ()
-        try:
-            status = Path(self._path).stat()
-        except OSError:
-            return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
-
     def _refresh(self) -> None:
-        """Reload the file if it changed: a revoked key stops working within seconds."""
+        """Read the file again: a revoked key stops working within seconds."""
         now = time.monotonic()
         if self._path is None or now - self._looked < _RELOAD_S:
             return
         self._looked = now
-        signature = self._stat()
-        if signature == self._signature:
-            return
-        self._signature = signature
         try:
             self._from_file = self._read()
         except UserError as error:
-            if not Path(self._path).exists():
+            if Path(self._path).exists():
+                _log.error("the key file is invalid, the keys stay as they were: %s", error)
+            else:
                 self._from_file = []
                 _log.error("the key file is missing, its keys are refused until it exists again: %s", error)
-                return
-            _log.error("the key file is invalid, the keys stay as they were: %s", error)

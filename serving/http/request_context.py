@@ -23,7 +23,6 @@ class RequestContext:
     """One request, from its head to the end of its response."""
 
     request_id: str
-    method: str = ""
     route: str | None = None  # path template, known after routing; None for an unknown path
     key: str | None = None  # id of the key, not the key itself
     owner: str = ""  # for quotas and budgets, see `admission.fairness`
@@ -32,7 +31,6 @@ class RequestContext:
     source: str | None = None  # source of the bulk run that it starts
     status: int = 499  # until the response starts: the client disconnected
     problem: str | None = None  # code of the problem
-    sent: int = 0  # bytes of the response body
     owes_audit: bool = False  # it passed the authorization and has no line in the audit log yet
     began: float = field(default_factory=time.perf_counter)
 

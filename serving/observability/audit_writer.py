@@ -19,7 +19,7 @@ from serving.observability.audit_chain import Chain, timestamp
 
 _WAITING = 10_000  # lines in the queue; more are lost, which is logged and recorded in the chain
 _BATCH_S = 0.2  # in which lines are collected, so that they share an fsync
-_CLOSING_S = 20  # for the last lines; a stopping replica has graceful_shutdown_seconds
+_CLOSING_S = 20  # for the last lines; a stopping replica has 40 s at least
 _LOG_AGAIN_S = 60
 
 _log = logging.getLogger("ray.serve")

@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from cluster.ray_internals import bound_request_queue
 from scalp_core.errors import ImageError, UserError
 from scalp_core.inference.overlay import MEANING
 from serving.admission.decoding import Decoders
@@ -20,7 +21,6 @@ from serving.admission.rate_limit import Admission
 from serving.batch.window import Batches
 from serving.bulk.work import Bulk, ServedModel
 from serving.http import request_context
-from serving.http.backpressure import bound_request_queues
 from serving.http.problems import Refusal
 from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics
@@ -44,7 +44,7 @@ class Ingress:
         create_api: CreateApi,
         candidate: DeploymentHandle | None = None,
     ) -> None:
-        bound_request_queues()
+        bound_request_queue()
         self._settings = settings
         self._create_api = create_api
         self.load = Load(settings.limits)

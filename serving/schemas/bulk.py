@@ -12,10 +12,8 @@ from serving.auth.scopes import canonical_uri, is_below
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
 
-class BulkSettings(BaseModel):
+class BulkSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of bulk grading through the endpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: tuple[str, ...] = Field(
         min_length=1,

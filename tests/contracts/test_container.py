@@ -20,7 +20,6 @@ from ray._private import ray_constants
 from cluster.haproxy import COMMON_ENVIRONMENT
 from cluster.local import SLEEPING_THREADS
 from cluster.ray_internals import SERVE_ENVIRONMENT
-from serving.http.connections import CALLBACK
 from tests.contracts import IMAGE, UID
 
 TMP = "/tmp"  # noqa: S108
@@ -215,7 +214,6 @@ def test_the_image_of_the_manifests_is_no_tag_that_moves():
 
 
 def test_what_serving_needs_is_in_the_environment_and_ray_knows_every_name():
-    assert ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == CALLBACK
     program = Path(ENVIRONMENT["RAY_SERVE_HAPROXY_BINARY_PATH"])
     assert program.parent == Path("/usr/local/bin")  # where pip puts scripts in this base
     assert f'{program.name} = "cluster.haproxy:main"' in PYPROJECT

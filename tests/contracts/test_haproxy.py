@@ -24,7 +24,6 @@ from cluster import haproxy
 from cluster.haproxy import Policy
 from scalp_core.errors import UserError
 from serving.auth.network import check_certificate
-from serving.http import connections
 
 GOOD = "a-key-that-the-endpoint-knows"
 
@@ -73,8 +72,8 @@ class Proxy:
         self.port = port
         self._log = log
 
-    def get(self, path: str, key: str | None = None, trusted: ssl.SSLContext | None = None):
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def get(self, path: str, key: str | None = None, trusted: ssl.SSLContext | None = None, **headers: str):
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         kind = http.client.HTTPSConnection if trusted else http.client.HTTPConnection
         options = {"context": trusted} if trusted else {}
         connection = kind("localhost", self.port, timeout=10, **options)
@@ -145,7 +144,7 @@ def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Prox
 def test_what_ray_leaves_open_is_closed_and_the_endpoint_listens_where_it_was_told(
     tmp_path, host, listens, monkeypatch
 ):
-    monkeypatch.delenv(connections.VARIABLE, raising=False)
+    monkeypatch.delenv(haproxy.SECONDS_VARIABLE, raising=False)
     # If this fails, a new release of Ray may have settings for it.
     theirs = write(tmp_path, host)
     assert "timeout http-request" not in theirs and "bind *:8404" in theirs and "bind :9101" in theirs
@@ -201,7 +200,7 @@ def test_the_log_names_no_client_and_no_path(tmp_path):
 
 
 def test_a_key_may_ask_so_often_and_another_is_not_refused_for_it(tmp_path):
-    policy = Policy(requests_per_minute=60, burst=10, wrong_keys_per_minute=None)
+    policy = Policy(requests_per_minute=60, burst=10, wrong_keys_per_minute=10**6)
     with running(tmp_path, policy) as proxy:
         assert proxy.statuses(15, "/v1/grade", GOOD) == {200: 10, 429: 5}
         assert proxy.statuses(5, "/v1/grade", "another") == {401: 5}
@@ -225,16 +224,37 @@ def test_wrong_keys_are_refused_before_the_endpoint_and_a_right_one_is_heard(tmp
         assert proxy.get("/v1/model", GOOD)[0] == 200
 
 
-def test_an_address_may_have_a_limit_whatever_it_sends(tmp_path):
-    policy = Policy(address_requests_per_minute=4, wrong_keys_per_minute=None)
-    with running(tmp_path, policy) as proxy:
-        assert Counter(proxy.get("/v1/model", f"{number}")[0] for number in range(9)) == {401: 4, 429: 5}
-
-
 def test_probes_and_the_page_have_a_limit_for_each_address_and_keys_do_not_share_it(tmp_path):
     with running(tmp_path, Policy(open_requests_per_minute=6)) as proxy:
         assert proxy.statuses(10, "/readyz") == {200: 6, 429: 4}
         assert proxy.statuses(3, "/v1/grade", GOOD) == {200: 3}
+
+
+def received(proxy: Proxy, path: str, **headers: str) -> dict[str, str]:
+    """Headers that a replica receives."""
+    _, _, body = proxy.get(path, GOOD, **headers)
+    return {name.lower(): value for name, value in json.loads(body).items()}
+
+
+def test_no_header_of_a_client_controls_ray(tmp_path):
+    names = ["serve_multiplexed_model_id", "serve-multiplexed_model-id", "X_Session-Id", "x-session-id",
+             "x-request_timeout-seconds", "X-Request-Disconnect_Disabled"]  # fmt: skip
+    given = dict.fromkeys(names, "1") | {"Accept": "*/*", "Connection": "Upgrade", "Upgrade": "websocket"}
+    given["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+    with running(tmp_path, Policy()) as proxy:
+        kept = received(proxy, "/v1/grade", **given)
+        of_a_batch = received(proxy, "/prefix/v1/grade/batch/", **given)
+    steering = ("serve", "session", "timeout", "disconnect", "upgrade")
+    assert kept["accept"] == "*/*" and not [name for name in kept if any(word in name for word in steering)]
+    assert of_a_batch["x-request-timeout-seconds"] == "0"  # a batch may take half an hour
+
+
+def test_a_request_id_is_kept_if_it_is_short_and_printable(tmp_path):
+    with running(tmp_path, Policy()) as proxy:
+        for given in ("visit-7", "a,b", "x" * 128):
+            assert received(proxy, "/", **{"X-Request-ID": given})["x-request-id"] == given
+        for given in ("x" * 129, "two words", "\xff"):
+            assert "x-request-id" not in received(proxy, "/", **{"X-Request-ID": given})  # Ray makes one
 
 
 def test_an_address_has_so_many_connections(tmp_path):

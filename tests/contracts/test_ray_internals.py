@@ -62,13 +62,10 @@ DEPENDENCIES = {
     "ray.train.torch:TorchTrainer._create_default_callbacks": "RunConfig adds callbacks and removes none",
     f"{_CALLBACKS}.datasets:DatasetsCallback": "a callback to remove",
     f"{_CALLBACKS}.placement_group_callback:PlacementGroupCleanerCallback": "a callback to remove",
-    # Ray Serve's queues, which have no setting for their length.
-    "ray.serve._private.http_util:MessageQueue.__call__": "queues a body in the proxy",
-    "ray.serve._private.http_util:MessageQueue._message_queue": "its length is read",
-    "ray.serve._private.http_util:ASGIReceiveProxy._receive_asgi_messages": "fetches a body for a replica",
-    "ray.serve._private.http_util:ASGIReceiveProxy.queue": "its length is read",
-    f"{_DIRECT}:ASGIDIReceiveProxy._receive": "fetches a body behind HAProxy",
-    f"{_DIRECT}:ASGIDIReceiveProxy.queue": "its length is read",
+    # Ray Serve's queue of a body, which has no setting for its length.
+    "ray.serve._private.constants:RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "whether Ray can wait",
+    f"{_DIRECT}:ASGIDIReceiveProxy._queue": "created with a limit",
+    f"{_DIRECT}:ASGIDIReceiveProxy.queue": "replaced by one with a limit",
     # Node providers of the autoscaler.
     "ray.autoscaler._private.aws.node_provider:AWSNodeProvider.create_node": "extended with on-demand nodes",
 }
@@ -85,7 +82,6 @@ VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "serve/_private/constants.py",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "serve/_private/constants.py",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "serve/_private/constants.py",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve/_private/constants.py",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "serve/_private/constants.py",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "serve/_private/constants.py",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "train/v2/_internal/constants.py",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.http import connections
+from cluster.haproxy import SECONDS_VARIABLE
 from serving.schemas.bulk import BulkSettings
 from serving.settings import Settings
 from tests.support import processes, sockets
@@ -52,7 +52,7 @@ def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[Serv
     file.write_text(settings.model_dump_json(exclude_unset=True))
     command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
     command += ["--settings", str(file)]
-    environment = os.environ | {"RAY_ADDRESS": "", connections.VARIABLE: str(CONNECTION_SECONDS)}
+    environment = os.environ | {"RAY_ADDRESS": "", SECONDS_VARIABLE: str(CONNECTION_SECONDS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout.readline().startswith("READY")

@@ -53,7 +53,7 @@ def endpoint(bundle, tmp_path_factory):
         precision="fp32",
         device="cpu",
         keys=KeySettings(file=str(folder / "keys")),
-        front=Policy(requests_per_minute=10**6, burst=10**6, wrong_keys_per_minute=None),
+        front=Policy(requests_per_minute=10**6, burst=10**6, wrong_keys_per_minute=10**6),
         limits=Limits(grace_seconds=PATIENCE, min_bytes_per_s=100_000, grade_bytes=2**20),
         audit=AuditSettings(folder=str(folder / "audit")),
     )

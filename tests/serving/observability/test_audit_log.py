@@ -41,7 +41,7 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.fixture
 def request_of_ann():
-    request = request_context.RequestContext("visit-7", "POST", key="ann", owes_audit=True)
+    request = request_context.RequestContext("visit-7", key="ann", owes_audit=True)
     request_context.set_current(request)
     yield request
     request_context.set_current(request_context.RequestContext(""))
@@ -75,7 +75,7 @@ def test_a_request_without_a_photograph_has_one_line_and_one_that_was_kept_out_n
     request_of_ann.problem, request_of_ann.status = "no_file", 422
     log.log_request()
     log.log_request()
-    request_context.set_current(request_context.RequestContext("kept-out", "POST", problem="wrong_key"))
+    request_context.set_current(request_context.RequestContext("kept-out", problem="wrong_key"))
     log.log_request()
     log.close()
     (line,) = lines(tmp_path / "audit")

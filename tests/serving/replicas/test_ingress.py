@@ -108,8 +108,8 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint(monkeypatch, tmp_path) -> Callable[..., Endpoint]:
-    # It patches Ray Serve for the rest of the process; test_backpressure.py tests it.
-    monkeypatch.setattr(module, "bound_request_queues", lambda: None)
+    # It patches Ray Serve for the rest of the process; test_request_queue.py tests it.
+    monkeypatch.setattr(module, "bound_request_queue", lambda: None)
     return partial(Endpoint, tmp_path / "audit")
 
 
