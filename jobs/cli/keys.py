@@ -65,10 +65,10 @@ def keys_list(file: FileArg) -> None:
 
     from jobs.common.console import console
     from jobs.common.errors import printable
-    from serving.auth.key_file import listed_keys
+    from serving.auth.keys import parse_keys, read_file
 
     table = Table("id", "scopes", "expires", "hash")
-    for key in listed_keys(file):
+    for key in parse_keys(read_file(file), file):
         end = f"{key.expires or 'never'}{', which is over' if key.is_expired else ''}"
         cells = (key.id, "\n".join(map(printable, key.rights.scopes)), end, key.digest.hex()[:8])
         table.add_row(*(Text(cell, overflow="fold") for cell in cells))

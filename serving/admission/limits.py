@@ -77,19 +77,14 @@ class Limits(BaseModel, extra="forbid", frozen=True):
     megapixels_per_minute: float = Field(
         600,
         gt=0,
-        description="decoding cost per minute of all images of one key; each replica counts separately",
+        description="decoding cost per minute of all images of one key, a tenth of it in a row; each replica "
+        "counts separately",
     )
-    megapixels_burst: float = Field(60, gt=0, description="decoding cost of one key in a row, after a pause")
 
     @model_validator(mode="after")
     def _one_fits(self) -> Limits:
         if self.held_bytes < self.grade_bytes:
             raise ValueError(f"held_bytes ({self.held_bytes}) is below grade_bytes ({self.grade_bytes})")
-        if self.megapixels_burst < self.max_megapixels:
-            raise ValueError(
-                f"megapixels_burst ({self.megapixels_burst:g}) is below max_megapixels "
-                f"({self.max_megapixels:g}): the largest image would wait forever"
-            )
         return self
 
 

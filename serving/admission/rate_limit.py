@@ -53,7 +53,8 @@ class Admission:
     def __init__(self, limits: Limits, decoders: Decoders) -> None:
         self._limits = limits
         self._decoders = decoders
-        self._budgets = TokenBuckets(limits.megapixels_per_minute, limits.megapixels_burst)
+        burst = max(limits.max_megapixels, limits.megapixels_per_minute / 10)
+        self._budgets = TokenBuckets(limits.megapixels_per_minute, burst)
 
     async def measure(self, owner: str, data: bytes) -> float:
         """Decoding cost of a file, in megapixels of PNG, from its header; nothing is decompressed.

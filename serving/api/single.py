@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -74,7 +73,7 @@ async def read_image(request: Request, options: GradeOptions) -> tuple[bytes, Gr
     image, given = None, options.model_dump(exclude_unset=True)
     async for field, data in read_form(request.stream(), content_type, _MAX_PARTS):
         if field in GradeOptions.model_fields:
-            given[field] = await _text(data)
+            given[field] = _accepted(await read_file(data))[:_MAX_OPTION_BYTES].decode("utf-8", "replace")
         elif field == "file":
             if image is not None:
                 raise Refusal(422, "several_files", "send one image; /v1/grade/batch takes many")
@@ -91,10 +90,3 @@ def _accepted(data: bytes | ImageError) -> bytes:
     if isinstance(data, ImageError):
         raise refuse_image(data)
     return data
-
-
-async def _text(data: AsyncIterator[bytes]) -> str:
-    text = b""
-    async for piece in data:
-        text = (text + piece)[:_MAX_OPTION_BYTES]
-    return text.decode("utf-8", "replace")

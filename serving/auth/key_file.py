@@ -1,4 +1,4 @@
-"""List and revoke keys in the key file of `scalp serve --keys`."""
+"""Revoke keys in the key file of `scalp serve --keys`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ import tempfile
 from pathlib import Path
 
 from scalp_core.errors import UserError
-from serving.auth.keys import Key, parse_keys, parse_line, read_file
-
-
-def listed_keys(path: str) -> list[Key]:
-    """List the keys of a file, in its order.
-
-    Raises:
-        UserError: As `parse_keys` and `read_file`.
-    """
-    return parse_keys(read_file(path), path)
+from serving.auth.keys import Key, parse_line, read_file
 
 
 def revoke(path: str, id_: str, hash_prefix: str | None = None) -> list[Key]:

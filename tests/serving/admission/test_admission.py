@@ -212,7 +212,7 @@ def test_buckets_take_as_much_as_is_asked_or_nothing():
 
 
 def test_an_owner_out_of_budget_is_told_when_to_come_back():
-    admission = Admission(Limits(megapixels_per_minute=60, megapixels_burst=12.5), Decoders())
+    admission = Admission(Limits(megapixels_per_minute=60), Decoders())
     admission.take("ann", 12)
     with pytest.raises(Refusal) as refused:
         admission.take("ann", 10)
@@ -223,7 +223,7 @@ def test_an_owner_out_of_budget_is_told_when_to_come_back():
 
 def test_a_batch_is_paced_by_the_budget_and_bounded_in_all():
     async def scenario() -> None:
-        limits = Limits(megapixels_per_minute=6000, megapixels_burst=12.5)
+        limits = Limits(megapixels_per_minute=60)
         settings = BatchSettings(megapixels=30)
         batches = Batches(settings, None, None, Admission(limits, Decoders()))
         as_owner("ann")
@@ -234,7 +234,7 @@ def test_a_batch_is_paced_by_the_budget_and_bounded_in_all():
         with pytest.raises(Refusal) as refused:
             await batches.admit(encoded(4000, 3000, "PNG"), total)
         seconds = asyncio.get_running_loop().time() - began
-        assert seconds == pytest.approx(0.235)  # 23.5 megapixels at 100 per second
+        assert seconds == pytest.approx(23.5)  # 12.5 in a row, then 23.5 megapixels at 1 per second
         assert (refused.value.status_code, refused.value.code) == (413, "too_many_pixels")
 
     virtual_time.run(scenario())

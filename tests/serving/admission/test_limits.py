@@ -104,8 +104,3 @@ def test_no_owner_holds_more_than_half_of_the_places():
         load.check("slow")
     load.check("modest")
     assert not load.held_bytes.can_take("greedy", Limits().held_bytes // 2 + 1)
-
-
-def test_a_burst_larger_than_the_largest_image_is_needed():
-    with pytest.raises(ValidationError, match="megapixels_burst"):
-        Limits(megapixels_burst=5, max_megapixels=10)
