@@ -30,7 +30,10 @@ def train(
         str, typer.Argument(help="run directory for checkpoints, curves and bundle, local or s3://")
     ],
     recipe: Annotated[
-        str, typer.Option(help="training settings: default, paper, smoke, or the path of a .yaml file")
+        str,
+        typer.Option(
+            help="training settings: default, cpu, one-gpu, eight-gpus, paper, smoke, or a .yaml file"
+        ),
     ] = "default",
     workers: Annotated[
         str,
@@ -43,8 +46,8 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="initial weights: imagenet, none, or a .safetensors or .pth file, local or s3://; "
-            "default: as in the recipe"
+            help="initial weights: imagenet, offline (of a pip package), none, or a .safetensors or .pth "
+            "file, local or s3://; default: as in the recipe"
         ),
     ] = None,
     fold: Annotated[

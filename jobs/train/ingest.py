@@ -21,7 +21,7 @@ from jobs.common.images import Columns, LoadForTraining, select_locations, witho
 from jobs.common.ray_executor import make_dataset
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.sampler import EpochSettings, RankBatch, images_per_epoch, plan_epoch
+from scalp_core.models.sampler import EpochPlan, EpochSettings, RankBatch, images_per_epoch, plan_epoch
 
 _ROWS_PER_BLOCK = 64
 _MAX_BLOCKS = 10_000
@@ -127,18 +127,24 @@ class _LoadRankBatch:
 
     def __call__(self, batch: Columns) -> Columns:
         epochs, places = self._rank_batch.places(batch["id"], self._steps)
-        rows, symmetry = np.empty(len(places), np.int64), np.empty(len(places), np.int8)
-        color = np.empty((len(places), 5), np.float32)
-        for epoch in np.unique(epochs):
-            in_epoch = epochs == epoch
-            plan = plan_epoch(self._source.labels, self._settings, self._first_epoch + int(epoch))
-            rows[in_epoch] = plan.rows[places[in_epoch]]
-            symmetry[in_epoch] = plan.symmetry[places[in_epoch]]
-            color[in_epoch] = plan.color[places[in_epoch]]
-        images = augment.apply_dihedral(self._source.load(rows), symmetry)
-        if self._settings.color_jitter:
-            images = augment.jitter_color(images, self._settings.color_jitter, color)
-        return {"image": images, "label": self._source.labels[rows]}
+        settings = self._settings
+        plan = self._plan_batch(epochs, places)
+        images = augment.apply_dihedral(self._source.load(plan.rows), plan.symmetry)
+        images = augment.crop_squares(images, settings.min_crop, plan.crop)
+        images = augment.jitter_color(images, settings.color_jitter, plan.color)
+        images = augment.degrade(images, settings.blur, settings.jpeg_quality, plan.quality)
+        return {"image": images, "label": self._source.labels[plan.rows]}
+
+    def _plan_batch(self, epochs: np.ndarray, places: np.ndarray) -> EpochPlan:
+        """Collect the plan of a batch, whose epochs ascend."""
+        parts = [
+            [values[places[epochs == epoch]] for values in self._plan_epoch(int(epoch))]
+            for epoch in np.unique(epochs)
+        ]
+        return EpochPlan(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        return plan_epoch(self._source.labels, self._settings, self._first_epoch + epoch)
 
 
 class _LoadSlice:

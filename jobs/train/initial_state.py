@@ -64,7 +64,9 @@ def make_initial_state(recipe: Recipe) -> InitialState:
     from scalp_core.models.batch_norm import has_batch_norm
     from scalp_core.models.initial_weights import initial_model
 
-    model, record = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size)
+    model, record = initial_model(
+        recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.model
+    )
     spec = preprocess_for(model, recipe.size, recipe.resize)
     weights = serialize_weights(model.state_dict())
     notes = check_servable(recipe, spec, model, weights)
@@ -185,6 +187,7 @@ def draft_spec(
         created_at=datetime.now(UTC),
         architecture=recipe.architecture,
         head=recipe.head,
+        model=recipe.model,
         preprocess=spec,
         temperature=1.0,
         conformal=Conformal(coverage=recipe.coverage),

@@ -88,7 +88,7 @@ class _Worker:
         self.limits = stream_limits(self.world * config.get("trainings", 1), config["worker_cpus"])
         self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
-        model = build_model(recipe.architecture, recipe.head, recipe.size).to(self.device)
+        model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model).to(self.device)
         self.step = TrainingStep(
             to_channels_last(model),
             recipe,

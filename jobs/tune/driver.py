@@ -197,7 +197,8 @@ class _Inputs:
 
     def initial_folder(self, recipe: Recipe) -> str:
         """Return the folder of an initial state, which recipes share if they need the same one."""
-        key = recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.resize
+        fields = {"architecture", "weights", "seed", "loss", "size", "resize", "model"}
+        key = recipe.model_dump(include=fields) | {"loss": recipe.head}
         return storage.join(self.work, f"start-{sha256(json.dumps(key).encode())[:16]}")
 
     def config(self, recipe: Recipe) -> dict[str, Any]:

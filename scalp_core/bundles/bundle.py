@@ -16,9 +16,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
 from scalp_core.datasets.manifest import SplitSpec
@@ -49,6 +49,23 @@ GRAPH_FILES: dict[GraphKind, tuple[str, str]] = {
     "float": ("model.xml", "model.bin"),
     "int8": ("model-int8.xml", "model-int8.bin"),
 }
+
+
+# Arguments of `timm.create_model` that scalp sets, or by which a bundle could read other files.
+_RESERVED_KEYWORDS = {
+    "cache_dir", "checkpoint_path", "features_only", "in_chans", "model_name", "num_classes", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict",
+}  # fmt: skip
+
+
+def _check_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(_RESERVED_KEYWORDS & keywords.keys()):
+        raise ValueError(f"scalp sets {', '.join(reserved)}; omit it")
+    return keywords
+
+
+ModelKeywords = Annotated[dict[str, Any], AfterValidator(_check_keywords)]
+"""Keywords of `timm.create_model`, such as `drop_path_rate`."""
 
 
 class Conformal(BaseModel):
@@ -122,21 +139,21 @@ class InitialWeights(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field(description="imagenet, none, or the file, as the user wrote it")
+    source: str = Field(description="imagenet, offline, none, or the file, as the user wrote it")
     tensors: int = Field(0, description="weight tensors of the model")
     taken: int = Field(0, description="weight tensors loaded from the file; the others were random")
     head_kept: bool = Field(
         False, description="whether the file's head fitted; otherwise the head was random"
     )
     tag: str | None = Field(None, description="timm name with the tag of the weights; for imagenet")
-    url: str | None = Field(None, description="address of the file; for imagenet")
+    url: str | None = Field(None, description="address of the file or package; for imagenet and offline")
     sha256: str | None = Field(None, description="hash of the file; None without one")
 
     def __str__(self) -> str:
         if self.source == "none":
             return "none (random)"
         head = "its head kept" if self.head_kept else "a new head"
-        origin = f"{self.tag}, {self.url}, " if self.tag else ""
+        origin = "".join(f"{part}, " for part in (self.tag, self.url) if part)
         return f"{self.source} ({origin}sha256 {self.sha256}; {self.taken} of {self.tensors} tensors, {head})"
 
 
@@ -169,6 +186,7 @@ class BundleSpec(BaseModel):
     head: Head = Field(
         "softmax", description="how the last layer's outputs become four logits (models.architecture)"
     )
+    model: ModelKeywords = Field({}, description="further keywords of `timm.create_model`")
     preprocess: Preprocess
     temperature: float = Field(description="divisor of the logits, fitted on validation")
     bias: tuple[float, ...] | None = Field(

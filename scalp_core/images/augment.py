@@ -1,8 +1,13 @@
-"""Augmentation that keeps the label: flips and quarter turns of a square, and color jitter."""
+"""Augmentation that keeps the label: flips, quarter turns, crops, color jitter, blur and JPEG compression."""
 
 from __future__ import annotations
 
 import numpy as np
+import simplejpeg
+from cykooz_resizer import CropBox
+from PIL import Image, ImageFilter
+
+from scalp_core.images.preprocess import resize_pixels
 
 NUM_SYMMETRIES = 8
 # Unchanged, half turn, mirrored, upside down: these do not swap height and width.
@@ -46,8 +51,10 @@ def jitter_color(images: np.ndarray, strength: float, change: np.ndarray) -> np.
         change: float (N, 5) in -1..1: change of brightness, contrast, red, green and blue.
 
     Returns:
-        New uint8 array of the same shape.
+        The images at strength 0, else a new uint8 array of the same shape.
     """
+    if not strength:
+        return images
     contrast = 1 + strength * change[:, 1]
     gain = (1 + strength * change[:, :1]) * (1 + strength / 2 * change[:, 2:])
     means = images.mean(axis=(1, 2))
@@ -59,4 +66,47 @@ def jitter_color(images: np.ndarray, strength: float, change: np.ndarray) -> np.
             changed = ((levels - center) * contrast[row] + center) * gain[row, channel]
             table = np.clip(changed + 0.5, 0, 255).astype(np.uint8)
             out[row, :, :, channel] = table[images[row, :, :, channel]]
+    return out
+
+
+def crop_squares(images: np.ndarray, min_area: float, draws: np.ndarray) -> np.ndarray:
+    """Cut a random square out of each image and resize it to the image's size; shapes keep their proportions.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        min_area: Smallest area of the square, as a fraction of the image; 1 returns the images.
+        draws: float (N, 3) in -1..1: area, and position from left and top.
+    """
+    if min_area == 1:
+        return images
+    size = images.shape[1]
+    area, left, top = (1 + draws.T.astype(float)) / 2
+    side = size * np.sqrt(1 - (1 - min_area) * area)
+    boxes = zip((size - side) * left, (size - side) * top, side, side, strict=True)
+    cropped = [
+        resize_pixels(image, size, size, CropBox(*box)) for image, box in zip(images, boxes, strict=True)
+    ]
+    return np.stack(cropped)
+
+
+def degrade(images: np.ndarray, blur: float, jpeg_quality: int, draws: np.ndarray) -> np.ndarray:
+    """Blur about half of the images, and compress about half of them, as focus and cameras differ.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        blur: Largest radius of the Gaussian blur, pixels; 0: none.
+        jpeg_quality: Lowest JPEG quality; 100: no compression.
+        draws: float (N, 2) in -1..1: blur and compression; negative values change nothing.
+
+    Returns:
+        The images, or a new array of the same shape.
+    """
+    out = images if blur == 0 and jpeg_quality == 100 else images.copy()
+    strengths = np.maximum(draws, 0).astype(float) * (blur, 100 - jpeg_quality)
+    for row, (radius, loss) in enumerate(strengths.tolist()):
+        if radius:
+            out[row] = np.asarray(Image.fromarray(out[row]).filter(ImageFilter.GaussianBlur(radius)))
+        if round(loss):
+            compressed = simplejpeg.encode_jpeg(np.ascontiguousarray(out[row]), quality=100 - round(loss))
+            out[row] = simplejpeg.decode_jpeg(compressed)
     return out

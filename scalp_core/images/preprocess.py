@@ -62,9 +62,9 @@ def _fit(pixels: np.ndarray, spec: Preprocess) -> np.ndarray:
     if spec.resize == "crop":
         side = min(width, height)
         box = CropBox((width - side) / 2, (height - side) / 2, side, side)
-        return _resize(pixels, spec.size, spec.size, box)
+        return resize_pixels(pixels, spec.size, spec.size, box)
     content_width, content_height = spec.content_size(width, height)
-    content = _resize(pixels, content_width, content_height)
+    content = resize_pixels(pixels, content_width, content_height)
     if content.shape[:2] == (spec.size, spec.size):
         return content
     square = np.empty((spec.size, spec.size, 3), np.uint8)
@@ -74,10 +74,10 @@ def _fit(pixels: np.ndarray, spec: Preprocess) -> np.ndarray:
     return square
 
 
-def _resize(pixels: np.ndarray, width: int, height: int, box: CropBox | None = None) -> np.ndarray:
-    """Resize with an antialiased bilinear filter, within one level of Pillow's, in SIMD.
+def resize_pixels(pixels: np.ndarray, width: int, height: int, box: CropBox | None = None) -> np.ndarray:
+    """Resize uint8 (H, W, 3), or a box of it, with an antialiased bilinear filter in SIMD.
 
-    Integer arithmetic gives the same bytes on each processor.
+    It is within one level of Pillow's. Integer arithmetic gives the same bytes on each processor.
     """
     options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
     if box:

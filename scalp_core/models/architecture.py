@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -28,29 +29,41 @@ class CornToLogits(nn.Module):
         return torch.cat([stays[:, :1], above[:, :-1] + stays[:, 1:], above[:, -1:]], dim=1)
 
 
-def build_model(architecture: str, head: Head = "softmax", size: int | None = None) -> nn.Module:
+def build_model(
+    architecture: str,
+    head: Head = "softmax",
+    size: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build the architecture with random weights and four output logits.
 
     Args:
         architecture: timm name, with or without the tag of its weights.
         head: Head of the model; `corn` has three units, converted to four log-probabilities.
         size: Side of the square input in pixels, for architectures with a fixed input size; None: timm's.
+        keywords: Further keywords of `timm.create_model`.
 
     Raises:
-        UserError: timm lacks the architecture, or it does not support this size or head.
+        UserError: timm lacks the architecture, or it does not support this size, head or keyword.
     """
-    return with_head(timm_model(architecture, head, size), head)
+    return with_head(timm_model(architecture, head, size, keywords), head)
 
 
 def load_model(bundle: Bundle) -> nn.Module:
     """Build the model of a bundle with its weights, on the CPU, in evaluation mode."""
     spec = bundle.spec
-    model = build_model(spec.architecture, spec.head, spec.preprocess.size)
+    model = build_model(spec.architecture, spec.head, spec.preprocess.size, spec.model)
     model.load_state_dict(bundle.state)
     return model.eval()
 
 
-def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool = False) -> nn.Module:
+def timm_model(
+    architecture: str,
+    head: Head,
+    size: int | None,
+    keywords: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
     """Create timm's model with the number of units that `head` needs; `with_head` completes it."""
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.0)[0]
@@ -69,11 +82,15 @@ def timm_model(architecture: str, head: Head, size: int | None, pretrained: bool
         ) from None
     # `fixed_input_size` marks the architectures that take `img_size`; the others accept any input.
     built_for_size: dict[str, Any] = {"img_size": size} if size and config.fixed_input_size else {}
+    arguments = built_for_size | dict(keywords or {})
     try:
-        return timm.create_model(
-            architecture, num_classes=_OUTPUTS[head], pretrained=pretrained, **built_for_size
-        )
+        return timm.create_model(architecture, num_classes=_OUTPUTS[head], pretrained=pretrained, **arguments)
     except Exception as error:
+        if keywords:
+            raise UserError(
+                f"timm cannot build {architecture} with model: {dict(keywords)} ({first_line(error)}); "
+                "remove or change a keyword"
+            ) from error
         if not built_for_size:
             raise
         raise UserError(

@@ -1,4 +1,4 @@
-"""Initial weights of a training: random, pretrained by timm, or a file; checked tensor by tensor.
+"""Initial weights of a training: random, pretrained, or a file; checked tensor by tensor.
 
 timm's loader ignores mismatched names if the head has another size, which is always the case here. So timm
 only fetches the file and renames its tensors (`checkpoint_filter_fn`); this module loads them.
@@ -7,24 +7,26 @@ only fetches the file and renames its tensors (`checkpoint_filter_fn`); this mod
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from timm.models import _builder, load_state_dict
-from timm.models._hub import download_cached_file, hf_split
+from timm.models._hub import check_cached_file, download_cached_file, hf_split
 from torch import nn
 
 from scalp_core import storage
 from scalp_core.bundles.bundle import Head, InitialWeights
 from scalp_core.errors import UserError
 from scalp_core.models.architecture import first_line, head_names, timm_model, with_head
+from scalp_core.models.offline_weights import OFFLINE_ARCHITECTURE, read_offline_weights
 
 State = dict[str, torch.Tensor]
 Filter = Callable[[State, nn.Module], State]
@@ -32,36 +34,48 @@ Filter = Callable[[State, nn.Module], State]
 # Wrappers of the classifier in checkpoints of Lightning, DDP, torch.compile, DINO, MoCo and SimCLR.
 _PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
 _SUFFIXES = (".safetensors", ".pth")
+_HEAD_STD = 0.01
 _SHOWN = 3  # names of tensors in an error
 
 
 def initial_model(
-    architecture: str, weights: str, seed: int, head: Head = "softmax", size: int | None = None
+    architecture: str,
+    weights: str,
+    seed: int,
+    head: Head = "softmax",
+    size: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, InitialWeights]:
     """Build the model that training starts from, and describe the origin of its weights.
 
     Args:
         architecture: timm name.
-        weights: `imagenet` (pretrained, fetched by timm), `none` (random), a local `.safetensors` or `.pth`
-            file, or `s3://…` of one. The file's head is kept if its shape fits, else replaced by a new one.
+        weights: `imagenet` (pretrained, from the address that timm names), `offline` (pretrained, from a pip
+            package), `none` (random), a local `.safetensors` or `.pth` file, or `s3://…` of one. The file's
+            head is kept if its shape fits, else replaced by a new one.
         seed: Random seed of the weights.
         head: As in `build_model`.
         size: As in `build_model`.
+        keywords: As in `build_model`.
 
     Raises:
         UserError: the weights are unavailable or do not fit. Training starts from scratch only with `none`.
     """
     torch.manual_seed(seed)
-    model, rename = _model_and_filter(architecture, head, size)
+    model, rename = _model_and_filter(architecture, head, size, keywords)
     record = InitialWeights(source=weights, tensors=len(_weights_of(model.state_dict())))
     if weights == "imagenet":
         record = _load_pretrained(model, rename, record)
+    elif weights == "offline":
+        record = _load_offline(model, rename, record)
     elif weights != "none":
         record = _load_file(model, rename, record)
     return with_head(model, head), record
 
 
-def _model_and_filter(architecture: str, head: Head, size: int | None) -> tuple[nn.Module, Filter]:
+def _model_and_filter(
+    architecture: str, head: Head, size: int | None, keywords: Mapping[str, Any] | None
+) -> tuple[nn.Module, Filter]:
     """Build a random model, and find the function by which timm renames and resizes tensors for it."""
     filters: list[Filter | None] = []
 
@@ -70,7 +84,7 @@ def _model_and_filter(architecture: str, head: Head, size: int | None) -> tuple[
 
     # timm passes the function only to its loader; this replacement fetches nothing.
     with _replaced_loader(keep_filter):
-        model = timm_model(architecture, head, size, pretrained=True)
+        model = timm_model(architecture, head, size, keywords, pretrained=True)
     return model, (filters and filters[0]) or (lambda state, _: state)
 
 
@@ -89,17 +103,18 @@ def _load_pretrained(model: nn.Module, rename: Filter, record: InitialWeights) -
     architecture: str = config["architecture"]
     hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
     tag = f"{architecture}.{config['tag']}" if config.get("tag") else architecture
-    place = f"https://huggingface.co/{hub}" if hub else url
+    place = f"{constants.ENDPOINT}/{hub}" if hub else url
     if not place:
         raise UserError(_unavailable(record.source, architecture, "timm has none for it"))
     try:
-        path = _hub_file(hub) if hub else download_cached_file(url, check_hash=False)
+        path = _hub_file(hub) if hub else _released_file(url)
+        digest = _verified_sha256(path)
         state = load_state_dict(path, device="cpu", weights_only=True)
     except Exception as error:
         raise UserError(_unavailable(record.source, architecture, f"{place}: {first_line(error)}")) from error
     # timm's files may contain more than the classifier, such as a decoder from pretraining.
     fit = _best_fit(model, rename, state)
-    record = record.model_copy(update={"tag": tag, "url": place, "sha256": _sha256_of_file(path)})
+    record = record.model_copy(update={"tag": tag, "url": place, "sha256": digest})
     return _load(model, fit, record, fit.missing, place)
 
 
@@ -112,12 +127,43 @@ def _hub_file(hub: str) -> str:
         return hf_hub_download(repository, "pytorch_model.bin", revision=revision)
 
 
+def _released_file(url: str) -> str:
+    """Fetch a file that is on no hub into timm's cache, and return its path."""
+    if constants.HF_HUB_OFFLINE and not check_cached_file(url, check_hash=False):
+        raise OSError("HF_HUB_OFFLINE is set, and the file is not in timm's cache")
+    return download_cached_file(url)
+
+
+def _verified_sha256(path: str) -> str:
+    """Compute the SHA-256 of a downloaded file, and compare it with that in the file's name, if there is one.
+
+    The hub's cache names a file by its SHA-256; the name of a release ends with the first digits.
+    """
+    file = Path(path).resolve()
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    named = re.fullmatch(r"([0-9a-f]{64})", file.name) or re.search(r"-([0-9a-f]{8,})\.", file.name)
+    if named and not digest.startswith(named[1]):
+        raise OSError(f"the SHA-256 of {path} is {digest}, not {named[1]}, so remove it")
+    return digest
+
+
+def _load_offline(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
+    package = read_offline_weights(_architecture(model))
+    fit = _best_fit(model, rename, package.state)
+    record = record.model_copy(update={"url": package.url, "sha256": package.sha256})
+    return _load(model, fit, record, fit.missing + fit.unexpected, package.url)
+
+
+def _architecture(model: nn.Module) -> str:
+    return model.pretrained_cfg["architecture"]  # type: ignore[index,return-value]
+
+
 def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
-    file = record.source
-    architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
+    file, architecture = record.source, _architecture(model)
     suffix = Path(file).suffix
     if suffix not in _SUFFIXES:
-        raise UserError(f"--weights {file}: give imagenet, none, or a .safetensors or .pth file")
+        raise UserError(f"--weights {file}: give imagenet, offline, none, or a .safetensors or .pth file")
     data = storage.read(storage.absolute(file))
     try:
         # timm reads from a path; it unpickles with weights_only.
@@ -205,7 +251,7 @@ def _load(
 ) -> InitialWeights:
     taken = len(_weights_of(fit.taken))
     if mismatches:
-        architecture: str = model.pretrained_cfg["architecture"]  # type: ignore[index,assignment]
+        architecture = _architecture(model)
         by_kind = {
             "missing": fit.missing,
             "unexpected": [name for name in fit.unexpected if name in mismatches],
@@ -218,22 +264,27 @@ def _load(
     of_heads = tuple(f"{head}." for head in head_names(model))
     heads = [name for name in _weights_of(model.state_dict()) if name.startswith(of_heads)]
     kept = bool(heads) and all(name in fit.taken for name in heads)
+    if not kept:
+        _draw_small_head(model)
     state = fit.taken if kept else {name: fit.taken[name] for name in fit.taken if name not in heads}
     model.load_state_dict(state, strict=False)
     return record.model_copy(update={"taken": len(_weights_of(state)), "head_kept": kept})
+
+
+def _draw_small_head(model: nn.Module) -> None:
+    """Draw new heads with small weights; with some of timm's own, the first loss is 5 instead of 1.4."""
+    for head in head_names(model):
+        for parameter in model.get_submodule(head).parameters():
+            nn.init.normal_(parameter, std=_HEAD_STD)
 
 
 def _names(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _sha256_of_file(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _unavailable(weights: str, architecture: str, reason: str) -> str:
     return (
-        f"cannot get {weights} weights for {architecture} ({reason}); three ways: --weights FILE (a local "
-        ".safetensors or .pth), --weights s3://BUCKET/FILE, or --weights none to train from scratch"
+        f"cannot get {weights} weights for {architecture} ({reason}); four ways: --weights FILE (a local "
+        ".safetensors or .pth), --weights s3://BUCKET/FILE, --weights offline with --set "
+        f"architecture={OFFLINE_ARCHITECTURE}, or --weights none to train from scratch"
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from scalp_core.bundles.bundle import Head
+from scalp_core.bundles.bundle import Head, ModelKeywords
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
@@ -71,10 +71,14 @@ class Recipe(BaseModel):
     architecture: str = Field(DEFAULT_ARCHITECTURE, description="timm name of the classifier")
     weights: str = Field(
         "imagenet",
-        description="initial weights: imagenet, none, or a .safetensors or .pth file, local or s3://",
+        description="initial weights: imagenet, offline (of a pip package), none, or a .safetensors or .pth "
+        "file, local or s3://",
+    )
+    model: ModelKeywords = Field(
+        {}, description="further keywords of timm.create_model, such as {drop_path_rate: 0.1}"
     )
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
-    resize: Resize = Field("squash", description="how an image becomes a square: squash, crop or pad")
+    resize: Resize = Field("crop", description="how an image becomes a square: crop, pad or squash")
     epochs: int = Field(12, ge=1, description="passes over the training split")
     frozen_epochs: int = Field(0, ge=0, description="first epochs, in which only the last layer learns")
     batch_size: int = Field(32, ge=2, description="images per step, over all workers")
@@ -114,6 +118,18 @@ class Recipe(BaseModel):
     )
     color_jitter: float = Field(
         0.0, ge=0, le=0.5, description="largest change of brightness, contrast and each color; 0: none"
+    )
+    min_crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="smallest area of a random square crop of a training image, as a fraction; 1: none",
+    )
+    blur: float = Field(
+        0.0, ge=0, le=5, description="largest radius of a random Gaussian blur, pixels; 0: none"
+    )
+    jpeg_quality: int = Field(
+        100, ge=10, le=100, description="lowest quality of a random JPEG compression; 100: none"
     )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average"
@@ -173,12 +189,18 @@ class Recipe(BaseModel):
         return "sync" if workers > 1 and wanted else "worker"
 
     def learning_rate_factor(self, step: int, steps: int) -> float:
-        """Compute the factor of `learning_rate` at a step, from 0, of the run's `steps`."""
+        """Compute the factor of `learning_rate` at a step, from 0, of the run's `steps`.
+
+        While only the last layer learns, it is constant after a warm-up. Then all layers warm up again.
+        """
+        frozen = steps * self.frozen_epochs // self.epochs
+        is_frozen = step < frozen
+        step, steps = (step, frozen) if is_frozen else (step - frozen, steps - frozen)
         warm = int(steps * self.warmup_share)
         if step < warm:
             return (step + 1) / warm
         left = max(0.0, (steps - step) / max(1, steps - warm))
-        match self.schedule:
+        match "constant" if is_frozen else self.schedule:
             case "constant":
                 return 1.0
             case "trapezoid":

@@ -41,6 +41,7 @@ _FIXED = {
     "epochs": "trials are compared after equally many epochs",
     "coverage": "it has no effect on kappa, by which trials are compared",
     "referral": "it has no effect on kappa, by which trials are compared",
+    "model": "it holds several values",
 }
 
 # Only to validate the keys, which are those of the recipe.

@@ -201,8 +201,10 @@ def _recipe(options: TrainOptions) -> Recipe:
         "size": options.size,
         "epochs": options.epochs,
         "batch_size": options.batch_size,
-        "batch_norm": "worker",  # as in the other loops
-    }
+        # As in the other loops.
+        "batch_norm": "worker", "frozen_epochs": 0, "layer_decay": 1, "min_crop": 1, "blur": 0,
+        "jpeg_quality": 100,
+    }  # fmt: skip
     return load_recipe("default", RECIPES, [f"{name}={value}" for name, value in changes.items()])
 
 

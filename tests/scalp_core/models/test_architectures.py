@@ -98,7 +98,9 @@ def test_an_architecture_that_fails_at_the_end_is_refused_at_the_start(monkeypat
 def untrained(architecture):
     """What `load_model` reads of a bundle, with random weights."""
     model = build_model(architecture)
-    spec = SimpleNamespace(architecture=architecture, head="softmax", preprocess=preprocess_for(model, 64))
+    spec = SimpleNamespace(
+        architecture=architecture, head="softmax", model={}, preprocess=preprocess_for(model, 64)
+    )
     return SimpleNamespace(spec=spec, state=model.state_dict())
 
 

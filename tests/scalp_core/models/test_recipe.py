@@ -1,10 +1,12 @@
 import re
 
 import pytest
+import torch
 import yaml
 
 from jobs.train.driver import RECIPES
 from scalp_core.errors import UserError
+from scalp_core.models.architecture import build_model
 from scalp_core.models.recipe import CONDITIONS, Recipe, load_recipe
 
 
@@ -58,7 +60,7 @@ def test_old_spellings_of_keys_are_accepted(tmp_path):
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(UserError, match="give one of default, paper, smoke"):
+    with pytest.raises(UserError, match="give one of cpu, default, eight-gpus, one-gpu, paper, smoke"):
         load_recipe("fast", RECIPES, [])
 
 
@@ -68,6 +70,27 @@ def test_the_paper_s_recipe_is_the_paper_s():
     assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == ("adam", 1e-3, "constant")
     assert (recipe.loss, recipe.batch_size, recipe.color_jitter) == ("cross_entropy", 16, 0)
     assert (recipe.frozen_epochs, recipe.epochs, recipe.augment) == (10, 30, "dihedral")
+
+
+@pytest.mark.parametrize("name", ["cpu", "one-gpu", "eight-gpus"])
+def test_recipes_for_hardware_build_their_architecture(name):
+    recipe = load_recipe(name, RECIPES, [])
+    with torch.device("meta"):
+        model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model)
+    assert model(torch.zeros(1, 3, recipe.size, recipe.size, device="meta")).shape == (1, 4)
+    assert (recipe.resize, recipe.frozen_epochs) == ("crop", 1) and recipe.layer_decay < 1
+
+
+def test_keywords_of_timm_reach_the_model_and_invalid_ones_are_refused():
+    recipe = load_recipe("smoke", RECIPES, ["architecture=test_resnet", "model={drop_rate: 0.25}"])
+    assert build_model(recipe.architecture, keywords=recipe.model).drop_rate == 0.25
+    with pytest.raises(
+        UserError, match=r"timm cannot build test_resnet with model: {'drop_rat': 1}.*drop_rat"
+    ):
+        build_model("test_resnet", keywords={"drop_rat": 1})
+    for reserved in ("checkpoint_path", "num_classes", "pretrained_cfg"):  # the first would read a pickle
+        with pytest.raises(UserError, match=f"model: scalp sets {reserved}; omit it"):
+            load_recipe("smoke", RECIPES, [f"model={{{reserved}: x}}"])
 
 
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
@@ -119,3 +142,11 @@ def test_the_learning_rate_warms_up_and_then_follows_the_schedule():
     assert rates("trapezoid")[10:74] == [1.0] * 64
     assert rates("trapezoid")[-27:] == pytest.approx([(100 - step) / 27 for step in range(74, 101)])
     assert rates("constant", 0.0) == [1.0] * 101
+
+
+def test_the_learning_rate_warms_up_again_when_all_layers_learn():
+    recipe = Recipe(epochs=10, frozen_epochs=2, schedule="cosine", warmup_share=0.1)
+    rates = [recipe.learning_rate_factor(step, 100) for step in range(101)]
+    assert rates[:2] == [0.5, 1.0] and rates[2:20] == [1.0] * 18
+    assert rates[20:28] == pytest.approx([(step + 1) / 8 for step in range(8)])
+    assert rates[28] == 1.0 and rates[64] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
