@@ -9,7 +9,7 @@ import typer
 
 from cluster.resources import ClusterError
 from jobs.cli.bench import BenchOutOption, check_out
-from jobs.cli.options import DeviceOption
+from jobs.cli.options import DeviceOption, SetOption
 from jobs.common.errors import print_error
 from scalp_core.errors import UserError
 
@@ -63,6 +63,25 @@ def bench_train(
 
     options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
     verb(check_out(out, "train"), options)
+
+
+@app.command("transfer", epilog="Example: python -m tests.benchmarks transfer --counts 200,500")
+def bench_transfer(
+    out: BenchOutOption = "runs/bench/transfer",
+    counts: Annotated[str, typer.Option(help="numbers of training images")] = "200,500,2000",
+    photographs: Annotated[
+        int, typer.Option(min=50, help="number of synthetic images, 70 % for training, 20 % for the test")
+    ] = 3600,
+    steps: Annotated[int, typer.Option(min=2, help="steps of each training")] = 375,
+    seeds: Annotated[int, typer.Option(min=1, help="repetitions")] = 1,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Compare fine-tuning of ImageNet weights with training from scratch; takes about 20 minutes."""
+    from tests.benchmarks.transfer import TransferOptions
+    from tests.benchmarks.transfer import bench_transfer as verb
+
+    options = TransferOptions(tuple(map(int, counts.split(","))), photographs, steps, seeds, tuple(set_))
+    verb(check_out(out, "transfer"), options)
 
 
 @app.command("bulk", epilog="Example: python -m tests.benchmarks bulk --photographs 1000 --no-daft")
