@@ -43,7 +43,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"--set {word}: write --set key=value, for example --set epochs=5")
+            raise UserError(f"--set {word} has no value; write --set key=value, for example --set epochs=5")
         # YAML 1.1 reads 2e-4 as a string; pydantic converts it where the field is a number.
         values[key.strip()] = yaml.safe_load(value)
     return rename_old_keys(values)
@@ -75,7 +75,7 @@ def load_yaml(kind: str, name_or_path: str, folder: Path) -> tuple[dict[str, Any
     except yaml.YAMLError as error:
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{origin} must hold lines of the form key: value")
+        raise UserError(f"{origin} is not a list of settings; write lines of the form key: value")
     return rename_old_keys(values), origin
 
 

@@ -60,9 +60,9 @@ def _check_url(url: str) -> None:
     except httpx.InvalidURL:
         base = httpx.URL()
     if base.scheme not in ("http", "https") or not base.host:
-        raise UserError(f"--url {url}: write http:// or https://, the host and the port")
+        raise UserError(f"--url {url} is not a URL; write http:// or https://, the host and the port")
     if base.userinfo:
-        raise UserError(f"--url {url}: write the host without a user name")
+        raise UserError(f"--url {url} contains a user name; write the host without it")
 
 
 def _check_endpoint(url: str, image: bytes, key: str | None) -> None:

@@ -96,7 +96,7 @@ def grade(
     """Grade every image of the sources once; the same command resumes a stopped run."""
     *sources, out = sources_and_out
     if not sources:
-        raise UserError(f"scalp grade {bundle} {out}: name OUT, the output directory, last")
+        raise UserError(f"scalp grade {bundle} {out}: OUT is missing; name the output directory last")
     if plan:
         from jobs.grade.estimate import estimate
 
@@ -119,7 +119,7 @@ def grade(
         if error.__cause__:  # storage could not be read
             raise
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
-        raise UserError(f"{error}; if {out} is a source, write OUT after it") from None
+        raise UserError(f"{error}, or, if {out} is a source, write OUT after it") from None
     if not executor.uses_ray and cpus_per_model is None:
         cpus_per_model = executor.cluster().cores_per_node
     pool = PoolOptions(

@@ -183,7 +183,7 @@ app.command("pseudonymise", hidden=True)(pseudonymize)
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True})
 def export(arguments: list[str]) -> None:
     """Name the command that replaces `scalp export`."""
-    raise UserError(f"scalp export {' '.join(arguments)}: use scalp models pull MODEL OUT, without images")
+    raise UserError(f"scalp export {' '.join(arguments)} was removed; use scalp models pull MODEL OUT")
 
 
 app.command(

@@ -64,7 +64,7 @@ def parse_range(option: str, text: str | None) -> tuple[int, int] | None:
         return None
     words = text.split(":")
     if not all(word.isdigit() and int(word) for word in words) or len(words) > 2:
-        raise UserError(f"{option} {text}: write a number, or MIN:MAX such as 2:8")
+        raise UserError(f"{option} {text} is not a number; write a number, or MIN:MAX such as 2:8")
     fewest, most = int(words[0]), int(words[-1])
     if fewest > most:
         raise UserError(f"{option} {text}: MIN is more than MAX; write {option} {most}:{fewest}")

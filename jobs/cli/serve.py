@@ -69,7 +69,7 @@ def serve(
     from serving.settings import Settings
 
     if shadow and canary:
-        raise UserError("--shadow and --canary: try one bundle at a time")
+        raise UserError("--shadow and --canary exclude each other; try one bundle at a time")
     values, origin = load_yaml("settings", settings, Path()) if settings else ({}, "scalp serve")
     given: dict[str, Any] = {
         "device": device if device != "auto" else None,

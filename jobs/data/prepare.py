@@ -152,9 +152,9 @@ def _prepare(
 def _check_options(options: Options, source: str) -> None:
     parse_ratio(options.ratio)
     if options.symptom not in SYMPTOMS:
-        raise UserError(f"--symptom {options.symptom}: give one of {', '.join(SYMPTOMS)}")
+        raise UserError(f"--symptom {options.symptom} is unknown; give one of {', '.join(SYMPTOMS)}")
     if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
-        raise UserError(f"--group {','.join(unknown)}: give some of {','.join(audit.GROUP_KEYS)}")
+        raise UserError(f"--group {','.join(unknown)} is unknown; give some of {','.join(audit.GROUP_KEYS)}")
     if options.group_by:
         GroupBy(options.group_by)
         if scan.is_table(source) and "group" in tables.find_columns(source):

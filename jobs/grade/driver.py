@@ -96,7 +96,7 @@ def grade(
         _refuse_links(given)
     named = [storage.absolute(uri) for uri in given]
     if not named:
-        raise UserError("name a SOURCE: a folder, prefix, archive, table of uris, or prepared data")
+        raise UserError("no SOURCE is named; give a folder, prefix, archive, table of uris, or prepared data")
     outputs.check_places(named, out)
     known = grade_identity.read(out)
     pinned = grade_identity.pin_bundle(bundle, known)

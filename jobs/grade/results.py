@@ -83,7 +83,7 @@ def parse_under(text: str) -> str:
 
 def _check_file(to: str, out: str, overwrite: bool) -> None:
     if _suffix(to) not in _WRITERS:
-        raise UserError(f"--to {to}: name a file that ends in {', '.join(_WRITERS)}")
+        raise UserError(f"--to {to} has an unknown ending; name a file that ends in {', '.join(_WRITERS)}")
     protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
     if any(storage.absolute(to).startswith(f"{folder}/") for folder in protected):
         raise UserError(f"--to {to} is in the folder of the run's own rows; choose another folder")

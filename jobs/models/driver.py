@@ -85,7 +85,7 @@ def promote(
             model's policy, a rule of the policy fails, or as in `Registry.find` and `Registry.promote`.
     """
     if untested and not why:
-        raise UserError("--untested needs --why: the history must record the reason")
+        raise UserError("--untested needs --why; the history records the reason")
     store = open_registry(registry)
     if "@" not in model:
         raise UserError(f"{model} has no version; write {model.removeprefix(SCHEME)}@VERSION or @latest")

@@ -100,7 +100,9 @@ def _check(command: Sequence[str], app: Any) -> str | None:
     target, name = app.commands[verb], verb
     while hasattr(target, "commands"):
         if not rest or rest[0] not in target.commands:
-            raise UserError(f"scalp submit {name}: name one of {', '.join(target.commands)}")
+            raise UserError(
+                f"scalp submit {name}: its command is missing; name one of {', '.join(target.commands)}"
+            )
         target, name, rest = target.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
     context = target.make_context(f"scalp submit {name}", list(rest))
     out = None
@@ -136,7 +138,7 @@ def _collect_files(command: Sequence[str], include: Sequence[str]) -> dict[str, 
     for name in (*recipes, *include):
         path = Path(name)
         if not path.exists():
-            raise UserError(f"--include {name}: this file or folder does not exist")
+            raise UserError(f"--include {name} does not exist; check the path")
         try:
             relative = path.resolve().relative_to(Path.cwd())
         except ValueError:

@@ -52,7 +52,7 @@ class MLflow(Tracker):
     def __init__(self, run: str, identity: dict[str, Any]) -> None:
         if not os.environ.get(_SERVER):
             raise UserError(
-                f"--tracking mlflow: set {_SERVER} to MLflow's address, for example http://localhost:5000"
+                f"--tracking mlflow needs a server; set {_SERVER} to MLflow's address, for example http://localhost:5000"
             )
         self._run = run
         self._entries: list[dict[str, Any]] = []

@@ -150,7 +150,9 @@ class Registry:
         """
         name, at, wanted = reference.removeprefix(SCHEME).partition("@")
         if not _NAME.fullmatch(name) or (at and not wanted):
-            raise UserError(f"{reference}: write {SCHEME}NAME, {SCHEME}NAME@VERSION or {SCHEME}NAME@latest")
+            raise UserError(
+                f"{reference} names no model; write {SCHEME}NAME, {SCHEME}NAME@VERSION or {SCHEME}NAME@latest"
+            )
         versions = self.versions(name)
         if not versions:
             raise self._unknown_name(reference, name)
@@ -370,7 +372,7 @@ def open_registry(root: str | None = None) -> Registry:
     location = root or os.environ.get(ENVIRONMENT)
     if not location:
         raise UserError(
-            f"no model registry is named: set {ENVIRONMENT} to a folder or s3://BUCKET/PREFIX "
+            f"no model registry is named; set {ENVIRONMENT} to a folder or s3://BUCKET/PREFIX "
             "(scalp models also takes --registry)"
         )
     return Registry(storage.absolute(location))

@@ -44,9 +44,9 @@ def parse_ratio(text: str) -> Ratio:
     try:
         train, val, test = (int(number) for number in text.split(":"))
     except ValueError:
-        raise UserError(f"--split {text}: write TRAIN:VAL:TEST, for example 7:2:1") from None
+        raise UserError(f"--split {text} is not a ratio; write TRAIN:VAL:TEST, for example 7:2:1") from None
     if min(train, val, test) < 1 or train + val + test > 100:
-        raise UserError(f"--split {text}: each number must be 1 or more, and their sum 100 or less")
+        raise UserError(f"--split {text} is out of range; give numbers from 1, with a sum up to 100")
     common = gcd(train, val, test)
     return train // common, val // common, test // common
 
@@ -107,7 +107,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) 
         UserError: fewer groups than folds, or more folds than the manifest can store.
     """
     if folds > MAX_FOLDS:
-        raise UserError(f"--folds {folds}: give {MAX_FOLDS} or fewer")
+        raise UserError(f"--folds {folds} is too many; give {MAX_FOLDS} or fewer")
     counts, of_row = _group_counts(labels, groups)
     _check_groups(len(counts), folds, f"--folds {folds}")
     items, of_group = _items(counts, seed, max(_MAX_ITEMS, 8 * folds))

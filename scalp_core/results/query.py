@@ -148,7 +148,7 @@ class ResultRows:
         with _as_user_error("--sql"):
             statements = self._sql.extract_statements(query)
         if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-            raise UserError("--sql takes one select, for example: select count(*) from results")
+            raise UserError("--sql takes one select; for example select count(*) from results")
         return self._reader("--sql", query, {})
 
     def _reader(self, action: str, query: str, parameters: dict[str, Any]) -> pa.RecordBatchReader:

@@ -167,7 +167,7 @@ def test_too_few_groups_are_refused_with_a_way_out():
         splits.split_by_group(np.zeros(9, int), np.arange(9) % 2, (7, 2, 1), 0)
     with pytest.raises(UserError, match="--folds 10: 9 groups cannot be divided into 10"):
         splits.assign_folds(np.zeros(9, int), np.arange(9), 10, 0)
-    with pytest.raises(UserError, match="--folds 129: give 128 or fewer"):
+    with pytest.raises(UserError, match="--folds 129 is too many; give 128 or fewer"):
         splits.assign_folds(np.zeros(999, int), np.arange(999), 129, 0)
     with pytest.raises(UserError, match="--split-by group"):
         splits.split_as_delivered(np.zeros(3, int), np.arange(3), np.array(["Training"] * 3), (7, 2, 1), 0)

@@ -27,8 +27,8 @@ BASE = load_recipe("smoke", RECIPES, [])
         ({"loss": {"low": 0, "high": 1}}, "mine: loss is not a number"),
         ({"batch_norm": {"low": 0, "high": 1}}, "mine: batch_norm is not a number"),
         ({"batch_size": {"low": 8.5, "high": 16}}, "mine: batch_size: Input should be a valid integer"),
-        ({"learning_rate": 0.1}, "mine: learning_rate: write a list such as"),
-        ({"learning_rate": []}, "mine: learning_rate: write a list such as"),
+        ({"learning_rate": 0.1}, "mine: learning_rate has no values; write a list such as"),
+        ({"learning_rate": []}, "mine: learning_rate has no values; write a list such as"),
         ({"ema_decay": [0, 0.0]}, "mine: ema_decay: a value occurs twice"),
         ({"epochs": [1, 2]}, "mine: epochs cannot vary"),
         ({"coverage": [0.8, 0.9]}, "mine: coverage cannot vary"),
@@ -64,5 +64,5 @@ def test_files_and_names_of_spaces(tmp_path):
     with pytest.raises(UserError, match="no key is left to vary"):
         load_space(str(path), SPACES, BASE, fixed={"loss", "learning_rate"})
     path.write_text("- loss\n")
-    with pytest.raises(UserError, match="must hold lines"):
+    with pytest.raises(UserError, match="is not a list of settings"):
         load_space(str(path), SPACES, BASE)
