@@ -114,7 +114,7 @@ def _parse_values(key: str, value: Any, origin: str, base: Recipe) -> tuple[Any,
         return checked
     if not isinstance(value, dict):
         raise UserError(
-            f"{origin}: {key} has no values; write a list such as [1, 2], or a range such as {{low: 1, high: 2}}"
+            f"{origin}: {key} has no values; write a list such as [1, 2], or a range {{low: 1, high: 2}}"
         )
     if Recipe.model_fields[key].annotation not in (int, float):
         raise UserError(f"{origin}: {key} is not a number, so it cannot have a range; write a list of values")

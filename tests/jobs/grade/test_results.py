@@ -253,7 +253,7 @@ def test_an_unfinished_run_prints_a_note(ask, tmp_path):
     ("options", "message"),
     [
         (["--sql", "select 1", "--only", "failed"], "--sql selects the rows itself; omit --by"),
-        (["--to", "rows.xlsx"], "rows.xlsx has an unknown ending; name a file that ends in .csv, .jsonl, .parquet"),
+        (["--to", "rows.xlsx"], "rows.xlsx has an unknown ending; name a file that ends in .csv"),
         (["--to", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose"),
         (["--only", "failed", "--grade", "3"], "has no row with --only failed, --grade 3; scalp results"),
         (["--sql", "select {'a': 1} as s", "--to", "PLACE/x.csv"],
