@@ -24,11 +24,15 @@ def grade(
     sources_and_out: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE... OUT",
+            metavar="SOURCE... [OUT]",
             help="images to grade: folders, prefixes, .zip, .tar or .tar.gz, .csv or .parquet with a column "
-            "uri, or output of `scalp prepare`; local or s3://. The last argument is the output directory",
+            "uri, or output of `scalp prepare`; local or s3://. The last argument is the output directory, "
+            "unless --out names it",
         ),
     ],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="output directory; all arguments are sources then")
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 128,
@@ -94,9 +98,10 @@ def grade(
     ] = None,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
-    *sources, out = sources_and_out
+    sources = sources_and_out if out else sources_and_out[:-1]
+    out = out or sources_and_out[-1]
     if not sources:
-        raise UserError(f"scalp grade {bundle} {out}: OUT is missing; name the output directory last")
+        raise UserError(f"scalp grade {bundle} {out}: OUT is missing; name the output directory with --out")
     if plan:
         from jobs.grade.estimate import estimate
 
@@ -119,7 +124,7 @@ def grade(
         if error.__cause__:  # storage could not be read
             raise
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
-        raise UserError(f"{error}, or, if {out} is a source, write OUT after it") from None
+        raise UserError(f"{error}, or, if {out} is a source, name OUT with --out") from None
     if not executor.uses_ray and cpus_per_model is None:
         cpus_per_model = executor.cluster().cores_per_node
     pool = PoolOptions(

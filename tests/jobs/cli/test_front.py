@@ -69,3 +69,19 @@ def test_control_characters_of_a_name_are_replaced():
         format_error("a\x1b[2Jb is not a zip; copy it\nagain")
         == "error: a?[2Jb is not a zip\nhint:  copy it?again"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "sources", "out"),
+    [
+        (("a", "b", "graded"), ["a", "b"], "graded"),
+        (("a", "b", "-o", "graded"), ["a", "b"], "graded"),
+        (("--out", "graded", "a"), ["a"], "graded"),
+    ],
+)
+def test_grade_takes_its_output_last_or_by_option(monkeypatch, tmp_path, words, sources, out):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr("jobs.grade.driver.grade", lambda *given, **_: calls.append(given))
+    assert run_scalp("grade", "bundle", *words, "--local").returncode == 0
+    assert calls[0][1:3] == (sources, out)

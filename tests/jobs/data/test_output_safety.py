@@ -169,7 +169,7 @@ def test_a_forgotten_out_after_two_sources_keeps_the_second(mine, tmp_path, monk
     """`scalp grade BUNDLE 2023 2024`: the second is taken for OUT."""
     before = content(mine)
     line = refused("grade", mine / "photographs", tmp_path / "2023", monkeypatch, capsys)
-    assert "it holds 1.jpg" in line and f"if {mine / 'photographs'} is a source, write OUT after it" in line
+    assert "it holds 1.jpg" in line and f"if {mine / 'photographs'} is a source, name OUT with --out" in line
     assert content(mine) == before
 
 

@@ -141,6 +141,13 @@ def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in
     ]
 
 
+def test_the_log_is_stored_in_the_output_that_an_option_names(server):
+    words = ["grade", "s3://clinic/bundle", "s3://clinic/a", "s3://clinic/b", "-o", "s3://clinic/graded"]
+    run(*words, attach=False)
+    (job,) = server.submissions
+    assert f"s3://clinic/graded/jobs/{work_id(words)}.1.log" in job["entrypoint"]
+
+
 @pytest.mark.parametrize("deliveries", [[6], [2, 4, 6], [3, 1, 4]])
 def test_the_log_is_printed_once_to_its_end_over_broken_connections(server, capsys, deliveries):
     server.deliveries = deliveries
