@@ -47,7 +47,7 @@ def check_result(page: Page, answer: dict, names: tuple[str, ...] = GRADE_NAMES)
 )
 def test_a_chosen_photograph_is_graded(visit, origin, tmp_path, viewport, locale, names, no_diagnosis):
     page = visit(viewport=viewport, locale=locale)
-    expect(page.get_by_text(no_diagnosis)).to_be_visible()
+    expect(page.get_by_text(no_diagnosis, exact=True)).to_be_visible()
     assert page.locator("html").get_attribute("lang") == locale[:2]
     data = jpeg(3)
     choose(page, photograph(data))
