@@ -44,6 +44,7 @@ def test_each_failed_check_names_the_problem_and_the_fix(tmp_path, monkeypatch):
 
 def test_a_cluster_that_does_not_answer_is_a_failed_check(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     done = run_scalp("doctor")
     assert done.returncode == 1
     assert "FAILED  Ray       cannot reach the cluster at RAY_ADDRESS=127.0.0.1:9" in done.stdout

@@ -136,7 +136,7 @@ def test_a_promotion_obeys_the_policy_of_its_model(pipeline, bundle, tmp_path, c
 
 def test_mistakes_with_models_end_with_an_error(bundle, tmp_path, monkeypatch):
     monkeypatch.delenv("SCALP_MODELS", raising=False)
-    assert re.match("error: .*SCALP_MODELS.*--registry", run_scalp("models", "list").stderr)
+    assert re.match("error: .*\nhint:  set SCALP_MODELS.*--registry", run_scalp("models", "list").stderr)
     monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
     assert run_scalp("models", "add", str(bundle), "scalp").returncode == 0
     for words, message in (

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from scipy.special import softmax
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.common.images import LoadForTraining, LoadImages
@@ -176,8 +177,12 @@ def test_scaled_decoding_moves_neither_pixels_nor_grades(pipeline):
     full = np.stack([at_full_size(data, spec) for data in files])
     assert np.abs(scaled.astype(int) - full).mean() < 1.5
     predictor = Predictor(bundle, "cpu")
+    before, after = (np.sort(softmax(predictor.logits(pixels), axis=1), axis=1) for pixels in (scaled, full))
     same = predictor.logits(scaled).argmax(axis=1) == predictor.logits(full).argmax(axis=1)
-    assert same.mean() >= 0.995
+    assert same.mean() >= 0.98
+    # Another grade only where two grades were about equally probable: the model was trained for some steps.
+    leads = [probs[~same, -1] - probs[~same, -2] for probs in (before, after)]
+    assert np.all(np.maximum(*leads) < 0.1)
 
 
 class Answers(NamedTuple):

@@ -38,6 +38,9 @@ WRITES = {
     "grade": ("grade BUNDLE SOURCE OUT", "grade"),
     "demo": ("demo --out OUT", "demo"),
     "bench engine": ("bench engine --out OUT", "bench engine"),
+    "audit-labels": ("audit-labels SOURCE OUT", "audit-labels"),
+    "calibrate": ("calibrate BUNDLE SOURCE OUT", "calibrate"),
+    "bench decisions": ("bench decisions --out OUT", "bench decisions"),
     "bench serve": ("bench serve --url http://127.0.0.1:1 --out OUT", "bench serve-url"),
 }
 # These make none.

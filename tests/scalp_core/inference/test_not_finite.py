@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.common.graphs import logits_of_both
-from jobs.evaluate.driver import _compute_metrics
+from jobs.evaluate.driver import _compute_metrics, make_answers
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.statistics import STATISTICS
@@ -69,16 +69,17 @@ def test_an_evaluation_counts_each_as_the_largest_error(spec):
         | {name: pa.nulls(5, pa.string()) for name in ("device", "position", "sex", "age")}
     )
     found = {"logits": LOGITS, "plain_logits": LOGITS, "seconds": np.ones(5), "plain_seconds": np.ones(5)}
-    answers = make_gradings(LOGITS, statistics(5), spec)
+    found["statistics"] = statistics(5)
+    made = make_answers(found, np.array(labels), spec)
     for columns in (found, {"logits": LOGITS}):
-        summary = _compute_metrics(rows, columns, answers, spec)
+        summary = _compute_metrics(rows, columns, *made, spec)
         assert summary["not_finite"] == 4
         assert summary["metrics"]["top1"] == 0.2
         assert summary["metrics"]["mae"] == pytest.approx((3 + 3 + 2 + 2) / 5)
         assert summary["referred"] == 0.8
         assert summary["risk_coverage"]["referral"]["error"] == 0
         json.dumps({key: summary[key] for key in ("metrics", "calibration", "tta")}, allow_nan=False)
-    assert _compute_metrics(rows, found, answers, spec)["tta"]["metrics_without"]["top1"] == 0.2
+    assert _compute_metrics(rows, found, *made, spec)["tta"]["metrics_without"]["top1"] == 0.2
 
 
 def test_a_mean_over_passes_of_which_one_is_not_finite_is_not_finite(spec):
