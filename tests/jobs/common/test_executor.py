@@ -10,6 +10,7 @@ from jobs.common import interrupt
 from jobs.common.executor import PipelineSize
 from jobs.common.local_executor import LocalExecutor
 from scalp_core.errors import UserError
+from tests.support import crashes
 
 
 class Doubled:
@@ -73,24 +74,25 @@ def test_a_pipeline_that_is_left_ends_its_threads():
     await_loading_threads()
 
 
-def test_an_interrupt_that_the_model_swallows_ends_the_pipeline(monkeypatch):
-    class Swallowing(Doubled):
-        """Loads as a library does that ignores errors of its callbacks."""
+class Swallowing(Doubled):
+    """Loads as a library does that ignores errors of its callbacks."""
 
-        def __init__(self, times: int) -> None:
-            super().__init__(times)
-            with suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
+    def __init__(self, times: int) -> None:
+        super().__init__(times)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(interrupt, "_is_requested", False)
+
+def _interrupt_while_the_model_loads():
     interrupt.remember()
-    try:
-        rows = LocalExecutor().pipeline(
-            [{"shard": "a", "value": 1}], _twice, Swallowing, (1,), PipelineSize(1, (1, 1), 1, 0)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            next(rows)
-    finally:
-        signal.signal(signal.SIGINT, before)
-        await_loading_threads()
+    rows = LocalExecutor().pipeline(
+        [{"shard": "a", "value": 1}], _twice, Swallowing, (1,), PipelineSize(1, (1, 1), 1, 0)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        next(rows)
+    await_loading_threads()
+
+
+def test_an_interrupt_that_the_model_swallows_ends_the_pipeline():
+    """In a process of its own: Ctrl-C in a test process can end it."""
+    crashes.run(_interrupt_while_the_model_loads)
