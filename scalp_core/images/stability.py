@@ -25,7 +25,7 @@ _MIN_SHARE = 1e-4
 # Images of a group that is compared, number of groups that give a limit, and share of the groups within it.
 _MIN_IMAGES, _MIN_GROUPS, _MAX_GROUPS, _WITHIN = 30, 5, 100, 0.95
 # Training groups are small; more images of a microscope show more of how it differs. Without the margin, a
-# new microscope of the population was flagged in 20 % of 160 draws, with it in 8 % of 120 (groups of 60, then 400).
+# new microscope of the population (400 images) was flagged in 20 % of 160 draws, with it in 8 % of 120.
 _MARGIN = 1.5
 
 
