@@ -66,10 +66,10 @@ class Isolation:
 
 def _start_child() -> Connection:
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    context.Process(target=_serve, args=(theirs,), daemon=True).start()
-    theirs.close()
-    return ours
+    parent_end, child_end = context.Pipe()
+    context.Process(target=_serve, args=(child_end,), daemon=True).start()
+    child_end.close()
+    return parent_end
 
 
 def _serve(pipe: Connection) -> None:
