@@ -48,7 +48,7 @@ def prepare(
         str,
         typer.Argument(
             help="folder, .zip, .tar or s3:// prefix with AI Hub set 216 or one folder per class; or a .csv "
-            "or .parquet table with columns uri, label and optionally group"
+            "or .parquet table with columns uri, label and optionally group; or LABELS of `scalp review`"
         ),
     ],
     out: OutArg,
@@ -88,6 +88,14 @@ def prepare(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="retry the files that a finished run could not fetch")
     ] = False,
+    blind_only: Annotated[
+        bool,
+        typer.Option(
+            "--blind-only",
+            help="leave out answers that a reader gave in `scalp review` while seeing the model's answer; "
+            "for an evaluation of that model",
+        ),
+    ] = False,
     local: LocalOption = False,
 ) -> None:
     """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
@@ -100,7 +108,8 @@ def prepare(
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     options = Options(task, symptom, split, split_by, keys, folds, seed, group_by)
-    verb(source, out, options, retry_failed=retry_failed, executor=make_executor(local))
+    executor = make_executor(local)
+    verb(source, out, options, retry_failed=retry_failed, blind_only=blind_only, executor=executor)
 
 
 def pseudonymize(

@@ -13,7 +13,7 @@ the source, and a stopped run resumes:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,10 @@ from jobs.common.executor import Executor
 from jobs.data.tasks import (
     EXAMINED,
     OBJECTS_PER_SHARD,
+    READERS_FILE,
     RETRY_TIMEOUT_S,
     examine_shard,
+    list_labels,
     list_roots,
     split_roots,
 )
@@ -36,9 +38,9 @@ from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.manifest import SPLITS, DataSpec
-from scalp_core.datasets.scan import Root
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
+from scalp_core.labels.log import is_label_log
 from scalp_core.storage import outputs
 from scalp_core.storage.lease import Guard
 from scalp_core.storage.outputs import Output
@@ -58,15 +60,17 @@ def prepare(
     options: Options = Options(),  # noqa: B008
     *,
     retry_failed: bool = False,
+    blind_only: bool = False,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
     """List, examine and audit a source.
 
     Args:
-        source: Folder, prefix, archive or table; local or `s3://`.
+        source: Folder, prefix, archive, table or label log; local or `s3://`.
         out: Output directory for the manifest, the report, and the tables of dropped images and findings.
         options: Labels and splits.
         retry_failed: Read objects again that a finished run could not fetch.
+        blind_only: Of a label log, leave out answers given while the reader saw the answer of the model.
         executor: Runs the steps; default: Ray.
 
     Returns:
@@ -79,11 +83,20 @@ def prepare(
     source, out = storage.absolute(source), storage.absolute(out)
     _check_options(options, source)
     outputs.check_output(out, _VERB, [source])
-    identity = {"source": source, **vars(options), "keys": list(options.keys)}
+    # None, so that runs of earlier versions are recognized.
+    identity = {
+        "source": source,
+        "blind_only": blind_only or None,
+        **vars(options),
+        "keys": list(options.keys),
+    }
     finished = _read_finished(out, identity)
     if finished and not (retry_failed and finished["could_not_be_fetched"]):
         return _keep_finished(finished, out, source)
     roots = scan.divide_source(source)
+    is_log = is_label_log(source)
+    if blind_only and not is_log:
+        raise UserError(f"--blind-only: {source} is not a label log of scalp review; omit the option")
     if executor is None:
         from jobs.common.ray_executor import RayExecutor  # slow to import
 
@@ -94,8 +107,13 @@ def prepare(
         _begin(output, identity, reopen=finished is not None)
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
         examine = partial(examine_shard, output.scratch, parent)
+        lists = (
+            partial(executor.map, partial(list_labels, output.scratch, blind_only), [source])
+            if is_log
+            else partial(executor.map, partial(list_roots, output.scratch), split_roots(roots))
+        )
         try:
-            summary = _prepare(output, source, options, roots, clock, executor, examine, retry_failed)
+            summary = _prepare(output, source, options, lists, clock, executor, examine, retry_failed)
         except SourceError:
             storage.remove_file(storage.join(out, _IDENTITY_FILE))  # the fixed source is read again
             output.remove_scratch()
@@ -109,21 +127,27 @@ def _prepare(
     output: Output,
     source: str,
     options: Options,
-    roots: list[Root],
+    lists: Callable[[], Iterable[dict[str, int]]],
     clock: Clock,
     executor: Executor,
     examine: Callable[[tuple[str, bool]], tuple[int, int]],
     retry_failed: bool,
 ) -> dict[str, Any]:
     out, work = output.uri, output.scratch
-    listing = _list(source, roots, executor, work)
+    listing = _list(source, lists, work)
+    readers = read_json(storage.join(work, READERS_FILE))
+    if readers is not None and not readers["with_grade"]:
+        raise SourceError(
+            f"{source} has no image with an agreed grade ({_counts(readers['left_out']) or 'no answer'}); "
+            "review more images, or decide between readers with scalp review --adjudicate"
+        )
     clock.lap("list")
     _examine(listing, executor, examine, work, retry_failed)
     clock.lap("examine")
     output.check()
     with console.status("comparing, grouping and splitting"):
         audited, audit_mib = executor.call(
-            _audit, output.guard, storage.join(work, EXAMINED), source, out, options
+            _audit, output.guard, storage.join(work, EXAMINED), source, out, options, readers is not None
         )
     clock.lap("audit")
     spec = DataSpec.model_validate(audited.pop("spec"))
@@ -133,6 +157,7 @@ def _prepare(
         "date": now(),
         **spec.model_dump(mode="json", exclude={"schema_version", "created_at"}),
         "objects_listed": listing["objects"],
+        **({"label_log": readers} if readers else {}),
         **audited,
         "peak_mib": {"driver": provenance.peak_mib(), "audit": audit_mib},
         "seconds": clock.total(),
@@ -164,11 +189,11 @@ def _check_options(options: Options, source: str) -> None:
 def _read_finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Read the summary of a finished run; refuse another source or, if finished, other options.
 
-    Examined shards of an unfinished run are reused with other options.
+    Examined shards of an unfinished run are reused with other options, except `blind_only`.
     """
     known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
     finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
-    matters = list(identity) if finished else ["source"]
+    matters = list(identity) if finished else ["source", "blind_only"]
     if changed := [name for name in matters if known.get(name) != identity[name]]:
         raise UserError(
             f"{out} holds data prepared with another {', '.join(changed)}; choose another output directory"
@@ -202,17 +227,20 @@ def _begin(output: Output, identity: dict[str, Any], *, reopen: bool) -> None:
 # --- list --------------------------------------------------------------------------------------------------
 
 
-def _list(source: str, roots: list[Root], executor: Executor, work: str) -> dict[str, Any]:
-    """List the source: names of all shards, and number of objects; reuse the listing of an earlier run."""
+def _list(source: str, lists: Callable[[], Iterable[dict[str, int]]], work: str) -> dict[str, Any]:
+    """List the source: names of all shards, and number of objects; reuse the listing of an earlier run.
+
+    `lists` starts the listing tasks, and yields the number of objects of each of their shards.
+    """
     known = read_json(storage.join(work, _LISTING_FILE))
     if known:
         return known
     counts: dict[str, int] = {}
     with progress_bar("listing", None) as (progress, bar):
-        for counts_of_part in executor.map(partial(list_roots, work), split_roots(roots)):
+        for counts_of_part in lists():
             counts |= counts_of_part
             progress.update(bar, advance=sum(counts_of_part.values()))
-    if not counts:
+    if not counts and not storage.exists(storage.join(work, READERS_FILE)):
         raise SourceError(f"{source} is empty; check the path")
     listing = {"shards": sorted(counts), "objects": sum(counts.values())}
     write_json(storage.join(work, _LISTING_FILE), listing)
@@ -248,14 +276,16 @@ def _examine(listing: dict[str, Any], executor: Executor, task: Any, work: str, 
 # --- audit -------------------------------------------------------------------------------------------------
 
 
-def _audit(guard: Guard, examined: str, source: str, out: str, options: Options) -> tuple[Any, float]:
+def _audit(
+    guard: Guard, examined: str, source: str, out: str, options: Options, is_log: bool
+) -> tuple[Any, float]:
     """Audit the examined shards; runs in a worker, to keep the driver's memory small.
 
     The whole audit is retried if storage was unavailable: pyarrow's datasets do not retry.
     """
     guard.check()
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        is_table = scan.is_table(source)
+        is_table = is_log or scan.is_table(source)
         audited = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
         return audited, provenance.peak_mib()
 
@@ -282,6 +312,7 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     rows: dict[str, Any] = {
         "images": summary["photographs"],
         "left out": summary["dropped"],
+        **_agreement(summary.get("label_log")),
         "found": {word: count for word, count in summary["findings"].items() if count},
     }
     for name in SPLITS:
@@ -293,3 +324,19 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
     for line in report.warnings(spec, summary):
         console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _agreement(label_log: dict[str, Any] | None) -> dict[str, Any]:
+    """Lines of the table with the readers of a label log and the agreement of each pair."""
+    if label_log is None:
+        return {}
+    lines: dict[str, Any] = {
+        "readers": {name: counts["answers"] for name, counts in label_log["readers"].items()}
+    }
+    for pair in label_log["agreement"]:
+        lines[" and ".join(pair["readers"])] = report.agreement_words(pair)
+    return lines

@@ -6,6 +6,7 @@ the same file. Imports no module that is slow to load.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
@@ -16,14 +17,17 @@ import pyarrow.compute as pc
 
 from jobs.common.isolate import Isolation, counted_try
 from scalp_core import storage
-from scalp_core.datasets import scan
+from scalp_core.datasets import reviewed, scan
 from scalp_core.datasets.examination import Examination, examine, read_content
 from scalp_core.datasets.scan import Root
+from scalp_core.labels.decisions import Answers
+from scalp_core.labels.log import read_labels
 from scalp_core.storage import parquet
 
 LISTED = "listed"
 EXAMINED = "examined"
 TRIES = "tries"
+READERS_FILE = "readers.json"
 OBJECTS_PER_SHARD = 512
 LISTING_TASKS = 64
 # Jobs of hours must survive a restart of the storage server.
@@ -41,6 +45,15 @@ def list_roots(work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         objects = chain.from_iterable(map(partial(scan.list_root, open_tars=True), roots))
         return write_listed(work, number, objects)
+
+
+def list_labels(work: str, blind_only: bool, log: str) -> dict[str, int]:
+    """List the images of a label log as `list_roots` does, and summarize its readers in `READERS_FILE`."""
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        answers = Answers(read_labels(log), blind_only)
+        summary = json.dumps(reviewed.summarize(answers), ensure_ascii=False)
+        storage.write(storage.join(work, READERS_FILE), summary.encode())
+        return write_listed(work, 0, reviewed.read_rows(answers))
 
 
 def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, int]:

@@ -40,7 +40,7 @@ _GROUP_KEYS = {"given_group": "given_group", "device": _DEVICE, "session": _SESS
 
 
 Grouping = Callable[[pa.RecordBatch], pa.Array]
-"""Returns the group of each object of a batch, string or null."""
+"""Returns the group of each object of a batch without one in its row, string or null."""
 
 
 def _group(source: str, group_by: GroupBy, batch: pa.RecordBatch) -> pa.Array:
@@ -99,7 +99,7 @@ class AuditTables:
             rows += len(batch)
             columns = {name: batch[name] for name in schema.names[1:]}
             if self._grouping:
-                columns["given_group"] = self._grouping(batch)
+                columns["given_group"] = pc.coalesce(batch["given_group"], self._grouping(batch))
             yield pa.record_batch([numbers, *columns.values()], schema=schema)
 
     def rows(self, query: str) -> list[dict[str, Any]]:

@@ -67,8 +67,21 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
         reasons=IMAGE_CODES | OBJECT_CODES | REASONS,
         findings=FINDINGS,
         long=_LONG,
+        label_log=summary.get("label_log"),
+        agreement_words=agreement_words,
     )
     return page.encode()
+
+
+def agreement_words(pair: dict[str, Any]) -> str:
+    """Agreement of two readers in words, from `labels.agreement.measure_agreement`."""
+    if pair["qwk"] is None:
+        return f"kappa undefined, {pair['graded']:,} images graded by both"
+    interval = "no interval" if pair["low"] is None else f"95 % {pair['low']:.2f} to {pair['high']:.2f}"
+    return (
+        f"kappa {pair['qwk']:.2f} ({interval}), the same grade for {pair['equal']:,} of {pair['graded']:,} "
+        "images graded by both"
+    )
 
 
 def warnings(spec: DataSpec, summary: dict[str, Any]) -> list[str]:
@@ -86,6 +99,11 @@ def warnings(spec: DataSpec, summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"the names of {alone:,} images have no device: images of one person may be in two splits, and "
             "test metrics are then too optimistic; give their groups in a CSV of uri,label,group"
+        )
+    if (label_log := summary.get("label_log")) and (saw := label_log["saw_model"]):
+        lines.append(
+            f"{saw:,} labels were given only by readers who saw the model's answer: an evaluation on them "
+            "favors that model; leave them out with --blind-only"
         )
     if missing := summary["could_not_be_fetched"]:
         lines.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")

@@ -21,6 +21,7 @@ from scalp_core.datasets import locations, tables
 from scalp_core.datasets.tables import TABLE_SUFFIXES, is_table
 from scalp_core.errors import IMAGE_CODES, UserError
 from scalp_core.images import signature
+from scalp_core.labels.decisions import LEFT_OUT
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ OBJECT_CODES = {
     "bad_label": "the label file does not hold six grades, or the table's label is not a grade",
     "bad_meta": "the META file is not a JSON object",
     "shadowed_member": "a later member of the archive has the same name",
+    **LEFT_OUT,
 }
 
 T = TypeVar("T")

@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 
 def write(uri: str, table: pa.Table) -> None:
     """Atomically write a table as one Parquet file."""
+    storage.write(uri, _encode(table))
+
+
+def create(uri: str, table: pa.Table) -> bool:
+    """Atomically write a table as one Parquet file unless it exists; as `storage.create`."""
+    return storage.create(uri, _encode(table))
+
+
+def _encode(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    storage.write(uri, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_batches(uri: str, batches: pa.RecordBatchReader) -> None:
