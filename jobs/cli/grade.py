@@ -1,4 +1,4 @@
-"""`scalp grade` and `scalp results`: their arguments and options."""
+"""`scalp grade`, `scalp results` and `scalp review`: their arguments and options."""
 
 from __future__ import annotations
 
@@ -169,3 +169,48 @@ def results(
 
     selection = Selection(only, grade, under and parse_under(under))
     verb(out, selection, by, sql, limit, to, overwrite)
+
+
+def review(
+    graded: Annotated[str, typer.Argument(help="output directory of `scalp grade`, local or s3://")],
+    labels: Annotated[
+        str, typer.Argument(help="directory of the label log, local or s3://; several readers share it")
+    ],
+    reader: Annotated[str, typer.Option(metavar="NAME", help="name of the reader, stored in each answer")],
+    show_model: Annotated[
+        bool,
+        typer.Option(
+            "--show-model/--blind",
+            help="whether the reader sees grade, probabilities and reasons of the model. Blind by default: "
+            "readers tend to follow an answer that they see, which would favor the model in an evaluation",
+        ),
+    ] = False,
+    adjudicate: Annotated[
+        bool,
+        typer.Option(
+            "--adjudicate",
+            help="open the images on which readers disagree, with the answers but without names, and decide",
+        ),
+    ] = False,
+    order: Annotated[
+        Literal["referred", "informative"],
+        typer.Option(
+            help="referred: order of the result rows; informative: smallest margin between the two likeliest "
+            "grades first, then the largest grade set. It ignores how alike images are: rows have no features"
+        ),
+    ] = "referred",
+    all_: Annotated[
+        bool, typer.Option("--all", help="open answered images too; default: only others")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="port of the page on 127.0.0.1; one per reader")
+    ] = 8001,
+) -> None:
+    """Review referred images of a bulk run on a web page of this machine, by keyboard or by touch.
+
+    Each answer is stored before the page says so. Ctrl-C ends; the same command resumes.
+    """
+    from jobs.review.driver import ReviewOptions
+    from jobs.review.driver import review as verb
+
+    verb(graded, labels, ReviewOptions(reader, show_model, adjudicate, order, all_, port))

@@ -13,7 +13,7 @@ from jobs.cli.audit import audit
 from jobs.cli.bench import bench
 from jobs.cli.calibrate import calibrate
 from jobs.cli.data import prepare, pseudonymize, synth
-from jobs.cli.grade import grade, results
+from jobs.cli.grade import grade, results, review
 from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.serve import serve
@@ -160,6 +160,12 @@ app.command(
     "scalp results graded/ --only failed --to failed.csv\n\n"
     "scalp results graded/ --sql 'select grade, count(*) from results group by grade'",
 )(results)
+app.command(
+    rich_help_panel=_GRADE,
+    epilog="Examples:\n\nscalp review graded/ labels/ --reader kim\n\n"
+    "scalp review graded/ labels/ --reader lead --adjudicate\n\n"
+    "scalp prepare labels/ data/",
+)(review)
 app.add_typer(models, name="models", rich_help_panel=_MODEL)
 app.command(
     rich_help_panel=_SERVE,

@@ -31,6 +31,7 @@ _NOT_AS_JOBS = {
     "submit": "name the command to run",
     "jobs": "it queries a cluster from this machine; run it without submit",
     "demo": "it runs on one machine; run it without submit",
+    "review": "a reader answers in a browser on this machine; run it without submit",
     "keys": "keys are made where they are stored; run it without submit",
 }
 # Arguments that name the output of a command; its log is stored there too.

@@ -13,25 +13,12 @@ from serving.admission.limits import BodyLimitMiddleware, Load
 from serving.api.authorization import AuthorizationMiddleware
 from serving.auth.keys import Keys
 from serving.http import request_context
+from serving.http.headers import SECURITY_HEADERS
 from serving.http.problems import Refusal, problem, refusal_response
 from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics, RequestMetrics
 from serving.settings import Settings
 
-HEADERS = {
-    "Cache-Control": "no-store",  # responses are about people
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": (
-        "camera=(self), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 # The rest of an unread body is not waited for.
 _CLOSE = (b"connection", b"close")
@@ -48,7 +35,7 @@ class RequestMiddleware:
         self._app = app
         self._audit = audit
         self._metrics, self._stages = RequestMetrics(), ImageMetrics()
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

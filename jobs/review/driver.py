@@ -1,0 +1,178 @@
+"""`scalp review`: open the queue of a bulk run and the label log, and serve the page until Ctrl-C."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from jobs.common.console import console, show
+from jobs.common.errors import printable
+from jobs.review.app import create_app
+from jobs.review.groups import read_groups
+from jobs.review.session import Session
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.labels.decisions import Answers
+from scalp_core.labels.log import Label, LabelLog, open_log
+from scalp_core.labels.queue import Order, Queue
+from scalp_core.results.progress import IDENTITY_FILE
+from scalp_core.results.query import ResultRows
+from scalp_core.storage import outputs
+from serving.auth.network import check_port
+
+HOST = "127.0.0.1"
+
+# A reader waits this long for a storage server that restarts.
+_RETRY_TIMEOUT_S = 20
+_CLOSING_S = 3
+_MAX_NAME = 64
+_COLUMNS = (
+    "image_id, sha256, uri, member, grade, probabilities, expected_severity, grade_set, refer_reasons, "
+    "model_version"
+)
+
+
+@dataclass(frozen=True)
+class ReviewOptions:
+    """Options of a review.
+
+    Args:
+        reader: Name of the reader.
+        show_model: Whether the reader sees the answer of the model.
+        adjudicate: Whether the queue is of the images on which readers disagree.
+        order: Strategy of the order.
+        answered_too: Whether the queue holds answered images too.
+        port: Port of the page on the loopback address.
+    """
+
+    reader: str
+    show_model: bool = False
+    adjudicate: bool = False
+    order: Order = "referred"
+    answered_too: bool = False
+    port: int = 8001
+
+
+def review(graded: str, labels: str, options: ReviewOptions) -> None:
+    """Serve the page of a review until Ctrl-C.
+
+    Args:
+        graded: Output directory of `scalp grade`, local or `s3://`.
+        labels: Directory of the label log, local or `s3://`; created if it is missing.
+        options: Options of the review.
+
+    Raises:
+        UserError: A directory is not what it should be, there is nothing to review, or the port is in use.
+    """
+    check_port(HOST, options.port)
+    with storage.retry_timeout(_RETRY_TIMEOUT_S):  # also in the threads of the server
+        session = open_session(graded, labels, options)
+        if session.is_finished:
+            return
+        _serve(session, options.port)
+    show(
+        "review",
+        {"answers saved": session.saved, "images left": session.left, "labels": storage.absolute(labels)},
+    )
+
+
+def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
+    """Read the queue and the log, and print where the reader stands.
+
+    Raises:
+        UserError: As for `review`.
+    """
+    reader = check_name(options.reader)
+    graded, labels = storage.absolute(graded), storage.absolute(labels)
+    try:
+        outputs.check_places([graded], labels)
+    except UserError:
+        raise UserError(
+            f"LABELS {labels} and GRADED {graded} overlap; choose a separate directory for the labels"
+        ) from None
+    outputs.check_claim(labels, "review")
+    with ResultRows(graded) as rows:
+        if not rows.finished:
+            console.print(f"{graded} is not finished: these are its referred images so far")
+        query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
+        referred = Queue(rows.stream(query).read_all(), options.order)
+    if not len(referred):
+        raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
+    known = open_log(labels)
+    answers = Answers(known)
+    queue = referred.keep(answers.differ) if options.adjudicate else referred
+    if not options.adjudicate:
+        _greet(reader, known)
+    session = Session(
+        queue,
+        LabelLog(labels, known[-1].time if known else None),
+        answers,
+        reader,
+        shows_model=options.show_model,
+        adjudicate=options.adjudicate,
+        answered_too=options.answered_too,
+        groups=_find_groups(graded, queue),
+    )
+    _print_state(session, len(queue), answers, options)
+    return session
+
+
+def check_name(reader: str) -> str:
+    """Return the name of a reader in one Unicode form, without spaces around it.
+
+    Raises:
+        UserError: It is empty, too long, or has control characters.
+    """
+    name = unicodedata.normalize("NFC", reader).strip()
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise UserError(
+            f"--reader {printable(reader)!r} is not a name; give 1 to {_MAX_NAME} printable characters"
+        )
+    return name
+
+
+def _greet(reader: str, known: Sequence[Label]) -> None:
+    """Print the other names when a reader is new: a misspelled name would be another reader."""
+    readers = sorted({label.reader for label in known if not label.deciding})
+    if readers and reader not in readers:
+        console.print(f"reader {reader} is new in this log; readers so far: {', '.join(readers)}")
+
+
+def _print_state(session: Session, images: int, answers: Answers, options: ReviewOptions) -> None:
+    if options.adjudicate:
+        elsewhere = sum(map(answers.differ, answers.by_image)) - images
+        if elsewhere:
+            console.print(f"readers disagree on {elsewhere:,} more images, which this run did not refer")
+        if not images:
+            console.print("readers disagree on no referred image of this run")
+            return
+        state = f"{images - session.left:,} of {images:,} images on which readers disagree are decided"
+    else:
+        state = f"{images - session.left:,} of {images:,} referred images are answered by {session.reader}"
+    console.print(state)
+    if session.is_finished:
+        console.print("none is left; --all opens them again")
+
+
+def _find_groups(graded: str, queue: Queue) -> dict[tuple[str, str | None], str]:
+    identity = storage.read_json(storage.join(graded, IDENTITY_FILE)) or {}
+    return read_groups(identity.get("sources", []), queue.locations(), console.print)
+
+
+def _serve(session: Session, port: int) -> None:
+    """Serve until Ctrl-C or SIGTERM; open answers are saved before it returns."""
+    token = secrets.token_urlsafe(24)
+    app = create_app(session, token, port)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_CLOSING_S)
+    with socket.create_server((HOST, port)) as listener:
+        # Clients that connect from here on wait for the server.
+        print(f"READY http://{HOST}:{port}/?token={token} (Ctrl-C ends it)", flush=True)  # noqa: T201
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises the signal again after it has closed
+            print("stopping", flush=True)  # noqa: T201

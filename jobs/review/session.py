@@ -1,0 +1,144 @@
+"""One reader's review: the queue, the own answers, and what the page may show of an image."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.review.groups import Place
+from scalp_core.datasets.locations import Location
+from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
+from scalp_core.labels.decisions import Answers
+from scalp_core.labels.log import Answer, Label, LabelLog
+from scalp_core.labels.queue import Queue
+
+_OF_MODEL = ("grade", "probabilities", "expected_severity", "grade_set", "refer_reasons", "model_version")
+
+
+class Session:
+    """The review of one reader; threads may share it.
+
+    What a reader must not see is not sent to the page: the answer of the model in a blind review, the answers
+    of other readers, their names, and the location of the image, whose folders may name a grade or a person.
+
+    Args:
+        queue: Images to review, answered ones included.
+        log: Log that gets the answers.
+        answers: Answers in the log so far.
+        reader: Name of the reader.
+        shows_model: Whether the reader sees the answer of the model.
+        adjudicate: Whether answers are deciding ones, with the answers of the readers in view.
+        answered_too: Whether answered images stay in the queue.
+        groups: Groups of images by location.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        log: LabelLog,
+        answers: Answers,
+        reader: str,
+        *,
+        shows_model: bool = False,
+        adjudicate: bool = False,
+        answered_too: bool = False,
+        groups: Mapping[Place, str] | None = None,
+    ) -> None:
+        self.reader = reader
+        self.saved = 0
+        self._shows_model = shows_model
+        self._adjudicate = adjudicate
+        self._answered_too = answered_too
+        self._log = log
+        self._answers = answers
+        self._groups = groups or {}
+        self._lock = threading.Lock()
+        self._queue = queue if answered_too else queue.keep(self._is_open)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the queue has no image, also none that is answered."""
+        return not len(self._queue)
+
+    @property
+    def left(self) -> int:
+        """Number of images without an answer."""
+        return self._queue.count(self._is_open)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._queue
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the review and where the reader stands."""
+        return {
+            "reader": self.reader,
+            "adjudicate": self._adjudicate,
+            "answered_too": self._answered_too,
+            "grades": [
+                {"grade": grade, "name": name, "name_ko": GRADE_NAMES_KO[grade]}
+                for grade, name in enumerate(GRADE_NAMES)
+            ],
+            "images": len(self._queue),
+            "first": self._queue.first(lambda _: True),
+            **self._progress(),
+        }
+
+    def image(self, image_id: str) -> dict[str, Any]:
+        """Describe an image, as far as the reader may know it."""
+        row = self._queue.row(image_id)
+        own = self._own(row["sha256"])
+        return {
+            "image_id": image_id,
+            **self._queue.neighbors(image_id),
+            "answer": own and _shown(own),
+            "model": {name: row[name] for name in _OF_MODEL} if self._shows_model else None,
+            "answers": self._given(row["sha256"]) if self._adjudicate else None,
+        }
+
+    def location(self, image_id: str) -> Location:
+        """Return the location of an image, with the hash that its bytes had when it was graded."""
+        row = self._queue.row(image_id)
+        return Location(row["uri"], row["member"], sha256=row["sha256"])
+
+    def answer(self, image_id: str, answer: Answer) -> dict[str, Any]:
+        """Save an answer; returns the progress when it is durable.
+
+        Raises:
+            UserError: It could not be saved.
+        """
+        row = self._queue.row(image_id)
+        label = self._log.append(
+            **{name: row[name] for name in ("image_id", "sha256", "uri", "member", "model_version")},
+            **answer.model_dump(),
+            group=self._groups.get((row["uri"], row["member"])),
+            reader=self.reader,
+            deciding=self._adjudicate,
+            saw_model=self._shows_model,
+            model_grade=row["grade"],
+        )
+        with self._lock:
+            self._answers.add(label)
+            self.saved += 1
+            return {"answer": _shown(label), **self._progress()}
+
+    def _progress(self) -> dict[str, Any]:
+        return {"left": self.left, "first_open": self._queue.first(self._is_open)}
+
+    def _own(self, sha256: str) -> Label | None:
+        if self._adjudicate:
+            return self._answers.deciding.get(sha256)
+        return self._answers.find(sha256, self.reader)
+
+    def _is_open(self, sha256: str) -> bool:
+        return self._own(sha256) is None
+
+    def _given(self, sha256: str) -> list[dict[str, Any]]:
+        """Answers of the readers, in an order that does not depend on their names."""
+        labels = self._answers.by_image.get(sha256, {}).values()
+        given = map(_shown, labels)
+        return sorted(given, key=lambda shown: tuple(str(value) for value in shown.values()))
+
+
+def _shown(label: Label) -> dict[str, Any]:
+    return {"grade": label.grade, "reason": label.reason, "comment": label.comment}

@@ -1,0 +1,207 @@
+/** Entry point of the review: the current photo, the answer of the reader, keys. */
+
+import { answerName, answerOf, makeButtons, showAnswer, showModel, showOthers } from "./answers.js";
+import { announce, element, note } from "./dom.js";
+import { call, picture } from "./requests.js";
+import { REVIEW_WORDS } from "./review_words.js";
+import { addWords, language, problemWords, say, setLanguage, translate } from "./words.js";
+
+addWords(REVIEW_WORDS);
+
+const comment = element("comment");
+const drafts = new Map();  // image id -> comment that is not saved
+
+let review = null;
+let shown = null;  // the current image
+let isReady = false;  // whether its picture is visible: an unseen photo cannot be answered
+let saving = null;  // promise of the request that saves an answer
+let saved = null;  // the last saved answer
+let visits = 0;
+
+// --- what is shown -------------------------------------------------------------------------------------------
+
+function speak() {
+  document.documentElement.lang = language;
+  document.title = say("review.title");
+  translate(document);
+  for (const button of document.querySelectorAll("[data-language]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.language === language));
+  }
+  if (!review) return;
+  element("reader").textContent = say(review.adjudicate ? "review.reader.deciding" : "review.reader", review);
+  makeButtons(review, save);
+  showProgress();
+  if (shown) showImage();
+}
+
+function showProgress() {
+  const { images, left } = review;
+  element("progress-text").textContent = say("review.progress", { done: images - left, images });
+  Object.assign(element("progress-bar"), { max: images, value: images - left });
+}
+
+function showImage() {
+  const { place, previous, next, answer, answers, model } = shown;
+  const values = { place, images: review.images };
+  element("place").textContent = say("review.place", values);
+  element("picture").alt = say("review.alt", values);
+  element("previous").disabled = !previous;
+  element("next").disabled = !next;
+  showAnswer(answer, isReady);
+  showOthers(review, answers);
+  showModel(review, model);
+  note("saved", saved ? say("review.saved", { answer: answerName(review, saved) }) : "");
+}
+
+/** Shows an image; resolves when its picture is visible, or cannot be. */
+async function visit(id) {
+  keepDraft();
+  isReady = false;
+  const turn = ++visits;
+  try {
+    const image = await call(`/images/${id}`);
+    if (turn !== visits) return;
+    shown = image;
+  } catch (error) {
+    note("problem", problemWords(error));
+    return;
+  }
+  element("review").hidden = false;
+  element("done").hidden = true;
+  note("problem", "");
+  comment.value = drafts.get(id) ?? shown.answer?.comment ?? "";
+  element("picture").removeAttribute("src");
+  showImage();
+  await showPicture(id);
+  if (shown.image_id === id && shown.next) picture(shown.next).catch(() => {});  // loaded ahead
+}
+
+async function showPicture(id) {
+  note("picture-problem", "");
+  element("frame").hidden = false;
+  try {
+    const url = await picture(id);
+    if (shown.image_id !== id) return;
+    element("picture").src = url;
+    await element("picture").decode();
+    if (shown.image_id !== id) return;
+    isReady = true;
+    const place = say("review.place", { place: shown.place, images: review.images });
+    announce(`${element("saved").textContent} ${place}`);
+  } catch (error) {
+    if (shown.image_id !== id) return;
+    element("frame").hidden = true;
+    note("picture-problem", say("review.not-shown", { reason: problemWords(error) }));
+  }
+  showAnswer(shown.answer, isReady);
+}
+
+function showDone() {
+  element("review").hidden = true;
+  element("done").hidden = false;
+  element("done-title").focus();
+}
+
+async function move(id) {
+  if (!id) return;
+  await saving;
+  saved = null;
+  visit(id);
+}
+
+// --- the answer ------------------------------------------------------------------------------------------------
+
+/** Saves an answer, then shows the next image; says "saved" after the server has said so. */
+async function save(answer) {
+  const image = shown;
+  await saving;
+  if (!isReady || shown !== image) return;  // the answer is to the photo that was seen
+  saving = send(answer);
+  if (!await saving) return;
+  const following = image.next ?? review.first_open;
+  if (following) await visit(following);
+  else showDone();
+}
+
+async function send(answer) {
+  note("problem", "");
+  try {
+    const text = comment.value.trim();
+    const progress = await call(`/images/${shown.image_id}/answer`, { ...answer, comment: text || null });
+    drafts.delete(shown.image_id);
+    shown.answer = saved = progress.answer;
+    comment.value = saved.comment ?? "";
+    Object.assign(review, { left: progress.left, first_open: progress.first_open });
+    showProgress();
+    showImage();
+    return true;
+  } catch (error) {
+    note("problem", say("review.not-saved", { reason: problemWords(error) }));
+    return false;
+  }
+}
+
+function isChanged() {
+  return shown && comment.value.trim() !== (shown.answer?.comment ?? "");
+}
+
+/** Keeps a comment whose image has no answer yet, so that the way to another image does not lose it. */
+function keepDraft() {
+  if (isChanged()) drafts.set(shown.image_id, comment.value);
+}
+
+comment.addEventListener("change", () => {
+  const { grade, reason } = shown.answer ?? {};
+  if (isChanged() && shown.answer && isReady) saving = send(reason ? { reason } : { grade });
+});
+
+addEventListener("beforeunload", (event) => {
+  keepDraft();
+  if (drafts.size) event.preventDefault();
+});
+
+// --- controls ----------------------------------------------------------------------------------------------------
+
+/** Key of an event; with a Korean layout, the Latin letter of its place. */
+function keyOf({ key, code }) {
+  return /^[\x20-\x7e]$|^Arrow/.test(key) ? key.toLowerCase() : code.replace(/^Key/, "").toLowerCase();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (!shown || element("review").hidden) return;
+  if (event.target === comment) {
+    if (event.key === "Escape") comment.blur();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const key = keyOf(event);
+  const answer = answerOf(key);
+  if (answer) save(answer);
+  else if (key === "arrowleft") move(shown.previous);
+  else if (key === "arrowright") move(shown.next);
+  else if (key === "c") comment.focus();
+  else return;
+  event.preventDefault();
+});
+
+element("previous").addEventListener("click", () => move(shown.previous));
+element("next").addEventListener("click", () => move(shown.next));
+element("again").addEventListener("click", () => visit(review.first));
+
+for (const button of document.querySelectorAll("[data-language]")) {
+  button.addEventListener("click", () => {
+    setLanguage(button.dataset.language);
+    speak();
+  });
+}
+
+speak();
+try {
+  review = await call("/review");
+  speak();
+  const first = review.first_open ?? (review.answered_too && review.first);
+  if (first) await visit(first);
+  else showDone();
+} catch (error) {
+  note("failed", problemWords(error));
+}
