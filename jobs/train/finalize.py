@@ -32,6 +32,7 @@ from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures, subgroups
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.grades import NUM_GRADES
+from scalp_core.images.stability import grade_mix_limit
 from scalp_core.inference import calibration
 from scalp_core.inference.fitting import fit_decision
 from scalp_core.inference.predictor import Device
@@ -54,13 +55,16 @@ def make_bundle(
     with checkpoint.as_directory() as folder:
         weights = Path(folder, WEIGHTS_FILE).read_bytes()
     history = _history(result)
+    train = splits["train"]
+    labels = np.array(train["label"].to_pylist())
     training = Training(
         recipe=recipe.model_dump(),
         initial_weights=start.record,
         workers=max(entry["workers"] for entry in history),
         best_epoch=best["epoch"],
         data_sha256=data.sha256,
-        grade_counts=np.bincount(splits["train"]["label"].to_pylist(), minlength=NUM_GRADES).tolist(),
+        grade_counts=np.bincount(labels, minlength=NUM_GRADES).tolist(),
+        grade_mix_limit=grade_mix_limit(labels, train["group"].to_pylist()),
         split=data.split,
         fold=fold,
         synthetic=data.synthetic,

@@ -168,6 +168,11 @@ class Training(BaseModel):
     best_epoch: int = Field(description="epoch with the best validation kappa, from 1")
     data_sha256: str = Field(description="hash of the training manifest")
     grade_counts: list[int] = Field(description="training images per grade")
+    grade_mix_limit: float | None = Field(
+        None,
+        description="population stability index of the grade mix that 95 % of the training groups keep, each "
+        "compared with the rest; None: fewer than five groups of 30 images",
+    )
     split: SplitSpec | None = Field(None, description="how the splits were assigned; None in older bundles")
     fold: int | None = Field(None, description="cross-validation fold that was the validation split")
     synthetic: bool = Field(False, description="whether scalp synth rendered some of the images")

@@ -6,9 +6,13 @@ population. Groups of the training split, each compared with the rest, show how 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images.statistics import STATISTICS
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -87,13 +91,35 @@ def fit_profiles(statistics: np.ndarray, index: np.ndarray) -> dict[str, Profile
     }
 
 
+def grade_mix_limit(labels: np.ndarray, groups: Sequence[Any]) -> float | None:
+    """Grade mix index that 95 % of the groups keep, each compared with the rest; None if groups are few.
+
+    Args:
+        labels: int (N,), grades.
+        groups: (N,), group of each image.
+    """
+    index = np.unique(list(groups), return_inverse=True)[1]
+    excess = []
+    for group in _large_groups(index):
+        now, rest = labels[index == group], labels[index != group]
+        shares, expected = (np.bincount(part, minlength=NUM_GRADES) / len(part) for part in (now, rest))
+        excess.append(psi(shares, expected, len(now)) - expected_noise(NUM_GRADES, len(now), len(rest)))
+    return _MARGIN * max(float(np.quantile(excess, _WITHIN, method="higher")), 0.0) if excess else None
+
+
+def _large_groups(index: np.ndarray) -> np.ndarray:
+    """Groups that are compared with the rest; empty if they are too few to give a limit."""
+    groups = np.flatnonzero(np.bincount(index) >= _MIN_IMAGES)
+    if len(groups) > _MAX_GROUPS:
+        return np.random.default_rng(0).choice(groups, _MAX_GROUPS, replace=False)
+    return groups if len(groups) >= _MIN_GROUPS else groups[:0]
+
+
 def _limits(statistics: np.ndarray, index: np.ndarray) -> np.ndarray | None:
     """Limit of each statistic (K,): in proportion to its mean over groups, so that one factor fits all."""
-    groups = np.flatnonzero(np.bincount(index) >= _MIN_IMAGES)
-    if len(groups) < _MIN_GROUPS:
+    groups = _large_groups(index)
+    if not len(groups):
         return None
-    if len(groups) > _MAX_GROUPS:
-        groups = np.random.default_rng(0).choice(groups, _MAX_GROUPS, replace=False)
     excess = np.array([_excess(statistics[index == group], statistics[index != group]) for group in groups])
     usual = np.maximum(excess.mean(axis=0), SOME)
     return _MARGIN * usual * np.quantile((excess / usual).max(axis=1), _WITHIN, method="higher")

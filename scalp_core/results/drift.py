@@ -186,7 +186,9 @@ def _grade_drift(by_grade: Mapping[str, int], spec: BundleSpec) -> GradeDrift:
         shares=dict(zip(spec.grade_names, shares.tolist(), strict=True)),
         shares_at_training=dict(zip(spec.grade_names, expected.tolist(), strict=True)),
         psi=index_value,
-        level=_level(index_value, len(now), int(now.sum()), int(reference.sum())),
+        level=_level(
+            index_value, len(now), int(now.sum()), int(reference.sum()), spec.training.grade_mix_limit or 0.0
+        ),
     )
 
 

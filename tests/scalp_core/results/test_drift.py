@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.images import gates as image_gates
 from scalp_core.images.preprocess import Preprocess
+from scalp_core.images.stability import grade_mix_limit
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.results.drift import MIN_PHOTOGRAPHS, Counts, count_statistics, measure_drift, psi
 
@@ -129,6 +130,38 @@ def test_bins_are_those_between_the_quantiles(gates):
             for low, high in pairwise(edges)
         ]
         assert np.diff([0, *counts.below[index], 3000]).tolist() == expected
+
+
+def test_grade_mix_of_another_microscope_of_the_population_is_no_drift(gates):
+    """Each microscope has patients of its own, so the mix of a new one differs from that of all others."""
+    rng = np.random.default_rng(0)
+    population = np.array([0.2, 0.4, 0.3, 0.1])
+
+    def mixes(microscopes):
+        return rng.dirichlet(population * 8, microscopes)
+
+    flagged = {True: 0, False: 0}
+    for _ in range(40):
+        training = mixes(40)
+        labels = np.concatenate([rng.choice(4, 60, p=mix) for mix in training])
+        limit = grade_mix_limit(labels, np.repeat(np.arange(40), 60).tolist())
+        plain = spec(gates, np.bincount(labels, minlength=4))
+        limited = plain.model_copy(
+            update={"training": plain.training.model_copy(update={"grade_mix_limit": limit})}
+        )
+        new = np.bincount(rng.choice(4, 400, p=mixes(1)[0]), minlength=4)
+        by_grade = dict(zip(plain.grade_names, new.tolist(), strict=True))
+        for bundle, has_limit in ((limited, True), (plain, False)):
+            flagged[has_limit] += measure_drift(None, by_grade, bundle).flag
+    assert flagged[True] <= 4  # 95 % of the training microscopes keep the limit
+    assert flagged[False] >= 10
+    all_severe = dict.fromkeys(plain.grade_names, 0) | {plain.grade_names[3]: 400}
+    assert measure_drift(None, all_severe, limited).flag
+
+
+def test_without_many_images_of_five_groups_the_grade_mix_has_no_limit():
+    assert grade_mix_limit(np.tile([0, 1, 2, 3], 100), [0, 1, 2, 3] * 100) is None
+    assert grade_mix_limit(np.tile([0, 1, 2, 3], 100), np.repeat(np.arange(20), 20).tolist()) is None
 
 
 def test_too_few_images_are_reported_and_not_flagged(gates):
