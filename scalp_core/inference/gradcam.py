@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
-from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
 from scalp_core.bundles.bundle import Bundle
@@ -16,6 +15,7 @@ from scalp_core.errors import UserError
 from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.predictor import Device, resolve_device
 from scalp_core.models.architecture import load_model, normalize, to_channels_last
+from scalp_core.models.timm_import import timm
 
 
 class TorchExplainer(Explainer):
@@ -61,7 +61,8 @@ class TorchExplainer(Explainer):
 
 def _last_pool(model: nn.Module, architecture: str) -> nn.Module:
     """Find the pooling layer at the end of timm's convolutional models; its input is the last feature map."""
-    pools: list[Any] = [module for module in model.modules() if isinstance(module, SelectAdaptivePool2d)]
+    last_layer = timm.layers.SelectAdaptivePool2d
+    pools: list[Any] = [module for module in model.modules() if isinstance(module, last_layer)]
     # Transformers have none, or pool over (1, 2) with channels last, whose windows attend to each other.
     if not pools or getattr(pools[-1].pool, "dim", (2, 3)) != (2, 3):
         raise UserError(

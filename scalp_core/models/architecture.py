@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess, Resize
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
+from scalp_core.models.timm_import import timm
 
 _OUTPUTS: dict[Head, int] = {"softmax": NUM_GRADES, "corn": NUM_GRADES - 1}
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+from scalp_core.models.timm_import import timm
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -24,7 +25,7 @@ def synchronize(model: nn.Module) -> nn.Module:
 
     By timm: PyTorch's converter drops the activations inside timm's layers, and so would a second call.
     """
-    return convert_sync_batchnorm(model)
+    return timm.layers.convert_sync_batchnorm(model)
 
 
 def freeze(model: nn.Module) -> None:

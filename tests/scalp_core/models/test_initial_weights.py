@@ -129,7 +129,7 @@ def test_pretrained_weights_are_recorded_with_tag_address_and_hash(monkeypatch, 
     state = timm.create_model(DEFAULT_ARCHITECTURE, num_classes=1000).state_dict()
     path = tmp_path / "xception.pth"
     torch.save(state, path)
-    monkeypatch.setattr(initial_weights, "download_cached_file", lambda *_, **__: str(path))
+    monkeypatch.setattr(initial_weights._hub, "download_cached_file", lambda *_, **__: str(path))
     model, record = initial_model(DEFAULT_ARCHITECTURE, "imagenet", seed=0)
     assert torch.equal(model.conv1.weight, state["conv1.weight"])
     assert record.tag == "legacy_xception.tf_in1k"
@@ -139,17 +139,17 @@ def test_pretrained_weights_are_recorded_with_tag_address_and_hash(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fetch", "address"),
+    ("architecture", "module", "fetch", "address"),
     [
-        (DEFAULT_ARCHITECTURE, "download_cached_file", "https://github.com/"),
-        (SMALL, "hf_hub_download", "https://huggingface.co/timm/test_resnet"),
+        (DEFAULT_ARCHITECTURE, initial_weights._hub, "download_cached_file", "https://github.com/"),
+        (SMALL, initial_weights, "hf_hub_download", "https://huggingface.co/timm/test_resnet"),
     ],
 )
-def test_unreachable_address_is_reported_with_alternatives(monkeypatch, architecture, fetch, address):
+def test_unreachable_address_is_reported_with_alternatives(monkeypatch, architecture, module, fetch, address):
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(initial_weights, fetch, unreachable)
+    monkeypatch.setattr(module, fetch, unreachable)
     with pytest.raises(
         UserError, match=rf"{address}.*no route.*--weights FILE.*s3://.*offline.*weights none"
     ):

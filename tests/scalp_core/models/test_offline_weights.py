@@ -84,7 +84,7 @@ def downloaded(tmp_path, monkeypatch):
         digest = hashlib.sha256(content).hexdigest()
         path = tmp_path / f"xception-{digits or digest[:8]}.safetensors"
         path.write_bytes(content)
-        monkeypatch.setattr(initial_weights, "download_cached_file", lambda *_, **__: str(path))
+        monkeypatch.setattr(initial_weights._hub, "download_cached_file", lambda *_, **__: str(path))
         return digest
 
     return write

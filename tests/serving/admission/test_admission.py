@@ -174,7 +174,7 @@ def test_large_images_do_not_keep_small_ones_waiting():
 
 def test_one_large_image_is_decoded_at_a_time_in_rotation_of_owners():
     async def scenario() -> None:
-        decoders, order, together = Decoders(), [], []
+        decoders, order, together, release = Decoders(), [], [], threading.Event()
 
         def work(owner: str) -> None:
             together.append(owner)
@@ -182,9 +182,13 @@ def test_one_large_image_is_decoded_at_a_time_in_rotation_of_owners():
             order.append(owner)
             together.remove(owner)
 
-        jobs = [decoders.run("greedy", 5, work, "greedy") for _ in range(20)]
-        await asyncio.gather(*jobs, decoders.run("modest", 5, work, "modest"))
-        assert order.index("modest") <= 2
+        owners = ["greedy"] * 20 + ["modest"]
+        first = asyncio.create_task(decoders.run("greedy", 5, release.wait, 20))
+        jobs = [asyncio.create_task(decoders.run(owner, 5, work, owner)) for owner in owners]
+        await asyncio.sleep(0)  # now all are queued
+        release.set()
+        await asyncio.gather(first, *jobs)
+        assert order.index("modest") <= 1
 
     run(scenario())
 
