@@ -5,6 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Without bytecode, importing PyTorch and Ray takes each process twice as long. uv compiles none unless asked, and
+# images of Python often forbid to write it.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two files at a time fill two cores. The slowest tests are listed at the end.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 3 $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
@@ -28,7 +32,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
 	@$(BIN)/pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock || { \
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps \
+		--compile-bytecode -r requirements.lock || { \
 		echo "uv could not install (above); pip tries, which takes minutes"; \
 		$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock; }
 	@$(BIN)/pip install --quiet --no-deps --editable .
