@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from tests.benchmarks.agreement import check_agreement
 from tests.benchmarks.grade import bulk
-from tests.benchmarks.grade.bulk import BulkOptions, Run, _Case, _check_same, bench_bulk, ratios
+from tests.benchmarks.grade.bulk import BulkOptions, bench_bulk, ratios
 
 
 def row(what, source, steady, whole):
@@ -37,14 +38,13 @@ def test_ratios_are_of_the_rows_they_name():
     assert found["vs_daft_with_our_engine"] is None  # it was not run
 
 
-def test_whoever_does_other_work_has_no_place_in_the_table():
-    case = _Case("other", "local", lambda _: Run(1.0, 1.0, {}))
-    grades = {f"{index}.jpg": index % 4 for index in range(20)}
-    _check_same(case, grades | {"3.jpg": 0}, grades)  # one of 20, by another decoder
+def test_a_candidate_with_fewer_than_98_percent_equal_grades_is_an_error():
+    grades = {f"{index}.jpg": index % 4 for index in range(100)}
+    assert check_agreement("other", grades | {"1.jpg": 0, "2.jpg": 0}, grades) == 0.98
+    with pytest.raises(RuntimeError, match=r"other: 97\.0% of grades equal those of scalp, below 98%"):
+        check_agreement("other", grades | {"1.jpg": 0, "2.jpg": 0, "3.jpg": 0}, grades)
     with pytest.raises(RuntimeError, match="its images differ"):
-        _check_same(case, {"0.jpg": 0}, grades)
-    with pytest.raises(RuntimeError, match=r"25\.0% of grades"):
-        _check_same(case, dict.fromkeys(grades, 0), grades)
+        check_agreement("other", {"0.jpg": 0}, grades)
 
 
 @pytest.mark.slow
