@@ -26,11 +26,6 @@ export function setLanguage(code) {
   }
 }
 
-/** Adds the texts of another page: tables by language, as in english.js and korean.js. */
-export function addWords(tables) {
-  for (const [code, table] of Object.entries(tables)) Object.assign(TABLES[code], table);
-}
-
 /** Text of a key with its values; `key.one` for a `count` of one. Undefined for an unknown key. */
 export function words(key, values = {}) {
   const table = TABLES[language];

@@ -3,10 +3,8 @@
 import { answerName, answerOf, makeButtons, showAnswer, showModel, showOthers } from "./answers.js";
 import { announce, element, note } from "./dom.js";
 import { call, picture } from "./requests.js";
-import { REVIEW_WORDS } from "./review_words.js";
-import { addWords, language, problemWords, say, setLanguage, translate } from "./words.js";
-
-addWords(REVIEW_WORDS);
+import "./review_words.js";
+import { language, problemWords, say, setLanguage, translate } from "./words.js";
 
 const comment = element("comment");
 const drafts = new Map();  // image id -> comment that is not saved
