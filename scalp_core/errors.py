@@ -28,6 +28,28 @@ IMAGE_CODES = {
     "internal_error": "reading the image raised an unexpected error, a bug of scalp; please report it",
 }
 
+IMAGE_FIXES = {
+    "empty": "copy the file again",
+    "too_many_bytes": "save it smaller",
+    "not_an_image": "check the file",
+    "unsupported_format": "save it as JPEG or PNG",
+    "unsupported_mode": "save it with 8 bits per channel",
+    "too_many_pixels": "save it smaller",
+    "too_many_scans": "save it again, with fewer scans",
+    "truncated": "copy the file again",
+    "corrupt": "copy the file again",
+    "not_found": "copy it back, then use `--retry-failed`",
+    "outside_link": "copy the files into the source, or omit `--no-links`",
+    "fetch_failed": "use `--retry-failed`; extract a damaged archive",
+    "bad_archive": "fix or extract the archive, and grade it into another output directory",
+    "nested_archive": "extract it, and grade it into another output directory",
+    "bad_name": "rename the file, and grade it into another output directory",
+    "changed": "use `--retry-failed`",
+    "crashed": "save it again with another program, then use `--retry-failed`",
+    "internal_error": "report the error of the row",
+}
+"""What to do about a failed image, by code."""
+
 
 class UserError(Exception):
     """A mistake of the caller. The message is one line: the problem with the wrong input; then the fix."""

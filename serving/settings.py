@@ -40,8 +40,8 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
 class Scaling(BaseModel, extra="forbid", frozen=True):
     """Scaling of a deployment: replicas, their resources, and their queues."""
 
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    max_replicas: int = Field(1, ge=1, description="most replicas under load")
     target_ongoing_requests: float = Field(
         gt=0, description="requests per replica that the autoscaler aims at"
     )
@@ -53,9 +53,12 @@ class Scaling(BaseModel, extra="forbid", frozen=True):
     max_queued_requests: int = Field(
         ge=0, description="requests per caller that wait for a replica; more are refused"
     )
-    upscale_delay_s: float = Field(5, ge=0)
+    upscale_delay_s: float = Field(5, ge=0, description="seconds of load before a replica is added")
     downscale_delay_s: float = Field(
-        120, ge=0, description="seconds; above upscale_delay_s, since models load slowly"
+        120,
+        ge=0,
+        description="seconds of low load before a replica is removed; above upscale_delay_s, since models "
+        "load slowly",
     )
     cpus: float = Field(1, gt=0, description="logical CPUs that a replica reserves")
     gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; may be a fraction")
@@ -103,9 +106,18 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         ge=1,
         description="CPU threads of a forward pass; None takes the grader's CPUs",
     )
-    ingress: Scaling = Scaling(target_ongoing_requests=32, max_ongoing_requests=512, max_queued_requests=256)
-    grader: Scaling = Scaling(target_ongoing_requests=16, max_ongoing_requests=512, max_queued_requests=64)
-    explainer: Scaling = Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16)
+    ingress: Scaling = Field(
+        Scaling(target_ongoing_requests=32, max_ongoing_requests=512, max_queued_requests=256),
+        description="replicas that check and decode images",
+    )
+    grader: Scaling = Field(
+        Scaling(target_ongoing_requests=16, max_ongoing_requests=512, max_queued_requests=64),
+        description="replicas of the model",
+    )
+    explainer: Scaling = Field(
+        Scaling(target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16),
+        description="replicas that make heatmaps",
+    )
     front: Policy = Field(
         Policy(),
         description="limits and TLS of HAProxy, if the endpoint starts a local Ray; on a cluster the "
@@ -121,9 +133,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         20, gt=0, description="longest forward pass in seconds; Ray replaces a replica that takes longer"
     )
 
-    keys: KeySettings = KeySettings()
-    limits: Limits = Limits()
-    audit: AuditSettings = AuditSettings()
+    keys: KeySettings = Field(KeySettings(), description="API keys")
+    limits: Limits = Field(Limits(), description="limits of requests, bytes and pixels")
+    audit: AuditSettings = Field(AuditSettings(), description="audit log")
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

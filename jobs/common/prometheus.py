@@ -2,7 +2,7 @@
 
 The driver alone counts, per shard or twice per second, from the messages of the workers. So the counts
 include committed work only, survive a lost worker, and delay no image. Without Ray's agent they are dropped.
-cluster/dashboards plots them; docs/operations.md explains them.
+cluster/dashboards plots them; docs/metrics.md lists them.
 """
 
 from __future__ import annotations
@@ -66,12 +66,18 @@ class TrainMetrics(_RunMetrics):
         self._last: dict[str, Any] = {}
         self._lost = False
         self._restarts = 0
-        self._steps = Counter("scalp_train_steps", "optimizer steps", ("run",))
-        self._photographs = Counter("scalp_train_photographs", "images trained on", ("run",))
-        self._seconds = Counter("scalp_train_seconds", "seconds of the first worker", ("run", "stage"))
+        self._steps = Counter("scalp_train_steps", "optimizer steps; repeated work counts again", ("run",))
+        self._photographs = Counter("scalp_train_photographs", "images in these steps", ("run",))
+        self._seconds = Counter(
+            "scalp_train_seconds",
+            "seconds of the first worker. data: wait for images; steps; validation: until the end of the epoch",
+            ("run", "stage"),
+        )
         self._checkpoints = Counter("scalp_train_checkpoints", "checkpoints stored", ("run",))
-        self._workers = Gauge("scalp_train_workers", "workers that train", ("run",))
-        self._started_again = Gauge("scalp_train_restarts", "starts after workers were lost", ("run",))
+        self._workers = Gauge("scalp_train_workers", "workers that train; 0 while there are none", ("run",))
+        self._started_again = Gauge(
+            "scalp_train_restarts", "starts after a loss of workers, since the command began", ("run",)
+        )
         self._epoch = Gauge(
             "scalp_train_epoch", "epochs done, with the fraction of the current one", ("run",)
         )
@@ -131,14 +137,25 @@ class GradeMetrics(_RunMetrics):
     def __init__(self, out: str, images: int | None, done: int) -> None:
         super().__init__(out)
         self._number = done
-        self._photographs = Counter("scalp_grade_photographs", "images with a row", ("run",))
-        self._failed = Counter("scalp_grade_failed", "images that failed, by error code", ("run", "code"))
-        self._shards = Counter("scalp_grade_shards", "shards committed", ("run",))
-        self._seconds = Counter("scalp_grade_seconds", "seconds of loaders and models", ("run", "stage"))
-        self._done = Gauge("scalp_grade_done", "images with a row, of all sessions", ("run",))
+        self._photographs = Counter(
+            "scalp_grade_photographs", "images with a row, committed by this Ray", ("run",)
+        )
+        self._failed = Counter("scalp_grade_failed", "failed images among them", ("run", "code"))
+        self._shards = Counter(
+            "scalp_grade_shards", "shards committed by this Ray; a shard is committed as a whole", ("run",)
+        )
+        self._seconds = Counter(
+            "scalp_grade_seconds",
+            "seconds of the loading tasks (fetch: wait for storage; decode) and of the models (wait: for a "
+            "decoded shard; model; commit)",
+            ("run", "stage"),
+        )
+        self._done = Gauge("scalp_grade_done", "images with a row, also of earlier sessions", ("run",))
         self._set(self._done, done)
         if images is not None:
-            self._set(Gauge("scalp_grade_size", "images in total", ("run",)), images)
+            self._set(
+                Gauge("scalp_grade_size", "images in total; absent if a source is a tar", ("run",)), images
+            )
 
     def add(self, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float]) -> None:
         """Count a committed shard: its images, failed ones by error code, and seconds by stage."""

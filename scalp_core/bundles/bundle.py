@@ -115,7 +115,7 @@ class LocalCalibration(BaseModel):
 
     model_version: str = Field(description="version of the bundle before")
     data_sha256: str = Field(description="hash of the manifest")
-    images: int
+    images: int = Field(description="number of images")
     groups: int = Field(description="groups of the images: microscopes or sessions")
 
 
@@ -124,10 +124,10 @@ class GraphRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    xml_sha256: str
-    weights_sha256: str
+    xml_sha256: str = Field(description="hash of the `.xml` file")
+    weights_sha256: str = Field(description="hash of the `.bin` file")
     photographs: int = Field(description="validation images, graded both ways")
-    max_logit_difference: float
+    max_logit_difference: float = Field(description="largest difference of a logit")
     grade_agreement: float = Field(description="share of images that get the same grade")
     qwk_drop: float = Field(description="kappa of the weights minus kappa of the graph")
     openvino: str = Field(description="OpenVINO version that converted the model")
@@ -163,7 +163,7 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: dict[str, Any] = Field(description="complete recipe of the run")
-    initial_weights: InitialWeights
+    initial_weights: InitialWeights = Field(description="where the training began")
     workers: int = Field(description="data-parallel workers")
     best_epoch: int = Field(description="epoch with the best validation kappa, from 1")
     data_sha256: str = Field(description="hash of the training manifest")
@@ -183,26 +183,26 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this contract")
     name: str = Field(description="name of the run")
-    created_at: datetime
-    grade_names: tuple[str, ...] = GRADE_NAMES
+    created_at: datetime = Field(description="end of the training, with its time zone")
+    grade_names: tuple[str, ...] = Field(GRADE_NAMES, description="names of the grades, from 0")
     architecture: str = Field(description="timm name")
     head: Head = Field(
         "softmax", description="how the last layer's outputs become four logits (models.architecture)"
     )
     model: ModelKeywords = Field({}, description="further keywords of `timm.create_model`")
-    preprocess: Preprocess
+    preprocess: Preprocess = Field(description="from the file to the model's input")
     temperature: float = Field(description="divisor of the logits, fitted on validation")
     bias: tuple[float, ...] | None = Field(
         None, description="added per grade to the divided logits; None: zeros"
     )
-    conformal: Conformal
-    referral: Referral = Referral()
+    conformal: Conformal = Field(description="sets of grades with a promised coverage")
+    referral: Referral = Field(Referral(), description="when a person should look at the image")
     gates: Gates | None = Field(
         None, description="limits for out-of-distribution images; None in older bundles"
     )
-    training: Training
+    training: Training = Field(description="origin of the weights")
     calibrated_on: LocalCalibration | None = Field(
         None, description="images of `scalp calibrate`; None: calibrated on the validation split"
     )
@@ -211,7 +211,7 @@ class BundleSpec(BaseModel):
     )
     versions: dict[str, str] = Field(description="library versions of the training")
     git_revision: str | None = Field(description="git revision of scalp; None outside a checkout")
-    weights_sha256: str
+    weights_sha256: str = Field(description="hash of `model.safetensors`")
     graphs: dict[GraphKind, GraphRecord] = Field(
         {}, description="graphs for CPUs: float (runs in bf16 or fp32), int8"
     )

@@ -79,7 +79,7 @@ class SplitSpec(BaseModel):
         "random: by image, as the paper did, which leaks; none: unlabelled"
     )
     ratio: str = Field(description="TRAIN:VAL:TEST")
-    seed: int
+    seed: int = Field(description="seed of the assignment")
     keys: tuple[str, ...] = Field(description="images that share one of these keys are one group")
     folds: int | None = Field(None, description="number of folds for cross-validation")
     leaking_pairs: dict[str, int] = Field(

@@ -29,14 +29,14 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: int
+    images: int = Field(description="images, graded both ways")
     groups: int = Field(description="resampled groups: microscopes or sessions")
     confidence: float = Field(description="one-sided confidence of each bound")
     max_drop: float = Field(description="largest acceptable bound")
     qwk_drop: float | None = Field(description="kappa of the reference minus that of the candidate")
     qwk_drop_bound: float | None = Field(description="None for a single group or if kappa is undefined")
     coverage: float = Field(description="share of the candidate's grade sets that contain the true grade")
-    promised_coverage: float
+    promised_coverage: float = Field(description="coverage that the bundle promises")
     coverage_drop: float = Field(description="coverage of the reference minus that of the candidate")
     coverage_drop_bound: float | None = Field(
         description="smaller bound of the losses against the reference and against the promise"

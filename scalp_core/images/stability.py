@@ -38,8 +38,8 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mean: float
-    std: float
+    mean: float = Field(description="mean over the training split")
+    std: float = Field(description="standard deviation over the training split")
     quantiles: tuple[float, ...] = Field(description="quantiles 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99")
     limit: float | None = Field(
         None,

@@ -14,32 +14,46 @@ from scalp_core.inference.decision import make_gradings
 
 RESULTS_FOLDER = "results"
 
-SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),  # `manifest.image_id`; null if the bytes were unavailable
-        "location_id": pa.string(),  # `manifest.location_id`: unique per row
-        "uri": pa.string(),
-        "member": pa.string(),
-        "sha256": pa.string(),
-        "status": pa.string(),  # graded or failed
-        "error_code": pa.string(),
-        "error": pa.string(),
-        "grade": pa.int8(),
-        "grade_name": pa.string(),
-        "probabilities": pa.list_(
-            pa.float64()
-        ),  # four; not of fixed size, because Parquet cannot read nulls of it
-        "expected_severity": pa.float64(),
-        "grade_set": pa.list_(pa.int8()),
-        "unlikeness": pa.float64(),  # flagged above 1; null for bundles without gates
-        "refer": pa.bool_(),
-        "refer_reasons": pa.list_(pa.string()),
-        "notes": pa.list_(pa.string()),
-        "model_version": pa.string(),
-        "computed_by": pa.string(),  # device, precision, runtime, versions; null in failed rows
-        "graded_at": pa.timestamp("ms", tz="UTC"),
-    }
-)
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "image_id": (
+        pa.string(),
+        "start of `sha256`, as in manifests and in answers of the endpoint: use it to join them; null if the "
+        "bytes were unavailable",
+    ),
+    "location_id": (pa.string(), "hash of `uri` and `member`: unique per row, and the same in each run"),
+    "uri": (pa.string(), "the file, or the archive of a member"),
+    "member": (pa.string(), "name in the archive; null for a file"),
+    "sha256": (pa.string(), "hash of the bytes; null if they were unavailable"),
+    "status": (pa.string(), "`graded` or `failed`"),
+    "error_code": (pa.string(), "why it failed, for programs; null in graded rows"),
+    "error": (pa.string(), "why it failed, for people; null in graded rows"),
+    "grade": (pa.int8(), "the likeliest grade: 0 good, 1 mild, 2 moderate, 3 severe"),
+    "grade_name": (pa.string(), "name of the grade"),
+    # Not of fixed size, because Parquet cannot read nulls of such lists.
+    "probabilities": (pa.list_(pa.float64()), "calibrated probabilities of the four grades, with the sum 1"),
+    "expected_severity": (pa.float64(), "mean of the grades weighted by their probabilities, 0 to 3"),
+    "grade_set": (
+        pa.list_(pa.int8()),
+        "neighboring grades that contain the true grade with the coverage that the bundle promises",
+    ),
+    "unlikeness": (
+        pa.float64(),
+        "distance from the images of the train split: above 1 is flagged; null for bundles without gates",
+    ),
+    "refer": (pa.bool_(), "whether a person should look at the image"),
+    "refer_reasons": (pa.list_(pa.string()), "why, as codes"),
+    "notes": (pa.list_(pa.string()), "changes during decoding, such as rotation to upright"),
+    "model_version": (pa.string(), "run and hash of the exact weights"),
+    "computed_by": (
+        pa.string(),
+        "device, precision, runtime and versions: equal in all graded rows of an output directory; null in "
+        "failed rows",
+    ),
+    "graded_at": (pa.timestamp("ms", tz="UTC"), "time in UTC"),
+}
+"""Type and meaning of each column."""
+
+SCHEMA = pa.schema({name: kind for name, (kind, _) in COLUMNS.items()})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 
 from scalp_core.results.formats import json_text
@@ -52,6 +52,7 @@ async def caller() -> Caller:
 
 
 RequestCaller = Annotated[Caller, Depends(caller)]
+RunId = Annotated[str, Path(description="id of the run")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the previous page")]
 
 
@@ -102,13 +103,13 @@ async def listing(
 
 
 @router.get(f"{PATH}/{{id}}", responses=problem_responses(404))
-async def progress(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
+async def progress(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: RunId) -> BulkResponse:  # noqa: A002
     """Show the status and progress of a bulk run."""
     return await bulk.run(bulk.find, requester, id, _root(request))
 
 
 @router.delete(f"{PATH}/{{id}}", status_code=202, responses=problem_responses(404))
-async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkResponse:  # noqa: A002
+async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, id: RunId) -> BulkResponse:  # noqa: A002
     """Stop a bulk run for all its owners. Its results stay; the same POST resumes it."""
     _mark_for_audit(id)
     return await bulk.run(bulk.stop, requester, id, _root(request))
@@ -119,7 +120,7 @@ async def stop(request: Request, bulk: RequiredBulk, requester: RequestCaller, i
     response_class=HTMLResponse,
     responses=problem_responses(404),
 )
-async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> HTMLResponse:  # noqa: A002
+async def report(bulk: RequiredBulk, requester: RequestCaller, id: RunId) -> HTMLResponse:  # noqa: A002
     """Get the report of a finished bulk run: a self-contained HTML page, written by `scalp grade`."""
     _mark_for_audit(id)
     content = await bulk.run(bulk.report, requester, id)
@@ -140,7 +141,7 @@ async def report(bulk: RequiredBulk, requester: RequestCaller, id: str) -> HTMLR
 async def results(
     bulk: RequiredBulk,
     requester: RequestCaller,
-    id: str,  # noqa: A002
+    id: RunId,  # noqa: A002
     limit: Annotated[int, Query(ge=1, le=1000, description="rows per page")] = 100,
     cursor: Cursor = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
@@ -160,7 +161,7 @@ async def results(
 
 
 @router.get(f"{PATH}/{{id}}/files", responses=problem_responses(404))
-async def files(bulk: RequiredBulk, requester: RequestCaller, id: str) -> BulkFiles:  # noqa: A002
+async def files(bulk: RequiredBulk, requester: RequestCaller, id: RunId) -> BulkFiles:  # noqa: A002
     """List the Parquet files with the rows, for a reader with access to the storage."""
     return await bulk.run(bulk.files, requester, id)
 

@@ -2,7 +2,7 @@
 
 An observation takes a microsecond; processes send their metrics to the agent every ten seconds. The agent
 keeps the buckets of a histogram and estimates its `_sum` from their centers, so dashboards compute means from
-counters. docs/serving.md lists the metrics, cluster/dashboards shows them.
+counters. docs/metrics.md lists the metrics, cluster/dashboards shows them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ class ImageMetrics:
 
     def __init__(self) -> None:
         self._seconds = Histogram(
-            "scalp_stage_seconds", "an image's time in a stage", boundaries=_SECONDS, tag_keys=("stage",)
+            "scalp_stage_seconds",
+            "seconds of an image in a stage. read: receive the body; decode: file to pixels and statistics; "
+            "queue: wait for the model; forward: one pass; heatmap: Grad-CAM and the wait for it",
+            boundaries=_SECONDS,
+            tag_keys=("stage",),
         )
-        self._unreadable = Counter("scalp_unreadable", "images that cannot be decoded", ("code",))
+        self._unreadable = Counter(
+            "scalp_unreadable", "images that were refused, those of batches included", ("code",)
+        )
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
         """Record the duration of a stage of one image, or for `forward` of one pass."""
@@ -63,10 +69,16 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self._requests = Counter(
-            "scalp_requests", "requests by their end: ok or a problem's code", ("path", "status", "outcome")
+            "scalp_requests",
+            "requests. path: template of the route, or other; outcome: ok, a problem's code, client_gone "
+            "(the client disconnected during its request) or broken_off (the answer ended early)",
+            ("path", "status", "outcome"),
         )
         self._seconds = Histogram(
-            "scalp_request_seconds", "from its first byte to the answer's last", _SECONDS, ("path",)
+            "scalp_request_seconds",
+            "seconds from the first byte of the request to the last byte of the answer",
+            _SECONDS,
+            ("path",),
         )
 
     def observe(self, path: str, status: int, outcome: str, seconds: float) -> None:
@@ -111,17 +123,32 @@ class GraderMetrics:
 
     def __init__(self) -> None:
         self._stages = ImageMetrics()
-        self._size = Histogram("scalp_batch_size", "images in a pass", _SIZES)
-        self._photographs = Counter("scalp_batch_photographs", "images in all passes")
-        self._room = Counter("scalp_batch_room", "images that the passes had room for")
-        self._waiting = Gauge("scalp_waiting_photographs", "images that wait for the model")
-        self._graded = Counter("scalp_graded", "images by grade and referral", ("grade", "refer"))
-        self._reasons = Counter("scalp_refer_reasons", "reasons of referrals", ("reason",))
-        self._unlikeness = Histogram("scalp_unlikeness", "from training; above 1 flagged", _UNLIKENESS)
-        self._drift_level = Gauge("scalp_drift_level", "-1 too few, 0 none, 1 some, 2 strong")
-        self._drift_photographs = Gauge("scalp_drift_photographs", "images in the window of drift")
-        self._psi = Gauge("scalp_drift_psi", "stability index of what was compared", ("statistic",))
-        self._info = Gauge("scalp_model_info", "1", ("model_version", "device", "precision"))
+        self._size = Histogram("scalp_batch_size", "images in a forward pass", _SIZES)
+        self._photographs = Counter("scalp_batch_photographs", "images in all forward passes")
+        self._room = Counter("scalp_batch_room", "images that these passes had space for")
+        self._waiting = Gauge("scalp_waiting_photographs", "images that wait for the model in a replica")
+        self._graded = Counter("scalp_graded", "images by likeliest grade and referral", ("grade", "refer"))
+        self._reasons = Counter(
+            "scalp_refer_reasons", "reasons of referrals; an image may have several", ("reason",)
+        )
+        self._unlikeness = Histogram(
+            "scalp_unlikeness", "distance from the train split; above 1 an image is referred", _UNLIKENESS
+        )
+        self._drift_level = Gauge(
+            "scalp_drift_level",
+            f"drift of the last {_WINDOW_IMAGES:,} images of a replica: -1 too few images, 0 none, 1 some, "
+            "2 strong",
+        )
+        self._drift_photographs = Gauge("scalp_drift_photographs", "images that the drift is measured on")
+        self._psi = Gauge(
+            "scalp_drift_psi",
+            "population stability index of each image statistic, and of grade_mix; absent while images are "
+            "too few",
+            ("statistic",),
+        )
+        self._info = Gauge(
+            "scalp_model_info", "1 for each model that answers", ("model_version", "device", "precision")
+        )
         self._predictor: Predictor | None = None
         self._window: DriftWindow | None = None
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scalp_core.results.schema import COLUMNS
 from serving.auth.scopes import canonical_uri, is_below
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
@@ -67,17 +68,17 @@ class BulkLinks(BaseModel):
 class BulkResponse(BaseModel):
     """Status and progress of a bulk run."""
 
-    id: str
+    id: str = Field(description="id of the run")
     status: Status = Field(description="the same POST resumes a failed or stopped run")
-    source: str
+    source: str = Field(description="source of the run")
     out: str = Field(description="output directory of `scalp grade`")
     model_version: str | None = Field(description="model version in the rows; null until the run has started")
-    photographs: Photographs
-    photographs_per_second: float | None
+    photographs: Photographs = Field(description="images so far")
+    photographs_per_second: float | None = Field(description="rate of the run; null before it grades")
     error: str | None = Field(description="one line if the run failed")
-    started_at: datetime | None
-    ended_at: datetime | None
-    links: BulkLinks
+    started_at: datetime | None = Field(description="start of the last job")
+    ended_at: datetime | None = Field(description="end of the last job")
+    links: BulkLinks = Field(description="paths of further requests")
 
 
 class BulkList(BaseModel):
@@ -87,42 +88,46 @@ class BulkList(BaseModel):
     next: str | None = Field(description="`cursor` of the next page; null on the last one")
 
 
-class BulkRow(BaseModel):
-    """One result row of a graded or failed image."""
+def _column(name: str) -> Any:
+    return Field(description=COLUMNS[name][1])
 
-    image_id: str | None = Field(description="start of `sha256`; null where the bytes were unavailable")
-    location_id: str = Field(description="identifies `uri` and `member`")
-    uri: str = Field(description="location of the image, or of its archive")
-    member: str | None = Field(description="name in the archive, if `uri` is an archive")
-    sha256: str | None
-    status: Literal["graded", "failed"]
-    error_code: str | None = Field(description="stable identifier of a failure; null for a graded image")
-    error: str | None = Field(description="one line for a person")
-    grade: int | None = Field(description="0 good, 1 mild, 2 moderate, 3 severe; null for a failed image")
-    grade_name: str | None
-    probabilities: list[float] | None = Field(description="calibrated, by grade; sum 1")
-    expected_severity: float | None
-    grade_set: list[int] | None
-    unlikeness: float | None = Field(description="above 1 is flagged; null without gates")
-    refer: bool | None = Field(description="a person should look at the image")
-    refer_reasons: list[str] | None
-    notes: list[str] | None
-    model_version: str | None
-    computed_by: str | None
-    graded_at: datetime | None
+
+class BulkRow(BaseModel):
+    """One result row of a graded or failed image; the columns of the Parquet files."""
+
+    image_id: str | None = _column("image_id")
+    location_id: str = _column("location_id")
+    uri: str = _column("uri")
+    member: str | None = _column("member")
+    sha256: str | None = _column("sha256")
+    status: Literal["graded", "failed"] = _column("status")
+    error_code: str | None = _column("error_code")
+    error: str | None = _column("error")
+    grade: int | None = _column("grade")
+    grade_name: str | None = _column("grade_name")
+    probabilities: list[float] | None = _column("probabilities")
+    expected_severity: float | None = _column("expected_severity")
+    grade_set: list[int] | None = _column("grade_set")
+    unlikeness: float | None = _column("unlikeness")
+    refer: bool | None = _column("refer")
+    refer_reasons: list[str] | None = _column("refer_reasons")
+    notes: list[str] | None = _column("notes")
+    model_version: str | None = _column("model_version")
+    computed_by: str | None = _column("computed_by")
+    graded_at: datetime | None = _column("graded_at")
 
 
 class BulkRows(BaseModel):
     """A page of result rows, in the order of the files."""
 
-    id: str
-    rows: list[BulkRow]
+    id: str = Field(description="id of the run")
+    rows: list[BulkRow] = Field(description="rows of the page")
     next: str | None = Field(description="`cursor` of the next page; null on the last one")
 
 
 class BulkFiles(BaseModel):
     """The Parquet files with the rows."""
 
-    id: str
-    out: str
+    id: str = Field(description="id of the run")
+    out: str = Field(description="output directory of `scalp grade`")
     files: list[str] = Field(description="names below `out`")

@@ -44,11 +44,11 @@ class GradeResponse(BaseModel):
         description="name in the archive; in a batch of a form the number of the `file` part",
     )
     sha256: str = Field(description="SHA-256 of the bytes that were sent")
-    status: Literal["graded"] = "graded"
+    status: Literal["graded"] = Field("graded", description="a failed image has another schema")
     error_code: str | None = Field(None, description="bulk only: online, a failure is a problem")
-    error: str | None = None
+    error: str | None = Field(None, description="bulk only")
     grade: int = Field(ge=0, le=3, description="the likeliest grade: 0 good, 1 mild, 2 moderate, 3 severe")
-    grade_name: str
+    grade_name: str = Field(description="name of the grade")
     probabilities: list[float] = Field(min_length=4, max_length=4, description="calibrated, by grade; sum 1")
     expected_severity: float = Field(description="mean grade under the probabilities, 0 to 3")
     grade_set: list[int] = Field(
@@ -66,7 +66,7 @@ class GradeResponse(BaseModel):
     )
     model_version: str = Field(description="identifies the exact weights")
     computed_by: str = Field(description="device, precision, runtime and versions, as in bulk rows")
-    graded_at: datetime
+    graded_at: datetime = Field(description="time of the grading")
 
     @classmethod
     def of(cls, sha256: str, notes: Sequence[str], grading: Grading, signature: Signature) -> GradeResponse:
@@ -90,13 +90,13 @@ class Heatmap(BaseModel):
         "heat is highest. By `preprocess.resize` of /v1/model the square is the whole upright image "
         "(squash), its center (crop), or the image between bars (pad)"
     )
-    meaning: str
+    meaning: str = Field(description="how to read it, for a person")
 
 
 class ExplainedResponse(GradeResponse):
     """One graded image with its heatmap."""
 
-    heatmap: Heatmap
+    heatmap: Heatmap = Field(description="heatmap, as requested")
 
 
 class FailedLine(BaseModel):
@@ -109,7 +109,7 @@ class FailedLine(BaseModel):
     sha256: str | None = Field(
         description="SHA-256 of the bytes that were sent; null if they were unavailable"
     )
-    status: Literal["failed"] = "failed"
+    status: Literal["failed"] = Field("failed", description="a graded image has another schema")
     error_code: str = Field(
         description="stable identifier: `code` of the problem that /v1/grade would return"
     )
@@ -122,8 +122,8 @@ class FailedLine(BaseModel):
     unlikeness: None = None
     refer: None = None
     refer_reasons: None = None
-    notes: list[str] = []
-    model_version: str
+    notes: list[str] = Field([], description="notes on the file")
+    model_version: str = Field(description="identifies the exact weights")
     computed_by: None = None
     graded_at: datetime = Field(description="time of the failure")
 
@@ -154,15 +154,17 @@ class EndLine(BaseModel):
 class GradeName(BaseModel):
     """Number of a grade and its names in English and Korean."""
 
-    grade: int
-    name: str
-    name_ko: str
+    grade: int = Field(description="number of the grade, 0 to 3")
+    name: str = Field(description="English name")
+    name_ko: str = Field(description="Korean name")
 
 
 class CandidateState(BaseModel):
     """State of a shadow or canary, as this replica sees it."""
 
-    mode: Literal["shadow", "canary"]
+    mode: Literal["shadow", "canary"] = Field(
+        description="shadow: grades copies of images; canary: answers a part of the images"
+    )
     share: float = Field(description="part of the images that it gets")
     breaker: Literal["closed", "open", "half_open"] = Field(
         description="open: it failed too often and gets no images for a while; half_open: one image tests it"
@@ -173,24 +175,24 @@ class CandidateState(BaseModel):
 class ModelResponse(BaseModel):
     """The current model."""
 
-    model_version: str
-    created_at: datetime
+    model_version: str = Field(description="identifies the exact weights")
+    created_at: datetime = Field(description="end of the training")
     architecture: str = Field(description="timm name")
-    grades: list[GradeName]
-    preprocess: Preprocess
-    conformal: Conformal
-    referral: Referral
+    grades: list[GradeName] = Field(description="names of the grades")
+    preprocess: Preprocess = Field(description="from the file to the model's input")
+    conformal: Conformal = Field(description="sets of grades with a promised coverage")
+    referral: Referral = Field(description="when a person should look at the image")
     gates: bool = Field(description="whether the model detects blurred and out-of-distribution images")
     metrics: dict[str, Any] = Field(description="metrics measured after training, by split")
     synthetic: bool = Field(description="trained on synthetic images; not for clinical use")
-    device: str
+    device: str = Field(description="device of the model: cpu or cuda")
     precision: str = Field(description="precision of the forward pass: bf16, fp32 or int8")
     runtime: str = Field(description="runtime of the model: openvino, torch or torch-compile")
     load_error: str | None = Field(
         description="error of the last bundle that could not be loaded; this model stays"
     )
     candidate: CandidateState | None = Field(None, description="shadow or canary that runs in parallel")
-    intended_use: str = INTENDED_USE
+    intended_use: str = Field(INTENDED_USE, description="what the model is for")
 
     @classmethod
     def of(cls, spec: BundleSpec, predictor: Predictor, load_error: str | None) -> ModelResponse:
@@ -217,7 +219,7 @@ class ModelResponse(BaseModel):
 class Health(BaseModel):
     """Response of the probes."""
 
-    status: Literal["alive", "ready"]
+    status: Literal["alive", "ready"] = Field(description="alive: the process; ready: the model")
 
 
 class Problem(BaseModel):
@@ -225,7 +227,7 @@ class Problem(BaseModel):
 
     type: str = Field("about:blank", description="not used: `code` identifies the problem")
     title: str = Field(description="name of the status")
-    status: int
+    status: int = Field(description="status of the answer")
     detail: str = Field(description="one line for a person")
     code: str = Field(description="stable identifier; for images, the bulk rows' `error_code`")
     request_id: str = Field(description="id in the `X-Request-ID` header")
