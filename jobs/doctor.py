@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 from joblib import cpu_count
@@ -28,12 +29,15 @@ _FULL_SHARE = 0.95
 _RETRY_TIMEOUT_S = 3.0
 
 
-def doctor(uris: Sequence[str], port: int) -> bool:
-    """Check this machine, print one line per check, and return whether all passed.
+def doctor(uris: Sequence[str], port: int) -> dict[str, Any]:
+    """Check this machine, and print one line per check.
 
     Args:
         uris: Folders, prefixes or files that must be readable, local or s3://.
         port: Port of `scalp serve` that must be free on loopback.
+
+    Returns:
+        `passed`, and `checks` with `name, passed, detail` and `hint`, which is null without a fix.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _check_packages),
@@ -47,16 +51,18 @@ def doctor(uris: Sequence[str], port: int) -> bool:
         ("S3", _check_s3),
         *(("storage", partial(_check_readable, uri)) for uri in uris),
     ]
-    failures = 0
+    outcomes: list[dict[str, Any]] = []
     for name, check in checks:
         try:
-            outcome, detail = "ok", check()
+            passed, text = True, check()
         except (UserError, ClusterError, OSError) as error:
-            outcome, detail = "FAILED", str(error)
-            failures += 1
-        problem, _, fix = printable(detail).partition("; ")
-        console.print(f"{outcome:8}{name:10}{problem}" + (f"\n{'':18}hint: {fix}" if fix else ""))
-    return not failures
+            passed, text = False, str(error)
+        detail, _, hint = printable(text).partition("; ")
+        console.print(
+            f"{'ok' if passed else 'FAILED':8}{name:10}{detail}" + (f"\n{'':18}hint: {hint}" if hint else "")
+        )
+        outcomes.append({"name": name, "passed": passed, "detail": detail, "hint": hint or None})
+    return {"passed": all(outcome["passed"] for outcome in outcomes), "checks": outcomes}
 
 
 def _check_packages() -> str:

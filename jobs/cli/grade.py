@@ -10,6 +10,7 @@ from jobs.cli.options import (
     BatchOption,
     BundleArg,
     DeviceOption,
+    JsonOption,
     PrecisionOption,
     RuntimeOption,
     parse_range,
@@ -96,6 +97,7 @@ def grade(
     price: Annotated[
         float | None, typer.Option(min=0, help="price of all machines per hour, for --plan")
     ] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Grade every image of the sources once; the same command resumes a stopped run."""
     sources = sources_and_out if out else sources_and_out[:-1]
@@ -103,15 +105,19 @@ def grade(
     if not sources:
         raise UserError(f"scalp grade {bundle} {out}: OUT is missing; name the output directory with --out")
     if plan:
+        from jobs.common.console import print_json
         from jobs.grade.estimate import estimate
 
-        estimate(sources, out, rate, price, tables=not no_tables, links=not no_links)
+        plan_ = estimate(sources, out, rate, price, tables=not no_tables, links=not no_links)
+        if json_:
+            print_json(plan_)
         return
     from jobs.cli.executors import make_grade_executor
 
     if local is None and models is not None:
         local = False  # one process has one model
     executor = make_grade_executor(local)
+    from jobs.common.console import print_json
     from jobs.common.inference import ModelOptions
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
@@ -134,7 +140,9 @@ def grade(
     options = GradeOptions(
         model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables, links=not no_links
     )
-    verb(bundle, sources, out, options, executor=executor)
+    summary = verb(bundle, sources, out, options, executor=executor)
+    if json_:
+        print_json(summary)
 
 
 def results(
@@ -153,7 +161,7 @@ def results(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="maximum number of rows; default: 50 on the terminal, all in the file of --to"
+            min=1, help="maximum number of rows; default: 50 on the terminal, all with --to or --json"
         ),
     ] = None,
     to: Annotated[
@@ -161,6 +169,7 @@ def results(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file of --to")] = False,
     sql: Annotated[str | None, typer.Option(help="your own SQL select from the table `results`")] = None,
+    json_: JsonOption = False,
 ) -> None:
     """Print or export results of `scalp grade`: an overview, counts per value, or selected rows."""
     from jobs.grade.results import parse_under
@@ -168,7 +177,7 @@ def results(
     from scalp_core.results.query import Selection
 
     selection = Selection(only, grade, under and parse_under(under))
-    verb(out, selection, by, sql, limit, to, overwrite)
+    verb(out, selection, by, sql, limit, to, overwrite, json_)
 
 
 def review(

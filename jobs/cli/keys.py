@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.options import JsonOption
 from scalp_core.errors import UserError
 
 keys = typer.Typer(help="Make, list and revoke the keys of clients of `scalp serve`.", no_args_is_help=True)
@@ -58,17 +59,32 @@ def keys_new(
 
 
 @keys.command("list", epilog="Example: scalp keys list keys.txt")
-def keys_list(file: FileArg) -> None:
+def keys_list(file: FileArg, json_: JsonOption = False) -> None:
     """List ids, scopes, expiry and the start of the hash of the keys in a file; never a key."""
     from rich.table import Table
     from rich.text import Text
 
-    from jobs.common.console import console
+    from jobs.common.console import console, print_json
     from jobs.common.errors import printable
     from serving.auth.keys import parse_keys, read_file
 
+    keys_ = parse_keys(read_file(file), file)
+    if json_:
+        print_json(
+            [
+                {
+                    "id": key.id,
+                    "scopes": key.rights.scopes,
+                    "expires": key.expires,
+                    "expired": key.is_expired,
+                    "hash": key.digest.hex()[:8],
+                }
+                for key in keys_
+            ]
+        )
+        return
     table = Table("id", "scopes", "expires", "hash")
-    for key in parse_keys(read_file(file), file):
+    for key in keys_:
         end = f"{key.expires or 'never'}{', which is over' if key.is_expired else ''}"
         cells = (key.id, "\n".join(map(printable, key.rights.scopes)), end, key.digest.hex()[:8])
         table.add_row(*(Text(cell, overflow="fold") for cell in cells))

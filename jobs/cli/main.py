@@ -16,6 +16,7 @@ from jobs.cli.data import prepare, pseudonymize, synth
 from jobs.cli.grade import grade, results, review
 from jobs.cli.keys import keys
 from jobs.cli.models import models
+from jobs.cli.options import JsonOption
 from jobs.cli.serve import serve
 from jobs.cli.submit import jobs, submit
 from jobs.cli.training import audit_labels, evaluate, explain, quantize, train, tune
@@ -81,14 +82,19 @@ def doctor(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="port of `scalp serve` that must be free")
     ] = 8000,
+    json_: JsonOption = False,
 ) -> None:
     """Check this machine: packages, GPU, Ray, disk, port, model registry and S3.
 
     Exits with code 1 if a check fails.
     """
+    from jobs.common.console import print_json
     from jobs.doctor import doctor as verb
 
-    if not verb(uris or [], port):
+    outcome = verb(uris or [], port)
+    if json_:
+        print_json(outcome)
+    if not outcome["passed"]:
         raise typer.Exit(1)
 
 

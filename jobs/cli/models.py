@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import BundleArg, DeviceOption, MaxDropOption, OutArg
+from jobs.cli.options import BundleArg, DeviceOption, JsonOption, MaxDropOption, OutArg
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
@@ -24,11 +24,15 @@ WhyOption = Annotated[str, typer.Option(help="reason to record in the history")]
 def models_list(
     name: Annotated[str | None, typer.Argument(help="model to list; default: all")] = None,
     registry: RegistryOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """List versions, their metrics, and the promoted version of each model."""
+    from jobs.common.console import print_json
     from jobs.models.driver import list_models as verb
 
-    verb(name, registry)
+    versions = verb(name, registry)
+    if json_:
+        print_json(versions)
 
 
 @models.command("add", epilog="Example: scalp models add runs/first scalp")

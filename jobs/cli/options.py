@@ -51,6 +51,26 @@ RuntimeOption = Annotated[
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="override one setting; may be repeated")
 ]
+
+
+def _print_to_stderr(context: typer.Context, as_json: bool) -> bool:
+    """With --json, print tables, notes and progress on standard error."""
+    if as_json:
+        from jobs.common.console import console
+
+        console.stderr = True
+        context.call_on_close(lambda: setattr(console, "stderr", False))
+    return as_json
+
+
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=_print_to_stderr,
+        help="print one JSON document on standard output; tables, notes and progress on standard error",
+    ),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="maximum number of images per forward pass")]
 
 

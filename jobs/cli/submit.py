@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.options import JsonOption
+
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -81,15 +83,29 @@ def submit(
 
 
 @jobs.command("list", epilog="Example: scalp jobs list --address http://127.0.0.1:8265")
-def jobs_list(address: AddressOption = None) -> None:
+def jobs_list(address: AddressOption = None, json_: JsonOption = False) -> None:
     """List the jobs of a cluster, the latest at the bottom."""
     from rich.table import Table
 
     from cluster.jobs_api import Jobs
-    from jobs.common.console import console, moment
+    from jobs.common.console import console, moment, print_json
     from jobs.common.errors import printable
 
     cluster = Jobs(address)
+    if json_:
+        print_json(
+            [
+                {
+                    "job": job.id,
+                    "status": job.status.lower(),
+                    "started": moment(job.started) or None,
+                    "ended": moment(job.ended) or None,
+                    "command": job.command,
+                }
+                for job in cluster.all()
+            ]
+        )
+        return
     table = Table("job", "status", "started", "ended", "command", title=cluster.address, title_justify="left")
     for job in cluster.all():
         moments = (moment(job.started), moment(job.ended))

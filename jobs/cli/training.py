@@ -11,6 +11,7 @@ from jobs.cli.options import (
     BundleArg,
     DataArg,
     DeviceOption,
+    JsonOption,
     LocalOption,
     MaxDropOption,
     OutArg,
@@ -162,23 +163,27 @@ def evaluate(
         ),
     ] = True,
     local: LocalOption = False,
+    json_: JsonOption = False,
 ) -> None:
     """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups.
 
     With several bundles, also print the paired differences from the first, with their intervals.
     """
     from jobs.cli.executors import make_executor
+    from jobs.common.console import print_json
     from jobs.common.inference import ModelOptions
 
     options, executor = ModelOptions(device, precision, batch_size, runtime, tta), make_executor(local)
     if len(bundles) > 1:
         from jobs.evaluate.comparison import evaluate_models
 
-        evaluate_models(bundles, data, out, split, options, executor, probe)
-        return
-    from jobs.evaluate.driver import evaluate as verb
+        summary = evaluate_models(bundles, data, out, split, options, executor, probe)
+    else:
+        from jobs.evaluate.driver import evaluate as verb
 
-    verb(bundles[0], data, out, split, options, executor, probe)
+        summary = verb(bundles[0], data, out, split, options, executor, probe)
+    if json_:
+        print_json(summary)
 
 
 def quantize(

@@ -107,6 +107,11 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def print_json(content: Any) -> None:
+    """Print one JSON document on standard output; times in ISO 8601."""
+    print(json.dumps(content, indent=2, ensure_ascii=False, default=str))  # noqa: T201
+
+
 def now() -> str:
     """Current time in UTC, ISO 8601, to the second."""
     return moment(datetime.now(UTC))

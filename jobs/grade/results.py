@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common.console import console, show
+from jobs.common.console import console, print_json, show
 from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.results.formats import flat_batch, flat_schema, json_lines
+from scalp_core.results.formats import flat_batch, flat_schema, json_lines, json_text
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
 
@@ -36,6 +37,7 @@ def results(
     limit: int | None = None,
     to: str | None = None,
     overwrite: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Query the rows of a run, finished or not: counts, the result of a query, or rows; else an overview.
 
@@ -47,6 +49,7 @@ def results(
         limit: Maximum number of lines; default: 50 on the terminal, all in a file.
         to: File to write.
         overwrite: Whether to replace an existing file.
+        as_json: Whether to print one JSON document, with all columns of selected rows.
 
     Returns:
         Number of lines that were printed or written.
@@ -56,6 +59,8 @@ def results(
     """
     if sql is not None and (by or selection != ALL):
         raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
+    if to is not None and as_json:
+        raise UserError("--json prints the rows, and --to writes them; give one of the two")
     if to is not None:
         _check_file(to, storage.absolute(out), overwrite)
     with ResultRows(out) as graded:
@@ -64,7 +69,7 @@ def results(
         if sql is not None:
             answer = graded.run_select(sql)
         elif selection == ALL and not by and not to:
-            return _overview(graded)
+            return _overview(graded, as_json)
         elif not graded.totals(selection)["photographs"]:
             raise UserError(
                 f"{out} has no row with {_conditions(selection)}; scalp results {out} shows what it has"
@@ -72,7 +77,9 @@ def results(
         elif by:
             answer = graded.totals_by(by, selection)
         else:
-            answer = graded.select_rows(selection) if to else graded.describe_rows(selection)
+            answer = graded.select_rows(selection) if to or as_json else graded.describe_rows(selection)
+        if as_json:
+            return _print_rows(answer, limit)
         return _export(answer, storage.absolute(to), limit) if to else _show(answer, limit or _SHOWN)
 
 
@@ -98,7 +105,7 @@ def _conditions(selection: Selection) -> str:
 # --- print -------------------------------------------------------------------------------------------------
 
 
-def _overview(graded: ResultRows) -> int:
+def _overview(graded: ResultRows, as_json: bool) -> int:
     totals = graded.totals()
     counts = {
         name: {
@@ -111,13 +118,17 @@ def _overview(graded: ResultRows) -> int:
         "rows": totals["photographs"],
         "graded": totals["graded"],
         "by grade": counts["grade"],
-        "mean severity": "" if severity is None else severity,
+        "mean severity": severity,
         "referred": totals["referred"],
         "by reason": counts["reason"],
         "failed": totals["failed"],
         "by error": counts["error"],
     }
-    show("results", rows)
+    if as_json:
+        named = {name.replace(" ", "_"): value for name, value in rows.items()}
+        print_json({"finished": graded.finished, **named})
+    else:
+        show("results", rows | {"mean severity": "" if severity is None else severity})
     return len(rows)
 
 
@@ -126,6 +137,18 @@ _OVERVIEW: dict[By, Selection] = {
     "reason": Selection(only="referred"),
     "error": Selection(only="failed"),
 }
+
+
+def _print_rows(answer: pa.RecordBatchReader, limit: int | None) -> int:
+    """Print a JSON list with one row per line, without holding all rows in memory."""
+    rows = 0
+    sys.stdout.write("[")
+    for batch in answer if limit is None else _first(answer, limit):
+        for row in batch.to_pylist():
+            sys.stdout.write(f"{',' * bool(rows)}\n{json_text(row)}")
+            rows += 1
+    sys.stdout.write("\n]\n")
+    return rows
 
 
 def _show(answer: pa.RecordBatchReader, limit: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 PULL = "models pull"
 
 
-def list_models(name: str | None = None, registry: str | None = None) -> None:
+def list_models(name: str | None = None, registry: str | None = None) -> list[dict[str, Any]]:
     """Print one row per version of one model, or of all.
+
+    Returns:
+        The rows, with null for an empty cell.
 
     Raises:
         UserError: The model does not exist, or no registry is set.
@@ -39,8 +42,8 @@ def list_models(name: str | None = None, registry: str | None = None) -> None:
     names = [store.find(f"{name}@latest")[0]] if name else store.names()
     if not names:
         console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
-        return
-    _show(store, {model: store.versions(model) for model in names})
+        return []
+    return _show(store, {model: store.versions(model) for model in names})
 
 
 def add(run: str, name: str, registry: str | None = None) -> int:
@@ -192,18 +195,23 @@ def pull(model: str, out: str, registry: str | None = None) -> None:
     show("models pull", {"model": bundle.spec.model_version, "from": bundle.uri, "folder": out})
 
 
-def _show(store: Registry, versions: dict[str, list[int]]) -> None:
-    """Print one row per version, by model."""
+def _show(store: Registry, versions: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """Print and return one row per version, by model."""
     columns = ("model", "model_version", "created", "validation kappa", "warnings", "graphs", "promoted")
-    table = Table(*columns, title=store.root, title_justify="left")
+    table, rows = Table(*columns, title=store.root, title_justify="left"), []
     for name, numbers in versions.items():
         current = store.current(name)
         for version in numbers:
             promoted = ""
             if current and current.version == version:
                 promoted = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
-            table.add_row(f"{name}@{version}", *_facts(store, name, version), promoted)
+            cells = (f"{name}@{version}", *_facts(store, name, version), promoted)
+            table.add_row(*cells)
+            rows.append(
+                {column.replace(" ", "_"): cell or None for column, cell in zip(columns, cells, strict=True)}
+            )
     console.print(table)
+    return rows
 
 
 def _facts(store: Registry, name: str, version: int) -> list[str]:

@@ -1,5 +1,6 @@
 """`--local` runs a command in this process, without Ray, with the same answers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,10 @@ def scalp(*arguments: object) -> None:
     app(list(map(str, arguments)), standalone_mode=False)
 
 
-def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path):
-    scalp("grade", bundle, images, tmp_path / "graded", "--local", "--device", "cpu", "--heatmaps", 0)
+def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path, capsys):
+    out = tmp_path / "graded"
+    scalp("grade", bundle, images, out, "--local", "--device", "cpu", "--heatmaps", 0, "--json")
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "summary.json").read_text())
     rows = pq.read_table(tmp_path / "graded/results").to_pylist()
     assert len(rows) == len({row["image_id"] for row in rows}) == 40
     predictor = Predictor(load_bundle(str(bundle)), "cpu")
@@ -47,9 +50,12 @@ def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path):
         assert row["probabilities"] == pytest.approx(answer.probabilities, abs=1e-6)
 
 
-def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_path):
+def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_path, capsys):
     scalp("prepare", images, tmp_path / "data", "--local")
-    scalp("evaluate", bundle, tmp_path / "data", tmp_path / "test", "--local", "--device", "cpu")
+    capsys.readouterr()
+    scalp("evaluate", bundle, tmp_path / "data", tmp_path / "test", "--local", "--device", "cpu", "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "test/summary.json").read_text())
     test = select_split(read_manifest(str(tmp_path / "data")), "test")
     predictions = pq.read_table(tmp_path / "test/predictions.parquet")
     assert sorted(predictions["image_id"].to_pylist()) == sorted(test["image_id"].to_pylist()) != []
