@@ -63,7 +63,7 @@ lint: setup  ## formatting, types, import layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-docs: setup  ## generate references of docs/ from the code, and build the site in build/site
+docs: setup  ## generate references, tables and charts of docs/, and build the site in build/site
 	@$(BIN)/python tests/docs/module_tables.py
 	@$(BIN)/python -m tests.docs.references
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -70,7 +70,7 @@ class TrainMetrics(_RunMetrics):
         self._photographs = Counter("scalp_train_photographs", "images in these steps", ("run",))
         self._seconds = Counter(
             "scalp_train_seconds",
-            "seconds of the first worker. data: wait for images; steps; validation: until the end of the epoch",
+            "seconds of the first worker. data: wait for images; steps; validation: to the end of the epoch",
             ("run", "stage"),
         )
         self._checkpoints = Counter("scalp_train_checkpoints", "checkpoints stored", ("run",))

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from scalp_core.errors import IMAGE_CODES, ImageError
+from scalp_core.errors import ImageError
 from serving.http import request_context
 from serving.http.openapi import PROBLEM_MEDIA_TYPE as MEDIA_TYPE
 from serving.schemas.grading import Problem
@@ -125,8 +125,6 @@ class Refusal(HTTPException):
     """Exception that ends a request with a problem, also from inside the reading of a body."""
 
     def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
-        if code not in CODES and code not in IMAGE_CODES:
-            raise ValueError(f"{code} is not in CODES")
         super().__init__(status, detail, headers)
         self.code = code
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of README and docs: `make pictures`.
+"""Draw the pictures of README and docs: `make pictures`; `make docs` draws the charts alone.
 
 The charts come from the newest kept results in docs/results. The pictures of the page are taken in
 Chromium, from an endpoint that serves the model of `make demo`, or of another run:
@@ -157,13 +157,19 @@ def take_pictures(bundle: Path, images: list[Path]) -> None:
         browser.close()
 
 
-def main() -> None:
-    """Draw all pictures and record their sources."""
-    IMAGES.mkdir(exist_ok=True)
-    sources = {}
+def draw_charts() -> None:
+    """Draw the charts, and record their sources."""
+    sources = json.loads(SOURCES.read_text())
     for name, (kind, path) in charts().items():
         draw(name, kind, path, IMAGES)
         sources[name] = path.name
+    SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
+
+
+def main() -> None:
+    """Draw all pictures and record their sources."""
+    draw_charts()
+    sources = json.loads(SOURCES.read_text())
     run, data = (Path(argument) for argument in sys.argv[1:3] or (DEMO / "run", DEMO / "data"))
     if not (run / "bundle").is_dir():
         raise SystemExit(
