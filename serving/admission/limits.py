@@ -60,7 +60,7 @@ class Limits(BaseModel, extra="forbid", frozen=True):
         description="requests with a complete body and no answer yet; more are refused unread",
     )
     queue_seconds: float = Field(
-        1.0,
+        3.0,
         gt=0,
         description="longest queue, in seconds at the present speed of the model; requests beyond it are "
         "refused unread",

@@ -30,7 +30,7 @@ def test_retry_after_follows_what_is_measured():
     ("seconds", "most"), [(0.01, 90), (0.1, 9), (2.0, 8)], ids=["by time", "by time, slow", "some always"]
 )
 def test_the_queue_is_as_long_as_it_takes_a_second_to_answer(seconds, most):
-    load = Load(Limits(in_flight=128), seconds_per_image=seconds)
+    load = Load(Limits(in_flight=128, queue_seconds=1), seconds_per_image=seconds)
     for _ in range(200):
         try:
             load.check()
@@ -86,7 +86,7 @@ def filled(load: Load, owner: str) -> int:
 
 
 def test_an_owner_that_fills_the_queue_leaves_the_others_their_part():
-    load = Load(Limits(in_flight=128), seconds_per_image=0.03)
+    load = Load(Limits(in_flight=128, queue_seconds=1), seconds_per_image=0.03)
     alone = filled(load, "greedy")
     assert alone == pytest.approx(30, abs=1)  # nobody else asks: all of it
     assert filled(load, "modest") == pytest.approx(alone / 2, abs=2)
