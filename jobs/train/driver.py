@@ -45,6 +45,8 @@ _MAX_WORKER_FAILURES = 3
 # Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
 # the nodes again.
 _START_TIMEOUT_S = 10
+# Ray asks the workers for results every 2 s, unless told otherwise, and the end of a run waits for it.
+_POLL_S = 0.5
 
 
 def train(
@@ -266,6 +268,7 @@ def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
     from jobs.train.trainer import divergence_message, make_trainer
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     checkpoints = CheckpointConfig(

@@ -56,6 +56,7 @@ def version() -> str:
 def convert(bundle: Bundle) -> Graph:
     """Convert the weights of a bundle and the normalization of images to a graph; weights stay fp32."""
     import torch
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from scalp_core.models.architecture import load_model, normalize
 
@@ -73,9 +74,11 @@ def convert(bundle: Bundle) -> Graph:
     normalize(example, spec)  # caches its constants, so that the trace has no operations for them
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of constants, here those of the normalization
-        model = openvino.convert_model(
-            WithNormalize().eval(), example_input=example, input=[-1, *example.shape[1:]]
+        # Its check would run the model twice more; `with_float_graph` compares the graph with the weights.
+        traced = TorchScriptPythonDecoder(
+            WithNormalize().eval(), example_input=example, trace_kwargs={"check_trace": False}
         )
+        model = openvino.convert_model(traced, example_input=example, input=[-1, *example.shape[1:]])
     return _serialize(model)
 
 

@@ -139,7 +139,7 @@ def test_unavailable_weights_name_the_options_and_start_nothing(tmp_path, monkey
     def refuse(*_):
         raise AssertionError("a training without weights needs no Ray")
 
-    monkeypatch.setattr(initial_weights, "download_cached_file", unreachable)
+    monkeypatch.setattr(initial_weights._hub, "download_cached_file", unreachable)
     monkeypatch.setattr("jobs.train.driver.connect", refuse)
     data = audited_jpegs(tmp_path).data
     result = run_scalp("train", data, tmp_path / "run", "--weights", "imagenet")

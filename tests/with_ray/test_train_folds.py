@@ -18,7 +18,7 @@ from scalp_core.models.recipe import load_recipe
 from scalp_core.storage import read
 from tests.support.sources import audited_jpegs
 
-FOLDS = 3
+FOLDS = 2
 
 
 def test_each_image_is_answered_out_of_fold_and_its_label_audited(cluster, tmp_path):
@@ -27,7 +27,7 @@ def test_each_image_is_answered_out_of_fold_and_its_label_audited(cluster, tmp_p
         "smoke", RECIPES, ["size=32", "epochs=1", "architecture=test_resnet", "batch_size=8"]
     )
     run = tmp_path / "run"
-    with pytest.raises(UserError, match="--folds 5: .* was prepared with 3 folds"):
+    with pytest.raises(UserError, match="--folds 5: .* was prepared with 2 folds"):
         train_folds(prepared.data, str(run), recipe, 5, 1, "cpu")
     summary = train_folds(prepared.data, str(run), recipe, FOLDS, 1, "cpu")
 
