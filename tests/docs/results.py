@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs/results"
 BENCHMARKS = ROOT / "docs/benchmarks.md"
 _PART = re.compile(r"(<!-- generated: results ([\w* -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COMMIT = re.compile(r"[0-9a-f]{7,40}(?:-dirty)?")
 _NAME = re.compile(r"(.+)-\d{4}-\d\d-\d\d-(.+)")
 _STATUS: dict[str, Any] = yaml.safe_load((RESULTS / "status.yaml").read_text(encoding="utf-8"))
 
@@ -187,10 +188,14 @@ def describe_machine(content: dict[str, Any]) -> str:
 
 
 def _revision(content: dict[str, Any]) -> str:
-    """First word of the revision; those of the rows if each has its own."""
-    if revision := content.get("git_revision"):
-        return str(revision).split()[0]
-    return ", ".join(dict.fromkeys(str(row["git_revision"]) for row in content["rows"]))
+    """Commit of a result; those of the rows if each has its own. Words after a commit are left out."""
+    texts = [content["git_revision"]] if content.get("git_revision") else _row_revisions(content)
+    found = [match[0] for text in texts if (match := _COMMIT.match(text))]
+    return ", ".join(dict.fromkeys(found)) or "not recorded"
+
+
+def _row_revisions(content: dict[str, Any]) -> list[str]:
+    return [row["git_revision"] for row in content["rows"] if row.get("git_revision")]
 
 
 def _storage(kind: dict[str, Any], content: dict[str, Any]) -> str:
