@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,17 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from scalp_core.datasets import manifest
+from scalp_core.results.schema import RESULTS_FOLDER
+from tests.support import result_rows
 from tests.support.ports import free_port
+from tests.support.reviewing import referred_row, scalp_review
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs/images"
 RESULTS = ROOT / "docs/results"
 SOURCES = IMAGES / "sources.json"
 DEMO = ROOT / "runs/demo"
+REVIEW_PICTURE, REVIEW_PAGE = "review-en.png", "jobs/review/web"
 MAX_BYTES = 400_000  # per picture: the repository keeps each version
 _STYLE = ["default", {"svg.fonttype": "none", "svg.hashsalt": "scalp"}]
 _SCALP, _OTHER = "#1f6feb", "#8b949e"
@@ -93,11 +98,9 @@ def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None
     figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
 
 
-def hash_page() -> str:
-    """SHA-256 of the page's files."""
-    files = sorted(
-        path for path in (ROOT / "serving/web").rglob("*") if path.suffix in {".html", ".js", ".css"}
-    )
+def hash_page(folder: str = "serving/web") -> str:
+    """SHA-256 of the files of a page."""
+    files = sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in {".html", ".js", ".css"})
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -157,6 +160,24 @@ def take_pictures(bundle: Path, images: list[Path]) -> None:
         browser.close()
 
 
+def take_review_picture(image: Path) -> None:
+    """Take a picture of the review of `image`, whose result row is handmade."""
+    from playwright.sync_api import expect, sync_playwright
+
+    data = image.read_bytes()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        result_rows.write(f"{folder}/graded/{RESULTS_FOLDER}", [referred_row(str(image), data)], files=1)
+        with scalp_review(f"{folder}/graded", f"{folder}/labels", "--reader", "kim") as review:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            page = browser.new_page(viewport={"width": 1100, "height": 640}, locale="en-US")
+            page.goto(review.url)
+            expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
+            page.screenshot(path=IMAGES / REVIEW_PICTURE, full_page=True)
+            browser.close()
+
+
 def draw_charts() -> None:
     """Draw the charts, and record their sources."""
     sources = json.loads(SOURCES.read_text())
@@ -177,6 +198,8 @@ def main() -> None:
         )
     take_pictures(run, _one_per_grade(data))
     sources |= dict.fromkeys(("page-en.png", "page-ko.png"), hash_page())
+    take_review_picture(_one_per_grade(data)[-1])
+    sources[REVIEW_PICTURE] = hash_page(REVIEW_PAGE)
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
     for name in sources:
         if (size := (IMAGES / name).stat().st_size) > MAX_BYTES:

@@ -70,3 +70,4 @@ def test_a_chart_draws_the_newest_kept_result(name, tmp_path):
 def test_the_pictures_of_the_page_show_the_present_page():
     sources = json.loads(pictures.SOURCES.read_text())
     assert {sources["page-en.png"], sources["page-ko.png"]} == {pictures.hash_page()}, "run: make pictures"
+    assert sources[pictures.REVIEW_PICTURE] == pictures.hash_page(pictures.REVIEW_PAGE), "run: make pictures"

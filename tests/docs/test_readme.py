@@ -12,6 +12,7 @@ from jobs.cli.main import app
 from scalp_core.curation.findings import FINDINGS, REASONS
 from scalp_core.datasets import manifest
 from scalp_core.datasets.scan import OBJECT_CODES
+from scalp_core.labels import log
 from scalp_core.results.drift import Level
 from scalp_core.results.query import By
 from tests.benchmarks.__main__ import app as benchmarks
@@ -83,6 +84,10 @@ def test_the_data_page_explains_every_reason_and_finding():
     for word in [*REASONS, *OBJECT_CODES, *archives_and_names, *FINDINGS]:
         if word not in ("bad_meta",):  # a META file drops no photograph
             assert f"`{word}`" in DOCS["data.md"], word
+
+
+def test_the_review_page_explains_every_column_of_the_label_log():
+    assert [name for name in log.SCHEMA.names if f"`{name}`" not in DOCS["review.md"]] == []
 
 
 def test_the_ai_hub_page_lists_every_layout():

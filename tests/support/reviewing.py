@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +23,7 @@ from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support import result_rows
 from tests.support.images import jpeg
+from tests.support.ports import free_port
 
 
 def referred_row(uri: str, data: bytes, member: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -25,7 +33,7 @@ def referred_row(uri: str, data: bytes, member: str | None = None, **changes: An
     return result_rows.row(uri, member, refer=True, refer_reasons=["ambiguous_grade"], **(identity | changes))
 
 
-def write_run(folder: Path, images: int) -> str:
+def write_run(folder: Path | str, images: int) -> str:
     """Write `images` photographs, the last two in a zip and a tar, and a bulk run that refers them all.
 
     Returns:
@@ -62,6 +70,39 @@ def ids(session: Session) -> list[str]:
         found.append(image)
         image = session.image(image)["next"]
     return found
+
+
+@dataclass(frozen=True)
+class Review:
+    """A running `scalp review`."""
+
+    process: subprocess.Popen[str]
+    url: str  # address of the page, with its token
+
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def scalp_review(*words: str) -> Iterator[Review]:
+    """Run `scalp review WORDS`; at the end press Ctrl-C, which must end it without a traceback."""
+    command = [sys.executable, "-m", "jobs.cli", "review", *words, "--port", str(free_port())]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        ready = next((line for line in process.stdout if line.startswith("READY")), "")
+        try:
+            assert ready, process.communicate()[1]
+            yield Review(process, re.split(r"\s", ready)[1])
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGKILL)
+    assert "Traceback" not in errors, errors
 
 
 def _zip(name: str, data: bytes) -> bytes:

@@ -13,6 +13,7 @@ let review = null;
 let shown = null;  // the current image
 let isReady = false;  // whether its picture is visible: an unseen photo cannot be answered
 let saving = null;  // promise of the request that saves an answer
+let moving = Promise.resolve();  // moves by keys follow each other
 let saved = null;  // the last saved answer
 let visits = 0;
 
@@ -51,9 +52,10 @@ function showImage() {
   note("saved", saved ? say("review.saved", { answer: answerName(review, saved) }) : "");
 }
 
-/** Shows an image; resolves when its picture is visible, or cannot be. */
+/** Shows an image; its picture follows. */
 async function visit(id) {
   keepDraft();
+  const wasReady = isReady;
   isReady = false;
   const turn = ++visits;
   try {
@@ -61,17 +63,18 @@ async function visit(id) {
     if (turn !== visits) return;
     shown = image;
   } catch (error) {
-    note("problem", problemWords(error));
+    isReady = wasReady;
+    note(element("review").hidden ? "failed" : "problem", problemWords(error));
     return;
   }
+  note("failed", "");
   element("review").hidden = false;
   element("done").hidden = true;
   note("problem", "");
   comment.value = drafts.get(id) ?? shown.answer?.comment ?? "";
   element("picture").removeAttribute("src");
   showImage();
-  await showPicture(id);
-  if (shown.image_id === id && shown.next) picture(shown.next).catch(() => {});  // loaded ahead
+  showPicture(id);
 }
 
 async function showPicture(id) {
@@ -92,6 +95,7 @@ async function showPicture(id) {
     note("picture-problem", say("review.not-shown", { reason: problemWords(error) }));
   }
   showAnswer(shown.answer, isReady);
+  if (shown.next) picture(shown.next).catch(() => {});  // loaded ahead
 }
 
 function showDone() {
@@ -100,11 +104,14 @@ function showDone() {
   element("done-title").focus();
 }
 
-async function move(id) {
-  if (!id) return;
-  await saving;
-  saved = null;
-  visit(id);
+/** Moves to the "previous" or "next" image. */
+function move(direction) {
+  moving = moving.then(async () => {
+    await saving;
+    if (!shown[direction]) return;
+    saved = null;
+    await visit(shown[direction]);
+  });
 }
 
 // --- the answer ------------------------------------------------------------------------------------------------
@@ -122,13 +129,12 @@ async function save(answer) {
 }
 
 async function send(answer) {
+  const image = shown;
   note("problem", "");
   try {
     const text = comment.value.trim();
-    const progress = await call(`/images/${shown.image_id}/answer`, { ...answer, comment: text || null });
-    drafts.delete(shown.image_id);
-    shown.answer = saved = progress.answer;
-    comment.value = saved.comment ?? "";
+    const progress = await call(`/images/${image.image_id}/answer`, { ...answer, comment: text || null });
+    image.answer = saved = progress.answer;
     Object.assign(review, { left: progress.left, first_open: progress.first_open });
     showProgress();
     showImage();
@@ -146,6 +152,7 @@ function isChanged() {
 /** Keeps a comment whose image has no answer yet, so that the way to another image does not lose it. */
 function keepDraft() {
   if (isChanged()) drafts.set(shown.image_id, comment.value);
+  else if (shown) drafts.delete(shown.image_id);
 }
 
 comment.addEventListener("change", () => {
@@ -175,15 +182,15 @@ document.addEventListener("keydown", (event) => {
   const key = keyOf(event);
   const answer = answerOf(key);
   if (answer) save(answer);
-  else if (key === "arrowleft") move(shown.previous);
-  else if (key === "arrowright") move(shown.next);
+  else if (key === "arrowleft") move("previous");
+  else if (key === "arrowright") move("next");
   else if (key === "c") comment.focus();
   else return;
   event.preventDefault();
 });
 
-element("previous").addEventListener("click", () => move(shown.previous));
-element("next").addEventListener("click", () => move(shown.next));
+element("previous").addEventListener("click", () => move("previous"));
+element("next").addEventListener("click", () => move("next"));
 element("again").addEventListener("click", () => visit(review.first));
 
 for (const button of document.querySelectorAll("[data-language]")) {

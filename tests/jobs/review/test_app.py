@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from importlib import resources
 
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from starlette.testclient import TestClient
 from jobs.review.app import create_app
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.labels.log import read_labels
+from scalp_core.labels.log import REASONS, read_labels
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving.http.headers import SECURITY_HEADERS
 from tests.support import result_rows
@@ -55,6 +57,13 @@ def test_the_address_with_the_token_opens_the_page(session):
         assert client.get(f"/page/{name}").status_code == 200, name
     assert client.get("/page/review.html").status_code == 404
     assert client.get("/page/..%2fapp.py").status_code == 404
+
+
+def test_the_page_has_each_text_in_both_languages():
+    words = resources.files("jobs.review").joinpath("web", "review_words.js").read_text(encoding="utf-8")
+    english, korean = (re.findall(r'^  "([\w.-]+)": "', part, re.M) for part in words.split("KOREAN, {"))
+    assert english == korean and english
+    assert {f"review.reason.{reason}" for reason in REASONS} <= set(english)
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "토큰"])

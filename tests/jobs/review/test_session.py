@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.review.pictures import read_jpeg
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
@@ -108,6 +109,18 @@ def test_a_label_has_the_group_of_a_table(tmp_path, graded, labels):
     session.answer(ids(session)[1], Answer(grade=0))
     assert [label.group for label in read_labels(labels)] == ["p1", None]
     storage.remove_file(f"{graded}/run.json")
+
+
+def test_a_run_and_a_log_in_s3(s3):
+    folder = f"s3://{s3.bucket}/review"
+    graded, labels = write_run(folder, 4), f"{folder}/labels"
+    session = open_review(graded, labels)
+    first, *_, in_zip = ids(session)
+    session.answer(first, Answer(grade=2))
+    assert read_jpeg(session.location(in_zip)).startswith(b"\xff\xd8")
+    assert [label.grade for label in read_labels(labels)] == [2]
+    assert first not in ids(open_review(graded, labels))
+    assert first in ids(open_review(graded, labels, "lee"))
 
 
 def refused(*words):

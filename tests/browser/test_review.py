@@ -1,0 +1,208 @@
+"""The review as readers meet it: the real command, a real browser, the keyboard, touch, and a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from jobs.common.local_executor import LocalExecutor
+from jobs.data.prepare import prepare
+from scalp_core.curation.audit import Options
+from scalp_core.datasets import manifest
+from scalp_core.labels.log import Answer, read_labels
+from tests.browser.conftest import DESKTOP, PHONE
+from tests.browser.test_page_tools import check
+from tests.support.reviewing import open_review, scalp_review, write_run
+
+IMAGES = 30
+TABLET = {"width": 820, "height": 1180}
+DIFFERENT = (3, 9, 14, 20, 28)  # images on which the second reader differs
+REASONS = {5: "u", 17: "n"}
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_run(tmp_path_factory.mktemp("run"), IMAGES)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> str:
+    return str(tmp_path / "labels")
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Opens a review; afterwards, that it asked no other host and that its console has no error."""
+    contexts: list[Any] = []
+    requests: list[str] = []
+    errors: list[str] = []
+
+    def open_in_browser(url: str, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        return page
+
+    yield open_in_browser
+    for context in contexts:
+        context.close()
+    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
+    # The browser itself reports refused requests, and those to a killed server.
+    known = ("the server responded with a status of", "net::ERR_CONNECTION")
+    assert [error for error in errors if not any(text in error for text in known)] == []
+
+
+def is_shown(page: Page, place: int, images: int = IMAGES) -> None:
+    """Waits until a photo can be answered."""
+    expect(page.locator("#place")).to_have_text(f"Photo {place} of {images}")
+    expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
+
+
+def key_of(image: int, reader: str) -> str:
+    grade = image % 4
+    if reader == "lee" and image in DIFFERENT:
+        grade = (grade + 1) % 4
+    return REASONS.get(image, str(grade))
+
+
+def answer_all(page: Page, reader: str, images: range, first_place: int = 1) -> None:
+    for place, image in enumerate(images, first_place):
+        is_shown(page, place, first_place - 1 + len(images))
+        page.keyboard.press(key_of(image, reader))
+    expect(page.locator("#done")).to_be_visible()
+
+
+def test_two_readers_answer_by_keyboard_a_third_decides_and_the_log_is_prepared(
+    open_page, graded, labels, tmp_path
+):
+    with scalp_review(graded, labels, "--reader", "kim") as review:
+        page = open_page(review.url)
+        for image in range(12):
+            is_shown(page, image + 1)
+            page.keyboard.press(key_of(image, "kim"))
+        is_shown(page, 13)
+        review.kill()
+        page.keyboard.press(key_of(12, "kim"))
+        expect(page.locator("#problem")).to_contain_text("Not saved.")
+        expect(page.locator("#place")).to_have_text(f"Photo 13 of {IMAGES}")
+        page.context.close()
+    assert len(read_labels(labels)) == 12  # as many as the page said to be saved
+    with scalp_review(graded, labels, "--reader", "kim") as review:
+        answer_all(open_page(review.url), "kim", range(12, IMAGES))
+    with scalp_review(graded, labels, "--reader", "lee") as review:
+        page = open_page(review.url)
+        answer_all(page, "lee", range(IMAGES))
+        expect(page.locator("#progress-text")).to_have_text(f"{IMAGES} of {IMAGES} answered")
+    with scalp_review(graded, labels, "--reader", "lead", "--adjudicate") as review:
+        page = open_page(review.url)
+        for place, image in enumerate(DIFFERENT, 1):
+            is_shown(page, place, len(DIFFERENT))
+            expect(page.locator("#others-list li")).to_have_count(2)
+            assert "kim" not in page.content() and "lee" not in page.content()
+            page.keyboard.press(key_of(image, "kim"))
+        expect(page.locator("#done")).to_be_visible()
+    answers = read_labels(labels)
+    assert len(answers) == 2 * IMAGES + len(DIFFERENT)
+    assert not any(label.saw_model for label in answers)
+
+    data = str(tmp_path / "data")
+    summary = prepare(labels, data, Options(), executor=LocalExecutor())
+    places = {row["sha256"]: row["label"] for row in manifest.read_manifest(data).to_pylist()}
+    session = open_review(graded, labels, answered_too=True)
+    image_id, expected = session.describe()["first"], {}
+    for image in range(IMAGES):
+        if image not in REASONS:
+            expected[session.location(image_id).sha256] = image % 4
+        image_id = session.image(image_id)["next"]
+    assert places == expected
+    assert summary["dropped"] == {"cannot_be_graded": 1, "not_a_scalp": 1}
+    (pair,) = summary["label_log"]["agreement"]
+    assert (pair["graded"], pair["equal"]) == (IMAGES - 2, IMAGES - 2 - len(DIFFERENT))
+    assert pair["low"] < pair["qwk"] < pair["high"]
+
+
+def test_a_tablet_corrects_answers_and_keeps_comments(open_page, graded, labels):
+    with scalp_review(graded, labels, "--reader", "kim", "--show-model") as review:
+        page = open_page(review.url, viewport=TABLET, has_touch=True)
+        is_shown(page, 1)
+        expect(page.locator("#model .grade")).to_have_text("good")
+        page.get_by_label("Comment").fill("wet hair")
+        page.get_by_role("button", name="moderate").tap()
+        is_shown(page, 2)
+        expect(page.locator("#saved")).to_have_text("Saved: moderate")
+        page.get_by_label("Comment").fill("not answered yet")
+        page.get_by_role("button", name="Previous").tap()
+        is_shown(page, 1)
+        expect(page.get_by_label("Comment")).to_have_value("wet hair")
+        expect(page.get_by_role("button", name="moderate")).to_have_attribute("aria-pressed", "true")
+        page.get_by_label("Comment").fill("wet hair, blurred")
+        page.get_by_role("button", name="Cannot be graded").tap()
+        is_shown(page, 2)
+        expect(page.get_by_label("Comment")).to_have_value("not answered yet")
+        page.get_by_role("button", name="Not a scalp").tap()
+        is_shown(page, 3)
+        small = page.locator(".answer").evaluate_all(
+            "all => all.filter((each) => each.getBoundingClientRect().height < 44)"
+        )
+        assert small == []
+    given = [(label.grade, label.reason, label.comment, label.saw_model) for label in read_labels(labels)]
+    assert given[0] == (2, None, "wet hair", True)
+    # Leaving the field saves the corrected comment of an answered photo.
+    assert given[-2:] == [
+        (None, "cannot_be_graded", "wet hair, blurred", True),
+        (None, "not_a_scalp", "not answered yet", True),
+    ]
+
+
+def test_keys_in_a_comment_are_text_and_a_korean_layout_works(open_page, graded, labels):
+    with scalp_review(graded, labels, "--reader", "kim") as review:
+        page = open_page(review.url)
+        is_shown(page, 1)
+        page.keyboard.press("c")
+        page.keyboard.type("n2 u")
+        page.keyboard.press("Escape")
+        expect(page.locator("#place")).to_have_text(f"Photo 1 of {IMAGES}")
+        # The key N with a Korean layout.
+        page.evaluate(
+            "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ㅜ', code: 'KeyN', bubbles: true }))"
+        )
+        is_shown(page, 2)
+        page.keyboard.press("ArrowRight")
+        is_shown(page, 3)
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        is_shown(page, 1)
+        expect(page.get_by_label("Comment")).to_have_value("n2 u")
+    (label,) = read_labels(labels)
+    assert (label.reason, label.comment) == ("not_a_scalp", "n2 u")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_everyone_can_use_it(open_page, graded, labels, tmp_path, viewport):
+    for reader, shift in (("kim", 0), ("lee", 1)):
+        session = open_review(graded, labels, reader)
+        image = session.describe()["first"]
+        session.answer(image, Answer(grade=shift))
+    with scalp_review(graded, labels, "--reader", "lead", "--adjudicate", "--show-model") as review:
+        page = open_page(review.url, viewport=viewport, bypass_csp=True)  # for axe, put into the page
+        is_shown(page, 1, 1)
+        axe = Axe()
+        for language in ("English", "한국어"):
+            page.get_by_role("button", name=language).click()
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                check(axe, page, tmp_path / f"{language}-{scheme}.png")
+        page.keyboard.press("1")
+        expect(page.locator("#done")).to_be_visible()
+        check(axe, page, tmp_path / "done.png")
