@@ -25,7 +25,7 @@ def content(kind, **ratios):
     return {
         "kind": kind,
         "date": "2026-11-30T01:00:00+00:00",
-        "git_revision": "abc",
+        "git_revision": "0123456789ab",
         "machine": machine,
         "settings": settings,
         "rows": [],
@@ -58,7 +58,7 @@ def test_a_section_has_the_conditions_and_the_lost_ratios_first(tmp_path):
     }
     path = kept(tmp_path, "serve-2026-11-30-2cores.json", content("serve", **ratios))
     page = benchmarks(PAGE, newest(tmp_path))
-    assert "**serve**: 2 cores of AMD EPYC, 2026-11-30, revision abc, 1,200 images, 2 rounds" in page
+    assert "**serve**: 2 cores of AMD EPYC, 2026-11-30, revision 0123456789ab, 1,200 images, 2 rounds" in page
     assert f"(results/{path.name})" in page and "old" not in page
     lines = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| `")]
     assert lines == [
