@@ -7,7 +7,7 @@ with the empty name. It is the only owner then, so it has no limit.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Generic, TypeVar
 
 from cachetools import TTLCache
@@ -53,10 +53,6 @@ class FairQueue(Generic[T]):
     def count(self, without: Container[str] = ()) -> int:
         """Number of items of the owners that are not in `without`."""
         return sum(len(queue) for owner, queue in self._queues.items() if owner not in without)
-
-    def heads(self) -> Iterator[T]:
-        """The oldest item of each owner."""
-        return (queue[0] for queue in self._queues.values())
 
 
 class OwnerQuota:

@@ -23,7 +23,7 @@ _TAGS = [
 _TEMPLATE = "#/components/schemas/{model}"
 _BY_REFERENCE: tuple[type[BaseModel], ...] = (Problem, FailedLine, EndLine)
 # Statuses that routes do not declare: of HAProxy, the authorization and the limits.
-_OF_ALL = (400, 429, 431, 500, 503)
+_OF_ALL = (400, 429, 500, 503)
 _WITH_A_KEY = (401, 403, 504)
 _WITH_A_BODY = (408, 413)
 _TEXT = {"schema": {"type": "string"}}
