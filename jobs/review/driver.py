@@ -89,12 +89,7 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     """
     reader = check_name(options.reader)
     graded, labels = storage.absolute(graded), storage.absolute(labels)
-    try:
-        outputs.check_places([graded], labels)
-    except UserError:
-        raise UserError(
-            f"LABELS {labels} and GRADED {graded} overlap; choose a separate directory for the labels"
-        ) from None
+    outputs.check_places([graded], labels)
     outputs.check_claim(labels, "review")
     with ResultRows(graded) as rows:
         if not rows.finished:

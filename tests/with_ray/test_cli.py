@@ -19,6 +19,7 @@ from scalp_core.models import initial_weights
 from scalp_core.storage import s3 as s3_storage
 from tests.support.command import run_scalp
 from tests.support.images import jpeg
+from tests.support.ports import free_port
 from tests.support.sources import audited_jpegs
 
 
@@ -90,7 +91,7 @@ def test_a_bundle_with_a_flipped_byte(bundle, photographs, tmp_path):
     (damaged / "model.bin").write_bytes(bytes(data))
     for result in (
         run_scalp("grade", damaged, photographs, tmp_path / "out"),
-        run_scalp("serve", damaged),
+        run_scalp("serve", damaged, "--port", str(free_port())),
     ):
         assert_error(result, str(damaged), "model.bin", "copy the bundle again")
 
@@ -124,7 +125,7 @@ def test_an_s3_server_that_does_not_answer(bundle, s3, tmp_path, monkeypatch):
 
 
 def test_an_address_that_others_could_reach(bundle):
-    assert_error(run_scalp("serve", bundle, "--host", "0.0.0.0"), "0.0.0.0")  # noqa: S104
+    assert_error(run_scalp("serve", bundle, "--host", "0.0.0.0", "--port", str(free_port())), "0.0.0.0")  # noqa: S104
 
 
 def test_a_cluster_that_does_not_answer(bundle, photographs, tmp_path):

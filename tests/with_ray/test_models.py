@@ -13,6 +13,7 @@ from scalp_core.bundles.registry import Registry
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from tests.support.command import run_scalp
+from tests.support.ports import free_port
 from tests.with_ray.test_cli import assert_error, scalp
 
 
@@ -146,7 +147,7 @@ def test_mistakes_with_models_end_with_an_error(bundle, tmp_path, monkeypatch):
         (("add", str(tmp_path), "scalp"), "is not a bundle"),
     ):
         refuse(message, "models", *words)
-    refuse("did you mean 'scalp'", "serve", "models://scapl")
+    refuse("did you mean 'scalp'", "serve", "models://scapl", "--port", str(free_port()))
     refuse("do not change.*scalp models add RUN NAME", "quantize", "models://scalp@1", str(tmp_path))
 
 

@@ -39,6 +39,7 @@ WRITES = {
     "demo": ("demo --out OUT", "demo"),
     "bench engine": ("bench engine --out OUT", "bench engine"),
     "audit-labels": ("audit-labels SOURCE OUT", "audit-labels"),
+    "review": ("review SOURCE OUT --reader kim", "review"),
     "calibrate": ("calibrate BUNDLE SOURCE OUT", "calibrate"),
     "bench decisions": ("bench decisions --out OUT", "bench decisions"),
     "bench serve": ("bench serve --url http://127.0.0.1:1 --out OUT", "bench serve-url"),

@@ -134,7 +134,7 @@ def test_mistakes_of_a_command_are_one_sentence(tmp_path, graded, labels):
     assert "missing option" in refused(graded, labels)
     assert "--reader '  ' is not a name" in refused(graded, labels, "--reader", "  ")
     assert "has no results/*.parquet" in refused(tmp_path / "none", labels, "--reader", "kim")
-    assert "overlap" in refused(graded, f"{graded}/labels", "--reader", "kim")
+    assert "is in the source" in refused(graded, f"{graded}/labels", "--reader", "kim")
     storage.write(f"{tmp_path}/thesis/a.tex", b"mine")
     assert "was not made by scalp review" in refused(graded, tmp_path / "thesis", "--reader", "kim")
     write(f"{tmp_path}/sure/results", [row("/data/a.jpg")])
