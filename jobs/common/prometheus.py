@@ -74,7 +74,7 @@ class TrainMetrics(_RunMetrics):
             ("run", "stage"),
         )
         self._checkpoints = Counter("scalp_train_checkpoints", "checkpoints stored", ("run",))
-        self._workers = Gauge("scalp_train_workers", "workers that train; 0 while there are none", ("run",))
+        self._workers = Gauge("scalp_train_workers", "workers that train; 0 while none runs", ("run",))
         self._started_again = Gauge(
             "scalp_train_restarts", "starts after a loss of workers, since the command began", ("run",)
         )

@@ -49,12 +49,12 @@ CODES = {
     ),
     "not_open": Code(
         (403,),
-        "the endpoint has no keys, and accepts requests of its own machine only",
+        "the endpoint has no keys, and accepts only requests from the same machine",
         "as operator, start it with `--keys FILE`",
     ),
     "wrong_host": Code(
         (403,),
-        "the endpoint has no keys, and the Host is not a name of its own machine",
+        "the endpoint has no keys, and the Host is not a name of the same machine",
         "use `http://localhost`; as operator behind a proxy that authenticates, use "
         "`--open-to-network-without-keys`",
     ),
