@@ -120,9 +120,10 @@ def grade(
     plan = plan_run(cluster, loaded, requested, options.pool)
     model = resolve_model(requested, plan, executor)
     clock.lap("start")
+    with storage.retry_timeout(RETRY_TIMEOUT_S):
+        executor.check(named, out)
     # Opened last: a refused command must not claim OUT.
     with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
-        executor.check(named, out)
         if grade_identity.read(out) != known:
             raise UserError(f"another scalp grade has begun {out}; run the same command again")
         identity = known or Identity.of(loaded.spec, pinned, named, plan.device, model)
