@@ -102,6 +102,7 @@ def train(
     cluster = wait_for_workers(connect(), requested, device)
     scaling = plan_scaling(cluster, requested, device, all_cores=True)
     check_batches(recipe, splits["train"].num_rows, scaling)
+    check_nodes(examples(splits), run)
     tracked_identity = identity | {"synthetic": data_spec.synthetic}
     with (
         outputs.open_output(run, KIND, [data]) as output,
@@ -109,7 +110,6 @@ def train(
     ):
         if summary := _finished(run):  # by another process, since the first look
             return summary
-        check_nodes(examples(splits), run)
         # All mistakes of a user were checked: only now the directory becomes a run directory.
         write_json(storage.join(run, IDENTITY_FILE), identity)
         if not saved:

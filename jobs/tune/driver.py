@@ -109,10 +109,10 @@ def tune(
     inputs = _Inputs(storage.join(out, outputs.SCRATCH_FOLDER), splits, planned, cluster, scaling, at_once)
     for trial_recipe in planned:
         check_batch_norm(trial_recipe, inputs.initial_state(trial_recipe).batch_norm)
+    check_nodes(examples(splits), out)
     with outputs.open_output(out, KIND, [data]) as output:
         if summary := _finished(data, out):  # by another process, since the first look
             return summary
-        check_nodes(examples(splits), out)
         # All mistakes of a user were checked: only now the directory becomes that of a search.
         write_json(storage.join(out, IDENTITY_FILE), identity)
         workers_text = f"{workers} worker{'s' * (workers > 1)}"
