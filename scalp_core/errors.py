@@ -48,7 +48,7 @@ IMAGE_FIXES = {
     "crashed": "save it again with another program, then use `--retry-failed`",
     "internal_error": "report the error of the row",
 }
-"""What to do about a failed image, by code."""
+"""Fix of a failed image, by code."""
 
 
 class UserError(Exception):

@@ -45,7 +45,7 @@ _MAX_WORKER_FAILURES = 3
 # Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
 # the nodes again.
 _START_TIMEOUT_S = 10
-# Ray asks the workers for results every 2 s, unless told otherwise, and the end of a run waits for it.
+# Seconds between Ray's requests for results. Ray's default of 2 s delays the end of each epoch and run.
 _POLL_S = 0.5
 
 

@@ -61,7 +61,7 @@ _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class Answer(BaseModel):
-    """What a reader says about an image: a grade, or the reason why there is none."""
+    """Answer of a reader about an image: a grade, or a reason for its absence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -132,7 +132,7 @@ class LabelLog:
         label = Label.model_validate({**columns, "time": time, "session": self.session})
         uri = storage.join(self._folder, name)
         if not parquet.create(uri, pa.Table.from_pylist([label.model_dump()], schema=SCHEMA)):
-            raise UserError(f"{uri} exists already; start scalp review again, which names its files anew")
+            raise UserError(f"{uri} exists already; start scalp review again, which chooses new file names")
         return label
 
 

@@ -102,7 +102,7 @@ def bench_bulk(
         ),
     ] = None,
 ) -> None:
-    """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 20 minutes."""
+    """Compare bulk grading with the engine alone, plain PyTorch and Daft; takes about 40 minutes."""
     from tests.benchmarks.grade.bulk import BulkOptions
     from tests.benchmarks.grade.bulk import bench_bulk as verb
 
