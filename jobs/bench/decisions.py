@@ -19,7 +19,7 @@ from scipy import special
 from jobs.bench.measure import write_result
 from jobs.common.console import SUMMARY_FILE, console, progress_bar
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Training
+from scalp_core.bundles.contract import BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.evaluation.targets import KINDS, Kind, measure_share, parse_targets
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 from scalp_core.images.preprocess import Preprocess

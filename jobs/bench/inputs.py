@@ -11,17 +11,8 @@ import numpy as np
 
 from jobs.common import provenance
 from jobs.common.graphs import with_float_graph
-from scalp_core.bundles.bundle import (
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Conformal,
-    InitialWeights,
-    Training,
-    save_bundle,
-    serialize_weights,
-    sha256,
-)
+from scalp_core.bundles.bundle import Bundle, save_bundle, serialize_weights, sha256
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.errors import UserError

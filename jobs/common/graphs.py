@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.common.images import LoadForTraining, select_locations
-from scalp_core.bundles.bundle import Bundle, Graph, GraphKind, GraphRecord, graph_files, sha256
+from scalp_core.bundles.bundle import Bundle, Graph, graph_files, sha256
+from scalp_core.bundles.contract import GraphKind, GraphRecord
 from scalp_core.errors import UserError
 from scalp_core.evaluation import metrics
 from scalp_core.evaluation.noninferiority import Comparison

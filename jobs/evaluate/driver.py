@@ -16,7 +16,8 @@ from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmet
 from jobs.evaluate.console import show_evaluation
 from jobs.evaluate.probe import evaluate_probe, omit_probe
 from scalp_core import storage
-from scalp_core.bundles.bundle import Bundle, BundleSpec
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec

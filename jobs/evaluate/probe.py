@@ -15,7 +15,8 @@ from jobs.common.executor import Executor
 from jobs.common.images import Columns, LoadImages, gather_columns, select_locations
 from jobs.common.inference import Computation, infer
 from scalp_core import storage
-from scalp_core.bundles.bundle import INITIAL_FILE, WEIGHTS_FILE, Bundle
+from scalp_core.bundles.bundle import INITIAL_FILE, Bundle
+from scalp_core.bundles.contract import WEIGHTS_FILE
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import metrics

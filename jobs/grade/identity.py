@@ -17,7 +17,7 @@ from jobs.common.console import SUMMARY_FILE, read_json, write_json
 from jobs.common.inference import Computation, ModelOptions
 from scalp_core import storage
 from scalp_core.bundles import registry
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import (
     Hardware,

@@ -15,7 +15,7 @@ from jobs.common.console import timed
 from jobs.common.images import Columns
 from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, graded_file
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.results import drift
 from scalp_core.results.schema import Signature, result_table

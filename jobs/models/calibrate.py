@@ -14,7 +14,8 @@ from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_finite_columns
 from scalp_core import storage
-from scalp_core.bundles.bundle import CARD_FILE, Bundle, BundleSpec, LocalCalibration, save_bundle
+from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
+from scalp_core.bundles.contract import BundleSpec, LocalCalibration
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets import manifest

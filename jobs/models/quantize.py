@@ -21,16 +21,8 @@ from jobs.common.graphs import (
 )
 from scalp_core import storage
 from scalp_core.bundles import registry
-from scalp_core.bundles.bundle import (
-    CARD_FILE,
-    GRAPH_FILES,
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Graph,
-    GraphRecord,
-    save_bundle,
-)
+from scalp_core.bundles.bundle import CARD_FILE, Bundle, Graph, save_bundle
+from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE, BundleSpec, GraphRecord
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets import manifest

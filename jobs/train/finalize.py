@@ -19,14 +19,8 @@ from jobs.train.gates import fit_gates
 from jobs.train.initial_state import InitialState, draft_spec
 from jobs.train.worker import HISTORY_FILE
 from scalp_core import storage
-from scalp_core.bundles.bundle import (
-    CARD_FILE,
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Training,
-    save_bundle,
-)  # fmt: skip
+from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Training
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures, subgroups

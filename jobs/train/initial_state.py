@@ -13,17 +13,8 @@ from jobs.common import provenance
 from jobs.common.console import read_json, write_json
 from jobs.common.graphs import with_float_graph
 from scalp_core import storage
-from scalp_core.bundles.bundle import (
-    INITIAL_FILE,
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Conformal,
-    InitialWeights,
-    Training,
-    serialize_weights,
-    sha256,
-)  # fmt: skip
+from scalp_core.bundles.bundle import INITIAL_FILE, Bundle, serialize_weights, sha256
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess

@@ -28,7 +28,8 @@ from jobs.train.ingest import (
     validation_batches,
 )
 from scalp_core import storage
-from scalp_core.bundles.bundle import WEIGHTS_FILE, serialize_weights
+from scalp_core.bundles.bundle import serialize_weights
+from scalp_core.bundles.contract import WEIGHTS_FILE
 from scalp_core.evaluation import metrics
 from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.predictor import has_bf16

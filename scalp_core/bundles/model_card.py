@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.grades import GRADE_NAMES_KO
 

@@ -31,15 +31,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
-from scalp_core.bundles.bundle import (
-    SPEC_FILE,
-    Bundle,
-    BundleSpec,
-    open_bundle,
-    read_file,
-    read_spec,
-    serialize_spec,
-)
+from scalp_core.bundles.bundle import SPEC_FILE, Bundle, open_bundle, read_file, read_spec, serialize_spec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 
 # Bounded: with a few images, all graded right, the temperature would go to zero.
 _TEMPERATURES = (0.25, 8.0)

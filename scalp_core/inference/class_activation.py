@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from scalp_core.bundles.bundle import Bundle, Graph, Head
+from scalp_core.bundles.bundle import Bundle, Graph
+from scalp_core.bundles.contract import Head
 from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.openvino_runtime import openvino  # without its telemetry
 

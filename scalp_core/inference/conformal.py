@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scalp_core.bundles.bundle import Conformal
+from scalp_core.bundles.contract import Conformal
 from scalp_core.evaluation.targets import independent_units
 from scalp_core.grades import NUM_GRADES
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images import gates as image_gates
 from scalp_core.inference import calibration, conformal, referral

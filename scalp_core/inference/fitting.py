@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.evaluation.targets import Kind
 from scalp_core.images import gates as image_gates
 from scalp_core.inference import calibration, conformal, referral

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from joblib import cpu_count
 
-from scalp_core.bundles.bundle import Bundle, Graph, GraphKind
+from scalp_core.bundles.bundle import Bundle, Graph
+from scalp_core.bundles.contract import GraphKind
 from scalp_core.grades import NUM_GRADES
 
 if TYPE_CHECKING:

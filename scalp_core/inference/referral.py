@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scalp_core.bundles.bundle import Referral
+from scalp_core.bundles.contract import Referral
 from scalp_core.evaluation.targets import (
     CONFIDENCE,
     SEVERE_FROM,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scalp_core.bundles.bundle import Bundle, Head
+from scalp_core.bundles.bundle import Bundle
+from scalp_core.bundles.contract import Head
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess, Resize

@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from scalp_core import storage
-from scalp_core.bundles.bundle import Head, InitialWeights
+from scalp_core.bundles.contract import Head, InitialWeights
 from scalp_core.errors import UserError
 from scalp_core.models.architecture import first_line, head_names, timm_model, with_head
 from scalp_core.models.offline_weights import OFFLINE_ARCHITECTURE, read_offline_weights

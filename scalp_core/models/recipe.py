@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from scalp_core.bundles.bundle import Head, ModelKeywords
+from scalp_core.bundles.contract import Head, ModelKeywords
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment

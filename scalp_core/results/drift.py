@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.images.gates import Gates
 from scalp_core.images.stability import (
     QUANTILES,

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.inference.decision import NOT_FINITE, REASONS

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import Grading
 from scalp_core.inference.predictor import Predictor

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalp_core import storage
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError

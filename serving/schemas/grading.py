@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from scalp_core.bundles.bundle import BundleSpec, Conformal, Referral
+from scalp_core.bundles.contract import BundleSpec, Conformal, Referral
 from scalp_core.datasets.manifest import image_id
 from scalp_core.errors import ImageError
 from scalp_core.grades import GRADE_NAMES_KO

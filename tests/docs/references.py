@@ -18,7 +18,7 @@ from typer.cli import get_docs_for_click
 from jobs.cli.main import app
 from jobs.common.prometheus import GradeMetrics, TrainMetrics
 from jobs.environment import EXIT_CODES, VARIABLES
-from scalp_core.bundles.bundle import BundleSpec
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import IMAGE_CODES, IMAGE_FIXES
 from scalp_core.inference.decision import REASONS
 from scalp_core.models.recipe import Recipe

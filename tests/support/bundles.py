@@ -10,17 +10,8 @@ import torch
 
 from jobs.common import provenance
 from jobs.common.graphs import with_float_graph
-from scalp_core.bundles.bundle import (
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Conformal,
-    InitialWeights,
-    Training,
-    save_bundle,
-    serialize_weights,
-    sha256,
-)
+from scalp_core.bundles.bundle import Bundle, save_bundle, serialize_weights, sha256
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.images.preprocess import decode
 from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from tests.support.images import jpeg

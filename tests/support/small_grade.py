@@ -25,15 +25,8 @@ from jobs.grade import report as grade_report
 from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
 from scalp_core import storage
-from scalp_core.bundles.bundle import (
-    WEIGHTS_FILE,
-    BundleSpec,
-    Conformal,
-    InitialWeights,
-    Training,
-    save_bundle,
-    sha256,
-)
+from scalp_core.bundles.bundle import save_bundle, sha256
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.results.progress import REPORT_FILE
 from scalp_core.results.schema import RESULTS_FOLDER

@@ -14,7 +14,8 @@ from jobs.common.inference import ModelOptions
 from jobs.grade.driver import GradeOptions, grade
 from jobs.models import quantize as quantize_module
 from jobs.models.quantize import quantize
-from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, Bundle
+from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, Bundle
+from scalp_core.bundles.contract import GRAPH_FILES
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError

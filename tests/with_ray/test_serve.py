@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from jobs.common.images import LoadImages
-from scalp_core.bundles.bundle import GRAPH_FILES
+from scalp_core.bundles.contract import GRAPH_FILES
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO

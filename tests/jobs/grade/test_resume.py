@@ -24,7 +24,8 @@ from jobs.grade.listing import write_groups
 from jobs.grade.planning import PoolOptions, plan_run
 from jobs.grade.run import Run
 from scalp_core import storage
-from scalp_core.bundles.bundle import GraphRecord, read_spec
+from scalp_core.bundles.bundle import read_spec
+from scalp_core.bundles.contract import GraphRecord
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
 from scalp_core.errors import UserError

@@ -14,7 +14,8 @@ from jobs.models import driver
 from jobs.models.driver import pull
 from scalp_core import storage
 from scalp_core.bundles import registry
-from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, WEIGHTS_FILE, save_bundle
+from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, save_bundle
+from scalp_core.bundles.contract import WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
 from scalp_core.errors import UserError

@@ -3,7 +3,8 @@ import shutil
 
 import pytest
 
-from scalp_core.bundles.bundle import GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE
+from scalp_core.bundles.bundle import SPEC_FILE
+from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError

@@ -15,7 +15,8 @@ import pytest
 
 from scalp_core import storage
 from scalp_core.bundles import registry
-from scalp_core.bundles.bundle import CARD_FILE, GRAPH_FILES, SPEC_FILE, WEIGHTS_FILE, save_bundle
+from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, save_bundle
+from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Evidence, Registry, open_registry
 from scalp_core.datasets.manifest import SplitSpec

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.bench.decisions import Grader, draw_images
-from scalp_core.bundles.bundle import Conformal
+from scalp_core.bundles.contract import Conformal
 from scalp_core.inference import calibration, conformal
 
 ROWS = st.lists(st.floats(0.001, 1), min_size=4, max_size=4)

@@ -6,16 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scalp_core.bundles.bundle import (
-    WEIGHTS_FILE,
-    Bundle,
-    BundleSpec,
-    Conformal,
-    InitialWeights,
-    Training,
-    serialize_weights,
-    sha256,
-)
+from scalp_core.bundles.bundle import Bundle, serialize_weights, sha256
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode

@@ -8,7 +8,8 @@ import torch
 from jobs.train.initial_state import InitialState, load_initial_state, save_initial_state
 from jobs.tune.driver import _Inputs
 from scalp_core import storage
-from scalp_core.bundles.bundle import InitialWeights, serialize_weights
+from scalp_core.bundles.bundle import serialize_weights
+from scalp_core.bundles.contract import InitialWeights
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models import initial_weights

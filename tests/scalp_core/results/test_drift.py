@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalp_core.bundles.bundle import BundleSpec, Conformal, InitialWeights, Training
+from scalp_core.bundles.contract import BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.images import gates as image_gates
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.images.stability import grade_mix_limit
