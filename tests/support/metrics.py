@@ -6,8 +6,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,40 +51,46 @@ def scrape() -> list[Sample]:
     return _samples(httpx.get(uri, timeout=10).text for uri in metrics_uris())
 
 
-@contextmanager
-def watched() -> Iterator[list[Sample]]:
-    """Collect all samples while the block runs: the gauges of a run disappear after it."""
-    samples: list[Sample] = []
-    series: dict[str, str] = {}  # the last line of each
-    over = threading.Event()
+class MetricsWatch:
+    """All samples that the agents exported while a block ran, each with its last value.
 
-    def look() -> None:
+    A scrape clears the gauges until they are set again, so one object does all scrapes of the block.
+    """
+
+    def __init__(self) -> None:
+        self._series: dict[str, str] = {}  # the last line of each
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat)
+
+    @property
+    def samples(self) -> list[Sample]:
+        return _samples(["\n".join(list(self._series.values())) + "\n"])
+
+    def await_total(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a counter has reached `value`."""
+        until = time.monotonic() + 30
+        while total(self.samples, name, **labels) < value:
+            assert time.monotonic() < until, f"{name} did not reach {value}"
+            time.sleep(0.5)
+
+    def _scrape(self) -> None:
         with suppress(httpx.TransportError):  # an agent that is still starting
             for uri in metrics_uris():
                 lines = httpx.get(uri, timeout=10).text.splitlines()
-                series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
+                self._series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
 
-    def watch() -> None:
-        while not over.wait(2):
-            look()
+    def _repeat(self) -> None:
+        while not self._over.wait(1):
+            self._scrape()
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        over.set()
-        thread.join()
-        look()
-        samples += _samples(["\n".join(series.values()) + "\n"])
+    def __enter__(self) -> MetricsWatch:
+        self._thread.start()
+        return self
 
-
-def await_total(name: str, value: float, **labels: str) -> None:
-    """Wait until a counter has reached `value`: processes send their counts every ten seconds."""
-    until = time.monotonic() + 30
-    while total(scrape(), name, **labels) < value:
-        assert time.monotonic() < until, f"{name} did not come to {value}"
-        time.sleep(0.5)
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._scrape()
 
 
 def _samples(pages: Iterable[str]) -> list[Sample]:

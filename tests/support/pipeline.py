@@ -19,7 +19,7 @@ from jobs.train.driver import RECIPES, train
 from scalp_core.models.recipe import Recipe, load_recipe
 from scalp_core.synthetic.plan import SynthOptions
 from tests.support import sockets
-from tests.support.metrics import Sample, await_total, watched
+from tests.support.metrics import MetricsWatch, Sample
 from tests.support.sizes import SMALL
 
 IMAGES, EPOCHS = 160, 4
@@ -66,11 +66,11 @@ def _run_pipeline(root: Path, settings: Sequence[str], workers: int | tuple[int,
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=IMAGES, seed=3))
     prepared = prepare(photographs, data)
-    with watched() as metrics, sockets.watched() as listening:
+    with MetricsWatch() as watch, sockets.watched() as listening:
         trained = train(data, run, recipe, workers, device="cpu")
-        await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
+        watch.await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)
         evaluated = evaluate(run, data, evaluation)
-    return PipelineRun(*folders, recipe, prepared, trained, evaluated, metrics, listening)
+    return PipelineRun(*folders, recipe, prepared, trained, evaluated, watch.samples, listening)
 
 
 @dataclass(frozen=True)

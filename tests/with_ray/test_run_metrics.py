@@ -11,16 +11,17 @@ from jobs.grade.driver import GradeOptions, grade
 from jobs.grade.planning import PoolOptions
 from tests.support.images import jpeg
 from tests.support.metrics import (
+    MetricsWatch,
     Sample,
     alert_queries,
-    await_total,
     dashboard_queries,
     total,
     unanswered,
-    watched,
 )
 
 PHOTOGRAPHS, BROKEN = 60, 3
+SHARD_SIZE = 16
+SHARDS = -(-PHOTOGRAPHS // SHARD_SIZE)
 # Exported on nodes that have one.
 OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"}
 # Exported once it has happened.
@@ -36,11 +37,13 @@ def graded(bundle, cluster, tmp_path_factory) -> tuple[dict, list[Sample]]:
     for number in range(PHOTOGRAPHS):
         data = jpeg(number % 8, (96, 96)) if number >= BROKEN else b"no photograph"
         Path(photographs, f"{number}.jpg").write_bytes(data)
-    options = GradeOptions(pool=PoolOptions(shard_size=16), heatmaps=0)
-    with watched() as samples:
+    options = GradeOptions(pool=PoolOptions(shard_size=SHARD_SIZE), heatmaps=0)
+    with MetricsWatch() as watch:
         summary = grade(str(bundle), str(photographs), str(out), options)
-        await_total("ray_scalp_grade_photographs_total", summary["rows"], run="counted")
-    return summary, samples
+        # Counted one after another, so a report may lie between any two.
+        for name, value in (("photographs", PHOTOGRAPHS), ("shards", SHARDS), ("failed", BROKEN)):
+            watch.await_total(f"ray_scalp_grade_{name}_total", value, run="counted")
+    return summary, watch.samples
 
 
 def test_a_bulk_run_counts_what_its_summary_says(graded):
@@ -52,7 +55,7 @@ def test_a_bulk_run_counts_what_its_summary_says(graded):
 
     assert counted("photographs_total") == counted("done") == counted("size") == PHOTOGRAPHS
     assert counted("failed_total", code="not_an_image") == counted("failed_total") == BROKEN
-    assert counted("shards_total") == -(-PHOTOGRAPHS // 16)
+    assert counted("shards_total") == SHARDS
     for stage in ("fetch", "decode", "wait", "model", "commit"):
         assert 0 < counted("seconds_total", stage=stage) < 60, stage
 
