@@ -45,6 +45,10 @@ COMMON_ENVIRONMENT = {
 DRAINING_VARIABLE, DRAINING_SECONDS = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"
 BATCH_PATH = "/v1/grade/batch"
 """The only path with bodies larger than an image, and with answers that take minutes."""
+OPEN_INFERENCE_PATH = "/v2/"
+"""Paths of the Open Inference Protocol, which has another form of errors."""
+CLOSED_PATHS = ("/v1/", f"{OPEN_INFERENCE_PATH}models/")
+"""Paths that contain one need a key, below any prefix; the page and the probes need none."""
 _MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
 _TABLE_ENTRIES = 100_000  # some 10 MB
@@ -70,7 +74,7 @@ class Policy(BaseModel, extra="forbid", frozen=True):
         120, ge=1, description="requests per minute of one address (IPv6: one /64) without a valid key"
     )
     open_requests_per_minute: int = Field(
-        1200, ge=1, description="requests per minute of one address outside /v1/: page and probes"
+        1200, ge=1, description="requests per minute of one address that needs no key: page and probes"
     )
     address_connections: int = Field(
         1024, ge=1, description="open connections of one address; HAProxy accepts 4,096 in total"
@@ -186,8 +190,9 @@ def _defaults() -> str:
 
 
 def _rules(policy: Policy) -> str:
-    """Rules of requests. Counters of an address: 0 wrong keys, 1 requests outside /v1/."""
+    """Rules of requests. Counters of an address: 0 wrong keys, 1 requests that need no key."""
     limit = max(1, round(policy.requests_per_minute * _window_ms(policy) / 60_000))
+    guesses = policy.wrong_keys_per_minute
     wrong_keys = _too_many(60, "too many requests of this address lacked a valid key")
     open_requests = _too_many(60, "too many requests of this address")
     requests = _too_many(max(1, round(60 / policy.requests_per_minute)), "too many requests with this key")
@@ -201,13 +206,13 @@ def _rules(policy: Policy) -> str:
     http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg '{_GOOD_REQUEST_ID}' }}
     http-request set-header x-request-timeout-seconds 0 if {{ path_end {BATCH_PATH} {BATCH_PATH}/ }}
     {https}
-    acl v1 path_sub /v1/
-    http-request track-sc1 req.hdr(authorization),sha2(256) table scalp_keys if v1
-    {wrong_keys} if v1 {{ sc_gpc_rate(0,0) ge {policy.wrong_keys_per_minute} }} !{{ sc_get_gpt(0,1) gt 0 }}
-    {open_requests} if !v1 {{ sc_gpc_rate(1,0) ge {policy.open_requests_per_minute} }}
-    {requests} if v1 {{ sc_gpc_rate(0,1) ge {limit} }}
-    http-request sc-inc-gpc(1,0) if !v1
-    http-request sc-inc-gpc(0,1) if v1 {{ req.hdr(authorization) -m found }}
+    acl closed path_sub {" ".join(CLOSED_PATHS)}
+    http-request track-sc1 req.hdr(authorization),sha2(256) table scalp_keys if closed
+    {wrong_keys} if closed {{ sc_gpc_rate(0,0) ge {guesses} }} !{{ sc_get_gpt(0,1) gt 0 }}
+    {open_requests} if !closed {{ sc_gpc_rate(1,0) ge {policy.open_requests_per_minute} }}
+    {requests} if closed {{ sc_gpc_rate(0,1) ge {limit} }}
+    http-request sc-inc-gpc(1,0) if !closed
+    http-request sc-inc-gpc(0,1) if closed {{ req.hdr(authorization) -m found }}
     http-response sc-inc-gpc(0,0) if {{ status 401 }}
     http-response sc-set-gpt(0,1) 1 if {{ status lt 400 }} {{ sc_get_gpt(0,1) eq 0 }}"""
 
@@ -226,7 +231,8 @@ def _error_response(status: int, error: bool = False) -> str:
 
 def _problem(status: int, title: str, code: str, detail: str) -> str:
     fields = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    body = json.dumps(fields | {"request_id": "%ID"})
+    # `error` is for clients of the Open Inference Protocol.
+    body = json.dumps(fields | {"request_id": "%ID", "error": detail})
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-ID": "%ID"}
     words = " ".join(f"hdr {name} {value}" for name, value in headers.items())
     return f"content-type application/problem+json lf-string '{body}' {words}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NIGHTLY = Path(__file__).parent / "nightly"
 # Files that use the fixture `endpoint`, which takes as long to start as most of them to run.
-_SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake)?\.py)")
+_SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake|_inference)?\.py)")
 # Variables of session fixtures, whose servers live as long as this process.
 _session_environment: dict[str, str] = {}
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, Field, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.haproxy import OPEN_INFERENCE_PATH
 from scalp_core.images.codecs import MAX_BYTES
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, OwnerQuota
 from serving.auth.network import client_network
@@ -40,6 +41,9 @@ class Limits(BaseModel, extra="forbid", frozen=True):
         MAX_BODY_BYTES, ge=1, description="bytes of a request with one image, with its form"
     )
     batch_bytes: int = Field(1024 * _MIB, ge=1, description="bytes of a request with many images")
+    infer_images: int = Field(
+        32, ge=1, description="images of one request of the Open Inference Protocol, within `grade_bytes`"
+    )
     other_bytes: int = Field(64 * 1024, ge=1, description="bytes of any other request")
     grade_seconds: float = Field(
         60, gt=0, description="seconds that the replica waits for the body of one image"
@@ -167,6 +171,11 @@ class Load:
         )
 
 
+def is_infer(path: str) -> bool:
+    """Whether a path grades images by the Open Inference Protocol."""
+    return path.startswith(f"{OPEN_INFERENCE_PATH}models/") and path.endswith("/infer")
+
+
 class BodyLimitMiddleware:
     """ASGI middleware that refuses requests under overload, and bodies that are too large or too slow.
 
@@ -177,9 +186,10 @@ class BodyLimitMiddleware:
         self._app = app
         self._load = load
         limits = load.limits
+        self._image = _Bounds(limits.grade_bytes, limits.grade_seconds, is_held=True)
         self._other = _Bounds(limits.other_bytes, limits.grade_seconds, is_held=True)
         self._by_path = {
-            "/v1/grade": _Bounds(limits.grade_bytes, limits.grade_seconds, is_held=True),
+            "/v1/grade": self._image,
             "/v1/grade/batch": _Bounds(limits.batch_bytes, limits.batch_seconds, is_held=False),
         }
 
@@ -188,7 +198,7 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        bounds = self._by_path.get(path, self._other)
+        bounds = self._image if is_infer(path) else self._by_path.get(path, self._other)
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > bounds.bytes:
             raise _too_large(bounds)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 
 from cachetools import LRUCache
 
@@ -53,8 +55,8 @@ class Admission:
     def __init__(self, limits: Limits, decoders: Decoders) -> None:
         self._limits = limits
         self._decoders = decoders
-        burst = max(limits.max_megapixels, limits.megapixels_per_minute / 10)
-        self._budgets = TokenBuckets(limits.megapixels_per_minute, burst)
+        self._burst = max(limits.max_megapixels, limits.megapixels_per_minute / 10)
+        self._budgets = TokenBuckets(limits.megapixels_per_minute, self._burst)
 
     async def measure(self, owner: str, data: bytes) -> float:
         """Decoding cost of a file, in megapixels of PNG, from its header; nothing is decompressed.
@@ -70,12 +72,27 @@ class Admission:
             raise ImageError("too_many_pixels", self._too_large(header))
         return header.cost
 
+    async def measure_readable(self, owner: str, images: Iterable[bytes]) -> float:
+        """Decoding cost of several files; those that `measure` refuses cost nothing."""
+        total = 0.0
+        for data in images:
+            with suppress(ImageError):
+                total += await self.measure(owner, data)
+        return total
+
     def take(self, owner: str, megapixels: float) -> None:
         """Take megapixels from the budget of an owner.
 
         Raises:
-            Refusal: The budget is used up (429).
+            Refusal: The budget is used up (429), or smaller than that (413).
         """
+        if megapixels > self._burst:
+            raise Refusal(
+                413,
+                "too_many_pixels",
+                f"{megapixels:,.0f} megapixels (those of a JPEG count an eighth); the limit of a request is "
+                f"{self._burst:g}; divide it",
+            )
         seconds = self._budgets.take(owner, time.monotonic(), megapixels)
         if seconds:
             whole = math.ceil(seconds)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.haproxy import CLOSED_PATHS
 from serving.auth.keys import Key, Keys, KeySettings
 from serving.auth.network import client_network, host_name, is_loopback
 from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, Need
 from serving.http import request_context
 from serving.http.problems import Refusal, forbidden
 
-CLOSED = "/v1/"  # paths that contain it need a key, below any prefix; the page and the probes need none
-
 BULK_PATH = "/v1/bulk"
 
 
 class AuthorizationMiddleware:
-    """ASGI middleware: if there are keys, requests below `/v1/` need one with the scope of the path."""
+    """ASGI middleware: if there are keys, requests below `CLOSED_PATHS` need one with a scope."""
 
     def __init__(self, app: ASGIApp, settings: KeySettings, keys: Keys) -> None:
         self._app = app
@@ -24,7 +23,7 @@ class AuthorizationMiddleware:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and CLOSED in scope["path"]:
+        if scope["type"] == "http" and any(closed in scope["path"] for closed in CLOSED_PATHS):
             request = request_context.current()
             if key := self._authenticate(scope):
                 request.key, request.rights = key.id, key.rights

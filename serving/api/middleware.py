@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.haproxy import BATCH_PATH
+from cluster.haproxy import BATCH_PATH, OPEN_INFERENCE_PATH
 from serving.admission.limits import BodyLimitMiddleware, Load
 from serving.api.authorization import AuthorizationMiddleware
 from serving.auth.keys import Keys
@@ -45,6 +45,7 @@ class RequestMiddleware:
         request_id = request_context.request_id(headers.get(b"x-request-id", b""))
         request = request_context.RequestContext(request_id)
         is_head = scope["method"] == "HEAD"
+        request.is_open_inference = OPEN_INFERENCE_PATH in f"{scope['path']}/"
         # HEAD is GET without its body, and a path may end in a slash.
         scope = {**scope, "path": scope["path"].removesuffix("/") or "/"}
         scope["method"] = "GET" if is_head else scope["method"]

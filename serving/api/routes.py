@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from scalp_core.errors import ImageError
 from serving.admission.limits import Load
-from serving.api import batch, bulk, single
+from serving.api import batch, bulk, inference, single
 from serving.api.middleware import install
 from serving.api.single import GradeOptions
 from serving.http import openapi, problems
@@ -22,7 +22,7 @@ from serving.replicas.ingress import Replica
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 from serving.settings import Settings
 
-_BATCH_SIZE = "number of images in the forward pass"
+_BATCH_SIZE = {"description": "number of images in the forward pass", "schema": {"type": "integer"}}
 # The page has no build step and loads nothing from other hosts.
 _WEB = Path(__file__).parents[1] / "web"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
@@ -38,7 +38,7 @@ router = APIRouter()
     response_model=ExplainedResponse | GradeResponse,
     openapi_extra=single.request_body(),
     responses={
-        200: {"headers": {"X-Batch-Size": {"description": _BATCH_SIZE, "schema": {"type": "integer"}}}},
+        200: {"headers": {openapi.BATCH_SIZE: _BATCH_SIZE}},
         **openapi.problem_responses(415, 422),
     },
 )
@@ -53,7 +53,7 @@ async def grade(request: Request, replica: Replica, options: Annotated[GradeOpti
     except ImageError as error:
         raise problems.refuse_image(error) from None
     # A ready response: FastAPI would validate the answer again.
-    headers = {"X-Batch-Size": str(batch_size)}
+    headers = {openapi.BATCH_SIZE: str(batch_size)}
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
@@ -91,6 +91,10 @@ async def file(name: str) -> FileResponse:
     return FileResponse(_FILES[name], media_type=_TYPES[_FILES[name].suffix])
 
 
+ROUTERS = (router, batch.router, bulk.router, inference.router)
+"""Routes of the endpoint."""
+
+
 def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAPI:
     """Create the ASGI application of one replica.
 
@@ -115,9 +119,8 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         generate_unique_id_function=openapi.operation_id,
     )
     keys = install(api, settings, load, audit)
-    routers = (router, batch.router, bulk.router)
-    for group in routers:
+    for group in ROUTERS:
         api.include_router(group)
     openapi.install(api, keys=bool(keys))
-    problems.install(api, [route for group in routers for route in group.routes if isinstance(route, Route)])
+    problems.install(api, [route for group in ROUTERS for route in group.routes if isinstance(route, Route)])
     return api

@@ -52,7 +52,7 @@ class Rights(NamedTuple):
     """Rights of a key, parsed from its scopes.
 
     Args:
-        grade: Allows `/v1/grade`, `/v1/grade/batch` and `/v1/model`.
+        grade: Allows `/v1/grade`, `/v1/grade/batch`, `/v1/model` and `/v2/models/`.
         bulk: Canonical prefixes. Allows to start bulk runs on sources below them, and to read one's own runs.
         admin: Allows everything, including the bulk runs of all owners.
     """

@@ -11,17 +11,27 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from cluster.haproxy import CLOSED_PATHS, OPEN_INFERENCE_PATH
 from serving.schemas.grading import EndLine, FailedLine, Problem
+from serving.schemas.inference import InferRequest, OpenInferenceError
 
+BATCH_SIZE = "X-Batch-Size"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 _TAGS = [
     {"name": "grade", "description": "Images of the request, graded online."},
     {"name": "bulk", "description": "Prefixes and archives in storage, graded as jobs."},
+    {"name": "open inference", "description": "The Open Inference Protocol v2 of KServe and Triton."},
     {"name": "probes", "description": "Probes for load balancers and Kubernetes, without a key."},
 ]
 _TEMPLATE = "#/components/schemas/{model}"
-_BY_REFERENCE: tuple[type[BaseModel], ...] = (Problem, FailedLine, EndLine)
+_BY_REFERENCE: tuple[tuple[type[BaseModel], str], ...] = (
+    (Problem, "serialization"),
+    (FailedLine, "serialization"),
+    (EndLine, "serialization"),
+    (OpenInferenceError, "serialization"),
+    (InferRequest, "validation"),
+)
 # Statuses that routes do not declare: of HAProxy, the authorization and the limits.
 _OF_ALL = (400, 429, 500, 503)
 _WITH_A_KEY = (401, 403, 504)
@@ -33,7 +43,7 @@ _HEADERS = {401: {"WWW-Authenticate": {"description": "`Bearer`", **_TEXT}}, 429
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """`$ref` to the schema of a response, or of a model in `_BY_REFERENCE`."""
+    """`$ref` to the schema of a route, or of a model in `_BY_REFERENCE`."""
     return {"$ref": _TEMPLATE.format(model=model.__name__)}
 
 
@@ -41,6 +51,12 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Responses of a route for problems with these statuses."""
     content = {PROBLEM_MEDIA_TYPE: {"schema": reference(Problem)}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _open_inference_errors() -> dict[str, Any]:
+    """Contents of an error response of the Open Inference Protocol; HAProxy sends a problem with `error`."""
+    kinds: dict[str, type[BaseModel]] = {"application/json": OpenInferenceError, PROBLEM_MEDIA_TYPE: Problem}
+    return {kind: {"schema": reference(model)} for kind, model in kinds.items()}
 
 
 def operation_id(route: APIRoute) -> str:
@@ -52,7 +68,7 @@ def install(api: FastAPI, keys: bool) -> None:
     """Install a complete OpenAPI description in `api`.
 
     Args:
-        keys: Whether requests below `/v1/` need a key.
+        keys: Whether requests below `CLOSED_PATHS` need a key.
     """
 
     def document() -> dict[str, Any]:
@@ -66,15 +82,14 @@ def install(api: FastAPI, keys: bool) -> None:
 
 def _complete(schema: dict[str, Any], keys: bool) -> dict[str, Any]:
     components = schema["components"]
-    modes = [(model, "serialization") for model in _BY_REFERENCE]
-    components["schemas"] |= models_json_schema(modes, ref_template=_TEMPLATE)[1]["$defs"]  # type: ignore[arg-type]
+    components["schemas"] |= models_json_schema(_BY_REFERENCE, ref_template=_TEMPLATE)[1]["$defs"]  # type: ignore[arg-type]
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's refusals are problems here
         components["schemas"].pop(unused, None)
     if keys:
         key = {"type": "http", "scheme": "bearer", "description": "A key of `scalp keys new`."}
         components["securitySchemes"] = {"key": key}
     for path, operations in schema["paths"].items():
-        is_closed = path.startswith("/v1/")
+        is_closed = path.startswith(CLOSED_PATHS)
         for operation in operations.values():
             if keys and is_closed:
                 operation["security"] = [{"key": []}]
@@ -88,5 +103,7 @@ def _complete(schema: dict[str, Any], keys: bool) -> dict[str, Any]:
             for status, response in responses.items():
                 headers = _REQUEST_ID | _HEADERS.get(int(status), {})
                 response["headers"] = headers | response.get("headers", {})
+                if int(status) >= 400 and f"{path}/".startswith(OPEN_INFERENCE_PATH):
+                    response["content"] = _open_inference_errors()
             operation["responses"] = dict(sorted(responses.items()))
     return schema

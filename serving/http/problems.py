@@ -15,6 +15,7 @@ from scalp_core.errors import ImageError
 from serving.http import request_context
 from serving.http.openapi import PROBLEM_MEDIA_TYPE as MEDIA_TYPE
 from serving.schemas.grading import Problem
+from serving.schemas.inference import OpenInferenceError
 
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
 _STATUS_OF_IMAGE_CODE = {
@@ -41,6 +42,11 @@ _DIVIDE = "divide the batch, or grade it by `POST /v1/bulk`"
 CODES = {
     "bad_form": Code((400,), "the form cannot be read", "send `multipart/form-data` as browsers and curl do"),
     "bad_request": Code((400,), "the request is not valid HTTP or JSON", "correct the request"),
+    "bad_inference_request": Code(
+        (400,),
+        "the request does not follow the Open Inference Protocol, or does not fit the model",
+        "see `GET /v2/models/scalp`",
+    ),
     "no_key": Code((401,), "the request has no key", _KEY),
     "wrong_key": Code((401,), "the key is unknown", _KEY),
     "expired_key": Code((401,), "the key has expired", "ask the operator for a new key"),
@@ -69,6 +75,7 @@ CODES = {
         "use a prefix of `--bulk-source` and of the key's scope `bulk:PREFIX`",
     ),
     "not_found": Code((404,), "the path does not exist", "see `/openapi.json`"),
+    "unknown_model": Code((404,), "the path names another model or version", "see `GET /v2/models/scalp`"),
     "bulk_not_offered": Code(
         (404,), "bulk runs are turned off", "as operator, set `--bulk-source` and `--bulk-out`"
     ),
@@ -145,9 +152,12 @@ def status_of_image(code: str) -> int:
 
 
 def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem response to the current request."""
+    """A problem response to the current request, in the form of its protocol."""
     request = request_context.current()
     request.problem = code
+    if request.is_open_inference:
+        error = OpenInferenceError(error=detail).model_dump_json()
+        return Response(error, status, headers, "application/json")
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,

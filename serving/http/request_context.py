@@ -23,6 +23,7 @@ class RequestContext:
     """One request, from its head to the end of its response."""
 
     request_id: str
+    is_open_inference: bool = False  # a path of the Open Inference Protocol, whose errors have another form
     route: str | None = None  # path template, known after routing; None for an unknown path
     key: str | None = None  # id of the key, not the key itself
     owner: str = ""  # for quotas and budgets, see `admission.fairness`

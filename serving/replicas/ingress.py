@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -45,7 +45,7 @@ class Ingress:
         candidate: DeploymentHandle | None = None,
     ) -> None:
         bound_request_queue()
-        self._settings = settings
+        self.settings = settings
         self._create_api = create_api
         self.load = Load(settings.limits)
         self.audit = AuditLog(settings.audit) if settings.audit.folder else None
@@ -68,7 +68,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Create the ASGI application; Ray Serve calls this after the constructor."""
-        return self._create_api(self._settings, self.load, self.audit)
+        return self._create_api(self.settings, self.load, self.audit)
 
     async def grade(
         self, data: bytes, heatmap: bool = False, of_grade: int | None = None, is_paid: bool = False
@@ -85,7 +85,7 @@ class Ingress:
                 heatmap is unavailable.
         """
         try:
-            async with asyncio.timeout(self._settings.answer_seconds):
+            async with asyncio.timeout(self.settings.answer_seconds):
                 owner = request_context.current().owner
                 cost = await self._admission.measure(owner, data)
                 if not is_paid:
@@ -93,7 +93,7 @@ class Ingress:
                 answer, batch_size = await self._answer(data, cost, heatmap, of_grade)
         except TimeoutError:
             raise Refusal(
-                504, "too_slow", f"no answer within {self._settings.answer_seconds:g} s; try again"
+                504, "too_slow", f"no answer within {self.settings.answer_seconds:g} s; try again"
             ) from None
         except ImageError as error:
             self._metrics.observe_unreadable(error.code)
@@ -103,6 +103,38 @@ class Ingress:
         if self.audit is not None:
             self.audit.log_grade(answer)
         return answer, batch_size
+
+    async def grade_together(
+        self, images: Sequence[bytes], version: str | None = None
+    ) -> tuple[list[GradeResponse], int]:
+        """Grade the images of one request at the same time, all or none; see `grade`.
+
+        Args:
+            version: Model version that must grade them; None takes the current one.
+
+        Returns:
+            The responses, and the largest batch size of their passes.
+
+        Raises:
+            ImageError: An image cannot be decoded; the message has its number, from 0.
+            Refusal: As `grade`; the images have too many pixels together, or another model graded one.
+        """
+        owner = request_context.current().owner
+        self._admission.take(owner, await self._admission.measure_readable(owner, images))
+        results = await asyncio.gather(
+            *(self.grade(data, is_paid=True) for data in images), return_exceptions=True
+        )
+        answers, batch_sizes = [], []
+        for number, result in enumerate(results):
+            if isinstance(result, ImageError) and len(images) > 1:
+                raise ImageError(result.code, f"image {number}: {result.message}")
+            if isinstance(result, BaseException):
+                raise result
+            answers.append(result[0])
+            batch_sizes.append(result[1])
+        if version and {answer.model_version for answer in answers} != {version}:
+            raise Refusal(503, "model_changes", f"another version than {version} graded an image; try again")
+        return answers, max(batch_sizes)
 
     async def _answer(
         self, data: bytes, cost: float, heatmap: bool, of_grade: int | None
@@ -134,7 +166,7 @@ class Ingress:
 
     async def _served(self) -> ServedModel:
         bundle, model_version = await self._grader.call_with_timeout("served")
-        return ServedModel(bundle, model_version, self._settings.precision)
+        return ServedModel(bundle, model_version, self.settings.precision)
 
     async def is_ready(self) -> bool:
         """Whether the model answered the last check."""

@@ -206,7 +206,9 @@ def test_a_key_may_ask_so_often_and_another_is_not_refused_for_it(tmp_path):
         assert proxy.statuses(5, "/v1/grade", "another") == {401: 5}
         assert proxy.statuses(20, "/", GOOD) == {200: 20}  # the page and the probes
         status, headers, body = proxy.get("/v1/model", GOOD)
+        refused = proxy.get("/v2/models/scalp/infer", GOOD)
     problem = json.loads(body)
+    assert refused[0] == 429 and json.loads(refused[2])["error"] == problem["detail"]
     assert (status, problem["code"], headers["content-type"]) == (
         429, "too_many_requests", "application/problem+json",
     )  # fmt: skip

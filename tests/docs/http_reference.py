@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from scalp_core.errors import IMAGE_CODES, IMAGE_FIXES
-from serving.api import batch, bulk, routes
+from serving.api.routes import ROUTERS
 from serving.http import openapi
 from serving.http.problems import CODES, status_of_image
 from tests.docs.tables import GENERATED, field_table, first_part, table, type_text
@@ -18,7 +18,7 @@ from tests.docs.tables import GENERATED, field_table, first_part, table, type_te
 def http() -> str:
     """Reference of the routes, their schemas, and every problem code."""
     api = FastAPI(title="scalp", version="1", generate_unique_id_function=openapi.operation_id)
-    for group in (routes.router, batch.router, bulk.router):
+    for group in ROUTERS:
         api.include_router(group)
     openapi.install(api, keys=True)
     document = api.openapi()
@@ -49,8 +49,8 @@ For developers who call the endpoint. {GENERATED}
 `/openapi.json` of an endpoint has the same for programs.
 [serving.md](serving.md#how-to-call-the-endpoint) has examples.
 
-Routes below `/v1/` need a key as `Authorization: Bearer KEY`, if the endpoint has keys. HEAD works wherever
-GET does. Each answer has the header `X-Request-ID`; a client may set it.
+Routes below `/v1/` and `/v2/models/` need a key as `Authorization: Bearer KEY`, if the endpoint has keys.
+HEAD works wherever GET does. Each answer has the header `X-Request-ID`; a client may set it.
 
 ## Routes
 
@@ -59,7 +59,8 @@ GET does. Each answer has the header `X-Request-ID`; a client may set it.
 
 A refusal is `application/problem+json` with a stable `code`, one line in `detail`, and `request_id`. HAProxy
 answers two requests in HTML without an id: 400 for a malformed or large head, 408 for a slow head.
-`Retry-After` is the number of seconds to wait.
+`Retry-After` is the number of seconds to wait. Routes below `/v2` answer `{{"error": "…"}}` with the same
+statuses, as the Open Inference Protocol wants.
 
 {table(columns, codes)}
 ### Codes of images
@@ -98,7 +99,7 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> str:
         parts.append(f"Body: {', '.join(f'`{kind}`' for kind in body['content'])}.\n")
     answers, problems = [], []
     for number, response in operation["responses"].items():
-        if openapi.PROBLEM_MEDIA_TYPE in response.get("content", {}):
+        if int(number) >= 400:
             problems.append(number)
             continue
         kinds = response.get("content", {"no body": {}})

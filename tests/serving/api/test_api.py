@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette import formparsers
 
+from cluster.haproxy import CLOSED_PATHS
 from scalp_core.errors import ImageError
 from serving.admission.limits import Load
 from serving.api import single
@@ -210,8 +211,9 @@ def test_the_description_of_the_api_is_complete(monkeypatch):
         for operation in operations.values():
             ids.append(operation["operationId"])
             assert operation["tags"] and operation["tags"][0] in {tag["name"] for tag in document["tags"]}
-            assert operation.get("security") == ([{"key": []}] if path.startswith("/v1/") else None)
-            expected = {"400", "429", "500", "503"} | ({"401", "403"} if path.startswith("/v1/") else set())
+            assert operation.get("security") == ([{"key": []}] if path.startswith(CLOSED_PATHS) else None)
+            expected = {"400", "429", "500", "503"}
+            expected |= {"401", "403"} if path.startswith(CLOSED_PATHS) else set()
             expected |= {"408", "413"} if "requestBody" in operation else set()
             assert expected <= set(operation["responses"])
             for status, response in operation["responses"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from scalp_core.results.schema import Signature
 from serving.api.routes import create_api
 from serving.http import problems
 from serving.replicas import ingress as module
+from serving.replicas.handles import hash_of
 from serving.replicas.ingress import Ingress, replica
 from serving.schemas.grading import Graded
 from serving.settings import Settings
@@ -87,14 +89,14 @@ class Endpoint:
         self._settings = Settings(audit={"folder": str(folder)}, **settings)
         self._folder = folder
 
-    def post(self, path: str = "/v1/grade") -> httpx.Response:
+    def post(self, path: str = "/v1/grade", **body: Any) -> httpx.Response:
         async def send() -> httpx.Response:
             ingress = Ingress(self._settings, self.grader, self.explainer, create_api)
             api = ingress.__serve_build_asgi_app__()
             api.dependency_overrides[replica] = lambda: ingress
             transport = httpx.ASGITransport(api, client=("127.0.0.1", 1))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                answer = await client.post(path, files={"file": jpeg(0)})
+                answer = await client.post(path, **(body or {"files": {"file": jpeg(0)}}))
             ingress.audit.close()
             return answer
 
@@ -169,3 +171,33 @@ def test_heatmap_of_another_bundle_is_refused_in_one_line(endpoint):
     answer = endpoint(GRADED, UserError("the bundle has changed; try again")).post("/v1/grade?heatmap=true")
     assert refused(answer) == (422, "no_heatmap")
     assert answer.json()["detail"] == "the bundle has changed; try again"
+
+
+def infer(*images: bytes) -> dict[str, Any]:
+    data = [base64.b64encode(image).decode() for image in images]
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}]}
+
+
+def test_images_of_one_request_are_audited_one_by_one_and_charged_together(endpoint):
+    path, images = "/v2/models/scalp/infer", [jpeg(0), jpeg(1)]
+    both = endpoint(GRADED)
+    assert both.post(path, json=infer(*images)).status_code == 200
+    assert {line["sha256"] for line in both.audited} == {hash_of(data) for data in images}
+    assert [line["grade"] for line in both.audited] == [2, 2]
+    small = endpoint(GRADED, limits={"max_megapixels": 0.06, "megapixels_per_minute": 0.6})
+    answer = small.post(path, json=infer(*images))
+    assert answer.status_code == 413 and "megapixels" in answer.json()["error"]
+    assert small.grader.calls == []
+
+
+def test_one_image_that_is_damaged_refuses_its_request_and_is_audited(endpoint):
+    made = endpoint(GRADED)
+    answer = made.post("/v2/models/scalp/infer", json=infer(jpeg(0), b"no image"))
+    assert answer.status_code == 415 and answer.json()["error"].startswith("image 1: ")
+    assert {line.get("problem") for line in made.audited} == {None, "not_an_image"}
+
+
+def test_a_version_of_the_request_that_another_model_replaced_is_not_answered(endpoint):
+    made = endpoint(GRADED)
+    made.grader._outcomes["describe"] = SimpleNamespace(model_version="made-0")
+    assert made.post("/v2/models/scalp/versions/made-0/infer", json=infer(jpeg(0))).status_code == 503
