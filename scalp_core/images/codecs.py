@@ -2,7 +2,7 @@
 
 JPEG is decoded by libjpeg-turbo (simplejpeg), at the smallest scale that is large enough; a warning of the
 decoder is an error. Other formats, and rare kinds of JPEG, are decoded by Pillow. Both release Python's GIL.
-docs/architecture.md has the measurements behind the choice.
+A DICOM file is its pixels, or the JPEG inside. docs/architecture.md has the measurements behind the choice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from scalp_core.errors import ImageError
+
+if TYPE_CHECKING:
+    from scalp_core.images.dicom import Frame
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "TIFF")
 MAX_BYTES = 32 * 2**20
@@ -33,6 +37,7 @@ _SIGNATURES = {
     "WEBP": rb"RIFF....WEBP",
     "BMP": rb"BM",
     "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "DICOM": rb".{128}DICM",
 }
 _KNOWN = re.compile(
     "|".join(f"(?P<{name}>{p.decode('latin-1')})" for name, p in _SIGNATURES.items()).encode("latin-1"), re.S
@@ -63,6 +68,8 @@ _HARMLESS = re.compile(r"JFIF revision|Invalid SOS parameters|Adobe color transf
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 _UNKNOWN = (0, 0, "")
+# Markers by which a JPEG declares its colors; without them libjpeg guesses.
+_COLOR_MARKERS = (b"JFIF\0", b"Adobe")
 
 Target = Callable[[int, int], tuple[int, int]]
 """Maps width and height of the file to the smallest width and height that the caller needs."""
@@ -99,6 +106,11 @@ def read_picture(data: bytes, target: Target) -> Picture:
             `too_many_pixels`, `too_many_scans`, `truncated` or `corrupt`. Partial images are rejected.
     """
     kind = detect_format(data)
+    if kind == "DICOM":
+        frame = open_dicom(data)
+        if frame.pixels is not None:
+            return Picture(frame.pixels)
+        data, kind = frame.jpeg or b"", "JPEG"
     if kind == "JPEG":
         picture = _read_jpeg(data, target)
         if picture is not None:
@@ -111,10 +123,51 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
     Raises:
         ImageError: `empty`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `too_many_pixels`,
-            `truncated` or `corrupt`.
+            `truncated` or `corrupt`; of a DICOM file also `unsupported_mode`.
     """
-    with _opened(data, detect_format(data)) as image:
+    kind = detect_format(data)
+    if kind == "DICOM":
+        frame = open_dicom(data)
+        return frame.width, frame.height
+    with _opened(data, kind) as image:
         return image.size
+
+
+def open_dicom(data: bytes) -> Frame:
+    """Read the frame of a DICOM file, checked but not decoded.
+
+    Raises:
+        ImageError: as for `read_picture`.
+    """
+    try:
+        from scalp_core.images import dicom  # pydicom takes a second to import
+    except ModuleNotFoundError:
+        raise ImageError(
+            "unsupported_format",
+            "a DICOM file, which needs pydicom; install the extra scalp[clinical], or save it as JPEG",
+        ) from None
+    frame = dicom.read_frame(data, MAX_PIXELS)
+    if frame.jpeg is not None:
+        _check_jpeg_in_dicom(frame, frame.jpeg)
+    return frame
+
+
+def _check_jpeg_in_dicom(frame: Frame, jpeg: bytes) -> None:
+    if detect_format(jpeg) != "JPEG":
+        raise ImageError("corrupt", "the DICOM file announces a JPEG, and has other bytes")
+    width, height, colors = _jpeg_header(jpeg)
+    if not width:
+        width, height = picture_size(jpeg)
+    if (width, height) != (frame.width, frame.height):
+        raise ImageError(
+            "corrupt",
+            f"the DICOM header says {frame.width}x{frame.height} pixels, the JPEG has {width}x{height}",
+        )
+    if frame.colors == "RGB" and colors != "RGB" and not any(name in jpeg[:4096] for name in _COLOR_MARKERS):
+        raise ImageError(
+            "unsupported_mode",
+            "the DICOM header says RGB, and the JPEG does not say what its colors are; save it as JPEG",
+        )
 
 
 def read_header(data: bytes) -> Header:
@@ -124,6 +177,11 @@ def read_header(data: bytes) -> Header:
         ImageError: as for `picture_size`.
     """
     kind = detect_format(data)
+    if kind == "DICOM":
+        frame = open_dicom(data)
+        if frame.jpeg is not None:
+            return read_header(frame.jpeg)
+        return Header(kind, frame.width, frame.height, frame.width * frame.height / 1e6)
     width, height, _ = _jpeg_header(data) if kind == "JPEG" else _UNKNOWN
     if not width:
         width, height = picture_size(data)
@@ -159,7 +217,7 @@ def detect_format(data: bytes) -> str:
     if foreign and foreign.lastgroup:
         name = foreign.lastgroup.replace("_", " ")
         raise ImageError("unsupported_format", f"a {name} file; save it as one of {readable}")
-    raise ImageError("not_an_image", f"the bytes are not one of {readable}; check the file")
+    raise ImageError("not_an_image", f"the bytes are not one of {readable}, DICOM; check the file")
 
 
 def _read_jpeg(data: bytes, target: Target) -> Picture | None:

@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes, spec: Preprocess) -> Decoded:
-    """Decode and resize one JPEG, PNG, WebP, BMP or TIFF image, upright by its EXIF orientation.
+    """Decode and resize one JPEG, PNG, WebP, BMP, TIFF or DICOM image, upright by its EXIF orientation.
 
     Raises:
         ImageError: see `codecs.read_picture`. Partial images are rejected.

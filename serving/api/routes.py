@@ -43,7 +43,7 @@ router = APIRouter()
     },
 )
 async def grade(request: Request, replica: Replica, options: Annotated[GradeOptions, Query()]) -> Response:
-    """Grade one image (JPEG, PNG, WebP, BMP or TIFF), sent as the body or as the field `file` of a form.
+    """Grade one image (JPEG, PNG, WebP, BMP, TIFF, DICOM), sent as the body or as the field `file` of a form.
 
     The options are in the query, or fields of the form. The image is not stored.
     """

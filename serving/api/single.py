@@ -14,7 +14,10 @@ from serving.http.multipart import read_file, read_form
 from serving.http.problems import Refusal, refuse_image
 
 # Content types that clients may send; the bytes decide the format.
-IMAGES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
+IMAGES = (
+    "image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/dicom",
+    "application/octet-stream",
+)  # fmt: skip
 _MAX_PARTS = 16
 _MAX_OPTION_BYTES = 64
 

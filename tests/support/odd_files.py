@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scalp_core.errors import IMAGE_CODES
+from tests.support.dicom_files import dicom
 
 GRADED = "graded"
 # A damaged file may still decode to an image without a visible defect.
@@ -67,6 +68,8 @@ def sound_files() -> dict[str, bytes]:
         "png_clear": encoded(clear, "PNG"),
         "png_palette_alpha": encoded(image.convert("P"), "PNG", transparency=3),
     }
+    files["dicom_jpeg"] = dicom(files["jpeg"], image.size, fragments=3)
+    files["dicom_rgb"] = dicom(np.asarray(image))
     # The transform byte of Adobe's marker makes YCCK of CMYK.
     at = files["jpeg_cmyk"].index(b"Adobe") + 11
     files["jpeg_ycck"] = files["jpeg_cmyk"][:at] + b"\x02" + files["jpeg_cmyk"][at + 1 :]
