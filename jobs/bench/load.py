@@ -1,6 +1,6 @@
 """Load generator: images over keep-alive HTTP connections, from one process.
 
-`setup` makes the requests in a separate process (`measure.OwnProcess`), in which the other functions run.
+`setup` or `setup_requests` prepares a separate process (`measure.OwnProcess`); the other functions run there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, count, cycle, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -25,6 +25,14 @@ _BOUNDARY = "photograph-0d5e1f6c"
 _TIMEOUT_S = 30.0
 # After a lost connection: bounds the retries while a server is unavailable.
 _PAUSE_S = 0.05
+
+
+class Requests(NamedTuple):
+    """Requests that are sent in turn; `path` begins with a slash."""
+
+    path: str
+    headers: dict[str, str]
+    bodies: list[bytes]
 
 
 @dataclass
@@ -78,15 +86,23 @@ def summarize(loads: list[Load]) -> dict[str, Any]:
     }
 
 
-_bodies: list[bytes]
-_headers: dict[str, str]
+_requests: Requests
 
 
 def setup(files: list[bytes], key: str | None = None) -> None:
-    """Make the requests of these images, once."""
-    global _bodies, _headers
-    _bodies = [form(data) for data in files]
-    _headers = headers(key)
+    """Make the requests to `/v1/grade` of these images, once."""
+    setup_requests(make_requests(files, key))
+
+
+def setup_requests(requests: Requests) -> None:
+    """Set the requests to send."""
+    global _requests
+    _requests = requests
+
+
+def make_requests(files: list[bytes], key: str | None = None) -> Requests:
+    """Make requests to `/v1/grade` with one image each."""
+    return Requests(PATH, headers(key), [form(data) for data in files])
 
 
 def form(data: bytes) -> bytes:
@@ -127,8 +143,8 @@ def answers(url: str) -> list[dict[str, Any]]:
 async def _answers(url: str) -> list[dict[str, Any]]:
     parsed = []
     async with _session(url) as session:
-        for data in _bodies:
-            async with session.post(PATH[1:], data=data) as answer:
+        for data in _requests.bodies:
+            async with session.post(_requests.path[1:], data=data) as answer:
                 body = await answer.read()
             if answer.status != 200:
                 raise RuntimeError(f"{url} answers {answer.status}: {body.decode()[:500]}")
@@ -139,7 +155,7 @@ async def _answers(url: str) -> list[dict[str, Any]]:
 async def _closed(url: str, concurrency: int, warm_up: float, seconds: float) -> Load:
     cpu, result = time.process_time(), Load(seconds)
     begin = time.perf_counter() + warm_up
-    end, bodies, result.began = begin + seconds, cycle(_bodies), begin
+    end, bodies, result.began = begin + seconds, cycle(_requests.bodies), begin
 
     async def client(session: aiohttp.ClientSession) -> None:
         while (sent := time.perf_counter()) < end:
@@ -155,7 +171,7 @@ async def _closed(url: str, concurrency: int, warm_up: float, seconds: float) ->
 async def _open(url: str, rate: float, warm_up: float, seconds: float, seed: int) -> Load:
     cpu, result = time.process_time(), Load(seconds)
     start = time.perf_counter()
-    begin, bodies = start + warm_up, cycle(_bodies)
+    begin, bodies = start + warm_up, cycle(_requests.bodies)
     result.began = begin
     async with _session(url) as session, asyncio.TaskGroup() as tasks:
         for arrival in _arrivals(rate, warm_up + seconds, seed):
@@ -176,7 +192,7 @@ def _session(url: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         f"{url.rstrip('/')}/",
         connector=aiohttp.TCPConnector(limit=0),
-        headers=_headers,
+        headers=_requests.headers,
         timeout=aiohttp.ClientTimeout(_TIMEOUT_S),
     )
 
@@ -187,7 +203,7 @@ async def _send(
     """Send one request, and count its answer if it arrives within `counted`; return whether there is one."""
     answer = None
     try:
-        async with session.post(PATH[1:], data=data) as answer:
+        async with session.post(_requests.path[1:], data=data) as answer:
             await answer.read()
         is_success = answer.status == 200
     except (OSError, TimeoutError, aiohttp.ClientError):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
-from jobs.bench import inputs, load
+from jobs.bench import inputs, load, open_inference
 from jobs.bench.measure import OwnProcess, write_result
 from jobs.common.console import SUMMARY_FILE, console, show
 from scalp_core import storage
 from scalp_core.errors import UserError
 
 KIND = "serve-url"
+Protocol = Literal["scalp", "oip"]
 _WARM_UP_S = 1.0
 _CHECK_S = 60.0
 
@@ -25,6 +26,8 @@ def bench_serve(
     rate: float | None = None,
     seconds: float = 30.0,
     key: str | None = None,
+    protocol: Protocol = "scalp",
+    model: str = "scalp",
 ) -> dict[str, Any]:
     """Load an endpoint, and measure its answers; the arguments are the options of `scalp bench serve`.
 
@@ -36,8 +39,12 @@ def bench_serve(
     """
     _check_url(url)
     files = inputs.read_images(photographs)
-    _check_endpoint(url, files[0], key)
-    client = OwnProcess(load.setup, files, key)
+    if protocol == "oip":
+        requests = open_inference.make_requests(url, model, files, key)
+    else:
+        requests = load.make_requests(files, key)
+    _check_endpoint(url, requests)
+    client = OwnProcess(load.setup_requests, requests)
     try:
         with console.status(f"loading {url}"):
             run, size = (load.open_loop, rate) if rate else (load.closed, clients)
@@ -49,6 +56,7 @@ def bench_serve(
     except ValueError as error:
         raise UserError(f"{url}: {error} in {seconds:g} s") from None
     settings = {"url": url, "photographs": photographs, "clients": clients, "rate": rate, "seconds": seconds}
+    settings |= {"protocol": protocol} | ({"model": model} if protocol == "oip" else {})
     summary = write_result(out, KIND, settings, [row], {})
     show(KIND, row | {"summary": storage.join(storage.absolute(out), SUMMARY_FILE)})
     return summary
@@ -65,12 +73,10 @@ def _check_url(url: str) -> None:
         raise UserError(f"--url {url} contains a user name; write the host without it")
 
 
-def _check_endpoint(url: str, image: bytes, key: str | None) -> None:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+def _check_endpoint(url: str, requests: load.Requests) -> None:
+    address = f"{url.rstrip('/')}{requests.path}"
     try:
-        answer = httpx.post(
-            f"{url.rstrip('/')}{load.PATH}", files={"file": image}, headers=headers, timeout=_CHECK_S
-        )
+        answer = httpx.post(address, content=requests.bodies[0], headers=requests.headers, timeout=_CHECK_S)
     except httpx.TransportError as error:
         raise UserError(f"{url} is unreachable: {error}; start it with `scalp serve`") from None
     if answer.status_code != 200:

@@ -6,7 +6,7 @@ Comparisons with other frameworks are in a checkout: `python -m tests.benchmarks
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,13 +75,18 @@ def bench_serve(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="measured time, seconds, after one of warm-up")] = 30,
+    protocol: Annotated[
+        Literal["scalp", "oip"],
+        typer.Option(help="scalp: /v1/grade; oip: any server of the Open Inference Protocol v2 over HTTP"),
+    ] = "scalp",
+    model: Annotated[str, typer.Option(help="model of --protocol oip, with one BYTES input")] = "scalp",
 ) -> None:
     """Measure throughput and latency of a running endpoint."""
     from jobs.bench.serve import KIND
     from jobs.bench.serve import bench_serve as verb
 
     key = key_file.read_text().strip() if key_file else None
-    verb(check_out(out, KIND), url, photographs, clients, rate, seconds, key)
+    verb(check_out(out, KIND), url, photographs, clients, rate, seconds, key, protocol, model)
 
 
 @bench.command("decisions", epilog="Example: scalp bench decisions --draws 20")

@@ -10,6 +10,8 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from jobs.bench.serve import bench_serve
+from scalp_core.errors import UserError
 from tests.support.images import jpeg
 
 IMAGES = [jpeg(seed) for seed in range(3)]
@@ -71,6 +73,14 @@ def test_a_client_without_the_binary_extension_sends_base64(endpoint, truth):
     size = len(answer.content)
     check(triton.InferenceServerClient.parse_response_body(answer.content), truth)
     assert int(answer.headers["content-length"]) == size and "inference" not in str(answer.headers).lower()
+
+
+def test_the_load_generator_of_any_server_of_the_protocol_loads_this_one(endpoint, tmp_path):
+    summary = bench_serve(str(tmp_path), endpoint.origin, clients=2, seconds=1, protocol="oip")
+    (row,) = summary["rows"]
+    assert row["errors"] == 0 < row["requests_per_second"] and row["batch_fill"] >= 1
+    with pytest.raises(UserError, match="answers 404: .*no model of this name"):
+        bench_serve(str(tmp_path), endpoint.origin, protocol="oip", model="resnet")
 
 
 def test_a_client_is_told_why(client):
