@@ -126,6 +126,11 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     batch: BatchSettings = Field(BatchSettings(), description="limits of /v1/grade/batch")
     bulk: BulkSettings | None = Field(None, description="settings of /v1/bulk; None turns it off")
     candidate: CandidateSettings | None = Field(None, description="settings of a shadow or canary")
+    cache_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB of each grader replica for answers, if an owner sends an image again; 0: off",
+    )
     answer_seconds: float = Field(
         30, gt=0, description="seconds until a request without an answer fails with 504"
     )

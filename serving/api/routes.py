@@ -22,7 +22,10 @@ from serving.replicas.ingress import Replica
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
 from serving.settings import Settings
 
-_BATCH_SIZE = {"description": "number of images in the forward pass", "schema": {"type": "integer"}}
+_BATCH_SIZE = {
+    "description": "number of images in the forward pass; 0: cached answer",
+    "schema": {"type": "integer"},
+}
 # The page has no build step and loads nothing from other hosts.
 _WEB = Path(__file__).parents[1] / "web"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}

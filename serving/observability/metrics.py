@@ -134,6 +134,11 @@ class GraderMetrics:
         self._unlikeness = Histogram(
             "scalp_unlikeness", "distance from the train split; above 1 an image is referred", _UNLIKENESS
         )
+        self._lookups = Counter(
+            "scalp_cache_lookups",
+            "images that were looked up in the cache of answers; result: hit or miss. Hits count as graded",
+            ("result",),
+        )
         self._drift_level = Gauge(
             "scalp_drift_level",
             f"drift of the last {_WINDOW_IMAGES:,} images of a replica: -1 too few images, 0 none, 1 some, "
@@ -180,6 +185,10 @@ class GraderMetrics:
                 self._unlikeness.observe(grading.unlikeness)
         if self._window:
             self._window.add(gradings, np.stack(statistics))
+
+    def observe_lookup(self, is_hit: bool) -> None:
+        """Record a lookup in the cache of answers."""
+        self._lookups.inc(1, {"result": "hit" if is_hit else "miss"})
 
     def publish(self, waiting: int) -> None:
         """Set the gauges; call it every few seconds, because Ray drops stale gauges."""

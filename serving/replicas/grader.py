@@ -24,6 +24,7 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import Signature
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, FairQueue
 from serving.observability.metrics import GraderMetrics
+from serving.replicas.answer_cache import AnswerCache, CachedAnswer
 from serving.schemas.grading import Graded, ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
 
@@ -45,6 +46,8 @@ class _Waiting:
     answer: asyncio.Future[Graded | Preprocess]
     since: float
     owner: str
+    sha256: str
+    notes: tuple[str, ...]
 
 
 class _Pass(NamedTuple):
@@ -66,6 +69,7 @@ class _Model:
     spec: BundleSpec  # contract of the bundle with the thresholds of the settings
     bundle: str
     settings: ModelSettings
+    cache: AnswerCache
 
 
 class Grader:
@@ -146,25 +150,48 @@ class Grader:
         if in_lanes:
             in_lanes.warm_up(settings.max_batch_size)
         signature = Signature(predictor.model_version, predictor.computed_by)
-        return _Model(
-            predictor, signature, in_lanes, lanes, _with_thresholds(predictor.spec, settings), uri, settings
-        )
+        spec = _with_thresholds(predictor.spec, settings)
+        cache = AnswerCache(endpoint.cache_mib)
+        return _Model(predictor, signature, in_lanes, lanes, spec, uri, settings, cache)
+
+    async def find_cached(self, sha256: str, owner: str) -> tuple[Graded, tuple[str, ...]] | None:
+        """Answer of the current model to an image that `owner` sent before, with its notes, if it is kept.
+
+        It counts in the metrics like a graded image, but not as a pass: its batch size is 0.
+        """
+        model = self._current()
+        answer = model.cache.get(owner, sha256)
+        self._metrics.observe_lookup(is_hit=answer is not None)
+        if answer is None:
+            return None
+        self._metrics.observe_gradings([answer.grading], [answer.statistics])
+        return Graded(answer.grading, model.signature, model.bundle, 0, 0.0, 0.0), answer.notes
 
     async def grade(
-        self, image: np.ndarray, statistics: np.ndarray, preprocess: Preprocess, owner: str = LOCAL_OWNER
+        self,
+        image: np.ndarray,
+        statistics: np.ndarray,
+        preprocess: Preprocess,
+        owner: str = LOCAL_OWNER,
+        sha256: str = "",
+        notes: tuple[str, ...] = (),
     ) -> Graded | Preprocess:
         """Grade one image.
 
         Args:
             image: uint8 (size, size, 3) from `preprocess.decode`.
             statistics: float (K,) of the image, from `statistics.measure`.
+            sha256: Hash of the file, for the cache of answers; not kept if it is empty.
+            notes: Notes of the decoding, for the cache.
 
         Returns:
             The grading; or the preprocessing of the model, if it differs from that of the image.
         """
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
         self._active.record(owner)
-        self._waiting.push(owner, _Waiting(image, statistics, preprocess, answer, time.monotonic(), owner))
+        since = time.monotonic()
+        waiting = _Waiting(image, statistics, preprocess, answer, since, owner, sha256, notes)
+        self._waiting.push(owner, waiting)
         self._start_passes()
         return await answer
 
@@ -221,6 +248,8 @@ class Grader:
         self._pass_ended_at, self._failed = time.monotonic(), None
         seconds = self._pass_ended_at - started
         for waiting, grading in zip(batch, gradings, strict=True):
+            answer = CachedAnswer(grading, waiting.notes, waiting.statistics)
+            model.cache.put(waiting.owner, waiting.sha256, answer)
             if not waiting.answer.done():
                 waiting.answer.set_result(
                     Graded(

@@ -154,6 +154,13 @@ class GraderClient(DeploymentClient):
         self._decoders = decoders
         self._preprocess: Preprocess | None = None
 
+    async def find_cached(self, sha256: str) -> tuple[Graded, tuple[str, ...]] | None:
+        """Answer to an image that the owner of the request sent before; see `Grader.find_cached`."""
+        answer: tuple[Graded, tuple[str, ...]] | None = await self.call(
+            "find_cached", sha256, request_context.current().owner
+        )
+        return answer
+
     async def grade(
         self, data: bytes, cost: float = 0.0, image: DecodedImage | None = None
     ) -> tuple[DecodedImage, Graded]:
@@ -176,7 +183,9 @@ class GraderClient(DeploymentClient):
                     with self._metrics.stage("decode"):
                         image = await self._decoders.run(owner, cost, decode_image, data, preprocess)
                 pixels, statistics = image.decoded.pixels, image.statistics
-                result = await self.call("grade", pixels, statistics, preprocess, owner)
+                result = await self.call(
+                    "grade", pixels, statistics, preprocess, owner, image.sha256, tuple(image.decoded.notes)
+                )
                 if isinstance(result, Graded):
                     self._preprocess = preprocess
                     return image, result

@@ -66,6 +66,12 @@ class Rollout:
             task.add_done_callback(self._copies.discard)
         return image, graded
 
+    async def find_cached(self, sha256: str) -> tuple[Graded, tuple[str, ...]] | None:
+        """Answer of the model that grades this image, if it is kept; a shadow grades no copy again."""
+        is_canary = self._settings.mode == "canary" and is_chosen(sha256, self._settings.share)
+        is_candidate = is_canary and self._breaker_state() == "closed"
+        return await (self._candidate if is_candidate else self._first).find_cached(sha256)
+
     def describe(self) -> CandidateState:
         """State of the candidate."""
         settings = self._settings

@@ -173,6 +173,29 @@ def test_heatmap_of_another_bundle_is_refused_in_one_line(endpoint):
     assert answer.json()["detail"] == "the bundle has changed; try again"
 
 
+def test_a_cached_answer_is_audited_and_charged_like_another_and_has_no_pass(endpoint):
+    made = endpoint(GRADED, cache_mib=1, limits={"max_megapixels": 0.1, "megapixels_per_minute": 0.1})
+    made.grader._outcomes["find_cached"] = (GRADED._replace(batch_size=0), ("first_frame_only",))
+    answer = made.post()
+    assert (answer.json()["grade"], answer.json()["notes"]) == (2, ["first_frame_only"])
+    assert answer.headers["x-batch-size"] == "0" and made.grader.calls == ["find_cached"]
+    (line,) = made.audited
+    assert (line["sha256"], line["grade"]) == (hash_of(jpeg(0)), 2)
+    many = [made.post("/v2/models/scalp/infer", json=infer(*[jpeg(0)] * n)).status_code for n in (2, 32)]
+    assert many == [200, 413]
+
+
+def test_an_image_is_graded_if_it_is_not_cached_or_needs_a_heatmap_or_nothing_is_cached(endpoint):
+    made = endpoint(GRADED, cache_mib=1)
+    made.grader._outcomes["find_cached"] = None
+    assert made.post().status_code == 200 and made.grader.calls == ["find_cached", "preprocess", "grade"]
+    made.grader.calls.clear()
+    assert made.post("/v1/grade?heatmap=true").json()["heatmap"]
+    assert made.grader.calls == ["preprocess", "grade"]
+    off = endpoint(GRADED)
+    assert off.post().status_code == 200 and off.grader.calls == ["preprocess", "grade"]
+
+
 def infer(*images: bytes) -> dict[str, Any]:
     data = [base64.b64encode(image).decode() for image in images]
     return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}]}

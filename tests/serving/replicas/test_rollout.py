@@ -30,7 +30,8 @@ class Handle:
         self.seconds, self.error = seconds, None
         self.way = preprocess or Preprocess(size=64)
         self.asked = 0
-        self.grade, self.preprocess, self.describe = map(self._method, ("grade", "preprocess", "describe"))
+        names = ("grade", "preprocess", "describe", "find_cached")
+        self.grade, self.preprocess, self.describe, self.find_cached = map(self._method, names)
 
     def options(self, **_: object) -> Handle:
         return self
@@ -85,6 +86,22 @@ def test_where_a_canary_hangs_the_first_answers_in_time_and_soon_it_is_not_asked
         assert candidate.asked == 5
         state = rollout.describe()
         assert (state.breaker, state.failures) == ("open", 5)
+
+    run(scenario())
+
+
+def test_a_cached_answer_is_that_of_the_model_which_grades_the_image():
+    async def scenario() -> None:
+        for mode, failures, expected in (("canary", 0, (0, 1)), ("canary", 5, (1, 0)), ("shadow", 0, (1, 0))):
+            candidate = Handle()
+            rollout, first, _, _ = made(mode, candidate)
+            candidate.error = RuntimeError("it failed")
+            for seed in range(failures):
+                await rollout.grade(jpeg(seed))
+            candidate.error = None
+            first.asked = candidate.asked = 0
+            await rollout.find_cached("00" * 32)
+            assert (first.asked, candidate.asked) == expected
 
     run(scenario())
 
