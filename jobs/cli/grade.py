@@ -165,8 +165,26 @@ def results(
         ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help="output file: .csv, .jsonl or .parquet, local or s3://")
+        str | None,
+        typer.Option(
+            help="output file: .csv, .jsonl or .parquet; with --write .ndjson or .zip. Local or s3://"
+        ),
     ] = None,
+    write: Annotated[
+        Literal["fhir", "dicom-sr"] | None,
+        typer.Option(
+            help="write one clinical document per row to the file of --to. fhir: .ndjson with one "
+            "transaction per line; dicom-sr: .zip of structured reports"
+        ),
+    ] = None,
+    patients: Annotated[
+        bool,
+        typer.Option(
+            "--patients",
+            help="copy patient and study from the headers of DICOM images, which are read again, to the "
+            "documents of --write",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file of --to")] = False,
     sql: Annotated[str | None, typer.Option(help="your own SQL select from the table `results`")] = None,
     json_: JsonOption = False,
@@ -177,7 +195,7 @@ def results(
     from scalp_core.results.query import Selection
 
     selection = Selection(only, grade, under and parse_under(under))
-    verb(out, selection, by, sql, limit, to, overwrite, json_)
+    verb(out, selection, by, sql, limit, to, overwrite, json_, write, patients)
 
 
 def review(

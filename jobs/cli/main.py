@@ -164,6 +164,7 @@ app.command(
     rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp results graded/ --by folder\n\n"
     "scalp results graded/ --only failed --to failed.csv\n\n"
+    "scalp results graded/ --write fhir --to graded.ndjson\n\n"
     "scalp results graded/ --sql 'select grade, count(*) from results group by grade'",
 )(results)
 app.command(

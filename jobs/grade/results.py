@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common.console import console, print_json, show
+from jobs.common.console import SUMMARY_FILE, console, print_json, show
 from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.results.documents import SUFFIXES, Document, write_documents
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines, json_text
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
@@ -38,6 +39,8 @@ def results(
     to: str | None = None,
     overwrite: bool = False,
     as_json: bool = False,
+    write: Document | None = None,
+    patients: bool = False,
 ) -> int:
     """Query the rows of a run, finished or not: counts, the result of a query, or rows; else an overview.
 
@@ -50,6 +53,8 @@ def results(
         to: File to write.
         overwrite: Whether to replace an existing file.
         as_json: Whether to print one JSON document, with all columns of selected rows.
+        write: Kind of clinical documents to write to `to`, one per row.
+        patients: Whether documents name the patient and study of DICOM files, which are read again.
 
     Returns:
         Number of lines that were printed or written.
@@ -61,8 +66,15 @@ def results(
         raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
     if to is not None and as_json:
         raise UserError("--json prints the rows, and --to writes them; give one of the two")
+    if patients and write is None:
+        raise UserError("--patients is for documents; add --write fhir or --write dicom-sr")
+    if write is not None and (to is None or by or sql is not None):
+        raise UserError(
+            f"--write {write} writes one document per row; name its file with --to FILE{SUFFIXES[write]}, "
+            "and omit --by and --sql"
+        )
     if to is not None:
-        _check_file(to, storage.absolute(out), overwrite)
+        _check_file(to, storage.absolute(out), overwrite, [SUFFIXES[write]] if write else list(_WRITERS))
     with ResultRows(out) as graded:
         if not graded.finished:
             _say(f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it")
@@ -78,6 +90,11 @@ def results(
             answer = graded.totals_by(by, selection)
         else:
             answer = graded.select_rows(selection) if to or as_json else graded.describe_rows(selection)
+        if write is not None and to is not None:
+            if not graded.finished:
+                raise UserError(f"{out} is not finished; finish it with the same scalp grade command first")
+            synthetic = _is_synthetic(graded.out)
+            return _write_documents(write, answer, storage.absolute(to), limit, synthetic, patients)
         if as_json:
             return _print_rows(answer, limit)
         return _export(answer, storage.absolute(to), limit) if to else _show(answer, limit or _SHOWN)
@@ -88,9 +105,9 @@ def parse_under(text: str) -> str:
     return storage.absolute(text)
 
 
-def _check_file(to: str, out: str, overwrite: bool) -> None:
-    if _suffix(to) not in _WRITERS:
-        raise UserError(f"--to {to} has an unknown ending; name a file that ends in {', '.join(_WRITERS)}")
+def _check_file(to: str, out: str, overwrite: bool, suffixes: list[str]) -> None:
+    if _suffix(to) not in suffixes:
+        raise UserError(f"--to {to} has an unknown ending; name a file that ends in {', '.join(suffixes)}")
     protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
     if any(storage.absolute(to).startswith(f"{folder}/") for folder in protected):
         raise UserError(f"--to {to} is in the folder of the run's own rows; choose another folder")
@@ -185,18 +202,39 @@ def _say(line: str) -> None:
 
 
 def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
-    rows = 0
+    batches = _Counted(answer, limit)
+    with storage.new_file(uri) as file:
+        _WRITERS[_suffix(uri)](iter(batches), answer.schema, file)
+    _say(f"{batches.rows:,} rows are in {uri}")
+    return batches.rows
 
-    def counted() -> Batches:
-        nonlocal rows
-        for batch in answer if limit is None else _first(answer, limit):
-            rows += batch.num_rows
+
+def _write_documents(
+    kind: Document, answer: pa.RecordBatchReader, uri: str, limit: int | None, synthetic: bool, patients: bool
+) -> int:
+    batches = _Counted(answer, limit)
+    with storage.new_file(uri) as file:
+        write_documents(kind, batches, file, synthetic, patients)
+    _say(f"{batches.rows:,} documents are in {uri}")
+    return batches.rows
+
+
+class _Counted:
+    """Batches of an answer up to a limit, and the number of their rows that were read."""
+
+    def __init__(self, answer: pa.RecordBatchReader, limit: int | None) -> None:
+        self._batches = answer if limit is None else _first(answer, limit)
+        self.rows = 0
+
+    def __iter__(self) -> Batches:
+        for batch in self._batches:
+            self.rows += batch.num_rows
             yield batch
 
-    with storage.new_file(uri) as file:
-        _WRITERS[_suffix(uri)](counted(), answer.schema, file)
-    _say(f"{rows:,} rows are in {uri}")
-    return rows
+
+def _is_synthetic(out: str) -> bool:
+    """Whether the model of a finished run was trained on synthetic images."""
+    return bool((storage.read_json(storage.join(out, SUMMARY_FILE)) or {}).get("synthetic"))
 
 
 def _first(batches: Batches, limit: int) -> Batches:

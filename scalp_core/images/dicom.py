@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,26 +86,34 @@ def read_frame(data: bytes, max_pixels: int) -> Frame:
         ImageError: `unsupported_format`, `unsupported_mode`, `too_many_pixels`, `truncated` or `corrupt`. The
             message quotes nothing of the header but the description of the pixels.
     """
-    try:
+    with _refusals():
         return _read_frame(data, max_pixels)
+
+
+def read_header(data: bytes, names: tuple[str, ...]) -> dict[str, str]:
+    """Read attributes of the header by their keywords, such as those of patient and study, as text.
+
+    Raises:
+        ImageError: `unsupported_format` or `corrupt`.
+    """
+    with _refusals():
+        file = _CountedReads(data)
+        header = _read_attributes(file, _read_transfer_syntax(file), names)
+        values = {name: header.get(name) for name in names}
+        return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except EOFError:
         raise ImageError("truncated", "the DICOM file ends before its pixels do") from None
-    except (
-        Exception
-    ) as error:  # pydicom raises many types for damaged bytes; their texts may quote the header
+    except Exception as error:
+        # pydicom raises many types for damaged bytes; their texts may quote the header.
         raise ImageError("corrupt", f"the DICOM file cannot be read ({type(error).__name__})") from None
-
-
-def read_header(data: bytes, names: tuple[str, ...]) -> Dataset:
-    """Read attributes of the header by their keywords, such as those of patient and study.
-
-    Raises:
-        Exception: Of pydicom, for damaged bytes.
-    """
-    file = _CountedReads(data)
-    return _read_attributes(file, _read_transfer_syntax(file), names)
 
 
 class _CountedReads(io.BytesIO):
