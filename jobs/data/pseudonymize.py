@@ -18,7 +18,13 @@ from jobs.common.console import SUMMARY_FILE, console, now, progress_bar, read_j
 from jobs.common.images import unreadable
 from jobs.common.ray_executor import make_dataset
 from scalp_core import storage
-from scalp_core.curation.pseudonymize import KEY_BYTES, pseudonym, pseudonymize_row, strip_metadata
+from scalp_core.curation.pseudonymize import (
+    KEY_BYTES,
+    declares_identity,
+    pseudonym,
+    pseudonymize_row,
+    strip_metadata,
+)
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import LOCATION_COLUMNS, location_of
@@ -66,6 +72,11 @@ def pseudonymize(data: str, out: str, key_file: str | None = None) -> dict[str, 
     storage.remove_folder(storage.join(out, lease.FOLDER))
     show("pseudonymize", summary | {"folder": out})
     console.print("pixels are unchanged (8 bits per channel): anyone with the originals can match the images")
+    if identifying := summary["identifying_pixels"]:
+        console.print(
+            f"{identifying} images are left out: their DICOM headers declare burned-in text or recognizable "
+            "features"
+        )
     if conflicting := summary["conflicting_labels"]:
         console.print(
             f"{conflicting} images are left out: without metadata they equal an image with a different grade"
@@ -79,12 +90,16 @@ def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) ->
     written = make_dataset(table, _ROWS_PER_BATCH).map_batches(
         Pseudonymize(out, key), batch_size=_ROWS_PER_BATCH, batch_format="pyarrow"
     )
-    batches = []
+    batches = [manifest.SCHEMA.empty_table()]
     with progress_bar("pseudonymizing", table.num_rows) as (progress, task):
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             batches.append(batch.cast(manifest.SCHEMA))
             progress.update(task, advance=batch.num_rows)
     all_rows = pa.concat_tables(batches)
+    if not all_rows.num_rows:
+        raise UserError(
+            "the DICOM headers of all images declare burned-in text or recognizable features; prepare others"
+        )
     rows, merged, conflicting = _drop_duplicates(all_rows)
     for uri in set(all_rows["uri"].to_pylist()) - set(rows["uri"].to_pylist()):
         storage.remove_file(storage.join(out, uri))  # written above
@@ -102,6 +117,7 @@ def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) ->
         "by_format": {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))},
         "equal_without_metadata": merged,
         "conflicting_labels": conflicting,
+        "identifying_pixels": table.num_rows - all_rows.num_rows,
         "key": "kept" if kept else "thrown away",
         "sha256": new_spec.sha256,
     }
@@ -159,7 +175,10 @@ def _open_private(path: str, flags: int) -> int:
 
 
 class Pseudonymize:
-    """Task: write the images of a batch under their codes, and return their new rows."""
+    """Task: write the images of a batch under their codes, and return the new rows of written images.
+
+    An image whose header declares that its pixels identify a person is not written.
+    """
 
     def __init__(self, out: str, key: bytes) -> None:
         self._out = out
@@ -170,12 +189,14 @@ class Pseudonymize:
         locations = [location_of(row) for row in rows]
         files = datasets_locations.read_images(locations, codecs.MAX_BYTES)
         written = [self._write(row, data) for row, data in zip(rows, files, strict=True)]
-        return pa.Table.from_pylist(written, schema=manifest.SCHEMA)
+        return pa.Table.from_pylist([row for row in written if row], schema=manifest.SCHEMA)
 
-    def _write(self, row: dict[str, Any], data: bytes | ImageError) -> dict[str, Any]:
+    def _write(self, row: dict[str, Any], data: bytes | ImageError) -> dict[str, Any] | None:
         try:
             if isinstance(data, ImageError):
                 raise data
+            if declares_identity(data):
+                return None
             image, suffix = strip_metadata(data)
         except ImageError as error:
             raise unreadable(location_of(row), error) from None

@@ -47,12 +47,14 @@ def pseudonymize_row(row: dict[str, Any], key: bytes) -> dict[str, Any]:
 def strip_metadata(data: bytes) -> tuple[bytes, str]:
     """Remove the metadata of an image file; returns a file with the same pixels, and its suffix.
 
-    A JPEG keeps its coded pixels and its orientation; other formats become PNG.
+    A JPEG keeps its coded pixels and its orientation, also one in a DICOM file; other formats become PNG.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
     kind = codecs.detect_format(data)
+    if kind == "DICOM" and (jpeg := codecs.open_dicom(data).jpeg):
+        return strip_metadata(jpeg)
     if kind != "JPEG":
         return _as_png(_decode(data)), ".png"
     before = _decode(data)
@@ -61,6 +63,15 @@ def strip_metadata(data: bytes) -> tuple[bytes, str]:
     if after.orientation != before.orientation or not np.array_equal(after.pixels, before.pixels):
         return _as_png(before), ".png"  # its colors depend on metadata, such as Adobe's for CMYK
     return stripped, ".jpg"
+
+
+def declares_identity(data: bytes) -> bool:
+    """Whether the header of a DICOM file declares that its pixels show burned-in text or a person's features.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    return codecs.detect_format(data) == "DICOM" and bool(codecs.open_dicom(data).identifying)
 
 
 def _decode(data: bytes) -> Picture:

@@ -14,6 +14,8 @@ from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import Location, read_images
 from scalp_core.errors import UserError
 from scalp_core.storage import lease, outputs
+from tests.support.dicom_files import PATIENT, dicom
+from tests.support.images import jpeg
 from tests.support.sources import PLANS, write_set
 
 
@@ -84,3 +86,21 @@ def test_from_and_to_s3(data, s3):
     table = manifest.read_manifest("s3://scalp/pseudonymized")
     assert table.num_rows == summary["photographs"]
     assert all(storage.read(uri)[:2] == b"\xff\xd8" for uri in table["uri"].to_pylist()[:3])
+
+
+def test_dicom_files_are_shared_as_pixels_and_burned_in_text_is_left_out(tmp_path):
+    declared = {5: {"BurnedInAnnotation": "YES"}}
+    for index in range(12):
+        data = dicom(jpeg(index, (320, 240)), (320, 240), **declared.get(index, {}))
+        storage.write(str(tmp_path / "set" / str(index % 4) / f"{index}.dcm"), data)
+    options = Options(ratio="2:1:1")
+    prepare(str(tmp_path / "set"), str(tmp_path / "data"), options, executor=LocalExecutor())
+    summary = pseudonymize(str(tmp_path / "data"), str(tmp_path / "out"))
+    assert (summary["photographs"], summary["identifying_pixels"], summary["by_format"]) == (
+        11,
+        1,
+        {"jpg": 11},
+    )
+    for path in (tmp_path / "out").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not [value for value in PATIENT if value.encode() in content]

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from jobs.data.pseudonymize import _drop_duplicates, _load_key
-from scalp_core.curation.pseudonymize import pseudonym, pseudonymize_row, strip_metadata
+from scalp_core.curation.pseudonymize import declares_identity, pseudonym, pseudonymize_row, strip_metadata
 from scalp_core.datasets import manifest
 from scalp_core.errors import ImageError, UserError
 from scalp_core.images.codecs import read_picture
 from scalp_core.images.preprocess import Preprocess, decode
+from tests.support.dicom_files import PATIENT, dicom
 from tests.support.images import jpeg
 from tests.support.odd_files import encoded
 from tests.support.sources import picture
@@ -127,3 +128,24 @@ def test_equal_contents_are_one_row_and_go_where_their_labels_differ():
     kept, merged, conflicting = _drop_duplicates(table)
     assert kept["image_id"].to_pylist() == ["b", "c", "d"]
     assert (merged, conflicting) == (1, 2)
+
+
+@pytest.mark.parametrize("is_jpeg", [True, False])
+def test_a_dicom_file_leaves_its_pixels_alone(is_jpeg):
+    file = with_everything()
+    size = Image.open(io.BytesIO(file)).size
+    data = dicom(file if is_jpeg else pixels(file), size)
+    stripped, suffix = strip_metadata(data)
+    assert suffix == (".jpg" if is_jpeg else ".png")
+    assert not [value for value in PATIENT if value.encode() in stripped]
+    assert not any(secret in stripped for secret in SECRETS)
+    assert (pixels(stripped) == pixels(data)).all()
+    assert not declares_identity(data)
+    assert not declares_identity(file)
+
+
+@pytest.mark.parametrize("declared", ["BurnedInAnnotation", "RecognizableVisualFeatures"])
+def test_pixels_that_are_declared_to_identify_are_recognized(declared):
+    data = dicom(jpeg(), (640, 480), **{declared: "YES"})
+    assert declares_identity(data)
+    assert not declares_identity(dicom(jpeg(), (640, 480), **{declared: "NO"}))
