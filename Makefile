@@ -83,8 +83,8 @@ UV_COMPILE := uv pip compile pyproject.toml --generate-hashes --python-version 3
 
 lock: setup  ## update requirements.lock
 	@$(BIN)/$(UV_COMPILE) --universal --all-extras --upgrade --output-file requirements.lock
-	@$(BIN)/$(UV_COMPILE) --extra clinical --extra mlflow --extra offline-weights --constraint requirements.lock \
-		--upgrade --output-file requirements-run.lock
+	@$(BIN)/$(UV_COMPILE) --extra clinical --extra mlflow --extra offline-weights --extra otlp \
+		--constraint requirements.lock --upgrade --output-file requirements-run.lock
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache

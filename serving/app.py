@@ -26,6 +26,7 @@ from scalp_core.settings import parse_settings
 from serving.api.routes import create_api
 from serving.auth.keys import Keys
 from serving.auth.network import check_address, check_certificate, check_port
+from serving.observability import tracing
 from serving.replicas.combined import CombinedGrader
 from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
@@ -48,9 +49,15 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     can be changed while the application runs.
 
     Raises:
-        UserError: A field is unknown or invalid.
+        UserError: A field is unknown or invalid, or `tracing` is set.
     """
-    return _application(parse_settings(Settings, args, "args of the application"))
+    settings = parse_settings(Settings, args, "args of the application")
+    if settings.tracing.collector:
+        raise UserError(
+            "tracing is set in args, but Ray Serve of a cluster has its own; remove it, and set "
+            "tracing_config in the config file"
+        )
+    return _application(settings)
 
 
 def _application(
@@ -103,7 +110,7 @@ def start(
 
     Raises:
         UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
-            or `settings.front` is set and no HAProxy is started here.
+            or `settings.front` or `settings.tracing` is set and no Ray is started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
@@ -117,18 +124,27 @@ def start(
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None
+    tracing_config = None
     if not is_joined():
         # On a cluster HAProxy is set up when the cluster starts.
         check_certificate(settings.front.tls_certificate)
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
+        tracing_config = tracing.configure(settings.tracing)
     elif "front" in settings.model_fields_set:
         raise UserError(
             "front is set, but a cluster has its own HAProxy; remove front, and set "
             f"{haproxy.POLICY_VARIABLE} in the environment of its nodes"
         )
+    elif settings.tracing.collector:
+        raise UserError(
+            "tracing is set, but Ray Serve of a cluster has its own; remove it, and set tracing_config in a "
+            "config file"
+        )
     cluster = connect(jobs=settings.bulk is not None)
     try:
-        ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        ray_serve.start(
+            http_options={"host": host, "port": port}, logging_config=_LOGGING, tracing_config=tracing_config
+        )
         combined = _is_combined(settings, device)
         settings = _fit_grader(settings, cluster, device, combined=combined)
         app = _application(settings, model, second, combined=combined)

