@@ -32,7 +32,7 @@ from jobs.data.tasks import (
     split_roots,
 )
 from scalp_core import storage
-from scalp_core.curation import audit, report
+from scalp_core.curation import audit
 from scalp_core.curation.audit import Options
 from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest, scan, tables
@@ -41,6 +41,7 @@ from scalp_core.datasets.manifest import SPLITS, DataSpec
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.labels.log import is_label_log
+from scalp_core.reports import data as data_report
 from scalp_core.storage import outputs
 from scalp_core.storage.lease import Guard
 from scalp_core.storage.outputs import Output
@@ -165,7 +166,7 @@ def _prepare(
     }
     _check_accounts(summary, out)
     output.check()
-    storage.write(storage.join(out, REPORT_FILE), report.render_html(spec, summary, examples))
+    storage.write(storage.join(out, REPORT_FILE), data_report.render_report(spec, summary, examples))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     manifest.write_spec(out, spec)  # last: marks the output as finished
     if not summary["could_not_be_fetched"]:  # else --retry-failed needs it
@@ -322,7 +323,7 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
                 f"{grade} {count}" for grade, count in part["by_grade"].items()
             )
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
-    for line in report.warnings(spec, summary):
+    for line in data_report.list_warnings(spec, summary):
         console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
 
 
@@ -338,5 +339,5 @@ def _agreement(label_log: dict[str, Any] | None) -> dict[str, Any]:
         "readers": {name: counts["answers"] for name, counts in label_log["readers"].items()}
     }
     for pair in label_log["agreement"]:
-        lines[" and ".join(pair["readers"])] = report.agreement_words(pair)
+        lines[" and ".join(pair["readers"])] = str(data_report.agreement_words(pair))
     return lines

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
 from jobs.common.console import SUMMARY_FILE, console, now, read_json, show, write_json
 from scalp_core import storage
-from scalp_core.curation.report import make_thumbnails
 from scalp_core.errors import UserError
 from scalp_core.evaluation.label_errors import OUT_OF_FOLD_FILE, find_label_errors
 from scalp_core.grades import GRADE_NAMES
+from scalp_core.reports import page
+from scalp_core.reports.data import make_thumbnails
 from scalp_core.storage import outputs, parquet
 
 KIND = "audit-labels"
@@ -76,11 +75,9 @@ def audit_labels(run: str, out: str, pictures: int = 100) -> dict[str, Any]:
 
 
 def _render(summary: dict[str, Any], suspects: list[dict[str, Any]]) -> bytes:
-    template = resources.files("scalp_core.evaluation").joinpath("label_errors.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
+    return page.render(
+        "label_errors.html",
         summary=summary,
         suspects=list(zip(suspects, make_thumbnails(suspects), strict=True)),
-        grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
+        names=page.grade_texts(),
     )
-    return page.encode()

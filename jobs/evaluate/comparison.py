@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from rich.table import Table
 
@@ -21,6 +18,8 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures
 from scalp_core.evaluation.paired import METRICS, compare_answers
+from scalp_core.reports import page
+from scalp_core.reports.page import Text, text
 from scalp_core.storage import outputs
 
 
@@ -97,35 +96,42 @@ def _names(summary: Mapping[str, Any]) -> list[str]:
     return [model["model_version"] for model in summary["models"]]
 
 
-def _conclusion(differences: Mapping[str, Mapping[str, Any]]) -> str:
+def _conclusion(differences: Mapping[str, Mapping[str, Any]]) -> Text:
     """State for which metrics the interval of the difference contains 0."""
     different = [METRICS[name] for name, value in differences.items() if value["contains_zero"] is False]
     same = [METRICS[name] for name, value in differences.items() if value["contains_zero"]]
     sentences = []
     if same:
-        sentences.append(f"Not shown to differ (the interval contains 0): {'; '.join(same)}.")
+        sentences.append(
+            text("Not shown to differ (the interval contains 0): {metrics}.", metrics=_listed(same))
+        )
     if different:
-        sentences.append(f"Different (the interval does not contain 0): {'; '.join(different)}.")
-    return " ".join(sentences) or "No interval: one group, so nothing is shown."
+        sentences.append(
+            text("Different (the interval does not contain 0): {metrics}.", metrics=_listed(different))
+        )
+    return page.join(sentences or [text("No interval: one group, so nothing is shown.")], " ")
+
+
+def _listed(labels: list[str]) -> Text:
+    return page.join(map(text, labels), "; ")
 
 
 def _write(out: str, summary: Mapping[str, Any]) -> None:
     comparison, names = summary["comparison"], _names(summary)
     title = f"{summary['split']}: {comparison['images']} images, {comparison['groups']} groups"
     plot = figures.plot_differences(comparison["differences"], names[1:], title)
-    template = resources.files("scalp_core.evaluation").joinpath("comparison.html").read_text("utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
     html = page.render(
+        "comparison.html",
         models=names,
         comparison=comparison,
         split=summary["split"],
         warnings=summary["warnings"],
-        metrics=METRICS,
+        metrics={name: text(label) for name, label in METRICS.items()},
         conclusions=[_conclusion(of_model) for of_model in comparison["differences"]],
-        plot=base64.b64encode(plot).decode(),
+        plot=page.data_uri(plot, "png"),
     )
     storage.write(storage.join(out, "differences.png"), plot)
-    storage.write(storage.join(out, "report.html"), html.encode())
+    storage.write(storage.join(out, "report.html"), html)
     write_json(storage.join(out, SUMMARY_FILE), summary)
 
 
@@ -148,7 +154,7 @@ def _show(summary: Mapping[str, Any]) -> None:
                 zero,
             )
         console.print(table)
-        console.print(_conclusion(differences))
+        console.print(str(_conclusion(differences)))
     if comparison["groups"] < bootstrap.FEW_GROUPS:
         console.print(f"only {comparison['groups']} groups: they say little about other microscopes")
     for warning in summary["warnings"]:

@@ -21,10 +21,10 @@ from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference import overlay
 from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.heatmaps import Explainer
-from scalp_core.results import report
+from scalp_core.reports.grading import Card, Pictures, render_report
+from scalp_core.reports.page import data_uri, number, text
 from scalp_core.results.progress import REPORT_FILE
 from scalp_core.results.query import ResultRows
-from scalp_core.results.report import Card, Pictures, data_uri
 
 QUEUE = 24
 """Maximum number of images in the review queue."""
@@ -59,7 +59,7 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
         shown = {row["location_id"] for row in unlike}
         unsure = [row for row in graded.least_sure(QUEUE) if row["location_id"] not in shown]
     pictures = _pictures(unsure[: QUEUE - len(unlike)], unlike, bundle, heatmaps)
-    page = report.render_report(bundle.spec, summary, tables, pictures, provenance.versions())
+    page = render_report(bundle.spec, summary, tables, pictures, provenance.versions())
     storage.write(storage.join(out, REPORT_FILE), page)
 
 
@@ -68,8 +68,9 @@ def _pictures(
 ) -> Pictures:
     cards, pixels = _read(unsure + unlike, bundle.spec.preprocess)
     chosen = sorted(pixels)[:heatmaps]
-    notes = [f"{lost:,} of them cannot be read any more."] if (lost := len(cards) - len(pixels)) else []
-    scale, meaning = None, ""
+    lost = len(cards) - len(pixels)
+    notes = [text("{count} of them cannot be read any more.", count=number(lost))] if lost else []
+    scale = None
     if chosen:
         try:
             heats = _draw_heatmaps(
@@ -77,12 +78,13 @@ def _pictures(
             )
             for index, picture in zip(chosen, heats, strict=True):
                 cards[index] = replace(cards[index], heatmap=picture)
-            scale, meaning = _scale(), overlay.MEANING
+            scale = _scale()
         except Exception as error:  # a finished run gets its report whatever fails here
-            notes.append(f"There are no heatmaps: {(str(error) or repr(error)).splitlines()[0]}.")
+            reason = (str(error) or repr(error)).splitlines()[0]
+            notes.append(text("There are no heatmaps: {reason}.", reason=reason))
     elif not heatmaps:
-        notes.append("Heatmaps were turned off.")
-    return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, meaning, notes)
+        notes.append(text("Heatmaps were turned off."))
+    return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, notes)
 
 
 def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dict[int, np.ndarray]]:
@@ -97,9 +99,8 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
             pixels[index] = decode(data, spec).pixels
             cards[index] = replace(cards[index], image=_jpeg(pixels[index]))
         except ImageError as error:
-            cards[index] = replace(
-                cards[index], missing_reason=f"it cannot be read any more: {error.message}"
-            )
+            reason = text("it cannot be read any more: {reason}", reason=error.message)
+            cards[index] = replace(cards[index], missing_reason=reason)
     return cards, pixels
 
 

@@ -1,1 +1,1 @@
-"""From examined images to a data set: near-duplicates, groups, splits, audit, report, pseudonyms."""
+"""From examined images to a data set: near-duplicates, groups, splits, audit, pseudonyms."""

@@ -1,1 +1,1 @@
-"""Results of bulk grading: schema of the rows, export formats, queries, drift, report, progress."""
+"""Results of bulk grading: schema of the rows, export formats, queries, drift, progress."""

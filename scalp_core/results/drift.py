@@ -35,6 +35,7 @@ MIN_PHOTOGRAPHS = 150
 
 _MAX_NOISE = len(QUANTILES) / MIN_PHOTOGRAPHS
 _NAMED = 4  # statistics named in the sentence
+GRADE_MIX = "the grade mix"
 
 
 class Counts(BaseModel):
@@ -213,13 +214,23 @@ def _level(index_value: float, bins: int, now: int, reference: int, limit: float
     return "some" if excess < max(STRONG, limit) else "strong"
 
 
-def _sentence(level: Level, statistics: list[StatisticDrift] | None, grades: GradeDrift, gates: bool) -> str:
+def list_drifting(drift: Drift) -> list[str]:
+    """Names of the statistics of the strongest level, the most different first, then `GRADE_MIX`."""
+    return _list_drifting(drift.level, drift.statistics, drift.grades)
+
+
+def _list_drifting(level: Level, statistics: list[StatisticDrift] | None, grades: GradeDrift) -> list[str]:
     by_psi = sorted(statistics or (), key=lambda statistic: -statistic.psi)
     names = [statistic.name for statistic in by_psi if statistic.level == level]
-    if len(names) > _NAMED:
-        names[_NAMED:] = [f"{len(names) - _NAMED} more"]
-    if grades.level == level:
-        names.append("the grade mix")
+    return names + [GRADE_MIX] * (grades.level == level)
+
+
+def _sentence(level: Level, statistics: list[StatisticDrift] | None, grades: GradeDrift, gates: bool) -> str:
+    names = _list_drifting(level, statistics, grades)
+    is_mix = names[-1:] == [GRADE_MIX]
+    count = len(names) - is_mix
+    if count > _NAMED:
+        names[_NAMED:count] = [f"{count - _NAMED} more"]
     listed = " and ".join([part for part in (", ".join(names[:-1]), *names[-1:]) if part])
     verb = "differs" if len(names) == 1 else "differ"
     sentence = {

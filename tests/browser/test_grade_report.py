@@ -6,7 +6,7 @@ from jobs.grade.report import write_report
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from tests.browser.conftest import DESKTOP, PHONE
-from tests.scalp_core.results.test_report import ODD, photographs, summary_of
+from tests.scalp_core.reports.test_grading_report import ODD, photographs, summary_of
 from tests.support.result_rows import failed, write
 
 
@@ -41,6 +41,11 @@ def test_the_report_is_shown_whole_and_asks_no_other(browser, report, tmp_path, 
     page.locator("a.tile", has_text="to look at").click()
     assert page.locator("#look").is_visible()
     page.screenshot(path=tmp_path / "report.png", full_page=True)
+    page.get_by_label("한국어").check()
+    assert page.get_by_text("✓ 모두 확인됨").is_visible()
+    assert page.locator("main").inner_text().count("accounted") == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
+    page.screenshot(path=tmp_path / "report-ko.png", full_page=True)
     context.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert errors == []

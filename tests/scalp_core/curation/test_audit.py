@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from scalp_core.curation import report
 from scalp_core.datasets import manifest, scan
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOMS
+from scalp_core.reports.data import list_warnings
 from tests.support.images import jpeg
 from tests.support.layouts import LAYOUTS, REARRANGED, WRITTEN, rearrange
 from tests.support.sources import PLANS, audited, audited_rows, folder_of, picture, write_set
@@ -256,7 +256,7 @@ def test_too_few_groups_are_refused_with_the_way_out(tmp_path):
 
 
 def warnings_of(found):
-    return report.warnings(manifest.read_spec(found.data), found.summary)
+    return [str(line) for line in list_warnings(manifest.read_spec(found.data), found.summary)]
 
 
 def test_shares_far_from_what_was_asked_and_splits_of_one_group_are_told(tmp_path):

@@ -17,8 +17,8 @@ from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import make_gradings
 from scalp_core.inference.explainer import make_explainer
+from scalp_core.reports.grading import list_warnings
 from scalp_core.results import drift
-from scalp_core.results.report import list_warnings
 from scalp_core.results.schema import Signature, result_table
 from serving.schemas.grading import GradeResponse
 from tests.scalp_core.inference.test_gradcam import random_bundle, with_state
@@ -107,4 +107,4 @@ def test_a_bulk_report_warns_of_them(spec):
         "by_grade": {"severe": 9},
     }  # fmt: skip
     (line,) = list_warnings(spec, summary, drift.measure_drift(None, summary["by_grade"], spec))
-    assert line.startswith("the scores of 4 images are not finite numbers")
+    assert str(line).startswith("the scores of 4 images are not finite numbers")

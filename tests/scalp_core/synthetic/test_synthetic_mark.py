@@ -9,11 +9,10 @@ from jobs.evaluate.driver import _warnings as evaluation_warnings
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
-from scalp_core.curation import report
 from scalp_core.curation.pseudonymize import strip_metadata
 from scalp_core.datasets import manifest
 from scalp_core.datasets.scan import SYNTHETIC_MARK
-from scalp_core.results import report as results_report
+from scalp_core.reports import data, grading
 from serving.schemas.grading import ModelResponse
 from tests.support.small_grade import write_bundle, zipped
 from tests.support.sources import audited, audited_jpegs, picture, write_set
@@ -59,8 +58,8 @@ def test_data_of_synth_say_so(drawn, tmp_path, made):
     spec = manifest.read_spec(found.data)
     assert spec.synthetic
     assert json.loads(storage.read(f"{found.data}/data.json"))["synthetic"] is True
-    (warning, *_) = report.warnings(spec, found.summary)
-    assert warning.startswith("SYNTHETIC IMAGES") and "not for clinical use" in warning
+    (warning, *_) = data.list_warnings(spec, found.summary)
+    assert str(warning).startswith("SYNTHETIC IMAGES") and "not for clinical use" in str(warning)
 
 
 def test_a_pseudonymized_copy_keeps_the_mark_and_other_data_have_none(tmp_path):
@@ -87,8 +86,9 @@ def test_a_model_of_synthetic_images_says_so_wherever_it_answers(tmp_path, bundl
     assert ModelResponse.of(drawn, Runs, None).synthetic and not ModelResponse.of(spec, Runs, None).synthetic
     summary = {"rows_unaccounted": 0, "rows": 1, "failed": 0, "by_reason": {}}
     calm = type("Drift", (), {"flag": False})
-    assert results_report.list_warnings(drawn, summary, calm) == [f"the model was t{warning}"]
-    assert results_report.list_warnings(spec, summary, calm) == []
+    (line,) = grading.list_warnings(drawn, summary, calm)
+    assert str(line) == f"the model was t{warning}"
+    assert grading.list_warnings(spec, summary, calm) == []
 
 
 def test_an_evaluation_of_such_a_model_or_on_such_data_says_so(drawn, tmp_path, bundle):

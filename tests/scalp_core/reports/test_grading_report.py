@@ -31,20 +31,27 @@ ODD = "<script>alert(1)</script> \" onload='x' {{ 7 * 7 }} &lt;.jpg"
 
 
 class Page(HTMLParser):
-    """A parsed page: tags, attributes, text."""
+    """A parsed page: tags, attributes, English text."""
 
     def __init__(self, text):
         super().__init__()
         self.raw, self.tags, self.attributes, self.words = text, Counter(), [], []
+        self.korean = 0  # open spans within a Korean text
         self.feed(text)
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
     def handle_starttag(self, tag, attributes):
         self.tags[tag] += 1
         self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag == "span" and (self.korean or ("lang", "ko") in attributes):
+            self.korean += 1
+
+    def handle_endtag(self, tag):
+        if tag == "span" and self.korean:
+            self.korean -= 1
 
     def handle_data(self, data):
-        if self.lasttag not in ("style", "title"):  # titles of the page, and of pieces of bars
+        if self.lasttag not in ("style", "title", "label") and not self.korean:
             self.words.append(data)
 
     def pictures(self, kind="jpeg"):
@@ -171,7 +178,7 @@ def classes(page):
 def test_images_like_training_raise_no_flag(report, gated):
     page = report(even(), gated, inputs=counted(draw(2000, 2), gated))
     assert "✓ no drift against the training split: the grade mix and 19 image statistics" in page.text
-    assert "no drift: all compared values are like the training split." in page.text
+    assert "no drift: all compared values are like the training split" in page.text
     assert not {"warn", "tile bad", "level strong", "level some"} & set(classes(page))
     assert classes(page).count("level none") == 20
 
@@ -212,7 +219,7 @@ def test_review_queue_shows_images_and_heatmaps_in_order(report, tmp_path):
     assert page.shown("the same under its heatmap") == 3
     assert len(page.pictures()) == 11
     assert len(page.pictures("png")) == 1  # the scale
-    assert overlay.MEANING in page.text
+    assert "The second picture shows " + overlay.MEANING in page.text
     places = [page.text.index(each["uri"]) for each in rows]
     assert places == sorted(places)
     assert "2 more" in page.text  # six are open

@@ -1,18 +1,15 @@
-"""Render `report.html` of `scalp prepare`: content of a source, dropped images, findings and splits.
+"""The report of `scalp prepare`, `report.html`: content of a source, dropped images, findings and splits.
 
-The page is self-contained. It shows images and names microscopes, so it is only for people who may see the
-source; a pseudonymized export does not contain it.
+It shows images and names microscopes, so it is only for people who may see the source; a pseudonymized export
+does not contain it.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -23,8 +20,10 @@ from scalp_core.datasets.locations import Location
 from scalp_core.datasets.manifest import SPLITS, DataSpec, SplitSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES, ImageError
-from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
+from scalp_core.grades import GRADE_NAMES
 from scalp_core.images import codecs
+from scalp_core.reports import page
+from scalp_core.reports.page import Text, text
 
 _THUMBNAIL = (176, 132)
 _LONG = 16  # a table of more rows is folded
@@ -33,7 +32,7 @@ _LONG = 16  # a table of more rows is folded
 _SHARE_POINTS, _SHARE_PART = 0.05, 0.25
 
 
-def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
+def render_report(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any]) -> bytes:
     """Render the report as one HTML page.
 
     Args:
@@ -41,19 +40,17 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
         summary: Summary of `scalp prepare`.
         examples: `sheets` (images by grade), `near_pairs` and `dropped_examples` from `audit`.
     """
-    text = resources.files("scalp_core.curation").joinpath("report.html").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(text).render(
+    return page.render(
+        "data.html",
         spec=spec,
         summary=summary,
-        warnings=warnings(spec, summary),
-        grades=[f"{grade} {name}" for grade, name in enumerate(GRADE_NAMES)],
+        warnings=list_warnings(spec, summary),
+        names=page.grade_texts(),
         placed=sum(part["photographs"] for part in summary["parts"].values()),
         parts=[(name, summary["parts"][name]) for name in SPLITS if summary["parts"][name]["photographs"]],
         sheets=[
             {
                 "grade": f"{grade} {GRADE_NAMES[grade]}",
-                "korean": GRADE_NAMES_KO[grade],
                 "count": summary["by_grade"][GRADE_NAMES[grade]],
                 "pictures": make_thumbnails(rows),
             }
@@ -70,63 +67,89 @@ def render_html(spec: DataSpec, summary: dict[str, Any], examples: dict[str, Any
         label_log=summary.get("label_log"),
         agreement_words=agreement_words,
     )
-    return page.encode()
 
 
-def agreement_words(pair: dict[str, Any]) -> str:
+def agreement_words(pair: dict[str, Any]) -> Text:
     """Agreement of two readers in words, from `labels.agreement.measure_agreement`."""
     if pair["qwk"] is None:
-        return f"kappa undefined, {pair['graded']:,} images graded by both"
-    interval = "no interval" if pair["low"] is None else f"95 % {pair['low']:.2f} to {pair['high']:.2f}"
-    return (
-        f"kappa {pair['qwk']:.2f} ({interval}), the same grade for {pair['equal']:,} of {pair['graded']:,} "
-        "images graded by both"
+        return text("kappa undefined, {graded} images graded by both", graded=page.number(pair["graded"]))
+    interval: Text | str = text("no interval")
+    if pair["low"] is not None:
+        interval = text("95 % {low} to {high}", low=f"{pair['low']:.2f}", high=f"{pair['high']:.2f}")
+    return text(
+        "kappa {qwk} ({interval}), the same grade for {equal} of {graded} images graded by both",
+        qwk=f"{pair['qwk']:.2f}",
+        interval=interval,
+        equal=page.number(pair["equal"]),
+        graded=page.number(pair["graded"]),
     )
 
 
-def warnings(spec: DataSpec, summary: dict[str, Any]) -> list[str]:
+def list_warnings(spec: DataSpec, summary: dict[str, Any]) -> list[Text]:
     """Warnings about data and splits, one line each."""
-    lines = [spec.warning] if spec.warning else []
+    n = page.number
+    lines = [text(spec.warning)] if spec.warning else []
     if spec.split.warning:
-        lines.append(spec.split.warning)
+        lines.append(text(spec.split.warning))
     elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:
-        pairs = ", ".join(f"{count:,} pairs of one {key}" for key, count in shared.items())
+        pairs = page.join(
+            text("{count} pairs of one {key}", count=n(count), key=key) for key, count in shared.items()
+        )
         lines.append(
-            f"images in different splits share what --group or the delivery does not separate: {pairs}"
+            text(
+                "images in different splits share what --group or the delivery does not separate: {pairs}",
+                pairs=pairs,
+            )
         )
     alone = summary["grouped_by"].get("photograph", 0)
     if alone and spec.split.method in ("group", "official"):
         lines.append(
-            f"the names of {alone:,} images have no device: images of one person may be in two splits, and "
-            "test metrics are then too optimistic; give their groups in a CSV of uri,label,group"
+            text(
+                "the names of {count} images have no device: images of one person may be in two splits, and "
+                "test metrics are then too optimistic; give their groups in a CSV of uri,label,group",
+                count=n(alone),
+            )
         )
     if (label_log := summary.get("label_log")) and (saw := label_log["saw_model"]):
         lines.append(
-            f"{saw:,} labels were given only by readers who saw the model's answer: an evaluation on them "
-            "favors that model; leave them out with --blind-only"
+            text(
+                "{count} labels were given only by readers who saw the model's answer: an evaluation on them "
+                "favors that model; leave them out with --blind-only",
+                count=n(saw),
+            )
         )
     if missing := summary["could_not_be_fetched"]:
-        lines.append(f"{missing:,} objects could not be fetched; --retry-failed reads them again")
+        lines.append(
+            text("{count} objects could not be fetched; --retry-failed reads them again", count=n(missing))
+        )
     lines += _split_warnings(spec.split, summary)
     if count := summary["findings"]["joins_many_groups"]:
         lines.append(
-            f"{count:,} images are the same in so many groups that they join none; see joins_many_groups in "
-            "findings.parquet"
+            text(
+                "{count} images are the same in so many groups that they join none; see joins_many_groups in "
+                "findings.parquet",
+                count=n(count),
+            )
         )
     if crowded := summary["findings"]["crowded_hash"]:
         lines.append(
-            f"{crowded:,} images look like so many others that not all were compared: near-duplicates of "
-            "them may be in two splits; see crowded_hash in findings.parquet"
+            text(
+                "{count} images look like so many others that not all were compared: near-duplicates of them "
+                "may be in two splits; see crowded_hash in findings.parquet",
+                count=n(crowded),
+            )
         )
     for name in SPLITS:
         part = summary["parts"][name]
         empty = [grade for grade, count in part["by_grade"].items() if not count]
         if part["photographs"] and empty:
-            lines.append(f"the {name} split has no image of grade {', '.join(empty)}")
+            lines.append(
+                text("the {split} split has no image of grade {grades}", split=name, grades=", ".join(empty))
+            )
     return lines
 
 
-def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
+def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[Text]:
     """Warnings about shares that are far from the ratio, and splits of too few groups, with their causes."""
     lines = []
     parts = summary["parts"]
@@ -138,23 +161,38 @@ def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[str]:
         target, share = ratio[name] / sum(ratio.values()), part["photographs"] / total
         if spec.method != "official" and abs(share - target) > max(_SHARE_POINTS, target * _SHARE_PART):
             lines.append(
-                f"the {name} split has {share:.1%} of the images instead of {target:.0%}{_cause(summary)}"
+                text(
+                    "the {split} split has {share} of the images instead of {target}; {cause}",
+                    split=name,
+                    share=f"{share:.1%}",
+                    target=f"{target:.0%}",
+                    cause=_cause(summary),
+                )
             )
         if spec.method != "random" and part["groups"] < MIN_GROUPS:
             lines.append(
-                f"the {name} split has {part['groups']} group: its metrics are those of one microscope or "
-                f"person{_cause(summary)}"
+                text(
+                    "the {split} split has {groups} group: its metrics are those of one microscope or "
+                    "person; {cause}",
+                    split=name,
+                    groups=part["groups"],
+                    cause=_cause(summary),
+                )
             )
     return lines
 
 
-def _cause(summary: dict[str, Any]) -> str:
+def _cause(summary: dict[str, Any]) -> Text:
     """Name the largest group."""
     total = sum(part["photographs"] for part in summary["parts"].values())
     groups = sum(part["groups"] for part in summary["parts"].values())
     largest = summary["largest_groups"][0]
-    share = largest["photographs"] / total
-    return f"; of {groups:,} groups, {largest['group']} has {share:.0%} of the images"
+    return text(
+        "of {groups} groups, {largest} has {share} of the images",
+        groups=page.number(groups),
+        largest=largest["group"],
+        share=f"{largest['photographs'] / total:.0%}",
+    )
 
 
 def make_thumbnails(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -173,4 +211,4 @@ def _thumbnail(data: bytes | ImageError) -> str:
     picture.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return page.data_uri(buffer.getvalue(), "jpeg")
