@@ -69,7 +69,7 @@ def test_many_photographs_are_graded_and_none_is_lost(visit, origin, tmp_path):
     files = [photograph(data, name) for name, data in good.items()]
     files.insert(2, photograph(b"no photograph", "note.jpg"))
     page.set_input_files("#file", files)
-    expect(page.locator("#progress-text")).to_have_text("0 of 7 graded")
+    expect(page.locator("#progress-text")).to_have_text("0 of 7 processed")
     expect(page.locator(".tile[data-status=sending]")).to_have_count(3)
     while len(held) < 3:  # the browser tells of them when it is listened to
         page.wait_for_timeout(50)
@@ -123,7 +123,7 @@ def test_a_photograph_above_the_limit_is_refused_in_words(visit):
         }""",
         34 * 2**20,
     )
-    expect(page.locator("#verdict")).to_contain_text("The file is too large; the limit is 32 MiB.")
+    expect(page.locator("#verdict")).to_contain_text("The file is too large; the limit is 32 MB.")
 
 
 def test_the_keyboard_is_enough(visit, tmp_path):

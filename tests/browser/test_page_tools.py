@@ -32,15 +32,15 @@ def test_heat_is_laid_over_the_photograph(visit, origin, tmp_path):
     view, heat = boxes(page)
     assert heat == view  # squash: the square is the whole photograph
     likeliest = answer_of(origin, data)
-    alt = "Heat for the grade {}, over the photo"
+    alt = "Heatmap for the grade {}, over the photo"
     expect(page.locator("#heat")).to_have_attribute("alt", alt.format(likeliest["grade_name"]))
     page.get_by_label("Opacity").fill("20")
     expect(page.locator("#heat")).to_have_css("opacity", "0.2")
     other = (likeliest["grade"] + 1) % 4
-    page.get_by_label("Heat for").select_option(GRADE_NAMES[other])
+    page.get_by_label("Heatmap for", exact=True).select_option(GRADE_NAMES[other])
     expect(page.locator("#heat")).to_have_attribute("alt", alt.format(GRADE_NAMES[other]))
     expect(page.locator("#heat")).to_be_visible()
-    page.get_by_label("Heat for").select_option("likeliest grade")
+    page.get_by_label("Heatmap for", exact=True).select_option("likeliest grade")
     expect(page.locator("#heat")).to_be_visible()
     grades = [answer.json().get("heatmap", {}).get("grade") for answer in answers]
     assert grades == [None, likeliest["grade"], other]  # the likeliest one's was kept
@@ -71,7 +71,7 @@ def test_no_heat_is_said_in_words(visit):
     expect(page.get_by_text("This server does not make heatmaps.")).to_be_visible()
     page.unroute("**/v1/grade")
     page.route("**/v1/grade", refuse(422, "no_heatmap"))
-    page.get_by_label("Heat for").select_option("mild")
+    page.get_by_label("Heatmap for", exact=True).select_option("mild")
     expect(page.get_by_text("No heatmap. A model of this architecture cannot show")).to_be_visible()
 
 
@@ -102,8 +102,8 @@ def test_two_photographs_are_compared(visit, tmp_path):
     expect(compare).to_contain_text("Expected severity rose by 1.44, from 0.87 to 2.31.")
     expect(page.locator("#announcer")).to_contain_text("mild before, moderate after.")
 
-    compare.get_by_role("button", name="Wipe").click()
-    slider = compare.get_by_label("How much of the photo “before” is shown")
+    compare.get_by_role("button", name="Slider").click()
+    slider = compare.get_by_label("Visible share of the photo “before”")
     slider.focus()
     slider.press("End")
     expect(page.locator("#after-figure")).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
