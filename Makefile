@@ -15,7 +15,7 @@ FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
 TESTS  :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fast test tests nightly lint docs pictures browser lock clean
+.PHONY: help setup demo fast test tests nightly lint docs pictures browser lock sbom clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -85,6 +85,14 @@ lock: setup  ## update requirements.lock
 	@$(BIN)/$(UV_COMPILE) --universal --all-extras --upgrade --output-file requirements.lock
 	@$(BIN)/$(UV_COMPILE) --extra clinical --extra mlflow --extra offline-weights --extra otlp \
 		--constraint requirements.lock --upgrade --output-file requirements-run.lock
+
+# Reproducible: without times and random numbers, so that two bills of the same lock are equal.
+SBOM := python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible --spec-version 1.6
+
+sbom: setup  ## bills of materials (CycloneDX) of the locked packages, in build/
+	@mkdir -p build
+	@$(BIN)/$(SBOM) --output-file build/sbom.json requirements.lock
+	@$(BIN)/$(SBOM) --output-file build/sbom-run.json requirements-run.lock
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache

@@ -105,6 +105,15 @@ def models_rollback(
     verb(name, why, registry)
 
 
+@models.command("bom", epilog="Example: scalp models bom models://scalp@2")
+def models_bom(model: BundleArg, registry: RegistryOption = None) -> None:
+    """Print the bill of materials of a bundle: files, data, libraries and model card, in CycloneDX 1.6."""
+    from jobs.common.console import print_json
+    from jobs.models.driver import make_bom as verb
+
+    print_json(verb(model, registry))
+
+
 @models.command("pull", epilog="Example: scalp models pull models://scalp@2 s3://clinic/scalp-2")
 def models_pull(model: BundleArg, out: OutArg, registry: RegistryOption = None) -> None:
     """Copy a bundle to another place, verified by its hashes, for example for other programs.

@@ -9,6 +9,7 @@ from rich.table import Table
 from jobs.common.console import console, show
 from scalp_core import storage
 from scalp_core.bundles.bundle import SPEC_FILE, open_bundle, read_spec
+from scalp_core.bundles.ml_bom import make_ml_bom
 from scalp_core.bundles.registry import (
     SCHEME,
     Evidence,
@@ -169,6 +170,18 @@ def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion
     entry = store.rollback(name, why)
     _show(store, {name: [entry.version]})
     return entry
+
+
+def make_bom(model: str, registry: str | None = None) -> dict[str, Any]:
+    """Make the bill of materials of a bundle, from its contract.
+
+    Args:
+        model: Bundle, local or `s3://`, or `models://NAME[@VERSION]`.
+
+    Raises:
+        UserError: As in `open_bundle`.
+    """
+    return make_ml_bom(open_bundle(resolve(model, registry)).spec)
 
 
 def pull(model: str, out: str, registry: str | None = None) -> None:

@@ -11,7 +11,7 @@ from scalp_core.bundles.contract import BundleSpec
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.grades import GRADE_NAMES_KO
 
-_METRICS = {
+METRICS = {
     "qwk": "quadratic weighted kappa",
     "top1": "top-1 accuracy",
     "within1": "within one grade",
@@ -24,6 +24,7 @@ _METRICS = {
     "rps": "ranked probability score",
     "log_loss": "log loss",
 }
+"""Names of the metrics that a card shows."""
 
 
 def render_model_card(spec: BundleSpec) -> str:
@@ -42,11 +43,11 @@ def render_model_card(spec: BundleSpec) -> str:
         training=spec.training,
         split=split,
         val=val,
-        metrics=_METRICS,
+        metrics=METRICS,
         grades=[f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)],
         counts=map("{} {}".format, spec.grade_names, spec.training.grade_counts),
         versions=map("{0[0]} {0[1]}".format, spec.versions.items()),
-        warnings=[warning for warning in (spec.warning, split and split.warning) if warning],
+        warnings=list_warnings(spec),
         unseen_devices=split and split.method == "group" and "device" in split.keys,
         slices=[(column, row) for column, rows in val.get("slices", {}).items() for row in rows],
         unpromised=[
@@ -58,6 +59,12 @@ def render_model_card(spec: BundleSpec) -> str:
         if split
         else [],
     )
+
+
+def list_warnings(spec: BundleSpec) -> list[str]:
+    """List what is wrong with a model for use, such as training on synthetic images or a leaky split."""
+    split = spec.training.split
+    return [warning for warning in (spec.warning, split and split.warning) if warning]
 
 
 def _number(value: float | None) -> str:

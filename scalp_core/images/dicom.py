@@ -45,8 +45,8 @@ UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _START = 132  # after the preamble and DICM
 _UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x7FE00010
-# Each header element takes two reads. Photographs have some hundred elements; a file of a few megabytes can
-# hold a million, which take seconds of Python.
+# Each header element takes two or three reads. Photographs have some hundred elements; a file of a few
+# megabytes can hold a million, which take seconds of Python.
 _MAX_READS = 20_000
 _COLORS = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
@@ -127,7 +127,7 @@ class _CountedReads(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise ImageError("corrupt", f"the DICOM header has more than {_MAX_READS // 2:,} elements")
+            raise ImageError("corrupt", "the DICOM header has far more elements than that of a photograph")
         return super().read(size)
 
 

@@ -37,6 +37,7 @@ from serving import app
 from serving.api.middleware import RequestMiddleware
 from serving.schemas.grading import GradeResponse
 from tests.support import sockets
+from tests.support.dicom_files import dicom
 from tests.support.images import jpeg
 from tests.support.odd_files import corpus
 from tests.support.ports import free_port, free_ports
@@ -154,6 +155,13 @@ def test_parallel_requests_get_their_own_answers(client, predictor):
 )
 def test_refuses_what_is_no_photograph(client, data, status, code):
     check_problem(post(client, data), status, code)
+
+
+def test_a_dicom_file_has_the_answer_of_its_jpeg(client):
+    image = jpeg(3)
+    alone, wrapped = (post(client, data).json() for data in (image, dicom(image, (640, 480))))
+    names = ("grade", "probabilities", "grade_set", "refer_reasons", "unlikeness")
+    assert [wrapped[name] for name in names] == [alone[name] for name in names]
 
 
 def test_every_file_gets_the_code_of_its_result_row(client, predictor, tmp_path):

@@ -1,0 +1,78 @@
+"""The bill of materials of a bundle is valid CycloneDX, complete, and names no path."""
+
+import json
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from typer.testing import CliRunner
+
+from jobs.cli.main import app
+from scalp_core.bundles.bundle import read_spec, sha256
+from scalp_core.bundles.contract import InitialWeights
+from scalp_core.bundles.ml_bom import make_ml_bom
+
+VAL = {"n": 90, "qwk": 0.8123, "top1": 0.7, "auroc": None, "intervals": {"qwk": {"low": 0.75, "high": 0.86}}}
+
+
+def check(bom):
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bom)) is None
+    return bom["metadata"]["component"]
+
+
+def changed(bundle, weights, **training):
+    spec = read_spec(str(bundle))
+    values = training | {"initial_weights": weights}
+    return spec.model_copy(
+        update={"training": spec.training.model_copy(update=values), "metrics": {"val": VAL}}
+    )
+
+
+def test_the_command_prints_a_valid_bill_with_the_files_of_the_bundle(bundle):
+    found = CliRunner().invoke(app, ["models", "bom", str(bundle)], catch_exceptions=False)
+    model = check(json.loads(found.stdout))
+    files = {each["name"]: each["hashes"][0]["content"] for each in model["components"]}
+    assert files == {name: sha256((bundle / name).read_bytes()) for name in files}
+    assert {"model.safetensors", "model.xml", "model.bin"} == files.keys()
+    spec = read_spec(str(bundle))
+    assert model["version"] == spec.model_version
+    assert "pedigree" not in model
+    libraries = {each["name"]: each["version"] for each in json.loads(found.stdout)["components"][1:]}
+    assert libraries == spec.versions
+    assert str(bundle) not in found.stdout
+
+
+def test_the_same_contract_makes_the_same_bill(bundle):
+    spec = read_spec(str(bundle))
+    assert make_ml_bom(spec) == make_ml_bom(spec)
+    other = spec.model_copy(update={"temperature": 9.0})
+    assert make_ml_bom(other)["serialNumber"] != make_ml_bom(spec)["serialNumber"]
+
+
+def test_metrics_warnings_and_origin_are_in_the_bill(bundle):
+    weights = InitialWeights(
+        source="imagenet",
+        tensors=10,
+        taken=8,
+        tag="xception.tf_in1k",
+        url="https://example.org/x",
+        sha256="a" * 64,
+    )
+    model = check(make_ml_bom(changed(bundle, weights, synthetic=True)))
+    (ancestor,) = model["pedigree"]["ancestors"]
+    assert (ancestor["name"], ancestor["hashes"][0]["content"]) == ("xception.tf_in1k", "a" * 64)
+    card = model["modelCard"]
+    kappa, accuracy = card["quantitativeAnalysis"]["performanceMetrics"]
+    assert (kappa["type"], kappa["value"]) == ("quadratic weighted kappa", "0.8123")
+    assert kappa["confidenceInterval"] == {"lowerBound": "0.7500", "upperBound": "0.8600"}
+    assert "confidenceInterval" not in accuracy
+    assert "synthetic" in card["considerations"]["technicalLimitations"][0]
+
+
+@pytest.mark.parametrize("source", ["/home/kim/weights.pth", "s3://clinic-of-kim/weights.safetensors"])
+def test_a_file_of_initial_weights_is_named_by_its_hash(bundle, source):
+    weights = InitialWeights(source=source, tensors=10, taken=10, url=source, sha256="b" * 64)
+    bom = make_ml_bom(changed(bundle, weights, recipe={"weights": source}))
+    check(bom)
+    assert "kim" not in json.dumps(bom)
+    assert "b" * 64 in json.dumps(bom)
