@@ -86,13 +86,18 @@ def _count_root(root: Root) -> Counter[str]:
 
 def _show(found: dict[str, Any]) -> None:
     rows = {
-        "images": f"{found['images']:,}" + (f" and those in {found['tars']:,} tars" if found["tars"] else ""),
+        "images": f"{found['images']:,}"
+        + (f" and those in {found['tars']:,} tar{'s' * (found['tars'] != 1)}" if found["tars"] else ""),
         "done": f"{found['done']:,}",
         "other files": f"{found['other_files']:,}",
         "size": f"{found['bytes'] / 1e9:.3f} GB",
         "requests to S3": f"about {found['requests']:,}",
         "time": "unknown; give --rate, or stop a run in OUT after some minutes"
         if found["hours"] is None
-        else f"{found['hours']:.2f} hours at {found['rate']:.1f} images/s, without start-up",
+        else f"{_duration(found['hours'])} at {found['rate']:.1f} images/s, without start-up",
     }
     show("plan", rows | ({"cost": f"{found['cost']:,.2f}"} if found["cost"] is not None else {}))
+
+
+def _duration(hours: float) -> str:
+    return f"{60 * hours:.1f} minutes" if hours < 1 else f"{hours:,.1f} hours"

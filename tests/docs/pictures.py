@@ -2,7 +2,7 @@
 
 The charts come from the newest kept results in docs/results. The pictures of the page are taken in
 Chromium, from an endpoint that serves the model of `make demo`, or of another run:
-`python -m tests.docs.pictures RUN DATA`. `docs/images/sources.json` records from what each picture
+`python -m tests.docs.pictures RUN DATA GRADED`. `docs/images/sources.json` records from what each picture
 was made; a test compares it.
 """
 
@@ -35,6 +35,7 @@ RESULTS = ROOT / "docs/results"
 SOURCES = IMAGES / "sources.json"
 DEMO = ROOT / "runs/demo"
 REVIEW_PICTURE, REVIEW_PAGE = "review-en.png", "jobs/review/web"
+REPORT_PICTURE, REPORT_PAGE = "report-en.png", "scalp_core/results"
 MAX_BYTES = 400_000  # per picture: the repository keeps each version
 _STYLE = ["default", {"svg.fonttype": "none", "svg.hashsalt": "scalp"}]
 _SCALP, _OTHER = "#1f6feb", "#8b949e"
@@ -178,6 +179,18 @@ def take_review_picture(image: Path) -> None:
             browser.close()
 
 
+def take_report_picture(report: Path) -> None:
+    """Take a picture of the upper part of the report of a bulk run."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 900}, locale="en-US")
+        page.goto(report.resolve().as_uri())
+        page.screenshot(path=IMAGES / REPORT_PICTURE)
+        browser.close()
+
+
 def draw_charts() -> None:
     """Draw the charts, and record their sources."""
     sources = json.loads(SOURCES.read_text())
@@ -191,15 +204,18 @@ def main() -> None:
     """Draw all pictures and record their sources."""
     draw_charts()
     sources = json.loads(SOURCES.read_text())
-    run, data = (Path(argument) for argument in sys.argv[1:3] or (DEMO / "run", DEMO / "data"))
+    named = sys.argv[1:4] or (DEMO / "run", DEMO / "data", DEMO / "graded_prefix")
+    run, data, graded = (Path(argument) for argument in named)
     if not (run / "bundle").is_dir():
         raise SystemExit(
-            f"error: {run} has no bundle\nhint:  run `make demo` first, or name a run and its data"
+            f"error: {run} has no bundle\nhint:  run `make demo` first, or name RUN, DATA and GRADED"
         )
     take_pictures(run, _one_per_grade(data))
     sources |= dict.fromkeys(("page-en.png", "page-ko.png"), hash_page())
     take_review_picture(_one_per_grade(data)[-1])
     sources[REVIEW_PICTURE] = hash_page(REVIEW_PAGE)
+    take_report_picture(graded / "report.html")
+    sources[REPORT_PICTURE] = hash_page(REPORT_PAGE)
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
     for name in sources:
         if (size := (IMAGES / name).stat().st_size) > MAX_BYTES:

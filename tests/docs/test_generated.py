@@ -71,3 +71,4 @@ def test_the_pictures_of_the_page_show_the_present_page():
     sources = json.loads(pictures.SOURCES.read_text())
     assert {sources["page-en.png"], sources["page-ko.png"]} == {pictures.hash_page()}, "run: make pictures"
     assert sources[pictures.REVIEW_PICTURE] == pictures.hash_page(pictures.REVIEW_PAGE), "run: make pictures"
+    assert sources[pictures.REPORT_PICTURE] == pictures.hash_page(pictures.REPORT_PAGE), "run: make pictures"

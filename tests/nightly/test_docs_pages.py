@@ -1,4 +1,4 @@
-"""The commands of all pages but the quick start are run as well, in a place that has what they name.
+"""The commands of all pages but the tutorials are run as well, in a place that has what they name.
 
 They are run as they stand, but that trainings are made small and that nothing listens beyond loopback.
 """
@@ -23,8 +23,8 @@ from jobs.data.synth import synth
 from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic.plan import SynthOptions
-from tests.nightly.test_docs_quickstart import Shell
 from tests.support import pages
+from tests.support.tutorials import Shell, tutorial_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,7 +54,7 @@ CHANGES = [
 def blocks() -> Iterator[tuple[str, list[str]]]:
     """Commands that stand together, by the page and the line of the first one."""
     for page in PAGES:
-        if page.name in ("quickstart.md", "commands.md"):
+        if page.name == "commands.md" or tutorial_blocks(page):
             continue
         for block in pages.blocks(page.read_text()):
             commands = pages.commands(block.text)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from jobs.review.driver import ReviewOptions, open_session
 from jobs.review.session import Session
@@ -24,6 +26,9 @@ from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support import result_rows
 from tests.support.images import jpeg
 from tests.support.ports import free_port
+
+# Folder or zip of the images of one grade.
+_SYNTH_FOLDER = re.compile(r"\[원천\]미세각질_(\d)\.")
 
 
 def referred_row(uri: str, data: bytes, member: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -103,6 +108,42 @@ def scalp_review(*words: str) -> Iterator[Review]:
             _, errors = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGKILL)
     assert "Traceback" not in errors, errors
+
+
+def answer_all(url: str, grades: Mapping[str, int]) -> int:
+    """Answer the images of a running review as a browser does, one after the other.
+
+    Args:
+        url: Address of the page, with its token.
+        grades: Grade by `image_id`.
+
+    Returns:
+        The number of answers.
+    """
+    with httpx.Client(base_url=url.partition("/?")[0], timeout=60) as client:
+        client.get(url, follow_redirects=True).raise_for_status()
+        image, answers = client.get("/review").raise_for_status().json()["first_open"], 0
+        while image:
+            client.get(f"/images/{image}/picture").raise_for_status()
+            answered = client.post(f"/images/{image}/answer", json={"grade": grades[image]})
+            image, answers = answered.raise_for_status().json()["first_open"], answers + 1
+    return answers
+
+
+def read_grades(folder: Path) -> dict[str, int]:
+    """Grades by `image_id` of the images below a folder that `scalp synth` drew, in files and zips."""
+    grades = {}
+    for path in folder.rglob("*"):
+        named = _SYNTH_FOLDER.search(str(path.relative_to(folder)))
+        if named and path.suffix == ".jpg":
+            contents = [path.read_bytes()]
+        elif named and path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                contents = [archive.read(name) for name in archive.namelist()]
+        else:
+            continue
+        grades |= {image_id(sha256(content).hexdigest()): int(named[1]) for content in contents}
+    return grades
 
 
 def _zip(name: str, data: bytes) -> bytes:

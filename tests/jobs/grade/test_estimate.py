@@ -1,5 +1,7 @@
 """`scalp grade --plan` counts the images of the sources, and writes nothing."""
 
+import re
+
 import pytest
 
 from jobs.grade.estimate import estimate
@@ -14,7 +16,9 @@ def test_images_are_counted_and_nothing_is_written(tmp_path, capsys):
     assert (found["images"], found["tars"], found["other_files"]) == (8, 1, 1)
     assert found["hours"] == pytest.approx(8 / 36_000) and found["cost"] == pytest.approx(8e-4)
     assert found["requests"] == 0 and not out.exists()
-    assert "8 and those in 1 tars" in capsys.readouterr().out
+    assert re.search(
+        "8 and those in 1 tar .* 0.0 minutes at 10.0 images/s", capsys.readouterr().out, re.DOTALL
+    )
 
 
 def test_the_rate_and_the_images_that_are_done_come_from_out(tmp_path):
