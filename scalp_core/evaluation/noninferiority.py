@@ -46,9 +46,14 @@ class Comparison(BaseModel):
     def losses(self) -> dict[str, str]:
         """Describe the losses and their bounds, for a comparison that has bounds."""
         limit = f"at most, with {self.confidence:.1%} confidence (limit {self.max_drop:g})"
+        coverage = f"{self.coverage_drop:.4f}"
+        if self.coverage_drop_bound is not None and self.coverage_drop_bound < self.coverage_drop:
+            # Then the bound is that of the loss against the promise.
+            below = self.promised_coverage - self.coverage
+            coverage += f", and {below:.4f} of the promised {self.promised_coverage:g}"
         return {
             "kappa lost": f"{self.qwk_drop:.4f}; {self.qwk_drop_bound:.4f} {limit}",
-            "coverage lost": f"{self.coverage_drop:.4f}; {self.coverage_drop_bound:.4f} {limit}",
+            "coverage lost": f"{coverage}; {self.coverage_drop_bound:.4f} {limit}",
         }
 
     @property

@@ -115,7 +115,8 @@ class Shell:
         log = self.folder / f"left-{self._logs}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
+                # A terminal has SIGINT on, which background jobs of a script inherit as ignored.
+                ["env", "--default-signal=INT", "bash", "-c", f"exec {command}"],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=file,
