@@ -100,9 +100,10 @@ class Shell:
 
     def press_ctrl_c(self, exits_with: int = 0) -> None:
         """End the last block that was left running."""
-        process = self.left.pop()
+        process = self.left[-1]
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == exits_with
+        assert process.wait(LONGEST_S) == exits_with
+        self.left.pop()
 
     def end(self) -> list[int]:
         """Ask all that was left to stop; returns their exit codes."""

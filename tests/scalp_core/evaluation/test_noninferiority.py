@@ -115,3 +115,11 @@ def test_comparison_without_bounds_is_rejected(grade):
 def test_a_comparison_is_kept_as_json():
     comparison = compared(*draw(np.random.default_rng(6), 100, 5, 0.1))
     assert noninferiority.Comparison.model_validate_json(comparison.model_dump_json()) == comparison
+
+
+def test_a_bound_against_the_promise_is_printed_with_the_loss_against_it():
+    labels = np.arange(400) % 4
+    covered = np.arange(400) % 20 > 0  # 95 % of the sets hold the truth; 0.9 is promised
+    before, after = answers(labels), answers(labels, covered)
+    printed = compared(labels, np.arange(400) % 40, before, after, max_drop=0.1).losses["coverage lost"]
+    assert printed.startswith("0.0500, and -0.0500 of the promised 0.9; -0.0")
