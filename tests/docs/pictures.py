@@ -2,7 +2,7 @@
 
 The charts come from the newest kept results in docs/results. The pictures of the page are taken in
 Chromium, from an endpoint that serves the model of `make demo`, or of another run:
-`python -m tests.docs.pictures RUN DATA GRADED`. `docs/images/sources.json` records from what each picture
+`python -m tests.docs.pictures RUN DATA`. `docs/images/sources.json` records from what each picture
 was made; a test compares it.
 """
 
@@ -19,11 +19,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from matplotlib import style
 from matplotlib.figure import Figure
+from PIL import Image
 
 from scalp_core.datasets import manifest
+from scalp_core.grades import GRADE_NAMES
 from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support import result_rows
 from tests.support.ports import free_port
@@ -34,8 +37,14 @@ IMAGES = ROOT / "docs/images"
 RESULTS = ROOT / "docs/results"
 SOURCES = IMAGES / "sources.json"
 DEMO = ROOT / "runs/demo"
-REVIEW_PICTURE, REVIEW_PAGE = "review-en.png", "jobs/review/web"
-REPORT_PICTURE, REPORT_PAGE = "report-en.png", "scalp_core/results"
+# Pictures of pages, and the folders of their files.
+PAGES = {
+    "page-en.png": ("serving/web",),
+    "page-ko.png": ("serving/web",),
+    "review-en.png": ("jobs/review/web",),
+    "report-en.png": ("scalp_core/reports",),
+    "report-queue-en.jpg": ("scalp_core/reports",),
+}
 MAX_BYTES = 400_000  # per picture: the repository keeps each version
 _STYLE = ["default", {"svg.fonttype": "none", "svg.hashsalt": "scalp"}]
 _SCALP, _OTHER = "#1f6feb", "#8b949e"
@@ -99,10 +108,11 @@ def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None
     figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
 
 
-def hash_page(folder: str = "serving/web") -> str:
+def hash_page(*folders: str) -> str:
     """SHA-256 of the files of a page."""
-    files = sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in {".html", ".js", ".css"})
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    shown = [path.read_bytes() for path in files if path.suffix in {".html", ".js", ".css"}]
+    return hashlib.sha256(b"".join(shown)).hexdigest()
 
 
 def charts() -> dict[str, tuple[str, Path]]:
@@ -143,12 +153,27 @@ def _one_per_grade(data: Path) -> list[Path]:
     return [first[grade] for grade in sorted(first)]
 
 
-def take_pictures(bundle: Path, images: list[Path]) -> None:
-    """Take pictures of the page in English and Korean, with a heatmap of the last of `images`."""
-    from playwright.sync_api import expect, sync_playwright
+def _some_of_test(data: Path, count: int) -> list[Path]:
+    """Images of the test split, evenly spaced."""
+    uris = manifest.select_split(manifest.read_manifest(str(data)), "test")["uri"].to_pylist()
+    return [Path(uri) for uri in uris[:: max(1, len(uris) // count)]][:count]
 
-    with _served(bundle) as origin, sync_playwright() as playwright:
+
+@contextmanager
+def _browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def take_page_pictures(bundle: Path, images: list[Path]) -> None:
+    """Take pictures of the page in English and Korean, with a heatmap of the last of `images`."""
+    from playwright.sync_api import expect
+
+    with _served(bundle) as origin, _browser() as browser:
         for locale, name in (("en-US", "page-en.png"), ("ko-KR", "page-ko.png")):
             page = browser.new_page(viewport={"width": 1200, "height": 860}, locale=locale)
             page.goto(origin)
@@ -158,37 +183,52 @@ def take_pictures(bundle: Path, images: list[Path]) -> None:
             page.locator("#heat-show").check()
             expect(page.locator("#heat")).to_be_visible(timeout=60_000)
             page.screenshot(path=IMAGES / name, full_page=True)
-        browser.close()
 
 
 def take_review_picture(image: Path) -> None:
     """Take a picture of the review of `image`, whose result row is handmade."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     data = image.read_bytes()
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, _browser() as browser:
         result_rows.write(f"{folder}/graded/{RESULTS_FOLDER}", [referred_row(str(image), data)], files=1)
         with scalp_review(f"{folder}/graded", f"{folder}/labels", "--reader", "kim") as review:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-            )
-            page = browser.new_page(viewport={"width": 1100, "height": 640}, locale="en-US")
+            page = browser.new_page(viewport={"width": 1000, "height": 640}, locale="en-US")
             page.goto(review.url)
             expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
-            page.screenshot(path=IMAGES / REVIEW_PICTURE, full_page=True)
-            browser.close()
+            page.screenshot(path=IMAGES / "review-en.png", full_page=True)
 
 
-def take_report_picture(report: Path) -> None:
-    """Take a picture of the upper part of the report of a bulk run."""
-    from playwright.sync_api import sync_playwright
+def take_report_pictures(bundle: Path, images: list[Path]) -> None:
+    """Grade `images` and a broken file, and take pictures of the report's top and review queue."""
+    with tempfile.TemporaryDirectory() as folder, _browser() as browser:
+        source = Path(folder, "images")
+        source.mkdir()
+        for image in images:
+            shutil.copy(image, source)
+        Path(source, "broken.jpg").write_bytes(images[0].read_bytes()[:5000])
+        command = [sys.executable, "-m", "jobs.cli", "grade", str(bundle), "images", "graded"]
+        subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page.goto(f"file://{folder}/graded/report.html")
+        # Without the paths of this machine, which stand above the warnings and below each card.
+        top = page.locator(".warn").first.bounding_box()["y"] - 16
+        clip = {"x": 0, "y": top, "width": 1000, "height": 680}
+        page.screenshot(path=IMAGES / "report-en.png", clip=clip, full_page=True)
+        clip = page.locator(".cards").first.bounding_box()
+        clip["height"] = page.locator(".card .path").first.bounding_box()["y"] - clip["y"]
+        page.screenshot(path=IMAGES / "report-queue-en.jpg", clip=clip, full_page=True, quality=85)
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 900}, locale="en-US")
-        page.goto(report.resolve().as_uri())
-        page.screenshot(path=IMAGES / REPORT_PICTURE)
-        browser.close()
+
+def draw_grades(images: list[Path]) -> None:
+    """Draw one image per grade in a row, with the names of the grades."""
+    figure = Figure(figsize=(10, 2.15))
+    for grade, (axes, image) in enumerate(zip(figure.subplots(1, len(images)), images, strict=True)):
+        axes.imshow(Image.open(image))
+        axes.set_title(f"{grade} {GRADE_NAMES[grade]}", fontsize=11)
+        axes.axis("off")
+    figure.tight_layout()
+    figure.savefig(IMAGES / "grades.jpg", dpi=110, facecolor="white", pil_kwargs={"quality": 85})
 
 
 def draw_charts() -> None:
@@ -204,18 +244,17 @@ def main() -> None:
     """Draw all pictures and record their sources."""
     draw_charts()
     sources = json.loads(SOURCES.read_text())
-    named = sys.argv[1:4] or (DEMO / "run", DEMO / "data", DEMO / "graded_prefix")
-    run, data, graded = (Path(argument) for argument in named)
+    run, data = (Path(argument) for argument in sys.argv[1:3] or (DEMO / "run", DEMO / "data"))
     if not (run / "bundle").is_dir():
         raise SystemExit(
-            f"error: {run} has no bundle\nhint:  run `make demo` first, or name RUN, DATA and GRADED"
+            f"error: {run} has no bundle\nhint:  run `make demo` first, or name a run and its data"
         )
-    take_pictures(run, _one_per_grade(data))
-    sources |= dict.fromkeys(("page-en.png", "page-ko.png"), hash_page())
-    take_review_picture(_one_per_grade(data)[-1])
-    sources[REVIEW_PICTURE] = hash_page(REVIEW_PAGE)
-    take_report_picture(graded / "report.html")
-    sources[REPORT_PICTURE] = hash_page(REPORT_PAGE)
+    images = _one_per_grade(data)
+    draw_grades(images)
+    take_page_pictures(run, images)
+    take_review_picture(images[-1])
+    take_report_pictures(run, _some_of_test(data, 60))
+    sources |= {name: hash_page(*folders) for name, folders in PAGES.items()}
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
     for name in sources:
         if (size := (IMAGES / name).stat().st_size) > MAX_BYTES:
