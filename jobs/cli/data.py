@@ -11,8 +11,11 @@ from jobs.cli.options import (
     LocalOption,
     OutArg,
     SetOption,
+    with_old_names,
 )
 from scalp_core.grades import SYMPTOMS
+
+PrepareCommand = with_old_names({"--task": "--label-source", "--split": "--ratio"})
 
 # Each command imports its module when it is called: Ray and PyTorch take seconds to import.
 
@@ -52,7 +55,7 @@ def prepare(
         ),
     ],
     out: OutArg,
-    task: Annotated[
+    label_source: Annotated[
         Literal["folder", "json", "unlabelled"] | None,
         typer.Option(
             help="source of labels: folder (name of the folder, as in the paper), json (value in AI Hub's "
@@ -60,8 +63,11 @@ def prepare(
         ),
     ] = None,
     symptom: Annotated[str, typer.Option(help=f"symptom to read: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
-    split: Annotated[
-        str, typer.Option(help="ratio TRAIN:VAL:TEST; the paper states 7:2:1, its notebook uses 7:1:2")
+    ratio: Annotated[
+        str,
+        typer.Option(
+            help="sizes of the splits, TRAIN:VAL:TEST; the paper states 7:2:1, its notebook uses 7:1:2"
+        ),
     ] = "7:2:1",
     split_by: Annotated[
         Literal["group", "official", "random"],
@@ -107,7 +113,7 @@ def prepare(
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
-    options = Options(task, symptom, split, split_by, keys, folds, seed, group_by)
+    options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by)
     executor = make_executor(local)
     verb(source, out, options, retry_failed=retry_failed, blind_only=blind_only, executor=executor)
 

@@ -14,8 +14,19 @@ from jobs.cli.options import (
     PrecisionOption,
     RuntimeOption,
     parse_range,
+    with_old_names,
 )
 from scalp_core.errors import UserError
+
+GradeCommand = with_old_names(
+    {
+        "--models": "--replicas",
+        "--cpus-per-model": "--cpus-per-replica",
+        "--gpus-per-model": "--gpus-per-replica",
+        "--fetches": "--requests-per-loader",
+    }
+)
+ResultsCommand = with_old_names({"--only": "--status", "--under": "--path-prefix", "--to": "--output"})
 
 # Each command imports its module when it is called: Ray takes seconds to import.
 
@@ -38,22 +49,24 @@ def grade(
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 128,
     runtime: RuntimeOption = "auto",
-    models: Annotated[
+    replicas: Annotated[
         str | None,
-        typer.Option(metavar="N|MIN:MAX", help="model actors; default: as many as fit the cluster"),
+        typer.Option(metavar="N|MIN:MAX", help="model processes; default: as many as fit the cluster"),
     ] = None,
-    cpus_per_model: Annotated[
+    cpus_per_replica: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU cores per model; default: 1 on GPUs, else an eighth of a node"),
+        typer.Option(min=1, help="CPU cores per replica; default: 1 on GPUs, else an eighth of a node"),
     ] = None,
-    gpus_per_model: Annotated[
+    gpus_per_replica: Annotated[
         float | None,
-        typer.Option(min=0.05, help="GPUs per model; default: 0.5, or 1 if --models is at most the GPUs"),
+        typer.Option(min=0.05, help="GPUs per replica; default: 0.5, or 1 if --replicas is at most the GPUs"),
     ] = None,
     loaders: Annotated[
         int | None, typer.Option(min=1, help="parallel tasks that fetch and decode; default: by free CPUs")
     ] = None,
-    fetches: Annotated[int, typer.Option(min=1, help="parallel requests per loading task")] = 16,
+    requests_per_loader: Annotated[
+        int, typer.Option(min=1, help="parallel requests to storage per loading task")
+    ] = 16,
     shard_size: Annotated[
         int | None,
         typer.Option(min=1, help="images per commit; default: 128 on CPUs, 512 on GPUs, fewer if large"),
@@ -79,12 +92,14 @@ def grade(
         typer.Option(
             "--local/--cluster",
             help="run in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a "
-            "cluster, this machine has a GPU, or --models is given, else in this process",
+            "cluster, this machine has a GPU, or --replicas is given, else in this process",
         ),
     ] = None,
     no_tables: Annotated[
         bool,
-        typer.Option("--no-tables", help="refuse tables and prepared data, which can name images anywhere"),
+        typer.Option(
+            "--no-tables", hidden=True, help="refuse tables and prepared data, which can name images anywhere"
+        ),
     ] = False,
     plan: Annotated[
         bool,
@@ -114,7 +129,7 @@ def grade(
         return
     from jobs.cli.executors import make_grade_executor
 
-    if local is None and models is not None:
+    if local is None and replicas is not None:
         local = False  # one process has one model
     executor = make_grade_executor(local)
     from jobs.common.console import print_json
@@ -131,10 +146,15 @@ def grade(
             raise
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
         raise UserError(f"{error}, or, if {out} is a source, name OUT with --out") from None
-    if not executor.uses_ray and cpus_per_model is None:
-        cpus_per_model = executor.cluster().cores_per_node
+    if not executor.uses_ray and cpus_per_replica is None:
+        cpus_per_replica = executor.cluster().cores_per_node
     pool = PoolOptions(
-        parse_range("--models", models), cpus_per_model, gpus_per_model, loaders, fetches, shard_size
+        parse_range("--replicas", replicas),
+        cpus_per_replica,
+        gpus_per_replica,
+        loaders,
+        requests_per_loader,
+        shard_size,
     )
     model = ModelOptions(device, precision, batch_size, runtime)
     options = GradeOptions(
@@ -151,29 +171,31 @@ def results(
         Literal["grade", "folder", "archive", "device", "error", "reason", "day"] | None,
         typer.Option(help="count rows per value; device and day are read from AI Hub's file names"),
     ] = None,
-    only: Annotated[
+    status: Annotated[
         Literal["graded", "failed", "referred"] | None, typer.Option(help="rows to select")
     ] = None,
     grade: Annotated[int | None, typer.Option(min=0, max=3, help="rows with this grade")] = None,
-    under: Annotated[
+    path_prefix: Annotated[
         str | None, typer.Option(help="rows below a folder, prefix, ARCHIVE or ARCHIVE!FOLDER")
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="maximum number of rows; default: 50 on the terminal, all with --to or --json"
+            min=1, help="maximum number of rows; default: 50 on the terminal, all with --output or --json"
         ),
     ] = None,
-    to: Annotated[
+    output: Annotated[
         str | None,
         typer.Option(
-            help="output file: .csv, .jsonl or .parquet; with --write .ndjson or .zip. Local or s3://"
+            "--output",
+            "-o",
+            help="output file: .csv, .jsonl or .parquet; with --write .ndjson or .zip. Local or s3://",
         ),
     ] = None,
     write: Annotated[
         Literal["fhir", "dicom-sr"] | None,
         typer.Option(
-            help="write one clinical document per row to the file of --to. fhir: .ndjson with one "
+            help="write one clinical document per row to the file of --output. fhir: .ndjson with one "
             "transaction per line; dicom-sr: .zip of structured reports"
         ),
     ] = None,
@@ -185,17 +207,19 @@ def results(
             "documents of --write",
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file of --to")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an existing file of --output")
+    ] = False,
     sql: Annotated[str | None, typer.Option(help="your own SQL select from the table `results`")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Print or export results of `scalp grade`: an overview, counts per value, or selected rows."""
-    from jobs.grade.results import parse_under
+    from jobs.grade.results import parse_path_prefix
     from jobs.grade.results import results as verb
     from scalp_core.results.query import Selection
 
-    selection = Selection(only, grade, under and parse_under(under))
-    verb(out, selection, by, sql, limit, to, overwrite, json_, write, patients)
+    selection = Selection(status, grade, path_prefix and parse_path_prefix(path_prefix))
+    verb(out, selection, by, sql, limit, output, overwrite, json_, write, patients)
 
 
 def review(

@@ -12,13 +12,13 @@ from cluster.resources import ClusterError
 from jobs.cli.audit import audit
 from jobs.cli.bench import bench
 from jobs.cli.calibrate import calibrate
-from jobs.cli.data import prepare, pseudonymize, synth
-from jobs.cli.grade import grade, results, review
+from jobs.cli.data import PrepareCommand, prepare, pseudonymize, synth
+from jobs.cli.grade import GradeCommand, ResultsCommand, grade, results, review
 from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.options import JsonOption
-from jobs.cli.serve import serve
-from jobs.cli.submit import jobs, submit
+from jobs.cli.serve import ServeCommand, serve
+from jobs.cli.submit import SubmitCommand, jobs, submit
 from jobs.cli.training import audit_labels, evaluate, explain, quantize, train, tune
 from jobs.common import supervise
 from jobs.common.errors import print_error
@@ -105,9 +105,10 @@ app.command(
 
 
 app.command(
+    cls=PrepareCommand,
     rich_help_panel=_DATA,
     epilog="Examples:\n\nscalp prepare /data/aihub216 data/\n\n"
-    "scalp prepare s3://clinic/labels.csv s3://clinic/data --split 8:1:1",
+    "scalp prepare s3://clinic/labels.csv s3://clinic/data --ratio 8:1:1",
 )(prepare)
 
 
@@ -156,15 +157,17 @@ app.command(
 
 
 app.command(
+    cls=GradeCommand,
     rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp grade runs/first monday.zip s3://clinic/2024/ graded/\n\n"
-    "scalp grade models://scalp cases.csv s3://clinic/graded/ --models 2:16",
+    "scalp grade models://scalp cases.csv s3://clinic/graded/ --replicas 2:16",
 )(grade)
 app.command(
+    cls=ResultsCommand,
     rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp results graded/ --by folder\n\n"
-    "scalp results graded/ --only failed --to failed.csv\n\n"
-    "scalp results graded/ --write fhir --to graded.ndjson\n\n"
+    "scalp results graded/ --status failed --output failed.csv\n\n"
+    "scalp results graded/ --write fhir --output graded.ndjson\n\n"
     "scalp results graded/ --sql 'select grade, count(*) from results group by grade'",
 )(results)
 app.command(
@@ -175,6 +178,7 @@ app.command(
 )(review)
 app.add_typer(models, name="models", rich_help_panel=_MODEL)
 app.command(
+    cls=ServeCommand,
     rich_help_panel=_SERVE,
     epilog="Examples:\n\nscalp serve runs/first\n\n"
     "scalp serve models://scalp --host 0.0.0.0 --keys keys.txt --audit audit/",
@@ -182,6 +186,7 @@ app.command(
 app.add_typer(keys, name="keys", rich_help_panel=_SERVE)
 app.add_typer(audit, name="audit", rich_help_panel=_SERVE)
 app.command(
+    cls=SubmitCommand,
     rich_help_panel=_CLUSTER,
     context_settings={"allow_interspersed_args": False},
     epilog="Example: scalp submit --address http://127.0.0.1:8265 train s3://clinic/data s3://clinic/run",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import BundleArg, DeviceOption, JsonOption, MaxDropOption, OutArg
+from jobs.cli.options import BundleArg, DeviceOption, JsonOption, MaxDropOption, OutArg, with_old_names
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
@@ -49,6 +49,7 @@ def models_add(
 
 @models.command(
     "promote",
+    cls=with_old_names({"--leaky-too": "--allow-leaky"}),
     epilog="Examples:\n\nscalp models promote scalp@1\n\n"
     "scalp models promote scalp@latest --data data/ --why retrained",
 )
@@ -65,10 +66,10 @@ def models_promote(
         bool, typer.Option("--untested", help="promote without a comparison; needs --why")
     ] = False,
     why: WhyOption = "",
-    leaky_too: Annotated[
+    allow_leaky: Annotated[
         bool,
         typer.Option(
-            "--leaky-too", help="accept a version whose metrics are too high, from a split that leaks"
+            "--allow-leaky", help="accept a version whose metrics are too high, from a split that leaks"
         ),
     ] = False,
     device: DeviceOption = "auto",
@@ -87,7 +88,7 @@ def models_promote(
         max_drop=max_drop,
         untested=untested,
         why=why,
-        leaky_too=leaky_too,
+        leaky_too=allow_leaky,
         device=device,
         registry=registry,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from scalp_core.errors import UserError
 
@@ -72,6 +74,26 @@ JsonOption = Annotated[
     ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="maximum number of images per forward pass")]
+
+
+def with_old_names(names: Mapping[str, str]) -> type[TyperCommand]:
+    """Make a command class that accepts options under their former names, which its help does not show.
+
+    Args:
+        names: Present name by former name, both with their dashes.
+    """
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, _rename(args, names))
+
+    return Command
+
+
+def _rename(args: list[str], names: Mapping[str, str]) -> list[str]:
+    end = args.index("--") if "--" in args else len(args)
+    words = [word.partition("=") for word in args[:end]]
+    return [names.get(name, name) + equals + value for name, equals, value in words] + args[end:]
 
 
 def parse_range(option: str, text: str | None) -> tuple[int, int] | None:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.options import BundleArg, DeviceOption, PrecisionOption, RuntimeOption
+from jobs.cli.options import BundleArg, DeviceOption, PrecisionOption, RuntimeOption, with_old_names
 from scalp_core.errors import UserError
+
+ServeCommand = with_old_names({"--open-to-network-without-keys": "--allow-unauthenticated"})
 
 
 def serve(
@@ -25,7 +27,7 @@ def serve(
         typer.Option(help="key file, with lines of `scalp keys new`; default: SCALP_KEYS in the environment"),
     ] = None,
     open_to_network: Annotated[
-        bool, typer.Option("--open-to-network-without-keys", help="answer any client that reaches --host")
+        bool, typer.Option("--allow-unauthenticated", help="answer any client that reaches --host")
     ] = False,
     tls_cert: Annotated[
         str | None,

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import JsonOption
+from jobs.cli.options import JsonOption, with_old_names
+
+SubmitCommand = with_old_names(
+    {"--again": "--rerun", "--no-follow": "--detach", "--any-versions": "--allow-version-mismatch"}
+)
 
 AddressOption = Annotated[
     str | None,
@@ -51,12 +55,11 @@ def submit(
         float, typer.Option(min=0, help="GPUs to reserve for the driver process, which `explain` uses")
     ] = 0,
     memory: Annotated[float, typer.Option(min=0, help="memory to reserve for the driver process, GiB")] = 0,
-    again: Annotated[bool, typer.Option("--again", help="run a finished command again")] = False,
-    no_follow: Annotated[
-        bool, typer.Option("--no-follow", help="exit after submitting, without the log")
-    ] = False,
-    any_versions: Annotated[
-        bool, typer.Option("--any-versions", help="run even if package versions of the cluster differ")
+    rerun: Annotated[bool, typer.Option("--rerun", help="run a finished command again")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="exit after submitting, without the log")] = False,
+    allow_version_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-version-mismatch", help="run even if package versions of the cluster differ"),
     ] = False,
 ) -> None:
     """Submit a command as a job to a cluster, with this checkout's code; the same again attaches to the job.
@@ -72,9 +75,9 @@ def submit(
         context.find_root().command,
         include=include,
         env=env,
-        again=again,
-        attach=not no_follow,
-        any_versions=any_versions,
+        again=rerun,
+        attach=not detach,
+        any_versions=allow_version_mismatch,
         entrypoint_num_cpus=cpus or None,
         entrypoint_num_gpus=gpus or None,
         entrypoint_memory=int(memory * 2**30) or None,

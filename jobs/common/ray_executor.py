@@ -216,7 +216,7 @@ class _ModelPool:
                 raise UserError(
                     f"models died {MOST_TRIES} times in a row while they loaded "
                     f"({str(error).strip().splitlines()[-1]}); if memory ran out, run the same command again "
-                    "with fewer --models or on nodes with more memory"
+                    "with fewer --replicas or on nodes with more memory"
                 ) from error
 
     def _receive_result(self, reference: ray.ObjectRef) -> Iterator[Any]:
@@ -246,7 +246,7 @@ class _ModelPool:
             raise UserError(
                 f"processes of models died {first.deaths} times while they graded shard {first.name}; "
                 "if memory ran out, run the same command again with a smaller --batch-size, fewer "
-                "--models or on nodes with more memory"
+                "--replicas or on nodes with more memory"
             )
         self._running.remove(model)
         self._loaded.extendleft(reversed(lost))

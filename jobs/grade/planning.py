@@ -22,7 +22,7 @@ _MODELS_PER_NODE = 8
 # GPUs per model: one model computes while the other copies, formats and commits. On an H200, two models
 # reached 1.7 times the throughput of one (docs/grading.md).
 _GPU_SHARE = 0.5
-# Maximum number of models in a cluster that autoscales, if --models is not given.
+# Maximum number of models in a cluster that autoscales, if --replicas is not given.
 _MAX_AUTOSCALED = 64
 
 
@@ -63,7 +63,7 @@ class Plan(PipelineSize):
             f" and {self.gpus_per_model:g} GPU" if self.device == "cuda" else ""
         )
         return (
-            f"models: {models}, each {size}, batches of {self.batch_size} at most; loading tasks: "
+            f"replicas: {models}, each {size}, batches of {self.batch_size} at most; loading tasks: "
             f"{self.loaders}, each {self.fetches} requests at once; shards of {self.shard_size} images"
         )
 
@@ -107,8 +107,8 @@ def plan_run(cluster: Cluster, bundle: Bundle, model: ModelOptions, pool: PoolOp
         size = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if on_gpu else "")
         raise UserError(
             f"the cluster has room for {fit} models of {size} in addition to the loading tasks, not for "
-            f"{low}: it has {cluster.cpus} CPUs and {cluster.gpus} GPUs; use --models and --cpus-per-model, "
-            "or a larger cluster"
+            f"{low}: it has {cluster.cpus} CPUs and {cluster.gpus} GPUs; use --replicas and "
+            "--cpus-per-replica, or a larger cluster"
         )
     pixels = 3 * bundle.spec.preprocess.size**2
     shard = pool.shard_size or min(_SHARD[device], max(1, _MAX_SHARD_BYTES // pixels))

@@ -63,15 +63,15 @@ def results(
         UserError: There are no results, options contradict each other, or no row is selected.
     """
     if sql is not None and (by or selection != ALL):
-        raise UserError("--sql selects the rows itself; omit --by, --only, --grade and --under")
+        raise UserError("--sql selects the rows itself; omit --by, --status, --grade and --path-prefix")
     if to is not None and as_json:
-        raise UserError("--json prints the rows, and --to writes them; give one of the two")
+        raise UserError("--json prints the rows, and --output writes them; give one of the two")
     if patients and write is None:
         raise UserError("--patients is for documents; add --write fhir or --write dicom-sr")
     if write is not None and (to is None or by or sql is not None):
         raise UserError(
-            f"--write {write} writes one document per row; name its file with --to FILE{SUFFIXES[write]}, "
-            "and omit --by and --sql"
+            f"--write {write} writes one document per row; name its file with --output "
+            f"FILE{SUFFIXES[write]}, and omit --by and --sql"
         )
     if to is not None:
         _check_file(to, storage.absolute(out), overwrite, [SUFFIXES[write]] if write else list(_WRITERS))
@@ -100,23 +100,27 @@ def results(
         return _export(answer, storage.absolute(to), limit) if to else _show(answer, limit or _SHOWN)
 
 
-def parse_under(text: str) -> str:
+def parse_path_prefix(text: str) -> str:
     """Parse a folder, prefix, ARCHIVE or ARCHIVE!FOLDER to the form in the rows: absolute local paths."""
     return storage.absolute(text)
 
 
 def _check_file(to: str, out: str, overwrite: bool, suffixes: list[str]) -> None:
     if _suffix(to) not in suffixes:
-        raise UserError(f"--to {to} has an unknown ending; name a file that ends in {', '.join(suffixes)}")
+        raise UserError(
+            f"--output {to} has an unknown ending; name a file that ends in {', '.join(suffixes)}"
+        )
     protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
     if any(storage.absolute(to).startswith(f"{folder}/") for folder in protected):
-        raise UserError(f"--to {to} is in the folder of the run's own rows; choose another folder")
+        raise UserError(f"--output {to} is in the folder of the run's own rows; choose another folder")
     if not overwrite and storage.exists(to):
-        raise UserError(f"--to {to}: the file exists; name a new one, or add --overwrite")
+        raise UserError(f"--output {to}: the file exists; name a new one, or add --overwrite")
 
 
 def _conditions(selection: Selection) -> str:
-    return ", ".join(f"--{name} {value}" for name, value in vars(selection).items() if value is not None)
+    return ", ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in vars(selection).items() if value is not None
+    )
 
 
 # --- print -------------------------------------------------------------------------------------------------
@@ -150,9 +154,9 @@ def _overview(graded: ResultRows, as_json: bool) -> int:
 
 
 _OVERVIEW: dict[By, Selection] = {
-    "grade": Selection(only="graded"),
-    "reason": Selection(only="referred"),
-    "error": Selection(only="failed"),
+    "grade": Selection(status="graded"),
+    "reason": Selection(status="referred"),
+    "error": Selection(status="failed"),
 }
 
 
@@ -180,7 +184,7 @@ def _show(answer: pa.RecordBatchReader, limit: int) -> int:
         table.add_row(*(Text(_text(value)) for value in line.values()))
     (console if console.is_terminal else _PIPE).print(table)
     if len(lines) > limit:
-        _say(f"and more; --limit N shows N lines, --to FILE{'|'.join(_WRITERS)} writes all")
+        _say(f"and more; --limit N shows N lines, --output FILE{'|'.join(_WRITERS)} writes all")
     return min(len(lines), limit)
 
 

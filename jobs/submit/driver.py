@@ -202,5 +202,5 @@ def _entrypoint(id_: str, command: Sequence[str], out: str | None, any_versions:
 
 def _describe(job: Job) -> str:
     if job.status == "SUCCEEDED":
-        return f"succeeded at {moment(job.ended)}; --again runs it again"
+        return f"succeeded at {moment(job.ended)}; --rerun runs it again"
     return f"is {job.status.lower()} since {moment(job.started)}"

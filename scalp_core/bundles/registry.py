@@ -222,7 +222,7 @@ class Registry:
         if spec.leaky and not leaky_too:
             raise UserError(
                 f"{name}@{version} was trained on a leaky split, so its metrics are too optimistic; "
-                "promote another version, or add --leaky-too"
+                "promote another version, or add --allow-leaky"
             )
         if evidence and (failure := evidence.comparison.failure):
             raise UserError(

@@ -87,9 +87,13 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
 
 def _check_task(layout: str, task: str, source: str) -> None:
     if layout == "table" and task != "table":
-        raise SourceError(f"--task {task}: the table {source} has its own labels; omit --task")
+        raise SourceError(
+            f"--label-source {task}: the table {source} has its own labels; omit --label-source"
+        )
     if task == "json" and layout != "aihub":
-        raise SourceError(f"--task json: {source} has no label files of AI Hub; use --task folder")
+        raise SourceError(
+            f"--label-source json: {source} has no label files of AI Hub; use --label-source folder"
+        )
 
 
 def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, options: Options) -> None:
@@ -108,11 +112,11 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
         listed
     )
     if layout == "table":
-        raise SourceError(f"{problem}; check its columns uri and label, or use --task unlabelled")
+        raise SourceError(f"{problem}; check its columns uri and label, or use --label-source unlabelled")
     raise SourceError(
         f"{problem}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
-        "--task json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "
-        "--symptom, or use --task unlabelled"
+        "--label-source json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "
+        "--symptom, or use --label-source unlabelled"
     )
 
 

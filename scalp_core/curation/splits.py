@@ -44,9 +44,9 @@ def parse_ratio(text: str) -> Ratio:
     try:
         train, val, test = (int(number) for number in text.split(":"))
     except ValueError:
-        raise UserError(f"--split {text} is not a ratio; write TRAIN:VAL:TEST, for example 7:2:1") from None
+        raise UserError(f"--ratio {text} is not a ratio; write TRAIN:VAL:TEST, for example 7:2:1") from None
     if min(train, val, test) < 1 or train + val + test > 100:
-        raise UserError(f"--split {text} is out of range; give numbers from 1, with a sum up to 100")
+        raise UserError(f"--ratio {text} is out of range; give numbers from 1, with a sum up to 100")
     common = gcd(train, val, test)
     return train // common, val // common, test // common
 
@@ -137,7 +137,7 @@ def count_leaking_pairs(key: np.ndarray, parts: np.ndarray) -> int:
 
 
 def _assign(labels: np.ndarray, groups: np.ndarray, shares: dict[str, int], seed: int) -> np.ndarray:
-    option = "--split " + ":".join(map(str, shares.values()))
+    option = "--ratio " + ":".join(map(str, shares.values()))
     counts, of_row = _group_counts(labels, groups)
     _check_groups(len(counts), len(shares), option)
     items, of_group = _items(counts, seed)

@@ -29,7 +29,7 @@ WORK_FOLDER = f"{SCRATCH_FOLDER}/graded"
 _SUMMARY_FILE = "summary.json"
 
 By = Literal["grade", "folder", "archive", "device", "error", "reason", "day"]
-Only = Literal["graded", "failed", "referred"]
+Status = Literal["graded", "failed", "referred"]
 
 _ROWS_PER_BATCH = 25_000
 
@@ -76,31 +76,31 @@ _BY: dict[By, str] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection of rows by all conditions; `under` is an image, folder, archive or `ARCHIVE!FOLDER`."""
+    """Rows by all conditions; `path_prefix` is an image, folder, archive or `ARCHIVE!FOLDER`."""
 
-    only: Only | None = None
+    status: Status | None = None
     grade: int | None = None
-    under: str | None = None
+    path_prefix: str | None = None
 
     @property
     def sql(self) -> str:
         """SQL condition with placeholders for `parameters`."""
         conditions = ["true"]
-        if self.only:
-            conditions.append("refer" if self.only == "referred" else f"status = '{self.only}'")
+        if self.status:
+            conditions.append("refer" if self.status == "referred" else f"status = '{self.status}'")
         if self.grade is not None:
             conditions.append("grade = $grade")
-        if self.under is not None:
+        if self.path_prefix is not None:
             conditions.append(
-                "(location = $under or starts_with(location, $under || '/') "
-                "or starts_with(location, $under || '!'))"
+                "(location = $path_prefix or starts_with(location, $path_prefix || '/') "
+                "or starts_with(location, $path_prefix || '!'))"
             )
         return " and ".join(conditions)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Values of the placeholders in `sql`."""
-        known = {"grade": self.grade, "under": self.under and self.under.rstrip("/")}
+        known = {"grade": self.grade, "path_prefix": self.path_prefix and self.path_prefix.rstrip("/")}
         return {name: value for name, value in known.items() if value is not None}
 
 

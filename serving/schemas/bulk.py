@@ -23,7 +23,7 @@ class BulkSettings(BaseModel, extra="forbid", frozen=True):
     out: str = Field(description="output prefix, `s3://` or a folder; each bulk run has a folder below it")
     jobs: int = Field(1, ge=1, description="concurrent jobs; more are refused")
     options: tuple[str, ...] = Field(
-        ("--models", "1", "--cpus-per-model", "1", "--loaders", "1"),
+        ("--replicas", "1", "--cpus-per-replica", "1", "--loaders", "1"),
         description="options of `scalp grade` per job; the default leaves most of a machine to the endpoint",
     )
 

@@ -64,7 +64,7 @@ def test_a_grading_gives_the_results_of_this_machine_and_a_second_submit_the_sam
     assert "images" in storage.read(log).decode()
     started = time.monotonic()
     code, again = scalp(*words)
-    assert code == 0 and "attached to it" in again and "--again" in again, again
+    assert code == 0 and "attached to it" in again and "--rerun" in again, again
     assert time.monotonic() - started < SOON
     code, listed = scalp("jobs", "list", "--address", far.url)
     assert len(re.findall(r"scalp-grade-\w+\.\d", listed)) == 1, listed
@@ -143,7 +143,7 @@ def test_an_endpoint_is_deployed_and_answers_as_bulk_grading_does(far, places, t
 def test_a_job_is_stopped_and_told(far, places):
     bundle, _ = places
     words = ("grade", bundle, "s3://scalp/far/many", "s3://scalp/far/stopped", "--shard-size", "4")
-    code, printed = scalp("submit", "--address", far.url, "--no-follow", *words)
+    code, printed = scalp("submit", "--address", far.url, "--detach", *words)
     assert code == 0, printed
     (id_,) = re.findall(r"submitted (\S+) with", printed)
     code, printed = scalp("jobs", "stop", id_, "--address", far.url)
@@ -156,7 +156,7 @@ def test_what_the_cluster_can_never_hold_is_told_by_the_job(far, places):
     bundle, photographs = places
     words = ("submit", "--address", far.url, "grade", bundle, photographs, "s3://scalp/far/huge")
     started = time.monotonic()
-    code, printed = scalp(*words, "--models", "500")
+    code, printed = scalp(*words, "--replicas", "500")
     assert code == 2 and "room for" in printed and "not for 500" in printed, printed
     assert time.monotonic() - started < SOON
 

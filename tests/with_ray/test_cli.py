@@ -180,7 +180,7 @@ def test_s3_is_reached_by_the_usual_aws_chain(s3, read_credentials_again, tmp_pa
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     read_credentials_again()
-    result = run_scalp("prepare", "s3://scalp/chain", tmp_path / "out", "--split=1:1:1", "--local")
+    result = run_scalp("prepare", "s3://scalp/chain", tmp_path / "out", "--ratio=1:1:1", "--local")
     assert result.returncode == 0, result.stderr
     assert '"photographs": 12' in (tmp_path / "out" / "summary.json").read_text()
     monkeypatch.setenv("AWS_PROFILE", "nobody")

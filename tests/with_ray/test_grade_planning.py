@@ -59,7 +59,7 @@ def test_two_models_share_a_gpu_unless_something_else_is_asked(plan, pool, model
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_and_not_waited_for(plan, cluster, pool):
-    with pytest.raises(UserError, match="room for .* models of .* use --models"):
+    with pytest.raises(UserError, match="room for .* models of .* use --replicas"):
         plan(cluster, **pool)
 
 

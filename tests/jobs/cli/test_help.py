@@ -49,3 +49,28 @@ def test_help_ends_with_examples_that_parse(path):
 def test_each_argument_and_option_has_a_description(path):
     parameters = [parameter for parameter in COMMANDS[path].params if parameter.name != "help"]
     assert [parameter.name for parameter in parameters if not getattr(parameter, "help", None)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "grade b s o --models 2:8 --cpus-per-model=1 --gpus-per-model 1 --fetches 4",
+        "results o --only failed --under /a --to x.csv",
+        "prepare s o --task=json --split 8:1:1",
+        "models promote m@1 --leaky-too",
+        "submit --again --no-follow --any-versions train d r",
+        "serve b --open-to-network-without-keys",
+    ],
+)
+def test_former_names_of_options_are_accepted_and_not_shown(line):
+    words, group, path = line.split(), SCALP, "scalp"
+    while hasattr(group, "commands"):
+        path, group = f"{path} {words[0]}", group.commands[words.pop(0)]
+    group.make_context(path, list(words))  # raises for an unknown option
+    shown = {name for parameter in group.params for name in parameter.opts}
+    assert shown.isdisjoint(word.partition("=")[0] for word in words if word.startswith("--"))
+
+
+def test_a_former_name_after_two_dashes_is_a_value():
+    context = SCALP.commands["grade"].make_context("scalp grade", ["b", "--", "--models", "o"])
+    assert context.params["sources_and_out"] == ["--models", "o"]

@@ -34,19 +34,19 @@ def test_results_are_an_overview_counts_or_rows(graded):
     assert overview["finished"] and overview["rows"] == overview["graded"] + overview["failed"]
     counts = document("results", graded, "--by", "grade")
     assert sum(row["photographs"] for row in counts) == overview["rows"]
-    failed = document("results", graded, "--only", "failed")
+    failed = document("results", graded, "--status", "failed")
     assert len(failed) == overview["failed"] > 0
     assert all(row["error_code"] and row["uri"] for row in failed)
-    assert len(document("results", graded, "--only", "graded", "--limit", "2")) == 2
+    assert len(document("results", graded, "--status", "graded", "--limit", "2")) == 2
     assert document("results", graded, "--sql", "select count(*) as n from results") == [
         {"n": overview["rows"]}
     ]
 
 
 def test_an_error_leaves_standard_output_empty(graded):
-    done = run_scalp("results", graded, "--to", f"{graded}.csv", "--json")
+    done = run_scalp("results", graded, "--output", f"{graded}.csv", "--json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --json prints the rows, and --to writes them\nhint:  ")
+    assert done.stderr.startswith("error: --json prints the rows, and --output writes them\nhint:  ")
 
 
 def test_a_plan_is_its_numbers(tmp_path):

@@ -64,7 +64,7 @@ def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_p
 
 def test_several_models_need_ray(bundle, images, tmp_path):
     with pytest.raises(AssertionError, match="the command starts Ray"):
-        scalp("grade", bundle, images, tmp_path / "graded", "--models", 2, "--device", "cpu")
+        scalp("grade", bundle, images, tmp_path / "graded", "--replicas", 2, "--device", "cpu")
 
 
 def test_grade_on_one_machine_starts_no_ray(bundle, images, tmp_path, monkeypatch):

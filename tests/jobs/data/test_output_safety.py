@@ -50,7 +50,7 @@ WRITE_NO_DIRECTORY = {
     "submit": "runs a verb of this table; its log: test_entry",
     "quantize": "adds to a bundle: test_quantize, test_graphs",
     "quantise": "hidden alias of quantize",
-    "results": "one file, with --to: test_results",
+    "results": "one file, with --output: test_results",
     "compare": "reads",
     "export": "names models pull: test_pull",
     "audit verify": "reads",

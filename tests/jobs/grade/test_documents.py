@@ -54,7 +54,7 @@ def named(uri):
 
 
 def export(out, to, *options):
-    found = CliRunner().invoke(app, ["results", out, "--to", str(to), *options], catch_exceptions=False)
+    found = CliRunner().invoke(app, ["results", out, "--output", str(to), *options], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return to.read_bytes()
 
@@ -219,10 +219,10 @@ def test_what_makes_no_document_is_refused(graded, out, tmp_path, monkeypatch):
         assert not list(tmp_path.glob("*.zip"))
 
     refused("ends in .zip", write="dicom-sr", to=str(tmp_path / "a.ndjson"))
-    refused("name its file with --to FILE.ndjson", write="fhir", to=None)
+    refused("name its file with --output FILE.ndjson", write="fhir", to=None)
     refused("omit --by", write="dicom-sr", by="grade")
     refused("--patients is for documents", patients=True)
-    refused("no row with --under", write="dicom-sr", selection=Selection(under="/nowhere"))
+    refused("no row with --path-prefix", write="dicom-sr", selection=Selection(path_prefix="/nowhere"))
     unfinished = str(tmp_path / "unfinished")
     write(storage.join(unfinished, ".scalp-work/graded"), [row("/clinic/a.jpg")], files=1)
     storage.write(storage.join(unfinished, "run.json"), b"{}")

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
-from jobs.grade.results import parse_under, results
+from jobs.grade.results import parse_path_prefix, results
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.results.query import Selection
@@ -97,14 +97,14 @@ def test_tables_by_something(ask, tmp_path, by, lines):
 
 def test_rows_of_a_selection(ask, tmp_path):
     place = tmp_path / "clinic"
-    assert cells(ask("--only", "referred")) == [
+    assert cells(ask("--status", "referred")) == [
         ["location", "grade", "probability", "severity", "why"],
         [f"{place}/north/b.jpg", "2 moderate", "0.400", "1.600", "ambiguous_grade, low_confidence"],
     ]
-    (_, one) = cells(ask("--only", "failed", "--under", f"{place}/south"))
+    (_, one) = cells(ask("--status", "failed", "--path-prefix", f"{place}/south"))
     assert one == [f"{place}/south/y.jpg", "failed", "", "", "empty: it is broken"]
     assert len(cells(ask("--grade", 3))) == 1 + 2
-    assert cells(ask("--by", "grade", "--only", "failed"))[1:] == [["", "2", "0", "2", "0", ""]]
+    assert cells(ask("--by", "grade", "--status", "failed"))[1:] == [["", "2", "0", "2", "0", ""]]
 
 
 def test_a_place_may_be_given_as_it_is_typed(ask, tmp_path, monkeypatch):
@@ -113,16 +113,18 @@ def test_a_place_may_be_given_as_it_is_typed(ask, tmp_path, monkeypatch):
         ("clinic/north", 2), ("clinic/2024.zip", 3), ("clinic/2024.zip!중등도/", 2), ("./clinic/", 6),
         (f"clinic/north/{A}", 1),
     ]:  # fmt: skip
-        assert len(cells(ask("--under", under))) == 1 + count, under
-    with pytest.raises(UserError, match="has no row with --under .*/clinic/nor; scalp results .* shows what"):
-        ask("--under", "clinic/nor")
+        assert len(cells(ask("--path-prefix", under))) == 1 + count, under
+    with pytest.raises(
+        UserError, match="has no row with --path-prefix .*/clinic/nor; scalp results .* shows what"
+    ):
+        ask("--path-prefix", "clinic/nor")
 
 
 def test_a_limit_says_that_there_is_more(ask):
-    output = ask("--only", "graded", "--limit", 2)
+    output = ask("--status", "graded", "--limit", 2)
     assert len(cells(output)) == 1 + 2
-    assert "and more; --limit N shows N lines, --to FILE.csv|.jsonl|.parquet writes all" in output
-    assert "and more" not in ask("--only", "graded", "--limit", 4)
+    assert "and more; --limit N shows N lines, --output FILE.csv|.jsonl|.parquet writes all" in output
+    assert "and more" not in ask("--status", "graded", "--limit", 4)
 
 
 def test_a_select_of_ones_own(ask, tmp_path):
@@ -132,7 +134,7 @@ def test_a_select_of_ones_own(ask, tmp_path):
     assert cells(ask("--sql", query)) == [
         ["grade name", "n", "m"], ["moderate", "1", "2.000"], ["severe", "2", "3.000"],
     ]  # fmt: skip
-    assert "1 rows are in" in ask("--sql", query, "--limit", 1, "--to", tmp_path / "x.csv")
+    assert "1 rows are in" in ask("--sql", query, "--limit", 1, "--output", tmp_path / "x.csv")
 
 
 @pytest.mark.parametrize(
@@ -147,14 +149,14 @@ def test_a_select_of_ones_own(ask, tmp_path):
 def test_a_select_reaches_the_rows_and_nothing_else(ask, tmp_path, monkeypatch, query):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="^--sql"):
-        ask("--sql", query, "--to", "x.csv")
+        ask("--sql", query, "--output", "x.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_file_of_each_kind_holds_the_chosen_rows(ask, tmp_path):
     written = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("parquet", "jsonl", "csv")}
     for path in written.values():
-        assert f"4 rows are in {path}" in ask("--only", "graded", "--to", path)
+        assert f"4 rows are in {path}" in ask("--status", "graded", "--output", path)
     table = pq.read_table(written["parquet"])
     assert table.schema == SCHEMA
     kept = [each for each in rows(str(tmp_path / "clinic")) if each["status"] == "graded"]
@@ -177,10 +179,10 @@ def test_a_file_of_each_kind_holds_the_chosen_rows(ask, tmp_path):
 def test_a_file_that_exists_is_kept_unless_it_may_be_overwritten(ask, tmp_path, kind):
     labels = tmp_path / f"labels.{kind}"
     labels.write_bytes(b"a week of work")
-    with pytest.raises(UserError, match=f"--to {labels}: the file exists; .* add --overwrite"):
-        ask("--only", "graded", "--to", labels)
+    with pytest.raises(UserError, match=f"--output {labels}: the file exists; .* add --overwrite"):
+        ask("--status", "graded", "--output", labels)
     assert labels.read_bytes() == b"a week of work"
-    assert "4 rows are in" in ask("--only", "graded", "--to", labels, "--overwrite")
+    assert "4 rows are in" in ask("--status", "graded", "--output", labels, "--overwrite")
     assert labels.read_bytes() != b"a week of work"
 
 
@@ -195,17 +197,17 @@ def test_a_spreadsheet_finds_no_formula_in_a_name(tmp_path, name):
     assert found[0] == {"member": f"'{name}", "l": f"'{name};b", "n": "-1"}
     assert found[1] == {"member": "a=1.jpg", "l": "a=1.jpg;b", "n": "-1"}
     to = tmp_path / "x.jsonl"  # programs get names as they are
-    results(str(tmp_path / "out"), Selection(under=f"/a.zip!{name}"), to=str(to))
+    results(str(tmp_path / "out"), Selection(path_prefix=f"/a.zip!{name}"), to=str(to))
     assert json.loads(to.read_text())["member"] == name
 
 
 def test_a_terminal_obeys_no_name(ask, tmp_path):
     out = str(tmp_path / "odd")
     write(f"{out}/results", [row("/a/\x1b[2J[bold]b\n.jpg"), failed("/a/c.jpg", "empty", "\x1b]0;owned\x07")])
-    assert [line[0] for line in cells(ask("--under", "/a", of=out))[1:]] == [
+    assert [line[0] for line in cells(ask("--path-prefix", "/a", of=out))[1:]] == [
         "/a/?[2J[bold]b?.jpg", "/a/c.jpg",
     ]  # fmt: skip
-    assert "\x1b" not in ask("--only", "failed", of=out)
+    assert "\x1b" not in ask("--status", "failed", of=out)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -231,10 +233,10 @@ def test_an_export_that_breaks_off_leaves_the_file_before_and_no_other(s3, tmp_p
 
 def test_rows_and_export_in_s3(s3, ask, tmp_path):
     out = finished(f"s3://scalp/{tmp_path.name}/out", "s3://clinic/a")
-    assert len(cells(ask("--under", "s3://clinic/a/north/", of=out))) == 1 + 2
-    assert len(cells(ask("--under", "s3://clinic/a/2024.zip!중등도", of=out))) == 1 + 2
+    assert len(cells(ask("--path-prefix", "s3://clinic/a/north/", of=out))) == 1 + 2
+    assert len(cells(ask("--path-prefix", "s3://clinic/a/2024.zip!중등도", of=out))) == 1 + 2
     to = f"s3://scalp/{tmp_path.name}/export/failed.parquet"
-    ask("--only", "failed", "--to", to, of=out)
+    ask("--status", "failed", "--output", to, of=out)
     assert parquet.read(to)["error_code"].to_pylist() == ["empty", "truncated"]
     assert storage.names_in(f"s3://scalp/{tmp_path.name}/export") == {"failed.parquet"}
 
@@ -252,11 +254,11 @@ def test_an_unfinished_run_prints_a_note(ask, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sql", "select 1", "--only", "failed"], "--sql selects the rows itself; omit --by"),
-        (["--to", "rows.xlsx"], "rows.xlsx has an unknown ending; name a file that ends in .csv"),
-        (["--to", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose"),
-        (["--only", "failed", "--grade", "3"], "has no row with --only failed, --grade 3; scalp results"),
-        (["--sql", "select {'a': 1} as s", "--to", "PLACE/x.csv"],
+        (["--sql", "select 1", "--status", "failed"], "--sql selects the rows itself; omit --by"),
+        (["--output", "rows.xlsx"], "rows.xlsx has an unknown ending; name a file that ends in .csv"),
+        (["--output", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose"),
+        (["--status", "failed", "--grade", "3"], "has no row with --status failed, --grade 3; scalp results"),
+        (["--sql", "select {'a': 1} as s", "--output", "PLACE/x.csv"],
          "a .csv cannot hold these columns .*; use .jsonl or .parquet"),
     ],
 )  # fmt: skip
@@ -275,5 +277,5 @@ def test_a_folder_that_grade_did_not_make_is_refused(tmp_path):
 
 def test_places_are_as_rows_name_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert parse_under("a.zip!중등도/") == f"{tmp_path}/a.zip!중등도"
-    assert parse_under("s3://clinic/a/") == "s3://clinic/a"
+    assert parse_path_prefix("a.zip!중등도/") == f"{tmp_path}/a.zip!중등도"
+    assert parse_path_prefix("s3://clinic/a/") == "s3://clinic/a"

@@ -38,7 +38,7 @@ def test_what_no_node_can_hold_is_told_soon_and_starts_none(bundle, tmp_path):
         words = [str(BIN / "scalp"), "grade", bundle, tmp_path / "photographs", tmp_path / "out"]
         started = time.monotonic()
         done = subprocess.run(
-            [*words, "--device", "cpu", "--models", "3", "--cpus-per-model", "8"],
+            [*words, "--device", "cpu", "--replicas", "3", "--cpus-per-replica", "8"],
             capture_output=True,
             text=True,
             env=os.environ | {"RAY_ADDRESS": address},

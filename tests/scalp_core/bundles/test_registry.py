@@ -109,7 +109,7 @@ def test_a_rollback_goes_back_step_by_step(store, run):
 
 def test_a_leaky_bundle_is_promoted_only_on_request(store, bundle, run):
     store.add(run(1, training=leaky(bundle)), "scalp")
-    with pytest.raises(UserError, match="scalp@1 was trained on a leaky split.*--leaky-too"):
+    with pytest.raises(UserError, match="scalp@1 was trained on a leaky split.*--allow-leaky"):
         store.promote("scalp", 1, untested=True)
     assert store.history("scalp") == []
     assert store.promote("scalp", 1, leaky_too=True, untested=True)[0].model_version.endswith("-leaky")

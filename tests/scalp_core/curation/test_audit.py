@@ -336,7 +336,7 @@ def test_unlabelled_is_asked_for_and_never_fallen_back_to(tmp_path):
     (tmp_path / "set").mkdir()
     for index in range(3):
         (tmp_path / "set" / f"{index}.jpg").write_bytes(jpeg(index))
-    with pytest.raises(UserError, match="3 images and no grade .* --task unlabelled"):
+    with pytest.raises(UserError, match="3 images and no grade .* --label-source unlabelled"):
         audited(tmp_path / "set", tmp_path / "no")
     found = audited(tmp_path / "set", tmp_path / "out", task="unlabelled")
     assert found.table["label"].to_pylist() == found.table["split"].to_pylist() == [None] * 3
@@ -346,11 +346,11 @@ def test_unlabelled_is_asked_for_and_never_fallen_back_to(tmp_path):
 def test_a_task_that_the_source_cannot_have_is_refused(tmp_path):
     (tmp_path / "set" / "1").mkdir(parents=True)
     (tmp_path / "set" / "1" / "a.jpg").write_bytes(jpeg())
-    with pytest.raises(UserError, match="no label files of AI Hub; use --task folder"):
+    with pytest.raises(UserError, match="no label files of AI Hub; use --label-source folder"):
         audited(tmp_path / "set", tmp_path / "json", task="json")
     (tmp_path / "t.csv").write_text("uri,label\nset/1/a.jpg,1\n")
     for task in ("json", "folder"):
-        with pytest.raises(UserError, match="has its own labels; omit --task"):
+        with pytest.raises(UserError, match="has its own labels; omit --label-source"):
             audited(tmp_path / "t.csv", tmp_path / task, task=task)
 
 

@@ -163,7 +163,7 @@ def test_a_hundred_thousand_images_without_groups_have_the_ratio_in_each_grade()
 
 
 def test_too_few_groups_are_refused_with_a_way_out():
-    with pytest.raises(UserError, match="--split 7:2:1: 2 groups cannot be divided into 3; use more micro"):
+    with pytest.raises(UserError, match="--ratio 7:2:1: 2 groups cannot be divided into 3; use more micro"):
         splits.split_by_group(np.zeros(9, int), np.arange(9) % 2, (7, 2, 1), 0)
     with pytest.raises(UserError, match="--folds 10: 9 groups cannot be divided into 10"):
         splits.assign_folds(np.zeros(9, int), np.arange(9), 10, 0)

@@ -49,13 +49,13 @@ def test_totals_of_all_and_of_a_selection(graded):
         sum(each["expected_severity"] for each in ROWS if each["status"] == "graded") / 5
     )
     assert found == {"photographs": 8, "graded": 5, "failed": 3, "referred": 2}
-    assert graded.totals(Selection(only="referred"))["photographs"] == 2
-    assert graded.totals(Selection(only="failed", under=ZIP))["photographs"] == 1
+    assert graded.totals(Selection(status="referred"))["photographs"] == 2
+    assert graded.totals(Selection(status="failed", path_prefix=ZIP))["photographs"] == 1
     assert graded.totals(Selection(grade=3))["photographs"] == 2
-    assert graded.totals(Selection(under=f"{ZIP}!중등도/"))["photographs"] == 2
-    assert graded.totals(Selection(under=ZIP))["photographs"] == 3
-    assert graded.totals(Selection(under="/data/clinic/sou"))["photographs"] == 0
-    assert graded.totals(Selection(under=ROWS[2]["uri"]))["photographs"] == 1
+    assert graded.totals(Selection(path_prefix=f"{ZIP}!중등도/"))["photographs"] == 2
+    assert graded.totals(Selection(path_prefix=ZIP))["photographs"] == 3
+    assert graded.totals(Selection(path_prefix="/data/clinic/sou"))["photographs"] == 0
+    assert graded.totals(Selection(path_prefix=ROWS[2]["uri"]))["photographs"] == 1
 
 
 def test_tables(graded):
@@ -85,7 +85,10 @@ def test_tables(graded):
         "2020-11-23": 1,
         "None": 5,
     }
-    assert by(graded, "error", Selection(only="failed")) == {"empty": (2, 0, 2, 0), "truncated": (1, 0, 1, 0)}
+    assert by(graded, "error", Selection(status="failed")) == {
+        "empty": (2, 0, 2, 0),
+        "truncated": (1, 0, 1, 0),
+    }
     assert by(graded, "reason") == dict.fromkeys(
         ("ambiguous_grade", "low_confidence", "unlike_training"), (1, 1, 0, 1)
     )

@@ -152,7 +152,7 @@ def test_another_source_or_model_is_other_work(tmp_path, monkeypatch):
 
 def test_the_command_has_the_source_as_one_word(tmp_path, monkeypatch):
     endpoint = Endpoint(tmp_path, monkeypatch, options=["--heatmaps", "0"])
-    source = f"{endpoint.source}/it's; rm -rf $HOME `x` --models"
+    source = f"{endpoint.source}/it's; rm -rf $HOME `x` --replicas"
     work = endpoint.ask(source=source).json()["id"]
     address, _, *words = shlex.split(endpoint.client.commands[0])
     assert address == "RAY_ADDRESS=10.0.0.1:6379"  # of this Ray, whatever others the machine has

@@ -73,7 +73,7 @@ def test_takes_what_lies_below_a_prefix(source, plain):
         "/etc/passwd",
         "/s3://clinic/scalp",
         "clinic/scalp",
-        "--models=100",
+        "--replicas=100",
         "s3://clinic/scalp/a\nb",
         "s3://clinic/scalp/a\0b",
         "s3://clinic/scalp/\u202egpj.x",  # turns the direction of writing
