@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, HttpUrl
 
 from scalp_core.errors import UserError
 
-# For `tracing_config.exporter_import_path` of a config file.
+# Value of exporter_import_path in the tracing_config of a config file.
 EXPORTER = "serving.observability.tracing:span_processors"
 _ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _SERVICE_VARIABLE = "OTEL_SERVICE_NAME"

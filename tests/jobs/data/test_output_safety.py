@@ -55,6 +55,7 @@ WRITE_NO_DIRECTORY = {
     "export": "names models pull: test_pull",
     "audit verify": "reads",
     "models list": "reads",
+    "models bom": "prints",
     "models add": "a version that nobody has: test_registry",
     "models promote": "an entry that nobody has: test_registry",
     "models rollback": "an entry that nobody has: test_registry",

@@ -40,7 +40,7 @@ def contents(folder):
 def prepare_and_stop(source, out, monkeypatch):
     """A run that ends before it writes its report."""
     with monkeypatch.context() as stopped:
-        stopped.setattr(module.report, "render_html", None)
+        stopped.setattr(module.data_report, "render_report", None)
         with pytest.raises(TypeError):
             prepare(source, out, OPTIONS)
 
