@@ -10,13 +10,14 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from scalp_core.errors import UserError
+from scalp_core.storage.credentials import describe_source
 
 # S3's error codes and the names of botocore's exceptions. Codes in capitals come from the AWS SDK in pyarrow.
 _THROTTLES = (
@@ -38,22 +39,37 @@ _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 
 _UNREACHABLE = "the S3 server did not answer; check AWS_ENDPOINT_URL and the network"
 _THROTTLED = "the S3 server throttles requests and kept doing so; run the same command again later"
-_BAD_KEY = "the S3 server refused the key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a valid one"
-_DENIED = (
-    "access denied (HTTP 403); the credentials in use need s3:ListBucket, s3:GetObject and, to write, "
-    "s3:PutObject and s3:DeleteObject"
+_NO_CREDENTIALS = (
+    "no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
+    "the machine a role"
 )
 _MISSING = "it does not exist; check the path"
 _CERTIFICATE = "the certificate of the S3 server cannot be verified; set AWS_CA_BUNDLE, or check the clock"
 
-_ADVICE = {
+
+def _refused_key(source: str) -> str:
+    return (
+        f"the S3 server refused the key of {source}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        "AWS_PROFILE, to a valid one"
+    )
+
+
+def _denied(source: str) -> str:
+    return (
+        f"access denied (HTTP 403); the credentials in use ({source}) need s3:ListBucket, s3:GetObject and, "
+        "to write, s3:PutObject and s3:DeleteObject"
+    )
+
+
+# Functions need the source of the credentials in use.
+_ADVICE: dict[str, str | Callable[[str], str]] = {
     **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "INVALID_ACCESS_KEY_ID",
-                     "SIGNATURE_DOES_NOT_MATCH", "InvalidToken", "InvalidClientTokenId"), _BAD_KEY),
+                     "SIGNATURE_DOES_NOT_MATCH", "InvalidToken", "InvalidClientTokenId"), _refused_key),
     **dict.fromkeys(("ExpiredToken", "TokenRefreshRequired"),
                     "the S3 credentials have expired; renew them and run the same command again"),
     **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
-                    "no S3 credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    **dict.fromkeys(("AccessDenied", "ACCESS_DENIED", "AllAccessDisabled"), _DENIED),
+                    _NO_CREDENTIALS),
+    **dict.fromkeys(("AccessDenied", "ACCESS_DENIED", "AllAccessDisabled"), _denied),
     **dict.fromkeys(_THROTTLES, _THROTTLED),
     **dict.fromkeys(_NO_ANSWERS, _UNREACHABLE),
     **dict.fromkeys(("SSLError", "CERTIFICATE"), _CERTIFICATE),
@@ -64,7 +80,13 @@ _ADVICE = {
                     "the bucket is in another region; set AWS_REGION to it"),
     "RequestTimeTooSkewed": "the clock of this machine differs from the S3 server's; correct it",
 }  # fmt: skip
-_ADVICE_BY_STATUS = {401: _BAD_KEY, 403: _DENIED, 404: _MISSING, 429: _THROTTLED, 503: _UNREACHABLE}
+_ADVICE_BY_STATUS: dict[int, str | Callable[[str], str]] = {
+    401: _refused_key,
+    403: _denied,
+    404: _MISSING,
+    429: _THROTTLED,
+    503: _UNREACHABLE,
+}
 
 _ADVICE_BY_ERRNO = {
     errno.ENOSPC: "the disk is full; free space there and run the same command again",
@@ -157,7 +179,10 @@ def advice(error: BaseException) -> str:
     if isinstance(error, OSError):
         code, status = _code_of(error)
         if known := _ADVICE.get(code) or _ADVICE_BY_STATUS.get(status or 0):
-            return known
+            if isinstance(known, str):
+                return known
+            source = describe_source()
+            return known(source) if source else f"access denied: {_NO_CREDENTIALS}"
         if known := _ADVICE_BY_ERRNO.get(error.errno or 0):
             return known
         if isinstance(error, FileNotFoundError):

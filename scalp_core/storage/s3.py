@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 
 from scalp_core.errors import UserError
+from scalp_core.storage import credentials
 from scalp_core.storage.errors import StorageError
 from scalp_core.storage.retry import call_with_retries
 
@@ -32,12 +33,6 @@ _MAX_ATTEMPTS = 3  # by the S3 client itself, within seconds
 _LONG_ATTEMPTS = 12  # within a minute or two
 _POOL = 32  # connections per process, for requests of its threads in parallel
 
-# The variables of the chain: a change of one takes effect with the next request.
-_ENVIRONMENT = (
-    "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION",
-    "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-)  # fmt: skip
 _client_lock = threading.Lock()
 
 
@@ -178,22 +173,19 @@ def _chain() -> tuple[_Chain, Any]:
 
     try:
         with _client_lock:
-            chain = _resolve(tuple(map(os.environ.get, _ENVIRONMENT)))
+            chain = _resolve(tuple(map(os.environ.get, credentials.ENVIRONMENT)))
         return chain, chain.credentials.get_frozen_credentials() if chain.credentials else None
     except BotoCoreError as error:
         raise UserError(f"no AWS credentials: {error}; check AWS_PROFILE and ~/.aws") from error
 
 
-# Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
 @lru_cache(maxsize=8)
 def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
-    from botocore.session import get_session
 
-    session = get_session()
-    credentials = session.get_credentials()
+    session, keys = credentials.find()
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     endpoint = named or session.get_scoped_config().get("endpoint_url")
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
@@ -202,11 +194,11 @@ def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
         read_timeout=_REQUEST_TIMEOUT_S,
         retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
         max_pool_connections=_POOL,
-        signature_version=None if credentials else UNSIGNED,
+        signature_version=None if keys else UNSIGNED,
     )
     made = boto3.Session(botocore_session=session)
     client = made.client("s3", endpoint_url=endpoint, region_name=region, config=config)
-    return _Chain(credentials, endpoint, region, client)
+    return _Chain(keys, endpoint, region, client)
 
 
 @lru_cache(maxsize=8)

@@ -47,7 +47,9 @@ def arrow(key: str, code: str, rest: str = "No response body.") -> OSError:
         (PermissionError(errno.EACCES, "Permission denied", "timeout.jpg"), False, "permission denied"),
     ],
 )
-def test_an_error_is_told_apart_by_its_code_whatever_the_file_is_called(error, transient, words):
+def test_an_error_is_told_apart_by_its_code_whatever_the_file_is_called(error, transient, words, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert is_transient(error) is transient
     assert words in advice(error)
 
@@ -77,6 +79,28 @@ def test_a_wrong_key_a_missing_bucket_and_a_missing_object_are_told_apart(s3, mo
     for call in (storage.read, storage.exists, storage.is_file, storage.list_files):
         with pytest.raises(UserError, match="refused the key"):
             call("s3://scalp/a")
+
+
+def test_a_refusal_names_the_credentials_in_use(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    profiles = tmp_path / "credentials"
+    profiles.write_text("[clinic]\naws_access_key_id = AKIAEXAMPLE\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profiles))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    denied = StorageError("no", "AccessDenied", 403)
+    assert advice(denied).startswith("access denied: no S3 credentials were found; ")
+    monkeypatch.setenv("AWS_PROFILE", "clinic")
+    assert "the credentials in use (profile clinic) need s3:ListBucket, s3:GetObject" in advice(denied)
+    assert "refused the key of profile clinic;" in advice(StorageError("no", "SignatureDoesNotMatch", 403))
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert advice(denied).startswith("access denied: no S3 credentials were found; ")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("AWS_PROFILE")
+    assert "(AWS_ACCESS_KEY_ID of the environment)" in advice(denied)
+    assert "AKIA" not in advice(denied)
 
 
 def test_a_coded_error_travels_between_processes():
