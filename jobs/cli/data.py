@@ -91,6 +91,14 @@ def prepare(
     ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="cross-validation folds; default: none")] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the split")] = 0,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="prepared data to which the images of LABELS are added; its images keep labels and splits, "
+            "and new ones go to train, unless their group is in val or test",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="retry the files that a finished run could not fetch")
     ] = False,
@@ -113,7 +121,7 @@ def prepare(
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
-    options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by)
+    options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
     executor = make_executor(local)
     verb(source, out, options, retry_failed=retry_failed, blind_only=blind_only, executor=executor)
 

@@ -31,11 +31,20 @@ def train(
         str, typer.Argument(help="run directory for checkpoints, curves and bundle, local or s3://")
     ],
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="training settings: default, cpu, one-gpu, eight-gpus, paper, smoke, or a .yaml file"
+            help="training settings: default, cpu, one-gpu, eight-gpus, paper, smoke, or a .yaml file; "
+            "default: default, or that of --init"
         ),
-    ] = "default",
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="bundle whose training is continued on DATA: its recipe and its weights; a run directory of "
+            "`scalp train`, or models://NAME, models://NAME@VERSION",
+        ),
+    ] = None,
     workers: Annotated[
         str,
         typer.Option(
@@ -47,8 +56,8 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="initial weights: imagenet, offline (of a pip package), none, or a .safetensors or .pth "
-            "file, local or s3://; default: as in the recipe"
+            help="initial weights: imagenet, offline (of a pip package), none, a .safetensors or .pth file, "
+            "or a bundle; local or s3://; default: as in the recipe"
         ),
     ] = None,
     fold: Annotated[
@@ -77,10 +86,15 @@ def train(
     """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
     from jobs.train.driver import RECIPES
     from jobs.train.driver import train as verb
-    from scalp_core.models.recipe import load_recipe
+    from scalp_core.models.recipe import load_recipe, recipe_of_bundle
 
     overrides = [*set_, *([f"weights={weights}"] if weights else [])]
-    settings = load_recipe(recipe, RECIPES, overrides)
+    if init is None:
+        settings = load_recipe(recipe or "default", RECIPES, overrides)
+    elif recipe or weights:
+        raise UserError("--init takes recipe and weights from its bundle; omit --recipe and --weights")
+    else:
+        settings = recipe_of_bundle(init, overrides)
     worker_range = None if workers == "auto" else parse_range("--workers", workers)
     if folds is None:
         verb(data, run, settings, worker_range, device, fold, tracking)

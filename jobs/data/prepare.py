@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ from scalp_core.curation.audit import Options
 from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
-from scalp_core.datasets.manifest import SPLITS, DataSpec
+from scalp_core.datasets.manifest import SPLITS, DataSpec, ReviewedLabels
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
 from scalp_core.labels.log import is_label_log
@@ -67,7 +68,8 @@ def prepare(
     """List, examine and audit a source.
 
     Args:
-        source: Folder, prefix, archive, table or label log; local or `s3://`.
+        source: Folder, prefix, archive, table or label log; local or `s3://`. With `options.extend`, a label
+            log, whose images are added to the train split of this data.
         out: Output directory for the manifest, the report, and the tables of dropped images and findings.
         options: Labels and splits.
         retry_failed: Read objects again that a finished run could not fetch.
@@ -85,6 +87,7 @@ def prepare(
     _check_options(options, source)
     outputs.check_output(out, _VERB, [source])
     # None, so that runs of earlier versions are recognized.
+    options = _read_extended(options, source, out)
     identity = {
         "source": source,
         "blind_only": blind_only or None,
@@ -103,13 +106,14 @@ def prepare(
 
         executor = RayExecutor()
     wait_for_node(executor.cluster(), console.print)
-    executor.check([source], out)
-    with outputs.open_output(out, _VERB, [source]) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
+    sources = [source, *([options.extend] if options.extend else [])]
+    executor.check(sources, out)
+    with outputs.open_output(out, _VERB, sources) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
         _begin(output, identity, reopen=finished is not None)
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
         examine = partial(examine_shard, output.scratch, parent)
         lists = (
-            partial(executor.map, partial(list_labels, output.scratch, blind_only), [source])
+            partial(executor.map, partial(list_labels, output.scratch, blind_only, options.extend), [source])
             if is_log
             else partial(executor.map, partial(list_roots, output.scratch), split_roots(roots))
         )
@@ -152,6 +156,7 @@ def _prepare(
         )
     clock.lap("audit")
     spec = DataSpec.model_validate(audited.pop("spec"))
+    spec = spec.model_copy(update=_record_labels(source, options, readers, audited["new_images"]))
     examples = {name: audited.pop(name) for name in ("sheets", "near_pairs", "dropped_examples")}
     summary = {
         "kind": _VERB,
@@ -185,6 +190,44 @@ def _check_options(options: Options, source: str) -> None:
         GroupBy(options.group_by)
         if scan.is_table(source) and "group" in tables.find_columns(source):
             raise UserError(f"--group-by: the table {source} has a column group; omit one of the two")
+
+
+def _read_extended(options: Options, source: str, out: str) -> Options:
+    """Read how the extended data was split and grouped; the options for its extension.
+
+    Raises:
+        UserError: The source has no hashes of its images, the data has no such splits, or an option would
+            have no effect.
+    """
+    if options.extend is None:
+        return options
+    data = storage.absolute(options.extend)
+    outputs.check_output(out, _VERB, [data])
+    if options != Options(extend=options.extend, folds=options.folds):
+        raise UserError(f"--extend keeps the splits and groups of {data}; omit the other options of them")
+    if not is_label_log(source):
+        raise UserError(f"--extend: {source} is not a label log of scalp review; omit the option")
+    spec = manifest.read_spec(data)
+    if spec.split.method != "group":
+        raise UserError(f"--extend: {data} is split by {spec.split.method}; give data that is split by group")
+    if spec.symptom not in (None, SYMPTOMS[0]):
+        raise UserError(
+            f"--extend: {data} has grades of {spec.symptom}, and readers grade {SYMPTOMS[0]}; give other data"
+        )
+    keys = tuple(key for key in spec.split.keys if key in audit.GROUP_KEYS)
+    return replace(options, extend=data, ratio=spec.split.ratio, seed=spec.split.seed, keys=keys)
+
+
+def _record_labels(
+    source: str, options: Options, readers: dict[str, Any] | None, images: int
+) -> dict[str, Any]:
+    """Fields of the data's contract that record the label log, and the data that was extended."""
+    before = manifest.read_spec(options.extend) if options.extend else None
+    reviews = before.reviews if before else ()
+    if readers is not None:
+        log = {"labels": source, "answers": readers["answers"], "sha256": readers["sha256"]}
+        reviews = (*reviews, ReviewedLabels(**log, images=images))
+    return {"reviews": reviews, "extends": (*before.extends, before.sha256) if before else ()}
 
 
 def _read_finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:

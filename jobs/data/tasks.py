@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from jobs.common.isolate import Isolation, counted_try
 from scalp_core import storage
-from scalp_core.datasets import reviewed, scan
+from scalp_core.datasets import manifest, reviewed, scan, tables
 from scalp_core.datasets.examination import Examination, examine, read_content
 from scalp_core.datasets.scan import Root
 from scalp_core.labels.decisions import Answers
@@ -47,13 +47,22 @@ def list_roots(work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
         return write_listed(work, number, objects)
 
 
-def list_labels(work: str, blind_only: bool, log: str) -> dict[str, int]:
-    """List the images of a label log as `list_roots` does, and summarize its readers in `READERS_FILE`."""
+def list_labels(work: str, blind_only: bool, extended: str | None, log: str) -> dict[str, int]:
+    """List the images of a label log as `list_roots` does, and summarize its readers in `READERS_FILE`.
+
+    With `extended`, prepared data, its images are listed too.
+    """
     with storage.retry_timeout(RETRY_TIMEOUT_S):
-        answers = Answers(read_labels(log), blind_only)
-        summary = json.dumps(reviewed.summarize(answers), ensure_ascii=False)
+        labels = read_labels(log)
+        answers = Answers(labels, blind_only)
+        summary = json.dumps(reviewed.summarize(labels, answers), ensure_ascii=False)
         storage.write(storage.join(work, READERS_FILE), summary.encode())
-        return write_listed(work, 0, reviewed.read_rows(answers))
+        if extended is None:
+            return write_listed(work, 0, reviewed.read_rows(answers))
+        known = set(manifest.read_manifest(extended)["sha256"].to_pylist())
+        files = storage.list_files(storage.join(extended, manifest.MANIFEST_FOLDER))
+        rows_of_data = chain.from_iterable(map(tables.read_rows, files))
+        return write_listed(work, 0, reviewed.read_rows(answers, known)) | write_listed(work, 1, rows_of_data)
 
 
 def write_listed(work: str, number: int, rows: Iterator[dict[str, Any]]) -> dict[str, int]:

@@ -59,7 +59,7 @@ def assess_version(
             against_model=before.spec.model_version,
             data=data,
             data_sha256=data_sha256,
-            same_data=after.spec.training.data_sha256 == data_sha256,
+            same_data=data_sha256 in (after.spec.training.data_sha256, *after.spec.training.extends),
             comparison=noninferiority.compare(
                 labels, reference, candidate, groups, after.spec.conformal.coverage, max_drop
             ),

@@ -62,6 +62,8 @@ def make_bundle(
         split=data.split,
         fold=fold,
         synthetic=data.synthetic,
+        reviews=data.reviews,
+        extends=data.extends,
     )
     bundle_spec = draft_spec(recipe, spec, weights, training, Path(run).name)
     bundle = with_float_graph(

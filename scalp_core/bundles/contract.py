@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from scalp_core.datasets.manifest import SplitSpec
+from scalp_core.datasets.manifest import ReviewedLabels, SplitSpec
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.evaluation.targets import Target
 from scalp_core.grades import GRADE_NAMES
@@ -152,6 +152,10 @@ class Training(BaseModel):
     split: SplitSpec | None = Field(None, description="how the splits were assigned; None in older bundles")
     fold: int | None = Field(None, description="cross-validation fold that was the validation split")
     synthetic: bool = Field(False, description="whether scalp synth rendered some of the images")
+    reviews: tuple[ReviewedLabels, ...] = Field((), description="answers of readers among the labels")
+    extends: tuple[str, ...] = Field(
+        (), description="hashes of earlier training manifests with the same val and test splits, oldest first"
+    )
 
 
 class BundleSpec(BaseModel):

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scalp_core import storage
 from scalp_core.bundles.bundle import SPEC_FILE, Bundle, open_bundle, read_file, read_spec, serialize_spec
 from scalp_core.bundles.contract import BundleSpec
+from scalp_core.datasets.manifest import ReviewedLabels
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy
@@ -88,6 +89,9 @@ class Promotion(BaseModel):
         None, description="None for a first version, an untested one or a rollback"
     )
     policy: PolicyResult | None = Field(None, description="decision of promotion.yaml; None without one")
+    reviews: tuple[ReviewedLabels, ...] = Field(
+        (), description="answers of readers among the labels of the version"
+    )
     previous_sha256: str | None = Field(
         None, description="hash of the entry before; None for the first one and in older entries"
     )
@@ -332,6 +336,7 @@ class Registry:
             why=why,
             evidence=evidence,
             policy=decision,
+            reviews=spec.training.reviews,
             previous_sha256=_sha256(storage.read(_entry(folder, last))) if last else None,
         )
         place = _entry(folder, last + 1)
@@ -383,6 +388,16 @@ def resolve(uri: str, root: str | None = None) -> str:
         return uri
     registry = open_registry(root)
     return registry.uri(*registry.find(uri))
+
+
+def pin_version(address: str, root: str | None = None) -> str:
+    """Replace `models://NAME` by `models://NAME@VERSION` with the number that it now stands for.
+
+    Raises:
+        UserError: As in `resolve`.
+    """
+    name, version = open_registry(root).find(address)
+    return f"{SCHEME}{name}@{version}"
 
 
 def refuse_change(bundle: Bundle) -> None:

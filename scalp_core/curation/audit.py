@@ -37,6 +37,7 @@ class Options:
     folds: int | None = None
     seed: int = 0
     group_by: str | None = None  # further key, by the path of an image; see `GroupBy`
+    extend: str | None = None  # prepared data whose images are among the objects, with their splits
 
 
 def audit(examined: str, source: str, out: str, options: Options, is_table: bool = False) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         _check_task(layout, task, source)
         tables.label_images(layout, task, options.symptom)
         _check_any_kept(tables, source, layout, task, options)
+        if options.extend:
+            _extend(tables, options.extend)
         near = tables.find_near_duplicates()
         tables.collect_findings(layout, near)
         record = _divide(tables, near.pairs, task, options)
@@ -78,7 +81,8 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             sha256=tables.fingerprint(),
             synthetic=tables.number("select count(*) from object where synthetic") > 0,
         )
-        counts = count_all(tables) | pick_examples(tables, near.pairs)
+        new_images = tables.number("select count(*) from kept anti join extended using (sha256)")
+        counts = {"new_images": new_images} | count_all(tables) | pick_examples(tables, near.pairs)
     return {
         "spec": spec.model_dump(mode="json"),
         **counts,
@@ -120,6 +124,20 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
     )
 
 
+def _extend(tables: AuditTables, data: str) -> None:
+    """Read the rows of extended data, and check that each of its images is still there."""
+    tables.read_extended(data)
+    lost = tables.rows("""
+        select uri, photo.reason from extended anti join (from photo where reason is null) using (sha256)
+            left join photo using (uri) order by all
+    """)
+    if lost:
+        raise SourceError(
+            f"{len(lost)} images of {data} cannot be read, such as {lost[0]['uri']} ({lost[0]['reason']}); "
+            "restore them, or prepare all labels again without --extend"
+        )
+
+
 def _divide(tables: AuditTables, near: np.ndarray, task: str, options: Options) -> SplitSpec:
     """Group the candidates, and assign splits and folds to the kept images."""
     rows = tables.read_candidates()
@@ -134,7 +152,11 @@ def _divide(tables: AuditTables, near: np.ndarray, task: str, options: Options) 
     keys = [rows[name] for name in ("given_group", "device", "session") if name in (*chosen, "given_group")]
     groups = group_images(keys, same, rows["is_flat"])
     method: SplitMethod = "none" if task == "unlabelled" else options.method
-    parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
+    if options.extend:
+        parts = np.full(len(ids), None, dtype=object)
+        parts[kept] = splits.extend_splits(tables.known_splits(ids)[kept], groups.of_row[kept])
+    else:
+        parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
     folds = np.full(len(ids), -1)
     if options.folds and method != "none":
         pool = (parts == "train") | (parts == "val")

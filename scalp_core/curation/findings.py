@@ -7,6 +7,7 @@ REASONS = {
     "bad_label": "its label file does not hold six grades, or its label is not a grade",
     "conflicting_labels": "the same content, or the same name, has different labels",
     "duplicate_content": "another image with the same bytes is kept",
+    "held_out_group": "its group is in the val or test split of the extended data",
     "official_overlap": "its session or a copy of it is in the delivered Validation split",
 }
 """Reasons to drop an image, in addition to errors.IMAGE_CODES and scan.OBJECT_CODES."""

@@ -62,8 +62,8 @@ def open_audit_tables(examined: str, source: str, group_by: GroupBy | None) -> I
 class AuditTables:
     """The objects of a source as tables `object, photo, finding, kept` of a DuckDB that spills to disk.
 
-    The methods are called in this order: `find_layout, label_images, find_near_duplicates, collect_findings,
-    read_candidates, assign_splits, add_joints, write_outputs`.
+    The methods are called in this order: `find_layout, label_images, read_extended (if there is such data),
+    find_near_duplicates, collect_findings, read_candidates, assign_splits, add_joints, write_outputs`.
     """
 
     def __init__(self, examined: str, sql: Any, thumbnails: Any, grouping: Grouping | None) -> None:
@@ -80,6 +80,8 @@ class AuditTables:
         self._sql.register("examined", pa.RecordBatchReader.from_batches(schema, batches))
         # Sorted independently of the Parquet files, so that the same one of two copies is kept; a copy in the
         # delivered Validation split comes first.
+        self._sql.register("manifest_schema", manifest.SCHEMA.empty_table())
+        self._sql.execute("create table extended as from manifest_schema")
         self._sql.execute("""
             create table object as
             select row_number() over () - 1 as id, *, md5_number(sha256) as content from (
@@ -189,6 +191,32 @@ class AuditTables:
             and reason is null and (repeated.conflicting or photo.id <> repeated.keeper)
         """)
 
+    # --- extended data --------------------------------------------------------------------------------------
+
+    def read_extended(self, data: str) -> None:
+        """Fill table `extended` with the manifest of prepared data, whose images are among the objects."""
+        self._sql.register("manifest_of_data", manifest.read_manifest(data))
+        self._sql.execute("insert into extended by name from manifest_of_data")
+
+    def known_splits(self, ids: np.ndarray) -> np.ndarray:
+        """Splits of the images of the extended data, object (N,); None for others."""
+        self._sql.register("wanted", pa.table({"id": ids}))
+        query = "select split from wanted join photo using (id) left join extended using (sha256) order by id"
+        return np.array(self._sql.sql(query).to_arrow_table()["split"].to_pylist(), dtype=object)
+
+    def _keep_extended(self) -> None:
+        """Keep what the extended data has in its rows, and the names of its groups."""
+        names = [name for name in manifest.SCHEMA.names if name not in ("sha256", "fold", "split")]
+        columns = ", ".join(f'"{name}" = extended."{name}"' for name in names)
+        self._sql.execute(f"update kept set {columns} from extended where kept.sha256 = extended.sha256")
+        self._sql.execute("""
+            update kept set "group" = named.name from (
+                select component, min(kept."group") as name
+                from kept semi join extended using (sha256) group by component
+            ) as named
+            where kept.component = named.component and sha256 not in (select sha256 from extended)
+        """)
+
     # --- findings -------------------------------------------------------------------------------------------
 
     def find_near_duplicates(self) -> near_duplicates.NearDuplicates:
@@ -275,11 +303,15 @@ class AuditTables:
         return manifest.fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
-        """Create table `kept` from `id, component, split, fold`; images with split `overlap` are dropped."""
+        """Create table `kept` from `id, component, split, fold`; others than SPLITS are dropped."""
         self._sql.register("assigned", assigned)
         self._sql.execute("""
             update photo set reason = 'official_overlap', detail = 'its group is in Validation too'
             from assigned where photo.id = assigned.id and reason is null and assigned.split = 'overlap'
+        """)
+        self._sql.execute("""
+            update photo set reason = 'held_out_group', detail = 'its group is in val or test of the data'
+            from assigned where photo.id = assigned.id and reason is null and assigned.split = 'held_out'
         """)
         first = ", ".join(
             f"min({key})" for name, key in _GROUP_KEYS.items() if name == "given_group" or name in keys
@@ -297,6 +329,7 @@ class AuditTables:
             from photo join assigned using (id) join named using (component)
             where reason is null
         """)
+        self._keep_extended()
 
     def add_joints(self, ids: np.ndarray, images: np.ndarray, joined: np.ndarray) -> None:
         """Add images that join no groups, because they are in too many, to the findings."""

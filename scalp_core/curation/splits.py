@@ -95,6 +95,23 @@ def split_as_delivered(
     return parts
 
 
+def extend_splits(known: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Assign the new images of extended data to train; images of the data keep their splits.
+
+    Val and test stay as they are, so that models before and after are compared on the same images, which no
+    queue of uncertain images has changed.
+
+    Args:
+        known: object (N,), the split of an image of the extended data; None for a new one.
+        groups: (N,), group of each image.
+
+    Returns:
+        object (N,): train, val, test; "held_out" for a new image whose group is in val or test.
+    """
+    held_out = np.isin(groups, groups[np.isin(known.astype(str), SPLITS[1:])])
+    return np.where(known != None, known, np.where(held_out, "held_out", "train"))  # noqa: E711
+
+
 def split_at_random(labels: np.ndarray, ratio: Ratio, seed: int) -> np.ndarray:
     """Split by image, stratified by grade, as the paper did; people and microscopes are in all splits."""
     return _assign(labels, np.arange(len(labels)), dict(zip(SPLITS, ratio, strict=True)), seed)

@@ -102,6 +102,17 @@ class SplitSpec(BaseModel):
         return f"LEAKY SPLIT: by image; pairs of images in two splits: {pairs}; metrics are too optimistic"
 
 
+class ReviewedLabels(BaseModel):
+    """Answers of a label log of `scalp review` that became labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: str = Field(description="directory of the label log")
+    answers: int = Field(description="answers in the log when it was read")
+    sha256: str = Field(description="hash of these answers")
+    images: int = Field(description="images whose label they are")
+
+
 class DataSpec(BaseModel):
     """Contract of a prepared data directory, stored in `data.json`."""
 
@@ -120,6 +131,10 @@ class DataSpec(BaseModel):
     photographs: int
     sha256: str = Field(description="fingerprint of contents, labels and splits")
     synthetic: bool = Field(False, description="whether some images are from scalp synth")
+    reviews: tuple[ReviewedLabels, ...] = Field((), description="label logs among the labels, oldest first")
+    extends: tuple[str, ...] = Field(
+        (), description="fingerprints of the data with the same val and test splits, oldest first"
+    )
 
     @property
     def warning(self) -> str | None:

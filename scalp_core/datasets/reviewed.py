@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from scalp_core.labels.agreement import measure_agreement
 from scalp_core.labels.decisions import LEFT_OUT, Answers
+from scalp_core.labels.log import Label, hash_labels
+
+ALREADY_IN_DATA = "already_in_data"
 
 
-def read_rows(answers: Answers) -> Iterator[dict[str, Any]]:
-    """Yield one row of `scan.LISTED` per image: with its grade, or the code of `LEFT_OUT` why it has none."""
+def read_rows(answers: Answers, known: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield one row of `scan.LISTED` per image: with its grade, or the code why it has none.
+
+    Args:
+        answers: Answers of the log.
+        known: sha256 of the images that the data has already; their answers are left out.
+    """
     for label, code, _, detail in answers.decisions():
+        if label.sha256 in known:
+            code, detail = ALREADY_IN_DATA, "its label there counts"
         yield {
             "uri": label.uri,
             "member": label.member,
@@ -25,6 +35,8 @@ def read_rows(answers: Answers) -> Iterator[dict[str, Any]]:
         }
 
 
-def summarize(answers: Answers) -> dict[str, Any]:
-    """Counts of a label log and the agreement of its readers, for `summary.json` and the report."""
-    return answers.count() | {"agreement": measure_agreement(answers)}
+def summarize(labels: Iterable[Label], answers: Answers) -> dict[str, Any]:
+    """Counts of a label log, its hash and the agreement of its readers, for `summary.json` and the report."""
+    labels = list(labels)
+    log = {"answers": len(labels), "sha256": hash_labels(labels)}
+    return log | answers.count() | {"agreement": measure_agreement(answers)}

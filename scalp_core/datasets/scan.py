@@ -87,6 +87,7 @@ OBJECT_CODES = {
     "bad_label": "the label file does not hold six grades, or the table's label is not a grade",
     "bad_meta": "the META file is not a JSON object",
     "shadowed_member": "a later member of the archive has the same name",
+    "already_in_data": "the extended data has this image; its label there counts",
     **LEFT_OUT,
 }
 

@@ -50,7 +50,7 @@ class Comparison(BaseModel):
         if self.coverage_drop_bound is not None and self.coverage_drop_bound < self.coverage_drop:
             # Then the bound is that of the loss against the promise.
             below = self.promised_coverage - self.coverage
-            coverage += f", and {below:.4f} of the promised {self.promised_coverage:g}"
+            coverage += f", and {below:.4f} of the promised {self.promised_coverage:.3f}"
         return {
             "kappa lost": f"{self.qwk_drop:.4f}; {self.qwk_drop_bound:.4f} {limit}",
             "coverage lost": f"{coverage}; {self.coverage_drop_bound:.4f} {limit}",

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -162,6 +163,14 @@ def read_labels(labels: str) -> list[Label]:
     with ThreadPoolExecutor(_READS) as pool:
         files = pool.map(_read_file, [storage.join(folder, name) for name in names])
         return sort_labels(label for labels_of_file in files for label in labels_of_file)
+
+
+def hash_labels(labels: Iterable[Label]) -> str:
+    """Compute the SHA-256 of answers in the order of `sort_labels`."""
+    digest = sha256()
+    for label in sort_labels(labels):
+        digest.update(label.model_dump_json().encode() + b"\n")
+    return digest.hexdigest()
 
 
 def sort_labels(labels: Iterable[Label]) -> list[Label]:

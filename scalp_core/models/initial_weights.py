@@ -21,7 +21,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from scalp_core import storage
-from scalp_core.bundles.contract import Head, InitialWeights
+from scalp_core.bundles.bundle import read_file
+from scalp_core.bundles.contract import WEIGHTS_FILE, Head, InitialWeights
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.registry import SCHEME
 from scalp_core.errors import UserError
 from scalp_core.models.architecture import first_line, head_names, timm_model, with_head
 from scalp_core.models.offline_weights import OFFLINE_ARCHITECTURE, read_offline_weights
@@ -52,8 +55,8 @@ def initial_model(
     Args:
         architecture: timm name.
         weights: `imagenet` (pretrained, from the address that timm names), `offline` (pretrained, from a pip
-            package), `none` (random), a local `.safetensors` or `.pth` file, or `s3://…` of one. The file's
-            head is kept if its shape fits, else replaced by a new one.
+            package), `none` (random), a `.safetensors` or `.pth` file, or a bundle; local or `s3://`, or
+            `models://NAME[@VERSION]`. Its head is kept if its shape fits, else replaced by a new one.
         seed: Random seed of the weights.
         head: As in `build_model`.
         size: As in `build_model`.
@@ -163,9 +166,10 @@ def _architecture(model: nn.Module) -> str:
 def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
     file, architecture = record.source, _architecture(model)
     suffix = Path(file).suffix
-    if suffix not in _SUFFIXES:
-        raise UserError(f"--weights {file}: give imagenet, offline, none, or a .safetensors or .pth file")
-    data = storage.read(storage.absolute(file))
+    if suffix in _SUFFIXES:
+        data = storage.read(storage.absolute(file))
+    else:
+        suffix, data = ".safetensors", _read_bundle(file)
     try:
         # timm reads from a path; it unpickles with weights_only.
         with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
@@ -177,6 +181,18 @@ def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> Init
     fit = _best_fit(model, rename, state)
     record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     return _load(model, fit, record, fit.missing + fit.unexpected, f"--weights {file}")
+
+
+def _read_bundle(address: str) -> bytes:
+    try:
+        bundle = load_bundle(address)
+    except UserError as error:
+        if address.startswith(SCHEME) or error.__cause__:  # of the registry or of storage
+            raise
+        raise UserError(
+            f"--weights {address}: give imagenet, offline, none, a .safetensors or .pth file, or a bundle"
+        ) from None
+    return read_file(str(bundle.uri), WEIGHTS_FILE, bundle.spec.weights_sha256)
 
 
 @dataclass(frozen=True)

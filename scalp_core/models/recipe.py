@@ -9,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scalp_core import storage
 from scalp_core.bundles.contract import Head, ModelKeywords
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.bundles.registry import SCHEME, pin_version
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
@@ -71,8 +74,8 @@ class Recipe(BaseModel):
     architecture: str = Field(DEFAULT_ARCHITECTURE, description="timm name of the classifier")
     weights: str = Field(
         "imagenet",
-        description="initial weights: imagenet, offline (of a pip package), none, or a .safetensors or .pth "
-        "file, local or s3://",
+        description="initial weights: imagenet, offline (of a pip package), none, a .safetensors or .pth "
+        "file, or a bundle; local or s3://",
     )
     model: ModelKeywords = Field(
         {}, description="further keywords of timm.create_model, such as {drop_path_rate: 0.1}"
@@ -223,6 +226,25 @@ class Recipe(BaseModel):
     def head(self) -> Head:
         """The head that the loss needs."""
         return "corn" if self.loss == "corn" else "softmax"
+
+
+def recipe_of_bundle(bundle: str, overrides: list[str]) -> Recipe:
+    """Make the recipe that continues the training of a bundle: its recipe, with its weights as initial ones.
+
+    All layers train from the first epoch, because the head is trained. `models://NAME` is replaced by its
+    version, so that a resumed run begins with the same weights.
+
+    Args:
+        bundle: Bundle or run directory, local or `s3://`, or `models://NAME[@VERSION]`.
+        overrides: `key=value` settings that differ.
+
+    Raises:
+        UserError: No such bundle, an unknown key, or an invalid value.
+    """
+    address = pin_version(bundle) if bundle.startswith(SCHEME) else storage.absolute(bundle)
+    values = rename_old_keys(load_bundle(address).spec.training.recipe)
+    values |= {"weights": address, "frozen_epochs": 0}
+    return parse_settings(Recipe, values | parse_overrides(overrides), f"recipe of {address}")
 
 
 def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe:

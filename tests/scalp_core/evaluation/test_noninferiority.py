@@ -122,4 +122,4 @@ def test_a_bound_against_the_promise_is_printed_with_the_loss_against_it():
     covered = np.arange(400) % 21 > 0  # 95 % of the sets hold the truth; 0.9 is promised
     before, after = answers(labels), answers(labels, covered)
     printed = compared(labels, np.arange(400) % 40, before, after, max_drop=0.1).losses["coverage lost"]
-    assert printed.startswith("0.0500, and -0.0500 of the promised 0.9; -0.0"), printed
+    assert printed.startswith("0.0500, and -0.0500 of the promised 0.900; -0.0"), printed

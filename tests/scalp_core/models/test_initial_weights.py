@@ -9,7 +9,8 @@ from jobs.train.initial_state import InitialState, load_initial_state, save_init
 from jobs.tune.driver import _Inputs
 from scalp_core import storage
 from scalp_core.bundles.bundle import serialize_weights
-from scalp_core.bundles.contract import InitialWeights
+from scalp_core.bundles.contract import WEIGHTS_FILE, InitialWeights
+from scalp_core.bundles.registry import ENVIRONMENT, Registry
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models import initial_weights
@@ -196,3 +197,17 @@ def test_resumed_search_loads_its_saved_initial_states(tmp_path, monkeypatch):
     save_initial_state(inputs.initial_folder(recipe), start)
     monkeypatch.setattr("jobs.train.initial_state.make_initial_state", lambda _: pytest.fail("fetched again"))
     assert inputs.initial_state(recipe) == inputs.initial_state(recipe.model_copy()) == start
+
+
+def test_a_bundle_gives_its_weights_and_its_head(make_bundle, tmp_path, monkeypatch):
+    folder = make_bundle(tmp_path / "bundle")
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "registry"))
+    Registry(str(tmp_path / "registry")).add(str(folder), "scalp")
+    state = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    for address in (str(folder), "models://scalp@1"):
+        model, record = initial_model(SMALL, address, seed=0)
+        own = model.state_dict()
+        assert all(torch.equal(own[name], state[name]) for name in own)
+        assert (record.source, record.head_kept, record.taken) == (address, True, record.tensors)
+    with pytest.raises(UserError, match=r"has no such version of scalp; did you mean scalp@1\?"):
+        initial_model(SMALL, "models://scalp@2", seed=0)

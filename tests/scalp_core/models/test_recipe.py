@@ -5,9 +5,10 @@ import torch
 import yaml
 
 from jobs.train.driver import RECIPES
+from scalp_core.bundles.registry import ENVIRONMENT, Registry
 from scalp_core.errors import UserError
 from scalp_core.models.architecture import build_model
-from scalp_core.models.recipe import CONDITIONS, Recipe, load_recipe
+from scalp_core.models.recipe import CONDITIONS, Recipe, load_recipe, recipe_of_bundle
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -150,3 +151,16 @@ def test_the_learning_rate_warms_up_again_when_all_layers_learn():
     assert rates[:2] == [0.5, 1.0] and rates[2:20] == [1.0] * 18
     assert rates[20:28] == pytest.approx([(step + 1) / 8 for step in range(8)])
     assert rates[28] == 1.0 and rates[64] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
+
+
+def test_the_recipe_of_a_bundle_continues_its_training(make_bundle, tmp_path, monkeypatch):
+    folder = make_bundle(tmp_path / "bundle")
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "registry"))
+    registry = Registry(str(tmp_path / "registry"))
+    registry.add(str(folder), "scalp")
+    recipe = recipe_of_bundle("models://scalp@latest", ["learning_rate=1e-5"])
+    assert (recipe.weights, recipe.frozen_epochs) == ("models://scalp@1", 0)  # also after a next version
+    assert (recipe.epochs, recipe.learning_rate) == (1, 1e-5)  # of the bundle, and the override
+    assert recipe_of_bundle(str(folder), []).weights == str(folder)
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        recipe_of_bundle(str(folder), ["epoch=2"])
