@@ -19,7 +19,7 @@ from jobs.cli.models import models
 from jobs.cli.options import JsonOption
 from jobs.cli.serve import ServeCommand, serve
 from jobs.cli.submit import SubmitCommand, jobs, submit
-from jobs.cli.training import audit_labels, evaluate, explain, quantize, train, tune
+from jobs.cli.training import audit_labels, evaluate, explain, improve, quantize, train, tune
 from jobs.common import supervise
 from jobs.common.errors import print_error
 from jobs.common.interrupt import INTERRUPTED, Detached
@@ -143,6 +143,14 @@ app.command(
     rich_help_panel=_DATA,
     epilog="Examples:\n\nscalp train data/ runs/folds --folds 5\n\nscalp audit-labels runs/folds suspects/",
 )(audit_labels)
+
+
+app.command(
+    rich_help_panel=_MODEL,
+    epilog="Examples:\n\nscalp improve models://scalp labels/ data/ rounds/1 --set epochs=6\n\n"
+    "scalp submit --address http://127.0.0.1:8265 improve models://scalp s3://clinic/labels s3://clinic/data "
+    "s3://clinic/rounds/1 --promote",
+)(improve)
 
 
 app.command(rich_help_panel=_MODEL, epilog="Example: scalp quantize runs/first data/ --max-drop 0.005")(

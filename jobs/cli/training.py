@@ -200,6 +200,53 @@ def evaluate(
         print_json(summary)
 
 
+def improve(
+    model: Annotated[str, typer.Argument(help="model to improve: models://NAME, with a promoted version")],
+    labels: Annotated[str, typer.Argument(help="directory of the label log of `scalp review`")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="output directory of `scalp prepare`, with the data of the promoted version; its splits stay"
+        ),
+    ],
+    out: OutArg,
+    promote: Annotated[
+        bool,
+        typer.Option(
+            "--promote",
+            help="promote the new version, if --max-drop and the model's promotion.yaml accept it; default: "
+            "print the command that does",
+        ),
+    ] = False,
+    max_drop: MaxDropOption = 0.01,
+    why: Annotated[str, typer.Option(help="reason of the promotion, to record in the history")] = "",
+    workers: Annotated[
+        str, typer.Option(metavar="auto|N|MIN:MAX", help="data-parallel workers, as in `scalp train`")
+    ] = "auto",
+    device: DeviceOption = "auto",
+    blind_only: Annotated[
+        bool,
+        typer.Option("--blind-only", help="leave out answers that a reader gave while seeing the model's"),
+    ] = False,
+    set_: SetOption = [],  # noqa: B006
+    json_: JsonOption = False,
+) -> None:
+    """Improve a model with the answers of readers: prepare, train, compare, and add the next version.
+
+    Ends with what the round bought: kappa, referred images and wrong answers of both versions on the test
+    split of DATA, with intervals of the differences. The same command resumes a stopped round.
+    """
+    from jobs.common.console import print_json
+    from jobs.improve import RoundOptions
+    from jobs.improve import improve as verb
+
+    worker_range = None if workers == "auto" else parse_range("--workers", workers)
+    options = RoundOptions(tuple(set_), worker_range, device, blind_only, promote, max_drop, why)
+    summary = verb(model, labels, data, out, options)
+    if json_:
+        print_json(summary)
+
+
 def quantize(
     bundle: Annotated[str, typer.Argument(help="run directory of `scalp train`, local or s3://")],
     data: DataArg,

@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"^scalp bench ": "tests/jobs/bench and tests/nightly/bench",
     r"^scalp (submit|jobs) ": "test_submit.py, on clusters",
     r"^scalp (review|prepare labels/) ": "tests/browser/test_review.py",
+    r"^scalp (improve|train .*--init) ": "tests/jobs/test_improve.py and test_docs_tutorials.py",
     r"--device cuda": "tests/nightly/test_gpu.py",
     r"^scalp tune ": "tests/with_ray/test_tune.py",
     r"--tracking mlflow": "tests/nightly/faults/test_train_stopped.py",

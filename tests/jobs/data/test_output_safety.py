@@ -31,6 +31,7 @@ WRITES = {
     "train": ("train SOURCE OUT", "train"),
     "tune": ("tune SOURCE OUT", "tune"),
     "evaluate": ("evaluate BUNDLE SOURCE OUT", "evaluate"),
+    "improve": ("improve models://scalp SOURCE s3://clinic/data OUT", "improve"),
     "explain": ("explain BUNDLE SOURCE OUT", "explain"),
     "models pull": ("models pull SOURCE OUT", "models pull"),
     "pseudonymize": ("pseudonymize SOURCE OUT", "pseudonymize"),
