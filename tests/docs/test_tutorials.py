@@ -14,6 +14,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 VERBS = {
     "quickstart": ("synth", "prepare", "train", "evaluate", "grade", "results", "explain", "serve"),
     "tutorial-archive": ("grade", "results"),
+    "tutorial-labels": (
+        "review",
+        "prepare",
+        "train",
+        "evaluate",
+        "models promote",
+        "serve",
+        "compare",
+        "models rollback",
+    ),
 }
 
 
