@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,10 @@ _START = 132  # after the preamble and DICM
 _UNDEFINED = 0xFFFFFFFF
 _PIXEL_DATA = 0x7FE00010
 # Each header element takes two or three reads. Photographs have some hundred elements; a file of a few
-# megabytes can hold a million, which take seconds of Python.
+# megabytes can hold a million, which take seconds of Python. See also `_LimitedFile`.
 _MAX_READS = 20_000
+_ELEMENT_START = 8  # bytes that pydicom reads of an element first: tag, and type or length
+_INTERPRETED = ("SpecificCharacterSet", "TransferSyntaxUID")
 _COLORS = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT",
     "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_RCT",
@@ -97,7 +100,7 @@ def read_header(data: bytes, names: tuple[str, ...]) -> dict[str, str]:
         ImageError: `unsupported_format` or `corrupt`.
     """
     with _refusals():
-        file = _CountedReads(data)
+        file = _LimitedFile(data, names)
         header = _read_attributes(file, _read_transfer_syntax(file), names)
         values = {name: header.get(name) for name in names}
         return {name: "" if value is None else str(value) for name, value in values.items()}
@@ -116,22 +119,40 @@ def _refusals() -> Iterator[None]:
         raise ImageError("corrupt", f"the DICOM file cannot be read ({type(error).__name__})") from None
 
 
-class _CountedReads(io.BytesIO):
-    """A file of limited reads, which bounds the number of elements, nested ones included."""
+class _LimitedFile(io.BytesIO):
+    """A file whose reads are limited, those of nested elements included.
 
-    def __init__(self, data: bytes) -> None:
+    A read counts 1, or the number of bytes of a value that pydicom interprets: a value can hold a million
+    texts of 12 microseconds each.
+
+    Args:
+        data: Bytes of a DICOM file.
+        names: Keywords of the attributes whose values will be used.
+    """
+
+    def __init__(self, data: bytes, names: tuple[str, ...]) -> None:
         super().__init__(data)
         self._left = _MAX_READS
+        self._interpreted = {_as_bytes(name) for name in (*_INTERPRETED, *names)}
+        self._tag = b""
         self.seek(_START)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
+        self._left -= (size or 0) if self._tag in self._interpreted else 1
         if self._left < 0:
-            raise ImageError("corrupt", "the DICOM header has far more elements than that of a photograph")
-        return super().read(size)
+            raise ImageError("corrupt", "the DICOM header is far larger than that of a photograph")
+        data = super().read(size)
+        if len(data) == _ELEMENT_START:
+            self._tag = data[:4]
+        return data
 
 
-def _read_transfer_syntax(file: _CountedReads) -> UID:
+def _as_bytes(name: str) -> bytes:
+    tag = Tag(name)
+    return struct.pack("<HH", tag.group, tag.element)
+
+
+def _read_transfer_syntax(file: _LimitedFile) -> UID:
     # Not by `dcmread`, which decompresses a deflated file without a limit.
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     syntax = UID(str(meta.get("TransferSyntaxUID", "")))
@@ -142,7 +163,7 @@ def _read_transfer_syntax(file: _CountedReads) -> UID:
     )
 
 
-def _read_attributes(file: _CountedReads, syntax: UID, names: tuple[str, ...]) -> Dataset:
+def _read_attributes(file: _LimitedFile, syntax: UID, names: tuple[str, ...]) -> Dataset:
     return read_dataset(
         file,
         syntax == ImplicitVRLittleEndian,
@@ -153,7 +174,7 @@ def _read_attributes(file: _CountedReads, syntax: UID, names: tuple[str, ...]) -
 
 
 def _read_frame(data: bytes, max_pixels: int) -> Frame:
-    file = _CountedReads(data)
+    file = _LimitedFile(data, _PIXEL_ATTRIBUTES)
     syntax = _read_transfer_syntax(file)
     header = _read_attributes(file, syntax, _PIXEL_ATTRIBUTES)
     width, height, colors = _check_header(header, syntax, max_pixels)
@@ -201,7 +222,7 @@ def _number(header: Dataset, name: str, default: int | None = None) -> int:
     return int(value)
 
 
-def _read_pixel_data(file: _CountedReads, syntax: UID) -> bytes:
+def _read_pixel_data(file: _LimitedFile, syntax: UID) -> bytes:
     is_implicit = syntax == ImplicitVRLittleEndian
     elements = data_element_generator(file, is_implicit, True, stop_when=lambda tag, *_: tag != _PIXEL_DATA)
     element = next(elements, None)

@@ -66,9 +66,17 @@ def test_uncompressed_pixels_are_those_of_a_png(syntax, size):
 
 def nested(depth):
     """A header with sequences of undefined length in each other."""
+    return insert(begin() * depth)
+
+
+def begin():
+    """The begin of a sequence and of its item, both of undefined length."""
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    begin = struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + item
-    return insert(begin * depth)
+    return struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + item
+
+
+def long_value(value, element):
+    return struct.pack("<HH2sHL", 0x0008, element, b"UT", 0, len(value)) + value
 
 
 def insert(elements):
@@ -118,7 +126,10 @@ REFUSED = {
     "longer": (lambda: lying(2**32 - 2), "truncated", "ends before its pixels"),
     "endless": (lambda: lying(2**32 - 1), "truncated", "ends before its pixels"),
     "nested": (lambda: nested(5_000), BAD, "cannot be read"),
-    "a million elements": (lambda: insert(UNIT * 10**6), BAD, "far more elements"),
+    "a million elements": (lambda: insert(UNIT * 10**6), BAD, "far larger"),
+    "many character sets": (lambda: insert(long_value(b"X\\" * 10**6, 0x0005)), BAD, "far larger"),
+    "many in an item": (lambda: insert(begin() + long_value(b"X\\" * 10**6, 0x0005)), BAD, "far larger"),
+    "many classes": (lambda: insert(long_value(b"1\\" * 10**6, 0x0016)), BAD, "far larger"),
     "JPEG of unknown colors": (
         lambda: dicom(JPEG.replace(b"JFIF\0", b"JFIX\0"), SIZE, **{COLORS: "RGB"}), MODE, "does not say what"
     ),
