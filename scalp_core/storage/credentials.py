@@ -31,17 +31,11 @@ def find() -> tuple[Any, Any]:
     """Find the credentials of the environment, a profile or a role.
 
     Returns:
-        botocore's session, and its credentials, which renew themselves; None without any.
+        A new session of botocore, and its credentials, which renew themselves; None without any.
 
     Raises:
         BotoCoreError: The profile does not exist, or its files cannot be read.
     """
-    return _find(tuple(map(os.environ.get, ENVIRONMENT)))
-
-
-# Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
-@lru_cache(maxsize=8)
-def _find(_environment: tuple[str | None, ...]) -> tuple[Any, Any]:
     # Imported here, because it is slow.
     from botocore.session import get_session
 
@@ -51,6 +45,12 @@ def _find(_environment: tuple[str | None, ...]) -> tuple[Any, Any]:
 
 def describe_source() -> str | None:
     """Name the source of the credentials in use; None if there are none."""
+    return _describe_source(tuple(map(os.environ.get, ENVIRONMENT)))
+
+
+# Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
+@lru_cache(maxsize=8)
+def _describe_source(_environment: tuple[str | None, ...]) -> str | None:
     from botocore.exceptions import BotoCoreError
 
     try:

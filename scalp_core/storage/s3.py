@@ -179,6 +179,7 @@ def _chain() -> tuple[_Chain, Any]:
         raise UserError(f"no AWS credentials: {error}; check AWS_PROFILE and ~/.aws") from error
 
 
+# Cached: outside of a cloud, a request to its metadata service for keys takes seconds until it fails.
 @lru_cache(maxsize=8)
 def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
     import boto3
