@@ -82,7 +82,7 @@ def prepare(
             help="keys that join images into one group, comma-separated, in addition to equal bytes: device, "
             "session, near_duplicate"
         ),
-    ] = "device,session,near_duplicate",
+    ] = "device, session, near_duplicate",
     group_by: Annotated[
         str | None,
         typer.Option(

@@ -23,7 +23,7 @@ GradeCommand = with_old_names(
         "--models": "--replicas",
         "--cpus-per-model": "--cpus-per-replica",
         "--gpus-per-model": "--gpus-per-replica",
-        "--fetches": "--requests-per-loader",
+        "--fetches": "--loader-requests",
     }
 )
 ResultsCommand = with_old_names({"--only": "--status", "--under": "--path-prefix", "--to": "--output"})
@@ -64,7 +64,7 @@ def grade(
     loaders: Annotated[
         int | None, typer.Option(min=1, help="parallel tasks that fetch and decode; default: by free CPUs")
     ] = None,
-    requests_per_loader: Annotated[
+    loader_requests: Annotated[
         int, typer.Option(min=1, help="parallel requests to storage per loading task")
     ] = 16,
     shard_size: Annotated[
@@ -153,7 +153,7 @@ def grade(
         cpus_per_replica,
         gpus_per_replica,
         loaders,
-        requests_per_loader,
+        loader_requests,
         shard_size,
     )
     model = ModelOptions(device, precision, batch_size, runtime)

@@ -46,8 +46,9 @@ LocalOption = Annotated[
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],
     typer.Option(
-        help="inference engine; auto selects openvino on CPUs, and on GPUs torch, or torch-compile for long "
-        "runs"
+        metavar="ENGINE",  # the names take half a line
+        help="inference engine: auto, openvino, torch or torch-compile; auto selects openvino on CPUs, "
+        "and on GPUs torch, or torch-compile for long runs",
     ),
 ]
 SetOption = Annotated[

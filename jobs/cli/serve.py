@@ -10,7 +10,7 @@ import typer
 from jobs.cli.options import BundleArg, DeviceOption, PrecisionOption, RuntimeOption, with_old_names
 from scalp_core.errors import UserError
 
-ServeCommand = with_old_names({"--open-to-network-without-keys": "--allow-unauthenticated"})
+ServeCommand = with_old_names({"--open-to-network-without-keys": "--allow-anonymous"})
 
 
 def serve(
@@ -27,7 +27,7 @@ def serve(
         typer.Option(help="key file, with lines of `scalp keys new`; default: SCALP_KEYS in the environment"),
     ] = None,
     open_to_network: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="answer any client that reaches --host")
+        bool, typer.Option("--allow-anonymous", help="answer any client that reaches --host")
     ] = False,
     tls_cert: Annotated[
         str | None,

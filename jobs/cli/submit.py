@@ -10,7 +10,7 @@ import typer
 from jobs.cli.options import JsonOption, with_old_names
 
 SubmitCommand = with_old_names(
-    {"--again": "--rerun", "--no-follow": "--detach", "--any-versions": "--allow-version-mismatch"}
+    {"--again": "--rerun", "--no-follow": "--detach", "--any-versions": "--allow-mismatch"}
 )
 
 AddressOption = Annotated[
@@ -57,9 +57,9 @@ def submit(
     memory: Annotated[float, typer.Option(min=0, help="memory to reserve for the driver process, GiB")] = 0,
     rerun: Annotated[bool, typer.Option("--rerun", help="run a finished command again")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="exit after submitting, without the log")] = False,
-    allow_version_mismatch: Annotated[
+    allow_mismatch: Annotated[
         bool,
-        typer.Option("--allow-version-mismatch", help="run even if package versions of the cluster differ"),
+        typer.Option("--allow-mismatch", help="run even if package versions of the cluster differ"),
     ] = False,
 ) -> None:
     """Submit a command as a job to a cluster, with this checkout's code; the same again attaches to the job.
@@ -77,7 +77,7 @@ def submit(
         env=env,
         again=rerun,
         attach=not detach,
-        any_versions=allow_version_mismatch,
+        any_versions=allow_mismatch,
         entrypoint_num_cpus=cpus or None,
         entrypoint_num_gpus=gpus or None,
         entrypoint_memory=int(memory * 2**30) or None,

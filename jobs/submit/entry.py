@@ -80,7 +80,7 @@ def _check_versions(expected: dict[str, str]) -> None:
             more = f" and {len(differ) - _MISMATCHES_SHOWN} more" if len(differ) > _MISMATCHES_SHOWN else ""
             raise ClusterError(
                 f"node {node} has {', '.join(differ[:_MISMATCHES_SHOWN])}{more}; install both from one "
-                "requirements.lock, or submit with --allow-version-mismatch"
+                "requirements.lock, or submit with --allow-mismatch"
             )
 
 

@@ -74,7 +74,7 @@ class AuthorizationMiddleware:
                     403,
                     "wrong_host",
                     "this endpoint has no keys and accepts localhost, 127.0.0.1 and [::1] as Host only; "
-                    "with a proxy that authenticates, start it with --allow-unauthenticated",
+                    "with a proxy that authenticates, start it with --allow-anonymous",
                 )
         if origin is not None and scope["method"] != "GET" and origin.partition("://")[2] != host:
             raise Refusal(

@@ -61,7 +61,7 @@ def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
         return
     raise UserError(
         f"--host {host} is open to the network and there are no keys; make one with `scalp keys new ID` and "
-        "give --keys FILE, or add --allow-unauthenticated"
+        "give --keys FILE, or add --allow-anonymous"
     )
 
 

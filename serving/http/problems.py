@@ -62,7 +62,7 @@ CODES = {
         (403,),
         "the endpoint has no keys, and the Host is not a name of the same machine",
         "use `http://localhost`; as operator behind a proxy that authenticates, use "
-        "`--allow-unauthenticated`",
+        "`--allow-anonymous`",
     ),
     "cross_origin": Code(
         (403,),

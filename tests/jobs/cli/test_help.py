@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from jobs.cli.main import app
 
@@ -49,6 +50,14 @@ def test_help_ends_with_examples_that_parse(path):
 def test_each_argument_and_option_has_a_description(path):
     parameters = [parameter for parameter in COMMANDS[path].params if parameter.name != "help"]
     assert [parameter.name for parameter in parameters if not getattr(parameter, "help", None)] == []
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_cuts_no_word_on_a_narrow_terminal(path, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    shown = CliRunner().invoke(app, [*path.split()[1:], "--help"]).output
+    written = "".join(parameter.help or "" for parameter in COMMANDS[path].params)
+    assert shown.count("…") == (written + (COMMANDS[path].epilog or "")).count("…")
 
 
 @pytest.mark.parametrize(
