@@ -18,6 +18,7 @@ from jobs.common import provenance
 from jobs.common.interrupt import INTERRUPTED, Detached
 from jobs.submit import driver, logs
 from jobs.submit.driver import submit, work_id
+from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
 
 ADDRESS = "http://127.0.0.1:8265"
 SCALP = typer.main.get_command(cli.app)
@@ -141,11 +142,20 @@ def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in
     ]
 
 
-def test_the_log_is_stored_in_the_output_that_an_option_names(server):
-    words = ["grade", "s3://clinic/bundle", "s3://clinic/a", "s3://clinic/b", "-o", "s3://clinic/graded"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["grade", "s3://clinic/bundle", "s3://clinic/a", "s3://clinic/b", "-o", "s3://clinic/out"],
+        ["improve", "models://scalp", "s3://clinic/labels", "s3://clinic/data", "s3://clinic/out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_log_is_stored_in_the_output_and_the_job_has_the_registry(server, words, monkeypatch):
+    monkeypatch.setenv(REGISTRY, "s3://clinic/models")
     run(*words, attach=False)
     (job,) = server.submissions
-    assert f"s3://clinic/graded/jobs/{work_id(words)}.1.log" in job["entrypoint"]
+    assert f"s3://clinic/out/jobs/{work_id(words)}.1.log" in job["entrypoint"]
+    assert job["env_vars"][REGISTRY] == "s3://clinic/models"
 
 
 @pytest.mark.parametrize("deliveries", [[6], [2, 4, 6], [3, 1, 4]])
