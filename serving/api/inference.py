@@ -125,10 +125,10 @@ async def _infer(
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise Refusal(415, "unsupported_body", f"the body is encoded as {encoding!r}; send it uncompressed")
-    body = await request.body()
+    pieces = [piece async for piece in request.stream()]
     limit = replica.settings.limits.infer_images
     # In a thread: a body of 32 MiB takes 0.1 s.
-    inference, images = await asyncio.to_thread(read_infer_request, body, header_length, limit)
+    inference, images = await asyncio.to_thread(read_infer_request, pieces, header_length, limit)
     try:
         answers, batch_size = await replica.grade_together(images, version)
     except ImageError as error:

@@ -30,17 +30,20 @@ _MOST_COMMAS = 4096
 
 
 def read_infer_request(
-    body: bytes, header_length: int | None, max_images: int
+    pieces: list[bytes], header_length: int | None, max_images: int
 ) -> tuple[InferRequest, list[bytes]]:
     """Parse a request, and return it with its images.
 
     Args:
+        pieces: Body of the request. The list is emptied, so that its memory is free while images are graded.
         header_length: Length of the JSON; None if it is the whole body.
         max_images: Maximum number of images.
 
     Raises:
         Refusal: The request does not follow the protocol (400), or has too many images (413).
     """
+    body = b"".join(pieces)
+    pieces.clear()
     size = len(body) if header_length is None else header_length
     if size > len(body):
         raise _bad(f"{HEADER_LENGTH} is {size:,}, but the body has {len(body):,} bytes")
@@ -62,6 +65,7 @@ def read_infer_request(
     if len(binary) != (declared or 0):
         raise _bad(f"binary_data_size is {declared or 0:,}, but {len(binary):,} bytes follow the JSON")
     images = list(split_elements(binary, count) if tensor.data is None else _decode(tensor.data))
+    tensor.data = None
     if len(images) != count:
         raise _bad(f"the shape is [{count}], but data has {len(images)} elements")
     return request, images

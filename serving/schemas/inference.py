@@ -80,7 +80,7 @@ class ModelMetadata(BaseModel):
     platform: str = Field(PLATFORM, description="kind of model")
     inputs: list[TensorMetadata] = Field(
         [TensorMetadata(name=INPUT, datatype="BYTES", shape=[-1])],
-        description="image: bytes of image files (JPEG, PNG, WebP, BMP or TIFF)",
+        description="image: bytes of image files (JPEG, PNG, WebP, BMP, TIFF, DICOM)",
     )
     outputs: list[TensorMetadata] = Field(
         [

@@ -40,7 +40,7 @@ def test_a_request_has_one_image_of_the_files(server, extensions):
     assert (path, headers["Authorization"]) == ("/v2/models/faces/infer", f"Bearer {KEY}")
     assert (HEADER_LENGTH in headers) == bool(extensions)
     length = int(headers[HEADER_LENGTH]) if extensions else None
-    assert [read_infer_request(body, length, 1)[1] for body in bodies] == [[data] for data in FILES]
+    assert [read_infer_request([body], length, 1)[1] for body in bodies] == [[data] for data in FILES]
 
 
 def test_a_model_of_another_input_and_another_server_are_refused(server):

@@ -98,6 +98,10 @@ def in_binary(size: int, count: int = 1) -> dict[str, Any]:
     return {"name": "image", "datatype": "BYTES", "shape": [count], "parameters": parameters}
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 def error_of(answer: httpx.Response, status: int) -> str:
     assert answer.headers["content-type"] == "application/json"
     assert answer.status_code == status, answer.text
@@ -166,6 +170,7 @@ def test_binary_tensor_data_in_and_out(endpoint):
         ({"inputs": [in_binary(10)]}, elements(b"a", b"b"), "5 bytes follow the last image"),
         ({"inputs": [in_binary(4)]}, b"\xff\xff\xff\xff", "image 0 ends after the binary data"),
         ({"inputs": [in_binary(3)]}, b"\0\0\0", "image 0 ends after the binary data"),
+        ({"inputs": nested(500)}, b"", "Invalid JSON"),
         ({"inputs": [in_json(b"a")], "parameters": {"x": [""] * 5000}}, b"", "more than 4,096 values"),
     ],
 )  # fmt: skip
