@@ -61,8 +61,7 @@ CODES = {
     "wrong_host": Code(
         (403,),
         "the endpoint has no keys, and the Host is not a name of the same machine",
-        "use `http://localhost`; as operator behind a proxy that authenticates, use "
-        "`--allow-anonymous`",
+        "use `http://localhost`; as operator behind a proxy that authenticates, use `--allow-anonymous`",
     ),
     "cross_origin": Code(
         (403,),
