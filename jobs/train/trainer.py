@@ -36,6 +36,9 @@ class _Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, idle)]
 
+    def _register_sigint_handler(self, *_: Any) -> None:
+        """Leave Ctrl-C to the command: Ray's handler stays after the training, and exits with code 1."""
+
 
 def divergence_message(result: Result) -> str | None:
     """Return the message for a training that ended with a loss that is not finite; otherwise None."""

@@ -60,6 +60,7 @@ DEPENDENCIES = {
     "ray.data._internal.execution.streaming_executor_state": "logs exceptions with their traceback",
     # Ray Train's helper processes.
     "ray.train.torch:TorchTrainer._create_default_callbacks": "RunConfig adds callbacks and removes none",
+    "ray.train.torch:TorchTrainer._register_sigint_handler": "RunConfig has no setting to omit the handler",
     f"{_CALLBACKS}.datasets:DatasetsCallback": "a callback to remove",
     f"{_CALLBACKS}.placement_group_callback:PlacementGroupCleanerCallback": "a callback to remove",
     # Ray Serve's queue of a body, which has no setting for its length.

@@ -17,9 +17,9 @@ from tests.support.ports import free_port
 EPOCHS = 5
 
 
-def command(pipeline, run: Path) -> list[str]:
+def command(pipeline, run: Path, tracking: str = "mlflow") -> list[str]:
     recipe = ["--recipe", "smoke", "--set", "size=64", "--set", f"epochs={EPOCHS}", "--workers", "1"]
-    rest = ["--device", "cpu", "--tracking", "mlflow"]
+    rest = ["--device", "cpu", "--tracking", tracking]
     return [sys.executable, "-m", "jobs.cli", "train", str(pipeline.data), str(run), *recipe, *rest]
 
 
@@ -73,3 +73,19 @@ def _kill_and_go_on(pipeline, run):
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
     assert history[: len(before)] == before
     assert load_bundle(str(run)).spec.training.recipe["epochs"] == EPOCHS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_a_training_with_its_exit_code_and_a_message(pipeline, tmp_path):
+    words = ["env", "--default-signal=INT", *command(pipeline, tmp_path / "run", "none")]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 200
+    while not committed_history(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "scalp: stopped; run the same command again to resume" in errors and "Traceback" not in errors
