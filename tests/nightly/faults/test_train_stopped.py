@@ -76,7 +76,7 @@ def _kill_and_go_on(pipeline, run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ctrl_c_ends_a_training_with_its_exit_code_and_a_message(pipeline, tmp_path):
     words = ["env", "--default-signal=INT", *command(pipeline, tmp_path / "run", "none")]
     process = subprocess.Popen(
