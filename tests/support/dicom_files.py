@@ -9,6 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     DermoscopicPhotographyImageStorage,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -76,7 +77,8 @@ def dicom(
         dataset.SOPClassUID,
         dataset.SOPInstanceUID,
     )
-    meta.TransferSyntaxUID = syntax or (JPEGBaseline8Bit if is_jpeg else ExplicitVRLittleEndian)
+    default = JPEGBaseline8Bit if is_jpeg else ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = UID(syntax) if syntax else default
     dataset.file_meta = meta
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
