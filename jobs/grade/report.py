@@ -81,7 +81,7 @@ def _pictures(
             scale = _scale()
         except Exception as error:  # a finished run gets its report whatever fails here
             reason = (str(error) or repr(error)).splitlines()[0]
-            notes.append(text("There are no heatmaps: {reason}.", reason=reason))
+            notes.append(text("Heatmaps are missing: {reason}.", reason=reason))
     elif not heatmaps:
         notes.append(text("Heatmaps were turned off."))
     return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, notes)

@@ -12,13 +12,12 @@ from scalp_core.bundles.bundle import SPEC_FILE, open_bundle, read_spec
 from scalp_core.bundles.ml_bom import make_ml_bom
 from scalp_core.bundles.registry import (
     SCHEME,
-    Evidence,
-    Promotion,
     Registry,
     copy_bundle,
     open_registry,
     resolve,
 )
+from scalp_core.bundles.registry_records import Evidence, Promotion
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import MAX_DROP
 from scalp_core.evaluation.promotion_policy import PolicyResult

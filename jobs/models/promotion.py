@@ -9,7 +9,8 @@ from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_columns, make_answers
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.registry import Evidence, Registry
+from scalp_core.bundles.registry import Registry
+from scalp_core.bundles.registry_records import Evidence
 from scalp_core.datasets import manifest
 from scalp_core.evaluation import noninferiority, subgroups
 from scalp_core.evaluation.paired import Answers

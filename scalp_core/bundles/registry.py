@@ -17,25 +17,28 @@ so a changed entry is detected by its successor.
 from __future__ import annotations
 
 import difflib
-import getpass
-import hashlib
 import itertools
 import os
 import re
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Literal
 
 from scalp_core import storage
 from scalp_core.bundles.bundle import SPEC_FILE, Bundle, open_bundle, read_file, read_spec, serialize_spec
 from scalp_core.bundles.contract import BundleSpec
-from scalp_core.datasets.manifest import ReviewedLabels
+from scalp_core.bundles.registry_records import (
+    Claim,
+    Evidence,
+    Promotion,
+    current_user,
+    hash_record,
+    parse_record,
+    read_record,
+    to_json,
+)
 from scalp_core.errors import UserError
-from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy
 from scalp_core.storage.listing import TEMPORARY
 from scalp_core.storage.outputs import MARKER_FILE
@@ -46,58 +49,6 @@ CLAIM_FILE = "claim.json"
 
 _NAME = re.compile(r"\w[\w.-]*")
 _ENTRY = re.compile(r"(\d{6,})\.json")
-
-
-class Claim(BaseModel):
-    """The bundle that owns a version number, and the user who added it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    fingerprint: str = Field(description="fingerprint of the added bundle")
-    source: str = Field(description="directory that it was added from")
-    who: str
-    when: datetime
-
-
-class Evidence(BaseModel):
-    """Comparison of a version with the promoted one, on the same labeled images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    against: int = Field(description="number of the promoted version")
-    against_model: str = Field(description="model_version of the promoted version")
-    data: str = Field(description="directory of scalp prepare; both models graded its test split")
-    data_sha256: str
-    same_data: bool = Field(
-        description="whether the version was trained with this data; if not, it may have seen images of it"
-    )
-    comparison: Comparison
-
-
-class Promotion(BaseModel):
-    """One entry of a model's history."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    action: Literal["promote", "rollback"]
-    version: int = Field(description="number of the version that became promoted")
-    model_version: str
-    who: str = Field(description="user@host")
-    when: datetime
-    why: str = Field("", description="reason, as the user wrote it")
-    evidence: Evidence | None = Field(
-        None, description="None for a first version, an untested one or a rollback"
-    )
-    policy: PolicyResult | None = Field(None, description="decision of promotion.yaml; None without one")
-    reviews: tuple[ReviewedLabels, ...] = Field(
-        (), description="answers of readers among the labels of the version"
-    )
-    previous_sha256: str | None = Field(
-        None, description="hash of the entry before; None for the first one and in older entries"
-    )
-
-
-Record = TypeVar("Record", Claim, Promotion)
 
 
 @dataclass(frozen=True)
@@ -283,15 +234,18 @@ class Registry:
     def _claim(self, name: str, bundle: Bundle) -> int:
         """Return the version number of a bundle; claim the next number if it has none."""
         claim = Claim(
-            fingerprint=bundle.spec.fingerprint, source=str(bundle.uri), who=_who(), when=datetime.now(UTC)
+            fingerprint=bundle.spec.fingerprint,
+            source=str(bundle.uri),
+            who=current_user(),
+            when=datetime.now(UTC),
         )
         numbers = _numbers(lambda: (number for number, _ in self._files(name)))
         last = max(numbers, default=0)
         for version in itertools.chain(numbers, itertools.count(last + 1)):
             uri = storage.join(self.uri(name, version), CLAIM_FILE)
-            if version > last and storage.create(uri, _json(claim)):
+            if version > last and storage.create(uri, to_json(claim)):
                 return version
-            if storage.exists(uri) and _read(Claim, uri).fingerprint == claim.fingerprint:
+            if storage.exists(uri) and read_record(Claim, uri).fingerprint == claim.fingerprint:
                 return version
         raise AssertionError("numbers do not end")
 
@@ -304,10 +258,12 @@ class Registry:
             return (int(match[1]) for match in matches if match)
 
         files = {number: storage.read(_entry(folder, number)) for number in _numbers(listed)}
-        entries = {number: _parse(Promotion, data, _entry(folder, number)) for number, data in files.items()}
+        entries = {
+            number: parse_record(Promotion, data, _entry(folder, number)) for number, data in files.items()
+        }
         for number, entry in entries.items():
             before = files.get(number - 1)
-            if before and entry.previous_sha256 and entry.previous_sha256 != _sha256(before):
+            if before and entry.previous_sha256 and entry.previous_sha256 != hash_record(before):
                 raise UserError(
                     f"{_entry(folder, number - 1)} was changed after entry {number} recorded its hash; "
                     "restore it from a backup"
@@ -331,17 +287,17 @@ class Registry:
             action=action,
             version=version,
             model_version=spec.model_version,
-            who=_who(),
+            who=current_user(),
             when=datetime.now(UTC),
             why=why,
             evidence=evidence,
             policy=decision,
             reviews=spec.training.reviews,
-            previous_sha256=_sha256(storage.read(_entry(folder, last))) if last else None,
+            previous_sha256=hash_record(storage.read(_entry(folder, last))) if last else None,
         )
         place = _entry(folder, last + 1)
-        if not storage.create(place, _json(entry)):
-            other = _read(Promotion, place)
+        if not storage.create(place, to_json(entry)):
+            other = read_record(Promotion, place)
             raise UserError(
                 f"{name}: meanwhile {other.who} promoted version {other.version} ({other.action}); look at "
                 f"scalp models list {name}, and run it again if it is still wanted"
@@ -460,30 +416,3 @@ def _stack(history: Iterable[Promotion]) -> list[int]:
         if stack[-1:] != [entry.version]:
             stack.append(entry.version)
     return stack
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, in a container
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
-
-
-def _json(record: BaseModel) -> bytes:
-    return (record.model_dump_json(indent=2) + "\n").encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read(kind: type[Record], uri: str) -> Record:
-    return _parse(kind, storage.read(uri), uri)
-
-
-def _parse(kind: type[Record], data: bytes, uri: str) -> Record:
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError:
-        raise UserError(f"{uri} cannot be read; it was changed by hand: restore it from a backup") from None

@@ -157,7 +157,7 @@ def drift_text(drift: Drift, has_gates: bool) -> Text:
 
 
 def describe_model(spec: BundleSpec) -> list[tuple[Text, Text]]:
-    """What a user of an AI device must know, as terms and texts, as on the endpoint's page."""
+    """Describe the model for users of an AI device, in terms and texts, as the endpoint's page does."""
     scores = spec.metrics.get("val") or {}
     interval = (scores.get("intervals") or {}).get("qwk")
     performance = text("Not recorded.")

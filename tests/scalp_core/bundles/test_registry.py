@@ -18,7 +18,8 @@ from scalp_core.bundles import registry
 from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, save_bundle
 from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.registry import Evidence, Registry, open_registry
+from scalp_core.bundles.registry import Registry, open_registry
+from scalp_core.bundles.registry_records import Evidence, Promotion
 from scalp_core.datasets.manifest import SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
@@ -278,7 +279,7 @@ STACKS = [
 @pytest.mark.parametrize(("length", "lost", "stack"), STACKS)
 def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length, lost, stack):
     entries = [
-        registry.Promotion(action=action, version=version, model_version="m", who="w", when=datetime.now(UTC))
+        Promotion(action=action, version=version, model_version="m", who="w", when=datetime.now(UTC))
         for number, (action, version) in enumerate(WHOLE[:length])
         if number not in lost
     ]

@@ -258,7 +258,7 @@ def test_report_of_a_model_without_heatmaps(report, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jobs.grade.report.make_explainer", refuse)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=2)
-    assert "There are no heatmaps: vit_tiny has no convolutional map of the picture." in page.text
+    assert "Heatmaps are missing: vit_tiny has no convolutional map of the picture." in page.text
     assert page.shown("the image as the model saw it") == 2
 
 
