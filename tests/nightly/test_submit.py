@@ -62,10 +62,8 @@ def test_a_grading_gives_the_results_of_this_machine_and_a_second_submit_the_sam
 
     (log,) = storage.list_files("s3://scalp/far/out/jobs")
     assert "images" in storage.read(log).decode()
-    started = time.monotonic()
     code, again = scalp(*words)
     assert code == 0 and "attached to it" in again and "--rerun" in again, again
-    assert time.monotonic() - started < SOON
     code, listed = scalp("jobs", "list", "--address", far.url)
     assert len(re.findall(r"scalp-grade-\w+\.\d", listed)) == 1, listed
 
@@ -155,10 +153,9 @@ def test_a_job_is_stopped_and_told(far, places):
 def test_what_the_cluster_can_never_hold_is_told_by_the_job(far, places):
     bundle, photographs = places
     words = ("submit", "--address", far.url, "grade", bundle, photographs, "s3://scalp/far/huge")
-    started = time.monotonic()
     code, printed = scalp(*words, "--replicas", "500")
     assert code == 2 and "room for" in printed and "not for 500" in printed, printed
-    assert time.monotonic() - started < SOON
+    assert "waiting for" not in printed  # as for nodes of an autoscaler, for half an hour
 
 
 def test_a_node_with_other_keys_is_told_before_the_work(far, places):
