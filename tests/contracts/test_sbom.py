@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
+
+from tests.support.bills import errors
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -45,7 +45,7 @@ def bills(request, tmp_path_factory):
 
 def test_a_bill_is_valid_and_has_each_locked_package(bills):
     lock, (bill, again) = bills
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert errors(json.loads(bill)) == []
     assert again == bill
     locked = set(re.findall(r"^([a-z0-9.-]+)==([^ ;]+)", lock, re.M))
     assert {(each["name"], each["version"]) for each in json.loads(bill)["components"]} == locked
