@@ -56,8 +56,7 @@ def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[Serv
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout.readline().startswith("READY")
-            (listener,) = {each.process for each in sockets.listening(server.pid) if each.port == port}
-            assert listener == "haproxy"
+            assert sockets.await_listener(port, server.pid) == "haproxy"
             yield Served(port, server.pid)
         finally:
             server.terminate()

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.support import processes
 
 PROTECTION = Path(__file__).parents[2] / "docs" / "protection.md"
 _LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-_EVERY_S = 0.5
+_EVERY_S, _TAKEOVER_S = 0.5, 30
 _SERVE_METHOD = "/ray.serve.ASGIService/HandleRequest"
 # One harmless method of each server of Ray: GCS, raylet, worker, object manager, agent.
 _METHODS = (
@@ -53,6 +54,19 @@ def listening(root: int | None = None) -> set[Listening]:
                 if each.status == psutil.CONN_LISTEN:
                     found.add(Listening(kind, each.laddr.ip, each.laddr.port))
     return found
+
+
+def await_listener(port: int, root: int) -> str:
+    """Kind of the descendant of `root` that listens on `port`.
+
+    When the replicas change, Ray starts another HAProxy, which takes the socket over. A look at one process
+    after the other can see the one too early and the other too late.
+    """
+    deadline = time.monotonic() + _TAKEOVER_S
+    while not (found := {each.process for each in listening(root) if each.port == port}):
+        assert time.monotonic() < deadline, f"no process of {root} listens on port {port}"
+    (kind,) = found
+    return kind
 
 
 @contextmanager
