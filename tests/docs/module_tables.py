@@ -65,7 +65,7 @@ def module_tables(package: str) -> str:
 
 def layer_diagram() -> str:
     """Mermaid: the layers of each package as import-linter checks them, from top to bottom."""
-    lines = ["```mermaid", "flowchart TB"]
+    lines = ["```mermaid", "flowchart TB", "    accTitle: Layers of the packages, the highest on top"]
     for package in LAYERED:
         (layers,) = [
             contract["layers"] for contract in _contracts("layers") if contract.get("containers") == [package]

@@ -1,7 +1,8 @@
 """Draw the pictures of README and docs: `make pictures`; `make docs` draws the charts alone.
 
-The charts come from the newest kept results in docs/results. The pictures of the page are taken in
-Chromium, from an endpoint that serves the model of `make demo`, or of another run:
+The charts come from the newest kept results in docs/results. Diagrams are Mermaid in the pages, which
+GitHub shows; Chromium draws them for the site, which loads nothing from the network. The pictures of the
+page are taken in Chromium, from an endpoint that serves the model of `make demo`, or of another run:
 `python -m tests.docs.pictures RUN DATA`. `docs/images/sources.json` records from what each picture
 was made; a test compares it.
 """
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from PIL import Image
 from scalp_core.datasets import manifest
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.results.schema import RESULTS_FOLDER
+from tests.docs.site_hooks import diagrams_of_pages
 from tests.support import result_rows
 from tests.support.ports import free_port
 from tests.support.reviewing import referred_row, scalp_review
@@ -45,6 +48,27 @@ PAGES = {
     "report-en.png": ("scalp_core/reports",),
     "report-queue-en.jpg": ("scalp_core/reports",),
 }
+# Their sizes suit wider fonts than those of most readers, so that no text is cut.
+_DIAGRAM_STYLE = {
+    "startOnLoad": False,
+    "theme": "base",
+    "fontFamily": "Helvetica, Arial, sans-serif",
+    "flowchart": {"wrappingWidth": 420, "useMaxWidth": False},
+    "themeVariables": {
+        "primaryColor": "#eef4ff",
+        "primaryBorderColor": "#1f6feb",
+        "primaryTextColor": "#1f2328",
+        "lineColor": "#57606a",
+        "clusterBkg": "#f6f8fa",
+        "clusterBorder": "#d0d7de",
+    },
+}
+_DRAW_DIAGRAM = """async ({style, source}) => {
+    mermaid.initialize(style);
+    const holder = document.createElement("div");
+    holder.innerHTML = (await mermaid.render("diagram", source)).svg;
+    return new XMLSerializer().serializeToString(holder.firstChild);
+}"""
 MAX_BYTES = 400_000  # per picture: the repository keeps each version
 _STYLE = ["default", {"svg.fonttype": "none", "svg.hashsalt": "scalp"}]
 _SCALP, _OTHER = "#1f6feb", "#8b949e"
@@ -115,6 +139,11 @@ def hash_page(*folders: str) -> str:
     return hashlib.sha256(b"".join(shown)).hexdigest()
 
 
+def hash_diagram(source: str) -> str:
+    """SHA-256 of a diagram and of what all diagrams share."""
+    return hashlib.sha256(json.dumps([source, _DIAGRAM_STYLE]).encode()).hexdigest()
+
+
 def charts() -> dict[str, tuple[str, Path]]:
     """Charts: file name, kind of benchmark, result that it draws."""
     return {
@@ -167,6 +196,18 @@ def _browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def draw_diagrams() -> dict[str, str]:
+    """Draw the diagrams of the pages; return the SHA-256 of each source by the name of its picture."""
+    sources = diagrams_of_pages()
+    with _browser() as browser:
+        page = browser.new_page()
+        page.add_script_tag(path=str(resources.files("mermaidx") / "assets/mermaid.js"))
+        for name, source in sources.items():
+            svg = page.evaluate(_DRAW_DIAGRAM, {"style": _DIAGRAM_STYLE, "source": source})
+            (IMAGES / name).write_text(svg + "\n")
+    return {name: hash_diagram(source) for name, source in sources.items()}
 
 
 def take_page_pictures(bundle: Path, images: list[Path]) -> None:
@@ -243,7 +284,8 @@ def draw_charts() -> None:
 def main() -> None:
     """Draw all pictures and record their sources."""
     draw_charts()
-    sources = json.loads(SOURCES.read_text())
+    sources = json.loads(SOURCES.read_text()) | draw_diagrams()
+    SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
     run, data = (Path(argument) for argument in sys.argv[1:3] or (DEMO / "run", DEMO / "data"))
     if not (run / "bundle").is_dir():
         raise SystemExit(
@@ -256,9 +298,9 @@ def main() -> None:
     take_report_pictures(run, _some_of_test(data, 60))
     sources |= {name: hash_page(*folders) for name, folders in PAGES.items()}
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
-    for name in sources:
-        if (size := (IMAGES / name).stat().st_size) > MAX_BYTES:
-            raise SystemExit(f"error: {name} has {size:,} bytes, more than {MAX_BYTES:,}")
+    for path in IMAGES.glob("*.*g"):
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise SystemExit(f"error: {path.name} has {size:,} bytes, more than {MAX_BYTES:,}")
 
 
 if __name__ == "__main__":

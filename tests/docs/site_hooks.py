@@ -1,8 +1,12 @@
-"""Hooks of mkdocs: pages of the repository's root become pages of the site, and links to them stay valid."""
+"""Hooks of mkdocs: pages of the repository's root become pages of the site, and diagrams become pictures.
+
+Material draws Mermaid with a script from the network; the site needs none.
+"""
 
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,34 @@ PAGES = {
     "SECURITY.md": "SECURITY.md",
 }
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
+_DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_TITLE = re.compile(r"^\s*accTitle: (.+)$", re.MULTILINE)
+
+
+def diagrams_of_pages() -> dict[str, str]:
+    """Mermaid sources of the diagrams of all pages, by the names of their pictures."""
+    pages = {path.name: path for path in (ROOT / "docs").glob("*.md")}
+    pages |= {name: ROOT / file for name, file in PAGES.items()}
+    found = {}
+    for name, path in pages.items():
+        for number, source in enumerate(_DIAGRAM.findall(path.read_text()), 1):
+            found[_picture(name, number)] = source
+    return found
+
+
+def title(source: str) -> str:
+    """Title of a diagram, for those who do not see it.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not (found := _TITLE.search(source)):
+        raise ValueError(f"a diagram has no accTitle: {source[:60]}")
+    return found[1]
+
+
+def _picture(page: str, number: int) -> str:
+    return f"{page.removesuffix('.md')}-{number}.svg"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -28,7 +60,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links to pages of the site; links to other files of the repository become text."""
+    """Show diagrams as pictures. Point links to pages of the site; links to other files become text."""
+    numbers = count(1)
+    markdown = _DIAGRAM.sub(
+        lambda found: f"![{title(found[1])}](images/{_picture(page.file.src_uri, next(numbers))})", markdown
+    )
     of_root = page.file.src_uri in PAGES
     pages = {name: page for page, name in PAGES.items()}
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.benchmarks.ratios import RATIOS, score
-from tests.docs.results import Result, benchmarks, newest
+from tests.docs import pictures
+from tests.docs.results import ROOT, Result, benchmarks, newest
 
 PAGE = """# Page
 <!-- generated: results serve -->
@@ -86,3 +87,33 @@ def test_a_missed_goal_is_below_one():
 def test_every_kept_ratio_has_a_meaning(result):
     ratios = result.content.get("ratios") or {}
     assert set(ratios) <= set(RATIOS.get(result.content["kind"], {}))
+
+
+def _kept(kind, has):
+    content = json.loads(pictures.newest(kind, has).read_text())
+    alone = [row for row in content["rows"] if row.get("clients", 1) == 1 and row.get("load") != "idle"]
+    return content["ratios"], {(row.get("what"), row.get("source")): row for row in reversed(alone)}
+
+
+def test_the_figures_of_readme_are_those_of_the_newest_results():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    ratios, rows = _kept("bulk", "plain PyTorch fp32")
+    rate = {what: f"{row['photographs_per_second']:.0f}" for (what, _), row in rows.items()}
+    assert f"{rate['scalp grade']} images/s on two EPYC cores, as fast as the engine alone." in readme
+    assert f"PyTorch loops reach {rate['plain PyTorch fp32']} (plain) and {rate['tuned PyTorch']} (tuned)." in readme
+    assert 0.97 <= ratios["vs_engine"] <= 1.03
+
+    ratios, rows = _kept("serve", "scalp serve")
+    wait = {what: f"{row['p50_ms']:.0f} ms" for (what, _), row in rows.items() if "p50_ms" in row}
+    assert f"One client waits {wait['scalp serve']} per image (median)" in readme
+    pytorch, ours = wait["LitServe, PyTorch, 1 worker"], wait["LitServe, our engine"]
+    assert f"LitServe with PyTorch needs {pytorch}, with scalp's engine {ours}." in readme
+    less = {f"{1 - ratios[f'rps_vs_litserve_with_our_engine_c{clients}']:.0%}" for clients in (16, 32)}
+    low, high = min(less), max(less)
+    assert f"answers {low.removesuffix('%')} to {high.replace('%', ' %')} less than LitServe" in readme
+
+    (demo,) = [result.content for result in newest() if result.prefix == "demo"]
+    seconds = {row["step"]: row["seconds"] for row in demo["rows"]}
+    assert f"a quadratic weighted kappa of {demo['ratios']['qwk']:.3f} (" in readme
+    whole, training = f"{demo['ratios']['seconds'] / 60:.0f}", f"{seconds['train'] / 60:.0f}"
+    assert f"It took {whole} minutes on two EPYC cores, {training} of them training" in readme

@@ -10,7 +10,7 @@ import pytest
 from jobs.environment import VARIABLES
 from scalp_core.errors import IMAGE_CODES, IMAGE_FIXES
 from serving.http.problems import CODES
-from tests.docs import pictures
+from tests.docs import pictures, site_hooks
 from tests.docs.references import PAGES, ROOT
 
 _PACKAGES = ("cluster", "jobs", "scalp_core", "serving")
@@ -71,3 +71,18 @@ def test_a_chart_draws_the_newest_kept_result(name, tmp_path):
 def test_the_picture_of_a_page_shows_the_present_page(name):
     sources = json.loads(pictures.SOURCES.read_text())
     assert sources[name] == pictures.hash_page(*pictures.PAGES[name]), "run: make pictures"
+
+
+@pytest.mark.parametrize("name", site_hooks.diagrams_of_pages())
+def test_the_picture_of_a_diagram_shows_the_present_source(name):
+    source = site_hooks.diagrams_of_pages()[name]
+    assert json.loads(pictures.SOURCES.read_text())[name] == pictures.hash_diagram(source), "run: make pictures"
+    assert (pictures.IMAGES / name).is_file() and site_hooks.title(source)
+
+
+def test_every_picture_is_small_and_shown_on_a_page():
+    text = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("README*.md")])
+    drawn = [path for path in pictures.IMAGES.iterdir() if path != pictures.SOURCES]
+    assert [path.name for path in drawn if path.stat().st_size > pictures.MAX_BYTES] == []
+    diagrams = site_hooks.diagrams_of_pages()
+    assert [path.name for path in drawn if path.name not in diagrams and path.name not in text] == []
