@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 from typing import Literal, cast
@@ -27,10 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from scalp_core.datasets import locations, manifest
 from scalp_core.datasets.locations import Location
+from scalp_core.images import augment
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference.predictor import Hardware, has_bf16
 from scalp_core.models.architecture import build_model, normalize, preprocess_for
+from scalp_core.models.recipe import Recipe
+from scalp_core.models.sampler import EpochPlan, plan_epoch
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -40,27 +44,16 @@ class Loop(BaseModel):
 
     Args:
         kind: `plain` reads files by Pillow in a `DataLoader` in each epoch and computes in fp32, as tutorials
-            do; `tuned` keeps decoded images in memory, computes as `scalp train` does, and has the recipe's
-            clipping, color jitter and moving average.
+            do; `tuned` keeps decoded images in memory, and computes and augments as the recipe says.
         device: cpu or cuda.
-        architecture: timm name.
-        size: Input size, pixels.
-        batch_size: Batch size, summed over the processes.
-        epochs: Epochs to train.
+        recipe: Recipe of `scalp train`. `plain` uses its architecture, sizes and learning rate alone.
         threads: Threads per process; 0: PyTorch's default, all cores.
-        gradient_clip: As in the recipe; so for `color_jitter` and `ema_decay`.
     """
 
     kind: Literal["plain", "tuned"]
     device: Hardware
-    architecture: str
-    size: int
-    batch_size: int
-    epochs: int
+    recipe: Recipe
     threads: int = 0
-    gradient_clip: float = 0.0
-    color_jitter: float = 0.0
-    ema_decay: float = 0.0
 
 
 def time_epochs(data: str, loop: Loop) -> list[float]:
@@ -72,40 +65,45 @@ def time_epochs(data: str, loop: Loop) -> list[float]:
     if world > 1:
         dist.init_process_group("nccl" if loop.device == "cuda" else "gloo")
     torch.manual_seed(0)
-    model: nn.Module = build_model(loop.architecture).to(device)
-    spec = preprocess_for(model, loop.size)
-    tuned = loop.kind == "tuned"
+    recipe, tuned = loop.recipe, loop.kind == "tuned"
+    model: nn.Module = build_model(recipe.architecture, size=recipe.size, keywords=recipe.model).to(device)
+    spec = preprocess_for(model, recipe.size, recipe.resize)
     if tuned:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, fused=tuned)
+    optimizer = create_optimizer_v2(
+        model,
+        opt=recipe.optimizer,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay if tuned and recipe.layer_decay < 1 else None,
+        fused=tuned,
+    )
     ema = None
-    if tuned and loop.ema_decay:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(loop.ema_decay), use_buffers=True)
+    if tuned and recipe.ema_decay:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
     weights = model
     if world > 1:
         model = DistributedDataParallel(model, broadcast_buffers=not tuned)  # as in `scalp train`
     model.train()
     autocast = torch.autocast(loop.device, torch.bfloat16, enabled=tuned and has_bf16(loop.device))
-    batch_size = loop.batch_size // world
     epochs = (
-        _decode_once(data, spec, rank, world, batch_size, device)
+        _augment_ahead(data, spec, recipe, rank, world)
         if tuned
-        else _read_each_epoch(data, spec, batch_size)
+        else _read_each_epoch(data, spec, recipe.batch_size // world)
     )
     seconds = []
-    for batches in islice(epochs, loop.epochs):
+    for batches in islice(epochs, recipe.epochs):
         if world > 1:
             dist.barrier()
         started = time.perf_counter()
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
-            if tuned and loop.color_jitter:
-                images = _jitter_color(images, loop.color_jitter)
             with autocast:
                 logits = model(normalize(images, spec) if tuned else images)
-            nn.functional.cross_entropy(logits.float(), labels, label_smoothing=0.05).backward()
-            if tuned and loop.gradient_clip:
-                nn.utils.clip_grad_norm_(weights.parameters(), loop.gradient_clip)
+            smoothing = recipe.label_smoothing
+            nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing).backward()
+            if tuned and recipe.gradient_clip:
+                nn.utils.clip_grad_norm_(weights.parameters(), recipe.gradient_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema:
@@ -148,49 +146,40 @@ def _read_each_epoch(data: str, spec: Preprocess, batch_size: int) -> Iterator[B
         yield iter(loader)
 
 
-def _decode_once(
-    data: str, spec: Preprocess, rank: int, world: int, batch_size: int, device: torch.device
-) -> Iterator[Batches]:
-    """Epochs of uint8 (batch_size, size, size, 3) and labels of this process, from the device's memory.
+def _augment_ahead(data: str, spec: Preprocess, recipe: Recipe, rank: int, world: int) -> Iterator[Batches]:
+    """Epochs of uint8 (N, size, size, 3) and labels of this process.
 
-    The fastest possible input: no reading, decoding or copying during training.
+    Images are decoded once. A thread augments the next batch during the step, by the functions and the plan
+    of `scalp train`, without Ray.
     """
     rows = manifest.select_split(manifest.read_manifest(data), "train")
     read = locations.read_images([Location(uri, None) for uri in rows["uri"].to_pylist()], MAX_BYTES)
-    pixels = np.stack([decode(cast(bytes, file), spec).pixels for file in read])
-    images = torch.from_numpy(pixels).to(device)
-    labels = torch.tensor(rows["label"].to_pylist(), device=device)
-    for epoch in count():
-        yield _epoch(images, labels, epoch, rank, world, batch_size)
+    images = np.stack([decode(cast(bytes, file), spec).pixels for file in read])
+    labels = np.array(rows["label"].to_pylist(), np.int8)
+    settings, share = recipe.epoch_settings, recipe.batch_size // world
 
+    def load(plan: EpochPlan, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        start = step * recipe.batch_size + rank * share
+        part = EpochPlan(*(values[start : start + share] for values in plan))
+        pixels = augment.apply_dihedral(images[part.rows], part.symmetry)
+        pixels = augment.crop_squares(pixels, settings.min_crop, part.crop)
+        pixels = augment.jitter_color(pixels, settings.color_jitter, part.color)
+        pixels = augment.degrade(pixels, settings.blur, settings.jpeg_quality, part.quality)
+        return torch.from_numpy(pixels), torch.from_numpy(labels[part.rows]).long()
 
-def _epoch(
-    images: torch.Tensor, labels: torch.Tensor, epoch: int, rank: int, world: int, batch_size: int
-) -> Batches:
-    generator = torch.Generator().manual_seed(epoch)
-    order = torch.randperm(len(images), generator=generator)
-    for step in range(len(images) // (batch_size * world)):
-        rows = order[(step * world + rank) * batch_size :][:batch_size]
-        symmetries = torch.randint(8, (batch_size,), generator=generator)
-        batch = torch.empty((batch_size, *images.shape[1:]), dtype=images.dtype, device=images.device)
-        for symmetry in symmetries.unique().tolist():
-            places = (symmetries == symmetry).nonzero()[:, 0]
-            batch[places] = _apply_symmetry(images[rows[places]], symmetry)
-        yield batch, labels[rows]
+    def batches(pool: ThreadPoolExecutor, epoch: int) -> Batches:
+        plan = plan_epoch(labels, settings, epoch)
+        steps = len(plan.rows) // recipe.batch_size
+        following = pool.submit(load, plan, 0)
+        for step in range(1, steps + 1):
+            batch = following.result()
+            if step < steps:
+                following = pool.submit(load, plan, step)
+            yield batch
 
-
-def _jitter_color(images: torch.Tensor, strength: float) -> torch.Tensor:
-    """Change brightness, contrast and white balance of each image, as `augment.jitter_color` does."""
-    change = strength * (2 * torch.rand(5, len(images), 1, 1, 1, device=images.device) - 1)
-    gain = (1 + change[0]) * (1 + torch.cat(change[2:].unbind(), 3) / 2)
-    pixels = images.float()
-    center = pixels.mean((1, 2), keepdim=True)
-    return torch.lerp(center, pixels, 1 + change[1]).mul_(gain).clamp_(0, 255)
-
-
-def _apply_symmetry(squares: torch.Tensor, symmetry: int) -> torch.Tensor:
-    rotated = torch.rot90(squares, symmetry % 4, (1, 2))
-    return rotated.flip(2) if symmetry >= 4 else rotated
+    with ThreadPoolExecutor(1) as pool:
+        for epoch in count(1):
+            yield batches(pool, epoch)
 
 
 def main() -> None:

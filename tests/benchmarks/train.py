@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from joblib import cpu_count
 from rich.table import Table
@@ -151,20 +151,12 @@ def _candidates(
     data: str, device: Hardware, options: TrainOptions, several: int, images: int
 ) -> list[_Candidate]:
     recipe = _recipe(options)
-    loop = {
-        "device": device,
-        "architecture": options.architecture,
-        "size": options.size,
-        "batch_size": options.batch_size,
-        "epochs": options.epochs,
-        "gradient_clip": recipe.gradient_clip,
-        "color_jitter": recipe.color_jitter,
-        "ema_decay": recipe.ema_decay,
-    }
 
-    def run_pytorch(kind: str, processes: int, threads: int = 0) -> Callable[[Path], list[dict[str, float]]]:
-        loop_options = Loop.model_validate(loop | {"kind": kind, "threads": threads})
-        return lambda folder: run_loop(folder, data, loop_options, processes, images)
+    def run_pytorch(
+        kind: Literal["plain", "tuned"], processes: int, threads: int = 0
+    ) -> Callable[[Path], list[dict[str, float]]]:
+        loop = Loop(kind=kind, device=device, recipe=recipe, threads=threads)
+        return lambda folder: run_loop(folder, data, loop, processes, images)
 
     def run_scalp(workers: int) -> Callable[[Path], list[dict[str, float]]]:
         def turn(folder: Path) -> list[dict[str, float]]:
@@ -194,17 +186,16 @@ def steady_epochs(summary: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _recipe(options: TrainOptions) -> Recipe:
-    """The default recipe, at the size of the benchmark."""
+    """The default recipe at the size of the benchmark, from random weights and without frozen epochs."""
     changes = {
         "architecture": options.architecture,
         "weights": "none",
         "size": options.size,
         "epochs": options.epochs,
         "batch_size": options.batch_size,
-        # As in the other loops.
-        "batch_norm": "worker", "frozen_epochs": 0, "layer_decay": 1, "min_crop": 1, "blur": 0,
-        "jpeg_quality": 100,
-    }  # fmt: skip
+        "frozen_epochs": 0,
+        "batch_norm": "worker",  # as the loops
+    }
     return load_recipe("default", RECIPES, [f"{name}={value}" for name, value in changes.items()])
 
 

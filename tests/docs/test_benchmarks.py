@@ -100,7 +100,10 @@ def test_the_figures_of_readme_are_those_of_the_newest_results():
     ratios, rows = _kept("bulk", "plain PyTorch fp32")
     rate = {what: f"{row['photographs_per_second']:.0f}" for (what, _), row in rows.items()}
     assert f"{rate['scalp grade']} images/s on two EPYC cores, as fast as the engine alone." in readme
-    assert f"PyTorch loops reach {rate['plain PyTorch fp32']} (plain) and {rate['tuned PyTorch']} (tuned)." in readme
+    assert (
+        f"PyTorch loops reach {rate['plain PyTorch fp32']} (plain) and {rate['tuned PyTorch']} (tuned)."
+        in readme
+    )
     assert 0.97 <= ratios["vs_engine"] <= 1.03
 
     ratios, rows = _kept("serve", "scalp serve")

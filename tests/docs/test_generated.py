@@ -76,7 +76,9 @@ def test_the_picture_of_a_page_shows_the_present_page(name):
 @pytest.mark.parametrize("name", site_hooks.diagrams_of_pages())
 def test_the_picture_of_a_diagram_shows_the_present_source(name):
     source = site_hooks.diagrams_of_pages()[name]
-    assert json.loads(pictures.SOURCES.read_text())[name] == pictures.hash_diagram(source), "run: make pictures"
+    assert json.loads(pictures.SOURCES.read_text())[name] == pictures.hash_diagram(source), (
+        "run: make pictures"
+    )
     assert (pictures.IMAGES / name).is_file() and site_hooks.title(source)
 
 

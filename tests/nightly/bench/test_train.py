@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from jobs.train.driver import RECIPES
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
+from scalp_core.models.recipe import Recipe, load_recipe
 from tests.benchmarks.loops import Loop
 from tests.benchmarks.train import TrainOptions, bench_train, ratios, run_loop, steady_epochs
 
@@ -13,18 +15,8 @@ from tests.benchmarks.train import TrainOptions, bench_train, ratios, run_loop, 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "processes"), [("plain", 1), ("tuned", 2)])
 def test_a_loop_trains_every_epoch_on_the_same_photographs(pipeline, tmp_path, kind, processes):
-    loop = Loop(
-        kind=kind,
-        device="cpu",
-        architecture="legacy_xception",
-        size=32,
-        batch_size=32,
-        epochs=3,
-        threads=1,
-        gradient_clip=1.0,
-        color_jitter=0.1,
-        ema_decay=0.99,
-    )
+    recipe = load_recipe("default", RECIPES, ["size=32", "epochs=3", "batch_size=32", "weights=none"])
+    loop = Loop(kind=kind, device="cpu", recipe=recipe, threads=1)
     rows = manifest.select_split(manifest.read_manifest(str(pipeline.data)), "train").num_rows
     epochs = run_loop(tmp_path, str(pipeline.data), loop, processes, rows // 32 * 32)
     assert len(epochs) == 2  # the first is warm-up
@@ -34,7 +26,7 @@ def test_a_loop_trains_every_epoch_on_the_same_photographs(pipeline, tmp_path, k
 
 
 def test_a_loop_that_fails_says_why(tmp_path):
-    loop = Loop(kind="plain", device="cpu", architecture="no_such", size=32, batch_size=8, epochs=1)
+    loop = Loop(kind="plain", device="cpu", recipe=Recipe(architecture="no_such"))
     with pytest.raises(RuntimeError, match="no architecture 'no_such'"):
         run_loop(tmp_path, str(tmp_path), loop, 1, 8)
 
