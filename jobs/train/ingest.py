@@ -39,12 +39,14 @@ class ImageSource:
         rows: Reference to the manifest's `uri, member, label`.
         spec: Preprocessing.
         blocks: References to blocks of `_ROWS_PER_BLOCK` decoded images, in order; None: decode at each read.
+        soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels, or None.
     """
 
     labels: np.ndarray
     rows: ray.ObjectRef
     spec: Preprocess
     blocks: list[ray.ObjectRef] | None
+    soft_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,7 +135,10 @@ class _LoadRankBatch:
         images = augment.crop_squares(images, settings.min_crop, plan.crop)
         images = augment.jitter_color(images, settings.color_jitter, plan.color)
         images = augment.degrade(images, settings.blur, settings.jpeg_quality, plan.quality)
-        return {"image": images, "label": self._source.labels[plan.rows]}
+        loaded = {"image": images, "label": self._source.labels[plan.rows]}
+        if self._source.soft_labels is not None:
+            loaded["soft_label"] = self._source.soft_labels[plan.rows]
+        return loaded
 
     def _plan_batch(self, epochs: np.ndarray, places: np.ndarray) -> EpochPlan:
         """Collect the plan of a batch, whose epochs ascend."""
@@ -166,7 +171,9 @@ def training_batches(
     first_epoch: int,
     limits: ExecutionResources | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Iterate over a rank's batches from `first_epoch` to the end of the run: tensors `image` and `label`.
+    """Iterate over a rank's batches from `first_epoch` to the end of the run.
+
+    A batch has the tensors `image` and `label`, and `soft_label` if the images have soft labels.
 
     Args:
         source: Training images.

@@ -134,7 +134,7 @@ class _Worker:
         started = requested = time.monotonic()
         for step, batch in enumerate(islice(batches, self.steps), 1):
             waited += time.monotonic() - requested
-            sums = self.step(batch["image"], batch["label"].long())
+            sums = self.step(batch["image"], batch["label"].long(), batch.get("soft_label"))
             totals += sums
             losses.append(sums[0])
             if step % check_every == 0 or step == self.steps:

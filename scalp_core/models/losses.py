@@ -19,13 +19,35 @@ class Loss:
     Both are added over micro-batches and workers. The loss of a global batch is the sum of the sums divided
     by the sum of the weights, for any division of the batch.
 
+    Labels are int64 (N,), or soft labels float (N, 4): a distribution over the grades per image. The loss of
+    a soft label is its mean over the distribution.
+
     Args:
-        total: Function of logits (N, 4) and labels int64 (N,) to the scalar sum.
-        weight: Function of labels int64 (N,) to the scalar weight.
+        each: Function of logits (N, 4) and grades int64 (N,) to the losses (N,).
+        weights: Function of grades int64 (N,) to the weights (N,).
     """
 
-    total: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    weight: Callable[[torch.Tensor], torch.Tensor]
+    each: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    weights: Callable[[torch.Tensor], torch.Tensor]
+
+    def total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum the losses of images: a scalar."""
+        return _expected_sum(lambda grades: self.each(logits, grades), labels)
+
+    def weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """Sum the weights of images: a scalar."""
+        return _expected_sum(self.weights, labels)
+
+
+def _expected_sum(function: Callable[[torch.Tensor], torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Sum a function of grades (N,) over labels (N,), or its mean over each of the soft labels (N, 4)."""
+    if not labels.is_floating_point():
+        return function(labels).sum()
+    shape, device = labels.shape[:1], labels.device
+    by_grade = [
+        function(torch.full(shape, grade, dtype=torch.long, device=device)) for grade in range(NUM_GRADES)
+    ]
+    return (labels * torch.stack(by_grade, dim=1)).sum()
 
 
 def make_loss(
@@ -42,30 +64,30 @@ def make_loss(
         softness: Width of the labels of `soft_ordinal`, which are proportional to exp(-distance² / softness).
     """
     if name == "corn":
-        return Loss(_corn_total, _corn_weight)
+        return Loss(_corn_losses, _corn_weights)
     if name == "soft_ordinal":
         targets = _soft_labels(softness)
 
-        def soft_total(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy(logits, targets.to(logits.device)[labels], reduction="sum")
+        def soft_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(logits, targets.to(logits.device)[labels], reduction="none")
 
-        return Loss(soft_total, _count)
+        return Loss(soft_losses, _ones)
     weights = _weights(grade_counts) if name == "weighted_cross_entropy" else None
 
-    def total(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weight = None if weights is None else weights.to(logits.device)
         return functional.cross_entropy(
-            logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="sum"
+            logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="none"
         )
 
-    def weight(labels: torch.Tensor) -> torch.Tensor:
-        return _count(labels) if weights is None else weights.to(labels.device)[labels].sum()
+    def weights_of(labels: torch.Tensor) -> torch.Tensor:
+        return _ones(labels) if weights is None else weights.to(labels.device)[labels]
 
-    return Loss(total, weight)
+    return Loss(losses, weights_of)
 
 
-def _count(labels: torch.Tensor) -> torch.Tensor:
-    return torch.full((), float(len(labels)), device=labels.device)
+def _ones(labels: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(labels), device=labels.device)
 
 
 def _weights(grade_counts: Sequence[int]) -> torch.Tensor:
@@ -81,15 +103,15 @@ def _soft_labels(softness: float) -> torch.Tensor:
     return functional.softmax(-((grades[:, None] - grades[None, :]) ** 2) / softness, dim=1)
 
 
-def _corn_total(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum the conditional binary cross-entropies.
+def _corn_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Compute the conditional binary cross-entropies, summed per image.
 
     The head `corn` computes P(grade) as the product of the conditional probabilities P(y > k | y >= k), so
     the negative log-likelihood of an image is the sum of its binary cross-entropies.
     """
-    return functional.nll_loss(logits, labels, reduction="sum")
+    return functional.nll_loss(logits, labels, reduction="none")
 
 
-def _corn_weight(labels: torch.Tensor) -> torch.Tensor:
+def _corn_weights(labels: torch.Tensor) -> torch.Tensor:
     """Count the binary cross-entropies: an image has one per threshold up to its grade."""
-    return (labels + 1).clamp(max=NUM_GRADES - 1).sum().float()
+    return (labels + 1).clamp(max=NUM_GRADES - 1).float()

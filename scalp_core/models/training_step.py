@@ -85,27 +85,32 @@ class TrainingStep:
         elif self._norm == "frozen":
             batch_norm.freeze(self.model)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, soft_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Run one optimizer step.
 
         Args:
             images: uint8 (N, size, size, 3), this worker's slice of the global batch.
             labels: int64 (N,), grades of the images.
+            soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels.
 
         Returns:
             float64 (2,), to be summed over workers: the loss of the global batch, and correct predictions.
         """
-        weight = self._loss.weight(labels)
+        learned = labels if soft_labels is None else soft_labels
+        weight = self._loss.weight(learned)
         if self.world > 1:
             dist.all_reduce(weight)
         count = self._recipe.accumulate
-        micro_batches = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
+        parts = (values.tensor_split(count) for values in (images, learned, labels))
+        micro_batches = list(zip(*parts, strict=True))
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, (pixels, truth) in enumerate(micro_batches, 1):
+        for number, (pixels, target, truth) in enumerate(micro_batches, 1):
             with self._reducing(number == len(micro_batches)):
                 with self.autocast(), self._synced():
                     logits = self._parallel(normalize(pixels, self._spec))
-                loss = self._loss.total(logits.float(), truth) / weight
+                loss = self._loss.total(logits.float(), target) / weight
                 (loss * self.world).backward()  # workers take the mean of their gradients
             sums += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])
         if self._recipe.gradient_clip:

@@ -67,6 +67,7 @@ class _Images:
     pixels: np.ndarray
     labels: np.ndarray
     groups: list[str]
+    soft_labels: None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from jobs.common import images
 from jobs.common.images import LoadForTraining, without_nulls
 from jobs.train import ingest
 from jobs.train.ingest import ImageSource, cache_images, describe_cache
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochSettings, RankBatch
 from tests.support.training_images import ROWS, write_rows
@@ -88,3 +90,12 @@ def test_the_budget_is_that_of_the_smallest_living_node(monkeypatch):
     ]
     monkeypatch.setattr(ingest.ray, "nodes", lambda: nodes)
     assert ingest.cache_budget() == 400
+
+
+@pytest.mark.usefixtures("decoded")
+def test_soft_labels_follow_their_images(rows):
+    source = cached(rows)
+    soft = np.eye(NUM_GRADES, dtype=np.float32)[source.labels]
+    loaded = epochs(dataclasses.replace(source, soft_labels=soft), 1)
+    np.testing.assert_array_equal(loaded["soft_label"].argmax(axis=1), loaded["label"])
+    assert "soft_label" not in epochs(source, 1)

@@ -94,3 +94,16 @@ def test_any_architecture_takes_the_corn_head(architecture):
     logits = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 4)
     assert torch.allclose(logits.exp().sum(1), torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_the_loss_of_soft_labels_is_the_mean_over_their_grades(name):
+    """Certain ones are those of their grades."""
+    loss = make_loss(name, 0.0, COUNTS)
+    certain = functional.one_hot(LABELS, 4).float()
+    for function in (lambda labels: loss.total(LOGITS, labels), loss.weight):
+        assert float(function(certain)) == pytest.approx(float(function(LABELS)), rel=1e-5)
+        others = [(LABELS + step) % 4 for step in range(3)]
+        soft = sum(functional.one_hot(labels, 4).float() for labels in others) / 3
+        expected = np.mean([float(function(labels)) for labels in others])
+        assert float(function(soft)) == pytest.approx(expected, rel=1e-5)

@@ -102,6 +102,23 @@ def test_workers_with_unequal_shares_train_the_weights_of_one(by_rank, case):
         assert apart**0.5 < WEIGHTS_TOLERANCE * moved**0.5
 
 
+def test_certain_soft_labels_train_the_weights_of_their_grades():
+    draw = np.random.default_rng(2)
+    images = torch.from_numpy(draw.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8))
+    labels = torch.from_numpy(draw.integers(0, 4, BATCH))
+    certain = torch.nn.functional.one_hot(labels, 4).float()
+    found = []
+    for soft in (None, certain, certain / 2 + 1 / 8):
+        step = stepper(recipe_of("corn", "test_convnext"))  # in two micro-batches
+        sums = step(images, labels, soft)
+        found.append((sums, torch.cat([value.flatten() for value in step.model.state_dict().values()])))
+    (hard, weights), (same, same_weights), (other, other_weights) = found
+    assert same.tolist() == pytest.approx(hard.tolist(), rel=1e-5)
+    assert torch.allclose(same_weights, weights, atol=1e-6)
+    assert abs(float(other[0] - hard[0])) > 0.001 and other[1] == hard[1]  # right answers are of the labels
+    assert not torch.allclose(other_weights, weights, atol=1e-6)
+
+
 def _loss_and_gradient(loss, logits, labels, cuts):
     """Separate computation, as by micro-batches or workers."""
     logits = logits.clone().requires_grad_()
