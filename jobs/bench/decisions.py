@@ -78,7 +78,7 @@ GRADERS = (
     Grader(0.5, 0.5, 6, targets="found>=95%"),
 )
 
-_SPEC = BundleSpec(
+SPEC = BundleSpec(
     name="simulated", created_at=datetime.now(UTC), architecture="simulated", preprocess=Preprocess(),
     temperature=1.0, conformal=Conformal(coverage=0.9), metrics={}, versions={}, git_revision=None,
     weights_sha256="0" * 64,
@@ -87,6 +87,7 @@ _SPEC = BundleSpec(
         grade_counts=[1, 1, 1, 1],
     ),
 )  # fmt: skip
+"""Contract of a simulated grader, before its decision is fitted."""
 
 
 def bench_decisions(out: str, draws: int = 20, seed: int = 0) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def measure_draw(grader: Grader, rng: np.random.Generator) -> dict[str, Any]:
     """Fit a decision on the microscopes of one draw, and measure it on unseen ones."""
     logits, labels, groups = draw_images(grader, grader.microscopes, grader.images, rng)
     spec = fit_decision(
-        _SPEC, logits, _no_statistics(labels), labels, groups.tolist(), coverage=_SPEC.conformal.coverage,
+        SPEC, logits, _no_statistics(labels), labels, groups.tolist(), coverage=SPEC.conformal.coverage,
         targets=parse_targets(grader.targets), prior_moved=grader.balanced,
     )  # fmt: skip
     logits, labels, _ = draw_images(grader, _UNSEEN, _UNSEEN * _IMAGES_EACH, rng)

@@ -7,7 +7,7 @@ measures all models on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -90,9 +90,35 @@ def compare_answers(labels: np.ndarray, models: Sequence[Answers], groups: Seque
     return record | {
         "seed": bootstrap.SEED,
         "level": bootstrap.LEVEL,
-        "differences": [
-            {name: _difference(first[name], second[name], count) for name in METRICS} for second in others
-        ],
+        "differences": [compare_values(first, second, count) for second in others],
+    }
+
+
+def compare_values(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], groups: int
+) -> dict[str, Any]:
+    """Compute the differences of values (1 + B,) of `resample_answers`, as in `compare_answers`."""
+    return {name: _difference(first[name], second[name], groups) for name in METRICS}
+
+
+def measure_answers(labels: np.ndarray, answers: Answers, groups: Sequence[Any]) -> dict[str, Any]:
+    """Measure one model: per metric of `METRICS` its `value`, `low` and `high` (None if undefined).
+
+    Args:
+        labels: int (N,), 0..3.
+        answers: Answers of the model.
+        groups: (N,), the microscope or session of each image.
+    """
+    (values,), count = resample_answers(labels, [answers], groups)
+    return summarize_values(values, count)
+
+
+def summarize_values(values: Mapping[str, np.ndarray], groups: int) -> dict[str, Any]:
+    """Summarize values (1 + B,) of `resample_answers`, as `measure_answers`."""
+    bounds = {name: _interval(drawn[1:], groups) for name, drawn in values.items()}
+    return {
+        name: {"value": _plain(values[name][0]), "low": low, "high": high}
+        for name, (low, high) in bounds.items()
     }
 
 
@@ -117,9 +143,7 @@ def unseen_loss(metric: str, labels: np.ndarray, answers: Answers, confidence: f
 
 def _difference(first: np.ndarray, second: np.ndarray, groups: int) -> dict[str, Any]:
     difference = second - first
-    high = bootstrap.upper_bound(difference[1:], groups, (1 + bootstrap.LEVEL) / 2)
-    negative_low = bootstrap.upper_bound(-difference[1:], groups, (1 + bootstrap.LEVEL) / 2)
-    low = None if negative_low is None else -negative_low
+    low, high = _interval(difference[1:], groups)
     return {
         "first": _plain(first[0]),
         "second": _plain(second[0]),
@@ -128,6 +152,13 @@ def _difference(first: np.ndarray, second: np.ndarray, groups: int) -> dict[str,
         "high": high,
         "contains_zero": None if low is None or high is None else low <= 0 <= high,
     }
+
+
+def _interval(drawn: np.ndarray, groups: int) -> tuple[float | None, float | None]:
+    """Two-sided interval from resamples (B,), expanded for few groups; None for a single group."""
+    high = bootstrap.upper_bound(drawn, groups, (1 + bootstrap.LEVEL) / 2)
+    negative_low = bootstrap.upper_bound(-drawn, groups, (1 + bootstrap.LEVEL) / 2)
+    return None if negative_low is None else -negative_low, high
 
 
 def _summands(labels: np.ndarray, answers: Answers) -> np.ndarray:

@@ -29,6 +29,7 @@ REFER_ALL = 2.0
 """Least confidence that no image has."""
 
 _STEPS = 50
+_TAIL_STEPS = 500
 
 
 def tail_probability(probs: np.ndarray) -> np.ndarray:
@@ -101,7 +102,10 @@ def _fit_tail(
     risky = severe & (grades < SEVERE_FROM) & ~referred
     largest = 0.0
     # Between two candidates, the same images are missed; the last refers none for its tail.
-    for candidate in [*np.sort(tail[risky]), 1.0]:
+    candidates = np.sort(tail[risky])
+    if len(candidates) > _TAIL_STEPS:  # a bound of each would take minutes for a hundred thousand images
+        candidates = candidates[np.linspace(0, len(candidates) - 1, _TAIL_STEPS).astype(int)]
+    for candidate in [*candidates, 1.0]:
         missed = risky & (tail < candidate)
         if not severe.any() or bound_share(missed[severe], units[severe]) > 1 - least_found:
             break
