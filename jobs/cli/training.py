@@ -70,8 +70,8 @@ def train(
         int | None,
         typer.Option(
             min=2,
-            help="train one bundle per fold of `scalp prepare --folds`, in RUN/fold-0 and so on, and write "
-            "the out-of-fold answers to all images",
+            help="cross-validation: train one model per fold of `scalp prepare --folds`, in parallel where "
+            "the cluster allows, and a bundle that learns from all of them",
         ),
     ] = None,
     tracking: Annotated[

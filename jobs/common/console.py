@@ -31,13 +31,16 @@ SUMMARY_FILE = "summary.json"
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[Progress, Any]]:
+def progress_bar(
+    what: str, total: int | None, done: int = 0, as_lines: bool = False
+) -> Iterator[tuple[Progress, Any]]:
     """Progress bar with count, elapsed and remaining time; without a terminal, one line per 30 seconds.
 
     Args:
         what: Activity, for example "grading".
         total: Items in total; None if unknown.
         done: Items of earlier runs, left out of the speed.
+        as_lines: Print lines on a terminal too, because other work prints at the same time.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -48,7 +51,7 @@ def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[tuple[
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with _Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _Progress(*columns, console=console, disable=as_lines or not console.is_terminal) as progress:
         yield progress, progress.add_task(what, total=total, completed=done, note="")
 
 

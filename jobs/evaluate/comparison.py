@@ -138,24 +138,38 @@ def _write(out: str, summary: Mapping[str, Any]) -> None:
 def _show(summary: Mapping[str, Any]) -> None:
     comparison, (first, *others) = summary["comparison"], _names(summary)
     for name, differences in zip(others, comparison["differences"], strict=True):
-        header = f"95 %, {comparison['groups']} groups"
-        table = Table("", "A", "B", "B - A", header, "", title=f"A {first}\nB {name}", title_justify="left")
-        for metric, label in METRICS.items():
-            value = differences[metric]
-            interval, zero = "-", ""
-            if value["low"] is not None:
-                interval = f"{value['low']:+.3f} to {value['high']:+.3f}"
-                zero = "contains 0" if value["contains_zero"] else ""
-            table.add_row(
-                label,
-                *("-" if value[key] is None else f"{value[key]:.3f}" for key in ("first", "second")),
-                "-" if value["difference"] is None else f"{value['difference']:+.3f}",
-                interval,
-                zero,
-            )
-        console.print(table)
-        console.print(str(_conclusion(differences)))
+        show_differences(first, name, comparison["groups"], differences)
     if comparison["groups"] < bootstrap.FEW_GROUPS:
         console.print(f"only {comparison['groups']} groups: they say little about other microscopes")
     for warning in summary["warnings"]:
         console.print(warning)
+
+
+def show_differences(
+    first: str, second: str, groups: int, differences: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Print the differences of two models from `paired.compare_values`, and what they show.
+
+    Args:
+        first: Name of the model A.
+        second: Name of the model B.
+        groups: Number of groups.
+        differences: Per metric of `paired.METRICS`, B minus A.
+    """
+    header = f"95 %, {groups} groups"
+    table = Table("", "A", "B", "B - A", header, "", title=f"A {first}\nB {second}", title_justify="left")
+    for metric, label in METRICS.items():
+        value = differences[metric]
+        interval, zero = "-", ""
+        if value["low"] is not None:
+            interval = f"{value['low']:+.3f} to {value['high']:+.3f}"
+            zero = "contains 0" if value["contains_zero"] else ""
+        table.add_row(
+            label,
+            *("-" if value[key] is None else f"{value[key]:.3f}" for key in ("first", "second")),
+            "-" if value["difference"] is None else f"{value['difference']:+.3f}",
+            interval,
+            zero,
+        )
+    console.print(table)
+    console.print(str(_conclusion(differences)))

@@ -45,7 +45,7 @@ def collect_columns(
             cluster would compute other answers than the rest.
     """
     wanted = rows["image_id"].to_pylist()
-    executor = executor or _ray_executor()
+    executor = executor or default_executor()
     cluster = wait_for_node(executor.cluster(), console.print)
     computation = resolve(options, cluster, len(wanted), executor)
     located = select_locations(rows, "image_id")
@@ -53,7 +53,8 @@ def collect_columns(
     return gather_columns(batches, wanted), computation
 
 
-def _ray_executor() -> Executor:
+def default_executor() -> Executor:
+    """Return the executor that runs the steps on Ray."""
     from jobs.common.ray_executor import RayExecutor  # slow to import
 
     return RayExecutor()
@@ -146,7 +147,7 @@ def evaluate_table(
     probe: bool,
 ) -> Evaluation:
     """Grade a split of a manifest, compute its metrics and baselines, and write the output files to `out`."""
-    rows, executor = manifest.select_split(table, split), executor or _ray_executor()
+    rows, executor = manifest.select_split(table, split), executor or default_executor()
     columns, computation = collect_columns(loaded, rows, options, executor)
     labels = np.array(rows["label"].to_pylist())
     gradings, probs, answers = make_answers(columns, labels, loaded.spec)

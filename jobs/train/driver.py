@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,17 +30,21 @@ from jobs.common.preflight import check_nodes, examples
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache
 from jobs.train.progress import ControllerCallback, follow_progress
 from jobs.train.scaling import ElasticScaling, plan_scaling, wait_for_workers, worker_range
-from jobs.train.tracking import Tracker, Tracking, open_tracker, tolerate_errors
+from jobs.train.tracking import Tracking, open_tracker, tolerate_errors
 from scalp_core import storage
+from scalp_core.bundles.contract import Teachers
 from scalp_core.datasets import manifest
+from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
-from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import images_per_epoch
 from scalp_core.settings import rename_old_keys
 from scalp_core.storage import outputs
+
+if TYPE_CHECKING:
+    from jobs.train.initial_state import InitialState  # imports PyTorch
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -49,6 +58,51 @@ _START_TIMEOUT_S = 10
 _POLL_S = 0.5
 
 
+class SoftLabels(NamedTuple):
+    """Labels of a training that are distributions over the grades.
+
+    Args:
+        teachers: Models that gave the distributions, for the record.
+        by_image: Distribution, float32 (4,), by `image_id`.
+    """
+
+    teachers: Teachers
+    by_image: dict[str, np.ndarray]
+
+    def of(self, rows: pa.Table) -> np.ndarray:
+        """Soft labels of manifest rows, float32 (N, 4)."""
+        return np.stack([self.by_image[image_id] for image_id in rows["image_id"].to_pylist()])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several trainings of one command share; they run in threads of the driver, one or more at a time.
+
+    Args:
+        start: Initial state of all trainings; None: each makes its own.
+        cluster: Resources of the cluster, and the workers of each training; None: each plans its own.
+        scaling: Workers of each training.
+        at_once: Number of trainings that run in parallel.
+    """
+
+    start: InitialState | None = None
+    cluster: Cluster | None = None
+    scaling: ScalingConfig | None = None
+    at_once: int = 1
+    # A training holds it except while its workers train: Matplotlib and PyTorch's random numbers are of the
+    # process, and two calibrations at a time would wait for each other's CPUs.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """Let other trainings prepare and finalize during the block."""
+        self.lock.release()
+        try:
+            yield
+        finally:
+            self.lock.acquire()
+
+
 def train(
     data: str,
     run: str,
@@ -57,6 +111,9 @@ def train(
     device: Device = "auto",
     fold: int | None = None,
     tracking: Tracking = "tensorboard",
+    hold_out_val: bool = False,
+    soft_labels: SoftLabels | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Train a bundle. A stopped run resumes after its last epoch; a finished one returns immediately.
 
@@ -69,6 +126,10 @@ def train(
         device: Device of the workers: auto, cpu or cuda.
         fold: Fold of `scalp prepare --folds` to validate on; None: the validation split.
         tracking: Additional destination of the metrics: TensorBoard files in `run`, or an MLflow server.
+        hold_out_val: With `fold`, whether training omits the images of the val split in other folds.
+        soft_labels: Labels of the training images to learn instead of their grades.
+        shared: What this training shares with others, which run in other threads; lines of its output begin
+            with the name of `run`.
 
     Returns:
         The summary, which is also written to `run/summary.json`.
@@ -77,13 +138,39 @@ def train(
         UserError: Invalid input, `run` holds other files or is in use, the machine lacks resources for the
             workers, or MLflow does not answer.
     """
+    if shared is None:
+        shared, label = Shared(), ""
+    else:
+        label = f"{Path(run).name}: "
+    with shared.lock:
+        return _train(
+            data, run, recipe, workers, device, fold, tracking, hold_out_val, soft_labels, shared, label
+        )
+
+
+def _train(
+    data: str,
+    run: str,
+    recipe: Recipe,
+    workers: tuple[int, int] | int | None,
+    device: Device,
+    fold: int | None,
+    tracking: Tracking,
+    hold_out_val: bool,
+    soft_labels: SoftLabels | None,
+    shared: Shared,
+    label: str,
+) -> dict[str, Any]:
+    """Train as `train` does, while `shared.lock` is held."""
     run, started = storage.absolute(run), time.monotonic()
     outputs.check_output(run, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
-        table = manifest.apply_fold(table, fold)
+        table = manifest.apply_fold(table, fold, hold_out_val)
     splits = {name: manifest.select_split(table, name) for name in ("train", "val")}
-    identity: dict[str, Any] = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
+    identity = identify(recipe, data_spec, fold, hold_out_val)
+    if soft_labels:
+        identity["teachers"] = list(soft_labels.teachers.models)
     check_identity(run, identity)
     if summary := _finished(run):
         return summary
@@ -96,11 +183,11 @@ def train(
     )
 
     saved = load_initial_state(run)
-    start = saved or make_initial_state(recipe)
+    start = saved or shared.start or make_initial_state(recipe)
     check_batch_norm(recipe, start.batch_norm)
     requested = (workers, workers) if isinstance(workers, int) else workers
-    cluster = wait_for_workers(connect(), requested, device)
-    scaling = plan_scaling(cluster, requested, device, all_cores=True)
+    cluster = shared.cluster or wait_for_workers(connect(), requested, device)
+    scaling = shared.scaling or plan_scaling(cluster, requested, device, all_cores=True)
     check_batches(recipe, splits["train"].num_rows, scaling)
     check_nodes(examples(splits), run)
     tracked_identity = identity | {"synthetic": data_spec.synthetic}
@@ -114,17 +201,28 @@ def train(
         write_json(storage.join(run, IDENTITY_FILE), identity)
         if not saved:
             save_initial_state(run, start)
-        console.print(_opening(recipe, splits["train"].num_rows, scaling))
+        lines = [_opening(recipe, splits["train"].num_rows, scaling)]
         if start.batch_norm:
-            console.print(batch_norm_line(recipe, scaling))
-        for line in (f"initial weights: {start.record}", *start.notes):
-            console.print(line)
-        result = _train_workers(recipe, start.spec, splits, initial_uri(run), run, cluster, scaling, tracker)
+            lines.append(batch_norm_line(recipe, scaling))
+        for line in (*lines, f"initial weights: {start.record}", *start.notes):
+            console.print(f"{label}{line}")
+        images, datasets = cache_splits(splits, start.spec, cache_budget() // shared.at_once)
+        console.print(f"{label}{describe_cache(images['train'], cluster)}")
+        if soft_labels:
+            learned = dataclasses.replace(images["train"], soft_labels=soft_labels.of(splits["train"]))
+            images |= {"train": learned}
+        config = worker_config(recipe, images, initial_uri(run), scaling) | {"trainings": shared.at_once}
+        with shared.unlocked():
+            fewest, as_lines = scaling.min_workers, shared.at_once > 1
+            with follow_progress(run, recipe, tracker, fewest, label, as_lines) as notes:
+                result = _fit(config | {"notes": notes}, run, scaling, notes)
+        del images, config, datasets  # until here they keep the decoded images in the object store
         trained = time.monotonic() - started
         output.check()
         from jobs.train.finalize import make_bundle
 
-        summary = make_bundle(run, data_spec, recipe, start, splits, result, device, fold)
+        teachers = soft_labels.teachers if soft_labels else None
+        summary = make_bundle(run, data_spec, recipe, start, splits, result, device, fold, teachers)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
         with tolerate_errors():
@@ -171,26 +269,6 @@ def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
     return f"batch normalization: over each worker's {' to '.join(map(str, images))} images per micro-batch"
 
 
-def _train_workers(
-    recipe: Recipe,
-    spec: Preprocess,
-    splits: dict[str, pa.Table],
-    initial: str,
-    run: str,
-    cluster: Cluster,
-    scaling: ScalingConfig,
-    tracker: Tracker,
-) -> Result:
-    """Decode the images and train; the decoded images are freed at the end."""
-    images, datasets = cache_splits(splits, spec, cache_budget())
-    console.print(describe_cache(images["train"], cluster))
-    with follow_progress(run, recipe, tracker, scaling.min_workers) as notes:
-        config = worker_config(recipe, images, initial, scaling) | {"notes": notes}
-        result = _fit(config, run, scaling, notes)
-    del datasets  # until here they keep the decoded images in the object store
-    return result
-
-
 def worker_config(
     recipe: Recipe, images: dict[str, ImageSource], initial: str, scaling: ScalingConfig
 ) -> dict[str, Any]:
@@ -210,6 +288,14 @@ def worker_config(
         "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
         "worker_cpus": scaling.resources_per_worker["CPU"],
     }
+
+
+def identify(
+    recipe: Recipe, data_spec: DataSpec, fold: int | None, hold_out_val: bool = False
+) -> dict[str, Any]:
+    """Settings and data of a training, which `check_identity` compares."""
+    identity = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
+    return identity | ({"hold_out_val": True} if hold_out_val else {})  # which older runs do not have
 
 
 def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:

@@ -15,12 +15,13 @@ from jobs.common.console import console, now
 from jobs.common.graphs import few_batches, with_float_graph
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_finite_columns
+from jobs.evaluate.out_of_fold import store_answers
 from jobs.train.gates import fit_gates
 from jobs.train.initial_state import InitialState, draft_spec
 from jobs.train.worker import HISTORY_FILE
 from scalp_core import storage
 from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
-from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Training
+from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Teachers, Training
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.evaluation import figures, subgroups
@@ -42,6 +43,7 @@ def make_bundle(
     result: Result,
     device: Device,
     fold: int | None,
+    teachers: Teachers | None,
 ) -> dict[str, Any]:
     """Write the bundle of the best epoch, calibrated on the validation split; return the summary."""
     spec = start.spec
@@ -64,12 +66,13 @@ def make_bundle(
         synthetic=data.synthetic,
         reviews=data.reviews,
         extends=data.extends,
+        teachers=teachers,
     )
     bundle_spec = draft_spec(recipe, spec, weights, training, Path(run).name)
     bundle = with_float_graph(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )
-    bundle_spec = _fit_decision(bundle, recipe, splits, ModelOptions(device=device))
+    bundle_spec = _fit_decision(run, bundle, recipe, splits, ModelOptions(device=device))
     for target in bundle_spec.referral.targets or ():
         console.print(str(target))
     figure = figures.plot_curves(
@@ -108,9 +111,12 @@ def _history(result: Result) -> list[dict[str, Any]]:
 
 
 def _fit_decision(
-    bundle: Bundle, recipe: Recipe, splits: dict[str, pa.Table], options: ModelOptions
+    run: str, bundle: Bundle, recipe: Recipe, splits: dict[str, pa.Table], options: ModelOptions
 ) -> BundleSpec:
-    """Fit gates, calibration, grade sets and referral rule on the validation split, and add its metrics."""
+    """Fit gates, calibration, grade sets and referral rule on the validation split, and add its metrics.
+
+    The answers to the validation split are stored in the run directory.
+    """
     val = splits["val"]
     labels, groups = np.array(val["label"].to_pylist()), val["group"].to_pylist()
     columns, computation = collect_finite_columns(bundle, val, options)
@@ -125,6 +131,7 @@ def _fit_decision(
         targets=parse_targets(recipe.referral),
         prior_moved=recipe.moves_prior,
     )
+    store_answers(run, val, columns, spec)
     metrics = subgroups.validation_metrics(
         labels,
         calibration.probabilities(columns["logits"], 1.0),

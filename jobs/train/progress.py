@@ -60,23 +60,35 @@ class Follower:
         tracker: Tracker that records each epoch.
         fewest: Minimum number of workers.
         metrics: Prometheus metrics that count the notes.
+        label: Beginning of each line.
+        as_lines: Print lines instead of a progress bar, because other trainings print at the same time.
     """
 
     def __init__(
-        self, notes: Notes, epochs: int, tracker: Tracker, fewest: int, metrics: TrainMetrics
+        self,
+        notes: Notes,
+        epochs: int,
+        tracker: Tracker,
+        fewest: int,
+        metrics: TrainMetrics,
+        label: str = "",
+        as_lines: bool = False,
     ) -> None:
         self._notes = notes
         self._epochs = epochs
         self._tracker = tracker
         self._fewest = fewest
         self._metrics = metrics
+        self._label = label
+        self._as_lines = as_lines
         self._training = False
         self._since = time.monotonic()
         self.stop = threading.Event()
 
     def run(self) -> None:
         """Print notes until `stop` is set and the queue is empty."""
-        with self._metrics, progress_bar("training, steps", None) as (progress, task):
+        bar = progress_bar(f"{self._label}training, steps", None, as_lines=self._as_lines)
+        with self._metrics, bar as (progress, task):
             while not (self.stop.is_set() and self._notes.empty()):
                 try:
                     note = self._notes.get(timeout=_POLL_S)
@@ -94,16 +106,19 @@ class Follower:
                 else:
                     self._print_note(note)
 
+    def _print(self, line: str) -> None:
+        console.print(f"{self._label}{line}")
+
     def _print_note(self, note: dict[str, Any]) -> None:
         if "lost" in note:
             self._training = False
-            console.print(f"workers failed: {note['lost']}")
+            self._print(f"workers failed: {note['lost']}")
         elif "workers" in note:
             self._training = True
             where = f"resuming after epoch {note['after']}" if note["after"] else "starting"
-            console.print(f"{where}, workers: {note['workers']}")
+            self._print(f"{where}, workers: {note['workers']}")
         elif "epoch_done" in note:
-            console.print(_epoch_line(note["epoch_done"], self._epochs))
+            self._print(_epoch_line(note["epoch_done"], self._epochs))
             with tolerate_errors():
                 self._tracker.epoch(note["epoch_done"])
 
@@ -117,20 +132,22 @@ class Follower:
         if self._training and not short and not _pending():
             return  # busy with slow steps or a validation
         self._since = time.monotonic()
-        console.print(
+        self._print(
             f"waiting for resources (workers: {self._fewest}, CPUs for their data: {CPUS_FOR_DATA}); Ray has "
             f"{cpus} CPUs and {gpus} GPUs, and other work may use some of them"
         )
 
 
 @contextmanager
-def follow_progress(run: str, recipe: Recipe, tracker: Tracker, fewest: int) -> Iterator[Queue]:
+def follow_progress(
+    run: str, recipe: Recipe, tracker: Tracker, fewest: int, label: str = "", as_lines: bool = False
+) -> Iterator[Queue]:
     """Open a queue for the workers' notes, and print them with a `Follower` during the block."""
     # On the driver's node: if another node with the queue is lost, all workers fail.
     on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node})
     metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
-    follower = Follower(notes, recipe.epochs, tracker, fewest, metrics)
+    follower = Follower(notes, recipe.epochs, tracker, fewest, metrics, label, as_lines)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()
     try:

@@ -92,6 +92,40 @@ def plan_scaling(
     )
 
 
+def plan_side_by_side(
+    cluster: Cluster, workers: tuple[int, int] | None, device: Device, count: int
+) -> tuple[ScalingConfig, int]:
+    """Plan several equal trainings: the workers of each, and the number of trainings that run in parallel.
+
+    With None, trainings divide the GPUs. On CPUs, a training takes the cores of one node. Elastic trainings
+    run one after another, because each of them takes all resources of the cluster.
+
+    Args:
+        cluster: Resources of the cluster.
+        workers: As in `plan_scaling`.
+        device: Device of the workers: auto, cpu or cuda.
+        count: Number of trainings.
+
+    Raises:
+        UserError: The cluster cannot run one of the trainings.
+    """
+    if workers is None and device != "cpu" and cluster.gpus:
+        at_once = max(1, min(count, cluster.gpus, cluster.cpus // (1 + CPUS_FOR_DATA)))
+        workers = (max(1, min(cluster.gpus // at_once, cluster.cpus // at_once - CPUS_FOR_DATA)),) * 2
+    scaling = plan_scaling(cluster, workers, device, all_cores=True)
+    is_elastic = isinstance(scaling, ElasticScaling)
+    return scaling, 1 if is_elastic else min(count, count_parallel(cluster, scaling))
+
+
+def count_parallel(cluster: Cluster, scaling: ScalingConfig) -> int:
+    """Count the trainings that fit on the cluster in parallel, each with its workers and CPUs for data."""
+    workers = worker_range(scaling)[1]
+    cpus = workers * int((scaling.resources_per_worker or {}).get("CPU", 1))
+    by_cpus = cluster.cpus // (cpus + CPUS_FOR_DATA)
+    by_gpus = cluster.gpus // workers if scaling.use_gpu else by_cpus
+    return max(1, min(by_cpus, by_gpus))
+
+
 def worker_range(scaling: ScalingConfig) -> tuple[int, int]:
     """Return the requested minimum and maximum of workers."""
     workers = scaling.num_workers

@@ -25,7 +25,7 @@ from jobs.common.preflight import check_nodes, examples
 from jobs.data.tasks import RETRY_TIMEOUT_S
 from jobs.train.driver import IDENTITY_FILE, check_batch_norm, check_batches, check_identity, worker_config
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache
-from jobs.train.scaling import CPUS_FOR_DATA, plan_scaling, wait_for_workers
+from jobs.train.scaling import CPUS_FOR_DATA, count_parallel, plan_scaling, wait_for_workers
 from jobs.tune.proposals import plan_trials
 from jobs.tune.results import BEST_FILE, format_settings, show_trials, write_results
 from jobs.tune.search import Search
@@ -105,7 +105,7 @@ def tune(
     scaling = plan_scaling(cluster, (workers, workers), device)
     for trial_recipe in planned:
         check_batches(trial_recipe, splits["train"].num_rows, scaling)
-    at_once = min(trials, _max_parallel_trials(cluster, scaling))
+    at_once = min(trials, count_parallel(cluster, scaling))
     inputs = _Inputs(storage.join(out, outputs.SCRATCH_FOLDER), splits, planned, cluster, scaling, at_once)
     for trial_recipe in planned:
         check_batch_norm(trial_recipe, inputs.initial_state(trial_recipe).batch_norm)
@@ -153,13 +153,6 @@ def _finished(data: str, out: str) -> dict[str, Any] | None:
 
 def _next_command(data: str, out: str) -> str:
     return f"train the best recipe with: scalp train {data} RUN --recipe {storage.join(out, BEST_FILE)}"
-
-
-def _max_parallel_trials(cluster: Cluster, scaling: ScalingConfig) -> int:
-    """Compute how many trials fit on the cluster in parallel, with workers and CPUs for data each."""
-    by_cpus = cluster.cpus // (scaling.max_workers + CPUS_FOR_DATA)
-    by_gpus = cluster.gpus // scaling.max_workers if scaling.use_gpu else by_cpus
-    return max(1, min(by_cpus, by_gpus))
 
 
 class _Inputs:

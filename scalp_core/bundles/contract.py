@@ -133,6 +133,23 @@ class InitialWeights(BaseModel):
         return f"{self.source} ({origin}sha256 {self.sha256}; {self.taken} of {self.tensors} tensors, {head})"
 
 
+class Teachers(BaseModel):
+    """Models of cross-validation whose out-of-fold answers a model learned from (`scalp train --folds`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...] = Field(description="versions of the models, by fold")
+    share: float = Field(
+        description="share of their probabilities in a training label; the rest is the label"
+    )
+    images: int = Field(description="images with an out-of-fold answer")
+    groups: int = Field(description="their groups: microscopes or sessions")
+    decide: bool = Field(
+        False,
+        description="whether grade sets and referral rule are fitted on these answers; false: on val",
+    )
+
+
 class Training(BaseModel):
     """Provenance of the weights: recipe, data, split and best epoch."""
 
@@ -156,6 +173,7 @@ class Training(BaseModel):
     extends: tuple[str, ...] = Field(
         (), description="hashes of earlier training manifests with the same val and test splits, oldest first"
     )
+    teachers: Teachers | None = Field(None, description="models that taught this one; None: labels alone")
 
 
 class BundleSpec(BaseModel):

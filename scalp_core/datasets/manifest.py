@@ -305,8 +305,13 @@ def select_split(table: pa.Table, name: str) -> pa.Table:
     return rows
 
 
-def apply_fold(table: pa.Table, fold: int) -> pa.Table:
+def apply_fold(table: pa.Table, fold: int, hold_out_val: bool = False) -> pa.Table:
     """Set the splits for cross-validation: fold `fold` for validation, all other folds for training.
+
+    Args:
+        table: Manifest with folds.
+        fold: Fold for validation.
+        hold_out_val: Whether images of the split val in other folds are in no split, instead of in training.
 
     Raises:
         UserError: the manifest does not have the fold.
@@ -315,7 +320,8 @@ def apply_fold(table: pa.Table, fold: int) -> pa.Table:
     if fold not in folds:
         have = f"it has {folds[0]} to {folds[-1]}" if folds else "make folds with scalp prepare --folds 5"
         raise UserError(f"--fold {fold}: the manifest does not have this fold; {have}")
-    split = pc.if_else(pc.equal(table["fold"], fold), "val", "train")
+    others = pc.if_else(pc.equal(table["split"], "val"), None, "train") if hold_out_val else "train"
+    split = pc.if_else(pc.equal(table["fold"], fold), "val", others)
     split = pc.if_else(pc.is_null(table["fold"]), table["split"], split)
     return table.set_column(table.column_names.index("split"), "split", split)
 

@@ -29,6 +29,7 @@ WRITES = {
     "synth": ("synth OUT", "synth"),
     "prepare": ("prepare SOURCE OUT", "prepare"),
     "train": ("train SOURCE OUT", "train"),
+    "train --folds": ("train SOURCE OUT --folds 2", "train --folds"),
     "tune": ("tune SOURCE OUT", "tune"),
     "evaluate": ("evaluate BUNDLE SOURCE OUT", "evaluate"),
     "improve": ("improve models://scalp SOURCE s3://clinic/data OUT", "improve"),

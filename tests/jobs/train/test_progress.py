@@ -41,3 +41,12 @@ def test_progress_counts_the_steps_of_all_epochs(monkeypatch, capsys):
     assert lines[0] == "starting, workers: 2"
     assert lines[1].startswith("training, steps: 5 of 102 loss 1.500")
     assert lines[2].startswith("training, steps: 51 of 102 loss 1.500")
+
+
+def test_each_line_of_a_training_among_others_names_it(monkeypatch, capsys):
+    monkeypatch.setattr(console, "_REPORT_INTERVAL_S", -1.0)
+    notes = Notes({"workers": 2, "after": 1}, {"epoch": 2, "step": 5, **STEP}, {"lost": 1})
+    follower = Follower(notes, 6, SimpleNamespace(), 2, Metrics(), "fold-3: ", as_lines=True)
+    follower.stop.set()
+    follower.run()
+    assert [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()] == ["fold-3:"] * 3

@@ -7,7 +7,7 @@ from cluster.resources import Cluster
 from jobs.common.prometheus import TrainMetrics
 from jobs.train import progress
 from jobs.train.progress import Follower
-from jobs.train.scaling import ElasticScaling, plan_scaling
+from jobs.train.scaling import ElasticScaling, plan_scaling, plan_side_by_side
 from scalp_core.errors import UserError
 
 
@@ -62,6 +62,27 @@ def test_workers_of_a_run_divide_the_cores_of_a_node(machine, workers, cores):
     scaling = plan_scaling(machine, requested, "auto", all_cores=True)
     assert (scaling.num_workers, scaling.resources_per_worker["CPU"]) == (workers or 1, cores)
     assert plan_scaling(machine, requested, "auto").resources_per_worker["CPU"] == 1  # a trial of a search
+
+
+@pytest.mark.parametrize(
+    ("machine", "workers", "at_once", "of_each"),
+    [
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), None, 1, 2),  # a local Ray on two cores
+        (Cluster(cpus=24, gpus=0, nodes=3, cores_per_node=8), None, 3, 2),  # a node for each
+        (Cluster(cpus=96, gpus=0, nodes=12, cores_per_node=8), None, 5, 2),  # not more than folds
+        (cluster(32, gpus=8), None, 5, 1),  # trainings divide the GPUs
+        (cluster(64, gpus=16), None, 5, 3),
+        (cluster(8, gpus=4), None, 2, 2),  # two CPUs for the data of each
+        (cluster(32, gpus=8), (4, 4), 2, 4),
+        (cluster(32, gpus=8), (1, 4), 1, 4),  # an elastic one takes all
+    ],
+)
+def test_folds_train_side_by_side_where_the_cluster_has_workers_and_cpus_for_their_data(
+    monkeypatch, machine, workers, at_once, of_each
+):
+    resources(monkeypatch, machine.cpus, machine.gpus)
+    scaling, parallel = plan_side_by_side(machine, workers, "auto", 5)
+    assert (parallel, scaling.max_workers) == (at_once, of_each)
 
 
 class Silence:

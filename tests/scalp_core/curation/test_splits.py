@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
@@ -238,6 +239,11 @@ def test_folds_are_for_training_and_validation_and_keep_devices_apart(source, tm
             manifest.select_split(again, "val")["fold"].to_pylist().count(fold)
             == manifest.select_split(again, "val").num_rows
         )
+        held_out = manifest.apply_fold(table, fold, hold_out_val=True)
+        assert manifest.select_split(held_out, "val").equals(manifest.select_split(again, "val"))
+        trained = manifest.select_split(held_out, "train")["image_id"].to_pylist()
+        expected = manifest.select_split(table, "train").filter(pc.field("fold") != fold)
+        assert trained == expected["image_id"].to_pylist()
     with pytest.raises(UserError, match="does not have this fold; it has 0 to 2"):
         manifest.apply_fold(table, 3)
 
