@@ -133,8 +133,9 @@ def _start(jobs: bool) -> None:
             if address:
                 _check_reachable(address)
             if not address or _is_on_loopback(address):
-                stack.enter_context(ray_internals.listening_on_loopback(include_log_monitor=verbose))
+                stack.enter_context(ray_internals.listening_on_loopback())
             if not address:
+                stack.enter_context(ray_internals.few_processes(jobs, log_monitor=verbose))
                 stack.enter_context(ray_internals.own_address_in_environment())
                 for variable, value in (SLEEPING_THREADS, _GLOO_ON_LOOPBACK):
                     value = os.environ.get(variable, value)

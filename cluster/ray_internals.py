@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -47,6 +47,9 @@ DATA_LOG_LEVELS = {
     "ray.data.dataset": logging.ERROR,  # warns while an earlier pipeline still holds its CPUs
 }
 _IDLE_WORKER_MS = 5000
+# JobHead asks NodeHead where jobs run.
+_DASHBOARD_MODULES = "--modules-to-load=JobHead,NodeHead,ReportHead"
+_NO_DASHBOARD = b"127.0.0.1:9"  # the port of a service that no machine has any more, for root alone
 _STATUS_TIMEOUT_S = 10
 _BODY_MESSAGES = 16  # in the queue of one request; up to 256 KiB each
 
@@ -102,23 +105,60 @@ def is_token_required() -> bool:
 
 
 @contextmanager
-def listening_on_loopback(include_log_monitor: bool) -> Iterator[None]:
+def listening_on_loopback() -> Iterator[None]:
     """Make a Ray that starts listen on loopback alone, as on macOS; its workers and jobs inherit that.
 
     On Linux it would listen on every interface. Ray Serve's gRPC and PyTorch's store still do
     (docs/protection.md). Ray's agent takes a free port instead of a fixed one: with the fixed port, a second
-    Ray on this machine takes no jobs. The log monitor is a process that forwards what workers print.
+    Ray on this machine takes no jobs.
     """
     original = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
     ray_constants.ENABLE_RAY_CLUSTER = False
-    parameter.RayParams = partial(
-        parameter.RayParams, dashboard_agent_listen_port=0, include_log_monitor=include_log_monitor
-    )
+    parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
     try:
         with environment_variable(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams = original
+
+
+@contextmanager
+def few_processes(jobs: bool, log_monitor: bool) -> Iterator[None]:
+    """Start Ray without processes that one machine does not need: of the autoscaler, and of the dashboard.
+
+    Args:
+        jobs: Start the processes of the Job API, of its list of nodes, and of that for Prometheus.
+            Otherwise start no process: Ray would start one without a use, and wait for it.
+        log_monitor: Start the process that forwards what workers print.
+    """
+    original = parameter.RayParams, services.start_api_server, services.start_ray_process
+    parameter.RayParams = partial(parameter.RayParams, no_monitor=True, include_log_monitor=log_monitor)
+    if jobs:
+        services.start_ray_process = partial(_start_with_few_modules, services.start_ray_process)
+    else:
+        services.start_api_server = _omit_dashboard
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server, services.start_ray_process = original
+
+
+def _start_with_few_modules(start: Callable[..., Any], command: list[str], kind: str, **options: Any) -> Any:
+    is_dashboard = kind == ray_constants.PROCESS_TYPE_DASHBOARD
+    return start([*command, _DASHBOARD_MODULES] if is_dashboard else command, kind, **options)
+
+
+def _omit_dashboard(
+    _include: bool, _raises: bool, _host: str, gcs_address: str, cluster_id: str, *_: Any, **__: Any
+) -> tuple[str, None]:
+    """Set the address of the dashboard, which Ray's agent would query each second, to one without a server.
+
+    Ray does so too, at port 8265: another program may listen there, and would receive events and the token.
+    """
+    client = GcsClient(address=gcs_address, cluster_id=cluster_id)
+    key, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+    client.internal_kv_put(key, _NO_DASHBOARD, True, namespace)
+    return "", None
 
 
 @contextmanager

@@ -5,9 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import boto3
 import pytest
@@ -185,15 +183,3 @@ def test_s3_is_reached_by_the_usual_aws_chain(s3, read_credentials_again, tmp_pa
     assert '"photographs": 12' in (tmp_path / "out" / "summary.json").read_text()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert_error(run_scalp("models", "list", "--registry=s3://scalp/chain"), "nobody")
-
-
-def test_a_local_ray_is_started_beside_one_that_nobody_named():
-    """Ray notes the last cluster of this machine, and would join it."""
-    with tempfile.TemporaryDirectory(prefix="r") as folder:  # a short path: Ray puts sockets below it
-        noted = Path(folder, "ray", "ray_current_cluster")
-        noted.parent.mkdir()
-        noted.write_text("127.0.0.1:1")
-        command = [sys.executable, "-c", "from cluster.local import connect; print(connect())"]
-        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        done = subprocess.run(command, capture_output=True, text=True, env=kept | {"RAY_TMPDIR": folder})
-    assert done.stdout.startswith("Cluster("), done.stderr

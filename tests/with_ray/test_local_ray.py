@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import ray
 
 from cluster.local import connect
 from cluster.resources import ClusterError
+from tests.support import processes
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -24,20 +28,35 @@ def test_its_processes_find_their_own_ray_and_the_driver_s_environment_is_as_it_
     assert os.environ.get("RAY_ADDRESS") == before
 
 
+def test_it_has_no_processes_of_a_dashboard_and_an_autoscaler():
+    commands = []
+    for pid in processes.tree(os.getpid()):
+        with suppress(OSError):  # it has ended
+            commands.append(Path(f"/proc/{pid}/cmdline").read_text())
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if "dashboard.py" in command or "monitor.py" in command]
+
+
 STARTS = """
 from pathlib import Path
 from cluster.local import connect
 from ray._raylet import AuthenticationMode, get_authentication_mode
-connect()
-print(get_authentication_mode() == AuthenticationMode.TOKEN, list(Path.home().iterdir()))
+started = type(connect()).__name__
+print(started, get_authentication_mode() == AuthenticationMode.TOKEN, list(Path.home().iterdir()))
 """
 
 
-def test_a_local_ray_has_a_token_that_is_written_nowhere(tmp_path):
+def test_a_local_ray_is_started_beside_one_that_nobody_named_with_a_token_that_is_written_nowhere(tmp_path):
+    """Ray notes the last cluster of this machine, and would join it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    kept |= {"HOME": str(tmp_path), "RAY_ADDRESS": ""}
-    done = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, env=kept)
-    assert done.stdout.strip() == "True []", done.stderr
+    kept.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="r") as folder:  # a short path: Ray puts sockets below it
+        noted = Path(folder, "ray", "ray_current_cluster")
+        noted.parent.mkdir()
+        noted.write_text("127.0.0.1:1")
+        kept |= {"HOME": str(tmp_path), "RAY_TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, env=kept)
+    assert done.stdout.strip() == "Cluster True []", done.stderr
 
 
 @pytest.mark.parametrize("mode", ["disabled", "k8s"])

@@ -23,7 +23,9 @@ WITH_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "d" * 40}
 RAY = """
 import sys
 from ray._private.worker import global_worker
+from cluster import ray_internals
 from cluster.local import connect
+ray_internals._DASHBOARD_MODULES = "--modules-to-load=ServeHead"  # which `serve deploy` asks
 connect(jobs=True)
 print(global_worker.node.address_info["webui_url"], flush=True)
 sys.stdin.readline()
