@@ -93,10 +93,10 @@ def evaluate_probe(
         return omit_probe("the training images have a single grade")
     initial = Bundle(loaded.spec, files={WEIGHTS_FILE: storage.read(uri)})
     with console.status(f"linear probe: features of {count + rows.num_rows} images"):
-        features, others = (
-            _compute_features(initial, each, computation, batch_size, executor) for each in (used, rows)
-        )
-        probs, strength = predict_linear_probe(features, labels, used["group"].to_pylist(), others)
+        both = pa.concat_tables([used, rows])  # the models start once
+        features = _compute_features(initial, both, computation, batch_size, executor)
+        fitted, others = features[:count], features[count:]
+        probs, strength = predict_linear_probe(fitted, labels, used["group"].to_pylist(), others)
     return {
         "metrics": metrics.score(truth, probs.argmax(axis=1)) | metrics.score_probabilities(truth, probs),
         "images": count,
