@@ -137,7 +137,14 @@ def improve(
         _show(summary)
         if options.promote:
             why = options.why or f"scalp improve with the answers in {labels}"
-            promote(added, data=data, max_drop=options.max_drop, why=why, device=options.device)
+            promote(
+                added,
+                data=data,
+                max_drop=options.max_drop,
+                why=why,
+                device=options.device,
+                executor=executor,
+            )
         else:
             console.print(f"to promote it: scalp models promote {added} --data {data} --why …")
     return summary

@@ -24,6 +24,7 @@ from scalp_core.evaluation.promotion_policy import PolicyResult
 from scalp_core.storage import lease, outputs
 
 if TYPE_CHECKING:
+    from jobs.common.executor import Executor
     from scalp_core.inference.predictor import Device  # imports OpenVINO
 
 PULL = "models pull"
@@ -70,6 +71,7 @@ def promote(
     leaky_too: bool = False,
     device: Device = "auto",
     registry: str | None = None,
+    executor: Executor | None = None,
 ) -> Promotion:
     """Promote `NAME@VERSION`, to which `models://NAME` then resolves, unless it may be inferior.
 
@@ -82,6 +84,7 @@ def promote(
         untested: Whether to promote without a comparison; requires `why`.
         leaky_too: Whether a version trained on a leaky split is accepted.
         device: Device of both models.
+        executor: Runs both models; default: Ray.
 
     Raises:
         UserError: No version in `model`, no data for the comparison with the promoted version or for the
@@ -96,7 +99,9 @@ def promote(
     current = store.current(name)
     evidence, decision = None, None
     if not (current and current.version == version):
-        evidence, decision = _assess(store, name, version, current, data, max_drop, untested, device)
+        evidence, decision = _assess(
+            store, name, version, current, data, max_drop, untested, device, executor
+        )
     entry, new = store.promote(name, version, why, leaky_too, evidence, untested, decision)
     if not new:
         console.print(
@@ -119,6 +124,7 @@ def _assess(
     max_drop: float,
     untested: bool,
     device: Device,
+    executor: Executor | None,
 ) -> tuple[Evidence | None, PolicyResult | None]:
     """Assess a version as `assess_version` does, if there is something to compare it with, or a policy."""
     policy = store.policy(name)
@@ -135,11 +141,13 @@ def _assess(
             f"{name}@{current.version} is promoted, and {name}@{version} was not compared with it; "
             "add --data DIRECTORY with labeled images (of scalp prepare), or --untested"
         )
-    from jobs.common.inference import ModelOptions  # imports Ray Data
+    from jobs.common.inference import ModelOptions  # imports OpenVINO
     from jobs.models.promotion import assess_version
 
     promoted = current.version if current else None
-    return assess_version(store, name, version, promoted, data, max_drop, policy, ModelOptions(device))
+    return assess_version(
+        store, name, version, promoted, data, max_drop, policy, ModelOptions(device), executor
+    )
 
 
 def _show_evidence(evidence: Evidence) -> None:

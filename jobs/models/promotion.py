@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_columns, make_answers
 from scalp_core.bundles.bundle import Bundle
@@ -28,6 +29,7 @@ def assess_version(
     max_drop: float,
     policy: PolicyFile | None,
     options: ModelOptions,
+    executor: Executor | None,
 ) -> tuple[Evidence | None, PolicyResult | None]:
     """Assess a version on the test split of prepared data.
 
@@ -37,6 +39,7 @@ def assess_version(
         data: Directory that `scalp prepare` wrote.
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
         policy: The model's policy; None if it has none.
+        executor: Runs the models; None: Ray.
 
     Returns:
         What the version may lose against the promoted one, and the decision of the policy.
@@ -50,11 +53,11 @@ def assess_version(
     rows = manifest.select_split(manifest.read_manifest(data), _SPLIT)
     labels, groups = np.array(rows["label"].to_pylist()), rows["group"].to_pylist()
     after = load_bundle(store.uri(name, version))
-    candidate = _answers(after, rows, labels, options)
+    candidate = _answers(after, rows, labels, options, executor)
     evidence, reference = None, None
     if promoted is not None:
         before = load_bundle(store.uri(name, promoted))
-        reference = _answers(before, rows, labels, options)
+        reference = _answers(before, rows, labels, options, executor)
         evidence = Evidence(
             against=promoted,
             against_model=before.spec.model_version,
@@ -72,6 +75,8 @@ def assess_version(
     return evidence, decision
 
 
-def _answers(bundle: Bundle, rows: pa.Table, labels: np.ndarray, options: ModelOptions) -> Answers:
-    columns, _ = collect_columns(bundle, rows, options)
+def _answers(
+    bundle: Bundle, rows: pa.Table, labels: np.ndarray, options: ModelOptions, executor: Executor | None
+) -> Answers:
+    columns, _ = collect_columns(bundle, rows, options, executor)
     return make_answers(columns, labels, bundle.spec)[2]

@@ -26,16 +26,16 @@ from tests.support.preparing import picture
 IMAGES = 48
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    """Prepared data with groups of two images."""
-    rows = []
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Prepared data with groups of two images; rounds write elsewhere."""
+    folder, rows = tmp_path_factory.mktemp("prepared"), []
     for index in range(IMAGES):
-        storage.write(f"{tmp_path}/set/{index}.jpg", picture(index))
+        storage.write(f"{folder}/set/{index}.jpg", picture(index))
         rows.append(f"set/{index}.jpg,{index % 4},p{index // 2}")
-    (tmp_path / "labels.csv").write_text("\n".join(["uri,label,group", *rows]))
-    prepare(str(tmp_path / "labels.csv"), str(tmp_path / "data"), Options(), executor=LocalExecutor())
-    return str(tmp_path / "data")
+    (folder / "labels.csv").write_text("\n".join(["uri,label,group", *rows]))
+    prepare(str(folder / "labels.csv"), str(folder / "data"), Options(), executor=LocalExecutor())
+    return str(folder / "data")
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_mistake_is_reported_before_a_step_starts(
 ):
     policy = f"data: [{'ab' * 32}]\nrules:\n  - {{metric: qwk, at_least: -1}}\n"
     storage.write(f"{registry.root}/scalp/{POLICY_FILE}", policy.encode())
-    places = {name: f"{tmp_path}/{value}" for name, value in change.items() if value == "set"}
+    places = {name: str(Path(data).with_name(value)) for name, value in change.items() if value == "set"}
     arguments = {"labels": labels, "data": data} | change | places
     with pytest.raises(UserError, match=message):
         improve(arguments.pop("labels"), arguments.pop("data"), tmp_path / "round", **arguments)

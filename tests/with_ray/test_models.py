@@ -2,9 +2,11 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
+from jobs.common.local_executor import LocalExecutor
 from jobs.models import driver as models
 from scalp_core import storage
 from scalp_core.bundles.bundle import save_bundle
@@ -15,6 +17,9 @@ from scalp_core.errors import UserError
 from tests.support.command import run_scalp
 from tests.support.ports import free_port
 from tests.with_ray.test_cli import assert_error, scalp
+
+# What promotion decides does not depend on where the models run.
+promote = partial(models.promote, executor=LocalExecutor())
 
 
 def printed(*arguments, **environment):
@@ -75,17 +80,17 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
         models.add(str(source), "scalp", root)
     data = str(pipeline.data)
 
-    assert models.promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
+    assert promote("scalp@1", registry=root).evidence is None  # nothing to compare it with
     with pytest.raises(
         UserError, match="scalp@1 is promoted, and scalp@2 was not compared with it; add --data"
     ):
-        models.promote("scalp@2", registry=root)
+        promote("scalp@2", registry=root)
     with pytest.raises(UserError, match="against scalp@1 .*the loss of kappa is .*may be as"):
-        models.promote("scalp@3", data=data, registry=root)
+        promote("scalp@3", data=data, registry=root)
     with pytest.raises(UserError, match=r"the loss of kappa is 0\.0000, and may be as .*more images"):
-        models.promote("scalp@2", data=data, registry=root)  # alike on too few images
+        promote("scalp@2", data=data, registry=root)  # alike on too few images
 
-    entry = models.promote("scalp@2", data=data, max_drop=0.5, registry=root)
+    entry = promote("scalp@2", data=data, max_drop=0.5, registry=root)
     assert "compared with the promoted version" in capsys.readouterr().out
     assert (entry.evidence.against, entry.evidence.same_data) == (1, True)
     assert entry.evidence.against_model == trained.spec.model_version
@@ -94,8 +99,8 @@ def test_a_version_that_may_be_worse_than_the_promoted_one_is_refused(pipeline, 
     assert Registry(root).history("scalp")[-1] == entry
 
     with pytest.raises(UserError, match="--untested needs --why"):
-        models.promote("scalp@3", untested=True, registry=root)
-    assert models.promote("scalp@3", untested=True, why="a demonstration", registry=root).evidence is None
+        promote("scalp@3", untested=True, registry=root)
+    assert promote("scalp@3", untested=True, why="a demonstration", registry=root).evidence is None
 
 
 def test_a_promotion_obeys_the_policy_of_its_model(pipeline, bundle, tmp_path, capsys):
@@ -115,24 +120,24 @@ def test_a_promotion_obeys_the_policy_of_its_model(pipeline, bundle, tmp_path, c
 
     write("f" * 64, always)
     with pytest.raises(UserError, match="promotion.yaml: data does not list"):
-        models.promote("scalp@1", data=data, registry=root)
+        promote("scalp@1", data=data, registry=root)
     write(fingerprint, always, never)
     for options in ({}, {"data": data, "untested": True, "why": "hurry"}):
         with pytest.raises(UserError, match="promotion.yaml must decide about scalp@1; add --data"):
-            models.promote("scalp@1", registry=root, **options)
+            promote("scalp@1", registry=root, **options)
     with pytest.raises(UserError, match="promotion.yaml, line 4: top1 at least 1: it is .* and may be"):
-        models.promote("scalp@1", data=data, registry=root)
+        promote("scalp@1", data=data, registry=root)
     assert Registry(root).history("scalp") == []
 
     write(fingerprint, always, none_yet)
-    entry = models.promote("scalp@1", data=data, registry=root)
+    entry = promote("scalp@1", data=data, registry=root)
     assert "line 4" in capsys.readouterr().out
     assert [result.line for result in entry.policy.results] == [3, 4]
     assert entry.policy.results[1].note == "no version is promoted"
     assert Registry(root).history("scalp") == [entry]
     with pytest.raises(UserError, match="line 4: top1 max loss -1: it is"):
-        models.promote("scalp@2", data=data, max_drop=1, registry=root)
-    assert models.promote("scalp@1", registry=root) == entry  # promoted already: nothing to decide
+        promote("scalp@2", data=data, max_drop=1, registry=root)
+    assert promote("scalp@1", registry=root) == entry  # promoted already: nothing to decide
 
 
 def test_mistakes_with_models_end_with_an_error(bundle, tmp_path, monkeypatch):
