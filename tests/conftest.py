@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     from tests.support.served import Served
 
 _NIGHTLY = Path(__file__).parent / "nightly"
-# Files that use the fixture `endpoint`, which takes as long to start as most of them to run.
+# Files that use the fixture `endpoint`, and those that use the fixture `cluster` or what was trained with it;
+# the others of tests/with_ray start their own. One process runs all that share, so that each is started once.
 _SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake|_inference)?\.py)")
+_OWN_RAY = r"serve_(hostile|tracing|deploy)|supervised|grade_(odd|planning)"
+_SHARE_RAY = re.compile(rf"tests/with_ray/test_(?!{_OWN_RAY})")
+# Threads of PyTorch, scikit-learn and NumPy: the processes of xdist fill the cores, and more would only wait.
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_HAS_ONE_THREAD = "PYTEST_XDIST_WORKER" in os.environ and not _THREADS.keys() & os.environ.keys()
 # Variables of session fixtures, whose servers live as long as this process.
 _session_environment: dict[str, str] = {}
 
-# Begun first, so that two processes end together: the first makes the pipeline, the second the endpoint.
+# Begun first, so that two processes end together: the first starts a Ray, the second the endpoint.
 _LONGEST = (
     "tests/with_ray/test_whole_way.py",
     "tests/with_ray/test_serve.py",
-    "tests/with_ray/test_train_resume.py",
-    "tests/with_ray/test_train_golden.py",
-    "tests/with_ray/test_serve_schema.py",
-    "tests/with_ray/test_serve_hostile.py",
-    "tests/with_ray/test_serve_metrics.py",
     "tests/with_ray/test_serve_deploy.py",
+    "tests/with_ray/test_serve_hostile.py",
+    "tests/serving/api/test_schema.py",
     "tests/with_ray/test_supervised.py",
 )
 
@@ -51,10 +54,19 @@ def pytest_configure(config: pytest.Config) -> None:
     Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s.
     """
     os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
+    if _HAS_ONE_THREAD:
+        os.environ.update(_THREADS)
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
         from hypothesis import settings
 
         settings.register_profile("nightly")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the number of threads from the processes that tests start; the libraries have read it here."""
+    if _HAS_ONE_THREAD:
+        for name in _THREADS:
+            del os.environ[name]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -80,14 +92,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`, give all files that share the endpoint to the same process."""
+    """With `--dist loadfile`, give all files that share the endpoint, or a Ray, to the same process."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "endpoint" if _SHARE_ENDPOINT.match(nodeid) else super()._split_scope(nodeid)
+            if _SHARE_ENDPOINT.match(nodeid):
+                return "endpoint"
+            return "Ray" if _SHARE_RAY.match(nodeid) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 

@@ -1,0 +1,74 @@
+"""What /openapi.json says of the endpoint holds, whatever is sent: schemathesis makes the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from cluster.haproxy import BATCH_PATH, Policy
+from serving.api.routes import create_api
+from serving.replicas.combined import CombinedGrader
+from serving.replicas.ingress import replica
+from serving.schemas.bulk import BulkSettings
+from serving.settings import Settings
+from tests.serving.api.test_bulk import Client, replace_ray
+from tests.support.haproxy_process import running
+
+# Refused requests would say nothing of the routes.
+UNLIMITED = Policy(requests_per_minute=10**6, burst=10**6, open_requests_per_minute=10**6)
+# That a file must be a photograph, and a source lie below an allowed prefix, no schema can say.
+NOT_SAID = "positive_data_acceptance"
+# In a batch a bad photograph is a line of the answer.
+A_LINE = "negative_data_rejection"
+
+
+async def serve(bundle: Path, settings: Settings, listener: socket.socket, servers: list) -> None:
+    """Serve the application of a replica as Ray Serve does, over a grader in this process."""
+    grader = CombinedGrader(settings, create_api)
+    await grader.reconfigure({"bundle": str(bundle), "max_batch_size": 4})
+
+    async def this_replica() -> CombinedGrader:  # a function that is not async would run in a thread
+        return grader
+
+    api = grader.__serve_build_asgi_app__()
+    api.dependency_overrides[replica] = this_replica
+    servers.append(uvicorn.Server(uvicorn.Config(api, log_level="error")))
+    await servers[0].serve([listener])
+
+
+@pytest.fixture(scope="module")
+def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of HAProxy in front of the application."""
+    folder = tmp_path_factory.mktemp("schema")
+    (folder / "source").mkdir()
+    bulk = BulkSettings(sources=[str(folder / "source")], out=str(folder / "out"))
+    settings = Settings(device="cpu", precision="fp32", bulk=bulk)
+    servers: list[uvicorn.Server] = []
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
+        replace_ray(patch, Client())
+        thread = threading.Thread(target=lambda: asyncio.run(serve(bundle, settings, listener, servers)))
+        thread.start()
+        with running(folder, UNLIMITED, listener.getsockname()[1]) as proxy:
+            yield f"http://127.0.0.1:{proxy.port}"
+        servers[0].should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("which", "left_out"),
+    [("--exclude-path", NOT_SAID), ("--include-path", f"{NOT_SAID},{A_LINE}")],
+    ids=["one answer", "a batch"],
+)
+def test_every_answer_is_as_it_is_described(address, which, left_out, tmp_path):
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{address}/openapi.json", which, BATCH_PATH]
+    command += ["--exclude-checks", left_out, "--max-examples", "30", "--seed", "1", "--no-color"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout
