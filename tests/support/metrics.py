@@ -68,7 +68,7 @@ class MetricsWatch:
 
     def await_total(self, name: str, value: float, **labels: str) -> None:
         """Wait until a counter has reached `value`."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while total(self.samples, name, **labels) < value:
             assert time.monotonic() < until, f"{name} did not reach {value}"
             time.sleep(0.5)
@@ -80,7 +80,7 @@ class MetricsWatch:
                 self._series.update((line.rpartition(" ")[0], line) for line in lines if line[:1] != "#")
 
     def _repeat(self) -> None:
-        while not self._over.wait(1):
+        while not self._over.wait(2):
             self._scrape()
 
     def __enter__(self) -> MetricsWatch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
-import psutil
 from ray.serve.generated.serve_pb2 import ASGIRequest
 
 from tests.support import processes
@@ -21,6 +22,7 @@ from tests.support import processes
 PROTECTION = Path(__file__).parents[2] / "docs" / "protection.md"
 _LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 _EVERY_S, _TAKEOVER_S = 0.5, 30
+_LISTEN = "0A"  # state in /proc/net/tcp
 _SERVE_METHOD = "/ray.serve.ASGIService/HandleRequest"
 # One harmless method of each server of Ray: GCS, raylet, worker, object manager, agent.
 _METHODS = (
@@ -46,13 +48,37 @@ class Listening(NamedTuple):
 
 def listening(root: int | None = None) -> set[Listening]:
     """List the TCP sockets, IPv4 and IPv6, that `root` (this process) and its descendants listen on now."""
-    found = set()
+    addresses, found = _listening_sockets(), set()
     for pid in processes.tree(root or os.getpid()):
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        if own := addresses.keys() & set(_open_files(pid)):
             kind = re.match(r"(ray::\w+|[^:]*)", processes.name(pid)).group()
-            for each in psutil.Process(pid).net_connections("tcp"):
-                if each.status == psutil.CONN_LISTEN:
-                    found.add(Listening(kind, each.laddr.ip, each.laddr.port))
+            found |= {Listening(kind, *addresses[link]) for link in own}
+    return found
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """What the descriptors of a process refer to, such as `socket:[INODE]`."""
+    with suppress(OSError):  # the process has ended
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it is closed
+                yield str(file.readlink())
+
+
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """Address and port of each TCP socket of this machine that listens, by what descriptors refer to.
+
+    psutil would read all sockets of the machine again for each process.
+    """
+    found = {}
+    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN:
+                address, port = fields[1].split(":")
+                # In words of 32 bits, in the order of this machine.
+                words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+                packed = struct.pack(f"={len(words)}I", *words)
+                found[f"socket:[{fields[9]}]"] = socket.inet_ntop(family, packed), int(port, 16)
     return found
 
 
@@ -124,9 +150,9 @@ def unauthenticated(sockets: set[Listening], file: Path) -> dict[Listening, set[
     return {each: found for each, found in codes.items() if not found <= silent}
 
 
-def _call(socket: Listening, method: str, payload: bytes) -> str:
-    host = "[::1]" if socket.address in ("::", "::1") else "127.0.0.1"
-    with grpc.insecure_channel(f"{host}:{socket.port}") as channel:
+def _call(server: Listening, method: str, payload: bytes) -> str:
+    host = "[::1]" if server.address in ("::", "::1") else "127.0.0.1"
+    with grpc.insecure_channel(f"{host}:{server.port}") as channel:
         try:
             channel.unary_unary(method)(payload, timeout=2)
         except grpc.RpcError as error:

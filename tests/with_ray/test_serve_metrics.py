@@ -98,6 +98,7 @@ def run(known, cluster, tmp_path_factory) -> Run:
             listening = sockets.listening()
             poison = tmp_path_factory.mktemp("poison") / "loaded"
             without_token = sockets.unauthenticated(listening, poison)
+            listening &= sockets.listening()  # without those of processes that ended meanwhile
     finally:
         app.stop()
     return Run(
