@@ -24,7 +24,7 @@ def report(bundle, tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_report_is_shown_whole_and_asks_no_other(browser, report, tmp_path, viewport, scheme):
+def test_the_report_is_shown_whole_and_asks_no_other(browser, report, viewport, scheme):
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     page = context.new_page()
     requests, errors = [], []
@@ -40,12 +40,10 @@ def test_the_report_is_shown_whole_and_asks_no_other(browser, report, tmp_path, 
     assert pictures.evaluate_all("all => all.every(each => each.complete && each.naturalWidth == 64)")
     page.locator("a.tile", has_text="to look at").click()
     assert page.locator("#look").is_visible()
-    page.screenshot(path=tmp_path / "report.png", full_page=True)
     page.get_by_label("한국어").check()
     assert page.get_by_text("✓ 모두 확인됨").is_visible()
     assert page.locator("main").inner_text().count("accounted") == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
-    page.screenshot(path=tmp_path / "report-ko.png", full_page=True)
     context.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert errors == []

@@ -45,7 +45,7 @@ def check_result(page: Page, answer: dict, names: tuple[str, ...] = GRADE_NAMES)
     ],
     ids=["desktop", "phone"],
 )
-def test_a_chosen_photograph_is_graded(visit, origin, tmp_path, viewport, locale, names, no_diagnosis):
+def test_a_chosen_photograph_is_graded(visit, origin, viewport, locale, names, no_diagnosis):
     page = visit(viewport=viewport, locale=locale)
     expect(page.get_by_text(no_diagnosis, exact=True)).to_be_visible()
     assert page.locator("html").get_attribute("lang") == locale[:2]
@@ -57,10 +57,9 @@ def test_a_chosen_photograph_is_graded(visit, origin, tmp_path, viewport, locale
     expect(page.locator("#announcer")).to_contain_text(f"a.jpg: {names[answer['grade']]}")
     expect(page.locator("#model")).to_contain_text(answer["model_version"])
     assert not scrolls_sideways(page)
-    page.screenshot(path=tmp_path / "graded.png", full_page=True)
 
 
-def test_many_photographs_are_graded_and_none_is_lost(visit, origin, tmp_path):
+def test_many_photographs_are_graded_and_none_is_lost(visit, origin):
     page = visit(viewport=PHONE)
     held: list[Route] = []  # until the page has shown how far it is
     page.route("**/v1/grade", lambda route: held.append(route))
@@ -86,7 +85,6 @@ def test_many_photographs_are_graded_and_none_is_lost(visit, origin, tmp_path):
     expect(page.locator("#verdict")).to_contain_text("This file is not a photo.")
     expect(page.locator("#verdict")).to_contain_text("not_an_image")
     expect(page.locator("#view")).to_be_hidden()
-    page.screenshot(path=tmp_path / "failed.png", full_page=True)
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as CSV").click()
@@ -126,7 +124,7 @@ def test_a_photograph_above_the_limit_is_refused_in_words(visit):
     expect(page.locator("#verdict")).to_contain_text("The file is too large; the limit is 32 MB.")
 
 
-def test_the_keyboard_is_enough(visit, tmp_path):
+def test_the_keyboard_is_enough(visit):
     page = visit()
     # Listening early makes the browser hand over the chooser; at the key press it may be too late.
     page.on("filechooser", lambda _: None)
@@ -203,14 +201,13 @@ def test_both_languages_say_everything(visit):
         ("ko-KR", "이 모델은 합성 이미지로 학습되었습니다. 임상에 사용하지 마세요."),
     ],
 )
-def test_a_model_of_synthetic_images_says_so(visit, tmp_path, locale, told):
+def test_a_model_of_synthetic_images_says_so(visit, locale, told):
     def drawn(route: Route) -> None:
         answer = route.fetch()
         route.fulfill(response=answer, json={**answer.json(), "synthetic": True})
 
     page = visit(lambda page: page.route("**/v1/model", drawn), viewport=PHONE, locale=locale)
     expect(page.get_by_text(told)).to_be_visible()
-    page.screenshot(path=tmp_path / "synthetic.png")
     other = visit(locale=locale)
     expect(other.locator("#model")).to_contain_text("untrained")
     expect(other.locator("#synthetic")).to_be_hidden()

@@ -20,7 +20,7 @@ def boxes(page: Page) -> tuple[dict[str, float], dict[str, float]]:
     )
 
 
-def test_heat_is_laid_over_the_photograph(visit, origin, tmp_path):
+def test_heat_is_laid_over_the_photograph(visit, origin):
     page = visit()
     answers: list[Response] = []
     page.on("response", lambda response: answers.append(response) if "grade" in response.url else None)
@@ -44,7 +44,6 @@ def test_heat_is_laid_over_the_photograph(visit, origin, tmp_path):
     expect(page.locator("#heat")).to_be_visible()
     grades = [answer.json().get("heatmap", {}).get("grade") for answer in answers]
     assert grades == [None, likeliest["grade"], other]  # the likeliest one's was kept
-    page.screenshot(path=tmp_path / "heat.png", full_page=True)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def graded_as(grade: int, severity: float, **fields: object) -> dict[str, object
     return {"grade": grade, "expected_severity": severity, "grade_set": [grade], "refer": False} | fields
 
 
-def test_two_photographs_are_compared(visit, tmp_path):
+def test_two_photographs_are_compared(visit):
     page = visit()
     answers = [graded_as(2, 2.31), graded_as(1, 0.87, refer=True), graded_as(1, 0.9, grade_set=[1, 2])]
 
@@ -110,13 +109,12 @@ def test_two_photographs_are_compared(visit, tmp_path):
     box = slider.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     expect(slider).to_have_value("25")
-    page.screenshot(path=tmp_path / "compare.png", full_page=True)
 
     compare.get_by_role("button", name="Close").click()
     expect(page.get_by_role("button", name="Compare two")).to_be_focused()
 
 
-def test_the_camera_takes_photographs(visit, tmp_path):
+def test_the_camera_takes_photographs(visit):
     page = visit(viewport=PHONE)
     page.get_by_role("button", name="Take a photo").click()
     shutter = page.get_by_role("button", name="Take the photo")
@@ -125,7 +123,6 @@ def test_the_camera_takes_photographs(visit, tmp_path):
     shutter.click()
     expect(page.get_by_text("1 photo taken")).to_be_visible()
     assert not scrolls_sideways(page)
-    page.screenshot(path=tmp_path / "camera.png")
     track = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()[0]")
     page.get_by_role("button", name="Done").click()
     page.wait_for_function("(track) => track.readyState === 'ended'", arg=track)  # its light goes out
@@ -216,7 +213,7 @@ def test_the_page_states_what_the_model_is(visit):
     expect(rows).to_contain_text("검증용 사진 1272장 중 84%")
 
 
-def test_a_result_is_printed_with_the_model_and_without_controls(visit, tmp_path):
+def test_a_result_is_printed_with_the_model_and_without_controls(visit):
     page = visit()
     choose(page, photograph(jpeg(3)))
     page.evaluate("window.print = () => dispatchEvent(new Event('beforeprint'))")
@@ -226,7 +223,6 @@ def test_a_result_is_printed_with_the_model_and_without_controls(visit, tmp_path
         expect(page.locator(seen)).to_be_visible()
     for control in ("#drop", "#gallery", "#print", "#heat-show", "[data-language=en]"):
         expect(page.locator(control)).to_be_hidden()
-    page.screenshot(path=tmp_path / "print.png", full_page=True)
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -258,7 +254,9 @@ def test_everyone_can_use_it(visit, tmp_path, viewport):
 
 
 def check(axe: Axe, page: Page, picture: object) -> None:
-    page.screenshot(path=picture, full_page=True)
+    """Check what axe finds, and that the page fits its window; write a picture of a page that fails."""
     found = axe.run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
+    if found.response["violations"] or scrolls_sideways(page):
+        page.screenshot(path=picture, full_page=True)
     assert found.response["violations"] == [], found.generate_report()
     assert not scrolls_sideways(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def _with_graph(bundle: Bundle) -> Bundle:
 
 def make_bundle(folder: Path, seed: int = 7, architecture: str = "test_resnet") -> Path:
     """Write an untrained bundle whose answers differ from image to image."""
+    bundle = _untrained(seed, architecture)
+    save_bundle(str(folder), bundle.spec, bundle.files)
+    return folder
+
+
+@cache
+def _untrained(seed: int, architecture: str) -> Bundle:
     torch.manual_seed(seed)
     model = build_model(architecture)
     torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
@@ -61,6 +69,4 @@ def make_bundle(folder: Path, seed: int = 7, architecture: str = "test_resnet") 
         git_revision=None,
         weights_sha256=sha256(weights),
     )
-    bundle = _with_graph(Bundle(spec, files={WEIGHTS_FILE: weights}))
-    save_bundle(str(folder), bundle.spec, bundle.files)
-    return folder
+    return _with_graph(Bundle(spec, files={WEIGHTS_FILE: weights}))

@@ -101,11 +101,15 @@ def test_a_download_is_compared_with_the_hash_in_its_name(downloaded):
 def train_script(environment):
     code = (
         "from scalp_core.models.initial_weights import initial_model\n"
-        "import sys; print(initial_model(sys.argv[1], 'imagenet', seed=0)[1])"
+        "from scalp_core.errors import UserError\n"
+        "import sys\n"
+        "for architecture in sys.argv[1:]:\n"
+        "    try: print(initial_model(architecture, 'imagenet', seed=0)[1])\n"
+        "    except UserError as error: print(error)"
     )
 
-    def run(architecture):
-        command = [sys.executable, "-c", code, architecture]
+    def run(*architectures):
+        command = [sys.executable, "-c", code, *architectures]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
     return run
@@ -113,9 +117,11 @@ def train_script(environment):
 
 def test_hf_hub_offline_downloads_nothing(tmp_path):
     run = train_script({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)})
-    for architecture, reason in ((DEFAULT_ARCHITECTURE, "HF_HUB_OFFLINE is set"), ("test_resnet", "offline")):
-        done = run(architecture)
-        assert "cannot get imagenet weights" in done.stderr and reason in done.stderr, done.stderr
+    done = run(DEFAULT_ARCHITECTURE, "test_resnet")
+    refusals = done.stdout.splitlines()
+    assert len(refusals) == 2, done.stderr
+    for refusal, reason in zip(refusals, ("HF_HUB_OFFLINE is set", "offline"), strict=True):
+        assert "cannot get imagenet weights" in refusal and reason in refusal
 
 
 def test_hf_endpoint_is_the_mirror_that_weights_come_from(tmp_path):
