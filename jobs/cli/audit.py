@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-audit = typer.Typer(help="Verify the audit log of `scalp serve`.", no_args_is_help=True)
+audit = typer.Typer(
+    help="Verify the audit log of `scalp serve`.",
+    epilog="Example: scalp audit verify /var/log/scalp",
+    no_args_is_help=True,
+)
 
 
 @audit.callback()

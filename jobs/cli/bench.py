@@ -14,7 +14,8 @@ from jobs.cli.options import DeviceOption, PrecisionOption, RuntimeOption
 
 bench = typer.Typer(
     help="Measure the engine on this machine, or a running endpoint; prints a table and writes summary.json.",
-    epilog="Comparisons with other frameworks, in a checkout: python -m tests.benchmarks --help",
+    epilog="Example: scalp bench engine\n\nComparisons with other frameworks, in a checkout: "
+    "python -m tests.benchmarks --help",
     no_args_is_help=True,
 )
 

@@ -27,8 +27,9 @@ def synth(
     layout: Annotated[
         Literal["delivered", "zipped", "zipped-cp949"],
         typer.Option(
+            metavar="LAYOUT",
             help="delivered: folders, as AI Hub unpacks them; zipped: one zip per folder; zipped-cp949: "
-            "Training.zip and Validation.zip, as Korean Windows packs them"
+            "Training.zip and Validation.zip, as Korean Windows packs them",
         ),
     ] = "delivered",
     set_: SetOption = [],  # noqa: B006

@@ -169,7 +169,11 @@ def results(
     out: Annotated[str, typer.Argument(help="output directory of `scalp grade`, local or s3://")],
     by: Annotated[
         Literal["grade", "folder", "archive", "device", "error", "reason", "day"] | None,
-        typer.Option(help="count rows per value; device and day are read from AI Hub's file names"),
+        typer.Option(
+            metavar="VALUE",
+            help="count rows per grade, folder, archive, device, error, reason or day; device and day are "
+            "read from AI Hub's file names",
+        ),
     ] = None,
     status: Annotated[
         Literal["graded", "failed", "referred"] | None, typer.Option(help="rows to select")
@@ -246,8 +250,10 @@ def review(
     order: Annotated[
         Literal["referred", "informative"],
         typer.Option(
-            help="referred: order of the result rows; informative: smallest margin between the two likeliest "
-            "grades first, then the largest grade set. It ignores how alike images are: rows have no features"
+            metavar="ORDER",
+            help="referred: order of the result rows; informative: smallest margin between the two "
+            "likeliest grades first, then the largest grade set. It ignores how alike images are: rows have "
+            "no features",
         ),
     ] = "referred",
     all_: Annotated[

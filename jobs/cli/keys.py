@@ -10,7 +10,11 @@ import typer
 from jobs.cli.options import JsonOption
 from scalp_core.errors import UserError
 
-keys = typer.Typer(help="Make, list and revoke the keys of clients of `scalp serve`.", no_args_is_help=True)
+keys = typer.Typer(
+    help="Make, list and revoke the keys of clients of `scalp serve`.",
+    epilog="Example: scalp keys list keys.json",
+    no_args_is_help=True,
+)
 
 FileArg = Annotated[str, typer.Argument(metavar="FILE", help="key file of `scalp serve --keys`")]
 

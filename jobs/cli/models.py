@@ -10,6 +10,7 @@ from jobs.cli.options import BundleArg, DeviceOption, JsonOption, MaxDropOption,
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
+    epilog="Example: scalp models list",
     no_args_is_help=True,
 )
 

@@ -33,8 +33,9 @@ DeviceOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "bf16", "fp32", "int8"],
     typer.Option(
-        help="number format; auto selects bf16 if the hardware supports it, else fp32; int8 needs "
-        "`scalp quantize` first"
+        metavar="FORMAT",  # the names take half a line
+        help="number format: auto, bf16, fp32 or int8; auto selects bf16 if the hardware supports it, else "
+        "fp32; int8 needs `scalp quantize` first",
     ),
 ]
 LocalOption = Annotated[

@@ -23,7 +23,11 @@ AddressOption = Annotated[
 
 JobArg = Annotated[str, typer.Argument(help="job id; without .ATTEMPT: its latest attempt")]
 
-jobs = typer.Typer(help="List, follow and stop jobs of `scalp submit` on a cluster.", no_args_is_help=True)
+jobs = typer.Typer(
+    help="List, follow and stop jobs of `scalp submit` on a cluster.",
+    epilog="Example: scalp jobs list",
+    no_args_is_help=True,
+)
 
 
 def submit(

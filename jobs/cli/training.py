@@ -172,6 +172,7 @@ def evaluate(
         bool,
         typer.Option(
             " /--no-probe",
+            show_default=False,
             help="omit the linear probe, a baseline that costs a forward pass over up to 2,000 training "
             "images and the split",
         ),

@@ -65,12 +65,30 @@ def bench_train(
     verb(check_out(out, "train"), options)
 
 
+@app.command("active", epilog="Example: python -m tests.benchmarks active --seeds 20")
+def bench_active(
+    out: BenchOutOption = "runs/bench/active",
+    photographs: Annotated[
+        int, typer.Option(min=50, help="number of synthetic images, 70 % for the pool, 10 % for the test")
+    ] = 3600,
+    first: Annotated[int, typer.Option(min=10, help="images with labels before the first round")] = 200,
+    answers: Annotated[int, typer.Option(min=1, help="answers per round")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of answers")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="repetitions, with other first images")] = 5,
+) -> None:
+    """Compare orders of review: what the answers buy a linear probe; takes some minutes."""
+    from tests.benchmarks.active import ActiveOptions
+    from tests.benchmarks.active import bench_active as verb
+
+    verb(check_out(out, "active"), ActiveOptions(photographs, first, answers, rounds, seeds))
+
+
 @app.command("transfer", epilog="Example: python -m tests.benchmarks transfer --counts 200,500")
 def bench_transfer(
     out: BenchOutOption = "runs/bench/transfer",
     counts: Annotated[str, typer.Option(help="numbers of training images")] = "200,500,2000",
     photographs: Annotated[
-        int, typer.Option(min=50, help="number of synthetic images, 70 % for training, 20 % for the test")
+        int, typer.Option(min=50, help="number of synthetic images, 70 % for training, 10 % for the test")
     ] = 3600,
     steps: Annotated[int, typer.Option(min=2, help="steps of each training")] = 375,
     seeds: Annotated[int, typer.Option(min=1, help="repetitions")] = 1,

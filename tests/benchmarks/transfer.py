@@ -47,7 +47,7 @@ class TransferOptions:
 
     Args:
         counts: Numbers of training images.
-        photographs: Number of synthetic images, of which 70 % are for training and 20 % for the test.
+        photographs: Number of synthetic images, of which 70 % are for training and 10 % for the test.
         steps: Steps of each training.
         seeds: Number of repetitions, with other initial weights, images and order.
         settings: Changes of the recipe, as `key=value`.
@@ -61,7 +61,7 @@ class TransferOptions:
 
 
 @dataclass(frozen=True)
-class _Images:
+class Images:
     """Decoded images of a split, as `ingest.ImageSource` provides them."""
 
     pixels: np.ndarray
@@ -75,8 +75,8 @@ class _Images:
     def load(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[rows]
 
-    def take(self, rows: np.ndarray) -> _Images:
-        return _Images(self.pixels[rows], self.labels[rows], [self.groups[row] for row in rows])
+    def take(self, rows: np.ndarray) -> Images:
+        return Images(self.pixels[rows], self.labels[rows], [self.groups[row] for row in rows])
 
 
 def bench_transfer(out: str, options: TransferOptions) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def bench_transfer(out: str, options: TransferOptions) -> dict[str, Any]:
     """
     tuned = load_recipe(_RECIPE, RECIPES, list(options.settings))
     recipes = {tuned.weights: tuned, "none": Recipe(**tuned.model_dump() | _FROM_SCRATCH)}
-    splits = _make_splits(options.photographs, preprocess_for(_model(tuned)[0], tuned.size, tuned.resize))
+    splits = make_splits(options.photographs, preprocess_for(_model(tuned)[0], tuned.size, tuned.resize))
     train = splits["train"]
     if len(train) < max(options.counts):
         raise UserError(f"the training split has {len(train)} images; use more --photographs")
@@ -119,7 +119,7 @@ def bench_transfer(out: str, options: TransferOptions) -> dict[str, Any]:
     return result
 
 
-def _make_splits(photographs: int, spec: Preprocess) -> dict[str, _Images]:
+def make_splits(photographs: int, spec: Preprocess) -> dict[str, Images]:
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder, "data"))
         with console.status("generating images"):
@@ -131,11 +131,11 @@ def _make_splits(photographs: int, spec: Preprocess) -> dict[str, _Images]:
         return {name: _decode(manifest.select_split(table, name), spec) for name in ("train", "test")}
 
 
-def _decode(rows: pa.Table, spec: Preprocess) -> _Images:
+def _decode(rows: pa.Table, spec: Preprocess) -> Images:
     located = without_nulls(select_locations(rows, "label"))
     columns = {name: located[name].to_numpy(zero_copy_only=False) for name in located.column_names}
     loaded = LoadForTraining(spec)(columns)
-    return _Images(loaded["image"], loaded["label"].astype(np.int8), rows["group"].to_pylist())
+    return Images(loaded["image"], loaded["label"].astype(np.int8), rows["group"].to_pylist())
 
 
 def _model(recipe: Recipe) -> tuple[torch.nn.Module, Any]:
@@ -144,7 +144,7 @@ def _model(recipe: Recipe) -> tuple[torch.nn.Module, Any]:
     )
 
 
-def _train_and_test(recipe: Recipe, train: _Images, test: _Images, steps: int) -> dict[str, Any]:
+def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> dict[str, Any]:
     """Train as a worker of `scalp train` does, without Ray, and test the last weights."""
     model, _ = _model(recipe)
     spec = preprocess_for(model, recipe.size, recipe.resize)

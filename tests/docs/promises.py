@@ -17,7 +17,7 @@ PROMISES = {
     "README: splits share no microscope": "No microscope, session or image is in two splits.",
     "README: what follows from a random split reports the leak": "all later results are marked as leaky",
     "README: evaluation reports intervals and the majority baseline": "are compared with the majority",
-    "README: a lost worker costs one epoch": "A lost worker or node costs at most the current epoch.",
+    "README: a lost worker costs one epoch": "A lost worker or node costs the epoch in progress",
     "README: weights that do not fit are refused": "Weights that do not fit the architecture are refused.",
     "README: int8 above the limit is refused": "refuses an int8 model that is worse on the validation split",
     "README: registries are only added to": "Versions and promotions are only added to.",

@@ -56,6 +56,7 @@ def commands() -> str:
 def _remove_hidden(group: Any) -> None:
     group.commands = {name: command for name, command in group.commands.items() if not command.hidden}
     for command in group.commands.values():
+        command.short_help = " ".join(command.help.split("\n\n")[0].split())  # otherwise cut
         if hasattr(command, "commands"):
             _remove_hidden(command)
 

@@ -114,9 +114,15 @@ def test_the_figures_of_readme_are_those_of_the_newest_results():
     less = {f"{1 - ratios[f'rps_vs_litserve_with_our_engine_c{clients}']:.0%}" for clients in (16, 32)}
     low, high = min(less), max(less)
     assert f"answers {low.removesuffix('%')} to {high.replace('%', ' %')} less than LitServe" in readme
+    less = f"{1 - ratios['rps_vs_litserve_c32']:.0%}".replace("%", " %")
+    assert f"at 32 clients {less} less than LitServe with PyTorch." in readme
+
+    (decisions,) = [result.content for result in newest() if result.prefix == "decisions"]
+    kept = min(row["wrong_kept"] for row in decisions["rows"] if "wrong_kept" in row)
+    assert f"was kept in {kept:.0%}".replace("%", " %") + " or more of the draws of each simulation" in readme
 
     (demo,) = [result.content for result in newest() if result.prefix == "demo"]
     seconds = {row["step"]: row["seconds"] for row in demo["rows"]}
-    assert f"a quadratic weighted kappa of {demo['ratios']['qwk']:.3f} (" in readme
+    assert f"a quadratic weighted kappa of {demo['ratios']['qwk']:.3f}." in readme
     whole, training = f"{demo['ratios']['seconds'] / 60:.0f}", f"{seconds['train'] / 60:.0f}"
     assert f"It took {whole} minutes on two EPYC cores, {training} of them training" in readme

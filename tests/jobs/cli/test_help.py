@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -58,6 +59,21 @@ def test_help_cuts_no_word_on_a_narrow_terminal(path, monkeypatch):
     shown = CliRunner().invoke(app, [*path.split()[1:], "--help"]).output
     written = "".join(parameter.help or "" for parameter in COMMANDS[path].params)
     assert shown.count("…") == (written + (COMMANDS[path].epilog or "")).count("…")
+    assert re.findall(r"<[\w-]+\|[\w|-]*(?![\w|>-])", shown) == []  # choices that end in another line
+
+
+def test_each_group_has_an_example():
+    groups = {name: group for name, group in SCALP.commands.items() if hasattr(group, "commands")}
+    assert groups
+    assert [name for name, group in groups.items() if f"scalp {name} " not in (group.epilog or "")] == []
+
+
+def test_a_flag_that_turns_something_off_shows_no_default():
+    for path, command in COMMANDS.items():
+        off = [parameter for parameter in command.params if getattr(parameter, "secondary_opts", None)]
+        assert [
+            parameter.name for parameter in off if parameter.opts == [""] and parameter.show_default
+        ] == [], path
 
 
 @pytest.mark.parametrize(
