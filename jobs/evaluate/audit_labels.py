@@ -44,15 +44,15 @@ def audit_labels(run: str, out: str, pictures: int = 100) -> dict[str, Any]:
     suspects = rows.take(order).select(["image_id", "uri", "member", "label", "group", "probabilities"])
     suspects = suspects.append_column("suggested", pa.array(suggested, pa.int8()))
     suspects = suspects.append_column("margin", pa.array(margins, pa.float64()))
+    of_run = read_json(storage.join(storage.absolute(run), SUMMARY_FILE)) or {}
     with outputs.open_output(out, KIND, [run]):
         counts = np.zeros((len(GRADE_NAMES), len(GRADE_NAMES)), int)
         np.add.at(counts, (labels[order], suggested), 1)
         summary = {
             "kind": KIND,
             "date": now(),
-            "data_sha256": (read_json(storage.join(storage.absolute(run), SUMMARY_FILE)) or {}).get(
-                "data_sha256"
-            ),
+            "data_sha256": of_run.get("data_sha256"),
+            "synthetic": of_run.get("synthetic"),
             "images": len(labels),
             "suspects": len(order),
             "by_label_and_suggestion": counts.tolist(),

@@ -86,7 +86,8 @@ def evaluate_models(
             "warnings": list(dict.fromkeys(line for of_model in summaries for line in of_model["warnings"])),
             "comparison": compare_answers(labels, answers, rows["group"].to_pylist()),
         }
-        _write(out, summary)
+        warnings = {str(line): line for evaluation in evaluations for line in evaluation.warnings}
+        _write(out, summary, list(warnings.values()))
     _show(summary)
     console.print(f"report.html, {SUMMARY_FILE}, and plots and predictions per model: {out}")
     return summary
@@ -116,7 +117,7 @@ def _listed(labels: list[str]) -> Text:
     return page.join(map(text, labels), "; ")
 
 
-def _write(out: str, summary: Mapping[str, Any]) -> None:
+def _write(out: str, summary: Mapping[str, Any], warnings: Sequence[Text]) -> None:
     comparison, names = summary["comparison"], _names(summary)
     title = f"{summary['split']}: {comparison['images']} images, {comparison['groups']} groups"
     plot = figures.plot_differences(comparison["differences"], names[1:], title)
@@ -125,7 +126,7 @@ def _write(out: str, summary: Mapping[str, Any]) -> None:
         models=names,
         comparison=comparison,
         split=summary["split"],
-        warnings=summary["warnings"],
+        warnings=warnings,
         metrics={name: text(label) for name, label in METRICS.items()},
         conclusions=[_conclusion(of_model) for of_model in comparison["differences"]],
         plot=page.data_uri(plot, "png"),

@@ -20,15 +20,23 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
-from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.manifest import LEAKY, DataSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.evaluation.paired import Answers
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import Grading, make_gradings
+from scalp_core.reports.page import Text, text
 from scalp_core.storage import outputs, parquet
 
 KIND = "evaluate"
+SEEN = {
+    "calibration": "SEEN IN CALIBRATION: scalp calibrate used these data; metrics may be too optimistic",
+    "train": "SEEN IN TRAINING: the model was trained on this split; metrics are too optimistic",
+    "val": "SEEN IN TRAINING: epoch, temperature and grade sets were chosen on this split; metrics are too "
+    "optimistic",
+}
+"""Warnings about images that the model has seen, by the use."""
 _TTA_NOTE = "temperature, grade sets and referral rule were fitted without TTA"
 
 
@@ -121,11 +129,12 @@ def evaluate(
 
 
 class Evaluation(NamedTuple):
-    """An evaluated model: its summary, the title of its plots, and its answers in the order of the rows."""
+    """An evaluated model: summary, title of its plots, answers in the order of the rows, warnings."""
 
     summary: dict[str, Any]
     title: str
     answers: Answers
+    warnings: list[Text]
 
 
 def read_table(spec: BundleSpec, data_spec: DataSpec, data: str) -> pa.Table:
@@ -173,12 +182,13 @@ def evaluate_table(
         if probe
         else omit_probe("--no-probe")
     )
-    summary["warnings"] = _warnings(summary, loaded.spec, data_spec)
+    warnings = _warnings(summary, loaded.spec, data_spec)
+    summary["warnings"] = list(map(str, warnings))
     description = f"{split}: {len(labels)} images, {computation.device} {computation.precision}"
     flags = ["LEAKY SPLIT"] * data_spec.split.leaky + ["SYNTHETIC IMAGES"] * summary["synthetic"]
     title = "\n".join(filter(None, [version, description + ", TTA" * options.tta, ", ".join(flags)]))
     _write(out, summary, rows, gradings, title)
-    return Evaluation(summary, title, answers)
+    return Evaluation(summary, title, answers, warnings)
 
 
 def make_answers(
@@ -201,20 +211,26 @@ def make_answers(
     return gradings, probs, Answers(probs.argmax(axis=1), covered, refer)
 
 
-def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[str]:
+def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list[Text]:
     """List the reasons to doubt the metrics, one line each."""
-    bad = summary["not_finite"]
-    lines = [
-        f"the model was {spec.warning}" if spec.warning else None,
-        data.warning,
-        summary["trained_on"]["warning"],
-        data.split.warning,
-        f"NOT FINITE: the logits of {bad} images are not finite; each counts as the largest error "
-        "that its label allows"
-        if bad
-        else None,
-    ]
-    return [line for line in lines if line]
+    lines = []
+    if spec.warning:
+        lines.append(text("the model was {warning}", warning=text(spec.warning)))
+    if data.warning:
+        lines.append(text(data.warning))
+    if seen := summary["trained_on"]["warning"]:
+        lines.append(text(seen))
+    if data.split.leaky:
+        lines.append(text(LEAKY, pairs=data.split.list_leaking_pairs()))
+    if bad := summary["not_finite"]:
+        lines.append(
+            text(
+                "NOT FINITE: the logits of {count} images are not finite; each counts as the largest error "
+                "that its label allows",
+                count=bad,
+            )
+        )
+    return lines
 
 
 def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
@@ -222,14 +238,11 @@ def _trained_on(spec: BundleSpec, data: DataSpec, split: str) -> dict[str, Any]:
     same = spec.training.data_sha256 == data.sha256
     warning = None
     if spec.calibrated_on and spec.calibrated_on.data_sha256 == data.sha256:
-        warning = "SEEN IN CALIBRATION: scalp calibrate used these data; metrics may be too optimistic"
+        warning = SEEN["calibration"]
     if same and split == "train":
-        warning = "SEEN IN TRAINING: the model was trained on this split; metrics are too optimistic"
+        warning = SEEN["train"]
     elif same and split == "val":
-        warning = (
-            "SEEN IN TRAINING: epoch, temperature and grade sets were chosen on this split; metrics are too "
-            "optimistic"
-        )
+        warning = SEEN["val"]
     return {
         "same_data": same,
         "warning": warning,

@@ -28,6 +28,7 @@ from scalp_core.storage import parquet
 MANIFEST_FOLDER = "manifest"
 SPEC_FILE = "data.json"
 SPLITS = ("train", "val", "test")
+LEAKY = "LEAKY SPLIT: by image; pairs of images in two splits: {pairs}; metrics are too optimistic"
 
 SCHEMA = pa.schema(
     {
@@ -94,12 +95,13 @@ class SplitSpec(BaseModel):
     @property
     def warning(self) -> str | None:
         """Warning to print next to each metric on these splits, or None."""
-        if not self.leaky:
-            return None
-        pairs = ", ".join(
+        return LEAKY.format(pairs=self.list_leaking_pairs()) if self.leaky else None
+
+    def list_leaking_pairs(self) -> str:
+        """List the numbers of pairs in two splits, by what they share."""
+        return ", ".join(
             f"{count:,} of one {key.replace('_', '-')}" for key, count in self.leaking_pairs.items()
         )
-        return f"LEAKY SPLIT: by image; pairs of images in two splits: {pairs}; metrics are too optimistic"
 
 
 class ReviewedLabels(BaseModel):

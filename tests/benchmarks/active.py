@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from rich.table import Table
 from scipy import stats
+from sklearn.decomposition import PCA
 from torch import nn
 
 from jobs.bench.measure import write_result
@@ -34,6 +35,7 @@ from tests.benchmarks.transfer import Images, make_splits
 
 _RECIPE = "cpu"
 _BATCH = 64
+_COMPONENTS = 128  # principal components of the features, so that a fit takes a second
 _CANDIDATES = 4  # of the least certain images, per answer, among which `diverse` chooses
 
 Choose = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], np.ndarray]
@@ -81,8 +83,8 @@ def choose_diverse(
     from sklearn.cluster import KMeans
 
     uncertain = choose_informative(probabilities, features, count * _CANDIDATES, draw)
-    scaled = (features[uncertain] - features.mean(0)) / (features.std(0) + 1e-6)
-    clusters = KMeans(min(count, len(uncertain)), random_state=int(draw.integers(2**31))).fit_predict(scaled)
+    seed = int(draw.integers(2**31))
+    clusters = KMeans(min(count, len(uncertain)), random_state=seed).fit_predict(features[uncertain])
     return uncertain[np.unique(clusters, return_index=True)[1]]
 
 
@@ -115,6 +117,8 @@ def bench_active(out: str, options: ActiveOptions) -> dict[str, Any]:
     if len(pool) < needed:
         raise UserError(f"the pool has {len(pool)} images, fewer than {needed}; use more --photographs")
     features = {name: _features(model, images, spec) for name, images in splits.items()}
+    reduced = PCA(min(_COMPONENTS, len(pool) - 1), whiten=True, random_state=0).fit(features["train"])
+    features = {name: reduced.transform(of_split) for name, of_split in features.items()}
     rows = []
     turns = list(itertools.product(range(options.seeds), STRATEGIES))
     with progress_bar("choosing and fitting", len(turns)) as (progress, task):
@@ -123,7 +127,7 @@ def bench_active(out: str, options: ActiveOptions) -> dict[str, Any]:
             progress.update(task, advance=1)
     gained = gains(rows, options.rounds)
     settings = vars(options) | {
-        "features": f"{recipe.architecture}, {recipe.size} px, ImageNet weights",
+        "features": f"{_COMPONENTS} components of {recipe.architecture}, {recipe.size} px, ImageNet weights",
         "pool_images": len(pool),
         "test_images": len(test),
         "test_groups": len(set(test.groups)),

@@ -11,9 +11,10 @@ import pytest
 from jinja2 import nodes
 from markupsafe import Markup
 
+from jobs.evaluate.driver import SEEN
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.curation.findings import FINDINGS, REASONS
-from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.manifest import LEAKY, DataSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.evaluation.paired import METRICS
@@ -28,9 +29,10 @@ MODULES = [
     *sorted((ROOT / "scalp_core/reports").glob("*.py")),
     ROOT / "jobs/grade/report.py",
     ROOT / "jobs/evaluate/comparison.py",
+    ROOT / "jobs/evaluate/driver.py",
 ]
 # Texts of tables in other modules that the reports look up.
-TABLES = (IMAGE_CODES, OBJECT_CODES, REASONS, FINDINGS, decision.REASONS, METRICS, grading._LEVELS)
+TABLES = (IMAGE_CODES, OBJECT_CODES, REASONS, FINDINGS, decision.REASONS, METRICS, grading._LEVELS, SEEN)
 
 
 def template_texts() -> Iterator[str]:
@@ -66,6 +68,7 @@ def texts() -> set[str]:
         BundleSpec.warning.fget(_Synthetic),  # type: ignore[attr-defined]
         DataSpec.warning.fget(_Synthetic),  # type: ignore[attr-defined]
         GRADE_MIX,
+        LEAKY,
     }
     return {
         *template_texts(),

@@ -97,6 +97,8 @@ def test_an_evaluation_of_such_a_model_or_on_such_data_says_so(drawn, tmp_path, 
     data = manifest.read_spec(audited(drawn, tmp_path / "data").data)
     real = data.model_copy(update={"synthetic": False})
     summary = {"not_finite": 0, "trained_on": {"warning": None}}
-    assert evaluation_warnings(summary, synthetic, real) == [f"the model was {synthetic.warning}"]
-    assert evaluation_warnings(summary, spec, data) == [data.warning]
+    (of_model,) = evaluation_warnings(summary, synthetic, real)
+    assert str(of_model) == f"the model was {synthetic.warning}" and of_model.korean != of_model.english
+    (of_data,) = evaluation_warnings(summary, spec, data)
+    assert str(of_data) == data.warning and of_data.korean != of_data.english
     assert evaluation_warnings(summary, spec, real) == []
