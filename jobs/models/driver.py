@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -34,7 +35,7 @@ def list_models(name: str | None = None, registry: str | None = None) -> list[di
     """Print one row per version of one model, or of all.
 
     Returns:
-        The rows, with null for an empty cell.
+        The rows; without an entry: null, or an empty list.
 
     Raises:
         UserError: The model does not exist, or no registry is set.
@@ -217,37 +218,55 @@ def pull(model: str, out: str, registry: str | None = None) -> None:
 
 def _show(store: Registry, versions: dict[str, list[int]]) -> list[dict[str, Any]]:
     """Print and return one row per version, by model."""
-    columns = ("model", "model_version", "created", "validation kappa", "warnings", "graphs", "promoted")
-    table, rows = Table(*columns, title=store.root, title_justify="left"), []
+    rows = []
     for name, numbers in versions.items():
         current = store.current(name)
         for version in numbers:
-            promoted = ""
+            promoted = None
             if current and current.version == version:
-                promoted = f"{current.when:%Y-%m-%d %H:%M} by {current.who}"
-            cells = (f"{name}@{version}", *_facts(store, name, version), promoted)
-            table.add_row(*cells)
+                promoted = {"at": current.when.isoformat(timespec="seconds"), "by": current.who}
             rows.append(
-                {column.replace(" ", "_"): cell or None for column, cell in zip(columns, cells, strict=True)}
+                {"model": f"{name}@{version}"} | _facts(store, name, version) | {"promoted": promoted}
             )
+    table = Table(title=store.root, title_justify="left")
+    for heading in ("model", "model version", "created", "val QWK", "warnings", "promoted"):
+        # Nothing is cut on a narrow terminal.
+        table.add_column(heading, overflow="fold", no_wrap=heading.startswith("model"))
+    for row in rows:
+        kappa, promoted = row["validation_kappa"], row["promoted"]
+        table.add_row(
+            row["model"],
+            row["error"] or row["model_version"],
+            _minutes(row["created"]),
+            "" if kappa is None else f"{kappa:.3f}",
+            ", ".join(row["warnings"]),
+            f"{_minutes(promoted['at'])} by {promoted['by']}" if promoted else "",
+        )
     console.print(table)
     return rows
 
 
-def _facts(store: Registry, name: str, version: int) -> list[str]:
-    """Model version, creation time, validation kappa, warnings and graphs of a version."""
+def _minutes(time: str | None) -> str:
+    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M}" if time else ""
+
+
+def _facts(store: Registry, name: str, version: int) -> dict[str, Any]:
+    """Model version, creation time, validation kappa, warnings and graphs of a version; or its error."""
+    facts: dict[str, Any] = {
+        "model_version": None, "created": None, "validation_kappa": None, "warnings": [], "graphs": [],
+        "error": None,
+    }  # fmt: skip
     try:
         spec = store.spec(name, version)
     except UserError as error:
         if storage.is_transient(error):
             raise
-        return [str(error), "", "", "", ""]  # an unreadable version must not hide the others
-    qwk = spec.metrics.get("val", {}).get("qwk")
+        return facts | {"error": str(error)}  # an unreadable version must not hide the others
     warnings = {"LEAKY": spec.leaky, "SYNTHETIC": spec.training.synthetic}
-    return [
-        spec.model_version,
-        f"{spec.created_at:%Y-%m-%d %H:%M}",
-        "" if qwk is None else f"{qwk:.3f}",
-        ", ".join(warning for warning, applies in warnings.items() if applies),
-        ", ".join(sorted(spec.graphs)),
-    ]
+    return facts | {
+        "model_version": spec.model_version,
+        "created": spec.created_at.isoformat(timespec="seconds"),
+        "validation_kappa": spec.metrics.get("val", {}).get("qwk"),
+        "warnings": [warning for warning, applies in warnings.items() if applies],
+        "graphs": sorted(spec.graphs),
+    }

@@ -40,13 +40,15 @@ IMAGES = ROOT / "docs/images"
 RESULTS = ROOT / "docs/results"
 SOURCES = IMAGES / "sources.json"
 DEMO = ROOT / "runs/demo"
-# Pictures of pages, and the folders of their files.
+_WEB = ("*.html", "*.js", "*.css")
+# Pictures, the folders of what they show, and its files there.
 PAGES = {
-    "page-en.png": ("serving/web",),
-    "page-ko.png": ("serving/web",),
-    "review-en.png": ("jobs/review/web",),
-    "report-en.png": ("scalp_core/reports",),
-    "report-queue-en.jpg": ("scalp_core/reports",),
+    "page-en.png": (("serving/web",), _WEB),
+    "page-ko.png": (("serving/web",), _WEB),
+    "review-en.png": (("jobs/review/web", "serving/web"), _WEB),
+    "report-en.png": (("scalp_core/reports",), _WEB),
+    "report-queue-en.jpg": (("scalp_core/reports",), _WEB),
+    "grades.jpg": (("scalp_core/synthetic",), ("*.py",)),
 }
 # Their sizes suit wider fonts than those of most readers, so that no text is cut.
 _DIAGRAM_STYLE = {
@@ -132,11 +134,12 @@ def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None
     figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
 
 
-def hash_page(*folders: str) -> str:
-    """SHA-256 of the files of a page."""
-    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
-    shown = [path.read_bytes() for path in files if path.suffix in {".html", ".js", ".css"}]
-    return hashlib.sha256(b"".join(shown)).hexdigest()
+def hash_sources(folders: tuple[str, ...], patterns: tuple[str, ...]) -> str:
+    """SHA-256 of the files that a picture shows."""
+    paths = [
+        path for folder in folders for pattern in patterns for path in sorted((ROOT / folder).rglob(pattern))
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def hash_diagram(source: str) -> str:
@@ -296,7 +299,7 @@ def main() -> None:
     take_page_pictures(run, images)
     take_review_picture(images[-1])
     take_report_pictures(run, _some_of_test(data, 60))
-    sources |= {name: hash_page(*folders) for name, folders in PAGES.items()}
+    sources |= {name: hash_sources(*shown) for name, shown in PAGES.items()}
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
     for path in IMAGES.glob("*.*g"):
         if (size := path.stat().st_size) > MAX_BYTES:

@@ -70,7 +70,7 @@ def test_a_chart_draws_the_newest_kept_result(name, tmp_path):
 @pytest.mark.parametrize("name", pictures.PAGES)
 def test_the_picture_of_a_page_shows_the_present_page(name):
     sources = json.loads(pictures.SOURCES.read_text())
-    assert sources[name] == pictures.hash_page(*pictures.PAGES[name]), "run: make pictures"
+    assert sources[name] == pictures.hash_sources(*pictures.PAGES[name]), "run: make pictures"
 
 
 @pytest.mark.parametrize("name", site_hooks.diagrams_of_pages())

@@ -58,9 +58,14 @@ def test_a_plan_is_its_numbers(tmp_path):
 def test_models_are_their_versions(tmp_path):
     registry = f"{tmp_path}/models"
     assert document("models", "list", "--registry", registry) == []
-    open_registry(registry).add(write_bundle(f"{tmp_path}/bundle"), "scalp")
+    store = open_registry(registry)
+    store.add(write_bundle(f"{tmp_path}/bundle"), "scalp")
     (version,) = document("models", "list", "--registry", registry)
     assert version["model"] == "scalp@1" and version["promoted"] is None
+    assert isinstance(version["validation_kappa"], float | None) and isinstance(version["warnings"], list)
+    store.promote("scalp", 1)
+    (version,) = document("models", "list", "--registry", registry)
+    assert set(version["promoted"]) == {"at", "by"}
 
 
 def test_jobs_are_their_states(monkeypatch):
