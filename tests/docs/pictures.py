@@ -60,7 +60,7 @@ _DIAGRAM_STYLE = {
         "primaryColor": "#eef4ff",
         "primaryBorderColor": "#1f6feb",
         "primaryTextColor": "#1f2328",
-        "lineColor": "#57606a",
+        "lineColor": "#7d8590",
         "clusterBkg": "#f6f8fa",
         "clusterBorder": "#d0d7de",
     },
