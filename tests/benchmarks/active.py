@@ -18,7 +18,6 @@ import torch
 from rich.table import Table
 from scipy import stats
 from sklearn.decomposition import PCA
-from torch import nn
 
 from jobs.bench.measure import write_result
 from jobs.common.console import console, progress_bar
@@ -168,7 +167,7 @@ def _run(
     return rows
 
 
-def _features(model: nn.Module, images: Images, spec: Preprocess) -> np.ndarray:
+def _features(model: Any, images: Images, spec: Preprocess) -> np.ndarray:
     """Features before the last layer, float32 (N, D)."""
     model.eval()
     with torch.inference_mode():
