@@ -122,6 +122,16 @@ RATIOS: dict[str, dict[str, Ratio]] = {
         "seconds_to_none_after_end": Ratio("", "with an idle time of 20 s"),
         "rows_unaccounted": Ratio("0", "images without exactly one row"),
     },
+    "active": {
+        f"{name}_qwk_{key}": Ratio(better, f"{what} of the answers to {images}, to that of random images")
+        for name, images in (
+            ("informative", "the least certain images"), ("diverse", "uncertain images that look different")
+        )
+        for key, better, what in (
+            ("gain", "", "gain of kappa"), ("low", "", "lower end of its 95 % interval"),
+            ("high", "", "upper end of its 95 % interval"),
+        )
+    },
     "scale": {
         "rate_last_vs_first": Ratio(
             "higher",
