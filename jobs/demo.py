@@ -77,7 +77,7 @@ def demo(out: str, images: int) -> dict[str, Any]:
         UserError: `out` holds something else or is in use, an answer differs between online and bulk, or an
             image has no row.
     """
-    root = Path(out).expanduser().resolve()
+    root = storage.local_folder(out, "--out")
     with outputs.open_output(str(root), KIND):
         return _demo(root, images)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from jobs.common.console import progress_bar, show
 from scalp_core import storage
-from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.storage import outputs
 from scalp_core.synthetic.dataset import write_dataset
@@ -22,14 +20,13 @@ def synth(out: str, options: SynthOptions) -> dict[str, Any]:
     Raises:
         UserError: `out` is in object storage, holds something else, or is in use.
     """
-    if storage.is_s3(out):
-        raise UserError(f"OUT {out} is not a local folder; choose one, then copy it")
+    folder = storage.local_folder(out, "OUT")
     with (
-        outputs.open_output(out, KIND) as output,
+        outputs.open_output(str(folder), KIND),
         progress_bar("rendering", options.images) as (progress, task),
     ):
         summary = write_dataset(
-            Path(output.uri), options, on_progress=lambda done: progress.update(task, completed=done)
+            folder, options, on_progress=lambda done: progress.update(task, completed=done)
         )
     show(
         KIND,

@@ -110,7 +110,8 @@ def find_roots(named: Sequence[str], tables: bool = True, links: bool = True) ->
     """
     roots: list[Root] = []
     for source in named:
-        prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
+        with storage.rename_errors(source):
+            prepared = storage.exists(storage.join(source, manifest.SPEC_FILE))
         if not tables and (prepared or scan.is_table(source)):
             raise UserError(f"{source} names images stored elsewhere, which --no-tables refuses")
         if prepared:

@@ -235,7 +235,9 @@ def read_spec(data: str) -> DataSpec:
         UserError: it is missing, or of another version.
     """
     uri = storage.join(storage.absolute(data), SPEC_FILE)
-    if not storage.exists(uri):
+    with storage.rename_errors(data):
+        is_prepared = storage.exists(uri)
+    if not is_prepared:
         raise UserError(f"{data} has no {SPEC_FILE}; make one with: scalp prepare SOURCE {data}")
     try:
         return DataSpec.model_validate_json(storage.read(uri))

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 
 from scalp_core.errors import UserError
 from scalp_core.storage import s3
-from scalp_core.storage.errors import advice, explain_errors, is_missing, is_transient
+from scalp_core.storage.errors import advice, explain_errors, is_missing, is_transient, rename_errors
 from scalp_core.storage.listing import (
     TEMPORARY,
     StoredFile,
@@ -40,14 +40,22 @@ from scalp_core.storage.listing import (
     walk,
 )
 from scalp_core.storage.retry import call_with_retries, retry_timeout
-from scalp_core.storage.uris import absolute, bucket_and_key, bucket_and_prefix, check_scheme, is_s3, join
+from scalp_core.storage.uris import (
+    absolute,
+    bucket_and_key,
+    bucket_and_prefix,
+    check_scheme,
+    is_s3,
+    join,
+    local_folder,
+)
 
 __all__ = [
     "RangedFile", "StoredFile", "absolute", "advice", "call_with_retries", "create", "exists",
     "explain_errors", "filesystem", "folders_in", "is_empty", "is_file", "is_missing", "is_s3",
-    "is_transient", "is_within", "join", "list_children", "list_files", "mutation", "names_in", "new_file",
-    "open_file", "open_raw", "read", "read_json", "read_range", "remove_file", "remove_folder",
-    "remove_temporary", "retry_timeout", "walk", "write",
+    "is_transient", "is_within", "join", "list_children", "list_files", "local_folder", "mutation",
+    "names_in", "new_file", "open_file", "open_raw", "read", "read_json", "read_range", "remove_file",
+    "remove_folder", "remove_temporary", "rename_errors", "retry_timeout", "walk", "write",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -147,6 +147,17 @@ def explain_errors(uri: str, doing: str = "read") -> Iterator[None]:
         raise UserError(f"cannot {doing} {uri}: {advice(error)}") from error
 
 
+@contextmanager
+def rename_errors(uri: str) -> Iterator[None]:
+    """Name `uri`, which the user gave, in storage errors of a file below it that only scalp knows."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"cannot read {uri}: {advice(error.__cause__)}") from error.__cause__
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later; the cause of a `UserError` is examined."""
     if isinstance(error, UserError) and error.__cause__ is not None:

@@ -151,7 +151,8 @@ def claim_output(out: str, kind: str) -> None:
 def kind_of(out: str) -> str | None:
     """Return the command that made a directory; None without a marker."""
     try:
-        marker = storage.read_json(storage.join(storage.absolute(out), MARKER_FILE))
+        with storage.rename_errors(out):
+            marker = storage.read_json(storage.join(storage.absolute(out), MARKER_FILE))
         return str(marker["kind"]) if marker else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -185,6 +185,7 @@ def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     session, keys = credentials.find()
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -198,7 +199,15 @@ def _resolve(_environment: tuple[str | None, ...]) -> _Chain:
         signature_version=None if keys else UNSIGNED,
     )
     made = boto3.Session(botocore_session=session)
-    client = made.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    try:
+        client = made.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    except BotoCoreError:
+        raise
+    except ValueError as error:  # botocore has no class for it
+        raise UserError(
+            f"the S3 endpoint {endpoint} of AWS_ENDPOINT_URL or the profile is not a URL; write "
+            "http://HOST:PORT or https://HOST"
+        ) from error
     return _Chain(keys, endpoint, region, client)
 
 

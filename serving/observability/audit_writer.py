@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scalp_core import storage
 from scalp_core.errors import UserError
 from serving.observability.audit_chain import Chain, timestamp
 
@@ -116,7 +117,7 @@ class Writer:
 
 def _open_folder(settings: AuditSettings) -> Path:
     """Create the folder if it is missing, and check that other users cannot read it."""
-    folder = Path(settings.folder or "").absolute()
+    folder = storage.local_folder(settings.folder or "", "audit log")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = folder.stat().st_mode

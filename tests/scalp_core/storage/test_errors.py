@@ -11,10 +11,10 @@ from unittest.mock import Mock
 import pytest
 
 from scalp_core import storage
-from scalp_core.datasets import locations
+from scalp_core.datasets import locations, manifest
 from scalp_core.datasets.locations import Location
 from scalp_core.errors import UserError
-from scalp_core.storage import retry
+from scalp_core.storage import outputs, retry
 from scalp_core.storage import s3 as client
 from scalp_core.storage.errors import StorageError, advice, is_transient
 
@@ -101,6 +101,26 @@ def test_a_refusal_names_the_credentials_in_use(tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_PROFILE")
     assert "(AWS_ACCESS_KEY_ID of the environment)" in advice(denied)
     assert "AKIA" not in advice(denied)
+
+
+def test_an_error_of_a_file_that_scalp_knows_names_what_the_user_gave(tmp_path, monkeypatch):
+    def denied() -> None:
+        raise StorageError("Forbidden", "AccessDenied", 403)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(client, "client", denied)
+    for read in (manifest.read_spec, lambda uri: outputs.check_claim(uri, "grade")):
+        with pytest.raises(UserError, match="^cannot read s3://clinic/2024: access denied") as raised:
+            read("s3://clinic/2024")
+        assert isinstance(raised.value.__cause__, StorageError)
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "localhost:9000", "http://my_server:9000"])
+def test_an_endpoint_that_is_not_a_url_is_named_with_its_fix(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UserError, match=f"^the S3 endpoint {endpoint} .*; write http://HOST:PORT"):
+        storage.exists("s3://clinic/2024")
 
 
 def test_a_coded_error_travels_between_processes():

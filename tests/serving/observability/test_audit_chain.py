@@ -208,6 +208,13 @@ def test_verify_prints_a_table_and_its_exit_code_tells(folder):
         verify(folder.parent)
 
 
+def test_log_in_s3_is_refused_instead_of_a_local_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^audit log s3://clinic/audit is not a local folder; choose one"):
+        AuditLog(AuditSettings(folder="s3://clinic/audit"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lines_hold_nothing_beyond_the_chain_and_what_they_held(folder):
     lines = [json.loads(line) for path in files(folder) for line in path.read_text().splitlines()]
     chain = {"seq", "prev"}
