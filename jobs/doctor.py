@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 from joblib import cpu_count
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from cluster.resources import ClusterError
 from jobs.common.console import console
@@ -21,6 +23,7 @@ from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT, open_registry
 from scalp_core.errors import UserError
+from scalp_core.storage import credentials, s3
 from serving.auth.network import check_port
 
 _GIB = 2**30
@@ -40,6 +43,7 @@ def doctor(uris: Sequence[str], port: int) -> dict[str, Any]:
         `passed`, and `checks` with `name, passed, detail` and `hint`, which is null without a fix.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", _check_python),
         ("packages", _check_packages),
         ("machine", _check_machine),
         ("GPU", _check_gpu),
@@ -63,6 +67,14 @@ def doctor(uris: Sequence[str], port: int) -> dict[str, Any]:
         )
         outcomes.append({"name": name, "passed": passed, "detail": detail, "hint": hint or None})
     return {"passed": all(outcome["passed"] for outcome in outcomes), "checks": outcomes}
+
+
+def _check_python() -> str:
+    required = metadata.metadata("scalp")["Requires-Python"]
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not SpecifierSet(required).contains(version):
+        raise UserError(f"Python {version} is not {required}; make the environment again with a newer one")
+    return f"{version}, in {sys.prefix}"
 
 
 def _check_packages() -> str:
@@ -150,13 +162,11 @@ def _check_models() -> str:
 
 
 def _check_s3() -> str:
-    import boto3
-
-    credentials = boto3.Session().get_credentials()
-    if credentials is None:
+    endpoint = s3.client().meta.endpoint_url  # refuses an invalid profile or endpoint
+    source = credentials.describe_source()
+    if source is None:
         return "no AWS credentials: s3:// is not available"
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
-    return f"credentials from {credentials.method}, for {endpoint}"
+    return f"credentials: {source}, for {endpoint}"
 
 
 def _check_readable(uri: str) -> str:

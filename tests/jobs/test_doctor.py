@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -11,7 +12,7 @@ from tests.support.command import run_scalp
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_CONFIG_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
 
@@ -23,7 +24,8 @@ def test_a_machine_that_can_run_scalp_passes(tmp_path):
         port = free.getsockname()[1]
     done = run_scalp("doctor", str(tmp_path), "--port", port)
     assert done.returncode == 0, done.stdout
-    for name in ("packages", "machine", "GPU", "Ray", "disk", "HAProxy", "port", "models", "S3", "storage"):
+    checks = "Python packages machine GPU Ray disk HAProxy port models S3 storage"
+    for name in checks.split():
         assert f"ok      {name} " in done.stdout
 
 
@@ -48,3 +50,36 @@ def test_a_cluster_that_does_not_answer_is_a_failed_check(monkeypatch):
     done = run_scalp("doctor")
     assert done.returncode == 1
     assert "FAILED  Ray       cannot reach the cluster at RAY_ADDRESS=127.0.0.1:9" in done.stdout
+
+
+def test_a_python_that_scalp_does_not_support_is_a_failed_check(monkeypatch):
+    monkeypatch.setattr("jobs.doctor.metadata.metadata", lambda _: {"Requires-Python": ">=3.99"})
+    done = run_scalp("doctor")
+    assert done.returncode == 1
+    assert re.search(r"FAILED  Python    Python 3\.\d+\.\d+ is not >=3.99\n +hint: make the", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem", "fix"),
+    [
+        ("AWS_PROFILE", "nope", "nope", "check AWS_PROFILE"),
+        ("AWS_CONFIG_FILE", "BROKEN", "config", "check AWS_PROFILE and ~/.aws"),
+        (
+            "AWS_ENDPOINT_URL",
+            "127.0.0.1:9000",
+            "127.0.0.1:9000 of AWS_ENDPOINT_URL",
+            "write http://HOST:PORT",
+        ),
+    ],
+)
+def test_a_broken_setting_of_s3_is_a_failed_check_with_its_fix(
+    monkeypatch, tmp_path, variable, value, problem, fix
+):
+    broken = tmp_path / "config"
+    broken.write_text("[default\n")
+    monkeypatch.setenv(variable, str(broken) if value == "BROKEN" else value)
+    done = run_scalp("doctor")
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("FAILED  S3 "))
+    assert problem in lines[at] and fix in lines[at + 1]
