@@ -119,11 +119,24 @@ def grade(
     out = out or sources_and_out[-1]
     if not sources:
         raise UserError(f"scalp grade {bundle} {out}: OUT is missing; name the output directory with --out")
+    from jobs.common.console import print_json
+    from jobs.common.inference import ModelOptions
+    from scalp_core.storage import outputs
+    from scalp_core.storage.uris import check_scheme
+
+    check_scheme(out)
+    try:
+        outputs.check_claim(out, "grade")
+    except UserError as error:
+        if error.__cause__:  # storage could not be read
+            raise
+        # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
+        raise UserError(f"{error}, or, if {out} is a source, name OUT with --out") from None
+    model = ModelOptions(device, precision, batch_size, runtime)
     if plan:
-        from jobs.common.console import print_json
         from jobs.grade.estimate import estimate
 
-        plan_ = estimate(sources, out, rate, price, tables=not no_tables, links=not no_links)
+        plan_ = estimate(bundle, sources, out, model, rate, price, tables=not no_tables, links=not no_links)
         if json_:
             print_json(plan_)
         return
@@ -132,20 +145,10 @@ def grade(
     if local is None and replicas is not None:
         local = False  # one process has one model
     executor = make_grade_executor(local)
-    from jobs.common.console import print_json
-    from jobs.common.inference import ModelOptions
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
     from jobs.grade.planning import PoolOptions
-    from scalp_core.storage import outputs
 
-    try:
-        outputs.check_claim(out, "grade")
-    except UserError as error:
-        if error.__cause__:  # storage could not be read
-            raise
-        # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
-        raise UserError(f"{error}, or, if {out} is a source, name OUT with --out") from None
     if not executor.uses_ray and cpus_per_replica is None:
         cpus_per_replica = executor.cluster().cores_per_node
     pool = PoolOptions(
@@ -156,7 +159,6 @@ def grade(
         loader_requests,
         shard_size,
     )
-    model = ModelOptions(device, precision, batch_size, runtime)
     options = GradeOptions(
         model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables, links=not no_links
     )

@@ -26,7 +26,6 @@ from jobs.grade.run import MakeModel, Run, Shared, grade_shards
 from jobs.grade.summary import check_accounts, make_summary, read_sessions, show_summary
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
-from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import SourceError, UserError
 from scalp_core.inference.predictor import Predictor, resolve_runtime
 from scalp_core.results.progress import IDENTITY_FILE
@@ -97,12 +96,8 @@ def grade(
     named = [storage.absolute(uri) for uri in given]
     if not named:
         raise UserError("no SOURCE is named; give a folder, prefix, archive, table of uris, or prepared data")
-    outputs.check_places(named, out)
-    known = grade_identity.read(out)
-    pinned = grade_identity.pin_bundle(bundle, known)
-    loaded, requested = load_bundle(pinned), options.model
-    if known:
-        grade_identity.check(out, known, loaded.spec, requested, named)
+    requested = options.model
+    known, pinned, loaded = grade_identity.open_run(bundle, named, out, requested)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     is_finished = summary and not summary["rows_unaccounted"] and not outputs.has_scratch(out)
     if summary and is_finished and not (options.retry_failed and summary["failed"]):

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.common.console import progress_bar, show
+from jobs.common.inference import ModelOptions
 from jobs.grade.files import Listed
+from jobs.grade.identity import open_run
 from jobs.grade.listing import find_roots, select_images
 from scalp_core import storage
 from scalp_core.datasets import scan
 from scalp_core.datasets.scan import Root
 from scalp_core.results.progress import read_progress
-from scalp_core.storage import outputs
 
 _LISTING_THREADS = 16
 _KEYS_PER_LISTING = 1000
@@ -24,8 +25,10 @@ _IMAGES_PER_SHARD = 128
 
 
 def estimate(
+    bundle: str,
     sources: Sequence[str],
     out: str,
+    model: ModelOptions,
     rate: float | None = None,
     price: float | None = None,
     tables: bool = True,
@@ -34,8 +37,10 @@ def estimate(
     """Count what a run would grade, and print the estimate.
 
     Args:
+        bundle: Bundle of the run.
         sources: Sources of the run.
         out: Its output directory; an earlier session there gives the rate and the images that are done.
+        model: Options of inference of the run.
         rate: Images per second of all machines; default: that of the last session in `out`.
         price: Price of all machines per hour.
         tables: As for `find_roots`; so is `links`.
@@ -44,10 +49,10 @@ def estimate(
         `images, tars, other_files, bytes, done, rate, hours, requests, cost`; None where unknown.
 
     Raises:
-        UserError: A source is missing or unreadable.
+        UserError: A source is missing or unreadable, or the run would refuse the bundle or `out`.
     """
     named = [storage.absolute(source) for source in sources]
-    outputs.check_places(named, out)
+    open_run(bundle, named, storage.absolute(out), model)
     total: Counter[str] = Counter()
     roots = find_roots(named, tables, links)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool, progress_bar("listing", None) as (progress, bar):

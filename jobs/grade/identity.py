@@ -17,7 +17,9 @@ from jobs.common.console import SUMMARY_FILE, read_json, write_json
 from jobs.common.inference import Computation, ModelOptions
 from scalp_core import storage
 from scalp_core.bundles import registry
+from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.contract import BundleSpec
+from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import (
     Hardware,
@@ -81,6 +83,32 @@ def read(out: str) -> Identity | None:
     if not content and storage.exists(storage.join(out, SUMMARY_FILE)):
         raise UserError(f"{out} holds a summary.json that scalp grade did not write; choose another OUT")
     return Identity(**content) if content else None
+
+
+def open_run(
+    bundle: str, named: list[str], out: str, requested: ModelOptions
+) -> tuple[Identity | None, str, Bundle]:
+    """Check, without writing, that a run of these options may begin or resume in an output.
+
+    Args:
+        bundle: Bundle as the user gave it.
+        named: Absolute sources.
+        out: Absolute output directory.
+        requested: Options of inference.
+
+    Returns:
+        The identity of the run in `out`, or None; the pinned address of the bundle; the bundle.
+
+    Raises:
+        UserError: Places overlap, there is no such bundle, or `out` holds rows of another run.
+    """
+    outputs.check_places(named, out)
+    known = read(out)
+    pinned = pin_bundle(bundle, known)
+    loaded = load_bundle(pinned)
+    if known:
+        check(out, known, loaded.spec, requested, named)
+    return known, pinned, loaded
 
 
 def write(out: str, identity: Identity) -> None:

@@ -51,7 +51,8 @@ def test_an_error_leaves_standard_output_empty(graded):
 
 def test_a_plan_is_its_numbers(tmp_path):
     named = sources(f"{tmp_path}/data")
-    plan = document("grade", "no-bundle", *named, "--out", tmp_path / "out", "--plan", "--rate", "10")
+    bundle = write_bundle(f"{tmp_path}/bundle")
+    plan = document("grade", bundle, *named, "--out", tmp_path / "out", "--plan", "--rate", "10")
     assert (plan["images"], plan["done"], plan["cost"]) == (8, 0, None)
 
 
