@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 # Reasons why an image cannot be graded: `error_code` of a result row and `code` of an HTTP problem. Other
 # programs read the codes, so they stay as they are.
 IMAGE_CODES = {
@@ -53,6 +56,12 @@ IMAGE_FIXES = {
 
 class UserError(Exception):
     """A mistake of the caller. The message is one line: the problem with the wrong input; then the fix."""
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Ask whether the known name most like `name` was meant; `otherwise` if none is alike."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 class SourceError(UserError):

@@ -40,11 +40,11 @@ def synth(
     symptom, as in the real set).
     """
     from jobs.data.synth import synth as verb
-    from scalp_core.settings import parse_overrides, parse_settings
+    from scalp_core.settings import parse_settings
     from scalp_core.synthetic.plan import SynthOptions
 
-    values = {"images": images, "seed": seed, "layout": layout, **parse_overrides(set_)}
-    verb(out, parse_settings(SynthOptions, values, "--set"))
+    values = {"images": images, "seed": seed, "layout": layout}
+    verb(out, parse_settings(SynthOptions, values, "scalp synth", set_))
 
 
 def prepare(

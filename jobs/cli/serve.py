@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,7 +71,7 @@ def serve(
 
     if shadow and canary:
         raise UserError("--shadow and --canary exclude each other; try one bundle at a time")
-    values, origin = load_yaml("settings", settings, Path()) if settings else ({}, "scalp serve")
+    values, origin = load_yaml("settings", settings) if settings else ({}, "scalp serve")
     given: dict[str, Any] = {
         "device": device if device != "auto" else None,
         "precision": precision if precision != "auto" else None,

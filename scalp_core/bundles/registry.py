@@ -16,7 +16,6 @@ so a changed entry is detected by its successor.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
@@ -38,7 +37,7 @@ from scalp_core.bundles.registry_records import (
     read_record,
     to_json,
 )
-from scalp_core.errors import UserError
+from scalp_core.errors import UserError, suggest
 from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy
 from scalp_core.storage.listing import TEMPORARY
 from scalp_core.storage.outputs import MARKER_FILE
@@ -310,11 +309,8 @@ class Registry:
             return UserError(
                 f"{reference}: {self.root} holds no models; add one with scalp models add RUN {name}"
             )
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        return UserError(
-            f"{reference}: {self.root} has no model {name!r}; did you mean {near!r}? "
-            f"All models: {', '.join(known)}"
-        )
+        fix = suggest(name, known, f"scalp models list --registry {self.root} prints all")
+        return UserError(f"{reference}: {self.root} has no model {name!r}; {fix}")
 
 
 def open_registry(root: str | None = None) -> Registry:

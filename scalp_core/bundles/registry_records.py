@@ -106,5 +106,9 @@ def parse_record(kind: type[Record], data: bytes, uri: str) -> Record:
     """
     try:
         return kind.model_validate_json(data)
-    except ValidationError:
-        raise UserError(f"{uri} cannot be read; it was changed by hand: restore it from a backup") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(
+            f"{uri} is not a valid record of the registry ({where}{first['msg']}); restore it from a backup"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.contract import Head
-from scalp_core.errors import UserError
+from scalp_core.errors import UserError, suggest
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess, Resize
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
@@ -67,10 +66,12 @@ def timm_model(
 ) -> nn.Module:
     """Create timm's model with the number of units that `head` needs; `with_head` completes it."""
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"timm has no architecture {architecture!r}; did you mean {near!r}? Try {DEFAULT_ARCHITECTURE}"
+        fix = suggest(
+            architecture,
+            timm.list_models(),
+            f"use {DEFAULT_ARCHITECTURE}, or a name that timm.list_models() of Python returns",
         )
+        raise UserError(f"timm has no architecture {architecture!r}; {fix}")
     try:
         # None for a deprecated name, which timm resolves when it builds the model.
         config: Any = timm.get_pretrained_cfg(architecture)

@@ -16,7 +16,7 @@ from scalp_core.bundles.registry import SCHEME, pin_version
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
-from scalp_core.settings import load_yaml, parse_overrides, parse_settings, rename_old_keys
+from scalp_core.settings import load_yaml, parse_settings, rename_old_keys
 
 BatchNorm = Literal["worker", "sync", "frozen"]
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"]
@@ -244,7 +244,7 @@ def recipe_of_bundle(bundle: str, overrides: list[str]) -> Recipe:
     address = pin_version(bundle) if bundle.startswith(SCHEME) else storage.absolute(bundle)
     values = rename_old_keys(load_bundle(address).spec.training.recipe)
     values |= {"weights": address, "frozen_epochs": 0}
-    return parse_settings(Recipe, values | parse_overrides(overrides), f"recipe of {address}")
+    return parse_settings(Recipe, values, f"recipe of {address}", overrides)
 
 
 def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe:
@@ -254,4 +254,4 @@ def load_recipe(name_or_path: str, folder: Path, overrides: list[str]) -> Recipe
         UserError: No such recipe, an unknown key (the message names the nearest one), or an invalid value.
     """
     values, origin = load_yaml("recipe", name_or_path, folder)
-    return parse_settings(Recipe, values | parse_overrides(overrides), origin)
+    return parse_settings(Recipe, values, origin, overrides)

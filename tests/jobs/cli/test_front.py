@@ -58,6 +58,39 @@ def test_a_mistake_in_the_arguments_has_the_form_of_all_errors(words, problem, f
     assert hint.startswith(f"hint:  {fix}")
 
 
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (("keys", "list", "/nope"), "cannot read keys from /nope: it does not exist", "check the path"),
+        (("audit", "verify", "/nope"), "cannot read /nope: it does not exist", "check the path"),
+        (
+            ("serve", "b", "--settings", "/nope.yaml"),
+            "cannot read /nope.yaml: it does not exist",
+            "check the",
+        ),
+        (("demo", "--out", "s3://c/a"), "--out s3://c/a is not a local folder", "choose one"),
+        (
+            ("grade", "b", "w/photos", "S3://clinic/out"),
+            "S3://clinic/out is neither",
+            "write s3://clinic/out\n",
+        ),
+        (
+            ("synth", "x", "--set", "seed=-1"),
+            "--set seed=-1 is invalid",
+            "seed must be greater than or equal",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_fix(monkeypatch, tmp_path, words, problem, fix):
+    monkeypatch.chdir(tmp_path)
+    done = run_scalp(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ") and problem in error
+    assert f"{hint}\n".startswith(f"hint:  {fix}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_group_without_a_command_prints_its_help():
     done = run_scalp("models")
     assert done.returncode == 2 and "promote" in done.stdout + done.stderr

@@ -117,7 +117,8 @@ def test_a_leaky_bundle_is_promoted_only_on_request(store, bundle, run):
 
 
 UNKNOWN = {
-    "models://scapl": "no model 'scapl'; did you mean 'scalp'? All models: hair, scalp",
+    "models://scapl": "no model 'scapl'; did you mean 'scalp'?",
+    "models://zzz": "no model 'zzz'; scalp models list --registry",
     "models://scalp@7": "did you mean scalp@2? All versions: 1, 2",
     "models://scalp@-1": "All versions: 1, 2",
     "models://scalp": "no version of scalp is promoted; run scalp models promote scalp@2",
@@ -153,6 +154,15 @@ def test_a_damaged_file_is_not_copied(store, run):
     with pytest.raises(UserError, match="model.bin does not match its sha256"):
         store.add(source, "scalp")
     assert store.names() == []
+
+
+def test_an_invalid_record_is_refused_with_what_is_wrong_in_it(store, run):
+    store.add(run(1), "scalp")
+    claim = storage.join(store.uri("scalp", 1), registry.CLAIM_FILE)
+    storage.write(claim, b"{}")
+    with pytest.raises(UserError) as raised:
+        store.add(run(2), "scalp")
+    assert str(raised.value).startswith(f"{claim} is not a valid record of the registry (fingerprint: Field ")
 
 
 KILLED = """

@@ -26,8 +26,11 @@ def test_overrides_win_and_keep_their_types():
     [
         (["epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
         (["learnig_rate=1"], "did you mean 'learning_rate'"),
-        (["epochs=0"], "epochs: "),
-        (["epochs=many"], "epochs: "),
+        (["epochs=0"], "^--set epochs=0 is invalid; epochs must be greater than or equal to 1$"),
+        (["epochs=many"], "^--set epochs=many is invalid; epochs must be a valid integer$"),
+        (["loss=l2"], "^--set loss=l2 is invalid; loss must be 'cross_entropy', "),
+        (["zzz=1"], "^--set zzz=1: unknown key 'zzz'; docs/settings.md lists all keys$"),
+        (["model={a: 1"], "^--set model={a: 1 is not valid YAML .*; close brackets"),
         (["epochs"], "write --set key=value"),
     ],
 )
@@ -42,6 +45,9 @@ def test_users_recipe_file_is_validated(tmp_path):
     assert load_recipe(str(path), RECIPES, []).size == 96
     path.write_text("wieghts: none\n")
     with pytest.raises(UserError, match=r"mine\.yaml: unknown key 'wieghts'; did you mean 'weights'"):
+        load_recipe(str(path), RECIPES, [])
+    path.write_text("epochs: many\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: epochs: 'many' is invalid; epochs must be a valid"):
         load_recipe(str(path), RECIPES, [])
     path.write_text("a: [")
     with pytest.raises(UserError, match="is not valid YAML"):
@@ -90,8 +96,15 @@ def test_keywords_of_timm_reach_the_model_and_invalid_ones_are_refused():
     ):
         build_model("test_resnet", keywords={"drop_rat": 1})
     for reserved in ("checkpoint_path", "num_classes", "pretrained_cfg"):  # the first would read a pickle
-        with pytest.raises(UserError, match=f"model: scalp sets {reserved}; omit it"):
+        with pytest.raises(UserError, match=f"^--set model=.*: scalp sets {reserved}; omit it"):
             load_recipe("smoke", RECIPES, [f"model={{{reserved}: x}}"])
+
+
+def test_unknown_architecture_is_refused_with_a_like_name_only():
+    with pytest.raises(UserError, match=r"no architecture 'resnet8'; did you mean 'resnet\d+'\?$"):
+        build_model("resnet8")
+    with pytest.raises(UserError, match=r"no architecture 'zzz'; use \w+, or a name that timm.list_models"):
+        build_model("zzz")
 
 
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
