@@ -51,6 +51,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 KIND = "train"
 IDENTITY_FILE = "run.json"
 _MAX_WORKER_FAILURES = 3
+_LONGEST_VALUE = 40  # characters of a setting in a message
 # Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
 # the nodes again.
 _START_TIMEOUT_S = 10
@@ -313,8 +314,22 @@ def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") ->
     known = {name: rename_old_keys(value) for name, value in stored.items()}
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
-        differences = [name for name in new | old if name != "recipe" and old.get(name) != new.get(name)]
-        raise UserError(f"{run} holds a run with another {', '.join(differences)}; choose another {argument}")
+        differences = [
+            _difference(name, old.get(name), new.get(name))
+            for name in new | old
+            if name != "recipe" and old.get(name) != new.get(name)
+        ]
+        raise UserError(
+            f"{run} holds a run with {', '.join(differences)}; choose another {argument}, or resume with the "
+            f"settings in its {IDENTITY_FILE}"
+        )
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """Describe a setting that differs: both values, or the name alone of a hash or a search space."""
+    if max(len(str(old)), len(str(new))) > _LONGEST_VALUE:
+        return f"another {name}"
+    return f"{name} {old} (now {new})"
 
 
 def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:

@@ -105,6 +105,7 @@ class Selection:
 
 
 ALL = Selection()
+_SQL_EXAMPLE = "write one select, for example: select grade, count(*) from results group by grade"
 
 
 class ResultRows:
@@ -148,7 +149,7 @@ class ResultRows:
         with _as_user_error("--sql"):
             statements = self._sql.extract_statements(query)
         if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-            raise UserError("--sql takes one select; for example select count(*) from results")
+            raise UserError(f"--sql has several statements, or another one than select; {_SQL_EXAMPLE}")
         return self._reader("--sql", query, {})
 
     def _reader(self, action: str, query: str, parameters: dict[str, Any]) -> pa.RecordBatchReader:
@@ -284,8 +285,9 @@ def _as_user_error(action: str) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        fix = f"; {_SQL_EXAMPLE}" if isinstance(error, duckdb.ProgrammingError) else ""
         # With an OSError as its cause, so that callers recognize an error of storage.
-        raise UserError(f"{action}: {first_line(error)}") from OSError(str(error))
+        raise UserError(f"{action}: {first_line(error)}{fix}") from OSError(str(error))
 
 
 def _batches(action: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

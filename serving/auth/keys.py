@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, Field
 
+from scalp_core import storage
 from scalp_core.errors import UserError
 from serving.auth.scopes import Rights
 
@@ -161,11 +162,11 @@ def parse_date(text: str) -> date:
         ValueError: The format is wrong; the message omits the text.
     """
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
-        raise ValueError("a day is written YYYY-MM-DD")
+        raise ValueError("a day has another form; write YYYY-MM-DD")
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise ValueError("the calendar has no such day") from None
+        raise ValueError("the calendar has no such day; write one that it has, as YYYY-MM-DD") from None
 
 
 def read_file(path: str) -> list[str]:
@@ -182,9 +183,12 @@ def read_file(path: str) -> list[str]:
             if status.st_mode & forbidden:
                 raise UserError(f"{path} holds keys and other users can read it; run: chmod 600 {path}")
             return file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"the keys in {path} cannot be read: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text; give a file with lines that `scalp keys new ID` printed"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read keys from {path}: {storage.advice(error)}") from error
 
 
 class Keys:

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scalp_core import storage
 from scalp_core.errors import UserError
 
 _NAME = re.compile(r"audit-\d{8}T\d{12}Z\.jsonl")
@@ -138,7 +139,7 @@ def verify(folder: Path, heads: Iterable[str] = ()) -> Verdict:
                     removed = max(removed, line.removed)
                     missing.discard(found.head)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} is not readable: {error.strerror}") from error
+        raise UserError(f"cannot read {error.filename or folder}: {storage.advice(error)}") from error
     if not found.files:
         raise UserError(f"{folder} holds no audit log; give the folder of scalp serve --audit")
     if begins > removed:

@@ -109,7 +109,9 @@ def test_a_fold_is_the_validation_split(prepared, run, undisturbed):
     assert spec.training.grade_counts == [trained.count(grade) for grade in range(NUM_GRADES)]
     assert f"fold {FOLD} of 3 for validation" in render_model_card(spec)
 
-    with pytest.raises(UserError, match="holds a run with another fold; choose another RUN"):
+    with pytest.raises(
+        UserError, match=rf"holds a run with fold {FOLD} \(now 0\); choose another RUN, or resume"
+    ):
         train(prepared.data, run, RECIPE, 1, "cpu", fold=0)
 
 

@@ -98,9 +98,11 @@ def test_key_is_long_random_and_stored_nowhere(home, caplog):
         (("clinic 7",), "clinic 7"),
         (("clinic-7", "--scope", "bulk"), "--scope bulk"),
         (("clinic-7", "--expires", "2020-01-01"), "--expires 2020-01-01"),
+        (("clinic-7", "--expires", "2020-13-01"), "--expires 2020-13-01"),
     ],
 )
 def test_invalid_request_for_a_key_ends_without_a_key(words, named):
     done = run_scalp("keys", "new", *words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and named in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ") and named in error and hint.startswith("hint:  ")

@@ -153,6 +153,12 @@ def test_a_select_reaches_the_rows_and_nothing_else(ask, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("query", ["selct", "select nothing from results", "drop view results"])
+def test_a_select_that_cannot_run_has_an_example(ask, query):
+    with pytest.raises(UserError, match="; write one select, for example: select grade, "):
+        ask("--sql", query)
+
+
 def test_a_file_of_each_kind_holds_the_chosen_rows(ask, tmp_path):
     written = {kind: tmp_path / "new" / f"rows.{kind}" for kind in ("parquet", "jsonl", "csv")}
     for path in written.values():

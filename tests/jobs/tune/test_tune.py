@@ -75,7 +75,7 @@ def test_records_of_an_older_search_with_old_spellings_are_resumed(tmp_path):
     space = {"color_jitter": [0.0, 0.1]}
     write_json(f"{tmp_path}/{IDENTITY_FILE}", {"recipe": old, "space": {"colour_jitter": [0.0, 0.1]}})
     check_identity(str(tmp_path), {"recipe": recipe.model_dump(), "space": space})
-    with pytest.raises(UserError, match="holds a run with another optimizer; choose another RUN"):
+    with pytest.raises(UserError, match=r"holds a run with optimizer adam \(now adamw\); choose another RUN"):
         check_identity(str(tmp_path), {"recipe": Recipe(color_jitter=0.1).model_dump(), "space": space})
     record = asdict(Trial(1, {"colour_jitter": 0.1}, "finished", "", [entry(1, 0.5)]))
     write_json(f"{tmp_path}/trials/001.json", record)

@@ -88,7 +88,7 @@ def test_a_file_that_kubernetes_mounts_is_read(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="cannot read keys from .*: it does not exist; check"):
         Keys(KeySettings(file=str(tmp_path / "none")))
 
 
