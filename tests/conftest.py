@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s.
     """
-    os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
+    os.environ["RAY_metrics_report_interval_ms"] = "3000"  # noqa: SIM112
     if _HAS_ONE_THREAD:
         os.environ.update(_THREADS)
     if config.getoption("--hypothesis-profile", default=None) == "nightly":

@@ -10,7 +10,8 @@ from tests.with_ray.test_grade import grade_alone, tarred, zipped
 
 
 def test_every_odd_file_is_one_row_with_its_reason_wherever_it_lies(bundle, tmp_path):
-    odd = corpus()
+    # Those of 49 megapixels take seconds each; tests/scalp_core/images/test_odd_files.py decodes them.
+    odd = {name: each for name, each in corpus().items() if not name.endswith("_7000x7000")}
     files = {f"{name}.jpg": data for name, (data, _) in odd.items()}
     good = {f"good {index}.jpg": jpeg(index) for index in range(len(odd))}
     source = tmp_path / "source"

@@ -10,6 +10,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from jobs.bench import inputs
 from jobs.bench.serve import bench_serve
 from scalp_core.errors import UserError
 from tests.support.images import jpeg
@@ -76,11 +77,14 @@ def test_a_client_without_the_binary_extension_sends_base64(endpoint, truth):
 
 
 def test_the_load_generator_of_any_server_of_the_protocol_loads_this_one(endpoint, tmp_path):
-    summary = bench_serve(str(tmp_path), endpoint.origin, clients=2, seconds=1, protocol="oip")
+    for number in range(inputs.MIN_IMAGES):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    images, out = str(tmp_path), str(tmp_path / "out")
+    summary = bench_serve(out, endpoint.origin, images, clients=2, seconds=1, protocol="oip")
     (row,) = summary["rows"]
     assert row["errors"] == 0 < row["requests_per_second"] and row["batch_fill"] >= 1
     with pytest.raises(UserError, match="answers 404: .*no model of this name"):
-        bench_serve(str(tmp_path), endpoint.origin, protocol="oip", model="resnet")
+        bench_serve(out, endpoint.origin, images, protocol="oip", model="resnet")
 
 
 def test_a_client_is_told_why(client):
