@@ -98,6 +98,8 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
     class Source:
         """As in a task: with unpickled labels."""
 
+        soft_labels = None
+
         def __init__(self):
             self.labels = labels.copy()
 
