@@ -261,6 +261,21 @@ def review(
     all_: Annotated[
         bool, typer.Option("--all", help="open answered images too; default: only others")
     ] = False,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            help="bundle of the bulk run: the reader may ask for heatmaps of its answers; a label given "
+            "after that is marked. Default: no heatmaps"
+        ),
+    ] = None,
+    neighbors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="prepared data: the reader may ask for training images that look alike, with their grades; "
+            "a label given after that is marked. Needs --bundle; features are computed once, kept in LABELS",
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="port of the page on 127.0.0.1; one per reader")
     ] = 8001,
@@ -272,4 +287,5 @@ def review(
     from jobs.review.driver import ReviewOptions
     from jobs.review.driver import review as verb
 
-    verb(graded, labels, ReviewOptions(reader, show_model, adjudicate, order, all_, port))
+    options = ReviewOptions(reader, show_model, adjudicate, order, all_, port, bundle, neighbors)
+    verb(graded, labels, options)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cluster.growth import wait_for_node
 from jobs.common.console import console
 from jobs.common.executor import Executor
-from jobs.common.images import Columns, LoadImages, gather_columns, select_locations
-from jobs.common.inference import Computation, infer
+from jobs.common.inference import Computation
+from jobs.evaluate.features import compute_features
 from scalp_core import storage
 from scalp_core.bundles.bundle import INITIAL_FILE, Bundle
 from scalp_core.bundles.contract import WEIGHTS_FILE
@@ -26,33 +24,6 @@ MAX_IMAGES = 2000
 """Most training images of the probe: its cost is one forward pass over these and the evaluated images."""
 
 _SEED = 0
-
-
-class AddFeatures:
-    """Actor that replaces `image` by `features` float32 (D,): the input of the classifier."""
-
-    def __init__(self, bundle: Callable[[], Bundle], computation: Computation, threads: int) -> None:
-        import torch  # takes seconds to import
-
-        from scalp_core.models.architecture import load_model, to_channels_last
-
-        torch.set_num_threads(threads)
-        shared = bundle()
-        model: Any = load_model(shared)
-        model.reset_classifier(0)
-        self._preprocess = shared.spec.preprocess
-        self._device, self._bf16 = computation.device, computation.precision == "bf16"
-        self._model = to_channels_last(model.eval()).to(self._device)
-
-    def __call__(self, batch: Columns) -> Columns:
-        import torch
-
-        from scalp_core.models.architecture import normalize
-
-        images = torch.from_numpy(batch.pop("image")).to(self._device)
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-            features = self._model(normalize(images, self._preprocess))
-        return batch | {"features": features.float().cpu().numpy()}
 
 
 def evaluate_probe(
@@ -94,7 +65,7 @@ def evaluate_probe(
     initial = Bundle(loaded.spec, files={WEIGHTS_FILE: storage.read(uri)})
     with console.status(f"linear probe: features of {count + rows.num_rows} images"):
         both = pa.concat_tables([used, rows])  # the models start once
-        features = _compute_features(initial, both, computation, batch_size, executor)
+        features = compute_features(initial, both, computation, batch_size, executor)
         fitted, others = features[:count], features[count:]
         probs, strength = predict_linear_probe(fitted, labels, used["group"].to_pylist(), others)
     return {
@@ -111,14 +82,3 @@ def evaluate_probe(
 def omit_probe(note: str) -> dict[str, Any]:
     """Return the record of a probe that was not computed, with the reason."""
     return {"metrics": None, "note": note}
-
-
-def _compute_features(
-    initial: Bundle, rows: pa.Table, computation: Computation, batch_size: int, executor: Executor
-) -> np.ndarray:
-    cluster = wait_for_node(executor.cluster(), console.print)
-    device = computation.device
-    arguments = (executor.share(initial), computation, 1 if device == "cuda" else cluster.model_cpus)
-    located, load = select_locations(rows, "image_id"), LoadImages(initial.spec.preprocess)
-    batches = infer(located, load, AddFeatures, arguments, device, batch_size, cluster, executor)
-    return gather_columns(batches, rows["image_id"].to_pylist())["features"]

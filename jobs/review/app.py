@@ -10,6 +10,7 @@ import json
 import secrets
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -30,7 +31,12 @@ from serving.http.headers import SECURITY_HEADERS
 _MAX_BODY = 64 * 2**10
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 # Styles and words are those of the endpoint's page.
-_SHARED = ("page.css", "words.js", "dom.js", "english.js", "korean.js")
+_SHARED = ("page.css", "words.js", "dom.js", "overlay.js", "english.js", "korean.js")
+NEIGHBOR_SIDE = 384
+"""Longest side of the picture of a training image, in pixels."""
+
+T = TypeVar("T")
+
 _ADDRESS_NEEDED = "This review needs the address that `scalp review` printed, with its token.\n"
 
 
@@ -76,6 +82,37 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
             raise RequestError(422, error.code, error.message) from None
         return Response(jpeg, media_type="image/jpeg")
 
+    async def reveal(request: Request) -> Response:
+        image_id = _known(session, request)
+        _check_json(request)
+        try:
+            await run_in_threadpool(session.reveal, image_id)
+        except UserError as error:
+            raise RequestError(503, "not_saved", str(error)) from None
+        return JSONResponse({"saw_model": True})
+
+    def heatmap(request: Request) -> Response:
+        try:
+            png = session.heatmap(_known(session, request))
+        except ImageError as error:
+            raise RequestError(422, error.code, error.message) from None
+        return Response(_shown(png), media_type="image/png")
+
+    def neighbors(request: Request) -> Response:
+        alike = _shown(session.neighbors(_known(session, request)))
+        return JSONResponse({"neighbors": [{"grade": neighbor.grade} for neighbor in alike]})
+
+    def neighbor(request: Request) -> Response:
+        alike = _shown(session.neighbors(_known(session, request)))
+        place = request.path_params["place"]
+        if place >= len(alike):
+            raise HTTPException(404)
+        try:
+            jpeg = read_jpeg(alike[place].location, NEIGHBOR_SIDE)
+        except ImageError as error:
+            raise RequestError(422, error.code, error.message) from None
+        return Response(jpeg, media_type="image/jpeg")
+
     async def answer(request: Request) -> Response:
         image_id, given = _known(session, request), await _read_answer(request)
         try:
@@ -90,6 +127,10 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
         Route("/images/{image_id}", image),
         Route("/images/{image_id}/picture", picture),
         Route("/images/{image_id}/answer", answer, methods=["POST"]),
+        Route("/images/{image_id}/reveal", reveal, methods=["POST"]),
+        Route("/images/{image_id}/heatmap", heatmap),
+        Route("/images/{image_id}/neighbors", neighbors),
+        Route("/images/{image_id}/neighbors/{place:int}", neighbor),
     ]
     return Starlette(
         routes=routes,
@@ -148,10 +189,20 @@ def _known(session: Session, request: Request) -> str:
     return image_id
 
 
-async def _read_answer(request: Request) -> Answer:
+def _shown(content: T | None) -> T:
+    if content is None:
+        raise RequestError(409, "not_revealed", "the reader has not asked for the model's view of this image")
+    return content
+
+
+def _check_json(request: Request) -> None:
     # A page of another port of this machine has the cookie, but it cannot send JSON without permission.
     if request.headers.get("content-type") != "application/json":
-        raise RequestError(415, "invalid_answer", "the answer is not application/json")
+        raise RequestError(415, "invalid_answer", "the request is not application/json")
+
+
+async def _read_answer(request: Request) -> Answer:
+    _check_json(request)
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -14,12 +14,15 @@ from jobs.common.console import console, show
 from jobs.common.errors import printable
 from jobs.review.app import create_app
 from jobs.review.groups import read_groups
+from jobs.review.model_view import make_view, open_bundle_of_run
 from jobs.review.session import Session
 from scalp_core import storage
+from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.decisions import Answers
 from scalp_core.labels.log import Label, LabelLog, open_log
 from scalp_core.labels.queue import Order, Queue
+from scalp_core.labels.views import ModelViews
 from scalp_core.results.progress import IDENTITY_FILE
 from scalp_core.results.query import ResultRows
 from scalp_core.storage import outputs
@@ -48,6 +51,8 @@ class ReviewOptions:
         order: Strategy of the order.
         answered_too: Whether the queue holds answered images too.
         port: Port of the page on the loopback address.
+        bundle: Bundle that graded the images, to offer its heatmaps; None: no view of the model.
+        neighbors: Prepared data whose training images are offered where they look alike; needs `bundle`.
     """
 
     reader: str
@@ -56,6 +61,8 @@ class ReviewOptions:
     order: Order = "referred"
     answered_too: bool = False
     port: int = 8001
+    bundle: str | None = None
+    neighbors: str | None = None
 
 
 def review(graded: str, labels: str, options: ReviewOptions) -> None:
@@ -89,7 +96,10 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     """
     reader = check_name(options.reader)
     graded, labels = storage.absolute(graded), storage.absolute(labels)
-    outputs.check_places([graded], labels)
+    data = storage.absolute(options.neighbors) if options.neighbors else None
+    if data and not options.bundle:
+        raise UserError(f"--neighbors {data} needs the model that compares images; add --bundle BUNDLE")
+    outputs.check_places([graded, *([data] if data else [])], labels)
     outputs.check_claim(labels, "review")
     with ResultRows(graded) as rows:
         if not rows.finished:
@@ -98,6 +108,9 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
         referred = Queue(rows.stream(query).read_all(), options.order)
     if not len(referred):
         raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
+    bundle = open_bundle_of_run(options.bundle, referred) if options.bundle else None
+    if data:
+        manifest.read_spec(data)  # reported before LABELS is made
     known = open_log(labels)
     answers = Answers(known)
     queue = referred.keep(answers.differ) if options.adjudicate else referred
@@ -106,6 +119,7 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     session = Session(
         queue,
         LabelLog(labels, known[-1].time if known else None),
+        ModelViews(labels, reader),
         answers,
         reader,
         shows_model=options.show_model,
@@ -114,6 +128,8 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
         groups=_find_groups(graded, queue),
     )
     _print_state(session, len(queue), answers, options)
+    if bundle and not session.is_finished:
+        session.offer(make_view(bundle, data, queue, labels))
     return session
 
 

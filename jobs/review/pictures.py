@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import simplejpeg
 
 from scalp_core.datasets.locations import Location, read_images
@@ -15,8 +17,12 @@ MAX_SIDE = 2_048
 _QUALITY = 92
 
 
-def read_jpeg(location: Location) -> bytes:
+def read_jpeg(location: Location, max_side: int = MAX_SIDE) -> bytes:
     """Read an image and encode its pixels as a JPEG without metadata, upright.
+
+    Args:
+        location: Location of the image.
+        max_side: Longest side of the picture in pixels; a larger image is reduced.
 
     Raises:
         ImageError: The image cannot be read or decoded, is above a limit, or has changed since it was graded.
@@ -24,17 +30,18 @@ def read_jpeg(location: Location) -> bytes:
     (data,) = read_images([location], MAX_BYTES)
     if isinstance(data, ImageError):
         raise data
-    picture = read_picture(data, _fit)
+    fit = partial(_fit, max_side)
+    picture = read_picture(data, fit)
     height, width = picture.pixels.shape[:2]
     pixels = picture.pixels
-    if (width, height) != _fit(width, height):
-        pixels = resize_pixels(pixels, *_fit(width, height))
+    if (width, height) != fit(width, height):
+        pixels = resize_pixels(pixels, *fit(width, height))
     jpeg: bytes = simplejpeg.encode_jpeg(
         upright(pixels, picture.orientation), _QUALITY, colorspace="RGB", colorsubsampling="444"
     )
     return jpeg
 
 
-def _fit(width: int, height: int) -> tuple[int, int]:
-    scale = min(1, MAX_SIDE / max(width, height))
+def _fit(max_side: int, width: int, height: int) -> tuple[int, int]:
+    scale = min(1, max_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))

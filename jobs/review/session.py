@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.review.groups import Place
+from jobs.review.model_view import ModelView
+from jobs.review.neighbors import Neighbor
 from scalp_core.datasets.locations import Location
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.labels.decisions import Answers
 from scalp_core.labels.log import Answer, Label, LabelLog
 from scalp_core.labels.queue import Queue
+from scalp_core.labels.views import ModelViews
 
 _OF_MODEL = ("grade", "probabilities", "expected_severity", "grade_set", "refer_reasons", "model_version")
 
@@ -21,10 +24,12 @@ class Session:
 
     What a reader must not see is not sent to the page: the answer of the model in a blind review, the answers
     of other readers, their names, and the location of the image, whose folders may name a grade or a person.
+    The model's view of an image, if it is offered, is sent after `reveal` has recorded that the reader asked.
 
     Args:
         queue: Images to review, answered ones included.
         log: Log that gets the answers.
+        views: Images of which the reader has seen the model's view.
         answers: Answers in the log so far.
         reader: Name of the reader.
         shows_model: Whether the reader sees the answer of the model.
@@ -37,6 +42,7 @@ class Session:
         self,
         queue: Queue,
         log: LabelLog,
+        views: ModelViews,
         answers: Answers,
         reader: str,
         *,
@@ -47,6 +53,8 @@ class Session:
     ) -> None:
         self.reader = reader
         self.saved = 0
+        self._view: ModelView | None = None
+        self._views = views
         self._shows_model = shows_model
         self._adjudicate = adjudicate
         self._answered_too = answered_too
@@ -69,9 +77,18 @@ class Session:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._queue
 
+    def offer(self, view: ModelView) -> None:
+        """Offer the model's view of the images to the reader."""
+        self._view = view
+
     def describe(self) -> dict[str, Any]:
-        """Describe the review and where the reader stands."""
+        """Describe the review and where the reader stands.
+
+        `resize` is how the model's square is placed on an image, None without heatmaps.
+        """
         return {
+            "resize": self._view and self._view.resize,
+            "has_neighbors": bool(self._view and self._view.has_neighbors),
             "reader": self.reader,
             "adjudicate": self._adjudicate,
             "answered_too": self._answered_too,
@@ -92,6 +109,7 @@ class Session:
             "image_id": image_id,
             **self._queue.neighbors(image_id),
             "answer": own and _shown(own),
+            "saw_model": self._saw_model(image_id),
             "model": {name: row[name] for name in _OF_MODEL} if self._shows_model else None,
             "answers": self._given(row["sha256"]) if self._adjudicate else None,
         }
@@ -100,6 +118,30 @@ class Session:
         """Return the location of an image, with the hash that its bytes had when it was graded."""
         row = self._queue.row(image_id)
         return Location(row["uri"], row["member"], sha256=row["sha256"])
+
+    def reveal(self, image_id: str) -> None:
+        """Record that the reader sees the model's view of an image, in which later answers are marked.
+
+        Raises:
+            UserError: It could not be recorded.
+        """
+        self._views.add(image_id)
+
+    def heatmap(self, image_id: str) -> bytes | None:
+        """Compute the heatmap of the model's answer, a transparent PNG; None unless offered and revealed.
+
+        Raises:
+            ImageError: The image cannot be read or decoded, or has changed since it was graded.
+        """
+        if self._view is None or not self._saw_model(image_id):
+            return None
+        return self._view.heatmap(self.location(image_id), self._queue.row(image_id)["grade"])
+
+    def neighbors(self, image_id: str) -> list[Neighbor] | None:
+        """Return training images that look alike, the most alike first; None unless offered and revealed."""
+        if self._view is None or not self._view.has_neighbors or not self._saw_model(image_id):
+            return None
+        return self._view.neighbors(image_id)
 
     def answer(self, image_id: str, answer: Answer) -> dict[str, Any]:
         """Save an answer; returns the progress when it is durable.
@@ -114,13 +156,20 @@ class Session:
             group=self._groups.get((row["uri"], row["member"])),
             reader=self.reader,
             deciding=self._adjudicate,
-            saw_model=self._shows_model,
+            saw_model=self._saw_model(image_id),
             model_grade=row["grade"],
         )
         with self._lock:
             self._answers.add(label)
             self.saved += 1
             return {"answer": _shown(label), **self._progress()}
+
+    def _saw_model(self, image_id: str) -> bool:
+        """Whether the reader sees the model's answer, or asked for its view, in this session or earlier."""
+        if self._shows_model or image_id in self._views:
+            return True
+        own = self._own(self._queue.row(image_id)["sha256"])
+        return own is not None and own.reader == self.reader and own.saw_model
 
     def _progress(self) -> dict[str, Any]:
         return {"left": self.left, "first_open": self._queue.first(self._is_open)}

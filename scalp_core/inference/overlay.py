@@ -39,7 +39,13 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, opacity: float = 0.5) -> np.
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Encode pixels, uint8 (H, W, 3), as a PNG file without metadata."""
+    """Encode pixels, uint8 (H, W, 3) or (H, W, 4), as a PNG file without metadata."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def transparent_png(heatmap: np.ndarray) -> bytes:
+    """Encode a heatmap, float (S, S) in 0..1, as an RGBA PNG file with the heat as opacity."""
+    levels = np.rint(heatmap * 255).astype(np.uint8)
+    return png(np.concatenate([heat_colors()[levels], levels[..., None]], axis=-1))

@@ -21,7 +21,7 @@ Order = Literal["referred", "informative"]
 
 
 class Queue:
-    """Images to review, in order.
+    """Images to review, in order; `rows` are their result rows.
 
     Args:
         rows: Result rows; of rows with equal bytes the first is kept.
@@ -34,7 +34,7 @@ class Queue:
         rows = rows.take(np.sort(np.unique(ids.astype(str), return_index=True)[1]))
         if order == "informative":
             rows = rows.take(order_by_margin(rows))
-        self._rows = rows
+        self.rows = rows
         self._ids: list[str] = rows["image_id"].to_pylist()
         self._places = {image_id: place for place, image_id in enumerate(self._ids)}
 
@@ -46,21 +46,21 @@ class Queue:
 
     def keep(self, is_kept: Callable[[str], bool]) -> Queue:
         """Make a queue of the images whose sha256 `is_kept` accepts, in the same order."""
-        mask = [is_kept(sha256) for sha256 in self._rows["sha256"].to_pylist()]
-        return Queue(self._rows.filter(pa.array(mask, pa.bool_())))
+        mask = [is_kept(sha256) for sha256 in self.rows["sha256"].to_pylist()]
+        return Queue(self.rows.filter(pa.array(mask, pa.bool_())))
 
     def locations(self) -> set[tuple[str, str | None]]:
         """Return uri and member of each image."""
-        columns = (self._rows[name].to_pylist() for name in ("uri", "member"))
+        columns = (self.rows[name].to_pylist() for name in ("uri", "member"))
         return set(zip(*columns, strict=True))
 
     def count(self, is_open: Callable[[str], bool]) -> int:
         """Count the images whose sha256 `is_open` accepts."""
-        return sum(map(is_open, self._rows["sha256"].to_pylist()))
+        return sum(map(is_open, self.rows["sha256"].to_pylist()))
 
     def row(self, image_id: str) -> dict[str, Any]:
         """Return the result row of an image."""
-        row: dict[str, Any] = self._rows.slice(self._places[image_id], 1).to_pylist()[0]
+        row: dict[str, Any] = self.rows.slice(self._places[image_id], 1).to_pylist()[0]
         return row
 
     def neighbors(self, image_id: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Queue:
 
     def first(self, is_open: Callable[[str], bool]) -> str | None:
         """Return the id of the first image whose sha256 `is_open` accepts; None without one."""
-        for image_id, sha256 in zip(self._ids, self._rows["sha256"].to_pylist(), strict=True):
+        for image_id, sha256 in zip(self._ids, self.rows["sha256"].to_pylist(), strict=True):
             if is_open(sha256):
                 return image_id
         return None

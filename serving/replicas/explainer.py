@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalp_core.bundles.loading import load_bundle
@@ -58,7 +56,9 @@ class Explainer:
         Raises:
             UserError: The architecture of the bundle has no feature map.
         """
-        return await asyncio.to_thread(lambda: encode_png(self._explainer(bundle).heatmap(image, grade)))
+        return await asyncio.to_thread(
+            lambda: overlay.transparent_png(self._explainer(bundle).heatmap(image, grade))
+        )
 
     def _explainer(self, bundle: str) -> heatmaps.Explainer:
         with self._loading:  # concurrent requests load a bundle once
@@ -67,12 +67,3 @@ class Explainer:
 
 def _load(bundle: str) -> heatmaps.Explainer:
     return explainer.make_explainer(load_bundle(bundle), "cpu")
-
-
-def encode_png(heatmap: np.ndarray) -> bytes:
-    """Encode a heatmap, float (S, S) in 0..1, as an RGBA PNG file with the heat as opacity."""
-    levels = np.rint(heatmap * 255).astype(np.uint8)
-    pixels = np.concatenate([overlay.heat_colors()[levels], levels[..., None]], axis=-1)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(buffer, "PNG")
-    return buffer.getvalue()

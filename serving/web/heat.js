@@ -2,6 +2,7 @@
 
 import { element, note } from "./dom.js";
 import { send } from "./grading.js";
+import { isBlank, place } from "./overlay.js";
 import { gradeName, problemWords, say } from "./words.js";
 
 const show = element("heat-show");
@@ -67,33 +68,12 @@ async function heatFor(of, grade, signal) {
 }
 
 async function lay(picture, grade, signal) {
-  const { naturalWidth: width, naturalHeight: height } = element("photograph");
   const name = gradeName(photograph.model, grade);
   heat.src = picture;
   heat.alt = say("heat.alt", { grade: name });
   await heat.decode();
   signal.throwIfAborted();
-  for (const [side, share] of Object.entries(placeOf(width / height, photograph.model.preprocess.resize))) {
-    heat.style[side] = `${100 * share}%`;
-  }
+  place(heat, element("photograph"), photograph.model.preprocess.resize);
   heat.hidden = false;
   note("heat-note", isBlank(heat) ? say("heat.none", { grade: name }) : "");
-}
-
-/** Position of the model's square on a photo of this width and height, as fractions of its sides. */
-export function placeOf(ratio, resize) {
-  const [width, height] = {
-    squash: [1, 1],
-    crop: [Math.min(1, 1 / ratio), Math.min(1, ratio)],
-    pad: [Math.max(1, 1 / ratio), Math.max(1, ratio)],
-  }[resize];
-  return { width, height, left: (1 - width) / 2, top: (1 - height) / 2 };
-}
-
-function isBlank(image) {
-  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
-  const context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0);
-  const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-  return data.every((value, index) => index % 4 !== 3 || value === 0);
 }

@@ -77,3 +77,32 @@ def visit(browser: Browser, origin: str) -> Iterator[Visit]:
     assert [url for url in requests if not url.startswith(own)] == []
     # A refusal is a 4xx or 5xx answer, which the browser itself reports in the console.
     assert [error for error in errors if "the server responded with a status of" not in error] == []
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens a review; afterwards, that it asked no other host and that its console has no error."""
+    contexts: list[BrowserContext] = []
+    requests: list[str] = []
+    errors: list[str] = []
+
+    def open_in_browser(url: str, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        return page
+
+    yield open_in_browser
+    for context in contexts:
+        context.close()
+    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
+    # The browser itself reports refused requests, and those to a killed server.
+    known = ("the server responded with a status of", "net::ERR_CONNECTION")
+    assert [error for error in errors if not any(text in error for text in known)] == []

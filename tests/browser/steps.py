@@ -63,3 +63,9 @@ def changed(**fields: Any) -> Callable[[Route], None]:
 
 def scrolls_sideways(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def is_photo_shown(page: Page, place: int, images: int) -> None:
+    """Waits until a photo of a review can be answered."""
+    expect(page.locator("#place")).to_have_text(f"Photo {place} of {images}")
+    expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")

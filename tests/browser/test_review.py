@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -12,19 +10,19 @@ from playwright.sync_api import Page, expect
 
 from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import prepare
+from scalp_core.bundles.loading import load_bundle
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
 from scalp_core.labels.log import Answer, read_labels
 from tests.browser.conftest import DESKTOP, PHONE
+from tests.browser.steps import is_photo_shown
 from tests.browser.test_page_tools import check
-from tests.support.reviewing import open_review, scalp_review, write_run
+from tests.support.reviewing import open_review, scalp_review, write_run, write_training_images
 
 IMAGES = 30
 TABLET = {"width": 820, "height": 1180}
 DIFFERENT = (3, 9, 14, 20, 28)  # images on which the second reader differs
 REASONS = {5: "u", 17: "n"}
-
-Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
@@ -32,41 +30,21 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_run(tmp_path_factory.mktemp("run"), IMAGES)
 
 
+@pytest.fixture(scope="module")
+def with_bundle(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[str, str]:
+    """Output of a bulk run by `bundle`, and prepared data in which copies of its images are."""
+    folder = tmp_path_factory.mktemp("of-bundle")
+    run = write_run(folder, 4, load_bundle(str(bundle)).spec.model_version)
+    return run, write_training_images(folder, 40)
+
+
 @pytest.fixture
 def labels(tmp_path: Path) -> str:
     return str(tmp_path / "labels")
 
 
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens a review; afterwards, that it asked no other host and that its console has no error."""
-    contexts: list[Any] = []
-    requests: list[str] = []
-    errors: list[str] = []
-
-    def open_in_browser(url: str, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(url)
-        return page
-
-    yield open_in_browser
-    for context in contexts:
-        context.close()
-    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
-    # The browser itself reports refused requests, and those to a killed server.
-    known = ("the server responded with a status of", "net::ERR_CONNECTION")
-    assert [error for error in errors if not any(text in error for text in known)] == []
-
-
 def is_shown(page: Page, place: int, images: int = IMAGES) -> None:
-    """Waits until a photo can be answered."""
-    expect(page.locator("#place")).to_have_text(f"Photo {place} of {images}")
-    expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
+    is_photo_shown(page, place, images)
 
 
 def key_of(image: int, reader: str) -> str:
@@ -186,6 +164,71 @@ def test_keys_in_a_comment_are_text_and_a_korean_layout_works(open_page, graded,
         expect(page.get_by_label("Comment")).to_have_value("n2 u")
     (label,) = read_labels(labels)
     assert (label.reason, label.comment) == ("not_a_scalp", "n2 u")
+
+
+def test_a_reader_may_ask_for_the_view_of_the_model_and_the_answer_is_marked(
+    open_page, with_bundle, bundle, labels
+):
+    graded, data = with_bundle
+    with scalp_review(
+        graded, labels, "--reader", "kim", "--bundle", str(bundle), "--neighbors", data
+    ) as review:
+        page = open_page(review.url)
+        heat, neighbors = page.locator("#heat"), page.locator("#neighbors-list li")
+        is_shown(page, 1, 4)
+        expect(heat).to_be_hidden()
+        expect(page.locator("#neighbors")).to_be_hidden()
+        expect(page.locator("#aids-note")).to_contain_text("Look for yourself first")
+        page.keyboard.press("1")
+        is_shown(page, 2, 4)
+        plain = page.locator("#view").screenshot()
+        page.keyboard.press("h")
+        expect(heat).to_be_visible()
+        assert page.locator("#view").screenshot() != plain
+        expect(page.locator("#aids-note")).to_contain_text("is marked “saw the model” from now on")
+        assert heat.bounding_box() == page.locator("#picture").bounding_box()  # squashed, as the model saw it
+        page.keyboard.press("h")
+        expect(heat).to_be_hidden()
+        page.keyboard.press("s")
+        expect(neighbors).to_have_count(6)
+        for neighbor in neighbors.all():
+            expect(neighbor.locator("img")).to_have_js_property("naturalWidth", 320)
+        page.keyboard.press("h")
+        expect(heat).to_be_visible()
+        page.keyboard.press("2")
+        is_shown(page, 3, 4)  # hidden again: the reader's own look comes first
+        expect(heat).to_be_hidden()
+        expect(page.locator("#neighbors")).to_be_hidden()
+        expect(page.locator("#aids-note")).to_contain_text("Look for yourself first")
+        page.keyboard.press("3")
+        is_shown(page, 4, 4)
+    given = [(label.grade, label.saw_model) for label in read_labels(labels)]
+    assert given == [(1, False), (2, True), (3, False)]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, TABLET, PHONE], ids=["desktop", "tablet", "phone"])
+def test_everyone_can_use_the_view_of_the_model(open_page, with_bundle, bundle, labels, tmp_path, viewport):
+    graded, data = with_bundle
+    with scalp_review(
+        graded, labels, "--reader", "kim", "--bundle", str(bundle), "--neighbors", data
+    ) as review:
+        page = open_page(review.url, viewport=viewport, bypass_csp=True, has_touch=True)  # for axe
+        is_shown(page, 1, 4)
+        axe = Axe()
+        check(axe, page, tmp_path / "first.png")
+        page.get_by_role("button", name="Heatmap").tap()
+        expect(page.get_by_role("button", name="Heatmap")).to_have_attribute("aria-pressed", "true")
+        page.get_by_role("button", name="Similar training photos").tap()
+        expect(page.get_by_role("list", name="Similar training photos").get_by_role("img")).to_have_count(6)
+        for language in ("English", "한국어"):
+            page.get_by_role("button", name=language).click()
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                check(axe, page, tmp_path / f"{language}-{scheme}.png")
+        small = page.locator("#aids button").evaluate_all(
+            "all => all.filter((each) => each.getBoundingClientRect().height < 44)"
+        )
+        assert small == []
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])

@@ -27,6 +27,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
+from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.results.schema import RESULTS_FOLDER
@@ -46,6 +47,7 @@ PAGES = {
     "page-en.png": (("serving/web",), _WEB),
     "page-ko.png": (("serving/web",), _WEB),
     "review-en.png": (("jobs/review/web", "serving/web"), _WEB),
+    "review-view-en.jpg": (("jobs/review/web", "serving/web"), _WEB),
     "report-en.png": (("scalp_core/reports",), _WEB),
     "report-queue-en.jpg": (("scalp_core/reports",), _WEB),
     "grades.jpg": (("scalp_core/synthetic",), ("*.py",)),
@@ -243,6 +245,27 @@ def take_review_picture(image: Path) -> None:
             page.screenshot(path=IMAGES / "review-en.png", full_page=True)
 
 
+def take_review_view_picture(bundle: Path, data: Path, image: Path) -> None:
+    """Take a picture of the review of `image` with the heatmap and the similar training images."""
+    from playwright.sync_api import expect
+
+    version = load_bundle(str(bundle)).spec.model_version
+    row = referred_row(str(image), image.read_bytes(), grade=1, model_version=version)
+    with tempfile.TemporaryDirectory() as folder, _browser() as browser:
+        result_rows.write(f"{folder}/graded/{RESULTS_FOLDER}", [row], files=1)
+        words = ("--reader", "kim", "--bundle", str(bundle), "--neighbors", str(data))
+        with scalp_review(f"{folder}/graded", f"{folder}/labels", *words) as review:
+            page = browser.new_page(viewport={"width": 1000, "height": 640}, locale="en-US")
+            page.goto(review.url)
+            expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
+            page.keyboard.press("h")
+            page.keyboard.press("s")
+            expect(page.locator("#heat")).to_be_visible()
+            for neighbor in page.locator("#neighbors-list img").all():
+                expect(neighbor).not_to_have_js_property("naturalWidth", 0)
+            page.screenshot(path=IMAGES / "review-view-en.jpg", full_page=True, quality=85)
+
+
 def take_report_pictures(bundle: Path, images: list[Path]) -> None:
     """Grade `images` and a broken file, and take pictures of the report's top and review queue."""
     with tempfile.TemporaryDirectory() as folder, _browser() as browser:
@@ -298,6 +321,7 @@ def main() -> None:
     draw_grades(images)
     take_page_pictures(run, images)
     take_review_picture(images[-1])
+    take_review_view_picture(run, data, images[1])
     take_report_pictures(run, _some_of_test(data, 60))
     sources |= {name: hash_sources(*shown) for name, shown in PAGES.items()}
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")

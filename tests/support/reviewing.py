@@ -18,9 +18,12 @@ from typing import Any
 
 import httpx
 
+from jobs.common.local_executor import LocalExecutor
+from jobs.data.prepare import prepare
 from jobs.review.driver import ReviewOptions, open_session
 from jobs.review.session import Session
 from scalp_core import storage
+from scalp_core.curation.audit import Options
 from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support import result_rows
@@ -38,7 +41,7 @@ def referred_row(uri: str, data: bytes, member: str | None = None, **changes: An
     return result_rows.row(uri, member, refer=True, refer_reasons=["ambiguous_grade"], **(identity | changes))
 
 
-def write_run(folder: Path | str, images: int) -> str:
+def write_run(folder: Path | str, images: int, model_version: str = "made") -> str:
     """Write `images` photographs, the last two in a zip and a tar, and a bulk run that refers them all.
 
     Returns:
@@ -55,12 +58,27 @@ def write_run(folder: Path | str, images: int) -> str:
         else:
             data_of_file = data
         storage.write(uri, data_of_file)
-        rows.append(referred_row(uri, data, member, grade=number % 4, sure=0.6 - number / 1000))
+        answer = {"grade": number % 4, "sure": 0.6 - number / 1000, "model_version": model_version}
+        rows.append(referred_row(uri, data, member, **answer))
     rows.append(result_rows.row(f"{folder}/images/sure.jpg", image_id="sure", sha256="sure"))
     graded = f"{folder}/graded"
     result_rows.write(f"{graded}/{RESULTS_FOLDER}", rows)
     storage.write(f"{graded}/summary.json", b"{}")
     return graded
+
+
+def write_training_images(folder: Path | str, count: int) -> str:
+    """Write photographs as those of `write_run`, in other bytes, to folders of grades, and prepare them.
+
+    Returns:
+        The directory of the prepared data, in which most images are training images.
+    """
+    for number in range(count):
+        data = jpeg(number, (320, 240), optimize=True)
+        storage.write(f"{folder}/training/{number % 4}/{number:02d}.jpg", data)
+    data = f"{folder}/data"
+    prepare(f"{folder}/training", data, Options(ratio="8:1:1"), executor=LocalExecutor())
+    return data
 
 
 def open_review(graded: str, labels: str, reader: str = "kim", **options: Any) -> Session:

@@ -19,12 +19,17 @@ export async function call(path, body) {
   return (await request(path, body)).json();
 }
 
+/** Fetches a picture; returns its blob URL, which the caller revokes. */
+export async function fetchPicture(path) {
+  return URL.createObjectURL(await (await request(path)).blob());
+}
+
 const pictures = new Map();  // image id -> promise of a blob URL
 
 /** Returns a promise of the URL of a picture, which is loaded once. */
 export function picture(id) {
   if (!pictures.has(id)) {
-    const loaded = request(`/images/${id}/picture`).then((response) => response.blob()).then(URL.createObjectURL);
+    const loaded = fetchPicture(`/images/${id}/picture`);
     pictures.set(id, loaded);
     loaded.catch(() => pictures.delete(id));  // the next visit tries again
     for (const [oldest, url] of pictures) {

@@ -1,10 +1,13 @@
 /** Entry point of the review: the current photo, the answer of the reader, keys. */
 
+import { hideAids, offerAids, showAids, toggleAid } from "./aids.js";
 import { answerName, answerOf, makeButtons, showAnswer, showModel, showOthers } from "./answers.js";
 import { announce, element, note } from "./dom.js";
 import { call, picture } from "./requests.js";
 import "./review_words.js";
 import { language, problemWords, say, setLanguage, translate } from "./words.js";
+
+const AID_KEYS = { h: "heatmap", s: "neighbors" };
 
 const comment = element("comment");
 const drafts = new Map();  // image id -> comment that is not saved
@@ -27,6 +30,7 @@ function speak() {
     button.setAttribute("aria-pressed", String(button.dataset.language === language));
   }
   if (!review) return;
+  note("aid-keys", element("aids").hidden ? "" : say("aids.keys"));
   element("reader").textContent = say(review.adjudicate ? "review.reader.deciding" : "review.reader", review);
   makeButtons(review, save);
   showProgress();
@@ -49,6 +53,7 @@ function showImage() {
   showAnswer(answer, isReady);
   showOthers(review, answers);
   showModel(review, model);
+  showAids();
   note("saved", saved ? say("review.saved", { answer: answerName(review, saved) }) : "");
 }
 
@@ -73,6 +78,7 @@ async function visit(id) {
   note("problem", "");
   comment.value = drafts.get(id) ?? shown.answer?.comment ?? "";
   element("picture").removeAttribute("src");
+  hideAids(shown);
   showImage();
   showPicture(id);
 }
@@ -86,6 +92,8 @@ async function showPicture(id) {
     element("picture").src = url;
     await element("picture").decode();
     if (shown.image_id !== id) return;
+    const { naturalWidth, naturalHeight } = element("picture");
+    element("frame").style.setProperty("--ratio", naturalWidth / naturalHeight);
     isReady = true;
     const place = say("review.place", { place: shown.place, images: review.images });
     announce(`${element("saved").textContent} ${place}`);
@@ -167,6 +175,11 @@ addEventListener("beforeunload", (event) => {
 
 // --- controls ----------------------------------------------------------------------------------------------------
 
+/** Shows or hides an aid; as with an answer, the photo must be visible. */
+function askFor(aid) {
+  if (isReady) toggleAid(aid);
+}
+
 /** Key of an event; with a Korean layout, the Latin letter of its place. */
 function keyOf({ key, code }) {
   return /^[\x20-\x7e]$|^Arrow/.test(key) ? key.toLowerCase() : code.replace(/^Key/, "").toLowerCase();
@@ -185,12 +198,14 @@ document.addEventListener("keydown", (event) => {
   else if (key === "arrowleft") move("previous");
   else if (key === "arrowright") move("next");
   else if (key === "c") comment.focus();
+  else if (key in AID_KEYS) askFor(AID_KEYS[key]);
   else return;
   event.preventDefault();
 });
 
 element("previous").addEventListener("click", () => move("previous"));
 element("next").addEventListener("click", () => move("next"));
+for (const aid of Object.values(AID_KEYS)) element(`${aid}-toggle`).addEventListener("click", () => askFor(aid));
 element("again").addEventListener("click", () => visit(review.first));
 
 for (const button of document.querySelectorAll("[data-language]")) {
@@ -203,6 +218,7 @@ for (const button of document.querySelectorAll("[data-language]")) {
 speak();
 try {
   review = await call("/review");
+  offerAids(review);
   speak();
   const first = review.first_open ?? (review.answered_too && review.first);
   if (first) await visit(first);

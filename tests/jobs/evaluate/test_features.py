@@ -1,10 +1,10 @@
-"""The features of the linear probe: the input of the classifier."""
+"""Features of images: the input of the classifier."""
 
 import numpy as np
 import torch
 
 from jobs.common.inference import Computation
-from jobs.evaluate.probe import AddFeatures
+from jobs.evaluate.features import AddFeatures
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.models.architecture import load_model, normalize
 

@@ -1,0 +1,185 @@
+"""The model's view of an image: who sees it, what is recorded, and what it shows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from jobs.review import neighbors
+from jobs.review.app import NEIGHBOR_SIDE, create_app
+from scalp_core import storage
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.datasets import manifest
+from scalp_core.errors import UserError
+from scalp_core.labels.log import Answer, read_labels
+from tests.support.images import jpeg
+from tests.support.reviewing import ids, open_review, write_run, write_training_images
+
+IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("review")
+
+
+@pytest.fixture(scope="module")
+def graded(root, bundle):
+    return write_run(root, IMAGES, load_bundle(str(bundle)).spec.model_version)
+
+
+@pytest.fixture(scope="module")
+def data(root):
+    return write_training_images(root, 40)
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return str(tmp_path / "labels")
+
+
+def visit(session):
+    client = TestClient(create_app(session, "secret", 8001), base_url="http://127.0.0.1:8001")
+    client.get("/?token=secret")
+    return client
+
+
+def reveal(client, image):
+    return client.post(f"/images/{image}/reveal", json={})
+
+
+def test_a_heatmap_is_sent_after_the_reader_asked_and_the_answer_is_marked(graded, labels, bundle):
+    client = visit(session := open_review(graded, labels, bundle=str(bundle)))
+    first, second, *_ = ids(session)
+    assert client.get("/review").json()["resize"] == "squash"
+    refused = client.get(f"/images/{first}/heatmap")
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_revealed")
+    assert client.get(f"/images/{first}").json()["saw_model"] is False
+    assert reveal(client, first).json() == {"saw_model": True}
+    answer = client.get(f"/images/{first}/heatmap")
+    assert answer.headers["content-type"] == "image/png"
+    heat = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert heat.shape == (64, 64, 4) and heat[..., 3].max() == 255
+    assert client.get(f"/images/{second}/heatmap").status_code == 409
+    client.post(f"/images/{first}/answer", json={"grade": 1})
+    client.post(f"/images/{second}/answer", json={"grade": 1})
+    assert [label.saw_model for label in read_labels(labels)] == [True, False]
+
+
+def test_an_answer_of_a_later_session_is_marked_too(graded, labels, bundle):
+    session = open_review(graded, labels, bundle=str(bundle))
+    first, second, *_ = ids(session)
+    session.answer(first, Answer(grade=0))
+    session.reveal(first)
+    session.reveal(second)
+    later = open_review(graded, labels, answered_too=True)  # also one without the view of the model
+    later.answer(first, Answer(grade=1))
+    later.answer(second, Answer(grade=1))
+    other = open_review(graded, labels, "lee")
+    other.answer(second, Answer(grade=1))
+    assert [label.saw_model for label in read_labels(labels)] == [False, True, True, False]
+
+
+def test_a_correction_after_a_review_with_the_model_in_view_is_marked(graded, labels):
+    open_review(graded, labels, show_model=True).answer(ids(open_review(graded, labels))[0], Answer(grade=1))
+    blind = open_review(graded, labels, answered_too=True)
+    blind.answer(ids(blind)[0], Answer(grade=2))
+    assert [label.saw_model for label in read_labels(labels)] == [True, True]
+
+
+def test_the_view_is_not_sent_if_it_cannot_be_recorded(graded, labels, bundle, monkeypatch):
+    def full(*_):
+        raise UserError("the disk is full; free some")
+
+    client = visit(session := open_review(graded, labels, bundle=str(bundle)))
+    first = ids(session)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", full)
+        assert reveal(client, first).json()["code"] == "not_saved"
+    assert client.get(f"/images/{first}/heatmap").status_code == 409
+    assert client.post(f"/images/{first}/reveal", content="x").status_code == 415
+
+
+def test_similar_training_images_come_with_their_grades(graded, labels, bundle, data):
+    client = visit(session := open_review(graded, labels, bundle=str(bundle), neighbors=data))
+    assert client.get("/review").json()["has_neighbors"] is True
+    rows = manifest.select_split(manifest.read_manifest(data), "train").to_pylist()
+    train, twins = {row["uri"] for row in rows}, 0
+    for number, image in enumerate(ids(session)):
+        assert client.get(f"/images/{image}/neighbors").status_code == 409
+        reveal(client, image)
+        alike = client.get(f"/images/{image}/neighbors").json()["neighbors"]
+        assert len(alike) == neighbors.COUNT
+        places = [Path(neighbor.location.uri) for neighbor in session.neighbors(image)]
+        assert [int(place.parent.name) for place in places] == [neighbor["grade"] for neighbor in alike]
+        assert train.issuperset(map(str, places))
+        twin = places[0].parents[1] / f"{number % 4}/{number:02d}.jpg"  # the same pixels in other bytes
+        if str(twin) in train:
+            twins += 1
+            assert places[0] == twin
+        picture = client.get(f"/images/{image}/neighbors/0")
+        assert max(Image.open(io.BytesIO(picture.content)).size) <= NEIGHBOR_SIDE
+        assert client.get(f"/images/{image}/neighbors/{neighbors.COUNT}").status_code == 404
+    assert twins
+
+
+def test_features_are_computed_once(graded, labels, bundle, data, monkeypatch):
+    first = open_review(graded, labels, bundle=str(bundle), neighbors=data)
+    image = ids(first)[0]
+    first.reveal(image)
+
+    def compute(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(neighbors, "iterate_features", compute)
+    second = open_review(graded, labels, bundle=str(bundle), neighbors=data)
+    assert second.neighbors(image) == first.neighbors(image)
+
+
+def test_pieces_give_the_neighbors_of_one_comparison(graded, labels, bundle, data, tmp_path, monkeypatch):
+    whole = open_review(graded, labels, bundle=str(bundle), neighbors=data)
+    monkeypatch.setattr(neighbors, "_PIECE", 5)
+    pieces = open_review(graded, str(tmp_path / "others"), bundle=str(bundle), neighbors=data)
+    for image in ids(whole):
+        whole.reveal(image)
+        pieces.reveal(image)
+        assert pieces.neighbors(image) == whole.neighbors(image)
+
+
+def test_an_image_that_cannot_be_read_has_no_neighbors(tmp_path, labels, bundle, data, capsys):
+    graded = write_run(tmp_path, 4, load_bundle(str(bundle)).spec.model_version)
+    first = ids(session := open_review(graded, labels))[0]
+    storage.write(session.location(first).uri, jpeg(99))
+    session = open_review(graded, labels, bundle=str(bundle), neighbors=data)
+    assert "1 of 4 images of the queue cannot be read" in capsys.readouterr().out
+    session.reveal(first)
+    assert session.neighbors(first) == []
+    assert visit(session).get(f"/images/{first}/heatmap").json()["code"] == "changed"
+
+
+def test_a_review_without_the_view_offers_none(graded, labels):
+    client = visit(session := open_review(graded, labels))
+    described = client.get("/review").json()
+    assert (described["resize"], described["has_neighbors"]) == (None, False)
+    image = ids(session)[0]
+    reveal(client, image)
+    for path in ("heatmap", "neighbors", "neighbors/0"):
+        assert client.get(f"/images/{image}/{path}").status_code == 409
+
+
+def test_mistakes_are_reported_before_labels_is_made(root, graded, labels, bundle, data, tmp_path):
+    with pytest.raises(UserError, match="add --bundle BUNDLE"):
+        open_review(graded, labels, neighbors=data)
+    other = write_run(tmp_path, 4)
+    with pytest.raises(UserError, match="but made graded the images; give the bundle of the run"):
+        open_review(other, labels, bundle=str(bundle))
+    with pytest.raises(UserError, match=r"has no data\.json"):
+        open_review(graded, labels, bundle=str(bundle), neighbors=f"{root}/training")
+    with pytest.raises(UserError, match="is in the source"):
+        open_review(graded, f"{data}/labels", bundle=str(bundle), neighbors=data)
+    assert not storage.exists(labels)
