@@ -29,7 +29,7 @@ from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import MAX_DROP
 from scalp_core.evaluation.paired import METRICS
 from scalp_core.inference.predictor import Device
-from scalp_core.labels.decisions import Answers
+from scalp_core.labels.decisions import Answers, Conflicts
 from scalp_core.labels.log import is_label_log, read_labels
 from scalp_core.models.recipe import recipe_of_bundle
 from scalp_core.storage import outputs
@@ -49,6 +49,7 @@ class RoundOptions:
         workers: As in `train`.
         device: Device of training and evaluation.
         blind_only: Leave out answers given while the reader saw the answer of the model.
+        conflicts: What becomes of images on which readers differ, as in `prepare`.
         promote: Whether to promote the new version.
         max_drop: As in `models.driver.promote`.
         why: Reason of the promotion, for the history.
@@ -61,6 +62,7 @@ class RoundOptions:
     promote: bool = False
     max_drop: float = MAX_DROP
     why: str = ""
+    conflicts: Conflicts = "adjudicate"
 
 
 def improve(
@@ -103,13 +105,15 @@ def improve(
         "labels": labels,
         "data_sha256": spec.sha256,
         "blind_only": options.blind_only,
+        # None, so that rounds of earlier versions are recognized.
+        "conflicts": None if options.conflicts == "adjudicate" else options.conflicts,
         "recipe": recipe.model_dump(mode="json"),
     }
     if known and (changed := [key for key in identity if known.get(key) != identity[key]]):
         raise UserError(f"{out} holds a round with another {', '.join(changed)}; choose another OUT")
     extended = storage.join(out, "data")
     if not known:
-        _check_labels(labels, data, options.blind_only)
+        _check_labels(labels, data, options)
     _check_policy(store, name, data, spec, options)
     note = _check_seen(store.spec(name, version), spec, before, data)
     with outputs.open_output(out, KIND, [labels, data]):
@@ -117,7 +121,14 @@ def improve(
         if note:
             console.print(note)
         _step(f"labels of {labels}")
-        prepare(labels, extended, Options(extend=data), blind_only=options.blind_only, executor=executor)
+        prepare(
+            labels,
+            extended,
+            Options(extend=data),
+            blind_only=options.blind_only,
+            conflicts=options.conflicts,
+            executor=executor,
+        )
         _step(f"training after {before}")
         run = storage.join(out, "train", name)
         train(extended, run, recipe, options.workers, options.device)
@@ -154,7 +165,7 @@ def _step(title: str) -> None:
     console.rule(Text(title, "bold"), align="left")
 
 
-def _check_labels(labels: str, data: str, blind_only: bool) -> None:
+def _check_labels(labels: str, data: str, options: RoundOptions) -> None:
     """Check that the log labels an image that is not in the data.
 
     Raises:
@@ -163,7 +174,8 @@ def _check_labels(labels: str, data: str, blind_only: bool) -> None:
     if not is_label_log(labels):
         raise UserError(f"{labels} is not a label log; give LABELS of scalp review GRADED LABELS")
     images = set(manifest.read_manifest(data)["sha256"].to_pylist())
-    rows = list(reviewed.read_rows(Answers(read_labels(labels), blind_only), images))
+    answers = Answers(read_labels(labels), options.blind_only, options.conflicts)
+    rows = list(reviewed.read_rows(answers, images))
     if not any(row["code"] is None for row in rows):
         raise UserError(
             f"{labels} labels no image that is not in {data} ({len(rows)} images were reviewed); review more "

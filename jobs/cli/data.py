@@ -111,6 +111,13 @@ def prepare(
             "for an evaluation of that model",
         ),
     ] = False,
+    conflicts: Annotated[
+        Literal["adjudicate", "soft"],
+        typer.Option(
+            help="of a label log, images on which readers differ and none decides: adjudicate (left out "
+            "until scalp review --adjudicate) or soft (label: share of the readers per grade; train alone)"
+        ),
+    ] = "adjudicate",
     local: LocalOption = False,
 ) -> None:
     """Prepare a labeled data set: deduplicate, split by microscope, and report label and image problems.
@@ -124,7 +131,15 @@ def prepare(
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
     executor = make_executor(local)
-    verb(source, out, options, retry_failed=retry_failed, blind_only=blind_only, executor=executor)
+    verb(
+        source,
+        out,
+        options,
+        retry_failed=retry_failed,
+        blind_only=blind_only,
+        conflicts=conflicts,
+        executor=executor,
+    )
 
 
 def pseudonymize(

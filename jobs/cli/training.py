@@ -229,6 +229,13 @@ def improve(
         bool,
         typer.Option("--blind-only", help="leave out answers that a reader gave while seeing the model's"),
     ] = False,
+    conflicts: Annotated[
+        Literal["adjudicate", "soft"],
+        typer.Option(
+            help="images on which readers differ and none decides: adjudicate (left out until "
+            "scalp review --adjudicate) or soft (label: share of the readers per grade)"
+        ),
+    ] = "adjudicate",
     set_: SetOption = [],  # noqa: B006
     json_: JsonOption = False,
 ) -> None:
@@ -242,7 +249,7 @@ def improve(
     from jobs.improve import improve as verb
 
     worker_range = None if workers == "auto" else parse_range("--workers", workers)
-    options = RoundOptions(tuple(set_), worker_range, device, blind_only, promote, max_drop, why)
+    options = RoundOptions(tuple(set_), worker_range, device, blind_only, promote, max_drop, why, conflicts)
     summary = verb(model, labels, data, out, options)
     if json_:
         print_json(summary)

@@ -41,6 +41,7 @@ from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.manifest import SPLITS, DataSpec, ReviewedLabels
 from scalp_core.errors import SourceError, UserError
 from scalp_core.grades import SYMPTOMS
+from scalp_core.labels.decisions import Conflicts
 from scalp_core.labels.log import is_label_log
 from scalp_core.reports import data as data_report
 from scalp_core.storage import outputs
@@ -63,6 +64,7 @@ def prepare(
     *,
     retry_failed: bool = False,
     blind_only: bool = False,
+    conflicts: Conflicts = "adjudicate",
     executor: Executor | None = None,
 ) -> dict[str, Any]:
     """List, examine and audit a source.
@@ -74,6 +76,7 @@ def prepare(
         options: Labels and splits.
         retry_failed: Read objects again that a finished run could not fetch.
         blind_only: Of a label log, leave out answers given while the reader saw the answer of the model.
+        conflicts: Of a label log, what becomes of images on which readers differ, as for `decisions.Answers`.
         executor: Runs the steps; default: Ray.
 
     Returns:
@@ -91,6 +94,7 @@ def prepare(
     identity = {
         "source": source,
         "blind_only": blind_only or None,
+        "conflicts": None if conflicts == "adjudicate" else conflicts,
         **vars(options),
         "keys": list(options.keys),
     }
@@ -101,6 +105,8 @@ def prepare(
     is_log = is_label_log(source)
     if blind_only and not is_log:
         raise UserError(f"--blind-only: {source} is not a label log of scalp review; omit the option")
+    if conflicts != "adjudicate" and not is_log:
+        raise UserError(f"--conflicts: {source} is not a label log of scalp review; omit the option")
     if executor is None:
         from jobs.common.ray_executor import RayExecutor  # slow to import
 
@@ -113,7 +119,11 @@ def prepare(
         parent = source.rpartition("/")[0]  # only names below it may contain a grade
         examine = partial(examine_shard, output.scratch, parent)
         lists = (
-            partial(executor.map, partial(list_labels, output.scratch, blind_only, options.extend), [source])
+            partial(
+                executor.map,
+                partial(list_labels, output.scratch, blind_only, conflicts, options.extend),
+                [source],
+            )
             if is_log
             else partial(executor.map, partial(list_roots, output.scratch), split_roots(roots))
         )
@@ -233,11 +243,11 @@ def _record_labels(
 def _read_finished(out: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Read the summary of a finished run; refuse another source or, if finished, other options.
 
-    Examined shards of an unfinished run are reused with other options, except `blind_only`.
+    Examined shards of an unfinished run are reused with other options, except `blind_only` and `conflicts`.
     """
     known = read_json(storage.join(out, _IDENTITY_FILE)) or identity
     finished = storage.exists(storage.join(out, manifest.SPEC_FILE))
-    matters = list(identity) if finished else ["source", "blind_only"]
+    matters = list(identity) if finished else ["source", "blind_only", "conflicts"]
     if changed := [name for name in matters if known.get(name) != identity[name]]:
         raise UserError(
             f"{out} holds data prepared with another {', '.join(changed)}; choose another output directory"
@@ -356,6 +366,7 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
     rows: dict[str, Any] = {
         "images": summary["photographs"],
         "left out": summary["dropped"],
+        **({"soft labels": spec.soft_labels} if spec.soft_labels else {}),
         **_agreement(summary.get("label_log")),
         "found": {word: count for word, count in summary["findings"].items() if count},
     }

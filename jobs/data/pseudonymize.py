@@ -105,7 +105,12 @@ def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) ->
         storage.remove_file(storage.join(out, uri))  # written above
     manifest.write_manifest(out, rows)
     new_spec = spec.model_copy(
-        update={"source": "pseudonymized", "sha256": manifest.fingerprint(rows), "photographs": rows.num_rows}
+        update={
+            "source": "pseudonymized",
+            "sha256": manifest.fingerprint(rows),
+            "photographs": rows.num_rows,
+            "soft_labels": rows.num_rows - rows["soft_label"].null_count,
+        }
     )
     manifest.write_spec(out, new_spec)
     suffixes = [uri.rsplit(".", 1)[-1] for uri in rows["uri"].to_pylist()]

@@ -20,7 +20,7 @@ from scalp_core import storage
 from scalp_core.datasets import manifest, reviewed, scan, tables
 from scalp_core.datasets.examination import Examination, examine, read_content
 from scalp_core.datasets.scan import Root
-from scalp_core.labels.decisions import Answers
+from scalp_core.labels.decisions import Answers, Conflicts
 from scalp_core.labels.log import read_labels
 from scalp_core.storage import parquet
 
@@ -47,14 +47,16 @@ def list_roots(work: str, part: tuple[int, list[Root]]) -> dict[str, int]:
         return write_listed(work, number, objects)
 
 
-def list_labels(work: str, blind_only: bool, extended: str | None, log: str) -> dict[str, int]:
+def list_labels(
+    work: str, blind_only: bool, conflicts: Conflicts, extended: str | None, log: str
+) -> dict[str, int]:
     """List the images of a label log as `list_roots` does, and summarize its readers in `READERS_FILE`.
 
     With `extended`, prepared data, its images are listed too.
     """
     with storage.retry_timeout(RETRY_TIMEOUT_S):
         labels = read_labels(log)
-        answers = Answers(labels, blind_only)
+        answers = Answers(labels, blind_only, conflicts)
         summary = json.dumps(reviewed.summarize(labels, answers), ensure_ascii=False)
         storage.write(storage.join(work, READERS_FILE), summary.encode())
         if extended is None:

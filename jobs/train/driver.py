@@ -71,8 +71,9 @@ class SoftLabels(NamedTuple):
     by_image: dict[str, np.ndarray]
 
     def of(self, rows: pa.Table) -> np.ndarray:
-        """Soft labels of manifest rows, float32 (N, 4)."""
-        return np.stack([self.by_image[image_id] for image_id in rows["image_id"].to_pylist()])
+        """Soft labels of manifest rows, float32 (N, 4); rows with a soft label of readers keep it."""
+        labels = zip(rows["image_id"].to_pylist(), rows["soft_label"].to_pylist(), strict=True)
+        return np.array([soft or self.by_image[image_id] for image_id, soft in labels], np.float32)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _train(
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
         table = manifest.apply_fold(table, fold, hold_out_val)
-    splits = {name: manifest.select_split(table, name) for name in ("train", "val")}
+    splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
     identity = identify(recipe, data_spec, fold, hold_out_val)
     if soft_labels:
         identity["teachers"] = list(soft_labels.teachers.models)

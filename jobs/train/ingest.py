@@ -19,6 +19,7 @@ from ray.data import DataContext, Dataset, ExecutionResources
 from cluster.resources import Cluster
 from jobs.common.images import Columns, LoadForTraining, select_locations, without_nulls
 from jobs.common.ray_executor import make_dataset
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochPlan, EpochSettings, RankBatch, images_per_epoch, plan_epoch
@@ -78,17 +79,29 @@ def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSo
     Returns:
         The images, and a dataset that must stay alive as long as they are used.
     """
-    rows = select_locations(rows, "label")
     labels = np.array(rows["label"].to_pylist(), np.int8)
+    soft_labels = _soft_labels(rows, labels)
+    rows = select_locations(rows, "label")
     table = make_dataset(rows, _ROWS_PER_BLOCK)
     reference = ray.put(_combine_chunks(rows))
     if rows.num_rows * spec.size * spec.size * 3 > budget:
-        return ImageSource(labels, reference, spec, None), None
+        return ImageSource(labels, reference, spec, None, soft_labels), None
     decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_PER_BLOCK)
     decoded.context.execution_options.preserve_order = True
     decoded = decoded.materialize()
     blocks = [block for bundle in decoded.iter_internal_ref_bundles() for block in bundle.block_refs]
-    return ImageSource(labels, reference, spec, blocks), decoded
+    return ImageSource(labels, reference, spec, blocks, soft_labels), decoded
+
+
+def _soft_labels(rows: pa.Table, labels: np.ndarray) -> np.ndarray | None:
+    """Soft labels of manifest rows, certain for the others, float32 (N, 4); None if no label is soft."""
+    if "soft_label" not in rows.column_names or rows["soft_label"].null_count == rows.num_rows:
+        return None
+    soft_labels = np.eye(NUM_GRADES, dtype=np.float32)[labels]
+    for row, soft in enumerate(rows["soft_label"].to_pylist()):
+        if soft:
+            soft_labels[row] = soft
+    return soft_labels
 
 
 def cache_splits(

@@ -85,7 +85,7 @@ def tune(
     out, started = storage.absolute(out), time.monotonic()
     outputs.check_output(out, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    splits = {name: manifest.select_split(table, name) for name in ("train", "val")}
+    splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
     # `draw_seed` proposes trials; the seed of training is in the recipe.
     identity = {
         "recipe": recipe.model_dump(),

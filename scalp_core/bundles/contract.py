@@ -160,7 +160,9 @@ class Training(BaseModel):
     workers: int = Field(description="data-parallel workers")
     best_epoch: int = Field(description="epoch with the best validation kappa, from 1")
     data_sha256: str = Field(description="hash of the training manifest")
-    grade_counts: list[int] = Field(description="training images per grade")
+    grade_counts: list[int] = Field(
+        description="training images per grade; an image with a soft label counts for its likeliest grade"
+    )
     grade_mix_limit: float | None = Field(
         None,
         description="population stability index of the grade mix that 95 % of the training groups keep, each "

@@ -79,6 +79,7 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
             split=record,
             photographs=tables.number("select count(*) from kept"),
             sha256=tables.fingerprint(),
+            soft_labels=tables.number("select count(soft_label) from kept"),
             synthetic=tables.number("select count(*) from object where synthetic") > 0,
         )
         new_images = tables.number("select count(*) from kept anti join extended using (sha256)")
@@ -157,6 +158,7 @@ def _divide(tables: AuditTables, near: np.ndarray, task: str, options: Options) 
         parts[kept] = splits.extend_splits(tables.known_splits(ids)[kept], groups.of_row[kept])
     else:
         parts = _split_rows(method, labels, kept, groups.of_row, rows["part"], options)
+    parts[rows["is_soft"] & ((parts == "val") | (parts == "test"))] = "not_soft"
     folds = np.full(len(ids), -1)
     if options.folds and method != "none":
         pool = (parts == "train") | (parts == "val")

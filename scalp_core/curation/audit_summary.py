@@ -60,7 +60,7 @@ def count_all(tables: AuditTables) -> dict[str, Any]:
             for number in range(tables.number("select coalesce(max(fold) + 1, 0) from kept"))
         ],
         "by_grade": _grades(tables, ""),
-        "unlabelled": tables.number("select count(*) from kept where label is null"),
+        "unlabelled": tables.number("select count(*) from kept where label is null and soft_label is null"),
         "dropped_other": tables.count(_DROPPED_OTHERS),
         "could_not_be_fetched": tables.number("select count(*) from object where code = 'fetch_failed'"),
         "by": {

@@ -292,6 +292,7 @@ class AuditTables:
         )
         rows: dict[str, np.ndarray] = self._sql.sql(f"""
             select id, reason is null as kept, coalesce(label, 0) as label, hash is null as is_flat,
+                soft_label is not null as is_soft,
                 case part when 'Training' then 1 when 'Validation' then 2 else 0 end::int8 as part, {hashes}
             from photo where reason is null or reason = 'duplicate_content' order by id
         """).fetchnumpy()
@@ -299,7 +300,7 @@ class AuditTables:
 
     def fingerprint(self) -> str:
         """Compute `manifest.fingerprint` of the kept images in constant memory."""
-        rows = self._sql.sql("select sha256, label, split, fold from kept")
+        rows = self._sql.sql("select sha256, label, soft_label, split, fold from kept")
         return manifest.fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
@@ -313,6 +314,11 @@ class AuditTables:
             update photo set reason = 'held_out_group', detail = 'its group is in val or test of the data'
             from assigned where photo.id = assigned.id and reason is null and assigned.split = 'held_out'
         """)
+        self._sql.execute("""
+            update photo set reason = 'readers_differ',
+                detail = 'its group is in val or test, whose labels are not soft'
+            from assigned where photo.id = assigned.id and reason is null and assigned.split = 'not_soft'
+        """)
         first = ", ".join(
             f"min({key})" for name, key in _GROUP_KEYS.items() if name == "given_group" or name in keys
         )
@@ -323,7 +329,8 @@ class AuditTables:
                 from photo join assigned using (id) group by component
             )
             select substr(sha256, 1, {manifest.ID_DIGITS}) as image_id, uri, member, sha256, width, height,
-                label, labels, site, device, captured_at, position, known_sex as sex, known_age as age,
+                if(soft_label is null, label, null) as label, soft_label, labels, site, device, captured_at,
+                position, known_sex as sex, known_age as age,
                 "group", cast(fold as tinyint) as fold, split, part as source_note,
                 byte_offset, byte_length, compression, photo.id, component
             from photo join assigned using (id) join named using (component)

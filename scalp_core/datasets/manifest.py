@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import Literal
@@ -38,7 +38,8 @@ SCHEMA = pa.schema(
         "sha256": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "label": pa.int8(),  # null if unlabelled
+        "label": pa.int8(),  # null if unlabelled, or if the label is soft
+        "soft_label": pa.list_(pa.float32()),  # probability of each grade, for training alone; else null
         "labels": pa.list_(pa.int8()),  # six symptoms, in the order of grades.SYMPTOMS
         "site": pa.string(),
         "device": pa.string(),
@@ -58,6 +59,8 @@ SCHEMA = pa.schema(
 
 # 80 bits: the probability of a collision among a billion ids is below one in a million.
 ID_DIGITS = 20
+# Columns that manifests of earlier versions lack; they are null there.
+_LATER_COLUMNS = ("soft_label",)
 _NO_SPLIT = "__HIVE_DEFAULT_PARTITION__"
 _ROWS_A_FILE = 250_000
 _ROWS_A_GROUP = 25_000
@@ -132,6 +135,7 @@ class DataSpec(BaseModel):
     split: SplitSpec
     photographs: int
     sha256: str = Field(description="fingerprint of contents, labels and splits")
+    soft_labels: int = Field(0, description="training images with a soft label")
     synthetic: bool = Field(False, description="whether some images are from scalp synth")
     reviews: tuple[ReviewedLabels, ...] = Field((), description="label logs among the labels, oldest first")
     extends: tuple[str, ...] = Field(
@@ -164,16 +168,25 @@ def location_id(location: Location) -> str:
 def fingerprint(rows: pa.Table | pa.RecordBatchReader) -> str:
     """Fingerprint contents, labels and splits, independent of the order of rows, in constant memory.
 
-    It is the sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`.
+    It is the sum, modulo 2**256, of the SHA-256 of each row's `sha256,label,split,fold`, followed by a comma
+    and the soft label, `0.5;0.5;0;0`, if it has one.
     """
     total = 0
     for batch in rows.to_batches(_ROWS_A_DIGEST) if isinstance(rows, pa.Table) else rows:
         columns = [pc.fill_null(batch[name].cast(pa.string()), "") for name in _FINGERPRINTED]
-        lines = pc.binary_join_element_wise(*columns, ",").cast(pa.binary()).to_pylist()
+        lines = pc.binary_join_element_wise(*columns, ",")
+        if batch["soft_label"].null_count < batch.num_rows:
+            lines = pc.binary_join_element_wise(lines, _soft_label_suffixes(batch["soft_label"]), "")
+        lines = lines.cast(pa.binary()).to_pylist()
         digests = b"".join([hashlib.sha256(line).digest() for line in lines])
         words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
         total += sum(int(word) << 32 * place for place, word in enumerate(words))
     return f"{total % 2**256:064x}"
+
+
+def _soft_label_suffixes(column: pa.Array) -> pa.Array:
+    values = column.to_pylist()
+    return pa.array([f",{';'.join(f'{part:g}' for part in soft)}" if soft else "" for soft in values])
 
 
 def write_manifest(data: str, rows: pa.RecordBatchReader | pa.Table) -> None:
@@ -262,6 +275,9 @@ def read_manifest(data: str) -> pa.Table:
     partitions = pads.partitioning(pa.schema({"split": pa.string()}), flavor="hive")
     with storage.explain_errors(uri):
         table = parquet.dataset(uri, partitioning=partitions).to_table()
+    for name in _LATER_COLUMNS:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise UserError(f"{uri} lacks the columns {', '.join(missing)}; run scalp prepare again")
@@ -296,8 +312,27 @@ def _resolved(uris: pa.ChunkedArray, data: str) -> pa.ChunkedArray:
     return pc.if_else(relative, pc.binary_join_element_wise(data, uris, "/"), uris)
 
 
+def likeliest_grade(soft: Sequence[float]) -> int:
+    """Return the likeliest grade of a soft label, the lowest of equals."""
+    return max(range(len(soft)), key=soft.__getitem__)
+
+
+def select_training(table: pa.Table) -> pa.Table:
+    """Select the rows of the train split; the `label` of one with a soft label becomes its likeliest grade.
+
+    Raises:
+        UserError: the split has no label.
+    """
+    if table["soft_label"].null_count < table.num_rows:
+        softs = table["soft_label"].to_pylist()
+        likeliest = pa.array([likeliest_grade(soft) if soft else None for soft in softs], pa.int8())
+        labels = pc.coalesce(table["label"], likeliest)
+        table = table.set_column(table.column_names.index("label"), "label", labels)
+    return select_split(table, "train")
+
+
 def select_split(table: pa.Table, name: str) -> pa.Table:
-    """Select the labeled rows of one split.
+    """Select the labeled rows of one split; a soft label is none.
 
     Raises:
         UserError: the split is empty.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from scalp_core.datasets.manifest import likeliest_grade
 from scalp_core.labels.agreement import measure_agreement
 from scalp_core.labels.decisions import LEFT_OUT, Answers
 from scalp_core.labels.log import Label, hash_labels
@@ -19,9 +20,10 @@ def read_rows(answers: Answers, known: Collection[str] = ()) -> Iterator[dict[st
         answers: Answers of the log.
         known: sha256 of the images that the data has already; their answers are left out.
     """
-    for label, code, _, detail in answers.decisions():
+    for label, code, _, detail, soft in answers.decisions():
         if label.sha256 in known:
-            code, detail = ALREADY_IN_DATA, "its label there counts"
+            code, detail, soft = ALREADY_IN_DATA, "its label there counts", None
+        grade = likeliest_grade(soft) if soft else label.grade
         yield {
             "uri": label.uri,
             "member": label.member,
@@ -29,7 +31,8 @@ def read_rows(answers: Answers, known: Collection[str] = ()) -> Iterator[dict[st
             "code": code,
             "error": detail or LEFT_OUT[code] if code else None,
             "kind": "photograph",
-            "label": label.grade if code is None else None,
+            "label": grade if code is None else None,
+            "soft_label": soft,
             "group": label.group,
             "sha256": label.sha256,  # a file that has changed since its review is refused
         }

@@ -34,6 +34,7 @@ LISTED = pa.schema(
         "error": pa.string(),
         "kind": pa.string(),  # photograph for a table's row; null: by the name
         "label": pa.int8(),  # label and group in a table's row
+        "soft_label": pa.list_(pa.float32()),  # as in a manifest's row; `label` is its likeliest grade
         "group": pa.string(),
         "version": pa.string(),  # version of the file, which changes with its content
         "byte_offset": pa.int64(),  # these four: as in a manifest's row
@@ -57,6 +58,7 @@ EXAMINED = pa.schema(
         "folder_grade": pa.int8(),
         "class_grade": pa.int8(),
         "given_label": pa.int8(),
+        "soft_label": pa.list_(pa.float32()),
         "given_group": pa.string(),
         "site": pa.string(),
         "device": pa.string(),

@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scalp_core import storage
+from scalp_core.datasets.manifest import likeliest_grade
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 
@@ -55,6 +56,7 @@ def read_rows(table: str) -> Iterator[dict[str, Any]]:
         wanted = _columns(table, batch.schema)
         if set(PLACE_COLUMNS) <= set(batch.schema.names):
             wanted |= {name: name for name in PLACE_COLUMNS}
+            wanted |= {name: name for name in batch.schema.names if name == "soft_label"}
         for row in batch.select(list(wanted.values())).to_pylist():
             yield _row({key: row[name] for key, name in wanted.items()}, folder)
 
@@ -84,6 +86,7 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
     label = parse_grade(text.removesuffix(".0"))  # pandas writes integers next to empty cells as floats
     if label is None and text.lower() not in _NO_LABEL:
         code, error = "bad_label", f"label {text!r} is not a grade: 0 to 3, or a grade's name"
+    soft = row.get("soft_label")
     return {
         "uri": full,
         "member": str(row["member"]) if row.get("member") else None,
@@ -91,7 +94,8 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "code": code,
         "error": error,
         "kind": "photograph",
-        "label": label,
+        "label": likeliest_grade(soft) if soft else label,
+        "soft_label": soft,
         "group": None if row.get("group") in (None, "") else str(row["group"]),
         **{name: row.get(name) for name in PLACE_COLUMNS},
     }

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from scalp_core.grades import NUM_GRADES
 from scalp_core.labels.log import REASONS, Label
+
+Conflicts = Literal["adjudicate", "soft"]
+"""What becomes of an image on which readers differ, and that none decides: left out, or a soft label."""
 
 READERS_DIFFER = "readers_differ"
 SAW_MODEL = "saw_model"
@@ -25,6 +29,7 @@ class Decision(NamedTuple):
     code: str | None  # one of `LEFT_OUT`; None if the label's grade is valid
     saw_model: bool  # whether all readers whose answers led to it saw the answer of the model
     detail: str = ""  # the answers that differ
+    soft: tuple[float, ...] | None = None  # share of the readers per grade, if the label is soft
 
 
 class Answers:
@@ -33,13 +38,18 @@ class Answers:
     Args:
         labels: Rows of a label log; of two answers of a reader about an image the later one in time counts.
         blind_only: Ignore answers given while the reader saw the answer of the model.
+        conflicts: `soft` gives an image on which readers differ the share of the readers per grade, if each
+            of them gave a grade and none decides; `adjudicate` leaves it out.
     """
 
-    def __init__(self, labels: Iterable[Label] = (), blind_only: bool = False) -> None:
+    def __init__(
+        self, labels: Iterable[Label] = (), blind_only: bool = False, conflicts: Conflicts = "adjudicate"
+    ) -> None:
         self.by_image: dict[str, dict[str, Label]] = {}  # sha256 -> reader -> independent answer
         self.deciding: dict[str, Label] = {}  # sha256 -> deciding answer
         self._ignored: dict[str, Label] = {}  # sha256 -> newest answer that was ignored
         self._blind_only = blind_only
+        self._conflicts = conflicts
         for label in labels:
             self.add(label)
 
@@ -74,7 +84,9 @@ class Answers:
         newest, saw_model = max(answers, key=lambda label: label.time), all(a.saw_model for a in answers)
         if self.differ(sha256):
             given = sorted(str(label.reason if label.grade is None else label.grade) for label in answers)
-            return Decision(newest, READERS_DIFFER, saw_model, f"answers {', '.join(given)}")
+            detail = f"answers {', '.join(given)}"
+            soft = _share_readers(answers) if self._conflicts == "soft" else None
+            return Decision(newest, None if soft else READERS_DIFFER, saw_model, detail, soft)
         return Decision(newest, newest.reason, saw_model)
 
     def count(self) -> dict[str, Any]:
@@ -93,6 +105,7 @@ class Answers:
         return {
             "images": with_grade + codes.total(),
             "with_grade": with_grade,
+            "soft": sum(decision.soft is not None for decision in decisions),
             "decided": len(self.deciding),
             "left_out": dict(codes.most_common()),
             "saw_model": sum(decision.code is None and decision.saw_model for decision in decisions),
@@ -100,6 +113,14 @@ class Answers:
                 reader: {name: counts[name] for name in names} for reader, counts in sorted(readers.items())
             },
         }
+
+
+def _share_readers(answers: Iterable[Label]) -> tuple[float, ...] | None:
+    """Share of the readers per grade; None if one of them gave none."""
+    grades = [label.grade for label in answers]
+    if None in grades:
+        return None
+    return tuple(grades.count(grade) / len(grades) for grade in range(NUM_GRADES))
 
 
 def _keep_newest(kept: dict[str, Label], key: str, label: Label) -> None:

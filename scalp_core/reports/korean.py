@@ -56,6 +56,7 @@ KOREAN = {
     "Pairs of images in different splits, by what they share:": "서로 다른 분할에 있는 이미지 쌍의 수(공유하는 항목별):",
     "Positions, people and microscopes": "부위, 사람, 현미경",
     "Readers": "판독자",
+    "Readers differ on {count} of these. In training, each grade has the share of the readers who gave it (soft labels).": "이 중 {count}장은 판독자들의 답이 다릅니다. 학습에는 등급별로 그렇게 답한 판독자의 비율을 라벨로 씁니다(소프트 라벨).",
     "SEEN IN CALIBRATION: scalp calibrate used these data; metrics may be too optimistic": "보정에 사용됨: scalp calibrate가 이 데이터를 사용했습니다. 지표가 실제보다 높을 수 있습니다",
     "SEEN IN TRAINING: epoch, temperature and grade sets were chosen on this split; metrics are too optimistic": "학습에 사용됨: 에폭, 온도, 등급 집합을 이 분할에서 골랐습니다. 지표가 실제보다 높게 나옵니다",
     "SEEN IN TRAINING: the model was trained on this split; metrics are too optimistic": "학습에 사용됨: 모델이 이 분할로 학습했습니다. 지표가 실제보다 높게 나옵니다",

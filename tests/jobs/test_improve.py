@@ -19,6 +19,7 @@ from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation.promotion_policy import POLICY_FILE
+from scalp_core.labels.log import read_labels
 from tests.support.bundles import make_bundle
 from tests.support.labels import columns, write_log
 from tests.support.preparing import picture
@@ -158,3 +159,18 @@ def test_a_log_without_a_new_label_is_refused(data, registry, trainings, tmp_pat
     with pytest.raises(UserError, match=r"labels no image that is not in \S+data \(1 images were reviewed\)"):
         improve(str(tmp_path / "labels"), data, tmp_path / "round")
     assert not (tmp_path / "round").exists()
+
+
+def test_readers_who_differ_give_soft_labels_by_a_setting(data, registry, labels, trainings, tmp_path):
+    second = [
+        columns(str(label.uri), "lee", (label.grade + 1) % 4, uri=label.uri, sha256=label.sha256)
+        for label in read_labels(labels)
+    ]
+    write_log(labels, second)
+    with pytest.raises(UserError, match="decide between readers with scalp review --adjudicate"):
+        improve(labels, data, tmp_path / "round")
+    improve(labels, data, tmp_path / "round", conflicts="soft")
+    ((trained_on, _, _),) = trainings
+    assert manifest.read_spec(trained_on).soft_labels == 6
+    with pytest.raises(UserError, match="holds a round with another conflicts"):
+        improve(labels, data, tmp_path / "round")

@@ -89,6 +89,23 @@ def test_a_second_round_adds_what_is_new(data, tmp_path):
     assert len(splits_of(str(tmp_path / "second"))) == IMAGES + 2
 
 
+def test_soft_labels_of_the_data_stay(data, tmp_path):
+    labels = write_labels(tmp_path, [None])
+    uri, digest = write_picture(tmp_path / "new", 100)
+    places = {"uri": uri, "sha256": digest, "image_id": digest[:20]}
+    write_log(labels, [columns("100", "lee", 1, **places)])
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    prepare(labels, first, Options(extend=data), conflicts="soft")
+    prepare(labels, second, Options(extend=first))
+    for prepared in (first, second):
+        soft = {
+            row["sha256"]: row for row in manifest.read_manifest(prepared).to_pylist() if row["soft_label"]
+        }
+        assert list(soft) == [digest]
+        assert soft[digest]["soft_label"] == [0, 0.5, 0, 0.5] and soft[digest]["label"] is None
+        assert manifest.read_spec(prepared).soft_labels == 1
+
+
 def test_an_image_of_the_data_that_is_lost_is_an_error(data, tmp_path):
     (tmp_path / "set" / "7.jpg").write_bytes(b"")
     with pytest.raises(SourceError, match=r"1 images of \S+data cannot be read, such as \S+7.jpg \(\w+\)"):

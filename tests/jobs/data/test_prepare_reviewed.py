@@ -84,6 +84,36 @@ def test_labels_given_with_the_model_in_view_can_be_left_out(reviewed, tmp_path)
         prepare(reviewed, data, OPTIONS)
 
 
+def test_conflicts_become_soft_labels_of_training_images(reviewed, tmp_path, capsys):
+    data = str(tmp_path / "data")
+    answers = []
+    for index in range(8, 20, 2):  # one image of six of the groups
+        uri = f"{tmp_path}/set/{index}.jpg"
+        digest = sha256(picture(index)).hexdigest()
+        places = {"uri": uri, "sha256": digest, "image_id": digest[:20], "group": f"p{index // 2}"}
+        answers.append(columns(str(index), "lee", 3 - index % 4, **places))
+    write_log(reviewed, answers)
+    summary = prepare(reviewed, data, OPTIONS, conflicts="soft")
+    rows = {row["uri"]: row for row in manifest.read_manifest(data).to_pylist()}
+    soft = {uri: row for uri, row in rows.items() if row["soft_label"]}
+    assert {row["split"] for row in soft.values()} == {"train"}
+    assert {row["label"] for row in soft.values()} == {None}
+    for uri, row in soft.items():
+        index = int(uri.rpartition("/")[2].removesuffix(".jpg"))
+        given = {index % 4, 3 if index == 0 else 3 - index % 4}
+        assert row["soft_label"] == [0.5 if grade in given else 0 for grade in range(4)]
+    assert all(row["label"] is not None for uri, row in rows.items() if uri not in soft)
+    # The others are in groups of val and test, and are left out as if none decided.
+    counted = summary["label_log"]["soft"]
+    assert counted == 7 and summary["soft_labels"] == len(soft)
+    assert 0 < len(soft) < counted and summary["dropped"]["readers_differ"] == counted - len(soft)
+    assert summary["unlabelled"] == 0
+    assert "Readers differ on 7 of these." in storage.read(f"{data}/report.html").decode()
+    assert "soft labels" in capsys.readouterr().out
+    with pytest.raises(UserError, match="prepared with another conflicts"):
+        prepare(reviewed, data, OPTIONS)
+
+
 def test_groups_by_path_are_for_images_without_one(reviewed, tmp_path):
     data = str(tmp_path / "data")
     by_name = Options(ratio="1:1:1", group_by=r"regex:/(\d)\d*\.jpg")
@@ -107,9 +137,11 @@ def test_a_log_without_an_agreed_label_says_what_to_do(tmp_path):
         prepare(labels, data, OPTIONS)
 
 
-def test_blind_only_is_refused_for_other_sources(tmp_path):
+def test_options_of_label_logs_are_refused_for_other_sources(tmp_path):
     storage.write(f"{tmp_path}/set/0/a.jpg", picture(0))
     done = run_scalp("prepare", tmp_path / "set", tmp_path / "data", "--blind-only", "--local")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --blind-only: {tmp_path}/set is not a label log of scalp review\n")
+    with pytest.raises(UserError, match="--conflicts: .* is not a label log"):
+        prepare(str(tmp_path / "set"), str(tmp_path / "data"), conflicts="soft")
     assert not storage.exists(f"{tmp_path}/data")

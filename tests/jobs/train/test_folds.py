@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,9 +17,10 @@ from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.ensemble import ENSEMBLE, MEAN
 from jobs.train import folds as module
 from jobs.train import student
-from jobs.train.driver import RECIPES, Shared
+from jobs.train.driver import RECIPES, Shared, SoftLabels
 from jobs.train.folds import check_outcomes, run_in_threads, train_folds
 from scalp_core.bundles.bundle import INITIAL_FILE, save_bundle
+from scalp_core.bundles.contract import Teachers
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError
@@ -144,6 +146,14 @@ def test_a_student_that_answers_worse_than_the_folds_keeps_the_decision_of_its_v
     assert (spec.conformal, spec.referral, spec.training) == (own.conformal, own.referral, own.training)
     assert summary["student"]["worse_than_folds"] == ["coverage"]
     assert "worse than the folds in grade sets with the label" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_image_with_a_soft_label_of_readers_keeps_it():
+    teachers = Teachers(models=("m",), share=0.5, images=1, groups=1)
+    softs = pa.array([None, [0, 0.5, 0.5, 0]], pa.list_(pa.float32()))
+    learned = SoftLabels(teachers, {"a": np.array([0.75, 0.25, 0, 0], np.float32)})
+    rows = pa.table({"image_id": ["a", "b"], "soft_label": softs})
+    assert learned.of(rows).tolist() == [[0.75, 0.25, 0, 0], [0, 0.5, 0.5, 0]]
 
 
 def test_an_error_of_all_folds_is_that_of_one():

@@ -93,6 +93,17 @@ def test_the_budget_is_that_of_the_smallest_living_node(monkeypatch):
 
 
 @pytest.mark.usefixtures("decoded")
+def test_the_images_of_a_manifest_have_its_soft_labels(rows):
+    assert cache_images(rows, SPEC, 0)[0].soft_labels is None
+    softs = [[0.5, 0, 0.5, 0] if row % 7 == 0 else None for row in range(ROWS)]
+    softened = rows.append_column("soft_label", pa.array(softs, pa.list_(pa.float32())))
+    source, _ = cache_images(softened, SPEC, 0)
+    expected = np.eye(NUM_GRADES)[source.labels]
+    expected[::7] = [0.5, 0, 0.5, 0]
+    np.testing.assert_array_equal(source.soft_labels, expected)
+
+
+@pytest.mark.usefixtures("decoded")
 def test_soft_labels_follow_their_images(rows):
     source = cached(rows)
     soft = np.eye(NUM_GRADES, dtype=np.float32)[source.labels]

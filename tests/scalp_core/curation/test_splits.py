@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -13,6 +14,7 @@ from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec, SplitSpec
 from scalp_core.errors import UserError
+from scalp_core.storage import parquet
 from tests.support.examples import examples
 from tests.support.sources import PLANS, audited, write_set
 
@@ -308,6 +310,34 @@ def test_the_fingerprint_names_the_rows_in_any_order_and_changes_with_each_of_th
     assert manifest.fingerprint(pa.Table.from_pylist(swapped, schema=manifest.SCHEMA)) != whole
 
 
+def test_the_fingerprint_of_data_without_soft_labels_is_that_of_earlier_versions():
+    digests = [hashlib.sha256(f"{index},1,{part},".encode()) for index, part in enumerate(manifest.SPLITS)]
+    total = sum(int.from_bytes(digest.digest(), "little") for digest in digests) % 2**256
+    assert manifest.fingerprint(pa.Table.from_pylist(rows(), schema=manifest.SCHEMA)) == f"{total:064x}"
+    softs = [[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]]
+    tables = [pa.Table.from_pylist(rows(soft_label=soft), schema=manifest.SCHEMA) for soft in softs]
+    assert len({f"{total:064x}", *map(manifest.fingerprint, tables)}) == 3
+
+
+def test_a_manifest_of_an_earlier_version_has_no_soft_labels(tmp_path):
+    data = write(tmp_path, rows())
+    for split in manifest.SPLITS:
+        file = f"{data}/manifest/split={split}/part-0.parquet"
+        parquet.write(file, parquet.read(file).drop_columns(["soft_label"]))
+    table = manifest.read_manifest(data)
+    assert table.schema == manifest.SCHEMA and table["soft_label"].null_count == 3
+    assert manifest.select_training(table).num_rows == 1
+
+
+def test_soft_labels_are_for_training_alone(tmp_path):
+    soft = {"label": None, "soft_label": [0, 0, 0.25, 0.75], "split": "train", "fold": 1}
+    table = manifest.read_manifest(write(tmp_path, rows(**soft)))
+    assert manifest.select_training(table)["label"].to_pylist() == [1, 3]
+    assert manifest.select_split(table, "train").num_rows == 1
+    held_out = table.set_column(table.column_names.index("split"), "split", pa.array(["val"] * 3))
+    assert manifest.select_split(held_out, "val")["label"].to_pylist() == [1, 1]
+
+
 @pytest.mark.slow
 def test_more_text_than_an_array_of_arrow_can_hold_has_a_fingerprint():
     """2 GiB, which were about 27 million rows."""
@@ -315,6 +345,7 @@ def test_more_text_than_an_array_of_arrow_can_hold_has_a_fingerprint():
         {
             "sha256": ["f" * 2**26],
             "label": pa.nulls(1, pa.int8()),
+            "soft_label": pa.nulls(1, pa.list_(pa.float32())),
             "split": ["train"],
             "fold": pa.nulls(1, pa.int8()),
         }

@@ -40,6 +40,24 @@ def test_a_conflict_names_its_answers_and_not_its_readers():
     assert decision.detail == "answers 2, not_a_scalp"
 
 
+@pytest.mark.parametrize(
+    ("answers", "soft", "code"),
+    [
+        ([label("a", "kim", 1), label("a", "lee", 2)], (0, 0.5, 0.5, 0), None),
+        ([label("a", "kim", 0), label("a", "lee", 3), label("a", "park", 3)], (1 / 3, 0, 0, 2 / 3), None),
+        ([label("a", "kim", 2), label("a", "lee", 2)], None, None),
+        ([label("a", "kim", 1), label("a", "lee", 2), label("a", grade=1, **DECIDED)], None, None),
+        # An answer without a grade is no share of one.
+        ([label("a", "kim", 2), label("a", "lee", None, reason="not_a_scalp")], None, READERS_DIFFER),
+    ],
+)
+def test_a_conflict_becomes_the_share_of_the_readers_per_grade(answers, soft, code):
+    read = Answers(answers, conflicts="soft")
+    (decision,) = read.decisions()
+    assert decision.soft == pytest.approx(soft) and decision.code == code
+    assert read.count()["soft"] == (soft is not None)
+
+
 def test_answers_given_with_the_model_in_view_can_be_left_out():
     answers = [
         label("both", "kim", 2, at=0),
@@ -72,6 +90,7 @@ def test_each_image_and_answer_is_counted():
     assert counted == {
         "images": 5,
         "with_grade": 3,
+        "soft": 0,
         "decided": 1,
         "left_out": {READERS_DIFFER: 1, "cannot_be_graded": 1},
         "saw_model": 1,
