@@ -33,10 +33,12 @@ def test_each_image_is_answered_out_of_fold_and_its_label_audited(cluster, tmp_p
         train_folds(prepared.data, str(run), recipe, 5, 1, "cpu")
     # As on a cluster of two nodes: both folds at a time.
     monkeypatch.setattr(folds, "plan_side_by_side", lambda *plan: (plan_scaling(*plan[:3]), FOLDS))
-    summary = train_folds(prepared.data, str(run), recipe, FOLDS, 1, "cpu")
+    summary = train_folds(prepared.data, str(run), recipe, FOLDS, 1, "cpu", "none")
     printed = capsys.readouterr().out
     assert all(f"fold-{fold}: epoch 1/1" in printed for fold in range(FOLDS))
-    assert train_folds(prepared.data, str(run), recipe, FOLDS, 1, "cpu") == json.loads(json.dumps(summary))
+    assert train_folds(prepared.data, str(run), recipe, FOLDS, 1, "cpu", "none") == json.loads(
+        json.dumps(summary)
+    )
 
     rows = pq.read_table(run / "out_of_fold.parquet").to_pylist()
     expected = {row["image_id"]: row for row in prepared.table.to_pylist() if row["fold"] is not None}

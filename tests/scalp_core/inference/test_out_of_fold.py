@@ -69,7 +69,7 @@ def test_promises_are_kept_on_new_microscopes_and_foretold_by_the_left_out_folds
 def test_an_equally_good_student_is_rarely_called_worse():
     """Its logits have another scale, and its calibration is of the few groups of the validation split."""
     called = 0
-    for seed in range(20):
+    for seed in range(10):
         pooled = fit_decision_out_of_fold(SPEC, draw(seed), PROMISES)
         validated = draw(500 + seed, microscopes=8, images=280, scale=0.7)
         own = fit_decision_out_of_fold(SPEC, validated, PROMISES)
@@ -78,7 +78,7 @@ def test_an_equally_good_student_is_rarely_called_worse():
         of_folds = validated._replace(logits=validated.logits / 0.7 * 2)
         pair = [answer(*each)[1] for each in ((pooled, of_folds), (student, validated))]
         called += bool(list_worse(validated.labels, *pair, validated.groups))
-    assert called <= 2
+    assert called <= 1
 
 
 def test_a_student_that_keeps_promises_worse_than_the_folds_is_found_out():

@@ -21,7 +21,7 @@ from scalp_core.inference.out_of_fold import (
     with_rules,
 )
 
-FOLDS, GROUPS, IMAGES, VALIDATED = 3, 40, 1000, 6
+FOLDS, GROUPS, IMAGES, VALIDATED = 3, 40, 800, 6
 NOISE, OFFSET, OTHERS = (
     0.2,
     0.15,
@@ -81,7 +81,7 @@ def measure(seed: int) -> tuple[np.ndarray, float]:
     own = calibration.fit_temperature(images.features[val] @ student, images.labels[val])
     spec = with_rules(SPEC.model_copy(update={"temperature": own}), decision)
 
-    new = draw(rng, 200, 6000)
+    new = draw(rng, 200, 5000)
     none = np.zeros(len(new.labels), bool)
     _, answered = answer(spec, OutOfFold(new.features @ student, none, new.labels, new.groups.tolist(), none))
     covered = [answered.covered[new.labels == grade].mean() for grade in range(NUM_GRADES)]
@@ -90,8 +90,8 @@ def measure(seed: int) -> tuple[np.ndarray, float]:
 
 
 def test_promises_of_all_folds_are_kept_by_the_student_on_new_microscopes():
-    """Not more than 2 points below the promise, per grade on average, and the target in nine of ten draws."""
-    distances, wrong = zip(*map(measure, range(8)), strict=True)
+    """Not more than 2 points below the promise, per grade on average, and the target in all five draws."""
+    distances, wrong = zip(*map(measure, range(5)), strict=True)
     means = np.mean(distances, axis=0)
     assert means.min() > -0.02 and means[1:].max() < 0.04  # the first is rare
-    assert np.mean(np.array(wrong) <= LIMIT) >= 0.9
+    assert max(wrong) <= LIMIT
