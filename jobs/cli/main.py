@@ -84,7 +84,7 @@ def doctor(
     ] = 8000,
     json_: JsonOption = False,
 ) -> None:
-    """Check this machine: packages, GPU, Ray, disk, port, model registry and S3.
+    """Check this machine: Python, packages, GPU, Ray, disk, port, model registry and S3.
 
     Exits with code 1 if a check fails.
     """
