@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
 
 from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
@@ -21,8 +24,11 @@ from serving.observability.tracing import traceparent
 from serving.settings import Settings
 
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
-# The rest of an unread body is not waited for.
+# The rest of a large unread body is not waited for.
 _CLOSE = (b"connection", b"close")
+# The rest of a small one is read before a refusal: bytes that reach a closed connection reset it, and the
+# proxy or the client may then lose the answer.
+_SMALL_BYTES, _SMALL_SECONDS = 64 * 1024, 1.0
 # Routes in the metrics for requests that are refused before routing, for example under overload.
 _BEFORE_ROUTING = ("/v1/grade", BATCH_PATH, "/v1/bulk")
 
@@ -63,10 +69,12 @@ class RequestMiddleware:
             return message
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started, finished
+            nonlocal started, finished, is_unread
             if message["type"] == "http.response.start":
                 started = True
                 request.status = message["status"]
+                if is_unread and request.status >= 400 and _is_small(headers):
+                    is_unread = not await _read_rest(receive)
                 route_headers = list(message.get("headers", ()))
                 named = {name.lower() for name, _ in route_headers}  # the route's headers take precedence
                 if parent := traceparent():
@@ -99,6 +107,22 @@ class RequestMiddleware:
             self._metrics.observe(request.route or "other", request.status, outcome, request.seconds)
             if self._audit is not None:
                 self._audit.log_request()
+
+
+def _is_small(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the client sends a small body in any case, without waiting for `100 Continue`."""
+    declared = headers.get(b"content-length", b"")
+    return declared.isdigit() and int(declared) <= _SMALL_BYTES and b"expect" not in headers
+
+
+async def _read_rest(receive: Receive) -> bool:
+    """Read the rest of a body for a short time; return whether it ended."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SMALL_SECONDS):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body"):
+                    return True
+    return False
 
 
 def _refusal(error: Exception) -> Response:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -182,9 +182,10 @@ def test_a_request_id_is_kept_if_it_is_short_and_printable(tmp_path):
             assert "x-request-id" not in received(proxy, "/", **{"X-Request-ID": given})  # Ray makes one
 
 
-def is_answered(connection: socket.socket) -> bool:
-    """Whether a request on this connection is answered; otherwise it is closed."""
-    try:
+def ask(port: int, opened: ExitStack) -> bool:
+    """Open a connection, and return whether a request on it is answered; otherwise it is closed."""
+    try:  # a connection that is refused may end before `connect` returns
+        connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
         connection.sendall(b"GET / HTTP/1.1\r\nHost: scalp\r\n\r\n")
         return connection.recv(4096) != b""
     except ConnectionError:
@@ -193,14 +194,11 @@ def is_answered(connection: socket.socket) -> bool:
 
 def test_an_address_has_so_many_connections(tmp_path):
     with running(tmp_path, Policy(address_connections=5)) as proxy:
-        opened = [socket.create_connection(("127.0.0.1", proxy.port), timeout=30) for _ in range(12)]
-        answered = [is_answered(connection) for connection in opened]
-        assert answered.count(True) == 5
-        for connection in opened:
-            connection.close()
+        with ExitStack() as opened:
+            assert [ask(proxy.port, opened) for _ in range(12)].count(True) == 5
         while True:  # HAProxy notices each end at its own time
-            with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as again:
-                if is_answered(again):
+            with ExitStack() as again:
+                if ask(proxy.port, again):
                     break
 
 

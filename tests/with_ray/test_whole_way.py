@@ -122,7 +122,7 @@ def test_a_finished_training_ends_at_once_and_another_recipe_is_refused(pipeline
     )
     assert (pipeline.run / "bundle" / "model.safetensors").stat().st_mtime_ns == before
     other = pipeline.recipe.model_copy(update={"learning_rate": 0.5})
-    with pytest.raises(UserError, match="another learning_rate; choose another RUN"):
+    with pytest.raises(UserError, match="a run with learning_rate 0.001 .now 0.5.; choose another RUN"):
         train(str(pipeline.data), str(pipeline.run), other)
 
 
