@@ -49,7 +49,7 @@ class RoundOptions:
         workers: As in `train`.
         device: Device of training and evaluation.
         blind_only: Leave out answers given while the reader saw the answer of the model.
-        conflicts: What becomes of images on which readers differ, as in `prepare`.
+        conflicts: Treatment of images on which readers differ, as in `prepare`.
         promote: Whether to promote the new version.
         max_drop: As in `models.driver.promote`.
         why: Reason of the promotion, for the history.

@@ -100,7 +100,7 @@ def open_run(
         The identity of the run in `out`, or None; the pinned address of the bundle; the bundle.
 
     Raises:
-        UserError: Places overlap, there is no such bundle, or `out` holds rows of another run.
+        UserError: Places overlap, the bundle does not exist, or `out` holds rows of another run.
     """
     outputs.check_places(named, out)
     known = read(out)

@@ -78,7 +78,7 @@ class SoftLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Shared:
-    """What several trainings of one command share; they run in threads of the driver, one or more at a time.
+    """State that the trainings of one command share; they run in threads of the driver, one or more at a time.
 
     Args:
         start: Initial state of all trainings; None: each makes its own.
@@ -130,7 +130,7 @@ def train(
         tracking: Additional destination of the metrics: TensorBoard files in `run`, or an MLflow server.
         hold_out_val: With `fold`, whether training omits the images of the val split in other folds.
         soft_labels: Labels of the training images to learn instead of their grades.
-        shared: What this training shares with others, which run in other threads; lines of its output begin
+        shared: State that this training shares with others, in other threads; lines of its output begin
             with the name of `run`.
 
     Returns:

@@ -5,7 +5,7 @@ models, and a bundle has one. Two ways lead from them to new images:
 
 - Score a new image by all K models, and compare each score with those of the model's fold: cross-conformal
   prediction (Vovk 2015), CV+ and jackknife+ (Barber, Candès, Ramdas and Tibshirani 2021; for classes Romano,
-  Sesia and Candès 2020). Whatever the models are, a promise of 1 - a holds with 1 - 2a: 80 % for 90 %. Each
+  Sesia and Candès 2020). For any models, a promise of 1 - a holds with 1 - 2a: 80 % for 90 %. Each
   image costs K models.
 - Fit thresholds on the pooled answers, and apply them to another model: the jackknife of Barber et al., and
   for calibration `CalibratedClassifierCV(ensemble=False)` of scikit-learn. It costs one model. It has no
@@ -66,7 +66,7 @@ class OutOfFold(NamedTuple):
 
 
 class Promises(NamedTuple):
-    """What a decision is fitted for: arguments of `fitting.fit_decision`."""
+    """Promises that a decision is fitted to keep: arguments of `fitting.fit_decision`."""
 
     coverage: float
     targets: Mapping[Kind, float]

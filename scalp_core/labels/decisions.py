@@ -10,7 +10,7 @@ from scalp_core.grades import NUM_GRADES
 from scalp_core.labels.log import REASONS, Label
 
 Conflicts = Literal["adjudicate", "soft"]
-"""What becomes of an image on which readers differ, and that none decides: left out, or a soft label."""
+"""Treatment of an image on which readers differ, and that none decides: left out, or a soft label."""
 
 READERS_DIFFER = "readers_differ"
 SAW_MODEL = "saw_model"

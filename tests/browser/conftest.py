@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -45,6 +46,41 @@ def origin(endpoint: Served) -> str:
     return endpoint.origin
 
 
+REFUSED = (
+    "the server responded with a status of"  # the browser itself reports a 4xx or 5xx answer in the console
+)
+
+
+@contextmanager
+def watched_pages(
+    browser: Browser, own: tuple[str, ...], known: tuple[str, ...]
+) -> Iterator[Callable[..., Page]]:
+    """Make pages; afterwards, check what they asked for, and their consoles.
+
+    Args:
+        own: Starts of the addresses that a page may ask for.
+        known: Parts of the errors that are expected.
+    """
+    contexts: list[BrowserContext] = []
+    requests: list[str] = []
+    errors: list[str] = []
+
+    def new_page(**options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        return page
+
+    yield new_page
+    for context in contexts:
+        context.close()
+    assert [url for url in requests if not url.startswith(own)] == []
+    assert [error for error in errors if not any(text in error for text in known)] == []
+
+
 Visit = Callable[..., Page]
 
 
@@ -54,29 +90,17 @@ def visit(browser: Browser, origin: str) -> Iterator[Visit]:
 
     `prepare` is given the page before it is opened; all else goes to the browser's context.
     """
-    contexts: list[BrowserContext] = []
-    requests: list[str] = []
-    errors: list[str] = []
-
-    def open_page(prepare: Callable[[Page], Any] | None = None, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        if prepare:
-            prepare(page)
-        page.goto(origin)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
     own = (f"{origin}/", f"blob:{origin}/", "data:")
-    assert [url for url in requests if not url.startswith(own)] == []
-    # A refusal is a 4xx or 5xx answer, which the browser itself reports in the console.
-    assert [error for error in errors if "the server responded with a status of" not in error] == []
+    with watched_pages(browser, own, known=(REFUSED,)) as new_page:
+
+        def open_page(prepare: Callable[[Page], Any] | None = None, **options: Any) -> Page:
+            page = new_page(**options)
+            if prepare:
+                prepare(page)
+            page.goto(origin)
+            return page
+
+        yield open_page
 
 
 Open = Callable[..., Page]
@@ -85,24 +109,14 @@ Open = Callable[..., Page]
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
     """Opens a review; afterwards, that it asked no other host and that its console has no error."""
-    contexts: list[BrowserContext] = []
-    requests: list[str] = []
-    errors: list[str] = []
+    own = ("http://127.0.0.1:", "blob:", "data:")
+    with watched_pages(
+        browser, own, known=(REFUSED, "net::ERR_CONNECTION")
+    ) as new_page:  # of a killed server
 
-    def open_in_browser(url: str, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, "locale": "en-US", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(url)
-        return page
+        def open_in_browser(url: str, **options: Any) -> Page:
+            page = new_page(**options)
+            page.goto(url)
+            return page
 
-    yield open_in_browser
-    for context in contexts:
-        context.close()
-    assert [url for url in requests if not url.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
-    # The browser itself reports refused requests, and those to a killed server.
-    known = ("the server responded with a status of", "net::ERR_CONNECTION")
-    assert [error for error in errors if not any(text in error for text in known)] == []
+        yield open_in_browser
