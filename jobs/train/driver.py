@@ -78,7 +78,7 @@ class SoftLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Shared:
-    """State that the trainings of one command share; they run in threads of the driver, one or more at a time.
+    """State that the trainings of one command share, in threads of the driver, one or more at a time.
 
     Args:
         start: Initial state of all trainings; None: each makes its own.
