@@ -54,8 +54,8 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
     settings = parse_settings(Settings, args, "args of the application")
     if settings.tracing.collector:
         raise UserError(
-            "tracing is set in args, but Ray Serve of a cluster has its own; remove it, and set "
-            "tracing_config in the config file"
+            "tracing is set in args, but on a cluster the environment of the nodes configures it; remove it, "
+            f"and set {tracing.EXPORTER_VARIABLE} there"
         )
     return _application(settings)
 
@@ -124,12 +124,11 @@ def start(
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None
-    tracing_config = None
     if not is_joined():
         # On a cluster HAProxy is set up when the cluster starts.
         check_certificate(settings.front.tls_certificate)
         os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
-        tracing_config = tracing.configure(settings.tracing)
+        tracing.configure(settings.tracing)
     elif "front" in settings.model_fields_set:
         raise UserError(
             "front is set, but a cluster has its own HAProxy; remove front, and set "
@@ -137,14 +136,12 @@ def start(
         )
     elif settings.tracing.collector:
         raise UserError(
-            "tracing is set, but Ray Serve of a cluster has its own; remove it, and set tracing_config in a "
-            "config file"
+            "tracing is set, but on a cluster the environment of the nodes configures it; remove it, and set "
+            f"{tracing.EXPORTER_VARIABLE} there"
         )
     cluster = connect(jobs=settings.bulk is not None)
     try:
-        ray_serve.start(
-            http_options={"host": host, "port": port}, logging_config=_LOGGING, tracing_config=tracing_config
-        )
+        ray_serve.start(http_options={"host": host, "port": port}, logging_config=_LOGGING)
         combined = _is_combined(settings, device)
         settings = _fit_grader(settings, cluster, device, combined=combined)
         app = _application(settings, model, second, combined=combined)

@@ -13,7 +13,7 @@ from serving.admission.limits import Limits
 from serving.auth.keys import KeySettings
 from serving.batch.window import BatchSettings
 from serving.observability.audit_writer import AuditSettings
-from serving.observability.tracing import TracingSettings
+from serving.observability.tracing import EXPORTER_VARIABLE, TracingSettings
 from serving.schemas.bulk import BulkSettings
 
 _MARGIN_SECONDS = 10
@@ -145,7 +145,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     tracing: TracingSettings = Field(
         TracingSettings(),
         description="traces of OpenTelemetry, if the endpoint starts a local Ray; on a cluster "
-        "`tracing_config` of the config file",
+        f"`{EXPORTER_VARIABLE}` of the nodes",
     )
 
     @model_validator(mode="after")

@@ -21,8 +21,10 @@ from pydantic import BaseModel, Field, HttpUrl
 
 from scalp_core.errors import UserError
 
-# Value of exporter_import_path in the tracing_config of a config file.
-EXPORTER = "serving.observability.tracing:span_processors"
+# Ray Serve's `tracing_config` is not given to its fallback proxy (Ray 2.60), which answers until HAProxy has
+# found the replicas: those requests would lose their trace. These variables reach each process.
+EXPORTER_VARIABLE = "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"
+SAMPLED_VARIABLE = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 _ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
 
@@ -55,14 +57,14 @@ def span_processors() -> list[Any]:
     return [BatchSpanProcessor(OTLPSpanExporter())]
 
 
-def configure(settings: TracingSettings) -> dict[str, Any] | None:
-    """Set the environment of a Ray that starts, and return the `tracing_config` of Ray Serve; None is off.
+def configure(settings: TracingSettings) -> None:
+    """Set the environment of a Ray that starts, if a collector is set.
 
     Raises:
         UserError: The exporter is not installed.
     """
     if settings.collector is None:
-        return None
+        return
     try:
         import_module("opentelemetry.exporter.otlp.proto.http")
     except ImportError:
@@ -71,8 +73,9 @@ def configure(settings: TracingSettings) -> dict[str, Any] | None:
             "scalp with the extra otlp, or remove tracing from the settings"
         ) from None
     os.environ[_ENDPOINT_VARIABLE] = str(settings.collector)
+    os.environ[EXPORTER_VARIABLE] = f"{__name__}:{span_processors.__name__}"
+    os.environ[SAMPLED_VARIABLE] = str(settings.sampled)
     os.environ.setdefault(_SERVICE_VARIABLE, "scalp")
-    return {"enabled": True, "exporter_import_path": EXPORTER, "sampling_ratio": settings.sampled}
 
 
 def current_span() -> Span | None:

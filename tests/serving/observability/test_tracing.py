@@ -78,16 +78,16 @@ def test_a_request_that_is_not_traced_has_no_spans(bundle, spans):
 
 
 def test_it_is_off_unless_a_collector_is_set(monkeypatch):
-    for name in (tracing._ENDPOINT_VARIABLE, tracing._SERVICE_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
-    assert tracing.configure(TracingSettings()) is None
-    assert tracing._ENDPOINT_VARIABLE not in os.environ
-    config = tracing.configure(TracingSettings(collector=COLLECTOR, sampled=0.5))
-    assert (config["enabled"], config["sampling_ratio"]) == (True, 0.5)
-    assert os.environ.pop(tracing._ENDPOINT_VARIABLE) == f"{COLLECTOR}/"
-    assert os.environ.pop(tracing._SERVICE_VARIABLE) == "scalp"
-    module, function = config["exporter_import_path"].split(":")
-    assert (module, function) == (tracing.__name__, tracing.span_processors.__name__)
+    monkeypatch.setattr(os, "environ", {})
+    tracing.configure(TracingSettings())
+    assert os.environ == {}
+    tracing.configure(TracingSettings(collector=COLLECTOR, sampled=0.5))
+    assert os.environ == {
+        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serving.observability.tracing:span_processors",
+        "RAY_SERVE_TRACING_SAMPLING_RATIO": "0.5",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"{COLLECTOR}/",
+        "OTEL_SERVICE_NAME": "scalp",
+    }
 
 
 def test_a_collector_that_nothing_can_send_to_is_refused(monkeypatch):
