@@ -43,7 +43,7 @@ _TOLERANCE = 1e-5
 # Added to each upload: each must become a failed row with its error.
 _BAD_FILES: dict[str, Callable[[bytes], bytes]] = {
     "empty.jpg": lambda _: b"",
-    "text.jpg": lambda _: b"this is a text, not a photograph\n",
+    "text.jpg": lambda _: b"this is a text, not an image\n",
     "truncated.jpg": lambda good: good[: len(good) // 2],
 }
 
@@ -84,17 +84,17 @@ def demo(out: str, images: int) -> dict[str, Any]:
 
 def _demo(root: Path, images: int) -> dict[str, Any]:
     steps = _Steps()
-    photographs, data, run = str(root / "photographs"), str(root / "data"), str(root / "run")
-    steps.run("photographs", lambda: synth(photographs, SynthOptions(images=images)))
+    images_folder, data, run = str(root / "images"), str(root / "data"), str(root / "run")
+    steps.run("synthetic images", lambda: synth(images_folder, SynthOptions(images=images)))
     # Before Ray starts: its workers inherit the credentials from the environment.
     with s3_server(root / "s3") as server:
         os.environ.update(server.environment)
-        steps.run("prepare", lambda: prepare(photographs, data))
+        steps.run("prepare", lambda: prepare(images_folder, data))
         recipe = load_recipe(_RECIPE, RECIPES, [])
         steps.run("train", lambda: train(data, run, recipe, _WORKERS))
         scored = steps.run("evaluate", lambda: evaluate(run, data, str(root / "evaluation"), probe=False))
-        prefix = f"s3://{server.bucket}/photographs"
-        archive = f"s3://{server.bucket}/photographs.zip"
+        prefix = f"s3://{server.bucket}/images"
+        archive = f"s3://{server.bucket}/images.zip"
         files = steps.run("upload to S3", lambda: _upload(data, prefix, archive))
         in_zip = steps.run("grade a zip in S3", lambda: grade(run, archive, str(root / "graded_zip")))
         in_prefix = steps.run("grade an S3 prefix", lambda: grade(run, prefix, str(root / "graded_prefix")))
@@ -149,7 +149,7 @@ def _ask(run: str, files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     with httpx.Client(base_url=f"http://{_HOST}:{port}", timeout=60) as client:
 
         def ask(content: bytes) -> dict[str, Any]:
-            return client.post("/v1/grade", files={"file": ("photograph.jpg", content)}).json()
+            return client.post("/v1/grade", files={"file": ("image.jpg", content)}).json()
 
         started = time.monotonic()
         with ThreadPoolExecutor(_CLIENTS) as pool:

@@ -100,7 +100,7 @@ def doctor(
 
 app.command(
     rich_help_panel=_TRY,
-    epilog="Example: scalp synth photographs --images 2000 --layout zipped --set devices=40",
+    epilog="Example: scalp synth images --images 2000 --layout zipped --set devices=40",
 )(synth)
 
 

@@ -80,7 +80,7 @@ def _further_metrics(summary: dict[str, Any]) -> dict[str, str]:
     if tta := summary["tta"]:
         without = tta["metrics_without"]
         rows[f"TTA, mean of {tta['passes']} passes"] = (
-            f"{tta['photographs_per_second']} photographs/s in the model, without it "
+            f"{tta['photographs_per_second']} images/s in the model, without it "
             f"{tta['photographs_per_second_without']}, kappa {_number(without['qwk'])} and "
             f"log loss {_number(without['log_loss'])}; {tta['note']}"
         )

@@ -21,7 +21,7 @@ RESULTS = ROOT / "docs/results"
 BENCHMARKS = ROOT / "docs/benchmarks.md"
 _PART = re.compile(r"(<!-- generated: results ([\w* -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COMMIT = re.compile(r"[0-9a-f]{7,40}(?:-dirty)?")
-_NAME = re.compile(r"(.+)-\d{4}-\d\d-\d\d-(.+)")
+_NAME = re.compile(r"(.+)-\d{4}-\d\d-\d\d[b-z]?-(.+)")  # a letter: another run of the same day
 _STATUS: dict[str, Any] = yaml.safe_load((RESULTS / "status.yaml").read_text(encoding="utf-8"))
 
 

@@ -13,7 +13,7 @@ import pytest
 IMAGES = 40
 WIDE = {"COLUMNS": "200"}
 STEPS = [
-    "photographs",
+    "synthetic images",
     "prepare",
     "train",
     "evaluate",
