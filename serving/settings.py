@@ -41,7 +41,12 @@ class ModelSettings(BaseModel, extra="forbid", frozen=True):
 class Scaling(BaseModel, extra="forbid", frozen=True):
     """Scaling of a deployment: replicas, their resources, and their queues."""
 
-    min_replicas: int = Field(1, ge=1, description="replicas that always run")
+    min_replicas: int = Field(
+        1,
+        ge=0,
+        description="replicas that always run; 0 for the explainer only: the first heatmap after a pause "
+        "waits for a replica",
+    )
     max_replicas: int = Field(1, ge=1, description="most replicas under load")
     target_ongoing_requests: float = Field(
         gt=0, description="requests per replica that the autoscaler aims at"
@@ -155,6 +160,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
                 f"wedged_seconds ({self.wedged_seconds:g}) must be below answer_seconds "
                 f"({self.answer_seconds:g}), or requests fail before their replica is replaced"
             )
+        for name in ("ingress", "grader"):
+            if getattr(self, name).min_replicas < 1:
+                raise ValueError(f"{name}.min_replicas must be at least 1; only the explainer may have 0")
         if self.candidate and not self.audit.folder:
             raise ValueError("a candidate is compared by the audit log; set audit.folder")
         admitted = self.limits.uploads + self.limits.in_flight

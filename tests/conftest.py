@@ -22,7 +22,7 @@ _NIGHTLY = Path(__file__).parent / "nightly"
 # Files that use the fixture `endpoint`, and those that use the fixture `cluster` or what was trained with it;
 # the others of tests/with_ray start their own. One process runs all that share, so that each is started once.
 _SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake|_inference)?\.py)")
-_OWN_RAY = r"serve_(hostile|tracing|deploy)|supervised|grade_(odd|planning)"
+_OWN_RAY = r"serve_(hostile|deploy)|supervised|grade_(odd|planning)"
 _SHARE_RAY = re.compile(rf"tests/with_ray/test_(?!{_OWN_RAY})")
 # Threads of PyTorch, scikit-learn and NumPy: the processes of xdist fill the cores, and more would only wait.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

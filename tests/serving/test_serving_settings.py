@@ -45,6 +45,10 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
     [
         ({"answer_seconds": 15}, "wedged_seconds"),
         ({"answer_secs": 15}, "Extra inputs"),
+        (
+            {"grader": Scaling(min_replicas=0, target_ongoing_requests=4, max_ongoing_requests=8, **QUEUE)},
+            "grader.min_replicas must be",
+        ),
     ],
 )
 def test_times_that_contradict_each_other_are_refused(values, said):

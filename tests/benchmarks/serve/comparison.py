@@ -231,13 +231,19 @@ def _check_same(servers: list[Server], client: OwnProcess) -> dict[str, float]:
 
 
 def _idle(server: Server) -> dict[str, Any]:
-    """Measure the CPU use of an idle server."""
+    """Measure CPU use and memory (PSS) of a server that has answered and is idle."""
     with server.awake():
         time.sleep(_IDLE_S)  # until it is idle
         before = server.cpu_seconds()
         time.sleep(_IDLE_S)
         used = (server.cpu_seconds() - before).total()
-    return {"what": server.what, "load": "idle", "cores": round(used / _IDLE_S, 3)}
+        memory = server.memory_mib()
+    return {
+        "what": server.what,
+        "load": "idle",
+        "cores": round(used / _IDLE_S, 3),
+        "memory_mib": round(memory),
+    }
 
 
 def _measure(servers: list[Server], client: OwnProcess, options: ServeOptions) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Traces of a real endpoint of several processes, as a collector of OpenTelemetry receives them."""
+"""A real endpoint of three deployments: its traces as a collector receives them, its explainer from zero."""
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from serving.settings import Scaling, Settings
 from tests.support import sockets
 from tests.support.images import jpeg
-from tests.support.served import PRECISION, scalp_serve
+from tests.support.served import PRECISION, Served, scalp_serve
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 FALLBACK_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -55,9 +57,33 @@ def collecting() -> Iterator[SimpleNamespace]:
         server.server_close()
 
 
-def post(origin: str, **headers: str) -> httpx.Response:
+@pytest.fixture(scope="module")
+def collector() -> Iterator[SimpleNamespace]:
+    with collecting() as receiving:
+        yield receiving
+
+
+@pytest.fixture(scope="module")
+def served(bundle, collector, tmp_path_factory) -> Iterator[Served]:
+    # More than one replica is possible: ingress, grader and explainer are separate processes.
+    explainer = Scaling(
+        min_replicas=0,
+        max_replicas=2,
+        target_ongoing_requests=2,
+        max_ongoing_requests=4,
+        max_queued_requests=16,
+    )
+    tracing = {"collector": collector.url, "sampled": 0}
+    settings = Settings(device="cpu", precision=PRECISION, explainer=explainer, tracing=tracing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with scalp_serve(bundle, settings, tmp_path_factory.mktemp("served")) as endpoint:
+            yield endpoint
+
+
+def post(origin: str, *, heatmap: bool = False, **headers: str) -> httpx.Response:
     files = {"file": (NAME, jpeg(0), "image/jpeg")}
-    url = f"{origin}/v1/grade?heatmap=false&patient=kim"
+    url = f"{origin}/v1/grade?heatmap={heatmap}&patient=kim"
     return httpx.post(url, files=files, headers=headers, timeout=60).raise_for_status()
 
 
@@ -95,23 +121,11 @@ def children(trace: dict[str, list[Span]]) -> list[Span]:
     return [span for spans in trace.values() for span in spans if span.parent_span_id.hex() == PARENT]
 
 
-def test_a_trace_leads_from_the_client_through_queue_and_forward_pass(bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    with collecting() as collector:
-        settings = Settings(
-            device="cpu",
-            precision=PRECISION,
-            # More than one replica: ingress and grader are separate processes.
-            explainer=Scaling(
-                max_replicas=2, target_ongoing_requests=2, max_ongoing_requests=4, max_queued_requests=16
-            ),
-            tracing={"collector": collector.url, "sampled": 0},
-        )
-        with scalp_serve(bundle, settings, tmp_path) as served:
-            assert "traceparent" not in post(served.origin).headers
-            answer = post(served.origin, traceparent=f"00-{TRACE}-{PARENT}-01")
-            post(fallback_origin(served.pid), traceparent=f"00-{FALLBACK_TRACE}-{PARENT}-01")
-            traces = await_spans(collector.spans)
+def test_a_trace_leads_from_the_client_through_queue_and_forward_pass(served, collector):
+    assert "traceparent" not in post(served.origin).headers
+    answer = post(served.origin, traceparent=f"00-{TRACE}-{PARENT}-01")
+    post(fallback_origin(served.pid), traceparent=f"00-{FALLBACK_TRACE}-{PARENT}-01")
+    traces = await_spans(collector.spans)
     assert traces.keys() == {TRACE, FALLBACK_TRACE}  # the first request is not traced
     assert answer.headers["traceparent"].split("-")[1] == TRACE
     by_id = {span.span_id: span for span in collector.spans}
@@ -128,3 +142,14 @@ def test_a_trace_leads_from_the_client_through_queue_and_forward_pass(bundle, tm
         assert any("Grader" in name for name in ancestors(trace["forward"][0]))
     for secret in (NAME.encode(), b"kim", answer.json()["grade_name"].encode()):
         assert secret not in collector.bytes
+
+
+def test_the_first_heatmap_starts_the_explainer(served):
+    assert explainers(served) == 0
+    answer = post(served.origin, heatmap=True).json()
+    assert base64.b64decode(answer["heatmap"]["png"]).startswith(b"\x89PNG")
+    assert explainers(served) == 1
+
+
+def explainers(served: Served) -> int:
+    return sum("Explainer" in name for name, _ in served.replicas())
