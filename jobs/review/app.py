@@ -1,5 +1,7 @@
 """The web application of a review: its page, the images of the queue, and the answers of the reader.
 
+Page and paths are those of the endpoint (`serving/api/review.py`).
+
 The page shows images of people, so each request needs the token that the command prints. The browser gets it
 as a cookie: other users of the machine, pages of other sites and DNS rebinding do not have it.
 """
@@ -22,16 +24,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jobs.review.pictures import read_jpeg
-from jobs.review.session import Session
 from scalp_core.errors import ImageError, UserError
 from scalp_core.labels.log import Answer
+from scalp_core.review.pictures import read_jpeg
+from scalp_core.review.session import Session
 from serving.http.headers import SECURITY_HEADERS
 
 _MAX_BODY = 64 * 2**10
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
-# Styles and words are those of the endpoint's page.
-_SHARED = ("page.css", "words.js", "dom.js", "overlay.js", "english.js", "korean.js")
 NEIGHBOR_SIDE = 384
 """Longest side of the picture of a training image, in pixels."""
 
@@ -56,12 +56,12 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
         token: Secret that a request must have, as `?token=` of the page or as cookie.
         port: Port of the server, which distinguishes the cookies of several reviews on one machine.
     """
-    files = {name: resources.files("serving").joinpath("web", name) for name in _SHARED}
-    own = resources.files("jobs.review").joinpath("web")
-    files |= {file.name: file for file in own.iterdir() if not file.name.endswith(".html")}
+    web = resources.files("serving").joinpath("web")  # the endpoint has the same page
+    folders = (web, web.joinpath("review"))
+    files = {file.name: file for folder in folders for file in folder.iterdir() if _type_of(file)}
 
     async def page(_: Request) -> Response:
-        return Response(own.joinpath("review.html").read_bytes(), media_type="text/html")
+        return Response(web.joinpath("review", "review.html").read_bytes(), media_type="text/html")
 
     async def file(request: Request) -> Response:
         name = request.path_params["name"]
@@ -123,14 +123,14 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
     routes = [
         Route("/", page),
         Route("/page/{name}", file),
-        Route("/review", describe),
-        Route("/images/{image_id}", image),
-        Route("/images/{image_id}/picture", picture),
-        Route("/images/{image_id}/answer", answer, methods=["POST"]),
-        Route("/images/{image_id}/reveal", reveal, methods=["POST"]),
-        Route("/images/{image_id}/heatmap", heatmap),
-        Route("/images/{image_id}/neighbors", neighbors),
-        Route("/images/{image_id}/neighbors/{place:int}", neighbor),
+        Route("/v1/review", describe),
+        Route("/v1/review/images/{image_id}", image),
+        Route("/v1/review/images/{image_id}/picture", picture),
+        Route("/v1/review/images/{image_id}/answer", answer, methods=["POST"]),
+        Route("/v1/review/images/{image_id}/reveal", reveal, methods=["POST"]),
+        Route("/v1/review/images/{image_id}/heatmap", heatmap),
+        Route("/v1/review/images/{image_id}/neighbors", neighbors),
+        Route("/v1/review/images/{image_id}/neighbors/{place:int}", neighbor),
     ]
     return Starlette(
         routes=routes,
@@ -178,8 +178,8 @@ class AccessMiddleware:
         return secrets.compare_digest(given.encode(), self._token.encode())
 
 
-def _type_of(file: Traversable) -> str:
-    return _TYPES["." + file.name.rpartition(".")[2]]
+def _type_of(file: Traversable) -> str | None:
+    return _TYPES.get("." + file.name.rpartition(".")[2])
 
 
 def _known(session: Session, request: Request) -> str:

@@ -13,19 +13,17 @@ import uvicorn
 from jobs.common.console import console, show
 from jobs.common.errors import printable
 from jobs.review.app import create_app
-from jobs.review.groups import read_groups
-from jobs.review.model_view import make_view, open_bundle_of_run
-from jobs.review.session import Session
+from jobs.review.model_view import make_view
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.decisions import Answers
 from scalp_core.labels.log import Label, LabelLog, open_log
-from scalp_core.labels.queue import Order, Queue
+from scalp_core.labels.queue import Order
 from scalp_core.labels.views import ModelViews
-from scalp_core.results.progress import IDENTITY_FILE
-from scalp_core.results.query import ResultRows
-from scalp_core.storage import outputs
+from scalp_core.review.model_view import open_bundle_of_run
+from scalp_core.review.referrals import read_referrals
+from scalp_core.review.session import Session
 from serving.auth.network import check_port
 
 HOST = "127.0.0.1"
@@ -34,10 +32,6 @@ HOST = "127.0.0.1"
 _RETRY_TIMEOUT_S = 20
 _CLOSING_S = 3
 _MAX_NAME = 64
-_COLUMNS = (
-    "image_id, sha256, uri, member, grade, probabilities, expected_severity, grade_set, refer_reasons, "
-    "model_version"
-)
 
 
 @dataclass(frozen=True)
@@ -99,15 +93,10 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     data = storage.absolute(options.neighbors) if options.neighbors else None
     if data and not options.bundle:
         raise UserError(f"--neighbors {data} needs the model that compares images; add --bundle BUNDLE")
-    outputs.check_places([graded, *([data] if data else [])], labels)
-    outputs.check_claim(labels, "review")
-    with ResultRows(graded) as rows:
-        if not rows.finished:
-            console.print(f"{graded} is not finished: these are its referred images so far")
-        query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
-        referred = Queue(rows.stream(query).read_all(), options.order)
-    if not len(referred):
-        raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
+    referrals = read_referrals(graded, labels, options.order, [data] if data else [])
+    referred = referrals.queue
+    if not referrals.is_finished:
+        console.print(f"{graded} is not finished: these are its referred images so far")
     bundle = open_bundle_of_run(options.bundle, referred) if options.bundle else None
     if data:
         manifest.read_spec(data)  # reported before LABELS is made
@@ -125,7 +114,7 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
         shows_model=options.show_model,
         adjudicate=options.adjudicate,
         answered_too=options.answered_too,
-        groups=_find_groups(graded, queue),
+        groups=referrals.groups(console.print),
     )
     _print_state(session, len(queue), answers, options)
     if bundle and not session.is_finished:
@@ -168,11 +157,6 @@ def _print_state(session: Session, images: int, answers: Answers, options: Revie
     console.print(state)
     if session.is_finished:
         console.print("none is left; --all opens them again")
-
-
-def _find_groups(graded: str, queue: Queue) -> dict[tuple[str, str | None], str]:
-    identity = storage.read_json(storage.join(graded, IDENTITY_FILE)) or {}
-    return read_groups(identity.get("sources", []), queue.locations(), console.print)
 
 
 def _serve(session: Session, port: int) -> None:

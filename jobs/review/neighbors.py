@@ -10,7 +10,6 @@ resumes, and several sessions may compute the same files.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -26,8 +25,9 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.curation.nearest_neighbors import NearestNeighbors, normalize_features
 from scalp_core.datasets import manifest
-from scalp_core.datasets.locations import Location, location_of
+from scalp_core.datasets.locations import location_of
 from scalp_core.labels.queue import Queue
+from scalp_core.review.model_view import Neighbor
 from scalp_core.storage import parquet
 
 NEIGHBORS_FOLDER = "neighbors"
@@ -37,14 +37,6 @@ COUNT = 6
 _PIECE = 4_096  # images per file; with 2,048 features, 32 MiB in memory
 _BATCH_SIZE = 16
 _HASH_DIGITS = 20
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A training image that looks like an image of the queue."""
-
-    location: Location
-    grade: int
 
 
 def find_neighbors(

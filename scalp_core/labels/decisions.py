@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -35,6 +36,8 @@ class Decision(NamedTuple):
 class Answers:
     """The newest answer of each reader about each image, and the newest deciding answers.
 
+    Threads may add answers while others call `find`, `differ` and `of_image`.
+
     Args:
         labels: Rows of a label log; of two answers of a reader about an image the later one in time counts.
         blind_only: Ignore answers given while the reader saw the answer of the model.
@@ -50,25 +53,31 @@ class Answers:
         self._ignored: dict[str, Label] = {}  # sha256 -> newest answer that was ignored
         self._blind_only = blind_only
         self._conflicts = conflicts
+        self._adding = threading.Lock()
         for label in labels:
             self.add(label)
 
     def add(self, label: Label) -> None:
         """Add an answer, which replaces an older one of the same reader."""
-        if self._blind_only and label.saw_model:
-            _keep_newest(self._ignored, label.sha256, label)
-        elif label.deciding:
-            _keep_newest(self.deciding, label.sha256, label)
-        else:
-            _keep_newest(self.by_image.setdefault(label.sha256, {}), label.reader, label)
+        with self._adding:
+            if self._blind_only and label.saw_model:
+                _keep_newest(self._ignored, label.sha256, label)
+            elif label.deciding:
+                _keep_newest(self.deciding, label.sha256, label)
+            else:
+                _keep_newest(self.by_image.setdefault(label.sha256, {}), label.reader, label)
 
     def find(self, sha256: str, reader: str) -> Label | None:
         """Return the independent answer of a reader about an image."""
         return self.by_image.get(sha256, {}).get(reader)
 
+    def of_image(self, sha256: str) -> list[Label]:
+        """Return the independent answers about an image, one per reader."""
+        return list(self.by_image.get(sha256, {}).values())
+
     def differ(self, sha256: str) -> bool:
         """Whether readers gave different answers about an image."""
-        return len({label.verdict for label in self.by_image.get(sha256, {}).values()}) > 1
+        return len({label.verdict for label in self.of_image(sha256)}) > 1
 
     def decisions(self) -> Iterator[Decision]:
         """Decide each image, in the order of its first answer."""

@@ -117,6 +117,11 @@ class LabelLog:
         self._files = 0
         self._lock = threading.Lock()
 
+    def follow(self, time: datetime) -> None:
+        """Give answers later times than `time`, that of another session's answer."""
+        with self._lock:
+            self._newest = max(self._newest, time)
+
     def append(self, **columns: object) -> Label:
         """Write one answer, given by the columns of `SCHEMA` except `time` and `session`.
 
@@ -135,6 +140,31 @@ class LabelLog:
         if not parquet.create(uri, pa.Table.from_pylist([label.model_dump()], schema=SCHEMA)):
             raise UserError(f"{uri} exists already; start scalp review again, which chooses new file names")
         return label
+
+
+class LogReader:
+    """Reads a label log to which several sessions write; each file once.
+
+    Args:
+        labels: Directory of the log, local or `s3://`.
+    """
+
+    def __init__(self, labels: str) -> None:
+        self._folder = storage.join(labels, LABELS_FOLDER)
+        self._known: set[str] = set()
+
+    def read_new(self) -> list[Label]:
+        """Read the answers of all files that no earlier call has read, oldest first.
+
+        Raises:
+            UserError: storage failed, or a file is not one of a label log.
+        """
+        names = {name for name in storage.names_in(self._folder) if name.endswith(".parquet")} - self._known
+        with ThreadPoolExecutor(_READS) as pool:
+            files = pool.map(_read_file, [storage.join(self._folder, name) for name in sorted(names)])
+            labels = sort_labels(label for labels_of_file in files for label in labels_of_file)
+        self._known |= names
+        return labels
 
 
 def open_log(labels: str) -> list[Label]:
@@ -158,11 +188,7 @@ def read_labels(labels: str) -> list[Label]:
     Raises:
         UserError: storage failed, or a file is not one of a label log.
     """
-    folder = storage.join(labels, LABELS_FOLDER)
-    names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
-    with ThreadPoolExecutor(_READS) as pool:
-        files = pool.map(_read_file, [storage.join(folder, name) for name in names])
-        return sort_labels(label for labels_of_file in files for label in labels_of_file)
+    return LogReader(labels).read_new()
 
 
 def hash_labels(labels: Iterable[Label]) -> str:

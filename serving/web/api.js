@@ -31,26 +31,36 @@ export function setKeyPrompt(prompt) {
   promptForKey = prompt;
 }
 
+/** As `request`; returns the response as JSON. */
+export async function call(path, options) {
+  const response = await request(path, options);
+  const answer = await response.json().catch(() => null);
+  if (!answer) throw failed(response);
+  return answer;
+}
+
 /**
- * Sends a request and returns the response as JSON.
+ * Sends a request and returns its response.
  *
  * @param path Path of the route.
- * @param body Form to post; without one the request is a GET.
+ * @param body Form to post.
+ * @param json Value to post; without it and a form the request is a GET.
  * @param signal AbortSignal of the request.
+ * @param busy Statuses after which the request is sent again.
  * @param onWait Called with `{seconds, next, tries}` before each wait for a busy server, and with null after it.
  * @throws Problem, or the signal's reason.
  */
-export async function call(path, { body, signal, onWait = () => {} } = {}) {
+export async function request(path, { body, json, signal, busy = [429, 503], onWait = () => {} } = {}) {
   for (let attempt = 1; ; ) {
     const used = key;
-    const response = await send(path, body, used, signal);
+    const response = await send(path, body, json, used, signal);
+    if (response.ok) return response;
     const answer = await response.json().catch(() => null);
-    if (response.ok && answer) return answer;
-    const problem = new Problem(answer ?? { code: `http_${response.status}` });
-    if (response.status === 401) {
+    const problem = answer ? new Problem(answer) : failed(response);
+    if (response.status === 401 || problem.code === "forbidden") {
       await replaceKey(used, problem);
       signal?.throwIfAborted();
-    } else if ([429, 503].includes(response.status) && attempt < TRIES) {
+    } else if (busy.includes(response.status) && attempt < TRIES) {
       const seconds = secondsToWait(response);
       onWait({ seconds, next: ++attempt, tries: TRIES });
       await sleep(seconds, signal);
@@ -61,8 +71,14 @@ export async function call(path, { body, signal, onWait = () => {} } = {}) {
   }
 }
 
-async function send(path, body, used, signal) {
+function failed(response) {
+  return new Problem({ code: `http_${response.status}` });
+}
+
+async function send(path, form, json, used, signal) {
   const headers = used ? { Authorization: `Bearer ${used}` } : {};
+  if (json !== undefined) headers["Content-Type"] = "application/json";
+  const body = json === undefined ? form : JSON.stringify(json);
   try {
     return await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
   } catch (error) {
@@ -90,9 +106,25 @@ async function replaceKey(used, problem) {
   pendingKey ??= promptForKey(problem);
   key = await pendingKey;
   pendingKey = null;
+  rememberKey(key);
+}
+
+/** Keeps a key in this tab until it is closed. */
+export function rememberKey(word) {
   try {
-    sessionStorage.setItem(KEY, key);
+    sessionStorage.setItem(KEY, word);
   } catch {
     // The key is kept until the page is left.
   }
 }
+
+/** Removes the key from this tab; the page has it until it is left. */
+export function forgetKey() {
+  try {
+    sessionStorage.removeItem(KEY);
+  } catch {
+    // It was not kept.
+  }
+}
+
+export const hasKey = () => Boolean(key);

@@ -11,6 +11,8 @@ export const ENGLISH = {
   "key.use": "Use this key",
   "key.help": "Kept in this tab until it is closed, and sent only to this server.",
   "key.wrong": "The server does not know this key.",
+  "key.expired": "This key has expired. Ask the operator for a new one.",
+  "key.forbidden": "This key does not allow this page. Use another key.",
 
   "photographs": "Photos",
   "choose": "Choose photos",

@@ -11,6 +11,8 @@ export const KOREAN = {
   "key.use": "이 키 사용",
   "key.help": "이 탭을 닫을 때까지만 보관하며 이 서버에만 보냅니다.",
   "key.wrong": "서버에 등록되지 않은 키입니다.",
+  "key.expired": "이 키는 만료되었습니다. 운영자에게 새 키를 요청하세요.",
+  "key.forbidden": "이 키로는 이 페이지를 쓸 수 없습니다. 다른 키를 입력하세요.",
 
   "photographs": "사진",
   "choose": "사진 선택",

@@ -7,6 +7,7 @@ import { announce, element, note } from "./dom.js";
 import * as gallery from "./gallery.js";
 import { add, events, modelOf, photographs, progress, remove, retry, withStatus } from "./grading.js";
 import * as heat from "./heat.js";
+import { askForKey } from "./key_form.js";
 import * as result from "./result.js";
 import { csv, save } from "./table.js";
 import { gradeName, language, percent, problemWords, say, setLanguage, translate } from "./words.js";
@@ -126,22 +127,7 @@ events.addEventListener("idle", ({ detail: batch }) => {
   showState();
 });
 
-// --- the access key -----------------------------------------------------------------------------------------
-
-setKeyPrompt(({ code }) => {
-  const form = element("key");
-  form.hidden = false;
-  element("key-problem").hidden = code !== "wrong_key";
-  element("key-field").focus();
-  return new Promise((resolve) => {
-    form.onsubmit = (event) => {
-      event.preventDefault();
-      form.hidden = true;
-      resolve(element("key-field").value);
-      form.reset();
-    };
-  });
-});
+setKeyPrompt(askForKey);
 
 // --- controls ---------------------------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ _WEB = ("*.html", "*.js", "*.css")
 PAGES = {
     "page-en.png": (("serving/web",), _WEB),
     "page-ko.png": (("serving/web",), _WEB),
-    "review-en.png": (("jobs/review/web", "serving/web"), _WEB),
-    "review-view-en.jpg": (("jobs/review/web", "serving/web"), _WEB),
+    "review-en.png": (("serving/web",), _WEB),
+    "review-view-en.jpg": (("serving/web",), _WEB),
     "report-en.png": (("scalp_core/reports",), _WEB),
     "report-queue-en.jpg": (("scalp_core/reports",), _WEB),
     "grades.jpg": (("scalp_core/synthetic",), ("*.py",)),

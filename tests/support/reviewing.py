@@ -21,14 +21,17 @@ import httpx
 from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import prepare
 from jobs.review.driver import ReviewOptions, open_session
-from jobs.review.session import Session
 from scalp_core import storage
 from scalp_core.curation.audit import Options
 from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.review.session import Session
 from tests.support import result_rows
 from tests.support.images import jpeg
 from tests.support.ports import free_port
+
+REVIEW = "/v1/review"
+"""Path of a review, in the command and in the endpoint."""
 
 # Folder or zip of the images of one grade.
 _SYNTH_FOLDER = re.compile(r"\[원천\]미세각질_(\d)\.")
@@ -140,10 +143,10 @@ def answer_all(url: str, grades: Mapping[str, int]) -> int:
     """
     with httpx.Client(base_url=url.partition("/?")[0], timeout=60) as client:
         client.get(url, follow_redirects=True).raise_for_status()
-        image, answers = client.get("/review").raise_for_status().json()["first_open"], 0
+        image, answers = client.get(REVIEW).raise_for_status().json()["first_open"], 0
         while image:
-            client.get(f"/images/{image}/picture").raise_for_status()
-            answered = client.post(f"/images/{image}/answer", json={"grade": grades[image]})
+            client.get(f"{REVIEW}/images/{image}/picture").raise_for_status()
+            answered = client.post(f"{REVIEW}/images/{image}/answer", json={"grade": grades[image]})
             image, answers = answered.raise_for_status().json()["first_open"], answers + 1
     return answers
 

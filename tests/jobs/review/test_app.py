@@ -60,7 +60,9 @@ def test_the_address_with_the_token_opens_the_page(session):
 
 
 def test_the_page_has_each_text_in_both_languages():
-    words = resources.files("jobs.review").joinpath("web", "review_words.js").read_text(encoding="utf-8")
+    words = (
+        resources.files("serving").joinpath("web", "review", "review_words.js").read_text(encoding="utf-8")
+    )
     english, korean = (re.findall(r'^  "([\w.-]+)": "', part, re.M) for part in words.split("KOREAN, {"))
     assert english == korean and english
     assert {f"review.reason.{reason}" for reason in REASONS} <= set(english)
@@ -70,22 +72,28 @@ def test_the_page_has_each_text_in_both_languages():
 def test_nothing_is_sent_without_the_token(session, token):
     client = visit(session, token)
     image = ids(session)[0]
-    for path in ("/", "/review", f"/images/{image}", f"/images/{image}/picture", "/page/review.js"):
+    for path in (
+        "/",
+        "/v1/review",
+        f"/v1/review/images/{image}",
+        f"/v1/review/images/{image}/picture",
+        "/page/review.js",
+    ):
         answer = client.get(path)
         assert answer.status_code == 403, path
         assert "scalp review" in answer.text
-    assert client.post(f"/images/{image}/answer", json={"grade": 1}).status_code == 403
+    assert client.post(f"/v1/review/images/{image}/answer", json={"grade": 1}).status_code == 403
 
 
 def test_each_response_has_the_security_headers(client, session):
-    for path in ("/", "/review", f"/images/{ids(session)[0]}/picture", "/images/none"):
+    for path in ("/", "/v1/review", f"/v1/review/images/{ids(session)[0]}/picture", "/v1/review/images/none"):
         headers = client.get(path).headers
         assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_the_picture_of_files_and_members_is_sent_without_metadata(client, session):
     for image in ids(session):
-        answer = client.get(f"/images/{image}/picture")
+        answer = client.get(f"/v1/review/images/{image}/picture")
         assert answer.headers["content-type"] == "image/jpeg"
         assert Image.open(io.BytesIO(answer.content)).size == (320, 240)
 
@@ -97,7 +105,7 @@ def test_exif_does_not_leave_and_large_pictures_are_reduced(tmp_path, labels):
     storage.write(f"{tmp_path}/a.jpg", data)
     result_rows.write(f"{tmp_path}/graded/{RESULTS_FOLDER}", [referred_row(f"{tmp_path}/a.jpg", data)], 1)
     session = open_review(f"{tmp_path}/graded", labels)
-    sent = visit(session).get(f"/images/{ids(session)[0]}/picture").content
+    sent = visit(session).get(f"/v1/review/images/{ids(session)[0]}/picture").content
     picture = Image.open(io.BytesIO(sent))
     assert picture.size == (1024, 2048)  # upright
     assert not picture.getexif() and b"patient" not in sent
@@ -107,22 +115,22 @@ def test_a_changed_or_missing_file_is_a_problem_with_a_code(client, session):
     first, second, *_ = ids(session)
     storage.write(session.location(first).uri, jpeg(99))
     storage.remove_file(session.location(second).uri)
-    codes = [client.get(f"/images/{image}/picture").json()["code"] for image in (first, second)]
+    codes = [client.get(f"/v1/review/images/{image}/picture").json()["code"] for image in (first, second)]
     assert codes == ["changed", "not_found"]
 
 
 def test_an_answer_is_durable_when_the_server_says_saved(client, session, labels):
     first, second, *_ = ids(session)
-    assert client.get("/review").json()["first_open"] == first
-    saved = client.post(f"/images/{first}/answer", json={"grade": 2, "comment": "물기"})
+    assert client.get("/v1/review").json()["first_open"] == first
+    saved = client.post(f"/v1/review/images/{first}/answer", json={"grade": 2, "comment": "물기"})
     assert saved.json() == {
         "answer": {"grade": 2, "reason": None, "comment": "물기"},
         "left": 3,
         "first_open": second,
     }
     assert [label.grade for label in read_labels(labels)] == [2]
-    client.post(f"/images/{first}/answer", json={"reason": "cannot_be_graded"})
-    assert client.get(f"/images/{first}").json()["answer"]["reason"] == "cannot_be_graded"
+    client.post(f"/v1/review/images/{first}/answer", json={"reason": "cannot_be_graded"})
+    assert client.get(f"/v1/review/images/{first}").json()["answer"]["reason"] == "cannot_be_graded"
 
 
 @pytest.mark.parametrize(
@@ -139,15 +147,15 @@ def test_an_answer_is_durable_when_the_server_says_saved(client, session, labels
     ],
 )
 def test_other_answers_are_refused_and_not_saved(client, session, labels, content, headers, status):
-    answer = client.post(f"/images/{ids(session)[0]}/answer", content=content, headers=headers)
+    answer = client.post(f"/v1/review/images/{ids(session)[0]}/answer", content=content, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, "invalid_answer")
     assert "\n" not in answer.json()["detail"]
     assert read_labels(labels) == []
 
 
 def test_an_image_outside_of_the_queue_is_unknown(client, session, labels):
-    assert client.get("/images/none").json()["code"] == "unknown_image"
-    assert client.post("/images/none/answer", json={"grade": 1}).status_code == 404
+    assert client.get("/v1/review/images/none").json()["code"] == "unknown_image"
+    assert client.post("/v1/review/images/none/answer", json={"grade": 1}).status_code == 404
     assert read_labels(labels) == []
 
 
@@ -158,6 +166,6 @@ def test_an_answer_that_is_not_stored_is_not_said_to_be_saved(client, session, l
     first = ids(session)[0]
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", full)
-        answer = client.post(f"/images/{first}/answer", json={"grade": 1})
+        answer = client.post(f"/v1/review/images/{first}/answer", json={"grade": 1})
     assert (answer.status_code, answer.json()["code"]) == (503, "not_saved")
-    assert client.get(f"/images/{first}").json()["answer"] is None
+    assert client.get(f"/v1/review/images/{first}").json()["answer"] is None

@@ -50,24 +50,24 @@ def visit(session):
 
 
 def reveal(client, image):
-    return client.post(f"/images/{image}/reveal", json={})
+    return client.post(f"/v1/review/images/{image}/reveal", json={})
 
 
 def test_a_heatmap_is_sent_after_the_reader_asked_and_the_answer_is_marked(graded, labels, bundle):
     client = visit(session := open_review(graded, labels, bundle=str(bundle)))
     first, second, *_ = ids(session)
-    assert client.get("/review").json()["resize"] == "squash"
-    refused = client.get(f"/images/{first}/heatmap")
+    assert client.get("/v1/review").json()["resize"] == "squash"
+    refused = client.get(f"/v1/review/images/{first}/heatmap")
     assert (refused.status_code, refused.json()["code"]) == (409, "not_revealed")
-    assert client.get(f"/images/{first}").json()["saw_model"] is False
+    assert client.get(f"/v1/review/images/{first}").json()["saw_model"] is False
     assert reveal(client, first).json() == {"saw_model": True}
-    answer = client.get(f"/images/{first}/heatmap")
+    answer = client.get(f"/v1/review/images/{first}/heatmap")
     assert answer.headers["content-type"] == "image/png"
     heat = np.asarray(Image.open(io.BytesIO(answer.content)))
     assert heat.shape == (64, 64, 4) and heat[..., 3].max() == 255
-    assert client.get(f"/images/{second}/heatmap").status_code == 409
-    client.post(f"/images/{first}/answer", json={"grade": 1})
-    client.post(f"/images/{second}/answer", json={"grade": 1})
+    assert client.get(f"/v1/review/images/{second}/heatmap").status_code == 409
+    client.post(f"/v1/review/images/{first}/answer", json={"grade": 1})
+    client.post(f"/v1/review/images/{second}/answer", json={"grade": 1})
     assert [label.saw_model for label in read_labels(labels)] == [True, False]
 
 
@@ -101,19 +101,19 @@ def test_the_view_is_not_sent_if_it_cannot_be_recorded(graded, labels, bundle, m
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", full)
         assert reveal(client, first).json()["code"] == "not_saved"
-    assert client.get(f"/images/{first}/heatmap").status_code == 409
-    assert client.post(f"/images/{first}/reveal", content="x").status_code == 415
+    assert client.get(f"/v1/review/images/{first}/heatmap").status_code == 409
+    assert client.post(f"/v1/review/images/{first}/reveal", content="x").status_code == 415
 
 
 def test_similar_training_images_come_with_their_grades(graded, labels, bundle, data):
     client = visit(session := open_review(graded, labels, bundle=str(bundle), neighbors=data))
-    assert client.get("/review").json()["has_neighbors"] is True
+    assert client.get("/v1/review").json()["has_neighbors"] is True
     rows = manifest.select_split(manifest.read_manifest(data), "train").to_pylist()
     train, twins = {row["uri"] for row in rows}, 0
     for number, image in enumerate(ids(session)):
-        assert client.get(f"/images/{image}/neighbors").status_code == 409
+        assert client.get(f"/v1/review/images/{image}/neighbors").status_code == 409
         reveal(client, image)
-        alike = client.get(f"/images/{image}/neighbors").json()["neighbors"]
+        alike = client.get(f"/v1/review/images/{image}/neighbors").json()["neighbors"]
         assert len(alike) == neighbors.COUNT
         places = [Path(neighbor.location.uri) for neighbor in session.neighbors(image)]
         assert [int(place.parent.name) for place in places] == [neighbor["grade"] for neighbor in alike]
@@ -122,9 +122,9 @@ def test_similar_training_images_come_with_their_grades(graded, labels, bundle, 
         if str(twin) in train:
             twins += 1
             assert places[0] == twin
-        picture = client.get(f"/images/{image}/neighbors/0")
+        picture = client.get(f"/v1/review/images/{image}/neighbors/0")
         assert max(Image.open(io.BytesIO(picture.content)).size) <= NEIGHBOR_SIDE
-        assert client.get(f"/images/{image}/neighbors/{neighbors.COUNT}").status_code == 404
+        assert client.get(f"/v1/review/images/{image}/neighbors/{neighbors.COUNT}").status_code == 404
     assert twins
 
 
@@ -159,17 +159,17 @@ def test_an_image_that_cannot_be_read_has_no_neighbors(tmp_path, labels, bundle,
     assert "1 of 4 images of the queue cannot be read" in capsys.readouterr().out
     session.reveal(first)
     assert session.neighbors(first) == []
-    assert visit(session).get(f"/images/{first}/heatmap").json()["code"] == "changed"
+    assert visit(session).get(f"/v1/review/images/{first}/heatmap").json()["code"] == "changed"
 
 
 def test_a_review_without_the_view_offers_none(graded, labels):
     client = visit(session := open_review(graded, labels))
-    described = client.get("/review").json()
+    described = client.get("/v1/review").json()
     assert (described["resize"], described["has_neighbors"]) == (None, False)
     image = ids(session)[0]
     reveal(client, image)
     for path in ("heatmap", "neighbors", "neighbors/0"):
-        assert client.get(f"/images/{image}/{path}").status_code == 409
+        assert client.get(f"/v1/review/images/{image}/{path}").status_code == 409
 
 
 def test_mistakes_are_reported_before_labels_is_made(root, graded, labels, bundle, data, tmp_path):

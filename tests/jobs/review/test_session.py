@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.review.pictures import read_jpeg
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
+from scalp_core.review.pictures import read_jpeg
 from tests.support.command import run_scalp
 from tests.support.result_rows import row, write
 from tests.support.reviewing import ids, open_review, write_run

@@ -2,7 +2,9 @@
 
 import { hideAids, offerAids, showAids, toggleAid } from "./aids.js";
 import { answerName, answerOf, makeButtons, showAnswer, showModel, showOthers } from "./answers.js";
+import { forgetKey, hasKey, rememberKey, setKeyPrompt } from "./api.js";
 import { announce, element, note } from "./dom.js";
+import { askForKey } from "./key_form.js";
 import { call, picture } from "./requests.js";
 import "./review_words.js";
 import { language, problemWords, say, setLanguage, translate } from "./words.js";
@@ -31,6 +33,9 @@ function speak() {
   }
   if (!review) return;
   note("aid-keys", element("aids").hidden ? "" : say("aids.keys"));
+  element("done-title").textContent = say(review.images ? "review.done" : "review.none");
+  element("again").hidden = !review.images;
+  element("change-reader").hidden = !hasKey();
   element("reader").textContent = say(review.adjudicate ? "review.reader.deciding" : "review.reader", review);
   makeButtons(review, save);
   showProgress();
@@ -40,12 +45,12 @@ function speak() {
 function showProgress() {
   const { images, left } = review;
   element("progress-text").textContent = say("review.progress", { done: images - left, images });
-  Object.assign(element("progress-bar"), { max: images, value: images - left });
+  Object.assign(element("progress-bar"), { max: images || 1, value: images - left });
 }
 
 function showImage() {
-  const { place, previous, next, answer, answers, model } = shown;
-  const values = { place, images: review.images };
+  const { place, images, previous, next, answer, answers, model } = shown;
+  const values = { place, images };
   element("place").textContent = say("review.place", values);
   element("picture").alt = say("review.alt", values);
   element("previous").disabled = !previous;
@@ -95,7 +100,7 @@ async function showPicture(id) {
     const { naturalWidth, naturalHeight } = element("picture");
     element("frame").style.setProperty("--ratio", naturalWidth / naturalHeight);
     isReady = true;
-    const place = say("review.place", { place: shown.place, images: review.images });
+    const place = say("review.place", shown);
     announce(`${element("saved").textContent} ${place}`);
   } catch (error) {
     if (shown.image_id !== id) return;
@@ -186,7 +191,7 @@ function keyOf({ key, code }) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (!shown || element("review").hidden) return;
+  if (!shown || element("review").hidden || !element("key").hidden) return;
   if (event.target === comment) {
     if (event.key === "Escape") comment.blur();
     return;
@@ -208,6 +213,19 @@ element("next").addEventListener("click", () => move("next"));
 for (const aid of Object.values(AID_KEYS)) element(`${aid}-toggle`).addEventListener("click", () => askFor(aid));
 element("again").addEventListener("click", () => visit(review.first));
 
+setKeyPrompt(async (problem) => {
+  const key = await askForKey(problem);
+  if (!review) return key;
+  // An answer of one reader must not be sent with the key of another: the page begins again.
+  rememberKey(key);
+  location.reload();
+  return new Promise(() => {});
+});
+element("change-reader").addEventListener("click", () => {
+  forgetKey();
+  location.reload();
+});
+
 for (const button of document.querySelectorAll("[data-language]")) {
   button.addEventListener("click", () => {
     setLanguage(button.dataset.language);
@@ -217,7 +235,7 @@ for (const button of document.querySelectorAll("[data-language]")) {
 
 speak();
 try {
-  review = await call("/review");
+  review = await call("");
   offerAids(review);
   speak();
   const first = review.first_open ?? (review.answered_too && review.first);

@@ -1,27 +1,20 @@
 /** Requests of the review to its server, and the pictures that it has loaded. */
 
+import { request } from "./api.js";
+
+const REVIEW = "/v1/review";
 const KEPT = 6;  // pictures in memory: the ones around the current one
 
-/** Fetches a path; posts `body` as JSON if there is one. Throws `{code, detail}`. */
-async function request(path, body) {
-  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  let response;
-  try {
-    response = await fetch(path, body === undefined ? {} : post);
-  } catch {
-    throw { code: "no_answer" };
-  }
-  if (!response.ok) throw await response.json().catch(() => ({ code: "failed" }));
-  return response;
-}
-
-export async function call(path, body) {
-  return (await request(path, body)).json();
+/** Fetches a path of the review as JSON; posts `json` if there is one. Throws a Problem. */
+export async function call(path, json) {
+  // A refused answer is reported immediately, unless the limit of requests refused it unread.
+  const options = json === undefined ? {} : { json, busy: [429] };
+  return (await request(`${REVIEW}${path}`, options)).json();
 }
 
 /** Fetches a picture; returns its blob URL, which the caller revokes. */
 export async function fetchPicture(path) {
-  return URL.createObjectURL(await (await request(path)).blob());
+  return URL.createObjectURL(await (await request(`${REVIEW}${path}`)).blob());
 }
 
 const pictures = new Map();  // image id -> promise of a blob URL

@@ -6,21 +6,20 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.review.groups import Place
-from jobs.review.model_view import ModelView
-from jobs.review.neighbors import Neighbor
 from scalp_core.datasets.locations import Location
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.labels.decisions import Answers
 from scalp_core.labels.log import Answer, Label, LabelLog
 from scalp_core.labels.queue import Queue
 from scalp_core.labels.views import ModelViews
+from scalp_core.review.groups import Place
+from scalp_core.review.model_view import ModelView, Neighbor
 
 _OF_MODEL = ("grade", "probabilities", "expected_severity", "grade_set", "refer_reasons", "model_version")
 
 
 class Session:
-    """The review of one reader; threads may share it.
+    """The review of one reader; threads may share it, and sessions may share the log and its answers.
 
     What a reader must not see is not sent to the page: the answer of the model in a blind review, the answers
     of other readers, their names, and the location of the image, whose folders may name a grade or a person.
@@ -107,6 +106,7 @@ class Session:
         own = self._own(row["sha256"])
         return {
             "image_id": image_id,
+            "images": len(self._queue),
             **self._queue.neighbors(image_id),
             "answer": own and _shown(own),
             "saw_model": self._saw_model(image_id),
@@ -159,10 +159,10 @@ class Session:
             saw_model=self._saw_model(image_id),
             model_grade=row["grade"],
         )
+        self._answers.add(label)
         with self._lock:
-            self._answers.add(label)
             self.saved += 1
-            return {"answer": _shown(label), **self._progress()}
+        return {"answer": _shown(label), **self._progress()}
 
     def _saw_model(self, image_id: str) -> bool:
         """Whether the reader sees the model's answer, or asked for its view, in this session or earlier."""
@@ -184,8 +184,7 @@ class Session:
 
     def _given(self, sha256: str) -> list[dict[str, Any]]:
         """Answers of the readers, in an order that does not depend on their names."""
-        labels = self._answers.by_image.get(sha256, {}).values()
-        given = map(_shown, labels)
+        given = map(_shown, self._answers.of_image(sha256))
         return sorted(given, key=lambda shown: tuple(str(value) for value in shown.values()))
 
 

@@ -110,7 +110,7 @@ function showNeighbors() {
     row.querySelector("li").dataset.grade = grade;
     const picture = row.querySelector("img");
     picture.alt = say("aids.neighbor.alt", { place: number + 1, name });
-    picture.src = `/images/${image.image_id}/neighbors/${number}`;
+    picture.src = `/v1/review/images/${image.image_id}/neighbors/${number}`;  // of `scalp review` alone: no key
     return row;
   }));
   element("neighbors-note").textContent = say(alike.length ? "aids.neighbors.meaning" : "aids.neighbors.none");

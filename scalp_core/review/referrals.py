@@ -1,0 +1,56 @@
+"""The referred images of a bulk run, read for a review."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from scalp_core import storage
+from scalp_core.errors import UserError
+from scalp_core.labels.log import KIND
+from scalp_core.labels.queue import Order, Queue
+from scalp_core.results.progress import IDENTITY_FILE
+from scalp_core.results.query import ResultRows
+from scalp_core.review.groups import Place, read_groups
+from scalp_core.storage import outputs
+
+_COLUMNS = (
+    "image_id, sha256, uri, member, grade, probabilities, expected_severity, grade_set, refer_reasons, "
+    "model_version"
+)
+
+
+@dataclass(frozen=True)
+class Referrals:
+    """The referred images of a bulk run; `is_finished` if it has graded all images."""
+
+    graded: str
+    queue: Queue
+    is_finished: bool
+
+    def groups(self, warn: Callable[[str], None]) -> dict[Place, str]:
+        """Find the groups of the images in the sources of the run; see `read_groups`."""
+        identity = storage.read_json(storage.join(self.graded, IDENTITY_FILE)) or {}
+        return read_groups(identity.get("sources", []), self.queue.locations(), warn)
+
+
+def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str] = ()) -> Referrals:
+    """Read the referred images of a bulk run, and check that their answers may be written to `labels`.
+
+    Args:
+        graded: Output directory of `scalp grade`, local or `s3://`.
+        labels: Directory of the label log; it may be missing, and is not made.
+        order: Strategy of the order.
+        inputs: Further directories in which the log must not be.
+
+    Raises:
+        UserError: A directory is not what it should be, or the run referred no image.
+    """
+    outputs.check_places([graded, *inputs], labels)
+    outputs.check_claim(labels, KIND)
+    with ResultRows(graded) as rows:
+        query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
+        referrals = Referrals(graded, Queue(rows.stream(query).read_all(), order), rows.finished)
+    if not len(referrals.queue):
+        raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
+    return referrals
