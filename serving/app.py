@@ -23,6 +23,7 @@ from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Hardware, needed_part, resolve_device
 from scalp_core.settings import parse_settings
+from serving.api.review import check_readers
 from serving.api.routes import create_api
 from serving.auth.keys import Keys
 from serving.auth.network import check_address, check_certificate, check_port
@@ -31,6 +32,7 @@ from serving.replicas.combined import CombinedGrader
 from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
 from serving.replicas.ingress import Ingress
+from serving.replicas.reviewer import SCALING, Reviewer, check_review
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
@@ -76,12 +78,12 @@ def _application(
     """
     common: dict[str, Any] = {"max_constructor_retry_count": _START_ATTEMPTS}
     grader = ray_serve.deployment(Grader, **deployment_options(settings.grader, settings), **common)
-    others = []
+    others: dict[str, Any] = {}
     if settings.candidate:
         second = grader.options(name="Candidate")
         if candidate:
             second = second.options(user_config=candidate.model_dump())
-        others = [second.bind(settings)]
+        others["candidate"] = second.bind(settings)
     user_config = {"user_config": model.model_dump()} if model else {}
     # The deployment that serves HTTP holds as many requests in both forms.
     cpus = settings.grader.cpus if combined else settings.ingress.cpus
@@ -89,13 +91,16 @@ def _application(
     serves_http = deployment_options(scaling, settings, is_ingress=True) | common
     if combined:
         one = ray_serve.deployment(ray_serve.ingress()(CombinedGrader), **serves_http)
-        return one.options(name=Grader.__name__, **user_config).bind(settings, create_api, *others)
+        return one.options(name=Grader.__name__, **user_config).bind(settings, create_api, **others)
     explainer = ray_serve.deployment(Explainer, **deployment_options(settings.explainer, settings), **common)
     if model:
         explainer = explainer.options(user_config={"bundle": model.bundle})
+    if settings.review:
+        reviewer = ray_serve.deployment(Reviewer, **deployment_options(SCALING, settings), **common)
+        others["reviewer"] = reviewer.bind(settings.review)
     ingress = ray_serve.deployment(ray_serve.ingress()(Ingress), **serves_http)
     first = grader.options(**user_config).bind(settings)
-    return ingress.bind(settings, first, explainer.bind(), create_api, *others)
+    return ingress.bind(settings, first, explainer.bind(), create_api, **others)
 
 
 def start(
@@ -110,7 +115,8 @@ def start(
 
     Raises:
         UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
-            or `settings.front` or `settings.tracing` is set and no Ray is started here.
+            a review has no keys or no images, or `settings.front` or `settings.tracing` is set and no Ray is
+            started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
@@ -119,8 +125,12 @@ def start(
             f"the settings have a candidate ({mode}) without a bundle; add --{mode} BUNDLE, or remove "
             "candidate from the settings"
         )
-    check_address(host, Keys(settings.keys), settings.keys.open_to_network_without_keys)
+    keys = Keys(settings.keys)
+    check_address(host, keys, settings.keys.open_to_network_without_keys)
     check_port(host, port)
+    check_readers(settings.review, keys)
+    if settings.review:
+        check_review(settings.review)
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None
@@ -216,7 +226,8 @@ def _fit_grader(settings: Settings, cluster: Cluster, device: Hardware, *, combi
     """
     if "grader" in settings.model_fields_set:
         return settings
-    others = 0 if combined else math.ceil(settings.ingress.cpus + settings.explainer.cpus)
+    reviewer = SCALING.cpus if settings.review else 0
+    others = 0 if combined else math.ceil(settings.ingress.cpus + settings.explainer.cpus + reviewer)
     graders = 2 if settings.candidate else 1
     threads = max(1, min(cluster.cores_per_node, cluster.cpus - others) // graders)
     resources = {"cpus": threads, "gpus": 1 if device == "cuda" else 0}

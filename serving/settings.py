@@ -15,6 +15,7 @@ from serving.batch.window import BatchSettings
 from serving.observability.audit_writer import AuditSettings
 from serving.observability.tracing import EXPORTER_VARIABLE, TracingSettings
 from serving.schemas.bulk import BulkSettings
+from serving.schemas.review import ReviewSettings
 
 _MARGIN_SECONDS = 10
 _LOOK_BACK_SECONDS = 15  # of load that the autoscaler averages; replicas report every 10 s
@@ -131,6 +132,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     )
     batch: BatchSettings = Field(BatchSettings(), description="limits of /v1/grade/batch")
     bulk: BulkSettings | None = Field(None, description="settings of /v1/bulk; None turns it off")
+    review: ReviewSettings | None = Field(
+        None, description="settings of /v1/review and the page /review; None turns them off"
+    )
     candidate: CandidateSettings | None = Field(None, description="settings of a shadow or canary")
     cache_mib: int = Field(
         0,

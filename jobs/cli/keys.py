@@ -28,7 +28,8 @@ def keys_new(
         list[str],
         typer.Option(
             metavar="SCOPE",
-            help="grade, bulk:PREFIX (bulk runs below an s3:// prefix or folder) or admin; may be repeated",
+            help="grade, bulk:PREFIX (bulk runs below an s3:// prefix or folder), review (answer referred "
+            "images), adjudicate (decide between readers) or admin; may be repeated",
         ),
     ] = ["grade"],  # noqa: B006
     expires: Annotated[

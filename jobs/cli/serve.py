@@ -57,6 +57,16 @@ def serve(
     bulk_out: Annotated[
         str | None, typer.Option(metavar="PREFIX", help="folder or s3:// prefix for the output of bulk runs")
     ] = None,
+    review: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GRADED",
+            help="output of `scalp grade` whose referred images readers answer at /review; needs --keys",
+        ),
+    ] = None,
+    review_labels: Annotated[
+        str | None, typer.Option(metavar="LABELS", help="directory of the label log of --review")
+    ] = None,
     settings: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +92,8 @@ def serve(
         "front": {"tls_certificate": tls_cert} if tls_cert else None,
         "audit": {"folder": audit} if audit else None,
         "candidate": {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None,
+        "review": {name: value for name, value in (("graded", review), ("labels", review_labels)) if value}
+        or None,
         "bulk": {"sources": bulk_source or [], "out": bulk_out or ""} if bulk_source or bulk_out else None,
     }
     for name, value in given.items():

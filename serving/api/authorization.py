@@ -7,11 +7,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster.haproxy import CLOSED_PATHS
 from serving.auth.keys import Key, Keys, KeySettings
 from serving.auth.network import client_network, host_name, is_loopback
-from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, Need
+from serving.auth.scopes import ALL_RIGHTS, BULK, GRADE, NAMES_OF_NEEDS, REVIEW, Need
 from serving.http import request_context
 from serving.http.problems import Refusal, forbidden
 
 BULK_PATH = "/v1/bulk"
+REVIEW_PATH = "/v1/review"
+_NEEDS: tuple[tuple[str, Need], ...] = ((BULK_PATH, BULK), (REVIEW_PATH, REVIEW))
 
 
 class AuthorizationMiddleware:
@@ -34,7 +36,7 @@ class AuthorizationMiddleware:
             is_allowed = request.rights.allows(need)
             request.owes_audit = not is_allowed or scope["method"] not in ("GET", "HEAD")
             if not is_allowed:
-                raise forbidden(GRADE if need == GRADE else f"{BULK}:PREFIX")
+                raise forbidden(NAMES_OF_NEEDS[need])
         await self._app(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> Key | None:
@@ -84,7 +86,8 @@ class AuthorizationMiddleware:
 
 def _needed_scope(scope: Scope) -> Need:
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return BULK if path == BULK_PATH or path.startswith(f"{BULK_PATH}/") else GRADE
+    below = f"{path}/"
+    return next((need for start, need in _NEEDS if below.startswith(f"{start}/")), GRADE)
 
 
 def _unauthorized(key: Key | None, given: str) -> Refusal:

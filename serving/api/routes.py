@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
@@ -13,7 +12,7 @@ from starlette.routing import Route
 
 from scalp_core.errors import ImageError
 from serving.admission.limits import Load
-from serving.api import batch, bulk, inference, single
+from serving.api import batch, bulk, inference, review, single, web
 from serving.api.middleware import install
 from serving.api.single import GradeOptions
 from serving.http import openapi, problems
@@ -26,11 +25,6 @@ _BATCH_SIZE = {
     "description": "number of images in the forward pass; 0: cached answer",
     "schema": {"type": "integer"},
 }
-# The page has no build step and loads nothing from other hosts.
-_WEB = Path(__file__).parents[1] / "web"
-_TYPES = {".css": "text/css", ".js": "text/javascript"}
-# A fixed list, so that a requested name never becomes a path.
-_FILES = {path.name: path for path in _WEB.iterdir() if path.suffix in _TYPES}
 
 router = APIRouter()
 
@@ -83,18 +77,18 @@ async def ready(replica: Replica) -> Health:
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
     """The web page to choose, drop or take photos, see their grades and compare two."""
-    return FileResponse(_WEB / "page.html")
+    return FileResponse(web.PAGE)
 
 
 @router.get("/page/{name}", include_in_schema=False)
 async def file(name: str) -> FileResponse:
     """A style sheet or script of the page."""
-    if name not in _FILES:
+    if name not in web.FILES:
         raise HTTPException(404)
-    return FileResponse(_FILES[name], media_type=_TYPES[_FILES[name].suffix])
+    return FileResponse(web.FILES[name], media_type=web.TYPES[web.FILES[name].suffix])
 
 
-ROUTERS = (router, batch.router, bulk.router, inference.router)
+ROUTERS = (router, batch.router, bulk.router, review.router, inference.router)
 """Routes of the endpoint."""
 
 
@@ -102,7 +96,7 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
     """Create the ASGI application of one replica.
 
     Raises:
-        UserError: The keys cannot be read.
+        UserError: The keys cannot be read, or a review has none.
     """
 
     @asynccontextmanager
@@ -124,6 +118,7 @@ def create_api(settings: Settings, load: Load, audit: AuditLog | None) -> FastAP
         generate_unique_id_function=openapi.operation_id,
     )
     keys = install(api, settings, load, audit)
+    review.check_readers(settings.review, keys)
     for group in ROUTERS:
         api.include_router(group)
     openapi.install(api, keys=bool(keys))

@@ -9,11 +9,17 @@ from urllib.parse import quote, unquote
 
 from scalp_core.storage.uris import is_s3
 
-Need = Literal["grade", "bulk"]
+Need = Literal["grade", "bulk", "review"]
 
 GRADE: Literal["grade"] = "grade"
 BULK: Literal["bulk"] = "bulk"
+REVIEW: Literal["review"] = "review"
+ADJUDICATE = "adjudicate"
 ADMIN = "admin"
+NAMES_OF_NEEDS: dict[Need, str] = {GRADE: GRADE, BULK: f"{BULK}:PREFIX", REVIEW: f"{REVIEW} or {ADJUDICATE}"}
+"""Scopes that a key lacks, in a refusal."""
+
+_PLAIN = (GRADE, REVIEW, ADJUDICATE, ADMIN)  # scopes without a prefix
 _MAX_LENGTH = 1024  # of a key in S3
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _FORBIDDEN = re.compile(r"[?#@%\\]")  # queries, fragments, users, escapes, another system's slashes
@@ -55,20 +61,25 @@ class Rights(NamedTuple):
         grade: Allows `/v1/grade`, `/v1/grade/batch`, `/v1/model` and `/v2/models/`.
         bulk: Canonical prefixes. Allows to start bulk runs on sources below them, and to read one's own runs.
         admin: Allows everything, including the bulk runs of all owners.
+        review: Allows to answer the images of a review as its owner, blind to other readers.
+        adjudicate: Allows to decide between readers instead, with their answers in view.
     """
 
     grade: bool = False
     bulk: tuple[str, ...] = ()
     admin: bool = False
+    review: bool = False
+    adjudicate: bool = False
 
     @classmethod
     def parse(cls, scopes: Iterable[str]) -> Rights:
         """Parse scopes in the notation of the key file.
 
         Raises:
-            ValueError: A scope is not `grade`, `bulk:PREFIX` or `admin`; the message omits it.
+            ValueError: A scope is not `grade`, `bulk:PREFIX`, `review`, `adjudicate` or `admin`, or the key
+                would both read and decide; the message omits the scope.
         """
-        grade, admin, bulk = False, False, []
+        plain, bulk = set(), []
         for scope in scopes:
             name, colon, prefix = scope.partition(":")
             if name == BULK and colon:
@@ -76,16 +87,25 @@ class Rights(NamedTuple):
                     bulk.append(canonical_uri(unquote(prefix)))
                 except ValueError as error:
                     raise ValueError(f"a prefix is invalid: {error}") from None
-            elif scope in (GRADE, ADMIN):
-                grade, admin = grade or scope == GRADE, admin or scope == ADMIN
+            elif scope in _PLAIN:
+                plain.add(scope)
             else:
-                raise ValueError(f"a scope is invalid; use {GRADE}, {BULK}:PREFIX or {ADMIN}")
-        return cls(grade, tuple(dict.fromkeys(bulk)), admin)
+                raise ValueError(
+                    f"a scope is invalid; use {BULK}:PREFIX, {', '.join(_PLAIN[:-1])} or {ADMIN}"
+                )
+        if {REVIEW, ADJUDICATE} <= plain:
+            raise ValueError(
+                f"a key with {ADJUDICATE} sees the answers of readers, so it cannot {REVIEW}; use two keys"
+            )
+        return cls(
+            GRADE in plain, tuple(dict.fromkeys(bulk)), ADMIN in plain, REVIEW in plain, ADJUDICATE in plain
+        )
 
     @property
     def scopes(self) -> list[str]:
         """Scopes in the notation of the key file; a space in a prefix is %20."""
-        named = [*[GRADE] * self.grade, *(f"{BULK}:{prefix}" for prefix in self.bulk), *[ADMIN] * self.admin]
+        named = [*[GRADE] * self.grade, *(f"{BULK}:{prefix}" for prefix in self.bulk)]
+        named += [*[REVIEW] * self.review, *[ADJUDICATE] * self.adjudicate, *[ADMIN] * self.admin]
         return [
             "".join(quote(character) if character.isspace() else character for character in scope)
             for scope in named
@@ -93,7 +113,8 @@ class Rights(NamedTuple):
 
     def allows(self, need: Need) -> bool:
         """Whether requests that need this scope are allowed; for sources see `covers`."""
-        return self.admin or (self.grade if need == GRADE else bool(self.bulk))
+        held = {GRADE: self.grade, BULK: bool(self.bulk), REVIEW: self.review or self.adjudicate}
+        return self.admin or held[need]
 
     def covers(self, source: str) -> bool:
         """Whether bulk runs on a canonical source are allowed."""

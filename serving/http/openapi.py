@@ -21,6 +21,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TAGS = [
     {"name": "grade", "description": "Images of the request, graded online."},
     {"name": "bulk", "description": "Prefixes and archives in storage, graded as jobs."},
+    {"name": "review", "description": "Referred images of a bulk run, answered by people."},
     {"name": "open inference", "description": "The Open Inference Protocol v2 of KServe and Triton."},
     {"name": "probes", "description": "Probes for load balancers and Kubernetes, without a key."},
 ]

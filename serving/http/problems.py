@@ -78,6 +78,10 @@ CODES = {
     "bulk_not_offered": Code(
         (404,), "bulk runs are turned off", "as operator, set `--bulk-source` and `--bulk-out`"
     ),
+    "review_not_offered": Code(
+        (404,), "no review is turned on", "as operator, set `--review` and `--review-labels`"
+    ),
+    "unknown_image": Code((404,), "the image is not in the caller's review", "open `GET /v1/review` again"),
     "no_such_job": Code((404,), "no run has this id, or another key owns it", "use an id of `GET /v1/bulk`"),
     "no_report_yet": Code((404,), "the report is written at the end of the run", "wait for `succeeded`"),
     "no_results_yet": Code((404,), "the rows are written at the end of the run", "wait for `succeeded`"),
@@ -87,6 +91,11 @@ CODES = {
         (409,),
         "the files of the bundle differ from the loaded model",
         "as operator, deploy the bundle again, then send the request again",
+    ),
+    "not_revealed": Code(
+        (409,),
+        "the reader has not asked for the model's view of the image, or none is offered",
+        "send `POST …/reveal` first; as operator, set `review.bundle`",
     ),
     "too_many_bytes": Code((413,), "the body is larger than the limit", _DIVIDE),
     "too_many_pixels": Code((413,), "the images of a batch have too many pixels together", _DIVIDE),
@@ -114,7 +123,12 @@ CODES = {
     "model_unavailable": Code((503,), "no model answered the request of a bulk run", _LATER),
     "jobs_unavailable": Code((503,), "Ray's Job API does not answer", "try again later"),
     "storage_unavailable": Code(
-        (503,), "the storage of the bulk run failed, as `detail` says", "correct it, or try again later"
+        (503,),
+        "the storage of the bulk run or of the review failed, as `detail` says",
+        "correct it, or try again later",
+    ),
+    "not_saved": Code(
+        (503,), "the answer was not confirmed by storage, as `detail` says", "correct it, and send it again"
     ),
     "too_slow": Code((504,), "no answer in time", "try again; as operator, look at the load"),
 }

@@ -30,6 +30,7 @@ class RequestContext:
     rights: Rights = NO_RIGHTS  # of the key; none until the authorization
     work: str | None = None  # id of the bulk run in the path
     source: str | None = None  # source of the bulk run that it starts
+    image: str | None = None  # id of the image of a review
     status: int = 499  # until the response starts: the client disconnected
     problem: str | None = None  # code of the problem
     owes_audit: bool = False  # it passed the authorization and has no line in the audit log yet

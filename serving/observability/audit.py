@@ -47,13 +47,13 @@ class AuditLog(Writer):
         """
         request = request_context.current()
         if request.owes_audit:
-            bulk = {"work": request.work, "source": request.source}
+            about = {"work": request.work, "source": request.source, "image_id": request.image}
             self._log_answer(
                 None,
                 route=request.route,
                 status=request.status,
                 problem=request.problem,
-                **{name: value for name, value in bulk.items() if value is not None},
+                **{name: value for name, value in about.items() if value is not None},
             )
 
     def _log_answer(self, sha256: str | None, **answer: object) -> None:

@@ -1,4 +1,4 @@
-"""Deployment of a whole endpoint in one process: ingress, grader and explainer, without calls through Ray."""
+"""Deployment of a whole endpoint in one process, with its grader, explainer and reviewer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
 from serving.replicas.handles import LocalHandle
 from serving.replicas.ingress import CreateApi, Ingress
+from serving.replicas.reviewer import SCALING, Reviewer
 from serving.settings import Settings
 
 
@@ -29,6 +30,7 @@ class CombinedGrader(Ingress):
             LocalHandle(Explainer(), settings.explainer),
             create_api,
             candidate,
+            LocalHandle(Reviewer(settings.review), SCALING) if settings.review else None,
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

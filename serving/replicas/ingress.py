@@ -43,6 +43,7 @@ class Ingress:
         explainer: Handle,
         create_api: CreateApi,
         candidate: DeploymentHandle | None = None,
+        reviewer: Handle | None = None,
     ) -> None:
         bound_request_queue()
         self.settings = settings
@@ -65,6 +66,7 @@ class Ingress:
         grade_paid = partial(self.grade, is_paid=True)
         self.batches = Batches(settings.batch, grade_paid, self._model_version, self._admission)
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
+        self.reviewer = DeploymentClient(reviewer, self.load) if reviewer else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Create the ASGI application; Ray Serve calls this after the constructor."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,17 +39,24 @@ class Served(NamedTuple):
         named = [(processes.name(pid), pid) for pid in processes.tree(self.pid)]
         return [(name, pid) for name, pid in named if name.startswith("ray::ServeReplica")]
 
+    def kill(self) -> None:
+        """End all processes of the endpoint as a power cut would."""
+        for pid in processes.tree(self.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
 
 @contextmanager
-def scalp_serve(bundle: Path, settings: Settings, folder: Path) -> Iterator[Served]:
+def scalp_serve(bundle: Path, settings: Settings, folder: Path, port: int | None = None) -> Iterator[Served]:
     """Run `scalp serve` on a Ray that it starts itself.
 
     Args:
         bundle: Directory of the bundle.
         settings: Settings of the endpoint.
         folder: Directory for the settings file.
+        port: Port of the endpoint; None takes a free one.
     """
-    file, port = folder / "settings.yaml", free_port()
+    file, port = folder / "settings.yaml", port or free_port()
     file.write_text(settings.model_dump_json(exclude_unset=True))
     command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
     command += ["--settings", str(file)]

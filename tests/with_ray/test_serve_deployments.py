@@ -1,4 +1,4 @@
-"""A real endpoint of three deployments: its traces as a collector receives them, its explainer from zero."""
+"""A real endpoint of several deployments: its traces at a collector, explainer from zero, reviews."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from scalp_core import storage
+from scalp_core.labels.log import read_labels
+from serving.auth.keys import KeySettings
+from serving.schemas.review import ReviewSettings
 from serving.settings import Scaling, Settings
 from tests.support import sockets
 from tests.support.images import jpeg
+from tests.support.reviewing import REVIEW, open_review, write_run
 from tests.support.served import PRECISION, Served, scalp_serve
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -25,6 +30,8 @@ FALLBACK_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 STAGES = {"decode", "queue", "forward"}
 NAME = "visit-of-a-person.jpg"
 WAIT_S = 60
+KEY = "key-of-a-clinic-that-is-long-enough"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 @contextmanager
@@ -64,8 +71,14 @@ def collector() -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="module")
-def served(bundle, collector, tmp_path_factory) -> Iterator[Served]:
-    # More than one replica is possible: ingress, grader and explainer are separate processes.
+def review(tmp_path_factory) -> ReviewSettings:
+    folder = tmp_path_factory.mktemp("review")
+    return ReviewSettings(graded=write_run(folder, 4), labels=str(folder / "labels"))
+
+
+@pytest.fixture(scope="module")
+def served(bundle, collector, review, tmp_path_factory) -> Iterator[Served]:
+    # More than one replica is possible: ingress, grader, explainer and reviewer are separate processes.
     explainer = Scaling(
         min_replicas=0,
         max_replicas=2,
@@ -74,7 +87,17 @@ def served(bundle, collector, tmp_path_factory) -> Iterator[Served]:
         max_queued_requests=16,
     )
     tracing = {"collector": collector.url, "sampled": 0}
-    settings = Settings(device="cpu", precision=PRECISION, explainer=explainer, tracing=tracing)
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"clinic: {KEY} scope=grade scope=review")
+    keys.chmod(0o600)
+    settings = Settings(
+        device="cpu",
+        precision=PRECISION,
+        explainer=explainer,
+        tracing=tracing,
+        keys=KeySettings(file=str(keys)),
+        review=review,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         with scalp_serve(bundle, settings, tmp_path_factory.mktemp("served")) as endpoint:
@@ -84,7 +107,7 @@ def served(bundle, collector, tmp_path_factory) -> Iterator[Served]:
 def post(origin: str, *, heatmap: bool = False, **headers: str) -> httpx.Response:
     files = {"file": (NAME, jpeg(0), "image/jpeg")}
     url = f"{origin}/v1/grade?heatmap={heatmap}&patient=kim"
-    return httpx.post(url, files=files, headers=headers, timeout=60).raise_for_status()
+    return httpx.post(url, files=files, headers=HEADERS | headers, timeout=60).raise_for_status()
 
 
 def fallback_origin(pid: int) -> str:
@@ -140,7 +163,7 @@ def test_a_trace_leads_from_the_client_through_queue_and_forward_pass(served, co
             (span,) = trace[stage]
             assert ancestors(span)[-1] == request.name
         assert any("Grader" in name for name in ancestors(trace["forward"][0]))
-    for secret in (NAME.encode(), b"kim", answer.json()["grade_name"].encode()):
+    for secret in (NAME.encode(), b"kim", KEY.encode(), answer.json()["grade_name"].encode()):
         assert secret not in collector.bytes
 
 
@@ -149,6 +172,20 @@ def test_the_first_heatmap_starts_the_explainer(served):
     answer = post(served.origin, heatmap=True).json()
     assert base64.b64decode(answer["heatmap"]["png"]).startswith(b"\x89PNG")
     assert explainers(served) == 1
+
+
+def test_a_separate_process_writes_the_answers_of_readers(served, review):
+    assert sum("Reviewer" in name for name, _ in served.replicas()) == 1
+    with httpx.Client(base_url=f"{served.origin}{REVIEW}", headers=HEADERS, timeout=60) as client:
+        first = client.get("").raise_for_status().json()["first"]
+        picture = client.get(f"/images/{first}/picture")
+        assert picture.headers["content-type"] == "image/jpeg" and picture.content.startswith(b"\xff\xd8")
+        saved = client.post(f"/images/{first}/answer", json={"grade": 2}).raise_for_status().json()
+        assert [(label.reader, label.grade) for label in read_labels(review.labels)] == [("clinic", 2)]
+        second = saved["first_open"]
+        storage.write(open_review(review.graded, review.labels).location(second).uri, jpeg(99))
+        problems = [client.get(f"/images/{image}/picture").json() for image in (second, "none")]
+    assert [problem["code"] for problem in problems] == ["changed", "unknown_image"]
 
 
 def explainers(served: Served) -> int:

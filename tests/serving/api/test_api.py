@@ -19,6 +19,7 @@ from serving.admission.limits import Load
 from serving.api import single
 from serving.api.routes import create_api
 from serving.auth.keys import KeySettings
+from serving.observability.audit import AuditLog
 from serving.replicas.ingress import replica
 from serving.schemas.grading import GradeResponse
 from serving.settings import Settings
@@ -49,10 +50,10 @@ class Model:
 class Endpoint:
     """The whole application of a replica, called like by a server."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.model = Model()
-        all_settings = Settings(**settings)
-        self.api: FastAPI = create_api(all_settings, Load(all_settings.limits), None)
+    def __init__(self, audit: AuditLog | None = None, **settings: Any) -> None:
+        self.model: Any = Model()
+        self.audit, self.settings = audit, Settings(**settings)
+        self.api: FastAPI = create_api(self.settings, Load(self.settings.limits), audit)
         self.api.dependency_overrides[replica] = lambda: self.model
 
     def ask(

@@ -15,15 +15,21 @@ import uvicorn
 
 from cluster.haproxy import BATCH_PATH, Policy
 from serving.api.routes import create_api
+from serving.auth.keys import KeySettings, new_key
+from serving.auth.scopes import Rights
 from serving.replicas.combined import CombinedGrader
 from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkSettings
+from serving.schemas.review import ReviewSettings
 from serving.settings import Settings
 from tests.serving.api.test_bulk import Client, replace_ray
 from tests.support.haproxy_process import running
+from tests.support.reviewing import write_run
 
 # Refused requests would say nothing of the routes.
-UNLIMITED = Policy(requests_per_minute=10**6, burst=10**6, open_requests_per_minute=10**6)
+UNLIMITED = Policy(
+    requests_per_minute=10**6, burst=10**6, wrong_keys_per_minute=10**6, open_requests_per_minute=10**6
+)
 # That a file must be a photograph, and a source lie below an allowed prefix, no schema can say.
 NOT_SAID = "positive_data_acceptance"
 # In a batch a bad photograph is a line of the answer.
@@ -45,12 +51,22 @@ async def serve(bundle: Path, settings: Settings, listener: socket.socket, serve
 
 
 @pytest.fixture(scope="module")
-def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def key() -> tuple[str, str]:
+    """A key that may do everything, and its line in the file."""
+    return new_key("root", Rights(admin=True))
+
+
+@pytest.fixture(scope="module")
+def address(bundle: Path, key: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of HAProxy in front of the application."""
     folder = tmp_path_factory.mktemp("schema")
     (folder / "source").mkdir()
     bulk = BulkSettings(sources=[str(folder / "source")], out=str(folder / "out"))
-    settings = Settings(device="cpu", precision="fp32", bulk=bulk)
+    review = ReviewSettings(graded=write_run(folder / "run", 4), labels=str(folder / "labels"))
+    (folder / "keys").write_text(key[1])
+    (folder / "keys").chmod(0o600)
+    keys = KeySettings(file=str(folder / "keys"))
+    settings = Settings(device="cpu", precision="fp32", bulk=bulk, keys=keys, review=review)
     servers: list[uvicorn.Server] = []
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listener:
         replace_ray(patch, Client())
@@ -67,8 +83,9 @@ def address(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     [("--exclude-path", NOT_SAID), ("--include-path", f"{NOT_SAID},{A_LINE}")],
     ids=["one answer", "a batch"],
 )
-def test_every_answer_is_as_it_is_described(address, which, left_out, tmp_path):
+def test_every_answer_is_as_it_is_described(address, key, which, left_out, tmp_path):
     command = [str(Path(sys.executable).with_name("st")), "run", f"{address}/openapi.json", which, BATCH_PATH]
+    command += ["--header", f"Authorization: Bearer {key[0]}"]
     command += ["--exclude-checks", left_out, "--max-examples", "30", "--seed", "1", "--no-color"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout

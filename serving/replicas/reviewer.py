@@ -1,0 +1,149 @@
+"""Reviewer deployment: the reviews of all readers, in one process that writes the label log.
+
+There is one replica, whatever the load: an answer that one process had accepted would be open in another.
+While Ray replaces it, two run for seconds. They lose no answer, because each adds files of its own to the
+log, and a page that is opened reads the files of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from scalp_core import storage
+from scalp_core.errors import ImageError, UserError
+from scalp_core.labels.log import Answer
+from scalp_core.labels.queue import Queue
+from scalp_core.review.model_view import open_bundle_of_run
+from scalp_core.review.pictures import read_jpeg
+from scalp_core.review.readers import Reader, Readers
+from scalp_core.review.referrals import read_referrals
+from scalp_core.review.session import Session
+from serving.schemas.review import ReviewSettings
+from serving.settings import Scaling
+
+SCALING = Scaling(target_ongoing_requests=4, max_ongoing_requests=8, max_queued_requests=64)
+"""One replica, whose requests read storage, and wait for it."""
+
+# Below `answer_seconds`, so that a reader gets the reason.
+_RETRY_TIMEOUT_S = 20
+_THREADS = 4
+
+T = TypeVar("T")
+
+
+class ReviewProblem(NamedTuple):
+    """Reason why a request of a reader has no answer: a code of `problems.CODES`, and one line."""
+
+    code: str
+    detail: str
+
+
+Refused: TypeAlias = ReviewProblem | ImageError
+
+
+def check_review(settings: ReviewSettings) -> Queue:
+    """Check before the start that a review can be opened; return its images.
+
+    Raises:
+        UserError: A directory is not what it should be, there is nothing to review, or another bundle graded.
+    """
+    queue = read_referrals(settings.graded, settings.labels, settings.order).queue
+    if settings.bundle:
+        open_bundle_of_run(settings.bundle, queue)
+    return queue
+
+
+class Reviewer:
+    """Answer the requests of readers; each method returns the reason of a refusal as a value.
+
+    Raises:
+        UserError: As `Readers`.
+    """
+
+    def __init__(self, settings: ReviewSettings) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, "review")
+        with storage.retry_timeout(_RETRY_TIMEOUT_S):
+            self._readers = Readers(
+                settings.graded,
+                settings.labels,
+                settings.order,
+                shows_model=settings.show_model,
+                answered_too=settings.all,
+                bundle=settings.bundle,
+            )
+
+    async def open(self, reader: Reader) -> dict[str, Any] | Refused:
+        """Open the review of a reader; describe it, and where the reader stands."""
+        return await self._run(lambda: self._readers.open(reader).describe())
+
+    async def image(self, reader: Reader, image_id: str) -> dict[str, Any] | Refused:
+        """Describe an image, as far as the reader may know it."""
+        return await self._run_with(reader, image_id, lambda session: session.image(image_id))
+
+    async def picture(self, reader: Reader, image_id: str) -> bytes | Refused:
+        """Read an image as a JPEG without metadata."""
+        return await self._run_with(reader, image_id, lambda session: read_jpeg(session.location(image_id)))
+
+    async def reveal(self, reader: Reader, image_id: str) -> bool | Refused:
+        """Record that the reader asked for the model's view of an image."""
+
+        def reveal(session: Session) -> bool:
+            session.reveal(image_id)
+            return True
+
+        return await self._run_with(reader, image_id, reveal, "not_saved")
+
+    async def heatmap(self, reader: Reader, image_id: str) -> bytes | Refused:
+        """Compute the heatmap of an image, a PNG, if it is offered and revealed."""
+
+        def heatmap(session: Session) -> bytes | ReviewProblem:
+            return session.heatmap(image_id) or ReviewProblem(
+                "not_revealed",
+                "the reader has not asked for the model's view of this image, or none is offered",
+            )
+
+        return await self._run_with(reader, image_id, heatmap)
+
+    async def answer(self, reader: Reader, image_id: str, answer: Answer) -> dict[str, Any] | Refused:
+        """Save an answer; returns the progress when it is durable."""
+        return await self._run_with(
+            reader, image_id, lambda session: session.answer(image_id, answer), "not_saved"
+        )
+
+    async def _run_with(
+        self,
+        reader: Reader,
+        image_id: str,
+        action: Callable[[Session], T | ReviewProblem],
+        code: str = "storage_unavailable",
+    ) -> T | Refused:
+        """Run an action on an image in the session of a reader."""
+
+        def act() -> T | ReviewProblem:
+            session = self._readers.session(reader)
+            if image_id not in session:
+                return ReviewProblem(
+                    "unknown_image", "the image is not among those to answer; reload the page"
+                )
+            return action(session)
+
+        return await self._run(act, code)
+
+    async def _run(
+        self, action: Callable[[], T | ReviewProblem], code: str = "storage_unavailable"
+    ) -> T | Refused:
+        """Run an action in a thread; `code` is that of a failure of storage."""
+
+        def act() -> T | Refused:
+            try:
+                with storage.retry_timeout(_RETRY_TIMEOUT_S):
+                    return action()
+            except ImageError as error:
+                return error
+            except UserError as error:
+                return ReviewProblem(code, str(error))
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, act)

@@ -1,0 +1,253 @@
+"""Reviews on the endpoint: who may read, who decides, and what is answered before and after a restart."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalp_core import storage
+from scalp_core.bundles.loading import load_bundle
+from scalp_core.errors import UserError
+from scalp_core.labels.log import Answer, read_labels
+from serving import app
+from serving.admission.limits import Load
+from serving.api.review import check_readers
+from serving.auth.keys import VARIABLE, Keys, KeySettings, new_key
+from serving.auth.scopes import Rights
+from serving.observability.audit import AuditLog
+from serving.observability.audit_writer import AuditSettings
+from serving.replicas.handles import DeploymentClient, LocalHandle
+from serving.replicas.reviewer import SCALING, Reviewer
+from serving.schemas.review import ReviewSettings
+from serving.settings import Settings
+from tests.serving.api.test_api import Endpoint as WholeEndpoint
+from tests.serving.api.test_api import refused
+from tests.support.images import jpeg
+from tests.support.reviewing import REVIEW, open_review, write_run
+
+IMAGES = 5
+SCOPES = {
+    "kim": ["review"],
+    "lee": ["review"],
+    "park": ["adjudicate"],
+    "ann": ["grade"],
+    "root": ["admin"],
+}
+
+
+class Endpoint(WholeEndpoint):
+    """The application with keys and a reviewer in this process."""
+
+    def __init__(self, folder: Path, graded: str, audit: bool = False, **review: Any) -> None:
+        self.labels = f"{folder}/labels"
+        lines = []
+        self.keys: dict[str, str] = {}
+        for name, scopes in SCOPES.items():
+            self.keys[name], line = new_key(name, Rights.parse(scopes))
+            lines.append(line)
+        file = folder / "keys"
+        file.write_text("\n".join(lines))
+        file.chmod(0o600)
+        settings = ReviewSettings(graded=graded, labels=self.labels, **review)
+        log = AuditLog(AuditSettings(folder=f"{folder}/audit")) if audit else None
+        super().__init__(log, keys=KeySettings(file=str(file)), review=settings)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the log alone, as after a crash."""
+        client = DeploymentClient(
+            LocalHandle(Reviewer(self.settings.review), SCALING), Load(self.settings.limits)
+        )
+        self.model = SimpleNamespace(reviewer=client, settings=self.settings)
+
+    def as_(self, name: str, path: str = "", answer: object = None) -> httpx.Response:
+        """Send a request with the key of `name`; posts `answer`, if there is one."""
+        headers = {"Authorization": f"Bearer {self.keys[name]}"}
+        if answer is None:
+            return self.ask("GET", f"{REVIEW}{path}", headers=headers)
+        return self.ask("POST", f"{REVIEW}{path}", headers=headers, json=answer)
+
+    def ids(self, name: str) -> list[str]:
+        """Ids of the images in a new review, in order."""
+        found, image = [], self.as_(name).json()["first"]
+        while image:
+            found.append(image)
+            image = self.as_(name, f"/images/{image}").json()["next"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), IMAGES)
+
+
+@pytest.fixture
+def endpoint(tmp_path, graded):
+    return Endpoint(tmp_path, graded)
+
+
+def test_the_reader_is_the_owner_of_the_key_and_blind_to_others(endpoint):
+    first, second, *_ = endpoint.ids("kim")
+    saved = endpoint.as_("kim", f"/images/{first}/answer", {"grade": 2, "comment": "wet"})
+    assert saved.json() == {
+        "answer": {"grade": 2, "reason": None, "comment": "wet"},
+        "left": IMAGES - 1,
+        "first_open": second,
+    }
+    state, image = endpoint.as_("lee").json(), endpoint.as_("lee", f"/images/{first}").json()
+    assert (state["reader"], state["left"], state["first_open"]) == ("lee", IMAGES, first)
+    assert (image["answer"], image["answers"], image["model"]) == (None, None, None)
+    assert "kim" not in f"{state}{image}" and "wet" not in f"{state}{image}"
+    # A name in the body does not make another reader.
+    answer = endpoint.as_("lee", f"/images/{first}/answer", {"grade": 1, "reader": "kim"})
+    assert refused(answer) == (422, "bad_field")
+    assert [(label.reader, label.grade) for label in read_labels(endpoint.labels)] == [("kim", 2)]
+
+
+def test_a_key_with_adjudicate_decides_without_names(endpoint):
+    first, second, *_ = endpoint.ids("kim")
+    for name, grade in (("kim", 1), ("lee", 2)):
+        endpoint.as_(name, f"/images/{first}/answer", {"grade": grade})
+        endpoint.as_(name, f"/images/{second}/answer", {"reason": "not_a_scalp"})
+    state = endpoint.as_("park").json()
+    assert (state["adjudicate"], state["images"], state["first"]) == (True, 1, first)
+    shown = endpoint.as_("park", f"/images/{first}")
+    assert [answer["grade"] for answer in shown.json()["answers"]] == [1, 2]
+    assert "kim" not in shown.text and "lee" not in shown.text
+    endpoint.as_("park", f"/images/{first}/answer", {"grade": 2})
+    last = read_labels(endpoint.labels)[-1]
+    assert (last.reader, last.grade, last.deciding) == ("park", 2, True)
+    assert endpoint.as_("kim", f"/images/{first}").json()["answer"]["grade"] == 1
+
+
+def test_other_keys_are_refused(endpoint):
+    assert refused(endpoint.as_("ann")) == (403, "forbidden")
+    assert "review or adjudicate" in endpoint.as_("ann").json()["detail"]
+    assert refused(endpoint.ask("GET", REVIEW)) == (401, "no_key")
+    readers_key = {"Authorization": f"Bearer {endpoint.keys['kim']}"}
+    for path in ("/v1/model", "/v1/bulk", "/v1/reviewer"):
+        assert refused(endpoint.ask("GET", path, headers=readers_key)) == (403, "forbidden")
+    assert endpoint.as_("root").json()["adjudicate"] is False
+
+
+def test_no_answer_is_lost_and_none_is_asked_again_after_a_restart(endpoint, graded):
+    first, second, *rest = endpoint.ids("kim")
+    endpoint.as_("kim", f"/images/{first}/answer", {"grade": 0})
+    endpoint.restart()
+    # A page that was open goes on without a reload.
+    saved = endpoint.as_("kim", f"/images/{second}/answer", {"grade": 1})
+    assert (saved.status_code, saved.json()["left"]) == (200, len(rest))
+    assert refused(endpoint.as_("kim", f"/images/{first}")) == (404, "unknown_image")
+    endpoint.restart()
+    assert endpoint.ids("kim") == rest
+    assert [label.grade for label in read_labels(endpoint.labels)] == [0, 1]
+    # Another program writes to the same log.
+    open_review(graded, endpoint.labels, "kim").answer(rest[0], Answer(grade=3))
+    assert endpoint.ids("kim") == rest[1:]
+
+
+def test_an_answer_that_is_not_stored_is_not_said_to_be_saved(endpoint, monkeypatch):
+    def full(*_):
+        raise UserError("the disk is full; free some")
+
+    first = endpoint.ids("kim")[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", full)
+        answer = endpoint.as_("kim", f"/images/{first}/answer", {"grade": 1})
+        assert refused(answer) == (503, "not_saved")
+        assert answer.json()["detail"] == "the disk is full; free some"
+    assert endpoint.as_("kim", f"/images/{first}").json()["answer"] is None
+
+
+@pytest.mark.parametrize("content", [{}, {"grade": 4}, {"grade": "1"}, {"grade": 1, "reason": "not_a_scalp"}])
+def test_other_answers_are_refused(endpoint, content):
+    first = endpoint.ids("kim")[0]
+    assert refused(endpoint.as_("kim", f"/images/{first}/answer", content)) == (422, "bad_field")
+    assert read_labels(endpoint.labels) == []
+
+
+def test_pictures_have_no_metadata_and_reads_are_audited(tmp_path):
+    graded = write_run(tmp_path, 3)
+    endpoint = Endpoint(tmp_path, graded, audit=True)
+    first = endpoint.ids("kim")[0]
+    picture = endpoint.as_("kim", f"/images/{first}/picture")
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(picture.content)).size == (320, 240)
+    endpoint.as_("kim", f"/images/{first}/answer", {"grade": 1})
+    uri = open_review(graded, endpoint.labels, "lee").location(first).uri
+    storage.write(uri, jpeg(99))
+    assert refused(endpoint.as_("kim", f"/images/{first}/picture")) == (422, "changed")
+    assert refused(endpoint.as_("kim", "/images/none/picture")) == (404, "unknown_image")
+    endpoint.audit.close()
+    (file,) = Path(tmp_path, "audit").glob("audit-*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    path = f"{REVIEW}/images/{{id}}"
+    assert [(line["key"], line["route"], line["status"], line.get("image_id")) for line in lines] == [
+        ("kim", f"{path}/picture", 200, first),
+        ("kim", f"{path}/answer", 200, first),
+        ("kim", f"{path}/picture", 422, None),
+        ("kim", f"{path}/picture", 404, None),
+    ]
+
+
+def test_a_heatmap_is_sent_after_the_reader_asked_and_the_answer_is_marked(tmp_path, bundle):
+    graded = write_run(tmp_path, 3, load_bundle(str(bundle)).spec.model_version)
+    endpoint = Endpoint(tmp_path, graded, bundle=str(bundle))
+    first, second, _ = endpoint.ids("kim")
+    assert endpoint.as_("kim").json()["resize"] == "squash"
+    assert refused(endpoint.as_("kim", f"/images/{first}/heatmap")) == (409, "not_revealed")
+    assert endpoint.as_("kim", f"/images/{first}/reveal", {}).json() == {"saw_model": True}
+    png = endpoint.as_("kim", f"/images/{first}/heatmap")
+    assert png.headers["content-type"] == "image/png"
+    assert np.asarray(Image.open(io.BytesIO(png.content))).shape == (64, 64, 4)
+    assert refused(endpoint.as_("lee", f"/images/{first}/heatmap")) == (409, "not_revealed")
+    for image in (first, second):
+        endpoint.as_("kim", f"/images/{image}/answer", {"grade": 1})
+    assert [label.saw_model for label in read_labels(endpoint.labels)] == [True, False]
+
+
+def test_the_model_is_shown_if_the_operator_wants_it(tmp_path, graded):
+    endpoint = Endpoint(tmp_path, graded, show_model=True, order="informative")
+    first = endpoint.ids("kim")[0]
+    image = endpoint.as_("kim", f"/images/{first}").json()
+    assert (image["model"]["grade"], image["saw_model"]) == ((IMAGES - 1) % 4, True)
+    endpoint.as_("kim", f"/images/{first}/answer", {"grade": 1})
+    assert read_labels(endpoint.labels)[0].saw_model
+
+
+def test_the_page_needs_no_key_and_an_endpoint_without_a_review_says_so(endpoint):
+    page = endpoint.ask("GET", "/review")
+    assert page.status_code == 200 and "/page/review.js" in page.text
+    assert endpoint.ask("GET", "/page/review.js").status_code == 200
+    endpoint.model.reviewer = None
+    assert refused(endpoint.as_("kim")) == (404, "review_not_offered")
+
+
+def test_mistakes_are_reported_before_the_start(tmp_path, graded, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    review = ReviewSettings(graded=graded, labels=f"{tmp_path}/labels")
+    with pytest.raises(UserError, match=r"no keys, which name the readers; add --keys FILE"):
+        app.start("none", "127.0.0.1", 0, Settings(review=review))
+    check_readers(None, Keys(KeySettings()))
+    monkeypatch.setenv(VARIABLE, new_key("kim", Rights(review=True))[1])
+    for changes, said in (
+        ({"graded": f"{tmp_path}/none"}, "has no results"),
+        ({"labels": f"{graded}/labels"}, "is in the source"),
+    ):
+        with pytest.raises(UserError, match=said):
+            app.start("none", "127.0.0.1", 0, Settings(review=review.model_copy(update=changes)))
+    assert not storage.exists(review.labels)
+
+
+def test_a_key_cannot_read_and_decide():
+    with pytest.raises(ValueError, match="so it cannot review; use two keys"):
+        Rights.parse(["review", "adjudicate"])
+    assert Rights.parse(["adjudicate", "grade"]).scopes == ["grade", "adjudicate"]
