@@ -17,10 +17,12 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures
-from scalp_core.evaluation.paired import METRICS, compare_answers
+from scalp_core.evaluation.paired import LOWER_IS_BETTER, METRICS, compare_answers
 from scalp_core.reports import page
 from scalp_core.reports.page import Text, text
 from scalp_core.storage import outputs
+
+_AXIS_LIMITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # a kappa is in -1..1
 
 
 def evaluate_models(
@@ -128,12 +130,24 @@ def _write(out: str, summary: Mapping[str, Any], warnings: Sequence[Text]) -> No
         split=summary["split"],
         warnings=warnings,
         metrics={name: text(label) for name, label in METRICS.items()},
+        lower_is_better=LOWER_IS_BETTER,
         conclusions=[_conclusion(of_model) for of_model in comparison["differences"]],
-        plot=page.data_uri(plot, "png"),
+        limit=_axis_limit(comparison["differences"]),
     )
     storage.write(storage.join(out, "differences.png"), plot)
     storage.write(storage.join(out, "report.html"), html)
     write_json(storage.join(out, SUMMARY_FILE), summary)
+
+
+def _axis_limit(differences: Sequence[Mapping[str, Mapping[str, Any]]]) -> float:
+    """Round the largest absolute value of all intervals and differences up, for the axis of the plots."""
+    values = [
+        abs(value[key] or 0.0)
+        for of_model in differences
+        for value in of_model.values()
+        for key in ("low", "high", "difference")
+    ]
+    return next(limit for limit in _AXIS_LIMITS if limit >= max(values))
 
 
 def _show(summary: Mapping[str, Any]) -> None:

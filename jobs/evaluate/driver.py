@@ -20,12 +20,13 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
-from scalp_core.datasets.manifest import LEAKY, DataSpec
+from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.evaluation.paired import Answers
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import Grading, make_gradings
+from scalp_core.reports.data import leak_warning
 from scalp_core.reports.page import Text, text
 from scalp_core.storage import outputs, parquet
 
@@ -220,8 +221,8 @@ def _warnings(summary: dict[str, Any], spec: BundleSpec, data: DataSpec) -> list
         lines.append(text(data.warning))
     if seen := summary["trained_on"]["warning"]:
         lines.append(text(seen))
-    if data.split.leaky:
-        lines.append(text(LEAKY, pairs=data.split.list_leaking_pairs()))
+    if leak := leak_warning(data.split):
+        lines.append(leak)
     if bad := summary["not_finite"]:
         lines.append(
             text(

@@ -15,7 +15,7 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets.locations import Location
-from scalp_core.errors import ImageError
+from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.images.codecs import MAX_BYTES
 from scalp_core.images.preprocess import Preprocess, decode
 from scalp_core.inference import overlay
@@ -81,7 +81,7 @@ def _pictures(
             scale = _scale()
         except Exception as error:  # a finished run gets its report whatever fails here
             reason = (str(error) or repr(error)).splitlines()[0]
-            notes.append(text("Heatmaps are missing: {reason}.", reason=reason))
+            notes.append(text('Heatmaps are missing: <span class="path">{reason}</span>.', reason=reason))
     elif not heatmaps:
         notes.append(text("Heatmaps were turned off."))
     return Pictures(cards[: len(unsure)], cards[len(unsure) :], scale, notes)
@@ -99,7 +99,7 @@ def _read(rows: list[dict[str, Any]], spec: Preprocess) -> tuple[list[Card], dic
             pixels[index] = decode(data, spec).pixels
             cards[index] = replace(cards[index], image=_jpeg(pixels[index]))
         except ImageError as error:
-            reason = text("it cannot be read any more: {reason}", reason=error.message)
+            reason = text("it cannot be read any more: {reason}", reason=text(IMAGE_CODES[error.code]))
             cards[index] = replace(cards[index], missing_reason=reason)
     return cards, pixels
 

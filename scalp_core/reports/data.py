@@ -17,7 +17,7 @@ from scalp_core.curation.findings import FINDINGS, REASONS
 from scalp_core.curation.splits import MIN_GROUPS, parse_ratio
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets.locations import Location
-from scalp_core.datasets.manifest import SPLITS, DataSpec, SplitSpec
+from scalp_core.datasets.manifest import LEAKY, SPLITS, DataSpec, SplitSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES, ImageError
 from scalp_core.grades import GRADE_NAMES
@@ -40,24 +40,29 @@ def render_report(spec: DataSpec, summary: dict[str, Any], examples: dict[str, A
         summary: Summary of `scalp prepare`.
         examples: `sheets` (images by grade), `near_pairs` and `dropped_examples` from `audit`.
     """
+    names = page.grade_texts()
     return page.render(
         "data.html",
         spec=spec,
         summary=summary,
         warnings=list_warnings(spec, summary),
-        names=page.grade_texts(),
+        names=names,
+        split_keys=[page.word("key", key) for key in spec.split.keys],
         placed=sum(part["photographs"] for part in summary["parts"].values()),
         parts=[(name, summary["parts"][name]) for name in SPLITS if summary["parts"][name]["photographs"]],
         sheets=[
             {
-                "grade": f"{grade} {GRADE_NAMES[grade]}",
                 "count": summary["by_grade"][GRADE_NAMES[grade]],
                 "pictures": make_thumbnails(rows),
             }
             for grade, rows in examples["sheets"].items()
         ],
         near_pairs=[
-            {"pictures": make_thumbnails(pair), "labels": [row["label"] for row in pair]}
+            {
+                "pictures": make_thumbnails(pair),
+                "names": [text("none") if row["label"] is None else names[row["label"]] for row in pair],
+                "differ": pair[0]["label"] != pair[1]["label"],
+            }
             for pair in examples["near_pairs"]
         ],
         dropped_examples=examples["dropped_examples"],
@@ -66,7 +71,17 @@ def render_report(spec: DataSpec, summary: dict[str, Any], examples: dict[str, A
         long=_LONG,
         label_log=summary.get("label_log"),
         agreement_words=agreement_words,
+        slice_name=slice_name,
     )
+
+
+def slice_name(column: str, value: str | None) -> Text:
+    """Name of a slice by position, sex, age, site or microscope; its code if it has no words."""
+    if value is None:
+        return text("unknown")
+    if column == "age" and value.endswith("0s"):
+        return text("{decade}s", decade=value.removesuffix("s"))
+    return page.word(column, value)
 
 
 def agreement_words(pair: dict[str, Any]) -> Text:
@@ -85,15 +100,27 @@ def agreement_words(pair: dict[str, Any]) -> Text:
     )
 
 
+def leak_warning(split: SplitSpec) -> Text | None:
+    """`SplitSpec.warning` in both languages."""
+    if not split.leaky:
+        return None
+    pairs = [
+        text("{count} of one {key}", count=page.number(count), key=page.word("key", key))
+        for key, count in split.leaking_pairs.items()
+    ]
+    return text(LEAKY, pairs=page.join(pairs))
+
+
 def list_warnings(spec: DataSpec, summary: dict[str, Any]) -> list[Text]:
     """Warnings about data and splits, one line each."""
     n = page.number
     lines = [text(spec.warning)] if spec.warning else []
-    if spec.split.warning:
-        lines.append(text(spec.split.warning))
+    if leak := leak_warning(spec.split):
+        lines.append(leak)
     elif shared := {key: pairs for key, pairs in spec.split.leaking_pairs.items() if pairs}:
         pairs = page.join(
-            text("{count} pairs of one {key}", count=n(count), key=key) for key, count in shared.items()
+            text("{count} pairs of one {key}", count=n(count), key=page.word("key", key))
+            for key, count in shared.items()
         )
         lines.append(
             text(
@@ -141,10 +168,12 @@ def list_warnings(spec: DataSpec, summary: dict[str, Any]) -> list[Text]:
         )
     for name in SPLITS:
         part = summary["parts"][name]
-        empty = [grade for grade, count in part["by_grade"].items() if not count]
+        counts = zip(page.grade_texts(), part["by_grade"].values(), strict=True)
+        empty = [grade for grade, count in counts if not count]
         if part["photographs"] and empty:
+            split = page.word("split", name)
             lines.append(
-                text("the {split} split has no image of grade {grades}", split=name, grades=", ".join(empty))
+                text("the {split} split has no image of grade {grades}", split=split, grades=page.join(empty))
             )
     return lines
 
@@ -163,7 +192,7 @@ def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[Text]:
             lines.append(
                 text(
                     "the {split} split has {share} of the images instead of {target}; {cause}",
-                    split=name,
+                    split=page.word("split", name),
                     share=f"{share:.1%}",
                     target=f"{target:.0%}",
                     cause=_cause(summary),
@@ -174,7 +203,7 @@ def _split_warnings(spec: SplitSpec, summary: dict[str, Any]) -> list[Text]:
                 text(
                     "the {split} split has {groups} group: its metrics are those of one microscope or "
                     "person; {cause}",
-                    split=name,
+                    split=page.word("split", name),
                     groups=part["groups"],
                     cause=_cause(summary),
                 )
@@ -188,7 +217,7 @@ def _cause(summary: dict[str, Any]) -> Text:
     groups = sum(part["groups"] for part in summary["parts"].values())
     largest = summary["largest_groups"][0]
     return text(
-        "of {groups} groups, {largest} has {share} of the images",
+        'of {groups} groups, <span class="name">{largest}</span> has {share} of the images',
         groups=page.number(groups),
         largest=largest["group"],
         share=f"{largest['photographs'] / total:.0%}",

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.inference.decision import NOT_FINITE, REASONS
 from scalp_core.reports import page
+from scalp_core.reports.data import leak_warning
 from scalp_core.reports.page import Text, text
-from scalp_core.results.drift import GRADE_MIX, Counts, Drift, list_drifting, measure_drift
+from scalp_core.results.drift import GRADE_MIX, MIN_PHOTOGRAPHS, Counts, Drift, list_drifting, measure_drift
 
 _NAMED = 4  # statistics named in the warning of a drift
 # Share of failures that suggests a fault of the source or of the access to it.
 _MANY_FAILED = 0.05
 _LEVELS = {"none": "none", "some": "▲ some", "strong": "▲▲ STRONG", "too_few": "too few"}
+_DRIFTS = {
+    "none": "no drift: all compared values are like the training split",
+    "some": "some drift: a difference from the training split in {names}",
+    "strong": "DRIFT: a strong difference from the training split in {names}; look at some images before "
+    "trusting the grades",
+    "too_few": "too few images, here or in training, to detect drift; {least} are needed",
+}
 _OPTIONAL: dict[str, Any] = {
     "computed_by": "",
     "other_files": 0,
@@ -130,30 +136,24 @@ def list_warnings(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> li
         )
     if drift.flag:
         lines.append(drift_text(drift, spec.gates is not None))
-    if spec.training.split is not None and spec.training.split.warning:
-        lines.append(text("the model was trained on a {warning}", warning=spec.training.split.warning))
+    if spec.training.split is not None and (leak := leak_warning(spec.training.split)):
+        lines.append(text("the model was trained on a {warning}", warning=leak))
     return lines
 
 
 def drift_text(drift: Drift, has_gates: bool) -> Text:
     """The sentence of a drift in both languages."""
     names = [name for name in list_drifting(drift) if name != GRADE_MIX]
-    listed: list[Any] = names[:_NAMED]
+    listed = [page.word("statistic", name) for name in names[:_NAMED]]
     if more := len(names) - len(listed):
         listed.append(text("{count} more", count=more))
     if drift.grades.level == drift.level:
         listed.append(text(GRADE_MIX))
-    korean = {
-        "strong": "드리프트: 학습 데이터와 크게 다른 값이 있습니다({names}). "
-        "등급을 믿기 전에 이미지를 확인하세요",
-        "some": "약한 드리프트: 학습 데이터와 조금 다른 값이 있습니다({names})",
-        "none": "드리프트 없음: 비교한 모든 값이 학습 데이터와 비슷합니다",
-        "too_few": "이미지가 적어(이번 실행 또는 학습) 드리프트를 판단할 수 없습니다",
-    }[drift.level].format(names=page.join(listed).korean)
+    sentence = text(_DRIFTS[drift.level], names=page.join(listed), least=MIN_PHOTOGRAPHS)
     if drift.statistics is None:
-        why = "이미지 통계가 없음" if has_gates else "번들에 게이트가 없음"
-        korean += f" (등급 분포만 비교했습니다: {why})"
-    return Text(escape(drift.sentence), Markup(korean))  # noqa: S704 (the names are escaped)
+        why = text("nothing else was counted") if has_gates else text("the bundle has no gates")
+        return text("{sentence} (only the grade mix was compared: {why})", sentence=sentence, why=why)
+    return sentence
 
 
 def describe_model(spec: BundleSpec) -> list[tuple[Text, Text]]:
@@ -174,7 +174,11 @@ def describe_model(spec: BundleSpec) -> list[tuple[Text, Text]]:
     return [
         (
             text("version"),
-            text("{version}, made on {date}", version=spec.model_version, date=f"{spec.created_at:%Y-%m-%d}"),
+            text(
+                '<span class="name">{version}</span>, made on {date}',
+                version=spec.model_version,
+                date=f"{spec.created_at:%Y-%m-%d}",
+            ),
         ),
         (
             text("task"),

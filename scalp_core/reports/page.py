@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from scalp_core.grades import GRADE_NAMES, GRADE_NAMES_KO
 from scalp_core.reports.korean import KOREAN
+from scalp_core.reports.words import WORDS
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Text:
 
     def __str__(self) -> str:
         return self.english.striptags()
+
+    @property
+    def both(self) -> str:
+        """Both languages in one line without markup, for places that cannot switch, as a window's title."""
+        english, korean = self.english.striptags(), self.korean.striptags()
+        return english if english == korean else f"{english} · {korean}"
 
     def __html__(self) -> Markup:
         if self.english == self.korean:
@@ -53,6 +60,12 @@ def text(english: str, **values: Any) -> Text:
         for language in ("english", "korean")
     )
     return Text(Markup(english).format(**in_english), Markup(korean).format(**in_korean))  # noqa: S704
+
+
+def word(kind: str, code: Any) -> Text:
+    """Words for a code of a kind in `WORDS`; the code itself if it has none."""
+    words = WORDS.get(kind, {})
+    return text(words[code]) if code in words else Text(escape(code), escape(code))
 
 
 def join(parts: Iterable[Any], separator: str = ", ") -> Text:
@@ -84,10 +97,11 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f}\N{NO-BREAK SPACE}%" if whole else "–"
 
 
-def most(counts: Mapping[str, int], shown: int = 3) -> Text:
-    """The first entries of counts, and the number of the others."""
-    parts: list[Any] = [f"{name} {count:,}" for name, count in list(counts.items())[:shown]]
-    listed = join(parts)
+def most(counts: Mapping[str, int], kind: str, shown: int = 3) -> Text:
+    """The first entries of counts by code, as words of a kind, and the number of the others."""
+    listed = join(
+        join([word(kind, code), number(count)], " ") for code, count in list(counts.items())[:shown]
+    )
     return (
         text("{listed} and {more} more", listed=listed, more=len(counts) - shown)
         if len(counts) > shown
@@ -119,9 +133,20 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["csp_hash"] = _csp_hash
-    environment.globals |= {"t": text, "n": number, "percent": percent, "most": most}
+    environment.filters |= {"csp_hash": _csp_hash, "in": _in_language}
+    environment.globals |= {
+        "t": text,
+        "word": word,
+        "join": join,
+        "n": number,
+        "percent": percent,
+        "most": most,
+    }
     return environment
+
+
+def _in_language(text: Text, language: str) -> Markup:
+    return {"en": text.english, "ko": text.korean}[language]
 
 
 def _csp_hash(css: str) -> str:

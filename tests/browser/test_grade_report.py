@@ -1,5 +1,7 @@
 """The report of a run as a browser shows it: by itself, without a scroll to the side, in light and dark."""
 
+import re
+
 import pytest
 
 from jobs.grade.report import write_report
@@ -38,11 +40,15 @@ def test_the_report_is_shown_whole_and_asks_no_other(browser, report, viewport, 
     pictures = page.locator("article img")
     assert pictures.count() == 8 + 2
     assert pictures.evaluate_all("all => all.every(each => each.complete && each.naturalWidth == 64)")
+    assert page.get_by_role("img", name="the image as the model saw it").count() == 6
     page.locator("a.tile", has_text="to look at").click()
     assert page.locator("#look").is_visible()
     page.get_by_label("한국어").check()
     assert page.get_by_text("✓ 모두 확인됨").is_visible()
     assert page.locator("main").inner_text().count("accounted") == 0
+    assert page.get_by_role("img", name="모델이 본 이미지").count() == 6
+    assert page.get_by_role("img", name=re.compile("양호 [0-9]+, 1 경증")).count() > 0  # of the bars
+    assert page.get_by_role("img", name=re.compile("[A-Za-z]")).count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
     context.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

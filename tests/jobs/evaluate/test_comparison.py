@@ -15,6 +15,7 @@ from scalp_core.curation.audit import Options
 from scalp_core.errors import UserError
 from scalp_core.evaluation.paired import METRICS
 from tests.support.bundles import make_bundle
+from tests.support.korean_view import untranslated
 from tests.support.sources import write_set
 
 
@@ -52,8 +53,11 @@ def test_two_models_are_compared_image_by_image(bundle, second, data, tmp_path, 
     printed, page = capsys.readouterr().out, (out / "report.html").read_text()
     for label in METRICS.values():
         assert label in printed and label in page
-    undecided = sum(value["contains_zero"] for value in differences.values() if value["low"] is not None)
-    assert len(re.findall("<span lang=.en.>contains 0</span>", page)) == undecided > 0
+    bounded = [value for value in differences.values() if value["low"] is not None]
+    decided = sum(not value["contains_zero"] for value in bounded)
+    assert len(re.findall("<b>[+-][0-9.]+ … [+-][0-9.]+</b>", page)) == decided < len(bounded)
+    assert page.count('<path class="interval"') == len(bounded)
+    assert untranslated(page) == []
     assert "Not shown to differ (the interval contains 0): " in printed
     assert all(model["model_version"] in page for model in summary["models"])
     assert "SYNTHETIC IMAGES" in page and "SYNTHETIC IMAGES" in printed

@@ -18,12 +18,13 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import SplitSpec
-from scalp_core.errors import UserError
+from scalp_core.errors import IMAGE_CODES, UserError
 from scalp_core.images import gates as image_gates
 from scalp_core.inference import overlay
 from scalp_core.results.drift import count_statistics
 from tests.scalp_core.results.test_drift import LUMA, draw
 from tests.support.images import jpeg
+from tests.support.korean_view import untranslated
 from tests.support.result_rows import failed, referred, row, write
 
 DEVICE = "0013_A2LEBJJDE00060O_160257830377{}_3_TH.jpg"
@@ -59,8 +60,8 @@ class Page(HTMLParser):
         found = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
         return [base64.b64decode(value[len(start) :]) for value in found if value.startswith(start)]
 
-    def shown(self, alt):
-        return sum(name == "alt" and value.startswith(alt) for _, name, value in self.attributes)
+    def shown(self, label):
+        return self.attributes.count(("img", "aria-labelledby", label))
 
 
 def summary_of(rows, **changes):
@@ -135,8 +136,8 @@ def test_report_begins_with_counts(report):
     text = report(rows).text
     assert "100 images /data/clinic graded by made-1, 2026-11-25 20:00:00 UTC" in text
     assert "✓ all accounted for 100 images, exactly one row each: 95 graded, 5 failed" in text
-    assert "5 failed 5.0 %: empty 2, corrupt 1, truncated 1 and 1 more" in text
-    assert "1 to look at 1.1 % of the graded: low_confidence 1, ambiguous_grade 1" in text
+    assert "5 failed 5.0 %: empty file 2, damaged 1, incomplete file 1 and 1 more" in text
+    assert "1 to look at 1.1 % of the graded: low confidence 1, more than one grade is plausible 1" in text
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,30 @@ def test_leaky_model_has_a_warning(report, ungated):
     training = ungated.spec.training.model_copy(update={"split": split})
     leaky = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
     assert f"the model was trained on a {split.warning}" in report([row("/a/b.jpg")], leaky).text
+
+
+def test_each_text_has_a_korean_one(report, gated, tmp_path, monkeypatch):
+    dark = draw(2000, 2)
+    dark[:, LUMA] *= 0.7
+    rows = photographs(tmp_path / "clinic", 9)
+    rows[0] |= {"unlikeness": 3.5, "refer_reasons": ["unlike_training", "too_dark"]}
+    rows += [referred("/gone/a.jpg", "low_confidence"), *even(2000)]
+    rows += [failed(f"/data/{code}.jpg", code) for code in IMAGE_CODES for _ in range(20)]
+    changes = {
+        "inputs": counted(dark, gated),
+        "rows_unaccounted": 2,
+        "settings": {"device": "cpu", "models": [2, 2], "tta": False},
+        "sessions": [{"started_at": "2026-11-25T19:00:00+00:00", "seconds": 9.0, "photographs": 5}] * 2,
+        "photographs_per_second": 5.0,
+        "computed_by": "cpu bf16",
+    }
+    split = SplitSpec(method="random", ratio="7:2:1", seed=0, keys=("content",), leaking_pairs={"device": 9})
+    training = gated.spec.training.model_copy(update={"split": split, "synthetic": True})
+    leaky = Bundle(gated.spec.model_copy(update={"training": training}), gated.uri)
+    assert untranslated(report(rows, leaky, 2, **changes).raw) == []
+    monkeypatch.setattr("jobs.grade.report.make_explainer", None)
+    assert untranslated(report(rows, heatmaps=2).raw) == []
+    assert untranslated(report([row("/data/a.jpg")], gated).raw) == []
 
 
 # --- unlike the training split ------------------------------------------------------------------------------
@@ -187,7 +212,7 @@ def test_darker_images_raise_the_flag(report, gated):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7
     page = report(even(), gated, inputs=counted(dark, gated))
-    assert "DRIFT: luma_mean differs strongly from the training split; look at some images" in page.text
+    assert "DRIFT: a strong difference from the training split in brightness; look at some" in page.text
     assert "▲▲ STRONG drift" in page.text
     assert {"warn", "tile bad"} <= set(classes(page))
     assert classes(page).count("level strong") == 1
@@ -195,7 +220,7 @@ def test_darker_images_raise_the_flag(report, gated):
 
 def test_other_grade_mix_raises_the_flag_without_gates_too(report, ungated, gated):
     rows = [row(f"/data/{index}.jpg", grade=0) for index in range(2000)]
-    assert "DRIFT: the grade mix differs strongly" in report(rows, gated).text
+    assert "DRIFT: a strong difference from the training split in the grade mix" in report(rows, gated).text
     training = ungated.spec.training.model_copy(update={"grade_counts": [10, 500, 700, 300]})
     plain = Bundle(ungated.spec.model_copy(update={"training": training}), ungated.uri)
     text = report(rows, plain).text
@@ -215,8 +240,8 @@ def test_few_images_raise_no_flag(report, gated):
 def test_review_queue_shows_images_and_heatmaps_in_order(report, tmp_path):
     rows = photographs(tmp_path / "clinic", 8)
     page = report([*rows[::-1], row("/data/sure.jpg")], heatmaps=3)
-    assert page.shown("the image as the model saw it") == 8
-    assert page.shown("the same under its heatmap") == 3
+    assert page.shown("as-seen") == 8
+    assert page.shown("with-heat") == 3
     assert len(page.pictures()) == 11
     assert len(page.pictures("png")) == 1  # the scale
     assert "The second picture shows " + overlay.MEANING in page.text
@@ -248,7 +273,7 @@ def test_report_without_heatmaps_loads_no_model(report, tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.grade.report.make_explainer", None)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=0)
     assert "Heatmaps were turned off." in page.text
-    assert page.shown("the image as the model saw it") == 2
+    assert page.shown("as-seen") == 2
     assert not page.pictures("png")
 
 
@@ -258,8 +283,8 @@ def test_report_of_a_model_without_heatmaps(report, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jobs.grade.report.make_explainer", refuse)
     page = report(photographs(tmp_path / "clinic", 2), heatmaps=2)
-    assert "Heatmaps are missing: vit_tiny has no convolutional map of the picture." in page.text
-    assert page.shown("the image as the model saw it") == 2
+    assert "Heatmaps are missing: vit_tiny has no convolutional map of the picture ." in page.text
+    assert page.shown("as-seen") == 2
 
 
 def test_unreadable_images_of_the_queue_are_reported(report, tmp_path):
@@ -269,7 +294,7 @@ def test_unreadable_images_of_the_queue_are_reported(report, tmp_path):
     page = report([*rows, referred("/gone/a.zip", "low_confidence", member="b.jpg")], heatmaps=4)
     assert "3 of them cannot be read any more." in page.text
     assert page.text.count("it cannot be read any more:") == 3
-    assert page.shown("the image as the model saw it") == page.shown("the same under its heatmap") == 1
+    assert page.shown("as-seen") == page.shown("with-heat") == 1
 
 
 def test_embedded_images_have_no_metadata(report, tmp_path):
@@ -340,7 +365,7 @@ def test_throughput(report):
 def test_report_of_a_run_with_only_failures(report, gated):
     rows = [failed(f"/data/{index}.jpg", "empty") for index in range(400)]
     page = report(rows, gated, heatmaps=3, inputs=counted(draw(0, 2), gated))
-    assert "400 failed 100.0 %: empty 400" in page.text
+    assert "400 failed 100.0 %: empty file 400" in page.text
     assert "too few to detect drift" in page.text
     assert "No image is referred." in page.text
     assert "mean expected severity" not in page.text

@@ -13,15 +13,18 @@ from markupsafe import Markup
 
 from jobs.evaluate.driver import SEEN
 from scalp_core.bundles.contract import BundleSpec
+from scalp_core.curation.audit import GROUP_KEYS
 from scalp_core.curation.findings import FINDINGS, REASONS
-from scalp_core.datasets.manifest import LEAKY, DataSpec
+from scalp_core.datasets.manifest import LEAKY, SPLITS, DataSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.evaluation.paired import METRICS
+from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference import decision
 from scalp_core.reports import grading
 from scalp_core.reports.korean import KOREAN
 from scalp_core.reports.page import join, text
+from scalp_core.reports.words import WORDS
 from scalp_core.results.drift import GRADE_MIX
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +35,18 @@ MODULES = [
     ROOT / "jobs/evaluate/driver.py",
 ]
 # Texts of tables in other modules that the reports look up.
-TABLES = (IMAGE_CODES, OBJECT_CODES, REASONS, FINDINGS, decision.REASONS, METRICS, grading._LEVELS, SEEN)
+TABLES = (
+    IMAGE_CODES,
+    OBJECT_CODES,
+    REASONS,
+    FINDINGS,
+    decision.REASONS,
+    METRICS,
+    grading._LEVELS,
+    grading._DRIFTS,
+    SEEN,
+    *WORDS.values(),
+)
 
 
 def template_texts() -> Iterator[str]:
@@ -100,6 +114,14 @@ def test_korean_text_has_the_same_fields_and_markup(english):
     korean = KOREAN[english]
     assert fields(korean) == fields(english)
     assert korean.count("<") == english.count("<")
+
+
+def test_each_code_that_a_report_shows_has_words():
+    assert set(WORDS["referral"]) == set(decision.REASONS)
+    assert set(WORDS["failure"]) == set(IMAGE_CODES)
+    assert set(WORDS["statistic"]) == set(STATISTICS)
+    assert set(WORDS["split"]) == set(SPLITS)
+    assert set(WORDS["key"]) == {"content", *GROUP_KEYS}
 
 
 def test_a_text_escapes_its_values_in_both_languages():
