@@ -69,6 +69,18 @@ def test_every_benchmark_command_parses(command):
     typer.main.get_command(benchmarks).commands[name].make_context(name, words)
 
 
+def test_the_korean_readme_has_the_same_commands_figures_and_pictures():
+    korean = (ROOT / "README.ko.md").read_text()
+
+    def figures(text: str) -> set[str]:
+        return set(re.findall(r"\d+(?:\.\d+)?", text))
+
+    assert figures(README) <= figures(korean)
+    assert page_commands(README) == page_commands(korean)
+    pictures = [re.findall(r"docs/images/[\w.-]+", page.replace("-ko.", "-en.")) for page in (README, korean)]
+    assert pictures[0] == pictures[1]
+
+
 def test_every_verb_named_in_the_text_exists():
     named = set(re.findall(r"`scalp ([a-z]+)", README)) | {words[1] for words in COMMANDS}
     assert named

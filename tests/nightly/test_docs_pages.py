@@ -18,12 +18,15 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from jobs.data.synth import synth
 from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
 from scalp_core.synthetic.plan import SynthOptions
+from tests.browser.conftest import FLAGS
 from tests.support import pages
+from tests.support.site import build_site, serve_site
 from tests.support.tutorials import Shell, tutorial_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +190,27 @@ def test_the_commands_that_stand_together_can_be_run(place, pipeline, delivered,
 
 def _absolute(out: str, folder: Path) -> str:
     return out if "://" in out else str(folder / out)
+
+
+@pytest.mark.slow
+def test_the_search_of_the_site_finds_words_of_both_languages(tmp_path):
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("this test needs Debian's chromium; install it with: make browser")
+    build_site(tmp_path)
+    with serve_site(tmp_path) as origin, sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=chromium, args=FLAGS).new_page(locale="ko-KR")
+        page.goto(origin)
+        for words, title in {
+            "미세각질": "클리닉",
+            "히트맵": "클리닉",
+            "확인 필요": "클리닉",
+            "referral": "Referral and gates",
+            "bad_archive": "Result rows and bundles",
+        }.items():
+            page.locator("input[name=query]").fill(words)
+            page.locator("input[name=query]").press("End")  # the search starts at the end of a keystroke
+            found = page.locator(".md-search-result__item", has_text=title)
+            expect(found.first).to_be_visible(timeout=30_000)
 
 
 def test_what_is_run_elsewhere_is_in_the_pages():
