@@ -30,7 +30,7 @@ KOREAN = {
     "Examples of near-duplicates": "유사 중복의 예",
     "Failures": "실패",
     "Findings": "점검 항목",
-    "Folders and archives in <span class=\"name\">{prefix}</span>": "<span class=\"name\">{prefix}</span> 안의 폴더와 압축 파일",
+    'Folders and archives in <span class="name">{prefix}</span>': '<span class="name">{prefix}</span> 안의 폴더와 압축 파일',
     "Folds for cross-validation (training and validation splits)": "교차 검증 폴드(학습과 검증 분할)",
     "For a person to look at": "담당자가 확인할 이미지",
     "Four grades of fine flaking on one image of the scalp taken through a microscope. It grades nothing else.": "현미경으로 촬영한 두피 이미지 한 장에서 미세각질을 네 등급으로 평가합니다. 그 밖의 것은 평가하지 않습니다.",

@@ -73,7 +73,7 @@ def test_the_korean_readme_has_the_same_commands_figures_and_pictures():
     korean = (ROOT / "README.ko.md").read_text()
 
     def figures(text: str) -> set[str]:
-        return set(re.findall(r"\d+(?:\.\d+)?", text))
+        return set(re.findall(r"(?<![A-Za-z\d.])\d+(?:\.\d+)?", text))
 
     assert figures(README) <= figures(korean)
     assert page_commands(README) == page_commands(korean)

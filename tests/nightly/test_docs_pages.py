@@ -204,7 +204,7 @@ def test_the_search_of_the_site_finds_words_of_both_languages(tmp_path):
             "미세각질": "클리닉",
             "히트맵": "클리닉",
             "확인 필요": "클리닉",
-            "referral": "Referral and gates",
+            "referral": "Referral and out-of-distribution",
             "bad_archive": "Result rows and bundles",
         }.items():
             page.locator("input[name=query]").fill(words)

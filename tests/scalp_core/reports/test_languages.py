@@ -26,6 +26,7 @@ from scalp_core.reports.korean import KOREAN
 from scalp_core.reports.page import join, text
 from scalp_core.reports.words import WORDS
 from scalp_core.results.drift import GRADE_MIX
+from tests.support.korean_view import untranslated
 
 ROOT = Path(__file__).parents[3]
 MODULES = [
@@ -136,3 +137,21 @@ def test_a_value_takes_the_language_of_its_text():
     assert "trained" not in outer.korean
     assert join([outer, "a"], "; ").english.endswith("use; a")
     assert isinstance(outer.korean, Markup)
+
+
+@pytest.mark.parametrize(
+    ("html", "count"),
+    [
+        ('<p lang="en">an epoch</p><p lang="ko">에폭</p>', 0),
+        ("<p>an epoch</p>", 1),
+        ('<svg><text x="0">epoch</text></svg>', 1),
+        ('<svg aria-label="epochs"><rect><title>epoch 1</title></rect></svg>', 2),
+        ('<img alt="a plot" src="data:image/jpeg;base64,">', 1),
+        ('<img alt="" src="data:image/png;base64,">', 1),
+        ('<img alt="" aria-labelledby="a" src="data:image/jpeg;base64,">', 1),
+    ],
+)
+def test_english_in_the_korean_view_is_found(html, count):
+    found = untranslated(f"<html lang='en'><title>Report · 보고서</title><main>{html}</main></html>")
+    assert len(found) == count, found
+    assert len(untranslated(f"<html><title>Report</title><main>{html}</main></html>")) == count + 1
