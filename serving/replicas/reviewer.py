@@ -8,6 +8,8 @@ log, and a page that is opened reads the files of others.
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -32,6 +34,8 @@ _RETRY_TIMEOUT_S = 20
 _THREADS = 4
 
 T = TypeVar("T")
+
+_log = logging.getLogger("ray.serve")
 
 
 class ReviewProblem(NamedTuple):
@@ -59,25 +63,23 @@ def check_review(settings: ReviewSettings) -> Queue:
 class Reviewer:
     """Answer the requests of readers; each method returns the reason of a refusal as a value.
 
-    Raises:
-        UserError: As `Readers`.
+    It starts also while the storage of the review fails, because images can be graded without it. Then each
+    request tries again to open the review.
     """
 
     def __init__(self, settings: ReviewSettings) -> None:
+        self._settings = settings
         self._pool = ThreadPoolExecutor(_THREADS, "review")
-        with storage.retry_timeout(_RETRY_TIMEOUT_S):
-            self._readers = Readers(
-                settings.graded,
-                settings.labels,
-                settings.order,
-                shows_model=settings.show_model,
-                answered_too=settings.all,
-                bundle=settings.bundle,
-            )
+        self._opening = threading.Lock()
+        self._opened: Readers | None = None
+        try:
+            self._readers()
+        except UserError as error:
+            _log.error("the review cannot be opened; each request of a reader tries again: %s", error)
 
     async def open(self, reader: Reader) -> dict[str, Any] | Refused:
         """Open the review of a reader; describe it, and where the reader stands."""
-        return await self._run(lambda: self._readers.open(reader).describe())
+        return await self._run(lambda: self._readers().open(reader).describe())
 
     async def image(self, reader: Reader, image_id: str) -> dict[str, Any] | Refused:
         """Describe an image, as far as the reader may know it."""
@@ -113,6 +115,20 @@ class Reviewer:
             reader, image_id, lambda session: session.answer(image_id, answer), "not_saved"
         )
 
+    def _readers(self) -> Readers:
+        settings = self._settings
+        with self._opening, storage.retry_timeout(_RETRY_TIMEOUT_S):
+            if self._opened is None:
+                self._opened = Readers(
+                    settings.graded,
+                    settings.labels,
+                    settings.order,
+                    shows_model=settings.show_model,
+                    answered_too=settings.all,
+                    bundle=settings.bundle,
+                )
+            return self._opened
+
     async def _run_with(
         self,
         reader: Reader,
@@ -123,7 +139,7 @@ class Reviewer:
         """Run an action on an image in the session of a reader."""
 
         def act() -> T | ReviewProblem:
-            session = self._readers.session(reader)
+            session = self._readers().session(reader)
             if image_id not in session:
                 return ReviewProblem(
                     "unknown_image", "the image is not among those to answer; reload the page"

@@ -154,6 +154,15 @@ def test_no_answer_is_lost_and_none_is_asked_again_after_a_restart(endpoint, gra
     assert endpoint.ids("kim") == rest[1:]
 
 
+def test_a_review_whose_storage_is_away_at_the_start_opens_later(tmp_path):
+    endpoint = Endpoint(tmp_path, f"{tmp_path}/graded")
+    answer = endpoint.as_("kim")
+    assert refused(answer) == (503, "storage_unavailable")
+    assert "has no results" in answer.json()["detail"]
+    write_run(tmp_path, 3)
+    assert len(endpoint.ids("kim")) == 3
+
+
 def test_an_answer_that_is_not_stored_is_not_said_to_be_saved(endpoint, monkeypatch):
     def full(*_):
         raise UserError("the disk is full; free some")
