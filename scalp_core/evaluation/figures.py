@@ -106,7 +106,7 @@ def plot_reliability(calibrated: Mapping[str, Any], title: str) -> bytes:
         edges = [row["low"] for row in bins] + [bins[-1]["high"]]
         counts.stairs([row["n"] for row in bins], edges, color=color, fill=when == "after", alpha=0.6)
     axis.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right", title=title)
-    counts.set(xlabel="probability of the likeliest grade", ylabel="photographs", ylim=(0, None))
+    counts.set(xlabel="probability of the likeliest grade", ylabel="images", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)
     for panel in (axis, counts):
         panel.grid(alpha=0.3)
