@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from scalp_core import storage
 from scalp_core.errors import UserError
-from serving.auth.scopes import Rights
+from serving.auth.scopes import ADJUDICATE, REVIEW, Rights
 
 VARIABLE = "SCALP_KEYS"
 
@@ -93,6 +93,7 @@ def parse_keys(lines: Iterable[str], origin: str) -> list[Key]:
         UserError: A line is invalid; the message has its number, not its content.
     """
     keys: dict[bytes, Key] = {}
+    decides: dict[str, bool] = {}
     for number, line in enumerate(lines, 1):
         key = parse_line(line, f"line {number} of {origin}")
         if key is None:
@@ -100,6 +101,12 @@ def parse_keys(lines: Iterable[str], origin: str) -> list[Key]:
         if (known := keys.setdefault(key.digest, key)) != key:
             advice = "give each id its own key" if known.id != key.id else "remove one of the two lines"
             raise UserError(f"line {number} of {origin} has the key of {known.id}; {advice}")
+        is_reader = key.rights.review or key.rights.adjudicate
+        if is_reader and decides.setdefault(key.id, key.rights.adjudicate) != key.rights.adjudicate:
+            raise UserError(
+                f"line {number} of {origin} is a second key of {key.id}, which would both read and decide; "
+                f"give the keys with {REVIEW} and {ADJUDICATE} different ids"
+            )
     return list(keys.values())
 
 

@@ -65,6 +65,26 @@ def test_an_id_may_have_two_keys_and_a_key_one_id():
         parse_keys([f"ann: {ANN}", f"ben: {ANN}"], "x")
 
 
+def test_two_keys_of_an_id_do_not_read_and_decide():
+    with pytest.raises(
+        UserError, match="line 2 of x is a second key of ann, which would both read and decide"
+    ):
+        parse_keys([f"ann: {ANN} scope=review", f"ann: {BEN} scope=adjudicate scope=grade"], "x")
+    assert (
+        len(
+            parse_keys(
+                [
+                    f"ann: {ANN} scope=review",
+                    f"ann: {BEN} scope=review",
+                    "cleo: a-key-of-cleo-that-is-long-enough",
+                ],
+                "x",
+            )
+        )
+        == 3
+    )
+
+
 @pytest.mark.parametrize(
     "line", ["just-one-word", "ann: guess-me", "ann: sha256:abc", f"a b {ANN}", f"é: {ANN}"]
 )
