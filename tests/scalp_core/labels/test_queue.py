@@ -56,6 +56,16 @@ def test_neighbors_and_the_first_open_image():
     kept = queue.keep(digests.__contains__)
     assert names(kept) == ["torn", "lost"] and first not in kept and second in kept
     assert queue.row(second)["uri"] == "/data/torn.jpg"
+    assert kept.neighbors(last) == {"place": 2, "previous": second, "next": None}
+    assert kept.rows["uri"].to_pylist() == ["/data/torn.jpg", "/data/lost.jpg"]
+    assert names(kept.keep({last.ljust(64, "0")}.__contains__)) == ["lost"] and len(kept) == 2
+
+
+def test_queues_of_many_readers_share_the_rows():
+    queue = Queue(rows(**ROWS))
+    before = pa.total_allocated_bytes()
+    queues = [queue.keep(lambda _: True) for _ in range(20)]
+    assert pa.total_allocated_bytes() == before and len(queues[-1]) == len(queue)
 
 
 def test_an_empty_queue_has_no_image():
