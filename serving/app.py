@@ -32,7 +32,7 @@ from serving.replicas.combined import CombinedGrader
 from serving.replicas.explainer import Explainer
 from serving.replicas.grader import Grader
 from serving.replicas.ingress import Ingress
-from serving.replicas.reviewer import SCALING, Reviewer, check_review
+from serving.replicas.reviewer import SCALING, Reviewer, read_review
 from serving.settings import ModelSettings, Settings, deployment_options
 
 _APP_NAME = "scalp"
@@ -130,7 +130,7 @@ def start(
     check_port(host, port)
     check_readers(settings.review, keys)
     if settings.review:
-        check_review(settings.review)
+        read_review(settings.review)
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     second = _pin_model(candidate, device, settings) if candidate else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -18,10 +17,9 @@ from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.decisions import Answers
-from scalp_core.labels.log import Label, LabelLog, open_log
 from scalp_core.labels.queue import Order
-from scalp_core.labels.views import ModelViews
 from scalp_core.review.model_view import open_bundle_of_run
+from scalp_core.review.readers import Reader, Readers
 from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
 from serving.auth.network import check_port
@@ -88,35 +86,28 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     Raises:
         UserError: As for `review`.
     """
-    reader = check_name(options.reader)
+    reader = Reader(check_name(options.reader), options.adjudicate)
     graded, labels = storage.absolute(graded), storage.absolute(labels)
     data = storage.absolute(options.neighbors) if options.neighbors else None
     if data and not options.bundle:
         raise UserError(f"--neighbors {data} needs the model that compares images; add --bundle BUNDLE")
     referrals = read_referrals(graded, labels, options.order, [data] if data else [])
-    referred = referrals.queue
     if not referrals.is_finished:
         console.print(f"{graded} is not finished: these are its referred images so far")
-    bundle = open_bundle_of_run(options.bundle, referred) if options.bundle else None
+    bundle = open_bundle_of_run(options.bundle, referrals.queue) if options.bundle else None
     if data:
         manifest.read_spec(data)  # reported before LABELS is made
-    known = open_log(labels)
-    answers = Answers(known)
-    queue = referred.keep(answers.differ) if options.adjudicate else referred
-    if not options.adjudicate:
-        _greet(reader, known)
-    session = Session(
-        queue,
-        LabelLog(labels, known[-1].time if known else None),
-        ModelViews(labels, reader),
-        answers,
-        reader,
+    readers = Readers(
+        referrals,
+        labels,
         shows_model=options.show_model,
-        adjudicate=options.adjudicate,
         answered_too=options.answered_too,
-        groups=referrals.groups(console.print),
+        warn=console.print,
     )
-    _print_state(session, len(queue), answers, options)
+    if not options.adjudicate:
+        _greet(reader.name, readers.answers)
+    session, queue = readers.open(reader), readers.queue(reader)
+    _print_state(session, len(queue), readers.answers, options)
     if bundle and not session.is_finished:
         session.offer(make_view(bundle, data, queue, labels))
     return session
@@ -136,11 +127,11 @@ def check_name(reader: str) -> str:
     return name
 
 
-def _greet(reader: str, known: Sequence[Label]) -> None:
+def _greet(name: str, answers: Answers) -> None:
     """Print the other names when a reader is new: a misspelled name would be another reader."""
-    readers = sorted({label.reader for label in known if not label.deciding})
-    if readers and reader not in readers:
-        console.print(f"reader {reader} is new in this log; readers so far: {', '.join(readers)}")
+    names = sorted({reader for of_image in answers.by_image.values() for reader in of_image})
+    if names and name not in names:
+        console.print(f"reader {name} is new in this log; readers so far: {', '.join(names)}")
 
 
 def _print_state(session: Session, images: int, answers: Answers, options: ReviewOptions) -> None:

@@ -106,19 +106,21 @@ class LabelLog:
 
     Args:
         labels: Directory of the log, local or `s3://`, which `open_log` has claimed.
-        newest: Time of the newest answer in the log. Later answers get later times, whatever the clock shows,
-            so that a corrected answer is the newest one.
     """
 
-    def __init__(self, labels: str, newest: datetime | None = None) -> None:
+    def __init__(self, labels: str) -> None:
         self.session = uuid.uuid4().hex
         self._folder = storage.join(labels, LABELS_FOLDER)
-        self._newest = newest or _BEGINNING
+        self._newest = _BEGINNING
         self._files = 0
         self._lock = threading.Lock()
 
     def follow(self, time: datetime) -> None:
-        """Give answers later times than `time`, that of another session's answer."""
+        """Give answers later times than `time`, whatever the clock shows, so that a correction is the newest.
+
+        Args:
+            time: Time of an answer in the log.
+        """
         with self._lock:
             self._newest = max(self._newest, time)
 
@@ -167,14 +169,14 @@ class LogReader:
         return labels
 
 
-def open_log(labels: str) -> list[Label]:
-    """Claim a directory as a label log, and read its answers; a new one has none.
+def open_log(labels: str) -> LogReader:
+    """Claim a directory as a label log; it may be new.
 
     Raises:
-        UserError: the directory holds other files, or an invalid answer.
+        UserError: the directory holds other files.
     """
     outputs.claim_output(labels, KIND)
-    return read_labels(labels)
+    return LogReader(labels)
 
 
 def is_label_log(source: str) -> bool:

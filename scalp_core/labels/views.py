@@ -38,6 +38,16 @@ class ModelViews:
     def __contains__(self, image_id: str) -> bool:
         return self._name(image_id) in self._names
 
+    def refresh(self, image_id: str) -> None:
+        """Read whether another session of the reader, maybe of another process, has recorded a view.
+
+        Raises:
+            UserError: storage failed.
+        """
+        name = self._name(image_id)
+        if name not in self._names and storage.read_json(storage.join(self._folder, name)) is not None:
+            self._names.add(name)
+
     def add(self, image_id: str) -> None:
         """Record a view; the record is on the disk, or in the bucket, when this returns.
 

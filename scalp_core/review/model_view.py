@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.datasets.locations import Location, read_images
-from scalp_core.errors import ImageError, UserError
-from scalp_core.images.codecs import MAX_BYTES
+from scalp_core.datasets.locations import Location
+from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Resize, decode
 from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.overlay import transparent_png
 from scalp_core.labels.queue import Queue
+from scalp_core.review.pictures import read_file
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ class ModelView:
         """
         if self._explainer is None:
             return None
-        (data,) = read_images([location], MAX_BYTES)
-        if isinstance(data, ImageError):
-            raise data
-        return transparent_png(self._explainer.heatmap(decode(data, self._spec).pixels, grade))
+        pixels = decode(read_file(location), self._spec).pixels
+        return transparent_png(self._explainer.heatmap(pixels, grade))
 
     def neighbors(self, image_id: str) -> list[Neighbor]:
         """Return the training images that look most like an image, the most alike first."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 from scalp_core.labels.decisions import Answers
-from scalp_core.labels.log import KIND, LabelLog, LogReader
-from scalp_core.labels.queue import Order
+from scalp_core.labels.log import LabelLog, open_log
+from scalp_core.labels.queue import Queue
 from scalp_core.labels.views import ModelViews
-from scalp_core.review.model_view import ModelView, open_bundle_of_run
-from scalp_core.review.referrals import read_referrals
+from scalp_core.review.model_view import ModelView
+from scalp_core.review.referrals import Referrals
 from scalp_core.review.session import Session
-from scalp_core.storage import outputs
 
 _log = logging.getLogger(__name__)
 
@@ -28,42 +28,46 @@ class Reader(NamedTuple):
 class Readers:
     """Reviews of the referred images of one run; threads may share it.
 
-    A session has the images that were open when it was opened. Other programs may write to the log: opening a
-    session reads their answers.
+    A session has the images that were open when it was opened, and those that the reader answered in earlier
+    sessions here, so that an answer can be corrected. Other programs may write to the log: opening a session
+    reads their answers.
 
     Args:
-        graded: Output directory of `scalp grade`, local or `s3://`.
+        referrals: Referred images of the run.
         labels: Directory of the label log, local or `s3://`; created if it is missing.
-        order: Strategy of the order.
         shows_model: Whether readers see the answer of the model.
         answered_too: Whether answered images stay in the queue.
-        bundle: Bundle that graded the images, to offer its heatmaps; None: no view of the model.
+        view: Model's view of the images that is offered to readers; None offers none.
+        warn: Gets the reason if labels have no groups.
 
     Raises:
-        UserError: A directory is not what it should be, or there is nothing to review.
+        UserError: The log holds other files, or storage failed.
     """
 
     def __init__(
         self,
-        graded: str,
+        referrals: Referrals,
         labels: str,
-        order: Order = "referred",
         *,
         shows_model: bool = False,
         answered_too: bool = False,
-        bundle: str | None = None,
+        view: ModelView | None = None,
+        warn: Callable[[str], None] = _log.warning,
     ) -> None:
-        referrals = read_referrals(graded, labels, order)
-        self._queue = referrals.queue
+        self.answers = Answers()
+        """Answers in the log so far."""
+        self._referred = referrals.queue
         self._labels = labels
-        self._shows_model, self._answered_too = shows_model, answered_too
-        self._view = ModelView(open_bundle_of_run(bundle, self._queue)) if bundle else None
-        outputs.claim_output(labels, KIND)
-        self._log, self._reader, self._answers = LabelLog(labels), LogReader(labels), Answers()
-        self._groups = referrals.groups(_log.warning)
+        self._shows_model, self._answered_too, self._view = shows_model, answered_too, view
+        self._log_reader, self._log = open_log(labels), LabelLog(labels)
+        self._groups = referrals.groups(warn)
         self._opening = threading.Lock()
         self._sessions: dict[Reader, Session] = {}
         self._read_log()
+
+    def queue(self, reader: Reader) -> Queue:
+        """Images of a reader, answered ones included."""
+        return self._referred.keep(self.answers.differ) if reader.decides else self._referred
 
     def open(self, reader: Reader) -> Session:
         """Open a new session of a reader, which replaces an earlier one.
@@ -85,22 +89,24 @@ class Readers:
         return self._sessions.get(reader) or self.open(reader)
 
     def _new_session(self, reader: Reader) -> Session:
+        earlier = self._sessions.get(reader)
         session = Session(
-            self._queue.keep(self._answers.differ) if reader.decides else self._queue,
+            self.queue(reader),
             self._log,
             ModelViews(self._labels, reader.name),
-            self._answers,
+            self.answers,
             reader.name,
             shows_model=self._shows_model,
             adjudicate=reader.decides,
             answered_too=self._answered_too,
             groups=self._groups,
+            answered=earlier.answered if earlier else None,
         )
         if self._view:
             session.offer(self._view)
         return session
 
     def _read_log(self) -> None:
-        for label in self._reader.read_new():
-            self._answers.add(label)
+        for label in self._log_reader.read_new():
+            self.answers.add(label)
             self._log.follow(label.time)

@@ -35,6 +35,8 @@ class Session:
         adjudicate: Whether answers are deciding ones, with the answers of the readers in view.
         answered_too: Whether answered images stay in the queue.
         groups: Groups of images by location.
+        answered: Hashes of images that stay in the queue although the reader has answered them, so that the
+            answer can be corrected; each answer adds one.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Session:
         adjudicate: bool = False,
         answered_too: bool = False,
         groups: Mapping[Place, str] | None = None,
+        answered: set[str] | None = None,
     ) -> None:
         self.reader = reader
         self.saved = 0
@@ -60,8 +63,9 @@ class Session:
         self._log = log
         self._answers = answers
         self._groups = groups or {}
+        self.answered = set() if answered is None else answered
         self._lock = threading.Lock()
-        self._queue = queue if answered_too else queue.keep(self._is_open)
+        self._queue = queue if answered_too else queue.keep(self._is_offered)
 
     @property
     def is_finished(self) -> bool:
@@ -150,6 +154,7 @@ class Session:
             UserError: It could not be saved.
         """
         row = self._queue.row(image_id)
+        self._views.refresh(image_id)
         label = self._log.append(
             **{name: row[name] for name in ("image_id", "sha256", "uri", "member", "model_version")},
             **answer.model_dump(),
@@ -160,6 +165,7 @@ class Session:
             model_grade=row["grade"],
         )
         self._answers.add(label)
+        self.answered.add(label.sha256)
         with self._lock:
             self.saved += 1
         return {"answer": _shown(label), **self._progress()}
@@ -181,6 +187,9 @@ class Session:
 
     def _is_open(self, sha256: str) -> bool:
         return self._own(sha256) is None
+
+    def _is_offered(self, sha256: str) -> bool:
+        return sha256 in self.answered or self._is_open(sha256)
 
     def _given(self, sha256: str) -> list[dict[str, Any]]:
         """Answers of the readers, in an order that does not depend on their names."""

@@ -55,7 +55,7 @@ def check_readers(review: ReviewSettings | None, keys: Keys) -> None:
         )
 
 
-class Desk:
+class ReviewClient:
     """The review of the caller, in the deployment Reviewer."""
 
     def __init__(self, client: DeploymentClient, reader: Reader, seconds: float) -> None:
@@ -89,7 +89,7 @@ class Desk:
         return answer
 
 
-async def desk(replica: Replica) -> Desk:
+async def review_client(replica: Replica) -> ReviewClient:
     """Dependency: the review of the caller, who is the owner of the key.
 
     Raises:
@@ -104,24 +104,25 @@ async def desk(replica: Replica) -> Desk:
             "--review-labels LABELS, or set review in the application's args",
         )
     reader = Reader(caller.key, caller.rights.adjudicate)
-    return Desk(replica.reviewer, reader, replica.settings.answer_seconds)
+    return ReviewClient(replica.reviewer, reader, replica.settings.answer_seconds)
 
 
-CallersDesk = Annotated[Desk, Depends(desk)]
+CallersReview = Annotated[ReviewClient, Depends(review_client)]
 ImageId = Annotated[str, Path(description="id of an image of the review")]
 
 
 @router.get(PATH, response_model=ReviewState, responses=problem_responses(404))
-async def review(reviews: CallersDesk) -> Any:
+async def review(reviews: CallersReview) -> Any:
     """Open the review of the caller: the referred images without an answer of this key, in order.
 
-    With the scope adjudicate: the images on which readers disagree.
+    With the scope adjudicate: the images on which readers disagree. Images that the key answered since the
+    endpoint started stay, so that the answers can be corrected.
     """
     return await reviews.call("open")
 
 
 @router.get(f"{PATH}/images/{{id}}", response_model=ReviewImage, responses=problem_responses(404))
-async def review_image(reviews: CallersDesk, id: ImageId) -> Any:  # noqa: A002
+async def review_image(reviews: CallersReview, id: ImageId) -> Any:  # noqa: A002
     """Describe an image, as far as its reader may know it: no location, and no answers of others."""
     return await reviews.call("image", id)
 
@@ -134,7 +135,7 @@ async def review_image(reviews: CallersDesk, id: ImageId) -> Any:  # noqa: A002
         **_OF_IMAGES,
     },
 )
-async def review_picture(reviews: CallersDesk, id: ImageId) -> _Jpeg:  # noqa: A002
+async def review_picture(reviews: CallersReview, id: ImageId) -> _Jpeg:  # noqa: A002
     """Get the picture of an image: upright, without metadata, at most 2,048 pixels wide and high."""
     return _Jpeg(await reviews.call_for(id, "picture"))
 
@@ -142,13 +143,13 @@ async def review_picture(reviews: CallersDesk, id: ImageId) -> _Jpeg:  # noqa: A
 @router.post(
     f"{PATH}/images/{{id}}/answer", response_model=ReviewProgress, responses=problem_responses(404, 422)
 )
-async def review_answer(reviews: CallersDesk, id: ImageId, body: ReviewAnswer) -> Any:  # noqa: A002
+async def review_answer(reviews: CallersReview, id: ImageId, body: ReviewAnswer) -> Any:  # noqa: A002
     """Save an answer. It is durable in the label log when the endpoint answers; the newest answer counts."""
     return await reviews.call_for(id, "answer", body)
 
 
 @router.post(f"{PATH}/images/{{id}}/reveal", responses=problem_responses(404))
-async def review_reveal(reviews: CallersDesk, id: ImageId) -> Revealed:  # noqa: A002
+async def review_reveal(reviews: CallersReview, id: ImageId) -> Revealed:  # noqa: A002
     """Record that the caller sees the model's view of an image, in which later answers are marked."""
     return Revealed(saw_model=await reviews.call_for(id, "reveal"))
 
@@ -162,7 +163,7 @@ async def review_reveal(reviews: CallersDesk, id: ImageId) -> Revealed:  # noqa:
         **problem_responses(409),
     },
 )
-async def review_heatmap(reviews: CallersDesk, id: ImageId) -> _Png:  # noqa: A002
+async def review_heatmap(reviews: CallersReview, id: ImageId) -> _Png:  # noqa: A002
     """Get the heatmap of the model's answer, after the caller has asked for the model's view."""
     return _Png(await reviews.call_for(id, "heatmap"))
 

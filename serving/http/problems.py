@@ -124,11 +124,8 @@ CODES = {
     "jobs_unavailable": Code((503,), "Ray's Job API does not answer", "try again later"),
     "storage_unavailable": Code(
         (503,),
-        "the storage of the bulk run or of the review failed, as `detail` says",
-        "correct it, or try again later",
-    ),
-    "not_saved": Code(
-        (503,), "the answer was not confirmed by storage, as `detail` says", "correct it, and send it again"
+        "the storage of a bulk run failed, as `detail` says, or that of the review",
+        "send the request again later; as operator, see the log",
     ),
     "too_slow": Code((504,), "no answer in time", "try again; as operator, look at the load"),
 }

@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from scalp_core import storage
+from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import ImageError, UserError
 from scalp_core.labels.log import Answer
-from scalp_core.labels.queue import Queue
-from scalp_core.review.model_view import open_bundle_of_run
+from scalp_core.review.model_view import ModelView, open_bundle_of_run
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.review.readers import Reader, Readers
-from scalp_core.review.referrals import read_referrals
+from scalp_core.review.referrals import Referrals, read_referrals
 from scalp_core.review.session import Session
 from serving.schemas.review import ReviewSettings
 from serving.settings import Scaling
@@ -45,19 +45,23 @@ class ReviewProblem(NamedTuple):
     detail: str
 
 
+# Without the error itself, which names places and credentials.
+_STORAGE_FAILED = ReviewProblem(
+    "storage_unavailable",
+    "the storage of the review failed; try again later, or ask the operator: the log has the reason",
+)
+
 Refused: TypeAlias = ReviewProblem | ImageError
 
 
-def check_review(settings: ReviewSettings) -> Queue:
-    """Check before the start that a review can be opened; return its images.
+def read_review(settings: ReviewSettings) -> tuple[Referrals, Bundle | None]:
+    """Read the images of a review, and the bundle that graded them, if its heatmaps are offered.
 
     Raises:
         UserError: A directory is not what it should be, there is nothing to review, or another bundle graded.
     """
-    queue = read_referrals(settings.graded, settings.labels, settings.order).queue
-    if settings.bundle:
-        open_bundle_of_run(settings.bundle, queue)
-    return queue
+    referrals = read_referrals(settings.graded, settings.labels, settings.order)
+    return referrals, open_bundle_of_run(settings.bundle, referrals.queue) if settings.bundle else None
 
 
 class Reviewer:
@@ -96,7 +100,7 @@ class Reviewer:
             session.reveal(image_id)
             return True
 
-        return await self._run_with(reader, image_id, reveal, "not_saved")
+        return await self._run_with(reader, image_id, reveal)
 
     async def heatmap(self, reader: Reader, image_id: str) -> bytes | Refused:
         """Compute the heatmap of an image, a PNG, if it is offered and revealed."""
@@ -111,30 +115,24 @@ class Reviewer:
 
     async def answer(self, reader: Reader, image_id: str, answer: Answer) -> dict[str, Any] | Refused:
         """Save an answer; returns the progress when it is durable."""
-        return await self._run_with(
-            reader, image_id, lambda session: session.answer(image_id, answer), "not_saved"
-        )
+        return await self._run_with(reader, image_id, lambda session: session.answer(image_id, answer))
 
     def _readers(self) -> Readers:
         settings = self._settings
         with self._opening, storage.retry_timeout(_RETRY_TIMEOUT_S):
             if self._opened is None:
+                referrals, bundle = read_review(settings)
                 self._opened = Readers(
-                    settings.graded,
+                    referrals,
                     settings.labels,
-                    settings.order,
                     shows_model=settings.show_model,
                     answered_too=settings.all,
-                    bundle=settings.bundle,
+                    view=ModelView(bundle) if bundle else None,
                 )
             return self._opened
 
     async def _run_with(
-        self,
-        reader: Reader,
-        image_id: str,
-        action: Callable[[Session], T | ReviewProblem],
-        code: str = "storage_unavailable",
+        self, reader: Reader, image_id: str, action: Callable[[Session], T | ReviewProblem]
     ) -> T | Refused:
         """Run an action on an image in the session of a reader."""
 
@@ -146,12 +144,10 @@ class Reviewer:
                 )
             return action(session)
 
-        return await self._run(act, code)
+        return await self._run(act)
 
-    async def _run(
-        self, action: Callable[[], T | ReviewProblem], code: str = "storage_unavailable"
-    ) -> T | Refused:
-        """Run an action in a thread; `code` is that of a failure of storage."""
+    async def _run(self, action: Callable[[], T | ReviewProblem]) -> T | Refused:
+        """Run an action in a thread."""
 
         def act() -> T | Refused:
             try:
@@ -160,6 +156,7 @@ class Reviewer:
             except ImageError as error:
                 return error
             except UserError as error:
-                return ReviewProblem(code, str(error))
+                _log.error("a request of a reader failed: %s", error)
+                return _STORAGE_FAILED
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, act)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from scalp_core import storage
+from scalp_core.bundles.registry import SCHEME
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Resize
@@ -32,9 +33,11 @@ class ReviewSettings(BaseModel, extra="forbid", frozen=True):
         description="bundle of the run: readers may ask for heatmaps; labels given after that are marked",
     )
 
-    @field_validator("graded", "labels")
+    @field_validator("graded", "labels", "bundle")
     @classmethod
-    def _absolute(cls, place: str) -> str:
+    def _absolute(cls, place: str | None, info: ValidationInfo) -> str | None:
+        if place is None or (info.field_name == "bundle" and place.startswith(SCHEME)):
+            return place
         try:
             return storage.absolute(place)
         except UserError as error:
@@ -81,7 +84,7 @@ class ReviewState(BaseModel):
     grades: list[GradeName] = Field(description="grades and their names")
     images: int = Field(description="images of the review")
     first: str | None = Field(description="id of the first image; null without images")
-    left: int = Field(description="images without an answer of the caller")
+    left: int = Field(description="images without an answer, or with adjudicate without a deciding one")
     first_open: str | None = Field(
         description="id of the first image without an answer; null if none is left"
     )
@@ -99,7 +102,9 @@ class ReviewImage(BaseModel):
     place: int = Field(description="place in the review, from 1")
     previous: str | None = Field(description="id of the image before it; null for the first one")
     next: str | None = Field(description="id of the image after it; null for the last one")
-    answer: GivenAnswer | None = Field(description="answer of the caller; null without one")
+    answer: GivenAnswer | None = Field(
+        description="answer of the caller, or with adjudicate the deciding answer; null without one"
+    )
     saw_model: bool = Field(description="whether the next answer is marked as given with the model in view")
     model: ModelAnswer | None = Field(description="answer of the model; null in a blind review")
     answers: list[GivenAnswer] | None = Field(
@@ -111,7 +116,7 @@ class ReviewProgress(BaseModel):
     """A saved answer, and the state of the review after it."""
 
     answer: GivenAnswer = Field(description="answer as it is stored in the label log")
-    left: int = Field(description="images without an answer of the caller")
+    left: int = Field(description="images without an answer, or with adjudicate without a deciding one")
     first_open: str | None = Field(
         description="id of the first image without an answer; null if none is left"
     )

@@ -28,7 +28,8 @@ def label(image: str, reader: str = "kim", grade: int | None = 1, at: int = 0, *
 
 def write_log(labels: str, answers: list[dict[str, Any]]) -> None:
     """Write answers, in their order, as sessions of their readers would."""
-    known = open_log(labels)
-    log = LabelLog(labels, known[-1].time if known else None)
+    log = LabelLog(labels)
+    for known in open_log(labels).read_new():
+        log.follow(known.time)
     for answer in answers:
         log.append(**answer)

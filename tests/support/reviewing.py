@@ -25,6 +25,8 @@ from scalp_core import storage
 from scalp_core.curation.audit import Options
 from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.review.readers import Readers
+from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
 from tests.support import result_rows
 from tests.support.images import jpeg
@@ -87,6 +89,11 @@ def write_training_images(folder: Path | str, count: int) -> str:
 def open_review(graded: str, labels: str, reader: str = "kim", **options: Any) -> Session:
     """The session of a reader."""
     return open_session(graded, labels, ReviewOptions(reader, **options))
+
+
+def open_readers(graded: str, labels: str, **options: Any) -> Readers:
+    """The reviews of all readers, as the endpoint opens them."""
+    return Readers(read_referrals(graded, labels, "referred"), labels, **options)
 
 
 def ids(session: Session) -> list[str]:

@@ -19,7 +19,7 @@ from tests.support.labels import columns, write_log
 
 def test_an_answer_is_read_as_it_was_given(tmp_path):
     labels = str(tmp_path / "labels")
-    assert open_log(labels) == []
+    assert open_log(labels).read_new() == []
     given = columns("a.zip", member="사진.jpg", group="p1", comment="물기", saw_model=True, model_grade=2)
     written = LabelLog(labels).append(**given)
     (read,) = read_labels(labels)
@@ -32,9 +32,12 @@ def test_an_answer_is_read_as_it_was_given(tmp_path):
 def test_answers_stay_and_the_newest_counts_whatever_the_clock_shows(tmp_path):
     labels = str(tmp_path / "labels")
     write_log(labels, [columns("a", grade=1)])
-    (first,) = open_log(labels)
-    ahead = LabelLog(labels, datetime.now(UTC) + timedelta(days=1)).append(**columns("a", grade=2))
-    behind = LabelLog(labels, ahead.time).append(**columns("a", grade=3))
+    (first,) = read_labels(labels)
+    log, later = LabelLog(labels), LabelLog(labels)
+    log.follow(datetime.now(UTC) + timedelta(days=1))
+    ahead = log.append(**columns("a", grade=2))
+    later.follow(ahead.time)
+    behind = later.append(**columns("a", grade=3))
     assert first.time < ahead.time < behind.time
     assert [label.grade for label in read_labels(labels)] == [1, 2, 3]
     assert Answers(read_labels(labels)).find(first.sha256, "kim").grade == 3
@@ -54,7 +57,7 @@ def test_an_acknowledged_answer_survives_a_kill_at_each_step(tmp_path):
         was_killed = crashes.killed_at(point, append_some, labels)
         acknowledged = Path(f"{labels}.acknowledged")
         known = int(acknowledged.read_text()) if acknowledged.exists() else 0
-        before = open_log(labels)
+        before = read_labels(labels)
         assert known <= len(before) <= known + 1
         # The next session begins after what was written.
         write_log(labels, [columns("next.jpg")])

@@ -18,6 +18,10 @@ def test_a_view_is_known_to_later_sessions_of_its_reader_alone(tmp_path):
     again = ModelViews(labels, "김")
     assert "a" * 20 in again and "b" * 20 not in again
     assert "a" * 20 not in ModelViews(labels, "lee")
-    (record,) = storage.names_in(f"{labels}/{VIEWS_FOLDER}")
-    assert storage.read_json(f"{labels}/{VIEWS_FOLDER}/{record}")["reader"] == "김"
+    again.add("c" * 20)
+    views.refresh("c" * 20)
+    views.refresh("d" * 20)
+    assert "c" * 20 in views and "d" * 20 not in views
+    first, _ = sorted(storage.names_in(f"{labels}/{VIEWS_FOLDER}"))
+    assert storage.read_json(f"{labels}/{VIEWS_FOLDER}/{first}")["reader"] == "김"
     assert read_labels(labels) == []

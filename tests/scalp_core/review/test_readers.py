@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scalp_core.labels.log import Answer, read_labels
-from scalp_core.review.readers import Reader, Readers
-from tests.support.reviewing import ids, open_review, write_run
+from scalp_core.review.readers import Reader
+from tests.support.reviewing import ids, open_readers, open_review, write_run
 
 KIM, LEE, PARK = Reader("kim"), Reader("lee"), Reader("park", decides=True)
 IMAGES = 6
@@ -25,7 +25,7 @@ def labels(tmp_path):
 
 
 def test_readers_are_blind_to_each_other_and_one_decides(graded, labels):
-    readers = Readers(graded, labels)
+    readers = open_readers(graded, labels)
     kim, lee = readers.open(KIM), readers.open(LEE)
     first, second, *_ = ids(kim)
     for session, grade in ((kim, 1), (lee, 2)):
@@ -42,17 +42,17 @@ def test_readers_are_blind_to_each_other_and_one_decides(graded, labels):
 
 
 def test_an_answered_image_is_not_open_again_after_a_restart(graded, labels):
-    session = Readers(graded, labels).open(KIM)
+    session = open_readers(graded, labels).open(KIM)
     first, *rest = ids(session)
     session.answer(first, Answer(grade=1))
-    again = Readers(graded, labels)
+    again = open_readers(graded, labels)
     assert ids(again.session(KIM)) == rest
     assert first in ids(again.session(LEE))
-    assert first in ids(Readers(graded, labels, answered_too=True).open(KIM))
+    assert first in ids(open_readers(graded, labels, answered_too=True).open(KIM))
 
 
 def test_opening_a_session_reads_the_answers_of_other_programs(graded, labels):
-    readers = Readers(graded, labels)
+    readers = open_readers(graded, labels)
     before = readers.open(KIM)
     first, *rest = ids(before)
     other = open_review(graded, labels, "kim", answered_too=True)
@@ -63,8 +63,29 @@ def test_opening_a_session_reads_the_answers_of_other_programs(graded, labels):
     assert open_review(graded, labels, "kim", answered_too=True).image(first)["answer"]["grade"] == 2
 
 
+def test_an_answer_can_be_corrected_after_the_page_is_opened_again(graded, labels):
+    readers = open_readers(graded, labels)
+    before = readers.open(KIM)
+    first, *rest = ids(before)
+    before.answer(first, Answer(grade=1))
+    again = readers.open(KIM)
+    assert ids(again) == [first, *rest] and again.describe()["first_open"] == rest[0]
+    again.answer(first, Answer(grade=2))
+    assert [label.grade for label in read_labels(labels)] == [1, 2]
+    assert ids(readers.open(LEE)) == [first, *rest] and readers.open(LEE).left == IMAGES
+
+
+def test_an_answer_is_marked_if_another_program_showed_the_view_of_the_model(graded, labels):
+    here, elsewhere = open_readers(graded, labels).open(KIM), open_readers(graded, labels).open(KIM)
+    first, second, *_ = ids(here)
+    elsewhere.reveal(first)
+    for image in (first, second):
+        here.answer(image, Answer(grade=1))
+    assert [label.saw_model for label in read_labels(labels)] == [True, False]
+
+
 def test_readers_answer_at_the_same_time(graded, labels):
-    readers = Readers(graded, labels)
+    readers = open_readers(graded, labels)
     names = [Reader(f"reader-{number}") for number in range(8)]
 
     def answer(reader: Reader) -> None:
@@ -77,4 +98,4 @@ def test_readers_answer_at_the_same_time(graded, labels):
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(answer, names))
     assert len(read_labels(labels)) == len(names) * IMAGES
-    assert all(readers.open(reader).is_finished for reader in names)
+    assert all(readers.open(reader).left == 0 for reader in names)

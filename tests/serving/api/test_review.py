@@ -154,25 +154,37 @@ def test_no_answer_is_lost_and_none_is_asked_again_after_a_restart(endpoint, gra
     assert endpoint.ids("kim") == rest[1:]
 
 
-def test_a_review_whose_storage_is_away_at_the_start_opens_later(tmp_path):
+def test_an_answer_is_corrected_after_the_page_was_opened_again(endpoint):
+    first, second, *_ = endpoint.ids("kim")
+    endpoint.as_("kim", f"/images/{first}/answer", {"grade": 0})
+    assert endpoint.as_("kim").json()["first_open"] == second  # another browser, or a reload
+    assert endpoint.as_("kim", f"/images/{second}").json()["previous"] == first
+    assert endpoint.as_("kim", f"/images/{first}/answer", {"grade": 1}).status_code == 200
+    assert [label.grade for label in read_labels(endpoint.labels)] == [0, 1]
+
+
+def test_a_review_whose_storage_is_away_at_the_start_opens_later(tmp_path, caplog):
     endpoint = Endpoint(tmp_path, f"{tmp_path}/graded")
+    caplog.clear()
     answer = endpoint.as_("kim")
     assert refused(answer) == (503, "storage_unavailable")
-    assert "has no results" in answer.json()["detail"]
+    # The operator gets the reason; a reader gets no path.
+    assert "has no results" in caplog.text
+    assert "log has the reason" in answer.json()["detail"] and str(tmp_path) not in answer.text
     write_run(tmp_path, 3)
     assert len(endpoint.ids("kim")) == 3
 
 
-def test_an_answer_that_is_not_stored_is_not_said_to_be_saved(endpoint, monkeypatch):
+def test_an_answer_that_is_not_stored_is_not_said_to_be_saved(endpoint, monkeypatch, caplog):
     def full(*_):
-        raise UserError("the disk is full; free some")
+        raise UserError(f"cannot write {endpoint.labels}: the disk is full")
 
     first = endpoint.ids("kim")[0]
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", full)
         answer = endpoint.as_("kim", f"/images/{first}/answer", {"grade": 1})
-        assert refused(answer) == (503, "not_saved")
-        assert answer.json()["detail"] == "the disk is full; free some"
+        assert refused(answer) == (503, "storage_unavailable")
+        assert "the disk is full" in caplog.text and endpoint.labels not in answer.text
     assert endpoint.as_("kim", f"/images/{first}").json()["answer"] is None
 
 
@@ -205,6 +217,27 @@ def test_pictures_have_no_metadata_and_reads_are_audited(tmp_path):
         ("kim", f"{path}/picture", 422, None),
         ("kim", f"{path}/picture", 404, None),
     ]
+
+
+def test_a_picture_that_cannot_be_read_names_no_location(tmp_path, caplog):
+    graded = write_run(tmp_path / "grade-3" / "hong-gildong", 4)
+    endpoint = Endpoint(tmp_path, graded)
+    session = open_review(graded, endpoint.labels, "lee")
+    for image in endpoint.ids("kim"):
+        uri = session.location(image).uri
+        for content in (b"", b"other", None):
+            storage.remove_file(uri)
+            if content is None:
+                Path(uri).mkdir()
+            else:
+                Path(uri).write_bytes(content)
+            caplog.clear()
+            answer = endpoint.as_("kim", f"/images/{image}/picture")
+            assert answer.status_code in (415, 422), answer.text
+            assert "hong-gildong" not in answer.text and ".jpg" not in answer.text, answer.text
+            assert uri in caplog.text  # of the operator
+            if content is None:
+                Path(uri).rmdir()
 
 
 def test_a_heatmap_is_sent_after_the_reader_asked_and_the_answer_is_marked(tmp_path, bundle):
@@ -254,6 +287,14 @@ def test_mistakes_are_reported_before_the_start(tmp_path, graded, monkeypatch):
         with pytest.raises(UserError, match=said):
             app.start("none", "127.0.0.1", 0, Settings(review=review.model_copy(update=changes)))
     assert not storage.exists(review.labels)
+
+
+def test_places_do_not_depend_on_the_directory_of_a_replica(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    review = ReviewSettings(graded="graded", labels="labels", bundle="runs/first")
+    assert (review.graded, review.labels) == (f"{tmp_path}/graded", f"{tmp_path}/labels")
+    assert review.bundle == f"{tmp_path}/runs/first"
+    assert ReviewSettings(graded="a", labels="b", bundle="models://scalp@1").bundle == "models://scalp@1"
 
 
 def test_a_key_cannot_read_and_decide():
