@@ -179,7 +179,7 @@ def _fold(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     try:
         model = fuse(model)
     except Exception as error:  # for example control flow that depends on the input
-        _logger.info("batch normalization is not folded, which is slower: %s", first_line(error))
+        _logger.warning("batch normalization is not folded, which is slower: %s", first_line(error))
     model.to(dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in exact:

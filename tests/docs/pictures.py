@@ -325,6 +325,9 @@ def main() -> None:
     take_report_pictures(run, _some_of_test(data, 60))
     sources |= {name: hash_sources(*shown) for name, shown in PAGES.items()}
     SOURCES.write_text(json.dumps(sources, indent=1) + "\n")
+    for path in IMAGES.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.save(path, optimize=True)
     for path in IMAGES.glob("*.*g"):
         if (size := path.stat().st_size) > MAX_BYTES:
             raise SystemExit(f"error: {path.name} has {size:,} bytes, more than {MAX_BYTES:,}")
