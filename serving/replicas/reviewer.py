@@ -1,7 +1,7 @@
 """Reviewer deployment: the reviews of all readers, in one process that writes the label log.
 
 There is one replica, whatever the load: an answer that one process had accepted would be open in another.
-While Ray replaces it, two run for seconds. They lose no answer, because each adds files of its own to the
+While Ray replaces it, two run for seconds. They lose no answer, because each adds separate files to the
 log, and a page that is opened reads the files of others.
 """
 

@@ -89,7 +89,7 @@ class ReviewState(BaseModel):
         description="id of the first image without an answer; null if none is left"
     )
     resize: Resize | None = Field(
-        description="how a heatmap's square lies on an image; null if heatmaps are not offered"
+        description="which part of an image a heatmap's square covers; null if heatmaps are not offered"
     )
     has_neighbors: bool = Field(description="whether similar training images are offered: false")
 

@@ -85,7 +85,7 @@ def test_recipes_for_hardware_build_their_architecture(name):
     with torch.device("meta"):
         model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model)
     assert model(torch.zeros(1, 3, recipe.size, recipe.size, device="meta")).shape == (1, 4)
-    # Flakes keep their shape; `cpu` reads the whole image, which no turn then distorts another way.
+    # Flakes keep their shape. `cpu` reads the whole image; `auto` has no quarter turns for `squash`.
     assert recipe.resize == ("squash" if name == "cpu" else "crop") and recipe.augment == "auto"
     assert recipe.frozen_epochs == 1 and recipe.layer_decay < 1
 
