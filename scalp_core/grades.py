@@ -30,6 +30,15 @@ GRADE_NAMES_KO = ("양호", "경증", "중등도", "중증")
 
 # The position in this tuple is the number in the label JSON: SYMPTOMS[0] is value_1.
 SYMPTOMS = ("미세각질", "피지과다", "모낭사이홍반", "모낭홍반농포", "비듬", "탈모")
+# Their names in columns, JSON and settings, in the same order.
+SYMPTOM_IDS = (
+    "micro_keratin",
+    "excess_sebum",
+    "erythema_between_follicles",
+    "follicular_pustules",
+    "dandruff",
+    "hair_loss",
+)
 
 # The paper writes 중증도 where the dataset writes 중등도.
 _ALIASES = {"중증도": Grade.MODERATE}
