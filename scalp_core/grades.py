@@ -40,6 +40,14 @@ SYMPTOM_IDS = (
     "hair_loss",
 )
 
+
+def name_symptom(name: str) -> str:
+    """Name a symptom of `SYMPTOM_IDS` for people, such as `excess sebum (피지과다)`."""
+    if name == SYMPTOM_IDS[0]:
+        return "micro-keratin (미세각질, fine flaking)"
+    return f"{name.replace('_', ' ')} ({SYMPTOMS[SYMPTOM_IDS.index(name)]})"
+
+
 # The paper writes 중증도 where the dataset writes 중등도.
 _ALIASES = {"중증도": Grade.MODERATE}
 

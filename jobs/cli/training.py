@@ -81,6 +81,12 @@ def train(
             "MLFLOW_TRACKING_URI) or none"
         ),
     ] = "tensorboard",
+    symptoms: Annotated[
+        Literal["one", "all"] | None,
+        typer.Option(
+            help="all: also grade the other five symptoms that are labeled in DATA; default: as in the recipe"
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
@@ -88,7 +94,8 @@ def train(
     from jobs.train.driver import train as verb
     from scalp_core.models.recipe import load_recipe, recipe_of_bundle
 
-    overrides = [*set_, *([f"weights={weights}"] if weights else [])]
+    options = {"weights": weights, "symptoms": symptoms}
+    overrides = [*set_, *(f"{name}={value}" for name, value in options.items() if value)]
     if init is None:
         settings = load_recipe(recipe or "default", RECIPES, overrides)
     elif recipe or weights:

@@ -13,6 +13,7 @@ from scalp_core.bundles.contract import GraphKind, GraphRecord
 from scalp_core.errors import UserError
 from scalp_core.evaluation import metrics
 from scalp_core.evaluation.noninferiority import Comparison
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference import openvino_runtime
 from scalp_core.inference.openvino_runtime import OpenVinoRuntime
@@ -58,7 +59,7 @@ def logits_of_both(
     """Run two models on the same batches of images uint8 (N, size, size, 3) and labels.
 
     Returns:
-        Labels int (N,), logits of the candidate float (N, 4), logits of the reference float (N, 4).
+        Labels int (N,), logits of the candidate float (N, 4 S), logits of the reference float (N, 4 S).
 
     Raises:
         UserError: A logit is not finite.
@@ -84,14 +85,15 @@ def make_record(
     comparison: Comparison | None = None,
 ) -> GraphRecord:
     """Record of a graph for the bundle, from the results of `logits_of_both`."""
-    counts = [metrics.confusion(labels, logits.argmax(axis=1)) for logits in (own, other)]
+    grades = [logits[:, :NUM_GRADES].argmax(axis=1) for logits in (own, other)]
+    counts = [metrics.confusion(labels, of_model) for of_model in grades]
     qwk = [metrics.quadratic_weighted_kappa(matrix) for matrix in counts]
     return GraphRecord(
         xml_sha256=sha256(graph.xml),
         weights_sha256=sha256(graph.weights),
         photographs=len(labels),
         max_logit_difference=float(np.abs(own - other).max()),
-        grade_agreement=float(np.mean(own.argmax(axis=1) == other.argmax(axis=1))),
+        grade_agreement=float(np.mean(grades[0] == grades[1])),
         qwk_drop=qwk[1] - qwk[0],
         openvino=openvino_runtime.version(),
         comparison=comparison,

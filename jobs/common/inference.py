@@ -124,6 +124,7 @@ def tta_symmetries(spec: Preprocess) -> np.ndarray:
 class AddLogits:
     """Actor that replaces `image` by `logits` float32 (4,); rows that failed to load get zeros.
 
+    `other_logits` float32 (4 (S - 1),) are those of the other symptoms of a bundle of S symptoms.
     With `tta`, `logits` are of the mean probabilities, `plain_logits` of the image without augmentation.
     `seconds` and `plain_seconds` are the time of the forward passes per image.
     """
@@ -147,16 +148,21 @@ class AddLogits:
             raise self._refused
         images = batch.pop("image")
         good = batch["error_code"] == ""
-        batch["logits"] = np.zeros((len(images), NUM_GRADES), np.float32)
+        outputs = NUM_GRADES * self._predictor.spec.symptoms
+        answers: Columns = {"logits": np.zeros((len(images), outputs), np.float32)}
         if self._tta:
-            batch |= {"plain_logits": batch["logits"].copy()}
-            batch |= {name: np.zeros(len(images)) for name in ("seconds", "plain_seconds")}
+            answers |= {"plain_logits": answers["logits"].copy()}
+            answers |= {name: np.zeros(len(images)) for name in ("seconds", "plain_seconds")}
         if good.any() and not self._tta:
-            batch["logits"][good] = self._predictor.logits(images[good])
+            answers["logits"][good] = self._predictor.logits(images[good])
         elif good.any():
             for name, values in self._turned(images[good]).items():
-                batch[name][good] = values
-        return batch
+                answers[name][good] = values
+        if outputs > NUM_GRADES:
+            answers["other_logits"] = answers["logits"][:, NUM_GRADES:]
+        for name in answers.keys() & {"logits", "plain_logits"}:
+            answers[name] = answers[name][:, :NUM_GRADES]
+        return batch | answers
 
     def _turned(self, images: np.ndarray) -> Columns:
         passes, seconds = [], []

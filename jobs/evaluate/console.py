@@ -48,6 +48,7 @@ def show_evaluation(summary: dict[str, Any], title: str) -> None:
     if bounds["groups"] < bootstrap.FEW_GROUPS:
         console.print(f"only {bounds['groups']} groups: the intervals are too narrow")
     show("further metrics", _further_metrics(summary))
+    _show_other_symptoms(summary["other_symptoms"])
     _show_slices(summary["slices"])
     console.print(summary["paper"]["note"])
 
@@ -94,6 +95,18 @@ def _describe_probe(probed: dict[str, Any]) -> str:
         f"logistic regression on features of the initial weights ({probed['initial_weights']}), from "
         f"{probed['images']:,} of {probed['of']:,} training images; took {probed['seconds']} s"
     )
+
+
+def _show_other_symptoms(scores: dict[str, Any]) -> None:
+    if not scores:
+        return
+    table = Table("symptom", "images", "kappa", "95 %", "top-1", "mean error", title="other symptoms",
+                  title_justify="left")  # fmt: skip
+    for name, score in scores.items():
+        values = [_number(score[key]) for key in ("qwk", "top1", "mae")]
+        bound = _bounds(score["intervals"]["qwk"])
+        table.add_row(name.replace("_", " "), f"{score['n']:,}", values[0], bound, *values[1:])
+    console.print(table)
 
 
 def _show_slices(slices: dict[str, list[dict[str, Any]]]) -> None:

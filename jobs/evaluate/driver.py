@@ -25,7 +25,7 @@ from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.evaluation.paired import Answers
 from scalp_core.inference import calibration
-from scalp_core.inference.decision import Grading, make_gradings
+from scalp_core.inference.decision import Grading, make_gradings, other_answers
 from scalp_core.reports.data import leak_warning
 from scalp_core.reports.page import Text, text
 from scalp_core.storage import outputs, parquet
@@ -177,6 +177,7 @@ def evaluate_table(
         "trained_on": _trained_on(loaded.spec, data_spec, split),
         "groups": len(set(rows["group"].to_pylist())),
         **_compute_metrics(rows, columns, gradings, probs, answers, loaded.spec),
+        "other_symptoms": _score_other_symptoms(rows, columns, loaded.spec, data_spec),
     }
     summary["linear_probe"] = (
         evaluate_probe(loaded, data_spec, table, split, computation, options.batch_size, executor)
@@ -301,6 +302,18 @@ def _compute_metrics(
         "slices": subgroups.score_slices(labels, grades, groups, slice_columns),
         "tta": _compare_tta(labels, columns, spec) if tta else None,
     }
+
+
+def _score_other_symptoms(
+    rows: pa.Table, columns: Columns, spec: BundleSpec, data_spec: DataSpec
+) -> dict[str, Any]:
+    """Compute the metrics of the other symptoms that the bundle grades, on the images with labels of them."""
+    if not spec.other_symptoms:
+        return {}
+    labels = np.array(manifest.add_other_labels(rows, data_spec.symptom)[manifest.OTHER_LABELS].to_pylist())
+    answers = {name: grades for name, (grades, _) in other_answers(columns["other_logits"], spec).items()}
+    names = manifest.other_symptoms(data_spec.symptom)
+    return subgroups.score_other_symptoms(names, labels, answers, rows["group"].to_pylist())
 
 
 def _compare_tta(labels: np.ndarray, columns: Columns, spec: BundleSpec) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def write_report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: in
             "folders": graded.slices("top", names, _GROUPS),
             "devices": devices if any(row["value"] for row in devices["rows"]) else None,
             "mean_severity": graded.totals()["mean_severity"],
+            "other_symptoms": graded.count_other_symptoms(bundle.spec.graded_others),
         }
         unlike = graded.most_unlike(_UNLIKE)
         shown = {row["location_id"] for row in unlike}

@@ -17,6 +17,7 @@ from jobs.grade.files import INPUTS_KEY, RETRY_TIMEOUT_S, graded_file
 from scalp_core import storage
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
 from scalp_core.results import drift
 from scalp_core.results.schema import Signature, result_table
 from scalp_core.storage import parquet
@@ -88,7 +89,7 @@ class GradeShard:
 
     def _grade(self, rows: Columns) -> pa.Table:
         good, images = rows["error_code"] == "", rows["image"]
-        logits = np.zeros((len(good), len(self._spec.grade_names)), np.float32)
+        logits = np.zeros((len(good), NUM_GRADES * self._spec.symptoms), np.float32)
         if good.any():
             logits[good] = self._logits(images if good.all() else images[good])
         table = result_table(rows, logits, self._spec, self._signature)

@@ -30,6 +30,7 @@ from scalp_core.errors import UserError
 from scalp_core.evaluation import noninferiority, subgroups
 from scalp_core.evaluation.noninferiority import MAX_DROP, Comparison
 from scalp_core.evaluation.paired import Answers
+from scalp_core.grades import NUM_GRADES
 from scalp_core.inference import calibration, conformal, openvino_runtime
 from scalp_core.inference.openvino_runtime import OpenVinoRuntime
 from scalp_core.storage import lease, outputs
@@ -203,7 +204,7 @@ def _measure(
 
 
 def _answers(logits: np.ndarray, labels: np.ndarray, spec: BundleSpec) -> Answers:
-    probs = calibration.calibrated(logits, spec)
+    probs = calibration.calibrated(logits[:, :NUM_GRADES], spec)
     sets = conformal.grade_sets(probs, spec.conformal)
     no_referrals = np.zeros(len(labels), bool)  # referral is not compared
     return Answers(probs.argmax(axis=1), subgroups.is_in_set(labels, sets), no_referrals)

@@ -27,7 +27,7 @@ from cluster.local import connect
 from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_json
 from jobs.common.preflight import check_nodes, examples
-from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache
+from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
 from jobs.train.progress import ControllerCallback, follow_progress
 from jobs.train.scaling import ElasticScaling, plan_scaling, wait_for_workers, worker_range
 from jobs.train.tracking import Tracking, open_tracker, tolerate_errors
@@ -50,6 +50,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 KIND = "train"
 IDENTITY_FILE = "run.json"
+# Settings that recipes of older runs lack, with the values by which they train.
+_LATER_SETTINGS = {"symptoms": "one"}
 _MAX_WORKER_FAILURES = 3
 _LONGEST_VALUE = 40  # characters of a setting in a message
 # Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
@@ -169,7 +171,7 @@ def _train(
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
     if fold is not None:
         table = manifest.apply_fold(table, fold, hold_out_val)
-    splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
+    splits = select_splits(table, data_spec, recipe)
     identity = identify(recipe, data_spec, fold, hold_out_val)
     if soft_labels:
         identity["teachers"] = list(soft_labels.teachers.models)
@@ -282,14 +284,21 @@ def worker_config(
         initial: URI of the initial weights.
         scaling: Workers of the training.
     """
+    others = images["train"].other_labels
     return {
         "recipe": recipe.model_dump(),
         **images,
-        "grade_counts": np.bincount(images["train"].labels, minlength=NUM_GRADES).tolist(),
+        "grade_counts": count_grades(images["train"].labels),
+        "other_counts": [] if others is None else [count_grades(labels) for labels in others.T],
         "initial_weights": initial,
         "batch_norm": recipe.resolve_batch_norm(worker_range(scaling)[1]),
         "worker_cpus": scaling.resources_per_worker["CPU"],
     }
+
+
+def count_grades(labels: np.ndarray) -> list[int]:
+    """Count the images per grade of labels int (N,), in which -1 is not a label."""
+    return np.bincount(labels[labels >= 0], minlength=NUM_GRADES).tolist()
 
 
 def identify(
@@ -313,6 +322,7 @@ def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") ->
     """
     stored = read_json(storage.join(run, IDENTITY_FILE)) or identity
     known = {name: rename_old_keys(value) for name, value in stored.items()}
+    known["recipe"] = _LATER_SETTINGS | known["recipe"]
     if known != identity:
         old, new = known | known["recipe"], identity | identity["recipe"]
         differences = [

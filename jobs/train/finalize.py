@@ -13,6 +13,7 @@ from ray.train import Result
 from jobs.common import provenance
 from jobs.common.console import console, now
 from jobs.common.graphs import few_batches, with_float_graph
+from jobs.common.images import Columns
 from jobs.common.inference import ModelOptions
 from jobs.evaluate.driver import collect_finite_columns
 from jobs.evaluate.out_of_fold import store_answers
@@ -23,13 +24,14 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
 from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Teachers, Training
 from scalp_core.bundles.model_card import render_model_card
-from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.manifest import OTHER_LABELS, DataSpec
 from scalp_core.evaluation import figures, subgroups
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.stability import grade_mix_limit
 from scalp_core.inference import calibration
-from scalp_core.inference.fitting import fit_decision
+from scalp_core.inference.decision import other_answers
+from scalp_core.inference.fitting import fit_decision, fit_other_symptoms
 from scalp_core.inference.predictor import Device
 from scalp_core.models.recipe import Recipe
 
@@ -68,7 +70,7 @@ def make_bundle(
         extends=data.extends,
         teachers=teachers,
     )
-    bundle_spec = draft_spec(recipe, spec, weights, training, Path(run).name)
+    bundle_spec = draft_spec(recipe, spec, weights, training, Path(run).name, data.symptom)
     bundle = with_float_graph(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )
@@ -131,6 +133,7 @@ def _fit_decision(
         targets=parse_targets(recipe.referral),
         prior_moved=recipe.moves_prior,
     )
+    spec, other_scores = _fit_other_symptoms(spec, splits, columns)
     store_answers(run, val, columns, spec)
     metrics = subgroups.validation_metrics(
         labels,
@@ -139,4 +142,20 @@ def _fit_decision(
         groups,
         {name: val[name].to_pylist() for name in ("position", "sex", "age")},
     )
-    return spec.model_copy(update={"metrics": {"val": {"computed_by": computation.computed_by} | metrics}})
+    measured = {"computed_by": computation.computed_by} | metrics | other_scores
+    return spec.model_copy(update={"metrics": {"val": measured}})
+
+
+def _fit_other_symptoms(
+    spec: BundleSpec, splits: dict[str, pa.Table], columns: Columns
+) -> tuple[BundleSpec, dict[str, Any]]:
+    """Calibrate the other symptoms on the validation split; return the contract and their metrics."""
+    if not spec.other_symptoms:
+        return spec, {}
+    train, val = (np.array(splits[name][OTHER_LABELS].to_pylist()) for name in ("train", "val"))
+    names = [symptom.name for symptom in spec.other_symptoms]
+    counts = (train >= 0).sum(axis=0).tolist()
+    spec = fit_other_symptoms(spec, names, counts, columns["other_logits"], val)
+    answers = {name: grades for name, (grades, _) in other_answers(columns["other_logits"], spec).items()}
+    groups = splits["val"]["group"].to_pylist()
+    return spec, {"other_symptoms": subgroups.score_other_symptoms(names, val, answers, groups)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,16 @@ from ray.data import DataContext, Dataset, ExecutionResources
 from cluster.resources import Cluster
 from jobs.common.images import Columns, LoadForTraining, select_locations, without_nulls
 from jobs.common.ray_executor import make_dataset
+from scalp_core.datasets import manifest
+from scalp_core.datasets.manifest import OTHER_LABELS, DataSpec
+from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images import augment
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.sampler import EpochPlan, EpochSettings, RankBatch, images_per_epoch, plan_epoch
+
+if TYPE_CHECKING:
+    from scalp_core.models.recipe import Recipe
 
 _ROWS_PER_BLOCK = 64
 _MAX_BLOCKS = 10_000
@@ -41,6 +47,7 @@ class ImageSource:
         spec: Preprocessing.
         blocks: References to blocks of `_ROWS_PER_BLOCK` decoded images, in order; None: decode at each read.
         soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels, or None.
+        other_labels: int8 (N, 5), from `manifest.add_other_labels`; None: the model grades one symptom.
     """
 
     labels: np.ndarray
@@ -48,9 +55,15 @@ class ImageSource:
     spec: Preprocess
     blocks: list[ray.ObjectRef] | None
     soft_labels: np.ndarray | None = None
+    other_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def labels_of(self, wanted: np.ndarray) -> Columns:
+        """Columns `label`, and `soft_label` and `other_labels` if there are any, of these rows."""
+        columns = {"label": self.labels, "soft_label": self.soft_labels, OTHER_LABELS: self.other_labels}
+        return {name: values[wanted] for name, values in columns.items() if values is not None}
 
     def load(self, wanted: np.ndarray) -> np.ndarray:
         """Load the images of these rows, uint8 (N, size, size, 3), in their order."""
@@ -73,6 +86,24 @@ def _pixels(block: pa.Table) -> np.ndarray:
     return block["image"].chunk(0).to_numpy(zero_copy_only=True)
 
 
+def select_splits(table: pa.Table, data_spec: DataSpec, recipe: Recipe) -> dict[str, pa.Table]:
+    """Select the rows of a manifest to train and validate on, with the labels that the recipe learns.
+
+    Raises:
+        UserError: A split is empty, or the recipe learns other symptoms and no image has a label of them.
+    """
+    splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
+    if recipe.symptoms == "one":
+        return splits
+    splits = {name: manifest.add_other_labels(rows, data_spec.symptom) for name, rows in splits.items()}
+    if not np.any(np.array(splits["train"][OTHER_LABELS].to_pylist()) >= 0):
+        raise UserError(
+            "no image of the training split has a label of another symptom; use --symptoms one, or prepare "
+            "a source with the label files of AI Hub, or a table with their columns"
+        )
+    return splits
+
+
 def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSource, Dataset | None]:
     """Decode the images of manifest rows into the object store, if they fit into `budget` bytes.
 
@@ -80,17 +111,24 @@ def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSo
         The images, and a dataset that must stay alive as long as they are used.
     """
     labels = np.array(rows["label"].to_pylist(), np.int8)
-    soft_labels = _soft_labels(rows, labels)
+    soft_labels, other_labels = _soft_labels(rows, labels), _other_labels(rows)
     rows = select_locations(rows, "label")
     table = make_dataset(rows, _ROWS_PER_BLOCK)
     reference = ray.put(_combine_chunks(rows))
     if rows.num_rows * spec.size * spec.size * 3 > budget:
-        return ImageSource(labels, reference, spec, None, soft_labels), None
+        return ImageSource(labels, reference, spec, None, soft_labels, other_labels), None
     decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_PER_BLOCK)
     decoded.context.execution_options.preserve_order = True
     decoded = decoded.materialize()
     blocks = [block for bundle in decoded.iter_internal_ref_bundles() for block in bundle.block_refs]
-    return ImageSource(labels, reference, spec, blocks, soft_labels), decoded
+    return ImageSource(labels, reference, spec, blocks, soft_labels, other_labels), decoded
+
+
+def _other_labels(rows: pa.Table) -> np.ndarray | None:
+    """Labels of the other symptoms, int8 (N, 5), if `manifest.add_other_labels` added them; else None."""
+    if OTHER_LABELS not in rows.column_names:
+        return None
+    return np.array(rows[OTHER_LABELS].to_pylist(), np.int8)
 
 
 def _soft_labels(rows: pa.Table, labels: np.ndarray) -> np.ndarray | None:
@@ -148,10 +186,7 @@ class _LoadRankBatch:
         images = augment.crop_squares(images, settings.min_crop, plan.crop)
         images = augment.jitter_color(images, settings.color_jitter, plan.color)
         images = augment.degrade(images, settings.blur, settings.jpeg_quality, plan.quality)
-        loaded = {"image": images, "label": self._source.labels[plan.rows]}
-        if self._source.soft_labels is not None:
-            loaded["soft_label"] = self._source.soft_labels[plan.rows]
-        return loaded
+        return {"image": images, **self._source.labels_of(plan.rows)}
 
     def _plan_batch(self, epochs: np.ndarray, places: np.ndarray) -> EpochPlan:
         """Collect the plan of a batch, whose epochs ascend."""
@@ -174,7 +209,7 @@ class _LoadSlice:
 
     def __call__(self, batch: Columns) -> Columns:
         rows = batch["id"] + self._start
-        return {"image": self._source.load(rows), "label": self._source.labels[rows]}
+        return {"image": self._source.load(rows), **self._source.labels_of(rows)}
 
 
 def training_batches(
@@ -186,7 +221,7 @@ def training_batches(
 ) -> Iterator[dict[str, Any]]:
     """Iterate over a rank's batches from `first_epoch` to the end of the run.
 
-    A batch has the tensors `image` and `label`, and `soft_label` if the images have soft labels.
+    A batch has the tensors `image` and those of `ImageSource.labels_of`.
 
     Args:
         source: Training images.

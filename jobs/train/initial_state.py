@@ -14,7 +14,15 @@ from jobs.common.console import read_json, write_json
 from jobs.common.graphs import with_float_graph
 from scalp_core import storage
 from scalp_core.bundles.bundle import INITIAL_FILE, Bundle, serialize_weights, sha256
-from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
+from scalp_core.bundles.contract import (
+    WEIGHTS_FILE,
+    BundleSpec,
+    Conformal,
+    InitialWeights,
+    OtherSymptom,
+    Training,
+)
+from scalp_core.datasets.manifest import other_symptoms, symptom_id
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
@@ -56,7 +64,13 @@ def make_initial_state(recipe: Recipe) -> InitialState:
     from scalp_core.models.initial_weights import initial_model
 
     model, record = initial_model(
-        recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size, recipe.model
+        recipe.architecture,
+        recipe.weights,
+        recipe.seed,
+        recipe.head,
+        recipe.size,
+        recipe.model,
+        recipe.heads,
     )
     spec = preprocess_for(model, recipe.size, recipe.resize)
     weights = serialize_weights(model.state_dict())
@@ -135,8 +149,9 @@ def check_servable(recipe: Recipe, spec: Preprocess, model: torch.nn.Module, wei
     bundle = Bundle(draft_spec(recipe, spec, weights, training), files={WEIGHTS_FILE: weights})
     with _step(recipe, "a step of training"):
         logits = to_channels_last(model.train())(normalize(torch.from_numpy(images), spec))
-        if logits.shape != (_IMAGES, NUM_GRADES):
-            raise ValueError(f"logits of shape {tuple(logits.shape)}, not {(_IMAGES, NUM_GRADES)}")
+        expected = (_IMAGES, NUM_GRADES * recipe.heads)
+        if logits.shape != expected:
+            raise ValueError(f"logits of shape {tuple(logits.shape)}, not {expected}")
         logits.square().sum().backward()
         # Data-parallel workers would wait forever for gradients of unused parameters.
         if idle := [name for name, weight in model.named_parameters() if weight.grad is None]:
@@ -170,15 +185,32 @@ def _step(recipe: Recipe, name: str) -> Iterator[None]:
 
 
 def draft_spec(
-    recipe: Recipe, spec: Preprocess, weights: bytes, training: Training, name: str = "first-weights"
+    recipe: Recipe,
+    spec: Preprocess,
+    weights: bytes,
+    training: Training,
+    name: str = "first-weights",
+    symptom: str | None = None,
 ) -> BundleSpec:
-    """Make the contract of a bundle before its calibration, with the serialized weights of the model."""
+    """Make the contract of a bundle before its calibration.
+
+    Args:
+        recipe: Recipe of the training.
+        spec: Preprocessing.
+        weights: Weights of the model, serialized.
+        training: Provenance of the weights.
+        name: Name of the run.
+        symptom: `DataSpec.symptom` of the labels.
+    """
+    others = other_symptoms(symptom) if recipe.symptoms == "all" else ()
     return BundleSpec(
         name=name,
         created_at=datetime.now(UTC),
         architecture=recipe.architecture,
         head=recipe.head,
         model=recipe.model,
+        symptom=symptom_id(symptom),
+        other_symptoms=tuple(OtherSymptom(name=other, images=0) for other in others),
         preprocess=spec,
         temperature=1.0,
         conformal=Conformal(coverage=recipe.coverage),

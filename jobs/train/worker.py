@@ -30,11 +30,12 @@ from jobs.train.ingest import (
 from scalp_core import storage
 from scalp_core.bundles.bundle import serialize_weights
 from scalp_core.bundles.contract import WEIGHTS_FILE
+from scalp_core.datasets.manifest import OTHER_LABELS
 from scalp_core.evaluation import metrics
 from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.predictor import has_bf16
 from scalp_core.models.architecture import build_model, normalize, to_channels_last
-from scalp_core.models.losses import make_loss
+from scalp_core.models.losses import make_losses
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import RankBatch, images_per_epoch
 from scalp_core.models.training_step import TrainingStep
@@ -58,7 +59,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     Args:
         config: `recipe` (as a dict), `train` and `val` (`ImageSource`), `grade_counts` of the training split,
-            `initial_weights` (URI of safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
+            `other_counts` (the same per other symptom that the model grades), `initial_weights` (URI of
+            safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
             maximum of workers), `worker_cpus` (CPUs that each worker reserves); optional: `notes` (queue to
             the driver), `after_epoch` (function of a history entry, called on rank 0; True ends the
             training), and `trainings` (number of parallel runs).
@@ -89,11 +91,17 @@ class _Worker:
         self.limits = stream_limits(self.world * config.get("trainings", 1), config["worker_cpus"])
         self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
         self.device = ray.train.torch.get_device()
-        model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model).to(self.device)
+        model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model, recipe.heads)
         self.step = TrainingStep(
-            to_channels_last(model),
+            to_channels_last(model.to(self.device)),
             recipe,
-            make_loss(recipe.loss, recipe.label_smoothing, config["grade_counts"], recipe.softness),
+            make_losses(
+                recipe.loss,
+                recipe.label_smoothing,
+                config["grade_counts"],
+                recipe.softness,
+                config["other_counts"],
+            ),
             self.spec,
             self.steps * recipe.epochs,
             config["batch_norm"],
@@ -134,7 +142,9 @@ class _Worker:
         started = requested = time.monotonic()
         for step, batch in enumerate(islice(batches, self.steps), 1):
             waited += time.monotonic() - requested
-            sums = self.step(batch["image"], batch["label"].long(), batch.get("soft_label"))
+            others = batch.get(OTHER_LABELS)
+            others = None if others is None else others.long()
+            sums = self.step(batch["image"], batch["label"].long(), batch.get("soft_label"), others)
             totals += sums
             losses.append(sums[0])
             if step % check_every == 0 or step == self.steps:
@@ -168,7 +178,7 @@ class _Worker:
             "photographs_per_second": round(count / seconds, 1),
         }
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> dict[str, Any]:
         """Compute the metrics of the validation split, each image of which one worker evaluates."""
         # The running statistics of batch normalization differ between workers; those of rank 0 count.
         model = self.step.evaluated_model
@@ -176,22 +186,36 @@ class _Worker:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         model.eval()
-        confusion = torch.zeros(NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device)
+        confusion = torch.zeros(
+            self.recipe.heads, NUM_GRADES * NUM_GRADES, dtype=torch.float64, device=self.device
+        )
         loss = torch.zeros(1, dtype=torch.float64, device=self.device)
         with torch.inference_mode(), self.step.autocast():
             for batch in validation_batches(self.val, self.rank_batch, self.limits):
                 labels = batch["label"].long()
                 logits = model(normalize(batch["image"], self.spec)).float()
-                loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
-                confusion += (labels * NUM_GRADES + logits.argmax(1)).bincount(minlength=len(confusion))
-        matrix = self._sum(confusion).reshape(NUM_GRADES, NUM_GRADES).numpy()
+                loss += nn.functional.cross_entropy(logits[:, :NUM_GRADES], labels, reduction="sum")
+                by_symptom = labels[:, None]
+                if OTHER_LABELS in batch:
+                    by_symptom = torch.cat([by_symptom, batch[OTHER_LABELS].long()], dim=1)
+                answers = logits.unflatten(1, (-1, NUM_GRADES)).argmax(2)
+                for counts, truth, answer in zip(confusion, by_symptom.T, answers.T, strict=True):
+                    known = truth >= 0
+                    cells = truth[known] * NUM_GRADES + answer[known]
+                    counts += cells.bincount(minlength=len(counts))
+        matrix, *others = self._sum(confusion).reshape(-1, NUM_GRADES, NUM_GRADES).numpy()
         count = int(matrix.sum())
-        return {
+        values: dict[str, Any] = {
             "val_loss": float(self._sum(loss) / count),
             "val_top1": float(matrix.trace() / count),
             "val_qwk": metrics.quadratic_weighted_kappa(matrix),
             "val_n": count,
         }
+        if others:
+            values["val_qwk_of_others"] = [
+                metrics.quadratic_weighted_kappa(other) if other.any() else None for other in others
+            ]
+        return values
 
     def _is_ended(self, entry: dict[str, Any]) -> bool:
         """Ask `after_epoch` on rank 0, for all workers."""

@@ -24,7 +24,7 @@ from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, 
 from jobs.common.preflight import check_nodes, examples
 from jobs.data.tasks import RETRY_TIMEOUT_S
 from jobs.train.driver import IDENTITY_FILE, check_batch_norm, check_batches, check_identity, worker_config
-from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache
+from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
 from jobs.train.scaling import CPUS_FOR_DATA, count_parallel, plan_scaling, wait_for_workers
 from jobs.tune.proposals import plan_trials
 from jobs.tune.results import BEST_FILE, format_settings, show_trials, write_results
@@ -85,7 +85,7 @@ def tune(
     out, started = storage.absolute(out), time.monotonic()
     outputs.check_output(out, KIND, [data])
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
-    splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
+    splits = select_splits(table, data_spec, recipe)
     # `draw_seed` proposes trials; the seed of training is in the recipe.
     identity = {
         "recipe": recipe.model_dump(),
@@ -190,7 +190,7 @@ class _Inputs:
 
     def initial_folder(self, recipe: Recipe) -> str:
         """Return the folder of an initial state, which recipes share if they need the same one."""
-        fields = {"architecture", "weights", "seed", "loss", "size", "resize", "model"}
+        fields = {"architecture", "weights", "seed", "loss", "size", "resize", "model", "symptoms"}
         key = recipe.model_dump(include=fields) | {"loss": recipe.head}
         return storage.join(self.work, f"start-{sha256(json.dumps(key).encode())[:16]}")
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from scalp_core import storage
 from scalp_core.bundles.contract import (
     GRAPH_FILES,
-    SCHEMA_VERSION,
+    READ_VERSIONS,
     WEIGHTS_FILE,
     BundleSpec,
     GraphKind,
@@ -45,7 +45,7 @@ Part = Literal["weights", "float", "int8"]
 
 @dataclass(frozen=True)
 class Graph:
-    """An OpenVINO graph as IR. Input uint8 (N, size, size, 3), output float32 (N, 4) logits."""
+    """An OpenVINO graph as IR. Input uint8 (N, size, size, 3), output float32 (N, 4 S), of S symptoms."""
 
     xml: bytes
     weights: bytes
@@ -195,9 +195,9 @@ def read_spec(uri: str) -> BundleSpec:
         raise _damaged(uri, SPEC_FILE, "cannot be read") from None
     if recorded != hash_contract(content):
         raise _damaged(uri, SPEC_FILE, "does not match its sha256")
-    if version != SCHEMA_VERSION:
+    if version not in READ_VERSIONS:
         raise UserError(
-            f"{uri} has bundle schema {version}, this scalp reads {SCHEMA_VERSION}; "
+            f"{uri} has bundle schema {version}, this scalp reads {' and '.join(map(str, READ_VERSIONS))}; "
             "use the scalp version that wrote it, or train again"
         )
     gates = content.get("gates")

@@ -12,11 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from scalp_core.datasets.manifest import ReviewedLabels, SplitSpec
 from scalp_core.evaluation.noninferiority import Comparison
 from scalp_core.evaluation.targets import Target
-from scalp_core.grades import GRADE_NAMES
+from scalp_core.grades import GRADE_NAMES, SYMPTOM_IDS
 from scalp_core.images.gates import Gates
 from scalp_core.images.preprocess import Preprocess
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+READ_VERSIONS = (1, 2)  # bundles of version 1 grade one symptom
 WEIGHTS_FILE = "model.safetensors"
 
 GraphKind = Literal["float", "int8"]
@@ -93,6 +94,18 @@ class LocalCalibration(BaseModel):
     data_sha256: str = Field(description="hash of the manifest")
     images: int = Field(description="number of images")
     groups: int = Field(description="groups of the images: microscopes or sessions")
+
+
+class OtherSymptom(BaseModel):
+    """A symptom that the model grades in addition to that of `grade`, by four outputs more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="one of `grades.SYMPTOM_IDS`")
+    images: int = Field(description="training images with a label of it")
+    temperature: float | None = Field(
+        None, description="divisor of its logits, fitted on validation; None: too few labels, so no grade"
+    )
 
 
 class GraphRecord(BaseModel):
@@ -183,7 +196,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this contract")
+    schema_version: Literal[1, 2] = Field(SCHEMA_VERSION, description="version of this contract")
     name: str = Field(description="name of the run")
     created_at: datetime = Field(description="end of the training, with its time zone")
     grade_names: tuple[str, ...] = Field(GRADE_NAMES, description="names of the grades, from 0")
@@ -192,6 +205,10 @@ class BundleSpec(BaseModel):
         "softmax", description="how the last layer's outputs become four logits (models.architecture)"
     )
     model: ModelKeywords = Field({}, description="further keywords of `timm.create_model`")
+    symptom: str = Field(SYMPTOM_IDS[0], description="symptom of `grade`, one of `grades.SYMPTOM_IDS`")
+    other_symptoms: tuple[OtherSymptom, ...] = Field(
+        (), description="symptoms of the outputs after the first four, in their order"
+    )
     preprocess: Preprocess = Field(description="from the file to the model's input")
     temperature: float = Field(description="divisor of the logits, fitted on validation")
     bias: tuple[float, ...] | None = Field(
@@ -241,6 +258,16 @@ class BundleSpec(BaseModel):
             for kind, record in self.graphs.items()
         )
         return {WEIGHTS_FILE: self.weights_sha256, **{name: value for pair in graphs for name, value in pair}}
+
+    @property
+    def symptoms(self) -> int:
+        """Number of symptoms that the model grades, with four outputs each."""
+        return 1 + len(self.other_symptoms)
+
+    @property
+    def graded_others(self) -> tuple[str, ...]:
+        """Names of the other symptoms that have a grade."""
+        return tuple(other.name for other in self.other_symptoms if other.temperature is not None)
 
     def offers(self, kind: GraphKind) -> bool:
         """Whether the bundle has this graph; an int8 graph must also have passed its comparison."""

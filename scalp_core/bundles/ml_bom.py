@@ -63,6 +63,8 @@ def _model(spec: BundleSpec) -> Component:
                 "bundle_fingerprint": spec.fingerprint,
                 "git_revision": spec.git_revision,
                 "grade_names": ", ".join(spec.grade_names),
+                "symptom": spec.symptom,
+                "other_symptoms": ", ".join(other.name for other in spec.other_symptoms) or None,
                 "promised_coverage": spec.conformal.coverage,
                 "synthetic": spec.training.synthetic,
                 "leaky": spec.leaky,
@@ -126,7 +128,8 @@ def _model_card(spec: BundleSpec) -> Component:
     return {
         "modelParameters": {
             "approach": {"type": "supervised"},
-            "task": "ordinal classification of images in four grades",
+            "task": "ordinal classification of images in four grades"
+            + f" of each of {spec.symptoms} symptoms" * (spec.symptoms > 1),
             "architectureFamily": "image classifier",
             "modelArchitecture": spec.architecture,
             "datasets": [{"ref": _DATA}],

@@ -9,7 +9,7 @@ import jinja2
 
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.evaluation.noninferiority import Comparison
-from scalp_core.grades import GRADE_NAMES_KO
+from scalp_core.grades import GRADE_NAMES_KO, name_symptom
 
 METRICS = {
     "qwk": "quadratic weighted kappa",
@@ -44,6 +44,11 @@ def render_model_card(spec: BundleSpec) -> str:
         split=split,
         val=val,
         metrics=METRICS,
+        symptom=name_symptom(spec.symptom),
+        others=[
+            (name_symptom(other.name), other, val.get("other_symptoms", {}).get(other.name))
+            for other in spec.other_symptoms
+        ],
         grades=[f"{index} {name} ({GRADE_NAMES_KO[index]})" for index, name in enumerate(spec.grade_names)],
         counts=map("{} {}".format, spec.grade_names, spec.training.grade_counts),
         versions=map("{0[0]} {0[1]}".format, spec.versions.items()),

@@ -188,6 +188,33 @@ def ece_line(calibrated: Mapping[str, Any], when: Literal["before", "after"]) ->
     )
 
 
+def score_other_symptoms(
+    names: Sequence[str], labels: np.ndarray, answers: Mapping[str, np.ndarray], groups: Sequence[Any]
+) -> dict[str, Any]:
+    """Compute the metrics of the other symptoms, by name, each on the images with a label of it.
+
+    Args:
+        names: Names of the columns of `labels`.
+        labels: int (N, S - 1), true grades; -1 without a label.
+        answers: Predicted grades int (N,) of the graded symptoms, by name.
+        groups: (N,), group of each image.
+
+    Returns:
+        `metrics.score` and its `intervals` by name; a symptom without a grade or a label is omitted.
+    """
+    scores = {}
+    for name, grades in answers.items():
+        truth = labels[:, names.index(name)]
+        known = np.flatnonzero(truth >= 0)
+        if len(known):
+            within = [groups[place] for place in known.tolist()]
+            scores[name] = {
+                **metrics.score(truth[known], grades[known]),
+                "intervals": bootstrap.bootstrap_grades(truth[known], grades[known], within),
+            }
+    return scores
+
+
 def validation_metrics(
     labels: np.ndarray,
     before: np.ndarray,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scalp_core.bundles.contract import BundleSpec
+from scalp_core.grades import NUM_GRADES
 
 # Bounded: with a few images, all graded right, the temperature would go to zero.
 _TEMPERATURES = (0.25, 8.0)
@@ -85,15 +86,25 @@ def mean_logits(logits: np.ndarray, spec: BundleSpec) -> np.ndarray:
     """Average passes: return logits whose calibrated probabilities are the mean of those of all passes.
 
     Args:
-        logits: float (K, N, 4), from K passes over the same images.
+        logits: float (K, N, 4 S), from K passes over the same images.
         spec: Contract of the bundle, whose calibration will be applied to the result.
 
     Returns:
-        float32 (N, 4).
+        float32 (N, 4 S).
     """
+    calibrations = [
+        (spec.temperature, spec.bias),
+        *((s.temperature or 1.0, None) for s in spec.other_symptoms),
+    ]
+    parts = np.split(logits, logits.shape[2] // NUM_GRADES, axis=2)
+    means = [_mean_logits(part, *of_part) for part, of_part in zip(parts, calibrations, strict=False)]
+    return np.concatenate(means, axis=1).astype(np.float32)
+
+
+def _mean_logits(logits: np.ndarray, temperature: float, bias: tuple[float, ...] | None) -> np.ndarray:
     from scipy.special import log_softmax, logsumexp
 
-    bias = np.zeros(logits.shape[2]) if spec.bias is None else np.array(spec.bias)
-    log_probs = log_softmax(logits.astype(np.float64) / spec.temperature + bias, axis=2)
+    added = np.zeros(logits.shape[2]) if bias is None else np.array(bias)
+    log_probs = log_softmax(logits.astype(np.float64) / temperature + added, axis=2)
     mean = logsumexp(log_probs, axis=0) - np.log(len(logits))
-    return (spec.temperature * (mean - bias)).astype(np.float32)
+    return temperature * (mean - added)

@@ -14,6 +14,7 @@ import numpy as np
 
 from scalp_core.bundles.bundle import Bundle, Graph
 from scalp_core.bundles.contract import Head
+from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.openvino_runtime import openvino  # without its telemetry
 
@@ -84,9 +85,9 @@ class GraphExplainer(Explainer):
         self._check_cells()
 
     def _infer(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compute logits (4,) and the feature map (channels, rows, columns)."""
+        """Compute the logits of `grade` (4,) and the feature map (channels, rows, columns)."""
         answer = self._request.infer([image[None]])
-        return answer[0][0], answer[1][0]
+        return answer[0][0][:NUM_GRADES], answer[1][0]
 
     def _maps(self, images: np.ndarray, grades: Sequence[int] | None) -> np.ndarray:
         maps = []
@@ -94,7 +95,7 @@ class GraphExplainer(Explainer):
             logits, feature_map = self._infer(image)
             grade = int(logits.argmax()) if grades is None else grades[index]
             slope = _corn_slope(logits, grade) if self.spec.head == "corn" else np.eye(len(logits))[grade]
-            channels = (slope @ self._weights).astype(np.float32)
+            channels = (slope @ self._weights[: len(slope)]).astype(np.float32)
             maps.append(np.maximum(np.tensordot(channels, feature_map, 1), 0))
         return np.stack(maps)
 

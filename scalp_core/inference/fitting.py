@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from scalp_core.bundles.contract import BundleSpec
+from scalp_core.bundles.contract import BundleSpec, OtherSymptom
 from scalp_core.evaluation.targets import Kind
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images import gates as image_gates
 from scalp_core.inference import calibration, conformal, referral
+
+_FEWEST_LABELS = 20  # of a symptom, to fit its temperature
 
 
 def fit_decision(
@@ -40,6 +43,29 @@ def fit_decision(
         spec, logits, flag_images(spec, statistics), labels, groups,
         coverage=coverage, targets=targets, prior_moved=prior_moved,
     )  # fmt: skip
+
+
+def fit_other_symptoms(
+    spec: BundleSpec, names: Sequence[str], counts: Sequence[int], logits: np.ndarray, labels: np.ndarray
+) -> BundleSpec:
+    """Return the contract with the other symptoms, calibrated on labeled images.
+
+    Args:
+        spec: Contract of the bundle.
+        names: Names of the S - 1 symptoms, in the order of the outputs.
+        counts: Training images with a label of each.
+        logits: float (N, 4 (S - 1)), finite.
+        labels: int (N, S - 1), true grades; -1 without a label. A symptom with fewer than 20 labels, or with
+            labels of one grade, gets no temperature, so it is not graded.
+    """
+    symptoms = []
+    for place, (name, images) in enumerate(zip(names, counts, strict=True)):
+        known = labels[:, place] >= 0
+        own, truth = logits[known, NUM_GRADES * place : NUM_GRADES * (place + 1)], labels[known, place]
+        enough = len(truth) >= _FEWEST_LABELS and len(np.unique(truth)) > 1
+        temperature = calibration.fit_temperature(own, truth) if enough else None
+        symptoms.append(OtherSymptom(name=name, images=images, temperature=temperature))
+    return spec.model_copy(update={"other_symptoms": tuple(symptoms)})
 
 
 def flag_images(spec: BundleSpec, statistics: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import nn
 
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.heatmaps import Explainer
 from scalp_core.inference.predictor import Device, resolve_device
 from scalp_core.models.architecture import load_model, normalize, to_channels_last
@@ -36,7 +37,7 @@ class TorchExplainer(Explainer):
 
     def _maps(self, images: np.ndarray, grades: Sequence[int] | None) -> np.ndarray:
         target = None if grades is None else torch.tensor(grades, device=self.device)
-        forward = self._model if grades is not None else lambda pixels: self._model(pixels).max(dim=1).values
+        forward = self._model if grades is not None else self._largest_logit
         cam = LayerGradCam(forward, self._pool)
         # On GPUs, true fp32 and deterministic kernels.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -44,6 +45,9 @@ class TorchExplainer(Explainer):
                 self._input(images), target, attribute_to_layer_input=True, relu_attributions=True
             )
         return maps[:, 0].detach().cpu().numpy()
+
+    def _largest_logit(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._model(pixels)[:, :NUM_GRADES].max(dim=1).values
 
     def _input(self, images: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)

@@ -23,7 +23,6 @@ from joblib import cpu_count
 
 from scalp_core.bundles.bundle import Bundle, Graph
 from scalp_core.bundles.contract import GraphKind
-from scalp_core.grades import NUM_GRADES
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +144,7 @@ class OpenVinoRuntime:
             "ENABLE_CPU_PINNING": streams == 1 and threads >= _visible_cores(),
         }
         compiled = openvino.Core().compile_model(self._model, "CPU", settings)
+        self._outputs = compiled.output(0).partial_shape[1].get_length()
         self.requests = [compiled.create_infer_request() for _ in range(streams)]
         self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for request in self.requests:
@@ -161,9 +161,9 @@ class OpenVinoRuntime:
                 self.logits(np.zeros((batch, size, size, 3), np.uint8))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3), independent of the batch."""
+        """Compute logits, float32 (N, 4 S), of images uint8 (N, size, size, 3), independent of the batch."""
         images = np.ascontiguousarray(images)
-        result = np.empty((len(images), NUM_GRADES), np.float32)
+        result = np.empty((len(images), self._outputs), np.float32)
         request = self._free.get()
         try:
             for start, stop in _cuts(len(images)):

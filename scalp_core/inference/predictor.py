@@ -13,6 +13,7 @@ import numpy as np
 
 from scalp_core.bundles.bundle import Bundle, Part
 from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images import statistics as image_statistics
 from scalp_core.inference import openvino_runtime
 from scalp_core.inference.decision import Grading, make_gradings
@@ -217,9 +218,13 @@ class Predictor:
         self.forward.warm_up(batch_size, self.spec.preprocess.size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3) from `preprocess.decode`."""
+        """Compute logits of images uint8 (N, size, size, 3) from `preprocess.decode`.
+
+        Returns:
+            float32 (N, 4 S): four per symptom, those of `grade` first, then those of `spec.other_symptoms`.
+        """
         if not len(images):
-            return np.zeros((0, len(self.spec.grade_names)), np.float32)
+            return np.zeros((0, NUM_GRADES * self.spec.symptoms), np.float32)
         return self.forward.logits(images)
 
     def grade(self, images: np.ndarray) -> list[Grading]:

@@ -55,7 +55,8 @@ class TorchRuntime:
         if device == "cuda":
             torch.backends.cudnn.benchmark = True  # few shapes, each used for long
             torch.backends.cudnn.allow_tf32 = precision == "bf16"  # fp32 must be true fp32
-            self._graphs = _CudaGraphs(self._forward, self._spec.size)
+            outputs = NUM_GRADES * bundle.spec.symptoms
+            self._graphs = _CudaGraphs(self._forward, self._spec.size, outputs)
 
     def warm_up(self, batch_size: int, size: int) -> None:
         """Compile or capture each shape to which batches up to `batch_size` are padded."""
@@ -67,7 +68,7 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3)."""
+        """Compute logits, float32 (N, 4 S) of S symptoms, of images uint8 (N, size, size, 3)."""
         with self._lock:
             if self._threads is not None and torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
@@ -96,8 +97,9 @@ class _CudaGraphs:
     The free memory of the GPU limits the largest bucket.
     """
 
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], size: int) -> None:
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], size: int, outputs: int) -> None:
         self._forward = forward
+        self._outputs = outputs
         self._shape = (size, size, 3)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self._largest_bucket = largest_bucket(self._bytes_per_image(), torch.cuda.mem_get_info()[0])
@@ -112,8 +114,8 @@ class _CudaGraphs:
         self._copies = torch.cuda.Stream()
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Compute logits, float32 (N, 4), of images uint8 (N, size, size, 3)."""
-        logits = torch.empty((len(images), NUM_GRADES), dtype=torch.float32, pin_memory=True)
+        """Compute logits, float32 (N, 4 S), of images uint8 (N, size, size, 3)."""
+        logits = torch.empty((len(images), self._outputs), dtype=torch.float32, pin_memory=True)
         start = 0
         for number, chunk in enumerate(_chunks(images, self._largest_bucket)):
             slot, count = self._slots[number % 2], len(chunk)

@@ -1,4 +1,4 @@
-"""The classifier: a timm architecture with a head for four grades, with timm's parameter names."""
+"""The classifier: a timm architecture with a head of four grades per symptom, with timm's parameter names."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from scalp_core.images.preprocess import Preprocess, Resize
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 from scalp_core.models.timm_import import timm
 
-_OUTPUTS: dict[Head, int] = {"softmax": NUM_GRADES, "corn": NUM_GRADES - 1}
+_UNITS: dict[Head, int] = {"softmax": NUM_GRADES, "corn": NUM_GRADES - 1}
 
 
 class CornToLogits(nn.Module):
-    """Convert conditional logits of P(grade > k | grade >= k), (N, 3), to log-probabilities (N, 4)."""
+    """Convert conditional logits of P(grade > k | grade >= k), (N, 3 S), to log-probabilities (N, 4 S)."""
 
     def forward(self, conditional: torch.Tensor) -> torch.Tensor:
-        above = nn.functional.logsigmoid(conditional).cumsum(1)  # log P(grade > k)
-        stays = nn.functional.logsigmoid(-conditional)  # log P(grade = k | grade >= k)
-        return torch.cat([stays[:, :1], above[:, :-1] + stays[:, 1:], above[:, -1:]], dim=1)
+        of_symptoms = conditional.unflatten(1, (-1, NUM_GRADES - 1))
+        above = nn.functional.logsigmoid(of_symptoms).cumsum(2)  # log P(grade > k)
+        stays = nn.functional.logsigmoid(-of_symptoms)  # log P(grade = k | grade >= k)
+        parts = [stays[..., :1], above[..., :-1] + stays[..., 1:], above[..., -1:]]
+        return torch.cat(parts, dim=2).flatten(1)
 
 
 def build_model(
@@ -34,25 +36,27 @@ def build_model(
     head: Head = "softmax",
     size: int | None = None,
     keywords: Mapping[str, Any] | None = None,
+    symptoms: int = 1,
 ) -> nn.Module:
-    """Build the architecture with random weights and four output logits.
+    """Build the architecture with random weights and four output logits per symptom.
 
     Args:
         architecture: timm name, with or without the tag of its weights.
-        head: Head of the model; `corn` has three units, converted to four log-probabilities.
+        head: Head of the model; `corn` has three units per symptom, converted to four log-probabilities.
         size: Side of the square input in pixels, for architectures with a fixed input size; None: timm's.
         keywords: Further keywords of `timm.create_model`.
+        symptoms: Number of symptoms, S; the logits are (N, 4 S).
 
     Raises:
         UserError: timm lacks the architecture, or it does not support this size, head or keyword.
     """
-    return with_head(timm_model(architecture, head, size, keywords), head)
+    return with_head(timm_model(architecture, head, size, keywords, symptoms), head)
 
 
 def load_model(bundle: Bundle) -> nn.Module:
     """Build the model of a bundle with its weights, on the CPU, in evaluation mode."""
     spec = bundle.spec
-    model = build_model(spec.architecture, spec.head, spec.preprocess.size, spec.model)
+    model = build_model(spec.architecture, spec.head, spec.preprocess.size, spec.model, spec.symptoms)
     model.load_state_dict(bundle.state)
     return model.eval()
 
@@ -62,9 +66,10 @@ def timm_model(
     head: Head,
     size: int | None,
     keywords: Mapping[str, Any] | None = None,
+    symptoms: int = 1,
     pretrained: bool = False,
 ) -> nn.Module:
-    """Create timm's model with the number of units that `head` needs; `with_head` completes it."""
+    """Create timm's model with the units that `head` needs for `symptoms`; `with_head` completes it."""
     if not timm.is_model(architecture):
         fix = suggest(
             architecture,
@@ -85,8 +90,9 @@ def timm_model(
     # `fixed_input_size` marks the architectures that take `img_size`; the others accept any input.
     built_for_size: dict[str, Any] = {"img_size": size} if size and config.fixed_input_size else {}
     arguments = built_for_size | dict(keywords or {})
+    outputs = symptoms * _UNITS[head]
     try:
-        return timm.create_model(architecture, num_classes=_OUTPUTS[head], pretrained=pretrained, **arguments)
+        return timm.create_model(architecture, num_classes=outputs, pretrained=pretrained, **arguments)
     except Exception as error:
         if keywords:
             raise UserError(
@@ -132,7 +138,7 @@ def _without_corn(model: nn.Module, name: str) -> str:
 
 
 def with_head(model: nn.Module, head: Head) -> nn.Module:
-    """Complete a model from `timm_model` in place, so that it returns four logits.
+    """Complete a model from `timm_model` in place, so that it returns four logits per symptom.
 
     Raises:
         UserError: `corn` with an architecture of two heads, whose conditional logits timm would average.

@@ -49,6 +49,7 @@ def initial_model(
     head: Head = "softmax",
     size: int | None = None,
     keywords: Mapping[str, Any] | None = None,
+    symptoms: int = 1,
 ) -> tuple[nn.Module, InitialWeights]:
     """Build the model that training starts from, and describe the origin of its weights.
 
@@ -56,29 +57,31 @@ def initial_model(
         architecture: timm name.
         weights: `imagenet` (pretrained, from the address that timm names), `offline` (pretrained, from a pip
             package), `none` (random), a `.safetensors` or `.pth` file, or a bundle; local or `s3://`, or
-            `models://NAME[@VERSION]`. Its head is kept if its shape fits, else replaced by a new one.
+            `models://NAME[@VERSION]`. Its head is kept if its shape fits, else replaced by a new one. Of a
+            bundle with other symptoms, a model of one symptom keeps the head of `grade`.
         seed: Random seed of the weights.
         head: As in `build_model`.
         size: As in `build_model`.
         keywords: As in `build_model`.
+        symptoms: As in `build_model`.
 
     Raises:
         UserError: the weights are unavailable or do not fit. Training starts from scratch only with `none`.
     """
     torch.manual_seed(seed)
-    model, rename = _model_and_filter(architecture, head, size, keywords)
+    model, rename = _model_and_filter(architecture, head, size, keywords, symptoms)
     record = InitialWeights(source=weights, tensors=len(_weights_of(model.state_dict())))
     if weights == "imagenet":
         record = _load_pretrained(model, rename, record)
     elif weights == "offline":
         record = _load_offline(model, rename, record)
     elif weights != "none":
-        record = _load_file(model, rename, record)
+        record = _load_file(model, rename, record, symptoms)
     return with_head(model, head), record
 
 
 def _model_and_filter(
-    architecture: str, head: Head, size: int | None, keywords: Mapping[str, Any] | None
+    architecture: str, head: Head, size: int | None, keywords: Mapping[str, Any] | None, symptoms: int
 ) -> tuple[nn.Module, Filter]:
     """Build a random model, and find the function by which timm renames and resizes tensors for it."""
     filters: list[Filter | None] = []
@@ -88,7 +91,7 @@ def _model_and_filter(
 
     # timm passes the function only to its loader; this replacement fetches nothing.
     with _replaced_loader(keep_filter):
-        model = timm_model(architecture, head, size, keywords, pretrained=True)
+        model = timm_model(architecture, head, size, keywords, symptoms, pretrained=True)
     return model, (filters and filters[0]) or (lambda state, _: state)
 
 
@@ -163,13 +166,13 @@ def _architecture(model: nn.Module) -> str:
     return model.pretrained_cfg["architecture"]  # type: ignore[index,return-value]
 
 
-def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> InitialWeights:
+def _load_file(model: nn.Module, rename: Filter, record: InitialWeights, symptoms: int) -> InitialWeights:
     file, architecture = record.source, _architecture(model)
-    suffix = Path(file).suffix
+    suffix, in_file = Path(file).suffix, symptoms
     if suffix in _SUFFIXES:
         data = storage.read(storage.absolute(file))
     else:
-        suffix, data = ".safetensors", _read_bundle(file)
+        suffix, (data, in_file) = ".safetensors", _read_bundle(file)
     try:
         # timm reads from a path; it unpickles with weights_only.
         with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
@@ -178,12 +181,24 @@ def _load_file(model: nn.Module, rename: Filter, record: InitialWeights) -> Init
             state = timm.models.load_state_dict(copy.name, device="cpu", weights_only=True)
     except Exception as error:
         raise UserError(_unavailable(file, architecture, first_line(error))) from error
+    if symptoms == 1 < in_file:
+        state = _keep_head_of_grade(state, model, in_file)
     fit = _best_fit(model, rename, state)
     record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     return _load(model, fit, record, fit.missing + fit.unexpected, f"--weights {file}")
 
 
-def _read_bundle(address: str) -> bytes:
+def _keep_head_of_grade(state: State, model: nn.Module, symptoms: int) -> State:
+    """Reduce the head of a model of several symptoms to the outputs of the first one."""
+    heads = tuple(f"{head}." for head in head_names(model))
+    return {
+        name: value[: len(value) // symptoms] if name.startswith(heads) else value
+        for name, value in state.items()
+    }
+
+
+def _read_bundle(address: str) -> tuple[bytes, int]:
+    """Read the weights of a bundle, and the number of symptoms that it grades."""
     try:
         bundle = load_bundle(address)
     except UserError as error:
@@ -192,7 +207,8 @@ def _read_bundle(address: str) -> bytes:
         raise UserError(
             f"--weights {address}: give imagenet, offline, none, a .safetensors or .pth file, or a bundle"
         ) from None
-    return read_file(str(bundle.uri), WEIGHTS_FILE, bundle.spec.weights_sha256)
+    weights = read_file(str(bundle.uri), WEIGHTS_FILE, bundle.spec.weights_sha256)
+    return weights, bundle.spec.symptoms
 
 
 @dataclass(frozen=True)

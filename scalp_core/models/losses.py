@@ -1,4 +1,4 @@
-"""Training losses of logits (N, 4), whose softmax gives the probabilities."""
+"""Training losses of logits (N, 4) of one symptom, whose softmax gives the probabilities."""
 
 from __future__ import annotations
 
@@ -37,6 +37,74 @@ class Loss:
     def weight(self, labels: torch.Tensor) -> torch.Tensor:
         """Sum the weights of images: a scalar."""
         return _expected_sum(self.weights, labels)
+
+
+@dataclass(frozen=True)
+class SymptomLosses:
+    """The losses of all symptoms of a model, added up as one `Loss` is.
+
+    An image counts once per symptom of which it has a label, so that a symptom with few labels does not
+    dominate the gradient.
+
+    Args:
+        graded: Loss of the symptom of `grade`.
+        others: Losses of the other symptoms, in the order of the model's outputs.
+    """
+
+    graded: Loss
+    others: tuple[Loss, ...] = ()
+
+    def total(
+        self, logits: torch.Tensor, labels: torch.Tensor, other_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Sum the losses of images: a scalar.
+
+        Args:
+            logits: float (N, 4 S), of S symptoms.
+            labels: Labels of the first symptom, as `Loss` takes them.
+            other_labels: int64 (N, S - 1), -1 without a label; None if S is 1.
+        """
+        total = self.graded.total(logits[:, :NUM_GRADES], labels)
+        for place, loss in enumerate(self.others):
+            grades, known = _known_labels(other_labels, place)
+            start = NUM_GRADES * (place + 1)
+            # All losses times 0 or 1: a selection of rows would make a GPU wait.
+            total = total + (loss.each(logits[:, start : start + NUM_GRADES], grades) * known).sum()
+        return total
+
+    def weight(self, labels: torch.Tensor, other_labels: torch.Tensor | None) -> torch.Tensor:
+        """Sum the weights of images: a scalar."""
+        weight = self.graded.weight(labels)
+        for place, loss in enumerate(self.others):
+            grades, known = _known_labels(other_labels, place)
+            weight = weight + (loss.weights(grades) * known).sum()
+        return weight
+
+
+def _known_labels(other_labels: torch.Tensor | None, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the grades (N,) of one symptom, 0 without a label, and whether each image has a label (N,)."""
+    if other_labels is None:
+        raise ValueError("the model grades other symptoms, and the images have no labels of them")
+    labels = other_labels[:, place]
+    return labels.clamp(min=0), labels >= 0
+
+
+def make_losses(
+    name: LossName,
+    label_smoothing: float,
+    grade_counts: Sequence[int],
+    softness: float = 1.0,
+    other_counts: Sequence[Sequence[int]] = (),
+) -> SymptomLosses:
+    """Make the losses of a recipe, as `make_loss` does.
+
+    Args:
+        name: As in `make_loss`; the other arguments too.
+        other_counts: Training images per grade of each other symptom that the model grades.
+    """
+    graded = make_loss(name, label_smoothing, grade_counts, softness)
+    others = (make_loss(name, label_smoothing, counts, softness) for counts in other_counts)
+    return SymptomLosses(graded, tuple(others))
 
 
 def _expected_sum(function: Callable[[torch.Tensor], torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -94,7 +162,7 @@ def _weights(grade_counts: Sequence[int]) -> torch.Tensor:
     """Compute weights with the mean 1 over the training images; 0 for a grade that does not occur."""
     counts = torch.tensor(grade_counts, dtype=torch.float32)
     weights = torch.where(counts > 0, counts.clamp(min=1).rsqrt(), 0.0)
-    return weights * counts.sum() / (weights * counts).sum()
+    return weights * counts.sum() / (weights * counts).sum().clamp(min=1)  # without an image: zeros
 
 
 def _soft_labels(softness: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ from scalp_core.bundles.contract import Head, ModelKeywords
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import SCHEME, pin_version
 from scalp_core.evaluation.targets import parse_targets
+from scalp_core.grades import SYMPTOMS
 from scalp_core.images.preprocess import Resize
 from scalp_core.models.sampler import Augment, EpochSettings, Sampling, resolve_augment
 from scalp_core.settings import load_yaml, parse_settings, rename_old_keys
@@ -79,6 +80,10 @@ class Recipe(BaseModel):
     )
     model: ModelKeywords = Field(
         {}, description="further keywords of timm.create_model, such as {drop_path_rate: 0.1}"
+    )
+    symptoms: Literal["one", "all"] = Field(
+        "one",
+        description="all: a head for each of the six symptoms of the manifest; one: for the label alone",
     )
     size: int = Field(224, ge=32, le=1024, description="side of the square input, pixels")
     resize: Resize = Field("crop", description="how an image becomes a square: crop, pad or squash")
@@ -221,6 +226,11 @@ class Recipe(BaseModel):
     def moves_prior(self) -> bool:
         """Whether loss or sampling give the model other shares of the grades than the images have."""
         return self.sampling == "balanced" or self.loss in ("weighted_cross_entropy", "soft_ordinal")
+
+    @property
+    def heads(self) -> int:
+        """Number of symptoms that the model grades."""
+        return len(SYMPTOMS) if self.symptoms == "all" else 1
 
     @property
     def head(self) -> Head:

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
 from scalp_core.models import batch_norm
 from scalp_core.models.architecture import head_names, normalize
-from scalp_core.models.losses import Loss
+from scalp_core.models.losses import SymptomLosses
 from scalp_core.models.recipe import BatchNorm, Recipe
 from scalp_core.models.timm_import import ModelEmaV3
 
@@ -25,7 +26,7 @@ class TrainingStep:
     Args:
         model: Model on its device, with the same weights on all workers.
         recipe: Training recipe.
-        loss: Loss from `losses.make_loss`.
+        losses: Losses from `losses.make_losses`.
         spec: Preprocessing of the model.
         steps: Number of steps in the whole run.
         norm: Batch normalization from `Recipe.resolve_batch_norm`.
@@ -36,7 +37,7 @@ class TrainingStep:
         self,
         model: nn.Module,
         recipe: Recipe,
-        loss: Loss,
+        losses: SymptomLosses,
         spec: Preprocess,
         steps: int,
         norm: BatchNorm,
@@ -49,7 +50,7 @@ class TrainingStep:
         self.optimizer = _make_optimizer(self.model, recipe)
         self.schedule = LambdaLR(self.optimizer, lambda step: recipe.learning_rate_factor(step, steps))
         self.ema: ModelEmaV3 | None = None
-        self._recipe, self._loss, self._spec, self._norm, self._bf16 = recipe, loss, spec, norm, bf16
+        self._recipe, self._losses, self._spec, self._norm, self._bf16 = recipe, losses, spec, norm, bf16
         self._parallel: nn.Module = self.model
         self._frozen = False
 
@@ -86,7 +87,11 @@ class TrainingStep:
             batch_norm.freeze(self.model)
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, soft_labels: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        soft_labels: torch.Tensor | None = None,
+        other_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run one optimizer step.
 
@@ -94,25 +99,30 @@ class TrainingStep:
             images: uint8 (N, size, size, 3), this worker's slice of the global batch.
             labels: int64 (N,), grades of the images.
             soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels.
+            other_labels: int64 (N, S - 1), grades of the other symptoms of a model of S symptoms; -1 without
+                a label.
 
         Returns:
-            float64 (2,), to be summed over workers: the loss of the global batch, and correct predictions.
+            float64 (2,), to be summed over workers: the loss of the global batch, and correct predictions of
+            the labels.
         """
         learned = labels if soft_labels is None else soft_labels
-        weight = self._loss.weight(learned)
+        weight = self._losses.weight(learned, other_labels)
         if self.world > 1:
             dist.all_reduce(weight)
         count = self._recipe.accumulate
         parts = (values.tensor_split(count) for values in (images, learned, labels))
-        micro_batches = list(zip(*parts, strict=True))
+        others = [None] * count if other_labels is None else other_labels.tensor_split(count)
+        micro_batches = list(zip(*parts, others, strict=True))
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, (pixels, target, truth) in enumerate(micro_batches, 1):
+        for number, (pixels, target, truth, other) in enumerate(micro_batches, 1):
             with self._reducing(number == len(micro_batches)):
                 with self.autocast(), self._synced():
                     logits = self._parallel(normalize(pixels, self._spec))
-                loss = self._loss.total(logits.float(), target) / weight
+                loss = self._losses.total(logits.float(), target, other) / weight
                 (loss * self.world).backward()  # workers take the mean of their gradients
-            sums += torch.stack([loss.detach().double(), (logits.argmax(1) == truth).sum()])
+            correct = (logits[:, :NUM_GRADES].argmax(1) == truth).sum()
+            sums += torch.stack([loss.detach().double(), correct])
         if self._recipe.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.gradient_clip)
         self.optimizer.step()

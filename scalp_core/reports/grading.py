@@ -8,6 +8,7 @@ from typing import Any
 
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.errors import IMAGE_CODES
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.inference.decision import NOT_FINITE, REASONS
 from scalp_core.reports import page
 from scalp_core.reports.data import leak_warning
@@ -69,8 +70,8 @@ def render_report(
     Args:
         spec: Contract of the bundle.
         summary: Summary of `scalp grade`.
-        tables: `failures`, `mean_severity`, and the slices `folders` and `devices` (None where no name has a
-            device) of `ResultRows`.
+        tables: `failures`, `mean_severity`, `other_symptoms` (from `count_other_symptoms`), and the slices
+            `folders` and `devices` (None where no name has a device) of `ResultRows`.
         pictures: Review queue.
         versions: Versions of the libraries.
     """
@@ -182,10 +183,7 @@ def describe_model(spec: BundleSpec) -> list[tuple[Text, Text]]:
         ),
         (
             text("task"),
-            text(
-                "Four grades of fine flaking on one image of the scalp taken through a microscope. It grades "
-                "nothing else."
-            ),
+            _describe_task(spec),
         ),
         (
             text("trained on"),
@@ -202,6 +200,20 @@ def describe_model(spec: BundleSpec) -> list[tuple[Text, Text]]:
             ),
         ),
     ]
+
+
+def _describe_task(spec: BundleSpec) -> Text:
+    names = [spec.symptom, *spec.graded_others]
+    if names == [SYMPTOM_IDS[0]]:
+        return text(
+            "Four grades of fine flaking on one image of the scalp taken through a microscope. It grades "
+            "nothing else."
+        )
+    return text(
+        "Four grades of {symptoms} on one image of the scalp taken through a microscope. It grades nothing "
+        "else.",
+        symptoms=page.join(page.word("symptom", name) for name in names),
+    )
 
 
 def _grades(spec: BundleSpec, summary: dict[str, Any], drift: Drift) -> list[dict[str, Any]]:

@@ -52,6 +52,14 @@ WORDS = {
         "blue_yellow_std": "variation of blue to yellow",
         "saturation": "color saturation",
     },
+    "symptom": {
+        "micro_keratin": "micro-keratin",
+        "excess_sebum": "excess sebum",
+        "erythema_between_follicles": "erythema between follicles",
+        "follicular_pustules": "follicular erythema and pustules",
+        "dandruff": "dandruff",
+        "hair_loss": "hair loss",
+    },
     "split": {"train": "train", "val": "val", "test": "test"},
     "key": {
         "content": "content",

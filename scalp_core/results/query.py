@@ -7,7 +7,7 @@ access only its spill files, so a query cannot read or write anything else.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import pyarrow as pa
 from scalp_core import storage
 from scalp_core.datasets import aihub
 from scalp_core.errors import UserError
+from scalp_core.grades import NUM_GRADES
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
 from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import first_line, open_duckdb
@@ -211,6 +212,20 @@ class ResultRows:
         # Not commonpath, which merges the two slashes of s3://; the incomplete last component is removed.
         shared = os.path.commonprefix([ends["first"] or "", ends["last"] or ""])  # noqa: RUF071
         return shared.rpartition("/")[0] + "/"
+
+    def count_other_symptoms(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """Count the images of each grade of the other symptoms that the model grades, by name."""
+        if not names:
+            return {}
+        column = "other_symptoms.{name}.grade"
+        counts = [
+            ", ".join(
+                f"count(*) filter ({column.format(name=name)} = {grade})" for grade in range(NUM_GRADES)
+            )
+            for name in names
+        ]
+        (row,) = self.rows(f"select {', '.join(f'[{of_name}]' for of_name in counts)} from results")
+        return dict(zip(names, row.values(), strict=True))
 
     def failures(self, examples: int) -> list[dict[str, Any]]:
         """List `code, photographs, examples` per error code, the most frequent first."""

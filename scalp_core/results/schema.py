@@ -10,10 +10,14 @@ import pyarrow as pa
 
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.datasets.manifest import image_id
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.inference.decision import make_gradings
 
 RESULTS_FOLDER = "results"
 
+_SYMPTOM_GRADE = pa.struct(
+    [("grade", pa.int8()), ("grade_name", pa.string()), ("probabilities", pa.list_(pa.float64()))]
+)
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "image_id": (
         pa.string(),
@@ -42,6 +46,11 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     ),
     "refer": (pa.bool_(), "whether a person should look at the image"),
     "refer_reasons": (pa.list_(pa.string()), "why, as codes"),
+    "other_symptoms": (
+        pa.struct([(name, _SYMPTOM_GRADE) for name in SYMPTOM_IDS]),
+        "grade, its name and probabilities of each other symptom that the bundle grades, such as "
+        "`other_symptoms.dandruff.grade`; null for bundles of one symptom",
+    ),
     "notes": (pa.list_(pa.string()), "changes during decoding, such as rotation to upright"),
     "model_version": (pa.string(), "run and hash of the exact weights"),
     "computed_by": (
@@ -72,7 +81,7 @@ def result_table(
     Args:
         rows: Strings `location_id, uri, member, sha256, notes, error_code, error`, and `statistics` float
             (N, K); `error_code` is empty if the image could be read.
-        logits: float (N, 4), meaningless for rows with an `error_code`.
+        logits: float (N, 4 S), of the S symptoms of the bundle, meaningless for rows with an `error_code`.
         spec: Contract of the bundle.
         signature: Columns with the same value in all rows.
     """

@@ -84,6 +84,12 @@ class StoredRows:
                 else:
                     first += rows
             for batch in file.iter_batches(_BATCH_ROWS, groups, SCHEMA.names):
+                for column in SCHEMA.names:  # of a run by an earlier version of scalp
+                    if column not in batch.schema.names:
+                        batch = batch.append_column(
+                            column, pa.nulls(batch.num_rows, SCHEMA.field(column).type)
+                        )
+                batch = batch.select(SCHEMA.names)
                 end = first + batch.num_rows
                 if end > start:
                     skipped = max(0, start - first)

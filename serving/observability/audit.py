@@ -20,6 +20,7 @@ class AuditLog(Writer):
             probabilities=[round(probability, 6) for probability in answer.probabilities],
             refer=answer.refer,
             refer_reasons=answer.refer_reasons,
+            **_other_grades(answer),
         )
 
     def log_candidate(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:
@@ -65,3 +66,10 @@ class AuditLog(Writer):
         request = request_context.current()
         line = {"time": timestamp(), "request_id": request.request_id, "key": request.key, "sha256": sha256}
         self.put({**line, **answer})
+
+
+def _other_grades(answer: GradeResponse) -> dict[str, object]:
+    """Return the grades of the other symptoms, by name, if the model grades any."""
+    if answer.other_symptoms is None:
+        return {}
+    return {"other_symptoms": {name: other.grade for name, other in answer.other_symptoms.items()}}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from scalp_core.results.schema import COLUMNS
 from serving.auth.scopes import canonical_uri, is_below
+from serving.schemas.grading import SymptomGrade
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 
@@ -88,8 +89,8 @@ class BulkList(BaseModel):
     next: str | None = Field(description="`cursor` of the next page; null on the last one")
 
 
-def _column(name: str) -> Any:
-    return Field(description=COLUMNS[name][1])
+def _column(name: str, default: Any = ...) -> Any:
+    return Field(default, description=COLUMNS[name][1])
 
 
 class BulkRow(BaseModel):
@@ -111,6 +112,7 @@ class BulkRow(BaseModel):
     unlikeness: float | None = _column("unlikeness")
     refer: bool | None = _column("refer")
     refer_reasons: list[str] | None = _column("refer_reasons")
+    other_symptoms: dict[str, SymptomGrade | None] | None = _column("other_symptoms", None)
     notes: list[str] | None = _column("notes")
     model_version: str | None = _column("model_version")
     computed_by: str | None = _column("computed_by")

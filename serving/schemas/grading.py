@@ -33,6 +33,14 @@ class Graded(NamedTuple):
     forward_seconds: float
 
 
+class SymptomGrade(BaseModel):
+    """Grade of a symptom other than that of `grade`."""
+
+    grade: int = Field(ge=0, le=3, description="the likeliest grade")
+    grade_name: str = Field(description="name of the grade")
+    probabilities: list[float] = Field(min_length=4, max_length=4, description="calibrated, by grade; sum 1")
+
+
 class GradeResponse(BaseModel):
     """One graded image, with the fields of a bulk result row."""
 
@@ -60,6 +68,9 @@ class GradeResponse(BaseModel):
     refer: bool = Field(description="a person should look at the image")
     refer_reasons: list[str] = Field(
         description="; ".join(f"`{name}`: {meaning}" for name, meaning in REASONS.items())
+    )
+    other_symptoms: dict[str, SymptomGrade] | None = Field(
+        None, description="grades of other symptoms, by name, without a referral; null: the model has none"
     )
     notes: list[str] = Field(
         description="notes on the file, such as `first_frame_only` for an animated image"
@@ -122,6 +133,7 @@ class FailedLine(BaseModel):
     unlikeness: None = None
     refer: None = None
     refer_reasons: None = None
+    other_symptoms: None = None
     notes: list[str] = Field([], description="notes on the file")
     model_version: str = Field(description="identifies the exact weights")
     computed_by: None = None
@@ -178,6 +190,8 @@ class ModelResponse(BaseModel):
     model_version: str = Field(description="identifies the exact weights")
     created_at: datetime = Field(description="end of the training")
     architecture: str = Field(description="timm name")
+    symptom: str = Field(description="symptom of `grade`, such as `micro_keratin`")
+    other_symptoms: list[str] = Field(description="names of the other symptoms that the model grades")
     grades: list[GradeName] = Field(description="names of the grades")
     preprocess: Preprocess = Field(description="from the file to the model's input")
     conformal: Conformal = Field(description="sets of grades with a promised coverage")
@@ -202,6 +216,8 @@ class ModelResponse(BaseModel):
             model_version=predictor.model_version,
             created_at=spec.created_at,
             architecture=spec.architecture,
+            symptom=spec.symptom,
+            other_symptoms=list(spec.graded_others),
             grades=[GradeName(grade=grade, name=en, name_ko=ko) for grade, (en, ko) in enumerate(names)],
             preprocess=spec.preprocess,
             conformal=spec.conformal,

@@ -47,12 +47,15 @@ async function showModel() {
 }
 
 /** What a user of an AI device must know: version, task, training data, expected performance, limits, use. */
-function about({ model_version: version, created_at: created, synthetic, metrics: { val } }) {
+function about({ model_version: version, created_at: created, synthetic, symptom, other_symptoms: others, metrics: { val } }) {
+  const symptoms = [symptom, ...others];
   const round = (value) => value.toFixed(2);
   const interval = val?.intervals?.qwk;
   const rows = {
     version: say("about.made", { version, date: created.slice(0, 10) }),
-    task: say("about.task.value"),
+    task: symptoms.join() === "micro_keratin"
+      ? say("about.task.value")
+      : say("about.task.several", { symptoms: symptoms.map((name) => say(`symptom.${name}`)).join(", ") }),
     training: say(synthetic ? "about.training.synthetic" : "about.training.value"),
     performance: interval
       ? say("about.performance.value", {

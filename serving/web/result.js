@@ -86,7 +86,19 @@ function graded({ answer, model }) {
   content.querySelector(".bars").append(
     ...answer.probabilities.map((value, grade) => bar(gradeName(model, grade), value, grade === answer.grade)),
   );
+  const others = Object.entries(answer.other_symptoms ?? {});
+  const section = content.querySelector(".others");
+  section.hidden = !others.length;
+  section.querySelector("ul").append(...others.map(([name, other]) => otherSymptom(name, other, model)));
   return content;
+}
+
+function otherSymptom(name, { grade, probabilities }, model) {
+  return fill("other", {
+    name: say(`symptom.${name}`),
+    grade: gradeName(model, grade),
+    percent: percent(probabilities[grade], 0),
+  });
 }
 
 function gradeSet(grades, model) {

@@ -6,11 +6,12 @@ const LISTS = ["grade_set", "refer_reasons", "notes"];
 
 /** CSV text of one or more settled photos, with their local file names. */
 export function csv(photographs) {
-  const rows = photographs.map(row);
+  const symptoms = [...new Set(photographs.flatMap(({ answer }) => Object.keys(answer?.other_symptoms ?? {})))];
+  const rows = photographs.map((photograph) => row(photograph, symptoms));
   return [Object.keys(rows[0]), ...rows.map(Object.values)].map(line).join("");
 }
 
-function row({ name, status, answer, problem }) {
+function row({ name, status, answer, problem }, symptoms) {
   return {
     file: name,
     status,
@@ -19,6 +20,7 @@ function row({ name, status, answer, problem }) {
     ...Object.fromEntries(PLAIN.map((column) => [column, answer?.[column]])),
     ...Object.fromEntries(PROBABILITIES.map((grade) => [`probability_${grade}`, answer?.probabilities[grade]])),
     ...Object.fromEntries(LISTS.map((column) => [column, answer?.[column].join(" ")])),
+    ...Object.fromEntries(symptoms.map((symptom) => [`${symptom}_grade`, answer?.other_symptoms?.[symptom]?.grade])),
     model_version: answer?.model_version,
     graded_at: answer?.graded_at,
   };

@@ -28,7 +28,7 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.inference.predictor import has_bf16
 from scalp_core.models.architecture import normalize, preprocess_for, to_channels_last
 from scalp_core.models.initial_weights import initial_model
-from scalp_core.models.losses import make_loss
+from scalp_core.models.losses import make_losses
 from scalp_core.models.recipe import Recipe, load_recipe
 from scalp_core.models.sampler import RankBatch
 from scalp_core.models.training_step import TrainingStep
@@ -67,13 +67,15 @@ class Images:
     pixels: np.ndarray
     labels: np.ndarray
     groups: list[str]
-    soft_labels: None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def load(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[rows]
+
+    def labels_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"label": self.labels[rows]}
 
     def take(self, rows: np.ndarray) -> Images:
         return Images(self.pixels[rows], self.labels[rows], [self.groups[row] for row in rows])
@@ -149,9 +151,9 @@ def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> 
     model, _ = _model(recipe)
     spec = preprocess_for(model, recipe.size, recipe.resize)
     counts = np.bincount(train.labels, minlength=NUM_GRADES).tolist()
-    loss = make_loss(recipe.loss, recipe.label_smoothing, counts, recipe.softness)
+    losses = make_losses(recipe.loss, recipe.label_smoothing, counts, recipe.softness)
     norm = recipe.resolve_batch_norm(1)
-    step = TrainingStep(to_channels_last(model), recipe, loss, spec, steps, norm, has_bf16("cpu"))
+    step = TrainingStep(to_channels_last(model), recipe, losses, spec, steps, norm, has_bf16("cpu"))
     step.start_average()
     load = _LoadRankBatch(train, recipe.epoch_settings, RankBatch(0, 1, recipe.batch_size), 1)  # type: ignore[arg-type]
     started = time.monotonic()

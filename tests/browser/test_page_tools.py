@@ -74,6 +74,30 @@ def test_no_heat_is_said_in_words(visit):
     expect(page.get_by_text("No heatmap. A model of this architecture cannot show")).to_be_visible()
 
 
+@pytest.mark.parametrize(
+    ("locale", "heading", "lines"),
+    [
+        ("en-US", "Other symptoms", ["Dandruff severe 70%", "Hair loss good 85%"]),
+        ("ko-KR", "다른 증상", ["비듬 중증 70%", "탈모 양호 85%"]),
+    ],
+)
+def test_a_model_of_several_symptoms_lists_the_others(visit, locale, heading, lines):
+    others = {
+        "dandruff": {"grade": 3, "grade_name": "severe", "probabilities": [0.1, 0.1, 0.1, 0.7]},
+        "hair_loss": {"grade": 0, "grade_name": "good", "probabilities": [0.85, 0.05, 0.05, 0.05]},
+    }
+    page = visit(lambda page: page.route("**/v1/grade", changed(other_symptoms=others)), locale=locale)
+    choose(page, photograph(jpeg(3)))
+    expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    items = page.locator(".others li")
+    expect(items).to_have_count(2)
+    assert [" ".join(text.split()) for text in items.all_inner_texts()] == lines
+    assert not scrolls_sideways(page)
+    page.route("**/v1/grade", changed(other_symptoms=None))
+    choose(page, photograph(jpeg(4)))
+    expect(page.get_by_role("heading", name=heading)).to_have_count(0)
+
+
 def graded_as(grade: int, severity: float, **fields: object) -> dict[str, object]:
     return {"grade": grade, "expected_severity": severity, "grade_set": [grade], "refer": False} | fields
 
@@ -211,6 +235,9 @@ def test_the_page_states_what_the_model_is(visit):
     expect(rows).to_contain_text("Not a diagnosis.")
     page.get_by_role("button", name="한국어").click()
     expect(rows).to_contain_text("검증용 사진 1272장 중 84%")
+    page.route("**/v1/model", changed(other_symptoms=["dandruff", "hair_loss"]))
+    page.reload()
+    expect(rows).to_contain_text("네 등급으로 평가합니다: 미세각질, 비듬, 탈모.")
 
 
 def test_a_result_is_printed_with_the_model_and_without_controls(visit):

@@ -12,9 +12,18 @@ import torch
 from jobs.common import provenance
 from jobs.common.graphs import with_float_graph
 from scalp_core.bundles.bundle import Bundle, save_bundle, serialize_weights, sha256
-from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
+from scalp_core.bundles.contract import (
+    WEIGHTS_FILE,
+    BundleSpec,
+    Conformal,
+    Head,
+    InitialWeights,
+    OtherSymptom,
+    Training,
+)
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.images.preprocess import decode
-from scalp_core.models.architecture import build_model, normalize, preprocess_for
+from scalp_core.models.architecture import build_model, head_names, normalize, preprocess_for
 from tests.support.images import jpeg
 from tests.support.sizes import SMALL
 
@@ -35,24 +44,32 @@ def _with_graph(bundle: Bundle) -> Bundle:
     return with_float_graph(bundle, iter([(images, np.arange(4))]))
 
 
-def make_bundle(folder: Path, seed: int = 7, architecture: str = "test_resnet") -> Path:
-    """Write an untrained bundle whose answers differ from image to image."""
-    bundle = _untrained(seed, architecture)
+def make_bundle(
+    folder: Path, seed: int = 7, architecture: str = "test_resnet", head: Head = "softmax", symptoms: int = 1
+) -> Path:
+    """Write an untrained bundle whose answers differ from image to image; the last symptom has no grade."""
+    bundle = _untrained(seed, architecture, head, symptoms)
     save_bundle(str(folder), bundle.spec, bundle.files)
     return folder
 
 
 @cache
-def _untrained(seed: int, architecture: str) -> Bundle:
+def _untrained(seed: int, architecture: str, head: Head, symptoms: int) -> Bundle:
     torch.manual_seed(seed)
-    model = build_model(architecture)
-    torch.nn.init.normal_(model.get_classifier().weight, std=0.2)
+    model = build_model(architecture, head, symptoms=symptoms)
+    torch.nn.init.normal_(model.get_submodule(head_names(model)[0]).weight, std=0.2)
+    others = SYMPTOM_IDS[1:symptoms]
     _settle_statistics(model)
     weights = serialize_weights(model.state_dict())
     spec = BundleSpec(
         name="untrained",
         created_at=datetime.now(UTC),
         architecture=architecture,
+        head=head,
+        other_symptoms=tuple(
+            OtherSymptom(name=name, images=9, temperature=None if name == others[-1] else 2.0)
+            for name in others
+        ),
         preprocess=preprocess_for(model, SMALL),
         temperature=1.5,
         conformal=Conformal(coverage=0.9, quantile=0.8),

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from scalp_core.bundles.bundle import SPEC_FILE
-from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
+from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE, hash_contract
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.model_card import render_model_card
 from scalp_core.errors import UserError
@@ -73,3 +73,30 @@ def test_model_card_of_a_bundle_without_metrics_says_so(bundle):
     card = render_model_card(load_bundle(str(bundle)).spec)
     assert "No metrics of the validation split are recorded." in card
     assert "| metric |" not in card
+
+
+def test_a_bundle_of_version_1_grades_one_symptom(copy):
+    content = json.loads((copy / SPEC_FILE).read_text())
+    del content["spec_sha256"], content["symptom"], content["other_symptoms"]
+    content["schema_version"] = 1
+    content["spec_sha256"] = hash_contract(content)
+    (copy / SPEC_FILE).write_text(json.dumps(content))
+    spec = load_bundle(str(copy)).spec
+    assert (spec.symptom, spec.symptoms) == ("micro_keratin", 1)
+
+
+def test_a_bundle_of_a_later_version_is_refused(copy):
+    content = json.loads((copy / SPEC_FILE).read_text()) | {"schema_version": 3}
+    del content["spec_sha256"]
+    (copy / SPEC_FILE).write_text(json.dumps(content | {"spec_sha256": hash_contract(content)}))
+    with pytest.raises(UserError, match="has bundle schema 3, this scalp reads 1 and 2"):
+        load_bundle(str(copy))
+
+
+def test_the_model_card_lists_other_symptoms(make_bundle, tmp_path):
+    spec = load_bundle(str(make_bundle(tmp_path / "six", symptoms=6))).spec
+    score = {"n": 80, "qwk": 0.512, "intervals": {"qwk": {"low": 0.4, "high": 0.6, "undefined": 0}}}
+    reached = {"n": 90, "qwk": 0.876, "other_symptoms": {"dandruff": score}}
+    card = render_model_card(spec.model_copy(update={"metrics": {"val": reached}}))
+    assert "| dandruff (비듬) | 9 | 80 | 0.512 | 0.400 to 0.600 |" in card
+    assert "| hair loss (탈모) | 9 | too few labels: not graded |" in card

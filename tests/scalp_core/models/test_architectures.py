@@ -99,7 +99,7 @@ def untrained(architecture):
     """What `load_model` reads of a bundle, with random weights."""
     model = build_model(architecture)
     spec = SimpleNamespace(
-        architecture=architecture, head="softmax", model={}, preprocess=preprocess_for(model, 64)
+        architecture=architecture, head="softmax", model={}, symptoms=1, preprocess=preprocess_for(model, 64)
     )
     return SimpleNamespace(spec=spec, state=model.state_dict())
 

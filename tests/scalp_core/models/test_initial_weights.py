@@ -109,6 +109,16 @@ def test_the_head_of_an_earlier_bundle_is_kept(file, head):
         assert torch.equal(model.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("head", ["softmax", "corn"])
+def test_a_model_of_one_symptom_keeps_the_head_of_grade_of_a_bundle_of_six(make_bundle, tmp_path, head):
+    folder = str(make_bundle(tmp_path / "bundle", head=head, symptoms=6))
+    six, whole = initial_model(SMALL, folder, seed=0, head=head, symptoms=6)
+    one, record = initial_model(SMALL, folder, seed=0, head=head)
+    assert whole.head_kept and record.head_kept
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(one.eval()(images), six.eval()(images)[:, :4], rtol=1e-4, atol=1e-4)
+
+
 def test_a_head_of_another_loss_is_replaced(file):
     corn = build_model(SMALL, "corn").state_dict()
     model, record = initial_model(SMALL, file(corn), seed=0)

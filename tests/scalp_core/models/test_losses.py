@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from scalp_core.models.architecture import CornToLogits, build_model
-from scalp_core.models.losses import make_loss
+from scalp_core.models.losses import make_loss, make_losses
 from scalp_core.models.recipe import CONDITIONS
 
 COUNTS = [5, 40, 50, 20]
@@ -107,3 +107,33 @@ def test_the_loss_of_soft_labels_is_the_mean_over_their_grades(name):
         soft = sum(functional.one_hot(labels, 4).float() for labels in others) / 3
         expected = np.mean([float(function(labels)) for labels in others])
         assert float(function(soft)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal"])
+def test_each_labeled_symptom_of_an_image_counts_once(name):
+    """The loss is that of all pairs of an image and a label; a missing label moves no output."""
+    others = torch.stack([(LABELS + 1) % 4, torch.full_like(LABELS, -1), (LABELS + 3) % 4], dim=1)
+    others[::3, 2] = -1
+    logits = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    counts = [[1, 2, 3, 4], [0, 0, 0, 0], [4, 3, 2, 1]]
+    losses = make_losses(name, 0.0, COUNTS, other_counts=counts)
+    total, weight = losses.total(logits, LABELS, others), losses.weight(LABELS, others)
+
+    expected = make_loss(name, 0.0, COUNTS).total(logits[:, :4], LABELS)
+    expected_weight = make_loss(name, 0.0, COUNTS).weight(LABELS)
+    for place in (0, 2):
+        known, loss = others[:, place] >= 0, make_loss(name, 0.0, counts[place])
+        own = logits[known][:, 4 * place + 4 : 4 * place + 8]
+        expected = expected + loss.total(own, others[known, place])
+        expected_weight = expected_weight + loss.weight(others[known, place])
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(weight) == pytest.approx(float(expected_weight), rel=1e-5)
+    (gradient,) = torch.autograd.grad(total / weight, logits)
+    assert torch.isfinite(gradient).all() and gradient[:, :4].any(1).all()
+    assert not gradient[:, 8:12].any() and not gradient[::3, 12:].any() and gradient[1::3, 12:].any(1).all()
+
+
+def test_the_corn_head_of_several_symptoms_is_that_of_each():
+    conditional = torch.randn(5, 9, generator=torch.Generator().manual_seed(2))
+    parts = [CornToLogits()(part) for part in conditional.split(3, dim=1)]
+    assert torch.equal(CornToLogits()(conditional), torch.cat(parts, dim=1))

@@ -98,13 +98,14 @@ def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(monkeypatch):
     class Source:
         """As in a task: with unpickled labels."""
 
-        soft_labels = None
-
         def __init__(self):
             self.labels = labels.copy()
 
         def __len__(self):
             return len(self.labels)
+
+        def labels_of(self, rows):
+            return {"label": self.labels[rows]}
 
         def load(self, rows):
             return np.repeat(rows, 3 * size**2).reshape(-1, size, size, 3).astype(np.uint8)

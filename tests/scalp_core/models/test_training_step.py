@@ -14,7 +14,7 @@ from scalp_core.images.preprocess import Preprocess
 from scalp_core.models.architecture import build_model
 from scalp_core.models.batch_norm import freeze, has_batch_norm, synchronize
 from scalp_core.models.initial_weights import initial_model
-from scalp_core.models.losses import make_loss
+from scalp_core.models.losses import make_loss, make_losses
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.training_step import TrainingStep
 
@@ -38,10 +38,11 @@ def recipe_of(loss: str, model: str, **changes: object) -> Recipe:
 
 
 def stepper(recipe: Recipe, workers: int = 1, norm: str | None = None) -> TrainingStep:
-    model, _ = initial_model(recipe.architecture, "none", recipe.seed, recipe.head)
-    loss = make_loss(recipe.loss, recipe.label_smoothing, COUNTS, recipe.softness)
+    model, _ = initial_model(recipe.architecture, "none", recipe.seed, recipe.head, symptoms=recipe.heads)
+    others = [COUNTS] * (recipe.heads - 1)
+    losses = make_losses(recipe.loss, recipe.label_smoothing, COUNTS, recipe.softness, others)
     norm = norm or recipe.resolve_batch_norm(workers)
-    step = TrainingStep(model, recipe, loss, Preprocess(size=SIZE), STEPS, norm, bf16=False)
+    step = TrainingStep(model, recipe, losses, Preprocess(size=SIZE), STEPS, norm, bf16=False)
     step.start_average()
     step.wrap(frozen=False)
     step.train_mode()
@@ -117,6 +118,30 @@ def test_certain_soft_labels_train_the_weights_of_their_grades():
     assert torch.allclose(same_weights, weights, atol=1e-6)
     assert abs(float(other[0] - hard[0])) > 0.001 and other[1] == hard[1]  # right answers are of the labels
     assert not torch.allclose(other_weights, weights, atol=1e-6)
+
+
+def test_other_symptoms_are_learned_equally_in_any_number_of_micro_batches():
+    draw = np.random.default_rng(3)
+    images = torch.from_numpy(draw.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8))
+    labels, others = (torch.from_numpy(draw.integers(0, 4, shape)) for shape in (BATCH, (BATCH, 5)))
+    others[: BATCH // 2, 0], others[:, 4] = -1, -1  # half of the labels, and none
+    found = []
+    for accumulate, learned in ((1, others), (4, others), (1, others.clamp(max=-1))):
+        recipe = recipe_of("corn", "test_convnext", symptoms="all", accumulate=accumulate)
+        step = stepper(recipe)
+        before = step.model.get_classifier()[0].weight.detach().clone()
+        sums = step(images, labels, None, learned)
+        moved = (
+            (step.model.get_classifier()[0].weight - before).abs().sum(1).unflatten(0, (6, 3)).sum(1).detach()
+        )
+        found.append((sums, moved))
+    (whole, moved), (pieces, same), (alone, of_alone) = found
+    assert pieces.tolist() == pytest.approx(whole.tolist(), rel=1e-4)
+    assert torch.allclose(same, moved, atol=1e-4)
+    assert (moved[:5] > 0).all() and whole[1] == alone[1]
+    assert float(whole[0]) != pytest.approx(float(alone[0]), rel=1e-3)
+    decayed = float(of_alone[1:].max())  # by weight decay alone
+    assert float(moved[5]) <= decayed * 1.01 < float(moved[1:5].min())
 
 
 def _loss_and_gradient(loss, logits, labels, cuts):

@@ -140,6 +140,19 @@ def test_report_begins_with_counts(report):
     assert "1 to look at 1.1 % of the graded: low confidence 1, more than one grade is plausible 1" in text
 
 
+def test_other_symptoms_are_counted_by_grade(report, make_bundle, tmp_path):
+    six = load_bundle(str(make_bundle(tmp_path / "six", symptoms=6)))
+
+    def others(dandruff):
+        return {"dandruff": {"grade": dandruff, "grade_name": "", "probabilities": [0.25] * 4}}
+
+    rows = [row(f"/data/{index}.jpg", other_symptoms=others(min(index, 3))) for index in range(9)]
+    page = report([*rows, failed("/data/broken.jpg", "empty")], bundle=six)
+    assert "dandruff 9 1 1 1 6" in page.text and "hair loss" not in page.text  # which has no temperature
+    assert "Four grades of micro-keratin, excess sebum, erythema between follicles" in page.text
+    assert not untranslated(page.raw)
+
+
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [

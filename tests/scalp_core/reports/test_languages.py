@@ -19,6 +19,7 @@ from scalp_core.datasets.manifest import LEAKY, SPLITS, DataSpec
 from scalp_core.datasets.scan import OBJECT_CODES
 from scalp_core.errors import IMAGE_CODES
 from scalp_core.evaluation.paired import METRICS
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.images.statistics import STATISTICS
 from scalp_core.inference import decision
 from scalp_core.reports import grading
@@ -122,6 +123,7 @@ def test_each_code_that_a_report_shows_has_words():
     assert set(WORDS["failure"]) == set(IMAGE_CODES)
     assert set(WORDS["statistic"]) == set(STATISTICS)
     assert set(WORDS["split"]) == set(SPLITS)
+    assert set(WORDS["symptom"]) == set(SYMPTOM_IDS)
     assert set(WORDS["key"]) == {"content", *GROUP_KEYS}
 
 
