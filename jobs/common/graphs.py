@@ -36,7 +36,7 @@ def with_float_graph(bundle: Bundle, batches: Iterator[tuple[np.ndarray, np.ndar
     from scalp_core.inference.torch_runtime import TorchRuntime
 
     graph = openvino_runtime.convert(bundle)
-    weights = TorchRuntime(bundle, "cpu", "fp32")
+    weights = TorchRuntime(bundle, "cpu", "fp32", folded=False)
     record = make_record(
         graph, *logits_of_both(OpenVinoRuntime(graph, "fp32").logits, weights.logits, batches)
     )

@@ -18,7 +18,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.decisions import Answers
 from scalp_core.labels.queue import Order
-from scalp_core.review.model_view import open_bundle_of_run
+from scalp_core.review.model_view import ModelView, open_bundle_of_run
 from scalp_core.review.readers import Reader, Readers
 from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
@@ -95,8 +95,10 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     if not referrals.is_finished:
         console.print(f"{graded} is not finished: these are its referred images so far")
     bundle = open_bundle_of_run(options.bundle, referrals.queue) if options.bundle else None
+    # Refused before LABELS is made.
+    view = ModelView(bundle) if bundle and not data else None
     if data:
-        manifest.read_spec(data)  # reported before LABELS is made
+        manifest.read_spec(data)
     readers = Readers(
         referrals,
         labels,
@@ -108,7 +110,9 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
         _greet(reader.name, readers.answers)
     session, queue = readers.open(reader), readers.queue(reader)
     _print_state(session, len(queue), readers.answers, options)
-    if bundle and not session.is_finished:
+    if view:
+        session.offer(view)
+    elif bundle and data and not session.is_finished:
         session.offer(make_view(bundle, data, queue, labels))
     return session
 

@@ -14,14 +14,12 @@ from scalp_core.labels.queue import Queue
 from scalp_core.review.model_view import ModelView
 
 
-def make_view(bundle: Bundle, data: str | None, queue: Queue, labels: str) -> ModelView:
-    """Make the view of a model; with `data`, find the neighbors of the images of `queue` first.
+def make_view(bundle: Bundle, data: str, queue: Queue, labels: str) -> ModelView:
+    """Make the view of a model, and find the neighbors in `data` of the images of `queue`.
 
     Raises:
         UserError: As `ModelView` and `find_neighbors`.
     """
-    if data is None:
-        return ModelView(bundle)
     trained = bundle.spec.training
     spec = manifest.read_spec(data)
     if trained.data_sha256 not in (spec.sha256, *spec.extends):

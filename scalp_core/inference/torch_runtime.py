@@ -27,10 +27,11 @@ _MEMORY_FRACTION = 0.5
 
 
 class TorchRuntime:
-    """Run the weights, channels last, with batch normalization folded into the convolutions.
+    """Run the weights, channels last.
 
     Args:
         compiled: Whether to compile with Inductor and freezing: half a minute per shape, for long GPU runs.
+        folded: Whether to fold batch normalization into the convolutions, where the architecture allows it.
         threads: CPU threads; None: PyTorch's default. PyTorch stores the setting per thread, so it is set on
             the thread that computes.
     """
@@ -42,14 +43,15 @@ class TorchRuntime:
         precision: Literal["bf16", "fp32"],
         *,
         compiled: bool = False,
+        folded: bool = True,
         threads: int | None = None,
     ) -> None:
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._device = torch.device(device)
         self._spec = bundle.spec.preprocess
         self._threads = threads
-        folded = to_channels_last(_fold(load_model(bundle), self._dtype).to(self._device))
-        self._model = torch.compile(folded, dynamic=False, options={"freezing": True}) if compiled else folded
+        model = to_channels_last(_convert(load_model(bundle), self._dtype, folded).to(self._device))
+        self._model = torch.compile(model, dynamic=False, options={"freezing": True}) if compiled else model
         self._lock = threading.Lock()
         self._graphs: _CudaGraphs | None = None
         if device == "cuda":
@@ -170,7 +172,7 @@ class _InFloat32(nn.Module):
         return self.layer(values.float())
 
 
-def _fold(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _convert(model: nn.Module, dtype: torch.dtype, folded: bool) -> nn.Module:
     """Fold batch normalization, and convert all but the heads: bf16 logits of 8 bits would tie."""
     heads = head_names(model)
     # Before folding, which inlines timm's layers, possibly including the heads.
@@ -179,7 +181,7 @@ def _fold(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     prefixes = tuple(f"{name}." for name in heads)
     exact = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(prefixes)}
     try:
-        model = fuse(model)
+        model = fuse(model) if folded else model
     except Exception as error:  # for example control flow that depends on the input
         _logger.warning("batch normalization is not folded, which is slower: %s", first_line(error))
     model.to(dtype)

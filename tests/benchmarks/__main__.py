@@ -102,6 +102,25 @@ def bench_transfer(
     verb(check_out(out, "transfer"), options)
 
 
+@app.command("folds", epilog="Example: python -m tests.benchmarks folds --photographs 600 --set epochs=3")
+def bench_folds(
+    out: BenchOutOption = "runs/bench/folds",
+    photographs: Annotated[
+        int, typer.Option(min=100, help="number of synthetic images, 10 % for the test")
+    ] = 1500,
+    planted: Annotated[float, typer.Option(min=0.01, max=0.5, help="share of wrong labels to plant")] = 0.05,
+    folds: Annotated[int, typer.Option(min=2, help="folds")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="data-parallel workers of each training")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of images and wrong labels")] = 0,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Find planted wrong labels, and compare a student with its folds; takes about 25 minutes."""
+    from tests.benchmarks.folds import FoldsOptions
+    from tests.benchmarks.folds import bench_folds as verb
+
+    verb(check_out(out, "folds"), FoldsOptions(photographs, planted, folds, workers, seed, tuple(set_)))
+
+
 @app.command("bulk", epilog="Example: python -m tests.benchmarks bulk --photographs 1000 --no-daft")
 def bench_bulk(
     out: BenchOutOption = "runs/bench/bulk",

@@ -183,3 +183,13 @@ def test_mistakes_are_reported_before_labels_is_made(root, graded, labels, bundl
     with pytest.raises(UserError, match="is in the source"):
         open_review(graded, f"{data}/labels", bundle=str(bundle), neighbors=data)
     assert not storage.exists(labels)
+
+
+def test_a_model_with_nothing_to_show_is_refused_before_the_log_is_made(graded, labels, bundle, monkeypatch):
+    def fail(*_):
+        raise UserError("vit has no convolutional feature map")
+
+    monkeypatch.setattr("scalp_core.review.model_view.make_explainer", fail)
+    with pytest.raises(UserError, match="has no convolutional feature map"):
+        open_review(graded, labels, bundle=str(bundle))
+    assert not Path(labels).exists()

@@ -23,6 +23,7 @@ from serving.schemas.bulk import BulkSettings
 from serving.schemas.review import ReviewSettings
 from serving.settings import Settings
 from tests.serving.api.test_bulk import Client, replace_ray
+from tests.support.examples import examples
 from tests.support.haproxy_process import running
 from tests.support.reviewing import write_run
 
@@ -86,6 +87,7 @@ def address(bundle: Path, key: tuple[str, str], tmp_path_factory: pytest.TempPat
 def test_every_answer_is_as_it_is_described(address, key, which, left_out, tmp_path):
     command = [str(Path(sys.executable).with_name("st")), "run", f"{address}/openapi.json", which, BATCH_PATH]
     command += ["--header", f"Authorization: Bearer {key[0]}"]
-    command += ["--exclude-checks", left_out, "--max-examples", "30", "--seed", "1", "--no-color"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    command += ["--exclude-checks", left_out, "--seed", "1", "--no-color"]
+    command += ["--max-examples", str(examples(10, 100))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout
