@@ -32,6 +32,13 @@ def synth(
             "Training.zip and Validation.zip, as Korean Windows packs them",
         ),
     ] = "delivered",
+    symptoms: Annotated[
+        Literal["one", "all"],
+        typer.Option(
+            help="symptoms that the images show: one (micro-keratin; label files have random numbers of the "
+            "other five, which are not drawn) or all (the six of AI Hub, each in four grades)"
+        ),
+    ] = "one",
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Generate synthetic scalp images in a layout of AI Hub set 216.
@@ -43,7 +50,7 @@ def synth(
     from scalp_core.settings import parse_settings
     from scalp_core.synthetic.plan import SynthOptions
 
-    values = {"images": images, "seed": seed, "layout": layout}
+    values = {"images": images, "seed": seed, "layout": layout, "symptoms": symptoms}
     verb(out, parse_settings(SynthOptions, values, "scalp synth", set_))
 
 
@@ -52,7 +59,8 @@ def prepare(
         str,
         typer.Argument(
             help="folder, .zip, .tar or s3:// prefix with AI Hub set 216 or one folder per class; or a .csv "
-            "or .parquet table with columns uri, label and optionally group; or LABELS of `scalp review`"
+            "or .parquet table with columns uri, label and optionally group and other symptoms; or LABELS of "
+            "`scalp review`"
         ),
     ],
     out: OutArg,

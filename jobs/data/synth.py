@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.common.console import progress_bar, show
 from scalp_core import storage
-from scalp_core.grades import GRADE_NAMES
+from scalp_core.grades import GRADE_NAMES, SYMPTOM_IDS
 from scalp_core.storage import outputs
 from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
@@ -32,10 +32,15 @@ def synth(out: str, options: SynthOptions) -> dict[str, Any]:
         KIND,
         {
             "images": summary.images,
-            "by grade": {GRADE_NAMES[int(grade)]: count for grade, count in summary.grades.items()},
+            "by grade": _by_name(summary.grades),
+            **{name: _by_name(summary.symptoms[name]) for name in SYMPTOM_IDS[1:] if summary.symptoms},
             "people": summary.people,
             "devices": summary.devices,
             "folder": out,
         },
     )
     return summary.model_dump()
+
+
+def _by_name(counts: dict[str, int]) -> dict[str, int]:
+    return {GRADE_NAMES[int(grade)]: count for grade, count in counts.items()}

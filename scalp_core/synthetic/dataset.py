@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from scalp_core.datasets.scan import SYNTHETIC_MARK
 from scalp_core.errors import UserError
-from scalp_core.grades import NUM_GRADES
+from scalp_core.grades import NUM_GRADES, SYMPTOM_IDS
 from scalp_core.storage import lease, outputs
 from scalp_core.synthetic.layouts import as_json, list_files, pack
 from scalp_core.synthetic.plan import DELIVERED_PARTS, ImagePlan, LayoutName, SynthOptions, plan_dataset
@@ -48,6 +48,11 @@ class SynthSummary(BaseModel):
     people: int
     devices: int
     grades: dict[str, int] = Field(description="images by label, in the whole set")
+    symptoms: dict[str, dict[str, int]] = Field(
+        {},
+        exclude_if=lambda counts: not counts,
+        description="with all symptoms drawn: images by symptom and label",
+    )
     parts: dict[str, dict[str, int]] = Field(description="images by part and label")
     by_device: dict[str, int] = Field(description="images by site and device")
 
@@ -83,7 +88,7 @@ def write_image(
 def render_jpeg(plan: ImagePlan) -> bytes:
     """Render a planned image as JPEG of 640x480 pixels, the size of AI Hub's microscopes."""
     rng = np.random.default_rng([plan.seed, 1, plan.index])
-    pixels = render_image(plan.severity, plan.device, rng, plan.scalp)
+    pixels = render_image(plan.severity, plan.device, rng, plan.scalp, plan.others)
     quality = int(np.clip(plan.device.quality + rng.integers(-5, 6), 50, 95))
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=quality, comment=SYNTHETIC_MARK)
@@ -133,8 +138,8 @@ def write_dataset(
 
 
 def _summarize(plans: list[ImagePlan], options: SynthOptions) -> SynthSummary:
-    def count(chosen: list[ImagePlan]) -> dict[str, int]:
-        counts = Counter(plan.grade for plan in chosen)
+    def count(chosen: list[ImagePlan], symptom: int = 0) -> dict[str, int]:
+        counts = Counter(plan.symptoms[symptom] for plan in chosen)
         return {str(grade): counts[grade] for grade in range(NUM_GRADES)}
 
     by_device = Counter(f"{plan.device.site}_{plan.device.serial}" for plan in plans)
@@ -145,6 +150,9 @@ def _summarize(plans: list[ImagePlan], options: SynthOptions) -> SynthSummary:
         people=len({plan.stem.rsplit("_", 2)[0] for plan in plans}),
         devices=len(by_device),
         grades=count(plans),
+        symptoms={name: count(plans, number) for number, name in enumerate(SYMPTOM_IDS)}
+        if options.symptoms == "all"
+        else {},
         parts={part: count([plan for plan in plans if plan.part == part]) for part in DELIVERED_PARTS},
         by_device=dict(sorted(by_device.items())),
     )

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scalp_core.errors import UserError
-from scalp_core.grades import NUM_GRADES
 from scalp_core.settings import rename_old_keys
-from scalp_core.synthetic.profiles import DeviceProfile, Scalp
+from scalp_core.synthetic.profiles import DeviceProfile, OtherSeverities, Scalp
+from scalp_core.synthetic.severity import (
+    PAPER_COUNTS,
+    SHARES,
+    GradeScale,
+    OtherSymptoms,
+    draw_latent,
+    draw_others,
+    normal_by_rank,
+)
 
 DELIVERED_PARTS = ("Training", "Validation")
-# Images of each grade in the paper's training folders.
-PAPER_COUNTS = (534, 4435, 5486, 2284)
 _POSITIONS = ("2_TH", "3_TH", "4_LH", "5_RH", "6_BH")
-_PERSON_SHARE = 0.8  # share of the variance of severity; the rest is between positions on one head
 _TRAINING_SHARE = 7 / 9
 _FIRST_DAY = datetime(2020, 10, 13, tzinfo=UTC)
 _DAYS = 48
 
 
 LayoutName = Literal["delivered", "zipped", "zipped-cp949"]
+DrawnSymptoms = Literal["one", "all"]
 
 
 class SynthOptions(BaseModel):
@@ -53,6 +58,13 @@ class SynthOptions(BaseModel):
     every_symptom: bool = Field(
         False, description="copy each image under each symptom that it has, as in the real set"
     )
+    symptoms: DrawnSymptoms = Field(
+        "one",
+        # So that the default set has the bytes that it had before this option.
+        exclude_if=lambda value: value == "one",
+        description="symptoms that images show; one: micro-keratin, and label files have numbers of the "
+        "other five; all: the six of AI Hub",
+    )
     devices: int | None = Field(
         None, ge=1, le=10_000, description="number of microscopes; default one per 40 images, from 12 to 60"
     )
@@ -69,10 +81,11 @@ class ImagePlan:
     grade: int  # the label
     true_grade: int
     severity: float
-    symptoms: tuple[int, int, int, int, int, int]
+    symptoms: tuple[int, ...]  # labels of all six
     meta: dict[str, str]
     device: DeviceProfile
     scalp: Scalp
+    others: OtherSeverities | None = None  # drawn with `symptoms: all`
 
 
 @dataclass(frozen=True)
@@ -97,70 +110,43 @@ def plan_dataset(options: SynthOptions) -> list[ImagePlan]:
     rng = np.random.default_rng([options.seed, 0])
     people = _people(options, rng)
     shots = [(person, shot) for person in people for shot in person.shots]
-    latent = np.array([person.severity for person, _ in shots]) * np.sqrt(_PERSON_SHARE)
-    latent = _normal_by_rank(latent + rng.normal(0, np.sqrt(1 - _PERSON_SHARE), len(shots)))
-    # Scaled so that grader and truth have the same spread, hence the same shares of grades.
-    error = options.label_noise * _LATENT_PER_GRADE
-    seen = _normal_by_rank(latent + rng.normal(0, error, len(shots)))
+    is_all = options.symptoms == "all"
+    scale = GradeScale(SHARES[0] if is_all else PAPER_COUNTS)
+    latent = draw_latent(np.array([person.severity for person, _ in shots]), rng)
+    seen = scale.judge(latent, options.label_noise, rng)
     # By image as in the real set: a person is often in both parts.
     is_training = rng.permutation(options.images) < round(options.images * _TRAINING_SHARE)
+    others = _draw_others(options, people, latent) if is_all else None
     plans = []
     for index, (person, shot) in enumerate(shots):
-        grade = _grade(seen[index])
+        grade = scale.grade(seen[index])
+        symptoms = (grade, *others.labels[index].tolist()) if others else _symptoms(grade, person.scalp, rng)
         plan = ImagePlan(
             index=index,
             seed=options.seed,
             part=DELIVERED_PARTS[0] if is_training[index] else DELIVERED_PARTS[1],
             stem=f"{person.device.site}_{person.device.serial}_{person.epoch}_{shot}",
             grade=grade,
-            true_grade=_grade(latent[index]),
-            severity=_severity(float(latent[index])),
-            symptoms=_symptoms(grade, person.scalp, rng),
+            true_grade=scale.grade(latent[index]),
+            severity=scale.severity(float(latent[index])),
+            symptoms=symptoms,
             meta=person.meta | {"location": shot.split("_")[1]},
             device=person.device,
             scalp=person.scalp,
+            others=OtherSeverities(*others.severities[index].tolist()) if others else None,
         )
         plans.append(plan)
     return plans
 
 
-# Thresholds of the latent severity between grades, for the paper's shares.
-_THRESHOLDS = np.array(
-    [NormalDist().inv_cdf(share) for share in np.cumsum(PAPER_COUNTS)[:-1] / sum(PAPER_COUNTS)]
-)
-_LATENT_PER_GRADE = float(np.diff(_THRESHOLDS).mean())
+def _draw_others(options: SynthOptions, people: list[_Person], latent: np.ndarray) -> OtherSymptoms:
+    """Draw the other five symptoms, independently of the generator that draws the rest of the plan."""
+    person_of = np.repeat(np.arange(len(people)), [len(person.shots) for person in people])
+    return draw_others(latent, person_of, options.label_noise, np.random.default_rng([options.seed, 2]))
 
 
-def _severity(latent: float) -> float:
-    """Map the standard normal latent to grade units, -0.5 to 3.5, with 0.5, 1.5, 2.5 at the thresholds.
-
-    Values concentrate at integer grades: most images look like their grade, and some are in between, because
-    graders work from one reference image per grade.
-    """
-    low, high = latent < _THRESHOLDS[0], latent > _THRESHOLDS[-1]
-    if low or high:
-        edge, base = (_THRESHOLDS[0], 0.5) if low else (_THRESHOLDS[-1], NUM_GRADES - 1.5)
-        even = float(np.clip(base + (latent - edge) / _LATENT_PER_GRADE, -0.5, NUM_GRADES - 0.5))
-    else:
-        even = float(np.interp(latent, _THRESHOLDS, np.arange(NUM_GRADES - 1) + 0.5))
-    grade = _grade(latent)
-    deviation = even - grade
-    return grade + deviation * (0.3 + 0.7 * (2 * deviation) ** 2)
-
-
-def _grade(latent: float) -> int:
-    return int(np.searchsorted(_THRESHOLDS, latent))
-
-
-def _normal_by_rank(values: np.ndarray) -> np.ndarray:
-    """Replace values by standard normal quantiles in the same order, so that shares are exact."""
-    ranks = np.argsort(np.argsort(values))
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse((rank + 0.5) / len(values)) for rank in ranks])
-
-
-def _symptoms(grade: int, scalp: Scalp, rng: np.random.Generator) -> tuple[int, int, int, int, int, int]:
-    """Draw value_1 to value_6. The 0.양호 folder holds scalps that are good in all six."""
+def _symptoms(grade: int, scalp: Scalp, rng: np.random.Generator) -> tuple[int, ...]:
+    """Draw value_1 to value_6, without pixels. The 0.양호 folder holds scalps that are good in all six."""
     if grade == 0:
         return (0, 0, 0, 0, 0, 0)
     # Dry scale and sebum near exclude each other (Cramer's V 0.45).
@@ -182,7 +168,7 @@ def _people(options: SynthOptions, rng: np.random.Generator) -> list[_Person]:
     busy = rng.dirichlet(np.full(len(devices), 2.0))
     extra = rng.choice(len(devices), size=len(sizes) - len(devices), p=busy)
     chosen = rng.permutation(np.concatenate([np.arange(len(devices)), extra]))
-    severities = _normal_by_rank(rng.random(len(sizes)))
+    severities = normal_by_rank(rng.random(len(sizes)))
     epochs = _sessions(len(sizes), rng)
     return [
         _Person(

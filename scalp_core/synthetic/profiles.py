@@ -33,3 +33,14 @@ class Scalp:
     hair_width: float = 8.5  # pixels
     hair_shade: float = 0.13  # 0 black .. 1 white
     hair_tint: tuple[float, float, float] = (1.0, 0.86, 0.76)
+
+
+@dataclass(frozen=True)
+class OtherSeverities:
+    """Severities of the symptoms in addition to micro-keratin, in grade units: 0 good to 3 severe."""
+
+    excess_sebum: float = 0.0
+    erythema_between_follicles: float = 0.0
+    follicular_pustules: float = 0.0
+    dandruff: float = 0.0
+    hair_loss: float = 0.0

@@ -2,7 +2,7 @@
 
 The image is rendered back to front as float planes (R, G, B in 0..1): skin with relief and vessels, flakes,
 hairs with their shadow, the ring of lamps, and a camera with automatic exposure and white balance. Only the
-flakes depend on the severity, so that nothing else reveals the grade.
+flakes depend on the severity of micro-keratin, so that nothing else reveals its grade.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scalp_core.synthetic.profiles import DeviceProfile, Scalp
+from scalp_core.synthetic import symptoms
+from scalp_core.synthetic.layers import Layer, lay_flakes
+from scalp_core.synthetic.profiles import DeviceProfile, OtherSeverities, Scalp
 from scalp_core.synthetic.textures import (
     HEIGHT,
     STAMP_SIZES,
     STAMPS_EACH,
     WIDTH,
     Array,
-    Stamp,
     cut,
     texture_bank,
 )
@@ -37,7 +38,11 @@ def flake_coverage(severity: float) -> float:
 
 
 def render_image(
-    severity: float, device: DeviceProfile, rng: np.random.Generator, scalp: Scalp | None = None
+    severity: float,
+    device: DeviceProfile,
+    rng: np.random.Generator,
+    scalp: Scalp | None = None,
+    others: OtherSeverities | None = None,
 ) -> Array:
     """Render one image of a scalp.
 
@@ -47,16 +52,26 @@ def render_image(
         rng: Random generator of this image. The same state gives the same scene at each severity, with more
             or less flaking.
         scalp: Skin and hair of the person.
+        others: Severities of the other symptoms; None: they are not drawn, and redness, sebum and hairs are
+            those of the scalp.
 
     Returns:
         uint8 (480, 640, 3), RGB.
     """
     scalp = scalp or Scalp()
     skin_rng, hair_rng, flake_rng, light_rng, camera_rng = rng.spawn(5)
+    below_rng, above_rng = rng.spawn(2)
+    if others:
+        scalp = symptoms.thin_hair(scalp, others)
     planes = _skin(scalp, skin_rng)
     scale = device.magnification * skin_rng.uniform(0.93, 1.07)
-    _lay_flakes(planes, _scatter(severity, scale, flake_rng), scalp, device.light_angle)
+    if others:
+        symptoms.draw_on_skin(planes, others, scale, below_rng)
+    horn = 0.8 * _HORN + 0.2 * np.array(scalp.skin)
+    lay_flakes(planes, _scatter(severity, scale, flake_rng), horn, device.light_angle)
     _lay_hairs(planes, scalp, scale, device.light_angle, hair_rng)
+    if others:
+        symptoms.draw_on_hairs(planes, others, scale, device.light_angle, above_rng)
     _shine(planes, scalp, device, light_rng)
     return _photograph(planes, device, camera_rng)
 
@@ -71,36 +86,14 @@ def _skin(scalp: Scalp, rng: np.random.Generator) -> Array:
     return (np.stack([light, green, 0.3 * light + 0.7 * green]) * tone[:, None, None]).astype(np.float32)
 
 
-class _Layer:
-    """Layer of overlapping stamps: `alpha`, and `light` premultiplied by it; float32 (480, 640) each."""
-
-    def __init__(self) -> None:
-        self.alpha, self.light = np.zeros((2, HEIGHT, WIDTH), np.float32)
-
-    def add(self, stamp: Stamp, place: Array, opacity: float) -> float:
-        """Add a stamp centered at `place`, x and y; returns the increase of the cover, in pixels."""
-        side = len(stamp.alpha)
-        left, top = place.astype(int) - side // 2
-        rows = slice(max(top, 0), max(top + side, 0))
-        columns = slice(max(left, 0), max(left + side, 0))
-        under, shine = self.alpha[rows, columns], self.light[rows, columns]
-        height, width = under.shape
-        inner = np.s_[max(-top, 0) :, max(-left, 0) :]
-        alpha = stamp.alpha[inner][:height, :width] * np.float32(opacity)
-        shine += alpha * (stamp.light[inner][:height, :width] - shine)
-        grown = alpha * (1 - under)
-        under += grown
-        return float(grown.sum())
-
-
-def _scatter(severity: float, scale: float, rng: np.random.Generator) -> _Layer:
+def _scatter(severity: float, scale: float, rng: np.random.Generator) -> Layer:
     """Add flakes, uniformly and in clusters, until the cover of the severity is reached."""
     flakes = texture_bank().flakes
     wanted = flake_coverage(severity) * rng.lognormal(0, 0.08) * WIDTH * HEIGHT
     growth = float(np.clip(severity, 0, 3.5))  # larger and more clustered flakes
     centers, spread = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 6), 2)), rng.uniform(35, 80)
     thin = rng.uniform(0.82, 1.0)  # opacity of scale differs between people
-    layer = _Layer()
+    layer = Layer()
     while wanted > 0:
         place = rng.uniform((0, 0), (WIDTH, HEIGHT))
         if rng.random() < min(0.18 * growth, 0.45):
@@ -110,15 +103,6 @@ def _scatter(severity: float, scale: float, rng: np.random.Generator) -> _Layer:
         cover = layer.add(stamp, place, thin * rng.uniform(0.7, 1.0))
         wanted -= max(cover / thin, 0.5)  # a minimum, so that the loop ends
     return layer
-
-
-def _lay_flakes(planes: Array, layer: _Layer, scalp: Scalp, light_angle: float) -> None:
-    dx, dy = round(2 * np.cos(light_angle)), round(2 * np.sin(light_angle))
-    shadow = np.zeros_like(layer.alpha)
-    shadow[2:-2, 2:-2] = layer.alpha[2 - dy : HEIGHT - 2 - dy, 2 - dx : WIDTH - 2 - dx]
-    planes *= (1 - layer.alpha) * (1 - 0.28 * shadow)
-    horn = (0.8 * _HORN + 0.2 * np.array(scalp.skin)).astype(np.float32)
-    planes += layer.light * horn[:, None, None]
 
 
 def _lay_hairs(
@@ -162,7 +146,7 @@ def _shine(planes: Array, scalp: Scalp, device: DeviceProfile, rng: np.random.Ge
     far = (columns - x) ** 2 + (rows - y) ** 2
     light = 1 - np.float32(device.vignette * rng.uniform(1.1, 2.1)) * far + lean_x * columns + lean_y * rows
     planes *= np.maximum(light, 0.12)
-    textures, layer = texture_bank(), _Layer()
+    textures, layer = texture_bank(), Layer()
     strength = device.lighting * rng.uniform(0.2, 1.6) * (0.3 + scalp.sebum)
     patches = rng.uniform((0, 0), (WIDTH, HEIGHT), (rng.integers(2, 7), 2))
     for _ in range(rng.poisson(30 * strength)):

@@ -43,11 +43,13 @@ def texture_bank() -> _Bank:
     rng = np.random.default_rng(_BANK_SEED)
     return _Bank(
         # The zeros of a smooth noise are connected lines: furrows between skin polygons, and capillaries.
-        relief=_unit(0.7 * np.abs(_noise(rng, 1.8)) + 0.5 * _noise(rng, 0.9) + 0.5 * _noise(rng, 4)),
-        mottle=_unit(_noise(rng, 24) + 1.3 * _noise(rng, 60)),
-        vessels=np.clip(1 - 5 * np.abs(_noise(rng, 12)), 0, 1),
+        relief=_unit(
+            0.7 * np.abs(smooth_noise(rng, 1.8)) + 0.5 * smooth_noise(rng, 0.9) + 0.5 * smooth_noise(rng, 4)
+        ),
+        mottle=_unit(smooth_noise(rng, 24) + 1.3 * smooth_noise(rng, 60)),
+        vessels=np.clip(1 - 5 * np.abs(smooth_noise(rng, 12)), 0, 1),
         noise=rng.standard_normal(_TILE, dtype=np.float32),
-        flakes=tuple(tuple(_flake(size, rng) for _ in range(STAMPS_EACH)) for size in STAMP_SIZES),
+        flakes=tuple(tuple(draw_flake(size, rng) for _ in range(STAMPS_EACH)) for size in STAMP_SIZES),
         dot=Stamp(_disk(11, 1.5), np.ones((11, 11), np.float32)),
     )
 
@@ -56,7 +58,8 @@ def _unit(values: Array) -> Array:
     return ((values - values.mean()) / values.std()).astype(np.float32)
 
 
-def _noise(rng: np.random.Generator, sigma: float, shape: tuple[int, int] = _TILE) -> Array:
+def smooth_noise(rng: np.random.Generator, sigma: float, shape: tuple[int, int] = _TILE) -> Array:
+    """Gaussian noise of a standard deviation of 1, smoothed by `sigma` pixels; float32."""
     return _unit(ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma))
 
 
@@ -65,12 +68,12 @@ def _disk(side: int, radius: float) -> Array:
     return 1 / (1 + np.exp((np.hypot(rows, columns) - radius) * 3))
 
 
-def _flake(size: int, rng: np.random.Generator) -> Stamp:
+def draw_flake(size: int, rng: np.random.Generator) -> Stamp:
     """One flake: ragged outline, thin and frayed inside, one raised and bright edge."""
     side = int(size * 1.5) + 5
     mask = _ragged(side, size / 2, rng)
     depth = ndimage.distance_transform_edt(mask > 0.5).astype(np.float32)
-    fray = _noise(rng, max(0.9, size / 10), (side, side)) + 0.5 * _noise(rng, 0.8, (side, side))
+    fray = smooth_noise(rng, max(0.9, size / 10), (side, side)) + 0.5 * smooth_noise(rng, 0.8, (side, side))
     rim = np.exp(-depth / (0.9 + size / 30)) * (mask > 0.25)
     across = _slope(side, rng.uniform(0, 2 * np.pi))
     body = np.clip(rng.uniform(0.54, 0.84) + 0.15 * fray, 0.2, 0.98)
@@ -85,8 +88,8 @@ def _ragged(side: int, radius: float, rng: np.random.Generator) -> Array:
     turn, squeeze = rng.uniform(0, np.pi), rng.uniform(0.55, 1.0)
     along = (columns * np.cos(turn) + rows * np.sin(turn)) * squeeze
     reach = np.hypot(along, columns * np.sin(turn) - rows * np.cos(turn)) / radius
-    rough = 0.24 * _noise(rng, max(1.0, radius / 2.2), (side, side))
-    rough += 0.14 * _noise(rng, max(0.8, radius / 6), (side, side))
+    rough = 0.24 * smooth_noise(rng, max(1.0, radius / 2.2), (side, side))
+    rough += 0.14 * smooth_noise(rng, max(0.8, radius / 6), (side, side))
     return 1 / (1 + np.exp(np.clip((reach - 0.85 - rough) * (1.1 * radius + 2), -30, 30)))
 
 

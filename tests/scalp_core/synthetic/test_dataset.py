@@ -18,9 +18,10 @@ from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES_KO
 from scalp_core.synthetic import scene
 from scalp_core.synthetic.dataset import SynthSummary, write_dataset, write_image
-from scalp_core.synthetic.plan import PAPER_COUNTS, SynthOptions, plan_dataset
+from scalp_core.synthetic.plan import SynthOptions, plan_dataset
 from scalp_core.synthetic.profiles import DeviceProfile
 from scalp_core.synthetic.scene import flake_coverage, render_image
+from scalp_core.synthetic.severity import PAPER_COUNTS
 from tests.support.sources import audited, folder_of
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
