@@ -108,6 +108,7 @@ def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) ->
         update={
             "source": "pseudonymized",
             "sha256": manifest.fingerprint(rows),
+            **manifest.describe_symptoms(rows),
             "photographs": rows.num_rows,
             "soft_labels": rows.num_rows - rows["soft_label"].null_count,
         }
@@ -137,11 +138,13 @@ def _drop_duplicates(rows: pa.Table) -> tuple[pa.Table, int, int]:
         Kept rows, number of dropped rows of equal content and label, number of rows of equal content whose
         labels conflict, which are all dropped.
     """
-    every = pc.CountOptions(mode="all")
-    same = rows.group_by("image_id").aggregate(
-        [("label", "count_distinct", every), ("uri", "min"), ("uri", "count")]
+    grades = [f"{row['label']} {row['labels']}" for row in rows.select(["label", "labels"]).to_pylist()]
+    same = (
+        rows.append_column("grades", pa.array(grades, pa.string()))
+        .group_by("image_id")
+        .aggregate([("grades", "count_distinct"), ("uri", "min"), ("uri", "count")])
     )
-    agreeing = same.filter(pc.field("label_count_distinct") == 1)
+    agreeing = same.filter(pc.field("grades_count_distinct") == 1)
     conflicting = rows.num_rows - (pc.sum(agreeing["uri_count"]).as_py() or 0)
     kept = rows.filter(pc.is_in(rows["uri"], agreeing["uri_min"].combine_chunks()))
     return kept, rows.num_rows - conflicting - kept.num_rows, conflicting

@@ -70,15 +70,18 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         tables.collect_findings(layout, near)
         record = _divide(tables, near.pairs, task, options)
         tables.write_outputs(out)
+        symptoms = tables.describe_symptoms()
+        has_symptom = layout == "aihub" or (layout == "table" and symptoms["symptoms"])
         spec = DataSpec(
             created_at=datetime.now(UTC),
             source=source,
             layout=layout,
             task=task,
-            symptom=options.symptom if layout == "aihub" else None,
+            symptom=options.symptom if has_symptom else None,
             split=record,
             photographs=tables.number("select count(*) from kept"),
             sha256=tables.fingerprint(),
+            **symptoms,
             soft_labels=tables.number("select count(soft_label) from kept"),
             synthetic=tables.number("select count(*) from object where synthetic") > 0,
         )

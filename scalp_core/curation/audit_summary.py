@@ -21,7 +21,7 @@ _LARGEST_GROUPS = 3
 # Findings that are counted by name, content or pair, and not by file.
 _BY_DETAIL = {
     "label_files_differ", "content_in_several_symptoms", "content_in_both_parts", "conflicting_contents",
-    "same_name_other_content",
+    "grades_of_copies_differ", "same_name_other_content",
 }  # fmt: skip
 
 

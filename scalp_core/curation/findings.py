@@ -5,7 +5,7 @@ REASONS = {
     "other_symptom": "its folder is of another symptom",
     "no_label": "no label file has its name, or its row in the table has no label",
     "bad_label": "its label file does not hold six grades, or its label is not a grade",
-    "conflicting_labels": "the same content, or the same name, has different labels",
+    "conflicting_labels": "the same content, name or row of a table has different labels",
     "duplicate_content": "another image with the same bytes is kept",
     "held_out_group": "its group is in the val or test split of the extended data",
     "official_overlap": "its session or a copy of it is in the delivered Validation split",
@@ -23,6 +23,8 @@ FINDINGS = {
     "content_in_several_symptoms": "contents that are in folders of more than one symptom",
     "content_in_both_parts": "contents that are in both Training and Validation",
     "conflicting_contents": "contents that have more than one label",
+    "grades_of_copies_differ": "contents whose copies have different grades of another symptom, which are "
+    "therefore unknown",
     "same_name_other_content": "names that several contents share",
     "near_duplicate": "pairs of different files that show the same image",
     "near_duplicate_labels_differ": "of these, pairs whose labels differ",

@@ -23,7 +23,7 @@ from scalp_core.curation import near_duplicates
 from scalp_core.datasets import manifest
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import EXAMINED
-from scalp_core.grades import SYMPTOMS
+from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS
 from scalp_core.images.signature import THUMBNAIL_BYTES
 from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import open_duckdb
@@ -150,8 +150,15 @@ class AuditTables:
             ("class_folders", "folder"): (
                 "class_grade", "when class_grade is null then 'not_in_a_grade_folder'"
             ),
-            ("table", "table"): ("given_label", "when given_label is null then 'no_label'"),
+            ("table", "table"): (
+                f"coalesce(given_label, given_labels[{number + 1}])",
+                f"""when given_label <> given_labels[{number + 1}] then 'conflicting_labels'
+                    when given_label is null and given_labels[{number + 1}] is null then 'no_label'""",
+            ),
         }.get((layout, task), ("null", "when false then ''"))  # fmt: skip
+        # The label of a table is the grade of one of the six symptoms.
+        grades = [f"given_labels[{place}]" for place in range(1, len(SYMPTOMS) + 1)]
+        grades[number] = f"coalesce({grades[number]}, {label})"
         self._sql.execute("""
             create table truth as
             select stem, count(distinct "values") as answers, min("values") as "values"
@@ -160,12 +167,15 @@ class AuditTables:
         self._sql.execute(f"""
             create table photo as
             select object.* exclude (position, "values"), truth.stem is not null as has_label_file,
-                case when truth.answers = 1 then truth."values" end as labels,
+                case when given_labels is not null then [{", ".join(grades)}]::tinyint[]
+                    when truth.answers = 1 then truth."values" end as labels,
                 survey.sex as known_sex, survey.age as known_age,
                 coalesce(object.position, survey.position) as position,
                 cast({label} as tinyint) as label,
                 case when code is not null then code {unlabelled} end as reason,
-                error as detail
+                case when code is null and given_label <> given_labels[{number + 1}]
+                    then 'label ' || given_label || ', {SYMPTOM_IDS[number]} ' || given_labels[{number + 1}]
+                    else error end as detail
             from object
             left join truth using (stem)
             left join (
@@ -184,11 +194,29 @@ class AuditTables:
                 coalesce(min(part) <> max(part), false) as in_both_parts
             from photo where content is not null group by content having count(*) > 1
         """)
+        self._join_labels_of_copies()
         self._sql.execute("""
             update photo set detail = 'sha256 ' || sha256,
                 reason = if(repeated.conflicting, 'conflicting_labels', 'duplicate_content')
             from repeated where photo.content = repeated.content
             and reason is null and (repeated.conflicting or photo.id <> repeated.keeper)
+        """)
+
+    def _join_labels_of_copies(self) -> None:
+        """Create table `joined`: grades of the symptoms of each content; null where its copies differ."""
+        places = range(1, len(SYMPTOMS) + 1)
+        joined = ", ".join(f"if(min(labels[{n}]) = max(labels[{n}]), min(labels[{n}]), null)" for n in places)
+        differ = " or ".join(f"coalesce(min(labels[{n}]) <> max(labels[{n}]), false)" for n in places)
+        self._sql.execute(f"""
+            create table joined as
+            select content, [{joined}]::tinyint[] as labels, {differ} as differ
+            from photo semi join repeated using (content)
+            where reason is null and labels is not null group by content
+        """)
+        self._sql.execute("""
+            update photo set labels = joined.labels from joined
+            where photo.content = joined.content and reason is null
+                and photo.labels is distinct from joined.labels
         """)
 
     # --- extended data --------------------------------------------------------------------------------------
@@ -259,6 +287,9 @@ class AuditTables:
             "where in_both_parts",
             "conflicting_contents": "select id, sha256 from photo where reason = 'conflicting_labels' "
             "and detail like 'sha256 %'",
+            "grades_of_copies_differ": "select id, sha256 from photo join joined using (content) "
+            "join repeated using (content) where differ and not conflicting "
+            "and (reason is null or reason = 'duplicate_content')",
             "same_name_other_content": "select id, stem from photo where content is not null and stem in "
             "(select any_value(stem) from photo group by md5_number(stem) "
             "having min(content) <> max(content))",
@@ -302,6 +333,11 @@ class AuditTables:
         """Compute `manifest.fingerprint` of the kept images in constant memory."""
         rows = self._sql.sql("select sha256, label, soft_label, split, fold from kept")
         return manifest.fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
+
+    def describe_symptoms(self) -> dict[str, Any]:
+        """Compute `manifest.describe_symptoms` of the kept images in constant memory."""
+        rows = self._sql.sql("select sha256, labels from kept where labels is not null")
+        return manifest.describe_symptoms(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Create table `kept` from `id, component, split, fold`; others than SPLITS are dropped."""

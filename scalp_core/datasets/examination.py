@@ -141,6 +141,7 @@ def _examine_object(row: dict[str, Any], placed: Placed | None, settings: Examin
         "folder_grade": folders.grade,
         "class_grade": folders.class_grade,
         "given_label": row.get("label"),
+        "given_labels": row.get("labels"),
         "soft_label": row.get("soft_label"),
         "given_group": row.get("group"),
     }

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scalp_core import storage
 from scalp_core.datasets.locations import Location
 from scalp_core.errors import UserError
-from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS
+from scalp_core.grades import NUM_GRADES, SYMPTOM_IDS, SYMPTOMS
 from scalp_core.storage import parquet
 
 MANIFEST_FOLDER = "manifest"
@@ -41,7 +41,8 @@ SCHEMA = pa.schema(
         "height": pa.int32(),
         "label": pa.int8(),  # null if unlabelled, or if the label is soft
         "soft_label": pa.list_(pa.float32()),  # probability of each grade, for training alone; else null
-        "labels": pa.list_(pa.int8()),  # six symptoms, in the order of grades.SYMPTOMS
+        # Six symptoms, in the order of grades.SYMPTOMS; null where unknown, each or all.
+        "labels": pa.list_(pa.int8()),
         "site": pa.string(),
         "device": pa.string(),
         "captured_at": pa.timestamp("ms", tz="UTC"),
@@ -136,6 +137,14 @@ class DataSpec(BaseModel):
     split: SplitSpec
     photographs: int
     sha256: str = Field(description="fingerprint of contents, labels and splits")
+    labels_sha256: str | None = Field(
+        None,
+        description="fingerprint of contents and grades of the six symptoms; null without such grades, and "
+        "in data of earlier versions",
+    )
+    symptoms: dict[str, tuple[int, int, int, int]] = Field(
+        {}, description="images of each grade, by symptom, if some images have grades of the six symptoms"
+    )
     soft_labels: int = Field(0, description="training images with a soft label")
     synthetic: bool = Field(False, description="whether some images are from scalp synth")
     reviews: tuple[ReviewedLabels, ...] = Field((), description="label logs among the labels, oldest first")
@@ -178,11 +187,41 @@ def fingerprint(rows: pa.Table | pa.RecordBatchReader) -> str:
         lines = pc.binary_join_element_wise(*columns, ",")
         if batch["soft_label"].null_count < batch.num_rows:
             lines = pc.binary_join_element_wise(lines, _soft_label_suffixes(batch["soft_label"]), "")
-        lines = lines.cast(pa.binary()).to_pylist()
-        digests = b"".join([hashlib.sha256(line).digest() for line in lines])
-        words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
-        total += sum(int(word) << 32 * place for place, word in enumerate(words))
+        total += _sum_digests(lines)
     return f"{total % 2**256:064x}"
+
+
+def describe_symptoms(rows: pa.Table | pa.RecordBatchReader) -> dict[str, Any]:
+    """Fingerprint and count the grades of the six symptoms: `labels_sha256` and `symptoms` of `DataSpec`.
+
+    The fingerprint is the sum, modulo 2**256, of the SHA-256 of `sha256,2;0;;1;0;0` of each row with labels.
+    It is separate from `fingerprint`, so that data of earlier versions keep theirs. Constant memory.
+
+    Args:
+        rows: Rows with the columns `sha256` and `labels`.
+    """
+    total, counts = 0, np.zeros((len(SYMPTOM_IDS), NUM_GRADES), int)
+    for batch in rows.to_batches(_ROWS_A_DIGEST) if isinstance(rows, pa.Table) else rows:
+        graded = batch.filter(pc.is_valid(batch["labels"]))
+        labels = graded["labels"].to_pylist()
+        texts = [";".join("" if grade is None else str(grade) for grade in grades) for grades in labels]
+        total += _sum_digests(
+            pc.binary_join_element_wise(graded["sha256"], pa.array(texts, pa.string()), ",")
+        )
+        for number, of_symptom in enumerate(zip(*labels, strict=True)):
+            known = [grade for grade in of_symptom if grade is not None]
+            counts[number] += np.bincount(known, minlength=NUM_GRADES)
+    if not counts.any():
+        return {"labels_sha256": None, "symptoms": {}}
+    symptoms = dict(zip(SYMPTOM_IDS, map(tuple, counts.tolist()), strict=True))
+    return {"labels_sha256": f"{total % 2**256:064x}", "symptoms": symptoms}
+
+
+def _sum_digests(lines: pa.Array) -> int:
+    """Sum of the SHA-256 of each line."""
+    digests = b"".join([hashlib.sha256(line).digest() for line in lines.cast(pa.binary()).to_pylist()])
+    words = np.frombuffer(digests, "<u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64)
+    return sum(int(word) << 32 * place for place, word in enumerate(words))
 
 
 def _soft_label_suffixes(column: pa.Array) -> pa.Array:
@@ -286,7 +325,10 @@ def read_manifest(data: str) -> pa.Table:
     if table.num_rows != spec.photographs:
         raise UserError(f"{uri} has {table.num_rows} rows, not {spec.photographs}; run scalp prepare again")
     check_splits(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
-    if fingerprint(table) != spec.sha256:
+    is_changed = fingerprint(table) != spec.sha256
+    if spec.labels_sha256:  # data of earlier versions have none
+        is_changed |= describe_symptoms(table)["labels_sha256"] != spec.labels_sha256
+    if is_changed:
         raise UserError(
             f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "
             "a CSV or Parquet of uri,label"

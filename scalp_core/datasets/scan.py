@@ -33,7 +33,8 @@ LISTED = pa.schema(
         "code": pa.string(),  # reason why it cannot be examined; null if it can
         "error": pa.string(),
         "kind": pa.string(),  # photograph for a table's row; null: by the name
-        "label": pa.int8(),  # label and group in a table's row
+        "label": pa.int8(),  # label, grades of the six symptoms and group in a table's row
+        "labels": pa.list_(pa.int8()),
         "soft_label": pa.list_(pa.float32()),  # as in a manifest's row; `label` is its likeliest grade
         "group": pa.string(),
         "version": pa.string(),  # version of the file, which changes with its content
@@ -58,6 +59,7 @@ EXAMINED = pa.schema(
         "folder_grade": pa.int8(),
         "class_grade": pa.int8(),
         "given_label": pa.int8(),
+        "given_labels": pa.list_(pa.int8()),
         "soft_label": pa.list_(pa.float32()),
         "given_group": pa.string(),
         "site": pa.string(),

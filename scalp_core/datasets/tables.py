@@ -1,4 +1,4 @@
-"""Read a CSV or Parquet of `uri, label, member, group` as a source of images."""
+"""Read a CSV or Parquet of `uri, label, member, group` and grades of symptoms as a source of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 from scalp_core import storage
 from scalp_core.datasets.manifest import likeliest_grade
 from scalp_core.errors import UserError
-from scalp_core.grades import parse_grade
+from scalp_core.grades import SYMPTOM_IDS, Grade, parse_grade
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("uri", "member", "label", "group")
+# Names of the column of each symptom: that of scalp, and that of AI Hub's label files.
+SYMPTOM_COLUMNS = {name: (name, f"value_{number}") for number, name in enumerate(SYMPTOM_IDS, 1)}
 # Columns of a manifest: byte range of a member, and the hash of its bytes.
 PLACE_COLUMNS = ("byte_offset", "byte_length", "compression", "sha256")
 
@@ -35,10 +38,10 @@ def is_table(source: str) -> bool:
 
 
 def find_columns(table: str) -> dict[str, str]:
-    """Find the columns among `COLUMNS` in a table, by name, with their spelling in the table.
+    """Find the columns among `COLUMNS` and `SYMPTOM_COLUMNS` in a table, with their spelling in the table.
 
     Raises:
-        UserError: the file is not a table, or lacks `uri`.
+        UserError: the file is not a table, lacks `uri`, or has two columns of one symptom.
     """
     with closing(_batches(table)) as batches:
         first = next(batches, None)
@@ -49,7 +52,7 @@ def read_rows(table: str) -> Iterator[dict[str, Any]]:
     """Read a table as rows of `scan.LISTED`.
 
     Raises:
-        UserError: the file is not a table, or lacks `uri`.
+        UserError: the file is not a table, lacks `uri`, or has two columns of one symptom.
     """
     folder = _IN_A_MANIFEST.sub("", table.rsplit("/", 1)[0])
     for batch in _batches(table):
@@ -58,7 +61,7 @@ def read_rows(table: str) -> Iterator[dict[str, Any]]:
             wanted |= {name: name for name in PLACE_COLUMNS}
             wanted |= {name: name for name in batch.schema.names if name == "soft_label"}
         for row in batch.select(list(wanted.values())).to_pylist():
-            yield _row({key: row[name] for key, name in wanted.items()}, folder)
+            yield _row({key: row[name] for key, name in wanted.items()}, folder, wanted)
 
 
 def unicode_forms(text: str) -> list[str]:
@@ -74,18 +77,28 @@ def _columns(table: str, schema: pa.Schema) -> dict[str, str]:
             f"{table} has no column uri, only {', '.join(schema.names)}; "
             "give it the columns uri, label and, optionally, member and group"
         )
-    return {key: spellings[key] for key in COLUMNS if key in spellings}
+    columns = {key: spellings[key] for key in COLUMNS if key in spellings}
+    for symptom, names in SYMPTOM_COLUMNS.items():
+        present = [spellings[name] for name in names if name in spellings]
+        if len(present) > 1:
+            raise UserError(
+                f"{table} has two columns of one symptom, {present[0]} and {present[1]}; keep one of them"
+            )
+        if present:
+            columns[symptom] = present[0]
+    return columns
 
 
-def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
+def _row(row: dict[str, Any], folder: str, names: dict[str, str]) -> dict[str, Any]:
     uri = str(row["uri"] or "").strip()
     # Relative uris start at the table's folder, so that a folder can be moved with its table.
     full = uri if "://" in uri or uri.startswith("/") else storage.join(folder, uri)
     code, error = (None, None) if uri else ("not_found", "the row has no uri")
-    text = "" if row.get("label") is None else str(row["label"]).strip()
-    label = parse_grade(text.removesuffix(".0"))  # pandas writes integers next to empty cells as floats
-    if label is None and text.lower() not in _NO_LABEL:
-        code, error = "bad_label", f"label {text!r} is not a grade: 0 to 3, or a grade's name"
+    try:
+        label = _parse_label("label", row.get("label"))
+        labels = [_parse_label(names.get(symptom, symptom), row.get(symptom)) for symptom in SYMPTOM_IDS]
+    except ValueError as problem:
+        label, labels, code, error = None, [], "bad_label", str(problem)
     soft = row.get("soft_label")
     return {
         "uri": full,
@@ -95,10 +108,24 @@ def _row(row: dict[str, Any], folder: str) -> dict[str, Any]:
         "error": error,
         "kind": "photograph",
         "label": likeliest_grade(soft) if soft else label,
+        "labels": labels if any(grade is not None for grade in labels) else None,
         "soft_label": soft,
         "group": None if row.get("group") in (None, "") else str(row["group"]),
         **{name: row.get(name) for name in PLACE_COLUMNS},
     }
+
+
+def _parse_label(column: str, value: Any) -> Grade | None:
+    """Parse a cell of a label; None for an empty one.
+
+    Raises:
+        ValueError: it is not a grade.
+    """
+    text = "" if value is None else str(value).strip()
+    grade = parse_grade(text.removesuffix(".0"))  # pandas writes integers next to empty cells as floats
+    if grade is None and text.lower() not in _NO_LABEL:
+        raise ValueError(f"{column} {text!r} is not a grade: 0 to 3, or a grade's name")
+    return grade
 
 
 def _batches(table: str) -> Generator[pa.RecordBatch, None, None]:
@@ -122,7 +149,8 @@ def _open(table: str) -> io.BufferedReader:
 
 def _as_text() -> pyarrow.csv.ConvertOptions:
     """Read columns as text: Arrow's type inference turns "007" into 7 and "NA" into null."""
-    names = {spelt for name in COLUMNS for spelt in (name, name.upper(), name.capitalize())}
+    known = chain(COLUMNS, *SYMPTOM_COLUMNS.values())
+    names = {spelt for name in known for spelt in (name, name.upper(), name.capitalize())}
     return pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )

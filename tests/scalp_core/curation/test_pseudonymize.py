@@ -128,6 +128,9 @@ def test_equal_contents_are_one_row_and_go_where_their_labels_differ():
     kept, merged, conflicting = _drop_duplicates(table)
     assert kept["image_id"].to_pylist() == ["b", "c", "d"]
     assert (merged, conflicting) == (1, 2)
+    rows[4]["labels"] = [2, 0, 0, 0, 3, 0]  # differs from its copy in another symptom
+    kept, merged, conflicting = _drop_duplicates(pa.Table.from_pylist(rows, schema=manifest.SCHEMA))
+    assert (kept["image_id"].to_pylist(), merged, conflicting) == (["c", "d"], 0, 4)
 
 
 @pytest.mark.parametrize("is_jpeg", [True, False])
