@@ -40,7 +40,7 @@ from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.manifest import SPLITS, DataSpec, ReviewedLabels
 from scalp_core.errors import SourceError, UserError
-from scalp_core.grades import SYMPTOMS
+from scalp_core.grades import GRADE_NAMES, SYMPTOMS
 from scalp_core.labels.decisions import Conflicts
 from scalp_core.labels.log import is_label_log
 from scalp_core.reports import data as data_report
@@ -376,6 +376,10 @@ def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
             rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(
                 f"{grade} {count}" for grade, count in part["by_grade"].items()
             )
+    for symptom, counts in spec.symptoms.items():
+        rows[symptom] = ", ".join(
+            f"{grade} {count}" for grade, count in zip(GRADE_NAMES, counts, strict=True)
+        )
     show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
     for line in data_report.list_warnings(spec, summary):
         console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)

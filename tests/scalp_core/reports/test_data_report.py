@@ -4,6 +4,7 @@ import pytest
 
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import SplitSpec
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.reports.data import render_report
 from tests.support.korean_view import untranslated
 from tests.support.sources import audited_jpegs
@@ -49,6 +50,7 @@ def test_each_text_has_a_korean_one(prepared, layout, method):
     )
     task = {"aihub": "folder", "class_folders": "json"}.get(layout, layout)
     changes = {"layout": layout, "task": task, "split": split, "synthetic": True}
+    changes["symptoms"] = dict.fromkeys(SYMPTOM_IDS, (4321, 3, 2, 0))
     spec = manifest.read_spec(prepared.data).model_copy(update=changes)
     slices = {
         "position": ["TH", "LH", "RH", "BH", None],
@@ -87,3 +89,4 @@ def test_each_text_has_a_korean_one(prepared, layout, method):
     html = render_report(spec, summary, examples).decode()
     assert untranslated(html) == []
     assert "검증" in html
+    assert html.count("4,321") == len(SYMPTOM_IDS) and "모낭홍반농포" in html
