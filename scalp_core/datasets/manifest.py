@@ -203,18 +203,28 @@ def describe_symptoms(rows: pa.Table | pa.RecordBatchReader) -> dict[str, Any]:
     total, counts = 0, np.zeros((len(SYMPTOM_IDS), NUM_GRADES), int)
     for batch in rows.to_batches(_ROWS_A_DIGEST) if isinstance(rows, pa.Table) else rows:
         graded = batch.filter(pc.is_valid(batch["labels"]))
-        labels = graded["labels"].to_pylist()
-        texts = [";".join("" if grade is None else str(grade) for grade in grades) for grades in labels]
-        total += _sum_digests(
-            pc.binary_join_element_wise(graded["sha256"], pa.array(texts, pa.string()), ",")
-        )
-        for number, of_symptom in enumerate(zip(*labels, strict=True)):
-            known = [grade for grade in of_symptom if grade is not None]
-            counts[number] += np.bincount(known, minlength=NUM_GRADES)
+        total += _sum_digests(_label_lines(graded))
+        for number, of_symptom in enumerate(counts):
+            known = pc.list_element(graded["labels"], number).drop_null()
+            of_symptom += np.bincount(known, minlength=NUM_GRADES)
     if not counts.any():
         return {"labels_sha256": None, "symptoms": {}}
     symptoms = dict(zip(SYMPTOM_IDS, map(tuple, counts.tolist()), strict=True))
     return {"labels_sha256": f"{total % 2**256:064x}", "symptoms": symptoms}
+
+
+def fingerprint_labels(table: pa.Table) -> str:
+    """Fingerprint the grades of the six symptoms: `labels_sha256` of `describe_symptoms`."""
+    batches = table.filter(pc.is_valid(table["labels"])).to_batches(_ROWS_A_DIGEST)
+    return f"{sum(_sum_digests(_label_lines(batch)) for batch in batches) % 2**256:064x}"
+
+
+def _label_lines(graded: pa.RecordBatch) -> pa.Array:
+    """Lines `sha256,2;0;;1;0;0` of rows that have labels."""
+    labels = graded["labels"]
+    texts = pc.fill_null(labels.values.cast(pa.string()), "")
+    joined = pc.binary_join(pa.ListArray.from_arrays(labels.offsets, texts), ";")
+    return pc.binary_join_element_wise(graded["sha256"], joined, ",")
 
 
 def _sum_digests(lines: pa.Array) -> int:
@@ -327,7 +337,7 @@ def read_manifest(data: str) -> pa.Table:
     check_splits(table, ("sha256",) if spec.split.leaky else ("group", "sha256"))
     is_changed = fingerprint(table) != spec.sha256
     if spec.labels_sha256:  # data of earlier versions have none
-        is_changed |= describe_symptoms(table)["labels_sha256"] != spec.labels_sha256
+        is_changed |= fingerprint_labels(table) != spec.labels_sha256
     if is_changed:
         raise UserError(
             f"{uri} was changed since it was prepared; run scalp prepare again; for other labels, give it "

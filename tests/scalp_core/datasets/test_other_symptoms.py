@@ -1,6 +1,7 @@
 """Grades of the other symptoms: columns of a table, label files, copies, and their fingerprint."""
 
 import json
+from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -117,12 +118,13 @@ def test_of_a_label_file_all_six_values_count_or_none(tmp_path):
 # --- the fingerprint ---------------------------------------------------------------------------------------
 
 
-def test_an_edited_grade_of_another_symptom_is_refused_and_earlier_data_are_read(tmp_path):
+@pytest.mark.parametrize("edited", [[0, None, None, None, 3, None], [0, 9], [], None])
+def test_edited_grades_are_refused_and_earlier_data_are_read(edited, tmp_path):
     table = write_table(tmp_path, "label,dandruff", lambda n: f"{n % 4},{n % 3}")
     found = audited(table, tmp_path / "out", ratio="1:1:1")
     spec, rows = manifest.read_spec(found.data), found.table
     labels = rows["labels"].to_pylist()
-    labels[3] = [*labels[3][:4], 3, None]
+    labels[3] = edited
     place = rows.column_names.index("labels")
     changed = rows.set_column(place, "labels", pa.array(labels, manifest.SCHEMA.field("labels").type))
     assert manifest.fingerprint(changed) == spec.sha256 == manifest.fingerprint(rows)
@@ -138,6 +140,9 @@ def test_the_fingerprint_of_grades_is_independent_of_the_order_and_of_rows_witho
     rows = [{"sha256": "a", "labels": [2, 0, None, 1, 0, 0]}, {"sha256": "b", "labels": [0] * 6}]
     table = pa.Table.from_pylist([*rows, {"sha256": "c"}], schema=schema)
     whole = manifest.describe_symptoms(table)
+    digests = [sha256(line).digest() for line in (b"a,2;0;;1;0;0", b"b,0;0;0;0;0;0")]
+    total = sum(int.from_bytes(digest, "little") for digest in digests) % 2**256
+    assert whole["labels_sha256"] == manifest.fingerprint_labels(table) == f"{total:064x}"
     assert whole["symptoms"]["micro_keratin"] == (1, 0, 1, 0)
     assert whole["symptoms"]["erythema_between_follicles"] == (1, 0, 0, 0)
     for other in (table.take([2, 1, 0]), table.slice(0, 2), table.to_reader(1)):
