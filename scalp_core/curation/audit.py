@@ -120,7 +120,13 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
         listed
     )
     if layout == "table":
-        raise SourceError(f"{problem}; check its columns uri and label, or use --label-source unlabelled")
+        graded = [
+            symptom
+            for place, symptom in enumerate(SYMPTOMS, 1)
+            if tables.number(f"select count(given_labels[{place}]) from object")
+        ]
+        fix = f"use --symptom {graded[0]}" if graded else "check its columns uri and label"
+        raise SourceError(f"{problem}; {fix}, or use --label-source unlabelled")
     raise SourceError(
         f"{problem}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "
         "--label-source json, nor class folders (0 1 2 3, or good mild moderate severe); check the path and "

@@ -65,6 +65,12 @@ def test_the_label_is_the_grade_of_the_symptom(tmp_path):
     assert (dropped["reason"], dropped["detail"]) == ("conflicting_labels", "label 0, micro_keratin 3")
 
 
+def test_a_table_of_another_symptom_says_which(tmp_path):
+    table = write_table(tmp_path, "dandruff", lambda n: n % 4)
+    with pytest.raises(UserError, match=r"no grade for any of them \(24 no_label\); use --symptom 비듬, or"):
+        audited(table, tmp_path / "out")
+
+
 def test_two_columns_of_one_symptom_are_refused(tmp_path):
     table = write_table(tmp_path, "label,dandruff,value_5", lambda _: "1,1,1")
     with pytest.raises(UserError, match="two columns of one symptom, dandruff and value_5; keep one"):
