@@ -121,6 +121,23 @@ def bench_folds(
     verb(check_out(out, "folds"), FoldsOptions(photographs, planted, folds, workers, seed, tuple(set_)))
 
 
+@app.command("symptoms", epilog="Example: python -m tests.benchmarks symptoms --set epochs=3")
+def bench_symptoms(
+    out: BenchOutOption = "runs/bench/symptoms",
+    photographs: Annotated[
+        int, typer.Option(min=100, help="number of synthetic images, 10 % for the test")
+    ] = 1500,
+    workers: Annotated[int, typer.Option(min=1, help="data-parallel workers of each training")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the images")] = 0,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Train one model of six symptoms, and one of a single symptom; takes about 10 minutes."""
+    from tests.benchmarks.symptoms import SymptomsOptions
+    from tests.benchmarks.symptoms import bench_symptoms as verb
+
+    verb(check_out(out, "symptoms"), SymptomsOptions(photographs, workers, seed, tuple(set_)))
+
+
 @app.command("bulk", epilog="Example: python -m tests.benchmarks bulk --photographs 1000 --no-daft")
 def bench_bulk(
     out: BenchOutOption = "runs/bench/bulk",
