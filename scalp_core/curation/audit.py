@@ -120,11 +120,7 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
         listed
     )
     if layout == "table":
-        graded = [
-            symptom
-            for place, symptom in enumerate(SYMPTOMS, 1)
-            if tables.number(f"select count(given_labels[{place}]) from object")
-        ]
+        graded = tables.find_symptoms()
         fix = f"use --symptom {graded[0]}" if graded else "check its columns uri and label"
         raise SourceError(f"{problem}; {fix}, or use --label-source unlabelled")
     raise SourceError(

@@ -132,6 +132,12 @@ class AuditTables:
             return "aihub"
         return "class_folders" if self.number(f"{photographs} and class_grade is not null") else "unlabelled"
 
+    def find_symptoms(self) -> list[str]:
+        """Find the symptoms of which a table has grades."""
+        counts = ", ".join(f"count(given_labels[{place}])" for place in range(1, len(SYMPTOMS) + 1))
+        (row,) = self._sql.sql(f"select {counts} from object").fetchall()
+        return [symptom for symptom, count in zip(SYMPTOMS, row, strict=True) if count]
+
     def label_images(self, layout: str, task: str, symptom: str) -> None:
         """Create table `photo`: each image with its label, or the reason to drop it."""
         number = SYMPTOMS.index(symptom)
