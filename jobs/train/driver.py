@@ -305,8 +305,14 @@ def identify(
     recipe: Recipe, data_spec: DataSpec, fold: int | None, hold_out_val: bool = False
 ) -> dict[str, Any]:
     """Settings and data of a training, which `check_identity` compares."""
-    identity = {"recipe": recipe.model_dump(), "data_sha256": data_spec.sha256, "fold": fold}
+    identity = {"recipe": recipe.model_dump(), **identify_labels(recipe, data_spec), "fold": fold}
     return identity | ({"hold_out_val": True} if hold_out_val else {})  # which older runs do not have
+
+
+def identify_labels(recipe: Recipe, data_spec: DataSpec) -> dict[str, Any]:
+    """Hashes of the labels that a training learns: `data_sha256`, and `labels_sha256` of other symptoms."""
+    hashes = {"data_sha256": data_spec.sha256}
+    return hashes | ({"labels_sha256": data_spec.labels_sha256} if recipe.symptoms == "all" else {})
 
 
 def check_identity(run: str, identity: dict[str, Any], argument: str = "RUN") -> None:

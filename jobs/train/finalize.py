@@ -61,6 +61,7 @@ def make_bundle(
         workers=max(entry["workers"] for entry in history),
         best_epoch=best["epoch"],
         data_sha256=data.sha256,
+        labels_sha256=data.labels_sha256 if recipe.symptoms == "all" else None,
         grade_counts=np.bincount(labels, minlength=NUM_GRADES).tolist(),
         grade_mix_limit=grade_mix_limit(labels, train["group"].to_pylist()),
         split=data.split,

@@ -23,7 +23,14 @@ from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, progress_bar, read_json, write_json
 from jobs.common.preflight import check_nodes, examples
 from jobs.data.tasks import RETRY_TIMEOUT_S
-from jobs.train.driver import IDENTITY_FILE, check_batch_norm, check_batches, check_identity, worker_config
+from jobs.train.driver import (
+    IDENTITY_FILE,
+    check_batch_norm,
+    check_batches,
+    check_identity,
+    identify_labels,
+    worker_config,
+)
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
 from jobs.train.scaling import CPUS_FOR_DATA, count_parallel, plan_scaling, wait_for_workers
 from jobs.tune.proposals import plan_trials
@@ -92,7 +99,7 @@ def tune(
         "space": json.loads(json.dumps(space, default=Range.model_dump)),  # as JSON preserves it
         "trials": trials,
         "draw_seed": seed,
-        "data_sha256": data_spec.sha256,
+        **identify_labels(recipe, data_spec),
     }
     check_identity(out, identity, "OUT")
     if summary := _finished(data, out):

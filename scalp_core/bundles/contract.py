@@ -173,6 +173,9 @@ class Training(BaseModel):
     workers: int = Field(description="data-parallel workers")
     best_epoch: int = Field(description="epoch with the best validation kappa, from 1")
     data_sha256: str = Field(description="hash of the training manifest")
+    labels_sha256: str | None = Field(
+        None, description="hash of the grades of all symptoms in it; None if the model learned one symptom"
+    )
     grade_counts: list[int] = Field(
         description="training images per grade; an image with a soft label counts for its likeliest grade"
     )
