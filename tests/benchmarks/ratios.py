@@ -39,6 +39,9 @@ RATIOS: dict[str, dict[str, Ratio]] = {
         "int8_vs_bf16": Ratio("higher", "rates of the bare model, both in OpenVINO"),
         "end_to_end_vs_plain": Ratio("higher", "rate from bytes to grade, to that of plain PyTorch"),
     },
+    "symptoms": {
+        "train_seconds_six_vs_one": Ratio("lower", "training time of six symptoms, to that of one"),
+    },
     "train": {
         "vs_torchrun": Ratio(
             "higher", "rate of several workers, to the tuned loop with `torchrun`: the cost of Ray"

@@ -67,14 +67,6 @@ def test_evaluation_and_rows_have_the_answers_of_the_predictor(pipeline, six, tm
         assert score["top1"] == pytest.approx(right[name] / score["n"])
 
 
-def test_a_model_of_one_symptom_continues_from_six(pipeline, six, tmp_path):
-    run, _ = six
-    recipe = pipeline.recipe.model_copy(update={"weights": run, "epochs": 1})
-    train(str(pipeline.data), str(tmp_path / "one"), recipe, workers=1, device="cpu")
-    spec = load_bundle(str(tmp_path / "one")).spec
-    assert spec.training.initial_weights.head_kept and not spec.other_symptoms
-
-
 def test_images_without_labels_of_other_symptoms_are_refused(pipeline, tmp_path, monkeypatch):
     def without(table, symptom):
         column = table.schema.get_field_index("labels")
