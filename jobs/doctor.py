@@ -111,7 +111,7 @@ def _check_gpu() -> str:
 
     if torch.cuda.is_available():
         names = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-        return f"{', '.join(names)}; CUDA {torch.version.cuda}"
+        return f"{', '.join(names)}, CUDA {torch.version.cuda}"
     if Path("/dev/nvidia0").exists():
         raise UserError(
             f"PyTorch {torch.__version__} cannot use the NVIDIA GPU; install a driver for CUDA "

@@ -105,6 +105,10 @@ def prepare(
     is_log = is_label_log(source)
     if blind_only and not is_log:
         raise UserError(f"--blind-only: {source} is not a label log of scalp review; omit the option")
+    if is_log and options.symptom != SYMPTOMS[0]:
+        raise UserError(
+            f"--symptom {options.symptom}: readers of scalp review grade {SYMPTOMS[0]}; omit the option"
+        )
     if conflicts != "adjudicate" and not is_log:
         raise UserError(f"--conflicts: {source} is not a label log of scalp review; omit the option")
     if executor is None:

@@ -24,6 +24,7 @@ from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.evaluation.paired import Answers
+from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS, name_symptom
 from scalp_core.inference import calibration
 from scalp_core.inference.decision import Grading, make_gradings, other_answers
 from scalp_core.reports.data import leak_warning
@@ -139,11 +140,35 @@ class Evaluation(NamedTuple):
 
 
 def read_table(spec: BundleSpec, data_spec: DataSpec, data: str) -> pa.Table:
-    """Read the manifest of prepared data; for a bundle of a fold of these data, val is that fold."""
+    """Read the manifest of prepared data; for a bundle of a fold of these data, val is that fold.
+
+    Raises:
+        UserError: As in `check_symptom`.
+    """
+    check_symptom(spec, data_spec, data)
     table = manifest.read_manifest(data)
     if spec.training.fold is not None and spec.training.data_sha256 == data_spec.sha256:
         table = manifest.apply_fold(table, spec.training.fold)
     return table
+
+
+def check_symptom(spec: BundleSpec, data_spec: DataSpec, data: str) -> None:
+    """Refuse labels of another symptom than the grades of a bundle.
+
+    Bundles of version 1, and data of class folders or older tables, do not state theirs.
+
+    Raises:
+        UserError: The symptoms differ.
+    """
+    if spec.schema_version == 1 or data_spec.symptom is None:
+        return
+    labeled = manifest.symptom_id(data_spec.symptom)
+    if labeled != spec.symptom:
+        expected = SYMPTOMS[SYMPTOM_IDS.index(spec.symptom)]
+        raise UserError(
+            f"{data} has labels of {name_symptom(labeled)}, and the grades of {spec.name} are of "
+            f"{name_symptom(spec.symptom)}; give data prepared with --symptom {expected}"
+        )
 
 
 def evaluate_table(

@@ -18,6 +18,7 @@ from jobs.common.console import SUMMARY_FILE, console, print_json, show
 from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.grades import SYMPTOM_IDS, name_symptom
 from scalp_core.results.documents import SUFFIXES, Document, write_documents
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines, json_text
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
@@ -93,7 +94,9 @@ def results(
         if write is not None and to is not None:
             if not graded.finished:
                 raise UserError(f"{out} is not finished; finish it with the same scalp grade command first")
-            synthetic = _is_synthetic(graded.out)
+            run = storage.read_json(storage.join(graded.out, SUMMARY_FILE)) or {}
+            _check_symptom(write, out, run.get("symptom", SYMPTOM_IDS[0]))
+            synthetic = bool(run.get("synthetic"))
             return _write_documents(write, answer, storage.absolute(to), limit, synthetic, patients)
         if as_json:
             return _print_rows(answer, limit)
@@ -236,9 +239,13 @@ class _Counted:
             yield batch
 
 
-def _is_synthetic(out: str) -> bool:
-    """Whether the model of a finished run was trained on synthetic images."""
-    return bool((storage.read_json(storage.join(out, SUMMARY_FILE)) or {}).get("synthetic"))
+def _check_symptom(kind: Document, out: str, symptom: str) -> None:
+    """Refuse documents of another symptom, because the local codes name micro-keratin."""
+    if symptom != SYMPTOM_IDS[0]:
+        raise UserError(
+            f"--write {kind}: the grades of {out} are of {name_symptom(symptom)}, and documents have codes "
+            "of micro-keratin alone; write the rows with --output FILE.csv"
+        )
 
 
 def _first(batches: Batches, limit: int) -> Batches:

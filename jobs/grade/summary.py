@@ -53,6 +53,7 @@ def make_summary(
         "computed_by": run.identity.computed_by,
         "bundle": run.identity.bundle,
         "synthetic": spec.training.synthetic,
+        "symptom": spec.symptom,
         "sources": run.named,
         "rows": counts["rows"],
         "graded": counts["graded"],

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions
-from jobs.evaluate.driver import collect_finite_columns
+from jobs.evaluate.driver import check_symptom, collect_finite_columns
 from scalp_core import storage
 from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
 from scalp_core.bundles.contract import BundleSpec, LocalCalibration
@@ -112,9 +112,10 @@ def _labeled_rows(spec: BundleSpec, data: str, split: str) -> tuple[pa.Table, st
     """Read the labeled rows, and the hash of their data.
 
     Raises:
-        UserError: They are of the training, or too few.
+        UserError: They are of another symptom or of the training, or too few.
     """
     data_spec, table = manifest.read_spec(data), manifest.read_manifest(data)
+    check_symptom(spec, data_spec, data)
     if data_spec.sha256 == spec.training.data_sha256 and split in ("all", "train"):
         raise UserError(
             f"{data} is the data that {spec.name} was trained on, so its answers to them are too good; give "

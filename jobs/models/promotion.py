@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions
-from jobs.evaluate.driver import collect_columns, make_answers
+from jobs.evaluate.driver import check_symptom, collect_columns, make_answers
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry
@@ -47,12 +47,14 @@ def assess_version(
     Raises:
         UserError: The data or a bundle cannot be read, the policy does not list the data, or a rule fails.
     """
-    data_sha256 = manifest.read_spec(data).sha256
+    data_spec = manifest.read_spec(data)
+    data_sha256 = data_spec.sha256
     if policy:
         policy.check_data(data, data_sha256)
     rows = manifest.select_split(manifest.read_manifest(data), _SPLIT)
     labels, groups = np.array(rows["label"].to_pylist()), rows["group"].to_pylist()
     after = load_bundle(store.uri(name, version))
+    check_symptom(after.spec, data_spec, data)
     candidate = _answers(after, rows, labels, options, executor)
     evidence, reference = None, None
     if promoted is not None:

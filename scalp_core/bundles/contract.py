@@ -101,7 +101,7 @@ class OtherSymptom(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="one of `grades.SYMPTOM_IDS`")
+    name: str = Field(description="a name as in `symptom`")
     images: int = Field(description="training images with a label of it")
     temperature: float | None = Field(
         None, description="divisor of its logits, fitted on validation; None: too few labels, so no grade"
@@ -208,7 +208,7 @@ class BundleSpec(BaseModel):
         "softmax", description="how the last layer's outputs become four logits (models.architecture)"
     )
     model: ModelKeywords = Field({}, description="further keywords of `timm.create_model`")
-    symptom: str = Field(SYMPTOM_IDS[0], description="symptom of `grade`, one of `grades.SYMPTOM_IDS`")
+    symptom: str = Field(SYMPTOM_IDS[0], description=f"symptom of `grade`: {', '.join(SYMPTOM_IDS)}")
     other_symptoms: tuple[OtherSymptom, ...] = Field(
         (), description="symptoms of the outputs after the first four, in their order"
     )

@@ -7,6 +7,7 @@ from uuid import UUID, uuid5
 
 from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, InitialWeights
 from scalp_core.bundles.model_card import METRICS, list_warnings
+from scalp_core.grades import name_symptom
 
 _NAMESPACE = UUID("f3b86a1e-8f0a-5c4e-8d1c-1f3b5a0c9d27")
 _MODEL, _DATA = "model", "training-data"
@@ -54,7 +55,7 @@ def _model(spec: BundleSpec) -> Component:
         "bom-ref": _MODEL,
         "name": spec.name,
         "version": spec.model_version,
-        "description": "Grades the severity of micro-keratin (fine flaking) on one image of a scalp.",
+        "description": f"Grades the severity of {name_symptom(spec.symptom)} on one image of a scalp.",
         "hashes": _hashes(spec.file_hashes[WEIGHTS_FILE]),
         "components": files,
         "modelCard": _model_card(spec),

@@ -71,7 +71,11 @@ def audit(examined: str, source: str, out: str, options: Options, is_table: bool
         record = _divide(tables, near.pairs, task, options)
         tables.write_outputs(out)
         symptoms = tables.describe_symptoms()
-        has_symptom = layout == "aihub" or (layout == "table" and symptoms["symptoms"])
+        has_symptom = (
+            layout == "aihub"
+            or (layout == "table" and symptoms["symptoms"])
+            or options.symptom != SYMPTOMS[0]  # of labels in folders or a table, as the user says
+        )
         spec = DataSpec(
             created_at=datetime.now(UTC),
             source=source,

@@ -407,7 +407,7 @@ def other_symptoms(symptom: str | None) -> tuple[str, ...]:
 
 
 def symptom_id(symptom: str | None) -> str:
-    """Name (`grades.SYMPTOM_IDS`) of `DataSpec.symptom`; a table's labels are of micro-keratin."""
+    """Name (`grades.SYMPTOM_IDS`) of `DataSpec.symptom`; None is micro-keratin."""
     return SYMPTOM_IDS[0] if symptom is None else SYMPTOM_IDS[SYMPTOMS.index(symptom)]
 
 

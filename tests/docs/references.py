@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import typer
 from ray.util.metrics import Metric
 from typer.cli import get_docs_for_click
@@ -126,9 +127,14 @@ that is used. [model-card.md](model-card.md) describes the card that is written 
 
 
 def _arrow_type(kind: Any) -> str:
-    names = {"list<item: double>": "list of double", "list<item: int8>": "list of int8"}
-    names |= {"list<item: string>": "list of string", "timestamp[ms, tz=UTC]": "timestamp, ms, UTC"}
-    return names.get(str(kind), str(kind))
+    if pa.types.is_struct(kind):
+        kinds = {_arrow_type(field.type) for field in kind}
+        if len(kinds) == 1:
+            return f"struct with {', '.join(f'`{field.name}`' for field in kind)}; each a {kinds.pop()}"
+        return f"struct with {', '.join(f'`{field.name}` ({_arrow_type(field.type)})' for field in kind)}"
+    if pa.types.is_list(kind):
+        return f"list of {_arrow_type(kind.value_type)}"
+    return "timestamp, ms, UTC" if kind == pa.timestamp("ms", "UTC") else str(kind)
 
 
 # --- metrics, environment ----------------------------------------------------------------------------------

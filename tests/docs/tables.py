@@ -59,8 +59,12 @@ def type_text(field: dict[str, Any]) -> str:
         return f"list of {type_text(kind)}" if kind else "list"
     if "format" in field:
         return {"date-time": "time"}.get(field["format"], field["format"])
-    bounds = [f"{word} {field[key]}" for key, word in _BOUNDS.items() if key in field]
+    bounds = [f"{word} {_number(field[key])}" for key, word in _BOUNDS.items() if key in field]
     return ", ".join(filter(None, [field.get("type", "any"), " ".join(bounds)]))
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value  # pydantic writes 4.0 for an integer
 
 
 def table(headings: tuple[str, ...], rows: Any) -> str:

@@ -145,3 +145,9 @@ def test_options_of_label_logs_are_refused_for_other_sources(tmp_path):
     with pytest.raises(UserError, match="--conflicts: .* is not a label log"):
         prepare(str(tmp_path / "set"), str(tmp_path / "data"), conflicts="soft")
     assert not storage.exists(f"{tmp_path}/data")
+
+
+def test_a_label_log_has_grades_of_micro_keratin_alone(reviewed, tmp_path):
+    with pytest.raises(UserError, match="--symptom 비듬: readers of scalp review grade 미세각질; omit"):
+        prepare(reviewed, str(tmp_path / "data"), Options(symptom="비듬"))
+    assert not storage.exists(f"{tmp_path}/data")

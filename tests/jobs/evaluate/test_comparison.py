@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from jobs.evaluate.comparison import evaluate_models
 from scalp_core.curation.audit import Options
 from scalp_core.errors import UserError
 from scalp_core.evaluation.paired import METRICS
+from scalp_core.grades import SYMPTOMS
 from tests.support.bundles import make_bundle
 from tests.support.korean_view import untranslated
 from tests.support.sources import write_set
@@ -70,6 +72,15 @@ def test_a_model_does_not_differ_from_itself(bundle, data, tmp_path, capsys):
     for differences in summary["comparison"]["differences"]:
         assert all(value["difference"] in (0, None) for value in differences.values())
     assert "Different (" not in capsys.readouterr().out
+
+
+def test_labels_of_another_symptom_are_refused(bundle, data, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    contract = json.loads((other / "data.json").read_text())
+    (other / "data.json").write_text(json.dumps(contract | {"symptom": SYMPTOMS[4]}))
+    with pytest.raises(UserError, match=r"has labels of dandruff \(비듬\), .* --symptom 미세각질"):
+        evaluate_models([str(bundle)] * 2, str(other), str(tmp_path / "out"), executor=LocalExecutor())
 
 
 def test_splits_of_two_folds_are_not_compared(bundle, data, tmp_path, monkeypatch):

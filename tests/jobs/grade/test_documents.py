@@ -211,6 +211,17 @@ def test_a_model_of_synthetic_images_is_named_as_one(tmp_path):
     assert "trained on synthetic images" in texts(report)
 
 
+def test_grades_of_another_symptom_make_no_documents(tmp_path):
+    out = str(tmp_path / "out")
+    write(storage.join(out, "results"), [row("/clinic/a.jpg")], files=1)
+    storage.write(storage.join(out, "summary.json"), b'{"symptom": "dandruff"}')
+    with pytest.raises(
+        UserError, match=r"are of dandruff \(비듬\), .* of micro-keratin alone; write the rows"
+    ):
+        results(out, to=str(tmp_path / "a.ndjson"), write="fhir")
+    assert not (tmp_path / "a.ndjson").exists()
+
+
 def test_what_makes_no_document_is_refused(graded, out, tmp_path, monkeypatch):
     def refused(match, **options):
         to = options.pop("to", str(tmp_path / "a.zip"))

@@ -65,6 +65,12 @@ def test_the_label_is_the_grade_of_the_symptom(tmp_path):
     assert (dropped["reason"], dropped["detail"]) == ("conflicting_labels", "label 0, micro_keratin 3")
 
 
+def test_labels_of_a_plain_table_are_of_the_given_symptom(tmp_path):
+    table = write_table(tmp_path, "label", lambda n: n % 4)
+    found = audited(table, tmp_path / "out", symptom=SYMPTOMS[4], ratio="1:1:1")
+    assert manifest.read_spec(found.data).symptom == SYMPTOMS[4]
+
+
 def test_a_table_of_another_symptom_says_which(tmp_path):
     table = write_table(tmp_path, "dandruff", lambda n: n % 4)
     with pytest.raises(UserError, match=r"no grade for any of them \(24 no_label\); use --symptom 비듬, or"):
