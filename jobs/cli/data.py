@@ -13,7 +13,7 @@ from jobs.cli.options import (
     SetOption,
     with_old_names,
 )
-from scalp_core.grades import SYMPTOMS
+from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS
 
 PrepareCommand = with_old_names({"--task": "--label-source", "--split": "--ratio"})
 
@@ -71,7 +71,13 @@ def prepare(
             "label file) or unlabelled; default: folder, or the column label of a table"
         ),
     ] = None,
-    symptom: Annotated[str, typer.Option(help=f"symptom to read: {', '.join(SYMPTOMS)}")] = SYMPTOMS[0],
+    symptom: Annotated[
+        str,
+        typer.Option(
+            help="symptom of the label: "
+            + ", ".join(f"{name} ({korean})" for name, korean in zip(SYMPTOM_IDS, SYMPTOMS, strict=True))
+        ),
+    ] = SYMPTOM_IDS[0],
     ratio: Annotated[
         str,
         typer.Option(
@@ -137,6 +143,7 @@ def prepare(
     from scalp_core.curation.audit import Options
 
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
+    symptom = dict(zip(SYMPTOM_IDS, SYMPTOMS, strict=True)).get(symptom, symptom)
     options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
     executor = make_executor(local)
     verb(

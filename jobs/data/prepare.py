@@ -40,7 +40,7 @@ from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.manifest import SPLITS, DataSpec, ReviewedLabels
 from scalp_core.errors import SourceError, UserError
-from scalp_core.grades import GRADE_NAMES, SYMPTOMS
+from scalp_core.grades import GRADE_NAMES, SYMPTOM_IDS, SYMPTOMS
 from scalp_core.labels.decisions import Conflicts
 from scalp_core.labels.log import is_label_log
 from scalp_core.reports import data as data_report
@@ -197,7 +197,9 @@ def _prepare(
 def _check_options(options: Options, source: str) -> None:
     parse_ratio(options.ratio)
     if options.symptom not in SYMPTOMS:
-        raise UserError(f"--symptom {options.symptom} is unknown; give one of {', '.join(SYMPTOMS)}")
+        raise UserError(
+            f"--symptom {options.symptom} is unknown; give one of {', '.join(SYMPTOM_IDS)}, or in Korean"
+        )
     if unknown := [key for key in options.keys if key not in audit.GROUP_KEYS]:
         raise UserError(f"--group {','.join(unknown)} is unknown; give some of {','.join(audit.GROUP_KEYS)}")
     if options.group_by:

@@ -301,7 +301,9 @@ def read_spec(data: str) -> DataSpec:
     with storage.rename_errors(data):
         is_prepared = storage.exists(uri)
     if not is_prepared:
-        raise UserError(f"{data} has no {SPEC_FILE}; make one with: scalp prepare SOURCE {data}")
+        raise UserError(
+            f"{data} has no {SPEC_FILE}; prepare images with: scalp prepare SOURCE OUT, and give OUT"
+        )
     try:
         return DataSpec.model_validate_json(storage.read(uri))
     except ValidationError as error:

@@ -106,7 +106,10 @@ class Selection:
 
 
 ALL = Selection()
-_SQL_EXAMPLE = "write one select, for example: select grade, count(*) from results group by grade"
+_SQL_EXAMPLE = (
+    "write one select of the columns in docs/formats.md, for example: select grade, count(*) from results "
+    "group by grade"
+)
 
 
 class ResultRows:

@@ -95,7 +95,7 @@ def test_the_same_command_again_ends_at_once_and_another_is_refused(prepared, so
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(symptom="각질"), "--symptom 각질 is unknown; give one of 미세각질"),
+        (Options(symptom="각질"), "--symptom 각질 is unknown; give one of micro_keratin, excess_sebum"),
         (Options(keys=("person",)), "--group person is unknown; give some of device,session,near_duplicate"),
         (Options(ratio="7:2"), "--ratio 7:2"),
         (Options(folds=100), "groups cannot be divided into 100"),

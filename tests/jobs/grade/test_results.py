@@ -155,7 +155,9 @@ def test_a_select_reaches_the_rows_and_nothing_else(ask, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("query", ["selct", "select nothing from results", "drop view results"])
 def test_a_select_that_cannot_run_has_an_example(ask, query):
-    with pytest.raises(UserError, match="; write one select, for example: select grade, "):
+    with pytest.raises(
+        UserError, match="; write one select of the columns in docs/formats.md, for example: "
+    ):
         ask("--sql", query)
 
 
