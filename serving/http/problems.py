@@ -17,6 +17,9 @@ from serving.http.openapi import PROBLEM_MEDIA_TYPE as MEDIA_TYPE
 from serving.schemas.grading import Problem
 from serving.schemas.inference import OpenInferenceError
 
+PROBLEM_CODE = "X-Problem-Code"
+"""Header of an error of the Open Inference Protocol, whose body has no code."""
+
 _UNPROCESSABLE = 422  # its name in http.HTTPStatus changed with Python 3.13
 _STATUS_OF_IMAGE_CODE = {
     "too_many_bytes": 413,
@@ -167,7 +170,7 @@ def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | No
     request.problem = code
     if request.is_open_inference:
         error = OpenInferenceError(error=detail).model_dump_json()
-        return Response(error, status, headers, "application/json")
+        return Response(error, status, {**(headers or {}), PROBLEM_CODE: code}, "application/json")
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,

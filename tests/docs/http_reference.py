@@ -60,7 +60,8 @@ HEAD works wherever GET does. Each answer has the header `X-Request-ID`; a clien
 A refusal is `application/problem+json` with a stable `code`, one line in `detail`, and `request_id`. HAProxy
 answers two requests in HTML without an id: 400 for a malformed or large head, 408 for a slow head.
 `Retry-After` is the number of seconds to wait. Routes below `/v2` answer `{{"error": "…"}}` with the same
-statuses, as the Open Inference Protocol wants; HAProxy answers with a problem that has `error` too.
+statuses, as the Open Inference Protocol wants, and with the code in `X-Problem-Code`; HAProxy answers with
+a problem that has `error` too. [serving.md](serving.md#grpc) has the statuses of gRPC.
 
 {table(columns, codes)}
 ### Codes of images
