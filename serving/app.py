@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,12 @@ def _application(
 
 
 def start(
-    bundle: str, host: str, port: int, settings: Settings | None = None, candidate: str | None = None
+    bundle: str,
+    host: str,
+    port: int,
+    settings: Settings | None = None,
+    candidate: str | None = None,
+    grpc_port: int | None = None,
 ) -> None:
     """Start the endpoint on this machine, or on the cluster of `RAY_ADDRESS`; returns when it is ready.
 
@@ -112,11 +117,12 @@ def start(
         bundle: Directory of the bundle, local or `s3://`, or `models://NAME[@VERSION]`.
         settings: Settings of the endpoint; None fits the grader to the machine.
         candidate: Bundle of the shadow or canary of `settings.candidate`.
+        grpc_port: Port where HAProxy accepts gRPC, for a server that the caller runs.
 
     Raises:
         UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
-            a review has no keys or no images, or `settings.front` or `settings.tracing` is set and no Ray is
-            started here.
+            a review has no keys or no images, or `settings.front`, `settings.tracing` or `grpc_port` is set
+            and no Ray is started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
@@ -128,6 +134,10 @@ def start(
     keys = Keys(settings.keys)
     check_address(host, keys, settings.keys.open_to_network_without_keys)
     check_port(host, port)
+    if grpc_port is not None:
+        check_port(host, grpc_port, "--grpc-port")
+        if grpc_port == port:
+            raise UserError(f"--port and --grpc-port are both {port}; choose another --grpc-port")
     check_readers(settings.review, keys)
     if settings.review:
         read_review(settings.review)
@@ -137,12 +147,18 @@ def start(
     if not is_joined():
         # On a cluster HAProxy is set up when the cluster starts.
         check_certificate(settings.front.tls_certificate)
-        os.environ.update(haproxy.environment(Path(_haproxy_folder().name), settings.front))
+        grpc = haproxy.Grpc.of(_haproxy_folder(), host, grpc_port) if grpc_port else None
+        os.environ.update(haproxy.environment(_haproxy_folder(), settings.front, grpc))
         tracing.configure(settings.tracing)
     elif "front" in settings.model_fields_set:
         raise UserError(
             "front is set, but a cluster has its own HAProxy; remove front, and set "
             f"{haproxy.POLICY_VARIABLE} in the environment of its nodes"
+        )
+    elif grpc_port:
+        raise UserError(
+            "--grpc-port needs the HAProxy of a local Ray, but RAY_ADDRESS is set; unset it, or remove "
+            "--grpc-port"
         )
     elif settings.tracing.collector:
         raise UserError(
@@ -166,25 +182,46 @@ def stop() -> None:
     ray_serve.shutdown()
 
 
-def serve(bundle: str, host: str, port: int, settings: Settings, candidate: str | None = None) -> None:
+def serve(
+    bundle: str,
+    host: str,
+    port: int,
+    settings: Settings,
+    candidate: str | None = None,
+    grpc_port: int | None = None,
+) -> None:
     """Run the endpoint until it is interrupted; the command `scalp serve`.
 
     Raises:
         UserError: As `start`.
     """
-    start(bundle, host, port, settings, candidate)
+    start(bundle, host, port, settings, candidate, grpc_port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by systemd and containers
     address = f"[{host}]" if ":" in host else host
     scheme = "https" if settings.front.tls_certificate else "http"
-    print(f"READY {scheme}://{address}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("stopping", flush=True)  # noqa: T201
-    finally:
-        _drain()
-        if os.environ.get("RAY_ADDRESS"):
-            stop()  # a local Ray ends with this process
+    with ExitStack() as stack:
+        if grpc_port:
+            stack.enter_context(_grpc_server(settings, host, grpc_port))
+        grpc = f", gRPC at {address}:{grpc_port}" if grpc_port else ""
+        print(f"READY {scheme}://{address}:{port}{grpc} (Ctrl-C ends it)", flush=True)  # noqa: T201
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("stopping", flush=True)  # noqa: T201
+        finally:
+            _drain()
+            if os.environ.get("RAY_ADDRESS"):
+                stop()  # a local Ray ends with this process
+
+
+def _grpc_server(settings: Settings, host: str, port: int) -> AbstractContextManager[None]:
+    """Run the gRPC server in this process while the context is open."""
+    from serving.api.grpc_server import GrpcServer, running  # most endpoints have no gRPC
+
+    sockets = haproxy.Grpc.of(_haproxy_folder(), host, port)
+    keys = Keys(settings.keys)
+    server = GrpcServer(settings.limits, keys, settings.answer_seconds, str(sockets.requests))
+    return running(server, f"unix:{sockets.calls}")
 
 
 def _drain() -> None:
@@ -199,9 +236,13 @@ def _drain() -> None:
 
 
 @cache
-def _haproxy_folder() -> tempfile.TemporaryDirectory[str]:
+def _haproxy_files() -> tempfile.TemporaryDirectory[str]:
     """Directory that exists as long as this process."""
     return tempfile.TemporaryDirectory(prefix="scalp-haproxy-")
+
+
+def _haproxy_folder() -> Path:
+    return Path(_haproxy_files().name)
 
 
 def _pin_model(bundle: str, device: Hardware, settings: Settings) -> ModelSettings:

@@ -18,6 +18,14 @@ def serve(
         str, typer.Option(help="address to listen on; other than loopback needs --keys")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="port of --host for the Open Inference Protocol over gRPC; default: no gRPC",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     runtime: RuntimeOption = "auto",
@@ -101,4 +109,4 @@ def serve(
             values[name] = (values.get(name) or {}) | value
         elif value is not None:
             values[name] = value
-    verb(bundle, host, port, parse_settings(Settings, values, origin), shadow or canary)
+    verb(bundle, host, port, parse_settings(Settings, values, origin), shadow or canary, grpc_port)

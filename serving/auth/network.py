@@ -65,8 +65,8 @@ def check_address(host: str, keys: Keys, open_to_network: bool) -> None:
     )
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise a `UserError` if the port cannot be listened on."""
+def check_port(host: str, port: int, option: str = "--port") -> None:
+    """Raise a `UserError`, which names `option`, if the port cannot be listened on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +76,7 @@ def check_port(host: str, port: int) -> None:
             reason = (
                 "is in use" if error.errno == errno.EADDRINUSE else f"is not available ({error.strerror})"
             )
-            raise UserError(f"port {port} of {host} {reason}; choose another one with --port") from error
+            raise UserError(f"port {port} of {host} {reason}; choose another one with {option}") from error
 
 
 def check_certificate(file: str | None) -> None:

@@ -22,6 +22,7 @@ from cluster.haproxy import Policy
 from scalp_core.errors import UserError
 from serving.auth.network import check_certificate
 from tests.support import haproxy_process
+from tests.support.certificates import make_certificate
 from tests.support.haproxy_process import Proxy, write_configuration
 
 GOOD = "a-key-that-the-endpoint-knows"
@@ -211,17 +212,7 @@ def test_without_a_replica_the_answer_is_a_problem(tmp_path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    key, chain, both = folder / "key.pem", folder / "chain.pem", folder / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-keyout", key, "-out", chain, "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    both.write_text(chain.read_text() + key.read_text())
-    both.chmod(0o600)
-    return both
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def test_a_certificate_makes_it_https_and_the_endpoint_knows(tmp_path, certificate):

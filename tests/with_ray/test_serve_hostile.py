@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from grpc import StatusCode
 from PIL import Image
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from cluster.haproxy import Policy
 from serving.admission.limits import Limits
@@ -31,6 +34,7 @@ LATE = 30  # seconds after which something has not come, on a busy machine; less
 @dataclass(frozen=True)
 class Endpoint:
     port: int
+    grpc_port: int
     key: str
     audit: Path
 
@@ -42,6 +46,17 @@ class Endpoint:
         files = {"file": (name, data, "image/jpeg")}
         headers = {"Authorization": f"Bearer {self.key}", **headers}
         return httpx.post(f"http://127.0.0.1:{self.port}/v1/grade", files=files, headers=headers, timeout=60)
+
+    def infer(self, message: bytes, *metadata: tuple[str, str], key: str | None = None) -> StatusCode:
+        """Status of a call of gRPC."""
+        metadata = (("authorization", f"Bearer {key or self.key}"), *metadata)
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            try:
+                call(message, metadata=metadata, timeout=60)
+            except grpc.RpcError as error:
+                return error.code()
+        return StatusCode.OK
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +73,8 @@ def endpoint(bundle, tmp_path_factory):
         limits=Limits(grace_seconds=PATIENCE, min_bytes_per_s=100_000, grade_bytes=2**20),
         audit=AuditSettings(folder=str(folder / "audit")),
     )
-    with scalp_serve(bundle, settings, folder) as served:
-        endpoint = Endpoint(served.port, key, folder / "audit")
+    with scalp_serve(bundle, settings, folder, grpc=True) as served:
+        endpoint = Endpoint(served.port, served.grpc_port, key, folder / "audit")
         assert endpoint.grade(jpeg(0)).status_code == 200
         yield endpoint
         assert endpoint.grade(jpeg(0)).status_code == 200  # after all of it
@@ -229,6 +244,45 @@ def test_names_that_look_like_paths_are_no_paths(endpoint, name):
     answer = endpoint.grade(jpeg(1), name)
     assert answer.status_code == 200
     assert "private" not in answer.text and "passwd" not in answer.text
+
+
+def infer_request(*images: bytes) -> bytes:
+    contents = {"bytes_contents": images}
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(images)], "contents": contents}
+    return ModelInferRequest(model_name="scalp", inputs=[tensor]).SerializeToString()
+
+
+def test_calls_of_grpc_that_no_honest_client_makes_are_refused(endpoint):
+    good = infer_request(jpeg(1))
+    assert endpoint.infer(good) is StatusCode.OK
+    assert endpoint.infer(good, key="a-key-of-nobody-at-all") is StatusCode.UNAUTHENTICATED
+    assert endpoint.infer(infer_request(bytes(2**20))) is StatusCode.RESOURCE_EXHAUSTED
+    assert endpoint.infer(good[:-9]) is StatusCode.INVALID_ARGUMENT
+    assert endpoint.infer(b"\x2a\x00" * 500_000) is StatusCode.INVALID_ARGUMENT
+    many = [(f"x-name-{number}", "a value") for number in range(10_000)]
+    assert endpoint.infer(good, *many) in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE)
+    assert endpoint.infer(good) is StatusCode.OK
+
+
+def test_a_call_of_grpc_is_in_the_audit_log(endpoint):
+    assert endpoint.infer(infer_request(jpeg(5)), ("x-request-id", "visit-8")) is StatusCode.OK
+    line = audit_line(endpoint, "visit-8")
+    assert line["key"] == "ann" and line["model_version"]
+    assert (
+        endpoint.infer(infer_request(b"a text"), ("x-request-id", "visit-9")) is StatusCode.INVALID_ARGUMENT
+    )
+    assert audit_line(endpoint, "visit-9")["key"] == "ann"
+
+
+def audit_line(endpoint: Endpoint, request_id: str) -> dict:
+    """The line of the audit log of a request, when it is written."""
+    deadline = time.monotonic() + LATE
+    while time.monotonic() < deadline:
+        text = "".join(file.read_text() for file in endpoint.audit.glob("audit-*"))
+        for line in map(json.loads, text.splitlines()):
+            if line.get("request_id") == request_id:
+                return line
+    raise AssertionError(f"no line of {request_id}")
 
 
 def test_the_audit_log_tells_of_it_and_has_no_names(endpoint):
