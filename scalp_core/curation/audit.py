@@ -125,7 +125,7 @@ def _check_any_kept(tables: AuditTables, source: str, layout: str, task: str, op
     )
     if layout == "table":
         graded = tables.find_symptoms()
-        fix = f"use --symptom {graded[0]}" if graded else "check its columns uri and label"
+        fix = f"use --symptom {graded[0]}" if graded else "check its columns uri, label and those of symptoms"
         raise SourceError(f"{problem}; {fix}, or use --label-source unlabelled")
     raise SourceError(
         f"{problem}: neither AI Hub folders ([원천]{options.symptom}_0.양호 …), nor label files for "

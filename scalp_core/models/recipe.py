@@ -170,10 +170,13 @@ class Recipe(BaseModel):
     def _fits_together(self) -> Recipe:
         if self.frozen_epochs >= self.epochs:
             raise ValueError(
-                f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs})"
+                f"frozen_epochs ({self.frozen_epochs}) must be fewer than epochs ({self.epochs}); set "
+                "frozen_epochs=0, or more epochs"
             )
         if self.batch_norm == "frozen" and self.weights == "none":
-            raise ValueError("batch_norm: frozen needs pretrained weights, and weights is none")
+            raise ValueError(
+                "batch_norm: frozen needs pretrained weights, and weights is none; use batch_norm=auto"
+            )
         for setting, other, values, neutral in CONDITIONS:
             current, of_other = getattr(self, setting), getattr(self, other)
             if of_other not in values and current != neutral:
