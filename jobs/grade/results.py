@@ -23,6 +23,7 @@ from scalp_core.results.documents import SUFFIXES, Document, write_documents
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines, json_text
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.results.store import is_store
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -77,7 +78,8 @@ def results(
     if to is not None:
         _check_file(to, storage.absolute(out), overwrite, [SUFFIXES[write]] if write else list(_WRITERS))
     with ResultRows(out) as graded:
-        if not graded.finished:
+        grows = is_store(out)
+        if not graded.finished and not grows:
             _say(f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it")
         if sql is not None:
             answer = graded.run_select(sql)
@@ -92,6 +94,9 @@ def results(
         else:
             answer = graded.select_rows(selection) if to or as_json else graded.describe_rows(selection)
         if write is not None and to is not None:
+            if grows:
+                # Its rows may be of several models, and do not say which are of synthetic images.
+                raise UserError(f"{out} is a store of the endpoint; --write reads the OUT of scalp grade")
             if not graded.finished:
                 raise UserError(f"{out} is not finished; finish it with the same scalp grade command first")
             run = storage.read_json(storage.join(graded.out, SUMMARY_FILE)) or {}

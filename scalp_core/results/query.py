@@ -20,6 +20,7 @@ from scalp_core.datasets import aihub
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.results.schema import RESULTS_FOLDER, SCHEMA
+from scalp_core.results.store import is_store
 from scalp_core.storage import parquet
 from scalp_core.storage.duckdb_sql import first_line, open_duckdb
 from scalp_core.storage.outputs import SCRATCH_FOLDER
@@ -283,6 +284,8 @@ def _find(out: str) -> tuple[bool, str, list[str]]:
     for folder in (results, work) if finished else (work, results):
         if files := _parquet_below(folder):
             return finished and folder == results, folder, files
+    if is_store(out):
+        raise UserError(f"{out} has no image yet; clients of the endpoint add one with keep=true")
     if storage.exists(storage.join(out, "run.json")):
         raise UserError(f"{out} has no rows yet; run the same scalp grade command to resume, then try again")
     raise UserError(
