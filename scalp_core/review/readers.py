@@ -26,11 +26,11 @@ class Reader(NamedTuple):
 
 
 class Readers:
-    """Reviews of the referred images of one run; threads may share it.
+    """Reviews of the referred images of one run, or of a store; threads may share it.
 
     A session has the images that were open when it was opened, and those that the reader answered in earlier
     sessions here, so that an answer can be corrected. Other programs may write to the log: opening a session
-    reads their answers.
+    reads their answers, and the new images of a store.
 
     Args:
         referrals: Referred images of the run.
@@ -56,7 +56,7 @@ class Readers:
     ) -> None:
         self.answers = Answers()
         """Answers in the log so far."""
-        self._referred = referrals.queue
+        self._referrals = referrals
         self._labels = labels
         self._shows_model, self._answered_too, self._view = shows_model, answered_too, view
         self._log_reader, self._log = open_log(labels), LabelLog(labels)
@@ -67,7 +67,8 @@ class Readers:
 
     def queue(self, reader: Reader) -> Queue:
         """Images of a reader, answered ones included."""
-        return self._referred.keep(self.answers.differ) if reader.decides else self._referred
+        queue = self._referrals.queue
+        return queue.keep(self.answers.differ) if reader.decides else queue
 
     def open(self, reader: Reader) -> Session:
         """Open a new session of a reader, which replaces an earlier one.
@@ -77,6 +78,7 @@ class Readers:
         """
         with self._opening:
             self._read_log()
+            self._referrals = self._referrals.refresh()
             session = self._sessions[reader] = self._new_session(reader)
             return session
 

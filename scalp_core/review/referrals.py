@@ -1,9 +1,11 @@
-"""The referred images of a bulk run, read for a review."""
+"""The referred images of a bulk run, or of the store of an endpoint, read for a review."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import pyarrow.compute as pc
 
 from scalp_core import storage
 from scalp_core.errors import UserError
@@ -11,6 +13,7 @@ from scalp_core.labels.log import KIND
 from scalp_core.labels.queue import Order, Queue
 from scalp_core.results.progress import IDENTITY_FILE
 from scalp_core.results.query import ResultRows
+from scalp_core.results.store import StoreReader, is_store
 from scalp_core.review.groups import Place, read_groups
 from scalp_core.storage import outputs
 
@@ -22,11 +25,24 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Referrals:
-    """The referred images of a bulk run; `is_finished` if it has graded all images."""
+    """The referred images of a bulk run; `is_finished` if it has graded all images.
+
+    A store of an endpoint has no end: it is finished, and `refresh` reads what was added or removed since.
+    """
 
     graded: str
     queue: Queue
     is_finished: bool
+    order: Order
+    store: StoreReader | None = None  # if the images are those of a store
+
+    def refresh(self) -> Referrals:
+        """Read the images that are in the store now; those of a bulk run stay.
+
+        Raises:
+            UserError: storage failed.
+        """
+        return _read_store(self.graded, self.store, self.order) if self.store else self
 
     def groups(self, warn: Callable[[str], None]) -> dict[Place, str]:
         """Find the groups of the images in the sources of the run; see `read_groups`."""
@@ -38,19 +54,26 @@ def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str]
     """Read the referred images of a bulk run, and check that their answers may be written to `labels`.
 
     Args:
-        graded: Output directory of `scalp grade`, local or `s3://`.
+        graded: Output directory of `scalp grade`, or store of an endpoint, local or `s3://`.
         labels: Directory of the label log; it may be missing, and is not made.
         order: Strategy of the order.
         inputs: Further directories in which the log must not be.
 
     Raises:
-        UserError: A directory is not what it should be, or the run referred no image.
+        UserError: A directory is not what it should be, or the run referred no image. A store may be empty.
     """
     outputs.check_places([graded, *inputs], labels)
     outputs.check_claim(labels, KIND)
+    if is_store(graded):
+        return _read_store(graded, StoreReader(graded), order)
     with ResultRows(graded) as rows:
         query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
-        referrals = Referrals(graded, Queue(rows.stream(query).read_all(), order), rows.finished)
+        referrals = Referrals(graded, Queue(rows.stream(query).read_all(), order), rows.finished, order)
     if not len(referrals.queue):
         raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
     return referrals
+
+
+def _read_store(graded: str, store: StoreReader, order: Order) -> Referrals:
+    rows = store.read().filter(pc.field("refer")).select(_COLUMNS.split(", "))
+    return Referrals(graded, Queue(rows, order), True, order, store)

@@ -58,9 +58,15 @@ def read_review(settings: ReviewSettings) -> tuple[Referrals, Bundle | None]:
     """Read the images of a review, and the bundle that graded them, if its heatmaps are offered.
 
     Raises:
-        UserError: A directory is not what it should be, there is nothing to review, or another bundle graded.
+        UserError: A directory is not what it should be, there is nothing to review, or a bundle is given that
+            did not grade the images.
     """
     referrals = read_referrals(settings.graded, settings.labels, settings.order)
+    if settings.bundle and referrals.store:
+        raise UserError(
+            f"review.bundle is set, but {settings.graded} is a store, whose next images another model may "
+            "grade; remove review.bundle"
+        )
     return referrals, open_bundle_of_run(settings.bundle, referrals.queue) if settings.bundle else None
 
 
