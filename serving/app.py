@@ -22,6 +22,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Hardware, needed_part, resolve_device
+from scalp_core.results.store import StoreWriter
 from scalp_core.settings import parse_settings
 from serving.api.review import check_readers
 from serving.api.routes import create_api
@@ -121,8 +122,8 @@ def start(
 
     Raises:
         UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
-            a review has no keys or no images, or `settings.front`, `settings.tracing` or `grpc_port` is set
-            and no Ray is started here.
+            a review has no keys or no images, the store holds other files, or `settings.front`,
+            `settings.tracing` or `grpc_port` is set and no Ray is started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
@@ -139,6 +140,8 @@ def start(
         if grpc_port == port:
             raise UserError(f"--port and --grpc-port are both {port}; choose another --grpc-port")
     check_readers(settings.review, keys)
+    if settings.store:
+        StoreWriter(settings.store.folder, settings.store.max_images).claim()
     if settings.review:
         read_review(settings.review)
     device = resolve_device(settings.device)

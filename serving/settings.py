@@ -16,6 +16,7 @@ from serving.observability.audit_writer import AuditSettings
 from serving.observability.tracing import EXPORTER_VARIABLE, TracingSettings
 from serving.schemas.bulk import BulkSettings
 from serving.schemas.review import ReviewSettings
+from serving.schemas.store import StoreSettings
 
 _MARGIN_SECONDS = 10
 _LOOK_BACK_SECONDS = 15  # of load that the autoscaler averages; replicas report every 10 s
@@ -134,6 +135,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     bulk: BulkSettings | None = Field(None, description="settings of /v1/bulk; None turns it off")
     review: ReviewSettings | None = Field(
         None, description="settings of /v1/review and the page /review; None turns them off"
+    )
+    store: StoreSettings | None = Field(
+        None, description="store of images whose requests opt in; None keeps no image"
     )
     candidate: CandidateSettings | None = Field(None, description="settings of a shadow or canary")
     cache_mib: int = Field(

@@ -28,8 +28,9 @@ def keys_new(
         list[str],
         typer.Option(
             metavar="SCOPE",
-            help="grade, bulk:PREFIX (bulk runs below an s3:// prefix or folder), review (answer referred "
-            "images), adjudicate (decide between readers) or admin; may be repeated",
+            help="grade, keep (add images to the store), bulk:PREFIX (bulk runs below an s3:// prefix or "
+            "folder), review (answer referred images), adjudicate (decide between readers) or admin; may be "
+            "repeated",
         ),
     ] = ["grade"],  # noqa: B006
     expires: Annotated[

@@ -17,7 +17,7 @@ from jobs.cli.grade import GradeCommand, ResultsCommand, grade, results, review
 from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.options import JsonOption
-from jobs.cli.serve import ServeCommand, serve
+from jobs.cli.serve import ServeCommand, serve, store
 from jobs.cli.submit import SubmitCommand, jobs, submit
 from jobs.cli.training import audit_labels, evaluate, explain, improve, quantize, train, tune
 from jobs.common import supervise
@@ -191,6 +191,7 @@ app.command(
     epilog="Examples:\n\nscalp serve runs/first\n\n"
     "scalp serve models://scalp --host 0.0.0.0 --keys keys.txt --audit audit/",
 )(serve)
+app.add_typer(store, name="store", rich_help_panel=_SERVE)
 app.add_typer(keys, name="keys", rich_help_panel=_SERVE)
 app.add_typer(audit, name="audit", rich_help_panel=_SERVE)
 app.command(

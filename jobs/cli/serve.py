@@ -1,4 +1,4 @@
-"""`scalp serve`: its options, the most used settings of the endpoint."""
+"""`scalp serve`: its options, the most used settings of the endpoint; `scalp store`: its stored images."""
 
 from __future__ import annotations
 
@@ -69,11 +69,20 @@ def serve(
         str | None,
         typer.Option(
             metavar="GRADED",
-            help="output of `scalp grade` whose referred images readers answer at /review; needs --keys",
+            help="output of `scalp grade`, or the folder of --store, whose referred images readers answer at "
+            "/review; needs --keys",
         ),
     ] = None,
     review_labels: Annotated[
         str | None, typer.Option(metavar="LABELS", help="directory of the label log of --review")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="folder or s3:// prefix that keeps referred images whose requests have keep=true; default: "
+            "no image is kept",
+        ),
     ] = None,
     settings: Annotated[
         str | None,
@@ -102,6 +111,7 @@ def serve(
         "candidate": {"mode": "shadow" if shadow else "canary", "share": share} if shadow or canary else None,
         "review": {name: value for name, value in (("graded", review), ("labels", review_labels)) if value}
         or None,
+        "store": {"folder": store} if store else None,
         "bulk": {"sources": bulk_source or [], "out": bulk_out or ""} if bulk_source or bulk_out else None,
     }
     for name, value in given.items():
@@ -110,3 +120,32 @@ def serve(
         elif value is not None:
             values[name] = value
     verb(bundle, host, port, parse_settings(Settings, values, origin), shadow or canary, grpc_port)
+
+
+store = typer.Typer(
+    help="Remove images from the store of `scalp serve --store`.",
+    epilog="Example: scalp store remove s3://clinic/kept 9f86d081884c7d659a2f",
+    no_args_is_help=True,
+)
+
+
+@store.callback()
+def common() -> None:
+    """Keep `remove` a subcommand, although it is the only one."""
+
+
+@store.command("remove", epilog="Example: scalp store remove s3://clinic/kept 9f86d081884c7d659a2f")
+def store_remove(
+    folder: Annotated[str, typer.Argument(metavar="STORE", help="folder of `scalp serve --store`")],
+    image_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE_ID...", help="ids of stored images: `kept.image_id` of answers, or the audit log"
+        ),
+    ],
+) -> None:
+    """Remove images and their result rows from a store, such as after a consent was withdrawn."""
+    from scalp_core.results.store import remove_images
+
+    for image_id in remove_images(folder, image_ids):
+        print(f"removed {image_id}")  # noqa: T201

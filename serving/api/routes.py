@@ -19,6 +19,7 @@ from serving.http import openapi, problems
 from serving.observability.audit import AuditLog
 from serving.replicas.ingress import Replica
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
+from serving.schemas.store import KeptResponse
 from serving.settings import Settings
 
 _BATCH_SIZE = {
@@ -32,7 +33,7 @@ router = APIRouter()
 @router.post(
     "/v1/grade",
     tags=["grade"],
-    response_model=ExplainedResponse | GradeResponse,
+    response_model=ExplainedResponse | KeptResponse | GradeResponse,
     openapi_extra=single.request_body(),
     responses={
         200: {"headers": {openapi.BATCH_SIZE: _BATCH_SIZE}},
@@ -42,13 +43,17 @@ router = APIRouter()
 async def grade(request: Request, replica: Replica, options: Annotated[GradeOptions, Query()]) -> Response:
     """Grade one image (JPEG, PNG, WebP, BMP, TIFF, DICOM), sent as the body or as the field `file` of a form.
 
-    The options are in the query, or fields of the form. The image is not stored.
+    The options are in the query, or fields of the form. The image is not stored, unless `keep` asks for it.
     """
     image, options = await single.read_image(request, options)
+    if options.keep:
+        single.check_keep(replica.settings.store)
     try:
         answer, batch_size = await replica.grade(image, options.heatmap, options.heatmap_grade)
     except ImageError as error:
         raise problems.refuse_image(error) from None
+    if options.keep and replica.keeper:
+        answer = await replica.keeper.keep(image, answer)
     # A ready response: FastAPI would validate the answer again.
     headers = {openapi.BATCH_SIZE: str(batch_size)}
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")

@@ -9,9 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from scalp_core.errors import ImageError
+from serving.auth.scopes import KEEP, NAMES_OF_NEEDS
+from serving.http import request_context
 from serving.http.multipart import MEDIA_TYPE as FORM
 from serving.http.multipart import read_file, read_form
-from serving.http.problems import Refusal, refuse_image
+from serving.http.problems import Refusal, forbidden, refuse_image
+from serving.schemas.store import StoreSettings
 
 # Content types that clients may send; the bytes decide the format.
 IMAGES = (
@@ -40,6 +43,11 @@ class GradeOptions(BaseModel):
     )
     heatmap_grade: int | None = Field(
         None, ge=0, le=3, description="grade that the heatmap explains; default: the likeliest"
+    )
+    keep: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
+        False,
+        description="keep the image, without metadata, in the endpoint's store for reviews; only if the "
+        "person agreed to it",
     )
 
 
@@ -87,6 +95,22 @@ async def read_image(request: Request, options: GradeOptions) -> tuple[bytes, Gr
         return image, GradeOptions.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+
+
+def check_keep(store: StoreSettings | None) -> None:
+    """Check that the current request may keep its image.
+
+    Raises:
+        Refusal: The endpoint has no store (422), or the key lacks the scope (403).
+    """
+    if store is None:
+        raise Refusal(
+            422,
+            "no_store",
+            "the endpoint keeps no images; omit keep, or start it with scalp serve --store FOLDER",
+        )
+    if not request_context.current().rights.allows(KEEP):
+        raise forbidden(NAMES_OF_NEEDS[KEEP])
 
 
 def _accepted(data: bytes | ImageError) -> bytes:

@@ -9,17 +9,23 @@ from urllib.parse import quote, unquote
 
 from scalp_core.storage.uris import is_s3
 
-Need = Literal["grade", "bulk", "review"]
+Need = Literal["grade", "keep", "bulk", "review"]
 
 GRADE: Literal["grade"] = "grade"
+KEEP: Literal["keep"] = "keep"
 BULK: Literal["bulk"] = "bulk"
 REVIEW: Literal["review"] = "review"
 ADJUDICATE = "adjudicate"
 ADMIN = "admin"
-NAMES_OF_NEEDS: dict[Need, str] = {GRADE: GRADE, BULK: f"{BULK}:PREFIX", REVIEW: f"{REVIEW} or {ADJUDICATE}"}
+NAMES_OF_NEEDS: dict[Need, str] = {
+    GRADE: GRADE,
+    KEEP: KEEP,
+    BULK: f"{BULK}:PREFIX",
+    REVIEW: f"{REVIEW} or {ADJUDICATE}",
+}
 """Scopes that a key lacks, in a refusal."""
 
-_PLAIN = (GRADE, REVIEW, ADJUDICATE, ADMIN)  # scopes without a prefix
+_PLAIN = (GRADE, KEEP, REVIEW, ADJUDICATE, ADMIN)  # scopes without a prefix
 _MAX_LENGTH = 1024  # of a key in S3
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _FORBIDDEN = re.compile(r"[?#@%\\]")  # queries, fragments, users, escapes, another system's slashes
@@ -63,6 +69,7 @@ class Rights(NamedTuple):
         admin: Allows everything, including the bulk runs of all owners.
         review: Allows to answer the images of a review as its owner, blind to other readers.
         adjudicate: Allows to decide between readers instead, with their answers in view.
+        keep: Allows to ask `/v1/grade` to keep an image in the endpoint's store.
     """
 
     grade: bool = False
@@ -70,14 +77,15 @@ class Rights(NamedTuple):
     admin: bool = False
     review: bool = False
     adjudicate: bool = False
+    keep: bool = False
 
     @classmethod
     def parse(cls, scopes: Iterable[str]) -> Rights:
         """Parse scopes in the notation of the key file.
 
         Raises:
-            ValueError: A scope is not `grade`, `bulk:PREFIX`, `review`, `adjudicate` or `admin`, or the key
-                would both read and decide; the message omits the scope.
+            ValueError: A scope is not `grade`, `keep`, `bulk:PREFIX`, `review`, `adjudicate` or `admin`, or
+                the key would both read and decide; the message omits the scope.
         """
         plain, bulk = set(), []
         for scope in scopes:
@@ -98,13 +106,18 @@ class Rights(NamedTuple):
                 f"a key with {ADJUDICATE} sees the answers of readers, so it cannot {REVIEW}; use two keys"
             )
         return cls(
-            GRADE in plain, tuple(dict.fromkeys(bulk)), ADMIN in plain, REVIEW in plain, ADJUDICATE in plain
+            GRADE in plain,
+            tuple(dict.fromkeys(bulk)),
+            ADMIN in plain,
+            REVIEW in plain,
+            ADJUDICATE in plain,
+            KEEP in plain,
         )
 
     @property
     def scopes(self) -> list[str]:
         """Scopes in the notation of the key file; a space in a prefix is %20."""
-        named = [*[GRADE] * self.grade, *(f"{BULK}:{prefix}" for prefix in self.bulk)]
+        named = [*[GRADE] * self.grade, *[KEEP] * self.keep, *(f"{BULK}:{prefix}" for prefix in self.bulk)]
         named += [*[REVIEW] * self.review, *[ADJUDICATE] * self.adjudicate, *[ADMIN] * self.admin]
         return [
             "".join(quote(character) if character.isspace() else character for character in scope)
@@ -113,7 +126,12 @@ class Rights(NamedTuple):
 
     def allows(self, need: Need) -> bool:
         """Whether requests that need this scope are allowed; for sources see `covers`."""
-        held = {GRADE: self.grade, BULK: bool(self.bulk), REVIEW: self.review or self.adjudicate}
+        held = {
+            GRADE: self.grade,
+            KEEP: self.keep,
+            BULK: bool(self.bulk),
+            REVIEW: self.review or self.adjudicate,
+        }
         return self.admin or held[need]
 
     def covers(self, source: str) -> bool:

@@ -23,6 +23,7 @@ from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 from serving.client.retries import Attempts, Call, GradeError, Retries
 from serving.schemas.bulk import BulkRow
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Health, ModelResponse
+from serving.schemas.store import KeptResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,12 +127,29 @@ class Client(_Settings[httpx.Client]):
     def grade(
         self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
+    @overload
+    def grade(
+        self,
+        image: ImageInput,
+        heatmap: bool = False,
+        heatmap_grade: int | None = None,
+        *,
+        keep: Literal[True],
+    ) -> KeptResponse: ...
     @_accept_former_keyword("photograph", "image")
     def grade(
-        self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
+        self,
+        image: ImageInput,
+        heatmap: bool = False,
+        heatmap_grade: int | None = None,
+        *,
+        keep: bool = False,
     ) -> GradeResponse:
-        """Grade one image; the heatmap explains `heatmap_grade`, by default the likeliest grade."""
-        return self._run(_grade(_bytes(image), heatmap, heatmap_grade))
+        """Grade one image; the heatmap explains `heatmap_grade`, by default the likeliest grade.
+
+        `keep` asks the endpoint to keep the image in its store: the person must have agreed.
+        """
+        return self._run(_grade(_bytes(image), heatmap, heatmap_grade, keep))
 
     @_accept_former_keyword("photographs", "images")
     def grade_batch(self, images: Iterable[ImageInput]) -> Iterator[Row]:
@@ -213,12 +231,26 @@ class AsyncClient(_Settings[httpx.AsyncClient]):
     async def grade(
         self, image: ImageInput, heatmap: Literal[True], heatmap_grade: int | None = None
     ) -> ExplainedResponse: ...
+    @overload
+    async def grade(
+        self,
+        image: ImageInput,
+        heatmap: bool = False,
+        heatmap_grade: int | None = None,
+        *,
+        keep: Literal[True],
+    ) -> KeptResponse: ...
     @_accept_former_keyword("photograph", "image")
     async def grade(
-        self, image: ImageInput, heatmap: bool = False, heatmap_grade: int | None = None
+        self,
+        image: ImageInput,
+        heatmap: bool = False,
+        heatmap_grade: int | None = None,
+        *,
+        keep: bool = False,
     ) -> GradeResponse:
         data = await asyncio.to_thread(_bytes, image)
-        return await self._run(_grade(data, heatmap, heatmap_grade))
+        return await self._run(_grade(data, heatmap, heatmap_grade, keep))
 
     @_accept_former_keyword("photographs", "images")
     async def grade_batch(self, images: Iterable[ImageInput]) -> AsyncIterator[Row]:
@@ -285,12 +317,15 @@ def _json(model: type[M]) -> Callable[[httpx.Response], M]:
     return lambda response: model.model_validate_json(response.content)
 
 
-def _grade(data: bytes, heatmap: bool, heatmap_grade: int | None) -> Call[GradeResponse]:
+def _grade(data: bytes, heatmap: bool, heatmap_grade: int | None, keep: bool) -> Call[GradeResponse]:
     form = {"heatmap": "true"} if heatmap else {}
+    if keep:
+        form["keep"] = "true"
     if heatmap_grade is not None:
         form["heatmap_grade"] = str(heatmap_grade)
     body = {"files": [_file(data)], "data": form}
-    return Call("POST", "/v1/grade", _json(ExplainedResponse if heatmap else GradeResponse), body=body)
+    model = KeptResponse if keep else ExplainedResponse if heatmap else GradeResponse
+    return Call("POST", "/v1/grade", _json(model), body=body)
 
 
 def _batch(start: int, part: list[bytes]) -> Call[list[Row]]:

@@ -113,6 +113,7 @@ CODES = {
     "bad_field": Code((422,), "a field or parameter is invalid", "see `detail` and `/openapi.json`"),
     "bad_cursor": Code((422,), "the cursor does not belong to these rows", "use `next` of a page"),
     "no_heatmap": Code((422,), "the architecture of the model has no heatmaps", "omit `heatmap`"),
+    "no_store": Code((422,), "the endpoint keeps no images", "omit `keep`; as operator, set `--store`"),
     "too_many_requests": Code((429,), "the key or address sent too many requests", _LATER),
     "pixel_budget": Code((429,), "the key used up its megapixels per minute", _LATER),
     "too_many_jobs": Code((429,), "too many bulk runs are active", _LATER),

@@ -41,6 +41,16 @@ class AuditLog(Writer):
         """Log an image that was refused in the current request."""
         self._log_answer(sha256, problem=code)
 
+    def log_kept(self, sha256: str, kept: str | None, reason: str | None) -> None:
+        """Log whether an image whose request opted in was kept.
+
+        Args:
+            sha256: Hash of the bytes that were sent.
+            kept: `image_id` of the stored file; None if it was not kept.
+            reason: Why it was not kept.
+        """
+        self._log(sha256, kept=kept, **({"not_kept": reason} if reason else {}))
+
     def log_request(self) -> None:
         """Log the end of the current request, unless its images have lines.
 

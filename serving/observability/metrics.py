@@ -48,6 +48,11 @@ class ImageMetrics:
         self._unreadable = Counter(
             "scalp_unreadable", "images that were refused, those of batches included", ("code",)
         )
+        self._kept = Counter(
+            "scalp_kept",
+            "images whose requests opted in to the store. result: kept, or the reason why not",
+            ("result",),
+        )
 
     def observe_stage(self, stage: Stage, seconds: float) -> None:
         """Record the duration of a stage of one image, or for `forward` of one pass."""
@@ -64,6 +69,10 @@ class ImageMetrics:
     def observe_unreadable(self, code: str) -> None:
         """Count an image that was refused."""
         self._unreadable.inc(1, {"code": code})
+
+    def observe_kept(self, result: str) -> None:
+        """Count an image whose request opted in to the store."""
+        self._kept.inc(1, {"result": result})
 
 
 class RequestMetrics:

@@ -25,6 +25,7 @@ from serving.http.problems import Refusal
 from serving.observability.audit import AuditLog
 from serving.observability.metrics import ImageMetrics
 from serving.replicas.handles import DeploymentClient, GraderClient, Handle, hash_of
+from serving.replicas.keeper import Keeper
 from serving.replicas.readiness import Readiness
 from serving.replicas.rollout import Rollout
 from serving.schemas.grading import ExplainedResponse, GradeResponse, Heatmap, ModelResponse
@@ -66,6 +67,7 @@ class Ingress:
         grade_paid = partial(self.grade, is_paid=True)
         self.batches = Batches(settings.batch, grade_paid, self._model_version, self._admission)
         self.bulk = Bulk(settings.bulk, self._served) if settings.bulk else None
+        self.keeper = Keeper(settings.store, self._metrics, self.audit) if settings.store else None
         self.reviewer = DeploymentClient(reviewer, self.load) if reviewer else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -25,6 +25,7 @@ PROMISES = {
     "README: the endpoint answers the fields of a row": "It answers the fields of a result row.",
     "README: an invalid bundle changes nothing": "An invalid bundle changes nothing.",
     "README: beyond loopback only with keys": "loopback only with keys, or with `--allow-anonymous`.",
+    "README: no image is kept that did not ask": "and the request asks for it.",
     "README: a damaged file is never half graded": "A damaged image is refused, not half graded.",
     "README: the same command is one job": "with the same command attaches to the running job",
     "README: Ctrl-C leaves a job alone": "Ctrl-C leaves the job alone.",
