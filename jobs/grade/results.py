@@ -83,7 +83,7 @@ def results(
             _say(f"{out} is not finished: these are its rows so far; the same scalp grade command resumes it")
         if sql is not None:
             answer = graded.run_select(sql)
-        elif selection == ALL and not by and not to:
+        elif selection == ALL and not by and not to and limit is None:
             return _overview(graded, as_json)
         elif not graded.totals(selection)["photographs"]:
             raise UserError(

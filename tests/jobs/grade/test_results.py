@@ -125,6 +125,7 @@ def test_a_limit_says_that_there_is_more(ask):
     assert len(cells(output)) == 1 + 2
     assert "and more; --limit N shows N lines, --output FILE.csv|.jsonl|.parquet writes all" in output
     assert "and more" not in ask("--status", "graded", "--limit", 4)
+    assert len(cells(ask("--limit", 3))) == 1 + 3  # rows, not the overview
 
 
 def test_a_select_of_ones_own(ask, tmp_path):
