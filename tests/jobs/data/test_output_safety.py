@@ -64,6 +64,7 @@ WRITE_NO_DIRECTORY = {
     "keys new": "prints",
     "keys list": "prints",
     "keys revoke": "lines of the key file: test_key_file",
+    "store remove": "files of the named images, in a marked store alone: test_store",
     "doctor": "prints",
     "jobs list": "prints",
     "jobs logs": "prints",
