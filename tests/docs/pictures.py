@@ -111,6 +111,36 @@ def draw_serving(path: Path, to: Path, clients: int) -> None:
     _draw_bars(rates, f"Endpoint: answers per second, {clients} clients", _machine(result), to)
 
 
+def draw_transfer(path: Path, to: Path) -> None:
+    """Draw the kappa over the number of training images, from ImageNet weights and from random ones."""
+    result = json.loads(path.read_text())
+    figure = Figure(figsize=(7.2, 3.4))
+    axes = figure.subplots()
+    for weights, label, color in (
+        ("offline", "ImageNet weights", _SCALP), ("none", "random weights", _OTHER),
+    ):  # fmt: skip
+        rows = [row for row in result["rows"] if row["weights"] == weights]
+        kappas = [row["qwk"] for row in rows]
+        ends = [[abs(row["qwk_interval"][end] - row["qwk"]) for row in rows] for end in (0, 1)]
+        counts = [row["images"] for row in rows]
+        axes.errorbar(counts, kappas, yerr=ends, color=color, marker="o", capsize=4)
+        axes.annotate(label, (counts[-1], kappas[-1]), (8, 0), textcoords="offset points", va="center")
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.set_xlim(counts[0] * 0.85, counts[-1] * 2.1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("training images")
+    axes.set_ylabel("quadratic weighted kappa")
+    axes.spines[["top", "right"]].set_visible(False)
+    title = f"Test on other microscopes after {result['settings']['steps']} steps"
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    note = f"Synthetic images, {result['date'][:10]}. Bars: 95 % intervals over microscopes."
+    figure.text(0.01, 0.01, note, fontsize=8, color="#57606a")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(to, format="svg", metadata={"Date": None}, facecolor="white")
+
+
 def _machine(result: dict) -> str:
     machine = result["machine"]
     cpu = re.sub(r"\((R|TM)\)|Processor", "", machine["cpu"]).strip()
@@ -154,16 +184,20 @@ def charts() -> dict[str, tuple[str, Path]]:
     return {
         "bulk.svg": ("bulk", newest("bulk", "plain PyTorch fp32")),
         "serve.svg": ("serve", newest("serve", "scalp serve")),
+        "transfer.svg": ("transfer", max(RESULTS.glob("transfer-*.json"))),
     }
 
 
 @style.context(_STYLE)
 def draw(name: str, kind: str, path: Path, folder: Path) -> None:
     """Draw the chart `name` into `folder`, in the same style whatever else was drawn before."""
-    if kind == "bulk":
-        draw_bulk(path, folder / name)
-    else:
-        draw_serving(path, folder / name, clients=8)
+    match kind:
+        case "bulk":
+            draw_bulk(path, folder / name)
+        case "transfer":
+            draw_transfer(path, folder / name)
+        case _:
+            draw_serving(path, folder / name, clients=8)
 
 
 @contextmanager
