@@ -36,6 +36,7 @@ from scalp_core.storage.listing import (
     list_children,
     list_files,
     names_in,
+    not_found,
     pages,
     walk,
 )
@@ -106,7 +107,7 @@ def is_file(uri: str) -> bool:
         if key and call_with_retries(uri, s3.head, bucket, key) is not None:
             return True
         if not has_keys(uri):
-            raise FileNotFoundError(uri)
+            raise not_found(uri)
     return False
 
 

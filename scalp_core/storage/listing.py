@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scalp_core.errors import UserError
 from scalp_core.storage import s3
 from scalp_core.storage.errors import explain_errors
 from scalp_core.storage.retry import call_with_retries
@@ -177,7 +178,14 @@ def _walk_s3(uri: str) -> Iterator[StoredFile]:
         yield from _stored(bucket, page)
     if empty:
         with explain_errors(uri):
-            raise FileNotFoundError(uri)
+            raise not_found(uri)
+
+
+def not_found(uri: str) -> FileNotFoundError | UserError:
+    """Make the error of an `s3://` uri with which no object begins, in a bucket that exists."""
+    if bucket_and_key(uri)[1]:
+        return FileNotFoundError(uri)
+    return UserError(f"the bucket {uri} is empty; give another one, or upload files first")
 
 
 def _stored(bucket: str, page: dict[str, Any]) -> list[StoredFile]:

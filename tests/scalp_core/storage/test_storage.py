@@ -145,6 +145,13 @@ def test_a_uri_that_cannot_be_read_says_why(s3, uri, words):
         storage.list_files(uri)
 
 
+def test_an_empty_bucket_is_not_said_to_be_missing(s3):
+    client.answer("create_bucket", Bucket="nothing-yet")
+    for look in (storage.list_files, storage.is_file):
+        with pytest.raises(UserError, match="the bucket s3://nothing-yet/? is empty; give another"):
+            look("s3://nothing-yet/")
+
+
 def test_a_write_is_whole_or_not_at_all(tmp_path, s3):
     storage.write(str(tmp_path / "new" / "a.json"), b"first")
     storage.write(str(tmp_path / "new" / "a.json"), b"second")
