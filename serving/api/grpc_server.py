@@ -170,7 +170,7 @@ class GrpcServer:
         """Send a request with the headers of the call.
 
         Raises:
-            CallError: It was refused, or there is no answer.
+            CallError: It was refused, or the endpoint did not answer.
         """
         url = URL(f"http://localhost{request.path}", encoded=True)
         headers = {**call.headers, **request.headers}
