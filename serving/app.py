@@ -23,6 +23,7 @@ from scalp_core.bundles.registry import resolve
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Hardware, needed_part, resolve_device
 from scalp_core.results.store import StoreWriter
+from scalp_core.review.referrals import check_symptom
 from scalp_core.settings import parse_settings
 from serving.api.review import check_readers
 from serving.api.routes import create_api
@@ -122,8 +123,8 @@ def start(
 
     Raises:
         UserError: The bundle is damaged, the keys or the certificate are not readable, the address is in use,
-            a review has no keys or no images, the store holds other files, or `settings.front`,
-            `settings.tracing` or `grpc_port` is set and no Ray is started here.
+            a review has no keys, no images or those of another symptom, the store holds other files, or
+            `settings.front`, `settings.tracing` or `grpc_port` is set and no Ray is started here.
     """
     settings = settings or Settings()
     if settings.candidate and candidate is None:
@@ -142,10 +143,11 @@ def start(
     check_readers(settings.review, keys)
     if settings.store:
         StoreWriter(settings.store.folder, settings.store.max_images).claim()
-    if settings.review:
-        read_review(settings.review)
+    referrals = read_review(settings.review)[0] if settings.review else None
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
+    if referrals and referrals.store:
+        check_symptom(bundle, load_bundle(model.bundle).spec.symptom)
     second = _pin_model(candidate, device, settings) if candidate else None
     if not is_joined():
         # On a cluster HAProxy is set up when the cluster starts.

@@ -21,6 +21,7 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
+from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.inference.predictor import (
     Hardware,
     Precision,
@@ -43,12 +44,14 @@ class Identity(Computation):
         answers: Fingerprints of the parts of the bundle that affect answers.
         sources: URIs of the graded sources, sorted.
         bundle: URI, or `models://NAME@VERSION`, that a resumed run loads.
+        symptom: Symptom of the grades, one of `grades.SYMPTOM_IDS`.
     """
 
     model_version: str
     answers: dict[str, str]
     sources: list[str]
     bundle: str
+    symptom: str = SYMPTOM_IDS[0]  # outputs of before symptoms could be chosen
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class Identity(Computation):
             answers=fingerprint_answers(spec, device, model.precision, model.runtime),
             sources=sorted(named),
             bundle=bundle,
+            symptom=spec.symptom,
             device=device,
             precision=model.precision,
             runtime=model.runtime,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.grades import SYMPTOM_IDS, name_symptom
 from scalp_core.labels.log import KIND
 from scalp_core.labels.queue import Order, Queue
 from scalp_core.results.progress import IDENTITY_FILE
@@ -46,8 +48,7 @@ class Referrals:
 
     def groups(self, warn: Callable[[str], None]) -> dict[Place, str]:
         """Find the groups of the images in the sources of the run; see `read_groups`."""
-        identity = storage.read_json(storage.join(self.graded, IDENTITY_FILE)) or {}
-        return read_groups(identity.get("sources", []), self.queue.locations(), warn)
+        return read_groups(_identity(self.graded).get("sources", []), self.queue.locations(), warn)
 
 
 def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str] = ()) -> Referrals:
@@ -60,18 +61,37 @@ def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str]
         inputs: Further directories in which the log must not be.
 
     Raises:
-        UserError: A directory is not what it should be, or the run referred no image. A store may be empty.
+        UserError: A directory is not what it should be, the run referred no image, or its grades are of a
+            symptom other than micro-keratin, which readers grade. A store may be empty.
     """
     outputs.check_places([graded, *inputs], labels)
     outputs.check_claim(labels, KIND)
     if is_store(graded):
         return _read_store(graded, StoreReader(graded), order)
     with ResultRows(graded) as rows:
+        check_symptom(graded, _identity(graded).get("symptom", SYMPTOM_IDS[0]))
         query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
         referrals = Referrals(graded, Queue(rows.stream(query).read_all(), order), rows.finished, order)
     if not len(referrals.queue):
         raise UserError(f"{graded} has no referred image to review; name another run of scalp grade")
     return referrals
+
+
+def check_symptom(graded: str, symptom: str) -> None:
+    """Check that grades are of the symptom that readers grade: the label log has no other.
+
+    Raises:
+        UserError: They are of another symptom.
+    """
+    if symptom != SYMPTOM_IDS[0]:
+        raise UserError(
+            f"the grades of {graded} are of {name_symptom(symptom)}, and readers grade "
+            f"{name_symptom(SYMPTOM_IDS[0])}; review images that a model of that symptom graded"
+        )
+
+
+def _identity(graded: str) -> dict[str, Any]:
+    return storage.read_json(storage.join(graded, IDENTITY_FILE)) or {}
 
 
 def _read_store(graded: str, store: StoreReader, order: Order) -> Referrals:

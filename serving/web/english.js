@@ -1,7 +1,8 @@
 export const ENGLISH = {
   "title": "Scalp photo grading",
   "skip": "Skip to the result",
-  "subtitle": "Severity of micro-keratin (fine flaking) on photos of the scalp taken through a microscope.",
+  "subtitle": "Severity of symptoms on photos of the scalp taken through a microscope.",
+  "subtitle.micro_keratin": "Severity of micro-keratin (fine flaking) on photos of the scalp taken through a microscope.",
   "no-diagnosis": "Not a diagnosis.",
   "synthetic": "This model was trained on synthetic images. Not for clinical use.",
   "intended-use": "For research and screening; ask a physician about your scalp.",

@@ -38,6 +38,7 @@ async function showModel() {
     const model = await modelOf();
     const { model_version: version, precision, device, synthetic } = model;
     element("synthetic").hidden = !synthetic;
+    if (model.symptom === "micro_keratin") element("subtitle").textContent = say("subtitle.micro_keratin");
     element("model").textContent = say("model", { version, precision, device });
     element("about-rows").replaceChildren(...about(model));
     element("about").hidden = false;

@@ -233,11 +233,17 @@ def test_the_page_states_what_the_model_is(visit):
     expect(rows).to_contain_text("84% of 1272 validation photos")
     expect(rows).to_contain_text("kappa 0.92 (95 % interval 0.86 to 0.94)")
     expect(rows).to_contain_text("Not a diagnosis.")
+    expect(page.locator("#subtitle")).to_contain_text("micro-keratin (fine flaking)")
     page.get_by_role("button", name="한국어").click()
     expect(rows).to_contain_text("검증용 사진 1272장 중 84%")
     page.route("**/v1/model", changed(other_symptoms=["dandruff", "hair_loss"]))
     page.reload()
     expect(rows).to_contain_text("네 등급으로 평가합니다: 미세각질, 비듬, 탈모.")
+    expect(page.locator("#subtitle")).to_contain_text("미세각질의 중증도")
+    page.route("**/v1/model", changed(symptom="dandruff"))
+    page.reload()
+    expect(rows).to_contain_text("네 등급으로 평가합니다: 비듬.")
+    expect(page.locator("#subtitle")).to_contain_text("증상의 중증도")
 
 
 def test_a_result_is_printed_with_the_model_and_without_controls(visit):

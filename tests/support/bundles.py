@@ -45,11 +45,16 @@ def _with_graph(bundle: Bundle) -> Bundle:
 
 
 def make_bundle(
-    folder: Path, seed: int = 7, architecture: str = "test_resnet", head: Head = "softmax", symptoms: int = 1
+    folder: Path,
+    seed: int = 7,
+    architecture: str = "test_resnet",
+    head: Head = "softmax",
+    symptoms: int = 1,
+    symptom: str = SYMPTOM_IDS[0],
 ) -> Path:
     """Write an untrained bundle whose answers differ from image to image; the last symptom has no grade."""
     bundle = _untrained(seed, architecture, head, symptoms)
-    save_bundle(str(folder), bundle.spec, bundle.files)
+    save_bundle(str(folder), bundle.spec.model_copy(update={"symptom": symptom}), bundle.files)
     return folder
 
 

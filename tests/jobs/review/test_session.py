@@ -140,6 +140,11 @@ def test_mistakes_of_a_command_are_one_sentence(tmp_path, graded, labels):
     write(f"{tmp_path}/sure/results", [row("/data/a.jpg")])
     storage.write(f"{tmp_path}/sure/summary.json", b"{}")
     assert "has no referred image" in refused(tmp_path / "sure", labels, "--reader", "kim")
+    write(f"{tmp_path}/dandruff/results", [row("/data/a.jpg", refer=True)])
+    storage.write(f"{tmp_path}/dandruff/run.json", b'{"symptom": "dandruff"}')
+    assert "are of dandruff (비듬), and readers grade micro-keratin" in refused(
+        tmp_path / "dandruff", labels, "--reader", "kim"
+    )
     assert not storage.exists(labels)
 
 

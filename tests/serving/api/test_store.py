@@ -27,6 +27,7 @@ from serving.replicas.reviewer import read_review
 from serving.schemas.review import ReviewSettings
 from tests.serving.api import test_review
 from tests.serving.replicas.test_ingress import GRADED, Endpoint, refused
+from tests.support.bundles import make_bundle
 from tests.support.command import run_scalp
 from tests.support.images import jpeg
 from tests.support.ports import free_port
@@ -200,3 +201,15 @@ def test_scalp_serve_refuses_a_folder_with_other_files(tmp_path):
     assert refused.returncode == 2
     assert "not made by scalp serve" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_is_not_reviewed_with_a_model_of_another_symptom(tmp_path):
+    bundle = make_bundle(tmp_path / "bundle", symptom="dandruff")
+    keys = tmp_path / "keys.txt"
+    keys.write_text(new_key("kim", Rights.parse(["review"]))[1])
+    keys.chmod(0o600)
+    kept = ("--store", tmp_path / "kept", "--review", tmp_path / "kept")
+    written = ("--review-labels", tmp_path / "labels", "--keys", keys)
+    refused = run_scalp("serve", bundle, "--port", free_port(), *kept, *written)
+    assert refused.returncode == 2
+    assert "are of dandruff (비듬), and readers grade micro-keratin" in refused.stderr
