@@ -1,4 +1,4 @@
-"""`scalp grade`, `scalp results` and `scalp review`: their arguments and options."""
+"""`scalp grade`, `scalp results`, `scalp review` and `scalp neighbors`: their arguments and options."""
 
 from __future__ import annotations
 
@@ -289,3 +289,21 @@ def review(
 
     options = ReviewOptions(reader, show_model, adjudicate, order, all_, port, bundle, neighbors)
     verb(graded, labels, options)
+
+
+def neighbors(
+    graded: Annotated[
+        str,
+        typer.Argument(help="output directory of `scalp grade`, or store of `scalp serve`; local or s3://"),
+    ],
+    labels: Annotated[str, typer.Argument(help="directory of the label log, which keeps what is found")],
+    bundle: Annotated[str, typer.Option(help="bundle that graded the images, whose features are compared")],
+    data: Annotated[str, typer.Option(help="prepared data, whose train split is searched")],
+) -> None:
+    """Find training images that look like the referred images, for a review on the endpoint.
+
+    The setting `review.neighbors` offers them to readers. The same command adds those of new images.
+    """
+    from jobs.review.model_view import compute_neighbors as verb
+
+    verb(graded, labels, bundle, data)

@@ -13,7 +13,7 @@ from jobs.cli.audit import audit
 from jobs.cli.bench import bench
 from jobs.cli.calibrate import calibrate
 from jobs.cli.data import PrepareCommand, prepare, pseudonymize, synth
-from jobs.cli.grade import GradeCommand, ResultsCommand, grade, results, review
+from jobs.cli.grade import GradeCommand, ResultsCommand, grade, neighbors, results, review
 from jobs.cli.keys import keys
 from jobs.cli.models import models
 from jobs.cli.options import JsonOption
@@ -184,6 +184,10 @@ app.command(
     "scalp review graded/ labels/ --reader lead --adjudicate\n\n"
     "scalp prepare labels/ data/",
 )(review)
+app.command(
+    rich_help_panel=_GRADE,
+    epilog="Example: scalp neighbors graded/ labels/ --bundle runs/first --data data/",
+)(neighbors)
 app.add_typer(models, name="models", rich_help_panel=_MODEL)
 app.command(
     cls=ServeCommand,

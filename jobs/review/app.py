@@ -26,14 +26,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scalp_core.errors import ImageError, UserError
 from scalp_core.labels.log import Answer
+from scalp_core.review.neighbors import show_neighbors
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.review.session import Session
 from serving.http.headers import SECURITY_HEADERS
 
 _MAX_BODY = 64 * 2**10
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
-NEIGHBOR_SIDE = 384
-"""Longest side of the picture of a training image, in pixels."""
 
 T = TypeVar("T")
 
@@ -100,18 +99,7 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
 
     def neighbors(request: Request) -> Response:
         alike = _shown(session.neighbors(_known(session, request)))
-        return JSONResponse({"neighbors": [{"grade": neighbor.grade} for neighbor in alike]})
-
-    def neighbor(request: Request) -> Response:
-        alike = _shown(session.neighbors(_known(session, request)))
-        place = request.path_params["place"]
-        if place >= len(alike):
-            raise HTTPException(404)
-        try:
-            jpeg = read_jpeg(alike[place].location, NEIGHBOR_SIDE)
-        except ImageError as error:
-            raise RequestError(422, error.code, error.message) from None
-        return Response(jpeg, media_type="image/jpeg")
+        return JSONResponse({"neighbors": show_neighbors(alike)})
 
     async def answer(request: Request) -> Response:
         image_id, given = _known(session, request), await _read_answer(request)
@@ -130,7 +118,6 @@ def create_app(session: Session, token: str, port: int) -> Starlette:
         Route("/v1/review/images/{image_id}/reveal", reveal, methods=["POST"]),
         Route("/v1/review/images/{image_id}/heatmap", heatmap),
         Route("/v1/review/images/{image_id}/neighbors", neighbors),
-        Route("/v1/review/images/{image_id}/neighbors/{place:int}", neighbor),
     ]
     return Starlette(
         routes=routes,

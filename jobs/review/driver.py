@@ -12,7 +12,7 @@ import uvicorn
 from jobs.common.console import console, show
 from jobs.common.errors import printable
 from jobs.review.app import create_app
-from jobs.review.model_view import make_view
+from jobs.review.model_view import make_view, select_graded
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
@@ -94,7 +94,7 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     referrals = read_referrals(graded, labels, options.order, [data] if data else [])
     if not referrals.is_finished:
         console.print(f"{graded} is not finished: these are its referred images so far")
-    bundle = open_bundle_of_run(options.bundle, referrals.queue) if options.bundle else None
+    bundle = open_bundle_of_run(options.bundle, referrals) if options.bundle else None
     # Refused before LABELS is made.
     view = ModelView(bundle) if bundle and not data else None
     if data:
@@ -110,7 +110,8 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
         _greet(reader.name, readers.answers)
     session, queue = readers.open(reader), readers.queue(reader)
     _print_state(session, len(queue), readers.answers, options)
-    if view:
+    if view and bundle:
+        select_graded(bundle, queue)
         session.offer(view)
     elif bundle and data and not session.is_finished:
         session.offer(make_view(bundle, data, queue, labels))

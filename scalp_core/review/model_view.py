@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from scalp_core.bundles.bundle import Bundle
@@ -14,31 +12,25 @@ from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Resize, decode
 from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.overlay import transparent_png
-from scalp_core.labels.queue import Queue
+from scalp_core.review.neighbors import Neighbor, NeighborFiles
 from scalp_core.review.pictures import read_file
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A training image that looks like an image of the queue."""
-
-    location: Location
-    grade: int
+from scalp_core.review.referrals import Referrals
 
 
 class ModelView:
-    """Heatmaps and similar training images; threads may share it.
+    """Heatmaps and similar training images, of the images that one bundle graded; threads may share it.
 
     Args:
         bundle: Bundle that graded the images.
-        neighbors: Similar training images by `image_id`; None if they are not offered.
+        neighbors: Similar training images; None if they are not offered.
 
     Raises:
         UserError: Neither is possible: the architecture has no feature map for heatmaps.
     """
 
-    def __init__(self, bundle: Bundle, neighbors: Mapping[str, Sequence[Neighbor]] | None = None) -> None:
+    def __init__(self, bundle: Bundle, neighbors: NeighborFiles | None = None) -> None:
         self._spec = bundle.spec.preprocess
+        self._versions = _versions(bundle)
         self._neighbors = neighbors
         self._explainer = None
         self.why_no_heatmaps = ""
@@ -55,10 +47,22 @@ class ModelView:
         """How the model's square is placed on an image, for its heatmap; None without heatmaps."""
         return self._spec.resize if self._explainer else None
 
-    @property
-    def has_neighbors(self) -> bool:
-        """Whether similar training images are offered."""
-        return self._neighbors is not None
+    def refresh(self) -> None:
+        """Read the similar training images that other programs have found since.
+
+        Raises:
+            UserError: Storage failed.
+        """
+        if self._neighbors is not None:
+            self._neighbors.read_new()
+
+    def has_heatmap(self, model_version: str) -> bool:
+        """Whether heatmaps of the images that this version graded are offered: only the bundle's."""
+        return self._explainer is not None and model_version in self._versions
+
+    def has_neighbors(self, image_id: str) -> bool:
+        """Whether similar training images of an image are offered."""
+        return self._neighbors is not None and image_id in self._neighbors
 
     def heatmap(self, location: Location, grade: int) -> bytes | None:
         """Compute the heatmap of a grade as a transparent PNG of the model's square; None without heatmaps.
@@ -73,22 +77,30 @@ class ModelView:
 
     def neighbors(self, image_id: str) -> list[Neighbor]:
         """Return the training images that look most like an image, the most alike first."""
-        return list((self._neighbors or {}).get(image_id, ()))
+        return [] if self._neighbors is None else self._neighbors.find(image_id)
 
 
-def open_bundle_of_run(bundle: str, queue: Queue) -> Bundle:
-    """Load the bundle that graded the images of a queue.
+def open_bundle_of_run(bundle: str, referrals: Referrals) -> Bundle:
+    """Load the bundle that graded the images of a review.
 
     Raises:
-        UserError: Another bundle graded them.
+        UserError: Another bundle graded them. A store may have images of several.
     """
     loaded = load_bundle(bundle)
-    spec = loaded.spec
-    graded_by = pc.unique(queue.rows["model_version"]).to_pylist()
-    own = {spec.version_in("fp32"), spec.version_in("int8")}
-    if other := [version for version in graded_by if version not in own]:
+    versions = pc.unique(referrals.queue.rows["model_version"]).to_pylist()
+    other = [version for version in versions if version not in _versions(loaded)]
+    if other and not referrals.store:
         raise UserError(
-            f"the bundle {bundle} is {spec.model_version}, but {other[0]} graded the images; give the bundle "
-            "of the run"
+            f"the bundle {bundle} is {loaded.spec.model_version}, but {other[0]} graded the images; give the "
+            "bundle of the run"
         )
     return loaded
+
+
+def graded_by(bundle: Bundle, rows: pa.Table) -> pa.Table:
+    """Select the result rows of the images that a bundle graded."""
+    return rows.filter(pc.is_in(rows["model_version"], pa.array(_versions(bundle), pa.string())))
+
+
+def _versions(bundle: Bundle) -> list[str]:
+    return [bundle.spec.version_in(precision) for precision in ("fp32", "int8")]

@@ -30,7 +30,7 @@ class Readers:
 
     A session has the images that were open when it was opened, and those that the reader answered in earlier
     sessions here, so that an answer can be corrected. Other programs may write to the log: opening a session
-    reads their answers, and the new images of a store.
+    reads their answers, the new images of a store, and the similar training images found since.
 
     Args:
         referrals: Referred images of the run.
@@ -79,6 +79,8 @@ class Readers:
         with self._opening:
             self._read_log()
             self._referrals = self._referrals.refresh()
+            if self._view:
+                self._view.refresh()
             session = self._sessions[reader] = self._new_session(reader)
             return session
 

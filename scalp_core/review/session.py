@@ -13,7 +13,8 @@ from scalp_core.labels.log import Answer, Label, LabelLog
 from scalp_core.labels.queue import Queue
 from scalp_core.labels.views import ModelViews
 from scalp_core.review.groups import Place
-from scalp_core.review.model_view import ModelView, Neighbor
+from scalp_core.review.model_view import ModelView
+from scalp_core.review.neighbors import Neighbor
 
 _OF_MODEL = ("grade", "probabilities", "expected_severity", "grade_set", "refer_reasons", "model_version")
 
@@ -91,7 +92,6 @@ class Session:
         """
         return {
             "resize": self._view and self._view.resize,
-            "has_neighbors": bool(self._view and self._view.has_neighbors),
             "reader": self.reader,
             "adjudicate": self._adjudicate,
             "answered_too": self._answered_too,
@@ -114,6 +114,8 @@ class Session:
             **self._queue.neighbors(image_id),
             "answer": own and _shown(own),
             "saw_model": self._saw_model(image_id),
+            "has_heatmap": bool(self._view and self._view.has_heatmap(row["model_version"])),
+            "has_neighbors": bool(self._view and self._view.has_neighbors(image_id)),
             "model": {name: row[name] for name in _OF_MODEL} if self._shows_model else None,
             "answers": self._given(row["sha256"]) if self._adjudicate else None,
         }
@@ -137,13 +139,14 @@ class Session:
         Raises:
             ImageError: The image cannot be read or decoded, or has changed since it was graded.
         """
-        if self._view is None or not self._saw_model(image_id):
+        row = self._queue.row(image_id)
+        if not (self._view and self._view.has_heatmap(row["model_version"]) and self._saw_model(image_id)):
             return None
-        return self._view.heatmap(self.location(image_id), self._queue.row(image_id)["grade"])
+        return self._view.heatmap(self.location(image_id), row["grade"])
 
     def neighbors(self, image_id: str) -> list[Neighbor] | None:
         """Return training images that look alike, the most alike first; None unless offered and revealed."""
-        if self._view is None or not self._view.has_neighbors or not self._saw_model(image_id):
+        if not (self._view and self._view.has_neighbors(image_id) and self._saw_model(image_id)):
             return None
         return self._view.neighbors(image_id)
 

@@ -24,6 +24,7 @@ from serving.schemas.review import (
     Revealed,
     ReviewAnswer,
     ReviewImage,
+    ReviewNeighbors,
     ReviewProgress,
     ReviewSettings,
     ReviewState,
@@ -166,6 +167,14 @@ async def review_reveal(reviews: CallersReview, id: ImageId) -> Revealed:  # noq
 async def review_heatmap(reviews: CallersReview, id: ImageId) -> _Png:  # noqa: A002
     """Get the heatmap of the model's answer, after the caller has asked for the model's view."""
     return _Png(await reviews.call_for(id, "heatmap"))
+
+
+@router.get(
+    f"{PATH}/images/{{id}}/neighbors", response_model=ReviewNeighbors, responses=problem_responses(404, 409)
+)
+async def review_neighbors(reviews: CallersReview, id: ImageId) -> Any:  # noqa: A002
+    """Get training images that look alike, with their grades, after the caller asked for the model's view."""
+    return {"neighbors": await reviews.call_for(id, "neighbors")}
 
 
 @router.get("/review", include_in_schema=False)

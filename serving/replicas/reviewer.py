@@ -19,6 +19,7 @@ from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import ImageError, UserError
 from scalp_core.labels.log import Answer
 from scalp_core.review.model_view import ModelView, open_bundle_of_run
+from scalp_core.review.neighbors import NeighborFiles, show_neighbors
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.review.readers import Reader, Readers
 from scalp_core.review.referrals import Referrals, read_referrals
@@ -50,24 +51,43 @@ _STORAGE_FAILED = ReviewProblem(
     "storage_unavailable",
     "the storage of the review failed; try again later, or ask the operator: the log has the reason",
 )
+_NOT_REVEALED = ReviewProblem(
+    "not_revealed", "the reader has not asked for the model's view of this image, or none is offered"
+)
 
 Refused: TypeAlias = ReviewProblem | ImageError
 
 
-def read_review(settings: ReviewSettings) -> tuple[Referrals, Bundle | None]:
-    """Read the images of a review, and the bundle that graded them, if its heatmaps are offered.
+class Review(NamedTuple):
+    """The images of a review, the bundle whose view of them is offered, and similar training images."""
+
+    referrals: Referrals
+    bundle: Bundle | None
+    neighbors: NeighborFiles | None
+
+
+def read_review(settings: ReviewSettings) -> Review:
+    """Read the images of a review, and what is offered of the model's view.
 
     Raises:
-        UserError: A directory is not what it should be, there is nothing to review, or a bundle is given that
-            did not grade the images.
+        UserError: A directory is not what it should be, there is nothing to review, a bundle is given that
+            did not grade the images, or it has no similar training images for them.
     """
-    referrals = read_referrals(settings.graded, settings.labels, settings.order)
-    if settings.bundle and referrals.store:
-        raise UserError(
-            f"review.bundle is set, but {settings.graded} is a store, whose next images another model may "
-            "grade; remove review.bundle"
+    data = settings.neighbors
+    referrals = read_referrals(settings.graded, settings.labels, settings.order, [data] if data else [])
+    if not settings.bundle:
+        return Review(referrals, None, None)
+    bundle = open_bundle_of_run(settings.bundle, referrals)
+    neighbors = NeighborFiles(bundle.spec, data, settings.labels) if data else None
+    if neighbors is not None and not len(neighbors):
+        missing = (
+            f"{settings.labels} has no similar training images of {data} by {bundle.spec.model_version}; run "
+            f"scalp neighbors {settings.graded} {settings.labels} --bundle {settings.bundle} --data {data}"
         )
-    return referrals, open_bundle_of_run(settings.bundle, referrals.queue) if settings.bundle else None
+        if not referrals.store:
+            raise UserError(missing)
+        _log.warning(missing)  # its first images may be yet to come
+    return Review(referrals, bundle, neighbors)
 
 
 class Reviewer:
@@ -112,12 +132,18 @@ class Reviewer:
         """Compute the heatmap of an image, a PNG, if it is offered and revealed."""
 
         def heatmap(session: Session) -> bytes | ReviewProblem:
-            return session.heatmap(image_id) or ReviewProblem(
-                "not_revealed",
-                "the reader has not asked for the model's view of this image, or none is offered",
-            )
+            return session.heatmap(image_id) or _NOT_REVEALED
 
         return await self._run_with(reader, image_id, heatmap)
+
+    async def neighbors(self, reader: Reader, image_id: str) -> list[dict[str, Any]] | Refused:
+        """Read the training images that look like an image, if they are offered and revealed."""
+
+        def neighbors(session: Session) -> list[dict[str, Any]] | ReviewProblem:
+            alike = session.neighbors(image_id)
+            return _NOT_REVEALED if alike is None else show_neighbors(alike)
+
+        return await self._run_with(reader, image_id, neighbors)
 
     async def answer(self, reader: Reader, image_id: str, answer: Answer) -> dict[str, Any] | Refused:
         """Save an answer; returns the progress when it is durable."""
@@ -127,13 +153,13 @@ class Reviewer:
         settings = self._settings
         with self._opening, storage.retry_timeout(_RETRY_TIMEOUT_S):
             if self._opened is None:
-                referrals, bundle = read_review(settings)
+                referrals, bundle, neighbors = read_review(settings)
                 self._opened = Readers(
                     referrals,
                     settings.labels,
                     shows_model=settings.show_model,
                     answered_too=settings.all,
-                    view=ModelView(bundle) if bundle else None,
+                    view=ModelView(bundle, neighbors) if bundle else None,
                 )
             return self._opened
 

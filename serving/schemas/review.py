@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from scalp_core import storage
 from scalp_core.bundles.registry import SCHEME
@@ -30,10 +30,16 @@ class ReviewSettings(BaseModel, extra="forbid", frozen=True):
     all: bool = Field(False, description="open answered images too; otherwise only others")
     bundle: str | None = Field(
         None,
-        description="bundle of the run: readers may ask for heatmaps; labels given after that are marked",
+        description="bundle of the run: readers may ask for heatmaps of the images that it graded; labels "
+        "given after that are marked",
+    )
+    neighbors: str | None = Field(
+        None,
+        description="prepared data whose training images readers may ask for, where `scalp neighbors` found "
+        "them to look alike; needs `bundle`",
     )
 
-    @field_validator("graded", "labels", "bundle")
+    @field_validator("graded", "labels", "bundle", "neighbors")
     @classmethod
     def _absolute(cls, place: str | None, info: ValidationInfo) -> str | None:
         if place is None or (info.field_name == "bundle" and place.startswith(SCHEME)):
@@ -42,6 +48,12 @@ class ReviewSettings(BaseModel, extra="forbid", frozen=True):
             return storage.absolute(place)
         except UserError as error:
             raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _has_bundle(self) -> ReviewSettings:
+        if self.neighbors and not self.bundle:
+            raise ValueError("neighbors needs the model that compared the images; set bundle")
+        return self
 
 
 class ReviewAnswer(Answer):
@@ -91,7 +103,6 @@ class ReviewState(BaseModel):
     resize: Resize | None = Field(
         description="which part of an image a heatmap's square covers; null if heatmaps are not offered"
     )
-    has_neighbors: bool = Field(description="whether similar training images are offered: false")
 
 
 class ReviewImage(BaseModel):
@@ -106,6 +117,8 @@ class ReviewImage(BaseModel):
         description="answer of the caller, or with adjudicate the deciding answer; null without one"
     )
     saw_model: bool = Field(description="whether the next answer is marked as given with the model in view")
+    has_heatmap: bool = Field(description="whether a heatmap is offered: the bundle of the review graded it")
+    has_neighbors: bool = Field(description="whether similar training images are offered")
     model: ModelAnswer | None = Field(description="answer of the model; null in a blind review")
     answers: list[GivenAnswer] | None = Field(
         description="answers of the readers without names, to decide between them; otherwise null"
@@ -126,3 +139,18 @@ class Revealed(BaseModel):
     """The record that a reader asked for the model's view of an image."""
 
     saw_model: bool = Field(description="true: later answers of the caller to the image are marked")
+
+
+class ReviewNeighbor(BaseModel):
+    """A training image that looks like an image of the review."""
+
+    grade: int = Field(description="grade in the training data; it may be wrong")
+    picture: str | None = Field(
+        description="base64 of a JPEG, at most 384 pixels wide and high; null if the image cannot be read"
+    )
+
+
+class ReviewNeighbors(BaseModel):
+    """Training images that look most like an image to the model, the most alike first."""
+
+    neighbors: list[ReviewNeighbor] = Field(description="at most six")

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from scalp_core import storage
 from scalp_core.curation.audit import Options
 from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
+from scalp_core.results.store import StoreWriter
 from scalp_core.review.readers import Readers
 from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
@@ -70,6 +72,14 @@ def write_run(folder: Path | str, images: int, model_version: str = "made") -> s
     result_rows.write(f"{graded}/{RESULTS_FOLDER}", rows)
     storage.write(f"{graded}/summary.json", b"{}")
     return graded
+
+
+def write_store(folder: Path | str, models: Sequence[str]) -> None:
+    """Write a store of an endpoint with a referred photograph per entry, whose model version it is."""
+    store = StoreWriter(str(folder), len(models))
+    for number, version in enumerate(models):
+        data, graded_at = jpeg(number, (320, 240)), result_rows.AT + timedelta(minutes=number)
+        store.add(data, referred_row("sent.jpg", data, model_version=version, graded_at=graded_at))
 
 
 def write_training_images(folder: Path | str, count: int) -> str:

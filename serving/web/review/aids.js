@@ -17,18 +17,14 @@ let image = null;  // the shown photo
 let alike = null;  // its similar training images, once they are shown
 let heatUrl = null;  // blob URL of the shown heatmap
 
-/** Shows the buttons of the aids that the review offers. */
-export function offerAids(opened) {
+/** Shows the buttons of the aids that a review offers for the next photo; the aids themselves are hidden. */
+export function offerAids(opened, next) {
   review = opened;
-  buttons.heatmap.hidden = !review.resize;
-  buttons.neighbors.hidden = !review.has_neighbors;
-  element("aids").hidden = !review.resize && !review.has_neighbors;
-}
-
-/** Hides the aids, for the next photo. */
-export function hideAids(next) {
   image = next;
   alike = null;
+  buttons.heatmap.hidden = !image.has_heatmap;
+  buttons.neighbors.hidden = !image.has_neighbors;
+  element("aids").hidden = !image.has_heatmap && !image.has_neighbors;
   hideHeatmap();
   hideNeighbors();
   note("aids-problem", "");
@@ -36,6 +32,7 @@ export function hideAids(next) {
 
 /** Writes the texts of the aids in the current language. */
 export function showAids() {
+  note("aid-keys", element("aids").hidden ? "" : say("aids.keys"));
   element("aids-note").textContent = say(image?.saw_model ? "aids.marked" : "aids.first");
   heat.alt = say("aids.heatmap.alt");
   if (!heat.hidden) note("heatmap-note", say(isBlank(heat) ? "aids.heatmap.none" : "heat.meaning"));
@@ -104,13 +101,13 @@ function hideNeighbors() {
 }
 
 function showNeighbors() {
-  element("neighbors-list").replaceChildren(...alike.map(({ grade }, number) => {
+  element("neighbors-list").replaceChildren(...alike.map(({ grade, picture: jpeg }, number) => {
     const name = `${grade} ${gradeName(review, grade)}`;
     const row = fill("neighbor", { name });
     row.querySelector("li").dataset.grade = grade;
     const picture = row.querySelector("img");
     picture.alt = say("aids.neighbor.alt", { place: number + 1, name });
-    picture.src = `/v1/review/images/${image.image_id}/neighbors/${number}`;  // of `scalp review` alone: no key
+    if (jpeg) picture.src = `data:image/jpeg;base64,${jpeg}`;
     return row;
   }));
   element("neighbors-note").textContent = say(alike.length ? "aids.neighbors.meaning" : "aids.neighbors.none");

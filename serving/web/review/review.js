@@ -1,6 +1,6 @@
 /** Entry point of the review: the current photo, the answer of the reader, keys. */
 
-import { hideAids, offerAids, showAids, toggleAid } from "./aids.js";
+import { offerAids, showAids, toggleAid } from "./aids.js";
 import { answerName, answerOf, makeButtons, showAnswer, showModel, showOthers } from "./answers.js";
 import { forgetKey, hasKey, rememberKey, setKeyPrompt } from "./api.js";
 import { announce, element, note } from "./dom.js";
@@ -32,7 +32,6 @@ function speak() {
     button.setAttribute("aria-pressed", String(button.dataset.language === language));
   }
   if (!review) return;
-  note("aid-keys", element("aids").hidden ? "" : say("aids.keys"));
   element("done-title").textContent = say(review.images ? "review.done" : "review.none");
   element("again").hidden = !review.images;
   element("change-reader").hidden = !hasKey();
@@ -83,7 +82,7 @@ async function visit(id) {
   note("problem", "");
   comment.value = drafts.get(id) ?? shown.answer?.comment ?? "";
   element("picture").removeAttribute("src");
-  hideAids(shown);
+  offerAids(review, shown);
   showImage();
   showPicture(id);
 }
@@ -236,7 +235,6 @@ for (const button of document.querySelectorAll("[data-language]")) {
 speak();
 try {
   review = await call("");
-  offerAids(review);
   speak();
   const first = review.first_open ?? (review.answered_too && review.first);
   if (first) await visit(first);

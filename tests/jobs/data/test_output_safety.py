@@ -42,6 +42,7 @@ WRITES = {
     "bench engine": ("bench engine --out OUT", "bench engine"),
     "audit-labels": ("audit-labels SOURCE OUT", "audit-labels"),
     "review": ("review SOURCE OUT --reader kim", "review"),
+    "neighbors": ("neighbors SOURCE OUT --bundle BUNDLE --data DATA", "review"),
     "calibrate": ("calibrate BUNDLE SOURCE OUT", "calibrate"),
     "bench decisions": ("bench decisions --out OUT", "bench decisions"),
     "bench serve": ("bench serve --url http://127.0.0.1:1 --out OUT", "bench serve-url"),

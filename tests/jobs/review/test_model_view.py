@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from jobs.review import neighbors
-from jobs.review.app import NEIGHBOR_SIDE, create_app
+from jobs.review.app import create_app
+from jobs.review.model_view import compute_neighbors
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
+from scalp_core.review.neighbors import MAX_SIDE
 from tests.support.images import jpeg
-from tests.support.reviewing import ids, open_review, write_run, write_training_images
+from tests.support.reviewing import ids, open_review, write_run, write_store, write_training_images
 
 IMAGES = 6
 
@@ -107,12 +110,12 @@ def test_the_view_is_not_sent_if_it_cannot_be_recorded(graded, labels, bundle, m
 
 def test_similar_training_images_come_with_their_grades(graded, labels, bundle, data):
     client = visit(session := open_review(graded, labels, bundle=str(bundle), neighbors=data))
-    assert client.get("/v1/review").json()["has_neighbors"] is True
     rows = manifest.select_split(manifest.read_manifest(data), "train").to_pylist()
     train, twins = {row["uri"] for row in rows}, 0
     for number, image in enumerate(ids(session)):
         assert client.get(f"/v1/review/images/{image}/neighbors").status_code == 409
         reveal(client, image)
+        assert client.get(f"/v1/review/images/{image}").json()["has_neighbors"] is True
         alike = client.get(f"/v1/review/images/{image}/neighbors").json()["neighbors"]
         assert len(alike) == neighbors.COUNT
         places = [Path(neighbor.location.uri) for neighbor in session.neighbors(image)]
@@ -122,9 +125,9 @@ def test_similar_training_images_come_with_their_grades(graded, labels, bundle, 
         if str(twin) in train:
             twins += 1
             assert places[0] == twin
-        picture = client.get(f"/v1/review/images/{image}/neighbors/0")
-        assert max(Image.open(io.BytesIO(picture.content)).size) <= NEIGHBOR_SIDE
-        assert client.get(f"/v1/review/images/{image}/neighbors/{neighbors.COUNT}").status_code == 404
+        for neighbor in alike:
+            picture = Image.open(io.BytesIO(base64.b64decode(neighbor["picture"])))
+            assert picture.format == "JPEG" and max(picture.size) <= MAX_SIDE
     assert twins
 
 
@@ -158,17 +161,48 @@ def test_an_image_that_cannot_be_read_has_no_neighbors(tmp_path, labels, bundle,
     session = open_review(graded, labels, bundle=str(bundle), neighbors=data)
     assert "1 of 4 images of the queue cannot be read" in capsys.readouterr().out
     session.reveal(first)
-    assert session.neighbors(first) == []
+    assert session.image(first)["has_neighbors"] is False and session.neighbors(first) is None
     assert visit(session).get(f"/v1/review/images/{first}/heatmap").json()["code"] == "changed"
+
+
+def test_a_training_image_that_was_removed_has_no_picture(tmp_path, graded, bundle):
+    data, labels = write_training_images(tmp_path, 12), f"{tmp_path}/labels"
+    session = open_review(graded, labels, bundle=str(bundle), neighbors=data)
+    image = ids(session)[0]
+    session.reveal(image)
+    nearest, *others = session.neighbors(image)
+    storage.remove_file(nearest.location.uri)
+    alike = visit(session).get(f"/v1/review/images/{image}/neighbors").json()["neighbors"]
+    assert [neighbor["picture"] is None for neighbor in alike] == [True] + [False] * len(others)
+
+
+def test_similar_images_of_a_store_are_those_of_images_that_the_bundle_graded(tmp_path, bundle, data, capsys):
+    version = load_bundle(str(bundle)).spec.model_version
+    kept, labels = f"{tmp_path}/kept", f"{tmp_path}/labels"
+    write_store(kept, [version, version, "older"])
+    compute_neighbors(kept, labels, str(bundle), data)
+    assert "graded 1 of 3 images" in capsys.readouterr().out
+    session = open_review(kept, labels, bundle=str(bundle), neighbors=data)
+    shown = [session.image(image) for image in ids(session)]
+    assert [(image["has_heatmap"], image["has_neighbors"]) for image in shown] == [
+        (True, True),
+        (True, True),
+        (False, False),
+    ]
+    other = shown[-1]["image_id"]
+    session.reveal(other)
+    assert session.heatmap(other) is None and session.neighbors(other) is None
 
 
 def test_a_review_without_the_view_offers_none(graded, labels):
     client = visit(session := open_review(graded, labels))
     described = client.get("/v1/review").json()
-    assert (described["resize"], described["has_neighbors"]) == (None, False)
+    assert described["resize"] is None
     image = ids(session)[0]
+    shown = client.get(f"/v1/review/images/{image}").json()
+    assert (shown["has_heatmap"], shown["has_neighbors"]) == (False, False)
     reveal(client, image)
-    for path in ("heatmap", "neighbors", "neighbors/0"):
+    for path in ("heatmap", "neighbors"):
         assert client.get(f"/v1/review/images/{image}/{path}").status_code == 409
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.review.model_view import compute_neighbors
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
@@ -25,13 +27,13 @@ from serving.auth.scopes import Rights
 from serving.observability.audit import AuditLog
 from serving.observability.audit_writer import AuditSettings
 from serving.replicas.handles import DeploymentClient, LocalHandle
-from serving.replicas.reviewer import SCALING, Reviewer
+from serving.replicas.reviewer import SCALING, Reviewer, read_review
 from serving.schemas.review import ReviewSettings
 from serving.settings import Settings
 from tests.serving.api.test_api import Endpoint as WholeEndpoint
 from tests.serving.api.test_api import refused
 from tests.support.images import jpeg
-from tests.support.reviewing import REVIEW, open_review, write_run
+from tests.support.reviewing import REVIEW, open_review, write_run, write_store, write_training_images
 
 IMAGES = 5
 SCOPES = {
@@ -87,6 +89,11 @@ class Endpoint(WholeEndpoint):
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_training_images(tmp_path_factory.mktemp("training"), 12)
 
 
 @pytest.fixture
@@ -254,6 +261,58 @@ def test_a_heatmap_is_sent_after_the_reader_asked_and_the_answer_is_marked(tmp_p
     for image in (first, second):
         endpoint.as_("kim", f"/images/{image}/answer", {"grade": 1})
     assert [label.saw_model for label in read_labels(endpoint.labels)] == [True, False]
+
+
+def test_similar_training_images_that_were_found_before_are_sent_after_the_reader_asked(
+    tmp_path, bundle, data
+):
+    graded = write_run(tmp_path, 3, load_bundle(str(bundle)).spec.model_version)
+    review = {"bundle": str(bundle), "neighbors": data}
+    with pytest.raises(
+        UserError, match=rf"run scalp neighbors {graded} {tmp_path}/labels --bundle {bundle} --data"
+    ):
+        read_review(ReviewSettings(graded=graded, labels=f"{tmp_path}/labels", **review))
+    compute_neighbors(graded, f"{tmp_path}/labels", str(bundle), data)
+    endpoint = Endpoint(tmp_path, graded, audit=True, **review)
+    first, second, _ = endpoint.ids("kim")
+    assert endpoint.as_("kim", f"/images/{first}").json()["has_neighbors"] is True
+    assert refused(endpoint.as_("kim", f"/images/{first}/neighbors")) == (409, "not_revealed")
+    endpoint.as_("kim", f"/images/{first}/reveal", {})
+    alike = endpoint.as_("kim", f"/images/{first}/neighbors").json()["neighbors"]
+    assert {neighbor["grade"] for neighbor in alike} == set(range(4))
+    assert Image.open(io.BytesIO(base64.b64decode(alike[0]["picture"]))).format == "JPEG"
+    assert refused(endpoint.as_("lee", f"/images/{first}/neighbors")) == (409, "not_revealed")
+    for image in (first, second):
+        endpoint.as_("kim", f"/images/{image}/answer", {"grade": 1})
+    assert [label.saw_model for label in read_labels(endpoint.labels)] == [True, False]
+
+
+def test_the_view_of_kept_images_comes_with_the_page_that_is_opened_next(tmp_path, bundle, data, caplog):
+    kept, version = f"{tmp_path}/kept", load_bundle(str(bundle)).spec.model_version
+    write_store(kept, [version, "older"])
+    endpoint = Endpoint(tmp_path, kept, bundle=str(bundle), neighbors=data)
+    assert "run scalp neighbors" in caplog.text
+
+    def offered() -> list[tuple[bool, bool]]:
+        shown = [endpoint.as_("kim", f"/images/{image}").json() for image in endpoint.ids("kim")]
+        return [(image["has_heatmap"], image["has_neighbors"]) for image in shown]
+
+    assert offered() == [(True, False), (False, False)]
+    compute_neighbors(kept, endpoint.labels, str(bundle), data)
+    assert offered() == [(True, True), (False, False)]
+    _, other = endpoint.ids("kim")
+    endpoint.as_("kim", f"/images/{other}/reveal", {})
+    for view in ("heatmap", "neighbors"):
+        assert refused(endpoint.as_("kim", f"/images/{other}/{view}")) == (409, "not_revealed")
+
+
+def test_neighbors_of_another_model_or_without_one_are_refused(tmp_path, bundle, data):
+    graded = write_run(tmp_path, 3)
+    with pytest.raises(ValueError, match="neighbors needs the model that compared the images; set bundle"):
+        ReviewSettings(graded=graded, labels="labels", neighbors=data)
+    with pytest.raises(UserError, match="but made graded the images"):
+        compute_neighbors(graded, f"{tmp_path}/labels", str(bundle), data)
+    assert not storage.exists(f"{tmp_path}/labels")
 
 
 def test_the_model_is_shown_if_the_operator_wants_it(tmp_path, graded):

@@ -15,7 +15,7 @@ from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import prepare
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
-from scalp_core.errors import ImageError, UserError
+from scalp_core.errors import ImageError
 from scalp_core.labels.log import read_labels
 from scalp_core.results import store as store_module
 from scalp_core.results.store import StoreReader, StoreWriter, remove_images
@@ -23,8 +23,6 @@ from serving.auth.keys import new_key
 from serving.auth.scopes import Rights
 from serving.replicas import ingress as ingress_module
 from serving.replicas import keeper
-from serving.replicas.reviewer import read_review
-from serving.schemas.review import ReviewSettings
 from tests.serving.api import test_review
 from tests.serving.replicas.test_ingress import GRADED, Endpoint, refused
 from tests.support.bundles import make_bundle
@@ -186,13 +184,6 @@ def test_readers_answer_the_kept_images_and_data_is_prepared_of_them(tmp_path):
     labels = {label.sha256: label.grade for label in read_labels(review.labels)}
     assert {row["image_id"] for row in rows} == set(kept[1:])
     assert all(row["label"] == labels[row["sha256"]] for row in rows)
-
-
-def test_a_review_of_a_store_offers_no_heatmaps(tmp_path):
-    StoreWriter(f"{tmp_path}/kept", 1).claim()
-    settings = ReviewSettings(graded=f"{tmp_path}/kept", labels=f"{tmp_path}/labels", bundle="models://scalp")
-    with pytest.raises(UserError, match=r"remove review\.bundle"):
-        read_review(settings)
 
 
 def test_scalp_serve_refuses_a_folder_with_other_files(tmp_path):
