@@ -198,19 +198,24 @@ def serve(
     """Run the endpoint until it is interrupted; the command `scalp serve`.
 
     Raises:
-        UserError: As `start`.
+        UserError: As `start`, or the gRPC server has failed.
     """
     start(bundle, host, port, settings, candidate, grpc_port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by systemd and containers
     address = f"[{host}]" if ":" in host else host
     scheme = "https" if settings.front.tls_certificate else "http"
     with ExitStack() as stack:
-        if grpc_port:
-            stack.enter_context(_grpc_server(settings, host, grpc_port))
+        server = stack.enter_context(_grpc_server(settings, host, grpc_port)) if grpc_port else None
         grpc = f", gRPC at {address}:{grpc_port}" if grpc_port else ""
         print(f"READY {scheme}://{address}:{port}{grpc} (Ctrl-C ends it)", flush=True)  # noqa: T201
         try:
-            threading.Event().wait()
+            if server is None:
+                threading.Event().wait()
+            else:
+                server.join()
+                raise UserError(
+                    "the gRPC server has failed; start the endpoint again: its log has the reason"
+                )
         except KeyboardInterrupt:
             print("stopping", flush=True)  # noqa: T201
         finally:
@@ -219,8 +224,8 @@ def serve(
                 stop()  # a local Ray ends with this process
 
 
-def _grpc_server(settings: Settings, host: str, port: int) -> AbstractContextManager[None]:
-    """Run the gRPC server in this process while the context is open."""
+def _grpc_server(settings: Settings, host: str, port: int) -> AbstractContextManager[threading.Thread]:
+    """Run the gRPC server in a thread while the context is open."""
     from serving.api.grpc_server import GrpcServer, running  # most endpoints have no gRPC
 
     sockets = haproxy.Grpc.of(_haproxy_folder(), host, port)

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -240,33 +240,44 @@ async def _pieces(body: Sequence[bytes | memoryview]) -> AsyncIterator[bytes | m
 
 
 @contextmanager
-def running(server: GrpcServer, address: str) -> Iterator[None]:
+def running(server: GrpcServer, address: str) -> Iterator[Thread]:
     """Run `server` at an address of gRPC, such as `unix:FILE`, in a thread while the block runs.
+
+    The thread ends earlier only if the server fails. Another server in this process would miss calls now and
+    then, because gRPC has one poller for all event loops (grpcio 1.85).
 
     Raises:
         RuntimeError: The address is not available.
     """
     started: Future[Callable[[], object]] = Future()
 
-    async def run() -> None:
-        try:
-            listener = server.create()
-            listener.add_insecure_port(address)
-            await listener.start()
-            stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        except BaseException as error:
-            started.set_exception(error)
-            return
+    async def serve() -> None:
+        listener = server.create()
+        listener.add_insecure_port(address)
+        await listener.start()
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
         started.set_result(lambda: loop.call_soon_threadsafe(stop.set))
-        await stop.wait()
-        await listener.stop(_STOP_SECONDS)
-        await server.close()
+        try:
+            await stop.wait()
+        finally:  # also after a failure: otherwise threads of gRPC keep this process
+            await listener.stop(_STOP_SECONDS)
+            await server.close()
 
-    thread = Thread(target=asyncio.run, args=(run(),), name="grpc", daemon=True)
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:  # also SystemExit of a library, which would end the thread in silence
+            if not started.done():
+                started.set_exception(error)
+            else:
+                _log.error("the gRPC server has failed", exc_info=error)
+
+    thread = Thread(target=run, name="grpc", daemon=True)
     thread.start()
     stop = started.result()
     try:
-        yield
+        yield thread
     finally:
-        stop()
+        with suppress(RuntimeError):  # the event loop of a server that has failed
+            stop()
         thread.join()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import socket
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import httpx
@@ -23,12 +26,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from tritonclient.grpc import service_pb2
 
+from scalp_core.errors import UserError
+from serving import app as serving_app
 from serving.admission.limits import Limits
 from serving.api.grpc_calls import HttpAnswer, call_error
 from serving.api.grpc_server import GrpcServer, running
 from serving.auth.keys import Keys, KeySettings
 from serving.http.problems import CODES
 from serving.schemas import grpc_messages
+from serving.settings import Settings
 from tests.serving.api.test_inference import KEY, VERSION, Endpoint
 
 LIMITS = Limits(grade_bytes=2**20, held_bytes=2**21)
@@ -460,6 +466,36 @@ def test_the_end_of_a_call_ends_its_request(tmp_path):
         assert begun.wait(60)
         call.cancel()
         assert ended.wait(60)
+
+
+def test_a_server_that_fails_ends_its_thread(caplog):
+    class Failing(GrpcServer):
+        """Without a server of gRPC, whose threads would outlive the failure in this process."""
+
+        def create(self) -> Any:
+            asyncio.get_running_loop().call_later(0.1, sys.exit, 1)
+            return AsyncMock(add_insecure_port=Mock())
+
+        async def close(self) -> None:
+            pass
+
+    with running(Failing(LIMITS, Keys(NO_KEYS), 30, ""), "unix:") as thread:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert "the gRPC server has failed" in caplog.text
+
+
+def test_an_endpoint_ends_if_its_grpc_server_has_failed(monkeypatch):
+    failed, ended = threading.Thread(target=int), []
+    failed.start()
+    monkeypatch.setattr(serving_app, "start", lambda *_: None)
+    monkeypatch.setattr(serving_app, "_grpc_server", lambda *_: nullcontext(failed))
+    monkeypatch.setattr(serving_app, "_drain", lambda: ended.append("drained"))
+    monkeypatch.setattr(serving_app, "stop", lambda: None)
+    monkeypatch.setattr(serving_app.signal, "signal", lambda *_: None)
+    with pytest.raises(UserError, match="the gRPC server has failed; start the endpoint again"):
+        serving_app.serve("bundle", "127.0.0.1", 8000, Settings(), grpc_port=8001)
+    assert ended == ["drained"]
 
 
 def test_an_address_that_is_not_available_is_reported(tmp_path):
