@@ -135,9 +135,11 @@ def _explain(error: Any, origin: str, words: dict[str, str]) -> str:
         words: Words of `--set` by key.
     """
     where = ".".join(map(str, error["loc"]))
-    word = words.get(error["loc"][0]) if error["loc"] else None
-    place = f"--set {word}" if word else ": ".join(filter(None, (origin, where)))
     message: str = error["msg"].removeprefix("Value error, ")  # of scalp's own validators
+    # A validator of the whole model names the keys that contradict each other.
+    keys = error["loc"][:1] or [key for key in words if re.search(rf"\b{re.escape(key)}\b", message)]
+    given = [f"--set {words[key]}" for key in keys if key in words]
+    place = " ".join(given) or ": ".join(filter(None, (origin, where)))
     match error["type"]:
         case "value_error":
             return f"{place}: {message}"
@@ -145,6 +147,6 @@ def _explain(error: Any, origin: str, words: dict[str, str]) -> str:
             return f"{place}: unknown key; {_REFERENCE}"
         case "missing":
             return f"{place} is missing; add it"
-    value = "" if word else f": {reprlib.repr(error['input'])}"
+    value = "" if given else f": {reprlib.repr(error['input'])}"
     rule = re.sub(r"^\w+ should ", "must ", message.partition(", unable to")[0])
     return f"{place}{value} is invalid; {where} {rule}"
