@@ -36,7 +36,8 @@ from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
 
 _RECIPE = "cpu"
-_FROM_SCRATCH = {"weights": "none"}
+# From scratch, no layer is better than another.
+_FROM_SCRATCH = {"weights": "none", "frozen_epochs": 0, "layer_decay": 1.0}
 _BATCH = 64  # of the test
 
 
@@ -156,9 +157,11 @@ def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> 
     step.start_average()
     load = _LoadRankBatch(train, recipe.epoch_settings, RankBatch(0, 1, recipe.batch_size), 1)  # type: ignore[arg-type]
     started = time.monotonic()
-    step.wrap(frozen=False)
-    step.train_mode()
+    frozen = steps * recipe.frozen_epochs // recipe.epochs  # as `Recipe.learning_rate_factor` counts them
     for number in range(steps):
+        if number in (0, frozen):
+            step.wrap(frozen=number < frozen)
+            step.train_mode()
         batch = load({"id": np.arange(recipe.batch_size) + number * recipe.batch_size})
         step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
     seconds = time.monotonic() - started

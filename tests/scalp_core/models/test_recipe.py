@@ -112,7 +112,7 @@ def test_unknown_architecture_is_refused_with_a_like_name_only():
 def test_a_recipe_in_which_nothing_but_the_last_layer_would_learn_is_refused():
     with pytest.raises(
         UserError,
-        match=r"^--set frozen_epochs=30: frozen_epochs \(30\) must be fewer than epochs \(30\); set frozen_epochs=0",
+        match=r"^--set frozen_epochs=30: frozen_epochs \(30\) must be fewer than epochs \(30\); set",
     ):
         load_recipe("paper", RECIPES, ["frozen_epochs=30"])
 
