@@ -27,6 +27,7 @@ from scalp_core.curation.pseudonymize import (
 )
 from scalp_core.datasets import locations as datasets_locations
 from scalp_core.datasets import manifest
+from scalp_core.datasets.fingerprints import describe_symptoms, fingerprint
 from scalp_core.datasets.locations import LOCATION_COLUMNS, location_of
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import ImageError, UserError
@@ -107,8 +108,8 @@ def _write(out: str, spec: DataSpec, table: pa.Table, key: bytes, kept: bool) ->
     new_spec = spec.model_copy(
         update={
             "source": "pseudonymized",
-            "sha256": manifest.fingerprint(rows),
-            **manifest.describe_symptoms(rows),
+            "sha256": fingerprint(rows),
+            **describe_symptoms(rows),
             "photographs": rows.num_rows,
             "soft_labels": rows.num_rows - rows["soft_label"].null_count,
         }

@@ -21,6 +21,7 @@ from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.other_symptoms import OTHER_LABELS, add_other_labels, other_symptoms, symptom_id
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, figures, metrics, subgroups, targets
 from scalp_core.evaluation.paired import Answers
@@ -162,7 +163,7 @@ def check_symptom(spec: BundleSpec, data_spec: DataSpec, data: str) -> None:
     """
     if spec.schema_version == 1 or data_spec.symptom is None:
         return
-    labeled = manifest.symptom_id(data_spec.symptom)
+    labeled = symptom_id(data_spec.symptom)
     if labeled != spec.symptom:
         expected = SYMPTOMS[SYMPTOM_IDS.index(spec.symptom)]
         raise UserError(
@@ -335,9 +336,9 @@ def _score_other_symptoms(
     """Compute the metrics of the other symptoms that the bundle grades, on the images with labels of them."""
     if not spec.other_symptoms:
         return {}
-    labels = np.array(manifest.add_other_labels(rows, data_spec.symptom)[manifest.OTHER_LABELS].to_pylist())
+    labels = np.array(add_other_labels(rows, data_spec.symptom)[OTHER_LABELS].to_pylist())
     answers = {name: grades for name, (grades, _) in other_answers(columns["other_logits"], spec).items()}
-    names = manifest.other_symptoms(data_spec.symptom)
+    names = other_symptoms(data_spec.symptom)
     return subgroups.score_other_symptoms(names, labels, answers, rows["group"].to_pylist())
 
 

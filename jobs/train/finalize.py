@@ -24,7 +24,8 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import CARD_FILE, Bundle, save_bundle
 from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Teachers, Training
 from scalp_core.bundles.model_card import render_model_card
-from scalp_core.datasets.manifest import OTHER_LABELS, DataSpec
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.other_symptoms import OTHER_LABELS
 from scalp_core.evaluation import figures, subgroups
 from scalp_core.evaluation.targets import parse_targets
 from scalp_core.grades import NUM_GRADES

@@ -20,7 +20,8 @@ from cluster.resources import Cluster
 from jobs.common.images import Columns, LoadForTraining, select_locations, without_nulls
 from jobs.common.ray_executor import make_dataset
 from scalp_core.datasets import manifest
-from scalp_core.datasets.manifest import OTHER_LABELS, DataSpec
+from scalp_core.datasets.manifest import DataSpec
+from scalp_core.datasets.other_symptoms import OTHER_LABELS, add_other_labels
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images import augment
@@ -47,7 +48,7 @@ class ImageSource:
         spec: Preprocessing.
         blocks: References to blocks of `_ROWS_PER_BLOCK` decoded images, in order; None: decode at each read.
         soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels, or None.
-        other_labels: int8 (N, 5), from `manifest.add_other_labels`; None: the model grades one symptom.
+        other_labels: int8 (N, 5), from `add_other_labels`; None: the model grades one symptom.
     """
 
     labels: np.ndarray
@@ -95,7 +96,7 @@ def select_splits(table: pa.Table, data_spec: DataSpec, recipe: Recipe) -> dict[
     splits = {"train": manifest.select_training(table), "val": manifest.select_split(table, "val")}
     if recipe.symptoms == "one":
         return splits
-    splits = {name: manifest.add_other_labels(rows, data_spec.symptom) for name, rows in splits.items()}
+    splits = {name: add_other_labels(rows, data_spec.symptom) for name, rows in splits.items()}
     if not np.any(np.array(splits["train"][OTHER_LABELS].to_pylist()) >= 0):
         raise UserError(
             "no image of the training split has a label of another symptom; use --symptoms one, or prepare "
@@ -125,7 +126,7 @@ def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSo
 
 
 def _other_labels(rows: pa.Table) -> np.ndarray | None:
-    """Labels of the other symptoms, int8 (N, 5), if `manifest.add_other_labels` added them; else None."""
+    """Labels of the other symptoms, int8 (N, 5), if `add_other_labels` added them; else None."""
     if OTHER_LABELS not in rows.column_names:
         return None
     return np.array(rows[OTHER_LABELS].to_pylist(), np.int8)

@@ -22,7 +22,7 @@ from scalp_core.bundles.contract import (
     OtherSymptom,
     Training,
 )
-from scalp_core.datasets.manifest import other_symptoms, symptom_id
+from scalp_core.datasets.other_symptoms import other_symptoms, symptom_id
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess

@@ -30,7 +30,7 @@ from jobs.train.ingest import (
 from scalp_core import storage
 from scalp_core.bundles.bundle import serialize_weights
 from scalp_core.bundles.contract import WEIGHTS_FILE
-from scalp_core.datasets.manifest import OTHER_LABELS
+from scalp_core.datasets.other_symptoms import OTHER_LABELS
 from scalp_core.evaluation import metrics
 from scalp_core.grades import NUM_GRADES
 from scalp_core.inference.predictor import has_bf16

@@ -21,6 +21,7 @@ from joblib import cpu_count
 from scalp_core import storage
 from scalp_core.curation import near_duplicates
 from scalp_core.datasets import manifest
+from scalp_core.datasets.fingerprints import describe_symptoms, fingerprint
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.datasets.scan import EXAMINED
 from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS
@@ -336,14 +337,14 @@ class AuditTables:
         return rows
 
     def fingerprint(self) -> str:
-        """Compute `manifest.fingerprint` of the kept images in constant memory."""
+        """Compute `fingerprints.fingerprint` of the kept images in constant memory."""
         rows = self._sql.sql("select sha256, label, soft_label, split, fold from kept")
-        return manifest.fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
+        return fingerprint(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def describe_symptoms(self) -> dict[str, Any]:
-        """Compute `manifest.describe_symptoms` of the kept images in constant memory."""
+        """Compute `fingerprints.describe_symptoms` of the kept images in constant memory."""
         rows = self._sql.sql("select sha256, labels from kept where labels is not null")
-        return manifest.describe_symptoms(rows.to_arrow_reader(_ROWS_WRITTEN))
+        return describe_symptoms(rows.to_arrow_reader(_ROWS_WRITTEN))
 
     def assign_splits(self, assigned: pa.Table, keys: tuple[str, ...]) -> None:
         """Create table `kept` from `id, component, split, fold`; others than SPLITS are dropped."""

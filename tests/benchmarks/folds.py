@@ -19,6 +19,7 @@ from jobs.train.driver import RECIPES, train
 from jobs.train.folds import train_folds
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
+from scalp_core.datasets.fingerprints import fingerprint
 from scalp_core.evaluation import paired
 from scalp_core.grades import NUM_GRADES
 from scalp_core.models.recipe import load_recipe
@@ -104,7 +105,7 @@ def _plant(data: str, options: FoldsOptions) -> set[str]:
     labels[chosen] = (labels[chosen] + rng.integers(1, NUM_GRADES, len(chosen))) % NUM_GRADES
     table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.int8()))
     manifest.write_manifest(data, table)
-    manifest.write_spec(data, spec.model_copy(update={"sha256": manifest.fingerprint(table)}))
+    manifest.write_spec(data, spec.model_copy(update={"sha256": fingerprint(table)}))
     return set(table["image_id"].take(chosen).to_pylist())
 
 

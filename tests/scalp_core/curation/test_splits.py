@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scalp_core.curation import splits
 from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest
+from scalp_core.datasets.fingerprints import fingerprint
 from scalp_core.datasets.manifest import DataSpec, SplitSpec
 from scalp_core.errors import UserError
 from scalp_core.storage import parquet
@@ -278,7 +279,7 @@ def write(folder, rows, method="group"):
         symptom=None,
         split=SplitSpec(method=method, ratio="7:2:1", seed=0, keys=()),
         photographs=len(rows),
-        sha256=manifest.fingerprint(table),
+        sha256=fingerprint(table),
     )
     manifest.write_spec(str(folder), spec)
     return str(folder)
@@ -298,25 +299,25 @@ def test_a_manifest_that_was_edited_into_leaking_is_refused(tmp_path):
 
 def test_the_fingerprint_names_the_rows_in_any_order_and_changes_with_each_of_them():
     table = pa.Table.from_pylist(rows(), schema=manifest.SCHEMA)
-    whole = manifest.fingerprint(table)
-    assert manifest.fingerprint(table.take([2, 0, 1])) == whole
-    assert manifest.fingerprint(table.to_reader(1)) == whole
-    twice = manifest.fingerprint(pa.concat_tables([table, table]))
+    whole = fingerprint(table)
+    assert fingerprint(table.take([2, 0, 1])) == whole
+    assert fingerprint(table.to_reader(1)) == whole
+    twice = fingerprint(pa.concat_tables([table, table]))
     others = [rows(label=2), rows(label=None), rows(sha256="x"), rows(fold=1), rows()[:2]]
-    changed = [manifest.fingerprint(pa.Table.from_pylist(each, schema=manifest.SCHEMA)) for each in others]
+    changed = [fingerprint(pa.Table.from_pylist(each, schema=manifest.SCHEMA)) for each in others]
     assert len({whole, twice, *changed}) == len(changed) + 2
     swapped = rows()
     swapped[0]["split"], swapped[1]["split"] = "val", "train"
-    assert manifest.fingerprint(pa.Table.from_pylist(swapped, schema=manifest.SCHEMA)) != whole
+    assert fingerprint(pa.Table.from_pylist(swapped, schema=manifest.SCHEMA)) != whole
 
 
 def test_the_fingerprint_of_data_without_soft_labels_is_that_of_earlier_versions():
     digests = [hashlib.sha256(f"{index},1,{part},".encode()) for index, part in enumerate(manifest.SPLITS)]
     total = sum(int.from_bytes(digest.digest(), "little") for digest in digests) % 2**256
-    assert manifest.fingerprint(pa.Table.from_pylist(rows(), schema=manifest.SCHEMA)) == f"{total:064x}"
+    assert fingerprint(pa.Table.from_pylist(rows(), schema=manifest.SCHEMA)) == f"{total:064x}"
     softs = [[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]]
     tables = [pa.Table.from_pylist(rows(soft_label=soft), schema=manifest.SCHEMA) for soft in softs]
-    assert len({f"{total:064x}", *map(manifest.fingerprint, tables)}) == 3
+    assert len({f"{total:064x}", *map(fingerprint, tables)}) == 3
 
 
 def test_a_manifest_of_an_earlier_version_has_no_soft_labels(tmp_path):
@@ -350,7 +351,7 @@ def test_more_text_than_an_array_of_arrow_can_hold_has_a_fingerprint():
             "fold": pa.nulls(1, pa.int8()),
         }
     )
-    assert manifest.fingerprint(pa.concat_tables([piece] * 33)) != manifest.fingerprint(piece)
+    assert fingerprint(pa.concat_tables([piece] * 33)) != fingerprint(piece)
 
 
 def test_rows_are_read_in_the_order_of_their_files_whatever_the_pieces(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalp_core.datasets import manifest
+from scalp_core.datasets.fingerprints import describe_symptoms, fingerprint, fingerprint_labels
 from scalp_core.errors import UserError
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES, SYMPTOM_IDS, SYMPTOMS
 from scalp_core.synthetic.dataset import write_image
@@ -139,7 +140,7 @@ def test_edited_grades_are_refused_and_earlier_data_are_read(edited, tmp_path):
     labels[3] = edited
     place = rows.column_names.index("labels")
     changed = rows.set_column(place, "labels", pa.array(labels, manifest.SCHEMA.field("labels").type))
-    assert manifest.fingerprint(changed) == spec.sha256 == manifest.fingerprint(rows)
+    assert fingerprint(changed) == spec.sha256 == fingerprint(rows)
     manifest.write_manifest(found.data, changed)
     with pytest.raises(UserError, match="was changed since it was prepared"):
         manifest.read_manifest(found.data)
@@ -151,22 +152,20 @@ def test_the_fingerprint_of_grades_is_independent_of_the_order_and_of_rows_witho
     schema = pa.schema([manifest.SCHEMA.field("sha256"), manifest.SCHEMA.field("labels")])
     rows = [{"sha256": "a", "labels": [2, 0, None, 1, 0, 0]}, {"sha256": "b", "labels": [0] * 6}]
     table = pa.Table.from_pylist([*rows, {"sha256": "c"}], schema=schema)
-    whole = manifest.describe_symptoms(table)
+    whole = describe_symptoms(table)
     digests = [sha256(line).digest() for line in (b"a,2;0;;1;0;0", b"b,0;0;0;0;0;0")]
     total = sum(int.from_bytes(digest, "little") for digest in digests) % 2**256
-    assert whole["labels_sha256"] == manifest.fingerprint_labels(table) == f"{total:064x}"
+    assert whole["labels_sha256"] == fingerprint_labels(table) == f"{total:064x}"
     assert whole["symptoms"]["micro_keratin"] == (1, 0, 1, 0)
     assert whole["symptoms"]["erythema_between_follicles"] == (1, 0, 0, 0)
     for other in (table.take([2, 1, 0]), table.slice(0, 2), table.to_reader(1)):
-        assert manifest.describe_symptoms(other) == whole
+        assert describe_symptoms(other) == whole
     others = [
         [{**rows[0], "labels": [2, 0, 0, 1, 0, 0]}, rows[1]],
         [{**rows[0], "sha256": "x"}, rows[1]],
         rows[:1],
     ]
     tables = [pa.Table.from_pylist(changed, schema=schema) for changed in others]
-    assert (
-        len({whole["labels_sha256"], *(manifest.describe_symptoms(t)["labels_sha256"] for t in tables)}) == 4
-    )
-    nothing = manifest.describe_symptoms(table.slice(2))
+    assert len({whole["labels_sha256"], *(describe_symptoms(t)["labels_sha256"] for t in tables)}) == 4
+    nothing = describe_symptoms(table.slice(2))
     assert nothing == {"labels_sha256": None, "symptoms": {}}
