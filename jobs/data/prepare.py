@@ -20,8 +20,9 @@ from typing import Any
 
 from cluster.growth import wait_for_node
 from jobs.common import provenance
-from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, show, write_json
+from jobs.common.console import SUMMARY_FILE, Clock, console, now, progress_bar, read_json, write_json
 from jobs.common.executor import Executor
+from jobs.data.prepare_summary import REPORT_FILE, check_accounts, format_counts, show_summary
 from jobs.data.tasks import (
     EXAMINED,
     OBJECTS_PER_SHARD,
@@ -38,17 +39,15 @@ from scalp_core.curation.audit import Options
 from scalp_core.curation.splits import parse_ratio
 from scalp_core.datasets import manifest, scan, tables
 from scalp_core.datasets.group_by import GroupBy
-from scalp_core.datasets.manifest import SPLITS, DataSpec, ReviewedLabels
+from scalp_core.datasets.manifest import DataSpec, ReviewedLabels
 from scalp_core.errors import SourceError, UserError
-from scalp_core.grades import GRADE_NAMES, SYMPTOM_IDS, SYMPTOMS
+from scalp_core.grades import SYMPTOM_IDS, SYMPTOMS
 from scalp_core.labels.decisions import Conflicts
 from scalp_core.labels.log import is_label_log
 from scalp_core.reports import data as data_report
 from scalp_core.storage import outputs
 from scalp_core.storage.lease import Guard
 from scalp_core.storage.outputs import Output
-
-REPORT_FILE = "report.html"
 
 _VERB = "prepare"
 _IDENTITY_FILE = "run.json"
@@ -157,7 +156,8 @@ def _prepare(
     readers = read_json(storage.join(work, READERS_FILE))
     if readers is not None and not readers["with_grade"]:
         raise SourceError(
-            f"{source} has no image with an agreed grade ({_counts(readers['left_out']) or 'no answer'}); "
+            f"{source} has no image with an agreed grade "
+            f"({format_counts(readers['left_out']) or 'no answer'}); "
             "review more images, or decide between readers with scalp review --adjudicate"
         )
     clock.lap("list")
@@ -183,14 +183,14 @@ def _prepare(
         "seconds": clock.total(),
         "seconds_of_stages": clock.laps,
     }
-    _check_accounts(summary, out)
+    check_accounts(summary, out)
     output.check()
     storage.write(storage.join(out, REPORT_FILE), data_report.render_report(spec, summary, examples))
     write_json(storage.join(out, SUMMARY_FILE), summary)
     manifest.write_spec(out, spec)  # last: marks the output as finished
     if not summary["could_not_be_fetched"]:  # else --retry-failed needs it
         output.remove_scratch()
-    _show(spec, summary, out)
+    show_summary(spec, summary, out)
     return summary
 
 
@@ -348,60 +348,3 @@ def _audit(
         is_table = is_log or scan.is_table(source)
         audited = storage.call_with_retries(examined, audit.audit, examined, source, out, options, is_table)
         return audited, provenance.peak_mib()
-
-
-def _check_accounts(summary: dict[str, Any], out: str) -> None:
-    """Check that each listed object was examined, and each image was kept or dropped with a reason."""
-    listed, examined = summary["objects_listed"], sum(summary["objects"].values())
-    if examined < listed:  # a tar is listed as one object, and becomes its members
-        raise UserError(
-            f"{listed} objects were listed in {summary['source']}, but {examined} examined; prepare it again "
-            f"into another directory than {out}, and report this"
-        )
-    images = summary["objects"].get("photograph", 0)
-    others = sum(summary["dropped_other"].values())
-    kept, dropped = summary["photographs"], sum(summary["dropped"].values()) - others
-    if kept + dropped != images:
-        raise UserError(
-            f"{images} images were found in {summary['source']}, but {kept} kept and {dropped} "
-            f"dropped in {out}; prepare it again into another directory, and report this"
-        )
-
-
-def _show(spec: DataSpec, summary: dict[str, Any], out: str) -> None:
-    rows: dict[str, Any] = {
-        "images": summary["photographs"],
-        "left out": summary["dropped"],
-        **({"soft labels": spec.soft_labels} if spec.soft_labels else {}),
-        **_agreement(summary.get("label_log")),
-        "found": {word: count for word, count in summary["findings"].items() if count},
-    }
-    for name in SPLITS:
-        part = summary["parts"][name]
-        if part["photographs"]:
-            rows[name] = f"{part['photographs']} of {part['groups']} groups: " + ", ".join(
-                f"{grade} {count}" for grade, count in part["by_grade"].items()
-            )
-    for symptom, counts in spec.symptoms.items():
-        rows[symptom] = ", ".join(
-            f"{grade} {count}" for grade, count in zip(GRADE_NAMES, counts, strict=True)
-        )
-    show("prepare", rows | {"report": storage.join(out, REPORT_FILE)})
-    for line in data_report.list_warnings(spec, summary):
-        console.print(f"WARNING: {line}", style="bold red", markup=False, highlight=False)
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _agreement(label_log: dict[str, Any] | None) -> dict[str, Any]:
-    """Lines of the table with the readers of a label log and the agreement of each pair."""
-    if label_log is None:
-        return {}
-    lines: dict[str, Any] = {
-        "readers": {name: counts["answers"] for name, counts in label_log["readers"].items()}
-    }
-    for pair in label_log["agreement"]:
-        lines[" and ".join(pair["readers"])] = str(data_report.agreement_words(pair))
-    return lines

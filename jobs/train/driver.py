@@ -29,7 +29,14 @@ from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_js
 from jobs.common.preflight import check_nodes, examples
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
 from jobs.train.progress import ControllerCallback, follow_progress
-from jobs.train.scaling import ElasticScaling, plan_scaling, wait_for_workers, worker_range
+from jobs.train.scaling import (
+    ElasticScaling,
+    batch_norm_line,
+    check_batches,
+    plan_scaling,
+    wait_for_workers,
+    worker_range,
+)
 from jobs.train.tracking import Tracking, open_tracker, tolerate_errors
 from scalp_core import storage
 from scalp_core.bundles.contract import Teachers
@@ -257,22 +264,6 @@ def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     )
 
 
-def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
-    """Describe the images over which batch normalization computes its statistics."""
-    fewest, most = worker_range(scaling)
-    norm = recipe.resolve_batch_norm(most)
-    if norm == "frozen":
-        return "batch normalization: frozen at the statistics of the initial weights"
-    micro_batch = recipe.batch_size // recipe.accumulate  # of all workers
-    if norm == "sync":
-        return (
-            f"batch normalization: over the {micro_batch} images of all workers per micro-batch, about "
-            f"{micro_batch // most} per worker"
-        )
-    images = sorted({micro_batch // most, micro_batch // fewest})
-    return f"batch normalization: over each worker's {' to '.join(map(str, images))} images per micro-batch"
-
-
 def worker_config(
     recipe: Recipe, images: dict[str, ImageSource], initial: str, scaling: ScalingConfig
 ) -> dict[str, Any]:
@@ -359,27 +350,6 @@ def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
         raise UserError(
             f"batch_norm ({recipe.batch_norm}) has no effect with architecture: {recipe.architecture}, which "
             "has no batch normalization; use batch_norm=auto, or another architecture"
-        )
-
-
-def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
-    """Check that the batch is large enough for the workers, and small enough for the data.
-
-    Raises:
-        UserError: The batch size does not fit.
-    """
-    workers = worker_range(scaling)[1]
-    # Batch normalization needs two images per micro-batch.
-    if recipe.batch_size // workers // recipe.accumulate < 2:
-        raise UserError(
-            f"batch_size {recipe.batch_size} is less than 2 images for each of {workers} workers and "
-            f"{recipe.accumulate} micro-batches; use at least --set "
-            f"batch_size={2 * workers * recipe.accumulate}"
-        )
-    if rows < recipe.batch_size:
-        raise UserError(
-            f"{rows} training images do not fill one batch of {recipe.batch_size}; "
-            "use a smaller --set batch_size=…, or more images"
         )
 
 

@@ -13,6 +13,7 @@ from cluster.resources import Cluster
 from jobs.common.console import console
 from scalp_core.errors import UserError
 from scalp_core.inference.predictor import Device
+from scalp_core.models.recipe import Recipe
 
 CPUS_FOR_DATA = 2
 SECONDS_BETWEEN_RESIZES = 30.0
@@ -130,3 +131,40 @@ def worker_range(scaling: ScalingConfig) -> tuple[int, int]:
     """Return the requested minimum and maximum of workers."""
     workers = scaling.num_workers
     return (workers, workers) if isinstance(workers, int) else workers
+
+
+def check_batches(recipe: Recipe, rows: int, scaling: ScalingConfig) -> None:
+    """Check that the batch is large enough for the workers, and small enough for the data.
+
+    Raises:
+        UserError: The batch size does not fit.
+    """
+    workers = worker_range(scaling)[1]
+    # Batch normalization needs two images per micro-batch.
+    if recipe.batch_size // workers // recipe.accumulate < 2:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is less than 2 images for each of {workers} workers and "
+            f"{recipe.accumulate} micro-batches; use at least --set "
+            f"batch_size={2 * workers * recipe.accumulate}"
+        )
+    if rows < recipe.batch_size:
+        raise UserError(
+            f"{rows} training images do not fill one batch of {recipe.batch_size}; "
+            "use a smaller --set batch_size=…, or more images"
+        )
+
+
+def batch_norm_line(recipe: Recipe, scaling: ScalingConfig) -> str:
+    """Describe the images over which batch normalization computes its statistics."""
+    fewest, most = worker_range(scaling)
+    norm = recipe.resolve_batch_norm(most)
+    if norm == "frozen":
+        return "batch normalization: frozen at the statistics of the initial weights"
+    micro_batch = recipe.batch_size // recipe.accumulate  # of all workers
+    if norm == "sync":
+        return (
+            f"batch normalization: over the {micro_batch} images of all workers per micro-batch, about "
+            f"{micro_batch // most} per worker"
+        )
+    images = sorted({micro_batch // most, micro_batch // fewest})
+    return f"batch normalization: over each worker's {' to '.join(map(str, images))} images per micro-batch"

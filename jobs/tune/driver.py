@@ -26,13 +26,18 @@ from jobs.data.tasks import RETRY_TIMEOUT_S
 from jobs.train.driver import (
     IDENTITY_FILE,
     check_batch_norm,
-    check_batches,
     check_identity,
     identify_labels,
     worker_config,
 )
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
-from jobs.train.scaling import CPUS_FOR_DATA, count_parallel, plan_scaling, wait_for_workers
+from jobs.train.scaling import (
+    CPUS_FOR_DATA,
+    check_batches,
+    count_parallel,
+    plan_scaling,
+    wait_for_workers,
+)
 from jobs.tune.proposals import plan_trials
 from jobs.tune.results import BEST_FILE, format_settings, show_trials, write_results
 from jobs.tune.search import Search

@@ -35,6 +35,7 @@ from scalp_core.bundles.registry_records import (
     hash_record,
     parse_record,
     read_record,
+    stack_promoted,
     to_json,
 )
 from scalp_core.errors import UserError, suggest
@@ -208,7 +209,7 @@ class Registry:
             UserError: No version was promoted before, or another promotion came in between.
         """
         entries = self._entries(name)
-        stack = _stack(entries.values())
+        stack = stack_promoted(entries.values())
         if len(stack) < 2:
             current = f"{name}@{stack[0]}" if stack else "none"
             raise UserError(
@@ -396,19 +397,3 @@ def _numbers(listing: Callable[[], Iterable[int]]) -> list[int]:
 
 def _entry(folder: str, number: int) -> str:
     return storage.join(folder, f"{number:06d}.json")
-
-
-def _stack(history: Iterable[Promotion]) -> list[int]:
-    """Stack of the promoted versions that were not rolled back, the current one last, without repetitions.
-
-    If entries are lost, each remaining rollback still ends at the version that it names.
-    """
-    stack: list[int] = []
-    for entry in history:
-        if entry.action == "rollback":
-            del stack[-1:]
-            while entry.version in stack and stack[-1] != entry.version:
-                stack.pop()
-        if stack[-1:] != [entry.version]:
-            stack.append(entry.version)
-    return stack

@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import os
 import socket
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, TypeVar
 
@@ -112,3 +113,19 @@ def parse_record(kind: type[Record], data: bytes, uri: str) -> Record:
         raise UserError(
             f"{uri} is not a valid record of the registry ({where}{first['msg']}); restore it from a backup"
         ) from None
+
+
+def stack_promoted(history: Iterable[Promotion]) -> list[int]:
+    """Stack of the promoted versions that were not rolled back, the current one last, without repetitions.
+
+    If entries are lost, each remaining rollback still ends at the version that it names.
+    """
+    stack: list[int] = []
+    for entry in history:
+        if entry.action == "rollback":
+            del stack[-1:]
+            while entry.version in stack and stack[-1] != entry.version:
+                stack.pop()
+        if stack[-1:] != [entry.version]:
+            stack.append(entry.version)
+    return stack

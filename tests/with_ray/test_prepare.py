@@ -10,7 +10,8 @@ import pytest
 
 from jobs.common.inference import ModelOptions
 from jobs.common.local_executor import LocalExecutor
-from jobs.data.prepare import REPORT_FILE, _check_accounts, prepare
+from jobs.data.prepare import prepare
+from jobs.data.prepare_summary import REPORT_FILE, check_accounts
 from jobs.evaluate.driver import collect_columns
 from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
@@ -63,12 +64,12 @@ def test_every_object_is_accounted_for_and_the_summary_says_where(prepared):
 
 def test_what_is_not_accounted_for_ends_the_command(prepared):
     _, summary = prepared
-    _check_accounts(summary, "OUT")
+    check_accounts(summary, "OUT")
     lost = summary["objects_listed"] + 1
     with pytest.raises(UserError, match=f"{lost} objects were listed in .* but {lost - 1} examined"):
-        _check_accounts(summary | {"objects_listed": lost}, "OUT")
+        check_accounts(summary | {"objects_listed": lost}, "OUT")
     with pytest.raises(UserError, match="images were found in .* kept and .* dropped in OUT"):
-        _check_accounts(summary | {"photographs": summary["photographs"] - 1}, "OUT")
+        check_accounts(summary | {"photographs": summary["photographs"] - 1}, "OUT")
 
 
 def test_the_report_stands_alone_and_shows_what_matters(prepared):

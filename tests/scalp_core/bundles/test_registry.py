@@ -14,7 +14,7 @@ from threading import Barrier
 import pytest
 
 from scalp_core import storage
-from scalp_core.bundles import registry
+from scalp_core.bundles import registry, registry_records
 from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, save_bundle
 from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
@@ -293,7 +293,7 @@ def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length,
         for number, (action, version) in enumerate(WHOLE[:length])
         if number not in lost
     ]
-    assert registry._stack(entries)[::-1] == stack
+    assert registry_records.stack_promoted(entries)[::-1] == stack
 
 
 def test_concurrent_adds_of_different_bundles_get_complete_versions(store, run):
