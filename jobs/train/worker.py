@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
@@ -69,6 +70,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
         The step at which the loss was not finite, which ends the training; None for a normal end. It is not
         an exception, because Ray would retry and fail in the same way.
     """
+    gc.freeze()  # the end of the process looks at no module again, which takes a second of a core
     try:
         _Worker(config).run()
     except DivergedError as error:
