@@ -19,8 +19,8 @@ from serving.settings import Settings
 from tests.browser.steps import is_photo_shown
 from tests.browser.test_page_tools import check
 from tests.support.ports import free_port
+from tests.support.replica import replica_process
 from tests.support.reviewing import open_review, write_run
-from tests.support.served import scalp_serve
 
 IMAGES = 8
 BEFORE = 4  # answers of the first reader before the kill, and one less of the second
@@ -56,7 +56,7 @@ def test_readers_answer_with_their_keys_and_a_killed_endpoint_loses_nothing(open
         review=ReviewSettings(graded=graded, labels=labels),
     )
     url, requested = f"http://127.0.0.1:{port}/review", []
-    with scalp_serve(bundle, settings, tmp_path, port) as endpoint:
+    with replica_process(bundle, settings, tmp_path, port) as endpoint:
         first = open_page(url, bypass_csp=True)  # for axe
         first.on("request", lambda request: requested.append(request.url))
         expect(first.get_by_label("Access key", exact=True)).to_be_focused()
@@ -84,7 +84,7 @@ def test_readers_answer_with_their_keys_and_a_killed_endpoint_loses_nothing(open
     saved = sorted(label.reader for label in read_labels(labels))
     assert saved == ["kim"] * BEFORE + ["lee"] * (BEFORE - 1)  # as many as the pages said
 
-    with scalp_serve(bundle, settings, tmp_path, port):
+    with replica_process(bundle, settings, tmp_path, port):
         # The first page goes on, the second is opened again: neither shows an answered image.
         first.keyboard.press(str(BEFORE % 4))
         answer_rest(first, BEFORE)

@@ -14,17 +14,15 @@ import pytest
 import uvicorn
 
 from cluster.haproxy import BATCH_PATH, Policy
-from serving.api.routes import create_api
 from serving.auth.keys import KeySettings, new_key
 from serving.auth.scopes import Rights
-from serving.replicas.combined import CombinedGrader
-from serving.replicas.ingress import replica
 from serving.schemas.bulk import BulkSettings
 from serving.schemas.review import ReviewSettings
 from serving.settings import Settings
 from tests.serving.api.test_bulk import Client, replace_ray
 from tests.support.examples import examples
 from tests.support.haproxy_process import running
+from tests.support.replica import serve
 from tests.support.reviewing import write_run
 
 # Refused requests would say nothing of the routes.
@@ -35,20 +33,6 @@ UNLIMITED = Policy(
 NOT_SAID = "positive_data_acceptance"
 # In a batch a bad photograph is a line of the answer.
 A_LINE = "negative_data_rejection"
-
-
-async def serve(bundle: Path, settings: Settings, listener: socket.socket, servers: list) -> None:
-    """Serve the application of a replica as Ray Serve does, over a grader in this process."""
-    grader = CombinedGrader(settings, create_api)
-    await grader.reconfigure({"bundle": str(bundle), "max_batch_size": 4})
-
-    async def this_replica() -> CombinedGrader:  # a function that is not async would run in a thread
-        return grader
-
-    api = grader.__serve_build_asgi_app__()
-    api.dependency_overrides[replica] = this_replica
-    servers.append(uvicorn.Server(uvicorn.Config(api, log_level="error")))
-    await servers[0].serve([listener])
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +72,6 @@ def test_every_answer_is_as_it_is_described(address, key, which, left_out, tmp_p
     command = [str(Path(sys.executable).with_name("st")), "run", f"{address}/openapi.json", which, BATCH_PATH]
     command += ["--header", f"Authorization: Bearer {key[0]}"]
     command += ["--exclude-checks", left_out, "--seed", "1", "--no-color"]
-    command += ["--max-examples", str(examples(10, 100))]
+    command += ["--max-examples", str(examples(5, 100))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout
