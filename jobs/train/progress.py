@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class ControllerCallback(UserCallback):
         self._notes = notes
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        gc.freeze()  # as in `train_worker`
         if checkpoint:
             self._notes.put_nowait({"kept": metrics[0]["epoch"]})
 
