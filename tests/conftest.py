@@ -22,7 +22,7 @@ _NIGHTLY = Path(__file__).parent / "nightly"
 # Files that use the fixture `endpoint`, and those that use the fixture `cluster` or what was trained with it;
 # the others of tests/with_ray start their own. One process runs all that share, so that each is started once.
 _SHARE_ENDPOINT = re.compile(r"tests/(browser/|with_ray/test_serve(_intake|_inference)?\.py)")
-_OWN_RAY = r"serve_(hostile|deploy)|supervised|grade_(odd|planning)"
+_OWN_RAY = r"serve_hostile|supervised|grade_(odd|planning)"
 _SHARE_RAY = re.compile(rf"tests/with_ray/test_(?!{_OWN_RAY})")
 # Threads of PyTorch, scikit-learn and NumPy: the processes of xdist fill the cores, and more would only wait.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -34,7 +34,6 @@ _session_environment: dict[str, str] = {}
 _LONGEST = (
     "tests/with_ray/test_whole_way.py",
     "tests/with_ray/test_serve.py",
-    "tests/with_ray/test_serve_deploy.py",
     "tests/with_ray/test_serve_hostile.py",
     "tests/serving/api/test_schema.py",
     "tests/with_ray/test_supervised.py",
@@ -51,9 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the profile with many examples; Hypothesis is slow to import.
 
-    Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s.
+    Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s. Its
+    processes wait for the next test: a start takes one to three seconds of a core.
     """
-    os.environ["RAY_metrics_report_interval_ms"] = "3000"  # noqa: SIM112
+    os.environ["RAY_metrics_report_interval_ms"] = "5000"  # noqa: SIM112
+    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "20000"  # noqa: SIM112
+    os.environ["RAY_num_workers_soft_limit"] = "4"  # noqa: SIM112
     if _HAS_ONE_THREAD:
         os.environ.update(_THREADS)
     if config.getoption("--hypothesis-profile", default=None) == "nightly":
