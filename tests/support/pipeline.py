@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from jobs.common.local_executor import LocalExecutor
 from jobs.data.prepare import prepare
 from jobs.data.synth import synth
 from jobs.evaluate.driver import evaluate
@@ -65,7 +66,7 @@ def _run_pipeline(root: Path, settings: Sequence[str], workers: int | tuple[int,
     folders = [root / name for name in ("photographs", "data", "way-run", "evaluation")]
     photographs, data, run, evaluation = map(str, folders)
     synth(photographs, SynthOptions(images=IMAGES, seed=3))
-    prepared = prepare(photographs, data)
+    prepared = prepare(photographs, data, executor=LocalExecutor())  # on Ray: tests/with_ray/test_prepare.py
     with MetricsWatch() as watch, sockets.watched() as listening:
         trained = train(data, run, recipe, workers, device="cpu")
         watch.await_total("ray_scalp_train_checkpoints_total", len(trained["history"]), run=folders[2].name)

@@ -8,10 +8,11 @@ import pytest
 from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.driver import evaluate
 from jobs.grade.driver import grade
+from jobs.train import ingest
 from jobs.train.driver import train
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
-from scalp_core.datasets.manifest import add_other_labels
+from scalp_core.datasets.other_symptoms import add_other_labels
 from scalp_core.errors import UserError
 from scalp_core.grades import SYMPTOM_IDS
 from scalp_core.images.preprocess import decode
@@ -23,10 +24,10 @@ OTHERS = SYMPTOM_IDS[1:]
 
 @pytest.fixture(scope="module")
 def six(pipeline, tmp_path_factory):
-    """Run directory of a training of one epoch with two workers, and its summary."""
+    """Run directory of a training of one epoch, and its summary."""
     run = str(tmp_path_factory.mktemp("six") / "run")
     recipe = pipeline.recipe.model_copy(update={"symptoms": "all", "epochs": 1})
-    return run, train(str(pipeline.data), run, recipe, workers=2, device="cpu")
+    return run, train(str(pipeline.data), run, recipe, workers=1, device="cpu")
 
 
 def test_the_bundle_records_each_symptom_with_its_labels(pipeline, six):
@@ -73,7 +74,7 @@ def test_images_without_labels_of_other_symptoms_are_refused(pipeline, tmp_path,
         empty = pa.nulls(table.num_rows, table.schema.field(column).type)
         return add_other_labels(table.set_column(column, "labels", empty), symptom)
 
-    monkeypatch.setattr(manifest, "add_other_labels", without)
+    monkeypatch.setattr(ingest, "add_other_labels", without)
     recipe = pipeline.recipe.model_copy(update={"symptoms": "all"})
     with pytest.raises(UserError, match="has a label of another symptom; use --symptoms one"):
         train(str(pipeline.data), str(tmp_path / "run"), recipe, workers=1, device="cpu")

@@ -21,17 +21,20 @@ from scalp_core.models.training_step import TrainingStep
 LOSSES = ("cross_entropy", "weighted_cross_entropy", "corn", "soft_ordinal")
 COUNTS = [5, 40, 50, 20]
 STEPS, BATCH, SIZE, WORKERS = 3, 14, 32, 3  # unequal shares
+# This loss with six heads, whose labels some images lack.
+OF_ALL_SYMPTOMS = "soft_ordinal of all symptoms"
 # A model whose batch normalization holds activations, and one without it in two micro-batches.
 MODELS = {"test_efficientnet": 1, "test_convnext": 2}
 CASES = [(loss, "test_efficientnet") for loss in LOSSES]
-CASES += [(loss, "test_convnext") for loss in ("weighted_cross_entropy", "corn")]
+CASES += [(loss, "test_convnext") for loss in ("weighted_cross_entropy", "corn", OF_ALL_SYMPTOMS)]
 # Of the loss of a step; and of the change of all weights over the run, by its norm.
 LOSS_TOLERANCE, WEIGHTS_TOLERANCE = 1e-4, 0.01
 
 
 def recipe_of(loss: str, model: str, **changes: object) -> Recipe:
     settings = {
-        "architecture": model, "weights": "none", "size": SIZE, "batch_size": BATCH, "loss": loss,
+        "architecture": model, "weights": "none", "size": SIZE, "batch_size": BATCH,
+        "loss": loss.partition(" ")[0], "symptoms": "all" if loss == OF_ALL_SYMPTOMS else "one",
         "accumulate": MODELS[model], "learning_rate": 1e-3, "ema_decay": 0.5, "warmup_share": 0.0,
     }  # fmt: skip
     return Recipe.model_validate(settings | changes)
@@ -58,8 +61,9 @@ def trained(case: tuple[str, str], rank: int, workers: int) -> tuple[list[float]
     for _ in range(STEPS):
         images = torch.from_numpy(draw.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8))
         labels = torch.from_numpy(draw.choice(4, BATCH, p=np.array(COUNTS) / sum(COUNTS)))
+        others = torch.from_numpy(draw.integers(-1, 4, (BATCH, 5))) if recipe.heads > 1 else None
         own = slice(rank * BATCH // workers, (rank + 1) * BATCH // workers)
-        sums = step(images[own], labels[own])
+        sums = step(images[own], labels[own], None, None if others is None else others[own])
         if workers > 1:
             dist.all_reduce(sums)
         losses.append(float(sums[0]))
@@ -93,7 +97,8 @@ def by_rank(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_workers_with_unequal_shares_train_the_weights_of_one(by_rank, case):
     losses, state = trained(case, 0, 1)
-    start = initial_model(case[1], "none", 0, recipe_of(*case).head)[0].state_dict()
+    recipe = recipe_of(*case)
+    start = initial_model(case[1], "none", 0, recipe.head, symptoms=recipe.heads)[0].state_dict()
     assert np.ptp(losses) > 0.01  # so that the comparison means something
     for found_losses, found in (each[CASES.index(case)] for each in by_rank):
         assert found_losses == pytest.approx(losses, rel=LOSS_TOLERANCE)
