@@ -189,7 +189,8 @@ def endpoint(bundle: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactor
     """The endpoint as users start it; its tests are those of `_SHARE_ENDPOINT`."""
     from tests.support.served import SHARED, scalp_serve
 
-    with scalp_serve(bundle, SHARED, tmp_path_factory.mktemp("endpoint"), grpc=True) as served:
+    folder = tmp_path_factory.mktemp("endpoint")
+    with scalp_serve(bundle, SHARED, folder, grpc=True, killed=True) as served:
         yield served
 
 

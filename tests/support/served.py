@@ -49,7 +49,12 @@ class Served(NamedTuple):
 
 @contextmanager
 def scalp_serve(
-    bundle: Path, settings: Settings, folder: Path, port: int | None = None, grpc: bool = False
+    bundle: Path,
+    settings: Settings,
+    folder: Path,
+    port: int | None = None,
+    grpc: bool = False,
+    killed: bool = False,
 ) -> Iterator[Served]:
     """Run `scalp serve` on a Ray that it starts itself.
 
@@ -59,6 +64,7 @@ def scalp_serve(
         folder: Directory for the settings file.
         port: Port of the endpoint; None takes a free one.
         grpc: Serve gRPC too, on a free port.
+        killed: Kill it at the end; its ordinary end, as by Ctrl-C, takes up to 15 s.
     """
     file, port = folder / "settings.yaml", port or free_port()
     file.write_text(settings.model_dump_json(exclude_unset=True))
@@ -68,9 +74,10 @@ def scalp_serve(
     command += ["--grpc-port", str(grpc_port)] if grpc_port else []
     environment = os.environ | {"RAY_ADDRESS": "", SECONDS_VARIABLE: str(CONNECTION_SECONDS)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        served = Served(port, server.pid, grpc_port)
         try:
             assert server.stdout.readline().startswith("READY")
             assert sockets.await_listener(port, server.pid) == "haproxy"
-            yield Served(port, server.pid, grpc_port)
+            yield served
         finally:
-            server.terminate()
+            served.kill() if killed else server.terminate()

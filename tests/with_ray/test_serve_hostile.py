@@ -73,7 +73,7 @@ def endpoint(bundle, tmp_path_factory):
         limits=Limits(grace_seconds=PATIENCE, min_bytes_per_s=100_000, grade_bytes=2**20),
         audit=AuditSettings(folder=str(folder / "audit")),
     )
-    with scalp_serve(bundle, settings, folder, grpc=True) as served:
+    with scalp_serve(bundle, settings, folder, grpc=True, killed=True) as served:
         endpoint = Endpoint(served.port, served.grpc_port, key, folder / "audit")
         assert endpoint.grade(jpeg(0)).status_code == 200
         yield endpoint
