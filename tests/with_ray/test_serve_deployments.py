@@ -1,4 +1,4 @@
-"""A real endpoint of several deployments: its traces at a collector, explainer from zero, reviews."""
+"""A real endpoint of several deployments: its traces, explainer from zero, a store and its review."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from scalp_core import storage
 from scalp_core.labels.log import read_labels
 from serving.auth.keys import KeySettings
 from serving.schemas.review import ReviewSettings
+from serving.schemas.store import StoreSettings
 from serving.settings import Scaling, Settings
 from tests.support import sockets
+from tests.support.command import run_scalp
 from tests.support.images import jpeg
-from tests.support.reviewing import REVIEW, open_review, write_run
+from tests.support.reviewing import REVIEW
 from tests.support.served import PRECISION, Served, scalp_serve
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -72,8 +74,9 @@ def collector() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def review(tmp_path_factory) -> ReviewSettings:
+    """A review of the store of the endpoint."""
     folder = tmp_path_factory.mktemp("review")
-    return ReviewSettings(graded=write_run(folder, 4), labels=str(folder / "labels"))
+    return ReviewSettings(graded=str(folder / "kept"), labels=str(folder / "labels"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def served(bundle, collector, review, tmp_path_factory) -> Iterator[Served]:
     )
     tracing = {"collector": collector.url, "sampled": 0}
     keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text(f"clinic: {KEY} scope=grade scope=review")
+    keys.write_text(f"clinic: {KEY} scope=grade scope=keep scope=review")
     keys.chmod(0o600)
     settings = Settings(
         device="cpu",
@@ -97,6 +100,7 @@ def served(bundle, collector, review, tmp_path_factory) -> Iterator[Served]:
         tracing=tracing,
         keys=KeySettings(file=str(keys)),
         review=review,
+        store=StoreSettings(folder=review.graded),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -174,18 +178,29 @@ def test_the_first_heatmap_starts_the_explainer(served):
     assert explainers(served) == 1
 
 
-def test_a_separate_process_writes_the_answers_of_readers(served, review):
+def test_a_separate_process_reviews_the_kept_images_and_a_removed_one_leaves(served, review):
     assert sum("Reviewer" in name for name, _ in served.replicas()) == 1
-    with httpx.Client(base_url=f"{served.origin}{REVIEW}", headers=HEADERS, timeout=60) as client:
-        first = client.get("").raise_for_status().json()["first"]
-        picture = client.get(f"/images/{first}/picture")
+    with httpx.Client(base_url=served.origin, headers=HEADERS, timeout=60) as client:
+        kept = []
+        for seed in range(3):
+            graded = client.post("/v1/grade", files={"file": jpeg(seed)}, data={"keep": "true"})
+            kept.append(graded.raise_for_status().json()["kept"]["image_id"])
+        state = client.get(REVIEW).raise_for_status().json()
+        assert (state["images"], state["first"]) == (3, kept[0])
+        picture = client.get(f"{REVIEW}/images/{kept[0]}/picture")
         assert picture.headers["content-type"] == "image/jpeg" and picture.content.startswith(b"\xff\xd8")
-        saved = client.post(f"/images/{first}/answer", json={"grade": 2}).raise_for_status().json()
-        assert [(label.reader, label.grade) for label in read_labels(review.labels)] == [("clinic", 2)]
-        second = saved["first_open"]
-        storage.write(open_review(review.graded, review.labels).location(second).uri, jpeg(99))
-        problems = [client.get(f"/images/{image}/picture").json() for image in (second, "none")]
-    assert [problem["code"] for problem in problems] == ["changed", "unknown_image"]
+        saved = client.post(f"{REVIEW}/images/{kept[0]}/answer", json={"grade": 2}).raise_for_status().json()
+        assert saved["first_open"] == kept[1]
+        (label,) = read_labels(review.labels)
+        assert (label.image_id, label.reader, label.grade) == (kept[0], "clinic", 2)
+        storage.write(label.uri.replace(kept[0], kept[1]), jpeg(99))
+        problems = [client.get(f"{REVIEW}/images/{image}/picture").json() for image in (kept[1], "none")]
+        assert [problem["code"] for problem in problems] == ["changed", "unknown_image"]
+        removed = run_scalp("store", "remove", review.graded, kept[2])
+        assert removed.stdout == f"removed {kept[2]}\n", removed.stderr
+        left = client.get(REVIEW).raise_for_status().json()
+    assert (left["images"], left["left"]) == (2, 1)
+    assert kept[2] not in "".join(storage.list_files(review.graded))
 
 
 def explainers(served: Served) -> int:
