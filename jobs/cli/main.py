@@ -257,9 +257,21 @@ def _refuse_usage(error: Any) -> None:
     """Print what is wrong with the arguments of a command, and which help explains them."""
     problem = error.format_message().rstrip(".").replace("Value error, ", "")
     if problem:  # a group without a command has printed its help
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "scalp"
+        command = error.ctx.command_path if getattr(error, "ctx", None) else _named_command(sys.argv[1:])
         print_error(f"{command}: {problem[0].lower()}{problem[1:]}; see {command} --help")
     sys.exit(2)
+
+
+def _named_command(words: list[str]) -> str:
+    """Return the command that the arguments name, for errors of the parser, which have no context."""
+    command: Any = typer.main.get_command(app)
+    names = ["scalp"]
+    for word in words:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        names.append(word)
+    return " ".join(names)
 
 
 def run() -> None:

@@ -119,6 +119,10 @@ def serve(
             values[name] = (values.get(name) or {}) | value
         elif value is not None:
             values[name] = value
+    if review and "labels" not in values["review"]:
+        raise UserError(f"--review {review} needs the directory of its label log; add --review-labels LABELS")
+    if review_labels and "graded" not in values["review"]:
+        raise UserError(f"--review-labels {review_labels} has no images to review; add --review GRADED")
     verb(bundle, host, port, parse_settings(Settings, values, origin), shadow or canary, grpc_port)
 
 

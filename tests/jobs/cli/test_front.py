@@ -48,6 +48,12 @@ def test_a_shell_completes_commands():
             "'tst' is not one of 'train', 'val', 'test'",
             "see scalp",
         ),
+        (
+            ("serve", "b", "--store"),
+            "scalp serve: option '--store' requires an argument",
+            "see scalp serve --",
+        ),
+        (("keys", "new", "kim", "--scope"), "scalp keys new: option '--scope'", "see scalp keys new --help"),
     ],
 )
 def test_a_mistake_in_the_arguments_has_the_form_of_all_errors(words, problem, fix):
@@ -68,6 +74,12 @@ def test_a_mistake_in_the_arguments_has_the_form_of_all_errors(words, problem, f
             "cannot read /nope.yaml: it does not exist",
             "check the",
         ),
+        (
+            ("serve", "b", "--review", "kept"),
+            "--review kept needs the directory of its label log",
+            "add --review-l",
+        ),
+        (("serve", "b", "--review-labels", "l"), "--review-labels l has no images", "add --review GRADED"),
         (("demo", "--out", "s3://c/a"), "--out s3://c/a is not a local folder", "choose one"),
         (
             ("grade", "b", "w/photos", "S3://clinic/out"),
