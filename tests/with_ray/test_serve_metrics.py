@@ -114,14 +114,18 @@ def run(known, cluster, tmp_path_factory) -> Run:
 
 
 def _send(client: httpx.Client) -> dict[str, list[httpx.Response]]:
-    """Send images until drift is measured and the short queue has refused one."""
+    """Send images until drift is measured, and as many at a time that the short queue refuses one."""
     graded: list[httpx.Response] = []
-    with ThreadPoolExecutor(64) as pool:
-        while [answer.status_code for answer in graded].count(200) < DRIFT_NEEDS or all(
-            answer.status_code == 200 for answer in graded
-        ):
-            images = [jpeg(seed, (96, 96)) for seed in range(len(graded), len(graded) + 128)]
-            graded += pool.map(lambda data: _posted(client, data), images)
+
+    def send(images: int, at_once: int) -> None:
+        data = [jpeg(seed, (96, 96)) for seed in range(len(graded), len(graded) + images)]
+        with ThreadPoolExecutor(at_once) as pool:
+            graded.extend(pool.map(lambda image: _posted(client, image), data))
+
+    while missing := DRIFT_NEEDS - sum(answer.status_code == 200 for answer in graded):
+        send(missing, 6)
+    while all(answer.status_code == 200 for answer in graded):
+        send(64, 64)
     graded.append(post(client, b"no photograph", NAME))
     graded.append(client.post("/v1/grade", files={"file": jpeg(0)}, data={"heatmap": "true"}))
     return {
