@@ -37,7 +37,6 @@ KIND = "demo"
 _RECIPE = "cpu"
 # The few validation images of the demo cannot prove a target: each image would be referred.
 _CHANGES = ["referral=none"]
-_WORKERS = 1  # with all cores; two with one core each were slower
 _GRADED_IMAGES = 96
 _CLIENTS = 8
 _HOST = "127.0.0.1"
@@ -95,7 +94,7 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
     with s3_server(root / "s3") as server:
         os.environ.update(server.environment)
         steps.run("prepare", lambda: prepare(images_folder, data))
-        steps.run("train", lambda: train(data, run, recipe, _WORKERS))
+        steps.run("train", lambda: train(data, run, recipe))
         scored = steps.run("evaluate", lambda: evaluate(run, data, str(root / "evaluation"), probe=False))
         prefix = f"s3://{server.bucket}/images"
         archive = f"s3://{server.bucket}/images.zip"
@@ -110,7 +109,7 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
         "git_revision": provenance.git_revision(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
-        "settings": {"images": images, "workers": _WORKERS, "recipe": recipe.model_dump()},
+        "settings": {"images": images, "recipe": recipe.model_dump()},
         "rows": steps.rows,
         "ratios": {
             "qwk": scored["metrics"]["qwk"],

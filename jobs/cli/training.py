@@ -49,7 +49,8 @@ def train(
         str,
         typer.Option(
             metavar="auto|N|MIN:MAX",
-            help="data-parallel workers; MIN:MAX scales with the cluster; auto: one per GPU, or 2 without",
+            help="data-parallel workers; MIN:MAX scales with the cluster; "
+            "auto: one per GPU; without, one with all cores",
         ),
     ] = "auto",
     device: DeviceOption = "auto",

@@ -133,7 +133,7 @@ def train(
         run: Run directory for checkpoints, curves and the bundle, local or `s3://`.
         recipe: Training recipe.
         workers: Number of data-parallel workers, or minimum and maximum for an elastic run; None: one per
-            GPU, or two on CPUs.
+            GPU, or one on CPUs.
         device: Device of the workers: auto, cpu or cuda.
         fold: Fold of `scalp prepare --folds` to validate on; None: the validation split.
         tracking: Additional destination of the metrics: TensorBoard files in `run`, or an MLflow server.

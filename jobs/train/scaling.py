@@ -60,7 +60,7 @@ def plan_scaling(
 
     Args:
         cluster: Resources of the cluster.
-        workers: Minimum and maximum of workers; None: one per GPU, or two on CPUs.
+        workers: Minimum and maximum of workers; None: one per GPU, or one on CPUs.
         device: Device of the workers: auto, cpu or cuda.
         all_cores: A fixed number of workers on CPUs divides the cores of one node, so that all fit on a node
             that is left after losses; otherwise each worker has one core.
@@ -73,7 +73,7 @@ def plan_scaling(
             "--device cuda: Ray has no GPU; use --device cpu or auto, or join a cluster with GPUs"
         )
     use_gpu = device != "cpu" and cluster.gpus > 0
-    fewest, most = workers or ((cluster.gpus if use_gpu else 2),) * 2
+    fewest, most = workers or ((cluster.gpus if use_gpu else 1),) * 2
     # Each worker reserves at least a CPU, and the data pipeline needs at least two.
     available = min(cluster.gpus, cluster.cpus - CPUS_FOR_DATA) if use_gpu else cluster.cpus - CPUS_FOR_DATA
     if fewest > available:

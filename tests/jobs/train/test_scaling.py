@@ -51,6 +51,7 @@ def test_too_many_workers_are_refused_with_the_possible_number():
         (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 1, 2),  # a local Ray, with logical CPUs
         (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 2, 1),
         (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), 3, 1),
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), None, 2),
         (cluster(8), 1, 6),  # two stay for the data
         (cluster(8), 2, 3),
         (Cluster(cpus=16, gpus=0, nodes=2, cores_per_node=8), 2, 3),  # both fit on the node that is left
@@ -67,9 +68,9 @@ def test_workers_of_a_run_divide_the_cores_of_a_node(machine, workers, cores):
 @pytest.mark.parametrize(
     ("machine", "workers", "at_once", "of_each"),
     [
-        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), None, 1, 2),  # a local Ray on two cores
-        (Cluster(cpus=24, gpus=0, nodes=3, cores_per_node=8), None, 3, 2),  # a node for each
-        (Cluster(cpus=96, gpus=0, nodes=12, cores_per_node=8), None, 5, 2),  # not more than folds
+        (Cluster(cpus=6, gpus=0, nodes=1, cores_per_node=2), None, 1, 1),  # a local Ray on two cores
+        (Cluster(cpus=24, gpus=0, nodes=3, cores_per_node=8), None, 3, 1),  # a node for each
+        (Cluster(cpus=96, gpus=0, nodes=12, cores_per_node=8), None, 5, 1),  # not more than folds
         (cluster(32, gpus=8), None, 5, 1),  # trainings divide the GPUs
         (cluster(64, gpus=16), None, 5, 3),
         (cluster(8, gpus=4), None, 2, 2),  # two CPUs for the data of each
