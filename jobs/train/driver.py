@@ -254,11 +254,11 @@ def _finished(run: str) -> dict[str, Any] | None:
 
 def _opening(recipe: Recipe, rows: int, scaling: ScalingConfig) -> str:
     fewest, most = worker_range(scaling)
-    workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    workers = f"{fewest} to {most} workers" if fewest != most else f"{most} worker{'s' if most > 1 else ''}"
     rank_batches = sorted({recipe.batch_size // most, -(-recipe.batch_size // fewest)})
     return (
         f"training {recipe.architecture} on {rows} images: {workers} "
-        f"workers x {' to '.join(map(str, rank_batches))} images per step = {recipe.batch_size}, "
+        f"x {' to '.join(map(str, rank_batches))} images per step = {recipe.batch_size}, "
         f"{images_per_epoch(rows, recipe.augment) // recipe.batch_size} steps per epoch; learning rate "
         f"{recipe.learning_rate:g}, for any number of workers"
     )
