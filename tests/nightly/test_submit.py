@@ -7,20 +7,28 @@ import re
 import signal
 import subprocess
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from jobs.common.local_executor import LocalExecutor
+from jobs.data.prepare import prepare
 from jobs.grade.driver import grade
 from scalp_core import storage
+from scalp_core.bundles.registry import Registry
+from scalp_core.curation.audit import Options
+from scalp_core.datasets.manifest import image_id
 from scalp_core.results.schema import RESULTS_FOLDER
 from serving import app
 from serving.client import Client
 from tests.support.images import jpeg
+from tests.support.labels import columns, write_log
 from tests.support.nodes import BIN, nodes
 from tests.support.ports import free_port
+from tests.support.preparing import picture
 from tests.support.result_rows import read_results
 from tests.support.sizes import SMALL
 from tests.support.submitting import SOON, TOKEN, environment, scalp, start
@@ -106,6 +114,35 @@ def test_a_training_comes_out_as_on_this_machine(far, pipeline):
     summary = json.loads(storage.read("s3://scalp/far/run/summary.json"))
     assert summary["validation"]["qwk"] == pytest.approx(pipeline.trained["validation"]["qwk"], abs=0.02)
     assert "s3://scalp/far/run/bundle/bundle.json" in storage.list_files("s3://scalp/far/run/bundle")
+
+
+def test_a_round_of_the_loop_adds_the_next_version(far, make_bundle, tmp_path):
+    root, rows, answers = "s3://scalp/far/loop", ["uri,label,group"], []
+    for index in range(54):
+        data, uri = picture(index), f"{root}/{'set' if index < 48 else 'reviewed'}/{index}.jpg"
+        storage.write(uri, data)
+        if index < 48:
+            rows.append(f"{uri},{index % 4},p{index // 2}")
+        else:
+            digest = sha256(data).hexdigest()
+            answers.append(
+                columns(str(index), grade=index % 4, uri=uri, sha256=digest, image_id=image_id(digest))
+            )
+    storage.write(f"{root}/labels.csv", "\n".join(rows).encode())
+    prepare(f"{root}/labels.csv", f"{root}/data", Options(), executor=LocalExecutor())
+    write_log(f"{root}/labels", answers)
+    registry = Registry(f"{root}/registry")
+    registry.add(str(make_bundle(tmp_path / "first")), "scalp")
+    registry.promote("scalp", 1)
+    settings = ("epochs=1", "batch_size=8", "architecture=test_resnet", f"size={SMALL}")
+    words = ("submit", "--address", far.url, "improve", "models://scalp", f"{root}/labels", f"{root}/data")
+    words += (f"{root}/round", "--device", "cpu", "--promote", "--max-drop", "1")
+    words += tuple(word for setting in settings for word in ("--set", setting))
+    code, printed = scalp(*words, seconds=300, SCALP_MODELS=registry.root)
+    assert code == 0 and "which label 6 new images" in printed, printed
+    entry = registry.current("scalp")
+    (reviews,) = entry.reviews
+    assert (entry.version, reviews.labels, reviews.answers) == (2, f"{root}/labels", 6)
 
 
 def ready(url: str) -> bool:

@@ -57,7 +57,9 @@ class Nodes:
 
     def add(self, cpus: int = 4, **environment: str) -> subprocess.Popen[bytes]:
         """Start another node; end it with `end`."""
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **environment)
+        # In a shared folder, each node would remove and write the working directory of a running job.
+        own = f"--temp-dir={self._folder}/ray{len(self._processes)}"
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", own, **environment)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Kill a node with all its processes, like a lost machine."""
