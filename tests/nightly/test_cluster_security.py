@@ -96,4 +96,6 @@ def test_two_nodes_with_tls_and_a_token_grade_and_let_nobody_else_in(bundle, tmp
             started = time.monotonic()
             code, printed = grade(bundle, photographs, tmp_path / "no", known | change, SOON)
             assert code == 2 and told in printed, printed
-            assert len(printed.strip().splitlines()) == 1 and time.monotonic() - started < SOON
+            error, hint = printed.strip().splitlines()
+            assert error.startswith("error: ") and hint.startswith("hint: ")
+            assert time.monotonic() - started < SOON
