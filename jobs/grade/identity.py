@@ -51,7 +51,7 @@ class Identity(Computation):
     answers: dict[str, str]
     sources: list[str]
     bundle: str
-    symptom: str = SYMPTOM_IDS[0]  # outputs of before symptoms could be chosen
+    symptom: str = SYMPTOM_IDS[0]  # run.json of older versions lacks it
 
     @classmethod
     def of(

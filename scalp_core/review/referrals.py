@@ -86,7 +86,7 @@ def check_symptom(graded: str, symptom: str) -> None:
     if symptom != SYMPTOM_IDS[0]:
         raise UserError(
             f"the grades of {graded} are of {name_symptom(symptom)}, and readers grade "
-            f"{name_symptom(SYMPTOM_IDS[0])}; review images that a model of that symptom graded"
+            f"{name_symptom(SYMPTOM_IDS[0])}; name images that a model of micro-keratin graded"
         )
 
 

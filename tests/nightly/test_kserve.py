@@ -1,4 +1,4 @@
-"""The clients of KServe, in an environment of their own, against a real endpoint."""
+"""The clients of KServe, in a separate environment, against a real endpoint."""
 
 from __future__ import annotations
 

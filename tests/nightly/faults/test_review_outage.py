@@ -1,4 +1,4 @@
-"""An S3 server that is away during a review: answers are refused or wait, and none is lost or doubled."""
+"""An S3 server that is unavailable during a review: answers are refused or wait, and each is stored once."""
 
 from __future__ import annotations
 
