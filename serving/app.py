@@ -143,7 +143,7 @@ def start(
     check_readers(settings.review, keys)
     if settings.store:
         StoreWriter(settings.store.folder, settings.store.max_images).claim()
-    referrals = read_review(settings.review)[0] if settings.review else None
+    referrals = read_review(settings.review).referrals if settings.review else None
     device = resolve_device(settings.device)
     model = _pin_model(bundle, device, settings)
     if referrals and referrals.store:

@@ -127,7 +127,7 @@ def _picture(location: Location) -> str | None:
     try:
         return base64.b64encode(read_jpeg(location, MAX_SIDE)).decode()
     except ImageError:
-        return None  # the log has the reason
+        return None  # the log has the reason of a failed read
 
 
 def _hash(words: Iterable[str]) -> str:
