@@ -83,6 +83,13 @@ def grade(
     heatmaps: Annotated[
         int, typer.Option(min=0, help="maximum number of heatmaps of referred images in the report")
     ] = 12,
+    write: Annotated[
+        Literal["fhir", "dicom-sr"] | None,
+        typer.Option(
+            help="write one clinical document per row to OUT/documents, after the images are graded. fhir: "
+            "fhir.ndjson; dicom-sr: dicom-sr.zip. For patients, use `scalp results --write`"
+        ),
+    ] = None,
     no_links: Annotated[
         bool,
         typer.Option("--no-links", help="report links that lead out of a local source as failed rows"),
@@ -133,10 +140,13 @@ def grade(
         # Perhaps OUT was forgotten, and the last SOURCE was taken for it.
         raise UserError(f"{error}, or, if {out} is a source, name OUT with --out") from None
     model = ModelOptions(device, precision, batch_size, runtime)
+    documents = () if write is None else (write,)
     if plan:
         from jobs.grade.estimate import estimate
 
-        plan_ = estimate(bundle, sources, out, model, rate, price, tables=not no_tables, links=not no_links)
+        plan_ = estimate(
+            bundle, sources, out, model, rate, price, not no_tables, not no_links, documents=documents
+        )
         if json_:
             print_json(plan_)
         return
@@ -160,7 +170,14 @@ def grade(
         shard_size,
     )
     options = GradeOptions(
-        model, pool, max_failed_share, retry_failed, heatmaps, tables=not no_tables, links=not no_links
+        model,
+        pool,
+        max_failed_share,
+        retry_failed,
+        heatmaps,
+        not no_tables,
+        not no_links,
+        documents=documents,
     )
     summary = verb(bundle, sources, out, options, executor=executor)
     if json_:

@@ -168,7 +168,8 @@ app.command(
     cls=GradeCommand,
     rich_help_panel=_GRADE,
     epilog="Examples:\n\nscalp grade runs/first monday.zip s3://clinic/2024/ graded/\n\n"
-    "scalp grade models://scalp cases.csv s3://clinic/graded/ --replicas 2:16",
+    "scalp grade models://scalp cases.csv s3://clinic/graded/ --replicas 2:16\n\n"
+    "scalp grade models://scalp s3://clinic/export/ graded/ --write fhir",
 )(grade)
 app.command(
     cls=ResultsCommand,

@@ -28,9 +28,12 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import SourceError, UserError
 from scalp_core.inference.predictor import Predictor, resolve_runtime
+from scalp_core.results.documents import Document, documents_uri, export_documents, plan_documents
 from scalp_core.results.progress import IDENTITY_FILE
+from scalp_core.results.query import ResultRows
 from scalp_core.results.schema import RESULTS_FOLDER
 from scalp_core.storage import outputs
+from scalp_core.storage.outputs import Output
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class GradeOptions:
         heatmaps: Maximum number of referred images with a heatmap in the report.
         tables: Whether tables of uris and prepared data, which can name images anywhere, may be sources.
         links: Whether links of local folders may lead out of the source.
+        documents: Kinds of clinical documents to write of all rows, in addition to those that `out` has.
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -56,6 +60,7 @@ class GradeOptions:
     heatmaps: int = 12
     tables: bool = True
     links: bool = True
+    documents: Sequence[Document] = ()
 
 
 def make_predictor(bundle: Shared, options: ModelOptions, threads: int) -> Predictor:
@@ -98,10 +103,17 @@ def grade(
         raise UserError("no SOURCE is named; give a folder, prefix, archive, table of uris, or prepared data")
     requested = options.model
     known, pinned, loaded = grade_identity.open_run(bundle, named, out, requested)
+    wanted = options.documents
+    kinds = plan_documents(out, wanted, loaded.spec.symptom)
+    options = replace(options, documents=kinds)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     is_finished = summary and not summary["rows_unaccounted"] and not outputs.has_scratch(out)
     if summary and is_finished and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
+        if missing := [kind for kind in wanted if not storage.exists(documents_uri(out, kind))]:
+            with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
+                summary = read_json(storage.join(out, SUMMARY_FILE)) or summary  # another run may have ended
+                _write_documents(output, summary, kinds, missing)
         return summary
     if known:
         requested = grade_identity.resume_options(out, known, requested)
@@ -222,7 +234,27 @@ def _close(run: Run, options: GradeOptions, summary: dict[str, Any]) -> None:
     # In a worker: queries of many rows, and PyTorch, would take memory of the driver.
     run.executor.call(_report, run.output.uri, summary, run.bundle, options.heatmaps)
     if not summary["rows_unaccounted"]:
+        _write_documents(run.output, summary, options.documents, options.documents)
         run.output.remove_scratch()
+
+
+def _write_documents(
+    output: Output, summary: dict[str, Any], kinds: Sequence[Document], missing: Sequence[Document]
+) -> None:
+    """Write the missing documents of a finished run.
+
+    The summary names them first: a file that it does not name was made by somebody else, and is kept.
+    """
+    output.check()
+    if summary.get("documents", []) != list(kinds):
+        summary["documents"] = list(kinds)
+        write_json(storage.join(output.uri, SUMMARY_FILE), summary)
+    for kind in missing:
+        uri = documents_uri(output.uri, kind)
+        logger.info("writing %s", uri)
+        with ResultRows(output.uri) as graded:
+            documents = export_documents(kind, output.uri, graded.select_rows(), uri)
+        console.print(f"{documents:,} documents are in {uri}")
 
 
 def _report(out: str, summary: dict[str, Any], bundle: Bundle, heatmaps: int) -> None:

@@ -15,6 +15,7 @@ from jobs.grade.listing import find_roots, select_images
 from scalp_core import storage
 from scalp_core.datasets import scan
 from scalp_core.datasets.scan import Root
+from scalp_core.results.documents import Document, plan_documents
 from scalp_core.results.progress import read_progress
 
 _LISTING_THREADS = 16
@@ -33,6 +34,7 @@ def estimate(
     price: float | None = None,
     tables: bool = True,
     links: bool = True,
+    documents: Sequence[Document] = (),
 ) -> dict[str, Any]:
     """Count what a run would grade, and print the estimate.
 
@@ -44,15 +46,17 @@ def estimate(
         rate: Images per second of all machines; default: that of the last session in `out`.
         price: Price of all machines per hour.
         tables: As for `find_roots`; so is `links`.
+        documents: Kinds of clinical documents of the run; they are checked, not estimated.
 
     Returns:
         `images, tars, other_files, bytes, done, rate, hours, requests, cost`; None where unknown.
 
     Raises:
-        UserError: A source is missing or unreadable, or the run would refuse the bundle or `out`.
+        UserError: A source is missing or unreadable, or the run would refuse the bundle, `out` or documents.
     """
     named = [storage.absolute(source) for source in sources]
-    open_run(bundle, named, storage.absolute(out), model)
+    _, _, loaded = open_run(bundle, named, storage.absolute(out), model)
+    plan_documents(storage.absolute(out), documents, loaded.spec.symptom)
     total: Counter[str] = Counter()
     roots = find_roots(named, tables, links)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool, progress_bar("listing", None) as (progress, bar):

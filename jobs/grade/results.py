@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.common.console import SUMMARY_FILE, console, print_json, show
+from jobs.common.console import console, print_json, show
 from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.errors import UserError
-from scalp_core.grades import SYMPTOM_IDS, name_symptom
-from scalp_core.results.documents import SUFFIXES, Document, write_documents
+from scalp_core.results.documents import DOCUMENTS_FOLDER, SUFFIXES, Document, export_documents
 from scalp_core.results.formats import flat_batch, flat_schema, json_lines, json_text
 from scalp_core.results.query import ALL, WORK_FOLDER, By, ResultRows, Selection
 from scalp_core.results.schema import RESULTS_FOLDER
@@ -99,10 +98,10 @@ def results(
                 raise UserError(f"{out} is a store of the endpoint; --write reads the OUT of scalp grade")
             if not graded.finished:
                 raise UserError(f"{out} is not finished; finish it with the same scalp grade command first")
-            run = storage.read_json(storage.join(graded.out, SUMMARY_FILE)) or {}
-            _check_symptom(write, out, run.get("symptom", SYMPTOM_IDS[0]))
-            synthetic = bool(run.get("synthetic"))
-            return _write_documents(write, answer, storage.absolute(to), limit, synthetic, patients)
+            batches = answer if limit is None else _first(answer, limit)
+            documents = export_documents(write, graded.out, batches, storage.absolute(to), patients)
+            _say(f"{documents:,} documents are in {storage.absolute(to)}")
+            return documents
         if as_json:
             return _print_rows(answer, limit)
         return _export(answer, storage.absolute(to), limit) if to else _show(answer, limit or _SHOWN)
@@ -118,9 +117,9 @@ def _check_file(to: str, out: str, overwrite: bool, suffixes: list[str]) -> None
         raise UserError(
             f"--output {to} has an unknown ending; name a file that ends in {', '.join(suffixes)}"
         )
-    protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER)]
+    protected = [storage.join(out, folder) for folder in (RESULTS_FOLDER, WORK_FOLDER, DOCUMENTS_FOLDER)]
     if any(storage.absolute(to).startswith(f"{folder}/") for folder in protected):
-        raise UserError(f"--output {to} is in the folder of the run's own rows; choose another folder")
+        raise UserError(f"--output {to} is in a folder of the run's own files; choose another folder")
     if not overwrite and storage.exists(to):
         raise UserError(f"--output {to}: the file exists; name a new one, or add --overwrite")
 
@@ -221,16 +220,6 @@ def _export(answer: pa.RecordBatchReader, uri: str, limit: int | None) -> int:
     return batches.rows
 
 
-def _write_documents(
-    kind: Document, answer: pa.RecordBatchReader, uri: str, limit: int | None, synthetic: bool, patients: bool
-) -> int:
-    batches = _Counted(answer, limit)
-    with storage.new_file(uri) as file:
-        write_documents(kind, batches, file, synthetic, patients)
-    _say(f"{batches.rows:,} documents are in {uri}")
-    return batches.rows
-
-
 class _Counted:
     """Batches of an answer up to a limit, and the number of their rows that were read."""
 
@@ -242,15 +231,6 @@ class _Counted:
         for batch in self._batches:
             self.rows += batch.num_rows
             yield batch
-
-
-def _check_symptom(kind: Document, out: str, symptom: str) -> None:
-    """Refuse documents of another symptom, because the local codes name micro-keratin."""
-    if symptom != SYMPTOM_IDS[0]:
-        raise UserError(
-            f"--write {kind}: the grades of {out} are of {name_symptom(symptom)}, and documents have codes "
-            "of micro-keratin alone; write the rows with --output FILE.csv"
-        )
 
 
 def _first(batches: Batches, limit: int) -> Batches:

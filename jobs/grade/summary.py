@@ -67,6 +67,7 @@ def make_summary(
         "shadowed_members": before.get("shadowed_members", listing.shadowed + totals.shadowed),
         "repeated": before.get("repeated", listing.repeated),
         "retries": before.get("retries", []) + ended,
+        "documents": before.get("documents", []),
         "seconds": round(seconds, 1),
         "seconds_of_stages": run.clock.laps,
         "photographs_per_second": round(photographs / max(seconds, 0.1), 1),

@@ -28,6 +28,7 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import save_bundle, sha256
 from scalp_core.bundles.contract import WEIGHTS_FILE, BundleSpec, Conformal, InitialWeights, Training
 from scalp_core.images.preprocess import Preprocess
+from scalp_core.results.documents import Document
 from scalp_core.results.progress import REPORT_FILE
 from scalp_core.results.schema import RESULTS_FOLDER
 from tests.support.result_rows import read_results
@@ -129,6 +130,7 @@ def run(
     report: bool = True,
     model: ModelOptions | None = None,
     links: bool = True,
+    documents: Sequence[Document] = (),
 ) -> dict[str, Any]:
     """Run `scalp grade` in this process, without Ray; `report=False` replaces the report by a word."""
     options = GradeOptions(
@@ -138,6 +140,7 @@ def run(
         retry_failed=retry,
         heatmaps=0,
         links=links,
+        documents=documents,
     )
     with ExitStack() as patches:
         if not report:

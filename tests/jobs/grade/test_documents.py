@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from fhir.resources.bundle import Bundle as BundleR5
@@ -14,10 +15,12 @@ from pydicom.sr.codedict import codes
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
+from jobs.grade import driver as grade_driver
 from jobs.grade.results import results
 from scalp_core import storage
 from scalp_core.errors import UserError
 from scalp_core.results.query import Selection
+from scalp_core.storage import outputs
 from tests.support.dicom_files import PATIENT, dicom
 from tests.support.result_rows import row, write
 from tests.support.small_grade import SIDE, picture, rows, run, write_bundle
@@ -252,3 +255,88 @@ def test_a_changed_image_names_no_patient(graded, out, tmp_path):
             results(out, to=str(tmp_path / "a.zip"), write="dicom-sr", patients=True)
     finally:
         path.write_bytes(before)
+
+
+# --- scalp grade --write ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Bundle, sources and output of a run of a good and a damaged image."""
+    storage.write(str(tmp_path / "source" / "a.jpg"), picture(0))
+    storage.write(str(tmp_path / "source" / "b.jpg"), picture(1)[:-100])
+    return write_bundle(str(tmp_path / "bundle")), [str(tmp_path / "source")], str(tmp_path / "out")
+
+
+def files_of(out):
+    return {path.name: path.read_bytes() for path in (Path(out) / "documents").iterdir()}
+
+
+def grade_command(small, *options):
+    """Run the command line, whose run would fail if it began: the bundle has no weights."""
+    bundle, sources, out = small
+    return CliRunner().invoke(app, ["grade", bundle, *sources, out, "--local", *options])
+
+
+def test_grade_writes_the_documents_that_results_writes(small, tmp_path):
+    out = small[2]
+    summary = run(*small, report=False, documents=["dicom-sr", "fhir"])
+    assert summary["documents"] == ["fhir", "dicom-sr"]
+    assert files_of(out) == {
+        "fhir.ndjson": export(out, tmp_path / "a.ndjson", "--write", "fhir"),
+        "dicom-sr.zip": export(out, tmp_path / "a.zip", "--write", "dicom-sr"),
+    }
+    with pytest.raises(UserError, match="is in a folder of the run's own files"):
+        results(out, to=f"{out}/documents/fhir.ndjson", write="fhir", overwrite=True)
+
+
+def test_a_finished_run_gets_documents_once_and_a_retry_renews_them(small):
+    out = small[2]
+    run(*small, report=False)
+    assert not (Path(out) / "documents").exists()
+    run(*small, report=False, documents=["fhir"])
+    first = files_of(out)
+    stamp = (Path(out) / "documents" / "fhir.ndjson").stat().st_mtime_ns
+    assert run(*small, report=False, documents=["fhir"])["documents"] == ["fhir"]
+    assert (Path(out) / "documents" / "fhir.ndjson").stat().st_mtime_ns == stamp
+    storage.write(f"{small[1][0]}/b.jpg", picture(1))
+    run(*small, report=False, retry=True)
+    (renewed,) = files_of(out).values()
+    assert [first["fhir.ndjson"].count(b"cancelled"), renewed.count(b"cancelled")] == [2, 0]
+
+
+def test_a_run_that_is_stopped_at_its_documents_gets_them_by_the_same_command(small, monkeypatch):
+    out = small[2]
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grade_driver, "export_documents", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(*small, report=False, documents=["fhir"])
+    run(*small, report=False, documents=["fhir"])
+    assert len(files_of(out)["fhir.ndjson"].splitlines()) == 2
+    assert not outputs.has_scratch(out)
+
+
+@pytest.mark.parametrize("options", [(), ("--plan",)])
+def test_documents_that_cannot_be_written_are_refused_before_grading(small, tmp_path, monkeypatch, options):
+    _, sources, out = small
+    other = write_bundle(str(tmp_path / "other"), symptom="dandruff")
+    refused = grade_command((other, sources, out), "--write", "fhir", *options)
+    assert "are of dandruff" in str(refused.exception)
+    monkeypatch.setitem(sys.modules, "highdicom.sr", None)
+    monkeypatch.delitem(sys.modules, "scalp_core.results.dicom_sr", raising=False)
+    refused = grade_command(small, "--write", "dicom-sr", *options)
+    assert "install the extra scalp" in str(refused.exception)
+    assert not Path(out).exists()
+
+
+def test_documents_of_somebody_else_are_refused_and_kept(small):
+    out = small[2]
+    run(*small, report=False)
+    storage.write(f"{out}/documents/fhir.ndjson", b"mine")
+    with pytest.raises(UserError, match="fhir.ndjson exists, and --write did not make it; move it away"):
+        run(*small, report=False, documents=["fhir"])
+    assert files_of(out) == {"fhir.ndjson": b"mine"}

@@ -265,7 +265,7 @@ def test_an_unfinished_run_prints_a_note(ask, tmp_path):
     [
         (["--sql", "select 1", "--status", "failed"], "--sql selects the rows itself; omit --by"),
         (["--output", "rows.xlsx"], "rows.xlsx has an unknown ending; name a file that ends in .csv"),
-        (["--output", "OUT/results/more.parquet"], "is in the folder of the run's own rows; choose"),
+        (["--output", "OUT/results/more.parquet"], "is in a folder of the run's own files; choose"),
         (["--status", "failed", "--grade", "3"], "has no row with --status failed, --grade 3; scalp results"),
         (["--sql", "select map {'a': 1} as s", "--output", "PLACE/x.csv"],
          "a .csv cannot hold these columns .*; use .jsonl or .parquet"),
