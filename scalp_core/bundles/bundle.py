@@ -5,6 +5,7 @@
     model-int8.xml, …   the graph in int8, after `scalp quantize` has made and measured it
     bundle.json         the contract `BundleSpec`, with the sha256 of every file and of itself
     MODEL_CARD.md       intended use, metrics and training data
+    ml-bom.cdx.json     bill of materials, made from the contract whenever that is written
     *.png               plots of training and evaluation
 
 Loading checks the schema version and the hash of each file that is used. It never unpickles.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 SPEC_FILE = "bundle.json"
 CARD_FILE = "MODEL_CARD.md"
+BOM_FILE = "ml-bom.cdx.json"
 INITIAL_FILE = "initial.safetensors"
 """Initial weights of the training, in the run directory next to the bundle."""
 
@@ -139,9 +141,19 @@ def graph_files(kind: GraphKind, graph: Graph) -> dict[str, bytes]:
 
 def save_bundle(uri: str, spec: BundleSpec, files: dict[str, bytes]) -> None:
     """Write a bundle or add files to it; `bundle.json` is written last, so its presence means complete."""
-    for name, data in files.items():
+    for name, data in (files | {BOM_FILE: serialize_bom(spec)}).items():
         storage.write(storage.join(uri, name), data)
     storage.write(storage.join(uri, SPEC_FILE), serialize_spec(spec))
+
+
+def serialize_bom(spec: BundleSpec) -> bytes:
+    """Serialize the bill of materials of a contract, which has the hashes of the files and of the contract.
+
+    The contract has no hash of the bill, which would be circular. So nothing reads the bill to load a bundle.
+    """
+    from scalp_core.bundles.ml_bom import make_ml_bom  # imports Jinja
+
+    return json.dumps(make_ml_bom(spec), indent=2, ensure_ascii=False).encode()
 
 
 def serialize_spec(spec: BundleSpec) -> bytes:

@@ -25,7 +25,16 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from scalp_core import storage
-from scalp_core.bundles.bundle import SPEC_FILE, Bundle, open_bundle, read_file, read_spec, serialize_spec
+from scalp_core.bundles.bundle import (
+    BOM_FILE,
+    SPEC_FILE,
+    Bundle,
+    open_bundle,
+    read_file,
+    read_spec,
+    serialize_bom,
+    serialize_spec,
+)
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.registry_records import (
     Claim,
@@ -376,12 +385,14 @@ def copy_bundle(bundle: Bundle, to: str) -> bool:
         UserError: A file is missing, damaged or changed.
     """
     uri, hashes = str(bundle.uri), bundle.spec.file_hashes
-    others = storage.names_in(uri) - {SPEC_FILE, CLAIM_FILE, MARKER_FILE}
+    others = storage.names_in(uri) - {SPEC_FILE, BOM_FILE, CLAIM_FILE, MARKER_FILE}
     for name in sorted(hashes.keys() | others):
         if name in hashes:
             storage.write(storage.join(to, name), read_file(uri, name, hashes[name]))
         else:  # the contract has no hash of this file, so the first copy stays
             storage.create(storage.join(to, name), storage.read(storage.join(uri, name)))
+    # Made, not copied: older bundles have none, and a stopped `scalp quantize` may have left a later one.
+    storage.create(storage.join(to, BOM_FILE), serialize_bom(bundle.spec))
     return storage.create(storage.join(to, SPEC_FILE), serialize_spec(bundle.spec))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.common.console import SUMMARY_FILE
 from jobs.models.quantize import quantize
-from scalp_core.bundles.bundle import save_bundle
+from scalp_core.bundles.bundle import BOM_FILE, save_bundle, serialize_bom
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
@@ -105,6 +105,7 @@ def test_int8_at_the_limit_is_added(trained, data, attempts, monkeypatch):
     assert attempts == [False, True]
     assert load_bundle(str(trained)).spec.graphs["int8"].comparison.qwk_drop_bound == 0.01
     assert summary["comparison"]["confidence"] == pytest.approx(0.975)  # of each of two attempts
+    assert (trained / BOM_FILE).read_bytes() == serialize_bom(load_bundle(str(trained)).spec)
 
 
 def test_a_larger_limit_accepts_a_larger_loss(trained, data, attempts, monkeypatch):

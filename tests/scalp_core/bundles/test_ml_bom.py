@@ -1,14 +1,17 @@
 """The bill of materials of a bundle is valid CycloneDX, complete, and names no path."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.main import app
-from scalp_core.bundles.bundle import read_spec, sha256
+from scalp_core.bundles.bundle import BOM_FILE, open_bundle, read_spec, save_bundle, sha256
 from scalp_core.bundles.contract import InitialWeights
+from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.ml_bom import make_ml_bom
+from scalp_core.bundles.registry import copy_bundle
 from tests.support import bills
 
 VAL = {"n": 90, "qwk": 0.8123, "top1": 0.7, "auroc": None, "intervals": {"qwk": {"low": 0.75, "high": 0.86}}}
@@ -34,6 +37,7 @@ def test_the_command_prints_a_valid_bill_with_the_files_of_the_bundle(bundle):
     assert files == {name: sha256((bundle / name).read_bytes()) for name in files}
     assert {"model.safetensors", "model.xml", "model.bin"} == files.keys()
     spec = read_spec(str(bundle))
+    assert json.loads((bundle / BOM_FILE).read_bytes()) == json.loads(found.stdout)
     assert model["version"] == spec.model_version
     assert "pedigree" not in model
     libraries = {each["name"]: each["version"] for each in json.loads(found.stdout)["components"][1:]}
@@ -46,6 +50,32 @@ def test_the_same_contract_makes_the_same_bill(bundle):
     assert make_ml_bom(spec) == make_ml_bom(spec)
     other = spec.model_copy(update={"temperature": 9.0})
     assert make_ml_bom(other)["serialNumber"] != make_ml_bom(spec)["serialNumber"]
+
+
+def test_the_bundle_has_the_bill_of_its_contract_after_each_change(bundle, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    first = read_spec(str(copy))
+    (copy / BOM_FILE).unlink()  # as in a bundle of an older version
+    assert load_bundle(str(copy)).spec == first
+    bills = []
+    for temperature in (9.0, 8.0, 9.0):
+        spec = first.model_copy(update={"temperature": temperature})
+        save_bundle(str(copy), spec, {})
+        bills.append((copy / BOM_FILE).read_bytes())
+        assert json.loads(bills[-1]) == make_ml_bom(spec)
+        assert spec.fingerprint in bills[-1].decode()
+    assert bills[0] == bills[2] != bills[1]
+
+
+def test_a_copy_of_a_bundle_has_the_bill_of_its_contract(bundle, tmp_path):
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    for stale in (b"of a change that was stopped", None):
+        (copy / BOM_FILE).unlink()
+        if stale is not None:
+            (copy / BOM_FILE).write_bytes(stale)
+        copy_bundle(open_bundle(str(copy)), str(tmp_path / f"copied-{stale is None}"))
+        made = (tmp_path / f"copied-{stale is None}" / BOM_FILE).read_bytes()
+        assert json.loads(made) == make_ml_bom(read_spec(str(bundle)))
 
 
 def test_metrics_warnings_and_origin_are_in_the_bill(bundle):

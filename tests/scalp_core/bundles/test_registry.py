@@ -15,7 +15,7 @@ import pytest
 
 from scalp_core import storage
 from scalp_core.bundles import registry, registry_records
-from scalp_core.bundles.bundle import CARD_FILE, SPEC_FILE, save_bundle
+from scalp_core.bundles.bundle import BOM_FILE, CARD_FILE, SPEC_FILE, save_bundle
 from scalp_core.bundles.contract import GRAPH_FILES, WEIGHTS_FILE
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.bundles.registry import Registry, open_registry
@@ -74,7 +74,8 @@ def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
     assert store.add(run(2), "scalp") == (2, True)
     assert store.names() == ["scalp"]
     held = storage.names_in(store.uri("scalp", 1))
-    assert held == {SPEC_FILE, WEIGHTS_FILE, *GRAPH_FILES["float"], CARD_FILE, "curves.png", "claim.json"}
+    made = {SPEC_FILE, WEIGHTS_FILE, *GRAPH_FILES["float"], CARD_FILE, BOM_FILE, "curves.png", "claim.json"}
+    assert held == made
     store.promote("scalp", 1, untested=True)
     for reference, temperature in (("scalp", 1), ("scalp@2", 2), ("scalp@latest", 2)):
         loaded = load_bundle(f"models://{reference}").fetch("weights").fetch("float")
