@@ -173,6 +173,13 @@ class Settings(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(f"{name}.min_replicas must be at least 1; only the explainer may have 0")
         if self.candidate and not self.audit.folder:
             raise ValueError("a candidate is compared by the audit log; set audit.folder")
+        if self.audit.computed and not self.audit.folder:
+            raise ValueError("audit.computed is about the lines of the audit log; set audit.folder")
+        if self.audit.computed and self.cache_mib:
+            raise ValueError(
+                f"audit.computed requires a forward pass per answer, but cache_mib ({self.cache_mib}) keeps "
+                "answers; set cache_mib to 0, or audit.computed to false"
+            )
         admitted = self.limits.uploads + self.limits.in_flight
         if admitted >= self.ingress.max_ongoing_requests:
             raise ValueError(

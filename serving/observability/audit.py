@@ -11,8 +11,8 @@ from serving.schemas.grading import Graded, GradeResponse
 class AuditLog(Writer):
     """Audit log of one replica: the lines of images and requests."""
 
-    def log_grade(self, answer: GradeResponse) -> None:
-        """Log an image that was graded in the current request."""
+    def log_grade(self, answer: GradeResponse, cached: bool = False) -> None:
+        """Log an image that was graded in the current request; with `cached`, of an earlier pass."""
         self._log_answer(
             answer.sha256,
             model_version=answer.model_version,
@@ -21,6 +21,7 @@ class AuditLog(Writer):
             refer=answer.refer,
             refer_reasons=answer.refer_reasons,
             **_other_grades(answer),
+            **({"cached": True} if cached else {}),
         )
 
     def log_candidate(self, sha256: str, first: Graded | None, candidate: Graded | str) -> None:

@@ -40,6 +40,10 @@ class AuditSettings(BaseModel):
     keep_days: float | None = Field(
         None, gt=0, description="age in days at which files are removed; None keeps all"
     )
+    computed: bool = Field(
+        False,
+        description="whether each graded line is of a forward pass of its own request; refuses cache_mib",
+    )
 
 
 class Writer:

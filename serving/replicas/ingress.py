@@ -105,7 +105,7 @@ class Ingress:
                 self.audit.log_refusal(await asyncio.to_thread(hash_of, data), error.code)
             raise
         if self.audit is not None:
-            self.audit.log_grade(answer)
+            self.audit.log_grade(answer, cached=not batch_size)
         return answer, batch_size
 
     async def grade_together(

@@ -49,9 +49,14 @@ def test_a_fixed_number_of_replicas_may_be_full_on_target():
             {"grader": Scaling(min_replicas=0, target_ongoing_requests=4, max_ongoing_requests=8, **QUEUE)},
             "grader.min_replicas must be",
         ),
+        (
+            {"audit": {"folder": "audit", "computed": True}, "cache_mib": 8},
+            r"cache_mib \(8\) keeps answers; set",
+        ),
+        ({"audit": {"computed": True}}, "set audit.folder"),
     ],
 )
-def test_times_that_contradict_each_other_are_refused(values, said):
+def test_settings_that_contradict_each_other_are_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         Settings(**values)
 

@@ -180,7 +180,7 @@ def test_a_cached_answer_is_audited_and_charged_like_another_and_has_no_pass(end
     assert (answer.json()["grade"], answer.json()["notes"]) == (2, ["first_frame_only"])
     assert answer.headers["x-batch-size"] == "0" and made.grader.calls == ["find_cached"]
     (line,) = made.audited
-    assert (line["sha256"], line["grade"]) == (hash_of(jpeg(0)), 2)
+    assert (line["sha256"], line["grade"], line["cached"]) == (hash_of(jpeg(0)), 2, True)
     many = [made.post("/v2/models/scalp/infer", json=infer(*[jpeg(0)] * n)).status_code for n in (2, 32)]
     assert many == [200, 413]
 
@@ -189,6 +189,7 @@ def test_an_image_is_graded_if_it_is_not_cached_or_needs_a_heatmap_or_nothing_is
     made = endpoint(GRADED, cache_mib=1)
     made.grader._outcomes["find_cached"] = None
     assert made.post().status_code == 200 and made.grader.calls == ["find_cached", "preprocess", "grade"]
+    assert "cached" not in made.audited[0]
     made.grader.calls.clear()
     assert made.post("/v1/grade?heatmap=true").json()["heatmap"]
     assert made.grader.calls == ["preprocess", "grade"]
