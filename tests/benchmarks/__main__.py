@@ -83,6 +83,46 @@ def bench_active(
     verb(check_out(out, "active"), ActiveOptions(photographs, first, answers, rounds, seeds))
 
 
+@app.command("active-trained", epilog="Example: python -m tests.benchmarks active-trained --trainings 10")
+def bench_active_trained(
+    out: BenchOutOption = "runs/bench/active-trained",
+    photographs: Annotated[
+        int, typer.Option(min=50, help="number of synthetic images, 70 % for the pool, 30 % for the test")
+    ] = 2000,
+    first: Annotated[int, typer.Option(min=20, help="images with labels before the first round")] = 100,
+    first_epochs: Annotated[int, typer.Option(min=1, help="epochs of the training with them")] = 15,
+    answers: Annotated[int, typer.Option(min=1, help="answers per round")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of answers")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="repetitions, with other first images")] = 5,
+    trainings: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="trainings of this call; the same command resumes; default: all", show_default=False
+        ),
+    ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="strategy to compare with random, such as informative; may be repeated; default: all"
+        ),
+    ] = None,
+    set_: SetOption = ["size=112", "epochs=5"],  # noqa: B006
+) -> None:
+    """Compare orders of review: what the answers buy a network that is trained; takes about an hour."""
+    from tests.benchmarks.active import STRATEGIES
+    from tests.benchmarks.active_trained import KIND, ActiveTrainedOptions
+    from tests.benchmarks.active_trained import bench_active_trained as verb
+
+    if unknown := [name for name in strategy or () if name not in STRATEGIES]:
+        raise UserError(f"--strategy {unknown[0]}: use one of {'; '.join(STRATEGIES)}")
+    chosen = tuple(name for name in STRATEGIES if not strategy or name in ("random", *strategy))
+    verb(
+        check_out(out, KIND),
+        ActiveTrainedOptions(photographs, first, first_epochs, answers, rounds, seeds, tuple(set_), chosen),
+        trainings,
+    )
+
+
 @app.command("transfer", epilog="Example: python -m tests.benchmarks transfer --counts 200,500")
 def bench_transfer(
     out: BenchOutOption = "runs/bench/transfer",

@@ -133,7 +133,7 @@ def bench_active(out: str, options: ActiveOptions) -> dict[str, Any]:
         "gain_vs_random": gained,
     }
     result = write_result(out, "active", settings, rows, ratios(gained))
-    _show(rows, gained)
+    show_gains(rows, gained)
     return result
 
 
@@ -185,7 +185,7 @@ def gains(rows: list[dict[str, Any]], rounds: int) -> dict[str, list[dict[str, f
     kappa = {(row["strategy"], row["round"], row["seed"]): row["qwk"] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     found: dict[str, list[dict[str, float]]] = {}
-    for name in list(STRATEGIES)[1:]:
+    for name in dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != "random"):
         found[name] = []
         for number in range(1, rounds + 1):
             differences = [kappa[name, number, seed] - kappa["random", number, seed] for seed in seeds]
@@ -206,11 +206,13 @@ def ratios(gained: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     }
 
 
-def _show(rows: list[dict[str, Any]], gained: dict[str, list[dict[str, float]]]) -> None:
+def show_gains(rows: list[dict[str, Any]], gained: dict[str, list[dict[str, float]]]) -> None:
+    """Print kappa and gain per strategy and round."""
     table = Table("strategy", title="test on other microscopes, means over seeds", title_justify="left")
     for heading in ("round", "labels", "QWK", "more than random", "95 % interval"):
         table.add_column(heading, justify="right")
-    for name, number in itertools.product(STRATEGIES, sorted({row["round"] for row in rows})):
+    strategies, rounds = dict.fromkeys(row["strategy"] for row in rows), {row["round"] for row in rows}
+    for name, number in itertools.product(strategies, sorted(rounds)):
         found = [row for row in rows if (row["strategy"], row["round"]) == (name, number)]
         gain = gained[name][number - 1] if number and name in gained else None
         table.add_row(

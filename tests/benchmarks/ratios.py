@@ -19,6 +19,15 @@ class Ratio(NamedTuple):
 
 _DAFT_ENGINE = "Daft with scalp's engine, which does not start Ray"
 _BETTER_LITSERVE = "LitServe with PyTorch, the better number of workers"
+_ORDERS = {
+    "informative": "the least certain images",
+    "diverse": "uncertain images that look different",
+}
+_GAINS = {
+    "gain": "gain of kappa",
+    "low": "lower end of its 95 % interval",
+    "high": "upper end of its 95 % interval",
+}
 
 RATIOS: dict[str, dict[str, Ratio]] = {
     "engine": {
@@ -126,14 +135,18 @@ RATIOS: dict[str, dict[str, Ratio]] = {
         "rows_unaccounted": Ratio("0", "images without exactly one row"),
     },
     "active": {
-        f"{name}_qwk_{key}": Ratio(better, f"{what} of the answers to {images}, to that of random images")
-        for name, images in (
-            ("informative", "the least certain images"), ("diverse", "uncertain images that look different")
-        )
-        for key, better, what in (
-            ("gain", "", "gain of kappa"), ("low", "", "lower end of its 95 % interval"),
-            ("high", "", "upper end of its 95 % interval"),
-        )
+        f"{name}_qwk_{key}": Ratio("", f"{what} of the answers to {images}, to that of random images")
+        for name, images in _ORDERS.items()
+        for key, what in _GAINS.items()
+    },
+    "active-trained": {
+        f"{name}_qwk_{key}": Ratio("", f"{what} of the answers to {images}, to that of random images")
+        for name, images in _ORDERS.items()
+        for key, what in {
+            **_GAINS,
+            "groups_low": "lower end of the interval over the test microscopes",
+            "groups_high": "upper end of the interval over the test microscopes",
+        }.items()
     },
     "scale": {
         "rate_last_vs_first": Ratio(

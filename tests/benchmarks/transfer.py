@@ -122,6 +122,7 @@ def bench_transfer(out: str, options: TransferOptions) -> dict[str, Any]:
 
 
 def make_splits(photographs: int, spec: Preprocess) -> dict[str, Images]:
+    """Draw synthetic images, and decode them by split; no microscope is in two splits."""
     with tempfile.TemporaryDirectory() as folder:
         data = str(Path(folder, "data"))
         with console.status("generating images"):
@@ -130,7 +131,7 @@ def make_splits(photographs: int, spec: Preprocess) -> dict[str, Images]:
         own.call(prepare, str(Path(folder, "photographs")), data)
         own.close()
         table = manifest.read_manifest(data)
-        return {name: _decode(manifest.select_split(table, name), spec) for name in ("train", "test")}
+        return {name: _decode(manifest.select_split(table, name), spec) for name in manifest.SPLITS}
 
 
 def _decode(rows: pa.Table, spec: Preprocess) -> Images:
@@ -147,23 +148,9 @@ def _model(recipe: Recipe) -> tuple[torch.nn.Module, Any]:
 
 
 def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> dict[str, Any]:
-    """Train as a worker of `scalp train` does, without Ray, and test the last weights."""
-    model, _ = _model(recipe)
-    spec = preprocess_for(model, recipe.size, recipe.resize)
-    counts = np.bincount(train.labels, minlength=NUM_GRADES).tolist()
-    losses = make_losses(recipe.loss, recipe.label_smoothing, counts, recipe.softness)
-    norm = recipe.resolve_batch_norm(1)
-    step = TrainingStep(to_channels_last(model), recipe, losses, spec, steps, norm, has_bf16("cpu"))
-    step.start_average()
-    load = _LoadRankBatch(train, recipe.epoch_settings, RankBatch(0, 1, recipe.batch_size), 1)  # type: ignore[arg-type]
+    """Train, and test the last weights."""
     started = time.monotonic()
-    frozen = steps * recipe.frozen_epochs // recipe.epochs  # as `Recipe.learning_rate_factor` counts them
-    for number in range(steps):
-        if number in (0, frozen):
-            step.wrap(frozen=number < frozen)
-            step.train_mode()
-        batch = load({"id": np.arange(recipe.batch_size) + number * recipe.batch_size})
-        step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
+    step, spec = train_alone(recipe, train, steps)
     seconds = time.monotonic() - started
     grades = _grade(step, test.pixels, spec)
     bounds = bootstrap.bootstrap_grades(test.labels, grades, test.groups)
@@ -174,6 +161,35 @@ def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> 
         **{name: round(scored[name], 4) for name in ("qwk", "top1")},
         "qwk_interval": [round(bounds["qwk"][end], 4) for end in ("low", "high")],
     }
+
+
+def train_alone(recipe: Recipe, train: Images, steps: int) -> tuple[TrainingStep, Preprocess]:
+    """Train as a worker of `scalp train` does, without Ray.
+
+    Args:
+        recipe: Recipe; `weights` may be a file of an earlier training.
+        train: Training images.
+        steps: Steps of the training.
+
+    Returns:
+        The training step with the model, and its preprocessing.
+    """
+    model, _ = _model(recipe)
+    spec = preprocess_for(model, recipe.size, recipe.resize)
+    counts = np.bincount(train.labels, minlength=NUM_GRADES).tolist()
+    losses = make_losses(recipe.loss, recipe.label_smoothing, counts, recipe.softness)
+    norm = recipe.resolve_batch_norm(1)
+    step = TrainingStep(to_channels_last(model), recipe, losses, spec, steps, norm, has_bf16("cpu"))
+    step.start_average()
+    load = _LoadRankBatch(train, recipe.epoch_settings, RankBatch(0, 1, recipe.batch_size), 1)  # type: ignore[arg-type]
+    frozen = steps * recipe.frozen_epochs // recipe.epochs  # as `Recipe.learning_rate_factor` counts them
+    for number in range(steps):
+        if number in (0, frozen):
+            step.wrap(frozen=number < frozen)
+            step.train_mode()
+        batch = load({"id": np.arange(recipe.batch_size) + number * recipe.batch_size})
+        step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
+    return step, spec
 
 
 def _grade(step: TrainingStep, pixels: np.ndarray, spec: Preprocess) -> np.ndarray:
