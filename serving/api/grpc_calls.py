@@ -32,7 +32,8 @@ _REQUEST_HEADERS = (
     "authorization", "x-request-id", "traceparent", "tracestate", "origin", "x-forwarded-for",
 )  # fmt: skip
 _RESPONSE_HEADERS = ("x-request-id", "traceparent", "retry-after", PROBLEM_CODE, BATCH_SIZE)
-_MOST_DETAILS = 1000  # clients accept 8 KiB of metadata
+_MOST_DETAILS = 1000  # bytes, each of which may become three: clients accept 8 KiB of metadata
+_MOST_NAME = 256  # bytes: HAProxy closes the connection of a request whose path is too long
 
 
 class HttpRequest(NamedTuple):
@@ -64,7 +65,7 @@ class CallError(Exception):
     def __init__(self, status: StatusCode, details: str, trailers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(details)
         self.status = status
-        self.details = details[:_MOST_DETAILS]
+        self.details = details.encode()[:_MOST_DETAILS].decode(errors="ignore")
         self.trailers = tuple(trailers)
 
 
@@ -95,7 +96,7 @@ def model_path(kind: str, message: bytes) -> str:
     """Path of the model that a message names, whose kind is `ModelMetadataRequest` or `ModelReadyRequest`.
 
     Raises:
-        CallError: The message is damaged.
+        CallError: The message is damaged, or no model has such a name.
     """
     try:
         call = parse_message(kind, message)
@@ -108,7 +109,7 @@ def infer_request(message: bytes) -> HttpRequest:
     """Request from a `ModelInferRequest`, with its images as binary tensor data.
 
     Raises:
-        CallError: The message is damaged, or has several raw tensors.
+        CallError: The message is damaged or has several raw tensors, or no model has such a name.
     """
     try:
         call, raw, elements = parse_infer_message(message)
@@ -160,6 +161,9 @@ def _bad(why: str | ValueError) -> CallError:
 
 
 def _model_path(name: str, version: str) -> str:
+    if max(len(name.encode()), len(version.encode())) > _MOST_NAME:
+        why = f"unknown_model: the name or version of the model has more than {_MOST_NAME} bytes"
+        raise CallError(StatusCode.NOT_FOUND, why)
     path = f"/v2/models/{quote(name, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 

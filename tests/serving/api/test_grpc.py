@@ -33,6 +33,7 @@ from tests.serving.api.test_inference import VERSION
 from tests.support.grpc_calls import LIMITS, NO_KEYS, SERVICE, Client, infer, serving
 
 BAD = "bad_inference_request"
+LONG = "\N{FACE WITH TEARS OF JOY}" * 800
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,8 @@ def test_a_call_carries_the_headers_of_a_request(client):
         (infer(b"a", model_name=".."), "unknown_model", "there is no model"),
         (infer(b"a", model_version="7"), "unknown_model", "scalp has no such version"),
         (infer(b"a", model_version="../../grade?"), "not_found", "the path"),
+        (infer(b"a", model_name="a" * 20_000), "unknown_model", "the name or version of the model has more"),
+        (infer(b"a", model_version=LONG), "unknown_model", "the name or version of the model has more"),
         (infer(*[b"a"] * 33), "too_many_photographs", "33 images; the limit is 32"),
         (infer(b"a", tensor={"datatype": "FP32"}), BAD, "inputs.0.datatype"),
         (infer(b"a", tensor={"shape": [2]}), BAD, "image 1 ends after"),
@@ -155,6 +158,7 @@ def test_a_call_carries_the_headers_of_a_request(client):
             BAD,
             "outputs.0.parameters.classification",
         ),
+        (infer(b"a", outputs=[{"name": "grade", "parameters": {LONG: {}}}]), BAD, "outputs.0.parameters."),
     ],
 )  # fmt: skip
 def test_a_request_that_does_not_fit_is_refused_with_its_code(client, message, code, details):
