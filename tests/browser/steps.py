@@ -69,3 +69,9 @@ def is_photo_shown(page: Page, place: int, images: int) -> None:
     """Waits until a photo of a review can be answered."""
     expect(page.locator("#place")).to_have_text(f"Photo {place} of {images}")
     expect(page.locator(".answer").first).to_have_attribute("aria-disabled", "false")
+
+
+def enter_key(page: Page, key: str) -> None:
+    """Enters an access key in the page of a review."""
+    page.get_by_label("Access key", exact=True).fill(key)
+    page.keyboard.press("Enter")

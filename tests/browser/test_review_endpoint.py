@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
@@ -12,32 +10,19 @@ from jobs.data.prepare import prepare
 from scalp_core.curation.audit import Options
 from scalp_core.datasets import manifest
 from scalp_core.labels.log import read_labels
-from serving.auth.keys import KeySettings, new_key
-from serving.auth.scopes import Rights
+from serving.auth.keys import KeySettings
 from serving.schemas.review import ReviewSettings
 from serving.settings import Settings
-from tests.browser.steps import is_photo_shown
+from tests.browser.steps import enter_key, is_photo_shown
 from tests.browser.test_page_tools import check
 from tests.support.ports import free_port
 from tests.support.replica import replica_process
-from tests.support.reviewing import open_review, write_run
+from tests.support.reviewing import open_review, write_keys, write_run
 
 IMAGES = 8
 BEFORE = 4  # answers of the first reader before the kill, and one less of the second
 DIFFERENT = (2, 6)  # images on which the second reader differs
 SCOPES = {"kim": "review", "lee": "review", "park": "adjudicate", "ann": "grade"}
-
-
-def make_keys(file: Path) -> dict[str, str]:
-    keys = {name: new_key(name, Rights.parse([scope])) for name, scope in SCOPES.items()}
-    file.write_text("\n".join(line for _, line in keys.values()))
-    file.chmod(0o600)
-    return {name: key for name, (key, _) in keys.items()}
-
-
-def enter(page: Page, key: str) -> None:
-    page.get_by_label("Access key", exact=True).fill(key)
-    page.keyboard.press("Enter")
 
 
 def answer(page: Page, images: range, shift: int = 0) -> None:
@@ -49,7 +34,7 @@ def answer(page: Page, images: range, shift: int = 0) -> None:
 
 def test_readers_answer_with_their_keys_and_a_killed_endpoint_loses_nothing(open_page, bundle, tmp_path):
     graded, labels = write_run(tmp_path, IMAGES), str(tmp_path / "labels")
-    keys, port = make_keys(tmp_path / "keys"), free_port()
+    keys, port = write_keys(tmp_path / "keys", **SCOPES), free_port()
     settings = Settings(
         device="cpu",
         keys=KeySettings(file=str(tmp_path / "keys")),
@@ -61,16 +46,16 @@ def test_readers_answer_with_their_keys_and_a_killed_endpoint_loses_nothing(open
         first.on("request", lambda request: requested.append(request.url))
         expect(first.get_by_label("Access key", exact=True)).to_be_focused()
         check(Axe(), first, tmp_path / "key.png")
-        enter(first, keys["ann"])
+        enter_key(first, keys["ann"])
         expect(first.get_by_text("This key does not allow this page.")).to_be_visible()
-        enter(first, keys["kim"])
+        enter_key(first, keys["kim"])
         expect(first.locator("#reader")).to_have_text("Reader: kim")
         for image in range(BEFORE):
             is_photo_shown(first, image + 1, IMAGES)
             first.keyboard.press(str(image % 4))
         is_photo_shown(first, BEFORE + 1, IMAGES)
         second = open_page(url)
-        enter(second, keys["lee"])
+        enter_key(second, keys["lee"])
         expect(second.locator("#progress-text")).to_have_text(f"0 of {IMAGES} answered")
         assert second.locator('[aria-pressed="true"].answer').count() == 0  # kim's answer is not shown
         for image in range(BEFORE - 1):
@@ -93,7 +78,7 @@ def test_readers_answer_with_their_keys_and_a_killed_endpoint_loses_nothing(open
         answer(second, range(BEFORE - 1, IMAGES), shift=1)
         expect(second.get_by_text("All photos are answered")).to_be_visible()
         second.get_by_role("button", name="Change reader").click()
-        enter(second, keys["park"])
+        enter_key(second, keys["park"])
         expect(second.locator("#reader")).to_have_text("Deciding between readers: park")
         for place, image in enumerate(DIFFERENT, 1):
             is_photo_shown(second, place, len(DIFFERENT))

@@ -30,6 +30,8 @@ from scalp_core.results.store import StoreWriter
 from scalp_core.review.readers import Readers
 from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
+from serving.auth.keys import new_key
+from serving.auth.scopes import Rights
 from tests.support import result_rows
 from tests.support.images import jpeg
 from tests.support.ports import free_port
@@ -113,6 +115,14 @@ def ids(session: Session) -> list[str]:
         found.append(image)
         image = session.image(image)["next"]
     return found
+
+
+def write_keys(file: Path, **scopes: str) -> dict[str, str]:
+    """Write a key file with a key per name, which has the scope; return the keys by name."""
+    keys = {name: new_key(name, Rights.parse([scope])) for name, scope in scopes.items()}
+    file.write_text("\n".join(line for _, line in keys.values()))
+    file.chmod(0o600)
+    return {name: key for name, (key, _) in keys.items()}
 
 
 @dataclass(frozen=True)
