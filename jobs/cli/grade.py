@@ -246,7 +246,13 @@ def results(
 
 
 def review(
-    graded: Annotated[str, typer.Argument(help="output directory of `scalp grade`, local or s3://")],
+    graded: Annotated[
+        str,
+        typer.Argument(
+            help="output directory of `scalp grade`, or of `scalp audit-labels` for suspect labels; local or "
+            "s3://"
+        ),
+    ],
     labels: Annotated[
         str, typer.Argument(help="directory of the label log, local or s3://; several readers share it")
     ],
@@ -267,12 +273,12 @@ def review(
         ),
     ] = False,
     order: Annotated[
-        Literal["referred", "informative"],
+        Literal["referred", "informative", "diverse"],
         typer.Option(
             metavar="ORDER",
-            help="referred: order of the result rows; informative: smallest margin between the two "
-            "likeliest grades first, then the largest grade set. It ignores how alike images are: rows have "
-            "no features",
+            help="referred: order of the result rows, or of the audit; informative: smallest margin between "
+            "the two likeliest grades first, then the largest grade set; diverse: uncertain images that look "
+            "different first, by features of the run's bundle, which are computed once and kept in LABELS",
         ),
     ] = "referred",
     all_: Annotated[
@@ -297,7 +303,7 @@ def review(
         int, typer.Option(min=1, max=65535, help="port of the page on 127.0.0.1; one per reader")
     ] = 8001,
 ) -> None:
-    """Review referred images of a bulk run on a web page of this machine, by keyboard or by touch.
+    """Review referred images, or images with suspect labels, on a web page of this machine.
 
     Each answer is stored before the page says so. Ctrl-C ends; the same command resumes.
     """

@@ -18,7 +18,7 @@ from scalp_core.inference.out_of_fold import OutOfFold
 from scalp_core.storage import parquet
 
 ANSWERS_FILE = "validation.parquet"
-_COLUMNS = ["image_id", "uri", "member", "label", "group", "fold"]
+_COLUMNS = ["image_id", "sha256", "uri", "member", "label", "group", "fold"]
 
 
 def store_answers(run: str, rows: pa.Table, columns: Columns, spec: BundleSpec) -> pa.Table:
@@ -59,8 +59,8 @@ def load_answers(
         UserError: As in `evaluate.driver.collect_finite_columns`.
     """
     uri = storage.join(run, ANSWERS_FILE)
-    if storage.exists(uri):
-        return parquet.read(uri)
+    if storage.exists(uri) and set(_COLUMNS) <= set((stored := parquet.read(uri)).column_names):
+        return stored  # an older version stored fewer columns
     bundle, rows = load_bundle(run), manifest.select_split(table, "val")
     columns, _ = collect_finite_columns(bundle, rows, options, executor)
     return store_answers(run, rows, columns, bundle.spec)

@@ -12,16 +12,18 @@ import uvicorn
 from jobs.common.console import console, show
 from jobs.common.errors import printable
 from jobs.review.app import create_app
-from jobs.review.model_view import make_view, select_graded
+from jobs.review.model_view import make_view, order_by_looks, select_graded
 from scalp_core import storage
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.decisions import Answers
+from scalp_core.labels.log import KIND
 from scalp_core.labels.queue import Order
-from scalp_core.review.model_view import ModelView, open_bundle_of_run
+from scalp_core.review.model_view import ModelView, open_bundle_of_run, open_comparing_bundle
 from scalp_core.review.readers import Reader, Readers
 from scalp_core.review.referrals import read_referrals
 from scalp_core.review.session import Session
+from scalp_core.storage import outputs
 from serving.auth.network import check_port
 
 HOST = "127.0.0.1"
@@ -61,7 +63,7 @@ def review(graded: str, labels: str, options: ReviewOptions) -> None:
     """Serve the page of a review until Ctrl-C.
 
     Args:
-        graded: Output directory of `scalp grade`, local or `s3://`.
+        graded: Output directory of `scalp grade` or `scalp audit-labels`, local or `s3://`.
         labels: Directory of the label log, local or `s3://`; created if it is missing.
         options: Options of the review.
 
@@ -95,10 +97,14 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     if not referrals.is_finished:
         console.print(f"{graded} is not finished: these are its referred images so far")
     bundle = open_bundle_of_run(options.bundle, referrals) if options.bundle else None
+    compared_by = open_comparing_bundle(bundle, referrals) if options.order == "diverse" else None
     # Refused before LABELS is made.
     view = ModelView(bundle) if bundle and not data else None
     if data:
         manifest.read_spec(data)
+    if compared_by:
+        outputs.claim_output(labels, KIND)
+        referrals = order_by_looks(compared_by, referrals, labels)
     readers = Readers(
         referrals,
         labels,
@@ -109,7 +115,7 @@ def open_session(graded: str, labels: str, options: ReviewOptions) -> Session:
     if not options.adjudicate:
         _greet(reader.name, readers.answers)
     session, queue = readers.open(reader), readers.queue(reader)
-    _print_state(session, len(queue), readers.answers, options)
+    _print_state(session, len(queue), readers.answers, options, referrals.noun)
     if view and bundle:
         select_graded(bundle, queue)
         session.offer(view)
@@ -139,17 +145,17 @@ def _greet(name: str, answers: Answers) -> None:
         console.print(f"reader {name} is new in this log; readers so far: {', '.join(names)}")
 
 
-def _print_state(session: Session, images: int, answers: Answers, options: ReviewOptions) -> None:
+def _print_state(session: Session, images: int, answers: Answers, options: ReviewOptions, noun: str) -> None:
     if options.adjudicate:
         elsewhere = sum(map(answers.differ, answers.by_image)) - images
         if elsewhere:
-            console.print(f"readers disagree on {elsewhere:,} more images, which this run did not refer")
+            console.print(f"readers disagree on {elsewhere:,} more images, which are not in this queue")
         if not images:
-            console.print("readers disagree on no referred image of this run")
+            console.print(f"readers disagree on none of the {noun}")
             return
         state = f"{images - session.left:,} of {images:,} images on which readers disagree are decided"
     else:
-        state = f"{images - session.left:,} of {images:,} referred images are answered by {session.reader}"
+        state = f"{images - session.left:,} of {images:,} {noun} are answered by {session.reader}"
     console.print(state)
     if session.is_finished:
         console.print("none is left; --all opens them again")

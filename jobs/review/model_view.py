@@ -1,4 +1,4 @@
-"""Make the model's view of a queue: heatmaps, and training images that look alike."""
+"""Make the model's view of a queue: heatmaps, training images that look alike, and the order by looks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from joblib import cpu_count
 
 from jobs.common.console import console, show
 from jobs.common.local_executor import LocalExecutor
+from jobs.review.features import compute_queue_features
 from jobs.review.neighbors import find_neighbors
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
@@ -14,9 +15,10 @@ from scalp_core.datasets import manifest
 from scalp_core.inference.predictor import resolve_device
 from scalp_core.labels.log import KIND
 from scalp_core.labels.queue import Queue
-from scalp_core.review.model_view import ModelView, graded_by, open_bundle_of_run
+from scalp_core.review.features import FeatureFiles
+from scalp_core.review.model_view import ModelView, graded_by, open_bundle_of_run, versions_of
 from scalp_core.review.neighbors import NeighborFiles
-from scalp_core.review.referrals import read_referrals
+from scalp_core.review.referrals import Referrals, read_referrals
 from scalp_core.storage import outputs
 
 
@@ -55,6 +57,21 @@ def compute_neighbors(graded: str, labels: str, bundle: str, data: str) -> None:
     show("neighbors", {"referred images": len(queue), "with similar images": found, "labels": labels})
 
 
+def order_by_looks(bundle: Bundle, referrals: Referrals, labels: str) -> Referrals:
+    """Order the images by expected gain; compute and store missing features of the images that are compared.
+
+    Raises:
+        UserError: Storage failed.
+    """
+    versions = versions_of(bundle)
+    files = FeatureFiles(bundle.spec, labels)
+    compute_queue_features(bundle, referrals.candidates(versions), files, _executor())
+    ordered = referrals.rank(files, versions)
+    if others := len(referrals.queue) - len(ordered.ranks or ()):
+        console.print(f"{others:,} of {len(referrals.queue):,} images follow, the least certain first")
+    return ordered
+
+
 def select_graded(bundle: Bundle, queue: Queue) -> pa.Table:
     """Select the result rows of the images that a bundle graded; print how many other models graded."""
     rows = graded_by(bundle, queue.rows)
@@ -71,7 +88,10 @@ def _find(bundle: Bundle, data: str, queue: Queue, labels: str) -> NeighborFiles
     spec = manifest.read_spec(data)
     if trained.data_sha256 not in (spec.sha256, *spec.extends):
         console.print(f"{bundle.spec.model_version} was not trained on {data}, which has the similar images")
-    files = NeighborFiles(bundle.spec, data, labels)
-    executor = LocalExecutor(cpu_count(), int(resolve_device("auto") == "cuda"))
-    find_neighbors(bundle, data, select_graded(bundle, queue), files, executor)
+    files, features = NeighborFiles(bundle.spec, data, labels), FeatureFiles(bundle.spec, labels)
+    find_neighbors(bundle, data, select_graded(bundle, queue), files, features, _executor())
     return files
+
+
+def _executor() -> LocalExecutor:
+    return LocalExecutor(cpu_count(), int(resolve_device("auto") == "cuda"))

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.common.console import console, progress_bar
+from jobs.common.console import progress_bar
 from jobs.common.executor import Executor
 from jobs.common.images import check_read
 from jobs.common.inference import Computation, ModelOptions, resolve
 from jobs.evaluate.features import iterate_features
+from jobs.review.features import BATCH_SIZE, compute_queue_features, pieces
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
-from scalp_core.curation.nearest_neighbors import NearestNeighbors, normalize_features
+from scalp_core.curation.nearest_neighbors import NearestNeighbors
 from scalp_core.datasets import manifest
+from scalp_core.review.features import FeatureFiles, decode_features, encode_features
 from scalp_core.review.neighbors import NEIGHBOR_COLUMNS, NeighborFiles
 from scalp_core.storage import parquet
 
 COUNT = 6
 """Most neighbors per image."""
 
-_PIECE = 4_096  # images per file; with 2,048 features, 32 MiB in memory
-_BATCH_SIZE = 16
-
 
 def find_neighbors(
-    bundle: Bundle, data: str, rows: pa.Table, files: NeighborFiles, executor: Executor
+    bundle: Bundle,
+    data: str,
+    rows: pa.Table,
+    files: NeighborFiles,
+    features: FeatureFiles,
+    executor: Executor,
 ) -> None:
     """Find the training images that look most like each image, at most `COUNT`; add them to `files`.
 
@@ -39,6 +41,7 @@ def find_neighbors(
         data: Directory that `scalp prepare` wrote; its train split is searched.
         rows: Result rows of the images.
         files: Files of this bundle and data.
+        features: Features of the queue by this bundle; missing ones are computed.
         executor: Computes the features.
 
     Raises:
@@ -51,56 +54,40 @@ def find_neighbors(
     train = manifest.select_split(manifest.read_manifest(data), "train")
     computation = resolve(ModelOptions(), executor.cluster(), train.num_rows, executor)
     _compute_train(bundle, train, files, computation, executor)
-    for piece in _pieces(missing):
-        _compute_queue(bundle, piece, train, files, computation, executor)
+    compute_queue_features(bundle, missing, features, executor)
+    for piece in pieces(missing):
+        _compare_queue(piece, train, files, features)
 
 
 def _compute_train(
     bundle: Bundle, train: pa.Table, files: NeighborFiles, computation: Computation, executor: Executor
 ) -> None:
     """Compute the features of the training images that no file has."""
-    pending = [piece for piece in _pieces(train) if not storage.exists(_train_file(files, piece))]
+    pending = [piece for piece in pieces(train) if not storage.exists(_train_file(files, piece))]
     images = sum(piece.num_rows for piece in pending)
     if not images:
         return
     with progress_bar("features of training images", images) as (progress, task):
         for piece in pending:
             ids, features = [], []
-            for batch in iterate_features(bundle, piece, computation, _BATCH_SIZE, executor):
+            for batch in iterate_features(bundle, piece, computation, BATCH_SIZE, executor):
                 check_read(batch)
                 ids.append(batch["image_id"])
                 features.append(batch["features"])
                 progress.update(task, advance=len(batch["image_id"]))
-            parquet.write(_train_file(files, piece), _encode(np.concatenate(ids), np.concatenate(features)))
+            ids_of_piece = np.concatenate(ids).tolist()
+            parquet.write(_train_file(files, piece), encode_features(ids_of_piece, np.concatenate(features)))
 
 
-def _compute_queue(
-    bundle: Bundle,
-    piece: pa.Table,
-    train: pa.Table,
-    files: NeighborFiles,
-    computation: Computation,
-    executor: Executor,
-) -> None:
+def _compare_queue(piece: pa.Table, train: pa.Table, files: NeighborFiles, features: FeatureFiles) -> None:
     """Find and store the neighbors of some images of the queue, among all training images."""
-    ids: list[str] = []
-    features = []
-    with progress_bar("features of the queue", piece.num_rows) as (progress, task):
-        for batch in iterate_features(bundle, piece, computation, _BATCH_SIZE, executor):
-            readable = batch["error_code"] == ""
-            ids += list(batch["image_id"][readable])
-            features.append(batch["features"][readable])
-            progress.update(task, advance=len(readable))
-    if unreadable := piece.num_rows - len(ids):
-        console.print(
-            f"{unreadable:,} of {piece.num_rows:,} images of the queue cannot be read: no similar images"
-        )
+    ids, of_queue = features.read(piece["image_id"].to_pylist())
     if not ids:
         return
-    nearest = NearestNeighbors(ids, np.concatenate(features), COUNT)
+    nearest = NearestNeighbors(ids, of_queue, COUNT)
     with progress_bar("comparing with training images", train.num_rows) as (progress, task):
-        for compared in _pieces(train):
-            nearest.add(*_decode(parquet.read(_train_file(files, compared))))
+        for compared in pieces(train):
+            nearest.add(*decode_features(parquet.read(_train_file(files, compared))))
             progress.update(task, advance=compared.num_rows)
     neighbors = dict(zip(ids, nearest.find(), strict=True))
     used = pa.array({neighbor for found in neighbors.values() for neighbor in found}, pa.string())
@@ -109,22 +96,5 @@ def _compute_queue(
     files.add({image_id: [by_id[neighbor] for neighbor in found] for image_id, found in neighbors.items()})
 
 
-def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, rows.num_rows, _PIECE):
-        yield rows.slice(start, _PIECE)
-
-
 def _train_file(files: NeighborFiles, piece: pa.Table) -> str:
     return files.train_file(piece["image_id"].to_pylist())
-
-
-def _encode(ids: np.ndarray, features: np.ndarray) -> pa.Table:
-    """Make a table of features in half precision, whose length is 1."""
-    halves = normalize_features(features).astype(np.float16)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(halves.ravel()), halves.shape[1])
-    return pa.table({"image_id": pa.array(list(ids), pa.string()), "features": lists})
-
-
-def _decode(table: pa.Table) -> tuple[list[str], np.ndarray]:
-    ids = table["image_id"].to_pylist()
-    return ids, table["features"].combine_chunks().flatten().to_numpy().reshape(len(ids), -1)

@@ -111,6 +111,7 @@ def train_folds(
             "folds": folds,
             "recipe": recipe.model_dump(),
             "synthetic": data_spec.synthetic,
+            "symptom": student.spec.symptom,
             "leaky": data_spec.split.leaky,
             **scores,
             "by_fold": kappas,

@@ -13,6 +13,12 @@ from scalp_core.grades import NUM_GRADES
 OUT_OF_FOLD_FILE = "out_of_fold.parquet"
 """Answers of `scalp train --folds` to each image, by the bundle that was not trained on it."""
 
+AUDIT_KIND = "audit-labels"
+"""Command that lists suspect labels, in the marker of its output directory."""
+
+SUSPECTS_FILE = "suspects.parquet"
+"""Images with suspect labels, the likeliest errors first, in the output directory of `scalp audit-labels`."""
+
 
 def find_label_errors(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find labels that are likely wrong.

@@ -1,15 +1,16 @@
 """The queue of a review: images in the order in which a reader gets them.
 
-Two strategies order it. `referred` keeps the order of the rows. `informative` puts the images first of which
-the model is least certain: the smallest margin between its two likeliest grades, then the largest grade set
-(uncertainty sampling: Settles 2009, Active Learning Literature Survey, section 3.1). It does not spread the
-images over different looks, because result rows hold no features.
+Three strategies order it. `referred` keeps the order of the rows. `informative` puts the images first of
+which the model is least certain: the smallest margin between its two likeliest grades, then the largest
+grade set (uncertainty sampling: Settles 2009, Active Learning Literature Survey, section 3.1). `diverse`
+puts images first that are uncertain and look different, by the ranks of `scalp_core.review.order`. Images
+without a rank follow, ordered as by `informative`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from scalp_core.grades import NUM_GRADES
 
-Order = Literal["referred", "informative"]
+Order = Literal["referred", "informative", "diverse"]
 
 
 class Queue:
@@ -27,14 +28,20 @@ class Queue:
     Args:
         rows: Result rows; of rows with equal bytes the first is kept.
         order: Strategy of the order.
+        ranks: Rank of images by `image_id`, for `diverse`.
     """
 
-    def __init__(self, rows: pa.Table, order: Order = "referred") -> None:
+    def __init__(
+        self, rows: pa.Table, order: Order = "referred", ranks: Mapping[str, int] | None = None
+    ) -> None:
         rows = rows.filter(pc.field("image_id").is_valid())
         ids = np.array(rows["image_id"].to_pylist(), dtype=object)
         rows = rows.take(np.sort(np.unique(ids.astype(str), return_index=True)[1]))
-        if order == "informative":
+        if order != "referred":
             rows = rows.take(order_by_margin(rows))
+        if ranks:
+            of_rows = [ranks.get(image_id, len(ranks)) for image_id in rows["image_id"].to_pylist()]
+            rows = rows.take(np.argsort(of_rows, kind="stable"))
         self._rows = rows
         self._ids: list[str] = rows["image_id"].to_pylist()
         self._hashes: list[str] = rows["sha256"].to_pylist()

@@ -30,7 +30,7 @@ class ModelView:
 
     def __init__(self, bundle: Bundle, neighbors: NeighborFiles | None = None) -> None:
         self._spec = bundle.spec.preprocess
-        self._versions = _versions(bundle)
+        self._versions = versions_of(bundle)
         self._neighbors = neighbors
         self._explainer = None
         self.why_no_heatmaps = ""
@@ -84,11 +84,16 @@ def open_bundle_of_run(bundle: str, referrals: Referrals) -> Bundle:
     """Load the bundle that graded the images of a review.
 
     Raises:
-        UserError: Another bundle graded them. A store may have images of several.
+        UserError: Another bundle graded them, or several did, as for suspect labels. A store may have images
+            of several.
     """
+    if referrals.suspects is not None:
+        raise UserError(
+            f"the models of all folds graded {referrals.graded}, and a view is of one model; omit the bundle"
+        )
     loaded = load_bundle(bundle)
     versions = pc.unique(referrals.queue.rows["model_version"]).to_pylist()
-    other = [version for version in versions if version not in _versions(loaded)]
+    other = [version for version in versions if version not in versions_of(loaded)]
     if other and not referrals.store:
         raise UserError(
             f"the bundle {bundle} is {loaded.spec.model_version}, but {other[0]} graded the images; give the "
@@ -97,10 +102,32 @@ def open_bundle_of_run(bundle: str, referrals: Referrals) -> Bundle:
     return loaded
 
 
+def open_comparing_bundle(bundle: Bundle | None, referrals: Referrals) -> Bundle:
+    """Return the bundle whose features order the images as `diverse`: the given one, or that of the run.
+
+    Raises:
+        UserError: No bundle is given, and that of the run is not known or cannot be loaded.
+    """
+    if bundle:
+        return bundle
+    if not (of_run := referrals.bundle):
+        raise UserError(
+            f"the order diverse compares images by the features of a model, and {referrals.graded} does not "
+            "name its bundle; name it with --bundle (review.bundle of the endpoint), or use informative"
+        )
+    try:
+        return open_bundle_of_run(of_run, referrals)
+    except UserError as error:
+        raise UserError(
+            f"the order diverse needs the bundle of the run, {of_run}: {error}, or use informative"
+        ) from None
+
+
 def graded_by(bundle: Bundle, rows: pa.Table) -> pa.Table:
     """Select the result rows of the images that a bundle graded."""
-    return rows.filter(pc.is_in(rows["model_version"], pa.array(_versions(bundle), pa.string())))
+    return rows.filter(pc.is_in(rows["model_version"], pa.array(versions_of(bundle), pa.string())))
 
 
-def _versions(bundle: Bundle) -> list[str]:
+def versions_of(bundle: Bundle) -> list[str]:
+    """Return the model versions in the rows that a bundle graded."""
     return [bundle.spec.version_in(precision) for precision in ("fp32", "int8")]

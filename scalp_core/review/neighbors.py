@@ -13,7 +13,6 @@ import base64
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ from scalp_core.bundles.contract import BundleSpec
 from scalp_core.datasets import manifest
 from scalp_core.datasets.locations import LOCATION_COLUMNS, Location, location_of
 from scalp_core.errors import ImageError
+from scalp_core.review.features import hash_words
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.storage import parquet
 
@@ -34,7 +34,6 @@ MAX_SIDE = 384
 """Longest side of the picture of a training image, in pixels."""
 
 _SIMILAR = "similar-"
-_HASH_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,9 @@ class NeighborFiles:
     """
 
     def __init__(self, spec: BundleSpec, data: str, labels: str) -> None:
-        key = _hash([spec.weights_sha256, spec.preprocess.model_dump_json(), manifest.read_spec(data).sha256])
+        key = hash_words(
+            [spec.weights_sha256, spec.preprocess.model_dump_json(), manifest.read_spec(data).sha256]
+        )
         self._folder = storage.join(labels, NEIGHBORS_FOLDER, key)
         self._lock = threading.Lock()
         self._read: set[str] = set()
@@ -99,7 +100,7 @@ class NeighborFiles:
         columns = pa.schema({"image_id": pa.string(), "neighbors": pa.list_(pa.struct(fields))})
         rows = [{"image_id": image_id, "neighbors": list(found)} for image_id, found in neighbors.items()]
         table = pa.Table.from_pylist(rows, schema=columns)
-        name = f"{_SIMILAR}{_hash(neighbors)}.parquet"
+        name = f"{_SIMILAR}{hash_words(neighbors)}.parquet"
         parquet.write(storage.join(self._folder, name), table)
         with self._lock:
             self._keep(table)
@@ -107,7 +108,7 @@ class NeighborFiles:
 
     def train_file(self, image_ids: Iterable[str]) -> str:
         """Return the location of the file with the features of these training images."""
-        return storage.join(self._folder, f"train-{_hash(image_ids)}.parquet")
+        return storage.join(self._folder, f"train-{hash_words(image_ids)}.parquet")
 
     def _keep(self, table: pa.Table) -> None:
         # Values of Arrow, which share the memory of the table: objects of Python would take 20 times as much.
@@ -128,7 +129,3 @@ def _picture(location: Location) -> str | None:
         return base64.b64encode(read_jpeg(location, MAX_SIDE)).decode()
     except ImageError:
         return None  # the log has the reason of a failed read
-
-
-def _hash(words: Iterable[str]) -> str:
-    return sha256("\n".join(words).encode()).hexdigest()[:_HASH_DIGITS]

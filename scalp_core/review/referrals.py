@@ -1,22 +1,28 @@
-"""The referred images of a bulk run, or of the store of an endpoint, read for a review."""
+"""The images of a review: referred by a bulk run or in the store of an endpoint, or with suspect labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from scalp_core import storage
 from scalp_core.errors import UserError
+from scalp_core.evaluation.label_errors import AUDIT_KIND
 from scalp_core.grades import SYMPTOM_IDS, name_symptom
 from scalp_core.labels.log import KIND
-from scalp_core.labels.queue import Order, Queue
+from scalp_core.labels.queue import Order, Queue, order_by_margin
 from scalp_core.results.progress import IDENTITY_FILE
 from scalp_core.results.query import ResultRows
 from scalp_core.results.store import StoreReader, is_store
+from scalp_core.review.features import FeatureFiles
 from scalp_core.review.groups import Place, read_groups
+from scalp_core.review.order import MOST_COMPARED, order_by_gain
+from scalp_core.review.suspects import read_suspects
 from scalp_core.storage import outputs
 
 _COLUMNS = (
@@ -27,16 +33,37 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Referrals:
-    """The referred images of a bulk run; `is_finished` if it has graded all images.
+    """The images of a review: referred ones, or those whose labels are suspect.
 
     A store of an endpoint has no end: it is finished, and `refresh` reads what was added or removed since.
+
+    Args:
+        graded: Directory that was read.
+        queue: Images in their order.
+        is_finished: Whether a bulk run has graded all images.
+        order: Strategy of the order.
+        store: Store of an endpoint, if the images are its.
+        ranks: Ranks of images for the order `diverse`, by `image_id`.
+        suspects: Groups of the images, if a label audit found them.
     """
 
     graded: str
     queue: Queue
     is_finished: bool
     order: Order
-    store: StoreReader | None = None  # if the images are those of a store
+    store: StoreReader | None = None
+    ranks: Mapping[str, int] | None = None
+    suspects: Mapping[Place, str] | None = None
+
+    @property
+    def noun(self) -> str:
+        """What the images are called."""
+        return "referred images" if self.suspects is None else "images with suspect labels"
+
+    @property
+    def bundle(self) -> str | None:
+        """Location of the bundle that graded all images of the run; None if it is not known."""
+        return _identity(self.graded).get("bundle")
 
     def refresh(self) -> Referrals:
         """Read the images that are in the store now; those of a bulk run stay.
@@ -44,20 +71,46 @@ class Referrals:
         Raises:
             UserError: storage failed.
         """
-        return _read_store(self.graded, self.store, self.order) if self.store else self
+        return _read_store(self.graded, self.store, self.order, self.ranks) if self.store else self
 
-    def groups(self, warn: Callable[[str], None]) -> dict[Place, str]:
+    def groups(self, warn: Callable[[str], None]) -> Mapping[Place, str]:
         """Find the groups of the images in the sources of the run; see `read_groups`."""
+        if self.suspects is not None:
+            return self.suspects
         return read_groups(_identity(self.graded).get("sources", []), self.queue.locations(), warn)
+
+    def rank(self, files: FeatureFiles, versions: Sequence[str]) -> Referrals:
+        """Order the images by expected gain, of those that have features.
+
+        Args:
+            files: Features of a bundle.
+            versions: Model versions of this bundle; images of others follow.
+
+        Raises:
+            UserError: Storage failed.
+        """
+        rows = self.candidates(versions)
+        ids, features = files.read(rows["image_id"].to_pylist())
+        compared = rows.filter(pc.is_in(rows["image_id"], pa.array(ids, pa.string())))
+        drawn = order_by_gain(features, np.array(compared["probabilities"].to_pylist(), float))
+        ranks = {ids[number]: rank for rank, number in enumerate(drawn.tolist())}
+        return replace(self, ranks=ranks, queue=Queue(self.queue.rows, self.order, ranks))
+
+    def candidates(self, versions: Sequence[str]) -> pa.Table:
+        """Select the rows whose images `rank` compares: the least certain ones that these versions graded."""
+        rows = self.queue.rows
+        graded = rows.filter(pc.is_in(rows["model_version"], pa.array(versions, pa.string())))
+        return graded.take(order_by_margin(graded)[:MOST_COMPARED])
 
 
 def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str] = ()) -> Referrals:
-    """Read the referred images of a bulk run, and check that their answers may be written to `labels`.
+    """Read the images of a review, and check that their answers may be written to `labels`.
 
     Args:
-        graded: Output directory of `scalp grade`, or store of an endpoint, local or `s3://`.
+        graded: Output directory of `scalp grade` or `scalp audit-labels`, or store of an endpoint; local or
+            `s3://`.
         labels: Directory of the label log; it may be missing, and is not made.
-        order: Strategy of the order.
+        order: Strategy of the order; suspects of an audit have their own.
         inputs: Further directories in which the log must not be.
 
     Raises:
@@ -68,6 +121,8 @@ def read_referrals(graded: str, labels: str, order: Order, inputs: Sequence[str]
     outputs.check_claim(labels, KIND)
     if is_store(graded):
         return _read_store(graded, StoreReader(graded), order)
+    if outputs.kind_of(graded) == AUDIT_KIND:
+        return _read_audit(graded, order)
     with ResultRows(graded) as rows:
         check_symptom(graded, _identity(graded).get("symptom", SYMPTOM_IDS[0]))
         query = f"select {_COLUMNS} from results where refer"  # noqa: S608 -- columns are constants
@@ -94,6 +149,19 @@ def _identity(graded: str) -> dict[str, Any]:
     return storage.read_json(storage.join(graded, IDENTITY_FILE)) or {}
 
 
-def _read_store(graded: str, store: StoreReader, order: Order) -> Referrals:
+def _read_store(
+    graded: str, store: StoreReader, order: Order, ranks: Mapping[str, int] | None = None
+) -> Referrals:
     rows = store.read().filter(pc.field("refer")).select(_COLUMNS.split(", "))
-    return Referrals(graded, Queue(rows, order), True, order, store)
+    return Referrals(graded, Queue(rows, order, ranks), True, order, store, ranks)
+
+
+def _read_audit(graded: str, order: Order) -> Referrals:
+    if order != "referred":
+        raise UserError(
+            f"--order {order} is for images that a model refers, and {graded} lists suspect labels, the "
+            "likeliest errors first; omit --order"
+        )
+    symptom, rows, groups = read_suspects(graded)
+    check_symptom(graded, symptom)
+    return Referrals(graded, Queue(rows), True, order, suspects=groups)

@@ -18,7 +18,13 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import ImageError, UserError
 from scalp_core.labels.log import Answer
-from scalp_core.review.model_view import ModelView, open_bundle_of_run
+from scalp_core.review.features import FeatureFiles
+from scalp_core.review.model_view import (
+    ModelView,
+    open_bundle_of_run,
+    open_comparing_bundle,
+    versions_of,
+)
 from scalp_core.review.neighbors import NeighborFiles, show_neighbors
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.review.readers import Reader, Readers
@@ -75,9 +81,11 @@ def read_review(settings: ReviewSettings) -> Review:
     """
     data = settings.neighbors
     referrals = read_referrals(settings.graded, settings.labels, settings.order, [data] if data else [])
-    if not settings.bundle:
+    bundle = open_bundle_of_run(settings.bundle, referrals) if settings.bundle else None
+    if settings.order == "diverse":
+        referrals = _order_by_looks(settings, bundle, referrals)
+    if bundle is None:
         return Review(referrals, None, None)
-    bundle = open_bundle_of_run(settings.bundle, referrals)
     neighbors = NeighborFiles(bundle.spec, data, settings.labels) if data else None
     if neighbors is not None and not len(neighbors):
         missing = (
@@ -88,6 +96,25 @@ def read_review(settings: ReviewSettings) -> Review:
             raise UserError(missing)
         _log.warning(missing)  # its first images may be yet to come
     return Review(referrals, bundle, neighbors)
+
+
+def _order_by_looks(settings: ReviewSettings, bundle: Bundle | None, referrals: Referrals) -> Referrals:
+    """Order the images by the features that LABELS has; an endpoint computes none.
+
+    Raises:
+        UserError: It has none.
+    """
+    comparing = open_comparing_bundle(bundle, referrals)
+    ordered = referrals.rank(FeatureFiles(comparing.spec, settings.labels), versions_of(comparing))
+    if not ordered.ranks:
+        missing = (
+            f"review.order is diverse, and {settings.labels} has no features of {settings.graded} by "
+            f"{comparing.spec.model_version}; compute them with scalp neighbors, or set it to informative"
+        )
+        if not referrals.store:
+            raise UserError(missing)
+        _log.warning(missing)
+    return ordered
 
 
 class Reviewer:

@@ -20,7 +20,9 @@ class ReviewSettings(BaseModel, extra="forbid", frozen=True):
     """Settings of reviews through the endpoint; the options of `scalp review`."""
 
     graded: str = Field(
-        min_length=1, description="output directory of `scalp grade`, whose referred images are reviewed"
+        min_length=1,
+        description="output directory of `scalp grade`, whose referred images are reviewed, or of "
+        "`scalp audit-labels`",
     )
     labels: str = Field(min_length=1, description="directory of the label log, a folder or `s3://`")
     order: Order = Field("referred", description="order of the images, as `--order` of `scalp review`")

@@ -135,6 +135,7 @@ export const ENGLISH = {
 
   "reason.not_finite": "the model's calculation failed, so its grade means nothing",
   "reason.ambiguous_grade": "more than one grade is plausible",
+  "reason.suspect_label": "its label in the data is likely wrong",
   "reason.low_confidence": "the likeliest grade is not likely enough",
   "reason.possibly_severe": "moderate or severe is too likely for this grade",
   "reason.blurred": "it is blurred",

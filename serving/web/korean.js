@@ -132,6 +132,7 @@ export const KOREAN = {
 
   "reason.not_finite": "모델의 계산이 실패하여 등급에 의미가 없습니다",
   "reason.ambiguous_grade": "둘 이상의 등급이 가능합니다",
+  "reason.suspect_label": "데이터의 라벨이 잘못되었을 가능성이 큽니다",
   "reason.low_confidence": "가장 유력한 등급의 확률이 충분히 높지 않습니다",
   "reason.possibly_severe": "이 등급에 비해 중등도 이상일 확률이 높습니다",
   "reason.blurred": "사진이 흐립니다",

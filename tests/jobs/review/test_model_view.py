@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from jobs.review import neighbors
+from jobs.review import features, neighbors
 from jobs.review.app import create_app
 from jobs.review.model_view import compute_neighbors
 from scalp_core import storage
@@ -139,19 +141,50 @@ def test_features_are_computed_once(graded, labels, bundle, data, monkeypatch):
     def compute(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(neighbors, "iterate_features", compute)
+    for module in (neighbors, features):
+        monkeypatch.setattr(module, "iterate_features", compute)
     second = open_review(graded, labels, bundle=str(bundle), neighbors=data)
     assert second.neighbors(image) == first.neighbors(image)
 
 
 def test_pieces_give_the_neighbors_of_one_comparison(graded, labels, bundle, data, tmp_path, monkeypatch):
     whole = open_review(graded, labels, bundle=str(bundle), neighbors=data)
-    monkeypatch.setattr(neighbors, "_PIECE", 5)
+    monkeypatch.setattr(features, "PIECE", 5)
     pieces = open_review(graded, str(tmp_path / "others"), bundle=str(bundle), neighbors=data)
     for image in ids(whole):
         whole.reveal(image)
         pieces.reveal(image)
         assert pieces.neighbors(image) == whole.neighbors(image)
+
+
+def test_the_order_by_looks_computes_features_once(root, graded, bundle, tmp_path, monkeypatch):
+    labels = str(tmp_path / "labels")
+    with pytest.raises(UserError, match="does not name its bundle; name it with --bundle"):
+        open_review(graded, labels, order="diverse")
+    assert not storage.exists(labels)
+    first = open_review(graded, labels, order="diverse", bundle=str(bundle))
+    assert sorted(ids(first)) == sorted(ids(open_review(graded, labels)))
+    monkeypatch.setattr(features, "iterate_features", None)
+    run = str(tmp_path / "graded")
+    shutil.copytree(graded, run)
+    storage.write(f"{run}/run.json", json.dumps({"bundle": str(bundle)}).encode())
+    again = open_review(run, labels, "lee", order="diverse")  # by the bundle that the run names
+    assert ids(again) == ids(first)
+    assert again.describe()["resize"] is None  # which offers no heatmaps
+    storage.write(f"{run}/run.json", json.dumps({"bundle": f"{root}/gone"}).encode())
+    with pytest.raises(UserError, match="the bundle of the run, .*gone is not a bundle.* or use informative"):
+        open_review(run, labels, order="diverse")
+
+
+def test_images_that_cannot_be_compared_follow_the_least_certain_first(tmp_path, labels, bundle, capsys):
+    graded = write_run(tmp_path, 6, load_bundle(str(bundle)).spec.model_version)
+    informative = ids(session := open_review(graded, labels, order="informative"))
+    lost = [informative[0], informative[2]]
+    for number, image in enumerate(lost):
+        storage.write(session.location(image).uri, jpeg(90 + number))
+    diverse = ids(open_review(graded, labels, order="diverse", bundle=str(bundle)))
+    assert diverse[-2:] == lost and sorted(diverse) == sorted(informative)
+    assert "2 of 6 images follow, the least certain first" in capsys.readouterr().out
 
 
 def test_an_image_that_cannot_be_read_has_no_neighbors(tmp_path, labels, bundle, data, capsys):

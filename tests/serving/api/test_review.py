@@ -34,6 +34,7 @@ from tests.serving.api.test_api import Endpoint as WholeEndpoint
 from tests.serving.api.test_api import refused
 from tests.support.images import jpeg
 from tests.support.reviewing import REVIEW, open_review, write_run, write_store, write_training_images
+from tests.support.reviewing import ids as ids_of
 
 IMAGES = 5
 SCOPES = {
@@ -285,6 +286,16 @@ def test_similar_training_images_that_were_found_before_are_sent_after_the_reade
     for image in (first, second):
         endpoint.as_("kim", f"/images/{image}/answer", {"grade": 1})
     assert [label.saw_model for label in read_labels(endpoint.labels)] == [True, False]
+
+
+def test_the_order_by_looks_takes_features_that_were_computed_before(tmp_path, bundle, data):
+    graded = write_run(tmp_path, 6, load_bundle(str(bundle)).spec.model_version)
+    review = {"bundle": str(bundle), "order": "diverse"}
+    with pytest.raises(UserError, match=r"has no features of .*compute them with scalp neighbors, or set it"):
+        read_review(ReviewSettings(graded=graded, labels=f"{tmp_path}/labels", **review))
+    compute_neighbors(graded, f"{tmp_path}/labels", str(bundle), data)
+    command = open_review(graded, f"{tmp_path}/labels", order="diverse", bundle=str(bundle))
+    assert Endpoint(tmp_path, graded, **review).ids("kim") == ids_of(command)
 
 
 def test_the_view_of_kept_images_comes_with_the_page_that_is_opened_next(tmp_path, bundle, data, caplog):
