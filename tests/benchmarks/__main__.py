@@ -178,6 +178,22 @@ def bench_symptoms(
     verb(check_out(out, "symptoms"), SymptomsOptions(photographs, workers, seed, tuple(set_)))
 
 
+@app.command(
+    "out-of-distribution",
+    epilog="Example: python -m tests.benchmarks out-of-distribution runs/demo/run runs/demo/data",
+)
+def bench_out_of_distribution(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="run directory or bundle with gates")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="prepared data that it was trained on")],
+    out: BenchOutOption = "runs/bench/out-of-distribution",
+    count: Annotated[int, typer.Option(min=60, help="largest number of images of each kind")] = 150,
+) -> None:
+    """Compare what the gates detect with scores of features and answers; takes about 3 minutes."""
+    from tests.benchmarks.out_of_distribution import bench_out_of_distribution as verb
+
+    verb(check_out(out, "out-of-distribution"), bundle, data, count)
+
+
 @app.command("bulk", epilog="Example: python -m tests.benchmarks bulk --photographs 1000 --no-daft")
 def bench_bulk(
     out: BenchOutOption = "runs/bench/bulk",

@@ -51,6 +51,13 @@ RATIOS: dict[str, dict[str, Ratio]] = {
     "symptoms": {
         "train_seconds_six_vs_one": Ratio("lower", "training time of six symptoms, to that of one"),
     },
+    "out-of-distribution": {
+        "mean_auroc_gates": Ratio("", "statistics, as in the gates; mean of the kinds but other scalps"),
+        "mean_auroc_mahalanobis": Ratio("", "features: distance to the nearest grade"),
+        "mean_auroc_neighbor": Ratio("", "features: angle to the tenth nearest training image"),
+        "mean_auroc_energy": Ratio("", "energy of the logits"),
+        "mean_auroc_top_probability": Ratio("", "the top probability"),
+    },
     "train": {
         "vs_torchrun": Ratio(
             "higher", "rate of several workers, to the tuned loop with `torchrun`: the cost of Ray"
