@@ -5,6 +5,8 @@ from __future__ import annotations
 VARIABLES: dict[str, dict[str, str]] = {
     "scalp": {
         "SCALP_MODELS": "registry of models, a folder or `s3://` prefix; `--registry` replaces it",
+        "SCALP_SIGNERS": "file with public keys, local or `s3://`; with it, `models://NAME` needs a "
+        "promotion that one of them signed",
         "SCALP_KEYS": "keys of the endpoint, one line per key as in the file of `--keys`; adds to that file",
         "SCALP_HAPROXY": "limits of HAProxy on a cluster: JSON with the fields of `front`",
         "SCALP_HAPROXY_GRPC": "where HAProxy accepts gRPC; `scalp serve --grpc-port` sets it",

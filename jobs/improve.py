@@ -20,6 +20,7 @@ from jobs.evaluate.comparison import evaluate_models
 from jobs.models.driver import add, promote
 from jobs.train.driver import train
 from scalp_core import storage
+from scalp_core.bundles import signing
 from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.registry import SCHEME, Registry, open_registry, pin_version
 from scalp_core.curation.audit import Options
@@ -53,6 +54,7 @@ class RoundOptions:
         promote: Whether to promote the new version.
         max_drop: As in `models.driver.promote`.
         why: Reason of the promotion, for the history.
+        key: File of the private key that signs the promotion.
     """
 
     overrides: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class RoundOptions:
     max_drop: float = MAX_DROP
     why: str = ""
     conflicts: Conflicts = "adjudicate"
+    key: str | None = None
 
 
 def improve(
@@ -153,6 +156,7 @@ def improve(
                 data=data,
                 max_drop=options.max_drop,
                 why=why,
+                key=options.key,
                 device=options.device,
                 executor=executor,
             )
@@ -184,10 +188,12 @@ def _check_labels(labels: str, data: str, options: RoundOptions) -> None:
 
 
 def _check_policy(store: Registry, name: str, data: str, spec: DataSpec, options: RoundOptions) -> None:
-    """Check that the model's policy, if it has one, accepts the data of the comparison."""
+    """Check that the model's policy, if it has one, accepts the data, and that the key may promote."""
     policy = store.policy(name)
     if policy and options.promote:
         policy.check_data(data, spec.sha256)
+    if options.promote:
+        signing.check_key(signing.load_key(options.key) if options.key else None)
 
 
 def _check_seen(before: BundleSpec, data: DataSpec, name: str, uri: str) -> str | None:

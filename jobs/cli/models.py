@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.options import BundleArg, DeviceOption, JsonOption, MaxDropOption, OutArg, with_old_names
+from jobs.cli.options import (
+    BundleArg,
+    DeviceOption,
+    JsonOption,
+    KeyOption,
+    MaxDropOption,
+    OutArg,
+    with_old_names,
+)
 
 models = typer.Typer(
     help="Manage numbered versions of models. models://NAME is the promoted version, in other commands too.",
@@ -73,6 +81,7 @@ def models_promote(
             "--allow-leaky", help="accept a version whose metrics are too high, from a split that leaks"
         ),
     ] = False,
+    key: KeyOption = None,
     device: DeviceOption = "auto",
     registry: RegistryOption = None,
 ) -> None:
@@ -90,6 +99,7 @@ def models_promote(
         untested=untested,
         why=why,
         leaky_too=allow_leaky,
+        key=key,
         device=device,
         registry=registry,
     )
@@ -99,12 +109,13 @@ def models_promote(
 def models_rollback(
     name: Annotated[str, typer.Argument(help="name of the model")],
     why: WhyOption = "",
+    key: KeyOption = None,
     registry: RegistryOption = None,
 ) -> None:
     """Roll back to the version promoted before; repeat to go back further."""
     from jobs.models.driver import rollback as verb
 
-    verb(name, why, registry)
+    verb(name, why, registry, key)
 
 
 @models.command("bom", epilog="Example: scalp models bom models://scalp@2")

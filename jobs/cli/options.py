@@ -26,6 +26,14 @@ MaxDropOption = Annotated[
         help="largest accepted loss of kappa and of coverage, 0 to 1: upper bound at 95 % confidence",
     ),
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="private Ed25519 key of OpenSSH that signs the entry of the history; required if SCALP_SIGNERS "
+        "is set",
+    ),
+]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option(help="auto selects cuda if a GPU is available, else cpu"),

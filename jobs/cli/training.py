@@ -12,6 +12,7 @@ from jobs.cli.options import (
     DataArg,
     DeviceOption,
     JsonOption,
+    KeyOption,
     LocalOption,
     MaxDropOption,
     OutArg,
@@ -228,6 +229,7 @@ def improve(
         ),
     ] = False,
     max_drop: MaxDropOption = 0.01,
+    key: KeyOption = None,
     why: Annotated[str, typer.Option(help="reason of the promotion, to record in the history")] = "",
     workers: Annotated[
         str, typer.Option(metavar="auto|N|MIN:MAX", help="data-parallel workers, as in `scalp train`")
@@ -257,7 +259,9 @@ def improve(
     from jobs.improve import improve as verb
 
     worker_range = None if workers == "auto" else parse_range("--workers", workers)
-    options = RoundOptions(tuple(set_), worker_range, device, blind_only, promote, max_drop, why, conflicts)
+    options = RoundOptions(
+        tuple(set_), worker_range, device, blind_only, promote, max_drop, why, conflicts, key
+    )
     summary = verb(model, labels, data, out, options)
     if json_:
         print_json(summary)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jobs.common.console import console, show
 from scalp_core import storage
+from scalp_core.bundles import signing
 from scalp_core.bundles.bundle import SPEC_FILE, open_bundle, read_spec
 from scalp_core.bundles.ml_bom import make_ml_bom
 from scalp_core.bundles.registry import (
@@ -25,6 +26,8 @@ from scalp_core.evaluation.promotion_policy import PolicyResult
 from scalp_core.storage import lease, outputs
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from jobs.common.executor import Executor
     from scalp_core.inference.predictor import Device  # imports OpenVINO
 
@@ -70,6 +73,7 @@ def promote(
     untested: bool = False,
     why: str = "",
     leaky_too: bool = False,
+    key: str | None = None,
     device: Device = "auto",
     registry: str | None = None,
     executor: Executor | None = None,
@@ -84,6 +88,7 @@ def promote(
         max_drop: Largest acceptable upper bound of the loss of kappa and of coverage.
         untested: Whether to promote without a comparison; requires `why`.
         leaky_too: Whether a version trained on a leaky split is accepted.
+        key: File of the private key that signs the entry; None: it is not signed.
         device: Device of both models.
         executor: Runs both models; default: Ray.
 
@@ -93,6 +98,7 @@ def promote(
     """
     if untested and not why:
         raise UserError("--untested needs --why; the history records the reason")
+    private_key = _load_key(key)
     store = open_registry(registry)
     if "@" not in model:
         raise UserError(f"{model} has no version; write {model.removeprefix(SCHEME)}@VERSION or @latest")
@@ -103,7 +109,7 @@ def promote(
         evidence, decision = _assess(
             store, name, version, current, data, max_drop, untested, device, executor
         )
-    entry, new = store.promote(name, version, why, leaky_too, evidence, untested, decision)
+    entry, new = store.promote(name, version, why, leaky_too, evidence, untested, decision, private_key)
     if not new:
         console.print(
             f"{name}@{version} is already promoted, since {entry.when:%Y-%m-%d %H:%M}; nothing changed"
@@ -167,15 +173,22 @@ def _show_evidence(evidence: Evidence) -> None:
         )
 
 
-def rollback(name: str, why: str = "", registry: str | None = None) -> Promotion:
-    """Promote the previously promoted version again.
+def _load_key(path: str | None) -> Ed25519PrivateKey | None:
+    """Load the key that signs, and check that it counts, before the models are compared."""
+    key = signing.load_key(path) if path else None
+    signing.check_key(key)
+    return key
+
+
+def rollback(name: str, why: str = "", registry: str | None = None, key: str | None = None) -> Promotion:
+    """Promote the previously promoted version again; `key` as in `promote`.
 
     Raises:
         UserError: As in `Registry.find` and `Registry.rollback`.
     """
     store = open_registry(registry)
     name, _ = store.find(f"{name}@latest")
-    entry = store.rollback(name, why)
+    entry = store.rollback(name, why, _load_key(key))
     _show(store, {name: [entry.version]})
     return entry
 
@@ -224,7 +237,11 @@ def _show(store: Registry, versions: dict[str, list[int]]) -> list[dict[str, Any
         for version in numbers:
             promoted = None
             if current and current.version == version:
-                promoted = {"at": current.when.isoformat(timespec="seconds"), "by": current.who}
+                promoted = {
+                    "at": current.when.isoformat(timespec="seconds"),
+                    "by": current.who,
+                    "signer": current.signature and current.signature.signer,
+                }
             rows.append(
                 {"model": f"{name}@{version}"} | _facts(store, name, version) | {"promoted": promoted}
             )

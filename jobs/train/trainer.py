@@ -13,7 +13,7 @@ from jobs.train.worker import train_worker
 from scalp_core import storage
 
 # Makes glibc keep freed memory, in huge pages. Mapping each large activation again in each step takes up to a
-# fifth of the training time on CPUs, and pages of 4 KiB another tenth where the kernel's default is `madvise`.
+# fifth of the training time on CPUs, and pages of 4 KiB another tenth where the kernel's default is madvise.
 # One arena, because workers train in a thread, for which glibc would make another.
 _WORKERS = {
     "env_vars": {

@@ -11,7 +11,8 @@ Files are never changed or removed. Concurrent writers are safe: a writer takes 
 the history, by creating a file that only one writer can create (`storage.create`). A number belongs to a
 bundle, not to a writer. Each `add` of that bundle writes the same bytes, so concurrent ones share one
 version, and a later one completes an interrupted one. An entry of the history has the hash of the one before,
-so a changed entry is detected by its successor.
+so a changed entry is detected by its successor. If `SCALP_SIGNERS` names public keys, `NAME` stands for the
+promoted version only if one of them signed its promotion.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scalp_core import storage
+from scalp_core.bundles import signing
 from scalp_core.bundles.bundle import (
     BOM_FILE,
     SPEC_FILE,
@@ -51,6 +53,9 @@ from scalp_core.errors import UserError, suggest
 from scalp_core.evaluation.promotion_policy import POLICY_FILE, PolicyFile, PolicyResult, load_policy
 from scalp_core.storage.listing import TEMPORARY
 from scalp_core.storage.outputs import MARKER_FILE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 ENVIRONMENT = "SCALP_MODELS"
 SCHEME = "models://"
@@ -103,7 +108,8 @@ class Registry:
         """Resolve `[models://]NAME[@VERSION]` to a name and a version number.
 
         Raises:
-            UserError: No such model or version; the message names the nearest one and all others.
+            UserError: No such model or version; the message names the nearest one and all others. Or the
+                promotion is not signed by one of `SCALP_SIGNERS`, or the bundle has changed since.
         """
         name, at, wanted = reference.removeprefix(SCHEME).partition("@")
         if not _NAME.fullmatch(name) or (at and not wanted):
@@ -115,6 +121,7 @@ class Registry:
             raise self._unknown_name(reference, name)
         if not at:
             if promoted := self.current(name):
+                self._check_promotion(name, promoted)
                 return name, promoted.version
             raise UserError(
                 f"{reference}: no version of {name} is promoted; run scalp models promote "
@@ -161,6 +168,7 @@ class Registry:
         evidence: Evidence | None = None,
         untested: bool = False,
         decision: PolicyResult | None = None,
+        key: Ed25519PrivateKey | None = None,
     ) -> tuple[Promotion, bool]:
         """Promote a version: `models://NAME` then resolves to it.
 
@@ -170,6 +178,7 @@ class Registry:
             evidence: Comparison with the promoted version, for the history.
             untested: Whether to promote without evidence.
             decision: Decision of the model's policy, which is needed if it has one.
+            key: Private key that signs the entry; None: it is not signed.
 
         Returns:
             The entry that promotes it, and whether the entry is new.
@@ -178,11 +187,16 @@ class Registry:
             UserError: The version was trained on a leaky split, the evidence is missing, negative or about
                 another version, the policy's decision is missing, or another promotion came in between.
         """
+        signing.check_key(key)
         entries = self._entries(name)
         last = next(reversed(entries.values()), None)
-        if last and last.version == version:
-            return last, False
         spec = self.spec(name, version)
+        if last and last.version == version:
+            if key is None or (last.signature and last.signature.signer == signing.fingerprint(key)):
+                return last, False
+            return self._enter(
+                name, entries, "promote", spec, version, why, last.evidence, last.policy, key
+            ), True
         if spec.leaky and not leaky_too:
             raise UserError(
                 f"{name}@{version} was trained on a leaky split, so its metrics are too optimistic; "
@@ -209,14 +223,19 @@ class Registry:
                 f"{policy.uri} has not decided about {name}@{version}; run scalp models promote "
                 f"{name}@{version} --data DIRECTORY"
             )
-        return self._enter(name, entries, "promote", spec, version, why, evidence, decision), True
+        return self._enter(name, entries, "promote", spec, version, why, evidence, decision, key), True
 
-    def rollback(self, name: str, why: str = "") -> Promotion:
+    def rollback(self, name: str, why: str = "", key: Ed25519PrivateKey | None = None) -> Promotion:
         """Promote the previously promoted version again; a second rollback goes one further back.
+
+        Args:
+            why: Reason, for the history.
+            key: Private key that signs the entry; None: it is not signed.
 
         Raises:
             UserError: No version was promoted before, or another promotion came in between.
         """
+        signing.check_key(key)
         entries = self._entries(name)
         stack = stack_promoted(entries.values())
         if len(stack) < 2:
@@ -226,7 +245,20 @@ class Registry:
                 f"scalp models promote {name}@VERSION"
             )
         spec = self.spec(name, stack[-2])
-        return self._enter(name, entries, "rollback", spec, stack[-2], why)
+        return self._enter(name, entries, "rollback", spec, stack[-2], why, key=key)
+
+    def _check_promotion(self, name: str, promoted: Promotion) -> None:
+        """Check the signature of the last entry, which hashes bind to those before, and its bundle."""
+        if signing.ENVIRONMENT not in os.environ:
+            return
+        folder = storage.join(self.root, name, "history")
+        uri = _entry(folder, max(self._entries(name)))
+        signing.check_entry(storage.read(uri), uri)
+        if self.spec(name, promoted.version).fingerprint != promoted.fingerprint:
+            raise UserError(
+                f"{self.uri(name, promoted.version)} was changed after its promotion was signed; restore it "
+                "from a backup"
+            )
 
     def _files(self, name: str) -> list[tuple[int, str]]:
         """List the number and file name of each file in the version folders, without temporary ones."""
@@ -289,6 +321,7 @@ class Registry:
         why: str,
         evidence: Evidence | None = None,
         decision: PolicyResult | None = None,
+        key: Ed25519PrivateKey | None = None,
     ) -> Promotion:
         """Append to the history, unless it has changed since the decision."""
         folder, last = storage.join(self.root, name, "history"), max(entries, default=0)
@@ -303,7 +336,10 @@ class Registry:
             policy=decision,
             reviews=spec.training.reviews,
             previous_sha256=hash_record(storage.read(_entry(folder, last))) if last else None,
+            fingerprint=spec.fingerprint,
         )
+        if key:
+            entry = entry.model_copy(update={"signature": signing.sign(entry, key)})
         place = _entry(folder, last + 1)
         if not storage.create(place, to_json(entry)):
             other = read_record(Promotion, place)

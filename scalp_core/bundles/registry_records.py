@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalp_core import storage
+from scalp_core.bundles.signing import Signature
 from scalp_core.datasets.manifest import ReviewedLabels
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
@@ -66,6 +67,10 @@ class Promotion(BaseModel):
     previous_sha256: str | None = Field(
         None, description="hash of the entry before; None for the first one and in older entries"
     )
+    fingerprint: str | None = Field(
+        None, description="fingerprint of the promoted bundle; None in older entries"
+    )
+    signature: Signature | None = Field(None, description="signature of the entry; None without --key")
 
 
 Record = TypeVar("Record", Claim, Promotion)

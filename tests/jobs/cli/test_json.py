@@ -66,7 +66,7 @@ def test_models_are_their_versions(tmp_path):
     assert isinstance(version["validation_kappa"], float | None) and isinstance(version["warnings"], list)
     store.promote("scalp", 1)
     (version,) = document("models", "list", "--registry", registry)
-    assert set(version["promoted"]) == {"at", "by"}
+    assert set(version["promoted"]) == {"at", "by", "signer"}
 
 
 def test_jobs_are_their_states(monkeypatch):

@@ -1,0 +1,149 @@
+"""Signed promotions: what `models://NAME` accepts and refuses."""
+
+import base64
+import json
+import struct
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from jobs.models.driver import promote, rollback
+from scalp_core.bundles import signing
+from scalp_core.bundles.bundle import save_bundle
+from scalp_core.bundles.registry import open_registry, resolve
+from scalp_core.errors import UserError
+
+
+def write_key(path, key=None):
+    """Write a private key, and its public key to `path`.pub, as `ssh-keygen` does."""
+    key = key or Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    path.with_suffix(".pub").write_text(f"{public} kim@clinic\n")
+    return str(path)
+
+
+def set_passphrase(path):
+    """Change the header of a private key to that of one with a passphrase; writing one needs bcrypt."""
+    first, *lines, last = path.read_text().splitlines()
+    magic, plain = b"openssh-key-v1\0", _text(b"none") * 2 + _text(b"")
+    content = base64.b64decode("".join(lines)).removeprefix(magic + plain)
+    locked = _text(b"aes256-ctr") + _text(b"bcrypt") + _text(_text(bytes(16)) + struct.pack(">I", 16))
+    public = 8 + struct.unpack(">I", content[4:8])[0]
+    content = content[:public] + _text(bytes(160))
+    path.write_text("\n".join([first, base64.b64encode(magic + locked + content).decode(), last, ""]))
+
+
+def _text(data):
+    return struct.pack(">I", len(data)) + data
+
+
+@pytest.fixture
+def store(bundle, make_bundle, tmp_path, monkeypatch):
+    """A registry with two versions, of which the first is promoted without a signature."""
+    monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
+    store = open_registry()
+    store.add(str(bundle), "scalp")
+    store.add(str(make_bundle(tmp_path / "other", seed=1)), "scalp")
+    store.promote("scalp", 1)
+    return store
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch):
+    """A private key, whose public key is the only signer."""
+    path = write_key(tmp_path / "release")
+    signers = tmp_path / "signers"
+    signers.write_text("# who may promote\n\n" + (tmp_path / "release.pub").read_text())
+    monkeypatch.setenv(signing.ENVIRONMENT, str(signers))
+    return path
+
+
+def test_an_unsigned_promotion_is_refused_and_signing_it_keeps_its_evidence(store, key):
+    with pytest.raises(UserError, match=r"is not signed, and SCALP_SIGNERS is set; promote"):
+        resolve("models://scalp")
+    assert resolve("models://scalp@1") == store.uri("scalp", 1)  # names a version, not a promotion
+    before = store.current("scalp")
+    promote("scalp@1", key=key)
+    assert resolve("models://scalp") == store.uri("scalp", 1)
+    after = store.current("scalp")
+    assert (after.version, after.evidence, after.policy) == (before.version, before.evidence, before.policy)
+    assert promote("scalp@1", key=key) == after  # the second time it adds nothing
+
+
+def test_promotion_and_rollback_are_signed(store, key):
+    promote("scalp@1", key=key)
+    promote("scalp@2", untested=True, why="trial", key=key)
+    assert resolve("models://scalp") == store.uri("scalp", 2)
+    rollback("scalp", key=key)
+    assert resolve("models://scalp") == store.uri("scalp", 1)
+    assert len({entry.signature.signer for entry in store.history("scalp")[1:]}) == 1
+
+
+def test_a_missing_or_unknown_key_is_refused_and_adds_nothing(store, key, tmp_path):
+    with pytest.raises(UserError, match=r"promotions are signed; add --key FILE"):
+        promote("scalp@2", untested=True, why="trial")
+    with pytest.raises(UserError, match=r"add --key FILE"):
+        rollback("scalp")
+    stranger = write_key(tmp_path / "stranger")
+    with pytest.raises(UserError, match=r"the key SHA256:\S+ is not in .*signers, so its signature"):
+        promote("scalp@2", untested=True, why="trial", key=stranger)
+    assert len(store.history("scalp")) == 1
+
+
+def test_a_signature_by_a_key_that_is_no_signer_does_not_count(store, key, tmp_path, monkeypatch):
+    monkeypatch.delenv(signing.ENVIRONMENT)
+    promote("scalp@2", untested=True, why="trial", key=write_key(tmp_path / "stranger"))
+    monkeypatch.setenv(signing.ENVIRONMENT, str(tmp_path / "signers"))
+    with pytest.raises(UserError, match=r"is signed by SHA256:\S+, which is not in"):
+        resolve("models://scalp")
+
+
+@pytest.mark.parametrize("field", ["version", "why", "fingerprint", "previous_sha256", "when"])
+def test_a_changed_entry_is_detected(store, key, field, tmp_path):
+    promote("scalp@1", key=key)
+    file = max((tmp_path / "models/scalp/history").iterdir())
+    entry = json.loads(file.read_text())
+    changed = {"version": 2, "when": "2026-01-01T00:00:00Z"}.get(field, "0" * 64)
+    if field == "previous_sha256":  # the chain is checked before the signature
+        changed = None
+    file.write_text(json.dumps(entry | {field: changed}))
+    with pytest.raises(UserError, match=r"was changed after SHA256:\S+ signed it; restore"):
+        resolve("models://scalp")
+
+
+def test_a_changed_bundle_is_detected(store, key):
+    promote("scalp@1", key=key)
+    save_bundle(store.uri("scalp", 1), store.spec("scalp", 1).model_copy(update={"temperature": 9.0}), {})
+    with pytest.raises(UserError, match=r"versions/1 was changed after its promotion was signed; restore"):
+        resolve("models://scalp")
+
+
+def test_keys_that_cannot_sign_are_refused(store, tmp_path):
+    secret = write_key(tmp_path / "secret")
+    set_passphrase(tmp_path / "secret")
+    rsa = write_key(tmp_path / "rsa", generate_private_key(65537, 2048))
+    (tmp_path / "text").write_text("not a key")
+    for path, message in {
+        secret: "has a passphrase; use a key for signing without one",
+        rsa: "is not a private Ed25519 key of OpenSSH; make one with ssh-keygen",
+        str(tmp_path / "text"): "is not a private Ed25519 key of OpenSSH; make one with ssh-keygen",
+        str(tmp_path / "missing"): r"cannot be read \(No such file or directory\); make one with ssh-keygen",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            promote("scalp@2", untested=True, why="trial", key=path)
+    assert len(store.history("scalp")) == 1
+
+
+def test_a_line_that_is_no_public_key_is_named(store, key, tmp_path):
+    with (tmp_path / "signers").open("a") as file:
+        file.write("ssh-ed25519 AAAA kim\n")
+    with pytest.raises(UserError, match=r"line 4 of .*signers \(SCALP_SIGNERS\) is not a public Ed25519 key"):
+        resolve("models://scalp")
