@@ -109,8 +109,7 @@ def bench_active_trained(
     set_: SetOption = ["size=112", "epochs=5"],  # noqa: B006
 ) -> None:
     """Compare orders of review: what the answers buy a network that is trained; takes about an hour."""
-    from tests.benchmarks.active import STRATEGIES
-    from tests.benchmarks.active_trained import KIND, ActiveTrainedOptions
+    from tests.benchmarks.active_trained import KIND, STRATEGIES, ActiveTrainedOptions
     from tests.benchmarks.active_trained import bench_active_trained as verb
 
     if unknown := [name for name in strategy or () if name not in STRATEGIES]:

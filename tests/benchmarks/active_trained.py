@@ -29,14 +29,29 @@ from scalp_core.models.initial_weights import initial_model
 from scalp_core.models.recipe import Recipe, load_recipe
 from scalp_core.models.sampler import images_per_epoch
 from scalp_core.models.training_step import TrainingStep
+from scalp_core.review.order import order_by_gain
 from scalp_core.storage import outputs
-from tests.benchmarks.active import STRATEGIES, gains, show_gains
+from tests.benchmarks.active import Choose, choose_informative, choose_randomly, gains, show_gains
 from tests.benchmarks.transfer import Images, make_splits, train_alone
 
 KIND = "active-trained"
 _RECIPE = "cpu"
 _START = "start"
 _BATCH = 64  # of the forward passes after a training
+
+
+def choose_diverse(
+    probabilities: np.ndarray, features: np.ndarray, count: int, draw: np.random.Generator
+) -> np.ndarray:
+    """Choose uncertain images that look different, as `scalp review --order diverse` does."""
+    return order_by_gain(features, probabilities)[:count]
+
+
+STRATEGIES: dict[str, Choose] = {
+    "random": choose_randomly,
+    "informative": choose_informative,
+    "diverse": choose_diverse,
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class Training(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its files."""
-        return f"{self.seed}-{self.strategy.replace(', ', '-')}-{self.number}"
+        return f"{self.seed}-{self.strategy}-{self.number}"
 
     @property
     def before(self) -> Training:
@@ -338,7 +353,7 @@ def gain_over_groups(
 def ratios(gained: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """Gains of the last round, with the ends of both intervals."""
     return {
-        f"{strategy.rpartition(' ')[2]}_qwk_{key}": value
+        f"{strategy}_qwk_{key}": value
         for strategy, by_round in gained.items()
         for key, value in by_round[-1].items()
     }

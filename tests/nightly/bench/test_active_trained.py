@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scalp_core.errors import UserError
-from tests.benchmarks.active import STRATEGIES
 from tests.benchmarks.active_trained import (
+    STRATEGIES,
     ActiveTrainedOptions,
     bench_active_trained,
     gain_over_groups,
