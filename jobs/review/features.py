@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 
@@ -12,10 +10,7 @@ from jobs.common.executor import Executor
 from jobs.common.inference import ModelOptions, resolve
 from jobs.evaluate.features import iterate_features
 from scalp_core.bundles.bundle import Bundle
-from scalp_core.review.features import FeatureFiles
-
-PIECE = 4_096
-"""Images per file; with 2,048 features, 32 MiB in memory."""
+from scalp_core.review.features import FeatureFiles, pieces
 
 BATCH_SIZE = 16
 
@@ -51,9 +46,3 @@ def compute_queue_features(bundle: Bundle, rows: pa.Table, files: FeatureFiles, 
         console.print(
             f"{unreadable:,} of {missing.num_rows:,} images of the queue cannot be read: not compared"
         )
-
-
-def pieces(rows: pa.Table) -> Iterator[pa.Table]:
-    """Yield slices of at most `PIECE` rows."""
-    for start in range(0, rows.num_rows, PIECE):
-        yield rows.slice(start, PIECE)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.common.console import progress_bar
 from jobs.common.executor import Executor
 from jobs.common.images import check_read
 from jobs.common.inference import Computation, ModelOptions, resolve
 from jobs.evaluate.features import iterate_features
-from jobs.review.features import BATCH_SIZE, compute_queue_features, pieces
+from jobs.review.features import BATCH_SIZE, compute_queue_features
 from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
-from scalp_core.curation.nearest_neighbors import NearestNeighbors
 from scalp_core.datasets import manifest
-from scalp_core.review.features import FeatureFiles, decode_features, encode_features
-from scalp_core.review.neighbors import NEIGHBOR_COLUMNS, NeighborFiles
+from scalp_core.review.features import FeatureFiles, encode_features, pieces
+from scalp_core.review.neighbor_search import find_and_add, train_file
+from scalp_core.review.neighbors import NeighborFiles
 from scalp_core.storage import parquet
-
-COUNT = 6
-"""Most neighbors per image."""
 
 
 def find_neighbors(
@@ -49,8 +45,8 @@ def find_neighbors(
     """
     is_missing = [image_id not in files for image_id in rows["image_id"].to_pylist()]
     missing = rows.filter(pa.array(is_missing, pa.bool_()))
-    if not missing.num_rows:
-        return
+    if not missing.num_rows and len(files):
+        return  # without images of the queue, as of a new store, the endpoint compares them later
     train = manifest.select_split(manifest.read_manifest(data), "train")
     computation = resolve(ModelOptions(), executor.cluster(), train.num_rows, executor)
     _compute_train(bundle, train, files, computation, executor)
@@ -63,7 +59,7 @@ def _compute_train(
     bundle: Bundle, train: pa.Table, files: NeighborFiles, computation: Computation, executor: Executor
 ) -> None:
     """Compute the features of the training images that no file has."""
-    pending = [piece for piece in pieces(train) if not storage.exists(_train_file(files, piece))]
+    pending = [piece for piece in pieces(train) if not storage.exists(train_file(files, piece))]
     images = sum(piece.num_rows for piece in pending)
     if not images:
         return
@@ -76,7 +72,7 @@ def _compute_train(
                 features.append(batch["features"])
                 progress.update(task, advance=len(batch["image_id"]))
             ids_of_piece = np.concatenate(ids).tolist()
-            parquet.write(_train_file(files, piece), encode_features(ids_of_piece, np.concatenate(features)))
+            parquet.write(train_file(files, piece), encode_features(ids_of_piece, np.concatenate(features)))
 
 
 def _compare_queue(piece: pa.Table, train: pa.Table, files: NeighborFiles, features: FeatureFiles) -> None:
@@ -84,17 +80,5 @@ def _compare_queue(piece: pa.Table, train: pa.Table, files: NeighborFiles, featu
     ids, of_queue = features.read(piece["image_id"].to_pylist())
     if not ids:
         return
-    nearest = NearestNeighbors(ids, of_queue, COUNT)
     with progress_bar("comparing with training images", train.num_rows) as (progress, task):
-        for compared in pieces(train):
-            nearest.add(*decode_features(parquet.read(_train_file(files, compared))))
-            progress.update(task, advance=compared.num_rows)
-    neighbors = dict(zip(ids, nearest.find(), strict=True))
-    used = pa.array({neighbor for found in neighbors.values() for neighbor in found}, pa.string())
-    located = train.filter(pc.is_in(train["image_id"], used)).select(["image_id", *NEIGHBOR_COLUMNS])
-    by_id = {row["image_id"]: row for row in located.to_pylist()}
-    files.add({image_id: [by_id[neighbor] for neighbor in found] for image_id, found in neighbors.items()})
-
-
-def _train_file(files: NeighborFiles, piece: pa.Table) -> str:
-    return files.train_file(piece["image_id"].to_pylist())
+        find_and_add(ids, of_queue, train, files, lambda images: progress.update(task, advance=images))

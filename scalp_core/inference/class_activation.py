@@ -84,6 +84,12 @@ class GraphExplainer(Explainer):
         self.cells = blank.shape[1], blank.shape[2]
         self._check_cells()
 
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """Compute the input of the last layer, float32 (channels,), of an image uint8 (size, size, 3)."""
+        with self._lock:
+            means: np.ndarray = self._infer(image)[1].mean(axis=(1, 2))
+        return means
+
     def _infer(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute the logits of `grade` (4,) and the feature map (channels, rows, columns)."""
         answer = self._request.infer([image[None]])

@@ -8,7 +8,7 @@ atomically and not changed, so a stopped command resumes, and several may comput
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -21,6 +21,9 @@ from scalp_core.curation.nearest_neighbors import normalize_features
 from scalp_core.storage import parquet
 
 FEATURES_FOLDER = "features"
+PIECE = 4_096
+"""Images per file; with 2,048 features, 32 MiB in memory."""
+
 _HASH_DIGITS = 20
 
 
@@ -86,6 +89,12 @@ def decode_features(table: pa.Table) -> tuple[list[str], np.ndarray]:
     ids = table["image_id"].to_pylist()
     values = table["features"].combine_chunks().flatten().to_numpy()
     return ids, values.reshape(len(ids), -1).astype(np.float32)
+
+
+def pieces(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield slices of at most `PIECE` rows, whose features have a file."""
+    for start in range(0, rows.num_rows, PIECE):
+        yield rows.slice(start, PIECE)
 
 
 def hash_words(words: Iterable[str]) -> str:

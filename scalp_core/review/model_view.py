@@ -10,8 +10,10 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.locations import Location
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Resize, decode
+from scalp_core.inference.class_activation import GraphExplainer
 from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.overlay import transparent_png
+from scalp_core.review.neighbor_search import find_and_add, read_searchable
 from scalp_core.review.neighbors import Neighbor, NeighborFiles
 from scalp_core.review.pictures import read_file
 from scalp_core.review.referrals import Referrals
@@ -23,15 +25,20 @@ class ModelView:
     Args:
         bundle: Bundle that graded the images.
         neighbors: Similar training images; None if they are not offered.
+        data: Prepared data of `neighbors`, to search for images that have none yet, as those that a store
+            gets; None: they are not searched.
 
     Raises:
         UserError: Neither is possible: the architecture has no feature map for heatmaps.
     """
 
-    def __init__(self, bundle: Bundle, neighbors: NeighborFiles | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, neighbors: NeighborFiles | None = None, data: str | None = None
+    ) -> None:
         self._spec = bundle.spec.preprocess
         self._versions = versions_of(bundle)
-        self._neighbors = neighbors
+        self._neighbors, self._data = neighbors, data
+        self._train: pa.Table | None = None  # rows to search
         self._explainer = None
         self.why_no_heatmaps = ""
         """Reason why heatmaps are not offered; empty if they are."""
@@ -55,14 +62,18 @@ class ModelView:
         """
         if self._neighbors is not None:
             self._neighbors.read_new()
+            if self._data and self._train is None and isinstance(self._explainer, GraphExplainer):
+                self._train = read_searchable(self._data, self._neighbors)
 
     def has_heatmap(self, model_version: str) -> bool:
         """Whether heatmaps of the images that this version graded are offered: only the bundle's."""
         return self._explainer is not None and model_version in self._versions
 
-    def has_neighbors(self, image_id: str) -> bool:
-        """Whether similar training images of an image are offered."""
-        return self._neighbors is not None and image_id in self._neighbors
+    def has_neighbors(self, image_id: str, model_version: str) -> bool:
+        """Whether similar training images of an image that this version graded are offered."""
+        if self._neighbors is None:
+            return False
+        return image_id in self._neighbors or (self._train is not None and model_version in self._versions)
 
     def heatmap(self, location: Location, grade: int) -> bytes | None:
         """Compute the heatmap of a grade as a transparent PNG of the model's square; None without heatmaps.
@@ -75,9 +86,23 @@ class ModelView:
         pixels = decode(read_file(location), self._spec).pixels
         return transparent_png(self._explainer.heatmap(pixels, grade))
 
-    def neighbors(self, image_id: str) -> list[Neighbor]:
-        """Return the training images that look most like an image, the most alike first."""
-        return [] if self._neighbors is None else self._neighbors.find(image_id)
+    def neighbors(self, image_id: str, location: Location) -> list[Neighbor]:
+        """Return the training images that look most like an image, the most alike first.
+
+        They are searched and stored, if they are not known.
+
+        Raises:
+            ImageError: The image cannot be read or decoded, or has changed since it was graded.
+            UserError: Storage failed.
+        """
+        files = self._neighbors
+        if files is None:
+            return []
+        explainer = self._explainer
+        if image_id not in files and self._train is not None and isinstance(explainer, GraphExplainer):
+            features = explainer.features(decode(read_file(location), self._spec).pixels)
+            find_and_add([image_id], features[None], self._train, files)
+        return files.find(image_id)
 
 
 def open_bundle_of_run(bundle: str, referrals: Referrals) -> Bundle:

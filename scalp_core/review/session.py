@@ -115,7 +115,7 @@ class Session:
             "answer": own and _shown(own),
             "saw_model": self._saw_model(image_id),
             "has_heatmap": bool(self._view and self._view.has_heatmap(row["model_version"])),
-            "has_neighbors": bool(self._view and self._view.has_neighbors(image_id)),
+            "has_neighbors": bool(self._view and self._view.has_neighbors(image_id, row["model_version"])),
             "model": {name: row[name] for name in _OF_MODEL} if self._shows_model else None,
             "answers": self._given(row["sha256"]) if self._adjudicate else None,
         }
@@ -145,10 +145,16 @@ class Session:
         return self._view.heatmap(self.location(image_id), row["grade"])
 
     def neighbors(self, image_id: str) -> list[Neighbor] | None:
-        """Return training images that look alike, the most alike first; None unless offered and revealed."""
-        if not (self._view and self._view.has_neighbors(image_id) and self._saw_model(image_id)):
+        """Return training images that look alike, the most alike first; None unless offered and revealed.
+
+        Raises:
+            ImageError: They are not known yet, and the image cannot be read or has changed.
+            UserError: Storage failed.
+        """
+        version = self._queue.row(image_id)["model_version"]
+        if not (self._view and self._view.has_neighbors(image_id, version) and self._saw_model(image_id)):
             return None
-        return self._view.neighbors(image_id)
+        return self._view.neighbors(image_id, self.location(image_id))
 
     def answer(self, image_id: str, answer: Answer) -> dict[str, Any]:
         """Save an answer; returns the progress when it is durable.

@@ -170,7 +170,9 @@ async def review_heatmap(reviews: CallersReview, id: ImageId) -> _Png:  # noqa: 
 
 
 @router.get(
-    f"{PATH}/images/{{id}}/neighbors", response_model=ReviewNeighbors, responses=problem_responses(404, 409)
+    f"{PATH}/images/{{id}}/neighbors",
+    response_model=ReviewNeighbors,
+    responses={**_OF_IMAGES, **problem_responses(409)},
 )
 async def review_neighbors(reviews: CallersReview, id: ImageId) -> Any:  # noqa: A002
     """Get training images that look alike, with their grades, after the caller asked for the model's view."""

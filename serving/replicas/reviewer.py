@@ -25,6 +25,7 @@ from scalp_core.review.model_view import (
     open_comparing_bundle,
     versions_of,
 )
+from scalp_core.review.neighbor_search import read_searchable
 from scalp_core.review.neighbors import NeighborFiles, show_neighbors
 from scalp_core.review.pictures import read_jpeg
 from scalp_core.review.readers import Reader, Readers
@@ -87,14 +88,15 @@ def read_review(settings: ReviewSettings) -> Review:
     if bundle is None:
         return Review(referrals, None, None)
     neighbors = NeighborFiles(bundle.spec, data, settings.labels) if data else None
-    if neighbors is not None and not len(neighbors):
+    if data and neighbors is not None and not len(neighbors):
         missing = (
             f"{settings.labels} has no similar training images of {data} by {bundle.spec.model_version}; run "
             f"scalp neighbors {settings.graded} {settings.labels} --bundle {settings.bundle} --data {data}"
         )
         if not referrals.store:
             raise UserError(missing)
-        _log.warning(missing)  # its first images may be yet to come
+        if read_searchable(data, neighbors) is None:
+            _log.warning(missing)
     return Review(referrals, bundle, neighbors)
 
 
@@ -181,12 +183,13 @@ class Reviewer:
         with self._opening, storage.retry_timeout(_RETRY_TIMEOUT_S):
             if self._opened is None:
                 referrals, bundle, neighbors = read_review(settings)
+                data = settings.neighbors if referrals.store else None
                 self._opened = Readers(
                     referrals,
                     settings.labels,
                     shows_model=settings.show_model,
                     answered_too=settings.all,
-                    view=ModelView(bundle, neighbors) if bundle else None,
+                    view=ModelView(bundle, neighbors, data) if bundle else None,
                 )
             return self._opened
 

@@ -79,6 +79,7 @@ def write_run(folder: Path | str, images: int, model_version: str = "made") -> s
 def write_store(folder: Path | str, models: Sequence[str]) -> None:
     """Write a store of an endpoint with a referred photograph per entry, whose model version it is."""
     store = StoreWriter(str(folder), len(models))
+    store.claim()
     for number, version in enumerate(models):
         data, graded_at = jpeg(number, (320, 240)), result_rows.AT + timedelta(minutes=number)
         store.add(data, referred_row("sent.jpg", data, model_version=version, graded_at=graded_at))

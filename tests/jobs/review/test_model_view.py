@@ -21,6 +21,8 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
+from scalp_core.review import features as stored_features
+from scalp_core.review.neighbor_search import COUNT
 from scalp_core.review.neighbors import MAX_SIDE
 from tests.support.images import jpeg
 from tests.support.reviewing import ids, open_review, write_run, write_store, write_training_images
@@ -119,7 +121,7 @@ def test_similar_training_images_come_with_their_grades(graded, labels, bundle, 
         reveal(client, image)
         assert client.get(f"/v1/review/images/{image}").json()["has_neighbors"] is True
         alike = client.get(f"/v1/review/images/{image}/neighbors").json()["neighbors"]
-        assert len(alike) == neighbors.COUNT
+        assert len(alike) == COUNT
         places = [Path(neighbor.location.uri) for neighbor in session.neighbors(image)]
         assert [int(place.parent.name) for place in places] == [neighbor["grade"] for neighbor in alike]
         assert train.issuperset(map(str, places))
@@ -149,7 +151,7 @@ def test_features_are_computed_once(graded, labels, bundle, data, monkeypatch):
 
 def test_pieces_give_the_neighbors_of_one_comparison(graded, labels, bundle, data, tmp_path, monkeypatch):
     whole = open_review(graded, labels, bundle=str(bundle), neighbors=data)
-    monkeypatch.setattr(features, "PIECE", 5)
+    monkeypatch.setattr(stored_features, "PIECE", 5)
     pieces = open_review(graded, str(tmp_path / "others"), bundle=str(bundle), neighbors=data)
     for image in ids(whole):
         whole.reveal(image)

@@ -19,6 +19,8 @@ from scalp_core import storage
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
+from scalp_core.review import neighbor_search
+from scalp_core.review.neighbors import NeighborFiles
 from serving import app
 from serving.admission.limits import Load
 from serving.api.review import check_readers
@@ -315,6 +317,37 @@ def test_the_view_of_kept_images_comes_with_the_page_that_is_opened_next(tmp_pat
     endpoint.as_("kim", f"/images/{other}/reveal", {})
     for view in ("heatmap", "neighbors"):
         assert refused(endpoint.as_("kim", f"/images/{other}/{view}")) == (409, "not_revealed")
+
+
+def test_a_new_image_of_a_store_is_compared_when_a_reader_asks(tmp_path, bundle, data, caplog, monkeypatch):
+    kept, labels = f"{tmp_path}/kept", f"{tmp_path}/labels"
+    write_store(kept, [])
+    compute_neighbors(kept, labels, str(bundle), data)  # of the training images alone
+    endpoint = Endpoint(tmp_path, kept, bundle=str(bundle), neighbors=data)
+    assert "run scalp neighbors" not in caplog.text and not endpoint.ids("kim")
+    write_store(kept, [load_bundle(str(bundle)).spec.model_version, "older"])
+    image, _ = endpoint.ids("kim")
+
+    def offered() -> list[bool]:
+        images = (endpoint.as_("kim", f"/images/{name}").json() for name in endpoint.ids("kim"))
+        return [shown["has_neighbors"] for shown in images]
+
+    assert offered() == [True, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(neighbor_search, "MOST_SEARCHED", 3)
+        endpoint.restart()
+        assert offered() == [False, False]
+    endpoint.restart()
+    assert offered() == [True, False]
+    assert refused(endpoint.as_("kim", f"/images/{image}/neighbors")) == (409, "not_revealed")
+    endpoint.as_("kim", f"/images/{image}/reveal", {})
+    shown = endpoint.as_("kim", f"/images/{image}/neighbors").json()["neighbors"]
+    compute_neighbors(kept, f"{tmp_path}/others", str(bundle), data)
+    spec = load_bundle(str(bundle)).spec
+    found = [NeighborFiles(spec, data, folder).find(image) for folder in (labels, f"{tmp_path}/others")]
+    assert found[0] == found[1] and [neighbor.grade for neighbor in found[0]] == [
+        neighbor["grade"] for neighbor in shown
+    ]
 
 
 def test_neighbors_of_another_model_or_without_one_are_refused(tmp_path, bundle, data):
