@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +162,26 @@ def _serve_rows(rows: list[dict[str, Any]]) -> list[str]:
     return parts
 
 
-_ROWS = {"bulk": _bulk_rows, "serve": _serve_rows, "train": _train_rows}
+def _active_rows(rows: list[dict[str, Any]]) -> list[str]:
+    kappa: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        kappa.setdefault(row["strategy"], {}).setdefault(row["labels"], []).append(row["qwk"])
+    labels, seeds = sorted({row["labels"] for row in rows}), len({row["seed"] for row in rows})
+    cells = [
+        (strategy, *(f"{statistics.mean(by_labels[count]):.3f}" for count in labels))
+        for strategy, by_labels in kappa.items()
+    ]
+    headings = ("order", *(f"{count} labels" for count in labels))
+    return [f"Kappa on the test images, mean of {seeds} seeds:", table(headings, cells)]
+
+
+_ROWS = {
+    "active": _active_rows,
+    "active-trained": _active_rows,
+    "bulk": _bulk_rows,
+    "serve": _serve_rows,
+    "train": _train_rows,
+}
 
 
 def _name(what: str) -> str:

@@ -74,6 +74,19 @@ def test_a_benchmark_without_a_section_is_among_the_others(tmp_path):
     assert "**new**" in benchmarks(PAGE, results).split("## Other")[1]
 
 
+def test_orders_of_review_have_their_mean_kappa_by_number_of_labels(tmp_path):
+    result = content("active-trained", informative_qwk_gain=0.02)
+    result["rows"] = [
+        {"strategy": strategy, "seed": seed, "labels": labels, "qwk": labels / 1000 + seed / 10}
+        for strategy in ("random", "informative")
+        for seed in (0, 1)
+        for labels in (200, 100)
+    ]
+    page = benchmarks(PAGE, [Result(tmp_path / "active-2026-11-30-2cores.json", "active", result)])
+    assert "mean of 2 seeds" in page and "| order | 100 labels | 200 labels |" in page
+    assert "| informative | 0.150 | 0.250 |" in page
+
+
 def test_a_missed_goal_is_below_one():
     assert score("higher", 0.9) < 1 < score("higher", 1.1)
     assert score("lower", 1.1) < 1 < score("lower", 0.9)
