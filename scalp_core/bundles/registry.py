@@ -120,8 +120,10 @@ class Registry:
         if not versions:
             raise self._unknown_name(reference, name)
         if not at:
-            if promoted := self.current(name):
-                self._check_promotion(name, promoted)
+            files = self._history_files(name)
+            if entries := self._parse_history(name, files):
+                number, promoted = entries.popitem()
+                self._check_promotion(name, number, files[number], promoted)
                 return name, promoted.version
             raise UserError(
                 f"{reference}: no version of {name} is promoted; run scalp models promote "
@@ -194,6 +196,11 @@ class Registry:
         if last and last.version == version:
             if key is None or (last.signature and last.signature.signer == signing.fingerprint(key)):
                 return last, False
+            if last.fingerprint not in (None, spec.fingerprint):
+                raise UserError(
+                    f"{self.uri(name, version)} was changed after its promotion, so the evidence is of "
+                    "another bundle; restore it from a backup"
+                )
             return self._enter(
                 name, entries, "promote", spec, version, why, last.evidence, last.policy, key
             ), True
@@ -233,10 +240,12 @@ class Registry:
             key: Private key that signs the entry; None: it is not signed.
 
         Raises:
-            UserError: No version was promoted before, or another promotion came in between.
+            UserError: No version was promoted before, its promotion is not signed by one of `SCALP_SIGNERS`,
+                or another promotion came in between.
         """
         signing.check_key(key)
-        entries = self._entries(name)
+        files = self._history_files(name)
+        entries = self._parse_history(name, files)
         stack = stack_promoted(entries.values())
         if len(stack) < 2:
             current = f"{name}@{stack[0]}" if stack else "none"
@@ -244,16 +253,24 @@ class Registry:
                 f"{name}: no version was promoted before the current one ({current}); choose one with "
                 f"scalp models promote {name}@VERSION"
             )
+        # Otherwise the key would sign a promotion of somebody else, or a bundle that has changed since.
+        number = max(number for number, entry in entries.items() if entry.version == stack[-2])
+        self._check_promotion(name, number, files[number], entries[number])
         spec = self.spec(name, stack[-2])
         return self._enter(name, entries, "rollback", spec, stack[-2], why, key=key)
 
-    def _check_promotion(self, name: str, promoted: Promotion) -> None:
-        """Check the signature of the last entry, which hashes bind to those before, and its bundle."""
-        if signing.ENVIRONMENT not in os.environ:
+    def _check_promotion(self, name: str, number: int, data: bytes, promoted: Promotion) -> None:
+        """Check the signature of an entry and its bundle, if `SCALP_SIGNERS` is set.
+
+        Args:
+            number: Number of the entry.
+            data: Bytes that `promoted` was read from; a second read could see another entry.
+        """
+        signers = signing.signers_file()
+        if signers is None:
             return
-        folder = storage.join(self.root, name, "history")
-        uri = _entry(folder, max(self._entries(name)))
-        signing.check_entry(storage.read(uri), uri)
+        uri = _entry(storage.join(self.root, name, "history"), number)
+        signing.check_entry(data, uri, name, number, signers)
         if self.spec(name, promoted.version).fingerprint != promoted.fingerprint:
             raise UserError(
                 f"{self.uri(name, promoted.version)} was changed after its promotion was signed; restore it "
@@ -292,13 +309,21 @@ class Registry:
 
     def _entries(self, name: str) -> dict[int, Promotion]:
         """Read the history by number, oldest first; a copied registry may lack entries."""
+        return self._parse_history(name, self._history_files(name))
+
+    def _history_files(self, name: str) -> dict[int, bytes]:
+        """Read the files of the history by number, oldest first."""
         folder = storage.join(self.root, name, "history")
 
         def listed() -> Iterable[int]:
             matches = map(_ENTRY.fullmatch, storage.names_in(folder))
             return (int(match[1]) for match in matches if match)
 
-        files = {number: storage.read(_entry(folder, number)) for number in _numbers(listed)}
+        return {number: storage.read(_entry(folder, number)) for number in _numbers(listed)}
+
+    def _parse_history(self, name: str, files: dict[int, bytes]) -> dict[int, Promotion]:
+        """Parse the files of the history, and check the hashes between them."""
+        folder = storage.join(self.root, name, "history")
         entries = {
             number: parse_record(Promotion, data, _entry(folder, number)) for number, data in files.items()
         }
@@ -339,7 +364,7 @@ class Registry:
             fingerprint=spec.fingerprint,
         )
         if key:
-            entry = entry.model_copy(update={"signature": signing.sign(entry, key)})
+            entry = entry.model_copy(update={"signature": signing.sign(entry, name, last + 1, key)})
         place = _entry(folder, last + 1)
         if not storage.create(place, to_json(entry)):
             other = read_record(Promotion, place)

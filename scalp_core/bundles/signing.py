@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ ENVIRONMENT = "SCALP_SIGNERS"
 
 _FIELD = "signature"
 # In the signed bytes, so that a signature of something else by the same key does not count.
-_PURPOSE = b"scalp promotion\n"
+_PURPOSE = "scalp promotion"
 
 
 class Signature(BaseModel):
@@ -34,8 +33,8 @@ class Signature(BaseModel):
 
     signer: str = Field(description="fingerprint of the public key, as ssh-keygen -l prints it")
     value: str = Field(
-        description="Ed25519 signature (RFC 8032) of `scalp promotion`, a line feed, and the entry without "
-        "its signature as JSON with sorted keys and without spaces; base64"
+        description="Ed25519 signature (RFC 8032) of `scalp promotion NAME NUMBER`, a line feed, and the "
+        "entry without its signature as JSON with sorted keys and without spaces; base64"
     )
 
 
@@ -67,9 +66,16 @@ def load_key(path: str) -> Ed25519PrivateKey:
     return key
 
 
-def sign(record: BaseModel, key: Ed25519PrivateKey) -> Signature:
-    """Sign an entry of the history."""
-    value = key.sign(_signed_bytes(record.model_dump(mode="json")))
+def sign(record: BaseModel, name: str, number: int, key: Ed25519PrivateKey) -> Signature:
+    """Sign an entry of the history.
+
+    Args:
+        record: Entry without a signature.
+        name: Model of the history.
+        number: Number of the entry in the history.
+        key: Private key of the signer.
+    """
+    value = key.sign(_signed_bytes(record.model_dump(mode="json"), name, number))
     return Signature(signer=fingerprint(key), value=base64.b64encode(value).decode())
 
 
@@ -83,14 +89,26 @@ def fingerprint(key: Ed25519PrivateKey | Ed25519PublicKey) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def signers_file() -> str | None:
+    """Location of the public keys that `SCALP_SIGNERS` names; None if it is not set.
+
+    Raises:
+        UserError: The variable is empty. It would otherwise switch the check off, by a mistake in a template.
+    """
+    path = os.environ.get(ENVIRONMENT)
+    if path == "":
+        raise UserError(f"{ENVIRONMENT} is empty; name a file with public keys, or unset it")
+    return path
+
+
 def check_key(key: Ed25519PrivateKey | None) -> None:
     """Check before a promotion that its signature will count here.
 
     Raises:
         UserError: `SCALP_SIGNERS` is set, and the key is missing or not one of them.
     """
-    path = os.environ.get(ENVIRONMENT)
-    if not path:
+    path = signers_file()
+    if path is None:
         return
     if key is None:
         raise UserError(
@@ -103,19 +121,19 @@ def check_key(key: Ed25519PrivateKey | None) -> None:
         )
 
 
-def check_entry(data: bytes, uri: str) -> None:
-    """Check the signature of an entry of the history, if `SCALP_SIGNERS` names a file of public keys.
+def check_entry(data: bytes, uri: str, name: str, number: int, path: str) -> None:
+    """Check the signature of an entry of the history.
 
     Args:
         data: Bytes of the entry's file.
         uri: Its address, for the message.
+        name: Model of the history.
+        number: Number of the entry in the history.
+        path: File of public keys.
 
     Raises:
         UserError: The entry has no valid signature of a signer, or the file of signers cannot be read.
     """
-    path = os.environ.get(ENVIRONMENT)
-    if not path:
-        return
     from cryptography.exceptions import InvalidSignature
 
     signers = _load_signers(path)
@@ -133,16 +151,19 @@ def check_entry(data: bytes, uri: str) -> None:
             "the public key"
         )
     try:
-        signer.verify(base64.b64decode(signature["value"], validate=True), _signed_bytes(entry))
-    except (InvalidSignature, binascii.Error):
+        value = base64.b64decode(signature["value"], validate=True)
+        signer.verify(value, _signed_bytes(entry, name, number))
+    except (InvalidSignature, ValueError):  # ValueError: not base64
         raise UserError(
-            f"{uri} was changed after {signature['signer']} signed it; restore it from a backup"
+            f"{uri} was changed or moved after {signature['signer']} signed it; restore it from a backup"
         ) from None
 
 
-def _signed_bytes(entry: Mapping[str, Any]) -> bytes:
-    content = {name: value for name, value in entry.items() if name != _FIELD}
-    return _PURPOSE + json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+def _signed_bytes(entry: Mapping[str, Any], name: str, number: int) -> bytes:
+    """Return what is signed: the entry with its place, so that a copy of it elsewhere is refused."""
+    content = {field: value for field, value in entry.items() if field != _FIELD}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{_PURPOSE} {name} {number}\n{text}".encode()
 
 
 def _load_signers(path: str) -> dict[str, Ed25519PublicKey]:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from jobs.models.driver import promote, rollback
+from scalp_core import storage
 from scalp_core.bundles import signing
 from scalp_core.bundles.bundle import save_bundle
 from scalp_core.bundles.registry import open_registry, resolve
@@ -87,6 +88,23 @@ def test_promotion_and_rollback_are_signed(store, key):
     assert len({entry.signature.signer for entry in store.history("scalp")[1:]}) == 1
 
 
+def test_a_rollback_signs_no_promotion_of_somebody_else(store, key, monkeypatch):
+    promote("scalp@1", key=key)
+    with monkeypatch.context() as patch:
+        patch.delenv(signing.ENVIRONMENT)
+        store.promote("scalp", 2, untested=True)  # somebody else
+    promote("scalp@1", untested=True, why="restore", key=key)
+    with pytest.raises(UserError, match="000003.json is not signed"):
+        rollback("scalp", key=key)
+    assert resolve("models://scalp") == store.uri("scalp", 1)
+
+
+def test_a_changed_bundle_is_not_signed_with_the_evidence_of_the_old_one(store, key):
+    save_bundle(store.uri("scalp", 1), store.spec("scalp", 1).model_copy(update={"temperature": 9.0}), {})
+    with pytest.raises(UserError, match="versions/1 was changed after its promotion, so the evidence"):
+        promote("scalp@1", key=key)
+
+
 def test_a_missing_or_unknown_key_is_refused_and_adds_nothing(store, key, tmp_path):
     with pytest.raises(UserError, match=r"promotions are signed; add --key FILE"):
         promote("scalp@2", untested=True, why="trial")
@@ -115,8 +133,67 @@ def test_a_changed_entry_is_detected(store, key, field, tmp_path):
     if field == "previous_sha256":  # the chain is checked before the signature
         changed = None
     file.write_text(json.dumps(entry | {field: changed}))
-    with pytest.raises(UserError, match=r"was changed after SHA256:\S+ signed it; restore"):
+    with pytest.raises(UserError, match=r"was changed or moved after SHA256:\S+ signed it; restore"):
         resolve("models://scalp")
+
+
+@pytest.mark.parametrize("value", ["é", "not base64", "", "AAAA"])
+def test_a_damaged_signature_is_refused(store, key, value, tmp_path):
+    promote("scalp@1", key=key)
+    file = max((tmp_path / "models/scalp/history").iterdir())
+    entry = json.loads(file.read_text())
+    entry["signature"]["value"] = value
+    file.write_text(json.dumps(entry))
+    with pytest.raises(UserError, match=r"was changed or moved after SHA256:\S+ signed it; restore"):
+        resolve("models://scalp")
+
+
+def test_a_signed_entry_counts_only_in_its_place(bundle, make_bundle, key, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALP_MODELS", str(tmp_path / "models"))
+    store, history = open_registry(), tmp_path / "models/scalp/history"
+    for name in ("scalp", "trial"):
+        store.add(str(bundle), name)
+    store.add(str(make_bundle(tmp_path / "other", seed=1)), "scalp")
+    promote("scalp@1", key=key)
+    promote("scalp@2", untested=True, why="better", key=key)
+    (tmp_path / "models/trial/history").mkdir()
+    copies = {"trial": tmp_path / "models/trial/history/000001.json", "scalp": history / "000003.json"}
+    for name, copy in copies.items():  # of another model, and of an older promotion
+        copy.write_bytes((history / "000001.json").read_bytes())
+        with pytest.raises(UserError, match=r"was changed or moved after SHA256:\S+ signed it"):
+            resolve(f"models://{name}")
+
+
+def test_the_entry_that_is_checked_is_the_one_that_is_used(store, key, tmp_path, monkeypatch):
+    """Somebody adds an unsigned promotion, and removes it between two reads of the history."""
+    promote("scalp@1", key=key)
+    history = tmp_path / "models/scalp/history"
+    forged = json.loads((history / "000002.json").read_text())
+    forged |= {"version": 2, "signature": None, "previous_sha256": None}
+    forged["fingerprint"] = store.spec("scalp", 2).fingerprint
+    (history / "000003.json").write_text(json.dumps(forged))
+    reads = []
+
+    def read(uri):
+        data = storage_read(uri)
+        if uri.endswith("000003.json"):
+            reads.append(uri)
+            (history / "000003.json").unlink()
+        return data
+
+    storage_read = storage.read
+    monkeypatch.setattr(storage, "read", read)
+    with pytest.raises(UserError, match="000003.json is not signed"):
+        resolve("models://scalp")
+    assert len(reads) == 1
+
+
+def test_an_empty_variable_is_refused(store, monkeypatch):
+    monkeypatch.setenv(signing.ENVIRONMENT, "")
+    with pytest.raises(UserError, match="SCALP_SIGNERS is empty; name a file"):
+        resolve("models://scalp")
+    with pytest.raises(UserError, match="SCALP_SIGNERS is empty; name a file"):
+        promote("scalp@2", untested=True, why="trial")
 
 
 def test_a_changed_bundle_is_detected(store, key):
