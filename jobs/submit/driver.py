@@ -19,6 +19,8 @@ from jobs.common import provenance
 from jobs.common.console import console, moment
 from jobs.submit.entry import VERSIONS_FILE
 from jobs.submit.logs import follow
+from scalp_core import storage
+from scalp_core.bundles import signing
 from scalp_core.bundles.registry import ENVIRONMENT
 from scalp_core.errors import UserError
 
@@ -179,8 +181,11 @@ def _copy_files(files: dict[str, Path]) -> Iterator[str]:
 
 
 def _environment(env: Sequence[str]) -> dict[str, str]:
-    """Environment variables of the job: `env`, and a registry in S3."""
+    """Environment variables of the job: `env`, a registry in S3, and the signers of promotions."""
     variables = {}
+    # A path too, although nodes may lack it: the job then fails, and uses no unsigned promotion.
+    if signers := signing.signers_file():
+        variables[signing.ENVIRONMENT] = storage.absolute(signers)
     if os.environ.get(ENVIRONMENT, "").startswith("s3://"):
         variables[ENVIRONMENT] = os.environ[ENVIRONMENT]
     for assignment in env:

@@ -18,7 +18,9 @@ from jobs.common import provenance
 from jobs.common.interrupt import INTERRUPTED, Detached
 from jobs.submit import driver, logs
 from jobs.submit.driver import submit, work_id
+from scalp_core.bundles import signing
 from scalp_core.bundles.registry import ENVIRONMENT as REGISTRY
+from scalp_core.errors import UserError
 
 ADDRESS = "http://127.0.0.1:8265"
 SCALP = typer.main.get_command(cli.app)
@@ -155,7 +157,17 @@ def test_the_log_is_stored_in_the_output_and_the_job_has_the_registry(server, wo
     run(*words, attach=False)
     (job,) = server.submissions
     assert f"s3://clinic/out/jobs/{work_id(words)}.1.log" in job["entrypoint"]
-    assert job["env_vars"][REGISTRY] == "s3://clinic/models"
+    assert job["env_vars"] == {REGISTRY: "s3://clinic/models"}
+
+
+def test_a_job_checks_the_signatures_that_this_machine_checks(server, monkeypatch):
+    monkeypatch.setenv(signing.ENVIRONMENT, "keys/signers")
+    run(attach=False)
+    monkeypatch.setenv(signing.ENVIRONMENT, "")
+    with pytest.raises(UserError, match="SCALP_SIGNERS is empty"):
+        run(again=True, attach=False)
+    (job,) = server.submissions
+    assert job["env_vars"] == {signing.ENVIRONMENT: str(Path.cwd() / "keys/signers")}
 
 
 @pytest.mark.parametrize("deliveries", [[6], [2, 4, 6], [3, 1, 4]])
