@@ -28,7 +28,13 @@ from scalp_core import storage
 from scalp_core.bundles.bundle import Bundle
 from scalp_core.errors import SourceError, UserError
 from scalp_core.inference.predictor import Predictor, resolve_runtime
-from scalp_core.results.documents import Document, documents_uri, export_documents, plan_documents
+from scalp_core.results.documents import (
+    DOCUMENTS_FOLDER,
+    Document,
+    documents_uri,
+    export_documents,
+    plan_documents,
+)
 from scalp_core.results.progress import IDENTITY_FILE
 from scalp_core.results.query import ResultRows
 from scalp_core.results.schema import RESULTS_FOLDER
@@ -104,15 +110,16 @@ def grade(
     requested = options.model
     known, pinned, loaded = grade_identity.open_run(bundle, named, out, requested)
     wanted = options.documents
-    kinds = plan_documents(out, wanted, loaded.spec.symptom)
-    options = replace(options, documents=kinds)
+    plan_documents(out, wanted, loaded.spec.symptom)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     is_finished = summary and not summary["rows_unaccounted"] and not outputs.has_scratch(out)
     if summary and is_finished and not (options.retry_failed and summary["failed"]):
         console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
         if missing := [kind for kind in wanted if not storage.exists(documents_uri(out, kind))]:
             with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):
-                summary = read_json(storage.join(out, SUMMARY_FILE)) or summary  # another run may have ended
+                # Another run may have ended, with other documents.
+                summary = read_json(storage.join(out, SUMMARY_FILE)) or summary
+                kinds = plan_documents(out, wanted, loaded.spec.symptom)
                 _write_documents(output, summary, kinds, missing)
         return summary
     if known:
@@ -138,6 +145,7 @@ def grade(
             grade_identity.write(out, identity)
         # Without links: `_refuse_links`.
         within = () if options.links else tuple(uri for uri in named if not storage.is_s3(uri))
+        options = replace(options, documents=plan_documents(out, wanted, loaded.spec.symptom))
         run = Run(output, identity, named, loaded, model, plan, make_model, executor, clock, within)
         summary = _resume(run, options)
     check_accounts(summary, out)
@@ -246,6 +254,7 @@ def _write_documents(
     The summary names them first: a file that it does not name was made by somebody else, and is kept.
     """
     output.check()
+    storage.remove_temporary(storage.join(output.uri, DOCUMENTS_FOLDER))
     if summary.get("documents", []) != list(kinds):
         summary["documents"] = list(kinds)
         write_json(storage.join(output.uri, SUMMARY_FILE), summary)

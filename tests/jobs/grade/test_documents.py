@@ -320,6 +320,27 @@ def test_a_run_that_is_stopped_at_its_documents_gets_them_by_the_same_command(sm
     assert not outputs.has_scratch(out)
 
 
+def test_documents_of_a_run_that_ended_in_between_stay_in_the_summary(small, monkeypatch):
+    run(*small, report=False)
+    open_output = outputs.open_output
+
+    def open_later(*arguments):
+        monkeypatch.setattr(outputs, "open_output", open_output)
+        run(*small, report=False, documents=["dicom-sr"])
+        return open_output(*arguments)
+
+    monkeypatch.setattr(outputs, "open_output", open_later)
+    assert run(*small, report=False, documents=["fhir"])["documents"] == ["dicom-sr", "fhir"]
+    assert files_of(small[2]).keys() == {"fhir.ndjson", "dicom-sr.zip"}
+
+
+def test_a_partial_file_of_a_killed_run_is_removed(small):
+    run(*small, report=False)
+    storage.write(f"{small[2]}/documents/.fhir.ndjson.{'0' * 32}.scalp-tmp", b"{")
+    run(*small, report=False, documents=["fhir"])
+    assert files_of(small[2]).keys() == {"fhir.ndjson"}
+
+
 @pytest.mark.parametrize("options", [(), ("--plan",)])
 def test_documents_that_cannot_be_written_are_refused_before_grading(small, tmp_path, monkeypatch, options):
     _, sources, out = small
