@@ -43,6 +43,8 @@ def find_neighbors(
     Raises:
         UserError: The data is invalid, or an image of its train split cannot be read any more.
     """
+    # Also of images whose neighbors are known, as those that an endpoint searched: an order compares them.
+    compute_queue_features(bundle, rows, features, executor)
     is_missing = [image_id not in files for image_id in rows["image_id"].to_pylist()]
     missing = rows.filter(pa.array(is_missing, pa.bool_()))
     if not missing.num_rows and len(files):
@@ -50,7 +52,6 @@ def find_neighbors(
     train = manifest.select_split(manifest.read_manifest(data), "train")
     computation = resolve(ModelOptions(), executor.cluster(), train.num_rows, executor)
     _compute_train(bundle, train, files, computation, executor)
-    compute_queue_features(bundle, missing, features, executor)
     for piece in pieces(missing):
         _compare_queue(piece, train, files, features)
 

@@ -69,7 +69,9 @@ class FeatureFiles:
         if not known:
             return [], np.zeros((0, 0), np.float32)
         wanted = pa.array(known, pa.string())
-        tables = [parquet.read(uri) for uri in sorted({self._places[image_id] for image_id in known})]
+        files = sorted({self._places[image_id] for image_id in known})
+        # One file at a time: all files of a large log would take gigabytes.
+        tables = (parquet.read(uri) for uri in files)
         stored, features = decode_features(
             pa.concat_tables(table.filter(pc.is_in(table["image_id"], wanted)) for table in tables)
         )

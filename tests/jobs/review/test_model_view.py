@@ -22,6 +22,7 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.labels.log import Answer, read_labels
 from scalp_core.review import features as stored_features
+from scalp_core.review.features import FEATURES_FOLDER
 from scalp_core.review.neighbor_search import COUNT
 from scalp_core.review.neighbors import MAX_SIDE
 from tests.support.images import jpeg
@@ -209,6 +210,15 @@ def test_a_training_image_that_was_removed_has_no_picture(tmp_path, graded, bund
     storage.remove_file(nearest.location.uri)
     alike = visit(session).get(f"/v1/review/images/{image}/neighbors").json()["neighbors"]
     assert [neighbor["picture"] is None for neighbor in alike] == [True] + [False] * len(others)
+
+
+def test_missing_features_are_computed_if_the_neighbors_are_known(graded, labels, bundle, data):
+    """An endpoint that searches a new image adds its neighbors alone."""
+    compute_neighbors(graded, labels, str(bundle), data)
+    storage.remove_folder(f"{labels}/{FEATURES_FOLDER}")
+    compute_neighbors(graded, labels, str(bundle), data)
+    files = stored_features.FeatureFiles(load_bundle(str(bundle)).spec, labels)
+    assert all(image in files for image in ids(open_review(graded, labels)))
 
 
 def test_similar_images_of_a_store_are_those_of_images_that_the_bundle_graded(tmp_path, bundle, data, capsys):
