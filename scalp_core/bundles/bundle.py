@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -199,14 +199,8 @@ def read_spec(uri: str) -> BundleSpec:
     Raises:
         UserError: As in `open_bundle`.
     """
-    try:
-        content = json.loads(storage.read(storage.join(uri, SPEC_FILE)))
-        recorded = content.pop("spec_sha256")
-        version = content["schema_version"]
-    except (ValueError, KeyError, AttributeError):
-        raise _damaged(uri, SPEC_FILE, "cannot be read") from None
-    if recorded != hash_contract(content):
-        raise _damaged(uri, SPEC_FILE, "does not match its sha256")
+    content, _ = _read_contract(uri)
+    version = content["schema_version"]
     if version not in READ_VERSIONS:
         raise UserError(
             f"{uri} has bundle schema {version}, this scalp reads {' and '.join(map(str, READ_VERSIONS))}; "
@@ -223,6 +217,32 @@ def read_spec(uri: str) -> BundleSpec:
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(uri, SPEC_FILE, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def read_fingerprint(uri: str) -> str:
+    """Read the hash of the contract of the bundle at `uri`, as it was written.
+
+    `BundleSpec.fingerprint` is equal in the version of scalp that wrote it. A later one, whose contract has
+    more fields, computes another.
+
+    Raises:
+        UserError: The contract cannot be read, or was changed.
+    """
+    _, recorded = _read_contract(uri)
+    return recorded
+
+
+def _read_contract(uri: str) -> tuple[dict[str, Any], str]:
+    """Read the content of a contract, and its verified hash."""
+    try:
+        content = json.loads(storage.read(storage.join(uri, SPEC_FILE)))
+        recorded = content.pop("spec_sha256")
+        content["schema_version"]
+    except (ValueError, KeyError, AttributeError):
+        raise _damaged(uri, SPEC_FILE, "cannot be read") from None
+    if recorded != hash_contract(content):
+        raise _damaged(uri, SPEC_FILE, "does not match its sha256")
+    return content, str(recorded)
 
 
 def _damaged(uri: str, file: str, problem: str) -> UserError:

@@ -33,6 +33,7 @@ from scalp_core.bundles.bundle import (
     Bundle,
     open_bundle,
     read_file,
+    read_fingerprint,
     read_spec,
     serialize_bom,
     serialize_spec,
@@ -196,7 +197,7 @@ class Registry:
         if last and last.version == version:
             if key is None or (last.signature and last.signature.signer == signing.fingerprint(key)):
                 return last, False
-            if last.fingerprint not in (None, spec.fingerprint):
+            if last.fingerprint not in (None, read_fingerprint(self.uri(name, version))):
                 raise UserError(
                     f"{self.uri(name, version)} was changed after its promotion, so the evidence is of "
                     "another bundle; restore it from a backup"
@@ -271,7 +272,7 @@ class Registry:
             return
         uri = _entry(storage.join(self.root, name, "history"), number)
         signing.check_entry(data, uri, name, number, signers)
-        if self.spec(name, promoted.version).fingerprint != promoted.fingerprint:
+        if read_fingerprint(self.uri(name, promoted.version)) != promoted.fingerprint:
             raise UserError(
                 f"{self.uri(name, promoted.version)} was changed after its promotion was signed; restore it "
                 "from a backup"
@@ -361,7 +362,7 @@ class Registry:
             policy=decision,
             reviews=spec.training.reviews,
             previous_sha256=hash_record(storage.read(_entry(folder, last))) if last else None,
-            fingerprint=spec.fingerprint,
+            fingerprint=read_fingerprint(self.uri(name, version)),
         )
         if key:
             entry = entry.model_copy(update={"signature": signing.sign(entry, name, last + 1, key)})

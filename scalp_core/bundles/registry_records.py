@@ -68,7 +68,7 @@ class Promotion(BaseModel):
         None, description="hash of the entry before; None for the first one and in older entries"
     )
     fingerprint: str | None = Field(
-        None, description="fingerprint of the promoted bundle; None in older entries"
+        None, description="spec_sha256 in bundle.json of the promoted bundle; None in older entries"
     )
     signature: Signature | None = Field(None, description="signature of the entry; None without --key")
 

@@ -18,6 +18,7 @@ from jobs.models.driver import promote, rollback
 from scalp_core import storage
 from scalp_core.bundles import signing
 from scalp_core.bundles.bundle import save_bundle
+from scalp_core.bundles.contract import BundleSpec
 from scalp_core.bundles.registry import open_registry, resolve
 from scalp_core.errors import UserError
 
@@ -201,6 +202,12 @@ def test_a_changed_bundle_is_detected(store, key):
     save_bundle(store.uri("scalp", 1), store.spec("scalp", 1).model_copy(update={"temperature": 9.0}), {})
     with pytest.raises(UserError, match=r"versions/1 was changed after its promotion was signed; restore"):
         resolve("models://scalp")
+
+
+def test_a_signature_counts_in_a_later_version_whose_contract_has_more_fields(store, key, monkeypatch):
+    promote("scalp@1", key=key)
+    monkeypatch.setattr(BundleSpec, "fingerprint", property(lambda _: "of more fields"))
+    assert resolve("models://scalp") == store.uri("scalp", 1)
 
 
 def test_keys_that_cannot_sign_are_refused(store, tmp_path):
