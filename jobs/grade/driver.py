@@ -110,10 +110,12 @@ def grade(
     requested = options.model
     known, pinned, loaded = grade_identity.open_run(bundle, named, out, requested)
     wanted = options.documents
-    plan_documents(out, wanted, loaded.spec.symptom)
     summary = read_json(storage.join(out, SUMMARY_FILE))
     is_finished = summary and not summary["rows_unaccounted"] and not outputs.has_scratch(out)
-    if summary and is_finished and not (options.retry_failed and summary["failed"]):
+    is_done = is_finished and summary and not (options.retry_failed and summary["failed"])
+    if wanted or not is_done:  # otherwise no document is written, so this machine need not be able to
+        plan_documents(out, wanted, loaded.spec.symptom)
+    if summary and is_done:
         console.print(f"{out} is finished: all {summary['rows']:,} images are accounted for")
         if missing := [kind for kind in wanted if not storage.exists(documents_uri(out, kind))]:
             with outputs.open_output(out, "grade", named) as output, storage.retry_timeout(RETRY_TIMEOUT_S):

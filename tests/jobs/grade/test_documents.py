@@ -334,6 +334,15 @@ def test_documents_of_a_run_that_ended_in_between_stay_in_the_summary(small, mon
     assert files_of(small[2]).keys() == {"fhir.ndjson", "dicom-sr.zip"}
 
 
+def test_a_finished_run_with_reports_needs_no_highdicom_if_none_are_written(small, monkeypatch):
+    summary = run(*small, report=False, documents=["dicom-sr"])
+    monkeypatch.setitem(sys.modules, "highdicom.sr", None)
+    monkeypatch.delitem(sys.modules, "scalp_core.results.dicom_sr", raising=False)
+    assert run(*small, report=False) == summary
+    with pytest.raises(UserError, match="install the extra scalp"):
+        run(*small, report=False, retry=True)
+
+
 def test_a_partial_file_of_a_killed_run_is_removed(small):
     run(*small, report=False)
     storage.write(f"{small[2]}/documents/.fhir.ndjson.{'0' * 32}.scalp-tmp", b"{")
