@@ -93,6 +93,8 @@ def improve(
     Raises:
         UserError: An input is wrong, which is reported before a step starts; or as in the commands.
     """
+    if not options.promote and (options.key or options.why):
+        raise UserError("--key and --why are for the history of promotions; add --promote, or omit them")
     labels, data, out = (storage.absolute(place) for place in (labels, data, out))
     outputs.check_output(out, KIND, [labels, data])
     store = open_registry()

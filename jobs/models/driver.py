@@ -44,7 +44,7 @@ def list_models(name: str | None = None, registry: str | None = None) -> list[di
         UserError: The model does not exist, or no registry is set.
     """
     store = open_registry(registry)
-    names = [store.find(f"{name}@latest")[0]] if name else store.names()
+    names = [store.find_name(name)] if name else store.names()
     if not names:
         console.print(f"{store.root} holds no models; add one with scalp models add RUN NAME")
         return []
@@ -187,7 +187,7 @@ def rollback(name: str, why: str = "", registry: str | None = None, key: str | N
         UserError: As in `Registry.find` and `Registry.rollback`.
     """
     store = open_registry(registry)
-    name, _ = store.find(f"{name}@latest")
+    name = store.find_name(name)
     entry = store.rollback(name, why, _load_key(key))
     _show(store, {name: [entry.version]})
     return entry

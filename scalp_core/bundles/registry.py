@@ -105,6 +105,19 @@ class Registry:
         uri = storage.join(self.root, name, POLICY_FILE)
         return load_policy(uri) if storage.exists(uri) else None
 
+    def find_name(self, reference: str) -> str:
+        """Check that a model exists, and return its name, without `models://`.
+
+        Raises:
+            UserError: No such model; the message names the nearest one.
+        """
+        name = reference.removeprefix(SCHEME)
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{reference} names no model; write the name alone, without a version")
+        if not self.versions(name):
+            raise self._unknown_name(reference, name)
+        return name
+
     def find(self, reference: str) -> tuple[str, int]:
         """Resolve `[models://]NAME[@VERSION]` to a name and a version number.
 

@@ -138,6 +138,8 @@ def test_a_stopped_round_resumes_with_the_version_that_it_began_with(
         ({"data": "set"}, "has no data.json"),
         ({"overrides": ("epoch=3",)}, "did you mean 'epochs'"),
         ({"promote": True}, "data does not list"),
+        ({"key": "release-key"}, "add --promote"),
+        ({"why": "retrained"}, "add --promote"),
     ],
 )
 def test_a_mistake_is_reported_before_a_step_starts(

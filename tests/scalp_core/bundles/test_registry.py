@@ -139,6 +139,15 @@ def test_unknown_model_lists_the_known_ones(tmp_path, monkeypatch, run):
             load_bundle(reference)
 
 
+def test_a_model_is_found_by_its_name_alone(store, run):
+    store.add(run(1), "scalp")
+    assert store.find_name("scalp") == store.find_name("models://scalp") == "scalp"
+    with pytest.raises(UserError, match=r"^scapl: \S+ has no model 'scapl'; did you mean 'scalp'\?"):
+        store.find_name("scapl")
+    with pytest.raises(UserError, match="^scalp@1 names no model; write the name alone"):
+        store.find_name("scalp@1")
+
+
 def test_missing_and_empty_registries_are_reported_with_advice(tmp_path, monkeypatch):
     monkeypatch.delenv("SCALP_MODELS", raising=False)
     with pytest.raises(UserError, match="set SCALP_MODELS to a folder or s3://BUCKET/PREFIX"):
