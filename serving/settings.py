@@ -172,9 +172,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
             if getattr(self, name).min_replicas < 1:
                 raise ValueError(f"{name}.min_replicas must be at least 1; only the explainer may have 0")
         if self.candidate and not self.audit.folder:
-            raise ValueError("a candidate is compared by the audit log; set audit.folder")
+            raise ValueError("a shadow or canary is compared by the audit log; set audit.folder (--audit)")
         if self.audit.computed and not self.audit.folder:
-            raise ValueError("audit.computed is about the lines of the audit log; set audit.folder")
+            raise ValueError("audit.computed is about the lines of the audit log; set audit.folder (--audit)")
         if self.audit.computed and self.cache_mib:
             raise ValueError(
                 f"audit.computed requires a forward pass per answer, but cache_mib ({self.cache_mib}) keeps "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from jobs.cli.options import JsonOption
 
 audit = typer.Typer(
     help="Verify the audit log of `scalp serve`.",
@@ -30,12 +33,13 @@ def audit_verify(
             metavar="SHA256", help="a head that an earlier verify printed; its line must be in the log"
         ),
     ] = [],  # noqa: B006
+    json_: JsonOption = False,
 ) -> None:
     """Verify the hash chain of an audit log; exits with code 0 if it is whole, 1 if it is damaged.
 
     Keep the printed head elsewhere: with --head, a later verify detects a log that was cut or rewritten.
     """
-    from jobs.common.console import console, show
+    from jobs.common.console import console, print_json, show
     from jobs.common.errors import printable
     from serving.observability.audit_chain import verify
 
@@ -52,5 +56,7 @@ def audit_verify(
         },
     )
     console.print(f"head {verdict.head}")
+    if json_:
+        print_json(asdict(verdict))
     if verdict.damage:
         raise typer.Exit(1)

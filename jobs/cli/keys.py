@@ -12,7 +12,7 @@ from scalp_core.errors import UserError
 
 keys = typer.Typer(
     help="Make, list and revoke the keys of clients of `scalp serve`.",
-    epilog="Example: scalp keys list keys.json",
+    epilog="Example: scalp keys list keys.txt",
     no_args_is_help=True,
 )
 

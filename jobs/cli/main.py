@@ -229,11 +229,15 @@ def compare(
     audit: Annotated[
         str, typer.Argument(metavar="AUDIT", help="audit log: the folder of `scalp serve --audit`")
     ],
+    json_: JsonOption = False,
 ) -> None:
     """Compare the grades of a shadow or canary bundle with those of the serving bundle, from an audit log."""
+    from jobs.common.console import print_json
     from jobs.evaluate.compare import compare as verb
 
-    verb(audit)
+    comparison = verb(audit)
+    if json_:
+        print_json(comparison)
 
 
 def main() -> None:

@@ -120,7 +120,9 @@ def tune(
     out: OutArg,
     recipe: Annotated[
         str,
-        typer.Option(help="settings held constant: default, paper, smoke, or the path of a .yaml file"),
+        typer.Option(
+            help="settings held constant: default, cpu, one-gpu, eight-gpus, paper, smoke, or a .yaml file"
+        ),
     ] = "default",
     space: Annotated[
         str, typer.Option(help="search space: default, or the path of a .yaml file of lists and ranges")

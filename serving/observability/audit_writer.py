@@ -42,7 +42,7 @@ class AuditSettings(BaseModel):
     )
     computed: bool = Field(
         False,
-        description="whether each graded line is of a forward pass of its own request; refuses cache_mib",
+        description="whether each line of a graded image needs a forward pass in its request; bars cache_mib",
     )
 
 

@@ -80,6 +80,8 @@ def test_command_prints_both_tables_and_counts_damaged_lines(tmp_path):
     names, one, two, pair_names, pair, failed = cells(done.stdout)
     assert names[:4] == ["model version", "photographs", "referred", "p50 ms"]
     assert [row[:4] for row in (one, two)] == [["one", "2", "50.0 %", "15"], ["two", "1", "0.0 %", "30"]]
+    printed = json.loads(run_scalp("compare", str(tmp_path), "--json").stdout)
+    assert printed == json.loads(json.dumps(compare(str(tmp_path))))
     found = dict(zip(pair_names, pair, strict=True))
     assert (found["first"], found["candidate"], found["photographs"]) == ("one", "two", "4")
     assert (found["same grade"], found["referred otherwise"]) == ("50.0 %", "25.0 %")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,8 @@ def test_verify_prints_a_table_and_its_exit_code_tells(folder):
     files(folder)[2].unlink()
     damaged = CliRunner().invoke(app, ["audit", "verify", str(folder)])
     assert damaged.exit_code == 1 and files(folder)[2].name in damaged.output
+    as_json = CliRunner().invoke(app, ["audit", "verify", str(folder), "--json"])
+    assert as_json.exit_code == 1 and json.loads(as_json.stdout) == asdict(verify(folder))
     with pytest.raises(UserError, match="holds no audit log"):
         verify(folder.parent)
 
