@@ -25,7 +25,7 @@ def _group() -> None:
 @audit.command("verify", epilog="Example: scalp audit verify /var/log/scalp")
 def audit_verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="folder of `scalp serve --audit`, or a copy of it")
+        str, typer.Argument(metavar="FOLDER", help="folder of `scalp serve --audit`, or a local copy of it")
     ],
     head: Annotated[
         list[str],
@@ -41,9 +41,13 @@ def audit_verify(
     """
     from jobs.common.console import console, print_json, show
     from jobs.common.errors import printable
+    from scalp_core import storage
+    from scalp_core.errors import UserError
     from serving.observability.audit_chain import verify
 
-    verdict = verify(folder, head)
+    if storage.is_s3(folder):
+        raise UserError(f"{folder} is in S3; copy it to this machine, and give the copy")
+    verdict = verify(Path(folder), head)
     show(
         "audit log",
         {

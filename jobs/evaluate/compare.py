@@ -74,9 +74,11 @@ def compare(audit: str) -> dict[str, Any]:
         try:
             database.execute(_READ, [files])
         except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            if "No files found" in reason:
+                reason = "no audit-*.jsonl"
             raise UserError(
-                f"{audit} has no audit log ({str(error).splitlines()[0]}); give the folder of scalp serve "
-                "--audit"
+                f"{audit} has no audit log ({reason}); give the folder of scalp serve --audit"
             ) from error
         models = _rows(database, _BY_MODEL.format(grades=grades))
         pairs = _rows(database, _PAIRS)

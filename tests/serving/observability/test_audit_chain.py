@@ -209,6 +209,8 @@ def test_verify_prints_a_table_and_its_exit_code_tells(folder):
     assert as_json.exit_code == 1 and json.loads(as_json.stdout) == asdict(verify(folder))
     with pytest.raises(UserError, match="holds no audit log"):
         verify(folder.parent)
+    in_s3 = CliRunner().invoke(app, ["audit", "verify", "s3://clinic/audit"])
+    assert str(in_s3.exception).startswith("s3://clinic/audit is in S3; copy it")
 
 
 def test_log_in_s3_is_refused_instead_of_a_local_folder_of_that_name(tmp_path, monkeypatch):
