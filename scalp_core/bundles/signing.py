@@ -141,8 +141,9 @@ def check_entry(data: bytes, uri: str, name: str, number: int, path: str) -> Non
     signature = entry.get(_FIELD)
     if signature is None:
         raise UserError(
-            f"{uri} is not signed, and {ENVIRONMENT} is set; promote a version with --key, or name a "
-            "version as models://NAME@VERSION"
+            f"{uri}, a promotion of version {entry['version']} by {entry['who']}, is not signed, and "
+            f"{ENVIRONMENT} is set; if it is yours, promote it again with --key, or name a version as "
+            "models://NAME@VERSION"
         )
     signer = signers.get(signature["signer"])
     if signer is None:

@@ -69,7 +69,9 @@ def key(tmp_path, monkeypatch):
 
 
 def test_an_unsigned_promotion_is_refused_and_signing_it_keeps_its_evidence(store, key):
-    with pytest.raises(UserError, match=r"is not signed, and SCALP_SIGNERS is set; promote"):
+    with pytest.raises(
+        UserError, match=r"version 1 by \S+, is not signed, and SCALP_SIGNERS is set; if it is yours, promote"
+    ):
         resolve("models://scalp")
     assert resolve("models://scalp@1") == store.uri("scalp", 1)  # names a version, not a promotion
     before = store.current("scalp")
@@ -95,7 +97,7 @@ def test_a_rollback_signs_no_promotion_of_somebody_else(store, key, monkeypatch)
         patch.delenv(signing.ENVIRONMENT)
         store.promote("scalp", 2, untested=True)  # somebody else
     promote("scalp@1", untested=True, why="restore", key=key)
-    with pytest.raises(UserError, match="000003.json is not signed"):
+    with pytest.raises(UserError, match=r"000003.json, a promotion of version \d by \S+, is not signed"):
         rollback("scalp", key=key)
     assert resolve("models://scalp") == store.uri("scalp", 1)
 
@@ -184,7 +186,7 @@ def test_the_entry_that_is_checked_is_the_one_that_is_used(store, key, tmp_path,
 
     storage_read = storage.read
     monkeypatch.setattr(storage, "read", read)
-    with pytest.raises(UserError, match="000003.json is not signed"):
+    with pytest.raises(UserError, match=r"000003.json, a promotion of version \d by \S+, is not signed"):
         resolve("models://scalp")
     assert len(reads) == 1
 
