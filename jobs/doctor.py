@@ -22,6 +22,7 @@ from jobs.common.console import console
 from jobs.common.errors import printable
 from scalp_core import storage
 from scalp_core.bundles.registry import ENVIRONMENT, open_registry
+from scalp_core.bundles.signing import signers_file
 from scalp_core.errors import UserError
 from scalp_core.storage import credentials, s3
 from serving.auth.network import check_port
@@ -158,7 +159,14 @@ def _check_models() -> str:
         return f"{ENVIRONMENT} is not set: models://NAME is not available"
     registry = open_registry()
     with storage.retry_timeout(_RETRY_TIMEOUT_S):
-        return f"{registry.root} has {', '.join(registry.names()) or 'no model yet'}"
+        names = registry.names()
+        detail = f"{registry.root} has {', '.join(names) or 'no model yet'}"
+        if signers_file() is None:
+            return detail
+        for name in names:
+            if registry.current(name):
+                registry.find(name)  # checks the signature
+    return f"{detail}; each promoted version is signed"
 
 
 def _check_s3() -> str:

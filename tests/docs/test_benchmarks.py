@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -100,6 +101,11 @@ def test_a_missed_goal_is_below_one():
 def test_every_kept_ratio_has_a_meaning(result):
     ratios = result.content.get("ratios") or {}
     assert set(ratios) <= set(RATIOS.get(result.content["kind"], {}))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results").glob("*.json")), ids=lambda path: path.stem)
+def test_no_kept_result_names_a_path_of_the_machine(path):
+    assert not re.search(r"[\s=\"'](/tmp|/home|/root|/work|/Users)\b", path.read_text())
 
 
 def _kept(kind, has):

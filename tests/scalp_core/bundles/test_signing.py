@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from jobs import doctor
 from jobs.models.driver import promote, rollback
 from scalp_core import storage
 from scalp_core.bundles import signing
@@ -210,6 +211,13 @@ def test_a_signature_counts_in_a_later_version_whose_contract_has_more_fields(st
     promote("scalp@1", key=key)
     monkeypatch.setattr(BundleSpec, "fingerprint", property(lambda _: "of more fields"))
     assert resolve("models://scalp") == store.uri("scalp", 1)
+
+
+def test_the_doctor_names_a_promotion_that_is_not_signed(store, key):
+    with pytest.raises(UserError, match="000001.json, a promotion of version 1 by"):
+        doctor._check_models()
+    promote("scalp@1", key=key)
+    assert doctor._check_models() == f"{store.root} has scalp; each promoted version is signed"
 
 
 def test_keys_that_cannot_sign_are_refused(store, tmp_path):
