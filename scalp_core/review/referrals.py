@@ -57,7 +57,7 @@ class Referrals:
 
     @property
     def noun(self) -> str:
-        """What the images are called."""
+        """Noun for the images of the queue, in messages."""
         return "referred images" if self.suspects is None else "images with suspect labels"
 
     @property
