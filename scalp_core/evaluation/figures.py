@@ -13,12 +13,14 @@ matplotlib.use("Agg")  # works without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from scalp_core.evaluation.paired import METRICS
 from scalp_core.grades import GRADE_NAMES, NUM_GRADES
 
+_DPI = 120
 _TRAIN, _VAL = "#1f5fa8", "#c8541f"
 _SLICES_SHOWN = 12  # per column
 _PANELS_PER_ROW = 3
@@ -28,7 +30,8 @@ _LABEL_WIDTH = 9  # characters
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.set_dpi(_DPI)
+    FigureCanvasAgg(figure).print_png(buffer)  # savefig computes the layout twice
     plt.close(figure)
     return buffer.getvalue()
 

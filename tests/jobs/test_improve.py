@@ -22,6 +22,7 @@ from scalp_core.evaluation.promotion_policy import POLICY_FILE
 from scalp_core.labels.log import read_labels
 from tests.support.bundles import make_bundle
 from tests.support.labels import columns, write_log
+from tests.support.plots import leave_undrawn
 from tests.support.preparing import picture
 
 IMAGES = 48
@@ -37,6 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "labels.csv").write_text("\n".join(["uri,label,group", *rows]))
     prepare(str(folder / "labels.csv"), str(folder / "data"), Options(), executor=LocalExecutor())
     return str(folder / "data")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_undrawn(monkeypatch)
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ async def serve(
 
     api = grader.__serve_build_asgi_app__()
     api.dependency_overrides[replica] = this_replica
-    # Ray's replicas run in uvloop, which sets it. Without it each answer after the first of a connection waits 40 ms
-    # for the client's delayed acknowledgment.
+    # Ray's replicas run in uvloop, which sets it. Without it, answers of an open connection wait 40 ms for
+    # the client's delayed acknowledgment.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     servers.append(uvicorn.Server(uvicorn.Config(api, log_level="error")))
     await servers[0].serve([listener])

@@ -43,6 +43,12 @@ def write_set(out: Path, layout: LayoutName = "delivered", every_symptom: bool =
     return PLANS
 
 
+def write_small_set(out: Path, options: SynthOptions) -> None:
+    """Write a synthetic set whose images are small and show nothing, for tests of numbers of images."""
+    for plan in plan_dataset(options):
+        write_image(plan, out, options.layout, options.every_symptom, jpeg(plan.index, (96, 72)))
+
+
 @dataclass(frozen=True)
 class Audited:
     """Result of preparing a source."""

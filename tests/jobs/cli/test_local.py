@@ -13,14 +13,15 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets.manifest import read_manifest, select_split
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
-from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
+from tests.support.plots import leave_undrawn
+from tests.support.sources import write_small_set
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images") / "set"
-    write_dataset(folder, SynthOptions(images=40, seed=3))
+    write_small_set(folder, SynthOptions(images=40, seed=3))
     return folder
 
 
@@ -30,6 +31,11 @@ def _no_ray(monkeypatch):
         raise AssertionError("the command starts Ray")
 
     monkeypatch.setattr(RayExecutor, "cluster", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn_plots(monkeypatch):
+    leave_undrawn(monkeypatch)
 
 
 def scalp(*arguments: object) -> None:

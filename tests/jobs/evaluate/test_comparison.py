@@ -18,6 +18,7 @@ from scalp_core.evaluation.paired import METRICS
 from scalp_core.grades import SYMPTOMS
 from tests.support.bundles import make_bundle
 from tests.support.korean_view import untranslated
+from tests.support.plots import leave_undrawn
 from tests.support.sources import write_set
 
 
@@ -66,7 +67,8 @@ def test_two_models_are_compared_image_by_image(bundle, second, data, tmp_path, 
     assert not re.search("https?://", page)
 
 
-def test_a_model_does_not_differ_from_itself(bundle, data, tmp_path, capsys):
+def test_a_model_does_not_differ_from_itself(bundle, data, tmp_path, capsys, monkeypatch):
+    leave_undrawn(monkeypatch)
     summary = evaluate_models([str(bundle)] * 3, str(data), str(tmp_path), executor=LocalExecutor())
     assert len(summary["comparison"]["differences"]) == 2
     for differences in summary["comparison"]["differences"]:

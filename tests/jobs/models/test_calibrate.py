@@ -15,17 +15,23 @@ from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.images.preprocess import decode
 from scalp_core.inference.predictor import Predictor
-from scalp_core.synthetic.dataset import write_dataset
 from scalp_core.synthetic.plan import SynthOptions
 from tests.support.images import jpeg
+from tests.support.plots import leave_undrawn
+from tests.support.sources import write_small_set
 
 CPU = ModelOptions(device="cpu", precision="fp32")
 
 
 def prepared(folder, images: int) -> str:
-    write_dataset(folder / "set", SynthOptions(images=images, seed=6, devices=12))
+    write_small_set(folder / "set", SynthOptions(images=images, seed=6, devices=12))
     prepare(str(folder / "set"), str(folder / "data"), executor=LocalExecutor(2))
     return str(folder / "data")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn_plots(monkeypatch):
+    leave_undrawn(monkeypatch)
 
 
 @pytest.fixture(scope="module")
