@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 # Without bytecode, importing PyTorch and Ray takes each process twice as long. Images of Python often forbid to write it.
 unexport PYTHONDONTWRITEBYTECODE
 # Code that no command imports, a third of all: packages' own tests, and what only parts of packages need.
-UNUSED := site-packages/(.*/)?(tests|testing|databricks|fhir|llm|mypy|physics|pip|rllib|sqlalchemy)/
+UNUSED := site-packages/(.*/)?(tests|testing|alembic|backrefs|daft|databricks|fhir|fontTools|graphql|llm|mypyc?|physics|pip|pyasn1_modules|pygments|pymdownx|rllib|sqlalchemy)/
 
 # Two files at a time fill two cores. The slowest tests are listed at the end.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 3 $(ARGS)
