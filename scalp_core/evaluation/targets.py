@@ -102,7 +102,8 @@ def bound_share(events: np.ndarray, units: np.ndarray, confidence: float = CONFI
     Returns:
         The bound; 1 for images of a single unit, which prove nothing.
     """
-    from scipy import stats  # takes half a second to import, and grading does not need it
+    # Equal to `scipy.stats`, which takes half a second to import and 0.1 ms per quantile.
+    from scipy.special import betaincinv, stdtrit  # grading does not need it
 
     n, count = len(events), int(events.sum())
     groups = np.unique(units, return_inverse=True)[1]
@@ -113,9 +114,9 @@ def bound_share(events: np.ndarray, units: np.ndarray, confidence: float = CONFI
     residuals = np.bincount(groups, events) - share * size
     variance = len(size) / (len(size) - 1) * float(residuals @ residuals) / n**2
     effective = min(n, share * (1 - share) / variance) if variance else n
-    ratio = stats.t.ppf(confidence, n - 1) / stats.t.ppf(confidence, len(size) - 1)
+    ratio = stdtrit(n - 1, confidence) / stdtrit(len(size) - 1, confidence)
     effective *= ratio**2
-    return float(stats.beta.ppf(confidence, share * effective + 1, (1 - share) * effective))
+    return float(betaincinv(share * effective + 1, (1 - share) * effective, confidence))
 
 
 def measure_share(kind: Kind, labels: np.ndarray, grades: np.ndarray, refer: np.ndarray) -> float | None:
