@@ -18,7 +18,7 @@ from scalp_core.models.architecture import build_model, normalize, preprocess_fo
 from tests.support.images import jpeg
 from tests.support.sizes import SMALL
 
-_TOY, _PATCH = 192, 64  # pixels; a cell of the map is 32
+_TOY, _PATCH = 160, 64  # pixels; a cell of the map is 32
 
 
 def bundle_of(model: torch.nn.Module, architecture: str, size: int) -> Bundle:
@@ -80,9 +80,9 @@ def patch_bundle() -> Bundle:
     rng = np.random.default_rng(0)
     model = build_model("test_resnet")
     spec = preprocess_for(model, _TOY)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for step in range(40):
-        places = [tuple(rng.integers(0, _TOY - _PATCH, 2)) if index % 2 else None for index in range(16)]
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for step in range(20):
+        places = [tuple(rng.integers(0, _TOY - _PATCH, 2)) if index % 2 else None for index in range(8)]
         images = np.stack([with_patch(place, 1000 * step + index) for index, place in enumerate(places)])
         labels = torch.tensor([0 if place is None else 3 for place in places])
         loss = torch.nn.functional.cross_entropy(model(normalize(torch.from_numpy(images), spec)), labels)
@@ -98,7 +98,7 @@ def patch_finder(patch_bundle) -> Explainer:
     return make_explainer(patch_bundle, "cpu")
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 128), (128, 0), (128, 128), (40, 70), (70, 40)])
+@pytest.mark.parametrize("place", [(0, 0), (0, 96), (96, 0), (96, 96), (30, 60), (60, 30)])
 def test_the_heat_is_where_what_drives_the_grade_is(patch_finder, place):
     heat = patch_finder.heatmap(with_patch(place, seed=7), grade=3)
     peak = np.unravel_index(heat.argmax(), heat.shape)
@@ -118,7 +118,7 @@ def test_each_grade_has_a_heatmap_of_its_own_and_the_likeliest_is_the_default(pa
 
 def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     """The sanity check of Adebayo et al.: a map that outlives the weights shows edges, not the model."""
-    places = [(20 * number, 120 - 20 * number) for number in range(6)]
+    places = [(19 * number, 95 - 19 * number) for number in range(6)]
     images = np.stack([with_patch(place, seed) for seed, place in enumerate(places)])
 
     def found(explainer: Explainer) -> float:
@@ -157,15 +157,14 @@ def test_convolutional_architectures_have_heatmaps(architecture, size):
     explainer = make_explainer(random_bundle(architecture, size), "cpu")
     images = photographs(3, size)
     assert explainer.cells == (size // 32, size // 32)
-    for grade in range(4):
-        heat = explainer.heatmaps(images, [grade] * 3)
+    by_grade = [explainer.heatmaps(images, [grade] * 3) for grade in range(4)]
+    for heat in by_grade:
         assert heat.shape == (3, size, size)
         assert heat.dtype == np.float32
         assert heat.min() >= 0
         peaks = heat.max(axis=(1, 2))
         assert set(np.round(peaks, 5)) <= {0, 1}  # each scaled to its own peak, NaN nowhere
-    with_heat = [explainer.heatmaps(images, [grade] * 3).any() for grade in range(4)]
-    assert any(with_heat)
+    assert np.any(by_grade)
 
 
 @pytest.mark.parametrize(
