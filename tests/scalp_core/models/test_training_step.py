@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +81,25 @@ def work(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def by_rank(tmp_path_factory):
-    """Results of each worker, per case."""
-    folder = tmp_path_factory.mktemp("workers")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+def fork_workers(folder: Path) -> None:
+    """Train in forks of a process without threads, which has imported PyTorch for all of them."""
+    import torch._dynamo  # noqa: F401  # which an optimizer imports, in seconds
+
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=work, args=(rank, folder)) for rank in range(WORKERS)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * WORKERS
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory):
+    """Results of each worker, per case."""
+    folder = tmp_path_factory.mktemp("workers")
+    code = f"from pathlib import Path; import {__name__} as steps; steps.fork_workers(Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
