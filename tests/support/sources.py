@@ -35,12 +35,14 @@ def folder_of(plan: ImagePlan) -> str:
     return f"{plan.part}/[원천]{SYMPTOMS[0]}_{plan.grade}.{GRADE_NAMES_KO[plan.grade]}"
 
 
-def write_set(out: Path, layout: LayoutName = "delivered", every_symptom: bool = True) -> list[ImagePlan]:
-    """Write all of `PLANS` in a layout."""
-    for plan in PLANS:
+def write_set(
+    out: Path, layout: LayoutName = "delivered", every_symptom: bool = True, plans: list[ImagePlan] = PLANS
+) -> list[ImagePlan]:
+    """Write images of `PLANS` in a layout."""
+    for plan in plans:
         write_image(plan, out, layout, every_symptom, picture(plan.index))
     pack(out, layout)
-    return PLANS
+    return plans
 
 
 def write_small_set(out: Path, options: SynthOptions) -> None:
@@ -71,12 +73,16 @@ class Audited:
 
 def audited(source: Path | str, out: Path, **options: Any) -> Audited:
     """List, examine and audit a source in this process, as `scalp prepare` does in Ray's workers."""
+    return audited_rows(examined(source), out, storage.absolute(source), **options)
+
+
+def examined(source: Path | str) -> pa.Table:
+    """List and examine a source; the table depends on no option of the audit."""
     source = storage.absolute(source)
     listed = [row for root in scan.divide_source(source) for row in scan.list_root(root, open_tars=True)]
     table = pa.Table.from_pylist(listed, schema=scan.LISTED)
     settings = examination.Examination(source.rpartition("/")[0])
-    examined = examination.examine(table.to_pylist(), settings)
-    return audited_rows(pa.concat_tables(examined), out, source, **options)
+    return pa.concat_tables(examination.examine(table.to_pylist(), settings))
 
 
 def audited_jpegs(root: Path, images: int = 48, **options: Any) -> Audited:

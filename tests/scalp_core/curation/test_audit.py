@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from collections import Counter
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scalp_core.grades import SYMPTOMS
 from scalp_core.reports.data import list_warnings
 from tests.support.images import jpeg
 from tests.support.layouts import LAYOUTS, REARRANGED, WRITTEN, rearrange
-from tests.support.sources import PLANS, audited, audited_rows, folder_of, picture, write_set
+from tests.support.sources import PLANS, audited, audited_rows, examined, folder_of, picture, write_set
 
 RATIO = "2:1:1"
 
@@ -36,16 +37,27 @@ def layouts(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def audited_layout(layouts):
+    """Audit a layout, which is listed and examined once for all options."""
+    examine = cache(lambda layout: examined(layouts / layout))
+
+    def audit(layout, out, **options):
+        return audited_rows(examine(layout), out, str(layouts / layout), **options)
+
+    return audit
+
+
 @pytest.fixture(scope="module", params=["folder", "json"])
-def expected(request, layouts, tmp_path_factory):
+def expected(request, audited_layout, tmp_path_factory):
     out = tmp_path_factory.mktemp("delivered")
-    return request.param, audited(layouts / "delivered", out, task=request.param, ratio=RATIO)
+    return request.param, audited_layout("delivered", out, task=request.param, ratio=RATIO)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_manifest(layout, layouts, expected, tmp_path):
+def test_every_layout_gives_the_same_manifest(layout, audited_layout, expected, tmp_path):
     task, delivered = expected
-    found = audited(layouts / layout, tmp_path, task=task, ratio=RATIO)
+    found = audited_layout(layout, tmp_path, task=task, ratio=RATIO)
     assert found.table.num_rows == len(PLANS)
     where = ["uri", "member", "byte_offset", "byte_length", "compression"]
     assert found.table.drop_columns(where).equals(delivered.table.drop_columns(where))
@@ -74,13 +86,13 @@ def test_rows_say_what_is_known(expected):
     "symptom",
     [*SYMPTOMS[:2], *(pytest.param(symptom, marks=pytest.mark.slow) for symptom in SYMPTOMS[2:])],
 )
-def test_any_symptom_in_both_tasks(symptom, layouts, tmp_path):
+def test_any_symptom_in_both_tasks(symptom, audited_layout, tmp_path):
     number = SYMPTOMS.index(symptom)
     in_folders = [plan for plan in PLANS if plan.symptoms[number] or not any(plan.symptoms)]
     options = {"symptom": symptom, "ratio": "1:1:1"}
-    folder = audited(layouts / "delivered", tmp_path / "folder", task="folder", **options)
+    folder = audited_layout("delivered", tmp_path / "folder", task="folder", **options)
     assert Counter(folder.table["label"].to_pylist()) == Counter(plan.symptoms[number] for plan in in_folders)
-    values = audited(layouts / "delivered", tmp_path / "json", task="json", **options)
+    values = audited_layout("delivered", tmp_path / "json", task="json", **options)
     assert Counter(values.table["label"].to_pylist()) == Counter(plan.symptoms[number] for plan in PLANS)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scalp_core.errors import ImageError
 from scalp_core.images.preprocess import Preprocess, decode
+from tests.support.examples import examples
 from tests.support.odd_files import sound_files
 
 MEMORY_MIB = 1500
@@ -68,7 +69,7 @@ def test_no_file_takes_long_or_much_memory(report):
     assert report["peak_mib"] < MEMORY_MIB
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200, 2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kind=st.sampled_from(sorted(sound_files())),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),

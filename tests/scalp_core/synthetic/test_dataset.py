@@ -26,7 +26,7 @@ from tests.support.sources import audited, folder_of
 
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
 FOLDERS = [f"미세각질_{grade}.{name}" for grade, name in enumerate(GRADE_NAMES_KO)]
-OPTIONS = SynthOptions(images=64, seed=3)
+OPTIONS = SynthOptions(images=32, seed=3)
 # Enough for cross-validation across devices.
 MANY = SynthOptions(images=220, seed=3)
 
@@ -302,11 +302,10 @@ def test_grade_cannot_be_read_from_color_spread_or_file_size(tmp_path):
 # --- again, elsewhere, interrupted -------------------------------------------------------------------------
 
 
-def test_bytes_depend_on_the_seed_and_not_on_the_number_of_processes(tmp_path):
-    one = write_dataset(tmp_path / "one", small(images=18), workers=1)
-    two = write_dataset(tmp_path / "two", small(images=18), workers=2)
-    assert one == two
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+def test_bytes_depend_on_the_seed_and_not_on_the_number_of_processes(dataset, tmp_path):
+    one, summary = dataset  # by one process
+    assert write_dataset(tmp_path / "two", OPTIONS, workers=2) == summary
+    assert files_of(tmp_path / "two") == files_of(one)
 
 
 def test_another_seed_gives_other_names_and_pictures(tmp_path):
@@ -330,26 +329,27 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
         pass
 
     def stop(done: int) -> None:
-        if done == 4:
+        if done == 2:
             raise StopError
 
+    options = small(images=5, devices=1)
     broken = tmp_path / "broken"
     with pytest.raises(StopError):
-        write_dataset(broken, small(images=9, devices=1), workers=1, on_progress=stop)
+        write_dataset(broken, options, workers=1, on_progress=stop)
     assert not (broken / "synth.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in broken.rglob("*.jpg")}
-    assert len(kept) == 4
+    assert len(kept) == 2
     # A process that was killed while it wrote leaves this behind.
-    fifth = plan_dataset(small(images=9, devices=1))[4]
-    torn = broken / folder_of(fifth) / f".{fifth.stem}.jpg.part"
+    third = plan_dataset(options)[2]
+    torn = broken / folder_of(third) / f".{third.stem}.jpg.part"
     torn.parent.mkdir(parents=True, exist_ok=True)
     torn.write_bytes(b"half")
 
     progress: list[int] = []
-    write_dataset(broken, small(images=9, devices=1), workers=1, on_progress=progress.append)
-    assert progress == list(range(1, 10))
+    write_dataset(broken, options, workers=1, on_progress=progress.append)
+    assert progress == [1, 2, 3, 4, 5]
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
-    write_dataset(tmp_path / "straight", small(images=9, devices=1), workers=1)
+    write_dataset(tmp_path / "straight", options, workers=1)
     assert files_of(broken) == files_of(tmp_path / "straight")
 
 

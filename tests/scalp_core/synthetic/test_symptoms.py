@@ -1,6 +1,7 @@
 """`scalp synth --symptoms all`: grades, label files, and pixels that differ by the grade."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_the_default_set_is_that_of_earlier_versions(tmp_path):
 
 
 def test_prepare_reads_the_grades_of_all_symptoms(tmp_path):
-    options = SynthOptions(images=24, devices=6, symptoms="all", seed=2)
+    options = SynthOptions(images=16, devices=4, symptoms="all", seed=2)
     summary = write_dataset(tmp_path / "set", options, workers=1)
     found = audited(tmp_path / "set", tmp_path / "data", ratio="1:1:1")
     spec = manifest.read_spec(found.data)
@@ -103,8 +104,12 @@ def test_copies_under_each_symptom_are_in_the_folders_of_the_real_set(tmp_path):
 
 def _draw(symptom: str, grade: int, seed: int) -> np.ndarray:
     """One scene at a grade of one symptom, without the others; float32 (480, 640, 3)."""
+    return _render(OtherSeverities(**{symptom: float(grade)}), seed)
+
+
+@cache  # a scene at grade 0 is one of all symptoms
+def _render(others: OtherSeverities, seed: int) -> np.ndarray:
     device = plan_dataset(SynthOptions(images=40, seed=7, symptoms="all"))[7 * seed].device
-    others = OtherSeverities(**{symptom: float(grade)})
     return render_image(0.0, device, np.random.default_rng(seed), None, others).astype(np.float32)
 
 

@@ -15,14 +15,14 @@ from scalp_core.datasets.scan import SYNTHETIC_MARK
 from scalp_core.reports import data, grading
 from serving.schemas.grading import ModelResponse
 from tests.support.small_grade import write_bundle, zipped
-from tests.support.sources import audited, audited_jpegs, picture, write_set
+from tests.support.sources import PLANS, audited, audited_jpegs, picture, write_set
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A folder as `scalp synth` leaves it."""
     folder = tmp_path_factory.mktemp("drawn")
-    write_set(folder)
+    write_set(folder, plans=PLANS[:24])
     return folder
 
 
