@@ -32,9 +32,13 @@ def images():
     return np.stack([decode(jpeg(seed), Preprocess(size=SMALL)).pixels for seed in range(11)])
 
 
-def test_fp32_logits_are_those_of_plain_timm(make_bundle, images, tmp_path):
-    loaded = load_bundle(str(make_bundle(tmp_path, architecture="legacy_xception")))
-    plain = build_model("legacy_xception").eval()
+# Graphs of Xception are compared with PyTorch in test_class_activation.py.
+@pytest.mark.parametrize(
+    "architecture", ["test_resnet", pytest.param("legacy_xception", marks=pytest.mark.slow)]
+)
+def test_fp32_logits_are_those_of_plain_timm(make_bundle, images, tmp_path, architecture):
+    loaded = load_bundle(str(make_bundle(tmp_path, architecture=architecture)))
+    plain = build_model(architecture).eval()
     plain.load_state_dict(loaded.state)
     with torch.inference_mode():
         expected = plain(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() / 127.5 - 1)
