@@ -2,6 +2,7 @@
 
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -26,15 +27,22 @@ def write_picture(folder, index):
     return uri, sha256(data).hexdigest()
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Prepared data of a table with groups of two images."""
-    rows = [
-        f"{write_picture(tmp_path / 'set', index)[0]},{index % 4},p{index // 2}" for index in range(IMAGES)
-    ]
-    (tmp_path / "labels.csv").write_text("\n".join(["uri,label,group", *rows]))
-    prepare(str(tmp_path / "labels.csv"), str(tmp_path / "data"), Options(ratio="2:1:1"))
-    return str(tmp_path / "data")
+def write_data(folder):
+    """Prepare a table with groups of two images."""
+    rows = [f"{write_picture(folder / 'set', index)[0]},{index % 4},p{index // 2}" for index in range(IMAGES)]
+    (folder / "labels.csv").write_text("\n".join(["uri,label,group", *rows]))
+    prepare(str(folder / "labels.csv"), str(folder / "data"), Options(ratio="2:1:1"))
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """What `write_data` prepares; tests write elsewhere."""
+    return write_data(tmp_path_factory.mktemp("prepared"))
+
+
+def table_of(data):
+    return str(Path(data).with_name("labels.csv"))
 
 
 def write_labels(tmp_path, groups):
@@ -106,7 +114,8 @@ def test_soft_labels_of_the_data_stay(data, tmp_path):
         assert manifest.read_spec(prepared).soft_labels == 1
 
 
-def test_an_image_of_the_data_that_is_lost_is_an_error(data, tmp_path):
+def test_an_image_of_the_data_that_is_lost_is_an_error(tmp_path):
+    data = write_data(tmp_path)
     (tmp_path / "set" / "7.jpg").write_bytes(b"")
     with pytest.raises(SourceError, match=r"1 images of \S+data cannot be read, such as \S+7.jpg \(\w+\)"):
         prepare(write_labels(tmp_path, [None]), str(tmp_path / "more"), Options(extend=data))
@@ -125,11 +134,11 @@ def test_options_of_splits_are_refused(data, tmp_path, options, message):
             write_labels(tmp_path, [None]), str(tmp_path / "more"), module.replace(options, extend=data)
         )
     with pytest.raises(UserError, match="is not a label log"):
-        prepare(str(tmp_path / "labels.csv"), str(tmp_path / "more"), Options(extend=data))
+        prepare(table_of(data), str(tmp_path / "more"), Options(extend=data))
 
 
 def test_data_with_leaky_splits_is_refused(data, tmp_path):
     leaky = str(tmp_path / "leaky")
-    prepare(str(tmp_path / "labels.csv"), leaky, Options(method="random"))
+    prepare(table_of(data), leaky, Options(method="random"))
     with pytest.raises(UserError, match="is split by random"):
         prepare(write_labels(tmp_path, [None]), str(tmp_path / "more"), Options(extend=leaky))

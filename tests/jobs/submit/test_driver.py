@@ -26,6 +26,7 @@ ADDRESS = "http://127.0.0.1:8265"
 SCALP = typer.main.get_command(cli.app)
 GRADE = ["grade", "s3://clinic/bundle", "s3://clinic/photographs", "s3://clinic/graded"]
 LINES = [f"graded {number} of 6\n" for number in range(1, 7)]
+PACKAGES = driver._PACKAGES
 
 
 class JobServer:
@@ -94,6 +95,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
     server = JobServer()
     monkeypatch.setattr(driver, "Jobs", server)
     monkeypatch.setattr(logs, "_POLL_INTERVAL_S", 0.0)
+    monkeypatch.setattr(driver, "_PACKAGES", ("cluster",))  # all have hundreds of files to copy
     return server
 
 
@@ -125,7 +127,10 @@ def test_another_command_is_another_job(server):
     assert len(server.jobs) == len(server.submissions) == 2
 
 
-def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in_the_output(server):
+def test_a_job_gets_the_code_and_versions_of_this_checkout_and_stores_its_log_in_the_output(
+    server, monkeypatch
+):
+    monkeypatch.setattr(driver, "_PACKAGES", PACKAGES)
     run(attach=False, env=("STAGE=night",))
     (job,) = server.submissions
     assert {"jobs/cli/main.py", "serving/web/page.html", "cluster/local.py"} <= job["files"]

@@ -42,7 +42,7 @@ def test_draws_are_settled_by_the_seed_and_stay_inside():
     }
     space = parse_space(values, "mine", BASE)
     drawn = plan(space, BASE, 200, seed=5)
-    assert drawn == plan(space, BASE, 200, seed=5) != plan(space, BASE, 200, seed=6)
+    assert drawn[:50] == plan(space, BASE, 50, seed=5) != plan(space, BASE, 50, seed=6)
     assert drawn[0] == {key: getattr(BASE, key) for key in space}  # what the search is compared with
     assert plan(space, BASE, 1, seed=5) == drawn[:1]
     drawn = drawn[1:]
