@@ -51,7 +51,7 @@ def dashboard(monkeypatch):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Head) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         yield SimpleNamespace(url=url, asked=asked, answers=answers, jobs=jobs)
         server.shutdown()

@@ -56,7 +56,7 @@ class Replica(BaseHTTPRequestHandler):
 def running(folder: Path, policy: Policy, replica: bool = True) -> Iterator[Proxy]:
     """Run HAProxy in front of a `Replica`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         with haproxy_process.running(folder, policy, server.server_port if replica else None) as proxy:
             yield proxy

@@ -63,7 +63,7 @@ def serving(folder: Path, policy: Policy) -> Iterator[tuple[Proxy, list[dict[str
     """HAProxy with gRPC, and the headers of the requests that a replica received."""
     replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     replica.received = []
-    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    threading.Thread(target=replica.serve_forever, args=(0.02,), daemon=True).start()
     (folder / "keys").write_text(f"ann: {GOOD}")
     (folder / "keys").chmod(0o600)
     sockets = Grpc.of(folder, "127.0.0.1", 8001)

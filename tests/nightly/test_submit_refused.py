@@ -68,7 +68,7 @@ def test_another_ray_there_is_told(far):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Old) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with pytest.raises(ClusterError, match=f"runs Ray 2.50.0 and this machine {ray.__version__}"):
             Jobs(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()

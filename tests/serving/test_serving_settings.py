@@ -9,6 +9,7 @@ from ray import serve
 
 from cluster.haproxy import COMMON_ENVIRONMENT
 from serving import app
+from serving.schemas.review import ReviewSettings
 from serving.settings import Scaling, Settings, deployment_options
 
 QUEUE = {"max_queued_requests": 8}
@@ -78,3 +79,11 @@ def test_what_answers_requests_needs_no_pytorch():
     check = "import sys, serving.app; print({'torch', 'timm', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_places_of_a_review_do_not_depend_on_the_directory_of_a_replica(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    review = ReviewSettings(graded="graded", labels="labels", bundle="runs/first")
+    assert (review.graded, review.labels) == (f"{tmp_path}/graded", f"{tmp_path}/labels")
+    assert review.bundle == f"{tmp_path}/runs/first"
+    assert ReviewSettings(graded="a", labels="b", bundle="models://scalp@1").bundle == "models://scalp@1"

@@ -101,7 +101,7 @@ def slow_proxy(server: str, refused_share: float) -> Iterator[SlowProxy]:
         refused_share: of the requests that are refused.
     """
     with SlowProxy(server, refused_share) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever)
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield proxy

@@ -32,7 +32,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 def serve_site(folder: Path) -> Iterator[str]:
     """Serve a folder; yields its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

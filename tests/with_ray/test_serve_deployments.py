@@ -57,7 +57,7 @@ def collecting() -> Iterator[SimpleNamespace]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     received.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield received

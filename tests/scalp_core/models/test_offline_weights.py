@@ -149,7 +149,7 @@ def test_hf_endpoint_is_the_mirror_that_weights_come_from(tmp_path):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         mirror = f"http://127.0.0.1:{server.server_port}"
         done = train_script({"HF_ENDPOINT": mirror, "HF_HOME": str(tmp_path)})("test_resnet")
         server.shutdown()

@@ -390,17 +390,3 @@ def test_mistakes_are_reported_before_the_start(tmp_path, graded, monkeypatch):
         with pytest.raises(UserError, match=said):
             app.start("none", "127.0.0.1", 0, Settings(review=review.model_copy(update=changes)))
     assert not storage.exists(review.labels)
-
-
-def test_places_do_not_depend_on_the_directory_of_a_replica(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    review = ReviewSettings(graded="graded", labels="labels", bundle="runs/first")
-    assert (review.graded, review.labels) == (f"{tmp_path}/graded", f"{tmp_path}/labels")
-    assert review.bundle == f"{tmp_path}/runs/first"
-    assert ReviewSettings(graded="a", labels="b", bundle="models://scalp@1").bundle == "models://scalp@1"
-
-
-def test_a_key_cannot_read_and_decide():
-    with pytest.raises(ValueError, match="so it cannot review; use two keys"):
-        Rights.parse(["review", "adjudicate"])
-    assert Rights.parse(["adjudicate", "grade"]).scopes == ["grade", "adjudicate"]

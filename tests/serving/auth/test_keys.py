@@ -13,6 +13,7 @@ from serving.admission.rate_limit import TokenBuckets
 from serving.auth import keys as keys_module
 from serving.auth.keys import Keys, KeySettings, new_key, parse_keys
 from serving.auth.network import check_address
+from serving.auth.scopes import Rights
 
 ANN = "a-key-of-ann-that-is-long-enough"
 BEN = "a-key-of-ben-that-is-long-enough"
@@ -171,3 +172,9 @@ def test_the_network_needs_keys_or_a_word(tmp_path, host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
 def test_loopback_needs_none(host):
     check_address(host, Keys(KeySettings()), open_to_network=False)
+
+
+def test_a_key_cannot_read_and_decide():
+    with pytest.raises(ValueError, match="so it cannot review; use two keys"):
+        Rights.parse(["review", "adjudicate"])
+    assert Rights.parse(["adjudicate", "grade"]).scopes == ["grade", "adjudicate"]
