@@ -14,22 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalp_core import archives, storage
-from scalp_core.datasets import examination, locations, manifest, scan
+from scalp_core.datasets import locations, manifest, scan
 from scalp_core.datasets.group_by import GroupBy
 from scalp_core.errors import UserError
 from scalp_core.grades import parse_grade
 from scalp_core.images import codecs
+from tests.support import sources
 from tests.support.images import jpeg
-from tests.support.sources import audited
 
 
-def examined(source, **how):
+def examined(source):
     """Rows of all objects of a source."""
-    source = storage.absolute(source)
-    listed = [row for root in scan.divide_source(source) for row in scan.list_root(root, open_tars=True)]
-    rows = pa.Table.from_pylist(listed, schema=scan.LISTED).to_pylist()
-    tables = examination.examine(rows, examination.Examination(source.rpartition("/")[0], **how))
-    return pa.concat_tables(tables).to_pylist()
+    return sources.examined(source).to_pylist()
 
 
 def by_name(rows):
@@ -151,8 +147,7 @@ def test_names_in_an_archive_are_labels_and_never_paths(tmp_path):
         link = tarfile.TarInfo("1/link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    source = tmp_path / "evil.tar"
-    rows = examined(source)
+    rows = examined(tmp_path / "evil.tar")
     assert sorted(row["class_grade"] for row in rows) == [1, 2, 3]  # the link is not a member
     assert [path.name for path in tmp_path.iterdir()] == ["evil.tar"]
 
@@ -253,7 +248,7 @@ def test_label_files_that_are_none_are_told(tmp_path):
     assert rows["good.json"]["values"] == [1] * 6
 
 
-# Objects that end no run
+# Objects that end no run, and sources of many objects
 
 
 def test_an_object_that_nobody_expected_fails_alone(tmp_path, monkeypatch):
@@ -295,9 +290,6 @@ def test_a_zip_whose_names_have_backslashes_has_folders(tmp_path):
             archive.writestr(info, jpeg(1))
     (row,) = examined(tmp_path / "net.zip")
     assert (row["member"], row["class_grade"], row["stem"]) == ("set/2/a.jpg", 2, "a")
-
-
-# Roots
 
 
 def test_thousands_of_folders_are_listed_by_many_tasks_and_thousands_of_files_by_one(tmp_path, monkeypatch):
@@ -392,7 +384,9 @@ def test_groups_come_from_folders_or_names(tmp_path, group_by, groups):
             archive.write(tmp_path / "p9" / name, name)
     for source in ("p9", "p9.zip"):
         out = tmp_path / f"of-{source}"
-        rows = audited(tmp_path / source, out, method="random", keys=(), group_by=group_by).table.to_pylist()
+        rows = sources.audited(
+            tmp_path / source, out, method="random", keys=(), group_by=group_by
+        ).table.to_pylist()
         found = {row["member"] or row["uri"].removeprefix(f"{tmp_path}/p9/"): row for row in rows}
         for name, group in zip(names, groups, strict=True):
             assert found[name]["group"] == (group or found[name]["image_id"])

@@ -1,11 +1,9 @@
 """`report.html`: complete, correct, self-contained, and safe with untrusted file names."""
 
-import base64
 import io
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from itertools import chain
 
 import numpy as np
@@ -25,43 +23,11 @@ from scalp_core.results.drift import count_statistics
 from tests.scalp_core.results.test_drift import LUMA, draw
 from tests.support.images import jpeg
 from tests.support.korean_view import untranslated
+from tests.support.report_page import Page
 from tests.support.result_rows import failed, referred, row, write
 
 DEVICE = "0013_A2LEBJJDE00060O_160257830377{}_3_TH.jpg"
 ODD = "<script>alert(1)</script> \" onload='x' {{ 7 * 7 }} &lt;.jpg"
-
-
-class Page(HTMLParser):
-    """A parsed page: tags, attributes, English text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.raw, self.tags, self.attributes, self.words = text, Counter(), [], []
-        self.korean = 0  # open spans within a Korean text
-        self.feed(text)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attributes]
-        if tag == "span" and (self.korean or ("lang", "ko") in attributes):
-            self.korean += 1
-
-    def handle_endtag(self, tag):
-        if tag == "span" and self.korean:
-            self.korean -= 1
-
-    def handle_data(self, data):
-        if self.lasttag not in ("style", "title", "label") and not self.korean:
-            self.words.append(data)
-
-    def pictures(self, kind="jpeg"):
-        start = f"data:image/{kind};base64,"
-        found = [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
-        return [base64.b64decode(value[len(start) :]) for value in found if value.startswith(start)]
-
-    def shown(self, label):
-        return self.attributes.count(("img", "aria-labelledby", label))
 
 
 def summary_of(rows, **changes):
