@@ -89,11 +89,11 @@ def test_closed_loop_counts_what_comes_in_its_seconds():
 
 
 def test_open_loop_asks_on_whether_or_not_it_is_answered():
-    with answering(reply(200, "{}"), seconds=0.3) as (port, asked):
-        found = load.open_loop(at(port), rate=20, warm_up=0, seconds=1)
+    with answering(reply(200, "{}"), seconds=0.15) as (port, asked):
+        found = load.open_loop(at(port), rate=40, warm_up=0, seconds=0.5)
     assert len(found.latencies) == len(asked) == pytest.approx(20, abs=12)
-    assert min(found.latencies) >= 0.3
-    again = list(load._arrivals(20, 1, seed=0))
+    assert min(found.latencies) >= 0.15
+    again = list(load._arrivals(40, 0.5, seed=0))
     assert len(again) == len(asked)  # all servers get the same arrivals
 
 
@@ -101,13 +101,13 @@ def test_a_stall_of_the_client_is_counted_from_when_a_photograph_was_due(monkeyp
     send = load._send
 
     def late(*arguments):
-        time.sleep(0.1)  # the whole loop stands still
+        time.sleep(0.05)  # the whole loop stands still
         return send(*arguments)
 
     monkeypatch.setattr(load, "_send", late)
     with answering(reply(200, "{}")) as (port, _):
-        found = load.open_loop(at(port), rate=30, warm_up=0, seconds=0.5)
-    assert sorted(found.latencies)[len(found.latencies) // 2] > 0.3
+        found = load.open_loop(at(port), rate=60, warm_up=0, seconds=0.25)
+    assert sorted(found.latencies)[len(found.latencies) // 2] > 0.15
 
 
 @pytest.mark.parametrize(
