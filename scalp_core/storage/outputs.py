@@ -119,15 +119,15 @@ def check_claim(out: str, kind: str) -> None:
     if not storage.is_s3(out) and Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"OUT {out} is a file; choose another output directory")
     made_by = kind_of(out)
-    if made_by == kind:
-        return
-    if made_by is not None:
+    if made_by is None and not storage.is_empty(out):
+        made_by = kind_of(out)  # another run may have marked it meanwhile
+        if made_by is None:
+            raise UserError(
+                f"OUT {out} is not empty (it holds {_example_names(out)}) and was not made by scalp {kind}; "
+                "choose a new or an empty output directory"
+            )
+    if made_by not in (None, kind):
         raise UserError(f"OUT {out} holds results of scalp {made_by}, not {kind}; choose another directory")
-    if not storage.is_empty(out):
-        raise UserError(
-            f"OUT {out} is not empty (it holds {_example_names(out)}) and was not made by scalp {kind}; "
-            "choose a new or an empty output directory"
-        )
 
 
 def claim_output(out: str, kind: str) -> None:

@@ -36,6 +36,24 @@ def test_a_directory_with_files_of_the_user_is_refused_and_kept(out, name):
     assert storage.list_files(out) == [storage.join(out, name)]
 
 
+@pytest.mark.parametrize("other", ["grade", "train"])
+def test_of_runs_that_claim_a_directory_at_once_only_another_verb_is_refused(tmp_path, monkeypatch, other):
+    out, is_empty = str(tmp_path / "out"), storage.is_empty
+
+    def is_empty_after_other(folder):
+        monkeypatch.setattr(storage, "is_empty", is_empty)
+        outputs.claim_output(out, other)
+        return is_empty(folder)
+
+    monkeypatch.setattr(storage, "is_empty", is_empty_after_other)
+    if other == "train":
+        with pytest.raises(UserError, match="holds results of scalp train, not grade"):
+            outputs.claim_output(out, "grade")
+    else:
+        outputs.claim_output(out, "grade")
+    assert outputs.kind_of(out) == other
+
+
 def test_a_folder_that_a_console_made_in_s3_is_empty(s3, tmp_path):
     from scalp_core.storage import s3 as client
 
@@ -158,6 +176,7 @@ def test_the_lease_of_a_killed_run_is_taken_over_and_the_killed_one_would_notice
             first.check()
 
 
+@pytest.mark.medium
 def test_a_run_on_another_machine_is_dead_once_its_heartbeat_stands_still(out, holder, monkeypatch):
     monkeypatch.setattr(lease, "_machine", lambda: "another")
     with pytest.raises(UserError, match="in use"), outputs.open_output(out, "grade"):
@@ -190,6 +209,7 @@ def test_of_two_that_take_over_at_once_one_wins(out, monkeypatch):
         pass
 
 
+@pytest.mark.medium
 def test_s3_refusing_to_delete_is_an_error(s3, tmp_path, monkeypatch):
     from scalp_core.storage import s3 as client
 
