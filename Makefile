@@ -13,6 +13,7 @@ UNUSED := site-packages/(.*/)?(tests|testing|alembic|backrefs|daft|databricks|fh
 # Two files at a time fill two cores. The slowest tests are listed at the end.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --durations-min 3 $(ARGS)
 FAST   := tests/docs tests/jobs tests/serving tests/cluster tests/scalp_core
+QUICK  := -m "not medium and not slow and not nightly"
 TESTS  :=
 
 .DEFAULT_GOAL := help
@@ -45,8 +46,8 @@ demo: setup  ## the whole way on this machine: synthetic images, training, S3, b
 	@$(BIN)/scalp demo --out runs/demo
 
 # Type checks use one core, and tests wait: side by side they take less time.
-fast: setup  ## lint, and tests without Ray
-	@$(MAKE) --no-print-directory --jobs 2 lint tests TESTS="$(FAST)"
+fast: setup  ## lint, and tests without Ray that take less than half a second each
+	@$(MAKE) --no-print-directory --jobs 2 lint tests TESTS='$(QUICK) $(FAST)'
 
 test: setup  ## all that a change must pass; without Chromium the browser tests are skipped
 	@$(MAKE) --no-print-directory --jobs 2 lint tests

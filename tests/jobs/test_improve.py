@@ -93,6 +93,7 @@ def improve(labels: str, data: str, out: Path, **options: object) -> dict:
     return module.improve("models://scalp", labels, data, str(out), RoundOptions(**options), LocalExecutor())
 
 
+@pytest.mark.medium
 def test_a_round_adds_a_version_and_prints_what_it_bought(
     data, registry, labels, trainings, tmp_path, capsys
 ):
@@ -112,6 +113,7 @@ def test_a_round_adds_a_version_and_prints_what_it_bought(
     assert registry.current("scalp").version == 1
 
 
+@pytest.mark.medium
 def test_the_history_names_the_answers_of_a_promoted_version(data, registry, labels, trainings, tmp_path):
     sha = manifest.read_spec(data).sha256
     policy = f"data: [{sha}]\nrules:\n  - {{metric: qwk, at_least: -1}}\n"
@@ -123,6 +125,7 @@ def test_the_history_names_the_answers_of_a_promoted_version(data, registry, lab
     assert entry.evidence.same_data and "scalp improve" in entry.why
 
 
+@pytest.mark.medium
 def test_a_stopped_round_resumes_with_the_version_that_it_began_with(
     data, registry, labels, trainings, tmp_path, monkeypatch
 ):
@@ -169,6 +172,7 @@ def test_a_log_without_a_new_label_is_refused(data, registry, trainings, tmp_pat
     assert not (tmp_path / "round").exists()
 
 
+@pytest.mark.medium
 def test_readers_who_differ_give_soft_labels_by_a_setting(data, registry, labels, trainings, tmp_path):
     second = [
         columns(str(label.uri), "lee", (label.grade + 1) % 4, uri=label.uri, sha256=label.sha256)

@@ -74,6 +74,7 @@ def test_a_replica_that_ends_has_time_for_what_it_took_in_last(monkeypatch, drai
     assert of_grader > settings.answer_seconds
 
 
+@pytest.mark.medium
 def test_what_answers_requests_needs_no_pytorch():
     """Which takes seconds and half a gigabyte of each replica that decodes."""
     check = "import sys, serving.app; print({'torch', 'timm', 'sklearn'} & set(sys.modules))"

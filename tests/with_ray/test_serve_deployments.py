@@ -104,7 +104,7 @@ def served(bundle, collector, review, tmp_path_factory) -> Iterator[Served]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with scalp_serve(bundle, settings, tmp_path_factory.mktemp("served")) as endpoint:
+        with scalp_serve(bundle, settings, tmp_path_factory.mktemp("served"), killed=True) as endpoint:
             yield endpoint
 
 

@@ -6,6 +6,7 @@ from jobs.bench import decisions
 from jobs.common.console import read_json
 
 
+@pytest.mark.medium
 def test_each_grader_has_a_row_with_coverage_per_grade_and_kept_targets(tmp_path, monkeypatch, capsys):
     graders = decisions.GRADERS[2:4]
     monkeypatch.setattr(decisions, "GRADERS", graders)

@@ -76,6 +76,7 @@ def photographs():
     load.setup(FILES)
 
 
+@pytest.mark.medium
 def test_closed_loop_counts_what_comes_in_its_seconds():
     with answering(reply(200, "{}", X_Batch_Size=4), seconds=0.02) as (port, asked):
         found = load.closed(at(port), 2, warm_up=0.2, seconds=0.5)
@@ -88,6 +89,7 @@ def test_closed_loop_counts_what_comes_in_its_seconds():
     assert all(any(file in body for body in asked) for file in FILES)
 
 
+@pytest.mark.medium
 def test_open_loop_asks_on_whether_or_not_it_is_answered():
     with answering(reply(200, "{}"), seconds=0.15) as (port, asked):
         found = load.open_loop(at(port), rate=40, warm_up=0, seconds=0.5)
@@ -97,6 +99,7 @@ def test_open_loop_asks_on_whether_or_not_it_is_answered():
     assert len(again) == len(asked)  # all servers get the same arrivals
 
 
+@pytest.mark.medium
 def test_a_stall_of_the_client_is_counted_from_when_a_photograph_was_due(monkeypatch):
     send = load._send
 
@@ -110,6 +113,7 @@ def test_a_stall_of_the_client_is_counted_from_when_a_photograph_was_due(monkeyp
     assert sorted(found.latencies)[len(found.latencies) // 2] > 0.15
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "answer", [reply(503, "busy"), b"", b"no http\r\n\r\n"], ids=["refused", "lost", "odd"]
 )
@@ -122,6 +126,7 @@ def test_errors_are_counted_and_no_answers(answer):
     assert (found.latencies, found.answers) == ([], 0)
 
 
+@pytest.mark.medium
 def test_a_server_that_is_away_is_not_asked_without_end():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -138,6 +143,7 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rate", [None, 40.0], ids=["closed", "open"])
 def test_an_endpoint_is_loaded_with_a_key(tmp_path, folder, rate):
     key = "a-key-of-the-clinic"

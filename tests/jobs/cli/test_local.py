@@ -42,6 +42,7 @@ def scalp(*arguments: object) -> None:
     app(list(map(str, arguments)), standalone_mode=False)
 
 
+@pytest.mark.medium
 def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path, capsys):
     out = tmp_path / "graded"
     scalp("grade", bundle, images, out, "--local", "--device", "cpu", "--heatmaps", 0, "--json")
@@ -56,6 +57,7 @@ def test_local_grade_answers_as_the_predictor(bundle, images, tmp_path, capsys):
         assert row["probabilities"] == pytest.approx(answer.probabilities, abs=1e-6)
 
 
+@pytest.mark.medium
 def test_local_prepare_and_evaluate_account_for_each_image(bundle, images, tmp_path, capsys):
     scalp("prepare", images, tmp_path / "data", "--local")
     capsys.readouterr()

@@ -1,6 +1,8 @@
 import re
 import time
 
+import pytest
+
 from jobs.common import console
 
 
@@ -16,6 +18,7 @@ def test_without_a_terminal_progress_is_printed_at_intervals(monkeypatch, capsys
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.medium
 def test_items_of_earlier_runs_do_not_count_for_the_remaining_time(monkeypatch, capsys):
     monkeypatch.setattr(console, "_REPORT_INTERVAL_S", 0.0)
     with console.progress_bar("grading", 1010, done=900) as (progress, task):

@@ -48,6 +48,7 @@ def evaluated(tmp_path):
     return run
 
 
+@pytest.mark.medium
 def test_all_nodes_compute_in_the_precision_that_was_resolved_first(evaluated, monkeypatch):
     monkeypatch.setattr(predictor, "has_bf16", lambda _: False)
     logits, computation = evaluated(lambda: monkeypatch.setattr(predictor, "has_bf16", lambda _: True))

@@ -19,6 +19,7 @@ def decode(data):
     return data.upper()
 
 
+@pytest.mark.medium
 def test_a_call_that_kills_its_process_is_one_error_and_the_next_call_works():
     with Isolation() as child:
         assert child.call(decode, b"a") == b"A"

@@ -182,6 +182,7 @@ def test_a_forgotten_out_after_two_sources_keeps_the_second(mine, tmp_path, monk
     assert content(mine) == before
 
 
+@pytest.mark.medium
 def test_a_set_is_drawn_by_one_run_at_a_time_and_on_a_disk(tmp_path):
     options = SynthOptions(images=3, devices=1)
     with (

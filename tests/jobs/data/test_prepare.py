@@ -60,6 +60,7 @@ def test_files_that_prepare_did_not_make_stay(source, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.medium
 def test_an_empty_source_leaves_the_output_free_for_another(source, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="is empty"):
@@ -67,6 +68,7 @@ def test_an_empty_source_leaves_the_output_free_for_another(source, tmp_path):
     assert prepare(source, str(tmp_path / "out"), OPTIONS)["photographs"] == 24
 
 
+@pytest.mark.medium
 def test_splits_of_a_run_that_was_stopped_do_not_stay(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     prepare_and_stop(source, out, monkeypatch)
@@ -77,6 +79,7 @@ def test_splits_of_a_run_that_was_stopped_do_not_stay(source, tmp_path, monkeypa
     assert set(table["split"].to_pylist()) == {None}
 
 
+@pytest.mark.medium
 def test_retry_failed_reads_unfetched_objects_again(source, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "out")
     read = datasets_locations.read_placed
@@ -128,6 +131,7 @@ def test_a_source_is_read_again_after_a_refused_run_was_killed_in_its_cleanup(so
     assert prepare(source, out, OPTIONS)["photographs"] == 24
 
 
+@pytest.mark.medium
 def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_path, capsys):
     out = str(tmp_path / "out")
     summary = prepare(source, out, replace(OPTIONS, group_by=r"regex:(\d)\d*\.jpg"))
@@ -145,6 +149,7 @@ def test_groups_come_from_names_when_asked_and_not_from_two_places(source, tmp_p
         prepare(str(tmp_path / "t.csv"), str(tmp_path / "other"), replace(OPTIONS, group_by="folder"))
 
 
+@pytest.mark.medium
 def test_groups_of_an_unfinished_run_are_made_again(source, tmp_path, monkeypatch):
     out = str(tmp_path / "out")
     prepare_and_stop(source, out, monkeypatch)

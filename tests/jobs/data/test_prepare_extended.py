@@ -64,6 +64,7 @@ def group_in(data, split):
     return next(row["group"] for row in manifest.read_manifest(data).to_pylist() if row["split"] == split)
 
 
+@pytest.mark.medium
 def test_new_labels_go_to_train_and_the_splits_stay(data, tmp_path):
     groups = {split: group_in(data, split) for split in manifest.SPLITS}
     labels = write_labels(tmp_path, [None, groups["train"], groups["val"], groups["test"]])
@@ -87,6 +88,7 @@ def test_new_labels_go_to_train_and_the_splits_stay(data, tmp_path):
     assert reviews.sha256 == summary["label_log"]["sha256"]
 
 
+@pytest.mark.medium
 def test_a_second_round_adds_what_is_new(data, tmp_path):
     labels = write_labels(tmp_path, [None])
     prepare(labels, str(tmp_path / "first"), Options(extend=data))
@@ -97,6 +99,7 @@ def test_a_second_round_adds_what_is_new(data, tmp_path):
     assert len(splits_of(str(tmp_path / "second"))) == IMAGES + 2
 
 
+@pytest.mark.medium
 def test_soft_labels_of_the_data_stay(data, tmp_path):
     labels = write_labels(tmp_path, [None])
     uri, digest = write_picture(tmp_path / "new", 100)
@@ -114,6 +117,7 @@ def test_soft_labels_of_the_data_stay(data, tmp_path):
         assert manifest.read_spec(prepared).soft_labels == 1
 
 
+@pytest.mark.medium
 def test_an_image_of_the_data_that_is_lost_is_an_error(tmp_path):
     data = write_data(tmp_path)
     (tmp_path / "set" / "7.jpg").write_bytes(b"")

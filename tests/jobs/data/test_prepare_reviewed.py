@@ -58,6 +58,7 @@ def dropped_of(data):
     return {int(row["uri"].rpartition("/")[2].removesuffix(".jpg")): row["reason"] for row in rows}
 
 
+@pytest.mark.medium
 def test_a_label_log_is_prepared_like_a_table(reviewed, tmp_path, capsys):
     data = str(tmp_path / "data")
     summary = prepare(reviewed, data, OPTIONS)

@@ -36,6 +36,7 @@ def second(tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("second") / "bundle", seed=8)
 
 
+@pytest.mark.medium
 def test_two_models_are_compared_image_by_image(bundle, second, data, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["evaluate", bundle, second, data, out, "--local", "--device", "cpu"]
@@ -67,6 +68,7 @@ def test_two_models_are_compared_image_by_image(bundle, second, data, tmp_path, 
     assert not re.search("https?://", page)
 
 
+@pytest.mark.medium
 def test_a_model_does_not_differ_from_itself(bundle, data, tmp_path, capsys, monkeypatch):
     leave_undrawn(monkeypatch)
     summary = evaluate_models([str(bundle)] * 3, str(data), str(tmp_path), executor=LocalExecutor())
@@ -76,6 +78,7 @@ def test_a_model_does_not_differ_from_itself(bundle, data, tmp_path, capsys, mon
     assert "Different (" not in capsys.readouterr().out
 
 
+@pytest.mark.medium
 def test_labels_of_another_symptom_are_refused(bundle, data, tmp_path):
     other = tmp_path / "data"
     shutil.copytree(data, other)
@@ -85,6 +88,7 @@ def test_labels_of_another_symptom_are_refused(bundle, data, tmp_path):
         evaluate_models([str(bundle)] * 2, str(other), str(tmp_path / "out"), executor=LocalExecutor())
 
 
+@pytest.mark.medium
 def test_splits_of_two_folds_are_not_compared(bundle, data, tmp_path, monkeypatch):
     from jobs.evaluate import comparison
 

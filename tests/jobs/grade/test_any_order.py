@@ -124,6 +124,7 @@ _SETTINGS = settings(
 )
 
 
+@pytest.mark.medium
 def test_any_order_gives_one_row_per_image():
     run_machine(examples=15)
 

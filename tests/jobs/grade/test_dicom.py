@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from scalp_core import storage
 from scalp_core.datasets.examination import read_content
 from tests.support.dicom_files import PATIENT, dicom
@@ -15,6 +17,7 @@ def answer(row):
     return {name: row[name] for name in ("status", "grade", "probabilities", "grade_set", "refer", "error")}
 
 
+@pytest.mark.medium
 def test_a_dicom_file_has_the_grade_of_its_jpeg_wherever_it_is(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     many = dicom(JPEG, (SIDE, SIDE), NumberOfFrames=3)

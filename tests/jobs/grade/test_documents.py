@@ -137,6 +137,7 @@ def test_fhir_has_the_answer_of_each_row(out, tmp_path):
         assert all(f"({reason})" in report["conclusion"] for reason in reasons)
 
 
+@pytest.mark.medium
 def test_a_structured_report_has_the_answer_of_each_row(out, tmp_path):
     documents = reports(out, tmp_path)
     for stored in rows(out):
@@ -163,6 +164,7 @@ def test_a_structured_report_has_the_answer_of_each_row(out, tmp_path):
         assert list(numbers.values()) == pytest.approx(stored["probabilities"], abs=1e-6)
 
 
+@pytest.mark.medium
 def test_documents_name_no_patient_unless_asked_to(out, tmp_path):
     lines = export(out, tmp_path / "a.ndjson", "--write", "fhir").decode()
     assert not [value for value in PATIENT if value in lines]
@@ -198,6 +200,7 @@ def test_with_patients_a_report_goes_to_the_study_of_its_image(graded, out, tmp_
     assert "subject" not in observed["plain.jpg"][0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["fhir", "dicom-sr"])
 def test_the_same_rows_make_the_same_file(out, tmp_path, kind):
     suffix = {"fhir": ".ndjson", "dicom-sr": ".zip"}[kind]
@@ -278,6 +281,7 @@ def grade_command(small, *options):
     return CliRunner().invoke(app, ["grade", bundle, *sources, out, "--local", *options])
 
 
+@pytest.mark.medium
 def test_grade_writes_the_documents_that_results_writes(small, tmp_path):
     out = small[2]
     summary = run(*small, report=False, documents=["dicom-sr", "fhir"])

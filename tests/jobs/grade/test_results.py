@@ -195,6 +195,7 @@ def test_a_file_that_exists_is_kept_unless_it_may_be_overwritten(ask, tmp_path, 
     assert labels.read_bytes() != b"a week of work"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["=1+1.jpg", "+1.jpg", "-1.jpg", "@a.jpg", "\ta.jpg", "＝1.jpg"])
 def test_a_spreadsheet_finds_no_formula_in_a_name(tmp_path, name):
     write(str(tmp_path / "out" / "results"), [row("/a.zip", name), row("/a.zip", "a=1.jpg")], files=1)
@@ -219,6 +220,7 @@ def test_a_terminal_obeys_no_name(ask, tmp_path):
     assert "\x1b" not in ask("--status", "failed", of=out)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_an_export_that_breaks_off_leaves_the_file_before_and_no_other(s3, tmp_path, kind, where):
@@ -240,6 +242,7 @@ def test_an_export_that_breaks_off_leaves_the_file_before_and_no_other(s3, tmp_p
     assert storage.read(to) == b"of yesterday"
 
 
+@pytest.mark.medium
 def test_rows_and_export_in_s3(s3, ask, tmp_path):
     out = finished(f"s3://scalp/{tmp_path.name}/out", "s3://clinic/a")
     assert len(cells(ask("--path-prefix", "s3://clinic/a/north/", of=out))) == 1 + 2

@@ -34,6 +34,7 @@ def out(request, tmp_path, s3):
     return str(tmp_path / "pulled") if request.param == "local" else f"s3://scalp/pulled/{tmp_path.name}"
 
 
+@pytest.mark.medium
 def test_a_version_of_the_registry_is_copied_whole(bundle, tmp_path, out):
     root = str(tmp_path / "models")
     Registry(root).add(str(bundle), "scalp")

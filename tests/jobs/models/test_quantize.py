@@ -99,6 +99,7 @@ def test_int8_above_the_limit_is_refused_and_the_bundle_stays(trained, data, att
     assert not load_bundle(str(trained)).spec.offers("int8")
 
 
+@pytest.mark.medium
 def test_int8_at_the_limit_is_added(trained, data, attempts, monkeypatch):
     losses(monkeypatch, 0.0101, 0.0100)
     summary = quantize(str(trained), data)

@@ -150,6 +150,7 @@ def test_features_are_computed_once(graded, labels, bundle, data, monkeypatch):
     assert second.neighbors(image) == first.neighbors(image)
 
 
+@pytest.mark.medium
 def test_pieces_give_the_neighbors_of_one_comparison(graded, labels, bundle, data, tmp_path, monkeypatch):
     whole = open_review(graded, labels, bundle=str(bundle), neighbors=data)
     monkeypatch.setattr(stored_features, "PIECE", 5)
@@ -201,6 +202,7 @@ def test_an_image_that_cannot_be_read_has_no_neighbors(tmp_path, labels, bundle,
     assert visit(session).get(f"/v1/review/images/{first}/heatmap").json()["code"] == "changed"
 
 
+@pytest.mark.medium
 def test_a_training_image_that_was_removed_has_no_picture(tmp_path, graded, bundle):
     data, labels = write_training_images(tmp_path, 12), f"{tmp_path}/labels"
     session = open_review(graded, labels, bundle=str(bundle), neighbors=data)

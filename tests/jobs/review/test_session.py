@@ -70,6 +70,7 @@ def test_a_corrected_answer_counts(graded, labels):
     assert len(read_labels(labels)) == 2
 
 
+@pytest.mark.medium
 def test_adjudication_decides_where_readers_disagree_without_their_names(graded, labels, capsys):
     kim, lee = open_review(graded, labels, "kim"), open_review(graded, labels, "lee")
     first, second, third, *_ = ids(kim)

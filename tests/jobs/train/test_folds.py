@@ -83,6 +83,7 @@ def run_folds(prepared, run):
     return train_folds(prepared.data, str(run), RECIPE, FOLDS, 1, "cpu", "none", LocalExecutor())
 
 
+@pytest.mark.medium
 def test_a_failed_fold_is_named_and_the_same_command_trains_only_what_is_missing(
     prepared, trainings, tmp_path
 ):
@@ -98,6 +99,7 @@ def test_a_failed_fold_is_named_and_the_same_command_trains_only_what_is_missing
     assert len(trainings.trained) == 3
 
 
+@pytest.mark.medium
 def test_the_bundle_is_the_student_with_the_decision_of_all_images(
     prepared, trainings, tmp_path, monkeypatch, capsys
 ):
@@ -136,6 +138,7 @@ def test_the_bundle_is_the_student_with_the_decision_of_all_images(
     assert f"A {ENSEMBLE}\nB student" in printed and f"A {MEAN}\nB student" in printed
 
 
+@pytest.mark.medium
 def test_a_student_that_answers_worse_than_the_folds_keeps_the_decision_of_its_validation(
     prepared, trainings, tmp_path, monkeypatch, capsys
 ):

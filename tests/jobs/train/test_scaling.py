@@ -6,6 +6,7 @@ import ray
 from cluster.resources import Cluster
 from jobs.common.prometheus import TrainMetrics
 from jobs.train import progress
+from jobs.train import scaling as scaling_module
 from jobs.train.progress import Follower
 from jobs.train.scaling import ElasticScaling, plan_scaling, plan_side_by_side
 from scalp_core.errors import UserError
@@ -36,6 +37,7 @@ def test_elastic_run_reserves_two_cpus_for_data(monkeypatch, cpus, gpus, most):
     assert (scaling.min_workers, scaling.max_workers) == (1, most)
     resources(monkeypatch, 128, gpus)  # nodes have joined
     assert scaling.max_workers == 8
+    monkeypatch.setattr(scaling_module, "_RETRY_PAUSE_S", 0.0)
     resources(monkeypatch, 2, gpus)  # nodes are lost: rather no worker than one without data
     assert scaling.max_workers < scaling.min_workers
 

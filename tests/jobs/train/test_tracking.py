@@ -169,6 +169,7 @@ def test_unavailable_server_is_retried_after_a_pause(run, port, tmp_path):
     tracker.epoch(entry(2))  # asks nobody, or it would raise
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("listens", [False, True], ids=["refuses", "hangs"])
 def test_unavailable_server_is_reported_before_any_output(listens, tmp_path, monkeypatch):
     with socket.socket() as silent:
@@ -232,6 +233,7 @@ def test_missing_package_and_variable_are_named(run, monkeypatch):
         pass
 
 
+@pytest.mark.medium
 def test_mlflow_sends_no_telemetry(tmp_path):
     """In a process without the environment of a test, in which MLflow sends nothing anyway."""
     code = "import jobs.train.tracking_mlflow, mlflow.telemetry as t; print(t.get_telemetry_client())"

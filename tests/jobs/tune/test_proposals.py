@@ -34,6 +34,7 @@ def test_every_space_that_is_shipped_draws_recipes(path):
         assert len({settings[key] for settings in drawn if key in settings}) > 1
 
 
+@pytest.mark.medium
 def test_draws_are_settled_by_the_seed_and_stay_inside():
     values = {
         "learning_rate": {"low": "1e-4", "high": "1e-2", "scale": "log"},
@@ -143,6 +144,7 @@ SPACE = parse_space(
 )
 
 
+@pytest.mark.medium
 def test_search_is_better_than_random():
     seeds = range(10)
     best = [max(kappa(trial.settings) for trial in search(24, seed)) for seed in seeds]

@@ -93,6 +93,7 @@ def test_a_server_that_was_away_is_asked_again_and_what_no_waiting_mends_is_told
         list(byte_ranges.read_ranges("s3://b/x", ranges))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_members_are_the_same_from_anywhere_in_any_order_and_in_threads(tmp_path, s3, suffix, where):

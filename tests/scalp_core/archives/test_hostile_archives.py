@@ -318,6 +318,7 @@ SOUND = {
 }
 
 
+@pytest.mark.medium
 def test_no_damage_raises_what_is_not_expected(put):
     chance = random.Random(7)
     names = [*dict(FILES), "none.jpg"]
@@ -340,6 +341,7 @@ def test_no_damage_raises_what_is_not_expected(put):
     assert all(isinstance(each, bytes | ImageError) for each in read(uri, *names))
 
 
+@pytest.mark.medium
 def test_a_tar_is_examined_in_little_memory_and_ends_at_the_limit_of_members(put, monkeypatch):
     uri = put("many.tar", odd.tar_of((f"{index}.txt", b"") for index in range(4000)))
     rows = [row | {"kind": None} for row in scan.list_root(scan.Root(uri), open_tars=True)]

@@ -93,6 +93,7 @@ def test_a_bundle_of_a_later_version_is_refused(copy):
         load_bundle(str(copy))
 
 
+@pytest.mark.medium
 def test_the_model_card_lists_other_symptoms(make_bundle, tmp_path):
     spec = load_bundle(str(make_bundle(tmp_path / "six", symptoms=6))).spec
     score = {"n": 80, "qwk": 0.512, "intervals": {"qwk": {"low": 0.4, "high": 0.6, "undefined": 0}}}

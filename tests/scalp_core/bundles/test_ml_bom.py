@@ -30,6 +30,7 @@ def changed(bundle, weights, **training):
     )
 
 
+@pytest.mark.medium
 def test_the_command_prints_a_valid_bill_with_the_files_of_the_bundle(bundle):
     found = CliRunner().invoke(app, ["models", "bom", str(bundle)], catch_exceptions=False)
     model = check(json.loads(found.stdout))

@@ -26,6 +26,7 @@ def leaky(bundle):
     return training.model_copy(update={"split": split})
 
 
+@pytest.mark.medium
 def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
     assert store.add(run(1), "scalp") == (1, True)
     assert store.add(run(2), "scalp") == (2, True)
@@ -39,6 +40,7 @@ def test_a_version_is_the_whole_bundle_and_is_found_by_its_names(store, run):
         assert loaded.spec.temperature == temperature
 
 
+@pytest.mark.medium
 @pytest.mark.promise("README: the same bundle adds no version")
 def test_the_same_bundle_again_is_the_same_version(store, run):
     store.add(run(1), "scalp")
@@ -129,6 +131,7 @@ open_registry().add(sys.argv[1], "scalp")
 """
 
 
+@pytest.mark.medium
 def test_killed_add_leaves_no_visible_version(store, run):
     source = run(1)
     ended = subprocess.run([sys.executable, "-c", KILLED, source], check=False)
@@ -143,6 +146,7 @@ def test_killed_add_leaves_no_visible_version(store, run):
     assert load_bundle("models://scalp@1").fetch("weights").fetch("float").spec.temperature == 1
 
 
+@pytest.mark.medium
 def test_concurrent_adds_of_one_bundle_share_a_version(store, run):
     sources = [run(1), run(2)]
     files, looked = Registry._files, Barrier(8)
@@ -171,6 +175,7 @@ print(*open_registry().add(sys.argv[1], "scalp"))
 """
 
 
+@pytest.mark.medium
 def test_processes_adding_one_bundle_share_a_version(store, run):
     command = [sys.executable, "-c", ADDED, run(1), str(time.time() + 1)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -206,6 +211,7 @@ def test_numbers_taken_during_a_listing_are_found(store, run):
     assert store.add(sources[0], "scalp") == (1, False)
 
 
+@pytest.mark.medium
 def test_concurrent_adds_of_different_bundles_get_complete_versions(store, run):
     sources = [run(number) for number in range(1, 4)]
     added = at_once(3, lambda index: store.add(sources[index], "scalp"))

@@ -16,6 +16,7 @@ from scalp_core.evaluation.promotion_policy import PolicyResult
 from tests.support.threads import at_once
 
 
+@pytest.mark.medium
 def test_a_rollback_goes_back_step_by_step(store, run):
     for number in (1, 2, 3):
         store.add(run(number), "scalp")
@@ -33,6 +34,7 @@ def test_a_rollback_goes_back_step_by_step(store, run):
     assert "@" in store.history("scalp")[0].who
 
 
+@pytest.mark.medium
 def test_history_continues_after_a_lost_entry(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
@@ -73,6 +75,7 @@ def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length,
     assert registry_records.stack_promoted(entries)[::-1] == stack
 
 
+@pytest.mark.medium
 def test_one_of_concurrent_promotions_succeeds_and_others_fail(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
@@ -107,6 +110,7 @@ def evidence(against, bound):
     )  # fmt: skip
 
 
+@pytest.mark.medium
 def test_a_changed_entry_of_the_history_is_detected(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")
@@ -119,6 +123,7 @@ def test_a_changed_entry_of_the_history_is_detected(store, run):
         load_bundle("models://scalp")
 
 
+@pytest.mark.medium
 def test_a_policy_must_decide_about_each_promotion(store, run):
     for number in (1, 2):
         store.add(run(number), "scalp")
@@ -136,6 +141,7 @@ def test_a_policy_must_decide_about_each_promotion(store, run):
         store.promote("scalp", 2, evidence=evidence(1, 0.0), decision=decision)
 
 
+@pytest.mark.medium
 def test_evidence_decides_a_promotion_and_stays_in_the_history(store, run):
     for number in range(1, 4):
         store.add(run(number), "scalp")

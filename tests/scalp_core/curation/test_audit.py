@@ -23,6 +23,8 @@ from tests.support.images import jpeg
 from tests.support.layouts import LAYOUTS, REARRANGED, WRITTEN, rearrange
 from tests.support.sources import PLANS, audited, audited_rows, examined, folder_of, picture, write_set
 
+pytestmark = pytest.mark.medium
+
 RATIO = "2:1:1"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def parts_by(rows, key):
     return found
 
 
+@pytest.mark.medium
 @settings(max_examples=examples(10, 50), deadline=None)
 @given(
     rows=ROWS,
@@ -113,6 +115,7 @@ def test_what_is_kept_apart_stays_apart_and_nothing_is_lost(rows, devices, seed,
         assert labels.setdefault(row["sha256"], row["label"]) == row["label"]
 
 
+@pytest.mark.medium
 @settings(max_examples=examples(1, 10), deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_part_is_like_the_whole_where_groups_allow_it(seed):

@@ -92,6 +92,7 @@ VIEWS = {
 _HARDEST = {"small round field", "screenshot, image 14 %"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "view", [pytest.param(view, marks=[] if view in _HARDEST else pytest.mark.slow) for view in VIEWS]
 )
@@ -143,6 +144,7 @@ def test_copies_are_found_behind_another_image_of_their_hash():
     assert find_pairs(hashes, hashes + np.uint64(1), textures([0, 1, 1])).pairs.tolist() == [[1, 2]]
 
 
+@pytest.mark.medium
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_images_are_joined_when_their_hashes_are_near_and_their_textures_alike(seed):
@@ -167,6 +169,7 @@ def test_images_are_joined_when_their_hashes_are_near_and_their_textures_alike(s
     assert {tuple(pair) for pair in found.pairs.tolist()} <= set(near)
 
 
+@pytest.mark.medium
 def test_a_source_of_one_hash_takes_bounded_work_and_is_reported(monkeypatch):
     rows, compared = 3_000, 0
     shows_same = near_duplicates.shows_same

@@ -76,6 +76,7 @@ def test_a_jpeg_keeps_its_pixels_and_tells_nothing(options, orientation):
     assert strip_metadata(stripped)[0] == stripped
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP"])
 def test_other_formats_become_png_with_the_same_pixels(kind):
     exif = Image.Exif()

@@ -32,6 +32,7 @@ def assert_no_group_in_two(parts, groups):
         assert len({part for part in parts[groups == group] if part is not None}) <= 1
 
 
+@pytest.mark.medium
 @pytest.mark.promise("README: splits share no microscope")
 @settings(max_examples=examples(10, 50), deadline=None)
 @given(groups=st.integers(10, examples(14, 40)), rows=st.integers(60, 300), seed=st.integers(0, 1000))
@@ -45,6 +46,7 @@ def test_no_group_is_ever_in_two_parts(groups, rows, seed):
     assert_no_group_in_two(folds, of_row)
 
 
+@pytest.mark.medium
 @settings(max_examples=examples(10, 50), deadline=None)
 @given(groups=st.integers(24, examples(30, 120)), rows=st.integers(100, 600), seed=st.integers(0, 1000))
 def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
@@ -62,6 +64,7 @@ def test_the_delivered_parts_are_kept_but_for_their_overlap(groups, rows, seed):
     assert (np.equal(parts, None) == overlap).all()
 
 
+@pytest.mark.medium
 def test_parts_have_their_shares_of_rows_and_of_every_grade():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 60, 6000)
@@ -98,6 +101,7 @@ def test_the_busiest_clinic_is_trained_on_and_every_split_has_two_groups(seed):
     assert min(groups for _, groups, _ in found.values()) >= 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("seed", range(2))
 def test_shares_are_met_where_the_groups_allow_it(seed):
     rng = np.random.default_rng(seed)
@@ -196,6 +200,7 @@ def source(tmp_path_factory):
     return tmp_path_factory.getbasetemp() / "split0" / "set"
 
 
+@pytest.mark.medium
 def test_a_random_split_says_how_it_leaks(source, tmp_path):
     found = audited(source, tmp_path, method="random")
     record = manifest.read_spec(found.data).split
@@ -215,6 +220,7 @@ def test_a_random_split_says_how_it_leaks(source, tmp_path):
     assert f"{record.leaking_pairs['session']:,} of one session" in record.warning
 
 
+@pytest.mark.medium
 def test_the_official_split_keeps_sessions_apart_and_says_what_it_cannot(source, tmp_path):
     found = audited(source, tmp_path, method="official", ratio="2:1:1")
     record = manifest.read_spec(found.data).split
@@ -228,6 +234,7 @@ def test_the_official_split_keeps_sessions_apart_and_says_what_it_cannot(source,
     assert found.summary["dropped"]["official_overlap"] == len(overlap)
 
 
+@pytest.mark.medium
 def test_folds_are_for_training_and_validation_and_keep_devices_apart(source, tmp_path):
     found = audited(source, tmp_path, ratio="2:1:1", folds=3)
     table = found.table

@@ -31,6 +31,7 @@ def labels_by_name(found):
     return {row["uri"].rsplit("/", 1)[-1].removesuffix(".jpg"): row["labels"] for row in rows}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("names", [("dandruff", "hair_loss"), ("VALUE_5", "Hair_loss")])
 def test_a_table_gives_the_grades_of_other_symptoms(names, tmp_path):
     cells = {0: "1,2,severe", 1: "1,,3.0", 2: "1,,NA"}
@@ -54,6 +55,7 @@ def test_a_grade_that_is_none_drops_the_image_and_names_its_column(tmp_path):
     assert dropped["detail"] == "dandruff 'much' is not a grade: 0 to 3, or a grade's name"
 
 
+@pytest.mark.medium
 def test_the_label_is_the_grade_of_the_symptom(tmp_path):
     """Without a column `label`, that of the symptom is the label; a row must not contradict itself."""
     table = write_table(tmp_path, "micro_keratin,dandruff", lambda n: f"{n % 4},{(n + 1) % 4}")
@@ -131,6 +133,7 @@ def test_of_a_label_file_all_six_values_count_or_none(tmp_path):
 # --- the fingerprint ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("edited", [[0, None, None, None, 3, None], [0, 9], [], None])
 def test_edited_grades_are_refused_and_earlier_data_are_read(edited, tmp_path):
     table = write_table(tmp_path, "label,dandruff", lambda n: f"{n % 4},{n % 3}")

@@ -366,6 +366,7 @@ def test_rows_of_a_manifest_keep_their_places_and_are_relative_to_its_directory(
 # Groups
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("group_by", "groups"),
     [

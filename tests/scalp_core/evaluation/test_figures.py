@@ -1,5 +1,7 @@
 """Plots show titles, warnings and markers."""
 
+import pytest
+
 from scalp_core.evaluation import figures
 
 HISTORY = [
@@ -8,12 +10,14 @@ HISTORY = [
 ]
 
 
+@pytest.mark.medium
 def test_the_warning_of_a_leaky_split_is_on_the_curves():
     plain, again = figures.plot_curves(HISTORY, 2), figures.plot_curves(HISTORY, 2)
     assert plain == again
     assert figures.plot_curves(HISTORY, 2, "LEAKY SPLIT: metrics are too optimistic") != plain
 
 
+@pytest.mark.medium
 def test_search_plot_shows_warning_and_best_trial():
     def drawn(order, title="kappa on validation"):
         trials = [
@@ -29,6 +33,7 @@ def test_search_plot_shows_warning_and_best_trial():
     assert len({drawn([1]), drawn([1, 2]), drawn([2, 1]), drawn([1, 2], "LEAKY")}) == 4
 
 
+@pytest.mark.medium
 def test_search_plot_omits_settings_without_an_effect():
     def drawn(*smoothing):
         trials = [

@@ -34,6 +34,7 @@ def compared(labels, groups, reference, candidate, **options):
     return noninferiority.compare(labels, reference, candidate, groups, 0.9, **options)
 
 
+@pytest.mark.medium
 def test_a_candidate_that_truly_loses_the_limit_passes_by_chance_one_time_in_twenty_at_most():
     """At 458 images the point estimate accepts such a candidate in a third of all draws (review, P12)."""
     rng = np.random.default_rng(0)

@@ -62,6 +62,7 @@ def test_the_interval_of_the_difference_is_narrower_than_those_of_the_models_sug
     assert of_difference["high"] - of_difference["low"] < width / 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("groups", [6, 20])
 def test_the_interval_contains_the_true_difference_as_often_as_it_says(groups):
     """The second model is as good as the first: each gets other images of the same microscopes right."""

@@ -179,6 +179,7 @@ def test_no_value_of_the_header_is_warned_of_or_logged(damage, caplog, capfd):
     assert bool(message) == (damage != "none")
 
 
+@pytest.mark.medium
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     is_jpeg=st.booleans(),

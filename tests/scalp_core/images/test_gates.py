@@ -23,6 +23,7 @@ def with_junk(rng: np.random.Generator, images: int, share: float) -> np.ndarray
     return np.concatenate([junk(rng, count), scalps(rng, images - count)])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("share", [0, 0.002, 0.02, 0.05, 0.1])
 def test_junk_in_training_and_validation_is_flagged_and_scalps_are_not(share):
     """With 2 % of junk, a plain covariance flagged 1 % of it."""
@@ -33,6 +34,7 @@ def test_junk_in_training_and_validation_is_flagged_and_scalps_are_not(share):
     assert gates.photographs == pytest.approx(2000 * (1 - share), rel=0.01)
 
 
+@pytest.mark.medium
 def test_a_microscope_of_its_own_kind_is_not_junk():
     rng = np.random.default_rng(6)
     train = with_junk(rng, 3000, 0.05)

@@ -55,6 +55,7 @@ def report():
     return json.loads(result.stdout)
 
 
+@pytest.mark.medium
 @pytest.mark.promise("README: a damaged file is never half graded")
 def test_every_file_is_graded_or_refused_as_it_should_be(report):
     assert len(report["found"]) >= 200
@@ -63,6 +64,7 @@ def test_every_file_is_graded_or_refused_as_it_should_be(report):
     assert wrong == {}
 
 
+@pytest.mark.medium
 def test_no_file_takes_long_or_much_memory(report):
     slow = {name: seconds for name, (*_, seconds) in report["found"].items() if seconds > SECONDS_A_FILE}
     assert slow == {}

@@ -89,6 +89,7 @@ def test_pad_keeps_the_shape_between_bars_of_the_mean(size, content):
     assert (square[bars] == [51, 102, 153]).all()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_a_large_jpeg_gives_what_its_pixels_give(resize):
     """Scaled decoding knows how each way uses the picture."""

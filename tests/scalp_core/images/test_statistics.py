@@ -103,6 +103,7 @@ def gated(bundle, files, tmp_path_factory):
 # --- detection by the gates --------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids=[*KINDS, "all kinds"])
 def test_what_is_no_sharp_scalp_is_told_from_microscopes_never_seen(fitted, kinds):
     gates, statistics = fitted
@@ -112,6 +113,7 @@ def test_what_is_no_sharp_scalp_is_told_from_microscopes_never_seen(fitted, kind
     assert np.mean(far > 1) >= 0.9  # and the limit lies between them
 
 
+@pytest.mark.medium
 def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
     gates, statistics = fitted
     assert len(statistics["unseen"]) >= 20
@@ -119,6 +121,7 @@ def test_photographs_of_microscopes_never_seen_are_seldom_flagged(fitted):
     assert flagged.mean() <= 0.03
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("kind", "flag"), [("blurred", "blurred"), ("black", "too_dark"), ("white", "too_bright")]
 )
@@ -149,6 +152,7 @@ def test_statistics_mean_what_their_names_say():
     assert found["red"]["saturation"] > 0.4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [96, 128, 224, 225, 512])
 def test_the_grid_of_pixels_is_as_light_and_colored_as_the_whole(files, size):
     for data in files["unseen"][:10]:
@@ -179,6 +183,7 @@ def test_edges_are_seen_at_their_own_size_and_in_their_direction_wherever_they_l
         assert found["coherence"] > 0.95 and found["axis_share"] > 0.95
 
 
+@pytest.mark.medium
 def test_a_picture_turned_on_its_side_has_the_same_statistics(files):
     pixels = decode(files["unseen"][0], Preprocess(size=224)).pixels
     assert (
@@ -200,6 +205,7 @@ def test_any_size_and_picture_has_finite_statistics(size):
         assert np.isfinite(found).all()
 
 
+@pytest.mark.medium
 def test_bulk_and_online_measure_the_same(files, tmp_path):
     spec = Preprocess(size=224)
     (tmp_path / "bad.jpg").write_bytes(b"no photograph")
@@ -217,6 +223,7 @@ def test_bulk_and_online_measure_the_same(files, tmp_path):
 # --- the bundle --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_a_bundle_with_gates_comes_back_as_it_was_saved(gated, files):
     spec = gated.spec.preprocess
     train, val = (
@@ -229,6 +236,7 @@ def test_a_bundle_with_gates_comes_back_as_it_was_saved(gated, files):
     assert luma.quantiles[3] == pytest.approx(np.median(train[:, 0]), abs=1e-6)
 
 
+@pytest.mark.medium
 def test_a_black_photograph_is_referred_and_scalps_of_unseen_microscopes_seldom_flagged(gated, files):
     spec = gated.spec.preprocess
     scalps = [decode(data, spec).pixels for data in files["unseen"]]
@@ -240,6 +248,7 @@ def test_a_black_photograph_is_referred_and_scalps_of_unseen_microscopes_seldom_
     assert set(black.refer_reasons) <= set(REASONS)
 
 
+@pytest.mark.medium
 def test_a_sure_grade_of_something_else_is_referred_all_the_same(gated):
     sure = np.array([[0, 20, 0, 0]], np.float32)
     (answer,) = make_gradings(
@@ -248,6 +257,7 @@ def test_a_sure_grade_of_something_else_is_referred_all_the_same(gated):
     assert (answer.grade_set, answer.refer) == ([1], True)
 
 
+@pytest.mark.medium
 def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gated, tmp_path):
     old = json.loads((bundle / "bundle.json").read_text())
     del old["gates"], old["spec_sha256"]
@@ -263,6 +273,7 @@ def test_a_bundle_from_before_gates_grades_and_says_that_it_has_none(bundle, gat
     assert has_gates == [False, True]
 
 
+@pytest.mark.medium
 def test_gates_of_other_statistics_are_refused(gated, tmp_path):
     now = dict(gated.spec.gates)
     before = {
@@ -275,6 +286,7 @@ def test_gates_of_other_statistics_are_refused(gated, tmp_path):
             load_bundle(str(tmp_path))
 
 
+@pytest.mark.medium
 def test_gates_must_name_the_statistics_that_are_measured(gated):
     profile = dict(gated.spec.gates.profile)
     profile["another"] = profile.pop("saturation")

@@ -27,6 +27,7 @@ def bundle_with_graph(architecture: str, size: int, head: str):
     return with_float_graph(bundle, iter([(photographs(2, size), np.arange(2))]))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("architecture", "size", "head"),
     [
@@ -48,6 +49,7 @@ def test_heatmaps_of_the_graph_are_those_of_gradients(architecture, size, head):
     np.testing.assert_allclose(explainer.heatmaps(images), reference.heatmaps(images), atol=2e-3)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("architecture", ["convnext_atto", "mobilenetv3_small_050"])
 def test_layers_after_the_pool_are_left_to_gradients(architecture):
     explainer = make_explainer(bundle_with_graph(architecture, 96, "softmax"), "cpu")
@@ -55,6 +57,7 @@ def test_layers_after_the_pool_are_left_to_gradients(architecture):
     assert explainer.heatmaps(photographs(1, 96)).shape == (1, 96, 96)
 
 
+@pytest.mark.medium
 def test_a_heatmap_of_a_bundle_does_not_import_pytorch(bundle):
     code = (
         "import sys, numpy as np\n"

@@ -98,6 +98,7 @@ def patch_finder(patch_bundle) -> Explainer:
     return make_explainer(patch_bundle, "cpu")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("place", [(0, 0), (0, 96), (96, 0), (96, 96), (30, 60), (60, 30)])
 def test_the_heat_is_where_what_drives_the_grade_is(patch_finder, place):
     heat = patch_finder.heatmap(with_patch(place, seed=7), grade=3)
@@ -108,6 +109,7 @@ def test_the_heat_is_where_what_drives_the_grade_is(patch_finder, place):
     assert inside > 3 * heat.mean()
 
 
+@pytest.mark.medium
 def test_each_grade_has_a_heatmap_of_its_own_and_the_likeliest_is_the_default(patch_finder):
     image = with_patch((32, 64), seed=7)
     np.testing.assert_allclose(patch_finder.heatmap(image), patch_finder.heatmap(image, 3), atol=1e-5)
@@ -116,6 +118,7 @@ def test_each_grade_has_a_heatmap_of_its_own_and_the_likeliest_is_the_default(pa
     np.testing.assert_allclose(patch_finder.heatmap(plain), patch_finder.heatmap(plain, 0), atol=1e-5)
 
 
+@pytest.mark.medium
 def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     """The sanity check of Adebayo et al.: a map that outlives the weights shows edges, not the model."""
     places = [(19 * number, 95 - 19 * number) for number in range(6)]
@@ -141,6 +144,7 @@ def test_shuffled_weights_give_other_heatmaps(patch_bundle, patch_finder):
     assert np.mean(after) < 0.7
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [
@@ -167,6 +171,7 @@ def test_convolutional_architectures_have_heatmaps(architecture, size):
     assert np.any(by_grade)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("architecture", "size", "reason"),
     [
@@ -202,6 +207,7 @@ def test_where_nothing_speaks_for_the_grade_there_is_no_heat(bundle):
     np.testing.assert_array_equal(heat, 0)
 
 
+@pytest.mark.medium
 def test_a_grade_that_there_is_not_is_refused(patch_finder):
     for grade in (-1, 4):
         with pytest.raises(UserError, match=f"grade {grade} does not exist"):

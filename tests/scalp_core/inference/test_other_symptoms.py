@@ -54,6 +54,7 @@ def test_scores_of_a_symptom_that_are_not_finite_are_its_worst_grade(six):
     assert grading.other_symptoms[SYMPTOM_IDS[1]]["grade"] == logits[0, 4:8].argmax()
 
 
+@pytest.mark.medium
 def test_graph_and_weights_give_the_same_answers_and_heatmaps_are_of_the_first_symptom(six):
     images = np.stack([decode(jpeg(seed), six.spec.preprocess).pixels for seed in range(5)])
     graph, weights = (Predictor(six, "cpu", "fp32", runtime=runtime) for runtime in ("openvino", "torch"))

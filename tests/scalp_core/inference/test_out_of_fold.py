@@ -46,6 +46,7 @@ def test_an_image_that_a_gate_refers_is_referred():
     assert answers.refer[flagged].all() and not answers.refer.all()
 
 
+@pytest.mark.medium
 def test_promises_are_kept_on_new_microscopes_and_foretold_by_the_left_out_folds():
     """Coverage per grade within 2 points on average over draws, and the target in nine of ten draws."""
     distances, foretold, measured, kept = [], [], [], 0

@@ -121,6 +121,7 @@ def test_bundle_older_than_graphs_gives_the_same_answers(loaded, images):
     np.testing.assert_allclose(Predictor(old, "cpu", "fp32").logits(images), expected, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_cpu_grades_without_pytorch_and_telemetry(bundle, tmp_path):
     program = f"""
 import sys, numpy as np
@@ -136,6 +137,7 @@ assert sys.modules["openvino_telemetry"] is None
     assert list(tmp_path.iterdir()) == []  # telemetry keeps an identity in the home directory
 
 
+@pytest.mark.medium
 def test_a_containers_limit_of_cpu_time_bounds_the_threads(bundle):
     """One core by the cgroup's quota, as Kubernetes sets it; all cores of the node can be scheduled on."""
     program = f"""

@@ -22,6 +22,7 @@ def answered(referral, seed: int, grader: Grader) -> tuple[np.ndarray, np.ndarra
     return labels, probs.argmax(axis=1), ~refer
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("limit", [0.05, 0.1])
 def test_wrong_grades_among_answered_images_stay_below_the_target_in_nine_of_ten_draws(limit):
     grader, kept, share = Grader(noise=0.2, offset=0.15, microscopes=30), [], []
@@ -36,6 +37,7 @@ def test_wrong_grades_among_answered_images_stay_below_the_target_in_nine_of_ten
     assert np.mean(share) > 0.3  # and it answers
 
 
+@pytest.mark.medium
 def test_moderate_or_worse_are_found_as_often_as_stated_in_nine_of_ten_draws():
     grader, kept = Grader(noise=0.5, offset=0.3, microscopes=30), []
     for seed in range(40):

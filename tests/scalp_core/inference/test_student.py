@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from scipy import special
 from scipy.optimize import minimize
 
@@ -89,6 +90,7 @@ def measure(seed: int) -> tuple[np.ndarray, float]:
     return np.array(covered) - decision.conformal.coverage, wrong
 
 
+@pytest.mark.medium
 def test_promises_of_all_folds_are_kept_by_the_student_on_new_microscopes():
     """Not more than 2 points below the promise, per grade on average, and the target in all five draws."""
     distances, wrong = zip(*map(measure, range(5)), strict=True)

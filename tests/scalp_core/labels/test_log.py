@@ -51,6 +51,7 @@ def append_some(labels):
         Path(f"{labels}.acknowledged").write_text(str(number + 1))
 
 
+@pytest.mark.medium
 def test_an_acknowledged_answer_survives_a_kill_at_each_step(tmp_path):
     for number, point in enumerate(crashes.points()):
         labels = str(tmp_path / f"labels-{number}")

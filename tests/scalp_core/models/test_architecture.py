@@ -19,6 +19,7 @@ def test_preprocessing_follows_the_weights(imagenet_like):
     assert preprocess_for(timm.create_model("resnet18"), 64).mean == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.medium
 def test_normalizing_maps_bytes_to_the_papers_range_in_channels_last():
     images = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(4 * 4 * 3).reshape(2, 4, 4, 3)
     out = normalize(images, Preprocess(size=32))

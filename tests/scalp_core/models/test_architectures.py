@@ -49,6 +49,7 @@ TESTED = CONVOLUTIONAL | ATTENTION
 _FAST = {"legacy_xception", "convnext_atto", "vit_tiny_patch16_224"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [
@@ -135,6 +136,7 @@ def test_weights_that_share_a_tensor_are_serialized():
     assert load_weights(serialize_weights(state)).keys() == state.keys()
 
 
+@pytest.mark.medium
 def test_a_setting_of_batch_normalization_needs_batch_normalization():
     recipe = Recipe(architecture="test_convnext", weights="none", size=64)
     has_batch_norm = make_initial_state(recipe).batch_norm

@@ -109,6 +109,7 @@ def test_the_head_of_an_earlier_bundle_is_kept(file, head):
         assert torch.equal(model.state_dict()[name], value)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("head", ["softmax", "corn"])
 def test_a_model_of_one_symptom_keeps_the_head_of_grade_of_a_bundle_of_six(make_bundle, tmp_path, head):
     folder = str(make_bundle(tmp_path / "bundle", head=head, symptoms=6))
@@ -137,6 +138,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         initial_model(SMALL, str(tmp_path / "evil.pth"), seed=0)
 
 
+@pytest.mark.medium
 def test_pretrained_weights_are_recorded_with_tag_address_and_hash(monkeypatch, tmp_path):
     state = timm.create_model(DEFAULT_ARCHITECTURE, num_classes=1000).state_dict()
     path = tmp_path / "xception.pth"
@@ -177,6 +179,7 @@ def test_a_missing_file_and_an_unknown_architecture_are_one_line(tmp_path):
         build_model("legacy_xception.mine")
 
 
+@pytest.mark.medium
 def test_deprecated_timm_name_is_resolved():
     assert (
         build_model("xception", size=64).state_dict().keys()

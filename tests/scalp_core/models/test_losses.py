@@ -88,6 +88,7 @@ def test_a_recipe_s_conditions_say_which_settings_change_a_loss(name):
         assert (loss != plain) == condition.is_met({"loss": name})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("architecture", ["legacy_xception", "resnet18", "efficientnet_b0", "convnext_atto"])
 def test_any_architecture_takes_the_corn_head(architecture):
     model = build_model(architecture, "corn").eval()

@@ -90,6 +90,7 @@ def downloaded(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.medium
 def test_a_download_is_compared_with_the_hash_in_its_name(downloaded):
     digest = downloaded(None)
     assert initial_model(DEFAULT_ARCHITECTURE, "imagenet", seed=0)[1].sha256 == digest
@@ -115,6 +116,7 @@ def train_script(environment):
     return run
 
 
+@pytest.mark.medium
 def test_hf_hub_offline_downloads_nothing(tmp_path):
     run = train_script({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TORCH_HOME": str(tmp_path)})
     done = run(DEFAULT_ARCHITECTURE, "test_resnet")
@@ -124,6 +126,7 @@ def test_hf_hub_offline_downloads_nothing(tmp_path):
         assert "cannot get imagenet weights" in refusal and reason in refusal
 
 
+@pytest.mark.medium
 def test_hf_endpoint_is_the_mirror_that_weights_come_from(tmp_path):
     weights = serialize_weights(timm.create_model("test_resnet").state_dict())
     digest = hashlib.sha256(weights).hexdigest()

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CHECK = """
 import sys
 import scalp_core.models.architecture, scalp_core.models.batch_norm, scalp_core.models.initial_weights
@@ -23,6 +25,7 @@ print("deferred")
 """
 
 
+@pytest.mark.medium
 def test_timm_is_imported_without_dynamo_which_is_there_when_needed():
     ended = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
     assert ended.stdout.strip() == "deferred", ended.stderr

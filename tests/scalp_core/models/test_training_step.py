@@ -103,6 +103,7 @@ def by_rank(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_workers_with_unequal_shares_train_the_weights_of_one(by_rank, case):
     losses, state = trained(case, 0, 1)

@@ -140,6 +140,7 @@ def test_leaky_model_has_a_warning(report, ungated):
     assert f"the model was trained on a {split.warning}" in report([row("/a/b.jpg")], leaky).text
 
 
+@pytest.mark.medium
 def test_each_text_has_a_korean_one(report, gated, tmp_path, monkeypatch):
     dark = draw(2000, 2)
     dark[:, LUMA] *= 0.7

@@ -94,6 +94,7 @@ def test_value_shared_by_many_images_is_no_drift_and_its_loss_is(gates):
     assert levels["bright_share"] == "none"
 
 
+@pytest.mark.medium
 def test_an_empty_tail_alone_is_no_drift(gates):
     few = draw(500_000, 4)
     quantiles = gates.profile["luma_mean"].quantiles
@@ -207,6 +208,7 @@ def clustered(rng: np.random.Generator, microscopes: int, each: int, share: floa
     return (np.sqrt(share) * offsets + np.sqrt(1 - share) * noise).astype(np.float32)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
 def test_new_microscopes_of_the_population_are_seldom_flagged_and_changed_images_are(share):
     """Independent images were assumed: a single new microscope was flagged in 100 % of the draws."""
@@ -225,6 +227,7 @@ def test_new_microscopes_of_the_population_are_seldom_flagged_and_changed_images
     assert np.mean(changed) == 1
 
 
+@pytest.mark.medium
 def test_groups_of_a_few_images_give_no_limit():
     train = draw(2000, 9)
     fitted = image_gates.fit_gates(train, train, np.repeat(np.arange(200), 10).tolist())

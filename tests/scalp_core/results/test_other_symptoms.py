@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.images.statistics import STATISTICS
@@ -35,6 +36,7 @@ def stored(table, out):
     return str(out)
 
 
+@pytest.mark.medium
 def test_a_symptom_is_a_field_in_sql_and_in_exports(make_bundle, tmp_path):
     table = table_of(make_bundle, tmp_path / "six", 6)
     with ResultRows(stored(table, tmp_path / "out")) as results:

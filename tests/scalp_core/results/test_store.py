@@ -59,6 +59,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_stored_file_has_the_pixels_and_no_metadata(tmp_path, kind):
     data = photo(kind=kind)
@@ -122,6 +123,7 @@ def test_a_full_store_confirms_only_what_it_has_and_counts_again(tmp_path):
     assert writer.add(jpeg(2), answer(jpeg(2))) not in ids
 
 
+@pytest.mark.medium
 def test_a_killed_writer_leaves_no_row_without_its_image_and_is_repeated(tmp_path):
     for number, point in enumerate(crashes.points()):
         folder = tmp_path / str(number)

@@ -146,12 +146,14 @@ class Request:
         return "done"
 
 
+@pytest.mark.medium
 def test_an_outage_after_long_work_is_retried():
     request = Request(failures=1, seconds=0.6)
     with storage.retry_timeout(0.5):
         assert storage.call_with_retries("s3://b/k", request) == "done"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("seconds", "level"), [(60, "WARNING"), (3, "INFO")])
 def test_a_job_that_waits_says_so_once(caplog, seconds, level):
     with storage.retry_timeout(seconds), caplog.at_level(logging.INFO):
@@ -161,6 +163,7 @@ def test_a_job_that_waits_says_so_once(caplog, seconds, level):
     assert text == f"s3://b/k: EndpointConnectionError; retrying for {seconds} s"
 
 
+@pytest.mark.medium
 def test_a_retry_ends_and_a_permanent_error_is_not_retried():
     request = Request(failures=10**9)
     with storage.retry_timeout(0.5), pytest.raises(StorageError):

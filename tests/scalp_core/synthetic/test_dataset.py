@@ -24,6 +24,8 @@ from scalp_core.synthetic.scene import flake_coverage, render_image
 from scalp_core.synthetic.severity import PAPER_COUNTS
 from tests.support.sources import audited, folder_of
 
+pytestmark = pytest.mark.medium
+
 NAME = re.compile(r"^\d{4}_A2LEBJJDE\d{5}O_\d{13}_(2_TH|3_TH|4_LH|5_RH|6_BH)\.jpg$")
 FOLDERS = [f"미세각질_{grade}.{name}" for grade, name in enumerate(GRADE_NAMES_KO)]
 OPTIONS = SynthOptions(images=32, seed=3)

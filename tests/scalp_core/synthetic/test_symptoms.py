@@ -80,6 +80,7 @@ def test_the_default_set_is_that_of_earlier_versions(tmp_path):
     assert all(plan.others is None for plan in plan_dataset(options))
 
 
+@pytest.mark.medium
 def test_prepare_reads_the_grades_of_all_symptoms(tmp_path):
     options = SynthOptions(images=16, devices=4, symptoms="all", seed=2)
     summary = write_dataset(tmp_path / "set", options, workers=1)
@@ -136,6 +137,7 @@ def _bright_blocks(image: np.ndarray) -> float:
     return float(np.mean(blocks > 1.25 * np.median(blocks)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("symptom", "statistic", "sign"),
     [

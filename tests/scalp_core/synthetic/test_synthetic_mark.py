@@ -52,6 +52,7 @@ def a_table(drawn, tmp_path):
     return tmp_path / "labels.csv"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("made", [as_it_is, a_folder_in_it, a_copy_beside_others, a_zip, a_table])
 def test_data_of_synth_say_so(drawn, tmp_path, made):
     found = audited(made(drawn, tmp_path), tmp_path / "data", method="random")

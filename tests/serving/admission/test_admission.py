@@ -58,6 +58,7 @@ def as_owner(owner: str) -> None:
 # --- probes
 
 
+@pytest.mark.medium
 def test_probes_cost_no_forward_pass(bundle, monkeypatch):
     passes = []
     warm_up = Predictor.warm_up
@@ -133,6 +134,7 @@ def test_decoding_is_weighed_by_format():
         assert (header.kind, header.width, header.height) == (name, 300, 200)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("size", "kind", "is_let_in"),
     [
@@ -225,6 +227,7 @@ def test_an_owner_out_of_budget_is_told_when_to_come_back():
     admission.take("ben", 10)
 
 
+@pytest.mark.medium
 def test_a_batch_is_paced_by_the_budget_and_bounded_in_all():
     async def scenario() -> None:
         limits = Limits(megapixels_per_minute=60)

@@ -232,6 +232,7 @@ def test_names_of_members_are_labels_and_short():
     assert [row["error_code"] for row in rows] == [None, None, "bad_name", None]
 
 
+@pytest.mark.medium
 def test_bombs_in_archives_end_early():
     info = tarfile.TarInfo("bomb.jpg")
     info.size = 1300 * 2**20

@@ -43,6 +43,7 @@ def field(number: int, *content: bytes) -> bytes:
     return bytes([number << 3 | 2]) + size + bytes([left]) + data
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("message", "details"),
     [

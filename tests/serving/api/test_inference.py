@@ -142,6 +142,7 @@ def test_binary_tensor_data_in_and_out(endpoint):
     assert endpoint.model.graded == [b"a", b"", b"abc"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("request_", "binary", "expected"),
     [

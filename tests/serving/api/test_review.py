@@ -300,6 +300,7 @@ def test_the_order_by_looks_takes_features_that_were_computed_before(tmp_path, b
     assert Endpoint(tmp_path, graded, **review).ids("kim") == ids_of(command)
 
 
+@pytest.mark.medium
 def test_the_view_of_kept_images_comes_with_the_page_that_is_opened_next(tmp_path, bundle, data, caplog):
     kept, version = f"{tmp_path}/kept", load_bundle(str(bundle)).spec.model_version
     write_store(kept, [version, "older"])
@@ -319,6 +320,7 @@ def test_the_view_of_kept_images_comes_with_the_page_that_is_opened_next(tmp_pat
         assert refused(endpoint.as_("kim", f"/images/{other}/{view}")) == (409, "not_revealed")
 
 
+@pytest.mark.medium
 def test_a_new_image_of_a_store_is_compared_when_a_reader_asks(tmp_path, bundle, data, caplog, monkeypatch):
     kept, labels = f"{tmp_path}/kept", f"{tmp_path}/labels"
     write_store(kept, [])

@@ -90,6 +90,7 @@ def proxy(bundle: Path, key: tuple[str, str], tmp_path_factory: pytest.TempPathF
         thread.join()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("which", "left_out"),
     [("--exclude-path", NOT_SAID), ("--include-path", f"{NOT_SAID},{A_LINE}")],
@@ -112,6 +113,7 @@ def channel(proxy: Proxy) -> Iterator[grpc.Channel]:
         yield channel
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=examples(40, 2000))
 @given(data=st.data())
 def test_every_call_gets_an_answer_or_a_code_that_is_described(channel, key, data):

@@ -164,6 +164,7 @@ def test_storage_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
         released.set()
 
 
+@pytest.mark.medium
 def test_readers_answer_the_kept_images_and_data_is_prepared_of_them(tmp_path):
     grades = endpoint(tmp_path)
     StoreWriter(f"{tmp_path}/kept", 1).claim()  # as `scalp serve` does

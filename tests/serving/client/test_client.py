@@ -179,6 +179,7 @@ def test_grades_bytes_and_files_without_their_names(run, server, tmp_path):
     assert fields(server.asked[1][3], server.asked[1][2]) == [("file", b"pixels")]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "trouble",
     [reset, half, slow, problem(500, "internal"), (502, b"<html>", {}), problem(503, "overloaded")],
@@ -196,6 +197,7 @@ def test_trouble_that_passes_costs_no_grade(run, server, trouble, monkeypatch):
     assert len({headers["X-Request-ID"] for _, _, headers, _ in server.asked}) == 1
 
 
+@pytest.mark.medium
 def test_waits_as_long_as_the_server_asks(run):
     started = time.monotonic()
     found, _ = run(
@@ -205,6 +207,7 @@ def test_waits_as_long_as_the_server_asks(run):
     assert time.monotonic() - started >= 1
 
 
+@pytest.mark.medium
 def test_does_not_wait_beyond_its_bounds(run, server):
     busy = problem(503, "overloaded", **{"Retry-After": "3600"})
     found, _ = run("grade", b"x", script=[busy] * 9)
@@ -234,6 +237,7 @@ def test_nobody_there(run, server):
     assert run("ready")[0] is False
 
 
+@pytest.mark.medium
 def test_what_is_no_endpoint_is_said(run):
     found, _ = run("model", script=[(200, b"<html>hello</html>", {})] * 4)
     assert found.code == "bad_answer"
@@ -274,6 +278,7 @@ def rows(*members, failed=(), end="done"):
     return 200, "\n".join(lines).encode() + b"\n", {"Content-Type": "application/x-ndjson"}
 
 
+@pytest.mark.medium
 def test_batch_has_a_row_for_each_photograph_in_order(run, server, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_IMAGES", 3)
     taken = []
@@ -326,6 +331,7 @@ def test_an_image_under_both_names_is_refused(run):
             run("grade", *arguments, photograph=b"y", **options)
 
 
+@pytest.mark.medium
 def test_needs_neither_ray_nor_pytorch():
     heavy = "{'ray', 'torch', 'openvino', 'fastapi', 'starlette'}"
     check = f"import sys, serving.client; print({heavy} & set(sys.modules))"

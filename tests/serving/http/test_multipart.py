@@ -55,6 +55,7 @@ DATA = st.lists(st.sampled_from(ALPHABET), max_size=12).map(b"".join)
 SIZES = st.lists(st.integers(1, 40), max_size=60)
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=300)
 @given(st.lists(DATA, max_size=4), SIZES)
 def test_any_chunking_gives_the_same_parts(datas, sizes):
@@ -64,6 +65,7 @@ def test_any_chunking_gives_the_same_parts(datas, sizes):
     assert parts == [["file", data, True] for data in datas]
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=200)
 @given(st.lists(DATA, min_size=1, max_size=3), st.integers(0, 200), st.integers(0, 255), SIZES)
 def test_damage_ends_the_same_way_in_any_chunking(datas, place, byte, sizes):

@@ -104,6 +104,7 @@ def test_a_head_that_was_kept_elsewhere_detects_a_cut_end(folder):
     assert head in verify(folder, [head]).damage[0]
 
 
+@pytest.mark.medium
 def test_a_killed_writer_leaves_a_log_that_the_next_one_continues(tmp_path):
     folder = tmp_path / "audit"
     program = (

@@ -71,6 +71,7 @@ def test_when_there_are_as_many_as_threads_each_thread_has_passes_of_its_own(bun
     run(scenario())
 
 
+@pytest.mark.medium
 def test_nobody_is_forgotten_however_many_wait_for_the_lanes(bundle):
     async def scenario() -> None:
         grader = await started(bundle, SETTINGS.model_copy(update={"threads": 3}))
