@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -53,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Ray reads its variables when it is imported. Tests wait for its metrics, which it exports every 10 s. Its
     processes wait for the next test: a start takes one to three seconds of a core.
     """
+    gc.disable()  # until all modules are imported
     os.environ["RAY_metrics_report_interval_ms"] = "5000"  # noqa: SIM112
     os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "20000"  # noqa: SIM112
     os.environ["RAY_num_workers_soft_limit"] = "4"  # noqa: SIM112
@@ -65,10 +67,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the number of threads from the processes that tests start; the libraries have read it here."""
+    """Keep the number of threads from the processes that tests start; the libraries have read it here.
+
+    Also keep the garbage collector from the modules, which it would look at 0.2 s each time.
+    """
+    gc.freeze()
+    gc.enable()
     if _HAS_ONE_THREAD:
         for name in _THREADS:
             del os.environ[name]
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or nanobind reports leaks at the end
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -36,18 +37,20 @@ def templates(tree: ast.AST) -> Iterator[tuple[re.Pattern[str], int]]:
             yield re.compile(pattern), literal
 
 
-TEMPLATES = [
-    template
-    for name in PACKAGES
-    for path in (ROOT / name).rglob("*.py")
-    for template in templates(ast.parse(path.read_text(encoding="utf-8")))
-]
+@cache
+def all_templates() -> list[tuple[re.Pattern[str], int]]:
+    return [
+        template
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*.py")
+        for template in templates(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
 
 def is_made_by_code(message: str) -> bool:
     text = _DOING.sub("", message)
     return any(
-        literal >= _MIN_SHARE * len(text) and pattern.fullmatch(text) for pattern, literal in TEMPLATES
+        literal >= _MIN_SHARE * len(text) and pattern.fullmatch(text) for pattern, literal in all_templates()
     )
 
 
