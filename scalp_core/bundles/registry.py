@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -39,13 +38,12 @@ from scalp_core.bundles.bundle import (
     serialize_spec,
 )
 from scalp_core.bundles.contract import BundleSpec
+from scalp_core.bundles.promotion_history import History, taken_numbers
 from scalp_core.bundles.registry_records import (
     Claim,
     Evidence,
     Promotion,
     current_user,
-    hash_record,
-    parse_record,
     read_record,
     stack_promoted,
     to_json,
@@ -63,7 +61,6 @@ SCHEME = "models://"
 CLAIM_FILE = "claim.json"
 
 _NAME = re.compile(r"\w[\w.-]*")
-_ENTRY = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Registry:
 
     def history(self, name: str) -> list[Promotion]:
         """Read the promotions and rollbacks, oldest first."""
-        return list(self._entries(name).values())
+        return list(self._history(name).entries().values())
 
     def current(self, name: str) -> Promotion | None:
         """The history entry of the promoted version; None if no version is promoted."""
@@ -134,10 +131,11 @@ class Registry:
         if not versions:
             raise self._unknown_name(reference, name)
         if not at:
-            files = self._history_files(name)
-            if entries := self._parse_history(name, files):
+            history = self._history(name)
+            files = history.files()
+            if entries := history.parse(files):
                 number, promoted = entries.popitem()
-                self._check_promotion(name, number, files[number], promoted)
+                self._check_promotion(history, number, files[number], promoted)
                 return name, promoted.version
             raise UserError(
                 f"{reference}: no version of {name} is promoted; run scalp models promote "
@@ -204,7 +202,7 @@ class Registry:
                 another version, the policy's decision is missing, or another promotion came in between.
         """
         signing.check_key(key)
-        entries = self._entries(name)
+        entries = self._history(name).entries()
         last = next(reversed(entries.values()), None)
         spec = self.spec(name, version)
         if last and last.version == version:
@@ -258,8 +256,9 @@ class Registry:
                 or another promotion came in between.
         """
         signing.check_key(key)
-        files = self._history_files(name)
-        entries = self._parse_history(name, files)
+        history = self._history(name)
+        files = history.files()
+        entries = history.parse(files)
         stack = stack_promoted(entries.values())
         if len(stack) < 2:
             current = f"{name}@{stack[0]}" if stack else "none"
@@ -269,27 +268,9 @@ class Registry:
             )
         # Otherwise the key would sign a promotion of somebody else, or a bundle that has changed since.
         number = max(number for number, entry in entries.items() if entry.version == stack[-2])
-        self._check_promotion(name, number, files[number], entries[number])
+        self._check_promotion(history, number, files[number], entries[number])
         spec = self.spec(name, stack[-2])
         return self._enter(name, entries, "rollback", spec, stack[-2], why, key=key)
-
-    def _check_promotion(self, name: str, number: int, data: bytes, promoted: Promotion) -> None:
-        """Check the signature of an entry and its bundle, if `SCALP_SIGNERS` is set.
-
-        Args:
-            number: Number of the entry.
-            data: Bytes that `promoted` was read from; a second read could see another entry.
-        """
-        signers = signing.signers_file()
-        if signers is None:
-            return
-        uri = _entry(storage.join(self.root, name, "history"), number)
-        signing.check_entry(data, uri, name, number, signers)
-        if read_fingerprint(self.uri(name, promoted.version)) != promoted.fingerprint:
-            raise UserError(
-                f"{self.uri(name, promoted.version)} was changed after its promotion was signed; restore it "
-                "from a backup"
-            )
 
     def _files(self, name: str) -> list[tuple[int, str]]:
         """List the number and file name of each file in the version folders, without temporary ones."""
@@ -311,7 +292,7 @@ class Registry:
             who=current_user(),
             when=datetime.now(UTC),
         )
-        numbers = _numbers(lambda: (number for number, _ in self._files(name)))
+        numbers = taken_numbers(lambda: (number for number, _ in self._files(name)))
         last = max(numbers, default=0)
         for version in itertools.chain(numbers, itertools.count(last + 1)):
             uri = storage.join(self.uri(name, version), CLAIM_FILE)
@@ -321,34 +302,19 @@ class Registry:
                 return version
         raise AssertionError("numbers do not end")
 
-    def _entries(self, name: str) -> dict[int, Promotion]:
-        """Read the history by number, oldest first; a copied registry may lack entries."""
-        return self._parse_history(name, self._history_files(name))
+    def _history(self, name: str) -> History:
+        return History(name, storage.join(self.root, name, "history"))
 
-    def _history_files(self, name: str) -> dict[int, bytes]:
-        """Read the files of the history by number, oldest first."""
-        folder = storage.join(self.root, name, "history")
+    def _check_promotion(self, history: History, number: int, data: bytes, promoted: Promotion) -> None:
+        """Check the signature of an entry and its bundle, if `SCALP_SIGNERS` is set.
 
-        def listed() -> Iterable[int]:
-            matches = map(_ENTRY.fullmatch, storage.names_in(folder))
-            return (int(match[1]) for match in matches if match)
-
-        return {number: storage.read(_entry(folder, number)) for number in _numbers(listed)}
-
-    def _parse_history(self, name: str, files: dict[int, bytes]) -> dict[int, Promotion]:
-        """Parse the files of the history, and check the hashes between them."""
-        folder = storage.join(self.root, name, "history")
-        entries = {
-            number: parse_record(Promotion, data, _entry(folder, number)) for number, data in files.items()
-        }
-        for number, entry in entries.items():
-            before = files.get(number - 1)
-            if before and entry.previous_sha256 and entry.previous_sha256 != hash_record(before):
-                raise UserError(
-                    f"{_entry(folder, number - 1)} was changed after entry {number} recorded its hash; "
-                    "restore it from a backup"
-                )
-        return entries
+        Args:
+            number: Number of the entry.
+            data: Bytes that `promoted` was read from; a second read could see another entry.
+        """
+        uri = self.uri(history.name, promoted.version)
+        if history.check_signature(number, data) and read_fingerprint(uri) != promoted.fingerprint:
+            raise UserError(f"{uri} was changed after its promotion was signed; restore it from a backup")
 
     def _enter(
         self,
@@ -362,8 +328,7 @@ class Registry:
         decision: PolicyResult | None = None,
         key: Ed25519PrivateKey | None = None,
     ) -> Promotion:
-        """Append to the history, unless it has changed since the decision."""
-        folder, last = storage.join(self.root, name, "history"), max(entries, default=0)
+        """Append to the history, unless it has changed since `entries` were read."""
         entry = Promotion(
             action=action,
             version=version,
@@ -374,19 +339,9 @@ class Registry:
             evidence=evidence,
             policy=decision,
             reviews=spec.training.reviews,
-            previous_sha256=hash_record(storage.read(_entry(folder, last))) if last else None,
             fingerprint=read_fingerprint(self.uri(name, version)),
         )
-        if key:
-            entry = entry.model_copy(update={"signature": signing.sign(entry, name, last + 1, key)})
-        place = _entry(folder, last + 1)
-        if not storage.create(place, to_json(entry)):
-            other = read_record(Promotion, place)
-            raise UserError(
-                f"{name}: meanwhile {other.who} promoted version {other.version} ({other.action}); look at "
-                f"scalp models list {name}, and run it again if it is still wanted"
-            )
-        return entry
+        return self._history(name).append(entry, max(entries, default=0), key)
 
     def _unknown_name(self, reference: str, name: str) -> UserError:
         known = self.names()
@@ -469,17 +424,3 @@ def copy_bundle(bundle: Bundle, to: str) -> bool:
     # Made, not copied: older bundles have none, and a stopped `scalp quantize` may have left a later one.
     storage.create(storage.join(to, BOM_FILE), serialize_bom(bundle.spec))
     return storage.create(storage.join(to, SPEC_FILE), serialize_spec(bundle.spec))
-
-
-def _numbers(listing: Callable[[], Iterable[int]]) -> list[int]:
-    """List the taken numbers, ascending. Numbers are taken in order, so a gap is a lost file.
-
-    One listing may contain a number and miss a lower one that was taken during the listing. A second listing
-    contains all numbers up to the highest one of the first.
-    """
-    last = max(listing(), default=0)
-    return sorted(number for number in set(listing()) if number <= last)
-
-
-def _entry(folder: str, number: int) -> str:
-    return storage.join(folder, f"{number:06d}.json")

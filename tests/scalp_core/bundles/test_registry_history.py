@@ -8,7 +8,7 @@ import pytest
 from scalp_core import storage
 from scalp_core.bundles import registry_records
 from scalp_core.bundles.loading import load_bundle
-from scalp_core.bundles.registry import Registry
+from scalp_core.bundles.promotion_history import History
 from scalp_core.bundles.registry_records import Evidence, Promotion
 from scalp_core.errors import UserError
 from scalp_core.evaluation.noninferiority import Comparison
@@ -76,21 +76,18 @@ def test_rollbacks_with_lost_entries_lead_to_versions_that_were_promoted(length,
 
 
 @pytest.mark.medium
-def test_one_of_concurrent_promotions_succeeds_and_others_fail(store, run):
+def test_one_of_concurrent_promotions_succeeds_and_others_fail(store, run, monkeypatch):
     for number in range(1, 4):
         store.add(run(number), "scalp")
-    history, entries = store.history, store._entries
-
-    # All decide on the same history, as if none had been quicker.
-    seen = Barrier(3)
-    slow = Registry(store.root)
-    object.__setattr__(slow, "_entries", lambda name: (entries(name), seen.wait())[0])
-    results = at_once(3, lambda index: slow.promote("scalp", index + 1, untested=True))
+    entries, seen = History.entries, Barrier(3)
+    with monkeypatch.context() as slow:  # all decide on the same history, as if none had been quicker
+        slow.setattr(History, "entries", lambda history: (entries(history), seen.wait())[0])
+        results = at_once(3, lambda index: store.promote("scalp", index + 1, untested=True))
     errors = [result for result in results if isinstance(result, UserError)]
     (winner,) = (result[0] for result in results if not isinstance(result, UserError))
     assert len(errors) == 2
     assert all(f"meanwhile {winner.who} promoted version {winner.version}" in str(error) for error in errors)
-    assert history("scalp") == [winner]
+    assert store.history("scalp") == [winner]
     store.promote("scalp", winner.version % 3 + 1, untested=True)
     names = storage.names_in(storage.join(store.root, "scalp", "history"))
     assert names == {"000001.json", "000002.json"}
