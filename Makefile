@@ -38,7 +38,7 @@ $(READY): requirements.lock pyproject.toml
 		-r requirements.lock || { \
 		echo "uv could not install (above); pip tries, which takes minutes"; \
 		$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock; }
-	@$(BIN)/pip install --quiet --no-deps --editable .
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib/python3*/site-packages || true  # templates fail
 	@touch $@
 
