@@ -31,6 +31,20 @@ class CornToLogits(nn.Module):
         return torch.cat(parts, dim=2).flatten(1)
 
 
+class GeneralizedMeanPool(nn.Module):
+    """Generalized-mean pooling (GeM): (N, C, H, W) to (N, C, 1, 1), between average and maximum.
+
+    Negative features count as zero. Source: Radenović, Tolias and Chum 2018, "Fine-tuning CNN image retrieval
+    with no human annotation"; the exponent is their initial one, and is not learned.
+    """
+
+    EXPONENT = 3.0
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        powers = features.float().clamp(min=1e-6) ** self.EXPONENT
+        return (powers.mean((2, 3), keepdim=True) ** (1 / self.EXPONENT)).to(features.dtype)
+
+
 def build_model(
     architecture: str,
     head: Head = "softmax",
@@ -44,7 +58,7 @@ def build_model(
         architecture: timm name, with or without the tag of its weights.
         head: Head of the model; `corn` has three units per symptom, converted to four log-probabilities.
         size: Side of the square input in pixels, for architectures with a fixed input size; None: timm's.
-        keywords: Further keywords of `timm.create_model`.
+        keywords: Further keywords of `timm.create_model`; `global_pool` may also be `gem`.
         symptoms: Number of symptoms, S; the logits are (N, 4 S).
 
     Raises:
@@ -90,9 +104,12 @@ def timm_model(
     # `fixed_input_size` marks the architectures that take `img_size`; the others accept any input.
     built_for_size: dict[str, Any] = {"img_size": size} if size and config.fixed_input_size else {}
     arguments = built_for_size | dict(keywords or {})
+    has_gem = arguments.get("global_pool") == "gem"
+    if has_gem:
+        arguments["global_pool"] = "avg"
     outputs = symptoms * _UNITS[head]
     try:
-        return timm.create_model(architecture, num_classes=outputs, pretrained=pretrained, **arguments)
+        model = timm.create_model(architecture, num_classes=outputs, pretrained=pretrained, **arguments)
     except Exception as error:
         if keywords:
             raise UserError(
@@ -106,6 +123,20 @@ def timm_model(
             f"use --set size={config.input_size[-1]}, or an architecture for any size, such as "
             f"{DEFAULT_ARCHITECTURE}"
         ) from error
+    if has_gem:
+        _replace_pool(model, architecture)
+    return model
+
+
+def _replace_pool(model: nn.Module, architecture: str) -> None:
+    """Put `GeneralizedMeanPool` in the place of the average pool after the last feature map."""
+    pools = [layer for layer in model.modules() if isinstance(layer, timm.layers.SelectAdaptivePool2d)]
+    if not pools or not isinstance(pools[-1].pool, nn.AdaptiveAvgPool2d):
+        raise UserError(
+            f"{architecture} has no average pool over a feature map, which global_pool: gem replaces; "
+            "remove the keyword, or use a convolutional architecture"
+        )
+    pools[-1].pool = GeneralizedMeanPool()
 
 
 def _current_name(architecture: str) -> str:

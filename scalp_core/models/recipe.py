@@ -79,7 +79,8 @@ class Recipe(BaseModel):
         "file, or a bundle; local or s3://",
     )
     model: ModelKeywords = Field(
-        {}, description="further keywords of timm.create_model, such as {drop_path_rate: 0.1}"
+        {},
+        description="keywords of timm.create_model, such as {drop_path_rate: 0.1}; also {global_pool: gem}",
     )
     symptoms: Literal["one", "all"] = Field(
         "one",

@@ -11,18 +11,19 @@ from jobs.common.graphs import with_float_graph
 from scalp_core.inference.class_activation import GraphExplainer
 from scalp_core.inference.explainer import make_explainer
 from scalp_core.inference.gradcam import TorchExplainer
-from scalp_core.models.architecture import build_model
+from scalp_core.inference.predictor import Predictor
+from scalp_core.models.architecture import build_model, load_model, normalize
 from tests.scalp_core.inference.test_gradcam import bundle_of, photographs
 
 
-def bundle_with_graph(architecture: str, size: int, head: str):
+def bundle_with_graph(architecture: str, size: int, head: str, keywords=None):
     torch.manual_seed(1)
-    model = build_model(architecture, head)
+    model = build_model(architecture, head, keywords=keywords)
     for module in model.modules():  # gives untrained networks answers that differ
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
     loaded = bundle_of(model, architecture, size)
-    spec = loaded.spec.model_copy(update={"head": head})
+    spec = loaded.spec.model_copy(update={"head": head, "model": keywords or {}})
     bundle = type(loaded)(spec, files=loaded.files)
     return with_float_graph(bundle, iter([(photographs(2, size), np.arange(2))]))
 
@@ -55,6 +56,18 @@ def test_layers_after_the_pool_are_left_to_gradients(architecture):
     explainer = make_explainer(bundle_with_graph(architecture, 96, "softmax"), "cpu")
     assert isinstance(explainer, TorchExplainer)
     assert explainer.heatmaps(photographs(1, 96)).shape == (1, 96, 96)
+
+
+@pytest.mark.medium
+def test_a_bundle_with_gem_has_the_answers_of_pytorch_and_the_heatmaps_of_gradients():
+    bundle = bundle_with_graph("test_resnet", 96, "softmax", {"global_pool": "gem"})
+    images = photographs(3, 96)
+    with torch.inference_mode():
+        expected = load_model(bundle)(normalize(torch.from_numpy(images), bundle.spec.preprocess))
+    np.testing.assert_allclose(Predictor(bundle, "cpu", "fp32").logits(images), expected, atol=1e-4)
+    explainer = make_explainer(bundle, "cpu")
+    assert isinstance(explainer, TorchExplainer)
+    assert any(np.ptp(explainer.heatmaps(images, [grade] * 3)) > 0 for grade in range(4))
 
 
 @pytest.mark.medium

@@ -2,8 +2,9 @@ import pytest
 import timm
 import torch
 
+from scalp_core.errors import UserError
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models.architecture import normalize, preprocess_for
+from scalp_core.models.architecture import build_model, normalize, preprocess_for
 from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
 
@@ -27,3 +28,18 @@ def test_normalizing_maps_bytes_to_the_papers_range_in_channels_last():
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out[0], torch.full((3, 4, 4), -1.0))
     torch.testing.assert_close(out[1], torch.full((3, 4, 4), 1.0))
+
+
+def test_gem_is_the_mean_of_cubes_and_takes_the_weights_of_the_average_pool():
+    gem = build_model("test_resnet", keywords={"global_pool": "gem"}).eval()
+    assert gem.state_dict().keys() == build_model("test_resnet").state_dict().keys()
+    with torch.inference_mode():
+        features = gem.forward_features(torch.randn(2, 3, 96, 96))
+        pooled = gem.forward_head(features, pre_logits=True)
+    expected = features.double().clamp(min=0).pow(3).mean((2, 3)).pow(1 / 3)
+    torch.testing.assert_close(pooled.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gem_needs_a_feature_map():
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 has no average pool over a feature map"):
+        build_model("vit_tiny_patch16_224", keywords={"global_pool": "gem"})
