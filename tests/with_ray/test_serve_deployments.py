@@ -138,10 +138,18 @@ def await_spans(spans: list[Span]) -> dict[str, dict[str, list[Span]]]:
         traces: dict[str, dict[str, list[Span]]] = {TRACE: {}, FALLBACK_TRACE: {}}
         for span in list(spans):
             traces.setdefault(span.trace_id.hex(), {}).setdefault(span.name, []).append(span)
-        if all(trace.keys() >= STAGES and children(trace) for trace in traces.values()):
+        is_whole = all(trace.keys() >= STAGES and children(trace) for trace in traces.values())
+        if is_whole and are_connected(traces):
             return traces
         assert time.monotonic() < deadline, {key: list(trace) for key, trace in traces.items()}
         time.sleep(0.1)
+
+
+def are_connected(traces: dict[str, dict[str, list[Span]]]) -> bool:
+    """Whether the parent of each span has come too: each process exports its spans at its own time."""
+    spans = [span for trace in traces.values() for named in trace.values() for span in named]
+    known = {span.span_id for span in spans} | {bytes.fromhex(PARENT)}
+    return all(span.parent_span_id in known for span in spans)
 
 
 def children(trace: dict[str, list[Span]]) -> list[Span]:
