@@ -24,7 +24,7 @@ from cluster.resources import ClusterError
 _ROLES = ("master", "volume", "filer", "s3", "admin")
 _GRPC_OFFSET = 10_000  # SeaweedFS adds it to each port
 _START_SECONDS = 60
-# It stops accepting requests first. Its maintenance, which nobody needs, delays the end by 10 s.
+# After a minute of running, its maintenance, which nobody needs, delays the end by 10 s.
 _STOP_SECONDS = 3
 
 

@@ -1,4 +1,4 @@
-"""What the tests of commands have in common."""
+"""Shared fixtures of the tests of commands."""
 
 from __future__ import annotations
 

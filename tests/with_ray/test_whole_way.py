@@ -41,7 +41,7 @@ from tests.support.ports import free_port
 from tests.support.result_rows import read_results
 
 SHARE = 0.5  # of the images that the shadow grades too
-KINDS = ("PNG", "WEBP", "BMP", "TIFF")  # besides the JPEG files of the test split
+KINDS = ("PNG", "WEBP", "BMP", "TIFF")  # in addition to the JPEG files of the test split
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def write_data(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """What `write_data` prepares; tests write elsewhere."""
+    """The data set that `write_data` prepares; tests write elsewhere."""
     return write_data(tmp_path_factory.mktemp("prepared"))
 
 
