@@ -278,7 +278,7 @@ def _train(
         changes |= {"weights": str(folder.weights(training.before)), "frozen_epochs": 0}
     recipe = recipe.model_copy(update=changes)
     steps = recipe.epochs * (images_per_epoch(len(known), recipe.epoch_settings.augment) // recipe.batch_size)
-    step, spec = train_alone(recipe, pool.take(known), steps)
+    step, spec, _ = train_alone(recipe, pool.take(known), steps)
     probabilities, features = _forward(step, pool.pixels, spec)
     grades = _forward(step, test.pixels, spec)[0].argmax(1)
     weights = serialize_weights(step.evaluated_model.state_dict())

@@ -19,7 +19,7 @@ from jobs.common.console import console, progress_bar
 from jobs.common.images import LoadForTraining, select_locations, without_nulls
 from jobs.data.prepare import prepare
 from jobs.train.driver import RECIPES
-from jobs.train.ingest import _LoadRankBatch
+from jobs.train.ingest import ImageSource, _LoadRankBatch
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
 from scalp_core.evaluation import bootstrap, metrics
@@ -150,7 +150,7 @@ def _model(recipe: Recipe) -> tuple[torch.nn.Module, Any]:
 def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> dict[str, Any]:
     """Train, and test the last weights."""
     started = time.monotonic()
-    step, spec = train_alone(recipe, train, steps)
+    step, spec, _ = train_alone(recipe, train, steps)
     seconds = time.monotonic() - started
     grades = _grade(step, test.pixels, spec)
     bounds = bootstrap.bootstrap_grades(test.labels, grades, test.groups)
@@ -163,7 +163,9 @@ def _train_and_test(recipe: Recipe, train: Images, test: Images, steps: int) -> 
     }
 
 
-def train_alone(recipe: Recipe, train: Images, steps: int) -> tuple[TrainingStep, Preprocess]:
+def train_alone(
+    recipe: Recipe, train: Images | ImageSource, steps: int
+) -> tuple[TrainingStep, Preprocess, list[float]]:
     """Train as a worker of `scalp train` does, without Ray.
 
     Args:
@@ -172,7 +174,7 @@ def train_alone(recipe: Recipe, train: Images, steps: int) -> tuple[TrainingStep
         steps: Steps of the training.
 
     Returns:
-        The training step with the model, and its preprocessing.
+        The training step with the model, its preprocessing, and the loss of each step.
     """
     model, _ = _model(recipe)
     spec = preprocess_for(model, recipe.size, recipe.resize)
@@ -182,14 +184,16 @@ def train_alone(recipe: Recipe, train: Images, steps: int) -> tuple[TrainingStep
     step = TrainingStep(to_channels_last(model), recipe, losses, spec, steps, norm, has_bf16("cpu"))
     step.start_average()
     load = _LoadRankBatch(train, recipe.epoch_settings, RankBatch(0, 1, recipe.batch_size), 1)  # type: ignore[arg-type]
+    values: list[torch.Tensor] = []
     frozen = steps * recipe.frozen_epochs // recipe.epochs  # as `Recipe.learning_rate_factor` counts them
     for number in range(steps):
         if number in (0, frozen):
             step.wrap(frozen=number < frozen)
             step.train_mode()
         batch = load({"id": np.arange(recipe.batch_size) + number * recipe.batch_size})
-        step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
-    return step, spec
+        sums = step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
+        values.append(sums[0])
+    return step, spec, [float(value) for value in values]
 
 
 def _grade(step: TrainingStep, pixels: np.ndarray, spec: Preprocess) -> np.ndarray:

@@ -1,58 +1,24 @@
 """Training on two workers, in pieces of a batch, has the losses of a plain loop; and what ends it early."""
 
-import numpy as np
 import pytest
-import torch
 
 from jobs.cli.options import parse_range
-from jobs.train.driver import count_grades, train
-from jobs.train.ingest import ImageSource, _LoadRankBatch, cache_images
+from jobs.train.driver import train
+from jobs.train.ingest import cache_images
 from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.errors import UserError
-from scalp_core.inference.predictor import has_bf16
-from scalp_core.models.architecture import preprocess_for, to_channels_last
-from scalp_core.models.initial_weights import initial_model
-from scalp_core.models.losses import make_losses
-from scalp_core.models.recipe import Recipe
-from scalp_core.models.sampler import RankBatch
-from scalp_core.models.training_step import TrainingStep
 from scalp_core.storage import outputs
-
-
-def plain_losses(recipe: Recipe, source: ImageSource) -> list[float]:
-    """Losses of the steps of a loop in this process: no workers, each batch in one piece."""
-    model, _ = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size)
-    losses = make_losses(recipe.loss, recipe.label_smoothing, count_grades(source.labels), recipe.softness)
-    batch_size = recipe.batch_size
-    steps = len(source) // batch_size * recipe.epochs
-    step = TrainingStep(
-        to_channels_last(model),
-        recipe.model_copy(update={"accumulate": 1}),
-        losses,
-        source.spec,
-        steps,
-        recipe.resolve_batch_norm(1),
-        has_bf16("cpu"),
-    )
-    step.start_average()
-    step.wrap(frozen=False)
-    step.train_mode()
-    load = _LoadRankBatch(source, recipe.epoch_settings, RankBatch(0, 1, batch_size), 1)
-    values = []
-    for number in range(steps):
-        batch = load({"id": np.arange(batch_size) + number * batch_size})
-        sums = step(torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long())
-        values.append(float(sums[0]))
-    return values
+from tests.benchmarks.transfer import train_alone
 
 
 def test_two_workers_and_pieces_of_a_batch_give_the_losses_of_a_plain_loop(pipeline):
     rows = manifest.select_training(manifest.read_manifest(str(pipeline.data)))
     recipe = pipeline.recipe
-    model, _ = initial_model(recipe.architecture, recipe.weights, recipe.seed, recipe.head, recipe.size)
-    source, _ = cache_images(rows, preprocess_for(model, recipe.size, recipe.resize), 0)
-    one = plain_losses(recipe, source)
+    spec = load_bundle(str(pipeline.run)).spec.preprocess
+    source, _ = cache_images(rows, spec, 0)
+    steps = len(source) // recipe.batch_size * recipe.epochs
+    *_, one = train_alone(recipe.model_copy(update={"accumulate": 1}), source, steps)
     two = [loss for entry in pipeline.trained["history"] for loss in entry["step_losses"]]
     assert recipe.accumulate == 2
     assert {entry["workers"] for entry in pipeline.trained["history"]} == {2}

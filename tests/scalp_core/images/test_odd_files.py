@@ -71,7 +71,7 @@ def test_no_file_takes_long_or_much_memory(report):
     assert report["peak_mib"] < MEMORY_MIB
 
 
-@settings(max_examples=examples(200, 2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400, 2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kind=st.sampled_from(sorted(sound_files())),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),

@@ -32,9 +32,8 @@ def images():
     return np.stack([decode(jpeg(seed), Preprocess(size=SMALL)).pixels for seed in range(11)])
 
 
-# Graphs of Xception are compared with PyTorch in test_class_activation.py.
 @pytest.mark.parametrize(
-    "architecture", ["test_resnet", pytest.param("legacy_xception", marks=pytest.mark.slow)]
+    "architecture", ["test_resnet", pytest.param("legacy_xception", marks=pytest.mark.medium)]
 )
 def test_fp32_logits_are_those_of_plain_timm(make_bundle, images, tmp_path, architecture):
     loaded = load_bundle(str(make_bundle(tmp_path, architecture=architecture)))
