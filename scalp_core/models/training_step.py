@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scalp_core.grades import NUM_GRADES
 from scalp_core.images.preprocess import Preprocess
-from scalp_core.models import batch_norm
+from scalp_core.models import batch_norm, depthwise
 from scalp_core.models.architecture import head_names, normalize
 from scalp_core.models.losses import SymptomLosses
 from scalp_core.models.recipe import BatchNorm, Recipe
@@ -117,7 +118,7 @@ class TrainingStep:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, (pixels, target, truth, other) in enumerate(micro_batches, 1):
             with self._reducing(number == len(micro_batches)):
-                with self.autocast(), self._synced():
+                with self.autocast(), self._cpu_kernels():
                     logits = self._parallel(normalize(pixels, self._spec))
                 loss = self._losses.total(logits.float(), target, other) / weight
                 (loss * self.world).backward()  # workers take the mean of their gradients
@@ -142,9 +143,15 @@ class TrainingStep:
             return contextlib.nullcontext()
         return cast(DistributedDataParallel, self._parallel).no_sync()
 
-    def _synced(self) -> contextlib.AbstractContextManager[object]:
-        on_cpu = self._sync and self.device.type == "cpu"
-        return batch_norm.SyncOnCpu() if on_cpu else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _cpu_kernels(self) -> Iterator[None]:
+        """Context of a forward pass that replaces what PyTorch lacks or does slowly on CPUs."""
+        with contextlib.ExitStack() as stack:
+            if self.device.type == "cpu":
+                stack.enter_context(depthwise.FastGradients())
+                if self._sync:
+                    stack.enter_context(batch_norm.SyncOnCpu())
+            yield
 
 
 def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
