@@ -60,8 +60,7 @@ def connect(jobs: bool = False) -> Cluster:
     """
     if not ray.is_initialized():
         _start(jobs)
-    for name in _QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_loggers()
     resources = ray.cluster_resources()
     # A head node without CPUs runs no work.
     nodes = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
@@ -73,6 +72,17 @@ def connect(jobs: bool = False) -> Cluster:
         grows=is_joined() and has_autoscaler(),
         cores_per_node=max(1, cpus // nodes) if is_joined() else cpu_count(),
     )
+
+
+def quiet_loggers() -> None:
+    """Silence what Ray Serve and Ray Train log about each step."""
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def object_store_size() -> int:
+    """Bytes of memory of this machine for shared objects, such as decoded images."""
+    return int(ray_internals.system_memory() * _OBJECT_STORE_SHARE)
 
 
 def require_token() -> None:
@@ -123,7 +133,7 @@ def _start(jobs: bool) -> None:
         require_token()
         settings |= {
             "num_cpus": _logical_cpus(jobs),
-            "object_store_memory": int(ray_internals.system_memory() * _OBJECT_STORE_SHARE),
+            "object_store_memory": object_store_size(),
             "include_dashboard": jobs,
             "dashboard_host": "127.0.0.1",
         }

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -235,6 +238,71 @@ def train_helpers() -> tuple[type, type]:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     return DatasetsCallback, PlacementGroupCleanerCallback
+
+
+@contextmanager
+def train_context(
+    path: str,
+    filesystem: Any,
+    name: str,
+    checkpoints: Any,
+    after_checkpoint: Callable[[dict[str, Any]], None],
+) -> Iterator[None]:
+    """Let a training function call `ray.train` in this process, without a Ray that runs.
+
+    Ray Train's local mode (`ScalingConfig(num_workers=0)`) does so, but stores no checkpoints. Here they are
+    stored as by Ray Train's controller, during the next epoch, so either can resume the run of the other.
+
+    Args:
+        path: Parent of the folder of checkpoints, a path of `filesystem`.
+        filesystem: Filesystem of pyarrow.
+        name: Name of the folder of checkpoints.
+        checkpoints: Ray's CheckpointConfig.
+        after_checkpoint: Called with the metrics of each checkpoint after it is stored, in another thread.
+    """
+    from ray.train.v2._internal.execution import train_fn_utils
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+    from ray.train.v2._internal.execution.context import StorageContext
+    from ray.train.v2._internal.execution.training_report import _TrainingReport
+
+    storage = StorageContext(path, name, filesystem)
+    manager = CheckpointManager(checkpoints, storage)
+
+    async def register(report: _TrainingReport) -> None:
+        manager.register_checkpoint(report)  # needs an event loop
+
+    def store(metrics: dict[str, Any], local: Any) -> None:
+        stored = storage.persist_current_checkpoint(
+            local, f"checkpoint_{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
+        )
+        asyncio.run(register(_TrainingReport(stored, metrics, False)))
+        shutil.rmtree(local.path)
+        after_checkpoint(metrics)
+
+    class Utils(train_fn_utils.LocalTrainFnUtils):
+        storing: Future[None] | None = None
+
+        def report(self, metrics: dict[str, Any], checkpoint: Any = None, **_: Any) -> None:
+            self.wait()
+            if checkpoint:
+                self.storing = uploads.submit(store, metrics, checkpoint)
+
+        def get_checkpoint(self) -> Any:
+            latest = manager.latest_checkpoint_result
+            return latest and latest.checkpoint
+
+        def wait(self) -> None:
+            if self.storing:
+                self.storing.result()
+
+    utils = Utils(name)
+    train_fn_utils.set_train_fn_utils(utils)
+    try:
+        with ThreadPoolExecutor(1, "checkpoints") as uploads:
+            yield
+            utils.wait()
+    finally:
+        train_fn_utils.set_train_fn_utils(None)
 
 
 def bound_request_queue() -> None:

@@ -20,7 +20,7 @@ from jobs.common.console import SUMMARY_FILE, console, now, show, write_json
 from jobs.data.prepare import prepare
 from jobs.data.synth import synth
 from jobs.demo_s3 import s3_server
-from jobs.evaluate.driver import evaluate
+from jobs.evaluate.driver import default_executor, evaluate
 from jobs.grade.driver import grade
 from jobs.train.driver import RECIPES, train
 from scalp_core import storage
@@ -93,14 +93,23 @@ def _demo(root: Path, images: int) -> dict[str, Any]:
     # Before Ray starts: its workers inherit the credentials from the environment.
     with s3_server(root / "s3") as server:
         os.environ.update(server.environment)
-        steps.run("prepare", lambda: prepare(images_folder, data))
+        executor = default_executor()
+        steps.run("prepare", lambda: prepare(images_folder, data, executor=executor))
         steps.run("train", lambda: train(data, run, recipe))
-        scored = steps.run("evaluate", lambda: evaluate(run, data, str(root / "evaluation"), probe=False))
+        evaluation = str(root / "evaluation")
+        scored = steps.run(
+            "evaluate", lambda: evaluate(run, data, evaluation, executor=executor, probe=False)
+        )
         prefix = f"s3://{server.bucket}/images"
         archive = f"s3://{server.bucket}/images.zip"
         files = steps.run("upload to S3", lambda: _upload(data, prefix, archive))
-        in_zip = steps.run("grade a zip in S3", lambda: grade(run, archive, str(root / "graded_zip")))
-        in_prefix = steps.run("grade an S3 prefix", lambda: grade(run, prefix, str(root / "graded_prefix")))
+        in_zip, in_prefix = (
+            steps.run(step, lambda: grade(run, source, str(root / folder), executor=executor))  # noqa: B023
+            for step, source, folder in (
+                ("grade a zip in S3", archive, "graded_zip"),
+                ("grade an S3 prefix", prefix, "graded_prefix"),
+            )
+        )
         online = steps.run("serve and ask", lambda: _ask(run, files))
     equal = all(_equal(online, str(root / folder)) for folder in ("graded_zip", "graded_prefix"))
     summary = {
@@ -198,9 +207,9 @@ def _show(summary: dict[str, Any], scored: dict[str, Any], graded: list[dict[str
     show(
         "demo",
         {
-            "test images": f"{scored['metrics']['n']}, from {scored['groups']} devices never trained on",
+            "test images": f"{scored['metrics']['n']}, from {scored['groups']} microscopes never trained on",
             "quadratic weighted kappa": ratios["qwk"],
-            "  95 % interval by devices": f"{bounds['low']:.3f} to {bounds['high']:.3f}"
+            "  95 % interval by microscopes": f"{bounds['low']:.3f} to {bounds['high']:.3f}"
             if bounds
             else "none",
             "top-1 accuracy": ratios["top1"],

@@ -11,9 +11,9 @@ from jobs.cli.options import (
     BundleArg,
     DataArg,
     DeviceOption,
-    LocalOption,
     OutArg,
     PrecisionOption,
+    RunsHereOption,
     RuntimeOption,
 )
 
@@ -39,15 +39,15 @@ def calibrate(
     precision: PrecisionOption = "auto",
     batch_size: BatchOption = 16,
     runtime: RuntimeOption = "auto",
-    local: LocalOption = False,
+    local: RunsHereOption = None,
 ) -> None:
     """Fit calibration, grade sets, referral, gates and drift to your own labeled images, 200 to 500.
 
     It writes a new bundle to OUT/bundle, with the same weights.
     """
-    from jobs.cli.executors import make_executor
+    from jobs.cli.executors import make_executor, runs_here
     from jobs.common.inference import ModelOptions
     from jobs.models.calibrate import calibrate as verb
 
     options = ModelOptions(device, precision, batch_size, runtime)
-    verb(bundle, data, out, ",".join(target), coverage, split, options, make_executor(local))
+    verb(bundle, data, out, ",".join(target), coverage, split, options, make_executor(runs_here(local)))

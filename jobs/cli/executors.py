@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from cluster.resources import is_joined
+from typing import TYPE_CHECKING
+
 from jobs.common import supervise
-from jobs.common.executor import Executor
+from jobs.common.executor import Executor, needs_ray
+
+if TYPE_CHECKING:
+    from scalp_core.inference.predictor import Device
+
+
+def runs_here(local: bool | None, device: Device = "auto", needs_cluster: bool = False) -> bool:
+    """Whether a command runs in its process instead of in Ray.
+
+    Args:
+        local: `--local` or `--cluster`; None: as `needs_ray` and `needs_cluster` decide.
+        device: Device of the models.
+        needs_cluster: Whether an option of the command needs several processes.
+    """
+    return local if local is not None else not (needs_cluster or needs_ray(device))
 
 
 def make_executor(local: bool) -> Executor:
-    """Executor of a command: Ray, or with `--local` this process with all its cores and its GPU."""
+    """Executor of a command: Ray, or with `local` this process with all its cores and its GPU."""
     if local:
         return _make_local_executor()
     from jobs.common.ray_executor import RayExecutor  # slow to import
 
     return RayExecutor()
-
-
-def make_grade_executor(local: bool | None) -> Executor:
-    """Executor of `scalp grade`; None: Ray if it is joined or there is a GPU, else this process.
-
-    A GPU needs several processes for its models, which Ray runs.
-    """
-    if local is None:
-        from scalp_core.inference.predictor import resolve_device
-
-        local = not is_joined() and resolve_device("auto") == "cpu"
-    return make_executor(local)
 
 
 def _make_local_executor() -> Executor:

@@ -150,11 +150,10 @@ def grade(
         if json_:
             print_json(plan_)
         return
-    from jobs.cli.executors import make_grade_executor
+    from jobs.cli.executors import make_executor, runs_here
 
-    if local is None and replicas is not None:
-        local = False  # one process has one model
-    executor = make_grade_executor(local)
+    # One process has one model.
+    executor = make_executor(runs_here(local, needs_cluster=replicas is not None))
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
     from jobs.grade.planning import PoolOptions

@@ -52,6 +52,14 @@ LocalOption = Annotated[
         "--local", help="run in this process, without starting or joining Ray; for a handful of images"
     ),
 ]
+RunsHereOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--local/--cluster",
+        help="run in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a cluster or "
+        "this machine has a GPU, else in this process",
+    ),
+]
 RuntimeOption = Annotated[
     Literal["auto", "openvino", "torch", "torch-compile"],
     typer.Option(

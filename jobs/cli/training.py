@@ -13,10 +13,10 @@ from jobs.cli.options import (
     DeviceOption,
     JsonOption,
     KeyOption,
-    LocalOption,
     MaxDropOption,
     OutArg,
     PrecisionOption,
+    RunsHereOption,
     RuntimeOption,
     SetOption,
     parse_range,
@@ -79,8 +79,9 @@ def train(
     tracking: Annotated[
         Literal["tensorboard", "mlflow", "none"],
         typer.Option(
+            metavar="KIND",
             help="log of the training curves: tensorboard (in RUN/tensorboard), mlflow (needs "
-            "MLFLOW_TRACKING_URI) or none"
+            "MLFLOW_TRACKING_URI) or none",
         ),
     ] = "tensorboard",
     symptoms: Annotated[
@@ -89,9 +90,31 @@ def train(
             help="all: also grade the other five symptoms that are labeled in DATA; default: as in the recipe"
         ),
     ] = None,
+    local: Annotated[
+        bool | None,
+        typer.Option(
+            "--local/--cluster",
+            help="train in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a "
+            "cluster, this machine has a GPU, or --folds or more than one worker is given, else in this "
+            "process",
+        ),
+    ] = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Train the classifier with Ray, and write a bundle; the same command resumes a stopped run."""
+    """Train the classifier, and write a bundle; the same command resumes a stopped run.
+
+    On a cluster, on GPUs and with several workers, Ray Train runs the workers. One worker without a GPU runs
+    in the process of the command. After a crash, either resumes by itself after the last epoch.
+    """
+    from jobs.cli.executors import runs_here
+    from jobs.common import supervise
+
+    worker_range = None if workers == "auto" else parse_range("--workers", workers)
+    has_several = folds is not None or worker_range not in (None, (1, 1))
+    if local and has_several:
+        raise UserError("--local trains one model in one process; omit --folds and --workers, or --local")
+    here = runs_here(local, device, has_several)
+    process = supervise.fork() if here else None
     from jobs.train.driver import RECIPES
     from jobs.train.driver import train as verb
     from scalp_core.models.recipe import load_recipe, recipe_of_bundle
@@ -104,9 +127,18 @@ def train(
         raise UserError("--init takes recipe and weights from its bundle; omit --recipe and --weights")
     else:
         settings = recipe_of_bundle(init, overrides)
-    worker_range = None if workers == "auto" else parse_range("--workers", workers)
     if folds is None:
-        verb(data, run, settings, worker_range, device, fold, tracking)
+        verb(
+            data,
+            run,
+            settings,
+            worker_range,
+            device,
+            fold,
+            tracking,
+            local=here,
+            progress=process.count_progress if process else lambda: None,
+        )
         return
     if fold is not None:
         raise UserError("--folds trains all folds, and --fold one of them; give one of the two")
@@ -188,18 +220,21 @@ def evaluate(
             "images and the split",
         ),
     ] = True,
-    local: LocalOption = False,
+    local: RunsHereOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Evaluate a bundle on a split: accuracy with confidence intervals, baselines, subgroups.
 
     With several bundles, also print the paired differences from the first, with their intervals.
     """
-    from jobs.cli.executors import make_executor
+    from jobs.cli.executors import make_executor, runs_here
     from jobs.common.console import print_json
     from jobs.common.inference import ModelOptions
 
-    options, executor = ModelOptions(device, precision, batch_size, runtime, tta), make_executor(local)
+    options, executor = (
+        ModelOptions(device, precision, batch_size, runtime, tta),
+        make_executor(runs_here(local)),
+    )
     if len(bundles) > 1:
         from jobs.evaluate.comparison import evaluate_models
 

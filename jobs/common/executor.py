@@ -6,16 +6,34 @@ process dies, also after its last write.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.resources import Cluster
+from cluster.resources import Cluster, is_joined
+
+if TYPE_CHECKING:
+    from scalp_core.inference.predictor import Device
 
 T = TypeVar("T")
 R = TypeVar("R")
 Load = Callable[[dict[str, Any], int], Iterator[Any]]
+
+
+def needs_ray(device: Device = "auto") -> bool:
+    """Whether a job runs in Ray by default: Ray runs or is joined, or the device is a GPU.
+
+    A GPU needs several processes for its models and their images, which Ray runs.
+
+    Raises:
+        UserError: The device is unavailable.
+    """
+    from scalp_core.inference.predictor import resolve_device  # half a second
+
+    ray = sys.modules.get("ray")  # its import takes a third of a second
+    return bool(ray and ray.is_initialized()) or is_joined() or resolve_device(device) == "cuda"
 
 
 @dataclass(frozen=True)

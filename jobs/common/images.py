@@ -42,6 +42,12 @@ def without_nulls(table: pa.Table) -> pa.Table:
     return table
 
 
+def to_columns(table: pa.Table) -> Columns:
+    """Convert a table to arrays by column, as Ray Data passes them."""
+    table = without_nulls(table)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
 class LoadImages:
     """Add decoded pixels to rows of `LOCATION_COLUMNS`, or the error of an image that cannot be decoded.
 

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from joblib import cpu_count
 
 from cluster.growth import wait_for_node
 from jobs.common.console import SUMMARY_FILE, console, now, write_json
-from jobs.common.executor import Executor
+from jobs.common.executor import Executor, needs_ray
 from jobs.common.images import Columns, gather_columns, select_locations
 from jobs.common.inference import Computation, ModelOptions, resolve, tta_symmetries, with_logits
+from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.console import show_evaluation
 from jobs.evaluate.probe import evaluate_probe, omit_probe
 from scalp_core import storage
@@ -65,7 +67,9 @@ def collect_columns(
 
 
 def default_executor() -> Executor:
-    """Return the executor that runs the steps on Ray."""
+    """Return the executor that runs the steps: this process, or Ray if it runs or this machine has a GPU."""
+    if not needs_ray():
+        return LocalExecutor(cpu_count())
     from jobs.common.ray_executor import RayExecutor  # slow to import
 
     return RayExecutor()

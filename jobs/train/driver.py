@@ -6,7 +6,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from joblib import cpu_count
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -26,7 +27,10 @@ from ray.util.queue import Queue
 from cluster.local import connect
 from cluster.resources import Cluster
 from jobs.common.console import SUMMARY_FILE, console, read_json, show, write_json
+from jobs.common.executor import Executor, needs_ray
+from jobs.common.local_executor import LocalExecutor
 from jobs.common.preflight import check_nodes, examples
+from jobs.common.ray_executor import RayExecutor
 from jobs.train.ingest import ImageSource, cache_budget, cache_splits, describe_cache, select_splits
 from jobs.train.progress import ControllerCallback, follow_progress
 from jobs.train.scaling import (
@@ -44,7 +48,7 @@ from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
 from scalp_core.errors import UserError
 from scalp_core.grades import NUM_GRADES
-from scalp_core.inference.predictor import Device
+from scalp_core.inference.predictor import Device, resolve_device
 from scalp_core.models.recipe import Recipe
 from scalp_core.models.sampler import images_per_epoch
 from scalp_core.settings import rename_old_keys
@@ -60,6 +64,9 @@ IDENTITY_FILE = "run.json"
 # Settings that recipes of older runs lack, with the values by which they train.
 _LATER_SETTINGS = {"symptoms": "one"}
 _MAX_WORKER_FAILURES = 3
+_CHECKPOINTS = CheckpointConfig(
+    num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
+)
 _LONGEST_VALUE = 40  # characters of a setting in a message
 # Ray detects a lost node up to 20 s late. An elastic run waits this long for resources on it before it counts
 # the nodes again.
@@ -125,6 +132,8 @@ def train(
     hold_out_val: bool = False,
     soft_labels: SoftLabels | None = None,
     shared: Shared | None = None,
+    local: bool | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a bundle. A stopped run resumes after its last epoch; a finished one returns immediately.
 
@@ -141,6 +150,8 @@ def train(
         soft_labels: Labels of the training images to learn instead of their grades.
         shared: State that this training shares with others, in other threads; lines of its output begin
             with the name of `run`.
+        local: Whether to train in this process; None: as `fits_here` decides.
+        progress: Called after each checkpoint of a training in this process.
 
     Returns:
         The summary, which is also written to `run/summary.json`.
@@ -155,15 +166,32 @@ def train(
         label = f"{Path(run).name}: "
     with shared.lock:
         return _train(
-            data, run, recipe, workers, device, fold, tracking, hold_out_val, soft_labels, shared, label
+            data,
+            run,
+            recipe,
+            (workers, workers) if isinstance(workers, int) else workers,
+            device,
+            fold,
+            tracking,
+            hold_out_val,
+            soft_labels,
+            shared,
+            label,
+            fits_here(workers, device) if local is None else local,
+            progress,
         )
+
+
+def fits_here(workers: tuple[int, int] | int | None, device: Device) -> bool:
+    """Whether a training runs in this process by default: it has one worker, and nothing needs Ray."""
+    return workers in (None, 1, (1, 1)) and not needs_ray(device)
 
 
 def _train(
     data: str,
     run: str,
     recipe: Recipe,
-    workers: tuple[int, int] | int | None,
+    workers: tuple[int, int] | None,
     device: Device,
     fold: int | None,
     tracking: Tracking,
@@ -171,6 +199,8 @@ def _train(
     soft_labels: SoftLabels | None,
     shared: Shared,
     label: str,
+    here: bool,
+    progress: Callable[[], None],
 ) -> dict[str, Any]:
     """Train as `train` does, while `shared.lock` is held."""
     run, started = storage.absolute(run), time.monotonic()
@@ -196,11 +226,17 @@ def _train(
     saved = load_initial_state(run)
     start = saved or shared.start or make_initial_state(recipe)
     check_batch_norm(recipe, start.batch_norm)
-    requested = (workers, workers) if isinstance(workers, int) else workers
-    cluster = shared.cluster or wait_for_workers(connect(), requested, device)
-    scaling = shared.scaling or plan_scaling(cluster, requested, device, all_cores=True)
+    executor: Executor
+    if here:
+        executor, nodes = LocalExecutor(cpu_count(), gpus=int(resolve_device(device) == "cuda")), 1
+        scaling = ScalingConfig(num_workers=1, resources_per_worker={"CPU": cpu_count()})
+    else:
+        cluster = shared.cluster or wait_for_workers(connect(), workers, device)
+        executor, nodes = RayExecutor(), cluster.nodes
+        scaling = shared.scaling or plan_scaling(cluster, workers, device, all_cores=True)
     check_batches(recipe, splits["train"].num_rows, scaling)
-    check_nodes(examples(splits), run)
+    if not here:
+        check_nodes(examples(splits), run)
     tracked_identity = identity | {"synthetic": data_spec.synthetic}
     with (
         outputs.open_output(run, KIND, [data]) as output,
@@ -217,23 +253,29 @@ def _train(
             lines.append(batch_norm_line(recipe, scaling))
         for line in (*lines, f"initial weights: {start.record}", *start.notes):
             console.print(f"{label}{line}")
-        images, datasets = cache_splits(splits, start.spec, cache_budget() // shared.at_once)
-        console.print(f"{label}{describe_cache(images['train'], cluster)}")
+        budget = cache_budget(in_ray=not here) // shared.at_once
+        images, datasets = cache_splits(splits, start.spec, budget, in_ray=not here)
+        console.print(f"{label}{describe_cache(images['train'], nodes)}")
         if soft_labels:
             learned = dataclasses.replace(images["train"], soft_labels=soft_labels.of(splits["train"]))
             images |= {"train": learned}
         config = worker_config(recipe, images, initial_uri(run), scaling) | {"trainings": shared.at_once}
         with shared.unlocked():
             fewest, as_lines = scaling.min_workers, shared.at_once > 1
-            with follow_progress(run, recipe, tracker, fewest, label, as_lines) as notes:
-                result = _fit(config | {"notes": notes}, run, scaling, notes)
+            with follow_progress(run, recipe, tracker, fewest, label, as_lines, here) as notes:
+                if here:
+                    config |= {"device": resolve_device(device)}
+                    result = _fit_here(config | {"notes": notes}, run, notes, progress)
+                else:
+                    result = _fit(config | {"notes": notes}, run, scaling, notes)
+        _check_divergence(run, result)
         del images, config, datasets  # until here they keep the decoded images in the object store
         trained = time.monotonic() - started
         output.check()
         from jobs.train.finalize import make_bundle
 
         teachers = soft_labels.teachers if soft_labels else None
-        summary = make_bundle(run, data_spec, recipe, start, splits, result, device, fold, teachers)
+        summary = make_bundle(run, data_spec, recipe, start, splits, result, device, fold, teachers, executor)
         summary["train_seconds"], summary["seconds"] = round(trained, 1), round(time.monotonic() - started, 1)
         write_json(storage.join(run, SUMMARY_FILE), summary)
         with tolerate_errors():
@@ -353,15 +395,18 @@ def check_batch_norm(recipe: Recipe, has_batch_norm: bool) -> None:
         )
 
 
+def _fit_here(config: dict[str, Any], run: str, notes: Any, progress: Callable[[], None]) -> Result:
+    from jobs.train.trainer import train_here
+
+    return train_here(config, run, _CHECKPOINTS, notes, progress)
+
+
 def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue) -> Result:
-    from jobs.train.trainer import divergence_message, make_trainer
+    from jobs.train.trainer import make_trainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     if isinstance(scaling, ElasticScaling):
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
-    checkpoints = CheckpointConfig(
-        num_to_keep=2, checkpoint_score_attribute="val_qwk", checkpoint_score_order="max"
-    )
     failures = FailureConfig(max_failures=_MAX_WORKER_FAILURES)
     try:
         result = make_trainer(
@@ -369,7 +414,7 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             run,
             scaling,
             callbacks=[ControllerCallback(notes)],
-            checkpoint_config=checkpoints,
+            checkpoint_config=_CHECKPOINTS,
             failure_config=failures,
         ).fit()
     except TrainingFailedError as error:
@@ -378,9 +423,19 @@ def _fit(config: dict[str, Any], run: str, scaling: ScalingConfig, notes: Queue)
             f"training in {run} failed {_MAX_WORKER_FAILURES + 1} times, the last time with: {reason}; "
             "SCALP_RAY_LOGS=1 shows the workers' output, and the same command resumes after the last epoch"
         ) from error
+    return result
+
+
+def _check_divergence(run: str, result: Result) -> None:
+    """Check that a training ended with a loss that is finite.
+
+    Raises:
+        UserError: It did not.
+    """
+    from jobs.train.trainer import divergence_message
+
     if divergence := divergence_message(result):
         raise UserError(f"training in {run} stopped: {divergence}; choose another RUN")
-    return result
 
 
 def _show(summary: dict[str, Any], run: str) -> None:

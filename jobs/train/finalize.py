@@ -12,6 +12,7 @@ from ray.train import Result
 
 from jobs.common import provenance
 from jobs.common.console import console, now
+from jobs.common.executor import Executor
 from jobs.common.graphs import few_batches, with_float_graph
 from jobs.common.images import Columns
 from jobs.common.inference import ModelOptions
@@ -47,6 +48,7 @@ def make_bundle(
     device: Device,
     fold: int | None,
     teachers: Teachers | None,
+    executor: Executor,
 ) -> dict[str, Any]:
     """Write the bundle of the best epoch, calibrated on the validation split; return the summary."""
     spec = start.spec
@@ -76,7 +78,7 @@ def make_bundle(
     bundle = with_float_graph(
         Bundle(bundle_spec, files={WEIGHTS_FILE: weights}), few_batches(splits["val"], spec)
     )
-    bundle_spec = _fit_decision(run, bundle, recipe, splits, ModelOptions(device=device))
+    bundle_spec = _fit_decision(run, bundle, recipe, splits, ModelOptions(device=device), executor)
     for target in bundle_spec.referral.targets or ():
         console.print(str(target))
     figure = figures.plot_curves(
@@ -115,7 +117,12 @@ def _history(result: Result) -> list[dict[str, Any]]:
 
 
 def _fit_decision(
-    run: str, bundle: Bundle, recipe: Recipe, splits: dict[str, pa.Table], options: ModelOptions
+    run: str,
+    bundle: Bundle,
+    recipe: Recipe,
+    splits: dict[str, pa.Table],
+    options: ModelOptions,
+    executor: Executor,
 ) -> BundleSpec:
     """Fit gates, calibration, grade sets and referral rule on the validation split, and add its metrics.
 
@@ -123,8 +130,8 @@ def _fit_decision(
     """
     val = splits["val"]
     labels, groups = np.array(val["label"].to_pylist()), val["group"].to_pylist()
-    columns, computation = collect_finite_columns(bundle, val, options)
-    gates = fit_gates(splits["train"], columns["statistics"], bundle.spec.preprocess)
+    columns, computation = collect_finite_columns(bundle, val, options, executor)
+    gates = fit_gates(splits["train"], columns["statistics"], bundle.spec.preprocess, executor.uses_ray)
     spec = fit_decision(
         bundle.spec.model_copy(update={"gates": gates}),
         columns["logits"],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
+from joblib import cpu_count
 
-from jobs.common.images import Columns, LoadImages, check_read, select_locations
+from jobs.common.images import Columns, LoadImages, check_read, select_locations, to_columns
 from jobs.common.ray_executor import make_dataset
 from scalp_core.images import gates
 from scalp_core.images.gates import Gates
@@ -16,13 +19,14 @@ _MAX_TRAIN = 20_000
 _BATCH = 32
 
 
-def fit_gates(train: pa.Table, val: np.ndarray, spec: Preprocess) -> Gates:
+def fit_gates(train: pa.Table, val: np.ndarray, spec: Preprocess, in_ray: bool) -> Gates:
     """Fit gates on at most 20,000 images of the training split and the validation split.
 
     Args:
         train: Manifest rows of the training split.
         val: Statistics of the images of the validation split, float (N, K).
         spec: Preprocessing of the model, because the statistics describe its input.
+        in_ray: Whether Ray measures the images; else threads of this process.
 
     Raises:
         UserError: An image is no longer readable.
@@ -30,8 +34,14 @@ def fit_gates(train: pa.Table, val: np.ndarray, spec: Preprocess) -> Gates:
     if train.num_rows > _MAX_TRAIN:
         chosen = np.random.default_rng(0).choice(train.num_rows, _MAX_TRAIN, replace=False)
         train = train.take(np.sort(chosen))
-    dataset = make_dataset(select_locations(train, "group")).map_batches(_Measure(spec), batch_size=_BATCH)
-    batches = list(dataset.iter_batches(batch_size=None))
+    rows, measure = select_locations(train, "group"), _Measure(spec)
+    if in_ray:
+        measured = make_dataset(rows).map_batches(measure, batch_size=_BATCH)
+        batches = list(measured.iter_batches(batch_size=None))
+    else:
+        pieces = [to_columns(rows.slice(start, _BATCH)) for start in range(0, rows.num_rows, _BATCH)]
+        with ThreadPoolExecutor(cpu_count(), "measure") as pool:
+            batches = list(pool.map(measure, pieces))
     statistics, groups = (
         np.concatenate([batch[name] for batch in batches]) for name in ("statistics", "group")
     )

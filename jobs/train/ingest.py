@@ -1,23 +1,28 @@
-"""Data ingest of training: Ray Data loads each rank's batches in the order of the sampler.
+"""Data ingest of training: each rank's batches, in the order of the sampler.
 
-Images are decoded once into Ray's object store if they fit, otherwise again in each epoch. The order is that
-of `scalp_core.models.sampler`. Each worker has one stream over all remaining epochs, without a pause between
-epochs. Tasks import this module, so its imports are fast.
+Images are decoded once into memory if they fit, otherwise again in each epoch. The order is that of
+`scalp_core.models.sampler`. Each worker has one stream over all remaining epochs, without a pause between
+epochs. Ray Data loads the batches, from Ray's object store; a training in one process without Ray loads them
+in threads, from its memory. Tasks import this module, so its imports are fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from joblib import cpu_count
 from ray.data import DataContext, Dataset, ExecutionResources
 
-from cluster.resources import Cluster
-from jobs.common.images import Columns, LoadForTraining, select_locations, without_nulls
+from cluster.local import object_store_size
+from jobs.common.images import Columns, LoadForTraining, select_locations, to_columns, without_nulls
 from jobs.common.ray_executor import make_dataset
 from scalp_core.datasets import manifest
 from scalp_core.datasets.manifest import DataSpec
@@ -44,22 +49,28 @@ class ImageSource:
 
     Args:
         labels: int8 (N,), grades of the images.
-        rows: Reference to the manifest's `uri, member, label`.
+        rows: The manifest's `uri, member, label`, or a reference to them in Ray.
         spec: Preprocessing.
-        blocks: References to blocks of `_ROWS_PER_BLOCK` decoded images, in order; None: decode at each read.
+        blocks: Blocks of `_ROWS_PER_BLOCK` decoded images, uint8 (N, size, size, 3), or references to tables
+            of them in Ray, in order; None: decode at each read.
         soft_labels: float32 (N, 4), distributions over the grades to learn instead of the labels, or None.
         other_labels: int8 (N, 5), from `add_other_labels`; None: the model grades one symptom.
     """
 
     labels: np.ndarray
-    rows: ray.ObjectRef
+    rows: ray.ObjectRef | pa.Table
     spec: Preprocess
-    blocks: list[ray.ObjectRef] | None
+    blocks: list[ray.ObjectRef] | list[np.ndarray] | None
     soft_labels: np.ndarray | None = None
     other_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def in_ray(self) -> bool:
+        """Whether Ray holds the images, so that its tasks can load them."""
+        return isinstance(self.rows, ray.ObjectRef)
 
     def labels_of(self, wanted: np.ndarray) -> Columns:
         """Columns `label`, and `soft_label` and `other_labels` if there are any, of these rows."""
@@ -69,22 +80,26 @@ class ImageSource:
     def load(self, wanted: np.ndarray) -> np.ndarray:
         """Load the images of these rows, uint8 (N, size, size, 3), in their order."""
         if self.blocks is None:
-            rows = ray.get(self.rows).take(wanted)
-            columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
-            return LoadForTraining(self.spec)(columns)["image"]
+            rows = ray.get(self.rows) if self.in_ray else self.rows
+            return _decode(rows.take(wanted), self.spec)
         images = np.empty((len(wanted), self.spec.size, self.spec.size, 3), np.uint8)
         block_numbers = wanted // _ROWS_PER_BLOCK
         needed = np.unique(block_numbers)
-        blocks = ray.get([self.blocks[number] for number in needed])
-        for number, block in zip(needed, blocks, strict=True):
+        blocks = [self.blocks[number] for number in needed]
+        for number, block in zip(needed, ray.get(blocks) if self.in_ray else blocks, strict=True):
             places = np.flatnonzero(block_numbers == number)
             images[places] = _pixels(block)[wanted[places] % _ROWS_PER_BLOCK]
         return images
 
 
-def _pixels(block: pa.Table) -> np.ndarray:
+def _decode(rows: pa.Table, spec: Preprocess) -> np.ndarray:
+    """Read and decode the images of manifest rows, uint8 (N, size, size, 3)."""
+    return LoadForTraining(spec)(to_columns(rows))["image"]
+
+
+def _pixels(block: pa.Table | np.ndarray) -> np.ndarray:
     """Return the decoded images of a block, without a copy."""
-    return block["image"].chunk(0).to_numpy(zero_copy_only=True)
+    return block if isinstance(block, np.ndarray) else block["image"].chunk(0).to_numpy(zero_copy_only=True)
 
 
 def select_splits(table: pa.Table, data_spec: DataSpec, recipe: Recipe) -> dict[str, pa.Table]:
@@ -105,19 +120,33 @@ def select_splits(table: pa.Table, data_spec: DataSpec, recipe: Recipe) -> dict[
     return splits
 
 
-def cache_images(rows: pa.Table, spec: Preprocess, budget: int) -> tuple[ImageSource, Dataset | None]:
-    """Decode the images of manifest rows into the object store, if they fit into `budget` bytes.
+def cache_images(
+    rows: pa.Table, spec: Preprocess, budget: int, in_ray: bool = True
+) -> tuple[ImageSource, Dataset | None]:
+    """Decode the images of manifest rows into memory, if they fit into `budget` bytes.
+
+    Args:
+        rows: Rows of a manifest.
+        spec: Preprocessing.
+        budget: Bytes.
+        in_ray: Decode by Ray into its object store; else in threads into the memory of this process.
 
     Returns:
-        The images, and a dataset that must stay alive as long as they are used.
+        The images, and a dataset of Ray that must stay alive as long as they are used.
     """
     labels = np.array(rows["label"].to_pylist(), np.int8)
     soft_labels, other_labels = _soft_labels(rows, labels), _other_labels(rows)
     rows = select_locations(rows, "label")
-    table = make_dataset(rows, _ROWS_PER_BLOCK)
-    reference = ray.put(_combine_chunks(rows))
+    combined = _combine_chunks(rows)
+    reference = ray.put(combined) if in_ray else combined
     if rows.num_rows * spec.size * spec.size * 3 > budget:
         return ImageSource(labels, reference, spec, None, soft_labels, other_labels), None
+    if not in_ray:
+        pieces = [combined.slice(start, _ROWS_PER_BLOCK) for start in range(0, len(labels), _ROWS_PER_BLOCK)]
+        with ThreadPoolExecutor(cpu_count(), "decode") as pool:
+            arrays = list(pool.map(partial(_decode, spec=spec), pieces))
+        return ImageSource(labels, reference, spec, arrays, soft_labels, other_labels), None
+    table = make_dataset(rows, _ROWS_PER_BLOCK)
     decoded = table.map_batches(LoadForTraining(spec), batch_size=_ROWS_PER_BLOCK)
     decoded.context.execution_options.preserve_order = True
     decoded = decoded.materialize()
@@ -144,11 +173,11 @@ def _soft_labels(rows: pa.Table, labels: np.ndarray) -> np.ndarray | None:
 
 
 def cache_splits(
-    splits: dict[str, pa.Table], spec: Preprocess, budget: int
+    splits: dict[str, pa.Table], spec: Preprocess, budget: int, in_ray: bool = True
 ) -> tuple[dict[str, ImageSource], list[Dataset | None]]:
     """Cache the images of the training and validation splits, as `cache_images` does."""
-    val, val_dataset = cache_images(splits["val"], spec, budget // 4)
-    train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4)
+    val, val_dataset = cache_images(splits["val"], spec, budget // 4, in_ray)
+    train, train_dataset = cache_images(splits["train"], spec, budget * 3 // 4, in_ray)
     return {"train": train, "val": val}, [train_dataset, val_dataset]
 
 
@@ -161,8 +190,10 @@ def _combine_chunks(rows: pa.Table) -> pa.Table:
     return rows.combine_chunks()
 
 
-def cache_budget() -> int:
-    """Return the bytes of decoded images that the object store of each node can hold."""
+def cache_budget(in_ray: bool = True) -> int:
+    """Return the bytes of decoded images that the object store of each node, or this process, can hold."""
+    if not in_ray:
+        return int(object_store_size() * _CACHE_SHARE)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min(stores) * _CACHE_SHARE)
 
@@ -234,7 +265,7 @@ def training_batches(
     steps = images_per_epoch(len(source), settings.augment) // rank_batch.batch_size
     count = (settings.epochs - first_epoch + 1) * steps * rank_batch.size
     load = _LoadRankBatch(source, settings, rank_batch, first_epoch)
-    return _stream(load, count, rank_batch, limits)
+    return _stream(load, count, rank_batch, limits, source)
 
 
 def validation_batches(
@@ -243,14 +274,21 @@ def validation_batches(
     """Iterate over a rank's slice of the validation images; the ranks' slices do not overlap."""
     rank, workers = rank_batch.rank, rank_batch.workers
     start, stop = (len(source) * edge // workers for edge in (rank, rank + 1))
-    return _stream(_LoadSlice(source, start), stop - start, rank_batch, limits)
+    return _stream(_LoadSlice(source, start), stop - start, rank_batch, limits, source)
 
 
 def _stream(
-    load: Any, count: int, rank_batch: RankBatch, limits: ExecutionResources | None
+    load: Callable[[Columns], Columns],
+    count: int,
+    rank_batch: RankBatch,
+    limits: ExecutionResources | None,
+    source: ImageSource,
 ) -> Iterator[dict[str, Any]]:
     if not count:
         return iter(())
+    if not source.in_ray:
+        # Decoding needs all cores; a batch of decoded images takes a thread a fraction of a step.
+        return _stream_from_threads(load, count, rank_batch.size, 1 if source.blocks else cpu_count())
     blocks = min(_MAX_BLOCKS, -(-count // _ROWS_PER_BLOCK))
     dataset = ray.data.range(count, override_num_blocks=blocks).map_batches(load, batch_size=_ROWS_PER_BLOCK)
     options = dataset.context.execution_options
@@ -260,6 +298,22 @@ def _stream(
     return iter(
         dataset.iterator().iter_torch_batches(batch_size=rank_batch.size, prefetch_batches=_PREFETCH_BATCHES)
     )
+
+
+def _stream_from_threads(
+    load: Callable[[Columns], Columns], count: int, size: int, threads: int
+) -> Iterator[dict[str, Any]]:
+    """Load batches of `size` in order, in threads, ahead of the training step."""
+    import torch
+
+    ids = np.array_split(np.arange(count), range(size, count, size))
+    with ThreadPoolExecutor(threads, "load") as pool:
+        ahead = deque(pool.submit(load, {"id": part}) for part in ids[: threads + _PREFETCH_BATCHES])
+        for following in [*ids[len(ahead) :], *[None] * len(ahead)]:
+            batch = ahead.popleft().result()
+            if following is not None:
+                ahead.append(pool.submit(load, {"id": following}))
+            yield {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
 def stream_limits(workers: int, worker_cpus: float) -> ExecutionResources:
@@ -283,12 +337,14 @@ def silence_ray_data() -> None:
     context.raise_original_map_exception = True
 
 
-def describe_cache(train: ImageSource, cluster: Cluster) -> str:
-    """Describe whether decoded images are in the object store."""
+def describe_cache(train: ImageSource, nodes: int = 1) -> str:
+    """Describe whether decoded images are in memory."""
     size = len(train) * train.spec.size**2 * 3 / 2**20
     if train.blocks is not None:
-        return f"images are decoded once into Ray's object store ({size:,.0f} MiB)"
+        place = "Ray's object store" if train.in_ray else "memory"
+        return f"images are decoded once into {place} ({size:,.0f} MiB)"
+    place = f"the object store of each of {nodes} nodes" if train.in_ray else "memory"
     return (
-        f"the decoded images ({size:,.0f} MiB) do not fit into the cache in the object store of each of "
-        f"{cluster.nodes} nodes, so they are decoded again in each epoch"
+        f"the decoded images ({size:,.0f} MiB) do not fit into the cache in {place}, so they are decoded "
+        "again in each epoch"
     )

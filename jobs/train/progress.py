@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty
+from queue import Queue as LocalQueue
 from typing import Any, Protocol
 
 import ray
@@ -60,7 +61,7 @@ class Follower:
             number of lost workers.
         epochs: Epochs of the whole run.
         tracker: Tracker that records each epoch.
-        fewest: Minimum number of workers.
+        fewest: Minimum number of workers; 0 if the training runs in this process, which waits for none.
         metrics: Prometheus metrics that count the notes.
         label: Beginning of each line.
         as_lines: Print lines instead of a progress bar, because other trainings print at the same time.
@@ -126,7 +127,11 @@ class Follower:
 
     def _print_if_waiting(self) -> None:
         """Print a message while Ray waits for resources, because Ray itself waits silently and forever."""
-        if self.stop.is_set() or time.monotonic() - self._since < _WAITING_MESSAGE_AFTER_S:
+        if (
+            not self._fewest
+            or self.stop.is_set()
+            or time.monotonic() - self._since < _WAITING_MESSAGE_AFTER_S
+        ):
             return
         have = ray.cluster_resources()
         cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
@@ -142,14 +147,21 @@ class Follower:
 
 @contextmanager
 def follow_progress(
-    run: str, recipe: Recipe, tracker: Tracker, fewest: int, label: str = "", as_lines: bool = False
-) -> Iterator[Queue]:
-    """Open a queue for the workers' notes, and print them with a `Follower` during the block."""
-    # On the driver's node: if another node with the queue is lost, all workers fail.
-    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    notes = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node})
+    run: str,
+    recipe: Recipe,
+    tracker: Tracker,
+    fewest: int,
+    label: str = "",
+    as_lines: bool = False,
+    here: bool = False,
+) -> Iterator[Any]:
+    """Open a queue for the workers' notes, and print them with a `Follower` during the block.
+
+    The queue is one of Ray; with `here` one of this process, in which the training runs.
+    """
+    notes = LocalQueue() if here else _ray_queue()
     metrics = TrainMetrics(run, recipe.epochs, recipe.batch_size)
-    follower = Follower(notes, recipe.epochs, tracker, fewest, metrics, label, as_lines)
+    follower = Follower(notes, recipe.epochs, tracker, 0 if here else fewest, metrics, label, as_lines)
     thread = threading.Thread(target=follower.run, daemon=True)
     thread.start()
     try:
@@ -159,7 +171,14 @@ def follow_progress(
         with suppress(RayError):  # the error that ended the block may have ended the queue too
             notes.put_nowait({})
         thread.join(timeout=30)  # longer than the timeouts of trackers
-        notes.shutdown()
+        if isinstance(notes, Queue):
+            notes.shutdown()
+
+
+def _ray_queue() -> Queue:
+    # On the driver's node: if another node with the queue is lost, all workers fail.
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node})
 
 
 def _pending() -> bool:

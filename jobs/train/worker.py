@@ -1,4 +1,4 @@
-"""The data-parallel worker of `scalp train`, which runs inside Ray Train."""
+"""The data-parallel worker of `scalp train`, which runs inside Ray Train, or its local mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import ray.train.torch
@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
-from ray.util.queue import Queue
 from torch import nn
 
 from jobs.train.ingest import (
@@ -51,6 +50,12 @@ _POINTS_PER_EPOCH = 200  # points of the loss per step; each is a mean over its 
 Batch = dict[str, torch.Tensor]
 
 
+class _Notes(Protocol):
+    """The writing end of the queue to the driver."""
+
+    def put_nowait(self, note: dict[str, Any]) -> None: ...
+
+
 class DivergedError(Exception):
     """The loss is not finite. All workers raise it at the same step; the message names the step."""
 
@@ -64,13 +69,15 @@ def train_worker(config: dict[str, Any]) -> str | None:
             safetensors), `batch_norm` (from `Recipe.resolve_batch_norm` for the
             maximum of workers), `worker_cpus` (CPUs that each worker reserves); optional: `notes` (queue to
             the driver), `after_epoch` (function of a history entry, called on rank 0; True ends the
-            training), and `trainings` (number of parallel runs).
+            training), `trainings` (number of parallel runs), and `device` (default: the one that Ray
+            assigns).
 
     Returns:
         The step at which the loss was not finite, which ends the training; None for a normal end. It is not
         an exception, because Ray would retry and fail in the same way.
     """
-    gc.freeze()  # the end of the process looks at no module again, which takes a second of a core
+    if config["train"].in_ray:
+        gc.freeze()  # the end of the process looks at no module again, which takes a second of a core
     try:
         _Worker(config).run()
     except DivergedError as error:
@@ -85,14 +92,16 @@ class _Worker:
         self.train: ImageSource = config["train"]
         self.val: ImageSource = config["val"]
         self.spec = self.train.spec
-        self.notes: Queue | None = config.get("notes")
+        self.notes: _Notes | None = config.get("notes")
         self.after_epoch: Callable[[dict[str, Any]], bool] | None = config.get("after_epoch")
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.rank_batch = RankBatch(self.rank, self.world, recipe.batch_size)
-        self.limits = stream_limits(self.world * config.get("trainings", 1), config["worker_cpus"])
+        self.limits = None
+        if self.train.in_ray:
+            self.limits = stream_limits(self.world * config.get("trainings", 1), config["worker_cpus"])
         self.steps = images_per_epoch(len(self.train), recipe.augment) // recipe.batch_size
-        self.device = ray.train.torch.get_device()
+        self.device = torch.device(config["device"]) if "device" in config else ray.train.torch.get_device()
         model = build_model(recipe.architecture, recipe.head, recipe.size, recipe.model, recipe.heads)
         self.step = TrainingStep(
             to_channels_last(model.to(self.device)),
@@ -107,7 +116,7 @@ class _Worker:
             self.spec,
             self.steps * recipe.epochs,
             config["batch_norm"],
-            has_bf16(self.device.type),
+            has_bf16("cuda" if self.device.type == "cuda" else "cpu"),
         )
         self.history: list[dict[str, Any]] = []
         self._restore(config["initial_weights"])

@@ -233,7 +233,7 @@ class _Inputs:
             images, datasets = cache_splits(self._splits, spec, cache_budget() // self._sizes)
             self._images[key] = images
             self._datasets += datasets
-            console.print(f"{spec.size} px: {describe_cache(images['train'], self._cluster)}")
+            console.print(f"{spec.size} px: {describe_cache(images['train'], self._cluster.nodes)}")
         return self._images[key]
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(ray.__file__).parent
 _PB2 = "ray.core.generated.autoscaler_pb2"
 _CALLBACKS = "ray.train.v2._internal.callbacks"
+_EXECUTION = "ray.train.v2._internal.execution"
 _DIRECT = "ray.serve._private.direct_ingress_http_util"
 # `module:attribute`, with the reason and the public way that is missing. An attribute may also be one that
 # the class assigns to `self`; a field of a protobuf message is named by its FIELD_NUMBER.
@@ -73,6 +74,14 @@ DEPENDENCIES = {
     "ray.train.torch:TorchTrainer._register_sigint_handler": "RunConfig has no setting to omit the handler",
     f"{_CALLBACKS}.datasets:DatasetsCallback": "a callback to remove",
     f"{_CALLBACKS}.placement_group_callback:PlacementGroupCleanerCallback": "a callback to remove",
+    # Ray Train in one process.
+    f"{_EXECUTION}.train_fn_utils:LocalTrainFnUtils.report": "Ray's local mode stores no checkpoint",
+    f"{_EXECUTION}.train_fn_utils:LocalTrainFnUtils.get_checkpoint": "and resumes from none",
+    f"{_EXECUTION}.train_fn_utils:set_train_fn_utils": "TorchTrainer has no setting for them",
+    f"{_EXECUTION}.checkpoint.checkpoint_manager:CheckpointManager.register_checkpoint": "Ray's own record",
+    f"{_EXECUTION}.checkpoint.checkpoint_manager:CheckpointManager.latest_checkpoint_result": "to resume",
+    f"{_EXECUTION}.context:StorageContext.persist_current_checkpoint": "copies a checkpoint to storage",
+    f"{_EXECUTION}.training_report:_TrainingReport": "what a CheckpointManager takes",
     # Ray Serve's queue of a body, which has no setting for its length.
     "ray.serve._private.constants:RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "whether Ray can wait",
     f"{_DIRECT}:ASGIDIReceiveProxy._queue": "created with a limit",

@@ -31,6 +31,8 @@ PROMISES = {
     "README: Ctrl-C leaves a job alone": "Ctrl-C leaves the job alone.",
     "README: the exit code of a job is its command's": "Its exit code is the command's.",
     "README: nodes are checked before long work": "Nodes are checked before long work.",
+    "docs/training.md: a training in one process resumes after a crash": "the command starts it again",
+    "docs/training.md: one process trains as Ray does": "Both train the same model, and each resumes",
     "docs/training.md: images that do not fit are decoded again": "they are decoded again in each epoch",
 }
 PAGES = {"README": "README.md"}

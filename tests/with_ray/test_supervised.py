@@ -1,4 +1,4 @@
-"""`scalp grade` in one process resumes after a crash, and one bad image costs one row."""
+"""`scalp grade` and `scalp train` in one process resume after a crash; one bad image costs one row."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.images import jpeg
+from tests.support.sources import audited_jpegs
 
 # Decoding an image that ends with CRASH ends the process, as a defect of a native decoder would.
 CRASHING = """
@@ -129,3 +130,42 @@ def test_an_interrupt_does_not_wait_for_storage(bundle, clinic, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again to resume" in errors
+
+
+# The first process of the command ends by SIGKILL after its first epoch, as if memory ran out.
+DYING = """
+import os, signal
+from pathlib import Path
+from jobs.cli.main import run
+from jobs.train import worker
+
+report, mark = worker._Worker._report, Path({mark!r})
+
+def die(self, entry):
+    if entry["epoch"] == 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    report(self, entry)
+
+worker._Worker._report = die
+if __name__ == "__main__":
+    run()
+"""
+
+
+@pytest.mark.promise("docs/training.md: a training in one process resumes after a crash")
+def test_a_training_in_one_process_resumes_after_a_crash_and_starts_no_ray(tmp_path):
+    data = audited_jpegs(tmp_path / "data", 48).data
+    script = tmp_path / "dying.py"
+    script.write_text(DYING.format(mark=str(tmp_path / "died")))
+    words = ["--recipe", "smoke", "--set", "size=32", "--set", "epochs=3", "--set", "batch_size=8"]
+    words += ["--set", "architecture=test_resnet", "--device", "cpu"]
+    command = [sys.executable, str(script), "train", data, str(tmp_path / "run"), *words]
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=variables)
+    assert ended.returncode == 0, ended.stderr
+    assert "the process ended by SIGKILL; resuming" in ended.stderr
+    assert "resuming after epoch 1, workers: 1" in ended.stdout
+    assert "images are decoded once into memory" in ended.stdout and "Ray" not in ended.stdout
+    history = json.loads((tmp_path / "run/summary.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+from joblib import cpu_count
 from ray.exceptions import RayActorError
 
 from jobs.train import driver, progress
@@ -128,12 +130,9 @@ def check_history(summary: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 class KillAfterSecondEpoch(ControllerCallback):
     """Kill the process that controls the training when the checkpoint of epoch 2 is stored."""
 
-    reports = 0
-
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         super().after_report(run_context, metrics, checkpoint)
-        self.reports += 1
-        if self.reports == 2:
+        if metrics[0]["epoch"] == 2:
             os._exit(1)
 
 
@@ -194,3 +193,38 @@ def test_a_lost_worker_and_a_killed_training_cost_the_epoch_in_progress(
 
     assert train(data, str(run), RECIPE, 1, "cpu", fold=FOLD) == resumed  # finished: read, not trained again
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.fixture
+def threads_of_a_worker() -> Iterator[None]:
+    """As many threads in this process as Ray gives a worker: sums of bf16 depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cpu_count())
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_of_a_worker")
+@pytest.mark.promise("docs/training.md: one process trains as Ray does")
+def test_one_process_trains_as_ray_does_and_each_resumes_the_run_of_the_other(
+    data, undisturbed, tmp_path, monkeypatch, capsys
+):
+    run = str(tmp_path / "run")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, run, RECIPE, 1, "cpu", fold=FOLD, local=True, progress=stop)
+    assert "images are decoded once into memory" in capsys.readouterr().out
+    with monkeypatch.context() as killed:
+        killed.setattr(driver, "ControllerCallback", KillAfterSecondEpoch)
+        with pytest.raises(RayActorError):
+            train(data, run, RECIPE, 1, "cpu", fold=FOLD, local=False)
+    printed = capsys.readouterr().out
+    assert "into Ray's object store" in printed and "resuming after epoch 1, workers: 1" in printed
+    resumed = train(data, run, RECIPE, 1, "cpu", fold=FOLD, local=True)
+    assert "resuming after epoch 2, workers: 1" in capsys.readouterr().out
+    check_history(resumed, undisturbed)
+    folders = list(Path(run, "checkpoints").glob("checkpoint_*/history.json"))
+    assert 2 <= len(folders) <= 3  # the best two, and the last

@@ -1,4 +1,4 @@
-"""Images that do not fit into the object store are decoded again in each epoch: same order, same pixels."""
+"""Images that do not fit into memory are decoded again in each epoch: same order, same pixels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from ray.data.extensions import ArrowTensorArray
+import ray
 
-from cluster.resources import Cluster
 from jobs.common import images
-from jobs.common.images import LoadForTraining, without_nulls
 from jobs.train import ingest
 from jobs.train.ingest import ImageSource, cache_images, describe_cache
 from scalp_core.grades import NUM_GRADES
@@ -33,26 +31,15 @@ def rows(tmp_path) -> pa.Table:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """Replace Ray's object store by this process; the list grows by an entry for each decoded image."""
+    """A list that grows by an entry for each decoded image."""
     decoded: list[int] = []
     decode = images.decode
     monkeypatch.setattr(images, "decode", lambda *arguments: decoded.append(1) or decode(*arguments))
-    monkeypatch.setattr(ingest.ray, "put", lambda value: value)
-    monkeypatch.setattr(ingest.ray, "get", lambda reference: reference)
-    monkeypatch.setattr(ingest, "make_dataset", lambda *_: None)  # fails if it is used
     return decoded
 
 
-def cached(rows: pa.Table) -> ImageSource:
-    """The source with blocks as Ray Data makes them."""
-    table = without_nulls(rows)
-    blocks = []
-    for start in range(0, ROWS, ingest._ROWS_PER_BLOCK):
-        block = table.slice(start, ingest._ROWS_PER_BLOCK)
-        columns = {name: block[name].to_numpy() for name in block.column_names}
-        pixels = ArrowTensorArray.from_numpy(LoadForTraining(SPEC)(columns)["image"])
-        blocks.append(pa.table({"image": pixels}))
-    return ImageSource(rows["label"].to_numpy(), table, SPEC, blocks)
+def cached(rows: pa.Table, budget: int = LARGE_ENOUGH) -> ImageSource:
+    return cache_images(rows, SPEC, budget, in_ray=False)[0]
 
 
 def epochs(source: ImageSource, rank: int) -> dict[str, Any]:
@@ -63,8 +50,7 @@ def epochs(source: ImageSource, rank: int) -> dict[str, Any]:
 
 @pytest.mark.promise("docs/training.md: images that do not fit are decoded again")
 def test_images_that_do_not_fit_give_the_same_epochs_and_are_decoded_in_each(rows, decoded):
-    source, _ = cache_images(rows, SPEC, LARGE_ENOUGH - 1)
-    other = cached(rows)
+    source, other = cached(rows, LARGE_ENOUGH - 1), cached(rows)
     decoded.clear()
     for rank in (0, 1):
         expected = epochs(other, rank)
@@ -76,11 +62,16 @@ def test_images_that_do_not_fit_give_the_same_epochs_and_are_decoded_in_each(row
     assert len(decoded) == EPOCHS * ROWS  # each image in each epoch
 
 
-def test_the_run_reports_whether_images_are_decoded_again(rows, decoded):
-    cluster = Cluster(cpus=2, gpus=0, nodes=3, cores_per_node=2)
-    source, _ = cache_images(rows, SPEC, 0)
-    assert "3 nodes, so they are decoded again in each epoch" in describe_cache(source, cluster)
-    assert "decoded once into Ray's object store" in describe_cache(cached(rows), cluster)
+def test_the_run_reports_whether_images_are_decoded_again(rows):
+    source = cached(rows, 0)
+    assert "the cache in memory, so they are decoded again in each epoch" in describe_cache(source)
+    assert "decoded once into memory" in describe_cache(cached(rows))
+    in_ray = dataclasses.replace(source, rows=ray.ObjectRef(bytes(28)))
+    assert "each of 3 nodes, so they are decoded again in each epoch" in describe_cache(in_ray, 3)
+    blocks = [ray.ObjectRef(bytes(28))]
+    assert "decoded once into Ray's object store" in describe_cache(
+        dataclasses.replace(in_ray, blocks=blocks)
+    )
 
 
 def test_the_budget_is_that_of_the_smallest_living_node(monkeypatch):
@@ -90,20 +81,20 @@ def test_the_budget_is_that_of_the_smallest_living_node(monkeypatch):
     ]
     monkeypatch.setattr(ingest.ray, "nodes", lambda: nodes)
     assert ingest.cache_budget() == 400
+    monkeypatch.setattr(ingest, "object_store_size", lambda: 600)
+    assert ingest.cache_budget(in_ray=False) == 300
 
 
-@pytest.mark.usefixtures("decoded")
 def test_the_images_of_a_manifest_have_its_soft_labels(rows):
-    assert cache_images(rows, SPEC, 0)[0].soft_labels is None
+    assert cached(rows).soft_labels is None
     softs = [[0.5, 0, 0.5, 0] if row % 7 == 0 else None for row in range(ROWS)]
     softened = rows.append_column("soft_label", pa.array(softs, pa.list_(pa.float32())))
-    source, _ = cache_images(softened, SPEC, 0)
+    source = cached(softened)
     expected = np.eye(NUM_GRADES)[source.labels]
     expected[::7] = [0.5, 0, 0.5, 0]
     np.testing.assert_array_equal(source.soft_labels, expected)
 
 
-@pytest.mark.usefixtures("decoded")
 def test_soft_labels_follow_their_images(rows):
     source = cached(rows)
     soft = np.eye(NUM_GRADES, dtype=np.float32)[source.labels]
