@@ -12,6 +12,7 @@ from jobs.cli.bench import BenchOutOption, check_out
 from jobs.cli.options import DeviceOption, SetOption
 from jobs.common.errors import print_error
 from scalp_core.errors import UserError
+from scalp_core.models.recipe import DEFAULT_ARCHITECTURE
 
 app = typer.Typer(
     help="Compare scalp with other frameworks in one run; prints a table and writes summary.json.",
@@ -56,12 +57,13 @@ def bench_train(
             show_default=False,
         ),
     ] = None,
+    architecture: Annotated[str, typer.Option(help="timm name")] = DEFAULT_ARCHITECTURE,
 ) -> None:
     """Compare training with a plain PyTorch loop and torchrun; takes about 20 minutes."""
     from tests.benchmarks.train import TrainOptions
     from tests.benchmarks.train import bench_train as verb
 
-    options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers)
+    options = TrainOptions(device, size, photographs, batch_size, epochs, rounds, workers, architecture)
     verb(check_out(out, "train"), options)
 
 

@@ -51,7 +51,7 @@ def test_a_small_demo_succeeds_and_prints_the_numbers_of_its_summaries(tmp_path)
 
     assert [row["step"] for row in demo["rows"]] == STEPS
     metrics = evaluation["metrics"]
-    assert shown["test images"].startswith(f"{metrics['n']}, from {evaluation['groups']} devices")
+    assert shown["test images"].startswith(f"{metrics['n']}, from {evaluation['groups']} microscopes")
     for row, value in (
         ("quadratic weighted kappa", metrics["qwk"]),
         ("top-1 accuracy", metrics["top1"]),
