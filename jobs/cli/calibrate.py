@@ -45,9 +45,10 @@ def calibrate(
 
     It writes a new bundle to OUT/bundle, with the same weights.
     """
-    from jobs.cli.executors import make_executor, runs_here
+    from jobs.cli.executors import SMALLER_BATCH, make_executor, runs_here
     from jobs.common.inference import ModelOptions
     from jobs.models.calibrate import calibrate as verb
 
     options = ModelOptions(device, precision, batch_size, runtime)
-    verb(bundle, data, out, ",".join(target), coverage, split, options, make_executor(runs_here(local)))
+    executor = make_executor(runs_here(local, device), SMALLER_BATCH)
+    verb(bundle, data, out, ",".join(target), coverage, split, options, executor)

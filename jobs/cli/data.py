@@ -145,7 +145,7 @@ def prepare(
     keys = tuple(key.strip() for key in group.split(",") if key.strip())
     symptom = dict(zip(SYMPTOM_IDS, SYMPTOMS, strict=True)).get(symptom, symptom)
     options = Options(label_source, symptom, ratio, split_by, keys, folds, seed, group_by, extend)
-    executor = make_executor(local)
+    executor = make_executor(local, "use a machine with more memory, or omit --local")
     verb(
         source,
         out,

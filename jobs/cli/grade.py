@@ -150,10 +150,11 @@ def grade(
         if json_:
             print_json(plan_)
         return
-    from jobs.cli.executors import make_executor, runs_here
+    from jobs.cli.executors import SMALLER_BATCH, make_executor, runs_here
 
     # One process has one model.
-    executor = make_executor(runs_here(local, needs_cluster=replicas is not None))
+    here = runs_here(local, needs_cluster=replicas is not None)
+    executor = make_executor(here, f"{SMALLER_BATCH} or --shard-size")
     from jobs.grade.driver import GradeOptions
     from jobs.grade.driver import grade as verb
     from jobs.grade.planning import PoolOptions

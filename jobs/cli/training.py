@@ -95,8 +95,7 @@ def train(
         typer.Option(
             "--local/--cluster",
             help="train in this process without Ray, or in Ray; default: in Ray if RAY_ADDRESS names a "
-            "cluster, this machine has a GPU, or --folds or more than one worker is given, else in this "
-            "process",
+            "cluster, this machine has a GPU, or more than one worker is given, else in this process",
         ),
     ] = None,
     set_: SetOption = [],  # noqa: B006
@@ -110,11 +109,12 @@ def train(
     from jobs.common import supervise
 
     worker_range = None if workers == "auto" else parse_range("--workers", workers)
-    has_several = folds is not None or worker_range not in (None, (1, 1))
+    has_several = worker_range not in (None, (1, 1))
     if local and has_several:
-        raise UserError("--local trains one model in one process; omit --folds and --workers, or --local")
+        raise UserError(f"--local has one worker; omit --workers {workers}, or --local")
     here = runs_here(local, device, has_several)
-    process = supervise.fork() if here else None
+    less_memory = "train in another RUN with --set accumulate=2, which needs less memory"
+    progress = supervise.fork(less_memory).count_progress if here else lambda: None
     from jobs.train.driver import RECIPES
     from jobs.train.driver import train as verb
     from scalp_core.models.recipe import load_recipe, recipe_of_bundle
@@ -137,14 +137,14 @@ def train(
             fold,
             tracking,
             local=here,
-            progress=process.count_progress if process else lambda: None,
+            progress=progress,
         )
         return
     if fold is not None:
         raise UserError("--folds trains all folds, and --fold one of them; give one of the two")
     from jobs.train.folds import train_folds
 
-    train_folds(data, run, settings, folds, worker_range, device, tracking)
+    train_folds(data, run, settings, folds, worker_range, device, tracking, local=here, progress=progress)
 
 
 def tune(
@@ -227,14 +227,12 @@ def evaluate(
 
     With several bundles, also print the paired differences from the first, with their intervals.
     """
-    from jobs.cli.executors import make_executor, runs_here
+    from jobs.cli.executors import SMALLER_BATCH, make_executor, runs_here
     from jobs.common.console import print_json
     from jobs.common.inference import ModelOptions
 
-    options, executor = (
-        ModelOptions(device, precision, batch_size, runtime, tta),
-        make_executor(runs_here(local)),
-    )
+    options = ModelOptions(device, precision, batch_size, runtime, tta)
+    executor = make_executor(runs_here(local, device), SMALLER_BATCH)
     if len(bundles) > 1:
         from jobs.evaluate.comparison import evaluate_models
 

@@ -47,10 +47,13 @@ def enable() -> None:
     _enabled = sys.platform == "linux"  # elsewhere a process that forked may not use all libraries
 
 
-def fork() -> Process:
+def fork(less_memory: str) -> Process:
     """Continue the command in a child process; this process waits for it, and exits with its code.
 
     Returns, in the child only, also after a crash in a new child. Without `enable` it forks nothing.
+
+    Args:
+        less_memory: What a user can do if the process ends for its memory, for the message.
     """
     if not _enabled:
         return Process(0, lambda: None)
@@ -76,7 +79,7 @@ def fork() -> Process:
         if crashes >= _MOST_CRASHES:
             print_error(
                 f"the process ended {crashes} times by {ended_by.name} without a result; if memory ran out, "
-                "run the same command again with a smaller --batch-size or --shard-size"
+                f"{less_memory}"
             )
             os._exit(2)
         print(f"scalp: the process ended by {ended_by.name}; resuming", file=sys.stderr)  # noqa: T201

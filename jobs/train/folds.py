@@ -16,7 +16,7 @@ from jobs.common.inference import ModelOptions
 from jobs.evaluate.comparison import show_differences
 from jobs.evaluate.ensemble import STUDENT, compare_with_ensemble
 from jobs.evaluate.out_of_fold import as_answers, load_answers
-from jobs.train.driver import Shared, check_identity, identify, train
+from jobs.train.driver import Shared, check_identity, fits_here, identify, train
 from jobs.train.scaling import plan_side_by_side, wait_for_workers, worker_range
 from jobs.train.student import make_student_bundle, train_student
 from jobs.train.tracking import Tracking
@@ -50,11 +50,14 @@ def train_folds(
     device: Device = "auto",
     tracking: Tracking = "tensorboard",
     executor: Executor | None = None,
+    local: bool | None = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a model per fold, and a student that learns from their out-of-fold answers.
 
-    As many folds as the cluster holds train in parallel. A stopped run resumes: finished folds stay. No model
-    is trained on images of the split val, by which the student is calibrated.
+    As many folds as the cluster holds train in parallel; in one process they train one after another. A
+    stopped run resumes: finished folds stay. No model is trained on images of the split val, by which the
+    student is calibrated.
 
     Args:
         data: Directory that `scalp prepare --folds` wrote.
@@ -67,7 +70,9 @@ def train_folds(
         workers: Workers of each training, as in `train`; None: trainings divide the GPUs.
         device: As in `train`.
         tracking: As in `train`.
-        executor: Runs the inference of the trained models; default: Ray.
+        executor: Runs the inference of the trained models; default: `default_executor`.
+        local: As in `train`.
+        progress: As in `train`.
 
     Returns:
         The summary: metrics of the out-of-fold answers with their intervals over groups; the decision that is
@@ -93,7 +98,8 @@ def train_folds(
         console.print(f"{run} is finished; its bundle is {storage.join(run, 'bundle')}")
         return finished
     with outputs.open_output(run, KIND, [data]) as output:
-        kappas = _train_all(data, recipe, folders, workers, device, tracking)
+        here = fits_here(workers, device) if local is None else local
+        kappas = _train_all(data, recipe, folders, workers, device, tracking, here, progress)
         bundles = [load_bundle(folder) for folder in folders]
         rows = pa.concat_tables(
             load_answers(folder, manifest.apply_fold(table, fold), options, executor)
@@ -102,7 +108,7 @@ def train_folds(
         rows, decision, scores = _cross_validate(rows, bundles[0].spec, recipe)
         output.check()
         parquet.write(storage.join(run, OUT_OF_FOLD_FILE), rows)
-        trained = train_student(data, run, recipe, bundles, rows, workers, device, tracking)
+        trained = train_student(data, run, recipe, bundles, rows, workers, device, tracking, here, progress)
         student, worse = make_student_bundle(run, table, rows, decision, options, executor)
         summary = {
             "kind": KIND,
@@ -139,6 +145,8 @@ def _train_all(
     workers: Workers,
     device: Device,
     tracking: Tracking,
+    here: bool,
+    progress: Callable[[], None],
 ) -> list[float]:
     """Train the folds that are not finished, and return the validation kappa of each fold.
 
@@ -147,12 +155,22 @@ def _train_all(
     """
     shared = Shared()
     if not all(storage.exists(storage.join(folder, SUMMARY_FILE)) for folder in folders):
-        shared = _plan(recipe, folders, workers, device)
+        shared = _plan(recipe, folders, workers, device, here)
 
     def train_fold(fold: int) -> float | UserError:
         try:
             summary = train(
-                data, folders[fold], recipe, workers, device, fold, tracking, hold_out_val=True, shared=shared
+                data,
+                folders[fold],
+                recipe,
+                workers,
+                device,
+                fold,
+                tracking,
+                hold_out_val=True,
+                shared=shared,
+                local=here,
+                progress=progress,
             )
         except UserError as error:
             return error
@@ -189,12 +207,15 @@ def check_outcomes(outcomes: Sequence[float | UserError]) -> list[float]:
     )
 
 
-def _plan(recipe: Recipe, folders: Sequence[str], workers: Workers, device: Device) -> Shared:
+def _plan(recipe: Recipe, folders: Sequence[str], workers: Workers, device: Device, here: bool) -> Shared:
     """Make the initial state of all folds once, and plan their workers."""
     from jobs.train.initial_state import load_initial_state, make_initial_state  # imports PyTorch
 
     saved = (load_initial_state(folder) for folder in folders)
     start = next((state for state in saved if state), None) or make_initial_state(recipe)
+    if here:
+        console.print(f"training {len(folders)} folds, one after another in this process")
+        return Shared(start)
     requested = (workers, workers) if isinstance(workers, int) else workers
     cluster = wait_for_workers(connect(), requested, device)
     scaling, at_once = plan_side_by_side(cluster, requested, device, len(folders))

@@ -13,7 +13,7 @@ the out-of-fold answers to all images, unless `list_worse` shows that the studen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ def train_student(
     workers: tuple[int, int] | int | None,
     device: Device,
     tracking: Tracking,
+    local: bool,
+    progress: Callable[[], None],
 ) -> dict[str, Any]:
     """Train the student in `run/student`, as `train` does; return the summary of its training.
 
@@ -60,6 +62,8 @@ def train_student(
         workers: As in `train`.
         device: As in `train`.
         tracking: As in `train`.
+        local: As in `train`.
+        progress: As in `train`.
     """
     record = Teachers(
         models=tuple(bundle.spec.model_version for bundle in teachers),
@@ -71,7 +75,17 @@ def train_student(
     soft_labels = SoftLabels(record, dict(zip(answers["image_id"].to_pylist(), soft, strict=True)))
     folder = storage.join(run, FOLDER)
     return train(
-        data, folder, recipe, workers, device, None, tracking, soft_labels=soft_labels, shared=Shared()
+        data,
+        folder,
+        recipe,
+        workers,
+        device,
+        None,
+        tracking,
+        soft_labels=soft_labels,
+        shared=Shared(),
+        local=local,
+        progress=progress,
     )
 
 
@@ -91,7 +105,7 @@ def make_student_bundle(
         answers: Out-of-fold answers.
         decision: Contract with the decision that is fitted on them.
         options: Device of the student.
-        executor: Runs the steps; None: Ray.
+        executor: Runs the steps; None: `default_executor`.
 
     Returns:
         The bundle, and the promises that the student keeps worse than the out-of-fold answers do, by their

@@ -153,6 +153,20 @@ if __name__ == "__main__":
 """
 
 
+def test_a_training_that_crashes_without_a_checkpoint_ends_with_its_own_hint(tmp_path):
+    script = tmp_path / "dying.py"
+    die = "driver.train = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+    script.write_text(
+        "import os, signal\nfrom jobs.cli.main import run\nfrom jobs.train import driver\n"
+        f"{die}\nif __name__ == '__main__':\n    run()\n"
+    )
+    command = [sys.executable, str(script), "train", "data", str(tmp_path / "run"), "--local"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == 2
+    assert "error: the process ended 4 times by SIGKILL without a result" in ended.stderr
+    assert "hint:  if memory ran out, train in another RUN with --set accumulate=2" in ended.stderr
+
+
 @pytest.mark.promise("docs/training.md: a training in one process resumes after a crash")
 def test_a_training_in_one_process_resumes_after_a_crash_and_starts_no_ray(tmp_path):
     data = audited_jpegs(tmp_path / "data", 48).data

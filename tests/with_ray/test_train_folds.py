@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.common.local_executor import LocalExecutor
 from jobs.evaluate.audit_labels import audit_labels
-from jobs.train import folds
+from jobs.train import driver, folds
 from jobs.train.driver import RECIPES
 from jobs.train.folds import train_folds
 from jobs.train.scaling import plan_scaling
@@ -79,3 +80,34 @@ def test_each_image_is_answered_out_of_fold_and_its_label_audited(cluster, tmp_p
         UserError, match="has no out_of_fold.parquet; make it with scalp train DATA RUN --folds"
     ):
         audit_labels(str(run / "fold-0"), str(tmp_path / "other"))
+
+
+def test_folds_of_one_worker_train_one_after_another_in_this_process(tmp_path, monkeypatch, capsys):
+    prepared = audited_jpegs(tmp_path, folds=FOLDS)
+    recipe = load_recipe(
+        "smoke", RECIPES, ["size=32", "epochs=1", "architecture=test_resnet", "batch_size=8"]
+    )
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the command starts Ray")
+
+    for module in (driver, folds):
+        monkeypatch.setattr(module, "connect", refuse)
+    run, steps = tmp_path / "run", []
+    summary = train_folds(
+        prepared.data,
+        str(run),
+        recipe,
+        FOLDS,
+        None,
+        "cpu",
+        "none",
+        LocalExecutor(),
+        local=True,
+        progress=lambda: steps.append(1),
+    )
+    assert f"training {FOLDS} folds, one after another in this process" in capsys.readouterr().out
+    assert len(steps) >= FOLDS + 1  # a crash after any model counts as progress
+    models = [load_bundle(str(run / name)).spec.training for name in ("fold-0", "fold-1", ".")]
+    assert [model.fold for model in models] == [0, 1, None]
+    assert models[-1].teachers.images == summary["metrics"]["n"]
