@@ -147,3 +147,10 @@ def test_the_figures_of_readme_are_those_of_the_newest_results():
     assert f"a quadratic weighted kappa of {demo['ratios']['qwk']:.3f}." in readme
     whole, training = f"{demo['ratios']['seconds'] / 60:.0f}", f"{seconds['train'] / 60:.0f}"
     assert f"It took {whole} minutes on two EPYC cores, {training} of them training" in readme
+
+    loops = {
+        result.prefix: result.content.get("ratios", {}).get("default_vs_tuned_loop") for result in newest()
+    }
+    lite, xception = (f"{loops[name]:.2f}" for name in ("train-lite0", "train"))
+    assert f"is {lite} times as fast as a tuned PyTorch loop with EfficientNet-lite0" in readme
+    assert f"and {xception} times with Xception" in readme
