@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from scalp_core.bundles.loading import load_bundle
 from scalp_core.datasets import manifest
 from scalp_core.grades import GRADE_NAMES
 from scalp_core.results.schema import RESULTS_FOLDER
+from tests.docs.results import describe_machine
 from tests.docs.site_hooks import diagrams_of_pages
 from tests.support import result_rows
 from tests.support.ports import free_port
@@ -142,9 +142,7 @@ def draw_transfer(path: Path, to: Path) -> None:
 
 
 def _machine(result: dict) -> str:
-    machine = result["machine"]
-    cpu = re.sub(r"\((R|TM)\)|Processor", "", machine["cpu"]).strip()
-    return f"{machine['cores']} cores of {cpu}, {result['date'][:10]}. Longer is better."
+    return f"{describe_machine(result)}, {result['date'][:10]}. Longer is better."
 
 
 def _draw_bars(rates: dict[str, float], title: str, note: str, to: Path) -> None:

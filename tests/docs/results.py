@@ -200,10 +200,11 @@ def format_value(value: Any) -> str:
 
 
 def describe_machine(content: dict[str, Any]) -> str:
-    """Cores and processor, or GPU, of a result."""
+    """Cores and processor, or GPU, of a result; a processor without bf16 computes in fp32."""
     machine = content["machine"]
     cpu = re.sub(r"\((R|TM)\)|Processor", "", machine.get("cpu", "")).strip()
     cores = f"{machine['cores']} cores" + (f" of {cpu}" if cpu else "")
+    cores += " without bf16" if machine.get("bf16") is False else ""
     return f"{machine['gpu']}, {cores}" if machine.get("gpu") else cores
 
 

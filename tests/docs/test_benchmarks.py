@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks.ratios import RATIOS, score
 from tests.docs import pictures
-from tests.docs.results import ROOT, Result, benchmarks, newest
+from tests.docs.results import ROOT, Result, benchmarks, describe_machine, newest
 
 PAGE = """# Page
 <!-- generated: results serve -->
@@ -49,6 +49,12 @@ def test_the_newest_file_of_each_benchmark_and_machine_counts(tmp_path):
     kept(tmp_path, "summary.json", content("bulk"))
     with pytest.raises(ValueError, match="summary.json is not named"):
         newest(tmp_path)
+
+
+def test_a_processor_without_bf16_is_named():
+    machine = {"cpu": "AMD EPYC", "cores": 2, "gpu": None}
+    for bf16, name in ((True, "2 cores of AMD EPYC"), (False, "2 cores of AMD EPYC without bf16")):
+        assert describe_machine({"machine": machine | {"bf16": bf16}}) == name
 
 
 def test_a_section_has_the_conditions_and_the_lost_ratios_first(tmp_path):
