@@ -11,7 +11,7 @@ from torch.nn import functional
 from scalp_core.models.architecture import build_model, to_channels_last
 from scalp_core.models.depthwise import FastGradients
 
-# Norm of the difference to float64, relative. PyTorch's own gradients in bf16 are as far from it.
+# Norm of the difference to float64, relative; where PyTorch's is larger (bf16 without AVX-512), that counts.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3}
 CASES: dict[str, dict[str, Any]] = {
     "3 wide": {"kernel": (3, 3), "padding": 1},
@@ -48,10 +48,11 @@ def convolve(case: dict[str, Any], dtype: torch.dtype, fast: bool) -> list[torch
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_values_and_gradients_equal_pytorch(case: dict[str, Any], dtype: torch.dtype) -> None:
-    expected = convolve(case, torch.float64, fast=False)
-    for value, exact in zip(convolve(case, dtype, fast=True), expected, strict=True):
+    expected, usual = convolve(case, torch.float64, fast=False), convolve(case, dtype, fast=False)
+    for value, other, exact in zip(convolve(case, dtype, fast=True), usual, expected, strict=True):
         assert value.dtype == dtype and value.shape == exact.shape
-        assert (value.double() - exact).norm() <= TOLERANCES[dtype] * exact.norm()
+        error, error_of_pytorch = (value.double() - exact).norm(), (other.double() - exact).norm()
+        assert error <= max(TOLERANCES[dtype] * exact.norm(), 1.01 * error_of_pytorch)
 
 
 @pytest.mark.parametrize(
